@@ -1,0 +1,3 @@
+//! Outbox Relay.
+
+pub mod event;
