@@ -1,3 +1,5 @@
 //! Outbox Relay.
 
 pub mod event;
+mod lane;
+pub mod store;

@@ -1,0 +1,301 @@
+//! From which id a claim has to look.
+//!
+//! Published rows stay in the claim's index until vacuum, so a claim that starts at zero walks ever more dead entries. A claim
+//! that starts too high overlooks a row that got its id early and committed late; and when a later event of the same entity is
+//! claimed meanwhile, the order of that entity is broken for good. Time alone cannot decide: a transaction may stay open for
+//! minutes. Snapshots can:
+//!
+//! - A transaction that had no id yet when we had claimed up to `seen` draws event ids above `seen`. (Postgres assigns the
+//!   transaction id before the event id when the transaction has written anything before, and in `outbox_emit`. For the other
+//!   inserts there is a window of microseconds inside one statement; [`GUARD`] is far longer.)
+//! - So when a snapshot shows that a transaction has ended, the claim goes back to what had been seen before it began. One
+//!   that came and went between two snapshots is covered by the guard: it looks at a snapshot before the last one.
+//! - While it runs, claims of the first second start below it, which needs no going back. One that runs longer is a straggler:
+//!   claims start above its ids and each one checks afterwards that no straggler has ended before the claim's own snapshot.
+//!
+//! States of a range of ids: unseen -> covered (`id <= covered`) -> unseen again (a transaction ended, a sweep, a reset).
+//! Everything visible at or below `covered` had been claimed when `covered` was set.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::store::snapshot::Snapshot;
+
+/// A claim starts below what was seen this long ago, whatever the snapshots say.
+const GUARD: Duration = Duration::from_millis(50);
+
+/// A transaction that has been seen running for longer is a straggler.
+const STRAGGLER_AGE: Duration = Duration::from_secs(1);
+
+/// How often a claim starts at zero, to find what no rule above covers (rows restored by hand, for example).
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A sweep may take this share of the time: under a held snapshot it walks all that was published since.
+const SWEEP_SHARE: u32 = 20;
+
+/// Marks closer together than this add nothing to [`GUARD`].
+const MARK_SPACING: Duration = Duration::from_millis(5);
+
+/// What had been seen when a snapshot was taken.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    at: Instant,
+    seen: i64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    /// Its event ids are above.
+    lower: i64,
+    since: Instant,
+}
+
+/// The state of one worker's range of lanes.
+#[derive(Debug)]
+pub(crate) struct Frontier {
+    covered: i64,
+    seen: i64,
+    /// `seen` at the last snapshot: a transaction that is new in this one draws ids above.
+    last_seen: i64,
+    marks: VecDeque<Mark>,
+    running: BTreeMap<u64, Running>,
+    sweep_at: Instant,
+    sweep_began: Option<Instant>,
+}
+
+impl Frontier {
+    /// Nothing is covered: the first claim starts at zero.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            covered: 0,
+            seen: 0,
+            last_seen: 0,
+            marks: VecDeque::new(),
+            running: BTreeMap::new(),
+            sweep_at: now + SWEEP_INTERVAL,
+            sweep_began: None,
+        }
+    }
+
+    /// Takes in a snapshot taken before the claim that follows.
+    pub(crate) fn observe(&mut self, snapshot: &Snapshot, now: Instant) {
+        let last_seen = self.last_seen;
+        let covered = &mut self.covered;
+        self.running.retain(|xid, running| {
+            let ended = snapshot.has_ended(*xid);
+            if ended {
+                *covered = running.lower.min(*covered);
+            }
+            !ended
+        });
+        for xid in &snapshot.running {
+            self.running.entry(*xid).or_insert(Running { lower: last_seen, since: now });
+        }
+        self.last_seen = self.seen;
+        self.mark(now);
+        if now >= self.sweep_at && self.sweep_began.is_none() {
+            self.covered = 0;
+            self.sweep_began = Some(now);
+        }
+    }
+
+    fn mark(&mut self, now: Instant) {
+        if self.marks.back().is_none_or(|mark| now - mark.at >= MARK_SPACING) {
+            self.marks.push_back(Mark { at: now, seen: self.seen });
+        }
+        // One mark older than the guard is all that is ever looked at.
+        while self.marks.get(1).is_some_and(|mark| now - mark.at >= GUARD) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// The claim's condition is `id > start`.
+    pub(crate) fn start(&self, now: Instant) -> i64 {
+        let guard = self.marks.front().filter(|mark| now - mark.at >= GUARD).map_or(0, |mark| mark.seen);
+        let young = self.running.values().filter(|running| now - running.since < STRAGGLER_AGE);
+        young.map(|running| running.lower).fold(self.covered.min(guard), i64::min)
+    }
+
+    /// True when a straggler had ended by a snapshot taken after the claim: the claim may have overlooked its rows, and
+    /// must be given up. The next [`Frontier::observe`] goes back for them.
+    pub(crate) fn overlooks(&self, after_claim: &Snapshot, now: Instant) -> bool {
+        self.running
+            .iter()
+            .any(|(xid, running)| now - running.since >= STRAGGLER_AGE && after_claim.has_ended(*xid))
+    }
+
+    /// A claim has been settled: it took all it found up to `last`, and, unless it was `full`, found nothing above.
+    pub(crate) fn advance(&mut self, last: i64, full: bool, now: Instant) {
+        self.seen = self.seen.max(last);
+        self.covered = if full { last } else { self.seen };
+        if self.covered == self.seen
+            && let Some(began) = self.sweep_began.take()
+        {
+            self.sweep_at = now + SWEEP_INTERVAL.max((now - began) * SWEEP_SHARE);
+        }
+    }
+
+    /// Something below may be pending again: a batch was given up, lanes were taken over, rows were released.
+    pub(crate) fn reset(&mut self) {
+        self.covered = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    /// A model of Postgres: transactions draw a transaction id, then event ids, then commit or roll back.
+    #[derive(Default)]
+    struct Database {
+        next_xid: u64,
+        next_id: i64,
+        running: BTreeMap<u64, Vec<i64>>,
+        pending: BTreeSet<i64>,
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Begin,
+        Insert(usize),
+        Commit(usize),
+        Rollback(usize),
+        Claim { limit: usize, between: Vec<Step>, after: Vec<Step> },
+        Pause(u64),
+    }
+
+    impl Database {
+        fn snapshot(&self) -> Snapshot {
+            let running: Vec<u64> = self.running.keys().copied().collect();
+            let xmax = self.next_xid + 1;
+            Snapshot { xmin: running.first().copied().unwrap_or(xmax), xmax, running }
+        }
+
+        fn nth(&self, index: usize) -> Option<u64> {
+            let count = self.running.len();
+            (count > 0).then(|| *self.running.keys().nth(index % count).expect("within bounds"))
+        }
+
+        fn apply(&mut self, step: &Step) {
+            match step {
+                Step::Begin => {
+                    self.next_xid += 1;
+                    self.running.insert(self.next_xid, Vec::new());
+                }
+                Step::Insert(index) => {
+                    if let Some(xid) = self.nth(*index) {
+                        self.next_id += 1;
+                        self.running.get_mut(&xid).expect("running").push(self.next_id);
+                    }
+                }
+                Step::Commit(index) => {
+                    if let Some(xid) = self.nth(*index) {
+                        let ids = self.running.remove(&xid).expect("running");
+                        self.pending.extend(ids);
+                    }
+                }
+                Step::Rollback(index) => {
+                    if let Some(xid) = self.nth(*index) {
+                        self.running.remove(&xid);
+                    }
+                }
+                Step::Claim { .. } | Step::Pause(_) => {}
+            }
+        }
+    }
+
+    fn simple() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => Just(Step::Begin),
+            5 => (0usize..8).prop_map(Step::Insert),
+            4 => (0usize..8).prop_map(Step::Commit),
+            1 => (0usize..8).prop_map(Step::Rollback),
+        ]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let some = || prop::collection::vec(simple(), 0..8);
+        prop_oneof![
+            6 => simple(),
+            3 => (1usize..5, some(), some()).prop_map(|(limit, between, after)| Step::Claim { limit, between, after }),
+            1 => prop_oneof![1u64..20, 60u64..200, 1100u64..1200].prop_map(Step::Pause),
+        ]
+    }
+
+    fn run(steps: &[Step]) -> (usize, Database) {
+        let (mut database, mut now) = (Database::default(), Instant::now());
+        let mut frontier = Frontier::new(now);
+        let mut claims = 0;
+        for step in steps {
+            database.apply(step);
+            match step {
+                Step::Pause(millis) => now += Duration::from_millis(*millis),
+                Step::Claim { limit, between, after } => {
+                    frontier.observe(&database.snapshot(), now);
+                    between.iter().for_each(|step| database.apply(step));
+                    let start = frontier.start(now);
+                    let found: Vec<i64> = database.pending.range(start + 1..).take(*limit).copied().collect();
+                    let overlooked = database.pending.iter().copied().find(|id| *id <= start);
+                    let after_claim = {
+                        after.iter().for_each(|step| database.apply(step));
+                        database.snapshot()
+                    };
+                    now += Duration::from_millis(1);
+                    if frontier.overlooks(&after_claim, now) {
+                        continue;
+                    }
+                    if let (Some(first), Some(overlooked)) = (found.first(), overlooked) {
+                        panic!("claimed {first} while {overlooked} was visible below the start {start}");
+                    }
+                    found.iter().for_each(|id| {
+                        database.pending.remove(id);
+                    });
+                    frontier.advance(found.last().copied().unwrap_or(start), found.len() == *limit, now);
+                    claims += 1;
+                }
+                _ => {}
+            }
+        }
+        (claims, database)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #[test]
+        fn no_claim_overtakes_a_row_that_was_visible(steps in prop::collection::vec(step(), 1..120)) {
+            run(&steps);
+        }
+    }
+
+    #[test]
+    fn the_start_follows_the_claims_while_a_long_transaction_runs() {
+        let mut now = Instant::now();
+        let mut frontier = Frontier::new(now);
+        for id in 1..=1000i64 {
+            now += Duration::from_millis(10);
+            let snapshot = Snapshot { xmin: 5, xmax: 100 + id as u64, running: vec![5] };
+            frontier.observe(&snapshot, now);
+            frontier.advance(id, false, now);
+        }
+        assert!(frontier.start(now) > 980, "the start lags at {}", frontier.start(now));
+        let ended = Snapshot { xmin: 1101, xmax: 1101, running: vec![] };
+        assert!(frontier.overlooks(&ended, now));
+        frontier.observe(&ended, now);
+        assert_eq!(frontier.start(now), 0);
+    }
+
+    #[test]
+    fn a_long_sweep_is_followed_by_a_long_pause() {
+        let mut now = Instant::now();
+        let mut frontier = Frontier::new(now);
+        frontier.advance(100, false, now);
+        now += SWEEP_INTERVAL;
+        frontier.observe(&Snapshot::default(), now);
+        assert_eq!(frontier.start(now), 0);
+        now += Duration::from_secs(2);
+        frontier.advance(100, false, now);
+        assert_eq!(frontier.sweep_at, now + Duration::from_secs(40));
+    }
+}

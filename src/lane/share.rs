@@ -1,0 +1,69 @@
+//! Sharing lanes out: pure arithmetic. Two workers may disagree for a moment; the locks on the lanes decide then.
+
+use std::fmt;
+
+/// A contiguous range of lanes, both ends included. Contiguous because `lane between a and b` keeps the order of the claim's
+/// index, and a list of lanes does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LaneRange {
+    /// First lane.
+    pub(crate) first: i16,
+    /// Last lane.
+    pub(crate) last: i16,
+}
+
+impl LaneRange {
+    /// Number of lanes.
+    pub(crate) fn len(self) -> usize {
+        (self.last - self.first + 1) as usize
+    }
+
+    /// The share of worker `index` of `workers`: even to one lane; `None` where there are more workers than lanes.
+    pub(crate) fn share(index: usize, workers: usize, lanes: u16) -> Option<Self> {
+        let lanes = usize::from(lanes);
+        let first = index * lanes / workers;
+        let end = (index + 1) * lanes / workers;
+        (first < end).then(|| Self { first: first as i16, last: end as i16 - 1 })
+    }
+
+    /// The longest run without a gap in `lanes` (ascending): what a worker can claim when some of its lanes are taken.
+    pub(crate) fn longest_run(lanes: &[i16]) -> Option<Self> {
+        let mut best: Option<Self> = None;
+        for run in lanes.chunk_by(|lane, next| *next == lane + 1) {
+            let range = Self { first: run[0], last: run[run.len() - 1] };
+            if best.is_none_or(|best| range.len() > best.len()) {
+                best = Some(range);
+            }
+        }
+        best
+    }
+}
+
+impl fmt::Display for LaneRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn shares_cover_every_lane_once_and_differ_by_one_at_most(workers in 1usize..100, lanes in 1u16..300) {
+            let shares: Vec<_> = (0..workers).filter_map(|index| LaneRange::share(index, workers, lanes)).collect();
+            let covered: Vec<i16> = shares.iter().flat_map(|share| share.first..=share.last).collect();
+            prop_assert_eq!(covered, (0..lanes as i16).collect::<Vec<_>>());
+            let sizes = || shares.iter().map(|share| share.len());
+            prop_assert!(sizes().max().unwrap_or(0) - sizes().min().unwrap_or(0) <= 1);
+        }
+    }
+
+    #[test]
+    fn the_longest_run_is_found() {
+        assert_eq!(LaneRange::longest_run(&[]), None);
+        assert_eq!(LaneRange::longest_run(&[0, 2, 3, 4, 7, 8]), Some(LaneRange { first: 2, last: 4 }));
+    }
+}
