@@ -56,21 +56,12 @@ create index {outbox_dead} on {outbox} (id) where status = 'DEAD';
 comment on table {outbox} is 'Transactional outbox: applications insert here in their own transactions, outbox-relay publishes to Kafka';
 
 -- One row per lane. A worker owns a lane by the transaction-scoped advisory lock (oid of this table, lane); the row carries
--- `generation`, which whoever changes the holds of a lane adds to, so that its owner reads them again.
+-- `generation`, which whoever holds or releases rows of a lane adds to, so that its owner looks at them again.
 create table {lane} (
     lane       smallint primary key,
     generation bigint not null default 0
 );
 insert into {lane} (lane) select generate_series(0, {lanes} - 1);
-
--- What the relay holds back: a topic that does not exist or may not be written, an entity whose event was refused.
-create table {hold} (
-    kind   text        not null check (kind in ('topic', 'entity')),
-    key    text        not null,
-    reason text        not null,
-    since  timestamptz not null default now(),
-    primary key (kind, key)
-);
 
 -- The relays that are alive, to share the lanes out evenly. Safety never depends on it. Unlogged: a heartbeat writes no WAL,
 -- and after a crash every relay enters itself again.

@@ -1,1 +1,302 @@
-//! x
+//! Claiming: the rows of a batch, locked, in the order of publishing.
+
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Row, ValueRef};
+use uuid::Uuid;
+
+use crate::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use crate::lane::LaneRange;
+use crate::store::names::Names;
+use crate::store::settle::Ctid;
+use crate::store::snapshot::Snapshot;
+
+/// The predicate of the pending index, word for word: the planner proves the index by it.
+pub(super) const PENDING: &str = "status = 'PENDING' and (available_at is null or available_at <= created_at)";
+
+/// The predicate of the waiting index, word for word.
+pub(super) const WAITING: &str = "status = 'PENDING' and available_at > created_at";
+
+const COLUMNS: &str = "ctid, id, event_id, entity_type, entity_id, event_type, event_version, payload::text, payload_bytes, \
+                       headers::text, topic, created_at";
+
+/// Microseconds from the Unix epoch to Postgres' (2000-01-01), in which `timestamptz` travels.
+const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+/// The statements that find work, rendered once per worker.
+#[derive(Debug, Clone)]
+pub(crate) struct ClaimSql {
+    outbox: String,
+    claim: String,
+    claim_due: String,
+    recount: String,
+    skipped: String,
+}
+
+/// What a probe saw.
+#[derive(Debug)]
+pub(crate) struct Probed {
+    pub(crate) snapshot: Snapshot,
+    /// A row is pending above the start.
+    pub(crate) pending: bool,
+    /// A scheduled row is due.
+    pub(crate) due: bool,
+}
+
+/// What was pending up to the last claimed id, by a snapshot after the claim's.
+#[derive(Debug)]
+pub(crate) struct Recounted {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) pending: usize,
+}
+
+/// A pending row the claim did not get: another session has it locked, or it committed after the claim's snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Skipped {
+    pub(crate) id: OutboxId,
+    pub(crate) entity_id: Option<String>,
+}
+
+/// The rows of a claim, and whether the limits cut it.
+#[derive(Debug, Default)]
+pub(crate) struct Claimed {
+    pub(crate) rows: Vec<ClaimedRow>,
+    /// More may be pending above the last row.
+    pub(crate) full: bool,
+}
+
+impl ClaimSql {
+    pub(crate) fn new(names: &Names) -> Self {
+        let outbox = names.outbox();
+        // `id + 0` is the first column of the pending index: see migration 0001 for why it is not `id`.
+        let range = "(id + 0) > $1 and lane between $2 and $3";
+        Self {
+            outbox: outbox.clone(),
+            claim: format!(
+                "select {COLUMNS} from {outbox} where {PENDING} and {range} \
+                 order by (id + 0) limit $4 for update skip locked"
+            ),
+            claim_due: format!(
+                "select {COLUMNS} from {outbox} \
+                 where {WAITING} and available_at <= now() and lane between $1 and $2 \
+                 order by available_at, id limit $3 for update skip locked"
+            ),
+            recount: format!(
+                "select pg_current_snapshot()::text, count(*) from {outbox} where {PENDING} and {range} and (id + 0) <= $4"
+            ),
+            skipped: format!(
+                "select id, entity_id from {outbox} \
+                 where {PENDING} and {range} and (id + 0) <= $4 and id <> all ($5) order by (id + 0)"
+            ),
+        }
+    }
+
+    /// The claim's text, for EXPLAIN: `$1` start, `$2` and `$3` lanes, `$4` limit.
+    #[cfg(test)]
+    pub(crate) fn claim_text(&self) -> &str {
+        &self.claim
+    }
+
+    /// Looks for work without locks and without writes: an idle relay takes no transaction id and writes no WAL.
+    ///
+    /// A simple query, planned each time: outside a transaction no planner setting can be made that a pooler would not leave
+    /// behind, and a plan cached while the table was small would scan it when it is large. `order by ... limit 1` leaves the
+    /// planner no cheaper way than the index, whatever the statistics.
+    pub(crate) async fn probe(
+        &self,
+        conn: &mut PgConnection,
+        start: i64,
+        lanes: LaneRange,
+    ) -> Result<Probed, sqlx::Error> {
+        let row = sqlx::raw_sql(AssertSqlSafe(self.probe_text(start, lanes))).fetch_one(conn).await?;
+        Ok(Probed { snapshot: snapshot(&row)?, pending: row.try_get(1)?, due: row.try_get(2)? })
+    }
+
+    pub(crate) fn probe_text(&self, start: i64, lanes: LaneRange) -> String {
+        let Self { outbox, .. } = self;
+        let lanes = format!("lane between {} and {}", lanes.first, lanes.last);
+        format!(
+            "select pg_current_snapshot()::text, \
+             (select true from {outbox} where {PENDING} and (id + 0) > {start} and {lanes} order by (id + 0) limit 1) is not null, \
+             (select true from {outbox} where {WAITING} and available_at <= now() and {lanes} \
+              order by available_at limit 1) is not null"
+        )
+    }
+
+    /// Locks up to `limit` rows and `byte_limit` bytes of payload above `start`, in the order of their ids. Rows that another
+    /// session has locked are passed over; [`ClaimSql::recount`] tells.
+    pub(crate) async fn claim(
+        &self,
+        conn: &mut PgConnection,
+        start: i64,
+        lanes: LaneRange,
+        limit: usize,
+        byte_limit: usize,
+        persistent: bool,
+    ) -> Result<Claimed, sqlx::Error> {
+        let query = sqlx::query(AssertSqlSafe(self.claim.as_str()))
+            .bind(start)
+            .bind(lanes.first)
+            .bind(lanes.last)
+            .bind(limit as i64)
+            .persistent(persistent);
+        let mut rows = query.fetch(conn);
+        let (mut claimed, mut bytes) = (Claimed::default(), 0);
+        while let Some(row) = rows.try_next().await? {
+            let row = ClaimedRow(row);
+            // Rows beyond the bytes are read and dropped: still pending, theirs is the next batch. The first row always fits.
+            bytes += row.payload_len();
+            if claimed.full || (bytes > byte_limit && !claimed.rows.is_empty()) {
+                claimed.full = true;
+                continue;
+            }
+            claimed.rows.push(row);
+        }
+        claimed.full |= claimed.rows.len() == limit;
+        Ok(claimed)
+    }
+
+    /// Locks scheduled rows that are due, in the order they became due.
+    pub(crate) async fn claim_due(
+        &self,
+        conn: &mut PgConnection,
+        lanes: LaneRange,
+        limit: usize,
+        persistent: bool,
+    ) -> Result<Vec<ClaimedRow>, sqlx::Error> {
+        let rows = sqlx::query(AssertSqlSafe(self.claim_due.as_str()))
+            .bind(lanes.first)
+            .bind(lanes.last)
+            .bind(limit as i64)
+            .persistent(persistent)
+            .fetch_all(conn)
+            .await?;
+        Ok(rows.into_iter().map(ClaimedRow).collect())
+    }
+
+    /// Counts what is pending in `start < id <= last`. More than was claimed: a row was passed over.
+    pub(crate) async fn recount(
+        &self,
+        conn: &mut PgConnection,
+        start: i64,
+        lanes: LaneRange,
+        last: OutboxId,
+        persistent: bool,
+    ) -> Result<Recounted, sqlx::Error> {
+        let row = sqlx::query(AssertSqlSafe(self.recount.as_str()))
+            .bind(start)
+            .bind(lanes.first)
+            .bind(lanes.last)
+            .bind(last.0)
+            .persistent(persistent)
+            .fetch_one(conn)
+            .await?;
+        Ok(Recounted { snapshot: snapshot(&row)?, pending: row.try_get::<i64, _>(1)? as usize })
+    }
+
+    /// The pending rows in `start < id <= last` that were not claimed.
+    pub(crate) async fn skipped(
+        &self,
+        conn: &mut PgConnection,
+        start: i64,
+        lanes: LaneRange,
+        last: OutboxId,
+        claimed: &[i64],
+        persistent: bool,
+    ) -> Result<Vec<Skipped>, sqlx::Error> {
+        let rows = sqlx::query(AssertSqlSafe(self.skipped.as_str()))
+            .bind(start)
+            .bind(lanes.first)
+            .bind(lanes.last)
+            .bind(last.0)
+            .bind(claimed)
+            .persistent(persistent)
+            .fetch_all(conn)
+            .await?;
+        rows.iter().map(|row| Ok(Skipped { id: OutboxId(row.try_get(0)?), entity_id: row.try_get(1)? })).collect()
+    }
+}
+
+fn snapshot(row: &PgRow) -> Result<Snapshot, sqlx::Error> {
+    row.try_get::<&str, _>(0)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
+/// A claimed row in the buffer it arrived in; columns are read in place, in Postgres' binary format.
+#[derive(Debug)]
+pub(crate) struct ClaimedRow(PgRow);
+
+impl ClaimedRow {
+    fn bytes(&self, column: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+        let value = self.0.try_get_raw(column)?;
+        if value.is_null() {
+            return Ok(None);
+        }
+        value.as_bytes().map(Some).map_err(sqlx::Error::Decode)
+    }
+
+    fn fixed<const N: usize>(&self, column: usize) -> Result<[u8; N], sqlx::Error> {
+        let bytes = self.bytes(column)?.unwrap_or_default();
+        bytes
+            .try_into()
+            .map_err(|_| sqlx::Error::Decode(format!("column {column} has {} bytes, not {N}", bytes.len()).into()))
+    }
+
+    fn text(&self, column: usize) -> Result<Option<&str>, sqlx::Error> {
+        match self.bytes(column)? {
+            None => Ok(None),
+            Some(bytes) => std::str::from_utf8(bytes).map(Some).map_err(|error| sqlx::Error::Decode(error.into())),
+        }
+    }
+
+    /// Where the row is; stable while it is locked.
+    pub(crate) fn ctid(&self) -> Result<Ctid, sqlx::Error> {
+        self.fixed(0).map(Ctid)
+    }
+
+    pub(crate) fn id(&self) -> Result<OutboxId, sqlx::Error> {
+        self.fixed(1).map(|bytes| OutboxId(i64::from_be_bytes(bytes)))
+    }
+
+    /// `None` for a row without order.
+    pub(crate) fn entity_id(&self) -> Result<Option<&str>, sqlx::Error> {
+        self.text(4)
+    }
+
+    fn payload_len(&self) -> usize {
+        let len = |column| self.bytes(column).ok().flatten().map_or(0, <[u8]>::len);
+        len(7) + len(8)
+    }
+
+    /// The event; headers that are not strings are the row's own fault.
+    pub(crate) fn event(&self) -> Result<Result<StoredEvent<'_>, BadHeaders>, sqlx::Error> {
+        let headers = match EventHeaders::parse(self.text(9)?.unwrap_or("{}")) {
+            Ok(headers) => headers,
+            Err(bad) => return Ok(Err(bad)),
+        };
+        let payload = match (self.bytes(7)?, self.bytes(8)?) {
+            (Some(json), _) => Payload::Json(json),
+            (None, Some(bytes)) => Payload::Bytes(bytes),
+            (None, None) => Payload::Tombstone,
+        };
+        Ok(Ok(StoredEvent {
+            id: self.id()?,
+            event_id: EventId(Uuid::from_bytes(self.fixed(2)?)),
+            entity_type: self.text(3)?.unwrap_or_default(),
+            entity_id: self.entity_id()?,
+            event_type: self.text(5)?.unwrap_or_default(),
+            event_version: i32::from_be_bytes(self.fixed(6)?),
+            payload,
+            headers,
+            topic: self.text(10)?,
+            created_at: timestamp(i64::from_be_bytes(self.fixed(11)?)),
+        }))
+    }
+}
+
+/// `timestamptz` in binary; `infinity` and what chrono cannot hold become the nearest it can.
+fn timestamp(micros: i64) -> DateTime<Utc> {
+    let clamped = micros.saturating_add(POSTGRES_EPOCH_MICROS);
+    DateTime::from_timestamp_micros(clamped)
+        .unwrap_or(if micros < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC })
+}

@@ -290,7 +290,7 @@ impl Migration {
         let body = fill(self.template, |placeholder| {
             Some(match placeholder {
                 "outbox" => names.outbox(),
-                "lane" | "hold" | "relay" => names.companion(placeholder),
+                "lane" | "relay" => names.companion(placeholder),
                 "processed" => names.processed(),
                 "emit" => names.emit(),
                 "once" => names.once(),
@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn the_script_has_no_placeholder_left_and_keeps_empty_objects() {
         let script = print(&Names::new("public", "event_outbox", "processed_events"), 16);
-        for placeholder in ["{outbox", "{lane", "{hold", "{relay", "{processed", "{emit", "{once"] {
+        for placeholder in ["{outbox", "{lane", "{relay", "{processed", "{emit", "{once"] {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");
         }
         assert!(script.contains("default '{}'"));

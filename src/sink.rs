@@ -1,0 +1,13 @@
+//! Where events go: Kafka, through librdkafka.
+//!
+//! - [`producer`]: one idempotent producer, used by one worker for one batch at a time
+//! - [`delivery`]: what became of each record of the batch
+//! - [`broker`]: whether the cluster can be reached
+//! - [`topics`]: whether a topic can be written
+//! - [`client`]: the settings a guarantee rests on
+
+pub(crate) mod broker;
+pub(crate) mod client;
+pub(crate) mod delivery;
+pub(crate) mod producer;
+pub(crate) mod topics;

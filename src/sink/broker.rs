@@ -1,0 +1,192 @@
+//! Whether the cluster can be reached. One client of the relay watches; the workers' producers tell it when they doubt.
+//!
+//! States: unknown -> up; up -> suspected (a client lost all brokers, a batch timed out) -> up or down (it did not answer);
+//! down -> up. While it is not up, no worker opens a transaction.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
+use tokio::sync::{mpsc, watch};
+
+use crate::sink::client::ClientSettings;
+use crate::sink::delivery::log_line;
+
+/// How long the cluster may take to answer before it counts as down.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often it is asked while it is down: the first event after its return waits this long at the most.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// The cluster did not answer, or is known to be down.
+#[derive(Debug, thiserror::Error)]
+#[error("the Kafka cluster does not answer")]
+pub(crate) struct BrokerDown;
+
+/// Reasons to doubt that the cluster can be reached, from librdkafka's threads and from workers.
+#[derive(Debug, Clone)]
+pub(crate) struct Suspicions(mpsc::UnboundedSender<String>);
+
+impl Suspicions {
+    /// An error of a client as a whole.
+    pub(crate) fn client_error(&self, error: &KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        tracing::debug!(target: "librdkafka", code = ?code, "{reason}");
+        if !matches!(code, Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::GaplessGuarantee)) {
+            self.raise(reason);
+        }
+    }
+
+    /// A batch was not acknowledged in time, or the like.
+    pub(crate) fn raise(&self, reason: &str) {
+        // Fails only when the relay is gone.
+        let _ = self.0.send(reason.to_owned());
+    }
+}
+
+/// The watching client.
+pub(crate) struct Broker {
+    client: BaseProducer<WatchContext>,
+    state: watch::Sender<bool>,
+    suspicions: Suspicions,
+}
+
+struct WatchContext(Suspicions);
+
+impl ClientContext for WatchContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.client_error(&error, reason);
+    }
+}
+
+impl ProducerContext<NoCustomPartitioner> for WatchContext {
+    type DeliveryOpaque = ();
+    fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): ()) {}
+}
+
+/// What the watch tells: the cluster went away, or came back.
+#[derive(Debug)]
+pub(crate) enum BrokerChange {
+    Down { reason: String },
+    Up,
+}
+
+impl Broker {
+    /// # Errors
+    /// What librdkafka finds wrong with the settings; the message may quote one.
+    pub(crate) fn new(settings: &ClientSettings) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<String>), KafkaError> {
+        let (sender, doubts) = mpsc::unbounded_channel();
+        let suspicions = Suspicions(sender);
+        let client = settings.config().create_with_context(WatchContext(suspicions.clone()))?;
+        let broker = Self { client, state: watch::Sender::new(false), suspicions };
+        Ok((Arc::new(broker), doubts))
+    }
+
+    /// Where to raise doubts.
+    pub(crate) fn suspicions(&self) -> Suspicions {
+        self.suspicions.clone()
+    }
+
+    /// Becomes true when the cluster is up.
+    pub(crate) fn state(&self) -> watch::Receiver<bool> {
+        self.state.subscribe()
+    }
+
+    /// Watches until the relay ends; `tell` is called once when the cluster goes away and once when it is back.
+    pub(crate) async fn watch(
+        self: Arc<Self>,
+        mut doubts: mpsc::UnboundedReceiver<String>,
+        tell: impl AsyncFn(BrokerChange),
+    ) {
+        loop {
+            if !self.answers().await {
+                let reason = last_reason(&mut doubts);
+                self.state.send_replace(false);
+                tell(BrokerChange::Down { reason }).await;
+                self.until_it_answers().await;
+                tell(BrokerChange::Up).await;
+            }
+            self.state.send_replace(true);
+            // What was doubted before it answered is settled. One broker of several that is away raises doubts all the time:
+            // a pause keeps the cluster from being asked as often.
+            tokio::time::sleep(RETRY_MIN).await;
+            while doubts.try_recv().is_ok() {}
+            if doubts.recv().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn until_it_answers(self: &Arc<Self>) {
+        let mut pause = RETRY_MIN;
+        loop {
+            tokio::time::sleep(pause.mul_f64(rand::rng().random_range(0.75..1.0))).await;
+            if self.answers().await {
+                return;
+            }
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn answers(self: &Arc<Self>) -> bool {
+        self.ask(|broker| broker.client.client().fetch_metadata(None, ANSWER_TIMEOUT).map(|all| !all.brokers().is_empty()))
+            .await
+            .unwrap_or(false)
+    }
+
+    /// What the cluster says against writing `topic`, if anything.
+    ///
+    /// # Errors
+    /// [`BrokerDown`] when it does not answer.
+    pub(crate) async fn topic_error(self: &Arc<Self>, topic: &str) -> Result<Option<RDKafkaErrorCode>, BrokerDown> {
+        let topic = topic.to_owned();
+        let answer = self
+            .ask(move |broker| {
+                let metadata = broker.client.client().fetch_metadata(Some(&topic), ANSWER_TIMEOUT)?;
+                let found = metadata.topics().iter().find(|found| found.name() == topic);
+                Ok(match found {
+                    Some(found) => found.error().map(RDKafkaErrorCode::from),
+                    None => Some(RDKafkaErrorCode::UnknownTopicOrPartition),
+                })
+            })
+            .await;
+        answer.map_err(|error| {
+            self.suspicions.raise(&error.to_string());
+            BrokerDown
+        })
+    }
+
+    /// librdkafka's metadata calls block.
+    async fn ask<T: Send + 'static>(
+        self: &Arc<Self>,
+        question: impl FnOnce(&Self) -> Result<T, KafkaError> + Send + 'static,
+    ) -> Result<T, KafkaError> {
+        let broker = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let answer = question(&broker);
+            // Serves the callbacks: errors and log lines queue up otherwise.
+            broker.client.poll(Duration::ZERO);
+            answer
+        })
+        .await
+        .unwrap_or(Err(KafkaError::Canceled))
+    }
+}
+
+/// The newest doubt, and the queue empty.
+fn last_reason(doubts: &mut mpsc::UnboundedReceiver<String>) -> String {
+    let mut reason = "no broker answers".to_owned();
+    while let Ok(doubt) = doubts.try_recv() {
+        reason = doubt;
+    }
+    reason
+}

@@ -1,0 +1,150 @@
+//! What became of each record of a batch. The producer's thread reports, the worker waits.
+//!
+//! A record is open -> acked, or open -> failed. A record that is still open when the worker stops waiting is *unknown*: it may
+//! be on the topic.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{NoCustomPartitioner, ProducerContext};
+use tokio::sync::Notify;
+
+use crate::sink::broker::Suspicions;
+
+/// What is known of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Not reported yet: it may or may not be on the topic.
+    Open,
+    /// On the topic, on all in-sync replicas.
+    Acked,
+    /// Refused, or given up with its producer.
+    Failed(RDKafkaErrorCode),
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    number: u32,
+    open: usize,
+    outcomes: Vec<Outcome>,
+}
+
+/// Shared between a worker and its producer's thread.
+#[derive(Debug, Default)]
+pub(crate) struct Deliveries {
+    batch: Mutex<Batch>,
+    settled: Notify,
+}
+
+impl Deliveries {
+    fn batch(&self) -> MutexGuard<'_, Batch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a batch of `records`; reports of earlier batches no longer count. Returns the batch's number.
+    pub(crate) fn begin(&self, records: usize) -> u32 {
+        let mut batch = self.batch();
+        batch.number = batch.number.wrapping_add(1);
+        batch.open = records;
+        batch.outcomes.clear();
+        batch.outcomes.resize(records, Outcome::Open);
+        batch.number
+    }
+
+    /// Waits until no record is open. Cancel safe.
+    pub(crate) async fn all_settled(&self) {
+        loop {
+            // Armed before looking, so that a report in between is not missed.
+            let settled = self.settled.notified();
+            if self.batch().open == 0 {
+                return;
+            }
+            settled.await;
+        }
+    }
+
+    /// What is known now.
+    pub(crate) fn outcomes(&self) -> Vec<Outcome> {
+        self.batch().outcomes.clone()
+    }
+
+    fn report(&self, opaque: usize, outcome: Outcome) {
+        let (number, slot) = ((opaque >> 32) as u32, opaque & 0xffff_ffff);
+        let mut batch = self.batch();
+        if batch.number != number {
+            return;
+        }
+        if let Some(entry @ Outcome::Open) = batch.outcomes.get_mut(slot) {
+            *entry = outcome;
+            batch.open -= 1;
+            if batch.open == 0 {
+                self.settled.notify_one();
+            }
+        }
+    }
+
+    /// A record that was refused before it was queued, or will not be queued at all.
+    pub(crate) fn refuse(&self, opaque: usize, code: RDKafkaErrorCode) {
+        self.report(opaque, Outcome::Failed(code));
+    }
+}
+
+/// The number of a batch and a record's place in it, as one word that travels with the record.
+pub(crate) fn opaque(batch: u32, slot: usize) -> usize {
+    ((batch as usize) << 32) | slot
+}
+
+/// librdkafka's callbacks.
+pub(crate) struct Context {
+    pub(crate) deliveries: Arc<Deliveries>,
+    pub(crate) suspicions: Suspicions,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.suspicions.client_error(&error, reason);
+    }
+}
+
+impl ProducerContext<NoCustomPartitioner> for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let outcome = match result {
+            Ok(_) => Outcome::Acked,
+            Err((error, _)) => Outcome::Failed(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
+        };
+        self.deliveries.report(opaque, outcome);
+    }
+}
+
+/// librdkafka repeats itself for as long as a broker is away. Its lines are for those who ask; incidents are told by the relay.
+pub(crate) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_report_of_an_earlier_batch_does_not_count() {
+        let deliveries = Deliveries::default();
+        let first = deliveries.begin(2);
+        deliveries.report(opaque(first, 0), Outcome::Acked);
+        let second = deliveries.begin(1);
+        deliveries.report(opaque(first, 0), Outcome::Acked);
+        assert_eq!(deliveries.outcomes(), [Outcome::Open]);
+        deliveries.report(opaque(second, 0), Outcome::Acked);
+        deliveries.report(opaque(second, 0), Outcome::Failed(RDKafkaErrorCode::PurgeQueue));
+        deliveries.all_settled().await;
+        assert_eq!(deliveries.outcomes(), [Outcome::Acked]);
+    }
+}
