@@ -1,3 +1,4 @@
 //! Outbox Relay.
 
+pub mod envelope;
 pub mod event;
