@@ -2,4 +2,5 @@
 
 pub mod envelope;
 pub mod event;
+pub mod ledger;
 pub mod route;
