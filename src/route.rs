@@ -1,0 +1,206 @@
+//! Where a record goes: the topic, from the row's own `topic` or from a template, and nothing else; the key is the entity id as it is.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::event::StoredEvent;
+
+/// Kafka's limit (`org.apache.kafka.common.internals.Topic.MAX_NAME_LENGTH`): the name is part of a directory name.
+const LONGEST_TOPIC: usize = 249;
+
+/// How much of a bad name is repeated in a message: entity types and topics of rows have no length limit.
+const SHOWN: usize = 80;
+
+/// A topic name with placeholders: `{entity_type}-events`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicTemplate {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    EntityType,
+    EventType,
+}
+
+/// Why a template cannot name topics.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "bad topic template {template:?}: {mistake}; accepted are letters, digits, '.', '_', '-' and the placeholders {{entity_type}} and \
+     {{event_type}}, for example {{entity_type}}-events"
+)]
+pub struct BadTemplate {
+    /// What was given.
+    pub template: String,
+    /// What is wrong with it.
+    pub mistake: TemplateMistake,
+}
+
+/// What is wrong with a template.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateMistake {
+    /// No character at all.
+    #[error("it is empty")]
+    Empty,
+    /// A placeholder this relay does not know.
+    #[error("unknown placeholder {{{0}}}")]
+    UnknownPlaceholder(String),
+    /// `{` without `}` or the other way round.
+    #[error("a brace without its counterpart")]
+    UnbalancedBrace,
+    /// The part outside placeholders already breaks Kafka's rules.
+    #[error("{0}")]
+    IllegalName(NameMistake),
+}
+
+/// Why a name is not that of a Kafka topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NameMistake {
+    /// No character at all.
+    #[error("a topic name cannot be empty")]
+    Empty,
+    /// Longer than 249 bytes.
+    #[error("a topic name has at most 249 characters, this one has {0} bytes")]
+    TooLong(usize),
+    /// `.` or `..`.
+    #[error("a topic cannot be named \".\" or \"..\"")]
+    Dots,
+    /// Outside of `[a-zA-Z0-9._-]`.
+    #[error("{0:?} is not allowed in a topic name")]
+    Character(char),
+}
+
+/// The topic of this event is not a legal one: the row's fault, not the destination's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("bad topic {name:?} from {origin}: {mistake}")]
+pub struct BadTopic {
+    /// The name, cut after 80 characters.
+    pub name: String,
+    /// What the name was made of.
+    pub origin: TopicOrigin,
+    /// The rule it breaks.
+    pub mistake: NameMistake,
+}
+
+/// What a topic name was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TopicOrigin {
+    /// The row's `topic` column.
+    Column,
+    /// The template of the configuration.
+    Template,
+}
+
+impl fmt::Display for TopicOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Column => "the row's topic column",
+            Self::Template => "the topic template",
+        })
+    }
+}
+
+impl TopicTemplate {
+    /// The topic of an event: its own `topic` if set, else the template, written into `scratch`.
+    ///
+    /// # Errors
+    /// [`BadTopic`] when the name breaks Kafka's rules. Found here and not by the broker, because a permanent error on one record
+    /// does not stop the entity's next records from being sent.
+    pub fn resolve<'b>(&self, event: &'b StoredEvent<'_>, scratch: &'b mut String) -> Result<&'b str, BadTopic> {
+        let (name, origin) = match event.topic {
+            Some(topic) => (topic, TopicOrigin::Column),
+            None => (self.fill(event, scratch), TopicOrigin::Template),
+        };
+        match check(name) {
+            Ok(()) => Ok(name),
+            Err(mistake) => Err(BadTopic { name: name.chars().take(SHOWN).collect(), origin, mistake }),
+        }
+    }
+
+    fn fill<'b>(&self, event: &StoredEvent<'_>, scratch: &'b mut String) -> &'b str {
+        scratch.clear();
+        for part in &self.parts {
+            scratch.push_str(match part {
+                Part::Literal(text) => text,
+                Part::EntityType => event.entity_type,
+                Part::EventType => event.event_type,
+            });
+        }
+        scratch
+    }
+}
+
+impl FromStr for TopicTemplate {
+    type Err = BadTemplate;
+
+    fn from_str(template: &str) -> Result<Self, Self::Err> {
+        match parse(template) {
+            Ok(parts) => Ok(Self { parts }),
+            Err(mistake) => Err(BadTemplate { template: template.to_owned(), mistake }),
+        }
+    }
+}
+
+impl fmt::Display for TopicTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.parts.iter().try_for_each(|part| {
+            f.write_str(match part {
+                Part::Literal(text) => text,
+                Part::EntityType => "{entity_type}",
+                Part::EventType => "{event_type}",
+            })
+        })
+    }
+}
+
+fn parse(template: &str) -> Result<Vec<Part>, TemplateMistake> {
+    let mut parts = Vec::new();
+    let mut rest = template;
+    while let Some(start) = rest.find(['{', '}']) {
+        push_literal(&rest[..start], &mut parts)?;
+        let inside = rest[start..].strip_prefix('{').ok_or(TemplateMistake::UnbalancedBrace)?;
+        let (name, after) = inside.split_once('}').ok_or(TemplateMistake::UnbalancedBrace)?;
+        parts.push(match name {
+            "entity_type" => Part::EntityType,
+            "event_type" => Part::EventType,
+            _ if name.contains('{') => return Err(TemplateMistake::UnbalancedBrace),
+            _ => return Err(TemplateMistake::UnknownPlaceholder(name.to_owned())),
+        });
+        rest = after;
+    }
+    push_literal(rest, &mut parts)?;
+    match parts.as_slice() {
+        [] => Err(TemplateMistake::Empty),
+        [Part::Literal(name)] => check(name).map(|()| parts).map_err(TemplateMistake::IllegalName),
+        _ => Ok(parts),
+    }
+}
+
+fn push_literal(text: &str, parts: &mut Vec<Part>) -> Result<(), TemplateMistake> {
+    match check(text) {
+        Err(NameMistake::Empty) => return Ok(()),
+        // "." and ".." are fine beside a placeholder, and only there can a literal have neighbours.
+        Ok(()) | Err(NameMistake::Dots) => parts.push(Part::Literal(text.to_owned())),
+        Err(mistake) => return Err(TemplateMistake::IllegalName(mistake)),
+    }
+    Ok(())
+}
+
+/// Kafka's rules for topic names (`org.apache.kafka.common.internals.Topic.validate`).
+fn check(name: &str) -> Result<(), NameMistake> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    match name {
+        "" => Err(NameMistake::Empty),
+        "." | ".." => Err(NameMistake::Dots),
+        _ if name.len() > LONGEST_TOPIC => Err(NameMistake::TooLong(name.len())),
+        _ if name.bytes().all(legal) => Ok(()),
+        _ => {
+            let illegal = name.chars().find(|character| !character.is_ascii() || !legal(*character as u8));
+            Err(NameMistake::Character(illegal.unwrap_or_default()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
