@@ -1,3 +1,5 @@
 //! Outbox Relay.
 
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod event;
