@@ -145,6 +145,8 @@ fn format_storage(jars: &Path, properties: &Path) -> anyhow::Result<()> {
 }
 
 /// A repeated key wins over the earlier one, so `extra` comes last.
+///
+/// A broker that was killed is let in again only when its former session has run out: after 9 s by default, 3 s here.
 fn server_properties(directory: &Path, port: u16, controller: u16, extra: &[(&str, &str)]) -> anyhow::Result<String> {
     let mut text = format!(
         "process.roles=broker,controller
@@ -155,6 +157,8 @@ advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs={}
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
 offsets.topic.replication.factor=1
