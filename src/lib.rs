@@ -12,6 +12,8 @@
 //! - [`ledger`]: compares what was committed with what a topic holds; pure
 
 pub mod envelope;
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod event;
 #[cfg(feature = "relay")]
 mod fault;

@@ -1,0 +1,304 @@
+//! A private Postgres server on a port of 127.0.0.1, with a password nobody else knows, in a directory that goes with it.
+//!
+//! States: started, and stopped with its data in place (after [`PrivatePostgres::shut_down`], [`PrivatePostgres::stop_hard`] or
+//! [`PrivatePostgres::kill`]), from where [`PrivatePostgres::start_again`] brings it back on the same port. Dropping it in either state
+//! removes everything.
+
+mod initdb;
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use rand::Rng;
+use rand::distr::Alphanumeric;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::ConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use tokio::time::{Instant, sleep};
+
+use super::Signal;
+use super::binaries::{BinariesError, BinariesFrom, ServerBinaries};
+use super::directory::TetheredDirectory;
+use super::port::{free_port, is_free};
+use super::server_user::ServerUser;
+use super::tether::{ServerCommand, Tether};
+
+/// The superuser of every private server.
+const USER: &str = "postgres";
+
+/// How long a server may take to accept connections; a crash recovery on a slow disk is part of it.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a fast shutdown may take before SIGKILL: it writes a checkpoint of all that is in shared buffers.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
+/// Between two attempts to connect to a server that is starting.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
+
+/// Ports to try: between finding a free one and listening on it somebody else may take it.
+const PORTS_TO_TRY: u32 = 5;
+
+/// How a private server is to run.
+#[derive(Debug, Clone)]
+pub struct PostgresOptions {
+    /// Where its binaries come from.
+    pub binaries: BinariesFrom,
+    /// Whether commits survive a crash of the machine (fsync); a server for tests is faster without.
+    pub durable: bool,
+    /// `max_connections`.
+    pub max_connections: u32,
+    /// Further settings (names and values as in postgresql.conf); they win over ours.
+    pub settings: Vec<(String, String)>,
+}
+
+impl Default for PostgresOptions {
+    /// Any binaries, durable, 100 connections.
+    fn default() -> Self {
+        Self { binaries: BinariesFrom::Anywhere, durable: true, max_connections: 100, settings: Vec::new() }
+    }
+}
+
+/// Why a private server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum PostgresError {
+    /// There is nothing to start.
+    #[error("no Postgres server to start")]
+    Binaries(#[from] BinariesError),
+    /// Files or processes.
+    #[error("cannot prepare or start the private Postgres server")]
+    System(#[from] io::Error),
+    /// `initdb` refused.
+    #[error("initdb failed:\n{0}")]
+    Initdb(String),
+    /// The server ended while it was starting.
+    #[error("the private Postgres server ended while it started; its log ends with:\n{log}")]
+    Ended {
+        /// The end of its log.
+        log: String,
+    },
+    /// It runs, and nobody can connect.
+    #[error("the private Postgres server accepts no connection after {START_WITHIN:?}; its log ends with:\n{log}")]
+    NotReady {
+        /// The end of its log.
+        log: String,
+        /// What the last attempt met.
+        #[source]
+        source: sqlx::Error,
+    },
+}
+
+/// A private server. Fields in the order in which they must go: the server before its directory.
+#[derive(Debug)]
+pub struct PrivatePostgres {
+    server: Tether,
+    directory: TetheredDirectory,
+    user: Option<ServerUser>,
+    binaries: ServerBinaries,
+    options: PostgresOptions,
+    port: u16,
+    password: SecretString,
+}
+
+impl PrivatePostgres {
+    /// Finds binaries, makes a new data directory, starts the server and waits until it accepts connections.
+    ///
+    /// # Errors
+    /// See [`PostgresError`].
+    pub async fn start(options: PostgresOptions) -> Result<Self, PostgresError> {
+        let user = ServerUser::in_place_of_root();
+        let directory = TetheredDirectory::create(user.as_ref())?;
+        let binaries = ServerBinaries::find(&options.binaries, user.as_ref(), directory.path()).await?;
+        let password = SecretString::from(random_password());
+        initdb::run(&binaries, directory.path(), user.as_ref(), &password).await?;
+        let port = free_port()?;
+        let server = Tether::start(&command(&binaries, &directory, &options, port, user.as_ref()))?;
+        let mut postgres = Self { server, directory, user, binaries, options, port, password };
+        postgres.directory.outlives(&postgres.server)?;
+        postgres.until_ready_on_some_port().await?;
+        Ok(postgres)
+    }
+
+    /// The port on 127.0.0.1; it stays the same for good.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Process id of the postmaster.
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
+    /// The server's major version.
+    pub fn major(&self) -> u32 {
+        self.binaries.major()
+    }
+
+    /// The directory that holds all the server's files and goes with it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// URL of one of its databases. Holds the password.
+    pub fn url(&self, database: &str) -> String {
+        let (password, port) = (self.password.expose_secret(), self.port);
+        format!("postgres://{USER}:{password}@127.0.0.1:{port}/{database}?sslmode=disable")
+    }
+
+    /// The same for sqlx.
+    pub fn connect_options(&self, database: &str) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(self.port)
+            .username(USER)
+            .password(self.password.expose_secret())
+            .database(database)
+            .ssl_mode(PgSslMode::Disable)
+    }
+
+    /// A connection to one of its databases.
+    ///
+    /// # Errors
+    /// When the server is stopped, or has no such database.
+    pub async fn connect(&self, database: &str) -> Result<PgConnection, sqlx::Error> {
+        self.connect_options(database).connect().await
+    }
+
+    /// Ends all sessions and stops; the data stays.
+    pub async fn shut_down(&mut self) {
+        blocking(|| self.server.stop());
+    }
+
+    /// Stops at once without a checkpoint, as a crash of the server would (immediate shutdown); the data stays and is recovered by the
+    /// next start.
+    pub async fn stop_hard(&mut self) {
+        blocking(|| {
+            // An error says that it has ended already. The stop's own signal after this one changes nothing: Postgres never
+            // turns back to a milder shutdown.
+            drop(self.server.signal(Signal::SIGQUIT));
+            self.server.stop();
+        });
+    }
+
+    /// Kills the postmaster with SIGKILL; the data stays. Its backends end as soon as they notice.
+    pub async fn kill(&mut self) {
+        blocking(|| self.server.kill());
+    }
+
+    /// Starts a stopped server on the same data and the same port, and waits until it accepts connections.
+    ///
+    /// # Errors
+    /// See [`PostgresError`].
+    pub async fn start_again(&mut self) -> Result<(), PostgresError> {
+        blocking(|| self.server.stop());
+        let deadline = Instant::now() + START_WITHIN;
+        loop {
+            self.launch()?;
+            match self.until_ready().await {
+                // After a SIGKILL the backends that live on for a moment hold the shared memory, and the new postmaster ends itself.
+                Err(PostgresError::Ended { .. }) if Instant::now() < deadline => sleep(BETWEEN_ATTEMPTS).await,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// [`PrivatePostgres::shut_down`] and [`PrivatePostgres::start_again`].
+    ///
+    /// # Errors
+    /// See [`PostgresError`].
+    pub async fn restart(&mut self) -> Result<(), PostgresError> {
+        self.shut_down().await;
+        self.start_again().await
+    }
+
+    /// Stops the server and removes its directory; when this returns, both are gone. The same as dropping it.
+    pub async fn stop(self) {
+        blocking(|| drop(self));
+    }
+
+    /// Sends the postmaster a signal.
+    ///
+    /// # Errors
+    /// When the server has ended.
+    pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
+        self.server.signal(signal)
+    }
+
+    fn launch(&mut self) -> io::Result<()> {
+        let command = command(&self.binaries, &self.directory, &self.options, self.port, self.user.as_ref());
+        self.server = Tether::start(&command)?;
+        self.directory.outlives(&self.server)
+    }
+
+    /// For the first start only: later the port is known to clients.
+    async fn until_ready_on_some_port(&mut self) -> Result<(), PostgresError> {
+        for _ in 1..PORTS_TO_TRY {
+            match self.until_ready().await {
+                // Our server has ended and the port is in use: somebody else was quicker.
+                Err(PostgresError::Ended { .. }) if !is_free(self.port) => self.port = free_port()?,
+                outcome => return outcome,
+            }
+            self.launch()?;
+        }
+        self.until_ready().await
+    }
+
+    async fn until_ready(&mut self) -> Result<(), PostgresError> {
+        let deadline = Instant::now() + START_WITHIN;
+        loop {
+            let attempt = self.connect("postgres").await;
+            if !self.server.is_running() {
+                return Err(PostgresError::Ended { log: self.server.log_tail() });
+            }
+            match attempt {
+                Ok(_) => return Ok(()),
+                Err(source) if Instant::now() > deadline => {
+                    return Err(PostgresError::NotReady { log: self.server.log_tail(), source });
+                }
+                Err(_) => sleep(BETWEEN_ATTEMPTS).await,
+            }
+        }
+    }
+}
+
+fn command(
+    binaries: &ServerBinaries,
+    directory: &TetheredDirectory,
+    options: &PostgresOptions,
+    port: u16,
+    user: Option<&ServerUser>,
+) -> ServerCommand {
+    let on_if_durable = if options.durable { "on" } else { "off" };
+    let ours = [
+        ("listen_addresses", "127.0.0.1".to_owned()),
+        ("port", port.to_string()),
+        // No socket: its path may be longer than the 107 bytes a socket's path can have.
+        ("unix_socket_directories", String::new()),
+        ("max_connections", options.max_connections.to_string()),
+        ("fsync", on_if_durable.to_owned()),
+        ("full_page_writes", on_if_durable.to_owned()),
+        ("logging_collector", "off".to_owned()),
+    ];
+    let theirs = options.settings.iter().map(|(name, value)| (name.as_str(), value.clone()));
+    let settings =
+        ours.into_iter().chain(theirs).flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
+    ServerCommand::new(binaries.program("postgres"), directory.path(), &directory.path().join("postgres.log"))
+        .args([Path::new("-D"), &directory.path().join(initdb::DATA)])
+        .args(settings)
+        // The fast shutdown: it does not wait for sessions to end by themselves.
+        .stops_on(Signal::SIGINT, STOP_WITHIN)
+        .as_user(user.cloned())
+}
+
+fn random_password() -> String {
+    rand::rng().sample_iter(Alphanumeric).take(32).map(char::from).collect()
+}
+
+/// Waits for a process to end without keeping other tasks of a multi-threaded runtime from running.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}

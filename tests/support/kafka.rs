@@ -1,0 +1,16 @@
+//! A real Apache Kafka: one KRaft node on 127.0.0.1, which ends with us.
+//!
+//! - `jars`: fetches Kafka once, into a cache outside the repository.
+//! - `broker`: the process and its configuration.
+//! - `topics`: creates, deletes and reads topics.
+
+#[path = "kafka/broker.rs"]
+mod broker;
+#[path = "kafka/jars.rs"]
+mod jars;
+#[path = "kafka/topics.rs"]
+mod topics;
+
+pub(crate) use broker::RealKafka;
+pub(crate) use jars::Unavailable;
+pub(crate) use topics::Record;

@@ -1,0 +1,97 @@
+//! The servers of a run: one Postgres and one Kafka, each started when the first test asks for it.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use futures_util::future::BoxFuture;
+use outbox_relay::demo::{BinariesFrom, PostgresError, PostgresOptions, PrivatePostgres};
+use sqlx::{AssertSqlSafe, Connection, Executor};
+use tokio::runtime;
+
+use super::kafka::{RealKafka, Unavailable};
+
+/// The database every test's own one is copied from.
+pub(super) const TEMPLATE: &str = "outbox_template";
+
+static POSTGRES: Shared<PrivatePostgres, NoPostgres> = Shared::new();
+static KAFKA: Shared<RealKafka, Unavailable> = Shared::new();
+static MIGRATION: OnceLock<Migration> = OnceLock::new();
+
+/// Brings the database at the URL up to date. Must leave no connection behind: Postgres copies only a database nobody uses.
+pub(crate) type Migration = fn(String) -> BoxFuture<'static, anyhow::Result<()>>;
+
+/// Fills the template with what every test's database is to contain. To be called before the first test.
+pub(crate) fn migrate_template_with(migration: Migration) {
+    MIGRATION.set(migration).expect("the template is migrated by one function");
+}
+
+/// This machine has no Postgres server and can get none: why.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NoPostgres(String);
+
+/// A private server that is quick rather than durable; for tests of their own server.
+pub(crate) fn options_for_tests() -> PostgresOptions {
+    PostgresOptions {
+        binaries: BinariesFrom::Anywhere,
+        durable: false,
+        max_connections: 300,
+        settings: vec![("shared_buffers".to_owned(), "64MB".to_owned())],
+    }
+}
+
+/// The run's Postgres. Blocks; not to be called from async code.
+pub(super) fn postgres() -> Result<Arc<PrivatePostgres>, NoPostgres> {
+    POSTGRES.get(|| {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        match runtime.block_on(start_postgres()) {
+            Ok(postgres) => Ok(postgres),
+            Err(error) if matches!(error.downcast_ref(), Some(PostgresError::Binaries(_))) => {
+                Err(NoPostgres(format!("{error:#}")))
+            }
+            Err(error) => panic!("the shared Postgres does not start: {error:?}"),
+        }
+    })
+}
+
+/// The run's Kafka. Blocks.
+pub(super) fn kafka() -> Result<Arc<RealKafka>, Unavailable> {
+    KAFKA.get(|| RealKafka::start(&[]))
+}
+
+/// Stops both. Statics are never dropped, so without this they would only end on their tethers, a moment after us.
+pub(super) fn stop() {
+    KAFKA.stop();
+    POSTGRES.stop();
+}
+
+async fn start_postgres() -> anyhow::Result<PrivatePostgres> {
+    let postgres = PrivatePostgres::start(options_for_tests()).await?;
+    let mut connection = postgres.connect("postgres").await?;
+    connection.execute(AssertSqlSafe(format!("create database {TEMPLATE}"))).await?;
+    connection.close().await?;
+    if let Some(migration) = MIGRATION.get() {
+        migration(postgres.url(TEMPLATE)).await?;
+    }
+    Ok(postgres)
+}
+
+/// Something that is started once. A start that panics poisons it, so that every later test fails at once and does not try again.
+struct Shared<T, E>(Mutex<Option<Result<Arc<T>, E>>>);
+
+impl<T, E: Clone> Shared<T, E> {
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    fn get(&self, start: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
+        let mut started = self.0.lock().expect("the shared server started for an earlier test");
+        started.get_or_insert_with(|| start().map(Arc::new)).clone()
+    }
+
+    fn stop(&self) {
+        // A poisoned one holds nothing.
+        if let Ok(mut started) = self.0.lock() {
+            drop(started.take());
+        }
+    }
+}
