@@ -20,6 +20,8 @@ mod fault;
 #[cfg(feature = "relay")]
 mod lane;
 pub mod ledger;
+#[cfg(feature = "relay")]
+pub mod relay;
 pub mod route;
 #[cfg(feature = "relay")]
 mod sink;

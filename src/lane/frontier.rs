@@ -116,6 +116,11 @@ impl Frontier {
         young.map(|running| running.lower).fold(self.covered.min(guard), i64::min)
     }
 
+    /// The highest id ever claimed.
+    pub(crate) fn seen(&self) -> i64 {
+        self.seen
+    }
+
     /// True when a straggler had ended by a snapshot taken after the claim: the claim may have overlooked its rows, and
     /// must be given up. The next [`Frontier::observe`] goes back for them.
     pub(crate) fn overlooks(&self, after_claim: &Snapshot, now: Instant) -> bool {

@@ -101,19 +101,21 @@ impl Broker {
         self.state.subscribe()
     }
 
-    /// Watches until the relay ends; `tell` is called once when the cluster goes away and once when it is back.
+    /// Watches until nobody listens to `changes`: one when the cluster goes away, one when it is back.
     pub(crate) async fn watch(
         self: Arc<Self>,
         mut doubts: mpsc::UnboundedReceiver<String>,
-        tell: impl AsyncFn(BrokerChange),
+        changes: mpsc::UnboundedSender<BrokerChange>,
     ) {
         loop {
             if !self.answers().await {
                 let reason = last_reason(&mut doubts);
                 self.state.send_replace(false);
-                tell(BrokerChange::Down { reason }).await;
+                let told = changes.send(BrokerChange::Down { reason });
                 self.until_it_answers().await;
-                tell(BrokerChange::Up).await;
+                if told.and_then(|()| changes.send(BrokerChange::Up)).is_err() {
+                    return;
+                }
             }
             self.state.send_replace(true);
             // What was doubted before it answered is settled. One broker of several that is away raises doubts all the time:
@@ -129,7 +131,8 @@ impl Broker {
     async fn until_it_answers(self: &Arc<Self>) {
         let mut pause = RETRY_MIN;
         loop {
-            tokio::time::sleep(pause.mul_f64(rand::rng().random_range(0.75..1.0))).await;
+            let jitter = rand::rng().random_range(0.75..1.0);
+            tokio::time::sleep(pause.mul_f64(jitter)).await;
             if self.answers().await {
                 return;
             }

@@ -1,9 +1,9 @@
 //! Whether a topic can be written, asked before anything is sent to it: a record that fails for good after its successors went
 //! out cannot be put right.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -22,21 +22,45 @@ pub(crate) enum TopicState {
     Closed(String),
 }
 
+/// A topic that exists but refuses records is tried again after this long, then after twice as long, up to the longest.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(2);
+const REFUSAL_PAUSE_LONGEST: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy)]
+enum Known {
+    Writable,
+    /// It refused a record, although the cluster shows it.
+    Refused { until: Instant, pause: Duration },
+}
+
 /// The topics seen so far; shared by the workers of a relay.
 #[derive(Debug, Default)]
 pub(crate) struct Topics {
-    writable: Mutex<HashSet<String>>,
+    known: Mutex<HashMap<String, Known>>,
 }
 
 impl Topics {
-    /// True when the topic has been seen and not failed since.
+    /// True when the topic has been seen and has not refused a record since.
     pub(crate) fn is_known(&self, topic: &str) -> bool {
-        self.lock().contains(topic)
+        matches!(self.lock().get(topic), Some(Known::Writable))
     }
 
-    /// The topic has to be asked for again.
-    pub(crate) fn forget(&self, topic: &str) {
-        self.lock().remove(topic);
+    /// The topic refused a record.
+    pub(crate) fn refused(&self, topic: &str) {
+        let mut known = self.lock();
+        let pause = match known.get(topic) {
+            Some(Known::Refused { until, .. }) if *until > Instant::now() => return,
+            Some(Known::Refused { pause, .. }) => (*pause * 2).min(REFUSAL_PAUSE_LONGEST),
+            _ => REFUSAL_PAUSE,
+        };
+        known.insert(topic.to_owned(), Known::Refused { until: Instant::now() + pause, pause });
+    }
+
+    /// The topic took a record.
+    pub(crate) fn acknowledged(&self, topic: &str) {
+        if let Some(known @ Known::Refused { .. }) = self.lock().get_mut(topic) {
+            *known = Known::Writable;
+        }
     }
 
     /// Asks the cluster.
@@ -44,6 +68,11 @@ impl Topics {
     /// # Errors
     /// [`BrokerDown`] when it does not answer.
     pub(crate) async fn check(&self, broker: &Arc<Broker>, topic: &str) -> Result<TopicState, BrokerDown> {
+        if let Some(Known::Refused { until, .. }) = self.lock().get(topic)
+            && *until > Instant::now()
+        {
+            return Ok(TopicState::Closed("the topic refuses records; it is tried again before long".to_owned()));
+        }
         let mut last = None;
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
@@ -51,7 +80,7 @@ impl Topics {
             }
             match broker.topic_error(topic).await? {
                 None => {
-                    self.lock().insert(topic.to_owned());
+                    self.lock().entry(topic.to_owned()).or_insert(Known::Writable);
                     return Ok(TopicState::Writable);
                 }
                 Some(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic)) => {
@@ -63,8 +92,8 @@ impl Topics {
         Ok(TopicState::Closed(last.map(closed).unwrap_or_default()))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.writable.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

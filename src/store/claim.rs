@@ -258,6 +258,14 @@ impl ClaimedRow {
         self.fixed(1).map(|bytes| OutboxId(i64::from_be_bytes(bytes)))
     }
 
+    pub(crate) fn event_id(&self) -> Result<EventId, sqlx::Error> {
+        self.fixed(2).map(|bytes| EventId(Uuid::from_bytes(bytes)))
+    }
+
+    pub(crate) fn entity_type(&self) -> Result<&str, sqlx::Error> {
+        self.text(3).map(Option::unwrap_or_default)
+    }
+
     /// `None` for a row without order.
     pub(crate) fn entity_id(&self) -> Result<Option<&str>, sqlx::Error> {
         self.text(4)
@@ -281,8 +289,8 @@ impl ClaimedRow {
         };
         Ok(Ok(StoredEvent {
             id: self.id()?,
-            event_id: EventId(Uuid::from_bytes(self.fixed(2)?)),
-            entity_type: self.text(3)?.unwrap_or_default(),
+            event_id: self.event_id()?,
+            entity_type: self.entity_type()?,
             entity_id: self.entity_id()?,
             event_type: self.text(5)?.unwrap_or_default(),
             event_version: i32::from_be_bytes(self.fixed(6)?),

@@ -1,0 +1,152 @@
+//! The relay: workers that claim, publish and settle; one task that keeps the register; one that watches the brokers.
+//!
+//! - [`options`]: what a relay is told
+//! - [`shared`]: what its tasks share
+//! - [`worker`]: one task, one connection, one producer: the loop
+//! - [`turn`]: one serial cycle of a worker
+//! - [`batch`]: what becomes of each claimed row
+//! - [`stint`]: what a worker knows of the lanes it works on
+//! - [`pace`]: how long to wait when there is nothing to do
+//! - [`register`]: heartbeat, shares, status line
+//! - [`outage`]: incidents, told once when they start and once when they end
+
+mod batch;
+mod options;
+mod outage;
+mod pace;
+mod register;
+mod shared;
+mod stint;
+mod turn;
+mod worker;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+pub use options::{OnPoison, RelayOptions};
+
+use crate::sink::broker::{Broker, BrokerChange};
+use crate::store::schema::{self, SchemaError};
+use crate::store::session;
+use outage::{Outages, Side};
+use shared::Shared;
+
+/// Why a relay could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RelayError {
+    /// librdkafka does not accept the settings. The text names the property; it may quote its value.
+    #[error("the Kafka client cannot be created")]
+    Client(#[source] rdkafka::error::KafkaError),
+    /// The outbox is missing or of another version.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+}
+
+/// How a relay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything in flight was settled.
+    Drained,
+    /// `shutdown_timeout` passed; the rows in flight are still pending and will be sent again.
+    TimedOut,
+}
+
+/// Runs a relay until `stop` becomes true, then drains it. Waits for a database or a broker that is not there.
+///
+/// # Errors
+/// [`RelayError`] when the settings or the schema cannot work. Outages are no errors.
+pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Result<Ended, RelayError> {
+    let started = Instant::now();
+    let (broker, doubts) = Broker::new(&options.kafka).map_err(RelayError::Client)?;
+    let outages = Arc::new(Outages::new(options.names.clone(), options.database.clone(), options.connect_timeout));
+
+    let lanes = tokio::select! {
+        lanes = lanes_of_outbox(&options, &outages) => lanes?,
+        _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Drained),
+    };
+    let shutdown_timeout = options.shutdown_timeout;
+    let shared = Arc::new(Shared::new(options, lanes, Arc::clone(&broker), Arc::clone(&outages)));
+    tracing::info!(
+        lanes,
+        workers = shared.options.workers,
+        waited_ms = started.elapsed().as_millis() as u64,
+        "relay is ready"
+    );
+
+    let (changes, changed) = mpsc::unbounded_channel();
+    let watching = tokio::spawn(broker.watch(doubts, changes));
+    let telling = tokio::spawn(tell_broker(changed, outages));
+    let mut workers = JoinSet::new();
+    for index in 0..shared.options.workers {
+        workers.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
+    }
+    let register = tokio::spawn(register::run(Arc::clone(&shared), stop.clone()));
+
+    // Fails only when the sender is gone, which means the same.
+    let _ = stop.wait_for(|stop| *stop).await;
+    let asked = Instant::now();
+    tracing::info!("stopping: no more claims, waiting for what is in flight");
+    let ended = drain(&mut workers, register, shutdown_timeout).await;
+    watching.abort();
+    telling.abort();
+    tracing::info!(
+        published_total = shared.published_total(),
+        drain_ms = asked.elapsed().as_millis() as u64,
+        uptime_s = started.elapsed().as_secs(),
+        "relay has stopped"
+    );
+    Ok(ended)
+}
+
+/// Tells when the cluster goes away and when it is back.
+async fn tell_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages: Arc<Outages>) {
+    let next_step = "check that the brokers run and that KAFKA_BOOTSTRAP_SERVERS and the security settings are right";
+    while let Some(change) = changed.recv().await {
+        match change {
+            BrokerChange::Down { reason } => outages.begin(Side::Kafka, &reason, next_step),
+            BrokerChange::Up => outages.end(Side::Kafka).await,
+        }
+    }
+}
+
+async fn drain(workers: &mut JoinSet<()>, register: tokio::task::JoinHandle<()>, timeout: Duration) -> Ended {
+    let all = async {
+        while workers.join_next().await.is_some() {}
+        // The register leaves last: until then the lanes are this relay's.
+        let _ = register.await;
+    };
+    if tokio::time::timeout(timeout, all).await.is_ok() {
+        return Ended::Drained;
+    }
+    tracing::warn!(
+        shutdown_timeout_s = timeout.as_secs(),
+        "RELAY_SHUTDOWN_TIMEOUT passed with events in flight: they stay pending and may be sent again"
+    );
+    workers.abort_all();
+    Ended::TimedOut
+}
+
+/// Waits for the database, then reads how many lanes the outbox has.
+async fn lanes_of_outbox(options: &RelayOptions, outages: &Outages) -> Result<u16, RelayError> {
+    let mut pause = pace::Backoff::default();
+    loop {
+        let connected = session::connect(&options.database, &options.application_name(), options.connect_timeout).await;
+        let failed = match connected {
+            Ok(mut conn) => match schema::lanes(&mut conn, &options.names).await {
+                Ok(lanes) => {
+                    outages.end(Side::Postgres).await;
+                    return Ok(lanes);
+                }
+                Err(SchemaError::Database(error)) => error,
+                Err(error) => return Err(error.into()),
+            },
+            Err(error) => error,
+        };
+        outages.database(&failed);
+        tokio::time::sleep(pause.next()).await;
+    }
+}

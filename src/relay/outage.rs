@@ -1,0 +1,109 @@
+//! Incidents: a server that is away is told once when it goes and once when it is back, with how long it took and how many
+//! events waited. What happens in between is in the status line.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::PgConnectOptions;
+
+use crate::fault;
+use crate::store::stats::{self, COUNT_LIMIT};
+use crate::store::{Names, session};
+
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Side {
+    Postgres,
+    Kafka,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Side::Postgres => "postgres",
+            Side::Kafka => "kafka",
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Incident {
+    since: Instant,
+    reason: String,
+}
+
+/// The incidents that are open now.
+pub(crate) struct Outages {
+    open: Mutex<BTreeMap<Side, Incident>>,
+    names: Names,
+    database: PgConnectOptions,
+    connect_timeout: Duration,
+}
+
+impl Outages {
+    pub(crate) fn new(names: Names, database: PgConnectOptions, connect_timeout: Duration) -> Self {
+        Self { open: Mutex::default(), names, database, connect_timeout }
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<Side, Incident>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An incident starts; told unless it is open already.
+    pub(crate) fn begin(&self, side: Side, reason: &str, next_step: &str) {
+        let mut open = self.open();
+        if open.contains_key(&side) {
+            return;
+        }
+        open.insert(side, Incident { since: Instant::now(), reason: reason.to_owned() });
+        tracing::warn!(server = %side, reason, next_step, "outage started: events wait, none is lost");
+    }
+
+    /// An error of the database starts an incident.
+    pub(crate) fn database(&self, error: &sqlx::Error) {
+        self.begin(Side::Postgres, &describe(error), fault::of_database(error).next_step);
+    }
+
+    /// An incident is over; told with how long it lasted, unless none was open.
+    pub(crate) async fn end(&self, side: Side) {
+        let Some(incident) = self.open().remove(&side) else {
+            return;
+        };
+        let lasted_ms = incident.since.elapsed().as_millis() as u64;
+        let waited = self.waiting_events().await;
+        tracing::info!(server = %side, lasted_ms, events_waited = waited, "outage ended");
+    }
+
+    /// What blocks now, for the status line.
+    pub(crate) fn current(&self) -> Vec<String> {
+        self.open()
+            .iter()
+            .map(|(side, incident)| format!("{side} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason))
+            .collect()
+    }
+
+    /// A connection of its own: an incident may end while no other is open.
+    async fn waiting_events(&self) -> String {
+        let counted = async {
+            let mut conn = session::connect(&self.database, "outbox-relay outage", self.connect_timeout).await?;
+            stats::backlog(&mut conn, &self.names).await
+        };
+        match counted.await {
+            Ok(backlog) if backlog.pending >= COUNT_LIMIT => format!("{COUNT_LIMIT}+"),
+            Ok(backlog) => backlog.pending.to_string(),
+            Err(_) => "unknown".to_owned(),
+        }
+    }
+}
+
+/// An error without what it may quote: neither the detail of a database error nor the URL.
+pub(crate) fn describe(error: &sqlx::Error) -> String {
+    match error.as_database_error() {
+        Some(database) => {
+            format!("{} (SQLSTATE {})", database.message(), database.code().unwrap_or_default())
+        }
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,102 @@
+//! How long to wait: between polls when there is nothing to do, between attempts when a server is away.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+/// The shortest pause of a worker that found nothing.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// Polls often while events flow, ever less when they do not. The pause grows by a quarter with each empty poll, so that it
+/// follows the time between events: at ten a second a poll comes every few dozen milliseconds, not every one.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    pause: Duration,
+    longest: Duration,
+}
+
+impl Pace {
+    pub(crate) fn new(longest: Duration) -> Self {
+        Self { pause: SHORTEST, longest }
+    }
+
+    /// Events were found: the next ones are probably near.
+    pub(crate) fn found(&mut self) {
+        self.pause = (self.pause / 4).max(SHORTEST);
+    }
+
+    /// Nothing was found; returns how long to wait.
+    pub(crate) fn empty(&mut self) -> Duration {
+        let pause = self.pause.min(self.longest);
+        self.pause = (self.pause + self.pause / 4).min(self.longest);
+        pause
+    }
+}
+
+/// Pauses between attempts to reach a server: doubled, capped, jittered.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    pause: Duration,
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { pause: FIRST_PAUSE }
+    }
+}
+
+impl Backoff {
+    /// The next pause.
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        pause
+    }
+
+    /// It worked.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_relay_polls_ever_less_and_an_event_brings_it_back() {
+        let longest = Duration::from_millis(250);
+        let mut pace = Pace::new(longest);
+        assert_eq!(pace.empty(), SHORTEST);
+        for _ in 0..50 {
+            assert!(pace.empty() <= longest);
+        }
+        assert_eq!(pace.empty(), longest);
+        pace.found();
+        assert!(pace.empty() < longest / 2);
+        for _ in 0..10 {
+            pace.found();
+        }
+        assert_eq!(pace.empty(), SHORTEST);
+    }
+
+    #[test]
+    fn a_poll_interval_below_the_shortest_pause_is_kept() {
+        assert_eq!(Pace::new(Duration::from_micros(10)).empty(), Duration::from_micros(10));
+    }
+
+    #[test]
+    fn back_off_grows_to_its_cap_and_starts_over() {
+        let mut backoff = Backoff::default();
+        assert!(backoff.next() <= FIRST_PAUSE);
+        for _ in 0..20 {
+            assert!(backoff.next() <= LONGEST_PAUSE);
+        }
+        assert!(backoff.next() >= LONGEST_PAUSE / 2);
+        backoff.reset();
+        assert!(backoff.next() <= FIRST_PAUSE);
+    }
+}

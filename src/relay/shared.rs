@@ -1,0 +1,92 @@
+//! What the tasks of a relay share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::relay::options::RelayOptions;
+use crate::relay::outage::Outages;
+use crate::sink::broker::Broker;
+use crate::sink::topics::Topics;
+use crate::store::claim::ClaimSql;
+use crate::store::holds::HoldSql;
+use crate::store::session::Beginning;
+use crate::store::settle::SettleSql;
+
+/// Where this relay's workers stand among all workers: worker `i` is number `first + i` of `of`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) first: usize,
+    pub(crate) of: usize,
+}
+
+pub(crate) struct Shared {
+    pub(crate) id: Uuid,
+    pub(crate) options: RelayOptions,
+    pub(crate) lanes: u16,
+    pub(crate) broker: Arc<Broker>,
+    pub(crate) topics: Topics,
+    pub(crate) outages: Arc<Outages>,
+    pub(crate) beginning: Beginning,
+    pub(crate) claim: ClaimSql,
+    pub(crate) settle: SettleSql,
+    pub(crate) holds: HoldSql,
+    pub(crate) standing: watch::Sender<Standing>,
+    published: AtomicU64,
+    /// What blocks a part of the events, by what it is, for the status line.
+    obstacles: Mutex<BTreeMap<String, String>>,
+}
+
+impl Shared {
+    pub(crate) fn new(options: RelayOptions, lanes: u16, broker: Arc<Broker>, outages: Arc<Outages>) -> Self {
+        let names = &options.names;
+        // The broker's bound, and time for the statements around it.
+        let longest = options.publish_timeout + super::turn::DATABASE_TIMEOUT;
+        Self {
+            id: Uuid::new_v4(),
+            lanes,
+            broker,
+            topics: Topics::default(),
+            outages,
+            beginning: Beginning::new(names, longest),
+            claim: ClaimSql::new(names),
+            settle: SettleSql::new(names),
+            holds: HoldSql::new(names),
+            // Alone until the register has looked: others' locks keep it from doing harm.
+            standing: watch::Sender::new(Standing { first: 0, of: options.workers }),
+            published: AtomicU64::new(0),
+            obstacles: Mutex::default(),
+            options,
+        }
+    }
+
+    pub(crate) fn add_published(&self, events: usize) {
+        self.published.fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    /// Events marked PUBLISHED since the start.
+    pub(crate) fn published_total(&self) -> u64 {
+        self.published.load(Ordering::Relaxed)
+    }
+
+    /// Something blocks a part of the events; true when it is new and has to be told.
+    pub(crate) fn block(&self, what: &str, why: &str) -> bool {
+        let mut obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
+        obstacles.insert(what.to_owned(), why.to_owned()).is_none()
+    }
+
+    /// It does no more; true when it did.
+    pub(crate) fn unblock(&self, what: &str) -> bool {
+        self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).remove(what).is_some()
+    }
+
+    /// All that blocks now.
+    pub(crate) fn blocked(&self) -> Vec<String> {
+        let obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
+        let obstacles = obstacles.iter().map(|(what, why)| format!("{what}: {why}"));
+        self.outages.current().into_iter().chain(obstacles).collect()
+    }
+}

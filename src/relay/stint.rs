@@ -1,0 +1,49 @@
+//! What a worker knows of the lanes it works on. Made anew when they change: nothing known of other lanes holds for these.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use crate::event::OutboxId;
+use crate::lane::LaneRange;
+use crate::lane::frontier::Frontier;
+use crate::store::holds::Hold;
+
+/// One worker on one range of lanes.
+#[derive(Debug)]
+pub(crate) struct Stint {
+    /// The lanes wanted.
+    pub(crate) range: LaneRange,
+    pub(crate) frontier: Frontier,
+    /// What is held in these lanes, as of `generation`.
+    pub(crate) holds: HashSet<Hold>,
+    /// The sum of the lanes' generations when the holds were learnt; `None`: not yet.
+    pub(crate) generation: Option<i64>,
+    /// When scheduled rows were last looked for.
+    pub(crate) due_checked: Option<Instant>,
+    /// When the topics that are held were last asked for.
+    pub(crate) topics_checked: Instant,
+    /// The first row that another session has locked, and since when.
+    pub(crate) locked: Option<(OutboxId, Instant)>,
+}
+
+impl Stint {
+    pub(crate) fn new(range: LaneRange, now: Instant) -> Self {
+        Self {
+            range,
+            frontier: Frontier::new(now),
+            holds: HashSet::new(),
+            generation: None,
+            due_checked: None,
+            topics_checked: now,
+            locked: None,
+        }
+    }
+
+    /// The topics that are held.
+    pub(crate) fn held_topics(&self) -> impl Iterator<Item = &str> {
+        self.holds.iter().filter_map(|hold| match hold {
+            Hold::Topic(topic) => Some(topic.as_str()),
+            Hold::Entity(..) => None,
+        })
+    }
+}

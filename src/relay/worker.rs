@@ -1,0 +1,212 @@
+//! The loop of a worker: wait until the broker is up, have a connection and a producer, take turns on its own lanes, and now and
+//! then on lanes nobody else works on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::PgConnection;
+use tokio::sync::watch;
+
+use crate::fault::Class;
+use crate::lane::LaneRange;
+use crate::relay::outage::Side;
+use crate::relay::pace::{Backoff, Pace};
+use crate::relay::shared::Shared;
+use crate::relay::stint::Stint;
+use crate::relay::turn::{ACKS, Hands, Turn, TurnError};
+use crate::sink::producer::KafkaProducer;
+use crate::store::session;
+
+/// How often a worker looks for events in lanes of others that nobody has locked: the relay that is due them may have died, and
+/// its heartbeat takes longer to be missed.
+const ORPHAN_INTERVAL: Duration = Duration::from_millis(500);
+
+struct Worker {
+    shared: Arc<Shared>,
+    index: usize,
+    conn: Option<PgConnection>,
+    producer: Option<KafkaProducer>,
+    stint: Option<Stint>,
+    limit: usize,
+    pace: Pace,
+    backoff: Backoff,
+    orphans_at: Instant,
+}
+
+/// Works until `stop` becomes true. A turn is never cut short: what is in flight is settled first.
+pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Receiver<bool>) {
+    let mut up = shared.broker.state();
+    let mut standing = shared.standing.subscribe();
+    let mut worker = Worker {
+        index,
+        conn: None,
+        producer: None,
+        stint: None,
+        limit: shared.options.batch_size,
+        pace: Pace::new(shared.options.poll_interval),
+        backoff: Backoff::default(),
+        orphans_at: Instant::now() + ORPHAN_INTERVAL,
+        shared,
+    };
+    let mut idle = true;
+    while !*stop.borrow() {
+        if !*up.borrow_and_update() {
+            // No connection, no transaction, no polling: the watch tells when to go on.
+            worker.put_down();
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                _ = up.wait_for(|up| *up) => continue,
+            }
+        }
+        let pause = match worker.take_turn(idle).await {
+            Ok(Turn::Worked) => {
+                worker.pace.found();
+                worker.backoff.reset();
+                idle = false;
+                continue;
+            }
+            Ok(Turn::Idle) => {
+                idle = true;
+                worker.pace.empty()
+            }
+            Err(error) => {
+                worker.failed(error);
+                worker.backoff.next()
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            _ = standing.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    worker.put_down();
+}
+
+impl Worker {
+    /// Lets go of everything. Dropping the connection ends its session, and with it any transaction.
+    fn put_down(&mut self) {
+        self.conn = None;
+        self.stint = None;
+        if let Some(producer) = self.producer.take() {
+            producer.retire();
+        }
+    }
+
+    /// A turn on the worker's own lanes; when it is time for it, one on orphaned lanes as well.
+    async fn take_turn(&mut self, probe_first: bool) -> Result<Turn, TurnError> {
+        self.connect().await?;
+        let shared = Arc::clone(&self.shared);
+        let standing = *shared.standing.borrow();
+        let share = LaneRange::share(standing.first + self.index, standing.of, shared.lanes);
+        if self.stint.as_ref().map(|stint| stint.range) != share {
+            self.stint = share.map(|range| Stint::new(range, Instant::now()));
+            tracing::debug!(
+                worker = self.index,
+                lanes = share.map_or_else(|| "none".to_owned(), |range| range.to_string()),
+                "lanes are shared out anew"
+            );
+        }
+        let mut stint = self.stint.take();
+        let mut turned = match &mut stint {
+            Some(stint) => self.hands(&shared)?.turn(stint, probe_first).await,
+            None => Ok(Turn::Idle),
+        };
+        self.stint = stint;
+        if turned.is_ok() && Instant::now() >= self.orphans_at {
+            self.orphans_at = Instant::now() + ORPHAN_INTERVAL;
+            let adopted = self.adopt(&shared, share).await?;
+            turned = turned.map(|turn| if adopted == Turn::Worked { adopted } else { turn });
+        }
+        turned
+    }
+
+    /// One batch of events that wait in lanes nobody has locked.
+    async fn adopt(&mut self, shared: &Shared, share: Option<LaneRange>) -> Result<Turn, TurnError> {
+        let last = shared.lanes as i16 - 1;
+        let below = share.map_or(Some(LaneRange { first: 0, last }), |own| {
+            (own.first > 0).then(|| LaneRange { first: 0, last: own.first - 1 })
+        });
+        let above = share
+            .and_then(|own| (own.last < last).then(|| LaneRange { first: own.last + 1, last }));
+        let mut adopted = Turn::Idle;
+        for range in below.into_iter().chain(above) {
+            let mut stint = Stint::new(range, Instant::now());
+            if self.hands(shared)?.turn(&mut stint, true).await? == Turn::Worked {
+                tracing::debug!(worker = self.index, lanes = %range, "worked on lanes that nobody had locked");
+                adopted = Turn::Worked;
+            }
+        }
+        Ok(adopted)
+    }
+
+    fn hands<'w>(&'w mut self, shared: &'w Shared) -> Result<Hands<'w>, TurnError> {
+        let conn = self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        Ok(Hands { shared, conn, producer: &mut self.producer, limit: &mut self.limit })
+    }
+
+    async fn connect(&mut self) -> Result<(), TurnError> {
+        let options = &self.shared.options;
+        if self.conn.is_none() {
+            let conn =
+                session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
+            self.conn = Some(conn);
+            self.stint = None;
+            self.shared.outages.end(Side::Postgres).await;
+        }
+        if self.producer.is_none() {
+            match KafkaProducer::new(&options.kafka, self.shared.broker.suspicions()) {
+                Ok(producer) => self.producer = Some(producer),
+                // The same settings made the watching client, so this is about threads or memory.
+                Err(error) => return Err(TurnError::Unacknowledged {
+                    unacknowledged: 0,
+                    records: 0,
+                    reason: error.to_string(),
+                    class: Class::Operator,
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what has to be told, and lets go of what cannot be trusted any more.
+    fn failed(&mut self, error: TurnError) {
+        match error {
+            TurnError::Database(error) => {
+                self.conn = None;
+                self.shared.outages.database(&error);
+            }
+            TurnError::NotOwned { lanes, source } => {
+                self.conn = None;
+                tracing::error!(
+                    worker = self.index,
+                    %lanes,
+                    error = %source,
+                    next_step = "look for another writer of the outbox's rows; the events may be sent again",
+                    "the marks were not made: rows of these lanes are not this relay's any more"
+                );
+            }
+            TurnError::BrokerDown(_) => self.conn = None,
+            TurnError::Unacknowledged { unacknowledged, records, reason, class } => match class {
+                Class::Destination | Class::Row => {
+                    tracing::debug!(worker = self.index, unacknowledged, records, reason, "records were refused");
+                }
+                Class::Outage | Class::Operator => {
+                    self.shared.broker.suspicions().raise(&reason);
+                    tracing::debug!(worker = self.index, unacknowledged, records, reason, "records are sent again");
+                    if self.shared.block(ACKS, &reason) {
+                        tracing::warn!(
+                            unacknowledged,
+                            records,
+                            reason,
+                            "records were not acknowledged: they are sent again, in order, until they are"
+                        );
+                    }
+                }
+            },
+        }
+    }
+}
+
