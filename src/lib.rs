@@ -1,3 +1,5 @@
 //! Outbox Relay.
 
+#[cfg(feature = "relay")]
+pub mod config;
 pub mod event;
