@@ -3,23 +3,36 @@
 //! For services (`default-features = false`):
 //! - [`event`]: what an event is
 //! - [`store`]: the tables, their names and migrations
+//! - [`envelope`], [`route`]: from an event to a record and its topic; pure
+//! - [`ledger`]: compares what was committed with what a topic holds; pure
 //!
 //! For the relay (feature `relay`):
-//! - [`envelope`], [`route`]: from an event to a record and its topic; pure
-//! - `sink`: Kafka
+//! - [`config`]: settings, read once
+//! - [`relay`]: claims, publishes, settles
 //! - `lane`: who works on what, and from where
+//! - `sink`: Kafka
 //! - `fault`: what an error means and what the operator does
-//! - [`ledger`]: compares what was committed with what a topic holds; pure
+//! - `observe`: logs
+//! - [`cli`]: the commands
+//!
+//! For the demo and the tests (feature `demo`):
+//! - [`demo`]: servers of its own, and the flow that is shown
 
-pub mod envelope;
+#[cfg(feature = "relay")]
+pub mod cli;
+#[cfg(feature = "relay")]
+pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod envelope;
 pub mod event;
 #[cfg(feature = "relay")]
 mod fault;
 #[cfg(feature = "relay")]
 mod lane;
 pub mod ledger;
+#[cfg(feature = "relay")]
+mod observe;
 #[cfg(feature = "relay")]
 pub mod relay;
 pub mod route;

@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `outbox-relay` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    outbox_relay::cli::main()
+}

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use options::{OnPoison, RelayOptions};
+pub use options::RelayOptions;
 
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::schema::{self, SchemaError};

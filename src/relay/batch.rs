@@ -7,7 +7,8 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use crate::event::{OutboxId, StoredEvent};
 use crate::fault::{self, Class};
-use crate::relay::options::{OnPoison, RelayOptions};
+use crate::config::OnPoison;
+use crate::relay::options::RelayOptions;
 use crate::sink::producer::KafkaProducer;
 use crate::store::claim::{ClaimedRow, Skipped};
 use crate::store::holds::{Hold, entity_reason, topic_reason};

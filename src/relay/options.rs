@@ -4,20 +4,11 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
+use crate::config::{OnPoison, Settings};
 use crate::envelope::Envelope;
 use crate::route::TopicTemplate;
 use crate::sink::client::ClientSettings;
 use crate::store::Names;
-
-/// What happens to an event that cannot be sent by its own fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnPoison {
-    /// It goes DEAD, its successors go on.
-    #[default]
-    DeadLetter,
-    /// Its entity waits until an operator has retried or discarded it.
-    HoldEntity,
-}
 
 /// The settings of a relay. Sizes are in events and bytes.
 pub struct RelayOptions {
@@ -60,6 +51,33 @@ pub struct RelayOptions {
 }
 
 impl RelayOptions {
+    /// The options of the configured relay; `None` when Kafka's settings were not loaded.
+    pub fn new(settings: &Settings) -> Option<Self> {
+        let (relay, database, outbox) = (settings.relay.clone(), &settings.database, &settings.outbox);
+        // A batch larger than the address space is as good as no bound.
+        let batch_bytes = usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX);
+        Some(Self {
+            kafka: ClientSettings::new(settings.kafka.as_ref()?, relay.batch_size, batch_bytes),
+            database: database.connect_options(),
+            names: Names::new(&outbox.schema, &outbox.table, &outbox.processed_table),
+            connect_timeout: database.connect_timeout,
+            prepared_statements: database.prepared_statements,
+            name: relay.name,
+            envelope: relay.envelope,
+            topic: relay.topic,
+            source: relay.source,
+            on_poison: relay.on_poison,
+            workers: relay.workers,
+            batch_size: relay.batch_size,
+            batch_bytes,
+            poll_interval: relay.poll_interval,
+            publish_timeout: relay.publish_timeout,
+            shutdown_timeout: relay.shutdown_timeout,
+            status_interval: relay.status_interval,
+            heartbeat_interval: relay.heartbeat_interval,
+        })
+    }
+
     /// How the relay's sessions call themselves in `pg_stat_activity`.
     pub(crate) fn application_name(&self) -> String {
         format!("outbox-relay {}", self.name)

@@ -1,12 +1,13 @@
 //! librdkafka's settings: the operator's, and those a guarantee rests on, which win.
 
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+
+use crate::config::KafkaSettings;
 
 /// What holds for every client unless the operator says otherwise.
 const DEFAULTS: &[(&str, &str)] = &[
     ("client.id", "outbox-relay"),
-    // Java's partitioner, so that other producers of a topic agree on an entity's partition.
-    ("partitioner", "murmur2_random"),
     ("compression.type", "lz4"),
     // A batch is handed over in one go, so there is nothing to linger for; a fraction of a millisecond lets the queue fill.
     ("linger.ms", "0.5"),
@@ -37,29 +38,19 @@ pub(crate) struct ClientSettings {
 }
 
 impl ClientSettings {
-    /// `properties` are the operator's, checked by the configuration. `batch_size` and `batch_bytes` bound what a producer is
-    /// ever given at once.
-    pub(crate) fn new<'a>(
-        brokers: &str,
-        properties: impl Iterator<Item = (&'a str, &'a str)>,
-        batch_size: usize,
-        batch_bytes: usize,
-    ) -> Self {
-        let mut config = ClientConfig::new();
-        for (name, value) in DEFAULTS {
-            config.set(*name, *value);
-        }
-        config.set("queue.buffering.max.messages", (2 * batch_size).max(1000).to_string());
-        // Envelopes and headers come on top of the payloads.
-        config.set("queue.buffering.max.kbytes", (64 * 1024 + 2 * batch_bytes / 1024).to_string());
-        for (name, value) in properties {
-            config.set(name, value);
-        }
+    /// `batch_size` events and `batch_bytes` bound what a producer is ever given at once.
+    pub(crate) fn new(kafka: &KafkaSettings, batch_size: usize, batch_bytes: usize) -> Self {
+        let messages = batch_size.saturating_mul(2).clamp(1000, 10_000_000).to_string();
+        // Envelopes and headers come on top of the payloads. librdkafka's own limit is 2 TiB.
+        let kbytes = (64 * 1024 + batch_bytes / 512).min(2_147_483_647).to_string();
+        let mut defaults = DEFAULTS.to_vec();
+        defaults.push(("queue.buffering.max.messages", &messages));
+        defaults.push(("queue.buffering.max.kbytes", &kbytes));
+        let mut config = kafka.producer_config(&defaults);
         for (name, value) in GUARANTEES {
             config.set(*name, *value);
         }
-        config.set("bootstrap.servers", brokers);
-        config.set_log_level(rdkafka::config::RDKafkaLogLevel::Info);
+        config.set_log_level(RDKafkaLogLevel::Info);
         Self { config }
     }
 

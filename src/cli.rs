@@ -1,0 +1,78 @@
+//! The commands: parsing, one file per command, exit codes.
+
+mod exit;
+mod migrate;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Needs, Settings, Sources};
+use exit::Failure;
+
+/// Brings the rows of a Postgres outbox to Kafka, in order per entity.
+///
+/// Settings come from --config, the environment (DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS, RELAY_*, KAFKA_*) and --set, the later
+/// of them winning; .env.example lists them all. Logs go to stderr.
+#[derive(Debug, Parser)]
+#[command(name = "outbox-relay", version)]
+struct Cli {
+    /// A TOML file with settings
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One setting, for example --set batch_size=500; may be given again
+    #[arg(long = "set", global = true, value_name = "NAME=VALUE", value_parser = name_and_value)]
+    set: Vec<(String, String)>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Publish events until SIGTERM
+    Run(run::Run),
+    /// Create or update the outbox's tables and functions
+    Migrate(migrate::Migrate),
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Parses the command line, runs the command, picks the exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error),
+    };
+    let done = match cli.command {
+        Command::Run(run) => settings(cli.config, cli.set, Needs::DatabaseAndKafka).and_then(|settings| run.run(settings)),
+        Command::Migrate(migrate) if migrate.print => {
+            settings(cli.config, cli.set, Needs::Nothing).and_then(|settings| migrate.print(&settings))
+        }
+        Command::Migrate(migrate) => {
+            settings(cli.config, cli.set, Needs::DatabaseOnly).and_then(|settings| migrate.run(&settings))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn settings(file: Option<PathBuf>, overrides: Vec<(String, String)>, needs: Needs) -> Result<Settings, Failure> {
+    let settings = Settings::load(Sources::from_process(file, overrides), needs)?;
+    crate::observe::log::start(&settings.log);
+    Ok(settings)
+}
+
+/// The runtime of every command.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::unexpected("the async runtime cannot be started", error))
+}

@@ -1,0 +1,78 @@
+//! `outbox-relay run`.
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::exit::Failure;
+use super::{migrate, runtime};
+use crate::config::Settings;
+use crate::relay::{self, Ended, RelayError, RelayOptions};
+use crate::store::schema::MigrateOptions;
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Run `migrate` first; safe with any number of relays starting at once
+    #[arg(long)]
+    migrate: bool,
+}
+
+impl Run {
+    pub(crate) fn run(self, settings: Settings) -> Result<(), Failure> {
+        runtime()?.block_on(self.relay(settings))
+    }
+
+    async fn relay(self, settings: Settings) -> Result<(), Failure> {
+        let brokers = settings.kafka.as_ref().map_or("", |kafka| kafka.brokers());
+        let changed: Vec<_> =
+            settings.non_defaults().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            name = settings.relay.name,
+            database = settings.database.target(),
+            outbox = migrate::names(&settings).outbox(),
+            brokers,
+            settings = changed.join(" "),
+            "outbox-relay is starting"
+        );
+        let stop = stop_on_signals()?;
+        if self.migrate {
+            let migrated = migrate::migrate(&settings, &MigrateOptions::default()).await?;
+            tracing::info!(from = migrated.from.unwrap_or(0), to = migrated.to, "the outbox is migrated");
+        }
+        let target = settings.database.target();
+        let options = RelayOptions::new(&settings)
+            .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
+        match relay::run(options, stop).await {
+            Ok(Ended::Drained) => Ok(()),
+            Ok(Ended::TimedOut) => Err(Failure::finding("the relay did not drain within RELAY_SHUTDOWN_TIMEOUT")
+                .hint("its events are still pending; the next relay sends them")),
+            Err(RelayError::Schema(error)) => Err(migrate::refused(error, &target)),
+            // Checked property by property before, so this is about their combination; the text may quote a value.
+            Err(RelayError::Client(_)) => Err(Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")
+                .hint("compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other")),
+        }
+    }
+}
+
+/// Becomes true at the first SIGTERM or SIGINT; the second ends the process at once.
+fn stop_on_signals() -> Result<watch::Receiver<bool>, Failure> {
+    let failed = |error| Failure::unexpected("signals cannot be received", error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        for forced in [false, true] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if forced {
+                tracing::warn!("stopped at once: events in flight stay pending and may be sent again");
+                std::process::exit(1);
+            }
+            sender.send_replace(true);
+        }
+    });
+    Ok(receiver)
+}

@@ -1,0 +1,195 @@
+//! One layer of settings: the file, the environment or the flags. Names are resolved here, unknown ones refused, `_FILE`
+//! variants read.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ::config::{Map, Source, Value, ValueKind};
+
+use super::Needs;
+use super::mistake::{Mistake, nearest, showable};
+use super::pem;
+use super::property::{CONSUMER_PROPERTIES, INTERNAL_PROPERTIES, JAVA_PROPERTIES, PROPERTIES, Property};
+use super::setting::{Kind, SETTINGS, Setting};
+
+/// The table of a file, and the prefix of a flag, under which the pass-through lives.
+pub(super) const KAFKA: &str = "kafka";
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target {
+    Setting(&'static Setting),
+    Property(&'static Property),
+}
+
+impl Target {
+    fn is_secret(self) -> bool {
+        match self {
+            Target::Setting(setting) => setting.is_secret(),
+            Target::Property(property) => property.is_secret(),
+        }
+    }
+
+    fn is_kafkas(self) -> bool {
+        matches!(self, Target::Property(_) | Target::Setting(Setting { kind: Kind::Brokers, .. }))
+    }
+
+    /// The setting `batch_size`, or the property `kafka.linger.ms`.
+    pub(super) fn of_key(key: &str) -> Option<Target> {
+        match key.strip_prefix("kafka.") {
+            Some(name) => Property::named(name).map(Target::Property),
+            None => Setting::named(key).map(Target::Setting),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Given {
+    label: String,
+    /// `None` if it could not be had, which is a mistake of its own already.
+    text: Option<String>,
+}
+
+/// The values of one layer, each with the name it was given under, and the mistakes made in giving them.
+#[derive(Clone)]
+pub(super) struct Layer {
+    settings: BTreeMap<&'static str, Given>,
+    properties: BTreeMap<&'static str, Given>,
+    pub(super) mistakes: Vec<Mistake>,
+    /// The later of two values wins instead of both being a mistake.
+    pub(super) last_wins: bool,
+    /// Kafka's values are not looked at, only their names: a migration runs where the certificates are not mounted.
+    needs: Needs,
+}
+
+impl Layer {
+    pub(super) fn new(needs: Needs) -> Layer {
+        Layer { settings: BTreeMap::new(), properties: BTreeMap::new(), mistakes: Vec::new(), last_wins: false, needs }
+    }
+
+    fn skips(&self, target: Target) -> bool {
+        self.needs == Needs::DatabaseOnly && target.is_kafkas()
+    }
+
+    pub(super) fn set(&mut self, target: Target, label: String, text: String) {
+        self.insert(target, Given { label, text: Some(text) });
+    }
+
+    /// Records a mistake in place of a value, so that the setting is not called missing as well.
+    pub(super) fn refuse(&mut self, target: Target, label: String, problem: impl Into<String>) {
+        if self.skips(target) {
+            return;
+        }
+        self.mistakes.push(Mistake::new(&label, problem));
+        self.insert(target, Given { label, text: None });
+    }
+
+    fn insert(&mut self, target: Target, given: Given) {
+        if self.skips(target) {
+            return;
+        }
+        let (values, key) = match target {
+            Target::Setting(setting) => (&mut self.settings, setting.name),
+            Target::Property(property) => (&mut self.properties, property.canonical()),
+        };
+        match values.get(key) {
+            Some(other) if !(self.last_wins && other.label == given.label) => {
+                let problem = format!("{} sets the same; keep one of them", other.label);
+                self.mistakes.push(Mistake::new(given.label, problem));
+            }
+            _ => {
+                values.insert(key, given);
+            }
+        }
+    }
+
+    /// Takes the value from a file: its content without the line end that editors put there.
+    pub(super) fn set_from_file(&mut self, target: Target, label: String, path: &str) {
+        if self.skips(target) {
+            return;
+        }
+        match read_text(Path::new(path)) {
+            Ok(text) => self.set(target, label, text),
+            Err(why) => {
+                // A secret pasted where its path belongs must not be repeated.
+                let is_shown = is_surely_a_path(path) || (!target.is_secret() && showable(path));
+                let named = if is_shown { format!("{path:?}") } else { "it names".into() };
+                self.refuse(target, label, format!("cannot read the file {named}: {why}"));
+            }
+        }
+    }
+
+    /// Resolves a name of a file or a flag: exact, or with `_file` behind it.
+    pub(super) fn set_key(&mut self, key: &str, label: String, text: String) {
+        match (Target::of_key(key), key.strip_suffix("_file").and_then(Target::of_key)) {
+            (Some(target), _) => self.set(target, label, text),
+            (None, Some(target)) => self.set_from_file(target, label, &text),
+            (None, None) => self.mistakes.push(unknown_key(key, label)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.settings.keys()).entries(self.properties.keys()).finish()
+    }
+}
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ::config::ConfigError> {
+        let values = |given: &BTreeMap<&str, Given>| -> Map<String, Value> {
+            let value = |given: &Given| Value::new(Some(&given.label), ValueKind::from(given.text.clone()));
+            given.iter().map(|(key, given)| (key.to_string(), value(given))).collect()
+        };
+        let mut all = values(&self.settings);
+        all.insert(KAFKA.into(), Value::new(None, values(&self.properties)));
+        Ok(all)
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let bytes = pem::read(path).map_err(|error| pem::reason(&error))?;
+    let mut text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())?;
+    while text.ends_with(['\n', '\r']) {
+        text.pop();
+    }
+    if text.is_empty() { Err("it is empty".into()) } else { Ok(text) }
+}
+
+/// True if the directory exists: no password is that by accident. `/` alone does not count.
+fn is_surely_a_path(path: &str) -> bool {
+    Path::new(path).parent().is_some_and(|parent| parent.parent().is_some() && parent.is_dir())
+}
+
+/// The mistake of a key that nothing answers to.
+pub(super) fn unknown_key(key: &str, label: String) -> Mistake {
+    let Some(property) = key.strip_prefix("kafka.") else {
+        let known = SETTINGS.iter().map(|setting| setting.name);
+        let written = key.to_lowercase();
+        let bare = written.strip_prefix("relay_").unwrap_or(&written);
+        return Mistake::new(label, "unknown setting").nearest(nearest(bare, known).map(str::to_owned));
+    };
+    match known_elsewhere(property) {
+        Some(why) => Mistake::new(label, why),
+        None => {
+            let near = nearest(property, PROPERTIES.iter().map(|property| property.name));
+            Mistake::new(label, "unknown librdkafka property").nearest(near.map(|name| format!("kafka.{name}")))
+        }
+    }
+}
+
+/// Why a property that exists is none of the relay's.
+pub(super) fn known_elsewhere(property: &str) -> Option<String> {
+    if CONSUMER_PROPERTIES.contains(&property) {
+        return Some("a consumer property, without effect on the relay's producer".into());
+    }
+    if INTERNAL_PROPERTIES.contains(&property) {
+        return Some("a callback or object of librdkafka, which cannot be set as text and belongs to the relay".into());
+    }
+    let (_, instead) = JAVA_PROPERTIES.iter().find(|(name, _)| *name == property)?;
+    Some(format!("a property of the Java client; {instead}"))
+}

@@ -1,0 +1,87 @@
+//! What is logged, and how.
+
+use std::str::FromStr;
+
+use tracing_subscriber::EnvFilter;
+
+use super::mistake::nearest;
+use super::resolved::Resolved;
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// The form of a line.
+    pub format: LogFormat,
+    /// Directives that `EnvFilter` takes; checked.
+    pub level: String,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<LogFormat, ()> {
+        match text {
+            "auto" => Ok(LogFormat::Auto),
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(()),
+        }
+    }
+}
+
+impl LogSettings {
+    pub(super) fn read(from: &mut Resolved) -> Option<LogSettings> {
+        let format = from.word("log_format");
+        let level = from.required("log_level", |_, text| directives(text));
+        Some(LogSettings { format: format?, level: level? })
+    }
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// `EnvFilter` takes a bare word that is no level for the name of a target, so that `verbose` or `inof` would turn all other
+/// logs off. A target is written `target=level` here.
+fn directives(text: &str) -> Result<String, String> {
+    let words: Vec<&str> = text.split(',').map(str::trim).collect();
+    for word in &words {
+        let bare = word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if bare && !LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level)) {
+            let near = nearest(word, LEVELS).map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+            return Err(format!("{word:?} is no level, expected one of {}, or target=level{near}", LEVELS.join(", ")));
+        }
+    }
+    let joined = words.join(",");
+    EnvFilter::try_new(&joined).map(|_| joined).map_err(|_| String::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_targets_are_taken() {
+        for text in ["info", "INFO", "off", "warn,outbox_relay=debug", "outbox_relay[cycle{a=1}]=trace"] {
+            assert_eq!(directives(text).as_deref(), Ok(text));
+        }
+        assert_eq!(directives(" info, sqlx::query=warn ").as_deref(), Ok("info,sqlx::query=warn"));
+    }
+
+    #[test]
+    fn what_would_silence_the_logs_is_refused() {
+        assert!(directives("inof").unwrap_err().contains("did you mean info?"));
+        for text in ["", " ", "verbose", "info,", "info,sqlx", "outbox_relay=loud", "a=b=c"] {
+            assert!(directives(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Variables that Kubernetes puts into every pod of a namespace with a service called `kafka` or `relay`, or something that
+//! begins with `kafka-` or `relay-`. They are nobody's setting, and a pod must not fail to start because of a neighbour.
+//!
+//! ```text
+//! KAFKA_SERVICE_HOST=10.0.0.11             KAFKA_PORT=tcp://10.0.0.11:9092
+//! KAFKA_SERVICE_PORT=9092                  KAFKA_PORT_9092_TCP=tcp://10.0.0.11:9092
+//! KAFKA_SERVICE_PORT_CLIENT=9092           KAFKA_PORT_9092_TCP_PROTO=tcp  (_PORT, _ADDR)
+//! ```
+
+/// True for the variables above. `KAFKA_PORT` counts only with the URL Kubernetes gives it, so that a port number meant as a
+/// setting is still refused.
+pub(super) fn is_kubernetes(name: &str, value: &str) -> bool {
+    let parts: Vec<&str> = name.split('_').collect();
+    // The service's own name is what stands before the first of these that fits.
+    (1..parts.len()).any(|at| match &parts[at..] {
+        ["SERVICE", "HOST"] | ["SERVICE", "PORT"] => true,
+        ["SERVICE", "PORT", port_name @ ..] => port_name.iter().all(|part| !part.is_empty()),
+        ["PORT"] => is_link(value),
+        ["PORT", number, protocol] => is_port(number) && is_protocol(protocol),
+        ["PORT", number, protocol, "PROTO" | "PORT" | "ADDR"] => is_port(number) && is_protocol(protocol),
+        _ => false,
+    })
+}
+
+fn is_port(text: &str) -> bool {
+    text.parse::<u16>().is_ok()
+}
+
+fn is_protocol(text: &str) -> bool {
+    matches!(text, "TCP" | "UDP" | "SCTP")
+}
+
+fn is_link(value: &str) -> bool {
+    ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variables_of_a_service_are_ignored() {
+        for (name, value) in [
+            ("KAFKA_SERVICE_HOST", "10.0.0.11"),
+            ("KAFKA_SERVICE_PORT", "9092"),
+            ("KAFKA_SERVICE_PORT_CLIENT", "9092"),
+            ("KAFKA_SERVICE_PORT_TCP_CLIENT", "9092"),
+            ("KAFKA_PORT", "tcp://10.0.0.11:9092"),
+            ("KAFKA_PORT_9092_TCP", "tcp://10.0.0.11:9092"),
+            ("KAFKA_PORT_9092_TCP_PROTO", "tcp"),
+            ("KAFKA_PORT_9092_TCP_PORT", "9092"),
+            ("KAFKA_PORT_9092_TCP_ADDR", "10.0.0.11"),
+            ("RELAY_SERVICE_HOST", "10.0.0.12"),
+            ("RELAY_PORT", "tcp://10.0.0.12:8080"),
+            ("KAFKA_UI_SERVICE_HOST", "10.0.0.13"),
+            ("KAFKA_UI_PORT_80_TCP_ADDR", "10.0.0.13"),
+            ("RELAY_METRICS_PORT", "tcp://10.0.0.14:80"),
+        ] {
+            assert!(is_kubernetes(name, value), "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_ignored() {
+        for (name, value) in [
+            ("KAFKA_PORT", "9092"),
+            ("RELAY_PORT", "8080"),
+            ("KAFKA_SERVICE", "x"),
+            ("KAFKA_HOST", "10.0.0.11"),
+            ("KAFKA_PORT_X_TCP", "x"),
+            ("KAFKA_PORT_9092_HTTP", "x"),
+            ("KAFKA_PORT_9092_TCP_NAME", "x"),
+            ("RELAY_BATCHSIZE", "1"),
+            ("SERVICE_HOST", "x"),
+        ] {
+            assert!(!is_kubernetes(name, value), "{name}={value}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The one table of settings. Parsing, the check for unknown names, nearest names, `non_defaults` and `.env.example` all
+//! derive from it.
+
+use std::time::Duration;
+
+use super::duration::shown;
+
+/// One setting: its name in TOML and in flags, what it accepts, and its default.
+#[derive(Debug)]
+pub struct Setting {
+    /// Lower-case name: the TOML key, and the name in `--set name=value`.
+    pub name: &'static str,
+    /// What it accepts.
+    pub kind: Kind,
+    /// Used when no layer sets it; `None` if it is required or has a computed default.
+    pub default: Option<&'static str>,
+    /// A plausible value, shown in `.env.example` when there is no default.
+    pub example: &'static str,
+    /// One sentence for operators.
+    pub doc: &'static str,
+}
+
+/// What a setting accepts.
+#[derive(Debug)]
+pub enum Kind {
+    /// A Postgres URL with credentials in it: never shown.
+    DatabaseUrl,
+    /// A comma-separated list of `host:port`.
+    Brokers,
+    /// A name of 1 to 63 bytes that Postgres takes as an identifier.
+    Identifier,
+    /// Printable text, not empty.
+    Text {
+        /// Longest accepted, in bytes.
+        max_len: usize,
+    },
+    /// A whole number.
+    Integer {
+        /// Lowest accepted.
+        min: u64,
+        /// Highest accepted.
+        max: u64,
+    },
+    /// A number of bytes, with an optional unit.
+    Bytes {
+        /// Lowest accepted.
+        min: u64,
+        /// Highest accepted.
+        max: u64,
+    },
+    /// A length of time with its unit.
+    Duration {
+        /// Shortest accepted.
+        min: Duration,
+        /// Longest accepted.
+        max: Duration,
+    },
+    /// `true` or `false`.
+    Boolean,
+    /// One of a few words.
+    OneOf(&'static [&'static str]),
+    /// A topic template.
+    Topic,
+    /// Log directives.
+    LogLevel,
+}
+
+impl Setting {
+    /// The environment variable: `RELAY_<NAME>`, but for the two names every deployment already has.
+    pub fn env_name(&self) -> String {
+        match self.name {
+            "database_url" | "kafka_bootstrap_servers" => self.name.to_uppercase(),
+            name => format!("RELAY_{}", name.to_uppercase()),
+        }
+    }
+
+    /// True if its value must never be shown.
+    pub fn is_secret(&self) -> bool {
+        matches!(self.kind, Kind::DatabaseUrl)
+    }
+
+    /// The setting of that name.
+    pub fn named(name: &str) -> Option<&'static Setting> {
+        SETTINGS.iter().find(|setting| setting.name == name)
+    }
+}
+
+impl Kind {
+    /// What is accepted, as the end of a sentence that begins with "expected".
+    pub fn accepted(&self) -> String {
+        match self {
+            Kind::DatabaseUrl => "a URL such as postgres://user:password@host:5432/database".into(),
+            Kind::Brokers => "a comma-separated list of host:port".into(),
+            Kind::Identifier => "a name of 1 to 63 bytes without NUL".into(),
+            Kind::Text { max_len } => format!("1 to {max_len} bytes of text without control characters"),
+            Kind::Integer { min, max } => format!("an integer from {min} to {max}"),
+            Kind::Bytes { min, max } => format!("{min} to {max} bytes, such as 16777216, 512KB or 16MiB"),
+            Kind::Duration { min, max } => {
+                format!("a duration with its unit from {} to {}, such as 250ms or 1m", shown(*min), shown(*max))
+            }
+            Kind::Boolean => "true or false".into(),
+            Kind::OneOf(words) => format!("one of {}", words.join(", ")),
+            Kind::Topic => "a topic template such as {entity_type}-events".into(),
+            Kind::LogLevel => "log directives such as info or info,outbox_relay=debug".into(),
+        }
+    }
+}
+
+const fn required(name: &'static str, kind: Kind, example: &'static str, doc: &'static str) -> Setting {
+    Setting { name, kind, default: None, example, doc }
+}
+
+const fn with_default(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Setting {
+    Setting { name, kind, default: Some(default), example: default, doc }
+}
+
+const fn millis(min: u64, max: u64) -> Kind {
+    Kind::Duration { min: Duration::from_millis(min), max: Duration::from_millis(max) }
+}
+
+const SECOND: u64 = 1_000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+
+/// Every setting, in the order of `.env.example`.
+pub static SETTINGS: &[Setting] = &[
+    required(
+        "database_url",
+        Kind::DatabaseUrl,
+        "postgres://relay:change-me@localhost:5432/app",
+        "The database that holds the outbox. Required. It carries a password: DATABASE_URL_FILE reads it from a file.",
+    ),
+    required(
+        "kafka_bootstrap_servers",
+        Kind::Brokers,
+        "localhost:9092",
+        "The brokers to start from, host:port, comma-separated. Required by every command that talks to Kafka.",
+    ),
+    with_default("schema", Kind::Identifier, "public", "Postgres schema of the outbox tables."),
+    with_default("table", Kind::Identifier, "event_outbox", "The outbox table."),
+    with_default("processed_table", Kind::Identifier, "processed_events", "The consumers' table of processed events."),
+    required(
+        "name",
+        Kind::Text { max_len: 63 },
+        "relay-1",
+        "This relay's name in logs and in its heartbeat. Without it: the host name.",
+    ),
+    with_default(
+        "workers",
+        Kind::Integer { min: 1, max: 64 },
+        "2",
+        "Workers, each with a Postgres connection of its own.",
+    ),
+    with_default("batch_size", Kind::Integer { min: 1, max: 100_000 }, "2000", "Most events per claim."),
+    with_default(
+        "batch_bytes",
+        Kind::Bytes { min: 1 << 10, max: 1 << 30 },
+        "16MiB",
+        "Most payload bytes per claim; KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.",
+    ),
+    with_default(
+        "poll_interval",
+        millis(1, MINUTE),
+        "250ms",
+        "Longest pause between polls while there is nothing to do.",
+    ),
+    with_default("publish_timeout", millis(SECOND, 15 * MINUTE), "30s", "How long a batch waits for its acks."),
+    with_default("shutdown_timeout", millis(SECOND, HOUR), "40s", "How long SIGTERM waits for what is in flight."),
+    with_default("connect_timeout", millis(100, 5 * MINUTE), "10s", "How long to wait for a database connection."),
+    with_default("status_interval", millis(SECOND, HOUR), "30s", "How often the status line is logged."),
+    with_default(
+        "heartbeat_interval",
+        millis(100, 10 * SECOND),
+        "1s",
+        "How often a relay says that it is alive; after three without, others take over its share.",
+    ),
+    with_default(
+        "envelope",
+        Kind::OneOf(&["event", "raw", "cloudevents-binary", "cloudevents-structured", "debezium"]),
+        "event",
+        "What the record's value looks like.",
+    ),
+    required(
+        "topic",
+        Kind::Topic,
+        "{entity_type}-events",
+        "Topic of an event whose row names none. Without it: the envelope's own default.",
+    ),
+    required(
+        "source",
+        Kind::Text { max_len: 255 },
+        "/shop/orders",
+        "Source of events whose row names none. Without it: none.",
+    ),
+    with_default(
+        "on_poison",
+        Kind::OneOf(&["dead_letter", "hold_entity"]),
+        "dead_letter",
+        "What a row that cannot be sent does: dead_letter lets its successors go on, hold_entity makes them wait.",
+    ),
+    with_default(
+        "prepared_statements",
+        Kind::Boolean,
+        "true",
+        "False behind a transaction-mode pooler that does not support prepared statements.",
+    ),
+    with_default(
+        "log_format",
+        Kind::OneOf(&["auto", "text", "json"]),
+        "auto",
+        "auto is text on a terminal and json elsewhere.",
+    ),
+    with_default("log_level", Kind::LogLevel, "info", "A level, or target=level pairs, comma-separated."),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_their_variables_follow_the_rule() {
+        let mut names: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), SETTINGS.len());
+        assert_eq!(Setting::named("database_url").unwrap().env_name(), "DATABASE_URL");
+        assert_eq!(Setting::named("kafka_bootstrap_servers").unwrap().env_name(), "KAFKA_BOOTSTRAP_SERVERS");
+        assert_eq!(Setting::named("batch_size").unwrap().env_name(), "RELAY_BATCH_SIZE");
+    }
+}

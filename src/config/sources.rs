@@ -1,0 +1,126 @@
+//! Where settings come from, and their order: defaults < file < environment < flags.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+
+use super::Needs;
+use super::file;
+use super::layer::{Layer, Target, known_elsewhere};
+use super::mistake::{Mistake, nearest};
+use super::noise::is_kubernetes;
+use super::property::{PROPERTIES, Property, variable};
+use super::resolved::Resolved;
+use super::setting::{SETTINGS, Setting};
+
+/// Stands in for a variable whose bytes are no text.
+const NOT_TEXT: char = char::REPLACEMENT_CHARACTER;
+
+/// Everything a configuration is read from.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The TOML file of `--config`.
+    pub file: Option<PathBuf>,
+    /// All environment variables; those of other programs are ignored. `HOSTNAME` is the default of `name`.
+    pub env: BTreeMap<String, String>,
+    /// `--set name=value`, in order; the last of a name wins. `kafka.linger.ms` is a property of the pass-through.
+    pub overrides: Vec<(String, String)>,
+}
+
+/// Names only: the values hold secrets.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.overrides.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Sources")
+            .field("file", &self.file)
+            .field("env", &self.env.keys().filter(|name| is_ours(name)).collect::<Vec<_>>())
+            .field("overrides", &names)
+            .finish()
+    }
+}
+
+impl Sources {
+    /// Takes the environment of this process. Nothing else in the crate reads it.
+    pub fn from_process(file: Option<PathBuf>, overrides: Vec<(String, String)>) -> Sources {
+        let text = |os: OsString| os.to_string_lossy().into_owned();
+        let mut env: BTreeMap<_, _> = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
+        // Containers set HOSTNAME, login shells keep it to themselves; Linux tells it anyway.
+        if !env.contains_key("HOSTNAME")
+            && let Ok(name) = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        {
+            env.insert("HOSTNAME".into(), name.trim().into());
+        }
+        Sources { file, env, overrides }
+    }
+
+    /// Puts the layers on top of each other.
+    pub(super) fn resolve(&self, needs: Needs) -> Resolved {
+        let mut mistakes = Vec::new();
+        let file = self.file.as_deref().map(|path| file::read(path, needs, &mut mistakes));
+        let complete = !matches!(file, Some(None));
+        let file = file.flatten().unwrap_or_else(|| Layer::new(needs));
+        let layers = [file, environment(&self.env, needs), flags(&self.overrides, needs)];
+        Resolved::new(layers, mistakes, complete)
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("RELAY_") || name.starts_with("KAFKA_") || name == "DATABASE_URL" || name == "DATABASE_URL_FILE"
+}
+
+fn environment(env: &BTreeMap<String, String>, needs: Needs) -> Layer {
+    let mut layer = Layer::new(needs);
+    for (name, value) in env.iter().filter(|(name, _)| is_ours(name)) {
+        let file_of = name.strip_suffix("_FILE").and_then(of_variable);
+        match (of_variable(name), file_of) {
+            (Some(target), _) | (None, Some(target)) if value.contains(NOT_TEXT) => {
+                layer.refuse(target, name.clone(), "its value is not UTF-8 text");
+            }
+            (Some(target), _) => layer.set(target, name.clone(), value.clone()),
+            (None, Some(target)) => layer.set_from_file(target, name.clone(), value),
+            (None, None) if is_kubernetes(name, value) => {}
+            (None, None) => layer.mistakes.push(unknown_variable(name)),
+        }
+    }
+    layer
+}
+
+fn of_variable(name: &str) -> Option<Target> {
+    let setting = SETTINGS.iter().find(|setting| setting.env_name() == name).map(Target::Setting);
+    setting.or_else(|| Property::of_variable(name.strip_prefix("KAFKA_")?).map(Target::Property))
+}
+
+fn unknown_variable(name: &str) -> Mistake {
+    let (plain, file) = name.strip_suffix("_FILE").map_or((name, ""), |plain| (plain, "_FILE"));
+    if let Some(property) = plain.strip_prefix("KAFKA_")
+        && let Some(why) = elsewhere_as_variable(property)
+    {
+        return Mistake::new(name, why);
+    }
+    // Names given with another prefix than theirs, such as RELAY_DATABASE_URL, resemble without it.
+    let bare = plain.strip_prefix("RELAY_").unwrap_or(plain);
+    let of_setting = Setting::named(&bare.to_lowercase()).map(Setting::env_name);
+    let known = SETTINGS.iter().map(Setting::env_name);
+    let known: Vec<_> =
+        known.chain(PROPERTIES.iter().map(|property| format!("KAFKA_{}", variable(property.name)))).collect();
+    let near = of_setting.or_else(|| nearest(plain, known.iter().map(String::as_str)).map(str::to_owned));
+    Mistake::new(name, "unknown setting").nearest(near.map(|near| near + file))
+}
+
+/// [`known_elsewhere`] by the variable's form of the name.
+fn elsewhere_as_variable(property: &str) -> Option<String> {
+    use super::property::{CONSUMER_PROPERTIES, INTERNAL_PROPERTIES, JAVA_PROPERTIES};
+    let known =
+        CONSUMER_PROPERTIES.iter().chain(INTERNAL_PROPERTIES).chain(JAVA_PROPERTIES.iter().map(|(name, _)| name));
+    known.into_iter().find(|name| variable(name) == property).and_then(|name| known_elsewhere(name))
+}
+
+fn flags(overrides: &[(String, String)], needs: Needs) -> Layer {
+    let mut layer = Layer::new(needs);
+    layer.last_wins = true;
+    for (name, value) in overrides {
+        layer.set_key(name, format!("--set {name}"), value.clone());
+    }
+    layer
+}

@@ -1,0 +1,3 @@
+//! What an operator sees: for now, the logs.
+
+pub(crate) mod log;
