@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::Needs;
 use super::layer::{KAFKA, Layer, Target, unknown_key};
-use super::mistake::Mistake;
+use super::mistake::{Mistake, shown_name};
 use super::pem;
 
 /// Reads the file into a layer. `None` if it has no readable content: then nothing can be said about what is missing.
@@ -86,7 +86,7 @@ impl File<'_> {
     }
 
     fn value(&mut self, key: &str, written: &str, at: usize, value: DeValue<'_>) {
-        let label = format!("{}:{}: {written}", self.name, line(self.text, at));
+        let label = format!("{}:{}: {}", self.name, line(self.text, at), shown_name(written));
         match as_text(&value) {
             Some(text) => self.layer.set_key(key, label, text),
             None => match Target::of_key(key) {
@@ -118,6 +118,8 @@ fn as_text(value: &DeValue<'_>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn mistakes(text: &str) -> Vec<String> {
@@ -139,6 +141,32 @@ mod tests {
         let found = mistakes("workers = \ntable = 'x'\nschema 3\n");
         assert!(found.iter().any(|mistake| mistake.starts_with("relay.toml:1:")), "{found:?}");
         assert!(found.iter().any(|mistake| mistake.starts_with("relay.toml:3:")), "{found:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn no_damage_to_a_file_makes_it_tell_its_secrets(
+            at in 0_usize..200,
+            cut in 0_usize..4,
+            put in "[ \"'=\\[\\]{}.,\n#x\\\\]{0,3}",
+        ) {
+            let whole = "workers = 2\ndatabase_url = \"postgres://u:hunter2@h/d\"\n[kafka]\n\"sasl.password\" = 'hunter2'\nssl.key.pem = '''hunter2'''\n";
+            let mut text = whole.to_owned();
+            let at = at % whole.len();
+            text.replace_range(at..(at + cut).min(whole.len()), &put);
+            let found = mistakes(&text);
+            prop_assert!(!found.concat().contains("hunter2"), "{text}\n{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_parser_says_is_passed_on_only_in_words_of_its_own() {
+        assert_eq!(expectation("extra `hunter2`, expected `=`"), "`=`");
+        for message in ["duplicate key hunter2", "invalid hunter2", "hunter2", ""] {
+            assert_eq!(expectation(message), "name = \"value\"", "{message}");
+        }
     }
 
     #[test]

@@ -73,6 +73,12 @@ pub(super) fn showable(text: &str) -> bool {
     text.len() <= 200 && !text.contains('@') && !text.contains("-----BEGIN") && !text.contains(['\n', '\r'])
 }
 
+/// A name as it was given, unless it is none: a URL after `--set`, or text that would break the line.
+pub(super) fn shown_name(name: &str) -> &str {
+    let is_name = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | ' '));
+    if is_name && showable(name) { name } else { "(not a name)" }
+}
+
 /// The known name nearest to `name`, if any is near enough to be meant. Case does not count.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Below two thirds alike, suggestions start to read as noise.
@@ -104,6 +110,14 @@ mod tests {
         for text in ["postgres://u:hunter2@h/d", "-----BEGIN PRIVATE KEY-----", "two\nlines", &"x".repeat(201)] {
             assert_eq!(Mistake::new("RELAY_TABLE", "").given(text).given, None, "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_no_name_is_not_repeated_as_one() {
+        for name in ["postgres://u:hunter2@h/d", "hunter2\nhunter2", "hunter2\u{1b}[31m"] {
+            assert_eq!(shown_name(name), "(not a name)");
+        }
+        assert_eq!(shown_name("kafka.linger.ms"), "kafka.linger.ms");
     }
 
     #[test]

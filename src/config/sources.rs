@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::Needs;
 use super::file;
 use super::layer::{Layer, Target, known_elsewhere};
-use super::mistake::{Mistake, nearest};
+use super::mistake::{Mistake, nearest, shown_name};
 use super::noise::is_kubernetes;
 use super::property::{PROPERTIES, Property, variable};
 use super::resolved::Resolved;
@@ -31,7 +31,7 @@ pub struct Sources {
 /// Names only: the values hold secrets.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.overrides.iter().map(|(name, _)| name).collect();
+        let names: Vec<_> = self.overrides.iter().map(|(name, _)| shown_name(name)).collect();
         f.debug_struct("Sources")
             .field("file", &self.file)
             .field("env", &self.env.keys().filter(|name| is_ours(name)).collect::<Vec<_>>())
@@ -96,7 +96,7 @@ fn unknown_variable(name: &str) -> Mistake {
     if let Some(property) = plain.strip_prefix("KAFKA_")
         && let Some(why) = elsewhere_as_variable(property)
     {
-        return Mistake::new(name, why);
+        return Mistake::new(shown_name(name), why);
     }
     // Names given with another prefix than theirs, such as RELAY_DATABASE_URL, resemble without it.
     let bare = plain.strip_prefix("RELAY_").unwrap_or(plain);
@@ -105,7 +105,7 @@ fn unknown_variable(name: &str) -> Mistake {
     let known: Vec<_> =
         known.chain(PROPERTIES.iter().map(|property| format!("KAFKA_{}", variable(property.name)))).collect();
     let near = of_setting.or_else(|| nearest(plain, known.iter().map(String::as_str)).map(str::to_owned));
-    Mistake::new(name, "unknown setting").nearest(near.map(|near| near + file))
+    Mistake::new(shown_name(name), "unknown setting").nearest(near.map(|near| near + file))
 }
 
 /// [`known_elsewhere`] by the variable's form of the name.
@@ -120,7 +120,7 @@ fn flags(overrides: &[(String, String)], needs: Needs) -> Layer {
     let mut layer = Layer::new(needs);
     layer.last_wins = true;
     for (name, value) in overrides {
-        layer.set_key(name, format!("--set {name}"), value.clone());
+        layer.set_key(name, format!("--set {}", shown_name(name)), value.clone());
     }
     layer
 }
