@@ -49,10 +49,12 @@ pub fn main() -> ExitCode {
         Err(error) => return exit::usage(&error),
     };
     let done = match cli.command {
-        Command::Run(run) => settings(cli.config, cli.set, Needs::DatabaseAndKafka).and_then(|settings| run.run(settings)),
-        Command::Migrate(migrate) if migrate.print => {
-            settings(cli.config, cli.set, Needs::Nothing).and_then(|settings| migrate.print(&settings))
+        Command::Run(run) => {
+            settings(cli.config, cli.set, Needs::DatabaseAndKafka).and_then(|settings| run.run(settings))
         }
+        Command::Migrate(migrate) if migrate.print => Settings::load_names(&Sources::from_process(cli.config, cli.set))
+            .map_err(Failure::from)
+            .map(|outbox| migrate.print(&outbox)),
         Command::Migrate(migrate) => {
             settings(cli.config, cli.set, Needs::DatabaseOnly).and_then(|settings| migrate.run(&settings))
         }

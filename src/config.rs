@@ -90,6 +90,18 @@ impl Settings {
         }
     }
 
+    /// Reads only what the tables are called: what is needed to print the migrations.
+    ///
+    /// # Errors
+    /// Every mistake there is but what concerns a connection.
+    pub fn load_names(sources: &Sources) -> Result<OutboxNames, ConfigError> {
+        let mut from = sources.resolve(Needs::DatabaseOnly);
+        match OutboxNames::read(&mut from) {
+            Some(names) if from.mistakes.is_empty() => Ok(names),
+            _ => Err(ConfigError(from.mistakes)),
+        }
+    }
+
     /// The settings that differ from their defaults, for the start line: name and value, `set` for a secret.
     pub fn non_defaults(&self) -> Vec<(&'static str, String)> {
         self.non_defaults.clone()

@@ -38,7 +38,9 @@ pub(crate) fn of_kafka(code: RDKafkaErrorCode) -> Fault {
         Code::TopicAuthorizationFailed => {
             fault(Class::Destination, "grant the relay's user WRITE and DESCRIBE on the topic")
         }
-        Code::InvalidTopic => fault(Class::Destination, "mend the topic's name in RELAY_TOPIC or in the row's topic column"),
+        Code::InvalidTopic => {
+            fault(Class::Destination, "mend the topic's name in RELAY_TOPIC or in the row's topic column")
+        }
         Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge => {
             fault(Class::Row, "raise the topic's max.message.bytes and KAFKA_MESSAGE_MAX_BYTES, or discard the event")
         }
@@ -77,9 +79,13 @@ pub(crate) fn of_database(error: &sqlx::Error) -> Fault {
     match code {
         "28000" | "28P01" => fault(Class::Operator, "check the user and the password in DATABASE_URL and pg_hba.conf"),
         "3D000" => fault(Class::Operator, "check the database's name in DATABASE_URL"),
-        "42501" => fault(Class::Operator, "grant the relay's user SELECT and UPDATE on the outbox and its companion tables"),
+        "42501" => {
+            fault(Class::Operator, "grant the relay's user SELECT and UPDATE on the outbox and its companion tables")
+        }
         "42P01" | "42703" | "42883" | "3F000" => fault(Class::Operator, "run `outbox-relay migrate`"),
-        "25006" => fault(Class::Outage, "this server is read-only, a standby perhaps: point DATABASE_URL at the primary"),
+        "25006" => {
+            fault(Class::Outage, "this server is read-only, a standby perhaps: point DATABASE_URL at the primary")
+        }
         "53300" => fault(Class::Outage, "the server has no connection left: raise max_connections or stop a client"),
         "53100" => fault(Class::Outage, "the server's disk is full: free space"),
         "55P03" => fault(Class::Outage, "another session holds a lock: see pg_locks and pg_blocking_pids()"),

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::exit::Failure;
 use super::runtime;
-use crate::config::Settings;
+use crate::config::{OutboxNames, Settings};
 use crate::fault;
 use crate::store::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
 use crate::store::{Names, session};
@@ -25,15 +25,15 @@ pub(crate) struct Migrate {
 }
 
 impl Migrate {
-    pub(crate) fn print(&self, settings: &Settings) -> Result<(), Failure> {
-        print!("{}", schema::print(&names(settings), self.lanes));
-        Ok(())
+    pub(crate) fn print(&self, outbox: &OutboxNames) {
+        print!("{}", schema::print(&names(outbox), self.lanes));
     }
 
     pub(crate) fn run(&self, settings: &Settings) -> Result<(), Failure> {
-        let options = MigrateOptions { lanes: self.lanes, lock_timeout: self.lock_timeout, ..MigrateOptions::default() };
+        let options =
+            MigrateOptions { lanes: self.lanes, lock_timeout: self.lock_timeout, ..MigrateOptions::default() };
         let migrated = runtime()?.block_on(migrate(settings, &options))?;
-        let (names, target) = (names(settings), settings.database.target());
+        let (names, target) = (names(&settings.outbox), settings.database.target());
         match migrated.from {
             Some(from) if from == migrated.to => {
                 println!("{} in {target} is at version {} already", names.outbox(), migrated.to);
@@ -45,13 +45,13 @@ impl Migrate {
 }
 
 /// The outbox's names as configured.
-pub(crate) fn names(settings: &Settings) -> Names {
-    Names::new(&settings.outbox.schema, &settings.outbox.table, &settings.outbox.processed_table)
+pub(crate) fn names(outbox: &OutboxNames) -> Names {
+    Names::new(&outbox.schema, &outbox.table, &outbox.processed_table)
 }
 
 /// Migrates the configured outbox.
 pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Result<Migrated, Failure> {
-    let (names, database) = (names(settings), &settings.database);
+    let (names, database) = (names(&settings.outbox), &settings.database);
     let connected =
         session::connect(&database.connect_options(), "outbox-relay migrate", database.connect_timeout).await;
     let mut conn = connected.map_err(|error| {

@@ -24,13 +24,12 @@ impl Run {
 
     async fn relay(self, settings: Settings) -> Result<(), Failure> {
         let brokers = settings.kafka.as_ref().map_or("", |kafka| kafka.brokers());
-        let changed: Vec<_> =
-            settings.non_defaults().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let changed: Vec<_> = settings.non_defaults().iter().map(|(name, value)| format!("{name}={value}")).collect();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             name = settings.relay.name,
             database = settings.database.target(),
-            outbox = migrate::names(&settings).outbox(),
+            outbox = migrate::names(&settings.outbox).outbox(),
             brokers,
             settings = changed.join(" "),
             "outbox-relay is starting"
@@ -49,8 +48,10 @@ impl Run {
                 .hint("its events are still pending; the next relay sends them")),
             Err(RelayError::Schema(error)) => Err(migrate::refused(error, &target)),
             // Checked property by property before, so this is about their combination; the text may quote a value.
-            Err(RelayError::Client(_)) => Err(Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")
-                .hint("compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other")),
+            Err(RelayError::Client(_)) => {
+                Err(Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")
+                    .hint("compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other"))
+            }
         }
     }
 }

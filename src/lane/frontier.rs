@@ -124,9 +124,7 @@ impl Frontier {
     /// True when a straggler had ended by a snapshot taken after the claim: the claim may have overlooked its rows, and
     /// must be given up. The next [`Frontier::observe`] goes back for them.
     pub(crate) fn overlooks(&self, after_claim: &Snapshot, now: Instant) -> bool {
-        self.running
-            .iter()
-            .any(|(xid, running)| now - running.since >= STRAGGLER_AGE && after_claim.has_ended(*xid))
+        self.running.iter().any(|(xid, running)| now - running.since >= STRAGGLER_AGE && after_claim.has_ended(*xid))
     }
 
     /// A claim has been settled: it took all it found up to `last`, and, unless it was `full`, found nothing above.

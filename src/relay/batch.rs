@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 
 use rdkafka::error::RDKafkaErrorCode;
 
+use crate::config::OnPoison;
 use crate::event::{OutboxId, StoredEvent};
 use crate::fault::{self, Class};
-use crate::config::OnPoison;
 use crate::relay::options::RelayOptions;
 use crate::sink::producer::KafkaProducer;
 use crate::store::claim::{ClaimedRow, Skipped};
@@ -15,8 +15,15 @@ use crate::store::holds::{Hold, entity_reason, topic_reason};
 
 /// A row and where it would go.
 enum Planned<'r> {
-    Ready { event: StoredEvent<'r>, topic: usize },
-    Poison { entity_type: String, entity_id: Option<&'r str>, error: String },
+    Ready {
+        event: StoredEvent<'r>,
+        topic: usize,
+    },
+    Poison {
+        entity_type: String,
+        entity_id: Option<&'r str>,
+        error: String,
+    },
     /// A row before it could not be claimed: its turn comes after that one.
     Behind,
 }
@@ -113,10 +120,8 @@ impl<'r> Plan<'r> {
         for (slot, row) in self.rows.iter().enumerate() {
             let fate = match row {
                 Planned::Behind => Fate::Left,
-                Planned::Poison { entity_type, entity_id, error } => {
-                    held(holds, entity_type, *entity_id)
-                        .unwrap_or_else(|| poison(options.on_poison, holds, entity_type, *entity_id, error))
-                }
+                Planned::Poison { entity_type, entity_id, error } => held(holds, entity_type, *entity_id)
+                    .unwrap_or_else(|| poison(options.on_poison, holds, entity_type, *entity_id, error)),
                 Planned::Ready { event, topic } => {
                     let name = &sent.topics[*topic];
                     let fate = closed.get(name).map(|why| Fate::Held { reason: topic_reason(name, why), attempts: 0 });
@@ -185,7 +190,9 @@ fn held(holds: &HashSet<Hold>, entity_type: &str, entity_id: Option<&str>) -> Op
         return None;
     }
     let hold = Hold::Entity(entity_type.to_owned(), entity_id?.to_owned());
-    holds.contains(&hold).then(|| Fate::Held { reason: entity_reason("waits behind an event that was refused"), attempts: 0 })
+    holds
+        .contains(&hold)
+        .then(|| Fate::Held { reason: entity_reason("waits behind an event that was refused"), attempts: 0 })
 }
 
 /// A batch that has been given to the producer.

@@ -80,7 +80,9 @@ impl Outages {
     pub(crate) fn current(&self) -> Vec<String> {
         self.open()
             .iter()
-            .map(|(side, incident)| format!("{side} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason))
+            .map(|(side, incident)| {
+                format!("{side} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason)
+            })
             .collect()
     }
 

@@ -202,8 +202,7 @@ impl Hands<'_> {
             rows = within(sql.claim_due(conn, lanes, **limit, persistent)).await?;
         }
         let start = stint.frontier.start(Instant::now());
-        let claimed =
-            within(sql.claim(conn, start, lanes, **limit, options.batch_bytes, persistent)).await?;
+        let claimed = within(sql.claim(conn, start, lanes, **limit, options.batch_bytes, persistent)).await?;
         let last = claimed.rows.last().map(ClaimedRow::id).transpose()?;
         // A full claim is recounted up to its end; one that found all there was, up to all that was ever seen: a locked row
         // may be the only one left there.

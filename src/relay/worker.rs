@@ -129,8 +129,7 @@ impl Worker {
         let below = share.map_or(Some(LaneRange { first: 0, last }), |own| {
             (own.first > 0).then(|| LaneRange { first: 0, last: own.first - 1 })
         });
-        let above = share
-            .and_then(|own| (own.last < last).then(|| LaneRange { first: own.last + 1, last }));
+        let above = share.and_then(|own| (own.last < last).then(|| LaneRange { first: own.last + 1, last }));
         let mut adopted = Turn::Idle;
         for range in below.into_iter().chain(above) {
             let mut stint = Stint::new(range, Instant::now());
@@ -160,12 +159,14 @@ impl Worker {
             match KafkaProducer::new(&options.kafka, self.shared.broker.suspicions()) {
                 Ok(producer) => self.producer = Some(producer),
                 // The same settings made the watching client, so this is about threads or memory.
-                Err(error) => return Err(TurnError::Unacknowledged {
-                    unacknowledged: 0,
-                    records: 0,
-                    reason: error.to_string(),
-                    class: Class::Operator,
-                }),
+                Err(error) => {
+                    return Err(TurnError::Unacknowledged {
+                        unacknowledged: 0,
+                        records: 0,
+                        reason: error.to_string(),
+                        class: Class::Operator,
+                    });
+                }
             }
         }
         Ok(())
@@ -209,4 +210,3 @@ impl Worker {
         }
     }
 }
-

@@ -141,9 +141,11 @@ impl Broker {
     }
 
     async fn answers(self: &Arc<Self>) -> bool {
-        self.ask(|broker| broker.client.client().fetch_metadata(None, ANSWER_TIMEOUT).map(|all| !all.brokers().is_empty()))
-            .await
-            .unwrap_or(false)
+        self.ask(|broker| {
+            broker.client.client().fetch_metadata(None, ANSWER_TIMEOUT).map(|all| !all.brokers().is_empty())
+        })
+        .await
+        .unwrap_or(false)
     }
 
     /// What the cluster says against writing `topic`, if anything.

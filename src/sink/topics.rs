@@ -30,7 +30,10 @@ const REFUSAL_PAUSE_LONGEST: Duration = Duration::from_secs(60);
 enum Known {
     Writable,
     /// It refused a record, although the cluster shows it.
-    Refused { until: Instant, pause: Duration },
+    Refused {
+        until: Instant,
+        pause: Duration,
+    },
 }
 
 /// The topics seen so far; shared by the workers of a relay.

@@ -305,6 +305,9 @@ impl ClaimedRow {
 /// `timestamptz` in binary; `infinity` and what chrono cannot hold become the nearest it can.
 fn timestamp(micros: i64) -> DateTime<Utc> {
     let clamped = micros.saturating_add(POSTGRES_EPOCH_MICROS);
-    DateTime::from_timestamp_micros(clamped)
-        .unwrap_or(if micros < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC })
+    DateTime::from_timestamp_micros(clamped).unwrap_or(if micros < 0 {
+        DateTime::<Utc>::MIN_UTC
+    } else {
+        DateTime::<Utc>::MAX_UTC
+    })
 }

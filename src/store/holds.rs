@@ -39,7 +39,8 @@ pub(crate) struct HoldSql {
 impl HoldSql {
     pub(crate) fn new(names: &Names) -> Self {
         let outbox = names.outbox();
-        let held = format!("{WAITING} and available_at = 'infinity' and last_error is not null and lane between $1 and $2");
+        let held =
+            format!("{WAITING} and available_at = 'infinity' and last_error is not null and lane between $1 and $2");
         Self {
             // Reasons of topics repeat; of entities the reason is dropped and the entity kept.
             learn: format!(

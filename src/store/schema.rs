@@ -41,11 +41,7 @@ pub struct MigrateOptions {
 
 impl Default for MigrateOptions {
     fn default() -> Self {
-        Self {
-            lanes: DEFAULT_LANES,
-            lock_timeout: Duration::from_secs(5),
-            turn_timeout: Duration::from_secs(60),
-        }
+        Self { lanes: DEFAULT_LANES, lock_timeout: Duration::from_secs(5), turn_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -165,10 +161,8 @@ async fn migrate_in_turn(
 }
 
 async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
-    let taken: bool = sqlx::query_scalar("select to_regclass($1) is not null")
-        .bind(names.outbox())
-        .fetch_one(&mut *conn)
-        .await?;
+    let taken: bool =
+        sqlx::query_scalar("select to_regclass($1) is not null").bind(names.outbox()).fetch_one(&mut *conn).await?;
     if taken {
         return Err(SchemaError::Foreign { table: names.outbox() });
     }

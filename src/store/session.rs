@@ -65,7 +65,9 @@ impl Beginning {
         let lane_table = names.companion("lane");
         // The table's oid is unsigned and the lock's key is signed: the same 32 bits.
         let oid = format!("{}::regclass::oid::int8", literal(&lane_table));
-        let lock = format!("pg_try_advisory_xact_lock(({oid} - case when {oid} > 2147483647 then 4294967296 else 0 end)::int4, lane)");
+        let lock = format!(
+            "pg_try_advisory_xact_lock(({oid} - case when {oid} > 2147483647 then 4294967296 else 0 end)::int4, lane)"
+        );
         Self { settings, lane_table, lock }
     }
 

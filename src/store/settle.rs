@@ -67,7 +67,10 @@ impl SettleSql {
             held: format!(
                 "update {outbox} set available_at = 'infinity', attempts = attempts + $3, last_error = $2 {ours}"
             ),
-            generation: format!("update {} set generation = generation + 1 where lane between $1 and $2", names.companion("lane")),
+            generation: format!(
+                "update {} set generation = generation + 1 where lane between $1 and $2",
+                names.companion("lane")
+            ),
         }
     }
 
@@ -90,8 +93,10 @@ impl SettleSql {
         error: &str,
         persistent: bool,
     ) -> Result<(), SettleError> {
-        let query =
-            sqlx::query(AssertSqlSafe(self.dead.as_str())).bind([row]).bind(postgres_text(error)).persistent(persistent);
+        let query = sqlx::query(AssertSqlSafe(self.dead.as_str()))
+            .bind([row])
+            .bind(postgres_text(error))
+            .persistent(persistent);
         owned(1, query.execute(conn).await?.rows_affected())
     }
 
@@ -119,8 +124,10 @@ impl SettleSql {
         lanes: LaneRange,
         persistent: bool,
     ) -> Result<i64, sqlx::Error> {
-        let query =
-            sqlx::query(AssertSqlSafe(self.generation.as_str())).bind(lanes.first).bind(lanes.last).persistent(persistent);
+        let query = sqlx::query(AssertSqlSafe(self.generation.as_str()))
+            .bind(lanes.first)
+            .bind(lanes.last)
+            .persistent(persistent);
         Ok(query.execute(conn).await?.rows_affected() as i64)
     }
 }
