@@ -15,7 +15,7 @@ use rand::distr::Alphanumeric;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Signal;
 use super::binaries::{BinariesError, BinariesFrom, ServerBinaries};
@@ -35,6 +35,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(20);
 
 /// Between two attempts to connect to a server that is starting.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
+
+/// For the handshake of one attempt.
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(2);
 
 /// Ports to try: between finding a free one and listening on it somebody else may take it.
 const PORTS_TO_TRY: u32 = 5;
@@ -243,10 +246,16 @@ impl PrivatePostgres {
         self.until_ready().await
     }
 
+    /// Bounded, because who took our port may accept connections and never say a word.
+    async fn attempt(&self) -> Result<PgConnection, sqlx::Error> {
+        let silent = |_| sqlx::Error::Io(io::ErrorKind::TimedOut.into());
+        timeout(ATTEMPT_WITHIN, self.connect("postgres")).await.map_err(silent)?
+    }
+
     async fn until_ready(&mut self) -> Result<(), PostgresError> {
         let deadline = Instant::now() + START_WITHIN;
         loop {
-            let attempt = self.connect("postgres").await;
+            let attempt = self.attempt().await;
             if !self.server.is_running() {
                 return Err(PostgresError::Ended { log: self.server.log_tail() });
             }
