@@ -182,8 +182,11 @@ impl Worker {
     async fn connect(&mut self) -> Result<(), TurnError> {
         let options = &self.shared.options;
         if self.conn.is_none() {
-            let conn =
+            let mut conn =
                 session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
+            if !options.prepared_statements {
+                session::learn_types(&mut conn).await?;
+            }
             self.conn = Some(conn);
             self.stint = None;
         }
