@@ -85,6 +85,11 @@ impl Beginning {
         Self { settings, lane_table, lock }
     }
 
+    /// `begin` and the settings, for EXPLAIN.
+    pub(crate) fn settings_text(&self) -> &str {
+        &self.settings
+    }
+
     /// Begins a transaction and takes what is free of `want`.
     ///
     /// # Errors
