@@ -1,5 +1,6 @@
 //! The commands: parsing, one file per command, exit codes.
 
+mod bench;
 mod exit;
 mod migrate;
 mod run;
@@ -35,6 +36,8 @@ enum Command {
     Run(run::Run),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
+    /// Measure the relay against these servers, in a schema and topics of its own
+    Bench(bench::Bench),
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Migrate(migrate) => {
             settings(cli.config, cli.set, Needs::DatabaseOnly).and_then(|settings| migrate.run(&settings))
         }
+        Command::Bench(bench) => bench.run(Sources::from_process(cli.config, cli.set)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,49 @@
+//! The figures of a run, as JSON. Every name ends in its unit; a figure that was not measured is null or absent.
+
+use serde::Serialize;
+
+use super::Bench;
+use super::drain::Drained;
+use super::failure::BenchError;
+use super::machine::Machine;
+
+/// Goes up when a name changes its meaning or goes away.
+const FORMAT: u32 = 1;
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Report {
+    pub(crate) bench_format: u32,
+    pub(crate) measured_at: chrono::DateTime<chrono::Utc>,
+    pub(crate) machine: Machine,
+    pub(crate) load: Load,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) drain: Option<Drained>,
+}
+
+/// What the events were like.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Load {
+    pub(crate) events: u64,
+    pub(crate) entities: u64,
+    pub(crate) partitions: i32,
+    /// As JSON text, before the envelope.
+    pub(crate) payload_bytes: usize,
+}
+
+impl Report {
+    pub(super) async fn new(bench: &Bench) -> Result<Self, BenchError> {
+        let plan = &bench.plan;
+        Ok(Self {
+            bench_format: FORMAT,
+            measured_at: chrono::Utc::now(),
+            machine: Machine::new(bench).await?,
+            load: Load {
+                events: plan.events,
+                entities: bench.entities(),
+                partitions: plan.partitions,
+                payload_bytes: plan.payload_bytes,
+            },
+            drain: None,
+        })
+    }
+}
