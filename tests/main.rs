@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "main/bench.rs"]
+mod bench;
 #[path = "main/servers.rs"]
 mod servers;
 
@@ -14,5 +16,5 @@ fn main() -> ExitCode {
         return code;
     }
     support::migrate_template_with(|_url| Box::pin(async { Ok(()) }));
-    support::run(Arguments::from_args(), servers::trials())
+    support::run(Arguments::from_args(), [servers::trials(), bench::trials()].into_iter().flatten().collect())
 }

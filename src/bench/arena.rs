@@ -68,14 +68,14 @@ impl Arenas {
         }
     }
 
+    /// What all names begin with.
+    pub(crate) fn run(&self) -> &str {
+        &self.run
+    }
+
     /// The brokers as the relay reaches them.
     pub(crate) fn kafka(&self) -> &KafkaSettings {
         &self.kafka
-    }
-
-    /// How the database is reached.
-    pub(crate) fn database(&self) -> &PgConnectOptions {
-        &self.database
     }
 
     /// A connection of the bench's own, without what makes plans a matter of luck.

@@ -13,7 +13,7 @@ use super::relay_process::RelayProcess;
 use crate::store::names::literal;
 
 /// Costs of one measurement, each per event of it. What could not be measured is null, with the reason in `not_measured`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Costs {
     /// Of the whole server: also what autovacuum and others wrote meanwhile.
     pub(crate) wal_bytes_per_event: f64,
@@ -67,20 +67,28 @@ impl Meter {
         let usage_of = |pid: &u32| process::usage(*pid).map(|usage| usage.cpu);
         let row =
             sqlx::query("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8").fetch_one(&mut self.conn).await?;
-        // Since Postgres 14. The sessions hand their counts in once a second: up to a second's worth is missing.
-        let images = sqlx::query("select wal_fpi from pg_stat_wal").fetch_one(&mut self.conn).await;
         let sessions: Vec<i32> =
             sqlx::query_scalar(AssertSqlSafe(self.relay_sessions.as_str())).fetch_all(&mut self.conn).await?;
         let is_local = self.postmaster.is_ok();
         Ok(Reading {
             wal: row.try_get(0)?,
-            full_page_images: images.ok().and_then(|row| row.try_get(0).ok()),
+            full_page_images: self.images().await,
             relays: relays.iter().map(|relay| process::usage(relay.pid).map(|usage| usage.cpu)).sum(),
             relay_sessions: is_local.then(|| sessions.iter().filter_map(|pid| usage_of(&pid.unsigned_abs())).sum()),
             postgres: self.postmaster.as_ref().ok().and_then(|pid| process::usage_of_family(*pid)),
             broker: self.broker.as_ref().ok().and_then(usage_of),
             peak: relays.iter().map(|relay| process::peak_memory(relay.pid)).max().flatten(),
         })
+    }
+
+    /// Sessions hand their counts in once a second, and when they end: to be read again when the relays have ended.
+    pub(crate) async fn reread_images(&mut self, reading: &mut Reading) {
+        reading.full_page_images = self.images().await;
+    }
+
+    async fn images(&mut self) -> Option<i64> {
+        // Since Postgres 14.
+        sqlx::query_scalar("select wal_fpi from pg_stat_wal").fetch_one(&mut self.conn).await.ok()
     }
 
     /// The costs between two readings.

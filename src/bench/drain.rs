@@ -100,9 +100,10 @@ async fn drain_filled(
     let mut watch = Watch { bench, watermarks, events: backlog.events, started, first: None, samples: vec![(0.0, 0)] };
     watch.until_all_are_on_the_topic(&mut relays).await?;
     let marked = end.until_all_are_marked(&mut relays).await?;
-    let after = meter.read(&relays).await?;
+    let mut after = meter.read(&relays).await?;
     let records = watch.watermarks.records().await?;
     let relay_summaries = stop(relays).await?;
+    meter.reread_images(&mut after).await;
     let first = watch.first.unwrap_or(started);
     let published = end.published().await?;
     Ok(Drained {

@@ -4,8 +4,14 @@ use serde::Serialize;
 
 use super::Bench;
 use super::drain::Drained;
+use super::failover::Failover;
 use super::failure::BenchError;
+use super::held_snapshot::HeldSnapshot;
+use super::idle::Idle;
+use super::latency::Latency;
+use super::limits::Limits;
 use super::machine::Machine;
+use super::variants::{HotKey, Retained};
 
 /// Goes up when a name changes its meaning or goes away.
 const FORMAT: u32 = 1;
@@ -13,11 +19,29 @@ const FORMAT: u32 = 1;
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
     pub(crate) bench_format: u32,
+    /// What the names of its schemas and topics began with.
+    pub(crate) run: String,
     pub(crate) measured_at: chrono::DateTime<chrono::Utc>,
     pub(crate) machine: Machine,
     pub(crate) load: Load,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) limits: Option<Limits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) drain: Option<Drained>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) latency: Option<Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) relays: Option<Vec<Drained>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hot_key: Option<HotKey>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retained: Option<Retained>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) held_snapshot: Option<HeldSnapshot>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle: Option<Idle>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) failover: Option<Failover>,
 }
 
 /// What the events were like.
@@ -35,6 +59,7 @@ impl Report {
         let plan = &bench.plan;
         Ok(Self {
             bench_format: FORMAT,
+            run: bench.arenas.run().to_owned(),
             measured_at: chrono::Utc::now(),
             machine: Machine::new(bench).await?,
             load: Load {
@@ -43,7 +68,15 @@ impl Report {
                 partitions: plan.partitions,
                 payload_bytes: plan.payload_bytes,
             },
+            limits: None,
             drain: None,
+            latency: None,
+            relays: None,
+            hot_key: None,
+            retained: None,
+            held_snapshot: None,
+            idle: None,
+            failover: None,
         })
     }
 }

@@ -4,6 +4,12 @@ use std::fmt;
 
 use super::cost::Costs;
 use super::drain::Drained;
+use super::failover::Failover;
+use super::held_snapshot::HeldSnapshot;
+use super::idle::Idle;
+use super::latency::Latency;
+use super::limits::Limits;
+use super::percentiles::Percentiles;
 use super::report::Report;
 
 /// Rows of `what`, `figure` and `value unit`, in columns.
@@ -27,6 +33,66 @@ impl Table {
             self.row(what, "NOT once each", format!("{} records, {} published", drained.records, drained.published));
         }
         self.costs(what, &drained.costs);
+    }
+
+    fn limits(&mut self, limits: &Limits) {
+        let what = "limits of the box";
+        self.row(
+            what,
+            "claim and mark without Kafka",
+            format!("{} events/s", grouped(limits.claim_and_mark_events_per_s)),
+        );
+        let wal = grouped(limits.claim_and_mark_wal_bytes_per_event);
+        self.row(what, "WAL of claim and mark", format!("{wal} bytes/event"));
+        self.row(what, "produce without Postgres", format!("{} events/s", grouped(limits.produce_events_per_s)));
+    }
+
+    fn latency(&mut self, latency: &Latency) {
+        let what = format!("latency at {}/s", grouped(latency.rate_events_per_s as f64));
+        for (figure, times) in [
+            ("from the scheduled time", &latency.from_schedule),
+            ("from the commit", &latency.from_commit),
+            ("of that the insert", &latency.insert),
+            ("of that the writer's own lag", &latency.writer_lag),
+        ] {
+            self.row(&what, figure, times.as_ref().map_or("none arrived".to_owned(), percentiles));
+        }
+        if latency.missing + latency.duplicates > 0 {
+            self.row(&what, "NOT once each", format!("{} missing, {} twice", latency.missing, latency.duplicates));
+        }
+        self.costs(&what, &latency.costs);
+    }
+
+    fn held_snapshot(&mut self, held: &HeldSnapshot) {
+        let what = "held snapshot";
+        self.row(what, "median window", format!("{} events/s", grouped(held.median_events_per_s)));
+        let (worst, share) = (grouped(held.worst_events_per_s), held.worst_share_of_median * 100.0);
+        self.row(what, "worst window", format!("{worst} events/s, {share:.0} % of the median"));
+        let windows: Vec<_> = held.windows_events_per_s.iter().map(|rate| grouped(*rate)).collect();
+        self.row(what, &format!("each {} s", held.window_s), windows.join(" "));
+        self.costs(what, &held.costs);
+    }
+
+    fn idle(&mut self, idle: &Idle) {
+        let percent =
+            |value: Option<f64>| value.map_or("not measured".to_owned(), |value| format!("{value:.2} % of a core"));
+        self.row("idle", "CPU of the relay", percent(idle.relay_cpu_percent));
+        self.row("idle", "CPU of the relay's sessions", percent(idle.relay_sessions_cpu_percent));
+        self.row("idle", "queries", format!("{:.1} per s", idle.queries_per_s));
+        self.row("idle", "WAL", format!("{:.1} bytes/s", idle.wal_bytes_per_s));
+    }
+
+    fn failover(&mut self, failover: &Failover) {
+        self.row("failover", "worst", format!("{:.0} ms", failover.worst_ms));
+        self.row("failover", "median", format!("{:.0} ms", failover.median_ms));
+        for kill in &failover.kills {
+            let (any, first, all) = (kill.any_ms, kill.first_of_its_lanes_ms, kill.all_of_its_lanes_ms);
+            let lanes = kill.lanes.len();
+            let text =
+                format!("any event {any:.0} ms, first of its {lanes} lanes {first:.0} ms, all of them {all:.0} ms");
+            self.row("failover", "SIGKILL to the next", text);
+        }
+        self.row("failover", "sent twice, missing", format!("{}, {}", failover.duplicates, failover.missing));
     }
 
     fn costs(&mut self, what: &str, costs: &Costs) {
@@ -77,12 +143,40 @@ impl fmt::Display for Report {
             writeln!(f, "A DEBUG BUILD: these figures mean nothing.")?;
         }
         writeln!(f)?;
-        let mut table = Table::default();
-        if let Some(drained) = &self.drain {
-            table.drained("drain", drained);
-        }
-        table.fmt(f)
+        self.table().fmt(f)
     }
+}
+
+impl Report {
+    fn table(&self) -> Table {
+        let mut table = Table::default();
+        self.limits.iter().for_each(|limits| table.limits(limits));
+        self.drain.iter().for_each(|drained| table.drained("drain", drained));
+        self.latency.iter().for_each(|latency| table.latency(latency));
+        for drained in self.relays.iter().flatten() {
+            table.drained(&format!("relays: {}", drained.relays), drained);
+        }
+        if let Some(hot) = &self.hot_key {
+            table.drained("unkeyed", &hot.unkeyed);
+            table.drained("half on one entity", &hot.half_on_one);
+            table.row("half on one entity", "of the unkeyed rate", format!("{:.0} %", hot.share_of_unkeyed * 100.0));
+        }
+        if let Some(retained) = &self.retained {
+            let what = format!("{} rows retained", grouped(retained.retained_rows as f64));
+            table.drained("none retained", &retained.without);
+            table.drained(&what, &retained.with);
+            table.row(&what, "of the rate without", format!("{:.0} %", retained.share_of_without * 100.0));
+        }
+        self.held_snapshot.iter().for_each(|held| table.held_snapshot(held));
+        self.idle.iter().for_each(|idle| table.idle(idle));
+        self.failover.iter().for_each(|failover| table.failover(failover));
+        table
+    }
+}
+
+fn percentiles(times: &Percentiles) -> String {
+    let Percentiles { p50_ms, p90_ms, p99_ms, p999_ms, max_ms, .. } = times;
+    format!("p50 {p50_ms:.2}  p90 {p90_ms:.2}  p99 {p99_ms:.2}  p99.9 {p999_ms:.2}  max {max_ms:.2} ms")
 }
 
 /// A whole number with commas between its thousands.

@@ -17,6 +17,21 @@ pub(crate) struct Bench {
     /// Events of a backlog
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     events: u64,
+    /// Published rows that `retained` finds in the table
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    retained: u64,
+    /// Events a second of `latency`, `failover` (both 1000 by default) and `held-snapshot` (as many as go)
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    rate: Option<u64>,
+    /// How long `latency`, `idle` (both 30 by default) and `held-snapshot` (120) take, without warm-up
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: Option<u64>,
+    /// Seconds of a window of `held-snapshot`
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    window: u64,
+    /// Leave out the limits of the box
+    #[arg(long)]
+    no_limits: bool,
     /// Bytes of an event's payload
     #[arg(long, default_value_t = 500, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(64..=500_000))]
     payload: u32,
@@ -53,6 +68,11 @@ impl Bench {
         let plan = Plan {
             scenario: self.scenario,
             events: self.events,
+            retained: self.retained,
+            rate: self.rate,
+            seconds: self.seconds,
+            window_s: self.window,
+            limits: !self.no_limits,
             payload_bytes: self.payload as usize,
             partitions: self.partitions,
             entities: self.entities,
