@@ -1,5 +1,6 @@
 //! The commands: parsing, one file per command, exit codes.
 
+mod bench;
 mod exit;
 mod migrate;
 mod run;
@@ -35,13 +36,17 @@ enum Command {
     Run(run::Run),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
+    /// Measure the relay against these servers, in a schema and topics of its own
+    Bench(bench::Bench),
 }
 
 /// Not clap's to parse: its message would repeat the argument, which may be a URL with a password.
-fn names_and_values(overrides: Vec<String>) -> Result<Vec<(String, String)>, Failure> {
+fn names_and_values(flag: &str, overrides: Vec<String>) -> Result<Vec<(String, String)>, Failure> {
     let pair = |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
     let pairs: Option<Vec<_>> = overrides.into_iter().map(pair).collect();
-    pairs.ok_or_else(|| Failure::usage("--set wants NAME=VALUE").hint("for example --set batch_size=500"))
+    pairs.ok_or_else(|| {
+        Failure::usage(format!("{flag} wants NAME=VALUE")).hint(format!("for example {flag} batch_size=500"))
+    })
 }
 
 /// Parses the command line, runs the command, picks the exit code.
@@ -57,7 +62,7 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<(), Failure> {
-    let (file, overrides) = (cli.config, names_and_values(cli.set)?);
+    let (file, overrides) = (cli.config, names_and_values("--set", cli.set)?);
     match cli.command {
         Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Migrate(migrate) if migrate.print => {
@@ -65,6 +70,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
     }
 }
 

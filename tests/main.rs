@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "main/bench.rs"]
+mod bench;
 #[path = "main/cli.rs"]
 mod cli;
 #[path = "main/crashes.rs"]
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let trials = [
         servers::trials(),
         cli::trials(),
+        bench::trials(),
         migrations::trials(),
         plans::trials(),
         guarantees::trials(),
