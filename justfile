@@ -9,3 +9,7 @@ ci:
 # The whole flow, with servers of its own.
 demo *arguments:
     cargo run --release --locked -- demo {{arguments}}
+
+# Measure against a Postgres and a Kafka of its own: just bench drain --events 1000000
+bench *arguments:
+    cargo bench --bench servers -- {{ arguments }}

@@ -1,5 +1,6 @@
 //! The commands: parsing, one file per command, exit codes.
 
+mod bench;
 mod exit;
 mod migrate;
 mod run;
@@ -23,8 +24,8 @@ struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// One setting, for example --set batch_size=500; may be given again
-    #[arg(long = "set", global = true, value_name = "NAME=VALUE", value_parser = name_and_value)]
-    set: Vec<(String, String)>,
+    #[arg(long = "set", global = true, value_name = "NAME=VALUE")]
+    set: Vec<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -35,11 +36,17 @@ enum Command {
     Run(run::Run),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
+    /// Measure the relay against these servers, in a schema and topics of its own
+    Bench(bench::Bench),
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
-    Ok((name.to_owned(), value.to_owned()))
+/// Not clap's to parse: its message would repeat the argument, which may be a URL with a password.
+fn names_and_values(flag: &str, overrides: Vec<String>) -> Result<Vec<(String, String)>, Failure> {
+    let pair = |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let pairs: Option<Vec<_>> = overrides.into_iter().map(pair).collect();
+    pairs.ok_or_else(|| {
+        Failure::usage(format!("{flag} wants NAME=VALUE")).hint(format!("for example {flag} batch_size=500"))
+    })
 }
 
 /// Parses the command line, runs the command, picks the exit code.
@@ -48,20 +55,22 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
-    let done = match cli.command {
-        Command::Run(run) => {
-            settings(cli.config, cli.set, Needs::DatabaseAndKafka).and_then(|settings| run.run(settings))
-        }
-        Command::Migrate(migrate) if migrate.print => Settings::load_names(&Sources::from_process(cli.config, cli.set))
-            .map_err(Failure::from)
-            .map(|outbox| migrate.print(&outbox)),
-        Command::Migrate(migrate) => {
-            settings(cli.config, cli.set, Needs::DatabaseOnly).and_then(|settings| migrate.run(&settings))
-        }
-    };
-    match done {
+    match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+fn execute(cli: Cli) -> Result<(), Failure> {
+    let (file, overrides) = (cli.config, names_and_values("--set", cli.set)?);
+    match cli.command {
+        Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Migrate(migrate) if migrate.print => {
+            migrate.print(&Settings::load_names(&Sources::from_process(file, overrides))?);
+            Ok(())
+        }
+        Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
     }
 }
 

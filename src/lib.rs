@@ -14,10 +14,13 @@
 //! - `fault`: what an error means and what the operator does
 //! - `observe`: logs
 //! - [`cli`]: the commands
+//! - `bench`: measures the relay as a process, against real servers
 //!
 //! For the demo and the tests (feature `demo`):
 //! - [`demo`]: servers of its own, and the flow that is shown
 
+#[cfg(feature = "relay")]
+mod bench;
 #[cfg(feature = "relay")]
 pub mod cli;
 #[cfg(feature = "relay")]

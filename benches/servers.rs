@@ -1,0 +1,38 @@
+//! Starts a Postgres that is durable and a real Kafka, and runs `outbox-relay bench` against them with the arguments given here:
+//! `cargo bench --bench servers -- drain --events 1000000`, or `just bench drain`. Both servers go afterwards.
+
+#[expect(dead_code, unused_imports, reason = "written for the tests, which use all of it")]
+#[path = "../tests/support/kafka.rs"]
+mod kafka;
+
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+
+use outbox_relay::demo::{PostgresOptions, PrivatePostgres};
+
+fn main() -> anyhow::Result<ExitCode> {
+    // `cargo bench` says what it is.
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).filter(|argument| argument != "--bench").collect();
+    eprintln!("starting Kafka and Postgres");
+    let kafka = kafka::RealKafka::start(&[])?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let postgres = runtime.block_on(PrivatePostgres::start(postgres_options()))?;
+    let status = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
+        .arg("bench")
+        .args(arguments)
+        .env("DATABASE_URL", postgres.url("postgres"))
+        .env("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap())
+        .status()?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+/// As a production server of a small machine: durable, with memory, and without a checkpoint every few seconds of a drain.
+fn postgres_options() -> PostgresOptions {
+    let settings = [("shared_buffers", "1GB"), ("max_wal_size", "8GB")];
+    PostgresOptions {
+        durable: true,
+        max_connections: 200,
+        settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+        ..PostgresOptions::default()
+    }
+}

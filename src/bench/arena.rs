@@ -1,0 +1,189 @@
+//! Where a measurement takes place: a schema and a topic of its own, so that no measurement finds dead rows of another.
+//!
+//! What was made is written down before it is made, and the list outlives every measurement: whatever ends one, error or Ctrl-C,
+//! [`Arenas::remove_all`] finds it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand::Rng;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use super::failure::BenchError;
+use crate::config::{KafkaSettings, Settings};
+use crate::store::names::literal;
+use crate::store::schema::{self, MigrateOptions};
+use crate::store::{Names, session};
+
+/// For an answer of a broker that is up.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// One measurement's schema and topic; both have the same name.
+#[derive(Debug, Clone)]
+pub(crate) struct Arena {
+    pub(crate) name: String,
+    pub(crate) names: Names,
+    pub(crate) lanes: u16,
+    pub(crate) partitions: i32,
+}
+
+impl Arena {
+    /// The name of relay `index` that works here.
+    pub(crate) fn relay_name(&self, index: usize) -> String {
+        format!("{}-r{index}", self.name)
+    }
+
+    /// A table of the bench's own in the schema, quoted.
+    pub(crate) fn table(&self, name: &str) -> String {
+        format!("{}.{name}", self.names.schema())
+    }
+}
+
+/// How to reach the servers, and what was made there.
+#[derive(Clone)]
+pub(crate) struct Arenas {
+    database: PgConnectOptions,
+    connect_timeout: Duration,
+    kafka: KafkaSettings,
+    partitions: i32,
+    run: String,
+    made: Arc<Mutex<Vec<String>>>,
+    count: Arc<Mutex<u32>>,
+}
+
+impl Arenas {
+    pub(crate) fn new(settings: &Settings, kafka: KafkaSettings, partitions: i32) -> Self {
+        Self {
+            database: settings.database.connect_options(),
+            connect_timeout: settings.database.connect_timeout,
+            kafka,
+            partitions,
+            run: format!("outbox_bench_{:08x}", rand::rng().random::<u32>()),
+            made: Arc::default(),
+            count: Arc::default(),
+        }
+    }
+
+    /// What all names begin with.
+    pub(crate) fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// The brokers as the relay reaches them.
+    pub(crate) fn kafka(&self) -> &KafkaSettings {
+        &self.kafka
+    }
+
+    /// A connection of the bench's own, without what makes plans a matter of luck.
+    pub(crate) async fn connect(&self) -> Result<PgConnection, BenchError> {
+        let mut conn = session::connect(&self.database, &self.application_name(), self.connect_timeout).await?;
+        conn.execute("set jit = off").await?;
+        Ok(conn)
+    }
+
+    /// Makes a schema with an outbox and a topic.
+    pub(crate) async fn make(&self) -> Result<Arena, BenchError> {
+        let name = {
+            let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+            *count += 1;
+            format!("{}_{count}", self.run)
+        };
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
+        let names = Names::new(&name, "event_outbox", "processed_events");
+        let mut conn = self.connect().await?;
+        let options = MigrateOptions::default();
+        schema::migrate(&mut conn, &names, &options).await?;
+        self.make_topic(&name).await?;
+        Ok(Arena { name, names, lanes: options.lanes, partitions: self.partitions })
+    }
+
+    async fn make_topic(&self, name: &str) -> Result<(), BenchError> {
+        let topic = NewTopic::new(name, self.partitions, TopicReplication::Fixed(-1));
+        let results = self.admin()?.create_topics([&topic], &in_time()).await?;
+        check(results, |_| false)
+    }
+
+    /// Removes one measurement's schema and topic.
+    pub(crate) async fn remove(&self, name: &str) -> Result<(), BenchError> {
+        let (dropped, deleted) = (self.drop_schema(name).await, self.delete_topic(name).await);
+        dropped.and(deleted)?;
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).retain(|made| made != name);
+        Ok(())
+    }
+
+    /// Removes all that is left; the names of what could not be removed come back with the reason.
+    pub(crate) async fn remove_all(&self) -> Vec<(String, BenchError)> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !made.is_empty()
+            && let Ok(mut conn) = self.connect().await
+        {
+            // A statement whose client is gone runs to its end otherwise, and the drop would wait for it. One that cannot be
+            // ended makes the drop fail, which is told.
+            let _ = terminate(&mut conn, &format!("application_name = {}", literal(&self.application_name()))).await;
+        }
+        let mut left = Vec::new();
+        for name in made {
+            if let Err(error) = self.remove(&name).await {
+                left.push((name, error));
+            }
+        }
+        left
+    }
+
+    async fn drop_schema(&self, name: &str) -> Result<(), BenchError> {
+        let mut conn = self.connect().await?;
+        // The session of a relay that was killed may hold locks for a while.
+        let relays = literal(&format!("{name}-r"));
+        terminate(&mut conn, &format!("position({relays} in application_name) > 0")).await?;
+        conn.execute("set lock_timeout = '30s'").await?;
+        let sql = format!("drop schema if exists {} cascade", Names::new(name, "", "").schema());
+        conn.execute(AssertSqlSafe(sql)).await?;
+        Ok(())
+    }
+
+    async fn delete_topic(&self, name: &str) -> Result<(), BenchError> {
+        let results = self.admin()?.delete_topics(&[name], &in_time()).await?;
+        check(results, |code| {
+            matches!(code, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+        })
+    }
+
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>, BenchError> {
+        Ok(self.kafka.consumer_config(&[("client.id", "outbox-relay-bench")]).create()?)
+    }
+
+    fn application_name(&self) -> String {
+        format!("bench {}", self.run)
+    }
+}
+
+/// Ends sessions of the bench and of its relays, not this one.
+async fn terminate(conn: &mut PgConnection, which: &str) -> Result<(), BenchError> {
+    let sql = format!(
+        "select pg_terminate_backend(pid) from pg_stat_activity \
+         where pid <> pg_backend_pid() and datname = current_database() and {which}"
+    );
+    conn.execute(AssertSqlSafe(sql)).await?;
+    Ok(())
+}
+
+fn in_time() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(ANSWER_WITHIN)).operation_timeout(Some(ANSWER_WITHIN))
+}
+
+fn check(
+    results: Vec<Result<String, (String, RDKafkaErrorCode)>>,
+    is_fine: impl Fn(RDKafkaErrorCode) -> bool,
+) -> Result<(), BenchError> {
+    for result in results {
+        match result {
+            Err((topic, code)) if !is_fine(code) => return Err(BenchError::Topic { topic, code }),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! What events cost: WAL, and the CPU time of everybody who had a hand in it. Read before and after, divided by the events.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use super::arena::{Arena, Arenas};
+use super::failure::BenchError;
+use super::process;
+use super::relay_process::RelayProcess;
+use crate::store::names::literal;
+
+/// Costs of one measurement, each per event of it. What could not be measured is null, with the reason in `not_measured`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Costs {
+    /// Of the whole server: also what autovacuum and others wrote meanwhile.
+    pub(crate) wal_bytes_per_event: f64,
+    /// Pages written whole into the WAL because a checkpoint came before their change. Of the whole server.
+    pub(crate) wal_full_page_images_per_event: Option<f64>,
+    /// All relays together.
+    pub(crate) relay_cpu_us_per_event: Option<f64>,
+    /// The server's sessions that serve the relays.
+    pub(crate) relay_sessions_cpu_us_per_event: Option<f64>,
+    /// The whole server: sessions of relays and of writers, WAL writer, autovacuum.
+    pub(crate) postgres_cpu_us_per_event: Option<f64>,
+    pub(crate) broker_cpu_us_per_event: Option<f64>,
+    /// Of the largest relay.
+    pub(crate) relay_peak_memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) not_measured: BTreeMap<&'static str, String>,
+}
+
+/// One reading of all meters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reading {
+    wal: i64,
+    full_page_images: Option<i64>,
+    relays: Option<Duration>,
+    relay_sessions: Option<Duration>,
+    postgres: Option<Duration>,
+    broker: Option<Duration>,
+    peak: Option<u64>,
+}
+
+/// Where to read.
+pub(crate) struct Meter {
+    conn: PgConnection,
+    relay_sessions: String,
+    postmaster: Result<u32, String>,
+    broker: Result<u32, String>,
+}
+
+impl Meter {
+    pub(crate) async fn new(arenas: &Arenas, arena: &Arena) -> Result<Self, BenchError> {
+        let mut conn = arenas.connect().await?;
+        let relays = literal(&format!("{}-r", arena.name));
+        let relay_sessions =
+            format!("select pid from pg_stat_activity where position({relays} in application_name) > 0");
+        let postmaster = postmaster(&mut conn).await?;
+        Ok(Self { conn, relay_sessions, postmaster, broker: broker(arenas.kafka().brokers()) })
+    }
+
+    /// Reads everything now.
+    pub(crate) async fn read(&mut self, relays: &[RelayProcess]) -> Result<Reading, BenchError> {
+        let usage_of = |pid: &u32| process::usage(*pid).map(|usage| usage.cpu);
+        let row =
+            sqlx::query("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8").fetch_one(&mut self.conn).await?;
+        let sessions: Vec<i32> =
+            sqlx::query_scalar(AssertSqlSafe(self.relay_sessions.as_str())).fetch_all(&mut self.conn).await?;
+        let is_local = self.postmaster.is_ok();
+        Ok(Reading {
+            wal: row.try_get(0)?,
+            full_page_images: self.images().await,
+            relays: relays.iter().map(|relay| process::usage(relay.pid).map(|usage| usage.cpu)).sum(),
+            relay_sessions: is_local.then(|| sessions.iter().filter_map(|pid| usage_of(&pid.unsigned_abs())).sum()),
+            postgres: self.postmaster.as_ref().ok().and_then(|pid| process::usage_of_family(*pid)),
+            broker: self.broker.as_ref().ok().and_then(usage_of),
+            peak: relays.iter().map(|relay| process::peak_memory(relay.pid)).max().flatten(),
+        })
+    }
+
+    /// Sessions hand their counts in once a second, and when they end: to be read again when the relays have ended.
+    pub(crate) async fn reread_images(&mut self, reading: &mut Reading) {
+        reading.full_page_images = self.images().await;
+    }
+
+    async fn images(&mut self) -> Option<i64> {
+        // Since Postgres 14.
+        sqlx::query_scalar("select wal_fpi from pg_stat_wal").fetch_one(&mut self.conn).await.ok()
+    }
+
+    /// The costs between two readings.
+    pub(crate) fn costs(&self, before: &Reading, after: &Reading, events: u64) -> Costs {
+        let events = events.max(1) as f64;
+        let cpu = |before: Option<Duration>, after: Option<Duration>| {
+            Some(after?.saturating_sub(before?).as_secs_f64() * 1e6 / events)
+        };
+        let images = before.full_page_images.zip(after.full_page_images).map(|(before, after)| after - before);
+        let mut not_measured = BTreeMap::new();
+        if let Err(reason) = &self.postmaster {
+            not_measured.insert("postgres_cpu_us_per_event", reason.clone());
+            not_measured.insert("relay_sessions_cpu_us_per_event", reason.clone());
+        }
+        if let Err(reason) = &self.broker {
+            not_measured.insert("broker_cpu_us_per_event", reason.clone());
+        }
+        if after.relays.is_none() {
+            not_measured.insert("relay_cpu_us_per_event", "there is no /proc on this system".to_owned());
+        }
+        if images.is_none() {
+            not_measured.insert("wal_full_page_images_per_event", "the server has no pg_stat_wal".to_owned());
+        }
+        Costs {
+            wal_bytes_per_event: (after.wal - before.wal) as f64 / events,
+            wal_full_page_images_per_event: images.map(|images| images as f64 / events),
+            relay_cpu_us_per_event: cpu(before.relays, after.relays),
+            relay_sessions_cpu_us_per_event: cpu(before.relay_sessions, after.relay_sessions),
+            postgres_cpu_us_per_event: cpu(before.postgres, after.postgres),
+            broker_cpu_us_per_event: cpu(before.broker, after.broker),
+            relay_peak_memory_bytes: after.peak,
+            not_measured,
+        }
+    }
+}
+
+impl Reading {
+    /// Bytes of WAL between two readings.
+    pub(crate) fn wal_until(&self, after: &Reading) -> u64 {
+        u64::try_from(after.wal - self.wal).unwrap_or(0)
+    }
+
+    /// CPU time of the relays between two readings.
+    pub(crate) fn relay_cpu_until(&self, after: &Reading) -> Option<Duration> {
+        Some(after.relays?.saturating_sub(self.relays?))
+    }
+
+    /// CPU time of the relays' sessions between two readings.
+    pub(crate) fn relay_sessions_cpu_until(&self, after: &Reading) -> Option<Duration> {
+        Some(after.relay_sessions?.saturating_sub(self.relay_sessions?))
+    }
+
+    pub(crate) fn peak_memory(&self) -> Option<u64> {
+        self.peak
+    }
+}
+
+/// The postmaster's process id, if it is one of this machine's: the parent of our own session's backend.
+async fn postmaster(conn: &mut PgConnection) -> Result<Result<u32, String>, BenchError> {
+    let row = sqlx::query("select pg_backend_pid(), current_database()").fetch_one(conn).await?;
+    let (backend, database) = (row.try_get::<i32, _>(0)?.unsigned_abs(), row.try_get::<String, _>(1)?);
+    let elsewhere = || Err("Postgres does not run on this machine, or not where its processes can be seen".to_owned());
+    // The number alone may be another process's here. A backend writes its database into its command line.
+    let is_backend = process::command_line(backend)
+        .is_some_and(|line| line.starts_with("postgres: ") && line.contains(&format!(" {database} ")));
+    Ok(match process::usage(backend) {
+        Some(usage) if is_backend => Ok(usage.parent),
+        _ => elsewhere(),
+    })
+}
+
+/// The broker's process id, if it is one of this machine's: who listens on the first bootstrap port.
+pub(crate) fn broker(bootstrap: &str) -> Result<u32, String> {
+    let first = bootstrap.split(',').next().unwrap_or_default();
+    let (host, port) = first.rsplit_once(':').unwrap_or_default();
+    if bootstrap.contains(',') || !matches!(host, "localhost" | "127.0.0.1" | "[::1]") {
+        return Err("Kafka is not one broker on this machine".to_owned());
+    }
+    let listener = port.parse().ok().and_then(process::listener);
+    listener.ok_or_else(|| "the process that listens on the broker's port cannot be seen".to_owned())
+}

@@ -1,0 +1,270 @@
+//! `drain`: a backlog that waits already, and how long it takes until all of it is published and marked.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+
+use super::Bench;
+use super::arena::Arena;
+use super::cost::{Costs, Meter};
+use super::failure::BenchError;
+use super::fill::{As, Filler, Keys};
+use super::relay_process::RelayProcess;
+use super::watermarks::Watermarks;
+use crate::lane::LaneRange;
+use crate::store::claim::ClaimSql;
+
+/// How often the topic is asked while it fills: each time costs the broker four small requests.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+/// How often the topic is asked for its first record and its last, and the table for its last: this is the error of the times.
+const BETWEEN_SHORT_LOOKS: Duration = Duration::from_millis(5);
+
+/// No record for this long, and the relay is taken to be stuck.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// What is to be drained.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Backlog {
+    pub(crate) events: u64,
+    pub(crate) keys: Keys,
+    /// Rows that are in the table already, published.
+    pub(crate) retained: u64,
+    pub(crate) relays: usize,
+}
+
+/// One drain.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Drained {
+    pub(crate) events: u64,
+    pub(crate) relays: usize,
+    /// From the first record on the topic until every row is marked.
+    pub(crate) events_per_s: f64,
+    /// From the start of the relay's process until every row is marked.
+    pub(crate) events_per_s_from_start: f64,
+    pub(crate) seconds: f64,
+    pub(crate) first_record_after_ms: f64,
+    /// Records of each whole second, from the start of the process.
+    pub(crate) records_by_second: Vec<u64>,
+    /// On the topic; above `events` by what was sent twice.
+    pub(crate) records: u64,
+    /// Rows marked PUBLISHED; below `events` by what went DEAD.
+    pub(crate) published: u64,
+    /// False where the bench may not run `checkpoint`: one may have fallen into the measurement.
+    pub(crate) checkpoint_before: bool,
+    /// Autovacuum and autoanalyze runs on the outbox since it was made.
+    pub(crate) autovacuums: i64,
+    pub(crate) costs: Costs,
+    /// The last log line of each relay.
+    pub(crate) relay_summaries: Vec<serde_json::Value>,
+}
+
+/// Fills an arena of its own, drains it, removes it.
+pub(crate) async fn drain(bench: &Bench, backlog: Backlog) -> Result<Drained, BenchError> {
+    let arena = bench.arenas.make().await?;
+    let checkpoint = fill(bench, &arena, backlog).await?;
+    let drained = drain_filled(bench, &arena, backlog, checkpoint).await?;
+    bench.arenas.remove(&arena.name).await?;
+    Ok(drained)
+}
+
+async fn fill(bench: &Bench, arena: &Arena, backlog: Backlog) -> Result<bool, BenchError> {
+    if backlog.retained > 0 {
+        let conn = bench.arenas.connect().await?;
+        let mut filler = Filler::new(conn, arena, &bench.samples, backlog.keys, As::Published).await?;
+        filler.fill(backlog.retained, &bench.progress).await?;
+    }
+    let conn = bench.arenas.connect().await?;
+    let mut filler = Filler::new(conn, arena, &bench.samples, backlog.keys, As::Pending).await?;
+    filler.fill(backlog.events, &bench.progress).await?;
+    Ok(filler.checkpoint().await)
+}
+
+async fn drain_filled(
+    bench: &Bench,
+    arena: &Arena,
+    backlog: Backlog,
+    checkpoint_before: bool,
+) -> Result<Drained, BenchError> {
+    let mut meter = Meter::new(&bench.arenas, arena).await?;
+    let mut end = End::new(bench, arena, backlog).await?;
+    let watermarks = Watermarks::new(&bench.arenas, arena)?;
+    // Connects and learns who leads: not to be done when the clock runs.
+    watermarks.records().await?;
+    let before = meter.read(&[]).await?;
+    let started = Instant::now();
+    let mut relays = (0..backlog.relays)
+        .map(|index| RelayProcess::start(&bench.launch, arena, index))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut watch = Watch { bench, watermarks, events: backlog.events, started, first: None, samples: vec![(0.0, 0)] };
+    watch.until_all_are_on_the_topic(&mut relays).await?;
+    let marked = end.until_all_are_marked(&mut relays).await?;
+    let mut after = meter.read(&relays).await?;
+    let records = watch.watermarks.records().await?;
+    let relay_summaries = stop(relays).await?;
+    meter.reread_images(&mut after).await;
+    let first = watch.first.unwrap_or(started);
+    let published = end.published().await?;
+    Ok(Drained {
+        events: backlog.events,
+        relays: backlog.relays,
+        events_per_s: backlog.events as f64 / marked.duration_since(first).as_secs_f64(),
+        events_per_s_from_start: backlog.events as f64 / marked.duration_since(started).as_secs_f64(),
+        seconds: marked.duration_since(first).as_secs_f64(),
+        first_record_after_ms: first.duration_since(started).as_secs_f64() * 1e3,
+        records_by_second: by_second(&watch.samples),
+        records,
+        published: published.saturating_sub(backlog.retained),
+        checkpoint_before,
+        autovacuums: end.autovacuums().await?,
+        costs: meter.costs(&before, &after, backlog.events),
+        relay_summaries,
+    })
+}
+
+/// Stops the relays in order, one after the other.
+pub(crate) async fn stop(relays: Vec<RelayProcess>) -> Result<Vec<serde_json::Value>, BenchError> {
+    let mut summaries = Vec::with_capacity(relays.len());
+    for relay in relays {
+        summaries.push(relay.stop().await?);
+    }
+    Ok(summaries)
+}
+
+/// Looks at the topic.
+struct Watch<'b> {
+    bench: &'b Bench,
+    watermarks: Watermarks,
+    events: u64,
+    started: Instant,
+    first: Option<Instant>,
+    /// Seconds since the start, and records by then.
+    samples: Vec<(f64, u64)>,
+}
+
+impl Watch<'_> {
+    async fn until_all_are_on_the_topic(&mut self, relays: &mut [RelayProcess]) -> Result<(), BenchError> {
+        let mut moved = Instant::now();
+        loop {
+            let records = self.watermarks.records().await?;
+            let last = self.samples.last().map_or(0, |(_, records)| *records);
+            if records > 0 {
+                self.first.get_or_insert_with(Instant::now);
+            }
+            if records > last {
+                moved = Instant::now();
+                self.samples.push((self.started.elapsed().as_secs_f64(), records));
+                self.bench.progress.tell(&progress(&self.samples, self.events));
+            }
+            if records >= self.events {
+                return Ok(());
+            }
+            for relay in relays.iter_mut() {
+                relay.check()?;
+                if moved.elapsed() > STALLED {
+                    let what = format!("records on the topic ({records} of {})", self.events);
+                    return Err(BenchError::Stalled { what, within: STALLED, log: format!("\n{}", relay.log_tail()) });
+                }
+            }
+            let is_near_an_end = records == 0 || records >= self.events / 20 * 19;
+            tokio::time::sleep(if is_near_an_end { BETWEEN_SHORT_LOOKS } else { BETWEEN_LOOKS }).await;
+        }
+    }
+}
+
+fn progress(samples: &[(f64, u64)], events: u64) -> String {
+    let (now, records) = samples.last().copied().unwrap_or_default();
+    let (then, before) = samples.iter().rev().find(|(then, _)| now - then >= 1.0).copied().unwrap_or_default();
+    let rate = (records - before) as f64 / (now - then).max(0.001);
+    format!("{records} of {events} published, {rate:.0}/s")
+}
+
+/// Records of each whole second, interpolated between the samples around its ends.
+fn by_second(samples: &[(f64, u64)]) -> Vec<u64> {
+    let at = |second: f64| {
+        let after = samples.partition_point(|(then, _)| *then <= second);
+        let (Some((t0, n0)), Some((t1, n1))) = (samples.get(after.wrapping_sub(1)), samples.get(after)) else {
+            return samples.last().map_or(0.0, |(_, records)| *records as f64);
+        };
+        *n0 as f64 + (*n1 - *n0) as f64 * (second - t0) / (t1 - t0)
+    };
+    let whole = samples.last().map_or(0.0, |(then, _)| then.floor()) as u32;
+    (0..whole).map(|second| (at(f64::from(second) + 1.0) - at(f64::from(second))).round() as u64).collect()
+}
+
+/// Looks for the last rows that are pending.
+struct End {
+    conn: PgConnection,
+    probe: ClaimSql,
+    lanes: LaneRange,
+    outbox: String,
+    /// Ids above this are looked at first: the walk over all the others, marked by now, would be timed as well.
+    tail: i64,
+}
+
+impl End {
+    async fn new(bench: &Bench, arena: &Arena, backlog: Backlog) -> Result<Self, BenchError> {
+        let mut conn = bench.arenas.connect().await?;
+        // The relay's own probe, and the index it means.
+        conn.execute("set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off").await?;
+        let last = backlog.retained + backlog.events;
+        Ok(Self {
+            conn,
+            probe: ClaimSql::new(&arena.names),
+            lanes: LaneRange { first: 0, last: arena.lanes as i16 - 1 },
+            outbox: arena.names.outbox(),
+            tail: (last - backlog.events / 20) as i64,
+        })
+    }
+
+    /// When the last row was marked.
+    async fn until_all_are_marked(&mut self, relays: &mut [RelayProcess]) -> Result<Instant, BenchError> {
+        let marked = self.until_marked_above(self.tail, relays).await?;
+        // Below the tail all were marked long ago, or the figures would be wrong: then it takes as long as this takes.
+        if self.probe.probe(&mut self.conn, 0, self.lanes).await?.pending {
+            return self.until_marked_above(0, relays).await;
+        }
+        Ok(marked)
+    }
+
+    async fn until_marked_above(&mut self, id: i64, relays: &mut [RelayProcess]) -> Result<Instant, BenchError> {
+        let began = Instant::now();
+        while self.probe.probe(&mut self.conn, id, self.lanes).await?.pending {
+            for relay in relays.iter_mut() {
+                relay.check()?;
+                if began.elapsed() > STALLED {
+                    let (what, log) = ("the last marks".to_owned(), format!("\n{}", relay.log_tail()));
+                    return Err(BenchError::Stalled { what, within: STALLED, log });
+                }
+            }
+            tokio::time::sleep(BETWEEN_SHORT_LOOKS).await;
+        }
+        Ok(Instant::now())
+    }
+
+    async fn published(&mut self) -> Result<u64, BenchError> {
+        let sql = format!("select count(*) from {} where status = 'PUBLISHED'", self.outbox);
+        let counted: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut self.conn).await?;
+        Ok(counted.unsigned_abs())
+    }
+
+    async fn autovacuums(&mut self) -> Result<i64, BenchError> {
+        let sql =
+            "select autovacuum_count + autoanalyze_count from pg_stat_user_tables where relid = $1::text::regclass";
+        let row = sqlx::query(sql).bind(&self.outbox).fetch_optional(&mut self.conn).await?;
+        Ok(row.map_or(Ok(0), |row| row.try_get(0))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_counted_by_whole_seconds() {
+        let samples = [(0.0, 0), (0.5, 50), (1.5, 250), (2.0, 300), (2.4, 300)];
+        assert_eq!(by_second(&samples), [150, 150]);
+        assert_eq!(by_second(&[(0.0, 0)]), Vec::<u64>::new());
+    }
+}

@@ -1,0 +1,220 @@
+//! `failover`: two relays under a steady load, one of them killed with SIGKILL, and the time until its lanes go on.
+//!
+//! Only events that were due after the kill count: one that arrives later than it, but was written before, may have been on its
+//! way already.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use super::Bench;
+use super::arena::Arena;
+use super::drain;
+use super::failure::BenchError;
+use super::pacer::{Pacer, Schedule};
+use super::relay_process::RelayProcess;
+use super::steady::{BETWEEN_LOOKS, Steady};
+use crate::store::names::literal;
+
+/// How often a relay is killed.
+const KILLS: usize = 5;
+
+/// After a relay has joined: its share is settled within 5 s, the rest is a steady state.
+const SETTLE: Duration = Duration::from_secs(7);
+
+/// Looks at who has locked which lanes. Locks last as long as a transaction, so it takes many.
+const LOOKS: usize = 300;
+const BETWEEN_LOCK_LOOKS: Duration = Duration::from_millis(5);
+
+/// The lanes of a dead relay that are not worked on by then are lost.
+const RECOVERED_WITHIN: Duration = Duration::from_secs(60);
+
+/// Entities of the load: several to a lane, so that each lane has events all the time.
+const ENTITIES: u64 = 200;
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Failover {
+    pub(crate) rate_events_per_s: u64,
+    pub(crate) kills: Vec<Kill>,
+    /// The longest of `first_of_its_lanes_ms`.
+    pub(crate) worst_ms: f64,
+    pub(crate) median_ms: f64,
+    /// Events written more than once to the topic over the whole run.
+    pub(crate) duplicates: u64,
+    pub(crate) missing: u64,
+}
+
+/// One SIGKILL; times are from it to an event's arrival at the consumer.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Kill {
+    /// Of the relay that was killed.
+    pub(crate) lanes: BTreeSet<i16>,
+    /// Any event due after the kill.
+    pub(crate) any_ms: f64,
+    /// The first event due after the kill in a lane of the killed relay.
+    pub(crate) first_of_its_lanes_ms: f64,
+    /// The last lane's first.
+    pub(crate) all_of_its_lanes_ms: f64,
+}
+
+pub(crate) async fn failover(bench: &Bench, rate: u64) -> Result<Failover, BenchError> {
+    let arena = bench.arenas.make().await?;
+    let mut conn = bench.arenas.connect().await?;
+    let mut steady = Steady::start(bench, &arena, 2).await?;
+    let schedule = Schedule::starting_soon(rate, ENTITIES);
+    let pacer = steady.write(bench, &arena, schedule, None)?;
+    let mut kills = Vec::new();
+    for kill in 0..KILLS {
+        bench.progress.tell(&format!("kill {} of {KILLS}", kill + 1));
+        rest(&mut steady, &pacer, SETTLE).await?;
+        kills.push(kill_one(&mut steady, &mut conn, &arena, schedule).await?);
+        steady.relays.push(RelayProcess::start(&bench.launch, &arena, kill + 2)?);
+    }
+    let written = tokio::task::spawn_blocking(|| pacer.stop()).await.map_err(|_| BenchError::Thread)??;
+    let missing = missing_after_a_while(&mut steady, written.iter().map(|written| written.event).collect()).await?;
+    let duplicates = (steady.receiver.events() + missing).saturating_sub(written.len());
+    drain::stop(std::mem::take(&mut steady.relays)).await?;
+    drop(steady);
+    bench.arenas.remove(&arena.name).await?;
+    let times: Vec<f64> = kills.iter().map(|kill| kill.first_of_its_lanes_ms).collect();
+    Ok(Failover {
+        rate_events_per_s: rate,
+        worst_ms: times.iter().copied().fold(0.0, f64::max),
+        median_ms: super::percentiles::median(times),
+        kills,
+        duplicates: duplicates as u64,
+        missing: missing as u64,
+    })
+}
+
+async fn rest(steady: &mut Steady, pacer: &Pacer, time: Duration) -> Result<(), BenchError> {
+    let began = Instant::now();
+    while began.elapsed() < time {
+        steady.check()?;
+        if pacer.has_lost_a_thread() {
+            return Err(BenchError::Thread);
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+    Ok(())
+}
+
+/// Kills the relay that is longest there.
+async fn kill_one(
+    steady: &mut Steady,
+    conn: &mut PgConnection,
+    arena: &Arena,
+    schedule: Schedule,
+) -> Result<Kill, BenchError> {
+    let lanes = lanes_of(conn, arena, &steady.relays[0].name).await?;
+    let lane_of = lanes_of_entities(conn, arena, schedule).await?;
+    let seen = steady.receiver.events();
+    let killed_us = schedule.now_us();
+    steady.relays.remove(0).kill().await?;
+    let began = Instant::now();
+    loop {
+        steady.check()?;
+        let arrived: Vec<(i16, i64)> = steady
+            .receiver
+            .since(seen)
+            .into_iter()
+            .filter(|record| schedule.due_us(record.event) > killed_us)
+            .filter_map(|record| Some((*lane_of.get(&schedule.entity(record.event))?, record.at_us)))
+            .collect();
+        if let Some(kill) = recovered(&lanes, &arrived, killed_us) {
+            return Ok(kill);
+        }
+        if began.elapsed() > RECOVERED_WITHIN {
+            let what = format!("lanes {lanes:?} of the killed relay");
+            return Err(BenchError::Stalled { what, within: RECOVERED_WITHIN, log: steady.log() });
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+}
+
+/// The times, once every lane has had an event; `arrived` are lanes and times of arrival, in that order.
+fn recovered(lanes: &BTreeSet<i16>, arrived: &[(i16, i64)], killed_us: i64) -> Option<Kill> {
+    let ms = |at_us: i64| (at_us - killed_us) as f64 / 1e3;
+    let first_of = |lane: &i16| arrived.iter().find(|(found, _)| found == lane).map(|(_, at_us)| ms(*at_us));
+    let firsts = lanes.iter().map(first_of).collect::<Option<Vec<f64>>>()?;
+    Some(Kill {
+        lanes: lanes.clone(),
+        any_ms: ms(arrived.first()?.1),
+        first_of_its_lanes_ms: firsts.iter().copied().reduce(f64::min)?,
+        all_of_its_lanes_ms: firsts.iter().copied().reduce(f64::max)?,
+    })
+}
+
+/// The lanes that are this relay's more often than another's, by the locks its sessions hold.
+async fn lanes_of(conn: &mut PgConnection, arena: &Arena, relay: &str) -> Result<BTreeSet<i16>, BenchError> {
+    let sql = format!(
+        "select l.objid::int8, right(a.application_name, {length}) = {relay} from pg_locks l join pg_stat_activity a using (pid) \
+         where l.locktype = 'advisory' and l.granted and l.classid = {lane_table}::regclass::oid and l.objsubid = 2",
+        length = relay.len(),
+        relay = literal(relay),
+        lane_table = literal(&arena.names.companion("lane")),
+    );
+    let mut held: HashMap<i16, i32> = HashMap::new();
+    for _ in 0..LOOKS {
+        for row in sqlx::query(AssertSqlSafe(sql.as_str())).fetch_all(&mut *conn).await? {
+            let vote = if row.try_get(1)? { 1 } else { -1 };
+            *held.entry(row.try_get::<i64, _>(0)? as i16).or_default() += vote;
+        }
+        tokio::time::sleep(BETWEEN_LOCK_LOOKS).await;
+    }
+    let lanes: BTreeSet<i16> = held.into_iter().filter(|(_, votes)| *votes > 0).map(|(lane, _)| lane).collect();
+    if lanes.is_empty() {
+        let what = format!("{relay} to lock a lane");
+        return Err(BenchError::Stalled { what, within: BETWEEN_LOCK_LOOKS * LOOKS as u32, log: String::new() });
+    }
+    Ok(lanes)
+}
+
+async fn lanes_of_entities(
+    conn: &mut PgConnection,
+    arena: &Arena,
+    schedule: Schedule,
+) -> Result<HashMap<String, i16>, BenchError> {
+    let sql = format!("select distinct entity_id, lane from {} where entity_id is not null", arena.names.outbox());
+    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(conn).await?;
+    let mut lanes = HashMap::with_capacity(schedule.entities as usize);
+    for row in rows {
+        lanes.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    Ok(lanes)
+}
+
+/// How many of the events have not arrived when nothing arrives any more.
+async fn missing_after_a_while(steady: &mut Steady, events: BTreeSet<u64>) -> Result<usize, BenchError> {
+    let (mut last, mut moved) = (0, Instant::now());
+    loop {
+        steady.check()?;
+        let received = steady.receiver.since(0);
+        let arrived: BTreeSet<u64> = received.iter().map(|record| record.event).collect();
+        let missing = events.difference(&arrived).count();
+        if missing == 0 || moved.elapsed() > Duration::from_secs(15) {
+            return Ok(missing);
+        }
+        if received.len() > last {
+            (last, moved) = (received.len(), Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_is_replaced_when_each_of_its_lanes_has_had_an_event() {
+        let lanes = BTreeSet::from([3, 4]);
+        let arrived = [(9, 1_002_000), (4, 1_300_000), (9, 1_301_000)];
+        assert!(recovered(&lanes, &arrived, 1_000_000).is_none());
+        let arrived = [(9, 1_002_000), (4, 1_300_000), (3, 1_450_000), (4, 1_500_000)];
+        let kill = recovered(&lanes, &arrived, 1_000_000).unwrap();
+        assert_eq!((kill.any_ms, kill.first_of_its_lanes_ms, kill.all_of_its_lanes_ms), (2.0, 300.0, 450.0));
+    }
+}

@@ -1,0 +1,35 @@
+//! Why a benchmark gave no figures.
+
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::config::ConfigError;
+use crate::store::schema::SchemaError;
+use crate::store::settle::SettleError;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BenchError {
+    #[error("the configuration is not that of a relay")]
+    Config(#[from] ConfigError),
+    #[error("Postgres")]
+    Database(#[from] sqlx::Error),
+    #[error("the bench's outbox cannot be made")]
+    Schema(#[from] SchemaError),
+    #[error("marking")]
+    Settle(#[from] SettleError),
+    #[error("Kafka")]
+    Kafka(#[from] KafkaError),
+    #[error("topic {topic}: {code}")]
+    Topic { topic: String, code: RDKafkaErrorCode },
+    #[error("a process or a file")]
+    System(#[from] std::io::Error),
+    #[error("the relay under test ended by itself ({status}); its log ends with:\n{log}")]
+    RelayEnded { status: String, log: String },
+    #[error("nothing happened for {within:?} while waiting for {what}{log}")]
+    Stalled { what: String, within: Duration, log: String },
+    #[error("a thread of the bench ended before its time")]
+    Thread,
+    #[error("interrupted")]
+    Interrupted,
+}

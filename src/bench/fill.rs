@@ -1,0 +1,114 @@
+//! Filling an outbox on the server's side: no row crosses the network, so a million of them take seconds.
+
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use super::arena::Arena;
+use super::failure::BenchError;
+use super::progress::Progress;
+
+/// Rows per transaction.
+const CHUNK: u64 = 100_000;
+
+/// Which entities the events are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// So many entities, in no order.
+    Spread(u64),
+    /// Every other event is of one entity, the rest of so many others.
+    HalfOnOne(u64),
+    /// None: no key, no order.
+    Unkeyed,
+}
+
+/// What the rows are when they are inserted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum As {
+    Pending,
+    Published,
+}
+
+impl Keys {
+    /// SQL for the entity of row `i`.
+    fn sql(self) -> String {
+        // A hash of the row's number: neighbours are of different entities, and every run has the same.
+        let spread = |entities: u64| format!("'order-' || (hashint8(i)::bigint & 2147483647) % {}", entities.max(1));
+        match self {
+            Self::Spread(entities) => spread(entities),
+            Self::HalfOnOne(entities) => format!("case when i % 2 = 0 then 'order-hot' else {} end", spread(entities)),
+            Self::Unkeyed => "null::text".to_owned(),
+        }
+    }
+}
+
+/// Fills one outbox; keeps what later chunks need.
+pub(crate) struct Filler {
+    conn: PgConnection,
+    insert: String,
+    inserted: u64,
+}
+
+impl Filler {
+    /// Copies the payloads into the arena, for the server to take rows from.
+    pub(crate) async fn new(
+        mut conn: PgConnection,
+        arena: &Arena,
+        samples: &[String],
+        keys: Keys,
+        rows: As,
+    ) -> Result<Self, BenchError> {
+        // Loading is not what is measured.
+        conn.execute("set synchronous_commit = off").await?;
+        let table = arena.table("bench_payload");
+        let create = format!("create unlogged table if not exists {table} (n bigint primary key, body jsonb not null)");
+        conn.execute(AssertSqlSafe(create)).await?;
+        let copy = format!(
+            "insert into {table} select n - 1, body::jsonb from unnest($1::text[]) with ordinality as s (body, n) on conflict do nothing"
+        );
+        sqlx::query(AssertSqlSafe(copy)).bind(samples).execute(&mut conn).await?;
+        conn.execute(AssertSqlSafe(format!("analyze {table}"))).await?;
+        let (status, published) = match rows {
+            As::Pending => ("PENDING", "null"),
+            As::Published => ("PUBLISHED", "now()"),
+        };
+        let insert = format!(
+            "insert into {} (entity_type, entity_id, event_type, payload, status, published_at) \
+             select 'order', {}, (array['OrderPlaced','OrderPaid','OrderShipped','OrderDelivered'])[1 + i % 4], p.body, \
+                    '{status}', {published}::timestamptz \
+             from generate_series($1::bigint, $2::bigint) i join {table} p on p.n = i % {} order by i",
+            arena.names.outbox(),
+            keys.sql(),
+            samples.len()
+        );
+        Ok(Self { conn, insert, inserted: 0 })
+    }
+
+    /// Adds `rows` in one transaction.
+    pub(crate) async fn add(&mut self, rows: u64) -> Result<(), BenchError> {
+        let (first, last) = (self.inserted as i64 + 1, (self.inserted + rows) as i64);
+        sqlx::query(AssertSqlSafe(self.insert.as_str())).bind(first).bind(last).execute(&mut self.conn).await?;
+        self.inserted += rows;
+        Ok(())
+    }
+
+    /// Rows added so far.
+    pub(crate) fn inserted(&self) -> u64 {
+        self.inserted
+    }
+
+    /// Adds `rows` in chunks.
+    pub(crate) async fn fill(&mut self, rows: u64, progress: &Progress) -> Result<(), BenchError> {
+        let mut left = rows;
+        while left > 0 {
+            let chunk = left.min(CHUNK);
+            self.add(chunk).await?;
+            left -= chunk;
+            progress.count("filling", rows - left, rows);
+        }
+        Ok(())
+    }
+
+    /// Writes everything out, so that a checkpoint does not fall into the measurement; false where that is not allowed.
+    pub(crate) async fn checkpoint(&mut self) -> bool {
+        self.conn.execute("checkpoint").await.is_ok()
+    }
+}

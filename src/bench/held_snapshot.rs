@@ -1,0 +1,143 @@
+//! `held-snapshot`: a flow of events while another session holds a snapshot. Vacuum can remove nothing then, and whatever walks
+//! dead rows or dead index entries gets slower with every one of them.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, Executor};
+
+use super::Bench;
+use super::arena::Arena;
+use super::cost::{Costs, Meter};
+use super::drain;
+use super::failure::BenchError;
+use super::fill::{As, Filler, Keys};
+use super::percentiles::median;
+use super::steady::{BETWEEN_LOOKS, Steady};
+use super::watermarks::Watermarks;
+
+/// Without a rate the backlog is kept between this and one chunk more: the relay always has work, and the writer never more
+/// than the relay can take.
+const LOW_WATER: u64 = 50_000;
+const CHUNK: u64 = 25_000;
+
+/// With a rate, this often.
+const BETWEEN_CHUNKS: Duration = Duration::from_millis(100);
+
+/// Before the first window: for the backlog to build up.
+const WARM_UP: Duration = Duration::from_secs(5);
+
+/// The rate over time. The writer's inserts run on the same server.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct HeldSnapshot {
+    pub(crate) seconds: f64,
+    pub(crate) window_s: u64,
+    /// As asked for; null: as fast as the relay takes them.
+    pub(crate) rate_events_per_s: Option<u64>,
+    /// Of each whole window.
+    pub(crate) windows_events_per_s: Vec<f64>,
+    /// Events that waited at the end of each window.
+    pub(crate) windows_backlog: Vec<u64>,
+    pub(crate) median_events_per_s: f64,
+    pub(crate) worst_events_per_s: f64,
+    pub(crate) worst_share_of_median: f64,
+    pub(crate) costs: Costs,
+}
+
+/// `rate`: events a second, else as many as go.
+pub(crate) async fn held_snapshot(
+    bench: &Bench,
+    rate: Option<u64>,
+    seconds: u64,
+    window: u64,
+) -> Result<HeldSnapshot, BenchError> {
+    let arena = bench.arenas.make().await?;
+    let mut holder = bench.arenas.connect().await?;
+    holder.execute("begin isolation level repeatable read").await?;
+    // The snapshot is taken by the first statement.
+    holder.execute(AssertSqlSafe(format!("select from {} limit 1", arena.names.outbox()))).await?;
+    let mut steady = Steady::start(bench, &arena, 1).await?;
+    let mut meter = Meter::new(&bench.arenas, &arena).await?;
+    let before = meter.read(&steady.relays).await?;
+    let began = Instant::now();
+    let Flow { windows, published } =
+        flow(bench, &arena, &mut steady, rate, Duration::from_secs(seconds), window).await?;
+    let passed = began.elapsed().as_secs_f64();
+    let mut after = meter.read(&steady.relays).await?;
+    drain::stop(std::mem::take(&mut steady.relays)).await?;
+    drop(steady);
+    meter.reread_images(&mut after).await;
+    holder.execute("rollback").await?;
+    bench.arenas.remove(&arena.name).await?;
+    let rates: Vec<f64> = windows.iter().map(|window| window.published as f64 / window.seconds).collect();
+    let (worst, median) = (rates.iter().copied().reduce(f64::min).unwrap_or(0.0), median(rates.clone()));
+    Ok(HeldSnapshot {
+        seconds: passed,
+        window_s: window,
+        rate_events_per_s: rate,
+        windows_backlog: windows.iter().map(|window| window.backlog).collect(),
+        costs: meter.costs(&before, &after, published),
+        windows_events_per_s: rates,
+        median_events_per_s: median,
+        worst_events_per_s: worst,
+        worst_share_of_median: if median > 0.0 { worst / median } else { 0.0 },
+    })
+}
+
+/// A window as it was: a look, or a chunk that is being written, makes it a little longer than asked for.
+struct Window {
+    seconds: f64,
+    published: u64,
+    /// Waiting at its end.
+    backlog: u64,
+}
+
+struct Flow {
+    windows: Vec<Window>,
+    /// In all, the warm-up included.
+    published: u64,
+}
+
+async fn flow(
+    bench: &Bench,
+    arena: &Arena,
+    steady: &mut Steady,
+    rate: Option<u64>,
+    time: Duration,
+    window: u64,
+) -> Result<Flow, BenchError> {
+    let keys = Keys::Spread(bench.entities());
+    let mut filler = Filler::new(bench.arenas.connect().await?, arena, &bench.samples, keys, As::Pending).await?;
+    let watermarks = Watermarks::new(&bench.arenas, arena)?;
+    let before = watermarks.records().await?;
+    let began = Instant::now();
+    let mut flow = Flow { windows: Vec::new(), published: 0 };
+    // When the window was opened, and what had been published by then.
+    let mut open: Option<(Instant, u64)> = None;
+    while began.elapsed() < WARM_UP + time {
+        steady.check()?;
+        let published = watermarks.records().await?.saturating_sub(before);
+        let backlog = filler.inserted().saturating_sub(published);
+        flow.published = published;
+        match open {
+            None if began.elapsed() >= WARM_UP => open = Some((Instant::now(), published)),
+            Some((opened, counted)) if opened.elapsed() >= Duration::from_secs(window) => {
+                let seconds = opened.elapsed().as_secs_f64();
+                flow.windows.push(Window { seconds, published: published - counted, backlog });
+                open = Some((Instant::now(), published));
+            }
+            _ => {}
+        }
+        bench.progress.tell(&format!("{published} published, {backlog} waiting, {:.0?}", began.elapsed()));
+        match rate {
+            Some(rate) => {
+                let due = (began.elapsed().as_secs_f64() * rate as f64) as u64;
+                filler.add(due.saturating_sub(filler.inserted())).await?;
+                tokio::time::sleep(BETWEEN_CHUNKS).await;
+            }
+            None if backlog < LOW_WATER => filler.add(CHUNK).await?,
+            None => tokio::time::sleep(BETWEEN_LOOKS).await,
+        }
+    }
+    Ok(flow)
+}

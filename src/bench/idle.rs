@@ -1,0 +1,100 @@
+//! `idle`: what a relay costs while there is nothing to do.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sqlx::{Executor, PgConnection, Row};
+
+use super::Bench;
+use super::cost::Meter;
+use super::drain;
+use super::failure::BenchError;
+use super::steady::Steady;
+
+/// For the relay to come to rest after its first event, and for the statistics of its sessions to be handed in.
+const REST: Duration = Duration::from_secs(5);
+
+/// How long the server is watched without a relay: what others do in this database meanwhile is subtracted.
+const BASELINE: Duration = Duration::from_secs(10);
+
+/// The cost of nothing to do.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Idle {
+    pub(crate) seconds: f64,
+    /// Of one core.
+    pub(crate) relay_cpu_percent: Option<f64>,
+    /// Of one core, by the server's sessions of the relay.
+    pub(crate) relay_sessions_cpu_percent: Option<f64>,
+    /// Ended transactions of this database by `pg_stat_database`, without those of the same time without a relay. An idle relay's
+    /// transactions are single queries. Sessions hand their counts in once a second, so this is right to a second's worth.
+    pub(crate) queries_per_s: f64,
+    pub(crate) baseline_queries_per_s: f64,
+    /// Of the whole server, without those of the same time without a relay.
+    pub(crate) wal_bytes_per_s: f64,
+    pub(crate) baseline_wal_bytes_per_s: f64,
+    pub(crate) relay_peak_memory_bytes: Option<u64>,
+}
+
+/// What the server counts.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    at: Instant,
+    transactions: i64,
+    wal: i64,
+}
+
+pub(crate) async fn idle(bench: &Bench, seconds: u64) -> Result<Idle, BenchError> {
+    let arena = bench.arenas.make().await?;
+    let mut conn = bench.arenas.connect().await?;
+    bench.progress.tell("waiting for the server to rest");
+    tokio::time::sleep(REST).await;
+    let first = count(&mut conn).await?;
+    bench.progress.tell("without a relay");
+    tokio::time::sleep(BASELINE).await;
+    let baseline = first.until(&count(&mut conn).await?);
+
+    let mut steady = Steady::start(bench, &arena, 1).await?;
+    tokio::time::sleep(REST).await;
+    let mut meter = Meter::new(&bench.arenas, &arena).await?;
+    let (before, began) = (meter.read(&steady.relays).await?, count(&mut conn).await?);
+    for second in 0..seconds {
+        bench.progress.count("idle for seconds", second, seconds);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        steady.check()?;
+    }
+    let (after, ended) = (meter.read(&steady.relays).await?, count(&mut conn).await?);
+    let passed = ended.at.duration_since(began.at).as_secs_f64();
+    let with_relay = began.until(&ended);
+    drain::stop(std::mem::take(&mut steady.relays)).await?;
+    drop(steady);
+    bench.arenas.remove(&arena.name).await?;
+    let percent = |cpu: Duration| cpu.as_secs_f64() / passed * 100.0;
+    Ok(Idle {
+        seconds: passed,
+        relay_cpu_percent: before.relay_cpu_until(&after).map(percent),
+        relay_sessions_cpu_percent: before.relay_sessions_cpu_until(&after).map(percent),
+        queries_per_s: (with_relay.0 - baseline.0).max(0.0),
+        baseline_queries_per_s: baseline.0,
+        wal_bytes_per_s: (with_relay.1 - baseline.1).max(0.0),
+        baseline_wal_bytes_per_s: baseline.1,
+        relay_peak_memory_bytes: after.peak_memory(),
+    })
+}
+
+async fn count(conn: &mut PgConnection) -> Result<Counted, BenchError> {
+    // Not from the snapshot of an earlier look.
+    conn.execute("select pg_stat_clear_snapshot()").await?;
+    let sql = "select xact_commit + xact_rollback, (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8 \
+               from pg_stat_database where datname = current_database()";
+    let row = sqlx::query(sql).fetch_one(conn).await?;
+    Ok(Counted { at: Instant::now(), transactions: row.try_get(0)?, wal: row.try_get(1)? })
+}
+
+impl Counted {
+    /// Transactions and bytes of WAL a second between two looks.
+    fn until(&self, later: &Self) -> (f64, f64) {
+        let seconds = later.at.duration_since(self.at).as_secs_f64();
+        let rate = |before: i64, after: i64| (after - before) as f64 / seconds;
+        (rate(self.transactions, later.transactions), rate(self.wal, later.wal))
+    }
+}

@@ -1,0 +1,105 @@
+//! Claim and mark without Kafka.
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgConnection;
+use tokio::task::JoinSet;
+
+use crate::bench::Bench;
+use crate::bench::arena::Arena;
+use crate::bench::cost::Meter;
+use crate::bench::failure::BenchError;
+use crate::bench::fill::{As, Filler, Keys};
+use crate::lane::LaneRange;
+use crate::store::claim::{ClaimSql, ClaimedRow};
+use crate::store::session::{self, Beginning};
+use crate::store::settle::SettleSql;
+
+/// The relay's bound on an idle transaction; nothing idles here.
+const LONGEST: Duration = Duration::from_secs(60);
+
+pub(super) struct Claimed {
+    pub(super) events_per_s: f64,
+    pub(super) wal_bytes_per_event: f64,
+}
+
+/// One session's share, by the relay's statements, in the relay's order, from an exact start: no recount, no sweep.
+struct Session {
+    conn: PgConnection,
+    beginning: Beginning,
+    claim: ClaimSql,
+    settle: SettleSql,
+    lanes: LaneRange,
+    batch_size: usize,
+    batch_bytes: usize,
+    prepared: bool,
+}
+
+pub(super) async fn claim_and_mark(
+    bench: &Bench,
+    arena: &Arena,
+    events: u64,
+    workers: usize,
+) -> Result<Claimed, BenchError> {
+    bench.progress.begin("limit of claim and mark");
+    let keys = Keys::Spread(bench.entities());
+    let mut filler = Filler::new(bench.arenas.connect().await?, arena, &bench.samples, keys, As::Pending).await?;
+    filler.fill(events, &bench.progress).await?;
+    filler.checkpoint().await;
+    let mut meter = Meter::new(&bench.arenas, arena).await?;
+    let mut sessions = Vec::new();
+    for index in 0..workers {
+        if let Some(lanes) = LaneRange::share(index, workers, arena.lanes) {
+            sessions.push(Session::new(bench, arena, lanes).await?);
+        }
+    }
+    let before = meter.read(&[]).await?;
+    let began = Instant::now();
+    let mut running: JoinSet<_> = sessions.into_iter().map(Session::run).collect();
+    let mut marked = 0;
+    while let Some(done) = running.join_next().await {
+        marked += done.map_err(|_| BenchError::Thread)??;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let after = meter.read(&[]).await?;
+    let marked = marked as f64;
+    Ok(Claimed {
+        events_per_s: marked / seconds,
+        wal_bytes_per_event: before.wal_until(&after) as f64 / marked.max(1.0),
+    })
+}
+
+impl Session {
+    async fn new(bench: &Bench, arena: &Arena, lanes: LaneRange) -> Result<Self, BenchError> {
+        let relay = &bench.settings.relay;
+        Ok(Self {
+            conn: bench.arenas.connect().await?,
+            beginning: Beginning::new(&arena.names, LONGEST),
+            claim: ClaimSql::new(&arena.names),
+            settle: SettleSql::new(&arena.names),
+            lanes,
+            batch_size: relay.batch_size,
+            batch_bytes: usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX),
+            prepared: bench.settings.database.prepared_statements,
+        })
+    }
+
+    /// Rows marked.
+    async fn run(mut self) -> Result<u64, BenchError> {
+        let (mut start, mut marked) = (0, 0);
+        loop {
+            let Self { conn, beginning, claim, settle, lanes, batch_size, batch_bytes, prepared } = &mut self;
+            beginning.begin(conn, *lanes).await?;
+            let claimed = claim.claim(conn, start, *lanes, *batch_size, *batch_bytes, *prepared).await?;
+            let Some(last) = claimed.rows.last() else {
+                session::rollback(conn).await?;
+                return Ok(marked);
+            };
+            start = last.id()?.0;
+            let places = claimed.rows.iter().map(ClaimedRow::ctid).collect::<Result<Vec<_>, _>>()?;
+            settle.mark_published(conn, &places, *prepared).await?;
+            session::commit(conn).await?;
+            marked += places.len() as u64;
+        }
+    }
+}

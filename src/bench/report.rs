@@ -1,0 +1,82 @@
+//! The figures of a run, as JSON. Every name ends in its unit; a figure that was not measured is null or absent.
+
+use serde::Serialize;
+
+use super::Bench;
+use super::drain::Drained;
+use super::failover::Failover;
+use super::failure::BenchError;
+use super::held_snapshot::HeldSnapshot;
+use super::idle::Idle;
+use super::latency::Latency;
+use super::limits::Limits;
+use super::machine::Machine;
+use super::variants::{HotKey, Retained};
+
+/// Goes up when a name changes its meaning or goes away.
+const FORMAT: u32 = 1;
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Report {
+    pub(crate) bench_format: u32,
+    /// What the names of its schemas and topics began with.
+    pub(crate) run: String,
+    pub(crate) measured_at: chrono::DateTime<chrono::Utc>,
+    pub(crate) machine: Machine,
+    pub(crate) load: Load,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) limits: Option<Limits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) drain: Option<Drained>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) latency: Option<Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) relays: Option<Vec<Drained>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hot_key: Option<HotKey>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retained: Option<Retained>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) held_snapshot: Option<HeldSnapshot>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle: Option<Idle>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) failover: Option<Failover>,
+}
+
+/// What the events were like.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Load {
+    pub(crate) events: u64,
+    pub(crate) entities: u64,
+    pub(crate) partitions: i32,
+    /// As JSON text, before the envelope.
+    pub(crate) payload_bytes: usize,
+}
+
+impl Report {
+    pub(super) async fn new(bench: &Bench) -> Result<Self, BenchError> {
+        let plan = &bench.plan;
+        Ok(Self {
+            bench_format: FORMAT,
+            run: bench.arenas.run().to_owned(),
+            measured_at: chrono::Utc::now(),
+            machine: Machine::new(bench).await?,
+            load: Load {
+                events: plan.events,
+                entities: bench.entities(),
+                partitions: plan.partitions,
+                payload_bytes: plan.payload_bytes,
+            },
+            limits: None,
+            drain: None,
+            latency: None,
+            relays: None,
+            hot_key: None,
+            retained: None,
+            held_snapshot: None,
+            idle: None,
+            failover: None,
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! A steady flow: relays that are warm, a writer at a fixed rate, a consumer. `latency` and `failover` look at it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::{AssertSqlSafe, Executor};
+
+use super::Bench;
+use super::arena::Arena;
+use super::failure::BenchError;
+use super::pacer::{Pacer, Schedule};
+use super::receiver::Receiver;
+use super::relay_process::RelayProcess;
+
+/// For a relay to start and publish its first event.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// Between two looks at something.
+pub(crate) const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+pub(crate) struct Steady {
+    pub(crate) relays: Vec<RelayProcess>,
+    pub(crate) receiver: Receiver,
+    schedule: Arc<Mutex<Option<Schedule>>>,
+}
+
+impl Steady {
+    /// Starts relays and a consumer, and waits until an event has come through.
+    pub(crate) async fn start(bench: &Bench, arena: &Arena, relays: usize) -> Result<Self, BenchError> {
+        let schedule = Arc::default();
+        let receiver = Receiver::start(&bench.arenas, arena, Arc::clone(&schedule))?;
+        let relays =
+            (0..relays).map(|index| RelayProcess::start(&bench.launch, arena, index)).collect::<Result<Vec<_>, _>>()?;
+        let mut steady = Self { relays, receiver, schedule };
+        steady.one_event(bench, arena).await?;
+        Ok(steady)
+    }
+
+    /// Writes one event and waits for it.
+    async fn one_event(&mut self, bench: &Bench, arena: &Arena) -> Result<(), BenchError> {
+        let mut conn = bench.arenas.connect().await?;
+        let outbox = arena.names.outbox();
+        let sql = format!(
+            "insert into {outbox} (entity_type, entity_id, event_type) values ('order', 'order-0', 'OrderPlaced')"
+        );
+        conn.execute(AssertSqlSafe(sql)).await?;
+        let began = Instant::now();
+        while self.receiver.records() == 0 {
+            self.check()?;
+            if began.elapsed() > READY_WITHIN {
+                let (what, log) = ("the first event".to_owned(), self.log());
+                return Err(BenchError::Stalled { what, within: READY_WITHIN, log });
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        Ok(())
+    }
+
+    /// Starts to write.
+    pub(crate) fn write(
+        &self,
+        bench: &Bench,
+        arena: &Arena,
+        schedule: Schedule,
+        events: Option<u64>,
+    ) -> Result<Pacer, BenchError> {
+        *self.schedule.lock().unwrap_or_else(PoisonError::into_inner) = Some(schedule);
+        Pacer::start(&bench.arenas, arena, &bench.samples, schedule, events)
+    }
+
+    /// An error when a relay or the consumer has ended by itself.
+    pub(crate) fn check(&mut self) -> Result<(), BenchError> {
+        for relay in &mut self.relays {
+            relay.check()?;
+        }
+        self.receiver.check()
+    }
+
+    /// The end of the first relay's log, for an error.
+    pub(crate) fn log(&self) -> String {
+        self.relays.first().map_or_else(String::new, |relay| format!("\n{}", relay.log_tail()))
+    }
+}

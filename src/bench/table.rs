@@ -1,0 +1,216 @@
+//! The figures of a run for people: one table, a row per figure.
+
+use std::fmt;
+
+use super::cost::Costs;
+use super::drain::Drained;
+use super::failover::Failover;
+use super::held_snapshot::HeldSnapshot;
+use super::idle::Idle;
+use super::latency::Latency;
+use super::limits::Limits;
+use super::percentiles::Percentiles;
+use super::report::Report;
+
+/// Rows of `what`, `figure` and `value unit`, in columns.
+#[derive(Debug, Default)]
+struct Table(Vec<[String; 3]>);
+
+impl Table {
+    fn row(&mut self, what: &str, figure: &str, value: impl Into<String>) {
+        self.0.push([what.to_owned(), figure.to_owned(), value.into()]);
+    }
+
+    fn drained(&mut self, what: &str, drained: &Drained) {
+        self.row(what, "rate", format!("{} events/s", grouped(drained.events_per_s)));
+        self.row(
+            what,
+            "rate with the start of the process",
+            format!("{} events/s", grouped(drained.events_per_s_from_start)),
+        );
+        self.row(what, "events", format!("{} in {:.2} s", grouped(drained.events as f64), drained.seconds));
+        if drained.records != drained.events || drained.published != drained.events {
+            self.row(what, "NOT once each", format!("{} records, {} published", drained.records, drained.published));
+        }
+        self.costs(what, &drained.costs);
+    }
+
+    fn limits(&mut self, limits: &Limits) {
+        let what = "limits of the box";
+        self.row(
+            what,
+            "claim and mark without Kafka",
+            format!("{} events/s", grouped(limits.claim_and_mark_events_per_s)),
+        );
+        let wal = grouped(limits.claim_and_mark_wal_bytes_per_event);
+        self.row(what, "WAL of claim and mark", format!("{wal} bytes/event"));
+        self.row(what, "produce without Postgres", format!("{} events/s", grouped(limits.produce_events_per_s)));
+    }
+
+    fn latency(&mut self, latency: &Latency) {
+        let what = format!("latency at {}/s", grouped(latency.rate_events_per_s as f64));
+        for (figure, times) in [
+            ("from the scheduled time", &latency.from_schedule),
+            ("from the commit", &latency.from_commit),
+            ("of that the insert", &latency.insert),
+            ("of that the writer's own lag", &latency.writer_lag),
+        ] {
+            self.row(&what, figure, times.as_ref().map_or("none arrived".to_owned(), percentiles));
+        }
+        if latency.missing + latency.duplicates > 0 {
+            self.row(&what, "NOT once each", format!("{} missing, {} twice", latency.missing, latency.duplicates));
+        }
+        self.costs(&what, &latency.costs);
+    }
+
+    fn held_snapshot(&mut self, held: &HeldSnapshot) {
+        let what = "held snapshot";
+        self.row(what, "median window", format!("{} events/s", grouped(held.median_events_per_s)));
+        let (worst, share) = (grouped(held.worst_events_per_s), held.worst_share_of_median * 100.0);
+        self.row(what, "worst window", format!("{worst} events/s, {share:.0} % of the median"));
+        let windows: Vec<_> = held.windows_events_per_s.iter().map(|rate| grouped(*rate)).collect();
+        self.row(what, &format!("each {} s", held.window_s), windows.join(" "));
+        self.costs(what, &held.costs);
+    }
+
+    fn idle(&mut self, idle: &Idle) {
+        let percent =
+            |value: Option<f64>| value.map_or("not measured".to_owned(), |value| format!("{value:.2} % of a core"));
+        self.row("idle", "CPU of the relay", percent(idle.relay_cpu_percent));
+        self.row("idle", "CPU of the relay's sessions", percent(idle.relay_sessions_cpu_percent));
+        self.row("idle", "queries", format!("{:.1} per s", idle.queries_per_s));
+        self.row("idle", "WAL", format!("{:.1} bytes/s", idle.wal_bytes_per_s));
+    }
+
+    fn failover(&mut self, failover: &Failover) {
+        self.row("failover", "worst", format!("{:.0} ms", failover.worst_ms));
+        self.row("failover", "median", format!("{:.0} ms", failover.median_ms));
+        for kill in &failover.kills {
+            let (any, first, all) = (kill.any_ms, kill.first_of_its_lanes_ms, kill.all_of_its_lanes_ms);
+            let lanes = kill.lanes.len();
+            let text =
+                format!("any event {any:.0} ms, first of its {lanes} lanes {first:.0} ms, all of them {all:.0} ms");
+            self.row("failover", "SIGKILL to the next", text);
+        }
+        self.row("failover", "sent twice, missing", format!("{}, {}", failover.duplicates, failover.missing));
+    }
+
+    fn costs(&mut self, what: &str, costs: &Costs) {
+        self.row(what, "WAL", format!("{} bytes/event", grouped(costs.wal_bytes_per_event)));
+        for (figure, value) in [
+            ("CPU of the relay", costs.relay_cpu_us_per_event),
+            ("CPU of the relay's sessions", costs.relay_sessions_cpu_us_per_event),
+            ("CPU of Postgres", costs.postgres_cpu_us_per_event),
+            ("CPU of the broker", costs.broker_cpu_us_per_event),
+        ] {
+            self.row(what, figure, value.map_or("not measured".to_owned(), |us| format!("{us:.2} us/event")));
+        }
+        if let Some(bytes) = costs.relay_peak_memory_bytes {
+            self.row(what, "peak memory of the relay", format!("{:.1} MB", bytes as f64 / 1e6));
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = |column: usize| self.0.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let (first, second) = (width(0), width(1));
+        let mut last = "";
+        for [what, figure, value] in &self.0 {
+            let shown = if what == last { "" } else { what };
+            last = what;
+            writeln!(f, "{shown:first$}  {figure:second$}  {value}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (machine, load) = (&self.machine, &self.load);
+        let broker = machine.broker_version.as_deref().unwrap_or("of unknown version");
+        writeln!(
+            f,
+            "outbox-relay {}, Postgres {}, Kafka {broker}, {} cores; payload {} bytes, {} entities, {} partitions",
+            machine.relay_version,
+            machine.postgres_version,
+            machine.cores,
+            load.payload_bytes,
+            grouped(load.entities as f64),
+            load.partitions
+        )?;
+        if machine.relay_is_debug_build {
+            writeln!(f, "A DEBUG BUILD: these figures mean nothing.")?;
+        }
+        writeln!(f)?;
+        self.table().fmt(f)
+    }
+}
+
+impl Report {
+    fn table(&self) -> Table {
+        let mut table = Table::default();
+        self.limits.iter().for_each(|limits| table.limits(limits));
+        self.drain.iter().for_each(|drained| table.drained("drain", drained));
+        self.latency.iter().for_each(|latency| table.latency(latency));
+        for drained in self.relays.iter().flatten() {
+            table.drained(&format!("relays: {}", drained.relays), drained);
+        }
+        if let Some(hot) = &self.hot_key {
+            table.drained("unkeyed", &hot.unkeyed);
+            table.drained("half on one entity", &hot.half_on_one);
+            table.row("half on one entity", "of the unkeyed rate", format!("{:.0} %", hot.share_of_unkeyed * 100.0));
+        }
+        if let Some(retained) = &self.retained {
+            let what = format!("{} rows retained", grouped(retained.retained_rows as f64));
+            table.drained("none retained", &retained.without);
+            table.drained(&what, &retained.with);
+            table.row(&what, "of the rate without", format!("{:.0} %", retained.share_of_without * 100.0));
+        }
+        self.held_snapshot.iter().for_each(|held| table.held_snapshot(held));
+        self.idle.iter().for_each(|idle| table.idle(idle));
+        self.failover.iter().for_each(|failover| table.failover(failover));
+        table
+    }
+}
+
+fn percentiles(times: &Percentiles) -> String {
+    let Percentiles { p50_ms, p90_ms, p99_ms, p999_ms, max_ms, .. } = times;
+    format!("p50 {p50_ms:.2}  p90 {p90_ms:.2}  p99 {p99_ms:.2}  p99.9 {p999_ms:.2}  max {max_ms:.2} ms")
+}
+
+/// A whole number with commas between its thousands.
+fn grouped(number: f64) -> String {
+    let digits = format!("{:.0}", number.abs());
+    let mut text = if number <= -0.5 { "-".to_owned() } else { String::new() };
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        for (number, text) in
+            [(0.0, "0"), (999.4, "999"), (1000.0, "1,000"), (1234567.0, "1,234,567"), (-4200.0, "-4,200")]
+        {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn columns_are_aligned_and_a_repeated_first_column_is_left_out() {
+        let mut table = Table::default();
+        table.row("drain", "rate", "1");
+        table.row("drain", "WAL", "2");
+        table.row("idle", "CPU", "3");
+        assert_eq!(table.to_string(), "drain  rate  1\n       WAL   2\nidle   CPU   3\n");
+    }
+}

@@ -1,0 +1,60 @@
+//! Drains that differ in one thing from another drain of the same run.
+
+use serde::Serialize;
+
+use super::Bench;
+use super::drain::{Backlog, Drained, drain};
+use super::failure::BenchError;
+use super::fill::Keys;
+
+/// How many relays work side by side.
+const RELAYS: &[usize] = &[1, 2, 4];
+
+/// A hot key beside no keys at all.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct HotKey {
+    /// Events without an entity.
+    pub(crate) unkeyed: Drained,
+    /// Half of the events are of one entity.
+    pub(crate) half_on_one: Drained,
+    pub(crate) share_of_unkeyed: f64,
+}
+
+/// A large history beside none.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Retained {
+    /// Published rows that are in the table before the backlog.
+    pub(crate) retained_rows: u64,
+    pub(crate) without: Drained,
+    pub(crate) with: Drained,
+    pub(crate) share_of_without: f64,
+}
+
+/// One, two and four relays.
+pub(crate) async fn relays(bench: &Bench) -> Result<Vec<Drained>, BenchError> {
+    let mut drained = Vec::new();
+    for &relays in RELAYS {
+        bench.progress.begin(format!("relays: {relays}"));
+        drained.push(drain(bench, Backlog { relays, ..bench.backlog() }).await?);
+    }
+    Ok(drained)
+}
+
+pub(crate) async fn hot_key(bench: &Bench) -> Result<HotKey, BenchError> {
+    bench.progress.begin("hot-key: unkeyed");
+    let unkeyed = drain(bench, Backlog { keys: Keys::Unkeyed, ..bench.backlog() }).await?;
+    bench.progress.begin("hot-key: half on one");
+    let half_on_one = drain(bench, Backlog { keys: Keys::HalfOnOne(bench.entities()), ..bench.backlog() }).await?;
+    let share_of_unkeyed = half_on_one.events_per_s / unkeyed.events_per_s;
+    Ok(HotKey { unkeyed, half_on_one, share_of_unkeyed })
+}
+
+pub(crate) async fn retained(bench: &Bench) -> Result<Retained, BenchError> {
+    let retained_rows = bench.plan.retained;
+    bench.progress.begin("retained: none");
+    let without = drain(bench, bench.backlog()).await?;
+    bench.progress.begin(format!("retained: {retained_rows}"));
+    let with = drain(bench, Backlog { retained: retained_rows, ..bench.backlog() }).await?;
+    let share_of_without = with.events_per_s / without.events_per_s;
+    Ok(Retained { retained_rows, without, with, share_of_without })
+}

@@ -1,0 +1,37 @@
+//! How much is on a topic, asked cheaply: by the partitions' high watermarks. Nothing is consumed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::arena::{Arena, Arenas};
+use super::failure::BenchError;
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+pub(crate) struct Watermarks {
+    client: Arc<BaseConsumer>,
+    topic: String,
+    partitions: i32,
+}
+
+impl Watermarks {
+    pub(crate) fn new(arenas: &Arenas, arena: &Arena) -> Result<Self, BenchError> {
+        let client = arenas.kafka().consumer_config(&[("client.id", "outbox-relay-bench")]).create()?;
+        Ok(Self { client: Arc::new(client), topic: arena.name.clone(), partitions: arena.partitions })
+    }
+
+    /// Records on the topic; one that was sent twice counts twice.
+    pub(crate) async fn records(&self) -> Result<u64, BenchError> {
+        let this = self.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            (0..this.partitions).try_fold(0, |sum, partition| {
+                let (_, high) = this.client.fetch_watermarks(&this.topic, partition, ANSWER_WITHIN)?;
+                Ok::<u64, BenchError>(sum + high as u64)
+            })
+        });
+        asked.await.map_err(|_| BenchError::Thread)?
+    }
+}

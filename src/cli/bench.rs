@@ -1,0 +1,111 @@
+//! `outbox-relay bench`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::exit::Failure;
+use super::{names_and_values, runtime};
+use crate::bench::{self, BenchError, Plan, Report, Scenario};
+use crate::config::Sources;
+use crate::fault;
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// What to measure
+    scenario: Scenario,
+    /// Events of a backlog
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    events: u64,
+    /// Published rows that `retained` finds in the table
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    retained: u64,
+    /// Events a second of `latency`, `failover` (both 1000 by default) and `held-snapshot` (as many as go)
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    rate: Option<u64>,
+    /// How long `latency`, `idle` (both 30 by default) and `held-snapshot` (120) take, without warm-up
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: Option<u64>,
+    /// Seconds of a window of `held-snapshot`
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    window: u64,
+    /// Leave out the limits of the box
+    #[arg(long)]
+    no_limits: bool,
+    /// Bytes of an event's payload
+    #[arg(long, default_value_t = 500, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(64..=500_000))]
+    payload: u32,
+    /// Partitions of the topic
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..=1000))]
+    partitions: i32,
+    /// Different entities of the events [default: one per 200 events]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    entities: Option<u64>,
+    /// Also write the figures as JSON to FILE; with - they go to stdout, and the table nowhere
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// One setting of the relay under test, for example --relay-set batch_size=500; may be given again. RELAY_* variables do not
+    /// reach it
+    #[arg(long = "relay-set", value_name = "NAME=VALUE")]
+    relay_set: Vec<String>,
+}
+
+impl Bench {
+    pub(crate) fn run(self, sources: Sources) -> Result<(), Failure> {
+        let program = std::env::current_exe()
+            .map_err(|error| Failure::unexpected("the bench does not find its own program", error))?;
+        let json = self.json.clone();
+        let relay_set = names_and_values("--relay-set", self.relay_set.clone())?;
+        let plan = self.plan();
+        let ended = runtime()?.block_on(bench::run(plan, sources, relay_set, program)).map_err(failed)?;
+        for (name, error) in &ended.left {
+            eprintln!("warning: schema and topic {name} could not be removed, remove them by hand: {error}");
+        }
+        let report = ended.report.map_err(failed)?;
+        write(&report, json)
+    }
+
+    fn plan(self) -> Plan {
+        Plan {
+            scenario: self.scenario,
+            events: self.events,
+            retained: self.retained,
+            rate: self.rate,
+            seconds: self.seconds,
+            window_s: self.window,
+            limits: !self.no_limits,
+            payload_bytes: self.payload as usize,
+            partitions: self.partitions,
+            entities: self.entities,
+        }
+    }
+}
+
+fn write(report: &Report, json: Option<PathBuf>) -> Result<(), Failure> {
+    let Some(path) = json else {
+        print!("{report}");
+        return Ok(());
+    };
+    let text = serde_json::to_string_pretty(report)
+        .map_err(|error| Failure::unexpected("the figures cannot be written as JSON", error))?;
+    if path.as_os_str() == "-" {
+        println!("{text}");
+        return Ok(());
+    }
+    print!("{report}");
+    std::fs::write(&path, text + "\n")
+        .map_err(|error| Failure::finding(format!("cannot write {}", path.display())).because(error))
+}
+
+fn failed(error: BenchError) -> Failure {
+    let message = "the bench gave no figures";
+    match error {
+        BenchError::Config(error) => error.into(),
+        BenchError::Database(error) => {
+            let hint = fault::of_database(&error).next_step;
+            Failure::finding(message).because(error).hint(hint)
+        }
+        BenchError::Interrupted => Failure::finding("interrupted; what the bench had made is removed"),
+        error => Failure::finding(message).because(error),
+    }
+}
