@@ -1,7 +1,7 @@
 //! Starts a Postgres that is durable and a real Kafka, and runs `outbox-relay bench` against them with the arguments given here:
 //! `cargo bench --bench servers -- drain --events 1000000`, or `just bench drain`. Both servers go afterwards.
 
-#[expect(dead_code, reason = "written for the tests, which use all of it")]
+#[expect(dead_code, unused_imports, reason = "written for the tests, which use all of it")]
 #[path = "../tests/support/kafka.rs"]
 mod kafka;
 

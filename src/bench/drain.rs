@@ -18,8 +18,8 @@ use crate::store::claim::ClaimSql;
 /// How often the topic is asked while it fills: each time costs the broker four small requests.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
-/// How often the topic is asked for its first record, and the table for its last: this is the error of the times.
-const BETWEEN_SHORT_LOOKS: Duration = Duration::from_millis(2);
+/// How often the topic is asked for its first record and its last, and the table for its last: this is the error of the times.
+const BETWEEN_SHORT_LOOKS: Duration = Duration::from_millis(5);
 
 /// No record for this long, and the relay is taken to be stuck.
 const STALLED: Duration = Duration::from_secs(60);
@@ -167,7 +167,8 @@ impl Watch<'_> {
                     return Err(BenchError::Stalled { what, within: STALLED, log: format!("\n{}", relay.log_tail()) });
                 }
             }
-            tokio::time::sleep(if records == 0 { BETWEEN_SHORT_LOOKS } else { BETWEEN_LOOKS }).await;
+            let is_near_an_end = records == 0 || records >= self.events / 20 * 19;
+            tokio::time::sleep(if is_near_an_end { BETWEEN_SHORT_LOOKS } else { BETWEEN_LOOKS }).await;
         }
     }
 }

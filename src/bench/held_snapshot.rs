@@ -24,6 +24,9 @@ const CHUNK: u64 = 25_000;
 /// With a rate, this often.
 const BETWEEN_CHUNKS: Duration = Duration::from_millis(100);
 
+/// Before the first window: for the backlog to build up.
+const WARM_UP: Duration = Duration::from_secs(5);
+
 /// The rate over time. The writer's inserts run on the same server.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct HeldSnapshot {
@@ -57,7 +60,8 @@ pub(crate) async fn held_snapshot(
     let mut meter = Meter::new(&bench.arenas, &arena).await?;
     let before = meter.read(&steady.relays).await?;
     let began = Instant::now();
-    let windows = flow(bench, &arena, &mut steady, rate, Duration::from_secs(seconds), window).await?;
+    let Flow { windows, published } =
+        flow(bench, &arena, &mut steady, rate, Duration::from_secs(seconds), window).await?;
     let passed = began.elapsed().as_secs_f64();
     let mut after = meter.read(&steady.relays).await?;
     drain::stop(std::mem::take(&mut steady.relays)).await?;
@@ -72,7 +76,7 @@ pub(crate) async fn held_snapshot(
         window_s: window,
         rate_events_per_s: rate,
         windows_backlog: windows.iter().map(|window| window.backlog).collect(),
-        costs: meter.costs(&before, &after, windows.iter().map(|window| window.published).sum()),
+        costs: meter.costs(&before, &after, published),
         windows_events_per_s: rates,
         median_events_per_s: median,
         worst_events_per_s: worst,
@@ -88,6 +92,12 @@ struct Window {
     backlog: u64,
 }
 
+struct Flow {
+    windows: Vec<Window>,
+    /// In all, the warm-up included.
+    published: u64,
+}
+
 async fn flow(
     bench: &Bench,
     arena: &Arena,
@@ -95,20 +105,28 @@ async fn flow(
     rate: Option<u64>,
     time: Duration,
     window: u64,
-) -> Result<Vec<Window>, BenchError> {
+) -> Result<Flow, BenchError> {
     let keys = Keys::Spread(bench.entities());
     let mut filler = Filler::new(bench.arenas.connect().await?, arena, &bench.samples, keys, As::Pending).await?;
     let watermarks = Watermarks::new(&bench.arenas, arena)?;
-    let warm_up = watermarks.records().await?;
+    let before = watermarks.records().await?;
     let began = Instant::now();
-    let (mut windows, mut counted, mut opened) = (Vec::new(), 0, began);
-    while began.elapsed() < time {
+    let mut flow = Flow { windows: Vec::new(), published: 0 };
+    // When the window was opened, and what had been published by then.
+    let mut open: Option<(Instant, u64)> = None;
+    while began.elapsed() < WARM_UP + time {
         steady.check()?;
-        let published = watermarks.records().await?.saturating_sub(warm_up);
+        let published = watermarks.records().await?.saturating_sub(before);
         let backlog = filler.inserted().saturating_sub(published);
-        if opened.elapsed() >= Duration::from_secs(window) {
-            windows.push(Window { seconds: opened.elapsed().as_secs_f64(), published: published - counted, backlog });
-            (counted, opened) = (published, Instant::now());
+        flow.published = published;
+        match open {
+            None if began.elapsed() >= WARM_UP => open = Some((Instant::now(), published)),
+            Some((opened, counted)) if opened.elapsed() >= Duration::from_secs(window) => {
+                let seconds = opened.elapsed().as_secs_f64();
+                flow.windows.push(Window { seconds, published: published - counted, backlog });
+                open = Some((Instant::now(), published));
+            }
+            _ => {}
         }
         bench.progress.tell(&format!("{published} published, {backlog} waiting, {:.0?}", began.elapsed()));
         match rate {
@@ -121,5 +139,5 @@ async fn flow(
             None => tokio::time::sleep(BETWEEN_LOOKS).await,
         }
     }
-    Ok(windows)
+    Ok(flow)
 }

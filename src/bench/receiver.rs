@@ -24,7 +24,7 @@ const CONSUMER: &[(&str, &str)] = &[
     ("enable.auto.commit", "false"),
     // The broker answers with the first byte there is.
     ("fetch.min.bytes", "1"),
-    ("fetch.wait.max.ms", "20"),
+    ("fetch.wait.max.ms", "100"),
     ("fetch.error.backoff.ms", "1"),
     ("socket.nagle.disable", "true"),
 ];
