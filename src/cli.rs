@@ -1,5 +1,7 @@
 //! The commands: parsing, one file per command, exit codes.
 
+#[cfg(feature = "demo")]
+mod demo;
 mod exit;
 mod migrate;
 mod run;
@@ -35,6 +37,15 @@ enum Command {
     Run(run::Run),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
+    /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
+    ///
+    /// Nothing has to be installed. With DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS set it uses those servers instead, in a schema and
+    /// a topic of its own, and removes them at the end.
+    #[cfg(feature = "demo")]
+    Demo(demo::Demo),
+    #[cfg(feature = "demo")]
+    #[command(name = crate::demo::MOCK_BROKER, hide = true)]
+    DemoBroker(demo::DemoBroker),
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -58,6 +69,15 @@ pub fn main() -> ExitCode {
         Command::Migrate(migrate) => {
             settings(cli.config, cli.set, Needs::DatabaseOnly).and_then(|settings| migrate.run(&settings))
         }
+        #[cfg(feature = "demo")]
+        Command::Demo(_) if cli.config.is_some() || !cli.set.is_empty() => {
+            Err(Failure::bad_configuration("the demo takes no --config and no --set")
+                .hint("set DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS in the environment to use servers of yours"))
+        }
+        #[cfg(feature = "demo")]
+        Command::Demo(demo) => demo.run(Sources::from_process(None, Vec::new()).env),
+        #[cfg(feature = "demo")]
+        Command::DemoBroker(broker) => broker.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
