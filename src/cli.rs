@@ -25,8 +25,8 @@ struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// One setting, for example --set batch_size=500; may be given again
-    #[arg(long = "set", global = true, value_name = "NAME=VALUE", value_parser = name_and_value)]
-    set: Vec<(String, String)>,
+    #[arg(long = "set", global = true, value_name = "NAME=VALUE")]
+    set: Vec<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -48,9 +48,11 @@ enum Command {
     DemoBroker(demo::DemoBroker),
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
-    Ok((name.to_owned(), value.to_owned()))
+/// Not clap's to parse: its message would repeat the argument, which may be a URL with a password.
+fn names_and_values(overrides: Vec<String>) -> Result<Vec<(String, String)>, Failure> {
+    let pair = |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let pairs: Option<Vec<_>> = overrides.into_iter().map(pair).collect();
+    pairs.ok_or_else(|| Failure::usage("--set wants NAME=VALUE").hint("for example --set batch_size=500"))
 }
 
 /// Parses the command line, runs the command, picks the exit code.
@@ -59,29 +61,30 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
-    let done = match cli.command {
-        Command::Run(run) => {
-            settings(cli.config, cli.set, Needs::DatabaseAndKafka).and_then(|settings| run.run(settings))
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn execute(cli: Cli) -> Result<(), Failure> {
+    let (file, overrides) = (cli.config, names_and_values(cli.set)?);
+    match cli.command {
+        Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Migrate(migrate) if migrate.print => {
+            migrate.print(&Settings::load_names(&Sources::from_process(file, overrides))?);
+            Ok(())
         }
-        Command::Migrate(migrate) if migrate.print => Settings::load_names(&Sources::from_process(cli.config, cli.set))
-            .map_err(Failure::from)
-            .map(|outbox| migrate.print(&outbox)),
-        Command::Migrate(migrate) => {
-            settings(cli.config, cli.set, Needs::DatabaseOnly).and_then(|settings| migrate.run(&settings))
-        }
+        Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         #[cfg(feature = "demo")]
-        Command::Demo(_) if cli.config.is_some() || !cli.set.is_empty() => {
-            Err(Failure::bad_configuration("the demo takes no --config and no --set")
+        Command::Demo(_) if file.is_some() || !overrides.is_empty() => {
+            Err(Failure::usage("the demo takes no --config and no --set")
                 .hint("set DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS in the environment to use servers of yours"))
         }
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo.run(Sources::from_process(None, Vec::new()).env),
         #[cfg(feature = "demo")]
         Command::DemoBroker(broker) => broker.run(),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
     }
 }
 

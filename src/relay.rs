@@ -31,7 +31,7 @@ pub use options::RelayOptions;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::schema::{self, SchemaError};
 use crate::store::session;
-use outage::{Outages, Side};
+use outage::{Outages, Party, Side};
 use shared::Shared;
 
 /// Why a relay could not start.
@@ -107,8 +107,8 @@ async fn tell_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages
     let next_step = "check that the brokers run and that KAFKA_BOOTSTRAP_SERVERS and the security settings are right";
     while let Some(change) = changed.recv().await {
         match change {
-            BrokerChange::Down { reason } => outages.begin(Side::Kafka, &reason, next_step),
-            BrokerChange::Up => outages.end(Side::Kafka).await,
+            BrokerChange::Down { reason } => outages.begin(Side::Kafka, Party::Watch, &reason, next_step),
+            BrokerChange::Up => outages.end(Side::Kafka, Party::Watch).await,
         }
     }
 }
@@ -138,7 +138,7 @@ async fn lanes_of_outbox(options: &RelayOptions, outages: &Outages) -> Result<u1
         let failed = match connected {
             Ok(mut conn) => match schema::lanes(&mut conn, &options.names).await {
                 Ok(lanes) => {
-                    outages.end(Side::Postgres).await;
+                    outages.end(Side::Postgres, Party::Start).await;
                     return Ok(lanes);
                 }
                 Err(SchemaError::Database(error)) => error,
@@ -146,7 +146,7 @@ async fn lanes_of_outbox(options: &RelayOptions, outages: &Outages) -> Result<u1
             },
             Err(error) => error,
         };
-        outages.database(&failed);
+        outages.database(Party::Start, &failed);
         tokio::time::sleep(pause.next()).await;
     }
 }

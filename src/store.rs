@@ -7,10 +7,12 @@
 //! - [`claim`]: the rows of a batch
 //! - [`settle`]: what becomes of them
 //! - [`holds`]: topics and entities held back
+//! - [`plan`]: how the planner would find work
 //! - [`members`]: the relays that are alive
 //! - [`stats`]: counts for the status line
 
 pub mod names;
+pub mod plan;
 pub mod schema;
 
 pub(crate) mod claim;

@@ -2,6 +2,22 @@
 
 mod support;
 
+#[path = "main/cli.rs"]
+mod cli;
+#[path = "main/crashes.rs"]
+mod crashes;
+#[path = "main/guarantees.rs"]
+mod guarantees;
+#[path = "main/migrations.rs"]
+mod migrations;
+#[path = "main/order.rs"]
+mod order;
+#[path = "main/outages.rs"]
+mod outages;
+#[path = "main/plans.rs"]
+mod plans;
+#[path = "main/poison.rs"]
+mod poison;
 #[path = "main/servers.rs"]
 mod servers;
 
@@ -13,6 +29,17 @@ fn main() -> ExitCode {
     if let Some(code) = servers::run_as_owner() {
         return code;
     }
-    support::migrate_template_with(|_url| Box::pin(async { Ok(()) }));
-    support::run(Arguments::from_args(), servers::trials())
+    support::migrate_template_with(|url| Box::pin(support::outbox::migrate(url)));
+    let trials = [
+        servers::trials(),
+        cli::trials(),
+        migrations::trials(),
+        plans::trials(),
+        guarantees::trials(),
+        order::trials(),
+        poison::trials(),
+        crashes::trials(),
+        outages::trials(),
+    ];
+    support::run(Arguments::from_args(), trials.into_iter().flatten().collect())
 }

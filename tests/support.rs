@@ -4,14 +4,29 @@
 //! - `shared`: one Postgres and one Kafka per run, started when the first test asks.
 //! - `database`: a database per test, made from a migrated template.
 //! - `trial`: registers tests with what they need, skips those whose needs this machine cannot meet, and says so.
+//! - `relay`: relays as processes.
+//! - `outbox`: a test's events, from the insert to the record.
+//! - `load`: an application under load.
+//! - `book`: what the application did against table and topic, by the ledger.
+//! - `murmur2`: where Java would put a key.
 //! - `eventually`: waiting without sleeping.
 
+#[path = "support/book.rs"]
+mod book;
 #[path = "support/database.rs"]
 mod database;
 #[path = "support/eventually.rs"]
 mod eventually;
 #[path = "support/kafka.rs"]
 pub(crate) mod kafka;
+#[path = "support/load.rs"]
+pub(crate) mod load;
+#[path = "support/murmur2.rs"]
+pub(crate) mod murmur2;
+#[path = "support/outbox.rs"]
+pub(crate) mod outbox;
+#[path = "support/relay.rs"]
+pub(crate) mod relay;
 #[path = "support/shared.rs"]
 mod shared;
 #[path = "support/trial.rs"]
@@ -19,5 +34,7 @@ mod trial;
 
 pub(crate) use database::TestDatabase;
 pub(crate) use eventually::{SOON, eventually};
+pub(crate) use outbox::{Outbox, PARTITIONS};
+pub(crate) use relay::{Relay, RelayProcess};
 pub(crate) use shared::{migrate_template_with, options_for_tests};
 pub(crate) use trial::{alone, run, trials, with_both, with_kafka, with_postgres};

@@ -29,6 +29,11 @@ impl Failure {
         Self { code: FINDING, message: message.into(), cause: None, hint: None }
     }
 
+    /// The command line asks for something there is not.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { code: USAGE, message: message.into(), cause: None, hint: None }
+    }
+
     /// Something that should not have happened.
     pub(crate) fn unexpected(message: impl Into<String>, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { code: UNEXPECTED, message: message.into(), cause: Some(cause.into()), hint: None }

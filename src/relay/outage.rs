@@ -1,7 +1,7 @@
 //! Incidents: a server that is away is told once when it goes and once when it is back, with how long it took and how many
 //! events waited. What happens in between is in the status line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,10 +28,21 @@ impl fmt::Display for Side {
     }
 }
 
+/// Who meets the outage. An incident ends when everyone who met it has got on again: a missing right may stop the workers and
+/// leave the register alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Party {
+    Start,
+    Watch,
+    Register,
+    Worker(usize),
+}
+
 #[derive(Debug, Clone)]
 struct Incident {
     since: Instant,
     reason: String,
+    parties: BTreeSet<Party>,
 }
 
 /// The incidents that are open now.
@@ -51,26 +62,35 @@ impl Outages {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An incident starts; told unless it is open already.
-    pub(crate) fn begin(&self, side: Side, reason: &str, next_step: &str) {
+    /// `party` meets an outage; told unless the incident is open already.
+    pub(crate) fn begin(&self, side: Side, party: Party, reason: &str, next_step: &str) {
         let mut open = self.open();
-        if open.contains_key(&side) {
+        if let Some(incident) = open.get_mut(&side) {
+            incident.parties.insert(party);
             return;
         }
-        open.insert(side, Incident { since: Instant::now(), reason: reason.to_owned() });
+        let incident = Incident { since: Instant::now(), reason: reason.to_owned(), parties: [party].into() };
+        open.insert(side, incident);
         tracing::warn!(server = %side, reason, next_step, "outage started: events wait, none is lost");
     }
 
     /// An error of the database starts an incident.
-    pub(crate) fn database(&self, error: &sqlx::Error) {
-        self.begin(Side::Postgres, &describe(error), fault::of_database(error).next_step);
+    pub(crate) fn database(&self, party: Party, error: &sqlx::Error) {
+        self.begin(Side::Postgres, party, &describe(error), fault::of_database(error).next_step);
     }
 
-    /// An incident is over; told with how long it lasted, unless none was open.
-    pub(crate) async fn end(&self, side: Side) {
-        let Some(incident) = self.open().remove(&side) else {
-            return;
+    /// `party` got on; told with how long the incident lasted when it was the last one.
+    pub(crate) async fn end(&self, side: Side, party: Party) {
+        let ended = {
+            let mut open = self.open();
+            match open.get_mut(&side) {
+                Some(incident) => incident.parties.remove(&party) && incident.parties.is_empty(),
+                None => false,
+            }
+            .then(|| open.remove(&side))
+            .flatten()
         };
+        let Some(incident) = ended else { return };
         let lasted_ms = incident.since.elapsed().as_millis() as u64;
         let waited = self.waiting_events().await;
         tracing::info!(server = %side, lasted_ms, events_waited = waited, "outage ended");

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 
 use crate::lane::LaneRange;
-use crate::relay::outage::Side;
+use crate::relay::outage::{Party, Side};
 use crate::relay::shared::{Shared, Standing};
 use crate::relay::turn::DATABASE_TIMEOUT;
 use crate::store::members::{Member, MemberSql};
@@ -30,9 +30,9 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     loop {
         // A relay that cannot reach the brokers is no help: its share goes to those that can.
         let present = *up.borrow();
-        if let Err(error) = register.look(present).await {
-            register.conn = None;
-            register.shared.outages.database(&error);
+        match register.look(present).await {
+            Ok(()) => register.shared.outages.end(Side::Postgres, Party::Register).await,
+            Err(error) => register.failed(&error),
         }
         if register.told_at.elapsed() >= register.shared.options.status_interval {
             register.tell_status().await;
@@ -52,10 +52,14 @@ impl Register {
             let options = &self.shared.options;
             let conn =
                 session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
-            self.shared.outages.end(Side::Postgres).await;
             self.conn = Some(conn);
         }
         self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)
+    }
+
+    fn failed(&mut self, error: &sqlx::Error) {
+        self.conn = None;
+        self.shared.outages.database(Party::Register, error);
     }
 
     async fn look(&mut self, present: bool) -> Result<(), sqlx::Error> {
@@ -93,8 +97,7 @@ impl Register {
         let backlog = match backlog {
             Some(Ok(backlog)) => Some(backlog),
             Some(Err(error)) => {
-                self.conn = None;
-                self.shared.outages.database(&error);
+                self.failed(&error);
                 None
             }
             None => {

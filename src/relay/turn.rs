@@ -114,7 +114,7 @@ impl Hands<'_> {
     }
 
     /// True when there may be work. Without locks, without writes.
-    async fn probe(&mut self, stint: &mut Stint) -> Result<bool, TurnError> {
+    pub(crate) async fn probe(&mut self, stint: &mut Stint) -> Result<bool, TurnError> {
         let now = Instant::now();
         let start = stint.frontier.start(now);
         let probed = within(self.shared.claim.probe(self.conn, start, stint.range)).await?;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::fault::Class;
 use crate::lane::LaneRange;
-use crate::relay::outage::Side;
+use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{Backoff, Pace};
 use crate::relay::shared::Shared;
 use crate::relay::stint::Stint;
@@ -20,6 +20,9 @@ use crate::store::session;
 /// How often a worker looks for events in lanes of others that nobody has locked: the relay that is due them may have died, and
 /// its heartbeat takes longer to be missed.
 const ORPHAN_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Looking for orphans may take this share of the time.
+const ORPHAN_SHARE: u32 = 20;
 
 struct Worker {
     shared: Arc<Shared>,
@@ -59,7 +62,11 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
                 _ = up.wait_for(|up| *up) => continue,
             }
         }
-        let pause = match worker.take_turn(idle).await {
+        let turned = worker.take_turn(idle).await;
+        if turned.is_ok() {
+            worker.shared.outages.end(Side::Postgres, Party::Worker(index)).await;
+        }
+        let pause = match turned {
             Ok(Turn::Worked) => {
                 worker.pace.found();
                 worker.backoff.reset();
@@ -99,15 +106,10 @@ impl Worker {
     async fn take_turn(&mut self, probe_first: bool) -> Result<Turn, TurnError> {
         self.connect().await?;
         let shared = Arc::clone(&self.shared);
-        let standing = *shared.standing.borrow();
-        let share = LaneRange::share(standing.first + self.index, standing.of, shared.lanes);
-        if self.stint.as_ref().map(|stint| stint.range) != share {
-            self.stint = share.map(|range| Stint::new(range, Instant::now()));
-            tracing::debug!(
-                worker = self.index,
-                lanes = share.map_or_else(|| "none".to_owned(), |range| range.to_string()),
-                "lanes are shared out anew"
-            );
+        let share = self.share();
+        let orphans_due = Instant::now() >= self.orphans_at;
+        if orphans_due && probe_first && !self.anything_waits(&shared).await? {
+            return Ok(Turn::Idle);
         }
         let mut stint = self.stint.take();
         let mut turned = match &mut stint {
@@ -115,16 +117,44 @@ impl Worker {
             None => Ok(Turn::Idle),
         };
         self.stint = stint;
-        if turned.is_ok() && Instant::now() >= self.orphans_at {
-            self.orphans_at = Instant::now() + ORPHAN_INTERVAL;
+        if orphans_due && turned.is_ok() {
             let adopted = self.adopt(&shared, share).await?;
             turned = turned.map(|turn| if adopted == Turn::Worked { adopted } else { turn });
         }
         turned
     }
 
-    /// One batch of events that wait in lanes nobody has locked.
+    /// The lanes this worker is due. What is known of other lanes is forgotten.
+    fn share(&mut self) -> Option<LaneRange> {
+        let standing = *self.shared.standing.borrow();
+        let share = LaneRange::share(standing.first + self.index, standing.of, self.shared.lanes);
+        if self.stint.as_ref().map(|stint| stint.range) != share {
+            self.stint = share.map(|range| Stint::new(range, Instant::now()));
+            let lanes = share.map_or_else(|| "none".to_owned(), |range| range.to_string());
+            tracing::debug!(worker = self.index, lanes, "lanes are shared out anew");
+        }
+        share
+    }
+
+    /// One look at all lanes, instead of one at the own and one at the others'.
+    async fn anything_waits(&mut self, shared: &Shared) -> Result<bool, TurnError> {
+        let began = Instant::now();
+        let all = LaneRange { first: 0, last: shared.lanes as i16 - 1 };
+        let waits = self.hands(shared)?.probe(&mut Stint::new(all, began)).await?;
+        if !waits {
+            self.look_for_orphans_later(began);
+        }
+        Ok(waits)
+    }
+
+    /// It starts at zero, so under a held snapshot it walks all that was published since: then less often.
+    fn look_for_orphans_later(&mut self, began: Instant) {
+        self.orphans_at = Instant::now() + ORPHAN_INTERVAL.max(began.elapsed() * ORPHAN_SHARE);
+    }
+
+    /// One batch of events that wait in lanes nobody has locked. Where there was one there may be more: looked for again at once.
     async fn adopt(&mut self, shared: &Shared, share: Option<LaneRange>) -> Result<Turn, TurnError> {
+        let began = Instant::now();
         let last = shared.lanes as i16 - 1;
         let below = share.map_or(Some(LaneRange { first: 0, last }), |own| {
             (own.first > 0).then(|| LaneRange { first: 0, last: own.first - 1 })
@@ -138,6 +168,9 @@ impl Worker {
                 adopted = Turn::Worked;
             }
         }
+        if adopted == Turn::Idle {
+            self.look_for_orphans_later(began);
+        }
         Ok(adopted)
     }
 
@@ -149,11 +182,13 @@ impl Worker {
     async fn connect(&mut self) -> Result<(), TurnError> {
         let options = &self.shared.options;
         if self.conn.is_none() {
-            let conn =
+            let mut conn =
                 session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
+            if !options.prepared_statements {
+                session::learn_types(&mut conn).await?;
+            }
             self.conn = Some(conn);
             self.stint = None;
-            self.shared.outages.end(Side::Postgres).await;
         }
         if self.producer.is_none() {
             match KafkaProducer::new(&options.kafka, self.shared.broker.suspicions()) {
@@ -177,7 +212,7 @@ impl Worker {
         match error {
             TurnError::Database(error) => {
                 self.conn = None;
-                self.shared.outages.database(&error);
+                self.shared.outages.database(Party::Worker(self.index), &error);
             }
             TurnError::NotOwned { lanes, source } => {
                 self.conn = None;

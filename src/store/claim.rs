@@ -93,9 +93,13 @@ impl ClaimSql {
     }
 
     /// The claim's text, for EXPLAIN: `$1` start, `$2` and `$3` lanes, `$4` limit.
-    #[cfg(test)]
     pub(crate) fn claim_text(&self) -> &str {
         &self.claim
+    }
+
+    /// The recount's text, for EXPLAIN: `$1` start, `$2` and `$3` lanes, `$4` last id.
+    pub(crate) fn recount_text(&self) -> &str {
+        &self.recount
     }
 
     /// Looks for work without locks and without writes: an idle relay takes no transaction id and writes no WAL.

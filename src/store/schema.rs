@@ -161,9 +161,7 @@ async fn migrate_in_turn(
 }
 
 async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
-    let taken: bool =
-        sqlx::query_scalar("select to_regclass($1) is not null").bind(names.outbox()).fetch_one(&mut *conn).await?;
-    if taken {
+    if exists(conn, names, names.table_raw()).await? {
         return Err(SchemaError::Foreign { table: names.outbox() });
     }
     // `create schema if not exists` asks for the right to create one even where it exists.
@@ -192,13 +190,24 @@ pub fn print(names: &Names, lanes: u16) -> String {
 /// # Errors
 /// Any database error.
 pub async fn version(conn: &mut PgConnection, names: &Names) -> Result<Option<i32>, sqlx::Error> {
-    let table = names.companion("migration");
-    let exists: bool =
-        sqlx::query_scalar("select to_regclass($1) is not null").bind(&table).fetch_one(&mut *conn).await?;
-    if !exists {
+    if !exists(conn, names, &names.part_raw("migration")).await? {
         return Ok(None);
     }
-    sqlx::query_scalar(AssertSqlSafe(format!("select max(version) from {table}"))).fetch_one(conn).await
+    let sql = format!("select max(version) from {}", names.companion("migration"));
+    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(conn).await
+}
+
+/// True when the schema has a relation of that name. Reads the catalog by the statement's snapshot: `to_regclass` looks into the
+/// session's cache, which does not yet know what another migration has committed while this one waited for its turn.
+async fn exists(conn: &mut PgConnection, names: &Names, relation: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
+         where nspname = $1 and relname = $2)",
+    )
+    .bind(names.schema_raw())
+    .bind(relation)
+    .fetch_one(conn)
+    .await
 }
 
 /// Number of lanes of an outbox that is at [`CURRENT_VERSION`].

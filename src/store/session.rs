@@ -29,6 +29,20 @@ pub(crate) async fn connect(
     }
 }
 
+/// Lets sqlx look up the types of the relay's statements that it does not know. It looks between parsing a statement and binding
+/// it, by a simple query, which takes the unnamed statement away: without named ones the first claim of every session would fail.
+///
+/// # Errors
+/// Any database error but the expected one.
+pub(crate) async fn learn_types(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let learnt = sqlx::query("select null::tid, null::tid[]").persistent(false).execute(conn).await;
+    match learnt {
+        // 26000 invalid_sql_statement_name: the statement is gone, the types are known.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("26000") => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// The statements that begin a transaction and own lanes in it, fixed per worker but for the range.
 #[derive(Debug, Clone)]
 pub(crate) struct Beginning {
@@ -69,6 +83,11 @@ impl Beginning {
             "pg_try_advisory_xact_lock(({oid} - case when {oid} > 2147483647 then 4294967296 else 0 end)::int4, lane)"
         );
         Self { settings, lane_table, lock }
+    }
+
+    /// `begin` and the settings, for EXPLAIN.
+    pub(crate) fn settings_text(&self) -> &str {
+        &self.settings
     }
 
     /// Begins a transaction and takes what is free of `want`.

@@ -18,6 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::database::TestDatabase;
 use super::kafka::{RealKafka, Unavailable};
+use super::relay;
 use super::shared::{self, NoPostgres};
 
 /// The tests keep two servers busy and a relay each; more at a time only makes each slower.
@@ -91,10 +92,11 @@ fn trial(name: &str, body: impl FnOnce(&Runtime) -> anyhow::Result<()> + Send + 
     let name = name.split_once("::").map_or(name, |(_, rest)| rest);
     Trial::ignorable_test(name, move || {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let outcome = body(&runtime);
+        let outcome = catch_unwind(AssertUnwindSafe(|| body(&runtime)));
+        relay::end_of_test(!matches!(outcome, Ok(Ok(()))));
         // Whatever a test has left running must not keep the suite from going on.
         runtime.shutdown_background();
-        match outcome {
+        match outcome.unwrap_or_else(|panic| resume_unwind(panic)) {
             Ok(()) => Ok(Completion::Completed),
             Err(error) => skip_or_fail(&error),
         }

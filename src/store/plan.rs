@@ -1,0 +1,47 @@
+//! How the planner would find work: EXPLAIN of the statements that a worker runs over and over, under the settings it runs them
+//! with. A plan that leaves the pending index walks every event that was ever published.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+
+use crate::lane::LaneRange;
+use crate::store::claim::ClaimSql;
+use crate::store::names::Names;
+use crate::store::session::Beginning;
+
+/// Which statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statement {
+    /// Looks whether there is work.
+    Probe,
+    /// Locks the rows of a batch.
+    Claim,
+    /// Counts what the claim should have found.
+    Recount,
+}
+
+/// The lines of EXPLAIN, for the outbox `names` and a worker that owns some of its lanes.
+///
+/// # Errors
+/// Any database error. The connection must be dropped then: it may be inside a transaction.
+pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statement) -> Result<Vec<String>, sqlx::Error> {
+    let (sql, lanes) = (ClaimSql::new(names), LaneRange { first: 0, last: 7 });
+    let script = match statement {
+        // Outside a transaction, planned each time it runs.
+        Statement::Probe => format!("explain {}", sql.probe_text(0, lanes)),
+        Statement::Claim => prepared(names, sql.claim_text(), "0, 0, 7, 2000"),
+        Statement::Recount => prepared(names, sql.recount_text(), "0, 0, 7, 2000"),
+    };
+    let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
+}
+
+/// A worker's statements are prepared and planned for any parameter, which EXPLAIN shows of a prepared statement only.
+fn prepared(names: &Names, statement: &str, parameters: &str) -> String {
+    let settings = Beginning::new(names, Duration::from_secs(60)).settings_text().to_owned();
+    format!(
+        "{settings} prepare outbox_relay_plan as {statement}; explain execute outbox_relay_plan ({parameters}); \
+         deallocate outbox_relay_plan; rollback"
+    )
+}

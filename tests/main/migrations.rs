@@ -1,0 +1,304 @@
+//! The schema: made once by any number of processes, under any name, refused where it is not ours to change; and its functions.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use outbox_relay::store::Names;
+use outbox_relay::store::schema::{MigrateOptions, SchemaError, migrate};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use uuid::Uuid;
+
+use crate::support::kafka::RealKafka;
+use crate::support::outbox::emit;
+use crate::support::relay::Output;
+use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
+
+const FINDING: Option<i32> = Some(1);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_postgres:
+            ten_migrations_at_once_make_one_outbox_and_the_eleventh_changes_nothing,
+            an_outbox_of_a_newer_version_is_refused,
+            a_table_of_the_same_name_that_is_not_ours_is_refused,
+            an_outbox_that_was_never_migrated_is_refused_by_the_relay,
+            a_migration_does_not_wait_for_a_lock_for_ever,
+            the_printed_script_makes_the_same_outbox,
+            emits_of_one_entity_commit_in_the_order_of_their_ids_and_those_of_others_do_not_wait,
+            an_event_is_new_to_a_group_once;
+        with_both:
+            an_outbox_of_any_name_works_from_the_insert_to_the_record;
+    }
+}
+
+fn migration(database: &TestDatabase, schema: &str) -> Relay {
+    Relay::bare().with("DATABASE_URL", database.url()).with("RELAY_SCHEMA", schema)
+}
+
+fn refused(output: &Output, reasons: &[&str]) -> anyhow::Result<()> {
+    ensure!(output.code == FINDING, "{output:?}");
+    for reason in reasons {
+        ensure!(output.stderr.contains(reason), "no {reason:?} in {}", output.stderr);
+    }
+    Ok(())
+}
+
+async fn ten_migrations_at_once_make_one_outbox_and_the_eleventh_changes_nothing(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let relay = migration(&database, "fresh");
+    let outputs = futures_util::future::join_all((0..10).map(|_| relay.output("migrate"))).await;
+    let mut made = 0;
+    for output in outputs {
+        let output = output?;
+        ensure!(output.code == Some(0), "{output:?}");
+        made += usize::from(output.stdout.contains("version 0 -> 1"));
+    }
+    ensure!(made == 1, "{made} of them made the outbox");
+    let output = relay.output("migrate").await?;
+    ensure!(output.code == Some(0) && output.stdout.contains("at version 1 already"), "{output:?}");
+    Ok(())
+}
+
+async fn an_outbox_of_a_newer_version_is_refused(database: TestDatabase) -> anyhow::Result<()> {
+    let sql = "insert into event_outbox_migration (version, name, applied_by) values (99, 'later', 'outbox-relay 9')";
+    database.connect().await?.execute(sql).await?;
+    let relay = migration(&database, "public");
+    refused(&relay.output("migrate").await?, &["schema version 99", "hint: upgrade this binary"])?;
+    let relay = relay.with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1");
+    refused(&relay.output("run").await?, &["schema version 99", "hint: upgrade this binary"])
+}
+
+async fn a_table_of_the_same_name_that_is_not_ours_is_refused(database: TestDatabase) -> anyhow::Result<()> {
+    let mut connection = database.connect().await?;
+    connection.execute("create schema theirs; create table theirs.event_outbox (id int)").await?;
+    let output = migration(&database, "theirs").output("migrate").await?;
+    refused(&output, &["was not made by outbox-relay", "hint: choose another RELAY_TABLE or RELAY_SCHEMA"])?;
+    let tables: i64 = sqlx::query_scalar("select count(*) from pg_tables where schemaname = 'theirs'")
+        .fetch_one(&mut connection)
+        .await?;
+    ensure!(tables == 1, "{tables} tables: the refusal left something behind");
+    Ok(())
+}
+
+async fn an_outbox_that_was_never_migrated_is_refused_by_the_relay(database: TestDatabase) -> anyhow::Result<()> {
+    let relay = migration(&database, "nowhere").with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1");
+    refused(&relay.output("run").await?, &["there is no outbox", "hint: run `outbox-relay migrate`"])
+}
+
+async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -> anyhow::Result<()> {
+    // The inbox is shared by the outboxes of a schema, and somebody has locked it.
+    let mut other = database.connect().await?;
+    let mut lock = other.begin().await?;
+    lock.execute("lock table processed_events in access exclusive mode").await?;
+    let second = migration(&database, "public").with("RELAY_TABLE", "second_outbox");
+    let output = second.clone().argument("--lock-timeout").argument("100ms").output("migrate").await?;
+    refused(&output, &["another session holds a lock", "pg_blocking_pids()"])?;
+    lock.rollback().await?;
+    let output = second.output("migrate").await?;
+    ensure!(output.code == Some(0), "{output:?}");
+
+    // Another migration of the same schema that does not come to an end.
+    let options = MigrateOptions { turn_timeout: Duration::from_millis(100), ..MigrateOptions::default() };
+    let names = |table| Names::new("turns", table, "processed_events");
+    migrate(&mut database.connect().await?, &names("first"), &options).await?;
+    let error = while_migrating(&database, &names("second"), &names("third"), &options).await?;
+    ensure!(matches!(error, SchemaError::Locked(_)), "{error}");
+    Ok(())
+}
+
+/// Stops one migration half-way by a lock on what it needs, and returns how another one of the schema fails meanwhile.
+async fn while_migrating(
+    database: &TestDatabase,
+    stopped: &Names,
+    other: &Names,
+    options: &MigrateOptions,
+) -> anyhow::Result<SchemaError> {
+    let mut blocker = database.connect().await?;
+    let mut lock = blocker.begin().await?;
+    lock.execute("lock table turns.processed_events in access exclusive mode").await?;
+    let (mut first, mut second) = (database.connect().await?, database.connect().await?);
+    let stopped = stopped.clone();
+    let patient = MigrateOptions { lock_timeout: SOON, ..MigrateOptions::default() };
+    let half_way = tokio::spawn(async move { migrate(&mut first, &stopped, &patient).await });
+    until_blocked(database, 1).await;
+    let error = migrate(&mut second, other, options).await.err().context("it did not wait for its turn")?;
+    lock.rollback().await?;
+    half_way.await??;
+    Ok(error)
+}
+
+/// Waits until so many sessions wait for a lock.
+async fn until_blocked(database: &TestDatabase, sessions: i64) {
+    let outbox = Outbox::of(database);
+    let sql = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    eventually(&format!("{sessions} sessions wait for a lock"), SOON, || async {
+        match outbox.number(sql).await {
+            Ok(count) if count >= sessions => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
+async fn the_printed_script_makes_the_same_outbox(database: TestDatabase) -> anyhow::Result<()> {
+    let output = migration(&database, "migrated").output("migrate").await?;
+    ensure!(output.code == Some(0), "{output:?}");
+    // No database is needed to print.
+    let script = Relay::bare().with("RELAY_SCHEMA", "printed").argument("--print").output("migrate").await?;
+    ensure!(script.code == Some(0) && script.stderr.is_empty(), "{script:?}");
+    let mut connection = database.connect().await?;
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(script.stdout))).await?;
+    let migrated = description(&mut connection, "migrated").await?;
+    let printed = description(&mut connection, "printed").await?;
+    ensure!(migrated.len() > 40, "the description is too poor: {migrated:?}");
+    for (one, other) in migrated.iter().zip(&printed) {
+        ensure!(one == other, "migrated: {one}\nprinted: {other}");
+    }
+    ensure!(migrated.len() == printed.len());
+    // And the relay takes it for its own.
+    let output = migration(&database, "printed").output("migrate").await?;
+    ensure!(output.stdout.contains("at version 1 already"), "{output:?}");
+    Ok(())
+}
+
+/// Everything in a schema, in words that do not name it.
+async fn description(connection: &mut PgConnection, schema: &str) -> anyhow::Result<Vec<String>> {
+    let sql = "
+        select format('%s.%s %s %s %s %s %s', table_name, column_name, ordinal_position, data_type, column_default,
+                      is_nullable, generation_expression)
+          from information_schema.columns where table_schema = $1
+        union all select indexdef from pg_indexes where schemaname = $1
+        union all select format('%s %s', conname, pg_get_constraintdef(oid)) from pg_constraint
+                   where connamespace = $1::text::regnamespace
+        union all select pg_get_functiondef(oid) from pg_proc where pronamespace = $1::text::regnamespace
+        union all select format('%s %s %s %s', relname, relkind, relpersistence, reloptions) from pg_class
+                   where relnamespace = $1::text::regnamespace
+        order by 1";
+    let lines: Vec<String> = sqlx::query_scalar(sql).bind(schema).fetch_all(&mut *connection).await?;
+    let lanes = format!("select lane::text || ' ' || generation from {schema}.event_outbox_lane order by lane");
+    let lanes: Vec<String> = sqlx::query_scalar(AssertSqlSafe(lanes)).fetch_all(connection).await?;
+    Ok(lines.into_iter().chain(lanes).map(|line| line.replace(schema, "THE_SCHEMA")).collect())
+}
+
+async fn an_outbox_of_any_name_works_from_the_insert_to_the_record(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let longest = "é".repeat(31) + "x";
+    let names = [
+        ("public", "Weird name; drop table x", "processed_events"),
+        ("my \"schema\"", "quo\"ted", "in'box"),
+        ("Ünïcode ☃", &longest, "p"),
+        ("{lane}", "{lanes}", "{processed}"),
+        ("select", "table", "user"),
+    ];
+    for (index, (schema, table, processed)) in names.iter().enumerate() {
+        let seen = outbox.seen_by(&format!("{}-{index}", outbox.topic));
+        kafka.create_topic(&seen.topic, PARTITIONS, &[]).await?;
+        let relay = seen
+            .relay(&kafka)
+            .with("RELAY_SCHEMA", schema)
+            .with("RELAY_TABLE", table)
+            .with("RELAY_PROCESSED_TABLE", processed);
+        let output = relay.output("migrate").await?;
+        ensure!(output.code == Some(0), "{output:?}");
+        let names = Names::new(schema, table, processed);
+        let emitted: Uuid =
+            scalar(&outbox, format!("select {}('order', 'a', 'X', '{{\"n\": 1}}')", names.emit())).await?;
+        outbox
+            .execute(&format!(
+                "insert into {} (entity_type, entity_id, event_type, payload) values ('order', 'a', 'X', '{{\"n\": 2}}')",
+                names.outbox()
+            ))
+            .await?;
+        let once = format!("select {}('group', '{emitted}')", names.once());
+        ensure!(scalar::<bool>(&outbox, once.clone()).await? && !scalar::<bool>(&outbox, once).await?);
+        let running = relay.start(table)?;
+        let pending = format!("select count(*) from {} where status <> 'PUBLISHED'", names.outbox());
+        eventually(&format!("{table} is published"), SOON * 2, || async {
+            match outbox.number(&pending).await {
+                Ok(0) => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+        let numbers = seen.published_numbers(&kafka).await?;
+        ensure!(numbers["a"] == [1, 2], "{table}: {numbers:?}");
+        ensure!(running.stop().await? == Some(0));
+    }
+    Ok(())
+}
+
+async fn scalar<T>(outbox: &Outbox, sql: String) -> anyhow::Result<T>
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+{
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut outbox.connect().await?).await?)
+}
+
+async fn emits_of_one_entity_commit_in_the_order_of_their_ids_and_those_of_others_do_not_wait(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let mut holder = outbox.connect().await?;
+    let mut held = holder.begin().await?;
+    emit(&mut held, "busy", 0).await?;
+    // Written down under the entity's lock: in the order of commits.
+    let commits = Arc::new(Mutex::new(Vec::new()));
+    let mut sessions = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let (outbox, commits) = (outbox.clone(), Arc::clone(&commits));
+        sessions.spawn(async move {
+            let mut connection = outbox.connect().await?;
+            for _ in 0..20 {
+                let mut tx = connection.begin().await?;
+                let event = emit(&mut tx, "busy", n).await?;
+                let id = "select id from event_outbox where event_id = $1";
+                let id: i64 = sqlx::query_scalar(id).bind(event).fetch_one(&mut *tx).await?;
+                commits.lock().expect("the list").push(id);
+                tx.commit().await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    until_blocked(&database, 8).await;
+    emit(&mut outbox.connect().await?, "idle", 0).await?;
+    ensure!(commits.lock().expect("the list").is_empty(), "somebody did not wait");
+    held.commit().await?;
+    while let Some(session) = sessions.join_next().await {
+        session??;
+    }
+    let commits = commits.lock().expect("the list");
+    ensure!(commits.len() == 160 && commits.is_sorted(), "{commits:?}");
+    Ok(())
+}
+
+async fn an_event_is_new_to_a_group_once(database: TestDatabase) -> anyhow::Result<()> {
+    async fn once(connection: &mut PgConnection, group: &str, event: Uuid) -> sqlx::Result<bool> {
+        sqlx::query_scalar("select event_once($1, $2)").bind(group).bind(event).fetch_one(connection).await
+    }
+    let (mut one, mut other) = (database.connect().await?, database.connect().await?);
+    let event = Uuid::from_u128(1);
+    ensure!(once(&mut one, "billing", event).await? && !once(&mut one, "billing", event).await?);
+    ensure!(once(&mut one, "mail", event).await?, "groups are apart");
+
+    for (event, first_commits) in [(Uuid::from_u128(2), true), (Uuid::from_u128(3), false)] {
+        let mut first = one.begin().await?;
+        ensure!(once(&mut first, "billing", event).await?);
+        let waiting = tokio::spawn(async move { once(&mut other, "billing", event).await.map(|new| (new, other)) });
+        until_blocked(&database, 1).await;
+        if first_commits {
+            first.commit().await?
+        } else {
+            first.rollback().await?
+        }
+        let (new, returned) = waiting.await??;
+        other = returned;
+        ensure!(new != first_commits, "new to both, or to neither");
+    }
+    Ok(())
+}

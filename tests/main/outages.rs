@@ -1,0 +1,175 @@
+//! Servers that are down at the start, go away and come back. Where one is stopped, the test has it for itself.
+
+use std::sync::Arc;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+use outbox_relay::demo::{PostgresOptions, PrivatePostgres, Signal};
+use outbox_relay::ledger::Rules;
+use serde_json::Value;
+
+use crate::guarantees::ONCE;
+use crate::support::kafka::RealKafka;
+use crate::support::load::{Load, Plan};
+use crate::support::{Outbox, RelayProcess, SOON, TestDatabase, eventually, options_for_tests, trials};
+
+const STARTED: &str = "outage started: events wait, none is lost";
+const ENDED: &str = "outage ended";
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_postgres:
+            a_broker_that_is_down_at_the_start_is_waited_for,
+            a_broker_that_goes_away_under_load_costs_nothing_and_pins_no_transaction,
+            a_broker_that_does_not_answer_is_an_outage_and_keeps_every_order;
+        with_kafka:
+            a_database_that_is_down_at_the_start_is_waited_for,
+            a_database_restarted_under_load_loses_nothing_and_keeps_every_order;
+        with_both:
+            sessions_terminated_under_load_lose_nothing_and_keep_every_order;
+    }
+}
+
+/// The lines about one server's incidents.
+fn told(relay: &RelayProcess, message: &str, server: &str) -> Vec<Value> {
+    relay.lines(message).into_iter().filter(|line| line["server"] == server).collect()
+}
+
+/// One line when it started, one when it ended, with what an operator wants to know.
+async fn told_once(relay: &RelayProcess, server: &str) -> anyhow::Result<()> {
+    relay.wait_for_line(ENDED, |line| line["server"] == server).await;
+    let (started, ended) = (told(relay, STARTED, server), told(relay, ENDED, server));
+    ensure!(started.len() == 1 && ended.len() == 1, "{started:?} {ended:?}");
+    ensure!(started[0]["level"] == "WARN" && started[0]["next_step"].is_string(), "{started:?}");
+    ensure!(ended[0]["level"] == "INFO" && ended[0]["lasted_ms"].is_u64(), "{ended:?}");
+    ensure!(ended[0]["events_waited"].as_str().is_some_and(|count| count.parse::<u64>().is_ok()), "{ended:?}");
+    Ok(())
+}
+
+async fn a_broker_that_is_down_at_the_start_is_waited_for(database: TestDatabase) -> anyhow::Result<()> {
+    let mut kafka = RealKafka::start(&[])?;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    kafka.stop();
+    outbox.write("early", 1, 10).await?;
+    let relay = outbox.relay(&kafka).start_ready("early").await?;
+    relay.wait_for(STARTED).await;
+    outbox.write("early", 11, 10).await?;
+    kafka.start_again()?;
+    outbox.until_settled().await;
+    told_once(&relay, "kafka").await?;
+    let events_waited = told(&relay, ENDED, "kafka")[0]["events_waited"].clone();
+    ensure!(events_waited == "20", "{events_waited}");
+    outbox.all_published().await?;
+    outbox.reconcile(&kafka, ONCE).await
+}
+
+async fn a_broker_that_goes_away_under_load_costs_nothing_and_pins_no_transaction(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let mut kafka = RealKafka::start(&[])?;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let relay = outbox.relay(&kafka).start_ready("kafka-away").await?;
+    let load = Load::start(&outbox, Plan::new(4_000, 100));
+    load.until_committed(500).await;
+    kafka.kill();
+    relay.wait_for(STARTED).await;
+    eventually("no session of the relay is in a transaction", SOON, || async {
+        match outbox.relay_sessions_in_transaction().await {
+            Ok(0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    // And it stays that way while the application goes on.
+    while load.committed() < 3_000 {
+        let open = outbox.relay_sessions_in_transaction().await?;
+        ensure!(open == 0, "{open} sessions of the relay are in a transaction while the broker is down");
+    }
+    kafka.start_again()?;
+    load.reconcile(&outbox, &kafka, Rules::default()).await?;
+    told_once(&relay, "kafka").await
+}
+
+/// A frozen broker keeps its connections: only the missing answers tell.
+async fn a_broker_that_does_not_answer_is_an_outage_and_keeps_every_order(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let mut kafka = RealKafka::start(&[])?;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let relay = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "1s").start_ready("kafka-frozen").await?;
+    let load = Load::start(&outbox, Plan::new(4_000, 100));
+    load.until_committed(500).await;
+    kafka.signal(Signal::SIGSTOP)?;
+    relay.wait_for(STARTED).await;
+    load.until_committed(2_000).await;
+    kafka.signal(Signal::SIGCONT)?;
+    load.reconcile(&outbox, &kafka, Rules::default()).await?;
+    relay.wait_for(ENDED).await;
+    Ok(())
+}
+
+async fn a_database_that_is_down_at_the_start_is_waited_for(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let mut postgres = PrivatePostgres::start(options_for_tests()).await?;
+    let outbox = Outbox::on(&postgres, "database-down-at-start").await?;
+    outbox.create_topic(&kafka).await?;
+    outbox.write("early", 1, 10).await?;
+    postgres.shut_down().await;
+    let mut relay = outbox.relay(&kafka).start("early")?;
+    relay.wait_for(STARTED).await;
+    ensure!(relay.is_running()?);
+    postgres.start_again().await?;
+    outbox.until_settled().await;
+    told_once(&relay, "postgres").await?;
+    outbox.all_published().await?;
+    outbox.reconcile(&kafka, ONCE).await
+}
+
+async fn a_database_restarted_under_load_loses_nothing_and_keeps_every_order(
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    // What it has committed it has to keep.
+    let options = PostgresOptions { durable: true, ..options_for_tests() };
+    let mut postgres = PrivatePostgres::start(options).await?;
+    let outbox = Outbox::on(&postgres, "database-restarted").await?;
+    outbox.create_topic(&kafka).await?;
+    let relay = outbox.relay(&kafka).start_ready("postgres-away").await?;
+    let load = Load::start(&outbox, Plan::new(4_000, 100));
+    load.until_committed(1_000).await;
+    postgres.restart().await?;
+    relay.wait_for_line(ENDED, |line| line["server"] == "postgres").await;
+    load.until_committed(2_000).await;
+    // The second time without a checkpoint; what was committed is kept, the marks of the last moment need not be.
+    postgres.stop_hard().await;
+    postgres.start_again().await?;
+    load.reconcile(&outbox, &kafka, Rules::default()).await
+}
+
+async fn sessions_terminated_under_load_lose_nothing_and_keep_every_order(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let settings = outbox.relay(&kafka);
+    let relays = [settings.start_ready("one").await?, settings.start_ready("two").await?];
+    let load = Load::start(&outbox, Plan::new(4_000, 100));
+    let mut terminated = 0;
+    for round in 1..=7 {
+        load.until_committed(round * 500).await;
+        terminated += outbox
+            .number(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                 where datname = current_database() and application_name like 'outbox-relay %'",
+            )
+            .await?;
+    }
+    ensure!(terminated > 0, "there was nothing to terminate");
+    load.reconcile(&outbox, &kafka, Rules::default()).await?;
+    for relay in relays {
+        ensure!(relay.stop().await? == Some(0));
+    }
+    Ok(())
+}

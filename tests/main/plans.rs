@@ -1,0 +1,73 @@
+//! The plans of the statements that find work must not depend on statistics: with the wrong ones the planner has walked every event
+//! that was ever published.
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use outbox_relay::store::Names;
+use outbox_relay::store::plan::{Statement, explain};
+use sqlx::{Executor, PgConnection};
+
+use crate::support::{TestDatabase, trials};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_postgres:
+            work_is_found_by_the_pending_index_whatever_the_statistics_and_the_backlog;
+    }
+}
+
+async fn work_is_found_by_the_pending_index_whatever_the_statistics_and_the_backlog(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let conn = &mut database.connect().await?;
+    conn.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;
+    let (every, in_transaction) =
+        (&[Statement::Probe, Statement::Claim, Statement::Recount], &[Statement::Claim, Statement::Recount]);
+    // The probe is planned each time it runs: of an empty table it may as well scan all of its no pages.
+    uses_the_pending_index(conn, in_transaction, "nothing pending, no statistics").await?;
+    conn.execute("analyze event_outbox").await?;
+    uses_the_pending_index(conn, in_transaction, "nothing pending, fresh statistics").await?;
+    fill(conn, "PENDING", 1_000).await?;
+    uses_the_pending_index(conn, every, "1,000 pending, statistics of an empty table").await?;
+    conn.execute("analyze event_outbox").await?;
+    uses_the_pending_index(conn, every, "1,000 pending, fresh statistics").await?;
+
+    fill(conn, "PUBLISHED", 300_000).await?;
+    uses_the_pending_index(conn, every, "300,000 published, statistics that call every row pending").await?;
+    conn.execute("analyze event_outbox").await?;
+    uses_the_pending_index(conn, every, "1,000 pending, 300,000 published, fresh statistics").await?;
+    conn.execute("delete from event_outbox where status = 'PENDING'").await?;
+    conn.execute("analyze event_outbox").await?;
+    uses_the_pending_index(conn, every, "nothing pending, 300,000 published, fresh statistics").await?;
+    fill(conn, "PENDING", 1_000).await?;
+    uses_the_pending_index(conn, every, "1,000 pending, statistics that call no row pending").await?;
+
+    fill(conn, "PENDING", 999_000).await?;
+    uses_the_pending_index(conn, every, "1,000,000 pending, statistics that call no row pending").await?;
+    conn.execute("analyze event_outbox").await?;
+    uses_the_pending_index(conn, every, "1,000,000 pending, fresh statistics").await?;
+    // As after a restore or pg_upgrade.
+    conn.execute("delete from pg_statistic where starelid = 'event_outbox'::regclass").await?;
+    conn.execute("update pg_class set reltuples = -1, relpages = 0 where relname like 'event\\_outbox%'").await?;
+    uses_the_pending_index(conn, every, "1,000,000 pending, no statistics").await
+}
+
+async fn fill(conn: &mut PgConnection, status: &str, rows: i64) -> anyhow::Result<()> {
+    let sql = "insert into event_outbox (entity_type, entity_id, event_type, payload, status) \
+               select 'order', (n % 5000)::text, 'X', '{}', $1 from generate_series(1, $2) n";
+    sqlx::query(sql).bind(status).bind(rows).execute(conn).await?;
+    Ok(())
+}
+
+async fn uses_the_pending_index(conn: &mut PgConnection, statements: &[Statement], state: &str) -> anyhow::Result<()> {
+    let names = Names::new("public", "event_outbox", "processed_events");
+    for statement in statements {
+        let context = || format!("{statement:?} with {state}");
+        let plan = explain(conn, &names, *statement).await.with_context(context)?;
+        let text = plan.join("\n");
+        let by_index = plan.iter().any(|line| line.contains("using event_outbox_pending on"));
+        let costly = ["Seq Scan", "Sort", "event_outbox_pkey", "Bitmap"].iter().any(|node| text.contains(node));
+        ensure!(by_index && !costly, "{}:\n{text}", context());
+    }
+    Ok(())
+}

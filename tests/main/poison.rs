@@ -1,0 +1,191 @@
+//! Rows and topics that cannot be written: what stops, what goes on, what it costs.
+
+use std::sync::Arc;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+
+use crate::support::kafka::RealKafka;
+use crate::support::outbox::Fate;
+use crate::support::{Outbox, PARTITIONS, TestDatabase, trials};
+
+/// `max.message.bytes` of the topics here; good rows stay far below, even many of them.
+const TOPIC_LIMIT: &str = "20000";
+
+/// Bad rows among good ones: the statement, and a part of the reason that the operator is to read.
+const POISON: [(&str, &str, &str); 5] = [
+    ("headers", "payload, headers) values ('order', 'HERE', 'X', '{\"n\": 0}', '{\"number\": 1}')", "header"),
+    ("topic-name", "payload, topic) values ('order', 'HERE', 'X', '{\"n\": 0}', 'no such topic!')", "bad topic"),
+    (
+        "topic-limit",
+        "payload) values ('order', 'HERE', 'X', jsonb_build_object('n', 0, 's', (select string_agg(md5(i::text), '') \
+         from generate_series(1, 2000) i)))",
+        "MessageSizeTooLarge",
+    ),
+    (
+        "producer-limit",
+        "payload) values ('order', 'HERE', 'X', jsonb_build_object('n', 0, 's', repeat('x', 2000000)))",
+        "MessageSizeTooLarge",
+    ),
+    (
+        "bytes",
+        "payload_bytes) values ('order', 'HERE', 'X', decode(repeat('00', 2000000), 'hex'))",
+        "MessageSizeTooLarge",
+    ),
+];
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            poison_is_dead_after_one_attempt_and_its_successors_go_on,
+            poison_holds_its_entity_and_no_other_where_that_is_the_policy,
+            a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created,
+            a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_back;
+    }
+}
+
+/// For each kind of poison two good rows, the bad one and two good rows more, of one entity; and as many good ones of another entity.
+async fn write_poison(outbox: &Outbox) -> anyhow::Result<()> {
+    for (kind, poison, _) in POISON {
+        for n in [1, 2] {
+            outbox.write(kind, n, 1).await?;
+            outbox.write("good", n, 1).await?;
+        }
+        let columns = poison.replace("HERE", kind);
+        outbox.execute(&format!("insert into event_outbox (entity_type, entity_id, event_type, {columns}")).await?;
+        for n in [3, 4] {
+            outbox.write(kind, n, 1).await?;
+            outbox.write("good", n, 1).await?;
+        }
+    }
+    Ok(())
+}
+
+fn statuses(fates: &[Fate]) -> Vec<(&str, i32)> {
+    fates.iter().map(|fate| (fate.status.as_str(), fate.attempts)).collect()
+}
+
+async fn poison_is_dead_after_one_attempt_and_its_successors_go_on(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    kafka.create_topic(&outbox.topic, PARTITIONS, &[("max.message.bytes", TOPIC_LIMIT)]).await?;
+    write_poison(&outbox).await?;
+    let relay = outbox.relay(&kafka).with("KAFKA_COMPRESSION_TYPE", "none").start("poison")?;
+    outbox.until_settled().await;
+    let numbers = outbox.published_numbers(&kafka).await?;
+    for (kind, _, reason) in POISON {
+        let fates = outbox.fates_of(kind).await?;
+        let good = ("PUBLISHED", 0);
+        ensure!(statuses(&fates) == [good, good, ("DEAD", 1), good, good], "{kind}: {fates:?}");
+        let error = fates[2].last_error.as_deref().unwrap_or_default();
+        ensure!(error.to_lowercase().contains(&reason.to_lowercase()), "{kind}: {error}");
+        ensure!(numbers[kind] == [1, 2, 3, 4], "{kind}: {:?}", numbers[kind]);
+    }
+    ensure!(numbers["good"] == [1, 2, 3, 4].repeat(POISON.len()), "{:?}", numbers["good"]);
+    let told = relay.lines("an event cannot be sent: the event is DEAD, its successors go on");
+    ensure!(told.len() == POISON.len(), "{told:?}");
+    ensure!(told.iter().all(|line| line["level"] == "ERROR" && line["event.id"].is_string()), "{told:?}");
+    Ok(())
+}
+
+async fn poison_holds_its_entity_and_no_other_where_that_is_the_policy(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    kafka.create_topic(&outbox.topic, PARTITIONS, &[("max.message.bytes", TOPIC_LIMIT)]).await?;
+    write_poison(&outbox).await?;
+    let settings = outbox.relay(&kafka).with("RELAY_ON_POISON", "hold_entity").with("KAFKA_COMPRESSION_TYPE", "none");
+    let first = settings.start("holds")?;
+    outbox.until_settled_of("good").await;
+    let told = "an event cannot be sent: the entity waits until the event is retried or discarded";
+    for (kind, _, _) in POISON {
+        first.wait_for_line(told, |line| line["entity.id"] == kind).await;
+    }
+    // Another relay learns from the rows what is held.
+    ensure!(first.stop().await? == Some(0));
+    let _second = settings.start("learns")?;
+    for (kind, _, _) in POISON {
+        outbox.write(kind, 5, 1).await?;
+    }
+    outbox.write("good", 5, 1).await?;
+    outbox.until_settled_of("good").await;
+    let numbers = outbox.published_numbers(&kafka).await?;
+    for (kind, _, _) in POISON {
+        let fates = outbox.fates_of(kind).await?;
+        let (good, waits) = (("PUBLISHED", 0), ("PENDING", 0));
+        ensure!(statuses(&fates) == [good, good, ("PENDING", 1), waits, waits, waits], "{kind}: {fates:?}");
+        ensure!(numbers[kind] == [1, 2], "{kind}: {:?}", numbers[kind]);
+    }
+    Ok(())
+}
+
+async fn a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let missing = format!("{}-missing", outbox.topic);
+    let relay = outbox.relay(&kafka).start("missing")?;
+    for n in 1..=10 {
+        write_to(&outbox, "away", n, &missing).await?;
+        outbox.write("there", n, 1).await?;
+        outbox.until_settled_of("there").await;
+    }
+    let fates = outbox.fates_of("away").await?;
+    ensure!(fates.iter().all(|fate| fate.status == "PENDING" && fate.attempts == 0), "{fates:?}");
+    let told = |message: &str| relay.lines(message).iter().filter(|line| line["topic"] == missing.as_str()).count();
+    ensure!(told("a topic cannot be written: its events are held, all others go on") == 1);
+
+    kafka.create_topic(&missing, 1, &[]).await?;
+    write_to(&outbox, "away", 11, &missing).await?;
+    outbox.until_settled().await;
+    outbox.all_published().await?;
+    relay.wait_for_line("the topic can be written again", |line| line["topic"] == missing.as_str()).await;
+    ensure!(told("a topic cannot be written: its events are held, all others go on") == 1);
+    let of_missing = outbox.seen_by(&missing);
+    let numbers = of_missing.published_numbers(&kafka).await?;
+    ensure!(numbers["away"] == (1..=11).collect::<Vec<_>>(), "{numbers:?}");
+    Ok(())
+}
+
+async fn a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_back(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let gone = format!("{}-gone", outbox.topic);
+    kafka.create_topic(&gone, 1, &[]).await?;
+    let relay = outbox.relay(&kafka).start("gone")?;
+    write_to(&outbox, "away", 1, &gone).await?;
+    outbox.until_settled().await;
+    kafka.delete_topic(&gone).await?;
+    for n in 2..=6 {
+        write_to(&outbox, "away", n, &gone).await?;
+        outbox.write("there", n, 1).await?;
+    }
+    outbox.until_settled_of("there").await;
+    relay
+        .wait_for_line("a topic cannot be written: its events are held, all others go on", |line| {
+            line["topic"] == gone.as_str()
+        })
+        .await;
+    kafka.create_topic(&gone, 1, &[]).await?;
+    outbox.until_settled().await;
+    outbox.all_published().await?;
+    let numbers = outbox.seen_by(&gone).published_numbers(&kafka).await?;
+    ensure!(numbers["away"] == (2..=6).collect::<Vec<_>>(), "{numbers:?}");
+    Ok(())
+}
+
+async fn write_to(outbox: &Outbox, entity: &str, n: i64, topic: &str) -> anyhow::Result<()> {
+    let sql = format!(
+        "insert into event_outbox (entity_type, entity_id, event_type, payload, topic) \
+         values ('order', '{entity}', 'Counted', '{{\"n\": {n}}}', '{topic}')"
+    );
+    outbox.execute(&sql).await.map(drop)
+}

@@ -1,0 +1,201 @@
+//! An application under load: many connections that write events of many entities, and roll some of them back.
+//!
+//! An entity is either one connection's own, written by plain inserts, or shared by all and written by `outbox_emit`. Either way
+//! the order of its ids is the order of its commits. One connection keeps its transactions open while the others commit hundreds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use outbox_relay::ledger::Rules;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use sqlx::{Connection, PgConnection};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::book::Book;
+use super::eventually::eventually;
+use super::kafka::RealKafka;
+use super::outbox::{Outbox, emit, insert};
+
+/// Connections that write.
+pub(crate) const WRITERS: i64 = 16;
+
+/// Events of a transaction, at most.
+const LARGEST: i64 = 4;
+
+/// How many commits of others a long transaction outlasts.
+const OUTLASTS: i64 = 300;
+
+/// Whatever the machine does, no commit takes that long.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
+
+/// Events and entities of a run. The same seed decides what each connection does; how they interleave is up to the servers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) events: i64,
+    pub(crate) entities: i64,
+    pub(crate) seed: u64,
+}
+
+impl Plan {
+    /// A new seed, printed so that a failure can be looked into.
+    pub(crate) fn new(events: i64, entities: i64) -> Self {
+        let seed = rand::rng().random();
+        eprintln!("load of {events} events of {entities} entities, seed {seed}");
+        Self { events, entities, seed }
+    }
+}
+
+/// A running load.
+#[derive(Debug)]
+pub(crate) struct Load {
+    writers: JoinSet<anyhow::Result<(Vec<Uuid>, Vec<Uuid>)>>,
+    committed_by_all: Arc<AtomicI64>,
+}
+
+impl Load {
+    pub(crate) fn start(outbox: &Outbox, plan: Plan) -> Self {
+        let committed_by_all = Arc::new(AtomicI64::new(0));
+        let mut writers = JoinSet::new();
+        for index in 0..WRITERS {
+            let (outbox, committed_by_all) = (outbox.clone(), Arc::clone(&committed_by_all));
+            let random = StdRng::seed_from_u64(plan.seed.wrapping_add(index as u64));
+            let mut writer = Writer {
+                index,
+                plan,
+                outbox,
+                committed_by_all,
+                random,
+                committed: Vec::new(),
+                rolled_back: Vec::new(),
+            };
+            writers.spawn(async move { writer.run().await.map(|()| (writer.committed, writer.rolled_back)) });
+        }
+        Self { writers, committed_by_all }
+    }
+
+    /// Events committed so far.
+    pub(crate) fn committed(&self) -> i64 {
+        self.committed_by_all.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many events have committed; the load is running then.
+    pub(crate) async fn until_committed(&self, events: i64) {
+        eventually(&format!("{events} events have committed"), PROGRESS_WITHIN, || async {
+            let committed = self.committed();
+            if committed >= events { Ok(()) } else { Err(committed) }
+        })
+        .await;
+    }
+
+    /// Waits for its end, for the relays to settle everything, and compares what was written with what was published.
+    pub(crate) async fn reconcile(self, outbox: &Outbox, kafka: &RealKafka, rules: Rules) -> anyhow::Result<()> {
+        let book = self.end(rules).await?;
+        outbox.until_settled().await;
+        outbox.all_published().await?;
+        book.reconcile(outbox, kafka).await
+    }
+
+    async fn end(mut self, rules: Rules) -> anyhow::Result<Book> {
+        let mut book = Book::new(rules);
+        while let Some(writer) = self.writers.join_next().await {
+            let (committed, rolled_back) = writer??;
+            book.committed(committed);
+            book.rolled_back(rolled_back);
+        }
+        Ok(book)
+    }
+}
+
+struct Writer {
+    index: i64,
+    plan: Plan,
+    outbox: Outbox,
+    committed_by_all: Arc<AtomicI64>,
+    random: StdRng,
+    committed: Vec<Uuid>,
+    rolled_back: Vec<Uuid>,
+}
+
+impl Writer {
+    async fn run(&mut self) -> anyhow::Result<()> {
+        let share = (self.plan.events / WRITERS) as usize;
+        let mut connection = None;
+        while self.committed.len() < share {
+            let open = match connection.take() {
+                Some(open) => open,
+                // Postgres may be away: it comes back.
+                None => match self.outbox.connect().await {
+                    Ok(open) => open,
+                    Err(_) => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+            };
+            connection = match self.transaction(open).await {
+                Ok(open) => Some(open),
+                // It takes its transaction along: whether that has committed is for the table to say.
+                Err(error) if is_outage(&error) => None,
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(())
+    }
+
+    async fn transaction(&mut self, mut connection: PgConnection) -> anyhow::Result<PgConnection> {
+        let (rolls_back, shared) = (self.random.random_bool(0.15), self.random.random_bool(0.3));
+        let mut entities: Vec<String> = Vec::new();
+        for _ in 0..self.random.random_range(1..=LARGEST) {
+            entities.push(self.entity(shared));
+        }
+        // Two transactions that lock the same entities must do so in one order.
+        entities.sort();
+        let mut tx = connection.begin().await?;
+        let mut events = Vec::new();
+        for entity in &entities {
+            let n = self.random.random_range(0..1_000_000);
+            events.push(if shared { emit(&mut tx, entity, n).await? } else { insert(&mut tx, entity, n).await? });
+        }
+        if self.index == 0 && !shared {
+            self.outlast_others().await;
+        }
+        if rolls_back {
+            tx.rollback().await?;
+            self.rolled_back.append(&mut events);
+        } else {
+            tx.commit().await?;
+            self.committed_by_all.fetch_add(events.len() as i64, Ordering::Relaxed);
+            self.committed.append(&mut events);
+        }
+        Ok(connection)
+    }
+
+    /// `s...` are shared; the others belong to one writer each.
+    fn entity(&mut self, shared: bool) -> String {
+        let number = self.random.random_range(0..self.plan.entities / WRITERS);
+        if shared { format!("s{}", number / 2) } else { format!("e{number}-{}", self.index) }
+    }
+
+    /// Until the others have got far ahead, or are about to end.
+    async fn outlast_others(&self) {
+        let until = (self.committed_by_all.load(Ordering::Relaxed) + OUTLASTS).min(self.plan.events * 8 / 10);
+        while self.committed_by_all.load(Ordering::Relaxed) < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn is_outage(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Io(_)) => true,
+        // 57P: the server is going down, or somebody has terminated the session.
+        Some(error) => {
+            let code = error.as_database_error().and_then(|error| error.code());
+            code.is_some_and(|code| code.starts_with("57P"))
+        }
+        None => false,
+    }
+}
