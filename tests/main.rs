@@ -6,6 +6,8 @@ mod support;
 mod cli;
 #[path = "main/crashes.rs"]
 mod crashes;
+#[path = "main/demo.rs"]
+mod demo;
 #[path = "main/guarantees.rs"]
 mod guarantees;
 #[path = "main/migrations.rs"]
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         poison::trials(),
         crashes::trials(),
         outages::trials(),
+        demo::trials(),
     ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())
 }
