@@ -142,3 +142,18 @@ fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
     drop(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::ExitCode;
+
+    use super::*;
+
+    #[test]
+    fn a_broken_promise_exits_1() {
+        let kept = Balance::default();
+        assert!(judge(&kept).is_ok());
+        let broken = Balance { not_applied: 1, ..Balance::default() };
+        assert_eq!(judge(&broken).unwrap_err().report(), ExitCode::from(1));
+    }
+}

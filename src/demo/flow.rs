@@ -83,18 +83,20 @@ pub async fn run(
 ) -> Result<Balance, DemoError> {
     let narrator = Narrator::new();
     let opening = Servers::open(&options.wanted, options.env, narrator);
-    let servers = unless_interrupted(&mut interrupts, async { Ok(opening.await?) }).await?;
-    let outcome = play(&servers, options.serve.then_some(serving), &mut interrupts, narrator).await;
+    let mut servers = unless_interrupted(&mut interrupts, async { Ok(opening.await?) }).await?;
+    let outcome = play(&mut servers, options.serve.then_some(serving), &mut interrupts, narrator).await;
     servers.clear_away(narrator).await;
     outcome
 }
 
 async fn play(
-    servers: &Servers,
+    servers: &mut Servers,
     serving: Option<impl FnOnce(&[(&'static str, String)])>,
     interrupts: &mut mpsc::Receiver<()>,
     narrator: Narrator,
 ) -> Result<Balance, DemoError> {
+    let preparing = servers.prepare(narrator);
+    unless_interrupted(interrupts, async { Ok(preparing.await?) }).await?;
     let mut play = unless_interrupted(interrupts, Play::begin(servers, narrator)).await?;
     unless_interrupted(interrupts, play.act()).await?;
     if let Some(tell) = serving {
@@ -128,7 +130,6 @@ struct Play<'a> {
 
 impl<'a> Play<'a> {
     async fn begin(servers: &'a Servers, narrator: Narrator) -> Result<Self, DemoError> {
-        servers.prepare(narrator).await?;
         let relay = RelayProcess::start(servers.relay_setup(), narrator).map_err(DemoError::Relay)?;
         if let Some(pid) = relay.pid() {
             narrator.say(format_args!("`outbox-relay run` is process {pid}; its log:"));

@@ -47,7 +47,7 @@ impl RelayProcess {
         write_private(&config, &setup.settings.to_string())?;
         File::create(&log)?;
         // `env` becomes the program, so the process id is the relay's own.
-        let command = ServerCommand::new("env", directory.path(), &log)
+        let command = ServerCommand::new("/usr/bin/env", directory.path(), &log)
             .args(setup.hidden_variables.iter().flat_map(|name| ["-u", name]))
             .args([std::env::current_exe()?.as_os_str(), "run".as_ref(), "--config".as_ref(), config.as_os_str()])
             .stops_on(Signal::SIGTERM, DRAIN_WITHIN);

@@ -103,6 +103,9 @@ pub(super) struct Servers {
     topic: String,
     setup: RelaySetup,
     private: Option<Private>,
+    /// On the user's servers, what may be there to be removed.
+    schema_to_remove: bool,
+    topic_to_remove: bool,
 }
 
 /// Dropping them ends them.
@@ -150,7 +153,15 @@ impl Servers {
         let setup = RelaySetup { settings: relay_settings(&given), hidden_variables };
         let names = names(&settings);
         let private = Some(Private { postgres, _broker: broker, url });
-        Ok(Self { settings, names, topic: PRIVATE_TOPIC.to_owned(), setup, private })
+        Ok(Self {
+            settings,
+            names,
+            topic: PRIVATE_TOPIC.to_owned(),
+            setup,
+            private,
+            schema_to_remove: false,
+            topic_to_remove: false,
+        })
     }
 
     /// The user's settings for Postgres and Kafka hold, those of their relay do not.
@@ -163,16 +174,21 @@ impl Servers {
         let settings = Settings::load(Sources { file: None, env, overrides }, Needs::DatabaseAndKafka)?;
         let setup = RelaySetup { settings: relay_settings(&given), hidden_variables: hidden.into_keys().collect() };
         let names = names(&settings);
-        Ok(Self { settings, names, topic, setup, private: None })
+        Ok(Self { settings, names, topic, setup, private: None, schema_to_remove: false, topic_to_remove: false })
     }
 
     /// Creates the outbox and the topic.
-    pub(super) async fn prepare(&self, narrator: Narrator) -> Result<(), ServersError> {
+    pub(super) async fn prepare(&mut self, narrator: Narrator) -> Result<(), ServersError> {
         let mut connection = self.connect().await?;
+        self.schema_to_remove = self.private.is_none();
         schema::migrate(&mut connection, &self.names, &MigrateOptions::default()).await?;
         narrator.say(format_args!("the outbox is migrated: {}", self.names.outbox()));
         if self.private.is_none() {
-            topic::create(&self.kafka_client(), &self.topic, PARTITIONS).await?;
+            // Before, because an interrupt may come between the cluster's doing and its answer.
+            self.topic_to_remove = true;
+            let created = topic::create(&self.kafka_client(), &self.topic, PARTITIONS).await;
+            self.topic_to_remove = created.is_ok();
+            created?;
             narrator.say(format_args!("the topic {} is created", self.topic));
         }
         Ok(())
@@ -180,16 +196,19 @@ impl Servers {
 
     /// Removes what [`Servers::prepare`] has created, as far as it got; says what it could not remove.
     pub(super) async fn clear_away(self, narrator: Narrator) {
-        if let Some(private) = self.private {
-            private.postgres.stop().await;
-            return;
-        }
-        let schema = self.names.schema();
-        if let Err(error) = self.drop_schema().await {
+        if self.schema_to_remove
+            && let Err(error) = self.drop_schema().await
+        {
+            let schema = self.names.schema();
             narrator.say(format_args!("the schema {schema} could not be removed, drop it by hand: {error}"));
         }
-        if let Err(error) = topic::delete(&self.kafka_client(), &self.topic).await {
+        if self.topic_to_remove
+            && let Err(error) = topic::delete(&self.kafka_client(), &self.topic).await
+        {
             narrator.say(format_args!("the topic {} could not be removed, delete it by hand: {error}", self.topic));
+        }
+        if let Some(private) = self.private {
+            private.postgres.stop().await;
         }
     }
 
