@@ -82,6 +82,8 @@ create table if not exists {processed} (
     primary key (consumer_group, event_id)
 );
 
+-- Bodies are text and not SQL-standard ones: those depend on the columns, and `alter column payload type text` would be refused.
+--
 -- Writes an event and takes a lock on its entity until the transaction ends, so that id order is commit order for it.
 create function {emit}(
     entity_type   text,
@@ -93,8 +95,7 @@ create function {emit}(
     topic         text default null,
     available_at  timestamptz default null,
     payload_bytes bytea default null
-) returns uuid language sql volatile
-begin atomic
+) returns uuid language sql volatile as {quote}
     -- The lock before the id: whoever waits here draws its id after the one before it has committed. The transaction id is
     -- assigned before the id as well, so that a relay sees that the transaction may still commit a lower id.
     select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(entity_type || '/' || entity_id, 8317987319222330741)),
@@ -103,15 +104,14 @@ begin atomic
     insert into {outbox} (entity_type, entity_id, event_type, payload, headers, event_version, topic, available_at, payload_bytes)
     values (entity_type, entity_id, event_type, payload, coalesce(headers, '{}'), coalesce(event_version, 1), topic, available_at, payload_bytes)
     returning event_id;
-end;
+{quote};
 
 -- True the first time a group sees an event, in the caller's transaction; a second caller waits for the first to end.
-create or replace function {once}(consumer_group text, event_id uuid) returns boolean language sql volatile
-begin atomic
+create or replace function {once}(consumer_group text, event_id uuid) returns boolean language sql volatile as {quote}
     with first as (
         insert into {processed} (consumer_group, event_id) values (consumer_group, event_id)
         on conflict do nothing
         returning 1
     )
     select exists (select from first);
-end;
+{quote};

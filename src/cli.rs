@@ -1,6 +1,8 @@
 //! The commands: parsing, one file per command, exit codes.
 
 mod bench;
+#[cfg(feature = "demo")]
+mod demo;
 mod exit;
 mod migrate;
 mod run;
@@ -38,6 +40,15 @@ enum Command {
     Migrate(migrate::Migrate),
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
+    /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
+    ///
+    /// Nothing has to be installed. With DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS set it uses those servers instead, in a schema and
+    /// a topic of its own, and removes them at the end.
+    #[cfg(feature = "demo")]
+    Demo(demo::Demo),
+    #[cfg(feature = "demo")]
+    #[command(name = crate::demo::MOCK_BROKER, hide = true)]
+    DemoBroker(demo::DemoBroker),
 }
 
 /// Not clap's to parse: its message would repeat the argument, which may be a URL with a password.
@@ -71,6 +82,15 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         }
         Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
+        #[cfg(feature = "demo")]
+        Command::Demo(_) if file.is_some() || !overrides.is_empty() => {
+            Err(Failure::usage("the demo takes no --config and no --set")
+                .hint("set DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS in the environment to use servers of yours"))
+        }
+        #[cfg(feature = "demo")]
+        Command::Demo(demo) => demo.run(Sources::from_process(None, Vec::new()).env),
+        #[cfg(feature = "demo")]
+        Command::DemoBroker(broker) => broker.run(),
     }
 }
 

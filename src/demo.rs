@@ -6,20 +6,45 @@
 //! - `binaries`: where those binaries come from.
 //! - `server_user`: the unprivileged user a server runs as when we are root.
 //! - `port`: ports that stay ours across a restart.
+//!
+//! The demo itself:
+//! - `flow`: its course, from the servers to the balance.
+//! - `servers`: private ones, or the user's own; `mock_broker`: the stand-in for Kafka; `topic`: one on a real cluster.
+//! - `relay_process`: the relay, killed and started again.
+//! - `shop`: the application; `consumer`: who applies its events.
+//! - `evidence`: what is there at the end, compared; `balance`: what that comes to.
+//! - `narrator`: what is said meanwhile.
 
+mod balance;
 mod binaries;
+mod consumer;
 mod directory;
 mod download;
+mod evidence;
+mod flow;
+mod mock_broker;
+mod narrator;
 mod port;
 mod postgres;
+mod relay_process;
 mod server_user;
+mod servers;
+mod shop;
 mod tether;
+mod topic;
 
+pub use balance::{Balance, Promise};
 pub use binaries::{BinariesError, BinariesFrom, ServerBinaries};
+pub use consumer::ConsumerError;
 pub use directory::TetheredDirectory;
 pub use download::{DownloadError, cache_directory};
+pub use flow::{DemoError, DemoOptions, run};
+pub use mock_broker::MockBrokerError;
+pub(crate) use mock_broker::{SUBCOMMAND as MOCK_BROKER, serve as serve_mock_broker};
 pub use nix::sys::signal::Signal;
 pub use port::free_port;
 pub use postgres::{PostgresError, PostgresOptions, PrivatePostgres};
 pub use server_user::ServerUser;
+pub use servers::{HalfGiven, ServersError, Wanted};
 pub use tether::{ServerCommand, Tether};
+pub use topic::TopicError;

@@ -12,16 +12,24 @@
 //! - [`stats`]: counts for the status line
 
 pub mod names;
+#[cfg(feature = "relay")]
 pub mod plan;
 pub mod schema;
 
+#[cfg(feature = "relay")]
 pub(crate) mod claim;
 mod hash;
+#[cfg(feature = "relay")]
 pub(crate) mod holds;
+#[cfg(feature = "relay")]
 pub(crate) mod members;
+#[cfg(feature = "relay")]
 pub(crate) mod session;
+#[cfg(feature = "relay")]
 pub(crate) mod settle;
+#[cfg(feature = "relay")]
 pub(crate) mod snapshot;
+#[cfg(feature = "relay")]
 pub(crate) mod stats;
 
 pub use names::Names;

@@ -8,6 +8,8 @@ mod bench;
 mod cli;
 #[path = "main/crashes.rs"]
 mod crashes;
+#[path = "main/demo.rs"]
+mod demo;
 #[path = "main/guarantees.rs"]
 mod guarantees;
 #[path = "main/migrations.rs"]
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         poison::trials(),
         crashes::trials(),
         outages::trials(),
+        demo::trials(),
     ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())
 }

@@ -1,4 +1,5 @@
-//! Exit codes, picked here and nowhere else: 0 fine, 1 a finding, 2 usage, 64 bad configuration, 70 unexpected.
+//! Exit codes, picked here and nowhere else: 0 fine, 1 a finding, 2 usage, 64 bad configuration, 70 unexpected, 130
+//! interrupted.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -9,6 +10,9 @@ const FINDING: u8 = 1;
 const USAGE: u8 = 2;
 const BAD_CONFIGURATION: u8 = 64;
 const UNEXPECTED: u8 = 70;
+/// What shells make of a SIGINT.
+#[cfg(feature = "demo")]
+const INTERRUPTED: u8 = 130;
 
 /// A command that did not do what it was asked for.
 #[derive(Debug)]
@@ -33,6 +37,18 @@ impl Failure {
     /// Something that should not have happened.
     pub(crate) fn unexpected(message: impl Into<String>, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { code: UNEXPECTED, message: message.into(), cause: Some(cause.into()), hint: None }
+    }
+
+    /// What was asked for contradicts itself.
+    #[cfg(feature = "demo")]
+    pub(crate) fn bad_configuration(message: impl Into<String>) -> Self {
+        Self { code: BAD_CONFIGURATION, message: message.into(), cause: None, hint: None }
+    }
+
+    /// The user ended it.
+    #[cfg(feature = "demo")]
+    pub(crate) fn interrupted(message: impl Into<String>) -> Self {
+        Self { code: INTERRUPTED, message: message.into(), cause: None, hint: None }
     }
 
     pub(crate) fn because(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {

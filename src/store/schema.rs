@@ -13,7 +13,7 @@ pub const DEFAULT_LANES: u16 = 16;
 /// `lane` is a smallint and every lane is a row; beyond this nothing is won.
 pub const MAX_LANES: u16 = 1024;
 
-/// The oldest server with SQL-standard function bodies (`begin atomic`).
+/// The oldest server the suite is meant for: older ones get no fixes any more.
 const OLDEST_SERVER: i32 = 140_000;
 
 struct Migration {
@@ -298,6 +298,7 @@ impl Migration {
                 "emit" => names.emit(),
                 "once" => names.once(),
                 "lanes" => lanes.to_string(),
+                "quote" => dollar_quote(names),
                 _ => names.part(placeholder.strip_prefix("outbox_")?),
             })
         });
@@ -309,6 +310,12 @@ impl Migration {
             literal(concat!("outbox-relay ", env!("CARGO_PKG_VERSION"))),
         )
     }
+}
+
+/// A dollar quote that no name of the outbox contains.
+fn dollar_quote(names: &Names) -> String {
+    let taken = format!("{} {}", names.outbox(), names.processed());
+    (0..).map(|n| format!("$outbox{n}$")).find(|quote| !taken.contains(quote)).unwrap_or_default()
 }
 
 /// Replaces each `{name}` in one pass, so that a table called `{lanes}` stays what it is. Braces around anything that is not a
@@ -342,7 +349,7 @@ mod tests {
     #[test]
     fn the_script_has_no_placeholder_left_and_keeps_empty_objects() {
         let script = print(&Names::new("public", "event_outbox", "processed_events"), 16);
-        for placeholder in ["{outbox", "{lane", "{relay", "{processed", "{emit", "{once"] {
+        for placeholder in ["{outbox", "{lane", "{relay", "{processed", "{emit", "{once", "{quote"] {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");
         }
         assert!(script.contains("default '{}'"));
@@ -353,6 +360,13 @@ mod tests {
     fn a_table_called_like_a_placeholder_is_not_filled_twice() {
         let script = print(&Names::new("public", "{lanes}", "processed_events"), 16);
         assert!(script.contains(r#"create table "public"."{lanes}" ("#));
+    }
+
+    #[test]
+    fn a_name_cannot_end_a_function_body() {
+        let script = print(&Names::new("public", "a$outbox0$b", "processed_events"), 16);
+        assert!(script.contains("$outbox1$;"));
+        assert!(!script.contains("\n$outbox0$;"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use libtest_mimic::Trial;
+use outbox_relay::ledger::Rules;
 
 use crate::support::kafka::RealKafka;
 use crate::support::outbox::Fate;
@@ -39,6 +40,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_both:
             poison_is_dead_after_one_attempt_and_its_successors_go_on,
             poison_holds_its_entity_and_no_other_where_that_is_the_policy,
+            a_batch_that_is_larger_than_its_topic_allows_is_no_poison,
             a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created,
             a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_back;
     }
@@ -120,6 +122,20 @@ async fn poison_holds_its_entity_and_no_other_where_that_is_the_policy(
         ensure!(numbers[kind] == [1, 2], "{kind}: {:?}", numbers[kind]);
     }
     Ok(())
+}
+
+/// The limit is one of record batches, of which librdkafka makes one out of all that waits for a partition.
+async fn a_batch_that_is_larger_than_its_topic_allows_is_no_poison(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    kafka.create_topic(&outbox.topic, PARTITIONS, &[("max.message.bytes", TOPIC_LIMIT)]).await?;
+    outbox.write_backlog(5_000, 20).await?;
+    let _relay = outbox.relay(&kafka).with("KAFKA_COMPRESSION_TYPE", "none").start("batches")?;
+    outbox.until_settled().await;
+    outbox.all_published().await?;
+    outbox.reconcile(&kafka, Rules::default()).await
 }
 
 async fn a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created(

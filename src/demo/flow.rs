@@ -1,0 +1,255 @@
+//! The course of a demo: servers, relay, consumer and shop; the kill; the wait for the last event; the comparison.
+//!
+//! Interrupts: the first ends a `--serve` in order, with its balance. Any other abandons the demo. Either way, and on every
+//! error, what was started is stopped and what was created is removed; a SIGKILL leaves that to tethers and pipes.
+
+mod settled;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::balance::Balance;
+use super::consumer::{self, Consumer, ConsumerError};
+use super::evidence::Evidence;
+use super::narrator::{Narrator, grouped};
+use super::relay_process::RelayProcess;
+use super::servers::{Servers, ServersError, Wanted};
+use super::shop::{self, Shop, Workload};
+
+/// Enough to see that it works, and done in five seconds on a small machine.
+const ACT: Workload = Workload { orders: 1_200, per_second: 800.0 };
+
+/// Committed events at which the relay is killed, and those at which the next one starts: meanwhile events wait.
+const KILL_AT: u64 = 1_800;
+const START_AGAIN_AT: u64 = 2_200;
+
+/// While a `--serve` lasts: enough to watch, little enough to read.
+const SERVING: Workload = Workload { orders: u64::MAX, per_second: 6.0 };
+
+/// How soon a `--serve` notices that its relay or its consumer is gone.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What a demo is to be.
+#[derive(Debug)]
+pub struct DemoOptions {
+    /// On which servers.
+    pub wanted: Wanted,
+    /// The process's environment.
+    pub env: BTreeMap<String, String>,
+    /// Stay up until interrupted.
+    pub serve: bool,
+}
+
+/// Why there is no balance.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// An interrupt.
+    #[error("the demo was interrupted; what it had started is stopped and removed")]
+    Interrupted,
+    /// No place for it.
+    #[error(transparent)]
+    Servers(#[from] ServersError),
+    /// The relay could not be started.
+    #[error("the relay's process cannot be started")]
+    Relay(#[source] io::Error),
+    /// The relay ended by itself.
+    #[error("the relay ended by itself; its log is above")]
+    RelayEnded,
+    /// The shop's database.
+    #[error("the shop cannot write its orders")]
+    Shop(#[source] sqlx::Error),
+    /// The consumer.
+    #[error(transparent)]
+    Consumer(#[from] ConsumerError),
+    /// The tables cannot be read at the end.
+    #[error("the outbox cannot be read")]
+    Evidence(#[source] sqlx::Error),
+}
+
+/// Runs a demo. `interrupts` gets a message per Ctrl-C; `serving` is told where to connect once a `--serve` is up. Needs a
+/// multi-threaded runtime, because stopping processes blocks.
+///
+/// # Errors
+/// [`DemoError`] when it could not be carried through. A broken promise is no error; it is in the balance.
+pub async fn run(
+    options: DemoOptions,
+    mut interrupts: mpsc::Receiver<()>,
+    serving: impl FnOnce(&[(&'static str, String)]),
+) -> Result<Balance, DemoError> {
+    let narrator = Narrator::new();
+    let opening = Servers::open(&options.wanted, options.env, narrator);
+    let mut servers = unless_interrupted(&mut interrupts, async { Ok(opening.await?) }).await?;
+    let outcome = play(&mut servers, options.serve.then_some(serving), &mut interrupts, narrator).await;
+    servers.clear_away(narrator).await;
+    outcome
+}
+
+async fn play(
+    servers: &mut Servers,
+    serving: Option<impl FnOnce(&[(&'static str, String)])>,
+    interrupts: &mut mpsc::Receiver<()>,
+    narrator: Narrator,
+) -> Result<Balance, DemoError> {
+    let preparing = servers.prepare(narrator);
+    unless_interrupted(interrupts, async { Ok(preparing.await?) }).await?;
+    let mut play = unless_interrupted(interrupts, Play::begin(servers, narrator)).await?;
+    unless_interrupted(interrupts, play.act()).await?;
+    if let Some(tell) = serving {
+        tell(&servers.addresses());
+        play.serve(interrupts.recv()).await?;
+    }
+    unless_interrupted(interrupts, play.settle()).await
+}
+
+async fn unless_interrupted<T>(
+    interrupts: &mut mpsc::Receiver<()>,
+    work: impl Future<Output = Result<T, DemoError>>,
+) -> Result<T, DemoError> {
+    tokio::select! {
+        biased;
+        Some(()) = interrupts.recv() => Err(DemoError::Interrupted),
+        done = work => done,
+    }
+}
+
+/// Everything that moves. Dropping it stops it.
+struct Play<'a> {
+    servers: &'a Servers,
+    narrator: Narrator,
+    relay: RelayProcess,
+    relay_kills: u32,
+    consumer: Consumer,
+    shop: Shop,
+    pool: PgPool,
+}
+
+impl<'a> Play<'a> {
+    async fn begin(servers: &'a Servers, narrator: Narrator) -> Result<Self, DemoError> {
+        let relay = RelayProcess::start(servers.relay_setup(), narrator).map_err(DemoError::Relay)?;
+        if let Some(pid) = relay.pid() {
+            narrator.say(format_args!("`outbox-relay run` is process {pid}; its log:"));
+        }
+        // One more for looking at the outbox while all others are busy.
+        let pool = servers.pool(shop::CLERKS + consumer::APPLIERS as u32 + 1);
+        let consumer = Consumer::start(&servers.kafka_client(), servers.topic(), &pool).await?;
+        let shop = Shop::open(pool.clone()).await.map_err(DemoError::Shop)?;
+        Ok(Self { servers, narrator, relay, relay_kills: 0, consumer, shop, pool })
+    }
+
+    /// The orders, and the kill in their midst.
+    async fn act(&mut self) -> Result<(), DemoError> {
+        self.narrator.say(format_args!(
+            "the shop takes {} orders over {} connections; one transaction in ten rolls back",
+            grouped(ACT.orders),
+            shop::CLERKS
+        ));
+        let (_stop, never) = watch::channel(false);
+        let mut orders = Orders::take(&self.shop, ACT, never);
+        orders.until_committed(KILL_AT).await?;
+        self.must_run()?;
+        self.narrator.say(format_args!("{} events are committed: kill -9 for the relay", grouped(KILL_AT)));
+        self.relay.kill();
+        self.relay_kills += 1;
+        orders.until_committed(START_AGAIN_AT).await?;
+        let waiting = settled::pending(&self.pool).await.map_err(DemoError::Evidence)?;
+        self.narrator.say(format_args!("the shop went on, {} events wait: the relay starts again", grouped(waiting)));
+        self.relay.start_again().map_err(DemoError::Relay)?;
+        orders.until_done().await
+    }
+
+    /// A few orders per second until `end`.
+    async fn serve(&mut self, end: impl Future) -> Result<(), DemoError> {
+        self.narrator.say("serving until Ctrl-C; a few orders per second go on");
+        let (stop, stopped) = watch::channel(false);
+        let mut orders = Orders::take(&self.shop, SERVING, stopped);
+        tokio::select! {
+            biased;
+            _ = end => {}
+            done = orders.until_done() => return done,
+            failed = self.until_one_fails() => return Err(failed),
+        }
+        stop.send_replace(true);
+        orders.until_done().await
+    }
+
+    /// Waits until everything is published and applied, stops relay and consumer, compares.
+    async fn settle(&mut self) -> Result<Balance, DemoError> {
+        self.narrator.say("the shop has closed; waiting for the last events");
+        if !settled::published(&self.pool, &mut self.relay).await.map_err(DemoError::Evidence)? {
+            self.narrator.say(format_args!("nothing was published for {:?}: giving up", settled::PATIENCE));
+        }
+        self.relay.stop();
+        let handled = self.consumer.handled();
+        let consumed = match settled::while_growing(&handled, self.consumer.finish()).await {
+            Some(consumed) => consumed?,
+            None => {
+                self.narrator.say(format_args!("nothing was applied for {:?}: giving up", settled::PATIENCE));
+                consumer::Consumed::default()
+            }
+        };
+        self.narrator.say("everything has come to rest; comparing the tables with the topic\n");
+        let evidence = Evidence::gather(&self.pool, self.shop.books(), consumed).await.map_err(DemoError::Evidence)?;
+        let balance = evidence.compare(self.servers.topic());
+        Ok(Balance { relay_kills: self.relay_kills, elapsed: self.narrator.elapsed(), ..balance })
+    }
+
+    fn must_run(&mut self) -> Result<(), DemoError> {
+        if self.relay.is_running() { Ok(()) } else { Err(DemoError::RelayEnded) }
+    }
+
+    async fn until_one_fails(&mut self) -> DemoError {
+        loop {
+            if let Err(ended) = self.must_run() {
+                return ended;
+            }
+            if self.consumer.has_ended()
+                && let Err(error) = self.consumer.finish().await
+            {
+                return error.into();
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// The shop at work. Dropping it stops the work.
+struct Orders {
+    working: JoinHandle<Result<(), sqlx::Error>>,
+    committed: watch::Receiver<u64>,
+}
+
+impl Orders {
+    fn take(shop: &Shop, load: Workload, stop: watch::Receiver<bool>) -> Self {
+        let (committed, shop) = (shop.committed(), shop.clone());
+        Self { working: tokio::spawn(async move { shop.work(load, stop).await }), committed }
+    }
+
+    /// Returns early when the work has ended, with its error if it has one.
+    async fn until_committed(&mut self, events: u64) -> Result<(), DemoError> {
+        tokio::select! {
+            biased;
+            ended = &mut self.working => Self::ended(ended),
+            // The shop keeps the sender as long as it works.
+            _ = self.committed.wait_for(|committed| *committed >= events) => Ok(()),
+        }
+    }
+
+    async fn until_done(&mut self) -> Result<(), DemoError> {
+        Self::ended((&mut self.working).await)
+    }
+
+    fn ended(ended: Result<Result<(), sqlx::Error>, tokio::task::JoinError>) -> Result<(), DemoError> {
+        ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map_err(DemoError::Shop)
+    }
+}
+
+impl Drop for Orders {
+    fn drop(&mut self) {
+        self.working.abort();
+    }
+}

@@ -1,0 +1,132 @@
+//! The relay as operators run it: `outbox-relay run` in a process of its own, which ends with us. Its log is shown as it grows.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::task::{JoinSet, block_in_place};
+
+use super::directory::TetheredDirectory;
+use super::narrator::Narrator;
+use super::tether::{ServerCommand, Tether};
+
+/// How often the log is looked at.
+const LOG_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A relay with nothing left to do drains at once; one whose servers are gone is not waited for.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the relay is told: a file, because a command line is open to everybody on the machine.
+#[derive(Debug)]
+pub(super) struct RelaySetup {
+    /// Settings for `--config`.
+    pub(super) settings: toml::Table,
+    /// Environment variables it must not see.
+    pub(super) hidden_variables: Vec<String>,
+}
+
+/// One relay at a time, killed and started again. Fields in the order in which they must go: the process before its directory.
+#[derive(Debug)]
+pub(super) struct RelayProcess {
+    process: Option<Tether>,
+    command: ServerCommand,
+    log: Arc<Mutex<Log>>,
+    _showing: JoinSet<()>,
+    directory: TetheredDirectory,
+}
+
+impl RelayProcess {
+    /// Starts the first one.
+    pub(super) fn start(setup: &RelaySetup, narrator: Narrator) -> io::Result<Self> {
+        let directory = TetheredDirectory::create(None)?;
+        let (config, log) = (directory.path().join("relay.toml"), directory.path().join("relay.log"));
+        write_private(&config, &setup.settings.to_string())?;
+        File::create(&log)?;
+        // `env` becomes the program, so the process id is the relay's own.
+        let command = ServerCommand::new("/usr/bin/env", directory.path(), &log)
+            .args(setup.hidden_variables.iter().flat_map(|name| ["-u", name]))
+            .args([std::env::current_exe()?.as_os_str(), "run".as_ref(), "--config".as_ref(), config.as_os_str()])
+            .stops_on(Signal::SIGTERM, DRAIN_WITHIN);
+        let log = Arc::new(Mutex::new(Log { file: File::open(&log)?, path: log, incomplete: Vec::new(), narrator }));
+        let mut showing = JoinSet::new();
+        showing.spawn(show(Arc::clone(&log)));
+        let mut relay = Self { process: None, command, log, _showing: showing, directory };
+        relay.start_again()?;
+        Ok(relay)
+    }
+
+    /// Starts the next one.
+    pub(super) fn start_again(&mut self) -> io::Result<()> {
+        let process = Tether::start(&self.command)?;
+        self.directory.outlives(&process)?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// The running one's process id.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Tether::pid)
+    }
+
+    /// False when it has ended without having been told to.
+    pub(super) fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Tether::is_running)
+    }
+
+    /// SIGKILL; when this returns it is gone.
+    pub(super) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            block_in_place(|| process.kill());
+        }
+        lock(&self.log).show_new_lines();
+    }
+
+    /// SIGTERM, and waits until it has drained.
+    pub(super) fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            block_in_place(|| process.stop());
+        }
+        lock(&self.log).show_new_lines();
+    }
+}
+
+/// Shows the log until it is dropped.
+async fn show(log: Arc<Mutex<Log>>) {
+    loop {
+        tokio::time::sleep(LOG_INTERVAL).await;
+        lock(&log).show_new_lines();
+    }
+}
+
+fn lock(log: &Mutex<Log>) -> std::sync::MutexGuard<'_, Log> {
+    log.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The relay's log, as far as it was shown.
+#[derive(Debug)]
+struct Log {
+    file: File,
+    path: PathBuf,
+    incomplete: Vec<u8>,
+    narrator: Narrator,
+}
+
+impl Log {
+    fn show_new_lines(&mut self) {
+        if let Err(error) = self.file.read_to_end(&mut self.incomplete) {
+            self.narrator.say(format_args!("cannot read {}: {error}", self.path.display()));
+        }
+        while let Some(end) = self.incomplete.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.incomplete.drain(..=end).collect();
+            self.narrator.relay_says(String::from_utf8_lossy(&line).trim_end());
+        }
+    }
+}
+
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}

@@ -1,0 +1,61 @@
+//! The demo's topic on a real cluster.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+/// For an answer of the cluster.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+
+/// As many replicas as the cluster gives by itself.
+const REPLICAS_BY_DEFAULT: i32 = -1;
+
+/// Why the topic is not there, or still there.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicError {
+    /// The cluster refused.
+    #[error("the Kafka cluster refuses to create or delete the topic {topic}: {code}")]
+    Refused {
+        /// The topic.
+        topic: String,
+        /// Its answer.
+        code: RDKafkaErrorCode,
+    },
+    /// No answer.
+    #[error("the Kafka cluster does not answer within {ANSWER_WITHIN:?}")]
+    Unreachable(#[source] KafkaError),
+    /// The settings; librdkafka's words may quote one.
+    #[error("librdkafka refuses the combination of the KAFKA_ settings")]
+    Client,
+}
+
+/// Creates it.
+pub(super) async fn create(config: &ClientConfig, name: &str, partitions: i32) -> Result<(), TopicError> {
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(REPLICAS_BY_DEFAULT));
+    let results = admin(config)?.create_topics([&topic], &options()).await.map_err(TopicError::Unreachable)?;
+    results.into_iter().try_for_each(|result| result.map(drop).map_err(refused))
+}
+
+/// Deletes it, if it is there.
+pub(super) async fn delete(config: &ClientConfig, name: &str) -> Result<(), TopicError> {
+    let results = admin(config)?.delete_topics(&[name], &options()).await.map_err(TopicError::Unreachable)?;
+    results.into_iter().try_for_each(|result| match result {
+        Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => Ok(()),
+        result => result.map(drop).map_err(refused),
+    })
+}
+
+fn admin(config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>, TopicError> {
+    config.create().map_err(|_| TopicError::Client)
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(ANSWER_WITHIN)).operation_timeout(Some(ANSWER_WITHIN))
+}
+
+fn refused((topic, code): (String, RDKafkaErrorCode)) -> TopicError {
+    TopicError::Refused { topic, code }
+}

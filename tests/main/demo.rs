@@ -1,0 +1,273 @@
+//! The demo as its user sees it: what it prints, how it exits, what it leaves behind.
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use outbox_relay::demo::{BinariesFrom, PostgresError, ServerBinaries, ServerUser};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use serde_json::Value;
+use sqlx::{Connection, Executor, PgConnection};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::support::kafka::RealKafka;
+use crate::support::{SOON, TestDatabase, eventually, trials};
+
+/// A demo takes ten seconds alone on a machine, and shares this one with other tests.
+const WHOLE: Duration = Duration::from_secs(120);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        alone:
+            the_demo_keeps_every_promise_whatever_the_users_shell_has_set,
+            an_interrupted_demo_exits_130_and_leaves_nothing,
+            a_killed_demo_leaves_no_process_and_no_file,
+            a_served_demo_takes_a_visitors_events_and_ends_with_its_balance,
+            one_server_without_the_other_is_refused_and_the_other_is_named;
+        with_both:
+            the_demo_runs_on_servers_of_ones_own_and_leaves_nothing_there;
+    }
+}
+
+async fn the_demo_keeps_every_promise_whatever_the_users_shell_has_set() -> anyhow::Result<()> {
+    let mut stage = Stage::with_postgres().await?;
+    for (name, value) in
+        [("RELAY_BATCH_SIZE", "none"), ("RELAY_SCHEMA", "elsewhere"), ("RELAY_NOT_KNOWN", "1"), ("KAFKA_ACKS", "0")]
+    {
+        stage.demo.env(name, value);
+    }
+    let mut demo = stage.start(&["--json"])?;
+    let balance = demo.line().await?;
+    demo.kept(&balance)?;
+    ensure!(balance["duplicates_seen"] == balance["ledger"]["duplicates"], "{balance}");
+    demo.exits_with(0).await?;
+    demo.nothing_is_left()
+}
+
+async fn an_interrupted_demo_exits_130_and_leaves_nothing() -> anyhow::Result<()> {
+    let mut demo = Stage::with_postgres().await?.start(&[])?;
+    let relay = demo.process_of_relay().await?;
+    demo.signal(Signal::SIGINT)?;
+    demo.exits_with(130).await?;
+    ensure!(demo.says("error: the demo was interrupted").is_some(), "it does not say that it was interrupted");
+    ensure!(!lives(relay), "the relay lives");
+    demo.nothing_is_left()
+}
+
+async fn a_killed_demo_leaves_no_process_and_no_file() -> anyhow::Result<()> {
+    let demo = Stage::with_postgres().await?.start(&[])?;
+    let relay = demo.process_of_relay().await?;
+    let brokers = demo.says("mock cluster) runs on ").context("no brokers")?;
+    let broker = brokers.split(',').next().context("no broker")?;
+    ensure!(lives(relay) && TcpStream::connect(broker).is_ok(), "relay and broker do not run");
+    demo.signal(Signal::SIGKILL)?;
+    eventually("everything the killed demo had started is gone", SOON, || async {
+        demo.nothing_is_left()?;
+        ensure!(!lives(relay), "the relay lives");
+        ensure!(TcpStream::connect(broker).is_err(), "the broker lives");
+        anyhow::Ok(())
+    })
+    .await;
+    Ok(())
+}
+
+async fn a_served_demo_takes_a_visitors_events_and_ends_with_its_balance() -> anyhow::Result<()> {
+    let mut demo = Stage::with_postgres().await?.start(&["--serve", "--json"])?;
+    let addresses = demo.line().await?;
+    let mut visitor = PgConnection::connect(addresses["database_url"].as_str().context("no URL")?).await?;
+    let insert = "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+                  values ('order', 'visitor', 'OrderPlaced', '{\"by\": \"hand\"}')";
+    visitor.execute(insert).await?;
+    let published = "select status from event_outbox where entity_id = 'visitor'";
+    let visitor = tokio::sync::Mutex::new(visitor);
+    eventually("the visitor's event is published", SOON, || async {
+        let status: String = sqlx::query_scalar(published).fetch_one(&mut *visitor.lock().await).await?;
+        ensure!(status == "PUBLISHED", "{status}");
+        anyhow::Ok(())
+    })
+    .await;
+    topics(addresses["kafka_bootstrap_servers"].as_str().context("no brokers")?).await?;
+    demo.signal(Signal::SIGINT)?;
+    let balance = demo.line().await?;
+    demo.kept(&balance)?;
+    ensure!(balance["committed"].as_u64() > Some(3600), "the visitor's event is not in {balance}");
+    demo.exits_with(0).await?;
+    demo.nothing_is_left()
+}
+
+async fn one_server_without_the_other_is_refused_and_the_other_is_named() -> anyhow::Result<()> {
+    for (given, value, missing) in [
+        ("DATABASE_URL", "postgres://localhost/app", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", "DATABASE_URL"),
+    ] {
+        let mut stage = Stage::new()?;
+        stage.demo.env(given, value);
+        let mut demo = stage.start(&[])?;
+        demo.exits_with(64).await?;
+        ensure!(demo.says(&format!("hint: set {missing}")).is_some(), "{}", demo.stderr());
+    }
+    Ok(())
+}
+
+async fn the_demo_runs_on_servers_of_ones_own_and_leaves_nothing_there(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = Stage::new()?;
+    stage.demo.env("DATABASE_URL", database.url()).env("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap());
+    let mut demo = stage.start(&["--json"])?;
+    let topic = demo.until_says("the topic ").await?;
+    ensure!(topic.starts_with("outbox-demo-"), "it has created the topic {topic}");
+    let balance = demo.line().await?;
+    demo.kept(&balance)?;
+    demo.exits_with(0).await?;
+    demo.nothing_is_left()?;
+    let schemas = "select count(*) from pg_namespace where nspname like 'outbox_demo_%'";
+    let schemas: i64 = sqlx::query_scalar(schemas).fetch_one(&mut database.connect().await?).await?;
+    ensure!(schemas == 0, "the schema is still there");
+    eventually("the topic is gone", SOON, || async {
+        let all = topics(&kafka.bootstrap()).await?;
+        ensure!(!all.iter().any(|name| name.starts_with("outbox-demo-")), "{all:?}");
+        anyhow::Ok(())
+    })
+    .await;
+    Ok(())
+}
+
+/// A demo about to be started, with a temporary directory of its own.
+struct Stage {
+    demo: Command,
+    temporary: TempDir,
+    log: TempDir,
+}
+
+impl Stage {
+    fn new() -> anyhow::Result<Self> {
+        let (temporary, log) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        // Root's Postgres runs as somebody else, who has to pass.
+        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755))?;
+        let mut demo = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if ["RELAY_", "KAFKA_", "DATABASE_URL"].iter().any(|prefix| text.starts_with(prefix)) {
+                demo.env_remove(&name);
+            }
+        }
+        demo.arg("demo").env("TMPDIR", temporary.path()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        Ok(Self { demo, temporary, log })
+    }
+
+    /// Skips the test where there can be no Postgres.
+    async fn with_postgres() -> anyhow::Result<Self> {
+        let stage = Self::new()?;
+        let user = ServerUser::in_place_of_root();
+        ServerBinaries::find(&BinariesFrom::Anywhere, user.as_ref(), stage.log.path())
+            .await
+            .map_err(PostgresError::from)?;
+        Ok(stage)
+    }
+
+    fn start(mut self, arguments: &[&str]) -> anyhow::Result<Demo> {
+        let log = self.log.path().join("stderr");
+        let mut process = self.demo.args(arguments).stderr(fs::File::create(&log)?).spawn()?;
+        let lines = BufReader::new(process.stdout.take().context("no stdout")?).lines();
+        Ok(Demo { process, lines, log, temporary: self.temporary, _log: self.log })
+    }
+}
+
+/// A running demo.
+struct Demo {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    log: PathBuf,
+    temporary: TempDir,
+    _log: TempDir,
+}
+
+impl Demo {
+    /// The next line of stdout, as JSON.
+    async fn line(&mut self) -> anyhow::Result<Value> {
+        let line = tokio::time::timeout(WHOLE, self.lines.next_line()).await.with_context(|| self.stderr())??;
+        Ok(serde_json::from_str(&line.with_context(|| self.stderr())?)?)
+    }
+
+    fn kept(&self, balance: &Value) -> anyhow::Result<()> {
+        let promises = balance["promises"].as_array().context("no promises")?;
+        let names: Vec<_> = promises.iter().filter_map(|promise| promise["name"].as_str()).collect();
+        ensure!(names == ["committed", "rolled back", "published", "duplicates seen", "applied once", "order kept"]);
+        let count = |name: &str| balance[name].as_u64().unwrap_or(0);
+        ensure!(
+            balance["kept"] == true
+                && promises.iter().all(|promise| promise["kept"] == true)
+                && count("committed") >= 3600
+                && count("rolled_back") > 0
+                && count("published") == count("committed")
+                && count("applied_once") == count("committed")
+                && count("order_kept") == count("orders")
+                && count("relay_kills") == 1,
+            "{balance:#}\n{}",
+            self.stderr()
+        );
+        Ok(())
+    }
+
+    async fn exits_with(&mut self, code: i32) -> anyhow::Result<()> {
+        let status = tokio::time::timeout(WHOLE, self.process.wait()).await.with_context(|| self.stderr())??;
+        ensure!(status.code() == Some(code), "{status}\n{}", self.stderr());
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.process.id().context("it has ended")?)?), signal)?)
+    }
+
+    async fn process_of_relay(&self) -> anyhow::Result<u32> {
+        let rest = self.until_says("`outbox-relay run` is process ").await?;
+        Ok(rest.split(';').next().context("no number")?.parse()?)
+    }
+
+    async fn until_says(&self, words: &str) -> anyhow::Result<String> {
+        Ok(eventually(words, WHOLE, || async { self.says(words).ok_or_else(|| self.stderr()) }).await)
+    }
+
+    /// The rest of the line of stderr that has these words, once the line is complete.
+    fn says(&self, words: &str) -> Option<String> {
+        let text = self.stderr();
+        let (_, rest) = text.split_once(words)?;
+        Some(rest.split_once('\n')?.0.to_owned())
+    }
+
+    fn stderr(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn nothing_is_left(&self) -> anyhow::Result<()> {
+        let left: Vec<_> = fs::read_dir(self.temporary.path())?.collect::<Result<_, _>>()?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    }
+}
+
+async fn topics(brokers: &str) -> anyhow::Result<Vec<String>> {
+    let consumer: BaseConsumer = rdkafka::ClientConfig::new().set("bootstrap.servers", brokers).create()?;
+    tokio::task::block_in_place(|| {
+        let metadata = consumer.fetch_metadata(None, SOON)?;
+        Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+    })
+}
+
+/// False for a zombie, too: in a container nobody may reap it.
+fn lives(process: u32) -> bool {
+    let output = std::process::Command::new("ps").args(["-o", "stat=", "-p", &process.to_string()]).output();
+    output.is_ok_and(|output| !output.stdout.trim_ascii().is_empty() && !output.stdout.trim_ascii().starts_with(b"Z"))
+}
