@@ -49,10 +49,10 @@ fn what_agrees_on_all_sides_keeps_every_promise() {
 
 #[test]
 fn what_is_missing_anywhere_is_told() {
-    assert_eq!(broken(|evidence| drop(evidence.consumed.sightings.remove(0))), ["published"]);
+    assert_eq!(broken(|evidence| evidence.consumed.sightings.truncate(4)), ["published"]);
     assert_eq!(broken(|evidence| evidence.rows[3].status = "PENDING".to_owned()), ["published"]);
     assert_eq!(broken(|evidence| evidence.books.committed.push(event(5))), ["committed"]);
-    assert_eq!(broken(|evidence| drop(evidence.applied.pop())), ["applied once"]);
+    assert_eq!(broken(|evidence| evidence.applied.truncate(3)), ["applied once"]);
 }
 
 #[test]
