@@ -186,7 +186,7 @@ impl fmt::Display for Balance {
             kills => format!(", with the relay killed {kills} times with SIGKILL"),
         };
         if self.is_kept() {
-            return writeln!(f, "\nEvery promise was kept{kills}.");
+            return writeln!(f, "\nEvery promise was kept{kills}, in {:.1} seconds.", self.elapsed.as_secs_f64());
         }
         writeln!(f, "\nA PROMISE WAS BROKEN{kills}. Table against topic:\n{}", self.ledger)
     }

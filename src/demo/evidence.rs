@@ -173,3 +173,6 @@ fn status(text: &str) -> RowStatus {
         _ => RowStatus::Pending,
     }
 }
+
+#[cfg(test)]
+mod tests;
