@@ -91,7 +91,7 @@ pub(crate) fn of_database(error: &sqlx::Error) -> Fault {
         "55P03" => fault(Class::Outage, "another session holds a lock: see pg_locks and pg_blocking_pids()"),
         "25P03" => fault(Class::Outage, "the relay was frozen for longer than RELAY_PUBLISH_TIMEOUT: give it CPU"),
         // Connection exceptions, insufficient resources, operator intervention, system errors, rolled back transactions.
-        _ if ["08", "53", "57", "58", "40"].contains(&&code[..2]) => {
+        _ if ["08", "53", "57", "58", "40"].iter().any(|class| code.starts_with(class)) => {
             fault(Class::Outage, "check that the database runs and can be reached")
         }
         _ => fault(Class::Operator, "see the error: the database refused a statement of the relay"),

@@ -23,6 +23,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::{Connection, PgConnection};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -30,7 +31,7 @@ pub use options::RelayOptions;
 
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::schema::{self, SchemaError};
-use crate::store::session;
+use crate::store::{Names, session};
 use outage::{Outages, Party, Side};
 use shared::Shared;
 
@@ -41,6 +42,9 @@ pub enum RelayError {
     /// librdkafka does not accept the settings. The text names the property; it may quote its value.
     #[error("the Kafka client cannot be created")]
     Client(#[source] rdkafka::error::KafkaError),
+    /// A task of the relay ended by itself: a bug. A relay that goes on without it would look alive and do nothing.
+    #[error("a task of the relay has ended by itself")]
+    Task(Option<tokio::task::JoinError>),
     /// The outbox is missing or of another version.
     #[error(transparent)]
     Schema(#[from] SchemaError),
@@ -84,10 +88,16 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     for index in 0..shared.options.workers {
         workers.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
-    let register = tokio::spawn(register::run(Arc::clone(&shared), stop.clone()));
+    let mut register = tokio::spawn(register::run(Arc::clone(&shared), stop.clone()));
 
-    // Fails only when the sender is gone, which means the same.
-    let _ = stop.wait_for(|stop| *stop).await;
+    tokio::select! {
+        // The tasks end when they are told to, so the order to stop is looked at first.
+        biased;
+        // Fails only when the sender is gone, which means the same.
+        _ = stop.wait_for(|stop| *stop) => {}
+        Some(ended) = workers.join_next() => return Err(RelayError::Task(ended.err())),
+        ended = &mut register => return Err(RelayError::Task(ended.err())),
+    }
     let asked = Instant::now();
     tracing::info!("stopping: no more claims, waiting for what is in flight");
     let ended = drain(&mut workers, register, shutdown_timeout).await;
@@ -136,7 +146,7 @@ async fn lanes_of_outbox(options: &RelayOptions, outages: &Outages) -> Result<u1
     loop {
         let connected = session::connect(&options.database, &options.application_name(), options.connect_timeout).await;
         let failed = match connected {
-            Ok(mut conn) => match schema::lanes(&mut conn, &options.names).await {
+            Ok(mut conn) => match turn::within(lanes(&mut conn, &options.names)).await {
                 Ok(lanes) => {
                     outages.end(Side::Postgres, Party::Start).await;
                     return Ok(lanes);
@@ -149,4 +159,12 @@ async fn lanes_of_outbox(options: &RelayOptions, outages: &Outages) -> Result<u1
         outages.database(Party::Start, &failed);
         tokio::time::sleep(pause.next()).await;
     }
+}
+
+/// In a transaction: a pooler may send the parts of a statement to two servers otherwise.
+async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, SchemaError> {
+    let mut tx = conn.begin().await?;
+    let lanes = schema::lanes(&mut tx, names).await?;
+    tx.commit().await?;
+    Ok(lanes)
 }

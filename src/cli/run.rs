@@ -46,6 +46,11 @@ impl Run {
             Ok(Ended::Drained) => Ok(()),
             Ok(Ended::TimedOut) => Err(Failure::finding("the relay did not drain within RELAY_SHUTDOWN_TIMEOUT")
                 .hint("its events are still pending; the next relay sends them")),
+            Err(RelayError::Task(panicked)) => {
+                let cause = panicked.map_or_else(|| "it returned".to_owned(), |error| error.to_string());
+                Err(Failure::unexpected("a task of the relay has ended by itself", cause)
+                    .hint("report this with the log; a restart is safe, nothing is lost"))
+            }
             Err(RelayError::Schema(error)) => Err(migrate::refused(error, &target)),
             // Checked property by property before, so this is about their combination; the text may quote a value.
             Err(RelayError::Client(_)) => {

@@ -8,7 +8,7 @@ use super::download::{self, DownloadError};
 use super::server_user::ServerUser;
 
 /// The oldest server that will do: `gen_random_uuid()` without an extension, `drop database ... with (force)`.
-const OLDEST_MAJOR: u32 = 13;
+const OLDEST_MAJOR: u32 = 14;
 
 /// Where packages put the binaries without adding them to PATH; `*` stands for any name.
 const USUAL_PLACES: [&str; 8] = [

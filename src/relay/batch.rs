@@ -35,6 +35,25 @@ pub(crate) struct Plan<'r> {
     pub(crate) topics: Vec<String>,
 }
 
+/// Why events of a topic are not sent now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// It cannot be written: they are held. Those up to `released` had been held before and are let through.
+    Held { why: String, released: i64 },
+    /// There was no time to ask for it: the next turn asks.
+    Unasked,
+}
+
+impl Closed {
+    fn fate(&self, topic: &str, id: OutboxId) -> Option<Fate> {
+        match self {
+            Closed::Held { released, .. } if id.0 <= *released => None,
+            Closed::Held { why, .. } => Some(Fate::Held { reason: topic_reason(topic, why), attempts: 0 }),
+            Closed::Unasked => Some(Fate::Left),
+        }
+    }
+}
+
 /// What becomes of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -112,22 +131,25 @@ impl<'r> Plan<'r> {
         self,
         producer: &mut KafkaProducer,
         options: &RelayOptions,
-        closed: &HashMap<String, String>,
+        closed: &HashMap<String, Closed>,
         holds: &mut HashSet<Hold>,
     ) -> Sent {
         producer.begin(self.rows.len());
         let mut sent = Sent { fates: Vec::with_capacity(self.rows.len()), topics: self.topics, records: 0 };
+        // Once the producer has refused a record for a reason of its own, nothing may follow it: it might be taken again.
+        let mut broken = false;
         for (slot, row) in self.rows.iter().enumerate() {
             let fate = match row {
                 Planned::Behind => Fate::Left,
+                _ if broken => Fate::Left,
                 Planned::Poison { entity_type, entity_id, error } => held(holds, entity_type, *entity_id)
                     .unwrap_or_else(|| poison(options.on_poison, holds, entity_type, *entity_id, error)),
                 Planned::Ready { event, topic } => {
                     let name = &sent.topics[*topic];
-                    let fate = closed.get(name).map(|why| Fate::Held { reason: topic_reason(name, why), attempts: 0 });
+                    let fate = closed.get(name).and_then(|closed| closed.fate(name, event.id));
                     match fate.or_else(|| held(holds, event.entity_type, event.entity_id)) {
                         Some(fate) => fate,
-                        None => send_one(producer, slot, name, *topic, event, options, holds),
+                        None => send_one(producer, slot, name, *topic, event, options, holds, &mut broken),
                     }
                 }
             };
@@ -142,6 +164,7 @@ impl<'r> Plan<'r> {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call, on the hot path; a struct would only rename them")]
 fn send_one(
     producer: &mut KafkaProducer,
     slot: usize,
@@ -150,14 +173,18 @@ fn send_one(
     event: &StoredEvent<'_>,
     options: &RelayOptions,
     holds: &mut HashSet<Hold>,
+    broken: &mut bool,
 ) -> Fate {
     match producer.send(slot, name, event, options.envelope, options.source.as_deref()) {
         Ok(()) => Fate::Sent { slot, topic },
         Err(code) if fault::of_kafka(code).class == Class::Row => {
             poison(options.on_poison, holds, event.entity_type, event.entity_id, &refused(code))
         }
-        // The producer is broken, and so is everything that follows: the outcome of the slot tells.
-        Err(_) => Fate::Sent { slot, topic },
+        // The outcome of the slot tells.
+        Err(_) => {
+            *broken = true;
+            Fate::Sent { slot, topic }
+        }
     }
 }
 

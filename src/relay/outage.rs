@@ -12,6 +12,9 @@ use crate::fault;
 use crate::store::stats::{self, COUNT_LIMIT};
 use crate::store::{Names, session};
 
+/// How long the count of the events that waited may take.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Side {
@@ -112,7 +115,8 @@ impl Outages {
             let mut conn = session::connect(&self.database, "outbox-relay outage", self.connect_timeout).await?;
             stats::backlog(&mut conn, &self.names).await
         };
-        match counted.await {
+        let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await;
+        match counted.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok(backlog) if backlog.pending >= COUNT_LIMIT => format!("{COUNT_LIMIT}+"),
             Ok(backlog) => backlog.pending.to_string(),
             Err(_) => "unknown".to_owned(),

@@ -22,6 +22,14 @@ pub(crate) struct Stint {
     pub(crate) due_checked: Option<Instant>,
     /// When the topics that are held were last asked for.
     pub(crate) topics_checked: Instant,
+    /// The topic whose rows are being released, a batch at a time, and up to which id they are.
+    pub(crate) releasing: Option<(String, OutboxId)>,
+    /// Entities that wait behind a locked row: claims go around them for a moment, or they would fill every batch.
+    pub(crate) around: Vec<String>,
+    /// The first of those rows: the frontier stays before it.
+    pub(crate) around_from: Option<OutboxId>,
+    /// When `around` was found.
+    pub(crate) around_since: Instant,
     /// The first row that another session has locked, and since when.
     pub(crate) locked: Option<(OutboxId, Instant)>,
 }
@@ -35,8 +43,21 @@ impl Stint {
             generation: None,
             due_checked: None,
             topics_checked: now,
+            releasing: None,
+            around: Vec::new(),
+            around_from: None,
+            around_since: now,
             locked: None,
         }
+    }
+
+    /// What was learnt or counted on in a transaction that was not committed may be undone.
+    pub(crate) fn forget(&mut self) {
+        self.generation = None;
+        self.releasing = None;
+        self.around.clear();
+        self.around_from = None;
+        self.frontier.reset();
     }
 
     /// The topics that are held.

@@ -14,14 +14,14 @@ use sqlx::PgConnection;
 use crate::event::OutboxId;
 use crate::fault::{self, Class};
 use crate::lane::LaneRange;
-use crate::relay::batch::{Fate, Plan, Sent, poison, refused};
+use crate::relay::batch::{Closed, Fate, Plan, Sent, poison, refused};
 use crate::relay::shared::Shared;
 use crate::relay::stint::Stint;
 use crate::sink::broker::BrokerDown;
 use crate::sink::delivery::Outcome;
 use crate::sink::producer::KafkaProducer;
 use crate::sink::topics::TopicState;
-use crate::store::claim::{ClaimedRow, Skipped};
+use crate::store::claim::{Claimed, ClaimedRow, Skipped};
 use crate::store::holds::{Hold, topic_reason};
 use crate::store::session::{self, Owned};
 use crate::store::settle::{Ctid, SettleError};
@@ -38,8 +38,21 @@ const TOPIC_INTERVAL: Duration = Duration::from_secs(2);
 /// A row that another session has locked is told after this long.
 const LOCKED_TELL: Duration = Duration::from_secs(5);
 
-/// What [`Shared::block`] calls records that are not acknowledged.
-pub(crate) const ACKS: &str = "acks";
+/// How long claims go around the entities that wait behind a locked row.
+const AROUND_TIME: Duration = Duration::from_millis(250);
+
+/// How long a turn may ask for topics it does not know; the rows of the others are left for the next.
+const ASKING_TIME: Duration = Duration::from_secs(1);
+
+/// What [`Shared::block`] calls records of a worker that are not acknowledged.
+pub(crate) fn acks_of(worker: usize) -> String {
+    format!("acks of worker {worker}")
+}
+
+/// What [`Shared::block`] calls a row of these lanes that another session has locked.
+pub(crate) fn lock_in(lanes: LaneRange) -> String {
+    format!("lanes {lanes}")
+}
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +96,7 @@ struct Claim {
 
 /// The parts of a worker that a turn works with.
 pub(crate) struct Hands<'w> {
+    pub(crate) worker: usize,
     pub(crate) shared: &'w Shared,
     pub(crate) conn: &'w mut PgConnection,
     pub(crate) producer: &'w mut Option<KafkaProducer>,
@@ -91,7 +105,7 @@ pub(crate) struct Hands<'w> {
 }
 
 /// Bounds a step against the database: a connection into a black hole answers never.
-async fn within<T, E: From<sqlx::Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+pub(crate) async fn within<T, E: From<sqlx::Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     match tokio::time::timeout(DATABASE_TIMEOUT, step).await {
         Ok(done) => done,
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
@@ -106,9 +120,7 @@ impl Hands<'_> {
         }
         let turned = self.turn_in_transaction(stint).await;
         if turned.is_err() {
-            // What was learnt or counted on in the transaction may be undone.
-            stint.generation = None;
-            stint.frontier.reset();
+            stint.forget();
         }
         turned
     }
@@ -131,7 +143,7 @@ impl Hands<'_> {
     }
 
     async fn turn_in_transaction(&mut self, stint: &mut Stint) -> Result<Turn, TurnError> {
-        // Asked before the transaction begins: only acks are waited for inside.
+        // Asked before the transaction begins: inside, only acks are waited for, and topics the relay meets for the first time.
         let reopened = self.reopened_topics(stint).await?;
         let owned = within(self.shared.beginning.begin(self.conn, stint.range)).await?;
         let Some(lanes) = LaneRange::longest_run(&owned.lanes) else {
@@ -143,15 +155,19 @@ impl Hands<'_> {
 
         let Some(claim) = self.claim(stint, lanes).await? else {
             within(session::rollback(self.conn)).await?;
+            stint.forget();
             return Ok(Turn::Worked);
         };
         if claim.rows.is_empty() {
             within(session::commit(self.conn)).await?;
-            self.advance(stint, lanes, &claim);
+            self.advance(stint, lanes, &claim, None);
             return Ok(Turn::Idle);
         }
-        let settled = self.publish(stint, lanes, &claim).await?;
-        self.advance(stint, lanes, &claim);
+        let (settled, left) = self.publish(stint, lanes, &claim).await?;
+        self.advance(stint, lanes, &claim, left);
+        if claim.full && settled * 2 < claim.rows.len() {
+            go_around(stint, &claim.skipped);
+        }
         // All of it may have been left behind a locked row: then there is no hurry.
         Ok(if settled > 0 { Turn::Worked } else { Turn::Idle })
     }
@@ -174,10 +190,17 @@ impl Hands<'_> {
         if lanes != stint.range {
             return Ok(());
         }
-        for topic in reopened {
-            let released = within(self.shared.holds.release_topic(self.conn, lanes, &topic, persistent)).await?;
-            tracing::debug!(topic, released, %lanes, "held events are released");
-            stint.holds.remove(&Hold::Topic(topic));
+        // One topic at a time: the rows of the others wait no longer than these take.
+        if let Some(topic) = reopened.into_iter().next() {
+            let limit = self.shared.options.batch_size;
+            let released = self.shared.holds.release_topic(self.conn, lanes, &topic, limit, persistent);
+            match within(released).await? {
+                Some(highest) => stint.releasing = Some((topic, highest)),
+                None => {
+                    stint.releasing = None;
+                    stint.holds.remove(&Hold::Topic(topic));
+                }
+            }
             stint.frontier.reset();
             self.bump_generation(stint, lanes).await?;
         }
@@ -196,46 +219,66 @@ impl Hands<'_> {
         let Self { shared, conn, limit, .. } = self;
         let (sql, options) = (&shared.claim, &shared.options);
         let persistent = options.prepared_statements;
-        let mut rows = Vec::new();
+        let mut due = Claimed::default();
         if stint.due_checked.is_none_or(|checked| checked.elapsed() >= DUE_INTERVAL) {
             stint.due_checked = Some(Instant::now());
-            rows = within(sql.claim_due(conn, lanes, **limit, persistent)).await?;
+            due = within(sql.claim_due(conn, lanes, **limit, options.batch_bytes, persistent)).await?;
+        }
+        if stint.around_since.elapsed() >= AROUND_TIME {
+            stint.around.clear();
+            stint.around_from = None;
         }
         let start = stint.frontier.start(Instant::now());
-        let claimed = within(sql.claim(conn, start, lanes, **limit, options.batch_bytes, persistent)).await?;
+        // Both together are a batch, so that a record that is refused is alone in the smallest one.
+        let room = **limit - due.rows.len();
+        let mut claimed = Claimed { full: true, ..Claimed::default() };
+        if room > 0 && !due.cut {
+            let around = &stint.around;
+            claimed = within(sql.claim(conn, start, lanes, around, room, options.batch_bytes, persistent)).await?;
+        }
+        if due.cut || claimed.cut {
+            // All rows of a claim are read, so one that was cut is made smaller.
+            **limit = (due.rows.len() + claimed.rows.len()).max(1);
+        }
         let last = claimed.rows.last().map(ClaimedRow::id).transpose()?;
         // A full claim is recounted up to its end; one that found all there was, up to all that was ever seen: a locked row
         // may be the only one left there.
         let upto = match last {
+            None if claimed.full => OutboxId(start),
             Some(last) if claimed.full => last,
             last => OutboxId(stint.frontier.seen().max(last.map_or(0, |last| last.0))),
         };
         let mut skipped = Vec::new();
         if upto.0 > start {
-            let recount = within(sql.recount(conn, start, lanes, upto, persistent)).await?;
+            let around = &stint.around;
+            let recount = within(sql.recount(conn, start, lanes, upto, around, persistent)).await?;
             if stint.frontier.overlooks(&recount.snapshot, Instant::now()) {
                 return Ok(None);
             }
             if recount.pending > claimed.rows.len() {
                 let ids = claimed.rows.iter().map(|row| row.id().map(|id| id.0)).collect::<Result<Vec<_>, _>>()?;
-                skipped = within(sql.skipped(conn, start, lanes, upto, &ids, persistent)).await?;
+                skipped = within(sql.skipped(conn, start, lanes, upto, around, &ids, persistent)).await?;
             }
         }
+        let mut rows = due.rows;
         rows.extend(claimed.rows);
         Ok(Some(Claim { rows, skipped, start, last, full: claimed.full }))
     }
 
     /// Notes how far the claim came, once its transaction has committed.
-    fn advance(&self, stint: &mut Stint, lanes: LaneRange, claim: &Claim) {
-        self.tell_locked(stint, &claim.skipped);
+    fn advance(&self, stint: &mut Stint, lanes: LaneRange, claim: &Claim, left: Option<OutboxId>) {
+        if stint.around_from.is_none() {
+            self.tell_locked(stint, &claim.skipped);
+        }
         if lanes != stint.range {
             // Rows of the lanes that were taken were not seen.
             return;
         }
         let now = Instant::now();
-        match claim.skipped.first() {
+        let first_left = [claim.skipped.first().map(|row| row.id), stint.around_from, left];
+        match first_left.into_iter().flatten().min() {
             // It and its successors are pending still: the next claim has to look from before it.
-            Some(first) => stint.frontier.advance(first.id.0 - 1, true, now),
+            Some(first) => stint.frontier.advance(first.0 - 1, true, now),
             None => {
                 let last = claim.last.map_or(claim.start, |last| last.0);
                 stint.frontier.advance(last, claim.full, now);
@@ -244,7 +287,7 @@ impl Hands<'_> {
     }
 
     fn tell_locked(&self, stint: &mut Stint, skipped: &[Skipped]) {
-        let what = format!("lanes {}", stint.range);
+        let what = lock_in(stint.range);
         match (skipped.first(), stint.locked) {
             (Some(row), Some((id, since))) if row.id == id => {
                 let why = format!("event {id} is locked by another session, its entity waits");
@@ -267,8 +310,13 @@ impl Hands<'_> {
         }
     }
 
-    /// Sends, awaits the acks, settles and commits; returns how many rows changed.
-    async fn publish(&mut self, stint: &mut Stint, lanes: LaneRange, claim: &Claim) -> Result<usize, TurnError> {
+    /// Sends, awaits the acks, settles and commits; returns how many rows changed, and the first that was left for the next turn.
+    async fn publish(
+        &mut self,
+        stint: &mut Stint,
+        lanes: LaneRange,
+        claim: &Claim,
+    ) -> Result<(usize, Option<OutboxId>), TurnError> {
         let options = &self.shared.options;
         let plan = Plan::new(&claim.rows, &claim.skipped, options)?;
         let closed = self.closed_topics(stint, &plan.topics).await?;
@@ -294,11 +342,11 @@ impl Hands<'_> {
         match missing {
             Some(error) => Err(error),
             None => {
-                if self.shared.unblock(ACKS) {
+                if self.shared.unblock(&acks_of(self.worker)) {
                     tracing::info!("records are acknowledged again");
                 }
                 *self.limit = (*self.limit * 2).min(options.batch_size);
-                Ok(settled)
+                Ok((settled, first_left(claim, &sent)?))
             }
         }
     }
@@ -329,10 +377,13 @@ impl Hands<'_> {
         let mut unacknowledged = 0;
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
         let mut class = Class::Outage;
+        let fatal = self.producer.as_ref().and_then(KafkaProducer::fatal);
         for (row, fate) in claim.rows.iter().zip(&mut sent.fates) {
             let Fate::Sent { slot, topic } = *fate else { continue };
             let code = match outcomes.get(slot) {
                 Some(Outcome::Acked) => continue,
+                // Records that fail with a broken producer say no more than that; the producer knows why.
+                Some(Outcome::Failed(RDKafkaErrorCode::Fatal)) => Some(fatal.unwrap_or(RDKafkaErrorCode::Fatal)),
                 Some(Outcome::Failed(code)) => Some(*code),
                 _ => None,
             };
@@ -369,7 +420,8 @@ impl Hands<'_> {
         }
         let how = match waited {
             Waited::Settled => "",
-            Waited::BrokerDown => "the cluster went away; ",
+            // The watch has told it.
+            Waited::BrokerDown => return Ok(Some(BrokerDown.into())),
             Waited::TimedOut => "RELAY_PUBLISH_TIMEOUT passed; ",
         };
         let reasons: Vec<_> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
@@ -424,6 +476,23 @@ impl Hands<'_> {
     }
 }
 
+/// Most of a batch waits behind rows that could not be claimed: their entities are passed by for a moment.
+fn go_around(stint: &mut Stint, skipped: &[Skipped]) {
+    let Some(first) = skipped.first() else { return };
+    if stint.around_from.is_none() {
+        stint.around_since = Instant::now();
+    }
+    stint.around_from = Some(stint.around_from.map_or(first.id, |from| from.min(first.id)));
+    stint.around.extend(skipped.iter().filter_map(|row| row.entity_id.clone()));
+    stint.around.sort_unstable();
+    stint.around.dedup();
+}
+
+fn first_left(claim: &Claim, sent: &Sent) -> Result<Option<OutboxId>, sqlx::Error> {
+    let left = claim.rows.iter().zip(&sent.fates).find(|(_, fate)| **fate == Fate::Left);
+    left.map(|(row, _)| row.id()).transpose()
+}
+
 fn tell_poison(row: &ClaimedRow, error: &str, consequence: &str) -> Result<(), sqlx::Error> {
     tracing::error!(
         event.id = %row.event_id()?,
@@ -439,7 +508,8 @@ fn tell_poison(row: &ClaimedRow, error: &str, consequence: &str) -> Result<(), s
 /// Topics: asked for before they are used, held while they cannot be.
 impl Hands<'_> {
     fn topics_are_due(&self, stint: &Stint) -> bool {
-        stint.topics_checked.elapsed() >= TOPIC_INTERVAL && stint.held_topics().next().is_some()
+        stint.releasing.is_some()
+            || stint.topics_checked.elapsed() >= TOPIC_INTERVAL && stint.held_topics().next().is_some()
     }
 
     /// The held topics that can be written again.
@@ -447,13 +517,18 @@ impl Hands<'_> {
         if !self.topics_are_due(stint) {
             return Ok(Vec::new());
         }
-        stint.topics_checked = Instant::now();
         let mut reopened = Vec::new();
+        if let Some((topic, _)) = &stint.releasing
+            && self.shared.topics.is_known(topic)
+        {
+            return Ok(vec![topic.clone()]);
+        }
         for topic in stint.held_topics() {
-            if self.shared.topics.check(&self.shared.broker, topic).await? == TopicState::Writable {
+            if self.shared.topics.check(&self.shared.broker, topic, true).await? == TopicState::Writable {
                 reopened.push(topic.to_owned());
             }
         }
+        stint.topics_checked = Instant::now();
         Ok(reopened)
     }
 
@@ -462,18 +537,24 @@ impl Hands<'_> {
         &mut self,
         stint: &mut Stint,
         topics: &[String],
-    ) -> Result<HashMap<String, String>, TurnError> {
+    ) -> Result<HashMap<String, Closed>, TurnError> {
+        let began = Instant::now();
         let mut closed = HashMap::new();
         for topic in topics {
             let hold = Hold::Topic(topic.clone());
             if stint.holds.contains(&hold) {
-                closed.insert(topic.clone(), "waits for the topic".to_owned());
-            } else if !self.shared.topics.is_known(topic)
-                && let TopicState::Closed(why) = self.shared.topics.check(&self.shared.broker, topic).await?
-            {
+                let released = match &stint.releasing {
+                    Some((releasing, highest)) if releasing == topic => highest.0,
+                    _ => 0,
+                };
+                closed.insert(topic.clone(), Closed::Held { why: "waits for the topic".to_owned(), released });
+            } else if self.shared.topics.is_known(topic) {
+            } else if began.elapsed() >= ASKING_TIME {
+                closed.insert(topic.clone(), Closed::Unasked);
+            } else if let TopicState::Closed(why) = self.shared.topics.check(&self.shared.broker, topic, false).await? {
                 self.tell_closed(topic, &why);
                 stint.holds.insert(hold);
-                closed.insert(topic.clone(), why);
+                closed.insert(topic.clone(), Closed::Held { why, released: 0 });
             }
         }
         Ok(closed)

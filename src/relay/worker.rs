@@ -13,7 +13,7 @@ use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{Backoff, Pace};
 use crate::relay::shared::Shared;
 use crate::relay::stint::Stint;
-use crate::relay::turn::{ACKS, Hands, Turn, TurnError};
+use crate::relay::turn::{Hands, Turn, TurnError, acks_of, lock_in, within};
 use crate::sink::producer::KafkaProducer;
 use crate::store::session;
 
@@ -96,7 +96,7 @@ impl Worker {
     /// Lets go of everything. Dropping the connection ends its session, and with it any transaction.
     fn put_down(&mut self) {
         self.conn = None;
-        self.stint = None;
+        self.end_stint();
         if let Some(producer) = self.producer.take() {
             producer.retire();
         }
@@ -129,11 +129,18 @@ impl Worker {
         let standing = *self.shared.standing.borrow();
         let share = LaneRange::share(standing.first + self.index, standing.of, self.shared.lanes);
         if self.stint.as_ref().map(|stint| stint.range) != share {
+            self.end_stint();
             self.stint = share.map(|range| Stint::new(range, Instant::now()));
             let lanes = share.map_or_else(|| "none".to_owned(), |range| range.to_string());
             tracing::debug!(worker = self.index, lanes, "lanes are shared out anew");
         }
         share
+    }
+
+    fn end_stint(&mut self) {
+        if let Some(stint) = self.stint.take() {
+            self.shared.unblock(&lock_in(stint.range));
+        }
     }
 
     /// One look at all lanes, instead of one at the own and one at the others'.
@@ -176,19 +183,20 @@ impl Worker {
 
     fn hands<'w>(&'w mut self, shared: &'w Shared) -> Result<Hands<'w>, TurnError> {
         let conn = self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
-        Ok(Hands { shared, conn, producer: &mut self.producer, limit: &mut self.limit })
+        Ok(Hands { worker: self.index, shared, conn, producer: &mut self.producer, limit: &mut self.limit })
     }
 
     async fn connect(&mut self) -> Result<(), TurnError> {
-        let options = &self.shared.options;
+        let shared = Arc::clone(&self.shared);
+        let options = &shared.options;
         if self.conn.is_none() {
             let mut conn =
                 session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
             if !options.prepared_statements {
-                session::learn_types(&mut conn).await?;
+                within(session::learn_types(&mut conn)).await?;
             }
             self.conn = Some(conn);
-            self.stint = None;
+            self.end_stint();
         }
         if self.producer.is_none() {
             match KafkaProducer::new(&options.kafka, self.shared.broker.suspicions()) {
@@ -232,7 +240,7 @@ impl Worker {
                 Class::Outage | Class::Operator => {
                     self.shared.broker.suspicions().raise(&reason);
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records are sent again");
-                    if self.shared.block(ACKS, &reason) {
+                    if self.shared.block(&acks_of(self.index), &reason) {
                         tracing::warn!(
                             unacknowledged,
                             records,

@@ -107,23 +107,29 @@ impl Broker {
         mut doubts: mpsc::UnboundedReceiver<String>,
         changes: mpsc::UnboundedSender<BrokerChange>,
     ) {
+        let mut reason = "no broker answers".to_owned();
         loop {
             if !self.answers().await {
-                let reason = last_reason(&mut doubts);
+                while let Ok(doubt) = doubts.try_recv() {
+                    reason = doubt;
+                }
                 self.state.send_replace(false);
-                let told = changes.send(BrokerChange::Down { reason });
+                let told = changes.send(BrokerChange::Down { reason: reason.clone() });
                 self.until_it_answers().await;
                 if told.and_then(|()| changes.send(BrokerChange::Up)).is_err() {
                     return;
                 }
             }
             self.state.send_replace(true);
-            // What was doubted before it answered is settled. One broker of several that is away raises doubts all the time:
-            // a pause keeps the cluster from being asked as often.
+            // One broker of several that is away raises doubts all the time: a pause keeps the cluster from being asked as often.
             tokio::time::sleep(RETRY_MIN).await;
-            while doubts.try_recv().is_ok() {}
-            if doubts.recv().await.is_none() {
-                return;
+            match doubts.recv().await {
+                Some(doubt) => reason = doubt,
+                None => return,
+            }
+            // What is doubted from here on is asked about again: it may have gone right after it answered.
+            while let Ok(doubt) = doubts.try_recv() {
+                reason = doubt;
             }
         }
     }
@@ -185,13 +191,4 @@ impl Broker {
         .await
         .unwrap_or(Err(KafkaError::Canceled))
     }
-}
-
-/// The newest doubt, and the queue empty.
-fn last_reason(doubts: &mut mpsc::UnboundedReceiver<String>) -> String {
-    let mut reason = "no broker answers".to_owned();
-    while let Ok(doubt) = doubts.try_recv() {
-        reason = doubt;
-    }
-    reason
 }

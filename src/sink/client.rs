@@ -43,13 +43,13 @@ impl ClientSettings {
         let messages = batch_size.saturating_mul(2).clamp(1000, 10_000_000).to_string();
         // Envelopes and headers come on top of the payloads. librdkafka's own limit is 2 TiB.
         let kbytes = (64 * 1024 + batch_bytes / 512).min(2_147_483_647).to_string();
-        let mut defaults = DEFAULTS.to_vec();
-        defaults.push(("queue.buffering.max.messages", &messages));
-        defaults.push(("queue.buffering.max.kbytes", &kbytes));
-        let mut config = kafka.producer_config(&defaults);
+        let mut config = kafka.producer_config(DEFAULTS);
         for (name, value) in GUARANTEES {
             config.set(*name, *value);
         }
+        // A whole batch has to fit: a full queue in the middle of it would let later records pass earlier ones.
+        config.set("queue.buffering.max.messages", &messages);
+        config.set("queue.buffering.max.kbytes", &kbytes);
         config.set_log_level(RDKafkaLogLevel::Info);
         Self { config }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
 use crate::envelope::Envelope;
 use crate::event::StoredEvent;
@@ -76,6 +76,11 @@ impl KafkaProducer {
     /// The state of the batch.
     pub(crate) fn deliveries(&self) -> &Deliveries {
         &self.deliveries
+    }
+
+    /// Why the producer is broken for good, if it is.
+    pub(crate) fn fatal(&self) -> Option<RDKafkaErrorCode> {
+        self.producer.client().fatal_error().map(|(code, _)| code)
     }
 
     /// Drops what is queued and in flight, off the runtime: librdkafka joins its threads.

@@ -26,6 +26,9 @@ pub(crate) enum TopicState {
 const REFUSAL_PAUSE: Duration = Duration::from_secs(2);
 const REFUSAL_PAUSE_LONGEST: Duration = Duration::from_secs(60);
 
+/// A topic that does not exist is asked for again after this long.
+const MISSING_PAUSE: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Clone, Copy)]
 enum Known {
     Writable,
@@ -33,6 +36,10 @@ enum Known {
     Refused {
         until: Instant,
         pause: Duration,
+    },
+    /// The cluster does not show it; other workers need not ask at once.
+    Missing {
+        until: Instant,
     },
 }
 
@@ -70,20 +77,29 @@ impl Topics {
     ///
     /// # Errors
     /// [`BrokerDown`] when it does not answer.
-    pub(crate) async fn check(&self, broker: &Arc<Broker>, topic: &str) -> Result<TopicState, BrokerDown> {
-        if let Some(Known::Refused { until, .. }) = self.lock().get(topic)
-            && *until > Instant::now()
-        {
-            return Ok(TopicState::Closed("the topic refuses records; it is tried again before long".to_owned()));
+    ///
+    /// A topic that is new to the relay is asked for more than once: the broker may be creating it. One that is held once.
+    pub(crate) async fn check(&self, broker: &Arc<Broker>, topic: &str, held: bool) -> Result<TopicState, BrokerDown> {
+        match self.lock().get(topic) {
+            Some(Known::Refused { until, .. }) if *until > Instant::now() => {
+                return Ok(TopicState::Closed("the topic refuses records; it is tried again before long".to_owned()));
+            }
+            Some(Known::Missing { until }) if *until > Instant::now() => {
+                return Ok(TopicState::Closed(closed(RDKafkaErrorCode::UnknownTopic)));
+            }
+            _ => {}
         }
         let mut last = None;
-        for attempt in 0..ATTEMPTS {
+        for attempt in 0..if held { 1 } else { ATTEMPTS } {
             if attempt > 0 {
                 tokio::time::sleep(ATTEMPT_PAUSE).await;
             }
             match broker.topic_error(topic).await? {
                 None => {
-                    self.lock().entry(topic.to_owned()).or_insert(Known::Writable);
+                    let mut known = self.lock();
+                    if !matches!(known.get(topic), Some(Known::Refused { .. })) {
+                        known.insert(topic.to_owned(), Known::Writable);
+                    }
                     return Ok(TopicState::Writable);
                 }
                 Some(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic)) => {
@@ -91,6 +107,10 @@ impl Topics {
                 }
                 Some(code) => last = Some(code),
             }
+        }
+        let mut known = self.lock();
+        if !matches!(known.get(topic), Some(Known::Refused { .. })) {
+            known.insert(topic.to_owned(), Known::Missing { until: Instant::now() + MISSING_PAUSE });
         }
         Ok(TopicState::Closed(last.map(closed).unwrap_or_default()))
     }

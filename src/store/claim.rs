@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row, ValueRef};
 use uuid::Uuid;
@@ -29,8 +30,10 @@ const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 pub(crate) struct ClaimSql {
     outbox: String,
     claim: String,
+    claim_around: String,
     claim_due: String,
     recount: String,
+    recount_around: String,
     skipped: String,
 }
 
@@ -64,6 +67,8 @@ pub(crate) struct Claimed {
     pub(crate) rows: Vec<ClaimedRow>,
     /// More may be pending above the last row.
     pub(crate) full: bool,
+    /// The bytes were the limit: fewer rows the next time, they are all read.
+    pub(crate) cut: bool,
 }
 
 impl ClaimSql {
@@ -71,10 +76,15 @@ impl ClaimSql {
         let outbox = names.outbox();
         // `id + 0` is the first column of the pending index: see migration 0001 for why it is not `id`.
         let range = "(id + 0) > $1 and lane between $2 and $3";
+        let around = "(entity_id is null or entity_id <> all ($5))";
         Self {
             outbox: outbox.clone(),
             claim: format!(
                 "select {COLUMNS} from {outbox} where {PENDING} and {range} \
+                 order by (id + 0) limit $4 for update skip locked"
+            ),
+            claim_around: format!(
+                "select {COLUMNS} from {outbox} where {PENDING} and {range} and {around} \
                  order by (id + 0) limit $4 for update skip locked"
             ),
             claim_due: format!(
@@ -83,11 +93,16 @@ impl ClaimSql {
                  order by available_at, id limit $3 for update skip locked"
             ),
             recount: format!(
-                "select pg_current_snapshot()::text, count(*) from {outbox} where {PENDING} and {range} and (id + 0) <= $4"
+                "select pg_current_snapshot()::text, count(*) from {outbox} \
+                 where {PENDING} and {range} and (id + 0) <= $4"
+            ),
+            recount_around: format!(
+                "select pg_current_snapshot()::text, count(*) from {outbox} \
+                 where {PENDING} and {range} and (id + 0) <= $4 and {around}"
             ),
             skipped: format!(
                 "select id, entity_id from {outbox} \
-                 where {PENDING} and {range} and (id + 0) <= $4 and id <> all ($5) order by (id + 0)"
+                 where {PENDING} and {range} and (id + 0) <= $4 and {around} and id <> all ($6) order by (id + 0)"
             ),
         }
     }
@@ -104,16 +119,21 @@ impl ClaimSql {
 
     /// Looks for work without locks and without writes: an idle relay takes no transaction id and writes no WAL.
     ///
-    /// A simple query, planned each time: outside a transaction no planner setting can be made that a pooler would not leave
-    /// behind, and a plan cached while the table was small would scan it when it is large. `order by ... limit 1` leaves the
-    /// planner no cheaper way than the index, whatever the statistics.
+    /// One simple query, planned each time: a plan cached while the table was small would scan it when it is large, and a pooler
+    /// cannot tear it apart. The server gives up before the relay does: a backend that waits for a lock does not notice that its
+    /// client is gone.
     pub(crate) async fn probe(
         &self,
         conn: &mut PgConnection,
         start: i64,
         lanes: LaneRange,
     ) -> Result<Probed, sqlx::Error> {
-        let row = sqlx::raw_sql(AssertSqlSafe(self.probe_text(start, lanes))).fetch_one(conn).await?;
+        let sql = format!(
+            "begin read only; set local jit = off; set local enable_seqscan = off; \
+             set local lock_timeout = '5s'; set local statement_timeout = '14s'; {}; commit",
+            self.probe_text(start, lanes)
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(conn).await?;
         Ok(Probed { snapshot: snapshot(&row)?, pending: row.try_get(1)?, due: row.try_get(2)? })
     }
 
@@ -128,37 +148,29 @@ impl ClaimSql {
         )
     }
 
-    /// Locks up to `limit` rows and `byte_limit` bytes of payload above `start`, in the order of their ids. Rows that another
-    /// session has locked are passed over; [`ClaimSql::recount`] tells.
+    /// Locks up to `limit` rows and `byte_limit` bytes of payload above `start`, in the order of their ids, but not of the entities
+    /// `around` which it is to go. Rows that another session has locked are passed over; [`ClaimSql::recount`] tells.
     pub(crate) async fn claim(
         &self,
         conn: &mut PgConnection,
         start: i64,
         lanes: LaneRange,
+        around: &[String],
         limit: usize,
         byte_limit: usize,
         persistent: bool,
     ) -> Result<Claimed, sqlx::Error> {
-        let query = sqlx::query(AssertSqlSafe(self.claim.as_str()))
+        let sql = if around.is_empty() { &self.claim } else { &self.claim_around };
+        let mut query = sqlx::query(AssertSqlSafe(sql.as_str()))
             .bind(start)
             .bind(lanes.first)
             .bind(lanes.last)
             .bind(limit as i64)
             .persistent(persistent);
-        let mut rows = query.fetch(conn);
-        let (mut claimed, mut bytes) = (Claimed::default(), 0);
-        while let Some(row) = rows.try_next().await? {
-            let row = ClaimedRow(row);
-            // Rows beyond the bytes are read and dropped: still pending, theirs is the next batch. The first row always fits.
-            bytes += row.payload_len();
-            if claimed.full || (bytes > byte_limit && !claimed.rows.is_empty()) {
-                claimed.full = true;
-                continue;
-            }
-            claimed.rows.push(row);
+        if !around.is_empty() {
+            query = query.bind(around);
         }
-        claimed.full |= claimed.rows.len() == limit;
-        Ok(claimed)
+        collect(query.fetch(conn), limit, byte_limit).await
     }
 
     /// Locks scheduled rows that are due, in the order they became due.
@@ -167,16 +179,15 @@ impl ClaimSql {
         conn: &mut PgConnection,
         lanes: LaneRange,
         limit: usize,
+        byte_limit: usize,
         persistent: bool,
-    ) -> Result<Vec<ClaimedRow>, sqlx::Error> {
-        let rows = sqlx::query(AssertSqlSafe(self.claim_due.as_str()))
+    ) -> Result<Claimed, sqlx::Error> {
+        let query = sqlx::query(AssertSqlSafe(self.claim_due.as_str()))
             .bind(lanes.first)
             .bind(lanes.last)
             .bind(limit as i64)
-            .persistent(persistent)
-            .fetch_all(conn)
-            .await?;
-        Ok(rows.into_iter().map(ClaimedRow).collect())
+            .persistent(persistent);
+        collect(query.fetch(conn), limit, byte_limit).await
     }
 
     /// Counts what is pending in `start < id <= last`. More than was claimed: a row was passed over.
@@ -186,16 +197,20 @@ impl ClaimSql {
         start: i64,
         lanes: LaneRange,
         last: OutboxId,
+        around: &[String],
         persistent: bool,
     ) -> Result<Recounted, sqlx::Error> {
-        let row = sqlx::query(AssertSqlSafe(self.recount.as_str()))
+        let sql = if around.is_empty() { &self.recount } else { &self.recount_around };
+        let mut query = sqlx::query(AssertSqlSafe(sql.as_str()))
             .bind(start)
             .bind(lanes.first)
             .bind(lanes.last)
             .bind(last.0)
-            .persistent(persistent)
-            .fetch_one(conn)
-            .await?;
+            .persistent(persistent);
+        if !around.is_empty() {
+            query = query.bind(around);
+        }
+        let row = query.fetch_one(conn).await?;
         Ok(Recounted { snapshot: snapshot(&row)?, pending: row.try_get::<i64, _>(1)? as usize })
     }
 
@@ -206,6 +221,7 @@ impl ClaimSql {
         start: i64,
         lanes: LaneRange,
         last: OutboxId,
+        around: &[String],
         claimed: &[i64],
         persistent: bool,
     ) -> Result<Vec<Skipped>, sqlx::Error> {
@@ -214,12 +230,34 @@ impl ClaimSql {
             .bind(lanes.first)
             .bind(lanes.last)
             .bind(last.0)
+            .bind(around)
             .bind(claimed)
             .persistent(persistent)
             .fetch_all(conn)
             .await?;
         rows.iter().map(|row| Ok(Skipped { id: OutboxId(row.try_get(0)?), entity_id: row.try_get(1)? })).collect()
     }
+}
+
+/// Rows beyond the bytes are read and dropped: still pending, theirs is the next batch. The first row always fits.
+async fn collect(
+    mut rows: BoxStream<'_, Result<PgRow, sqlx::Error>>,
+    limit: usize,
+    byte_limit: usize,
+) -> Result<Claimed, sqlx::Error> {
+    let (mut claimed, mut bytes) = (Claimed::default(), 0);
+    while let Some(row) = rows.try_next().await? {
+        let row = ClaimedRow(row);
+        bytes += row.byte_len();
+        if bytes > byte_limit && !claimed.rows.is_empty() {
+            claimed.cut = true;
+        }
+        if !claimed.cut {
+            claimed.rows.push(row);
+        }
+    }
+    claimed.full = claimed.cut || claimed.rows.len() == limit;
+    Ok(claimed)
 }
 
 fn snapshot(row: &PgRow) -> Result<Snapshot, sqlx::Error> {
@@ -275,9 +313,10 @@ impl ClaimedRow {
         self.text(4)
     }
 
-    fn payload_len(&self) -> usize {
+    /// Payload and headers: what a row may have much of.
+    fn byte_len(&self) -> usize {
         let len = |column| self.bytes(column).ok().flatten().map_or(0, <[u8]>::len);
-        len(7) + len(8)
+        len(7) + len(8) + len(9)
     }
 
     /// The event; headers that are not strings are the row's own fault.

@@ -3,6 +3,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
+use crate::event::OutboxId;
 use crate::lane::LaneRange;
 use crate::store::claim::WAITING;
 use crate::store::names::Names;
@@ -50,9 +51,14 @@ impl HoldSql {
                    case when starts_with(last_error, '{ENTITY_PREFIX}') then entity_id end \
                  from {outbox} where {held}"
             ),
-            // One statement, in the owner's transaction: no successor can be claimed between two of an entity's rows.
+            // In the order of their ids, a batch at a time: a million at once would outlast every timeout, and a topic that still
+            // refuses gets no more than one batch to refuse.
             release: format!(
-                "update {outbox} set available_at = null, last_error = null where {held} and starts_with(last_error, $3)"
+                "with released as (\
+                   update {outbox} set available_at = null, last_error = null where ctid = any (array(\
+                     select ctid from {outbox} where {held} and starts_with(last_error, $3) order by id limit $4)) \
+                   returning id) \
+                 select count(*), max(id) from released"
             ),
         }
     }
@@ -81,20 +87,26 @@ impl HoldSql {
         Ok(holds)
     }
 
-    /// Makes the rows that wait for `topic` claimable again; returns how many.
+    /// Makes the first `limit` rows that wait for `topic` claimable again; returns the highest of them, and `None` when none is
+    /// left behind them. Until then later rows of the topic have to be held.
     pub(crate) async fn release_topic(
         &self,
         conn: &mut PgConnection,
         lanes: LaneRange,
         topic: &str,
+        limit: usize,
         persistent: bool,
-    ) -> Result<u64, sqlx::Error> {
-        let query = sqlx::query(AssertSqlSafe(self.release.as_str()))
+    ) -> Result<Option<OutboxId>, sqlx::Error> {
+        let row = sqlx::query(AssertSqlSafe(self.release.as_str()))
             .bind(lanes.first)
             .bind(lanes.last)
             .bind(format!("{TOPIC_PREFIX}{topic}:"))
-            .persistent(persistent);
-        Ok(query.execute(conn).await?.rows_affected())
+            .bind(limit as i64)
+            .persistent(persistent)
+            .fetch_one(conn)
+            .await?;
+        let highest = row.try_get::<Option<i64>, _>(1)?.map(OutboxId);
+        Ok(highest.filter(|_| row.try_get::<i64, _>(0).is_ok_and(|released| released >= limit as i64)))
     }
 }
 

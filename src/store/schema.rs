@@ -167,6 +167,7 @@ async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<
     // `create schema if not exists` asks for the right to create one even where it exists.
     let schema_exists: bool = sqlx::query_scalar("select exists (select from pg_namespace where nspname = $1)")
         .bind(names.schema_raw())
+        .persistent(false)
         .fetch_one(&mut *conn)
         .await?;
     if !schema_exists {
@@ -194,7 +195,7 @@ pub async fn version(conn: &mut PgConnection, names: &Names) -> Result<Option<i3
         return Ok(None);
     }
     let sql = format!("select max(version) from {}", names.companion("migration"));
-    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(conn).await
+    sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(conn).await
 }
 
 /// True when the schema has a relation of that name. Reads the catalog by the statement's snapshot: `to_regclass` looks into the
@@ -206,10 +207,13 @@ async fn exists(conn: &mut PgConnection, names: &Names, relation: &str) -> Resul
     )
     .bind(names.schema_raw())
     .bind(relation)
+    .persistent(false)
     .fetch_one(conn)
     .await
 }
 
+/// Statements are not kept prepared; a caller behind a pooler calls from inside a transaction.
+///
 /// Number of lanes of an outbox that is at [`CURRENT_VERSION`].
 ///
 /// # Errors
@@ -227,6 +231,7 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
     let row = sqlx::query(AssertSqlSafe(format!(
         "select count(*), coalesce(min(lane), 0) = 0 and coalesce(max(lane), 0) = count(*) - 1 from {table}"
     )))
+    .persistent(false)
     .fetch_one(conn)
     .await?;
     let found: i64 = row.try_get(0)?;
@@ -238,6 +243,7 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
 
 async fn server_is_new_enough(conn: &mut PgConnection) -> Result<(), SchemaError> {
     let row = sqlx::query("select current_setting('server_version_num')::int, current_setting('server_version')")
+        .persistent(false)
         .fetch_one(conn)
         .await?;
     if row.try_get::<i32, _>(0)? < OLDEST_SERVER {

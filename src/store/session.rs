@@ -63,16 +63,19 @@ pub(crate) struct Owned {
 }
 
 impl Beginning {
+    /// The isolation is the one in which a statement after the locks sees what their last owner has committed. The server gives a
+    /// statement up before the relay gives up the connection, or its backend would stay behind, with its locks.
+    ///
     /// `longest` bounds how long the transaction may idle: a relay frozen for longer loses its session, and with it the lanes.
     pub(crate) fn new(names: &Names, longest: Duration) -> Self {
         let settings = format!(
-            "begin; \
+            "begin isolation level read committed read write; \
              set local search_path = pg_catalog; \
              set local jit = off; \
              set local synchronous_commit = off; \
              set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off; \
              set local plan_cache_mode = force_generic_plan; \
-             set local lock_timeout = '5s'; \
+             set local lock_timeout = '5s'; set local statement_timeout = '14s'; \
              set local idle_in_transaction_session_timeout = {};",
             longest.as_millis()
         );

@@ -50,6 +50,6 @@ pub(crate) async fn backlog(conn: &mut PgConnection, names: &Names) -> Result<Ba
         scheduled: row.try_get(1)?,
         held: row.try_get(2)?,
         dead: row.try_get(3)?,
-        oldest: row.try_get::<Option<f64>, _>(4)?.map(Duration::from_secs_f64),
+        oldest: row.try_get::<Option<f64>, _>(4)?.and_then(|age| Duration::try_from_secs_f64(age).ok()),
     })
 }

@@ -90,7 +90,7 @@ impl Session {
         loop {
             let Self { conn, beginning, claim, settle, lanes, batch_size, batch_bytes, prepared } = &mut self;
             beginning.begin(conn, *lanes).await?;
-            let claimed = claim.claim(conn, start, *lanes, *batch_size, *batch_bytes, *prepared).await?;
+            let claimed = claim.claim(conn, start, *lanes, &[], *batch_size, *batch_bytes, *prepared).await?;
             let Some(last) = claimed.rows.last() else {
                 session::rollback(conn).await?;
                 return Ok(marked);
