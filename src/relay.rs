@@ -84,23 +84,24 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let (changes, changed) = mpsc::unbounded_channel();
     let watching = tokio::spawn(broker.watch(doubts, changes));
     let telling = tokio::spawn(tell_broker(changed, outages));
-    let mut workers = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for index in 0..shared.options.workers {
-        workers.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
+        tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
-    let mut register = tokio::spawn(register::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(register::run(Arc::clone(&shared), stop.clone()));
 
-    tokio::select! {
-        // The tasks end when they are told to, so the order to stop is looked at first.
-        biased;
+    let ended = tokio::select! {
         // Fails only when the sender is gone, which means the same.
-        _ = stop.wait_for(|stop| *stop) => {}
-        Some(ended) = workers.join_next() => return Err(RelayError::Task(ended.err())),
-        ended = &mut register => return Err(RelayError::Task(ended.err())),
+        _ = stop.wait_for(|stop| *stop) => Ok(()),
+        Some(ended) = tasks.join_next() => ended,
+    };
+    // A task may see the order to stop a moment before this one is woken by it.
+    if ended.is_err() || !*stop.borrow() && stop.has_changed().is_ok() {
+        return Err(RelayError::Task(ended.err()));
     }
     let asked = Instant::now();
     tracing::info!("stopping: no more claims, waiting for what is in flight");
-    let ended = drain(&mut workers, register, shutdown_timeout).await;
+    let ended = drain(&mut tasks, shutdown_timeout).await;
     watching.abort();
     telling.abort();
     tracing::info!(
@@ -123,12 +124,8 @@ async fn tell_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages
     }
 }
 
-async fn drain(workers: &mut JoinSet<()>, register: tokio::task::JoinHandle<()>, timeout: Duration) -> Ended {
-    let all = async {
-        while workers.join_next().await.is_some() {}
-        // The register leaves last: until then the lanes are this relay's.
-        let _ = register.await;
-    };
+async fn drain(tasks: &mut JoinSet<()>, timeout: Duration) -> Ended {
+    let all = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(timeout, all).await.is_ok() {
         return Ended::Drained;
     }
@@ -136,7 +133,7 @@ async fn drain(workers: &mut JoinSet<()>, register: tokio::task::JoinHandle<()>,
         shutdown_timeout_s = timeout.as_secs(),
         "RELAY_SHUTDOWN_TIMEOUT passed with events in flight: they stay pending and may be sent again"
     );
-    workers.abort_all();
+    tasks.abort_all();
     Ended::TimedOut
 }
 

@@ -125,14 +125,22 @@ impl Hands<'_> {
         turned
     }
 
+    /// True when any row of these lanes can be claimed. Without locks, without writes.
+    pub(crate) async fn anything_waits(&mut self, lanes: LaneRange) -> Result<bool, TurnError> {
+        let probed = within(self.shared.claim.probe(self.conn, 0, lanes)).await?;
+        Ok(probed.pending || probed.due)
+    }
+
     /// True when there may be work. Without locks, without writes.
-    pub(crate) async fn probe(&mut self, stint: &mut Stint) -> Result<bool, TurnError> {
+    async fn probe(&mut self, stint: &mut Stint) -> Result<bool, TurnError> {
         let now = Instant::now();
         let start = stint.frontier.start(now);
         let probed = within(self.shared.claim.probe(self.conn, start, stint.range)).await?;
         stint.frontier.observe(&probed.snapshot, now);
         let went_back = stint.frontier.start(now) < start;
-        if probed.pending || probed.due || went_back || self.topics_are_due(stint) {
+        // Not learnt yet, or somebody has held rows here since: there may be topics to ask for.
+        let holds_changed = stint.generation != Some(probed.generation);
+        if probed.pending || probed.due || went_back || holds_changed || self.topics_are_due(stint) {
             if probed.due {
                 stint.due_checked = None;
             }

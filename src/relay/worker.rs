@@ -108,7 +108,8 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let share = self.share();
         let orphans_due = Instant::now() >= self.orphans_at;
-        if orphans_due && probe_first && !self.anything_waits(&shared).await? {
+        let settled_in = self.stint.as_ref().is_none_or(|stint| stint.generation.is_some());
+        if orphans_due && probe_first && settled_in && !self.anything_waits(&shared).await? {
             return Ok(Turn::Idle);
         }
         let mut stint = self.stint.take();
@@ -147,7 +148,7 @@ impl Worker {
     async fn anything_waits(&mut self, shared: &Shared) -> Result<bool, TurnError> {
         let began = Instant::now();
         let all = LaneRange { first: 0, last: shared.lanes as i16 - 1 };
-        let waits = self.hands(shared)?.probe(&mut Stint::new(all, began)).await?;
+        let waits = self.hands(shared)?.anything_waits(all).await?;
         if !waits {
             self.look_for_orphans_later(began);
         }
@@ -170,7 +171,8 @@ impl Worker {
         let mut adopted = Turn::Idle;
         for range in below.into_iter().chain(above) {
             let mut stint = Stint::new(range, Instant::now());
-            if self.hands(shared)?.turn(&mut stint, true).await? == Turn::Worked {
+            let mut hands = self.hands(shared)?;
+            if hands.anything_waits(range).await? && hands.turn(&mut stint, false).await? == Turn::Worked {
                 tracing::debug!(worker = self.index, lanes = %range, "worked on lanes that nobody had locked");
                 adopted = Turn::Worked;
             }

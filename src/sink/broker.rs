@@ -19,6 +19,9 @@ use crate::sink::delivery::log_line;
 /// How long the cluster may take to answer before it counts as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long the client's callbacks are served after each question.
+const SERVING_TIME: Duration = Duration::from_millis(20);
+
 /// How often it is asked while it is down: the first event after its return waits this long at the most.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -184,8 +187,8 @@ impl Broker {
         let broker = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
             let answer = question(&broker);
-            // Serves the callbacks: errors and log lines queue up otherwise.
-            broker.client.poll(Duration::ZERO);
+            // Serves the callbacks: errors and log lines queue up otherwise. One event is served per call once the time is over.
+            broker.client.poll(SERVING_TIME);
             answer
         })
         .await

@@ -29,6 +29,7 @@ const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 #[derive(Debug, Clone)]
 pub(crate) struct ClaimSql {
     outbox: String,
+    lane_table: String,
     claim: String,
     claim_around: String,
     claim_due: String,
@@ -45,6 +46,8 @@ pub(crate) struct Probed {
     pub(crate) pending: bool,
     /// A scheduled row is due.
     pub(crate) due: bool,
+    /// Sum over the lanes: changes whenever somebody holds or releases rows of them.
+    pub(crate) generation: i64,
 }
 
 /// What was pending up to the last claimed id, by a snapshot after the claim's.
@@ -79,6 +82,7 @@ impl ClaimSql {
         let around = "(entity_id is null or entity_id <> all ($5))";
         Self {
             outbox: outbox.clone(),
+            lane_table: names.companion("lane"),
             claim: format!(
                 "select {COLUMNS} from {outbox} where {PENDING} and {range} \
                  order by (id + 0) limit $4 for update skip locked"
@@ -134,17 +138,23 @@ impl ClaimSql {
             self.probe_text(start, lanes)
         );
         let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(conn).await?;
-        Ok(Probed { snapshot: snapshot(&row)?, pending: row.try_get(1)?, due: row.try_get(2)? })
+        Ok(Probed {
+            snapshot: snapshot(&row)?,
+            pending: row.try_get(1)?,
+            due: row.try_get(2)?,
+            generation: row.try_get(3)?,
+        })
     }
 
     pub(crate) fn probe_text(&self, start: i64, lanes: LaneRange) -> String {
-        let Self { outbox, .. } = self;
+        let Self { outbox, lane_table, .. } = self;
         let lanes = format!("lane between {} and {}", lanes.first, lanes.last);
         format!(
             "select pg_current_snapshot()::text, \
              (select true from {outbox} where {PENDING} and (id + 0) > {start} and {lanes} order by (id + 0) limit 1) is not null, \
              (select true from {outbox} where {WAITING} and available_at <= now() and {lanes} \
-              order by available_at limit 1) is not null"
+              order by available_at limit 1) is not null, \
+             (select sum(generation)::int8 from {lane_table} where {lanes})"
         )
     }
 

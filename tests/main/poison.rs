@@ -8,7 +8,7 @@ use outbox_relay::ledger::Rules;
 
 use crate::support::kafka::RealKafka;
 use crate::support::outbox::Fate;
-use crate::support::{Outbox, PARTITIONS, TestDatabase, trials};
+use crate::support::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
 /// `max.message.bytes` of the topics here; good rows stay far below, even many of them.
 const TOPIC_LIMIT: &str = "20000";
@@ -42,6 +42,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             poison_holds_its_entity_and_no_other_where_that_is_the_policy,
             a_batch_that_is_larger_than_its_topic_allows_is_no_poison,
             a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created,
+            events_held_by_one_relay_are_released_by_the_next_in_batches_and_in_order,
             a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_back;
     }
 }
@@ -165,6 +166,38 @@ async fn a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created(
     let of_missing = outbox.seen_by(&missing);
     let numbers = of_missing.published_numbers(&kafka).await?;
     ensure!(numbers["away"] == (1..=11).collect::<Vec<_>>(), "{numbers:?}");
+    Ok(())
+}
+
+/// The next relay finds nothing pending: it has to learn from the held rows that there is a topic to ask for.
+async fn events_held_by_one_relay_are_released_by_the_next_in_batches_and_in_order(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let missing = format!("{}-missing", outbox.topic);
+    let relay = outbox.relay(&kafka).start("first")?;
+    for n in 1..=10 {
+        write_to(&outbox, "away", n, &missing).await?;
+    }
+    let held = "select count(*) from event_outbox where available_at = 'infinity'";
+    eventually("ten events are held", SOON, || async {
+        let held = outbox.number(held).await.map_err(|error| error.to_string())?;
+        if held == 10 { Ok(()) } else { Err(format!("{held} are held")) }
+    })
+    .await;
+    drop(relay);
+
+    kafka.create_topic(&missing, 1, &[]).await?;
+    let _relay = outbox.relay(&kafka).with("RELAY_BATCH_SIZE", 3).start("second")?;
+    for n in 11..=15 {
+        write_to(&outbox, "away", n, &missing).await?;
+    }
+    outbox.until_settled().await;
+    outbox.all_published().await?;
+    let numbers = outbox.seen_by(&missing).published_numbers(&kafka).await?;
+    ensure!(numbers["away"] == (1..=15).collect::<Vec<_>>(), "{numbers:?}");
     Ok(())
 }
 
