@@ -21,7 +21,7 @@ use crate::sink::broker::BrokerDown;
 use crate::sink::delivery::Outcome;
 use crate::sink::producer::KafkaProducer;
 use crate::sink::topics::TopicState;
-use crate::store::claim::{Claimed, ClaimedRow, Skipped};
+use crate::store::claim::{Claimed, ClaimedRow, Reach, Skipped};
 use crate::store::holds::{Hold, topic_reason};
 use crate::store::session::{self, Owned};
 use crate::store::settle::{Ctid, SettleError};
@@ -237,12 +237,12 @@ impl Hands<'_> {
             stint.around_from = None;
         }
         let start = stint.frontier.start(Instant::now());
+        let reach = Reach { start, lanes, around: &stint.around };
         // Both together are a batch, so that a record that is refused is alone in the smallest one.
         let room = **limit - due.rows.len();
         let mut claimed = Claimed { full: true, ..Claimed::default() };
         if room > 0 && !due.cut {
-            let around = &stint.around;
-            claimed = within(sql.claim(conn, start, lanes, around, room, options.batch_bytes, persistent)).await?;
+            claimed = within(sql.claim(conn, reach, room, options.batch_bytes, persistent)).await?;
         }
         if due.cut || claimed.cut {
             // All rows of a claim are read, so one that was cut is made smaller.
@@ -258,14 +258,13 @@ impl Hands<'_> {
         };
         let mut skipped = Vec::new();
         if upto.0 > start {
-            let around = &stint.around;
-            let recount = within(sql.recount(conn, start, lanes, upto, around, persistent)).await?;
+            let recount = within(sql.recount(conn, reach, upto, persistent)).await?;
             if stint.frontier.overlooks(&recount.snapshot, Instant::now()) {
                 return Ok(None);
             }
             if recount.pending > claimed.rows.len() {
                 let ids = claimed.rows.iter().map(|row| row.id().map(|id| id.0)).collect::<Result<Vec<_>, _>>()?;
-                skipped = within(sql.skipped(conn, start, lanes, upto, around, &ids, persistent)).await?;
+                skipped = within(sql.skipped(conn, reach, upto, &ids, persistent)).await?;
             }
         }
         let mut rows = due.rows;

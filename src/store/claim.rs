@@ -38,6 +38,14 @@ pub(crate) struct ClaimSql {
     skipped: String,
 }
 
+/// Where a claim looks: above `start`, in these lanes, not at the entities `around` which it is to go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reach<'a> {
+    pub(crate) start: i64,
+    pub(crate) lanes: LaneRange,
+    pub(crate) around: &'a [String],
+}
+
 /// What a probe saw.
 #[derive(Debug)]
 pub(crate) struct Probed {
@@ -163,22 +171,20 @@ impl ClaimSql {
     pub(crate) async fn claim(
         &self,
         conn: &mut PgConnection,
-        start: i64,
-        lanes: LaneRange,
-        around: &[String],
+        reach: Reach<'_>,
         limit: usize,
         byte_limit: usize,
         persistent: bool,
     ) -> Result<Claimed, sqlx::Error> {
-        let sql = if around.is_empty() { &self.claim } else { &self.claim_around };
+        let sql = if reach.around.is_empty() { &self.claim } else { &self.claim_around };
         let mut query = sqlx::query(AssertSqlSafe(sql.as_str()))
-            .bind(start)
-            .bind(lanes.first)
-            .bind(lanes.last)
+            .bind(reach.start)
+            .bind(reach.lanes.first)
+            .bind(reach.lanes.last)
             .bind(limit as i64)
             .persistent(persistent);
-        if !around.is_empty() {
-            query = query.bind(around);
+        if !reach.around.is_empty() {
+            query = query.bind(reach.around);
         }
         collect(query.fetch(conn), limit, byte_limit).await
     }
@@ -204,21 +210,19 @@ impl ClaimSql {
     pub(crate) async fn recount(
         &self,
         conn: &mut PgConnection,
-        start: i64,
-        lanes: LaneRange,
+        reach: Reach<'_>,
         last: OutboxId,
-        around: &[String],
         persistent: bool,
     ) -> Result<Recounted, sqlx::Error> {
-        let sql = if around.is_empty() { &self.recount } else { &self.recount_around };
+        let sql = if reach.around.is_empty() { &self.recount } else { &self.recount_around };
         let mut query = sqlx::query(AssertSqlSafe(sql.as_str()))
-            .bind(start)
-            .bind(lanes.first)
-            .bind(lanes.last)
+            .bind(reach.start)
+            .bind(reach.lanes.first)
+            .bind(reach.lanes.last)
             .bind(last.0)
             .persistent(persistent);
-        if !around.is_empty() {
-            query = query.bind(around);
+        if !reach.around.is_empty() {
+            query = query.bind(reach.around);
         }
         let row = query.fetch_one(conn).await?;
         Ok(Recounted { snapshot: snapshot(&row)?, pending: row.try_get::<i64, _>(1)? as usize })
@@ -228,19 +232,17 @@ impl ClaimSql {
     pub(crate) async fn skipped(
         &self,
         conn: &mut PgConnection,
-        start: i64,
-        lanes: LaneRange,
+        reach: Reach<'_>,
         last: OutboxId,
-        around: &[String],
         claimed: &[i64],
         persistent: bool,
     ) -> Result<Vec<Skipped>, sqlx::Error> {
         let rows = sqlx::query(AssertSqlSafe(self.skipped.as_str()))
-            .bind(start)
-            .bind(lanes.first)
-            .bind(lanes.last)
+            .bind(reach.start)
+            .bind(reach.lanes.first)
+            .bind(reach.lanes.last)
             .bind(last.0)
-            .bind(around)
+            .bind(reach.around)
             .bind(claimed)
             .persistent(persistent)
             .fetch_all(conn)

@@ -11,7 +11,7 @@ use crate::bench::cost::Meter;
 use crate::bench::failure::BenchError;
 use crate::bench::fill::{As, Filler, Keys};
 use crate::lane::LaneRange;
-use crate::store::claim::{ClaimSql, ClaimedRow};
+use crate::store::claim::{ClaimSql, ClaimedRow, Reach};
 use crate::store::session::{self, Beginning};
 use crate::store::settle::SettleSql;
 
@@ -90,7 +90,9 @@ impl Session {
         loop {
             let Self { conn, beginning, claim, settle, lanes, batch_size, batch_bytes, prepared } = &mut self;
             beginning.begin(conn, *lanes).await?;
-            let claimed = claim.claim(conn, start, *lanes, &[], *batch_size, *batch_bytes, *prepared).await?;
+            let claimed = claim
+                .claim(conn, Reach { start, lanes: *lanes, around: &[] }, *batch_size, *batch_bytes, *prepared)
+                .await?;
             let Some(last) = claimed.rows.last() else {
                 session::rollback(conn).await?;
                 return Ok(marked);
