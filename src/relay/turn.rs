@@ -22,7 +22,7 @@ use crate::sink::delivery::Outcome;
 use crate::sink::producer::KafkaProducer;
 use crate::sink::topics::TopicState;
 use crate::store::claim::{Claimed, ClaimedRow, Reach, Skipped};
-use crate::store::holds::{Hold, topic_reason};
+use crate::store::holds::{Hold, topic_reason, waits_for_entity};
 use crate::store::session::{self, Owned};
 use crate::store::settle::{Ctid, SettleError};
 
@@ -334,6 +334,14 @@ impl Hands<'_> {
         let waited = self.acks().await;
         let outcomes = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
         let missing = self.judge(stint, claim, &mut sent, &outcomes, &waited)?;
+        if missing.is_some() && sent.records > 1 {
+            // Predecessors of a refused event may be among the unacknowledged: held now, it would hold them as well.
+            for fate in &mut sent.fates {
+                if matches!(fate, Fate::Held { reason, .. } if waits_for_entity(reason)) {
+                    *fate = Fate::Left;
+                }
+            }
+        }
         if missing.is_some()
             && let Some(producer) = self.producer.take()
         {

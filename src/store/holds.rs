@@ -30,6 +30,11 @@ pub(crate) fn entity_reason(why: &str) -> String {
     format!("{ENTITY_PREFIX}{why}")
 }
 
+/// True for the `last_error` of a row that waits for its entity.
+pub(crate) fn waits_for_entity(reason: &str) -> bool {
+    reason.starts_with(ENTITY_PREFIX)
+}
+
 /// The statements about held rows, rendered once per worker.
 #[derive(Debug, Clone)]
 pub(crate) struct HoldSql {
