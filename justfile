@@ -13,7 +13,3 @@ demo *arguments:
 # Measure against a Postgres and a Kafka of its own: just bench drain --events 1000000
 bench *arguments:
     cargo bench --bench servers -- {{ arguments }}
-
-# How fast the relay drains and delivers, against real servers: `just bench drain`.
-bench *arguments:
-    cargo run --release --locked -- bench {{arguments}}
