@@ -4,19 +4,25 @@
 //! - [`shared`]: what its tasks share
 //! - [`worker`]: one task, one connection, one producer: the loop
 //! - [`turn`]: one serial cycle of a worker
+//! - [`claiming`]: its first part, the claim
 //! - [`batch`]: what becomes of each claimed row
+//! - [`topics`]: asked for, held, released
+//! - [`settling`]: its last part, the marks
 //! - [`stint`]: what a worker knows of the lanes it works on
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat, shares, status line
 //! - [`outage`]: incidents, told once when they start and once when they end
 
 mod batch;
+mod claiming;
 mod options;
 mod outage;
 mod pace;
 mod register;
+mod settling;
 mod shared;
 mod stint;
+mod topics;
 mod turn;
 mod worker;
 
@@ -31,6 +37,7 @@ pub use options::RelayOptions;
 
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::schema::{self, SchemaError};
+use crate::store::session::Sequence;
 use crate::store::{Names, session};
 use outage::{Outages, Party, Side};
 use shared::Shared;
@@ -68,12 +75,12 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let (broker, doubts) = Broker::new(&options.kafka).map_err(RelayError::Client)?;
     let outages = Arc::new(Outages::new(options.names.clone(), options.database.clone(), options.connect_timeout));
 
-    let lanes = tokio::select! {
-        lanes = lanes_of_outbox(&options, &outages) => lanes?,
+    let (lanes, sequence) = tokio::select! {
+        found = look_at_outbox(&options, &outages) => found?,
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Drained),
     };
     let shutdown_timeout = options.shutdown_timeout;
-    let shared = Arc::new(Shared::new(options, lanes, Arc::clone(&broker), Arc::clone(&outages)));
+    let shared = Arc::new(Shared::new(options, lanes, &sequence, Arc::clone(&broker), Arc::clone(&outages)));
     tracing::info!(
         lanes,
         workers = shared.options.workers,
@@ -137,16 +144,16 @@ async fn drain(tasks: &mut JoinSet<()>, timeout: Duration) -> Ended {
     Ended::TimedOut
 }
 
-/// Waits for the database, then reads how many lanes the outbox has.
-async fn lanes_of_outbox(options: &RelayOptions, outages: &Outages) -> Result<u16, RelayError> {
+/// Waits for the database, then reads how many lanes the outbox has and where its ids come from.
+async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<(u16, Sequence), RelayError> {
     let mut pause = pace::Backoff::default();
     loop {
         let connected = session::connect(&options.database, &options.application_name(), options.connect_timeout).await;
         let failed = match connected {
-            Ok(mut conn) => match turn::within(lanes(&mut conn, &options.names)).await {
-                Ok(lanes) => {
+            Ok(mut conn) => match turn::within(look(&mut conn, &options.names)).await {
+                Ok(found) => {
                     outages.end(Side::Postgres, Party::Start).await;
-                    return Ok(lanes);
+                    return Ok(found);
                 }
                 Err(SchemaError::Database(error)) => error,
                 Err(error) => return Err(error.into()),
@@ -159,9 +166,10 @@ async fn lanes_of_outbox(options: &RelayOptions, outages: &Outages) -> Result<u1
 }
 
 /// In a transaction: a pooler may send the parts of a statement to two servers otherwise.
-async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, SchemaError> {
+async fn look(conn: &mut PgConnection, names: &Names) -> Result<(u16, Sequence), SchemaError> {
     let mut tx = conn.begin().await?;
     let lanes = schema::lanes(&mut tx, names).await?;
+    let sequence = Sequence::of(&mut tx, names).await?;
     tx.commit().await?;
-    Ok(lanes)
+    Ok((lanes, sequence))
 }

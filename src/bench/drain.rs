@@ -14,6 +14,7 @@ use super::relay_process::RelayProcess;
 use super::watermarks::Watermarks;
 use crate::lane::LaneRange;
 use crate::store::claim::ClaimSql;
+use crate::store::session::Sequence;
 
 /// How often the topic is asked while it fills: each time costs the broker four small requests.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
@@ -211,7 +212,7 @@ impl End {
         let last = backlog.retained + backlog.events;
         Ok(Self {
             conn,
-            probe: ClaimSql::new(&arena.names),
+            probe: ClaimSql::new(&arena.names, &Sequence::default()),
             lanes: LaneRange { first: 0, last: arena.lanes as i16 - 1 },
             outbox: arena.names.outbox(),
             tail: (last - backlog.events / 20) as i64,
@@ -222,7 +223,7 @@ impl End {
     async fn until_all_are_marked(&mut self, relays: &mut [RelayProcess]) -> Result<Instant, BenchError> {
         let marked = self.until_marked_above(self.tail, relays).await?;
         // Below the tail all were marked long ago, or the figures would be wrong: then it takes as long as this takes.
-        if self.probe.probe(&mut self.conn, 0, self.lanes).await?.pending {
+        if self.probe.probe(&mut self.conn, 0, self.lanes, true).await?.pending {
             return self.until_marked_above(0, relays).await;
         }
         Ok(marked)
@@ -230,7 +231,7 @@ impl End {
 
     async fn until_marked_above(&mut self, id: i64, relays: &mut [RelayProcess]) -> Result<Instant, BenchError> {
         let began = Instant::now();
-        while self.probe.probe(&mut self.conn, id, self.lanes).await?.pending {
+        while self.probe.probe(&mut self.conn, id, self.lanes, true).await?.pending {
             for relay in relays.iter_mut() {
                 relay.check()?;
                 if began.elapsed() > STALLED {

@@ -13,7 +13,7 @@ use crate::sink::broker::Broker;
 use crate::sink::topics::Topics;
 use crate::store::claim::ClaimSql;
 use crate::store::holds::HoldSql;
-use crate::store::session::Beginning;
+use crate::store::session::{Sequence, Transaction};
 use crate::store::settle::SettleSql;
 
 /// Where this relay's workers stand among all workers: worker `i` is number `first + i` of `of`.
@@ -30,7 +30,7 @@ pub(crate) struct Shared {
     pub(crate) broker: Arc<Broker>,
     pub(crate) topics: Topics,
     pub(crate) outages: Arc<Outages>,
-    pub(crate) beginning: Beginning,
+    pub(crate) transaction: Transaction,
     pub(crate) claim: ClaimSql,
     pub(crate) settle: SettleSql,
     pub(crate) holds: HoldSql,
@@ -41,8 +41,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(options: RelayOptions, lanes: u16, broker: Arc<Broker>, outages: Arc<Outages>) -> Self {
-        let names = &options.names;
+    pub(crate) fn new(
+        options: RelayOptions,
+        lanes: u16,
+        sequence: &Sequence,
+        broker: Arc<Broker>,
+        outages: Arc<Outages>,
+    ) -> Self {
+        let (names, prepared) = (&options.names, options.prepared_statements);
         // The broker's bound, and time for the statements around it.
         let longest = options.publish_timeout + super::turn::DATABASE_TIMEOUT;
         Self {
@@ -51,8 +57,8 @@ impl Shared {
             broker,
             topics: Topics::default(),
             outages,
-            beginning: Beginning::new(names, longest),
-            claim: ClaimSql::new(names),
+            transaction: Transaction::new(names, sequence, longest, prepared),
+            claim: ClaimSql::new(names, sequence),
             settle: SettleSql::new(names),
             holds: HoldSql::new(names),
             // Alone until the register has looked: others' locks keep it from doing harm.

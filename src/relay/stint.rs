@@ -55,9 +55,14 @@ impl Stint {
     pub(crate) fn forget(&mut self) {
         self.generation = None;
         self.releasing = None;
+        self.stop_going_around();
+        self.frontier.reset();
+    }
+
+    /// Looks at the locked row and its entity again.
+    pub(crate) fn stop_going_around(&mut self) {
         self.around.clear();
         self.around_from = None;
-        self.frontier.reset();
     }
 
     /// The topics that are held.

@@ -9,13 +9,14 @@ use tokio::sync::watch;
 
 use crate::fault::Class;
 use crate::lane::LaneRange;
+use crate::relay::claiming::lock_in;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{Backoff, Pace};
 use crate::relay::shared::Shared;
 use crate::relay::stint::Stint;
-use crate::relay::turn::{Hands, Turn, TurnError, acks_of, lock_in, within};
+use crate::relay::turn::{Hands, Turn, TurnError, acks_of, within};
 use crate::sink::producer::KafkaProducer;
-use crate::store::session;
+use crate::store::session::{self, Owned};
 
 /// How often a worker looks for events in lanes of others that nobody has locked: the relay that is due them may have died, and
 /// its heartbeat takes longer to be missed.
@@ -28,6 +29,8 @@ struct Worker {
     shared: Arc<Shared>,
     index: usize,
     conn: Option<PgConnection>,
+    /// A transaction that is begun on the connection, and its lanes.
+    begun: Option<(Owned, LaneRange)>,
     producer: Option<KafkaProducer>,
     stint: Option<Stint>,
     limit: usize,
@@ -43,6 +46,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
     let mut worker = Worker {
         index,
         conn: None,
+        begun: None,
         producer: None,
         stint: None,
         limit: shared.options.batch_size,
@@ -93,9 +97,15 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
 }
 
 impl Worker {
-    /// Lets go of everything. Dropping the connection ends its session, and with it any transaction.
-    fn put_down(&mut self) {
+    /// Dropping the connection ends its session, and with it any transaction.
+    fn hang_up(&mut self) {
         self.conn = None;
+        self.begun = None;
+    }
+
+    /// Lets go of everything.
+    fn put_down(&mut self) {
+        self.hang_up();
         self.end_stint();
         if let Some(producer) = self.producer.take() {
             producer.retire();
@@ -112,9 +122,11 @@ impl Worker {
         if orphans_due && probe_first && settled_in && !self.anything_waits(&shared).await? {
             return Ok(Turn::Idle);
         }
+        self.hands(&shared)?.let_go(share).await?;
         let mut stint = self.stint.take();
         let mut turned = match &mut stint {
-            Some(stint) => self.hands(&shared)?.turn(stint, probe_first).await,
+            // Orphans are looked for by transactions of their own.
+            Some(stint) => self.hands(&shared)?.turn(stint, probe_first, !orphans_due).await,
             None => Ok(Turn::Idle),
         };
         self.stint = stint;
@@ -172,7 +184,7 @@ impl Worker {
         for range in below.into_iter().chain(above) {
             let mut stint = Stint::new(range, Instant::now());
             let mut hands = self.hands(shared)?;
-            if hands.anything_waits(range).await? && hands.turn(&mut stint, false).await? == Turn::Worked {
+            if hands.anything_waits(range).await? && hands.turn(&mut stint, false, false).await? == Turn::Worked {
                 tracing::debug!(worker = self.index, lanes = %range, "worked on lanes that nobody had locked");
                 adopted = Turn::Worked;
             }
@@ -185,7 +197,8 @@ impl Worker {
 
     fn hands<'w>(&'w mut self, shared: &'w Shared) -> Result<Hands<'w>, TurnError> {
         let conn = self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
-        Ok(Hands { worker: self.index, shared, conn, producer: &mut self.producer, limit: &mut self.limit })
+        let Self { index: worker, producer, begun, limit, .. } = self;
+        Ok(Hands { worker: *worker, shared, conn, producer, begun, limit })
     }
 
     async fn connect(&mut self) -> Result<(), TurnError> {
@@ -194,10 +207,9 @@ impl Worker {
         if self.conn.is_none() {
             let mut conn =
                 session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
-            if !options.prepared_statements {
-                within(session::learn_types(&mut conn)).await?;
-            }
+            within(shared.transaction.prepare(&mut conn)).await?;
             self.conn = Some(conn);
+            self.begun = None;
             self.end_stint();
         }
         if self.producer.is_none() {
@@ -221,11 +233,11 @@ impl Worker {
     fn failed(&mut self, error: TurnError) {
         match error {
             TurnError::Database(error) => {
-                self.conn = None;
+                self.hang_up();
                 self.shared.outages.database(Party::Worker(self.index), &error);
             }
             TurnError::NotOwned { lanes, source } => {
-                self.conn = None;
+                self.hang_up();
                 tracing::error!(
                     worker = self.index,
                     %lanes,
@@ -234,7 +246,7 @@ impl Worker {
                     "the marks were not made: rows of these lanes are not this relay's any more"
                 );
             }
-            TurnError::BrokerDown(_) => self.conn = None,
+            TurnError::BrokerDown(_) => self.hang_up(),
             TurnError::Unacknowledged { unacknowledged, records, reason, class } => match class {
                 Class::Destination | Class::Row => {
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records were refused");

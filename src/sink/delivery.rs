@@ -59,11 +59,16 @@ impl Deliveries {
         loop {
             // Armed before looking, so that a report in between is not missed.
             let settled = self.settled.notified();
-            if self.batch().open == 0 {
+            if self.are_settled() {
                 return;
             }
             settled.await;
         }
+    }
+
+    /// True when no record is open.
+    pub(crate) fn are_settled(&self) -> bool {
+        self.batch().open == 0
     }
 
     /// What is known now.

@@ -2,10 +2,13 @@
 //! everything queued, so that a new one sends the unacknowledged suffix again in order.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
 use crate::envelope::Envelope;
 use crate::event::StoredEvent;
@@ -16,9 +19,13 @@ use crate::sink::delivery::{Context, Deliveries, opaque};
 /// Headers of an event without any of its own: room for the usual correlation and trace headers.
 const USUAL_HEADERS: usize = 8;
 
+/// How long the thread that reports listens before it looks whether it is still wanted.
+const REPORT_WAIT: Duration = Duration::from_millis(100);
+
 /// A generation of a worker's producer.
 pub(crate) struct KafkaProducer {
-    producer: ThreadedProducer<Context>,
+    producer: Arc<BaseProducer<Context>>,
+    reporter: Reporter,
     deliveries: Arc<Deliveries>,
     batch: u32,
     scratch: Vec<u8>,
@@ -30,13 +37,15 @@ impl KafkaProducer {
     pub(crate) fn new(settings: &ClientSettings, suspicions: Suspicions) -> Result<Self, KafkaError> {
         let deliveries = Arc::new(Deliveries::default());
         let context = Context { deliveries: Arc::clone(&deliveries), suspicions };
-        let producer = settings.config().create_with_context(context)?;
-        Ok(Self { producer, deliveries, batch: 0, scratch: Vec::new() })
+        let producer: Arc<BaseProducer<Context>> = Arc::new(settings.config().create_with_context(context)?);
+        let reporter = Reporter::start(Arc::clone(&producer), Arc::clone(&deliveries))?;
+        Ok(Self { producer, reporter, deliveries, batch: 0, scratch: Vec::new() })
     }
 
     /// Begins a batch of `records` records.
     pub(crate) fn begin(&mut self, records: usize) {
         self.batch = self.deliveries.begin(records);
+        self.reporter.thread.thread().unpark();
     }
 
     /// Queues record `slot` of the batch.
@@ -85,6 +94,41 @@ impl KafkaProducer {
 
     /// Drops what is queued and in flight, off the runtime: librdkafka joins its threads.
     pub(crate) fn retire(self) {
-        tokio::task::spawn_blocking(move || drop(self));
+        self.reporter.retired.store(true, Ordering::Relaxed);
+        // What is dropped is reported, which is soon done: there is no need to wait for the brokers.
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        self.reporter.thread.thread().unpark();
+        tokio::task::spawn_blocking(move || {
+            // It has nothing to tell but that it panicked, which the panic hook has told.
+            let _ = self.reporter.thread.join();
+            drop(self.producer);
+        });
+    }
+}
+
+/// The thread that takes librdkafka's reports. It sleeps while no record is open: rdkafka spins through the last millisecond of each
+/// wait for an event, and its own threaded producer, which waits all the time, takes most of an idle relay's CPU.
+struct Reporter {
+    retired: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Reporter {
+    fn start(producer: Arc<BaseProducer<Context>>, deliveries: Arc<Deliveries>) -> Result<Self, KafkaError> {
+        let retired = Arc::new(AtomicBool::new(false));
+        let unwanted = Arc::clone(&retired);
+        let report = move || {
+            while !unwanted.load(Ordering::Relaxed) {
+                if deliveries.are_settled() {
+                    thread::park();
+                } else {
+                    producer.poll(REPORT_WAIT);
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("kafka reports".to_owned()).spawn(report);
+        let thread =
+            thread.map_err(|error| KafkaError::ClientCreation(format!("no thread for its reports: {error}")))?;
+        Ok(Self { retired, thread })
     }
 }

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use crate::lane::LaneRange;
 use crate::store::names::Names;
+use crate::store::session::Sequence;
 use crate::store::settle::Ctid;
 use crate::store::snapshot::Snapshot;
 
@@ -19,8 +20,14 @@ pub(super) const PENDING: &str = "status = 'PENDING' and (available_at is null o
 /// The predicate of the waiting index, word for word.
 pub(super) const WAITING: &str = "status = 'PENDING' and available_at > created_at";
 
+/// What a claim reads of a row; the tally's columns follow.
 const COLUMNS: &str = "ctid, id, event_id, entity_type, entity_id, event_type, event_version, payload::text, payload_bytes, \
                        headers::text, topic, created_at";
+
+const NO_TALLY: &str = "null::int8 as rows, null::int8 as last, null::text as snapshot";
+
+/// Where the columns of the tally begin.
+const TALLY: usize = 12;
 
 /// Microseconds from the Unix epoch to Postgres' (2000-01-01), in which `timestamptz` travels.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -30,11 +37,10 @@ const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 pub(crate) struct ClaimSql {
     outbox: String,
     lane_table: String,
+    drawn: String,
     claim: String,
     claim_around: String,
     claim_due: String,
-    recount: String,
-    recount_around: String,
     skipped: String,
 }
 
@@ -56,16 +62,22 @@ pub(crate) struct Probed {
     pub(crate) due: bool,
     /// Sum over the lanes: changes whenever somebody holds or releases rows of them.
     pub(crate) generation: i64,
+    /// The last event id drawn, read after the snapshot was taken; `None` without the right to read the sequence.
+    pub(crate) drawn: Option<i64>,
 }
 
-/// What was pending up to the last claimed id, by a snapshot after the claim's.
+/// The rows a claim ought to have found, by its own snapshot: as many as its limit allows. Others than it found means that rows were
+/// passed over.
 #[derive(Debug)]
-pub(crate) struct Recounted {
+pub(crate) struct Tally {
+    /// The claim's.
     pub(crate) snapshot: Snapshot,
-    pub(crate) pending: usize,
+    pub(crate) rows: usize,
+    /// The last of them.
+    pub(crate) last: Option<OutboxId>,
 }
 
-/// A pending row the claim did not get: another session has it locked, or it committed after the claim's snapshot.
+/// A pending row the claim did not get: another session has it locked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Skipped {
     pub(crate) id: OutboxId,
@@ -80,10 +92,21 @@ pub(crate) struct Claimed {
     pub(crate) full: bool,
     /// The bytes were the limit: fewer rows the next time, they are all read.
     pub(crate) cut: bool,
+    /// Rows read, with those beyond the bytes, and the last of them.
+    pub(crate) read: usize,
+    pub(crate) last_read: Option<OutboxId>,
+    pub(crate) tally: Option<Tally>,
+}
+
+impl Claimed {
+    /// True when another session has rows locked that the claim ought to have found.
+    pub(crate) fn has_passed_over(&self) -> bool {
+        self.tally.as_ref().is_some_and(|tally| tally.rows != self.read || tally.last != self.last_read)
+    }
 }
 
 impl ClaimSql {
-    pub(crate) fn new(names: &Names) -> Self {
+    pub(crate) fn new(names: &Names, sequence: &Sequence) -> Self {
         let outbox = names.outbox();
         // `id + 0` is the first column of the pending index: see migration 0001 for why it is not `id`.
         let range = "(id + 0) > $1 and lane between $2 and $3";
@@ -91,26 +114,13 @@ impl ClaimSql {
         Self {
             outbox: outbox.clone(),
             lane_table: names.companion("lane"),
-            claim: format!(
-                "select {COLUMNS} from {outbox} where {PENDING} and {range} \
-                 order by (id + 0) limit $4 for update skip locked"
-            ),
-            claim_around: format!(
-                "select {COLUMNS} from {outbox} where {PENDING} and {range} and {around} \
-                 order by (id + 0) limit $4 for update skip locked"
-            ),
+            drawn: sequence.drawn(),
+            claim: claim(&outbox, &format!("{PENDING} and {range}")),
+            claim_around: claim(&outbox, &format!("{PENDING} and {range} and {around}")),
             claim_due: format!(
-                "select {COLUMNS} from {outbox} \
+                "select {COLUMNS}, {NO_TALLY} from {outbox} \
                  where {WAITING} and available_at <= now() and lane between $1 and $2 \
                  order by available_at, id limit $3 for update skip locked"
-            ),
-            recount: format!(
-                "select pg_current_snapshot()::text, count(*) from {outbox} \
-                 where {PENDING} and {range} and (id + 0) <= $4"
-            ),
-            recount_around: format!(
-                "select pg_current_snapshot()::text, count(*) from {outbox} \
-                 where {PENDING} and {range} and (id + 0) <= $4 and {around}"
             ),
             skipped: format!(
                 "select id, entity_id from {outbox} \
@@ -124,50 +134,49 @@ impl ClaimSql {
         &self.claim
     }
 
-    /// The recount's text, for EXPLAIN: `$1` start, `$2` and `$3` lanes, `$4` last id.
-    pub(crate) fn recount_text(&self) -> &str {
-        &self.recount
-    }
-
     /// Looks for work without locks and without writes: an idle relay takes no transaction id and writes no WAL.
     ///
     /// One simple query, planned each time: a plan cached while the table was small would scan it when it is large, and a pooler
-    /// cannot tear it apart. The server gives up before the relay does: a backend that waits for a lock does not notice that its
+    /// cannot tear it apart. `settings_hold`: the session has the worker's settings. The server gives up before the relay does: a backend that waits for a lock does not notice that its
     /// client is gone.
     pub(crate) async fn probe(
         &self,
         conn: &mut PgConnection,
         start: i64,
         lanes: LaneRange,
+        settings_hold: bool,
     ) -> Result<Probed, sqlx::Error> {
-        let sql = format!(
-            "begin read only; set local jit = off; set local enable_seqscan = off; \
-             set local lock_timeout = '5s'; set local statement_timeout = '14s'; {}; commit",
-            self.probe_text(start, lanes)
-        );
+        let mut sql = self.probe_text(start, lanes);
+        if !settings_hold {
+            sql = format!(
+                "begin read only; set local jit = off; set local enable_seqscan = off; \
+                 set local lock_timeout = '5s'; set local statement_timeout = '14s'; {sql}; commit"
+            );
+        }
         let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(conn).await?;
         Ok(Probed {
-            snapshot: snapshot(&row)?,
+            snapshot: snapshot(&row, 0)?,
             pending: row.try_get(1)?,
             due: row.try_get(2)?,
             generation: row.try_get(3)?,
+            drawn: row.try_get(4)?,
         })
     }
 
     pub(crate) fn probe_text(&self, start: i64, lanes: LaneRange) -> String {
-        let Self { outbox, lane_table, .. } = self;
+        let Self { outbox, lane_table, drawn, .. } = self;
         let lanes = format!("lane between {} and {}", lanes.first, lanes.last);
         format!(
             "select pg_current_snapshot()::text, \
              (select true from {outbox} where {PENDING} and (id + 0) > {start} and {lanes} order by (id + 0) limit 1) is not null, \
              (select true from {outbox} where {WAITING} and available_at <= now() and {lanes} \
               order by available_at limit 1) is not null, \
-             (select sum(generation)::int8 from {lane_table} where {lanes})"
+             (select sum(generation)::int8 from {lane_table} where {lanes}), ({drawn})"
         )
     }
 
     /// Locks up to `limit` rows and `byte_limit` bytes of payload above `start`, in the order of their ids, but not of the entities
-    /// `around` which it is to go. Rows that another session has locked are passed over; [`ClaimSql::recount`] tells.
+    /// `around` which it is to go. Rows that another session has locked are passed over; the tally tells.
     pub(crate) async fn claim(
         &self,
         conn: &mut PgConnection,
@@ -206,28 +215,6 @@ impl ClaimSql {
         collect(query.fetch(conn), limit, byte_limit).await
     }
 
-    /// Counts what is pending in `start < id <= last`. More than was claimed: a row was passed over.
-    pub(crate) async fn recount(
-        &self,
-        conn: &mut PgConnection,
-        reach: Reach<'_>,
-        last: OutboxId,
-        persistent: bool,
-    ) -> Result<Recounted, sqlx::Error> {
-        let sql = if reach.around.is_empty() { &self.recount } else { &self.recount_around };
-        let mut query = sqlx::query(AssertSqlSafe(sql.as_str()))
-            .bind(reach.start)
-            .bind(reach.lanes.first)
-            .bind(reach.lanes.last)
-            .bind(last.0)
-            .persistent(persistent);
-        if !reach.around.is_empty() {
-            query = query.bind(reach.around);
-        }
-        let row = query.fetch_one(conn).await?;
-        Ok(Recounted { snapshot: snapshot(&row)?, pending: row.try_get::<i64, _>(1)? as usize })
-    }
-
     /// The pending rows in `start < id <= last` that were not claimed.
     pub(crate) async fn skipped(
         &self,
@@ -251,6 +238,18 @@ impl ClaimSql {
     }
 }
 
+/// The rows `that`, and one more with the tally of what they ought to be: in one statement, so that both go by the same snapshot.
+fn claim(outbox: &str, that: &str) -> String {
+    format!(
+        "select claimed.*, {NO_TALLY} from (\
+           select {COLUMNS} from {outbox} where {that} order by (id + 0) limit $4 for update skip locked) claimed \
+         union all \
+         select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::bytea, null, null, null::timestamptz, \
+           count(*), max(id), pg_current_snapshot()::text \
+         from (select id from {outbox} where {that} order by (id + 0) limit $4) ought"
+    )
+}
+
 /// Rows beyond the bytes are read and dropped: still pending, theirs is the next batch. The first row always fits.
 async fn collect(
     mut rows: BoxStream<'_, Result<PgRow, sqlx::Error>>,
@@ -259,8 +258,14 @@ async fn collect(
 ) -> Result<Claimed, sqlx::Error> {
     let (mut claimed, mut bytes) = (Claimed::default(), 0);
     while let Some(row) = rows.try_next().await? {
+        if row.try_get_raw(0)?.is_null() {
+            claimed.tally = Some(tally(&row)?);
+            continue;
+        }
         let row = ClaimedRow(row);
         bytes += row.byte_len();
+        claimed.read += 1;
+        claimed.last_read = Some(row.id()?);
         if bytes > byte_limit && !claimed.rows.is_empty() {
             claimed.cut = true;
         }
@@ -272,8 +277,14 @@ async fn collect(
     Ok(claimed)
 }
 
-fn snapshot(row: &PgRow) -> Result<Snapshot, sqlx::Error> {
-    row.try_get::<&str, _>(0)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+fn tally(row: &PgRow) -> Result<Tally, sqlx::Error> {
+    let rows: i64 = row.try_get(TALLY)?;
+    let last: Option<i64> = row.try_get(TALLY + 1)?;
+    Ok(Tally { snapshot: snapshot(row, TALLY + 2)?, rows: rows as usize, last: last.map(OutboxId) })
+}
+
+fn snapshot(row: &PgRow, column: usize) -> Result<Snapshot, sqlx::Error> {
+    row.try_get::<&str, _>(column)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
 /// A claimed row in the buffer it arrived in; columns are read in place, in Postgres' binary format.

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use crate::lane::LaneRange;
 use crate::store::claim::ClaimSql;
 use crate::store::names::Names;
-use crate::store::session::Beginning;
+use crate::store::session::{Sequence, Transaction};
 
 /// Which statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +17,6 @@ pub enum Statement {
     Probe,
     /// Locks the rows of a batch.
     Claim,
-    /// Counts what the claim should have found.
-    Recount,
 }
 
 /// The lines of EXPLAIN, for the outbox `names` and a worker that owns some of its lanes.
@@ -26,12 +24,12 @@ pub enum Statement {
 /// # Errors
 /// Any database error. The connection must be dropped then: it may be inside a transaction.
 pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statement) -> Result<Vec<String>, sqlx::Error> {
-    let (sql, lanes) = (ClaimSql::new(names), LaneRange { first: 0, last: 7 });
+    let sequence = Sequence::of(conn, names).await?;
+    let (sql, lanes) = (ClaimSql::new(names, &sequence), LaneRange { first: 0, last: 7 });
     let script = match statement {
         // Outside a transaction, planned each time it runs.
         Statement::Probe => format!("explain {}", sql.probe_text(0, lanes)),
         Statement::Claim => prepared(names, sql.claim_text(), "0, 0, 7, 2000"),
-        Statement::Recount => prepared(names, sql.recount_text(), "0, 0, 7, 2000"),
     };
     let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await?;
     rows.iter().map(|row| row.try_get(0)).collect()
@@ -39,7 +37,7 @@ pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statemen
 
 /// A worker's statements are prepared and planned for any parameter, which EXPLAIN shows of a prepared statement only.
 fn prepared(names: &Names, statement: &str, parameters: &str) -> String {
-    let settings = Beginning::new(names, Duration::from_secs(60)).settings_text().to_owned();
+    let settings = Transaction::new(names, &Sequence::default(), Duration::from_secs(60), false).settings_text();
     format!(
         "{settings} prepare outbox_relay_plan as {statement}; explain execute outbox_relay_plan ({parameters}); \
          deallocate outbox_relay_plan; rollback"

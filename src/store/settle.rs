@@ -1,5 +1,8 @@
-//! Settling: what becomes of claimed rows. Each statement changes rows by their place (ctid), which their locks keep still,
+//! Settling: what becomes of claimed rows that were not published (those are marked by the statement that commits:
+//! [`crate::store::session`]). Each statement changes rows by their place (ctid), which their locks keep still,
 //! and tells how many it changed: another number than asked for means the rows were not ours.
+
+use std::fmt::Write;
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -17,6 +20,21 @@ const TID_ARRAY: Oid = Oid(1010);
 /// The place of a row, as Postgres sends it: block (4 bytes) and offset (2 bytes), big endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ctid(pub(crate) [u8; 6]);
+
+impl Ctid {
+    /// Appends the place as an element of a `tid[]` literal, with a comma behind it.
+    pub(crate) fn push_to(&self, list: &mut String) {
+        let [a, b, c, d, e, f] = self.0;
+        let number = |text: &mut String, number: u32| {
+            let _ = write!(text, "{number}");
+        };
+        list.push_str("\"(");
+        number(list, u32::from_be_bytes([a, b, c, d]));
+        list.push(',');
+        number(list, u16::from_be_bytes([e, f]).into());
+        list.push_str(")\",");
+    }
+}
 
 impl Type<Postgres> for Ctid {
     fn type_info() -> PgTypeInfo {
@@ -40,8 +58,8 @@ impl Encode<'_, Postgres> for Ctid {
 /// A statement changed another number of rows than it was given.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettleError {
-    #[error("{changed} of {expected} rows were changed: the others are not this relay's any more")]
-    NotOwned { expected: usize, changed: u64 },
+    #[error("not all of {rows} rows could be changed: some are not this relay's any more")]
+    NotOwned { rows: usize },
     #[error(transparent)]
     Database(#[from] sqlx::Error),
 }
@@ -49,7 +67,6 @@ pub(crate) enum SettleError {
 /// The statements that settle, rendered once per worker.
 #[derive(Debug, Clone)]
 pub(crate) struct SettleSql {
-    published: String,
     dead: String,
     held: String,
     generation: String,
@@ -61,7 +78,6 @@ impl SettleSql {
         // `status = 'PENDING'` keeps G6 even if a place held another row by mistake: PUBLISHED and DEAD rows stay what they are.
         let ours = "where ctid = any ($1) and status = 'PENDING'";
         Self {
-            published: format!("update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp() {ours}"),
             dead: format!("update {outbox} set status = 'DEAD', attempts = attempts + 1, last_error = $2 {ours}"),
             // `infinity` moves the row from the pending to the waiting index: no claim walks it until it is released.
             held: format!(
@@ -72,17 +88,6 @@ impl SettleSql {
                 names.companion("lane")
             ),
         }
-    }
-
-    /// PENDING -> PUBLISHED. Only after the broker has acknowledged.
-    pub(crate) async fn mark_published(
-        &self,
-        conn: &mut PgConnection,
-        rows: &[Ctid],
-        persistent: bool,
-    ) -> Result<(), SettleError> {
-        let query = sqlx::query(AssertSqlSafe(self.published.as_str())).bind(rows).persistent(persistent);
-        owned(rows.len(), query.execute(conn).await?.rows_affected())
     }
 
     /// PENDING -> DEAD, by the row's own fault.
@@ -133,7 +138,7 @@ impl SettleSql {
 }
 
 fn owned(expected: usize, changed: u64) -> Result<(), SettleError> {
-    if changed == expected as u64 { Ok(()) } else { Err(SettleError::NotOwned { expected, changed }) }
+    if changed == expected as u64 { Ok(()) } else { Err(SettleError::NotOwned { rows: expected }) }
 }
 
 /// Postgres' text cannot hold NUL, and an error that quotes a client library might.

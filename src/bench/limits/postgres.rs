@@ -12,8 +12,7 @@ use crate::bench::failure::BenchError;
 use crate::bench::fill::{As, Filler, Keys};
 use crate::lane::LaneRange;
 use crate::store::claim::{ClaimSql, ClaimedRow, Reach};
-use crate::store::session::{self, Beginning};
-use crate::store::settle::SettleSql;
+use crate::store::session::{Sequence, Transaction};
 
 /// The relay's bound on an idle transaction; nothing idles here.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -23,12 +22,11 @@ pub(super) struct Claimed {
     pub(super) wal_bytes_per_event: f64,
 }
 
-/// One session's share, by the relay's statements, in the relay's order, from an exact start: no recount, no sweep.
+/// One session's share, by the relay's statements, in the relay's order, from an exact start: no sweep.
 struct Session {
     conn: PgConnection,
-    beginning: Beginning,
+    transaction: Transaction,
     claim: ClaimSql,
-    settle: SettleSql,
     lanes: LaneRange,
     batch_size: usize,
     batch_bytes: usize,
@@ -71,36 +69,35 @@ pub(super) async fn claim_and_mark(
 
 impl Session {
     async fn new(bench: &Bench, arena: &Arena, lanes: LaneRange) -> Result<Self, BenchError> {
-        let relay = &bench.settings.relay;
+        let (relay, prepared) = (&bench.settings.relay, bench.settings.database.prepared_statements);
+        let mut conn = bench.arenas.connect().await?;
+        let sequence = Sequence::of(&mut conn, &arena.names).await?;
+        let transaction = Transaction::new(&arena.names, &sequence, LONGEST, prepared);
+        transaction.prepare(&mut conn).await?;
         Ok(Self {
-            conn: bench.arenas.connect().await?,
-            beginning: Beginning::new(&arena.names, LONGEST),
-            claim: ClaimSql::new(&arena.names),
-            settle: SettleSql::new(&arena.names),
+            conn,
+            transaction,
+            claim: ClaimSql::new(&arena.names, &sequence),
             lanes,
             batch_size: relay.batch_size,
             batch_bytes: usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX),
-            prepared: bench.settings.database.prepared_statements,
+            prepared,
         })
     }
 
     /// Rows marked.
     async fn run(mut self) -> Result<u64, BenchError> {
         let (mut start, mut marked) = (0, 0);
+        let Self { conn, transaction, claim, lanes, batch_size, batch_bytes, prepared } = &mut self;
+        transaction.begin(conn, *lanes).await?;
         loop {
-            let Self { conn, beginning, claim, settle, lanes, batch_size, batch_bytes, prepared } = &mut self;
-            beginning.begin(conn, *lanes).await?;
-            let claimed = claim
-                .claim(conn, Reach { start, lanes: *lanes, around: &[] }, *batch_size, *batch_bytes, *prepared)
-                .await?;
-            let Some(last) = claimed.rows.last() else {
-                session::rollback(conn).await?;
-                return Ok(marked);
-            };
-            start = last.id()?.0;
+            let reach = Reach { start, lanes: *lanes, around: &[] };
+            let claimed = claim.claim(conn, reach, *batch_size, *batch_bytes, *prepared).await?;
             let places = claimed.rows.iter().map(ClaimedRow::ctid).collect::<Result<Vec<_>, _>>()?;
-            settle.mark_published(conn, &places, *prepared).await?;
-            session::commit(conn).await?;
+            let next = (!places.is_empty()).then_some(*lanes);
+            transaction.mark_and_commit(conn, &places, next).await?;
+            let Some(last) = claimed.rows.last() else { return Ok(marked) };
+            start = last.id()?.0;
             marked += places.len() as u64;
         }
     }
