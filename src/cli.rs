@@ -6,6 +6,7 @@ mod demo;
 mod exit;
 mod migrate;
 mod run;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +39,11 @@ enum Command {
     Run(run::Run),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
+    /// Compare the table with the topics, and exit 1 if anything is lost, invented, changed or out of order
+    ///
+    /// Reads only, in short transactions; --rate bounds how fast. It may run beside relays at any time: rows that are pending and events
+    /// that come while it runs are left out.
+    Verify(verify::Verify),
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
     /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
@@ -81,6 +87,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Verify(verify) => verify.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
         #[cfg(feature = "demo")]
         Command::Demo(_) if file.is_some() || !overrides.is_empty() => {

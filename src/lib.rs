@@ -13,6 +13,7 @@
 //! - `sink`: Kafka
 //! - `fault`: what an error means and what the operator does
 //! - `observe`: logs
+//! - `verify`: compares the table with topics, in bounded memory
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers
 //!
@@ -42,3 +43,5 @@ pub mod route;
 #[cfg(feature = "relay")]
 mod sink;
 pub mod store;
+#[cfg(feature = "relay")]
+mod verify;
