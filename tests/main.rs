@@ -24,6 +24,8 @@ mod plans;
 mod poison;
 #[path = "main/servers.rs"]
 mod servers;
+#[path = "main/verify.rs"]
+mod verify;
 
 use std::process::ExitCode;
 
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         poison::trials(),
         crashes::trials(),
         outages::trials(),
+        verify::trials(),
         demo::trials(),
     ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())

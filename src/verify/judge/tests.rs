@@ -28,7 +28,8 @@ struct Delivery {
 }
 
 fn row() -> impl Strategy<Value = Row> {
-    let status = prop_oneof![1 => Just(RowStatus::Pending), 4 => Just(RowStatus::Published), 1 => Just(RowStatus::Dead)];
+    let status =
+        prop_oneof![1 => Just(RowStatus::Pending), 4 => Just(RowStatus::Published), 1 => Just(RowStatus::Dead)];
     (prop::option::weighted(0.9, 0..3_u8), status, prop::bool::weighted(0.1), prop::bool::weighted(0.1))
         .prop_map(|(entity, status, scheduled, audited)| Row { entity, status, scheduled, audited })
 }
