@@ -45,6 +45,10 @@ impl<const N: usize> Sorter<N> {
     /// # Errors
     /// The temporary file cannot be made or written: the disk is full, for example.
     pub(crate) fn push(&mut self, entry: [u8; N]) -> io::Result<()> {
+        if self.chunk.capacity() == 0 {
+            // All at once: growing would hold the old and the new one for a moment, and half as much again at the end.
+            self.chunk.reserve_exact(self.most);
+        }
         self.chunk.push(entry);
         self.entries += 1;
         if self.chunk.len() < self.most { Ok(()) } else { self.spill() }

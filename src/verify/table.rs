@@ -44,6 +44,16 @@ pub(crate) struct TableReader<'a> {
     since: Option<DateTime<Utc>>,
 }
 
+/// Whether it is known which rows an operator has retried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Audits {
+    /// This outbox has no audit.
+    None,
+    Read,
+    /// The right to read it is missing.
+    Forbidden,
+}
+
 /// Where the table stands when the verification begins.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Extent {
@@ -63,7 +73,7 @@ impl<'a> TableReader<'a> {
         key: Option<&'a str>,
         since: Option<DateTime<Utc>>,
     ) -> Self {
-        let audit = (names.part_raw("audit"), names.companion("audit"));
+        let audit = (names.part_raw("audit_row"), names.companion("audit_row"));
         Self { outbox: names.outbox(), audit, template, reading, key, since }
     }
 
@@ -201,7 +211,7 @@ impl<'a> TableReader<'a> {
         Ok(latest.map(|latest| latest.timestamp_micros()))
     }
 
-    /// Events an operator's command has put back to PENDING, from the audit table where there is one that names events.
+    /// Events that an operator's command has put back to PENDING, from the audit's rows where there are any and they may be read.
     ///
     /// # Errors
     /// Any database error, and what `told` returns.
@@ -210,28 +220,30 @@ impl<'a> TableReader<'a> {
         conn: &mut PgConnection,
         names: &Names,
         mut told: impl FnMut(EventId) -> Result<(), VerifyError>,
-    ) -> Result<bool, VerifyError> {
+    ) -> Result<Audits, VerifyError> {
         begin(conn).await?;
-        let column: Option<String> = sqlx::query_scalar(
-            "select format_type(a.atttypid, null) from pg_attribute a join pg_class c on c.oid = a.attrelid \
-             join pg_namespace n on n.oid = c.relnamespace \
-             where n.nspname = $1 and c.relname = $2 and a.attname = 'event_id' and has_table_privilege(c.oid, 'select')",
+        let readable: Option<bool> = sqlx::query_scalar(
+            "select has_table_privilege(c.oid, 'select') from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = $1 and c.relname = $2",
         )
         .bind(names.schema_raw())
         .bind(&self.audit.0)
         .persistent(false)
         .fetch_optional(&mut *conn)
         .await?;
-        let readable = column.as_deref() == Some("uuid");
-        if readable {
-            let sql = format!("select event_id from {} where event_id is not null", self.audit.1);
+        if readable == Some(true) {
+            let sql = format!("select event_id from {} where action <> 'discarded'", self.audit.1);
             let mut audits = sqlx::query_scalar::<_, Uuid>(AssertSqlSafe(sql)).persistent(false).fetch(&mut *conn);
             while let Some(event) = audits.try_next().await? {
                 told(EventId(event))?;
             }
         }
         commit(conn).await?;
-        Ok(readable)
+        Ok(match readable {
+            None => Audits::None,
+            Some(true) => Audits::Read,
+            Some(false) => Audits::Forbidden,
+        })
     }
 
     /// What is kept of a row, unless its topic is not verified; the horizon takes all rows into account.

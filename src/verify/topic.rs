@@ -42,8 +42,9 @@ const CONSUMER: &[(&str, &str)] = &[
     // The last offsets of a partition may be a transaction's markers, which are never delivered.
     ("enable.partition.eof", "true"),
     // What the client holds in memory.
-    ("queued.max.messages.kbytes", "16384"),
-    ("fetch.max.bytes", "8388608"),
+    ("queued.max.messages.kbytes", "8192"),
+    ("queued.min.messages", "5000"),
+    ("fetch.max.bytes", "4194304"),
     ("reconnect.backoff.max.ms", "500"),
 ];
 

@@ -221,8 +221,13 @@ async fn an_event_after_a_later_one_of_its_entity_is_an_inversion_unless_an_oper
     sides.record(early, "turned", 1).await?;
     let verdict = sides.find(&[], &[("inversions", 1)], &early.to_string()).await?;
     ensure!(verdict["examples"]["inversions"][0]["note"].as_str().unwrap_or_default().starts_with("after id "));
-    sides.outbox.execute("create table if not exists event_outbox_audit (event_id uuid)").await?;
-    sides.outbox.execute(&format!("insert into event_outbox_audit (event_id) values ('{early}')")).await?;
+    // As the operator's commands write it down.
+    let audit = "create table event_outbox_audit_row (event_id uuid, action text)";
+    sides.outbox.execute(&format!("drop table if exists event_outbox_audit_row; {audit}")).await?;
+    let audited = |action| format!("insert into event_outbox_audit_row values ('{early}', '{action}')");
+    sides.outbox.execute(&audited("discarded")).await?;
+    sides.find(&[], &[("inversions", 1)], &early.to_string()).await?;
+    sides.outbox.execute(&audited("retried")).await?;
     let (code, verdict) = sides.verify(&[]).await?;
     ensure!(code == CLEAN, "{verdict:#}");
     counted(&verdict, &[])
