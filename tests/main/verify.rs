@@ -12,11 +12,12 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
+use sqlx::{Executor, PgConnection};
 use uuid::Uuid;
 
 use crate::support::kafka::{RealKafka, Record};
 use crate::support::murmur2::java_partition;
-use crate::support::{Outbox, PARTITIONS, Relay, TestDatabase, trials};
+use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
 const CLEAN: Option<i32> = Some(0);
 const FINDING: Option<i32> = Some(1);
@@ -30,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             what_a_relay_published_is_clean_in_every_envelope_and_pending_rows_are_not_missing,
             a_row_marked_without_a_record_is_missing,
             a_record_that_no_row_explains_is_unknown,
+            a_row_that_commits_after_its_page_was_read_is_asked_for_again,
             a_record_sent_twice_is_counted_and_a_violation_only_where_that_is_asked_for,
             an_event_after_a_later_one_of_its_entity_is_an_inversion_unless_an_operator_retried_it,
             a_key_or_a_value_with_another_byte_is_a_mismatch,
@@ -61,9 +63,7 @@ impl Sides {
 
     /// A row that says it is published.
     async fn row(&self, entity: &str, n: i64) -> anyhow::Result<(i64, Uuid)> {
-        let sql = "insert into event_outbox (entity_type, entity_id, event_type, payload, status, published_at) \
-                   values ('order', $1, 'Counted', jsonb_build_object('n', $2), 'PUBLISHED', now()) returning id, event_id";
-        Ok(sqlx::query_as(sql).bind(entity).bind(n).fetch_one(&mut self.outbox.connect().await?).await?)
+        insert_published(&mut self.outbox.connect().await?, entity, n).await
     }
 
     async fn record(&self, event: Uuid, entity: &str, n: i64) -> anyhow::Result<()> {
@@ -112,6 +112,13 @@ impl Sides {
         }
         Ok(verdict)
     }
+}
+
+/// A row that says it is published.
+async fn insert_published(connection: &mut PgConnection, entity: &str, n: i64) -> anyhow::Result<(i64, Uuid)> {
+    let sql = "insert into event_outbox (entity_type, entity_id, event_type, payload, status, published_at) \
+               values ('order', $1, 'Counted', jsonb_build_object('n', $2), 'PUBLISHED', now()) returning id, event_id";
+    Ok(sqlx::query_as(sql).bind(entity).bind(n).fetch_one(connection).await?)
 }
 
 async fn verify(relay: Relay, topic: &str, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
@@ -193,6 +200,46 @@ async fn a_record_that_no_row_explains_is_unknown(database: TestDatabase, kafka:
     sides.publish("last", 1).await?;
     sides.find(&[], &[("unknown", 2)], &sides.outbox.topic).await?;
     Ok(())
+}
+
+/// The verification is held at the audit, which it reads after the table and before the topic.
+async fn a_row_that_commits_after_its_page_was_read_is_asked_for_again(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let sides = Sides::new(&database, kafka).await?;
+    sides.outbox.execute("create table if not exists event_outbox_audit_row (event_id uuid, action text)").await?;
+    let mut writer = sides.outbox.connect().await?;
+    writer.execute("begin").await?;
+    let (id, late) = insert_published(&mut writer, "late", 1).await?;
+    sides.publish("last", 1).await?;
+    let mut gate = sides.outbox.connect().await?;
+    gate.execute("begin; lock table event_outbox_audit_row in access exclusive mode").await?;
+
+    let held = async {
+        let waiting = "select count(*) from pg_stat_activity where datname = current_database() \
+                       and application_name = 'outbox-relay verify' and wait_event_type = 'Lock'";
+        eventually("the verification has read the table", SOON, || async {
+            match sides.outbox.number(waiting).await {
+                Ok(1) => Ok(()),
+                other => Err(other.map_err(|error| error.to_string())),
+            }
+        })
+        .await;
+        writer.execute("commit").await?;
+        let (event, sequence) = (late.to_string(), id.to_string());
+        let headers = OwnedHeaders::new()
+            .insert(Header { key: "event-id", value: Some(&event) })
+            .insert(Header { key: "sequence", value: Some(&sequence) });
+        sides.send_with(headers, "late", "{\"n\": 1}", java_partition(b"late", PARTITIONS)).await?;
+        gate.execute("commit").await?;
+        anyhow::Ok(())
+    };
+    let (verified, held) = tokio::join!(sides.verify(&[]), held);
+    held?;
+    let (code, verdict) = verified?;
+    ensure!(code == CLEAN && verdict["committed"] == 3 && verdict["published"] == 3, "{verdict:#}");
+    counted(&verdict, &[])
 }
 
 async fn a_record_sent_twice_is_counted_and_a_violation_only_where_that_is_asked_for(
