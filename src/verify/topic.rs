@@ -114,17 +114,19 @@ impl TopicReader {
         }
         let partitions = found.map_or(0, |found| found.partitions().len());
         let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
-        let (mut bounds, mut truncated) = (HashMap::new(), Vec::new());
+        let (mut bounds, mut lows) = (HashMap::new(), Vec::new());
         for partition in 0..partitions {
             let (low, high) = self.consumer.fetch_watermarks(topic, partition, ANSWER_WITHIN)?;
-            if low > 0 {
-                truncated.push(partition);
-            }
+            lows.push((partition, low));
             bounds.insert(partition, (low, high));
         }
         if let Some(since) = since_ms {
             self.skip_to(topic, since, &mut bounds)?;
         }
+        // What begins after the first record there still is has lost nothing.
+        let begins_at = |partition: i32, low: i64| bounds.get(&partition).is_some_and(|(first, _)| *first == low);
+        lows.retain(|(partition, low)| *low > 0 && begins_at(*partition, *low));
+        let truncated = lows.into_iter().map(|(partition, _)| partition).collect();
         bounds.retain(|_, (first, end)| first < end);
         Ok(TopicExtent { partitions, bounds, truncated, compacted: None })
     }

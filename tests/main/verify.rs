@@ -401,6 +401,10 @@ async fn what_retention_took_on_either_side_is_no_violation(
     ensure!(code == CLEAN && verdict["unjudged"] == 40 && verdict["published"] == 10, "{verdict:#}");
     ensure!(verdict["notes"][0].as_str().unwrap_or_default().contains("is gone"), "{verdict:#}");
 
+    // A window of time that begins later has lost nothing.
+    let (_, verdict) = sides.verify(&["--since", "2100-01-01T00:00:00Z"]).await?;
+    ensure!(verdict["notes"] == serde_json::json!([]), "{verdict:#}");
+
     // What is published from then on is judged as ever.
     sides.outbox.execute("update event_outbox set published_at = now() - interval '1 hour'").await?;
     sides.row("lost", 1).await?;
