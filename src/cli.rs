@@ -1,6 +1,7 @@
 //! The commands: parsing, one file per command, exit codes.
 
 mod bench;
+mod check;
 #[cfg(feature = "demo")]
 mod demo;
 mod exit;
@@ -37,6 +38,8 @@ struct Cli {
 enum Command {
     /// Publish events until SIGTERM
     Run(run::Run),
+    /// Look for what will go wrong: schema, rights, plans, brokers, topics; exit 1 if something must be mended
+    Check(check::Check),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
     /// Compare the table with the topics, and exit 1 if anything is lost, invented, changed or out of order
@@ -82,6 +85,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     let (file, overrides) = (cli.config, names_and_values("--set", cli.set)?);
     match cli.command {
         Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Check(check) => check.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Migrate(migrate) if migrate.print => {
             migrate.print(&Settings::load_names(&Sources::from_process(file, overrides))?);
             Ok(())

@@ -14,6 +14,7 @@
 //! - `fault`: what an error means and what the operator does
 //! - `observe`: logs
 //! - `verify`: compares the table with topics, in bounded memory
+//! - `check`: what will go wrong, found before traffic does
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers
 //!
@@ -22,6 +23,8 @@
 
 #[cfg(feature = "relay")]
 mod bench;
+#[cfg(feature = "relay")]
+mod check;
 #[cfg(feature = "relay")]
 pub mod cli;
 #[cfg(feature = "relay")]
