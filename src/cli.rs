@@ -8,6 +8,7 @@ mod exit;
 mod migrate;
 mod run;
 mod verify;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Command {
     Run(run::Run),
     /// Look for what will go wrong: schema, rights, plans, brokers, topics; exit 1 if something must be mended
     Check(check::Check),
+    /// Show what waits, what blocks, which relays are alive, and what to do next
+    Status(status::Status),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
     /// Compare the table with the topics, and exit 1 if anything is lost, invented, changed or out of order
@@ -86,6 +89,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Check(check) => check.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Status(status) => status.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Migrate(migrate) if migrate.print => {
             migrate.print(&Settings::load_names(&Sources::from_process(file, overrides))?);
             Ok(())

@@ -15,6 +15,7 @@
 //! - `observe`: logs
 //! - `verify`: compares the table with topics, in bounded memory
 //! - `check`: what will go wrong, found before traffic does
+//! - `status`: what goes on now
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers
 //!
@@ -45,6 +46,8 @@ pub mod relay;
 pub mod route;
 #[cfg(feature = "relay")]
 mod sink;
+#[cfg(feature = "relay")]
+mod status;
 pub mod store;
 #[cfg(feature = "relay")]
 mod verify;

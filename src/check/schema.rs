@@ -26,9 +26,15 @@ pub(super) async fn usable(conn: &mut PgConnection, names: &Names) -> Result<Res
 fn refused(error: &SchemaError) -> Finding {
     let migrate = "outbox-relay migrate";
     match error {
-        SchemaError::Missing { .. } => Finding::error("schema-missing", format!("The outbox cannot be used: {error}."), migrate),
-        SchemaError::Older { .. } => Finding::error("schema-older", format!("The outbox cannot be used: {error}."), migrate),
-        SchemaError::OldServer { .. } => Finding::error("server-old", format!("The outbox cannot be used: {error}."), "upgrade the server"),
+        SchemaError::Missing { .. } => {
+            Finding::error("schema-missing", format!("The outbox cannot be used: {error}."), migrate)
+        }
+        SchemaError::Older { .. } => {
+            Finding::error("schema-older", format!("The outbox cannot be used: {error}."), migrate)
+        }
+        SchemaError::OldServer { .. } => {
+            Finding::error("server-old", format!("The outbox cannot be used: {error}."), "upgrade the server")
+        }
         SchemaError::BrokenLanes { .. } => Finding::error(
             "lanes-broken",
             format!("{error}: events of a lane without a row are never claimed."),
