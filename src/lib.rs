@@ -15,7 +15,7 @@
 //! - `observe`: logs
 //! - `verify`: compares the table with topics, in bounded memory
 //! - `check`: what will go wrong, found before traffic does
-//! - `status`: what goes on now
+//! - `status`, `explain`, `tail`: what goes on now, with one event, with each event that comes
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers
 //!
@@ -35,6 +35,8 @@ pub mod demo;
 pub mod envelope;
 pub mod event;
 #[cfg(feature = "relay")]
+mod explain;
+#[cfg(feature = "relay")]
 mod fault;
 #[cfg(feature = "relay")]
 mod lane;
@@ -51,3 +53,4 @@ mod status;
 pub mod store;
 #[cfg(feature = "relay")]
 mod verify;
+mod tail;
