@@ -4,6 +4,8 @@ mod support;
 
 #[path = "main/bench.rs"]
 mod bench;
+#[path = "main/check.rs"]
+mod check;
 #[path = "main/cli.rs"]
 mod cli;
 #[path = "main/crashes.rs"]
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let trials = [
         servers::trials(),
         cli::trials(),
+        check::trials(),
         bench::trials(),
         migrations::trials(),
         plans::trials(),
