@@ -58,7 +58,8 @@ pub(crate) struct Line {
     pub(crate) entity_id: Option<String>,
     pub(crate) event_type: String,
     pub(crate) topic: String,
-    /// Since the event's transaction began, by the database's clock. Of `published`: when the row was found so, up to a poll late.
+    /// Since the event's transaction began, by the database's clock. Of `inserted`: when the row was
+    /// found, up to a poll late; of `published`: when its batch was marked.
     pub(crate) latency_ms: f64,
     pub(crate) partition: Option<i32>,
     pub(crate) offset: Option<i64>,
@@ -190,7 +191,8 @@ impl<'a> Tail<'a> {
             self.ended += 1;
         }
         let error = row.last_error.clone().filter(|_| what != What::Published);
-        Some(Line { error, ..line(what, &row, &followed.topic) })
+        let latency_ms = row.published_after_ms.filter(|_| what == What::Published).unwrap_or(row.age_ms);
+        Some(Line { latency_ms, error, ..line(what, &row, &followed.topic) })
     }
 
     fn sighted(&mut self, sighting: &Sighting) -> Option<Line> {

@@ -28,6 +28,10 @@ mod poison;
 mod servers;
 #[path = "main/verify.rs"]
 mod verify;
+#[path = "main/status.rs"]
+mod status;
+#[path = "main/tail.rs"]
+mod tail;
 
 use std::process::ExitCode;
 
@@ -52,6 +56,8 @@ fn main() -> ExitCode {
         outages::trials(),
         verify::trials(),
         demo::trials(),
+        status::trials(),
+        tail::trials(),
     ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())
 }

@@ -51,14 +51,26 @@ fn refused(error: &SchemaError) -> Finding {
 struct Wanted {
     suffix: &'static str,
     columns: &'static str,
-    predicate: String,
+    predicate: &'static str,
+    /// The predicate as Postgres prints it.
+    printed: &'static str,
 }
 
 fn wanted() -> [Wanted; 3] {
     [
-        Wanted { suffix: "pending", columns: "(((id + 0)), lane)", predicate: PENDING.to_owned() },
-        Wanted { suffix: "waiting", columns: "(available_at, id, lane)", predicate: WAITING.to_owned() },
-        Wanted { suffix: "dead", columns: "(id)", predicate: "status = 'DEAD'".to_owned() },
+        Wanted {
+            suffix: "pending",
+            columns: "(((id + 0)), lane)",
+            predicate: PENDING,
+            printed: "((status = 'PENDING'::text) AND ((available_at IS NULL) OR (available_at <= created_at)))",
+        },
+        Wanted {
+            suffix: "waiting",
+            columns: "(available_at, id, lane)",
+            predicate: WAITING,
+            printed: "((status = 'PENDING'::text) AND (available_at > created_at))",
+        },
+        Wanted { suffix: "dead", columns: "(id)", predicate: "status = 'DEAD'", printed: "(status = 'DEAD'::text)" },
     ]
 }
 
@@ -71,7 +83,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
     );
     let rows = read(conn, &query).await?;
     let mut findings = Vec::new();
-    for Wanted { suffix, columns, predicate } in wanted() {
+    for Wanted { suffix, columns, predicate, printed } in wanted() {
         let name = names.part_raw(suffix);
         let index = names.part(suffix);
         let create = format!("create index concurrently {index} on {} {columns} where {predicate}", names.outbox());
@@ -93,7 +105,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
                 ),
                 format!("reindex index concurrently {}.{index};", names.schema()),
             ));
-        } else if !definition.contains(columns) || !definition.contains("WHERE") {
+        } else if !definition.ends_with(&format!("USING btree {columns} WHERE {printed}")) {
             findings.push(Finding::error(
                 "index-invalid",
                 format!(

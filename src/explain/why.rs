@@ -128,12 +128,12 @@ fn held_or_scheduled(row: &Row) -> Reason {
 /// A pause without topic and entity is for all.
 fn concerns(pause: &serde_json::Value, row: &Row, topic: &str) -> bool {
     let text = |name: &str| pause.get(name).and_then(|value| value.as_str());
-    let of = |names: &[&str]| names.iter().find_map(|name| text(name));
-    match (of(&["topic"]), of(&["entity_id", "entity"])) {
+    match (text("topic"), text("entity_id")) {
         (None, None) => true,
-        (Some(paused), _) if paused == topic => true,
-        (_, Some(paused)) => Some(paused) == row.entity_id.as_deref(),
-        _ => false,
+        (Some(paused), _) => paused == topic,
+        (None, entity) => {
+            entity == row.entity_id.as_deref() && text("entity_type").is_none_or(|of| of == row.entity_type)
+        }
     }
 }
 

@@ -99,7 +99,11 @@ pub(crate) async fn pauses(conn: &mut PgConnection, names: &Names) -> Result<Vec
     if !found {
         return Ok(Vec::new());
     }
-    let query = format!("select to_jsonb(pause)::text from {} pause limit 1000", names.companion("pause"));
+    let query = format!(
+        "select to_jsonb(pause)::text from {} pause \
+         where expires_at is null or expires_at > now() limit 1000",
+        names.companion("pause")
+    );
     let rows = read(conn, &query).await?;
     rows.iter()
         .map(|row| serde_json::from_str(row.try_get(0)?).map_err(|error| sqlx::Error::Decode(Box::new(error))))

@@ -50,7 +50,7 @@ pub fn costly_step(plan: &[String], names: &Names) -> Option<String> {
     match plan.iter().find(costly) {
         Some(step) => Some(step.trim().trim_start_matches("-> ").trim().to_owned()),
         None if by_index => None,
-        None => plan.first().map(|step| step.trim().to_owned()),
+        None => plan.iter().find(|line| line.contains("Scan")).or(plan.first()).map(|step| step.trim().to_owned()),
     }
 }
 

@@ -31,11 +31,13 @@ pub(super) struct Row {
     pub(super) created_ms: i64,
     pub(super) created_exact_ms: f64,
     pub(super) age_ms: f64,
+    pub(super) published_after_ms: Option<f64>,
 }
 
 const COLUMNS: &str = "id, event_id::text, entity_type, entity_id, event_type, topic, status, \
      coalesce(available_at = 'infinity' and last_error is not null, false), last_error, \
-     extract(epoch from created_at)::float8 * 1000, extract(epoch from clock_timestamp() - created_at)::float8 * 1000";
+     extract(epoch from created_at)::float8 * 1000, extract(epoch from clock_timestamp() - created_at)::float8 * 1000, \
+     extract(epoch from published_at - created_at)::float8 * 1000";
 
 pub(super) struct Table<'a> {
     names: &'a Names,
@@ -106,5 +108,6 @@ fn row(row: &PgRow) -> Result<Row, sqlx::Error> {
         created_ms: created_exact_ms.floor() as i64,
         created_exact_ms,
         age_ms: row.try_get(10)?,
+        published_after_ms: row.try_get(11)?,
     })
 }

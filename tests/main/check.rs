@@ -187,23 +187,13 @@ async fn a_missing_or_changed_index_is_found_and_mended(
 async fn a_claim_that_leaves_its_index_is_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     let relay = outbox.relay(&kafka);
-    // Every row is in it, published ones too: the planner takes it where the one of ours looks dearer.
-    outbox
-        .execute("create index another on event_outbox ((id + 0), lane) include (status, available_at, created_at)")
-        .await?;
-    outbox
-        .execute("update pg_class set relpages = 1000000, reltuples = 100000000 where relname = 'event_outbox_pending'")
-        .await?;
-    outbox.execute("update pg_index set indisvalid = true where indexrelid = 'event_outbox_pending'::regclass").await?;
-    outbox.execute("alter index event_outbox_pending rename to kept_aside").await?;
-    outbox
-        .execute(
-            "create index event_outbox_pending on event_outbox (((id + 0)), lane) where status = 'PENDING' and id < 0",
-        )
-        .await?;
-    outbox.execute("drop index kept_aside").await?;
+    // Somebody keeps old events in a table that inherits from the outbox: it has no index of ours, and every claim scans and sorts it.
+    outbox.execute("create table archived () inherits (event_outbox)").await?;
     let finding = expect(&relay, "claim-plan", "error").await?;
-    ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.contains("another")), "{finding}");
+    ensure!(
+        finding["sentence"].as_str().is_some_and(|sentence| sentence.contains("Sort") || sentence.contains("archived")),
+        "{finding}"
+    );
     Ok(())
 }
 
@@ -265,10 +255,15 @@ async fn an_open_transaction_is_found_with_its_session(
         .fetch_one(&mut *open)
         .await?;
     let relay = outbox.relay(&kafka).argument("--transaction-age").argument("1ms");
-    let finding = expect(&relay, "transaction-old", "warning").await?;
+    // Other tests have transactions as well, and only the oldest is told.
+    let finding = eventually("the session is the oldest", SOON, || async {
+        let finding = expect(&relay, "transaction-old", "warning").await.map_err(|error| format!("{error:#}"))?;
+        let ours = finding["mend"].as_str().is_some_and(|mend| mend.contains(&pid.to_string()));
+        if ours { Ok(finding) } else { Err(finding.to_string()) }
+    })
+    .await;
     let says = |part: &str| finding["sentence"].as_str().is_some_and(|sentence| sentence.contains(part));
-    ensure!(says("a forgotten psql") && says(&pid.to_string()) && says("idle in transaction"), "{finding}");
-    ensure!(finding["mend"].as_str().is_some_and(|mend| mend.contains(&pid.to_string())), "{finding}");
+    ensure!(says("a forgotten psql") && says(&format!("pid {pid}")) && says("idle in transaction"), "{finding}");
     open.rollback().await?;
     Ok(())
 }
