@@ -115,6 +115,8 @@ fn held_or_scheduled(row: &Row) -> Reason {
     if row.available_at.as_deref() == Some("infinity") && !error.is_empty() {
         let next = if error.starts_with("held topic ") {
             "create the topic or grant WRITE on it; the relay notices within seconds"
+        } else if error.starts_with("paused ") {
+            "outbox-relay resume, when the reason is gone"
         } else {
             "mend the cause of its entity's refused event, then retry or discard that one: outbox-relay dead list"
         };

@@ -44,6 +44,8 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
     for held in &status.held {
         let next = if held.reason.starts_with("held topic ") {
             "create the topic or grant WRITE on it; the relay notices within seconds"
+        } else if held.reason.starts_with("paused ") {
+            "outbox-relay resume, when the reason is gone"
         } else {
             "mend the refused event's cause, then `outbox-relay dead retry` or `dead discard` it"
         };

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
-use outbox_relay::demo::{PrivatePostgres, free_port};
+use outbox_relay::demo::{PrivatePostgres, ServerCommand, Signal, Tether, TetheredDirectory, free_port};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, options_for_tests, trials};
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::{Missing, Outbox, Relay, SOON, TestDatabase, eventually, options_for_tests, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
@@ -30,11 +31,16 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_topic_that_cannot_take_its_events_is_found,
             records_where_another_partitioner_put_them_are_found,
             consumers_that_remember_less_than_the_topic_keeps_are_found,
-            a_relay_that_starts_logs_what_the_check_finds;
+            a_relay_that_starts_logs_what_the_check_finds,
+            a_pooler_is_found_and_whether_it_keeps_prepared_statements,
+            a_relay_works_behind_a_transaction_pooler,
+            a_clock_that_is_wrong_is_found,
+            brokers_that_refuse_the_login_are_found;
         with_kafka:
             prepared_transactions_and_idle_replication_slots_are_found;
         alone:
-            servers_that_are_away_are_found;
+            servers_that_are_away_are_found,
+            a_certificate_that_nobody_trusts_is_found;
     }
 }
 
@@ -388,5 +394,114 @@ async fn servers_that_are_away_are_found() -> anyhow::Result<()> {
     let found = findings(&relay).await?;
     let ids: Vec<_> = found.keys().map(String::as_str).collect();
     ensure!(ids == ["broker-unreachable", "database-unreachable"], "{found:?}");
+    Ok(())
+}
+
+async fn a_pooler_is_found_and_whether_it_keeps_prepared_statements(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let by_transaction = PgBouncer::start(&database, "transaction").await?;
+    let relay = Relay::of(by_transaction.url(), &kafka.bootstrap());
+    let without = relay.clone().with("RELAY_PREPARED_STATEMENTS", false);
+    expect(&without, "pooler-transaction", "note").await?;
+    expect(&relay, "pooler-prepared-statements", "error").await?;
+    by_transaction.stop();
+
+    let by_session = PgBouncer::start(&database, "session").await?;
+    let relay = Relay::of(by_session.url(), &kafka.bootstrap());
+    // The server's process was started for the client that looked whether the pooler is up: it gets older by itself.
+    eventually("the process is older than the connection", SOON, || async {
+        expect(&relay, "pooler-session", "note").await.map_err(|error| format!("{error:#}"))
+    })
+    .await;
+    let direct = findings(&Relay::of(&database.url(), &kafka.bootstrap())).await?;
+    ensure!(direct.keys().all(|id| !id.starts_with("pooler")), "{direct:?}");
+    by_session.stop();
+    Ok(())
+}
+
+async fn a_relay_works_behind_a_transaction_pooler(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox.write_backlog(5_000, 50).await?;
+    let pooler = PgBouncer::start(&database, "transaction").await?;
+    let relay = Relay::of(pooler.url(), &kafka.bootstrap())
+        .with("RELAY_TOPIC", &outbox.topic)
+        .with("RELAY_PREPARED_STATEMENTS", false);
+    let running = relay.start_ready("pooled").await?;
+    outbox.until_settled().await;
+    outbox.all_published().await?;
+    let status = relay.argument("--json").output("status").await?;
+    ensure!(status.code == Some(0) && status.stdout.contains("\"pooled\""), "{status:?}");
+    ensure!(running.stop().await? == Some(0), "the relay did not stop cleanly");
+    pooler.stop();
+    Ok(())
+}
+
+async fn a_clock_that_is_wrong_is_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let library = std::fs::read_dir("/usr/lib")?
+        .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketime.so.1")))
+        .find(|path| path.exists())
+        .ok_or(Missing("faketime"))?;
+    let relay = Relay::of(&database.url(), &kafka.bootstrap());
+    let right = findings(&relay).await?;
+    ensure!(!right.contains_key("clock-skew"), "{right:?}");
+    // The time of day is shifted, and what measures intervals is not.
+    let wrong = relay.with("LD_PRELOAD", library.display()).with("FAKETIME_DONT_FAKE_MONOTONIC", 1);
+    for (shift, says) in [("+90s", "ahead of"), ("-90s", "behind")] {
+        let finding = expect(&wrong.clone().with("FAKETIME", shift), "clock-skew", "warning").await?;
+        ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.contains(says)), "{finding}");
+    }
+    Ok(())
+}
+
+async fn brokers_that_refuse_the_login_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    // The listener knows no login at all.
+    let relay = Relay::of(&database.url(), &kafka.bootstrap())
+        .with("KAFKA_SECURITY_PROTOCOL", "sasl_plaintext")
+        .with("KAFKA_SASL_MECHANISM", "PLAIN")
+        .with("KAFKA_SASL_USERNAME", "relay")
+        .with("KAFKA_SASL_PASSWORD", "hunter2");
+    let finding = expect(&relay, "broker-login", "error").await?;
+    ensure!(!finding.to_string().contains("hunter2"), "{finding}");
+    Ok(())
+}
+
+/// A TLS server with a certificate of its own making: the handshake is all it takes.
+async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
+    let openssl = "/usr/bin/openssl";
+    if !std::path::Path::new(openssl).exists() {
+        return Err(Missing("openssl").into());
+    }
+    let mut directory = TetheredDirectory::create(None)?;
+    let (key, certificate) = (directory.path().join("key.pem"), directory.path().join("certificate.pem"));
+    let made = std::process::Command::new(openssl)
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let port = free_port()?;
+    let command = ServerCommand::new(openssl, directory.path(), &directory.path().join("log"))
+        .args(["s_server", "-quiet", "-accept", &port.to_string(), "-key"])
+        .args([&key])
+        .args(["-cert"])
+        .args([&certificate])
+        .stops_on(Signal::SIGTERM, SOON);
+    let mut server = Tether::start(&command)?;
+    directory.outlives(&server)?;
+    let relay = Relay::of(&format!("postgres://relay@127.0.0.1:{}/app", free_port()?), &format!("127.0.0.1:{port}"))
+        .with("KAFKA_SECURITY_PROTOCOL", "ssl");
+    // The server may not listen yet.
+    eventually("the certificate is refused", SOON, || async {
+        expect(&relay, "broker-tls", "error").await.map_err(|error| format!("{error:#}"))
+    })
+    .await;
+    server.stop();
     Ok(())
 }
