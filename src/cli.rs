@@ -7,6 +7,7 @@ mod demo;
 mod exit;
 mod explain;
 mod migrate;
+mod output;
 mod run;
 mod verify;
 mod status;

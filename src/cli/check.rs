@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::Failure;
-use super::{migrate, runtime};
-use crate::check::{self, Limits, Report, Severity};
+use super::{migrate, output, runtime};
+use crate::check::{self, Finding, Limits, Report, Severity};
 use crate::config::Settings;
 
 #[derive(Debug, Args)]
@@ -27,11 +27,9 @@ impl Check {
         let limits = Limits { transaction: self.transaction_age };
         let report = runtime()?.block_on(check::run(settings, limits));
         if self.json {
-            let text = serde_json::to_string_pretty(&report)
-                .map_err(|error| Failure::unexpected("the findings cannot be written as JSON", error))?;
-            println!("{text}");
+            output::json(&report)?;
         } else {
-            print(&report, settings);
+            output::text(&shown(&report, settings));
         }
         let enough = if self.strict { Severity::Warning } else { Severity::Error };
         let count = report.findings.iter().filter(|finding| finding.severity >= enough).count();
@@ -46,19 +44,16 @@ impl Check {
     }
 }
 
-fn print(report: &Report, settings: &Settings) {
+fn shown(report: &Report, settings: &Settings) -> String {
     let brokers = settings.kafka.as_ref().map_or("no brokers", |kafka| kafka.brokers());
-    println!("{} in {}, {brokers}", migrate::names(&settings.outbox).outbox(), settings.database.target());
-    for finding in &report.findings {
-        println!("\n{:<8} {}\n  {}\n  mend: {}", finding.severity, finding.id, finding.sentence, finding.mend);
+    let mut text =
+        format!("{} in {}, {brokers}\n", migrate::names(&settings.outbox).outbox(), settings.database.target());
+    for Finding { id, severity, sentence, mend } in &report.findings {
+        text += &format!("\n{severity:<8} {id}\n  {sentence}\n  mend: {mend}\n");
     }
     let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
-    println!(
-        "\n{} errors, {} warnings, {} notes",
-        count(Severity::Error),
-        count(Severity::Warning),
-        count(Severity::Note)
-    );
+    let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Note));
+    text + &format!("\n{errors} errors, {warnings} warnings, {notes} notes\n")
 }
 
 /// How long to wait for servers that are away before looking again.

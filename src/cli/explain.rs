@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::exit::Failure;
 use super::status::{connect, failed};
-use super::{migrate, runtime};
+use super::{migrate, output, runtime};
 use crate::config::Settings;
 use crate::explain::{self, Wanted};
 
@@ -40,12 +40,10 @@ impl Explain {
             .await
             .map_err(|error| failed(error, &format!("cannot look at {} in {target}", names.outbox())))?;
         if self.json {
-            let text = serde_json::to_string_pretty(&explained)
-                .map_err(|error| Failure::unexpected("the answer cannot be written as JSON", error))?;
-            println!("{text}");
+            output::json(&explained)?;
         } else {
             let texts: Vec<_> = explained.iter().map(ToString::to_string).collect();
-            print!("{}", texts.join("\n"));
+            output::text(&texts.join("\n"));
         }
         if !explained.is_empty() {
             return Ok(());

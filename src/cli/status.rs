@@ -7,7 +7,7 @@ use clap::Args;
 use sqlx::PgConnection;
 
 use super::exit::Failure;
-use super::{migrate, runtime};
+use super::{migrate, output, runtime};
 use crate::config::Settings;
 use crate::fault;
 use crate::status::{self, Look};
@@ -17,8 +17,8 @@ use crate::store::session;
 /// Between the two looks that the rate is measured by.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
-/// Three heartbeats of the slowest relay that can be configured are 30 s; of the default 3 s. Relays judge each other by their own
-/// interval, which the register does not hold.
+/// A relay that has missed so many is gone: the relays' own rule, each by its own interval, which the register does not hold. Here it is
+/// the configured one.
 const HEARTBEATS: u32 = 3;
 
 #[derive(Debug, Args)]
@@ -52,27 +52,23 @@ impl Status {
             let status = status::Status::look(&mut conn, &look, &mut mark).await.map_err(|error| {
                 failed(error, &format!("cannot look at {} in {}", names.outbox(), database.target()))
             })?;
-            let Some(interval) = self.watch else {
-                return self.print(&status, &format!("{} in {}", names.outbox(), database.target()));
-            };
-            if !self.json && std::io::stdout().is_terminal() {
-                // Home, then clear below: less flicker than clearing first.
-                print!("\u{1b}[H\u{1b}[J");
-            }
-            self.print(&status, &format!("{} in {}", names.outbox(), database.target()))?;
+            let read_on = self.print(&status, &format!("{} in {}", names.outbox(), database.target()))?;
+            let Some(interval) = self.watch.filter(|_| read_on) else { return Ok(()) };
             pause = interval.max(Duration::from_millis(100));
         }
     }
 
-    fn print(&self, status: &status::Status, title: &str) -> Result<(), Failure> {
-        if !self.json {
-            println!("{title}\n\n{status}");
-            return Ok(());
+    /// False when nobody reads any more.
+    fn print(&self, status: &status::Status, title: &str) -> Result<bool, Failure> {
+        match (self.json, self.watch) {
+            (true, None) => output::json(status),
+            (true, Some(_)) => output::json_line(status),
+            // Home, then clear below: less flicker than clearing first.
+            (false, Some(_)) if std::io::stdout().is_terminal() => {
+                Ok(output::text(&format!("\u{1b}[H\u{1b}[J{title}\n\n{status}")))
+            }
+            (false, _) => Ok(output::text(&format!("{title}\n\n{status}"))),
         }
-        let text =
-            if self.watch.is_some() { serde_json::to_string(status) } else { serde_json::to_string_pretty(status) };
-        println!("{}", text.map_err(|error| Failure::unexpected("the status cannot be written as JSON", error))?);
-        Ok(())
     }
 }
 

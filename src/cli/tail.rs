@@ -1,13 +1,12 @@
 //! `outbox-relay tail`.
 
-use std::io::Write;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::exit::Failure;
 use super::status::{connect, failed};
-use super::{migrate, runtime};
+use super::{migrate, output, runtime};
 use crate::config::Settings;
 use crate::tail::{self, Filter, TailError};
 
@@ -71,14 +70,8 @@ impl Tail {
         eprintln!("following {} in {target} to {}", names.outbox(), kafka.brokers());
         loop {
             for line in tail.next(&mut conn).await.map_err(stopped)? {
-                let text = if self.json {
-                    serde_json::to_string(&line)
-                        .map_err(|error| Failure::unexpected("a line cannot be written as JSON", error))?
-                } else {
-                    line.to_string()
-                };
-                // A reader that has seen enough, such as `head`, closes the pipe.
-                if writeln!(std::io::stdout().lock(), "{text}").is_err() {
+                let read_on = if self.json { output::json_line(&line)? } else { output::text(&format!("{line}\n")) };
+                if !read_on {
                     return Ok(());
                 }
             }
