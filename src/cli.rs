@@ -1,12 +1,17 @@
 //! The commands: parsing, one file per command, exit codes.
 
 mod bench;
+mod check;
 #[cfg(feature = "demo")]
 mod demo;
 mod exit;
+mod explain;
 mod migrate;
+mod output;
 mod run;
 mod verify;
+mod status;
+mod tail;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +42,14 @@ struct Cli {
 enum Command {
     /// Publish events until SIGTERM
     Run(run::Run),
+    /// Look for what will go wrong: schema, rights, plans, brokers, topics; exit 1 if something must be mended
+    Check(check::Check),
+    /// Show what waits, what blocks, which relays are alive, and what to do next
+    Status(status::Status),
+    /// Say what happened to an event or to an entity's events, and why they still wait
+    Explain(explain::Explain),
+    /// Follow events as they are written, published and seen on the topic
+    Tail(tail::Tail),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
     /// Compare the table with the topics, and exit 1 if anything is lost, invented, changed or out of order
@@ -82,6 +95,10 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     let (file, overrides) = (cli.config, names_and_values("--set", cli.set)?);
     match cli.command {
         Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Check(check) => check.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Status(status) => status.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Explain(explain) => explain.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Tail(tail) => tail.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Migrate(migrate) if migrate.print => {
             migrate.print(&Settings::load_names(&Sources::from_process(file, overrides))?);
             Ok(())

@@ -14,6 +14,8 @@
 //! - `fault`: what an error means and what the operator does
 //! - `observe`: logs
 //! - `verify`: compares the table with topics, in bounded memory
+//! - `check`: what will go wrong, found before traffic does
+//! - `status`, `explain`, `tail`: what goes on now, with one event, with each event that comes
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers
 //!
@@ -23,6 +25,8 @@
 #[cfg(feature = "relay")]
 mod bench;
 #[cfg(feature = "relay")]
+mod check;
+#[cfg(feature = "relay")]
 pub mod cli;
 #[cfg(feature = "relay")]
 pub mod config;
@@ -30,6 +34,8 @@ pub mod config;
 pub mod demo;
 pub mod envelope;
 pub mod event;
+#[cfg(feature = "relay")]
+mod explain;
 #[cfg(feature = "relay")]
 mod fault;
 #[cfg(feature = "relay")]
@@ -42,6 +48,9 @@ pub mod relay;
 pub mod route;
 #[cfg(feature = "relay")]
 mod sink;
+#[cfg(feature = "relay")]
+mod status;
 pub mod store;
 #[cfg(feature = "relay")]
 mod verify;
+mod tail;

@@ -10,6 +10,11 @@
 //! - [`plan`]: how the planner would find work
 //! - [`members`]: the relays that are alive
 //! - [`stats`]: counts for the status line
+//!
+//! For people who look, in read-only transactions ([`reading`]):
+//! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
+//! - [`fleet`]: the relays, and who works on which lane
+//! - [`activity`]: who holds transactions and locks
 
 pub mod names;
 #[cfg(feature = "relay")]
@@ -17,12 +22,20 @@ pub mod plan;
 pub mod schema;
 
 #[cfg(feature = "relay")]
+pub(crate) mod activity;
+#[cfg(feature = "relay")]
+pub(crate) mod backlog;
+#[cfg(feature = "relay")]
 pub(crate) mod claim;
+#[cfg(feature = "relay")]
+pub(crate) mod fleet;
 mod hash;
 #[cfg(feature = "relay")]
 pub(crate) mod holds;
 #[cfg(feature = "relay")]
 pub(crate) mod members;
+#[cfg(feature = "relay")]
+pub(crate) mod reading;
 #[cfg(feature = "relay")]
 pub(crate) mod session;
 #[cfg(feature = "relay")]

@@ -4,6 +4,8 @@ mod support;
 
 #[path = "main/bench.rs"]
 mod bench;
+#[path = "main/check.rs"]
+mod check;
 #[path = "main/cli.rs"]
 mod cli;
 #[path = "main/crashes.rs"]
@@ -26,6 +28,10 @@ mod poison;
 mod servers;
 #[path = "main/verify.rs"]
 mod verify;
+#[path = "main/status.rs"]
+mod status;
+#[path = "main/tail.rs"]
+mod tail;
 
 use std::process::ExitCode;
 
@@ -39,6 +45,7 @@ fn main() -> ExitCode {
     let trials = [
         servers::trials(),
         cli::trials(),
+        check::trials(),
         bench::trials(),
         migrations::trials(),
         plans::trials(),
@@ -49,6 +56,8 @@ fn main() -> ExitCode {
         outages::trials(),
         verify::trials(),
         demo::trials(),
+        status::trials(),
+        tail::trials(),
     ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())
 }

@@ -9,6 +9,7 @@
 //! - `load`: an application under load.
 //! - `book`: what the application did against table and topic, by the ledger.
 //! - `murmur2`: where Java would put a key.
+//! - `pgbouncer`: a pooler before a database.
 //! - `eventually`: waiting without sleeping.
 
 #[path = "support/book.rs"]
@@ -25,6 +26,8 @@ pub(crate) mod load;
 pub(crate) mod murmur2;
 #[path = "support/outbox.rs"]
 pub(crate) mod outbox;
+#[path = "support/pgbouncer.rs"]
+pub(crate) mod pgbouncer;
 #[path = "support/relay.rs"]
 pub(crate) mod relay;
 #[path = "support/shared.rs"]
@@ -37,4 +40,4 @@ pub(crate) use eventually::{SOON, eventually};
 pub(crate) use outbox::{Outbox, PARTITIONS};
 pub(crate) use relay::{Relay, RelayProcess};
 pub(crate) use shared::{migrate_template_with, options_for_tests};
-pub(crate) use trial::{alone, run, trials, with_both, with_kafka, with_postgres};
+pub(crate) use trial::{Missing, alone, run, trials, with_both, with_kafka, with_postgres};

@@ -22,8 +22,10 @@ struct Migration {
     template: &'static str,
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "outbox", template: include_str!("../../migrations/0001_outbox.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "outbox", template: include_str!("../../migrations/0001_outbox.sql") },
+    Migration { version: 2, name: "health", template: include_str!("../../migrations/0002_health.sql") },
+];
 
 /// The schema version this binary works on.
 pub const CURRENT_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
@@ -299,12 +301,14 @@ impl Migration {
         let body = fill(self.template, |placeholder| {
             Some(match placeholder {
                 "outbox" => names.outbox(),
-                "lane" | "relay" => names.companion(placeholder),
+                "lane" | "relay" | "health" => names.companion(placeholder),
                 "processed" => names.processed(),
                 "emit" => names.emit(),
                 "once" => names.once(),
                 "lanes" => lanes.to_string(),
                 "quote" => dollar_quote(names),
+                // For a cast to regclass.
+                "outbox_regclass" => literal(&names.outbox()),
                 _ => names.part(placeholder.strip_prefix("outbox_")?),
             })
         });
