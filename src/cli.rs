@@ -5,7 +5,9 @@ mod bench;
 mod demo;
 mod exit;
 mod migrate;
+mod pause;
 mod run;
+mod target;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +40,10 @@ enum Command {
     Run(run::Run),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
+    /// Keep events back: all, a topic's, an entity's; they wait in order, nothing is lost
+    Pause(pause::Pause),
+    /// End a pause
+    Resume(pause::Resume),
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
     /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
@@ -81,6 +87,8 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Pause(pause) => pause.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Resume(resume) => resume.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
         #[cfg(feature = "demo")]
         Command::Demo(_) if file.is_some() || !overrides.is_empty() => {

@@ -6,6 +6,7 @@
 //! - [`turn`]: one serial cycle of a worker
 //! - [`batch`]: what becomes of each claimed row
 //! - [`stint`]: what a worker knows of the lanes it works on
+//! - [`pauses`]: what operators have paused
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat, shares, status line
 //! - [`outage`]: incidents, told once when they start and once when they end
@@ -14,6 +15,7 @@ mod batch;
 mod options;
 mod outage;
 mod pace;
+mod pauses;
 mod register;
 mod shared;
 mod stint;

@@ -7,6 +7,8 @@
 //! - [`claim`]: the rows of a batch
 //! - [`settle`]: what becomes of them
 //! - [`holds`]: topics and entities held back
+//! - [`pauses`]: topics and entities that operators have paused
+//! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
 //! - [`members`]: the relays that are alive
 //! - [`stats`]: counts for the status line
@@ -17,12 +19,16 @@ pub mod plan;
 pub mod schema;
 
 #[cfg(feature = "relay")]
+pub(crate) mod audit;
+#[cfg(feature = "relay")]
 pub(crate) mod claim;
 mod hash;
 #[cfg(feature = "relay")]
 pub(crate) mod holds;
 #[cfg(feature = "relay")]
 pub(crate) mod members;
+#[cfg(feature = "relay")]
+pub(crate) mod pauses;
 #[cfg(feature = "relay")]
 pub(crate) mod session;
 #[cfg(feature = "relay")]

@@ -18,6 +18,8 @@ mod migrations;
 mod order;
 #[path = "main/outages.rs"]
 mod outages;
+#[path = "main/pause.rs"]
+mod pause;
 #[path = "main/plans.rs"]
 mod plans;
 #[path = "main/poison.rs"]
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         guarantees::trials(),
         order::trials(),
         poison::trials(),
+        pause::trials(),
         crashes::trials(),
         outages::trials(),
         demo::trials(),

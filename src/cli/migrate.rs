@@ -5,11 +5,11 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::Failure;
-use super::runtime;
+use super::{runtime, target};
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
+use crate::store::Names;
 use crate::store::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
-use crate::store::{Names, session};
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
@@ -52,12 +52,7 @@ pub(crate) fn names(outbox: &OutboxNames) -> Names {
 /// Migrates the configured outbox.
 pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Result<Migrated, Failure> {
     let (names, database) = (names(&settings.outbox), &settings.database);
-    let connected =
-        session::connect(&database.connect_options(), "outbox-relay migrate", database.connect_timeout).await;
-    let mut conn = connected.map_err(|error| {
-        let hint = fault::of_database(&error).next_step;
-        Failure::finding(format!("cannot connect to {}", database.target())).because(error).hint(hint)
-    })?;
+    let mut conn = target::connect(settings, "outbox-relay migrate").await?;
     schema::migrate(&mut conn, &names, options).await.map_err(|error| refused(error, &database.target()))
 }
 

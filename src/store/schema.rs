@@ -22,8 +22,11 @@ struct Migration {
     template: &'static str,
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "outbox", template: include_str!("../../migrations/0001_outbox.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "outbox", template: include_str!("../../migrations/0001_outbox.sql") },
+    Migration { version: 2, name: "control", template: include_str!("../../migrations/0002_control.sql") },
+    Migration { version: 3, name: "retention", template: include_str!("../../migrations/0003_retention.sql") },
+];
 
 /// The schema version this binary works on.
 pub const CURRENT_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
@@ -299,7 +302,9 @@ impl Migration {
         let body = fill(self.template, |placeholder| {
             Some(match placeholder {
                 "outbox" => names.outbox(),
-                "lane" | "relay" => names.companion(placeholder),
+                "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" => {
+                    names.companion(placeholder)
+                }
                 "processed" => names.processed(),
                 "emit" => names.emit(),
                 "once" => names.once(),
@@ -355,7 +360,9 @@ mod tests {
     #[test]
     fn the_script_has_no_placeholder_left_and_keeps_empty_objects() {
         let script = print(&Names::new("public", "event_outbox", "processed_events"), 16);
-        for placeholder in ["{outbox", "{lane", "{relay", "{processed", "{emit", "{once", "{quote"] {
+        for placeholder in
+            ["{outbox", "{lane", "{relay", "{processed", "{emit", "{once", "{quote", "{a", "{control", "{pause"]
+        {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");
         }
         assert!(script.contains("default '{}'"));
