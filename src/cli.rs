@@ -1,6 +1,8 @@
 //! The commands: parsing, one file per command, exit codes.
 
 mod bench;
+mod confirm;
+mod dead;
 #[cfg(feature = "demo")]
 mod demo;
 mod exit;
@@ -44,6 +46,9 @@ enum Command {
     Pause(pause::Pause),
     /// End a pause
     Resume(pause::Resume),
+    /// Events that could not be sent: list and show them by cause, retry or discard them
+    #[command(subcommand)]
+    Dead(dead::Dead),
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
     /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
@@ -89,6 +94,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Pause(pause) => pause.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Resume(resume) => resume.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Dead(dead) => dead.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
         #[cfg(feature = "demo")]
         Command::Demo(_) if file.is_some() || !overrides.is_empty() => {

@@ -8,6 +8,7 @@
 //! - [`settle`]: what becomes of them
 //! - [`holds`]: topics and entities held back
 //! - [`pauses`]: topics and entities that operators have paused
+//! - [`dead`]: events that need a decision, and what is decided
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
 //! - [`members`]: the relays that are alive
@@ -22,6 +23,8 @@ pub mod schema;
 pub(crate) mod audit;
 #[cfg(feature = "relay")]
 pub(crate) mod claim;
+#[cfg(feature = "relay")]
+pub(crate) mod dead;
 mod hash;
 #[cfg(feature = "relay")]
 pub(crate) mod holds;

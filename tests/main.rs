@@ -8,6 +8,8 @@ mod bench;
 mod cli;
 #[path = "main/crashes.rs"]
 mod crashes;
+#[path = "main/dead.rs"]
+mod dead;
 #[path = "main/demo.rs"]
 mod demo;
 #[path = "main/guarantees.rs"]
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         guarantees::trials(),
         order::trials(),
         poison::trials(),
+        dead::trials(),
         pause::trials(),
         crashes::trials(),
         outages::trials(),

@@ -9,7 +9,7 @@ use crate::store::claim::WAITING;
 use crate::store::names::Names;
 
 const TOPIC_PREFIX: &str = "held topic ";
-const ENTITY_PREFIX: &str = "held entity: ";
+pub(crate) const ENTITY_PREFIX: &str = "held entity: ";
 const PAUSED_TOPIC_PREFIX: &str = "paused topic ";
 const PAUSED_ENTITY_PREFIX: &str = "paused entity: ";
 
