@@ -8,6 +8,7 @@ mod demo;
 mod exit;
 mod migrate;
 mod pause;
+mod prune;
 mod run;
 mod target;
 
@@ -49,6 +50,8 @@ enum Command {
     /// Events that could not be sent: list and show them by cause, retry or discard them
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Remove what was published, or applied, long ago; relays do it by themselves when RELAY_RETENTION says so
+    Prune(prune::Prune),
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
     /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
@@ -95,6 +98,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Pause(pause) => pause.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Resume(resume) => resume.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Dead(dead) => dead.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Prune(prune) => prune.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
         #[cfg(feature = "demo")]
         Command::Demo(_) if file.is_some() || !overrides.is_empty() => {

@@ -9,6 +9,8 @@
 //! - [`holds`]: topics and entities held back
 //! - [`pauses`]: topics and entities that operators have paused
 //! - [`dead`]: events that need a decision, and what is decided
+//! - [`retention`]: removing what is old
+//! - [`roles`]: who may do what
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
 //! - [`members`]: the relays that are alive
@@ -32,6 +34,10 @@ pub(crate) mod holds;
 pub(crate) mod members;
 #[cfg(feature = "relay")]
 pub(crate) mod pauses;
+#[cfg(feature = "relay")]
+pub(crate) mod retention;
+#[cfg(feature = "relay")]
+pub(crate) mod roles;
 #[cfg(feature = "relay")]
 pub(crate) mod session;
 #[cfg(feature = "relay")]

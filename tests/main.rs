@@ -26,6 +26,10 @@ mod pause;
 mod plans;
 #[path = "main/poison.rs"]
 mod poison;
+#[path = "main/retention.rs"]
+mod retention;
+#[path = "main/roles.rs"]
+mod roles;
 #[path = "main/servers.rs"]
 mod servers;
 
@@ -49,6 +53,8 @@ fn main() -> ExitCode {
         poison::trials(),
         dead::trials(),
         pause::trials(),
+        retention::trials(),
+        roles::trials(),
         crashes::trials(),
         outages::trials(),
         demo::trials(),

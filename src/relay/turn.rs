@@ -182,6 +182,9 @@ impl Hands<'_> {
             self.advance(stint, lanes, &claim, None);
             return Ok(Turn::Idle);
         }
+        if claim.full {
+            self.shared.note_full_claim();
+        }
         let (settled, left) = self.publish(stint, lanes, &claim).await?;
         self.advance(stint, lanes, &claim, left);
         if claim.full && settled * 2 < claim.rows.len() {

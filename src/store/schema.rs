@@ -324,7 +324,7 @@ impl Migration {
 }
 
 /// A dollar quote that no name of the outbox contains.
-fn dollar_quote(names: &Names) -> String {
+pub(super) fn dollar_quote(names: &Names) -> String {
     let taken = format!("{} {}", names.outbox(), names.processed());
     (0..).map(|n| format!("$outbox{n}$")).find(|quote| !taken.contains(quote)).unwrap_or_default()
 }
