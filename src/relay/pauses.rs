@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn after_a_pause_rows_pass_up_to_the_last_that_was_released() {
         let hold = Hold::PausedTopic("t".to_owned());
-        let mut gate = Gate::new(&[], &[hold.clone()], Instant::now());
+        let mut gate = Gate::new(&[], std::slice::from_ref(&hold), Instant::now());
         assert_eq!(gate.lifted(), Some(hold.clone()));
         assert!(!gate.shuts_topic("t") && gate.fate(Some("t"), "order", None, 1).is_some());
         gate.released(&hold, Some(10));
@@ -280,9 +280,10 @@ mod tests {
     #[test]
     fn an_entity_that_another_pause_names_is_not_released() {
         let hold = Hold::PausedEntity("order".to_owned(), "1".to_owned());
-        let gate = Gate::new(&[pause(entity(None, "1"), None)], &[hold.clone()], Instant::now());
+        let gate = Gate::new(&[pause(entity(None, "1"), None)], std::slice::from_ref(&hold), Instant::now());
         assert_eq!(gate.lifted(), None);
-        let mut gate = Gate::new(&[pause(entity(Some("customer"), "1"), None)], &[hold.clone()], Instant::now());
+        let mut gate =
+            Gate::new(&[pause(entity(Some("customer"), "1"), None)], std::slice::from_ref(&hold), Instant::now());
         assert_eq!(gate.lifted(), Some(hold.clone()));
         gate.released(&hold, None);
         assert!(
