@@ -131,7 +131,9 @@ async fn while_everything_is_paused_nothing_is_published_and_no_transaction_is_b
     let fates = outbox.fates_of("a").await?;
     let untouched = |fate: &&crate::support::outbox::Fate| fate.status == "PENDING" && fate.last_error.is_none();
     ensure!(fates.iter().filter(untouched).count() == 3, "{fates:?}");
-    let owned = outbox.number("select count(*) from pg_locks where locktype = 'advisory'").await?;
+    let locks = "select count(*) from pg_locks where locktype = 'advisory' \
+                 and database = (select oid from pg_database where datname = current_database())";
+    let owned = outbox.number(locks).await?;
     ensure!(owned == 0, "{owned} lanes are owned");
     resume(&database, &["--all"]).await?;
     outbox.until_settled().await;
