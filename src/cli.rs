@@ -2,16 +2,21 @@
 
 mod bench;
 mod check;
+mod confirm;
+mod dead;
 #[cfg(feature = "demo")]
 mod demo;
 mod exit;
 mod explain;
 mod migrate;
 mod output;
+mod pause;
+mod prune;
 mod run;
-mod verify;
 mod status;
 mod tail;
+mod target;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,6 +62,15 @@ enum Command {
     /// Reads only, in short transactions; --rate bounds how fast. It may run beside relays at any time: rows that are pending and events
     /// that come while it runs are left out.
     Verify(verify::Verify),
+    /// Keep events back: all, a topic's, an entity's; they wait in order, nothing is lost
+    Pause(pause::Pause),
+    /// End a pause
+    Resume(pause::Resume),
+    /// Events that could not be sent: list and show them by cause, retry or discard them
+    #[command(subcommand)]
+    Dead(dead::Dead),
+    /// Remove what was published, or applied, long ago; relays do it by themselves when RELAY_RETENTION says so
+    Prune(prune::Prune),
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
     /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
@@ -105,6 +119,10 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         }
         Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Verify(verify) => verify.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Pause(pause) => pause.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Resume(resume) => resume.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Dead(dead) => dead.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Prune(prune) => prune.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
         #[cfg(feature = "demo")]
         Command::Demo(_) if file.is_some() || !overrides.is_empty() => {

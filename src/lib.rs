@@ -51,6 +51,6 @@ mod sink;
 #[cfg(feature = "relay")]
 mod status;
 pub mod store;
+mod tail;
 #[cfg(feature = "relay")]
 mod verify;
-mod tail;

@@ -6,6 +6,8 @@
 //! - [`turn`]: one serial cycle of a worker
 //! - [`batch`]: what becomes of each claimed row
 //! - [`stint`]: what a worker knows of the lanes it works on
+//! - [`pauses`]: what operators have paused
+//! - [`retention`]: removes what is old
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat, shares, status line
 //! - [`outage`]: incidents, told once when they start and once when they end
@@ -14,7 +16,9 @@ mod batch;
 mod options;
 mod outage;
 mod pace;
+mod pauses;
 mod register;
+mod retention;
 mod shared;
 mod stint;
 mod turn;
@@ -90,6 +94,10 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
         tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
     tasks.spawn(register::run(Arc::clone(&shared), stop.clone()));
+    let kept = shared.options.retention;
+    if kept.prunes() {
+        tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));
+    }
 
     let ended = tokio::select! {
         // Fails only when the sender is gone, which means the same.

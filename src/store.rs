@@ -7,6 +7,11 @@
 //! - [`claim`]: the rows of a batch
 //! - [`settle`]: what becomes of them
 //! - [`holds`]: topics and entities held back
+//! - [`pauses`]: topics and entities that operators have paused
+//! - [`dead`]: events that need a decision, and what is decided
+//! - [`retention`]: removing what is old
+//! - [`roles`]: who may do what
+//! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
 //! - [`members`]: the relays that are alive
 //! - [`stats`]: counts for the status line
@@ -24,9 +29,13 @@ pub mod schema;
 #[cfg(feature = "relay")]
 pub(crate) mod activity;
 #[cfg(feature = "relay")]
+pub(crate) mod audit;
+#[cfg(feature = "relay")]
 pub(crate) mod backlog;
 #[cfg(feature = "relay")]
 pub(crate) mod claim;
+#[cfg(feature = "relay")]
+pub(crate) mod dead;
 #[cfg(feature = "relay")]
 pub(crate) mod fleet;
 mod hash;
@@ -35,7 +44,13 @@ pub(crate) mod holds;
 #[cfg(feature = "relay")]
 pub(crate) mod members;
 #[cfg(feature = "relay")]
+pub(crate) mod pauses;
+#[cfg(feature = "relay")]
 pub(crate) mod reading;
+#[cfg(feature = "relay")]
+pub(crate) mod retention;
+#[cfg(feature = "relay")]
+pub(crate) mod roles;
 #[cfg(feature = "relay")]
 pub(crate) mod session;
 #[cfg(feature = "relay")]

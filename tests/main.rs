@@ -10,6 +10,8 @@ mod check;
 mod cli;
 #[path = "main/crashes.rs"]
 mod crashes;
+#[path = "main/dead.rs"]
+mod dead;
 #[path = "main/demo.rs"]
 mod demo;
 #[path = "main/guarantees.rs"]
@@ -20,18 +22,24 @@ mod migrations;
 mod order;
 #[path = "main/outages.rs"]
 mod outages;
+#[path = "main/pause.rs"]
+mod pause;
 #[path = "main/plans.rs"]
 mod plans;
 #[path = "main/poison.rs"]
 mod poison;
+#[path = "main/retention.rs"]
+mod retention;
+#[path = "main/roles.rs"]
+mod roles;
 #[path = "main/servers.rs"]
 mod servers;
-#[path = "main/verify.rs"]
-mod verify;
 #[path = "main/status.rs"]
 mod status;
 #[path = "main/tail.rs"]
 mod tail;
+#[path = "main/verify.rs"]
+mod verify;
 
 use std::process::ExitCode;
 
@@ -52,6 +60,10 @@ fn main() -> ExitCode {
         guarantees::trials(),
         order::trials(),
         poison::trials(),
+        dead::trials(),
+        pause::trials(),
+        retention::trials(),
+        roles::trials(),
         crashes::trials(),
         outages::trials(),
         verify::trials(),

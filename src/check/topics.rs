@@ -227,7 +227,11 @@ fn partitioner(name: &str, kafka: &KafkaSettings, tail: &Tail, partitions: usize
     if tail.keys.len() < FEWEST_KEYS {
         return None;
     }
-    let as_java = tail.keys.iter().filter(|(partition, key)| murmur2::partition(murmur2::murmur2(key), count) == *partition).count();
+    let as_java = tail
+        .keys
+        .iter()
+        .filter(|(partition, key)| murmur2::partition(murmur2::murmur2(key), count) == *partition)
+        .count();
     let configured =
         kafka.properties().find(|(name, _)| *name == "partitioner").map_or("", |(_, value)| value.expose());
     let java = configured.starts_with("murmur2");

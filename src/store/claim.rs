@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use crate::lane::LaneRange;
 use crate::store::names::Names;
+use crate::store::pauses;
 use crate::store::settle::Ctid;
 use crate::store::snapshot::Snapshot;
 
@@ -30,6 +31,7 @@ const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 pub(crate) struct ClaimSql {
     outbox: String,
     lane_table: String,
+    pauses: String,
     claim: String,
     claim_around: String,
     claim_due: String,
@@ -54,7 +56,7 @@ pub(crate) struct Probed {
     pub(crate) pending: bool,
     /// A scheduled row is due.
     pub(crate) due: bool,
-    /// Sum over the lanes: changes whenever somebody holds or releases rows of them.
+    /// Sum over the lanes, and the counter of pauses: changes whenever somebody holds, releases or pauses rows of them.
     pub(crate) generation: i64,
 }
 
@@ -91,6 +93,7 @@ impl ClaimSql {
         Self {
             outbox: outbox.clone(),
             lane_table: names.companion("lane"),
+            pauses: pauses::counter(names),
             claim: format!(
                 "select {COLUMNS} from {outbox} where {PENDING} and {range} \
                  order by (id + 0) limit $4 for update skip locked"
@@ -155,14 +158,14 @@ impl ClaimSql {
     }
 
     pub(crate) fn probe_text(&self, start: i64, lanes: LaneRange) -> String {
-        let Self { outbox, lane_table, .. } = self;
+        let Self { outbox, lane_table, pauses, .. } = self;
         let lanes = format!("lane between {} and {}", lanes.first, lanes.last);
         format!(
             "select pg_current_snapshot()::text, \
              (select true from {outbox} where {PENDING} and (id + 0) > {start} and {lanes} order by (id + 0) limit 1) is not null, \
              (select true from {outbox} where {WAITING} and available_at <= now() and {lanes} \
               order by available_at limit 1) is not null, \
-             (select sum(generation)::int8 from {lane_table} where {lanes})"
+             (select sum(generation)::int8 from {lane_table} where {lanes}) + {pauses}"
         )
     }
 

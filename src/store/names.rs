@@ -59,6 +59,13 @@ impl Names {
         derive(&self.table, suffix)
     }
 
+    /// A role of the outbox, quoted: `event_outbox` and `writer` give `"event_outbox_writer"`. Roles are the whole server's; another
+    /// `prefix` keeps those of two outboxes of one name apart.
+    #[cfg(feature = "relay")]
+    pub(crate) fn role(&self, prefix: Option<&str>, suffix: &str) -> String {
+        quote(&derive(prefix.unwrap_or(&self.table), suffix))
+    }
+
     /// The function that writes an event: `outbox_emit`, or `<table>_emit` for a table of another name, so that two outboxes
     /// of one schema do not replace each other's.
     pub fn emit(&self) -> String {

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Ro
 
 use crate::lane::LaneRange;
 use crate::store::names::{Names, literal};
+use crate::store::pauses;
 use crate::store::snapshot::Snapshot;
 
 /// Opens a connection that names itself in `pg_stat_activity`.
@@ -43,12 +44,20 @@ pub(crate) async fn learn_types(conn: &mut PgConnection) -> Result<(), sqlx::Err
     }
 }
 
+/// The first key of the advisory locks on the lanes; the second is the lane. SQL text.
+pub(crate) fn lane_key(names: &Names) -> String {
+    // The table's oid is unsigned and the lock's key is signed: the same 32 bits.
+    let oid = format!("{}::regclass::oid::int8", literal(&names.companion("lane")));
+    format!("({oid} - case when {oid} > 2147483647 then 4294967296 else 0 end)::int4")
+}
+
 /// The statements that begin a transaction and own lanes in it, fixed per worker but for the range.
 #[derive(Debug, Clone)]
 pub(crate) struct Beginning {
     settings: String,
     lane_table: String,
     lock: String,
+    pauses: String,
 }
 
 /// What the transaction owns and saw.
@@ -58,7 +67,7 @@ pub(crate) struct Owned {
     pub(crate) lanes: Vec<i16>,
     /// Taken after the locks.
     pub(crate) snapshot: Snapshot,
-    /// Sum over the wanted lanes: changes whenever somebody changes what is held.
+    /// Sum over the wanted lanes, and the counter of pauses: changes whenever somebody changes what is held or paused.
     pub(crate) generation: i64,
 }
 
@@ -80,12 +89,8 @@ impl Beginning {
             longest.as_millis()
         );
         let lane_table = names.companion("lane");
-        // The table's oid is unsigned and the lock's key is signed: the same 32 bits.
-        let oid = format!("{}::regclass::oid::int8", literal(&lane_table));
-        let lock = format!(
-            "pg_try_advisory_xact_lock(({oid} - case when {oid} > 2147483647 then 4294967296 else 0 end)::int4, lane)"
-        );
-        Self { settings, lane_table, lock }
+        let lock = format!("pg_try_advisory_xact_lock({}, lane)", lane_key(names));
+        Self { settings, lane_table, lock, pauses: pauses::counter(names) }
     }
 
     /// `begin` and the settings, for EXPLAIN.
@@ -98,7 +103,7 @@ impl Beginning {
     /// # Errors
     /// Any database error. The connection must be dropped then: it may be inside a transaction.
     pub(crate) async fn begin(&self, conn: &mut PgConnection, want: LaneRange) -> Result<Owned, sqlx::Error> {
-        let Self { settings, lane_table, lock } = self;
+        let Self { settings, lane_table, lock, pauses } = self;
         let LaneRange { first, last } = want;
         // The lock is tried outside the scan, on a materialized list, so that no plan can try it for other lanes. The generation
         // is read by a later statement than the lock: its snapshot sees what the last owner of the lock has committed.
@@ -107,7 +112,7 @@ impl Beginning {
              with wanted as materialized (select lane from {lane_table} where lane between {first} and {last}) \
              select lane::int8, null::text from wanted \
              where {lock}; \
-             select sum(generation)::int8, pg_current_snapshot()::text from {lane_table} \
+             select sum(generation)::int8 + {pauses}, pg_current_snapshot()::text from {lane_table} \
              where lane between {first} and {last}"
         );
         let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;

@@ -44,6 +44,9 @@ impl Book {
         // What was committed and is not in the table is missing twice over: the ledger then expects it on the topic.
         let lost = self.committed.iter().filter(|event| !rows.contains(event)).count();
         ensure!(lost == 0, "{lost} committed events are not in the table");
+        let retried = "select event_id from event_outbox_audit_row where action = 'retried'";
+        let retried: Vec<Uuid> = sqlx::query_scalar(retried).fetch_all(&mut outbox.connect().await?).await?;
+        retried.into_iter().for_each(|event| ledger.retried(EventId(event)));
         for record in kafka.read_topic(&outbox.topic).await? {
             ledger.observe(TopicRecord {
                 event_id: record.header("event-id").and_then(|id| id.parse().ok()).map(EventId),

@@ -98,6 +98,18 @@ impl Load {
         book.reconcile(outbox, kafka).await
     }
 
+    /// The same where some events were refused: what is DEAD is not expected on the topic.
+    pub(crate) async fn reconcile_all_but_dead(
+        self,
+        outbox: &Outbox,
+        kafka: &RealKafka,
+        rules: Rules,
+    ) -> anyhow::Result<()> {
+        let book = self.end(rules).await?;
+        outbox.until_settled().await;
+        book.reconcile(outbox, kafka).await
+    }
+
     async fn end(mut self, rules: Rules) -> anyhow::Result<Book> {
         let mut book = Book::new(rules);
         while let Some(writer) = self.writers.join_next().await {
