@@ -49,6 +49,17 @@ impl Stage {
         tune: fn(Relay) -> Relay,
     ) -> anyhow::Result<Self> {
         outbox.create_topic(kafka).await?;
+        Self::open_on_topic(trial, outbox, kafka, relays, tune).await
+    }
+
+    /// On a topic that is there.
+    pub(crate) async fn open_on_topic(
+        trial: &str,
+        outbox: &Outbox,
+        kafka: &RealKafka,
+        relays: usize,
+        tune: fn(Relay) -> Relay,
+    ) -> anyhow::Result<Self> {
         let mut random = random_of(trial);
         let mut stage = Self {
             load: Load::start(outbox, Plan::rough(ENTITIES, random.random())),

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outbox_relay::ledger::Rules;
 use rand::rngs::StdRng;
@@ -30,6 +30,9 @@ const LARGEST: i64 = 4;
 
 /// How many commits of others a long transaction outlasts.
 const OUTLASTS: i64 = 300;
+
+/// And for how long at most: who waits for the table waits for it, and holds up the others.
+const OUTLASTS_FOR: Duration = Duration::from_secs(2);
 
 /// Milliseconds between two transactions of a connection under a rough load.
 const PAUSE: std::ops::Range<u64> = 10..60;
@@ -209,10 +212,14 @@ impl Writer {
         if shared { format!("s{}", number / 2) } else { format!("e{number}-{}", self.index) }
     }
 
-    /// Until the others have got far ahead, or are about to end.
+    /// Until the others have got far ahead, are about to end, or are held up.
     async fn outlast_others(&self) {
+        let began = Instant::now();
         let until = (self.committed_by_all.load(Ordering::Relaxed) + OUTLASTS).min(self.plan.events / 10 * 8);
-        while self.committed_by_all.load(Ordering::Relaxed) < until && !self.ends.load(Ordering::Relaxed) {
+        while self.committed_by_all.load(Ordering::Relaxed) < until
+            && !self.ends.load(Ordering::Relaxed)
+            && (began.elapsed() < OUTLASTS_FOR || !self.plan.rough)
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

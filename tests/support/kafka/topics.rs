@@ -48,7 +48,18 @@ impl RealKafka {
         partitions: i32,
         configs: &[(&str, &str)],
     ) -> anyhow::Result<()> {
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        self.create_replicated_topic(name, partitions, 1, configs).await
+    }
+
+    /// The same with copies on so many brokers.
+    pub(crate) async fn create_replicated_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replicas: i32,
+        configs: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
         for (key, value) in configs {
             topic = topic.set(key, value);
         }
