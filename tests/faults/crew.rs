@@ -1,5 +1,7 @@
 //! The relays of a trial: processes, each behind proxies of its own.
 
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 
@@ -15,6 +17,9 @@ const WORKERS: u64 = 2;
 
 /// What a relay may have in flight, and so what it may send again after a fault.
 pub(crate) const IN_FLIGHT: u64 = BATCH * WORKERS;
+
+/// How long a batch waits for its acks.
+pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One relay and the network around it.
 #[derive(Debug)]
@@ -40,7 +45,7 @@ impl Member {
             .relay_through(postgres.port(), kafka.port())?
             .with("RELAY_BATCH_SIZE", BATCH)
             .with("RELAY_WORKERS", WORKERS)
-            .with("RELAY_PUBLISH_TIMEOUT", "2s")
+            .with("RELAY_PUBLISH_TIMEOUT", format!("{}ms", PUBLISH_TIMEOUT.as_millis()))
             .with("RELAY_HEARTBEAT_INTERVAL", "1s");
         let mut member = Self { name: name.to_owned(), settings: tune(settings), process: None, postgres, kafka };
         member.revive()?;

@@ -92,7 +92,7 @@ async fn a_deadlock_in_which_the_relay_is_the_victim(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let one_worker = |relay: Relay| relay.with("RELAY_WORKERS", 1);
+    let one_worker = |relay: Relay| relay.with("RELAY_WORKERS", 1).with("RELAY_PUBLISH_TIMEOUT", "60s");
     let mut stage = Stage::open_with("deadlock", &Outbox::of(&database), &kafka, 1, one_worker).await?;
     stage.may_repeat(2);
     let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
