@@ -10,6 +10,10 @@ ci:
 demo *arguments:
     cargo run --release --locked -- demo {{arguments}}
 
+# All faults at random against relays under load: just soak --minutes 10 --seed 1
+soak *arguments:
+    cargo test --locked --test faults -- soak {{ arguments }}
+
 # Measure against a Postgres and a Kafka of its own: just bench drain --events 1000000
 bench *arguments:
     cargo bench --bench servers -- {{ arguments }}

@@ -1,5 +1,6 @@
 //! The suite against a real Postgres and a real Kafka. `cargo test --test main -- --list` names its tests.
 
+#[expect(dead_code, unused_imports, reason = "shared with the fault suite, which uses the rest")]
 mod support;
 
 #[path = "main/bench.rs"]

@@ -24,6 +24,11 @@ use super::shared::{self, NoPostgres};
 /// The tests keep two servers busy and a relay each; more at a time only makes each slower.
 const THREADS: usize = 4;
 
+/// Why a test cannot be run on this machine, other than for want of a server.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Skip(pub(crate) String);
+
 static SKIPPED_FOR_KAFKA: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_POSTGRES: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_PROGRAMS: AtomicUsize = AtomicUsize::new(0);
@@ -125,6 +130,9 @@ where
 }
 
 fn skip_or_fail(error: &anyhow::Error) -> Result<Completion, Failed> {
+    if let Some(Skip(why)) = error.downcast_ref() {
+        return Ok(Completion::ignored_with(why.clone()));
+    }
     let Some((server, counter)) = missing_server(error) else {
         return Err(format!("{error:?}").into());
     };
