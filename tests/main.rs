@@ -12,6 +12,8 @@ mod crashes;
 mod demo;
 #[path = "main/guarantees.rs"]
 mod guarantees;
+#[path = "main/inbox.rs"]
+mod inbox;
 #[path = "main/migrations.rs"]
 mod migrations;
 #[path = "main/order.rs"]
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         cli::trials(),
         bench::trials(),
         migrations::trials(),
+        inbox::trials(),
         plans::trials(),
         guarantees::trials(),
         order::trials(),

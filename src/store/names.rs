@@ -51,6 +51,11 @@ impl Names {
         self.qualified(&self.processed_table)
     }
 
+    /// The keys that consumers hold: `processed_events_held`.
+    pub fn held(&self) -> String {
+        self.qualified(&derive(&self.processed_table, "held"))
+    }
+
     /// A companion of the outbox table: `event_outbox` and `lane` give `"public"."event_outbox_lane"`.
     pub fn companion(&self, suffix: &str) -> String {
         self.qualified(&derive(&self.table, suffix))

@@ -22,8 +22,10 @@ struct Migration {
     template: &'static str,
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "outbox", template: include_str!("../../migrations/0001_outbox.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "outbox", template: include_str!("../../migrations/0001_outbox.sql") },
+    Migration { version: 2, name: "held keys", template: include_str!("../../migrations/0002_held_keys.sql") },
+];
 
 /// The schema version this binary works on.
 pub const CURRENT_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
@@ -301,6 +303,7 @@ impl Migration {
                 "outbox" => names.outbox(),
                 "lane" | "relay" => names.companion(placeholder),
                 "processed" => names.processed(),
+                "held" => names.held(),
                 "emit" => names.emit(),
                 "once" => names.once(),
                 "lanes" => lanes.to_string(),
@@ -355,7 +358,7 @@ mod tests {
     #[test]
     fn the_script_has_no_placeholder_left_and_keeps_empty_objects() {
         let script = print(&Names::new("public", "event_outbox", "processed_events"), 16);
-        for placeholder in ["{outbox", "{lane", "{relay", "{processed", "{emit", "{once", "{quote"] {
+        for placeholder in ["{outbox", "{lane", "{relay", "{processed", "{held", "{emit", "{once", "{quote"] {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");
         }
         assert!(script.contains("default '{}'"));
