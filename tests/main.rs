@@ -6,6 +6,8 @@ mod support;
 mod bench;
 #[path = "main/cli.rs"]
 mod cli;
+#[path = "main/consumers.rs"]
+mod consumers;
 #[path = "main/crashes.rs"]
 mod crashes;
 #[path = "main/demo.rs"]
@@ -32,7 +34,7 @@ use std::process::ExitCode;
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
-    if let Some(code) = servers::run_as_owner() {
+    if let Some(code) = servers::run_as_owner().or_else(consumers::run_as_member) {
         return code;
     }
     support::migrate_template_with(|url| Box::pin(support::outbox::migrate(url)));
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         bench::trials(),
         migrations::trials(),
         inbox::trials(),
+        consumers::trials(),
         plans::trials(),
         guarantees::trials(),
         order::trials(),
