@@ -28,6 +28,8 @@ mod plans;
 mod poison;
 #[path = "main/servers.rs"]
 mod servers;
+#[path = "main/snippets.rs"]
+mod snippets;
 
 use std::process::ExitCode;
 
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         migrations::trials(),
         inbox::trials(),
         consumers::trials(),
+        snippets::trials(),
         plans::trials(),
         guarantees::trials(),
         order::trials(),

@@ -5,6 +5,7 @@
 //! - `database`: a database per test, made from a migrated template.
 //! - `trial`: registers tests with what they need, skips those whose needs this machine cannot meet, and says so.
 //! - `relay`: relays as processes.
+//! - `languages`: the consumers of docs/examples/consumers, ready to run.
 //! - `outbox`: a test's events, from the insert to the record.
 //! - `load`: an application under load.
 //! - `book`: what the application did against table and topic, by the ledger.
@@ -19,6 +20,8 @@ mod database;
 mod eventually;
 #[path = "support/kafka.rs"]
 pub(crate) mod kafka;
+#[path = "support/languages.rs"]
+pub(crate) mod languages;
 #[path = "support/load.rs"]
 pub(crate) mod load;
 #[path = "support/murmur2.rs"]

@@ -18,6 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::database::TestDatabase;
 use super::kafka::{RealKafka, Unavailable};
+use super::languages::NoRuntime;
 use super::relay;
 use super::shared::{self, NoPostgres};
 
@@ -26,6 +27,7 @@ const THREADS: usize = 4;
 
 static SKIPPED_FOR_KAFKA: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_POSTGRES: AtomicUsize = AtomicUsize::new(0);
+static SKIPPED_FOR_RUNTIME: AtomicUsize = AtomicUsize::new(0);
 
 /// The trials of a module, by what they need: `trials! { alone: a, b; with_postgres: c; with_kafka: d; with_both: e }`.
 macro_rules! trials {
@@ -78,7 +80,12 @@ pub(crate) fn run(mut arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
     arguments.test_threads.get_or_insert(THREADS);
     let conclusion = libtest_mimic::run(&arguments, trials);
     shared::stop();
-    for (server, skipped) in [("Postgres", &SKIPPED_FOR_POSTGRES), ("Kafka", &SKIPPED_FOR_KAFKA)] {
+    let skipped = [
+        ("Postgres", &SKIPPED_FOR_POSTGRES),
+        ("Kafka", &SKIPPED_FOR_KAFKA),
+        ("language runtime", &SKIPPED_FOR_RUNTIME),
+    ];
+    for (server, skipped) in skipped {
         match skipped.load(Ordering::Relaxed) {
             0 => {}
             skipped => eprintln!("skipped for want of a real {server}: {skipped}"),
@@ -130,6 +137,9 @@ fn skip_or_fail(error: &anyhow::Error) -> Result<Completion, Failed> {
 fn missing_server(error: &anyhow::Error) -> Option<(&'static str, &'static AtomicUsize)> {
     if error.is::<Unavailable>() {
         return Some(("Kafka", &SKIPPED_FOR_KAFKA));
+    }
+    if error.is::<NoRuntime>() {
+        return Some(("a language's runtime", &SKIPPED_FOR_RUNTIME));
     }
     let no_binaries = matches!(error.downcast_ref(), Some(PostgresError::Binaries(_)));
     (no_binaries || error.is::<NoPostgres>()).then_some(("Postgres", &SKIPPED_FOR_POSTGRES))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -75,6 +76,8 @@ func main() {
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(os.Getenv("KAFKA_BOOTSTRAP_SERVERS")),
 		kgo.ConsumerGroup(group),
+		// How soon others take over from a consumer that was killed.
+		kgo.SessionTimeout(10*time.Second),
 		kgo.ConsumeTopics(os.Getenv("TOPIC")),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.DisableAutoCommit(),

@@ -24,6 +24,8 @@ public class Consume {
         Map<String, Object> config = Map.of(
                 "bootstrap.servers", System.getenv("KAFKA_BOOTSTRAP_SERVERS"),
                 "group.id", GROUP,
+                // How soon others take over from a consumer that was killed.
+                "session.timeout.ms", 10_000,
                 "enable.auto.commit", false,
                 "auto.offset.reset", "earliest");
         try (var consumer = new KafkaConsumer<>(config, new StringDeserializer(), new StringDeserializer());

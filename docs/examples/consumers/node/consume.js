@@ -25,6 +25,8 @@ await db.connect();
 const consumer = new Consumer({
   clientId: GROUP,
   groupId: GROUP,
+  // How soon others take over from a consumer that was killed.
+  sessionTimeout: 10_000,
   bootstrapBrokers: process.env.KAFKA_BOOTSTRAP_SERVERS.split(','),
   deserializers: stringDeserializers,
 });

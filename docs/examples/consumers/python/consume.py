@@ -24,6 +24,8 @@ def main() -> None:
         {
             "bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"],
             "group.id": GROUP,
+            # How soon others take over from a consumer that was killed.
+            "session.timeout.ms": 10_000,
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
         }
