@@ -54,12 +54,13 @@ impl Context {
     ///
     /// # Errors
     /// [`EmitError`], to be handed on with `?`.
-    pub async fn emit(&mut self, mut event: NewEvent) -> Result<EventId, EmitError> {
-        event.default_header("correlation-id", &self.event.correlation_id);
-        event.default_header("causation-id", &self.event.event_id.to_string());
+    pub async fn emit(&mut self, event: NewEvent) -> Result<EventId, EmitError> {
+        let mut event = event
+            .default_header("correlation-id", &self.event.correlation_id)
+            .default_header("causation-id", self.event.event_id.to_string());
         for name in TRACE {
             if let Some(value) = self.event.header(name) {
-                event.default_header(name, value);
+                event = event.default_header(name, value);
             }
         }
         self.outbox.emit(&mut self.tx, &event).await

@@ -112,6 +112,7 @@ impl Failed {
         self
     }
 
+    #[cfg(feature = "schema")]
     pub(crate) fn at(mut self, path: String) -> Self {
         self.path = Some(path);
         self

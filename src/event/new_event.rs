@@ -88,8 +88,9 @@ impl NewEvent {
     }
 
     /// A header, unless it is set already.
-    pub(crate) fn default_header(&mut self, name: &str, value: &str) {
-        self.headers.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    pub fn default_header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.entry(name.into()).or_insert_with(|| value.into());
+        self
     }
 
     /// A topic other than the one the relay's route gives.
