@@ -2,6 +2,9 @@
 //!
 //! For services (`default-features = false`):
 //! - [`event`]: what an event is
+//! - [`outbox`]: writes events in the service's own transaction
+//! - [`consumer`]: one effect per event (feature `consumer`); handlers on Kafka partitions (feature `consumer-kafka`)
+//! - [`schemas`]: payloads checked against JSON Schema (feature `schema`)
 //! - [`store`]: the tables, their names and migrations
 //! - [`envelope`], [`route`]: from an event to a record and its topic; pure
 //! - [`ledger`]: compares what was committed with what a topic holds; pure
@@ -30,6 +33,8 @@ mod check;
 pub mod cli;
 #[cfg(feature = "relay")]
 pub mod config;
+#[cfg(feature = "consumer")]
+pub mod consumer;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod envelope;
@@ -43,14 +48,18 @@ mod lane;
 pub mod ledger;
 #[cfg(feature = "relay")]
 mod observe;
+pub mod outbox;
 #[cfg(feature = "relay")]
 pub mod relay;
 pub mod route;
+#[cfg(feature = "schema")]
+pub mod schemas;
 #[cfg(feature = "relay")]
 mod sink;
 #[cfg(feature = "relay")]
 mod status;
 pub mod store;
+#[cfg(feature = "relay")]
 mod tail;
 #[cfg(feature = "relay")]
 mod verify;

@@ -3,7 +3,7 @@
 //!
 //! `cargo test --test faults -- <trial>` runs one, `OUTBOX_RELAY_SEED=…` replays a seed, `just soak --minutes N` mixes all of them.
 
-#[expect(dead_code, reason = "shared with the main suite, which uses the rest")]
+#[expect(dead_code, unused_imports, reason = "shared with the main suite, which uses the rest")]
 mod support;
 
 #[path = "faults/broker.rs"]

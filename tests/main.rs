@@ -9,6 +9,8 @@ mod bench;
 mod check;
 #[path = "main/cli.rs"]
 mod cli;
+#[path = "main/consumers.rs"]
+mod consumers;
 #[path = "main/crashes.rs"]
 mod crashes;
 #[path = "main/dead.rs"]
@@ -17,6 +19,8 @@ mod dead;
 mod demo;
 #[path = "main/guarantees.rs"]
 mod guarantees;
+#[path = "main/inbox.rs"]
+mod inbox;
 #[path = "main/migrations.rs"]
 mod migrations;
 #[path = "main/order.rs"]
@@ -35,6 +39,8 @@ mod retention;
 mod roles;
 #[path = "main/servers.rs"]
 mod servers;
+#[path = "main/snippets.rs"]
+mod snippets;
 #[path = "main/status.rs"]
 mod status;
 #[path = "main/tail.rs"]
@@ -47,7 +53,7 @@ use std::process::ExitCode;
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
-    if let Some(code) = servers::run_as_owner() {
+    if let Some(code) = servers::run_as_owner().or_else(consumers::run_as_member) {
         return code;
     }
     support::migrate_template_with(|url| Box::pin(support::outbox::migrate(url)));
@@ -57,6 +63,9 @@ fn main() -> ExitCode {
         check::trials(),
         bench::trials(),
         migrations::trials(),
+        inbox::trials(),
+        consumers::trials(),
+        snippets::trials(),
         plans::trials(),
         guarantees::trials(),
         order::trials(),

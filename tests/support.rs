@@ -5,6 +5,7 @@
 //! - `database`: a database per test, made from a migrated template.
 //! - `trial`: registers tests with what they need, skips those whose needs this machine cannot meet, and says so.
 //! - `relay`: relays as processes.
+//! - `languages`: the consumers of docs/examples/consumers, ready to run.
 //! - `outbox`: a test's events, from the insert to the record.
 //! - `load`: an application under load; `rough`: what it writes at its worst.
 //! - `book`: what the application did against table and topic, by the ledger.
@@ -20,6 +21,8 @@ mod database;
 mod eventually;
 #[path = "support/kafka.rs"]
 pub(crate) mod kafka;
+#[path = "support/languages.rs"]
+pub(crate) mod languages;
 #[path = "support/load.rs"]
 pub(crate) mod load;
 #[path = "support/murmur2.rs"]
@@ -42,5 +45,4 @@ pub(crate) use eventually::{SOON, eventually};
 pub(crate) use outbox::{Outbox, PARTITIONS};
 pub(crate) use relay::{Relay, RelayProcess};
 pub(crate) use shared::{migrate_template_with, options_for_tests};
-pub(crate) use trial::{Missing, alone, run, trials, with_both, with_kafka, with_postgres};
-pub(crate) use trial::{Skip, alone, run, trials, with_both, with_kafka, with_postgres};
+pub(crate) use trial::{Missing, Skip, alone, run, trials, with_both, with_kafka, with_postgres};

@@ -13,6 +13,13 @@ pub struct Names {
     processed_table: String,
 }
 
+impl Default for Names {
+    /// `event_outbox` and `processed_events` in `public`.
+    fn default() -> Self {
+        Self::new("public", "event_outbox", "processed_events")
+    }
+}
+
 impl Names {
     /// Names for the outbox `table` and the inbox `processed_table` in `schema`; all unquoted, of 1 to 63 bytes without NUL.
     pub fn new(schema: &str, table: &str, processed_table: &str) -> Self {
@@ -42,6 +49,11 @@ impl Names {
     /// The inbox table.
     pub fn processed(&self) -> String {
         self.qualified(&self.processed_table)
+    }
+
+    /// The keys that consumers hold: `processed_events_held`.
+    pub fn held(&self) -> String {
+        self.qualified(&derive(&self.processed_table, "held"))
     }
 
     /// A companion of the outbox table: `event_outbox` and `lane` give `"public"."event_outbox_lane"`.

@@ -27,6 +27,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 2, name: "control", template: include_str!("../../migrations/0002_control.sql") },
     Migration { version: 3, name: "retention", template: include_str!("../../migrations/0003_retention.sql") },
     Migration { version: 4, name: "health", template: include_str!("../../migrations/0004_health.sql") },
+    Migration { version: 5, name: "held keys", template: include_str!("../../migrations/0005_held_keys.sql") },
 ];
 
 /// The schema version this binary works on.
@@ -307,6 +308,7 @@ impl Migration {
                     names.companion(placeholder)
                 }
                 "processed" => names.processed(),
+                "held" => names.held(),
                 "emit" => names.emit(),
                 "once" => names.once(),
                 "lanes" => lanes.to_string(),
@@ -363,9 +365,19 @@ mod tests {
     #[test]
     fn the_script_has_no_placeholder_left_and_keeps_empty_objects() {
         let script = print(&Names::new("public", "event_outbox", "processed_events"), 16);
-        for placeholder in
-            ["{outbox", "{lane", "{relay", "{processed", "{emit", "{once", "{quote", "{a", "{control", "{pause"]
-        {
+        for placeholder in [
+            "{outbox",
+            "{lane",
+            "{relay",
+            "{processed",
+            "{held",
+            "{emit",
+            "{once",
+            "{quote",
+            "{a",
+            "{control",
+            "{pause",
+        ] {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");
         }
         assert!(script.contains("default '{}'"));

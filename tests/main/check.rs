@@ -447,7 +447,7 @@ async fn a_clock_that_is_wrong_is_found(database: TestDatabase, kafka: Arc<RealK
     let library = std::fs::read_dir("/usr/lib")?
         .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketime.so.1")))
         .find(|path| path.exists())
-        .ok_or(Missing("faketime"))?;
+        .ok_or_else(|| Missing("faketime is not installed".to_owned()))?;
     let relay = Relay::of(&database.url(), &kafka.bootstrap());
     let right = findings(&relay).await?;
     ensure!(!right.contains_key("clock-skew"), "{right:?}");
@@ -476,7 +476,7 @@ async fn brokers_that_refuse_the_login_are_found(database: TestDatabase, kafka: 
 async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
     let openssl = "/usr/bin/openssl";
     if !std::path::Path::new(openssl).exists() {
-        return Err(Missing("openssl").into());
+        return Err(Missing("openssl is not installed".to_owned()).into());
     }
     let mut directory = TetheredDirectory::create(None)?;
     let (key, certificate) = (directory.path().join("key.pem"), directory.path().join("certificate.pem"));

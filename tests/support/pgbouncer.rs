@@ -23,7 +23,10 @@ impl PgBouncer {
     /// Starts one in that pool mode and waits until a client gets through. `Err` with [`Missing`] where there is none to start.
     pub(crate) async fn start(database: &TestDatabase, mode: &str) -> anyhow::Result<Self> {
         let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].map(PathBuf::from);
-        let program = program.into_iter().find(|path| path.exists()).ok_or(Missing("pgbouncer"))?;
+        let program = program
+            .into_iter()
+            .find(|path| path.exists())
+            .ok_or_else(|| Missing("pgbouncer is not installed".to_owned()))?;
         let url = database.url();
         let (user, rest) = url.trim_start_matches("postgres://").split_once(':').context("no user")?;
         let (password, rest) = rest.split_once('@').context("no password")?;

@@ -33,10 +33,10 @@ static SKIPPED_FOR_KAFKA: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_POSTGRES: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_PROGRAMS: AtomicUsize = AtomicUsize::new(0);
 
-/// This machine lacks a program that the test needs.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{0} is not installed")]
-pub(crate) struct Missing(pub(crate) &'static str);
+/// This machine lacks a program or a runtime that the test needs.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Missing(pub(crate) String);
 
 /// The trials of a module, by what they need: `trials! { alone: a, b; with_postgres: c; with_kafka: d; with_both: e }`.
 macro_rules! trials {
