@@ -10,6 +10,22 @@ ci:
 demo *arguments:
     cargo run --release --locked -- demo {{arguments}}
 
+# All faults at random against relays under load: just soak --minutes 10 --seed 1
+soak *arguments:
+    cargo test --locked --test faults -- soak {{ arguments }}
+
 # Measure against a Postgres and a Kafka of its own: just bench drain --events 1000000
 bench *arguments:
     cargo bench --bench servers -- {{ arguments }}
+
+# Two revisions in turns against the same servers: just compare main . drain --events 200000
+compare *arguments:
+    benches/compare {{ arguments }}
+
+# The pure parts of an event's way, one at a time: just micro envelope
+micro *arguments:
+    cargo bench --bench micro -- {{ arguments }}
+
+# Debezium and the articles' loop beside the relay, on the same rows: just peers --events 200000
+peers *arguments:
+    cargo bench --bench peers -- {{ arguments }}

@@ -39,9 +39,12 @@ def tests(document, text, sources):
         if not names:
             yield f"{document}: no test in {row[:6]}"
         for whole, name in names:
-            if not re.search(rf"\bfn {name}\b", sources):
+            # `poison::name` is a trial of tests/main/poison.rs, a bare name a test of any file.
+            module = whole.removesuffix(name).removesuffix("::")
+            place = sources.get(f"tests/main/{module}.rs", "") if module else "\n".join(sources.values())
+            if not re.search(rf"\bfn {name}\b", place):
                 yield f"{document}: there is no test {whole}"
-    if document.name == "README.md" and len(rows) != 10:
+    if document.name in ("README.md", "guarantees.md") and len(rows) != 10:
         yield f"{document}: {len(rows)} guarantees, not 10"
 
 
@@ -62,7 +65,7 @@ def compose():
 
 def main():
     code = [path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.rs")]
-    sources = "\n".join(path.read_text() for path in code)
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in code}
     mistakes = list(compose())
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         text = document.read_text()

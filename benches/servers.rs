@@ -1,5 +1,7 @@
 //! Starts a Postgres that is durable and a real Kafka, and runs `outbox-relay bench` against them with the arguments given here:
 //! `cargo bench --bench servers -- drain --events 1000000`, or `just bench drain`. Both servers go afterwards.
+//!
+//! `--run PROGRAM ARGUMENTS` runs that instead, with the servers in its environment: benches/compare does.
 
 #[expect(dead_code, unused_imports, reason = "written for the tests, which use all of it")]
 #[path = "../tests/support/kafka.rs"]
@@ -17,13 +19,25 @@ fn main() -> anyhow::Result<ExitCode> {
     let kafka = kafka::RealKafka::start(&[])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let postgres = runtime.block_on(PrivatePostgres::start(postgres_options()))?;
-    let status = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
-        .arg("bench")
-        .args(arguments)
+    let status = command(&arguments)
         .env("DATABASE_URL", postgres.url("postgres"))
         .env("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap())
         .status()?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+/// The bench, or what `--run` names.
+fn command(arguments: &[OsString]) -> Command {
+    let (mut command, arguments) = match arguments {
+        [run, program, arguments @ ..] if run == "--run" => (Command::new(program), arguments),
+        arguments => {
+            let mut bench = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
+            bench.arg("bench");
+            (bench, arguments)
+        }
+    };
+    command.args(arguments);
+    command
 }
 
 /// As a production server of a small machine: durable, with memory, and without a checkpoint every few seconds of a drain.

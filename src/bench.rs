@@ -80,6 +80,8 @@ pub(crate) enum Scenario {
     HotKey,
     /// Drain with published rows in the table, beside one without
     Retained,
+    /// Drain while the published rows in the table are removed, beside one in which they stay
+    Retention,
     /// The rate over time while another session holds a snapshot
     HeldSnapshot,
     /// What a relay with nothing to do costs
@@ -215,6 +217,7 @@ impl Bench {
             Scenario::Relays => report.relays = Some(variants::relays(self).await?),
             Scenario::HotKey => report.hot_key = Some(variants::hot_key(self).await?),
             Scenario::Retained => report.retained = Some(variants::retained(self).await?),
+            Scenario::Retention => report.retention = Some(variants::retention(self).await?),
             Scenario::HeldSnapshot => {
                 let seconds = seconds.unwrap_or(HELD_SECONDS);
                 report.held_snapshot = Some(held_snapshot::held_snapshot(self, rate, seconds, window_s).await?);
@@ -230,7 +233,7 @@ impl Bench {
     }
 
     fn backlog(&self) -> Backlog {
-        Backlog { events: self.plan.events, keys: Keys::Spread(self.entities()), retained: 0, relays: 1 }
+        Backlog { events: self.plan.events, keys: Keys::Spread(self.entities()), retained: 0, relays: 1, prunes: false }
     }
 
     fn entities(&self) -> u64 {

@@ -1,11 +1,22 @@
 //! The commands: parsing, one file per command, exit codes.
 
 mod bench;
+mod check;
+mod confirm;
+mod dead;
 #[cfg(feature = "demo")]
 mod demo;
 mod exit;
+mod explain;
 mod migrate;
+mod output;
+mod pause;
+mod prune;
 mod run;
+mod status;
+mod tail;
+mod target;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,8 +47,30 @@ struct Cli {
 enum Command {
     /// Publish events until SIGTERM
     Run(run::Run),
+    /// Look for what will go wrong: schema, rights, plans, brokers, topics; exit 1 if something must be mended
+    Check(check::Check),
+    /// Show what waits, what blocks, which relays are alive, and what to do next
+    Status(status::Status),
+    /// Say what happened to an event or to an entity's events, and why they still wait
+    Explain(explain::Explain),
+    /// Follow events as they are written, published and seen on the topic
+    Tail(tail::Tail),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
+    /// Compare the table with the topics, and exit 1 if anything is lost, invented, changed or out of order
+    ///
+    /// Reads only, in short transactions; --rate bounds how fast. It may run beside relays at any time: rows that are pending and events
+    /// that come while it runs are left out.
+    Verify(verify::Verify),
+    /// Keep events back: all, a topic's, an entity's; they wait in order, nothing is lost
+    Pause(pause::Pause),
+    /// End a pause
+    Resume(pause::Resume),
+    /// Events that could not be sent: list and show them by cause, retry or discard them
+    #[command(subcommand)]
+    Dead(dead::Dead),
+    /// Remove what was published, or applied, long ago; relays do it by themselves when RELAY_RETENTION says so
+    Prune(prune::Prune),
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
     /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
@@ -76,11 +109,20 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     let (file, overrides) = (cli.config, names_and_values("--set", cli.set)?);
     match cli.command {
         Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Check(check) => check.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Status(status) => status.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Explain(explain) => explain.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Tail(tail) => tail.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Migrate(migrate) if migrate.print => {
             migrate.print(&Settings::load_names(&Sources::from_process(file, overrides))?);
             Ok(())
         }
         Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Verify(verify) => verify.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Pause(pause) => pause.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Resume(resume) => resume.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Dead(dead) => dead.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Prune(prune) => prune.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
         #[cfg(feature = "demo")]
         Command::Demo(_) if file.is_some() || !overrides.is_empty() => {

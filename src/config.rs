@@ -5,7 +5,7 @@
 //! | `setting` | the one table of settings |
 //! | `sources`, `layer`, `file`, `noise` | where values come from, and which names are known |
 //! | `resolved` | the layers on top of each other, read value by value |
-//! | `database`, `outbox`, `kafka`, `relay`, `log` | the typed settings |
+//! | `database`, `outbox`, `kafka`, `relay`, `retention`, `log` | the typed settings |
 //! | `producer`, `property`, `sasl`, `brokers`, `pem`, `host` | what Kafka and TLS settings must hold |
 //! | `bytes`, `duration` | sizes and lengths of time as people write them |
 //! | `mistake` | what is wrong, all at once and without secrets |
@@ -27,6 +27,7 @@ mod producer;
 mod property;
 mod relay;
 mod resolved;
+mod retention;
 mod sasl;
 mod setting;
 mod sources;
@@ -39,6 +40,7 @@ pub use log::{LogFormat, LogSettings};
 pub use mistake::{ConfigError, Mistake};
 pub use outbox::OutboxNames;
 pub use relay::{OnPoison, RelaySettings};
+pub use retention::{Retention, RetentionSettings};
 pub use setting::{Kind, SETTINGS, Setting};
 pub use sources::Sources;
 

@@ -1,7 +1,8 @@
 //! The Kafka record of an event: its value and its headers, byte for byte.
 //!
 //! `event` is the relay's own JSON object, `raw` the payload alone, `cloudevents` both modes of the CloudEvents 1.0 Kafka
-//! binding, `debezium` what Debezium's outbox event router emits; `digits` prints numbers and times into stack buffers.
+//! binding, `debezium` what Debezium's outbox event router emits; `digits` prints numbers and times into stack buffers; `decode` is the
+//! way back, for consumers.
 //!
 //! The payload is spliced in as bytes and never parsed: a JSON tree would damage big numbers, key order and duplicate keys. So
 //! where the outbox keeps `payload` in a `text` column, it is the application's word that the text is JSON.
@@ -11,6 +12,7 @@
 
 mod cloudevents;
 mod debezium;
+mod decode;
 mod digits;
 mod event;
 mod raw;
@@ -19,6 +21,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::event::{Payload, StoredEvent};
+
+pub use decode::{Decoded, Undecodable, decode};
 
 /// Headers of every record, in the order in which they are sent.
 const ALWAYS: [&str; 4] = ["event-id", "event-type", "event-version", "sequence"];

@@ -1,11 +1,16 @@
-//! What an event is: the form an application writes, the form the relay has claimed, and the newtypes that must not be swapped.
-//! Knows neither sqlx nor Kafka.
+//! What an event is: the form an application writes ([`NewEvent`]), the form the relay has claimed, and the newtypes that must not
+//! be swapped. Knows neither sqlx nor Kafka.
+
+mod new_event;
 
 use std::borrow::Cow;
 use std::fmt;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
+
+pub(crate) use new_event::Body;
+pub use new_event::NewEvent;
 
 /// `event_outbox.id`: the order of publishing within an entity. Sent as the `sequence` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,6 +2,9 @@
 //!
 //! For services (`default-features = false`):
 //! - [`event`]: what an event is
+//! - [`outbox`]: writes events in the service's own transaction
+//! - [`consumer`]: one effect per event (feature `consumer`); handlers on Kafka partitions (feature `consumer-kafka`)
+//! - [`schemas`]: payloads checked against JSON Schema (feature `schema`)
 //! - [`store`]: the tables, their names and migrations
 //! - [`envelope`], [`route`]: from an event to a record and its topic; pure
 //! - [`ledger`]: compares what was committed with what a topic holds; pure
@@ -13,6 +16,9 @@
 //! - `sink`: Kafka
 //! - `fault`: what an error means and what the operator does
 //! - `observe`: logs
+//! - `verify`: compares the table with topics, in bounded memory
+//! - `check`: what will go wrong, found before traffic does
+//! - `status`, `explain`, `tail`: what goes on now, with one event, with each event that comes
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers
 //!
@@ -22,13 +28,19 @@
 #[cfg(feature = "relay")]
 mod bench;
 #[cfg(feature = "relay")]
+mod check;
+#[cfg(feature = "relay")]
 pub mod cli;
 #[cfg(feature = "relay")]
 pub mod config;
+#[cfg(feature = "consumer")]
+pub mod consumer;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod envelope;
 pub mod event;
+#[cfg(feature = "relay")]
+mod explain;
 #[cfg(feature = "relay")]
 mod fault;
 #[cfg(feature = "relay")]
@@ -36,9 +48,18 @@ mod lane;
 pub mod ledger;
 #[cfg(feature = "relay")]
 mod observe;
+pub mod outbox;
 #[cfg(feature = "relay")]
 pub mod relay;
 pub mod route;
+#[cfg(feature = "schema")]
+pub mod schemas;
 #[cfg(feature = "relay")]
 mod sink;
+#[cfg(feature = "relay")]
+mod status;
 pub mod store;
+#[cfg(feature = "relay")]
+mod tail;
+#[cfg(feature = "relay")]
+mod verify;

@@ -9,6 +9,8 @@
 //! - [`topics`]: asked for, held, released
 //! - [`settling`]: its last part, the marks
 //! - [`stint`]: what a worker knows of the lanes it works on
+//! - [`pauses`]: what operators have paused
+//! - [`retention`]: removes what is old
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat, shares, status line
 //! - [`outage`]: incidents, told once when they start and once when they end
@@ -18,7 +20,9 @@ mod claiming;
 mod options;
 mod outage;
 mod pace;
+mod pauses;
 mod register;
+mod retention;
 mod settling;
 mod shared;
 mod stint;
@@ -34,6 +38,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use options::RelayOptions;
+pub(crate) use outage::describe as describe_error;
 
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::schema::{self, SchemaError};
@@ -96,6 +101,10 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
         tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
     tasks.spawn(register::run(Arc::clone(&shared), stop.clone()));
+    let kept = shared.options.retention;
+    if kept.prunes() {
+        tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));
+    }
 
     let ended = tokio::select! {
         // Fails only when the sender is gone, which means the same.

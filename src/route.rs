@@ -187,6 +187,14 @@ fn push_literal(text: &str, parts: &mut Vec<Part>) -> Result<(), TemplateMistake
     Ok(())
 }
 
+/// Whether Kafka would accept a topic of this name.
+///
+/// # Errors
+/// The rule that it breaks.
+pub fn check_topic(name: &str) -> Result<(), NameMistake> {
+    check(name)
+}
+
 /// Kafka's rules for topic names (`org.apache.kafka.common.internals.Topic.validate`).
 fn check(name: &str) -> Result<(), NameMistake> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');

@@ -5,9 +5,13 @@
 //! - [`broker`]: whether the cluster can be reached
 //! - [`topics`]: whether a topic can be written
 //! - [`client`]: the settings a guarantee rests on
+//! - [`murmur2`]: where a key belongs
+//! - [`reader`]: reads topics, for commands that look
 
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod delivery;
+pub(crate) mod murmur2;
 pub(crate) mod producer;
+pub(crate) mod reader;
 pub(crate) mod topics;

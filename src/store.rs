@@ -7,9 +7,19 @@
 //! - [`claim`]: the rows of a batch
 //! - [`settle`]: what becomes of them
 //! - [`holds`]: topics and entities held back
+//! - [`pauses`]: topics and entities that operators have paused
+//! - [`dead`]: events that need a decision, and what is decided
+//! - [`retention`]: removing what is old
+//! - [`roles`]: who may do what
+//! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
 //! - [`members`]: the relays that are alive
 //! - [`stats`]: counts for the status line
+//!
+//! For people who look, in read-only transactions ([`reading`]):
+//! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
+//! - [`fleet`]: the relays, and who works on which lane
+//! - [`activity`]: who holds transactions and locks
 
 pub mod names;
 #[cfg(feature = "relay")]
@@ -17,12 +27,30 @@ pub mod plan;
 pub mod schema;
 
 #[cfg(feature = "relay")]
+pub(crate) mod activity;
+#[cfg(feature = "relay")]
+pub(crate) mod audit;
+#[cfg(feature = "relay")]
+pub(crate) mod backlog;
+#[cfg(feature = "relay")]
 pub(crate) mod claim;
+#[cfg(feature = "relay")]
+pub(crate) mod dead;
+#[cfg(feature = "relay")]
+pub(crate) mod fleet;
 mod hash;
 #[cfg(feature = "relay")]
 pub(crate) mod holds;
 #[cfg(feature = "relay")]
 pub(crate) mod members;
+#[cfg(feature = "relay")]
+pub(crate) mod pauses;
+#[cfg(feature = "relay")]
+pub(crate) mod reading;
+#[cfg(feature = "relay")]
+pub(crate) mod retention;
+#[cfg(feature = "relay")]
+pub(crate) mod roles;
 #[cfg(feature = "relay")]
 pub(crate) mod session;
 #[cfg(feature = "relay")]

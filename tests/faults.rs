@@ -1,3 +1,47 @@
-//! The fault suite: what DESIGN calls faults, each against running relays.
+//! The fault suite: every fault of docs/reliability.md, against a real Postgres, a real Kafka and relays as processes, with a proxy
+//! between each relay and each server and an application that writes all the while. After each the ledger is drawn up.
+//!
+//! `cargo test --test faults -- <trial>` runs one, `OUTBOX_RELAY_SEED=…` replays a seed, `just soak --minutes N` mixes all of them.
 
-fn main() {}
+#[expect(dead_code, unused_imports, reason = "shared with the main suite, which uses the rest")]
+mod support;
+
+#[path = "faults/broker.rs"]
+mod broker;
+#[path = "faults/crew.rs"]
+mod crew;
+#[path = "faults/database.rs"]
+mod database;
+#[path = "faults/fault.rs"]
+mod fault;
+#[path = "faults/fencing.rs"]
+mod fencing;
+#[path = "faults/proxy.rs"]
+mod proxy;
+#[path = "faults/relays.rs"]
+mod relays;
+#[path = "faults/sampler.rs"]
+mod sampler;
+#[path = "faults/seed.rs"]
+mod seed;
+#[path = "faults/soak.rs"]
+mod soak;
+#[path = "faults/stage.rs"]
+mod stage;
+#[path = "faults/volume.rs"]
+mod volume;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = soak::run(&arguments) {
+        return code;
+    }
+    support::migrate_template_with(|url| Box::pin(support::outbox::migrate(url)));
+    let trials =
+        [relays::trials(), database::trials(), broker::trials(), fencing::trials(), volume::trials(), soak::trials()];
+    support::run(Arguments::from_args(), trials.into_iter().flatten().collect())
+}

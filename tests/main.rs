@@ -1,51 +1,85 @@
 //! The suite against a real Postgres and a real Kafka. `cargo test --test main -- --list` names its tests.
 
+#[expect(dead_code, unused_imports, reason = "shared with the fault suite, which uses the rest")]
 mod support;
 
 #[path = "main/bench.rs"]
 mod bench;
+#[path = "main/check.rs"]
+mod check;
 #[path = "main/cli.rs"]
 mod cli;
+#[path = "main/consumers.rs"]
+mod consumers;
 #[path = "main/crashes.rs"]
 mod crashes;
+#[path = "main/dead.rs"]
+mod dead;
 #[path = "main/demo.rs"]
 mod demo;
 #[path = "main/guarantees.rs"]
 mod guarantees;
+#[path = "main/inbox.rs"]
+mod inbox;
 #[path = "main/migrations.rs"]
 mod migrations;
 #[path = "main/order.rs"]
 mod order;
 #[path = "main/outages.rs"]
 mod outages;
+#[path = "main/pause.rs"]
+mod pause;
 #[path = "main/plans.rs"]
 mod plans;
 #[path = "main/poison.rs"]
 mod poison;
+#[path = "main/retention.rs"]
+mod retention;
+#[path = "main/roles.rs"]
+mod roles;
 #[path = "main/servers.rs"]
 mod servers;
+#[path = "main/snippets.rs"]
+mod snippets;
+#[path = "main/status.rs"]
+mod status;
+#[path = "main/tail.rs"]
+mod tail;
+#[path = "main/verify.rs"]
+mod verify;
 
 use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
-    if let Some(code) = servers::run_as_owner() {
+    if let Some(code) = servers::run_as_owner().or_else(consumers::run_as_member) {
         return code;
     }
     support::migrate_template_with(|url| Box::pin(support::outbox::migrate(url)));
     let trials = [
         servers::trials(),
         cli::trials(),
+        check::trials(),
         bench::trials(),
         migrations::trials(),
+        inbox::trials(),
+        consumers::trials(),
+        snippets::trials(),
         plans::trials(),
         guarantees::trials(),
         order::trials(),
         poison::trials(),
+        dead::trials(),
+        pause::trials(),
+        retention::trials(),
+        roles::trials(),
         crashes::trials(),
         outages::trials(),
+        verify::trials(),
         demo::trials(),
+        status::trials(),
+        tail::trials(),
     ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())
 }

@@ -15,6 +15,7 @@ use super::watermarks::Watermarks;
 use crate::lane::LaneRange;
 use crate::store::claim::ClaimSql;
 use crate::store::session::Sequence;
+use crate::store::{Names, retention};
 
 /// How often the topic is asked while it fills: each time costs the broker four small requests.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
@@ -33,6 +34,8 @@ pub(crate) struct Backlog {
     /// Rows that are in the table already, published.
     pub(crate) retained: u64,
     pub(crate) relays: usize,
+    /// The relay removes those rows meanwhile.
+    pub(crate) prunes: bool,
 }
 
 /// One drain.
@@ -52,6 +55,8 @@ pub(crate) struct Drained {
     pub(crate) records: u64,
     /// Rows marked PUBLISHED; below `events` by what went DEAD.
     pub(crate) published: u64,
+    /// Retained rows that the relay has removed meanwhile.
+    pub(crate) pruned: u64,
     /// False where the bench may not run `checkpoint`: one may have fallen into the measurement.
     pub(crate) checkpoint_before: bool,
     /// Autovacuum and autoanalyze runs on the outbox since it was made.
@@ -95,9 +100,12 @@ async fn drain_filled(
     watermarks.records().await?;
     let before = meter.read(&[]).await?;
     let started = Instant::now();
-    let mut relays = (0..backlog.relays)
-        .map(|index| RelayProcess::start(&bench.launch, arena, index))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut launch = bench.launch.clone();
+    if backlog.prunes {
+        launch.overrides.push(("retention".to_owned(), "delete".to_owned()));
+    }
+    let mut relays =
+        (0..backlog.relays).map(|index| RelayProcess::start(&launch, arena, index)).collect::<Result<Vec<_>, _>>()?;
     let mut watch = Watch { bench, watermarks, events: backlog.events, started, first: None, samples: vec![(0.0, 0)] };
     watch.until_all_are_on_the_topic(&mut relays).await?;
     let marked = end.until_all_are_marked(&mut relays).await?;
@@ -116,7 +124,8 @@ async fn drain_filled(
         first_record_after_ms: first.duration_since(started).as_secs_f64() * 1e3,
         records_by_second: by_second(&watch.samples),
         records,
-        published: published.saturating_sub(backlog.retained),
+        published,
+        pruned: end.pruned().await?,
         checkpoint_before,
         autovacuums: end.autovacuums().await?,
         costs: meter.costs(&before, &after, backlog.events),
@@ -199,7 +208,9 @@ struct End {
     conn: PgConnection,
     probe: ClaimSql,
     lanes: LaneRange,
-    outbox: String,
+    names: Names,
+    /// Rows that were there before the backlog.
+    retained: u64,
     /// Ids above this are looked at first: the walk over all the others, marked by now, would be timed as well.
     tail: i64,
 }
@@ -214,7 +225,8 @@ impl End {
             conn,
             probe: ClaimSql::new(&arena.names, &Sequence::default()),
             lanes: LaneRange { first: 0, last: arena.lanes as i16 - 1 },
-            outbox: arena.names.outbox(),
+            names: arena.names.clone(),
+            retained: backlog.retained,
             tail: (last - backlog.events / 20) as i64,
         })
     }
@@ -245,15 +257,21 @@ impl End {
     }
 
     async fn published(&mut self) -> Result<u64, BenchError> {
-        let sql = format!("select count(*) from {} where status = 'PUBLISHED'", self.outbox);
+        let (outbox, retained) = (self.names.outbox(), self.retained);
+        let sql = format!("select count(*) from {outbox} where status = 'PUBLISHED' and id > {retained}");
         let counted: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut self.conn).await?;
         Ok(counted.unsigned_abs())
+    }
+
+    /// Ids are drawn from 1, and removed from there.
+    async fn pruned(&mut self) -> Result<u64, BenchError> {
+        Ok(retention::pruned_up_to(&mut self.conn, &self.names).await?.unsigned_abs())
     }
 
     async fn autovacuums(&mut self) -> Result<i64, BenchError> {
         let sql =
             "select autovacuum_count + autoanalyze_count from pg_stat_user_tables where relid = $1::text::regclass";
-        let row = sqlx::query(sql).bind(&self.outbox).fetch_optional(&mut self.conn).await?;
+        let row = sqlx::query(sql).bind(self.names.outbox()).fetch_optional(&mut self.conn).await?;
         Ok(row.map_or(Ok(0), |row| row.try_get(0))?)
     }
 }

@@ -68,7 +68,8 @@ impl Filler {
         conn.execute(AssertSqlSafe(format!("analyze {table}"))).await?;
         let (status, published) = match rows {
             As::Pending => ("PENDING", "null"),
-            As::Published => ("PUBLISHED", "now()"),
+            // Long enough ago for the default retention.
+            As::Published => ("PUBLISHED", "now() - interval '30 days'"),
         };
         let insert = format!(
             "insert into {} (entity_type, entity_id, event_type, payload, status, published_at) \

@@ -11,7 +11,7 @@ use super::idle::Idle;
 use super::latency::Latency;
 use super::limits::Limits;
 use super::machine::Machine;
-use super::variants::{HotKey, Retained};
+use super::variants::{HotKey, Pruned, Retained};
 
 /// Goes up when a name changes its meaning or goes away.
 const FORMAT: u32 = 1;
@@ -36,6 +36,8 @@ pub(crate) struct Report {
     pub(crate) hot_key: Option<HotKey>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retained: Option<Retained>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retention: Option<Pruned>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) held_snapshot: Option<HeldSnapshot>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,6 +76,7 @@ impl Report {
             relays: None,
             hot_key: None,
             retained: None,
+            retention: None,
             held_snapshot: None,
             idle: None,
             failover: None,

@@ -167,6 +167,13 @@ impl Report {
             table.drained(&what, &retained.with);
             table.row(&what, "of the rate without", format!("{:.0} %", retained.share_of_without * 100.0));
         }
+        if let Some(retention) = &self.retention {
+            let what = format!("{} rows pruned", grouped(retention.retained_rows as f64));
+            table.drained("none pruned", &retention.without);
+            table.drained(&what, &retention.with);
+            table.row(&what, "of the rate without", format!("{:.0} %", retention.share_of_without * 100.0));
+            table.row(&what, "rows pruned during the drain", grouped(retention.with.pruned as f64));
+        }
         self.held_snapshot.iter().for_each(|held| table.held_snapshot(held));
         self.idle.iter().for_each(|idle| table.idle(idle));
         self.failover.iter().for_each(|failover| table.failover(failover));

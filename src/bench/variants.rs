@@ -30,6 +30,16 @@ pub(crate) struct Retained {
     pub(crate) share_of_without: f64,
 }
 
+/// A large history that is removed meanwhile, beside one that stays.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Pruned {
+    /// Published rows that are in the table before the backlog.
+    pub(crate) retained_rows: u64,
+    pub(crate) without: Drained,
+    pub(crate) with: Drained,
+    pub(crate) share_of_without: f64,
+}
+
 /// One, two and four relays.
 pub(crate) async fn relays(bench: &Bench) -> Result<Vec<Drained>, BenchError> {
     let mut drained = Vec::new();
@@ -57,4 +67,15 @@ pub(crate) async fn retained(bench: &Bench) -> Result<Retained, BenchError> {
     let with = drain(bench, Backlog { retained: retained_rows, ..bench.backlog() }).await?;
     let share_of_without = with.events_per_s / without.events_per_s;
     Ok(Retained { retained_rows, without, with, share_of_without })
+}
+
+pub(crate) async fn retention(bench: &Bench) -> Result<Pruned, BenchError> {
+    let retained_rows = bench.plan.retained;
+    let backlog = Backlog { retained: retained_rows, ..bench.backlog() };
+    bench.progress.begin("retention: keep");
+    let without = drain(bench, backlog).await?;
+    bench.progress.begin("retention: delete");
+    let with = drain(bench, Backlog { prunes: true, ..backlog }).await?;
+    let share_of_without = with.events_per_s / without.events_per_s;
+    Ok(Pruned { retained_rows, without, with, share_of_without })
 }

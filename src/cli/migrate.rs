@@ -5,11 +5,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::Failure;
-use super::runtime;
+use super::{runtime, target};
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
+use crate::store::Names;
+use crate::store::roles::{self, RoleOptions};
 use crate::store::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
-use crate::store::{Names, session};
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
@@ -22,17 +23,47 @@ pub(crate) struct Migrate {
     /// How long to wait for a lock that another session holds
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     lock_timeout: Duration,
+    /// Also create the roles writer, relay, operator and monitor and give each the least it needs; may be repeated. With --print: only
+    /// their SQL
+    #[arg(long)]
+    roles: bool,
+    /// What the roles' names begin with [default: the table's name]
+    #[arg(long, value_name = "PREFIX", requires = "roles", value_parser = role_prefix)]
+    role_prefix: Option<String>,
+    /// Let the relay's role remove events, for RELAY_RETENTION and RELAY_PROCESSED_RETENTION; without it the right is taken away
+    #[arg(long, requires = "roles")]
+    retention: bool,
+}
+
+/// Postgres cuts longer names in silence; a role's name ends in `_operator`.
+fn role_prefix(text: &str) -> Result<String, String> {
+    let fits = (1..=50).contains(&text.len()) && !text.contains('\0') && !text.starts_with("pg_");
+    if fits { Ok(text.to_owned()) } else { Err("expected 1 to 50 bytes that do not begin with pg_".to_owned()) }
 }
 
 impl Migrate {
     pub(crate) fn print(&self, outbox: &OutboxNames) {
-        print!("{}", schema::print(&names(outbox), self.lanes));
+        let names = names(outbox);
+        match self.roles {
+            true => print!("{}", roles::script(&names, &self.role_options())),
+            false => print!("{}", schema::print(&names, self.lanes)),
+        }
+    }
+
+    fn role_options(&self) -> RoleOptions {
+        RoleOptions { prefix: self.role_prefix.clone(), retention: self.retention }
     }
 
     pub(crate) fn run(&self, settings: &Settings) -> Result<(), Failure> {
         let options =
             MigrateOptions { lanes: self.lanes, lock_timeout: self.lock_timeout, ..MigrateOptions::default() };
-        let migrated = runtime()?.block_on(migrate(settings, &options))?;
+        let migrated = runtime()?.block_on(async {
+            let migrated = migrate(settings, &options).await?;
+            if self.roles {
+                self.make_roles(settings).await?;
+            }
+            Ok::<_, Failure>(migrated)
+        })?;
         let (names, target) = (names(&settings.outbox), settings.database.target());
         match migrated.from {
             Some(from) if from == migrated.to => {
@@ -40,7 +71,32 @@ impl Migrate {
             }
             from => println!("{} in {target}: version {} -> {}", names.outbox(), from.unwrap_or(0), migrated.to),
         }
+        if self.roles {
+            let all = roles::names(&names, &self.role_options());
+            println!(
+                "roles {} are granted what they need; now `grant {} to` an application's user",
+                all.join(", "),
+                all[0]
+            );
+        }
         Ok(())
+    }
+
+    async fn make_roles(&self, settings: &Settings) -> Result<(), Failure> {
+        let mut conn = target::connect(settings, "outbox-relay migrate").await?;
+        let made = roles::make(&mut conn, &names(&settings.outbox), &self.role_options()).await;
+        made.map_err(|error| {
+            let hint = match error.as_database_error().and_then(|error| error.code()).as_deref() {
+                Some("42501") => {
+                    "creating roles needs CREATEROLE, and granting needs the tables' owner: let an administrator run the output of \
+                     `migrate --roles --print`"
+                }
+                _ => fault::of_database(&error).next_step,
+            };
+            Failure::finding(format!("the roles cannot be made in {}", settings.database.target()))
+                .because(error)
+                .hint(hint)
+        })
     }
 }
 
@@ -52,12 +108,7 @@ pub(crate) fn names(outbox: &OutboxNames) -> Names {
 /// Migrates the configured outbox.
 pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Result<Migrated, Failure> {
     let (names, database) = (names(&settings.outbox), &settings.database);
-    let connected =
-        session::connect(&database.connect_options(), "outbox-relay migrate", database.connect_timeout).await;
-    let mut conn = connected.map_err(|error| {
-        let hint = fault::of_database(&error).next_step;
-        Failure::finding(format!("cannot connect to {}", database.target())).because(error).hint(hint)
-    })?;
+    let mut conn = target::connect(settings, "outbox-relay migrate").await?;
     schema::migrate(&mut conn, &names, options).await.map_err(|error| refused(error, &database.target()))
 }
 

@@ -5,7 +5,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::exit::Failure;
-use super::{migrate, runtime};
+use super::{check, migrate, runtime};
 use crate::config::Settings;
 use crate::relay::{self, Ended, RelayError, RelayOptions};
 use crate::store::schema::MigrateOptions;
@@ -15,6 +15,9 @@ pub(crate) struct Run {
     /// Run `migrate` first; safe with any number of relays starting at once
     #[arg(long)]
     migrate: bool,
+    /// Start without the look that `check` takes
+    #[arg(long)]
+    no_check: bool,
 }
 
 impl Run {
@@ -42,7 +45,12 @@ impl Run {
         let target = settings.database.target();
         let options = RelayOptions::new(&settings)
             .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
-        match relay::run(options, stop).await {
+        let preflight = (!self.no_check).then(|| tokio::spawn(check::preflight(settings)));
+        let ended = relay::run(options, stop).await;
+        if let Some(preflight) = preflight {
+            preflight.abort();
+        }
+        match ended {
             Ok(Ended::Drained) => Ok(()),
             Ok(Ended::TimedOut) => Err(Failure::finding("the relay did not drain within RELAY_SHUTDOWN_TIMEOUT")
                 .hint("its events are still pending; the next relay sends them")),

@@ -7,6 +7,7 @@ use crate::envelope::Envelope;
 use crate::route::TopicTemplate;
 
 use super::resolved::Resolved;
+use super::retention::RetentionSettings;
 use super::setting::Kind;
 use super::sources::Sources;
 
@@ -39,6 +40,8 @@ pub struct RelaySettings {
     pub source: Option<String>,
     /// What a row that cannot be sent does to its successors.
     pub on_poison: OnPoison,
+    /// How long what is done with is kept.
+    pub retention: RetentionSettings,
 }
 
 /// What a row that cannot be sent does.
@@ -81,6 +84,7 @@ impl RelaySettings {
         let topic = from.optional("topic", |_, text| template(text));
         let source = from.optional("source", printable);
         let on_poison = from.word("on_poison");
+        let retention = RetentionSettings::read(from);
         let envelope = envelope?;
         Some(RelaySettings {
             name: name?.unwrap_or_else(|| host_name(sources)),
@@ -99,6 +103,7 @@ impl RelaySettings {
             },
             source: source?,
             on_poison: on_poison?,
+            retention: retention?,
         })
     }
 }

@@ -121,6 +121,8 @@ const fn millis(min: u64, max: u64) -> Kind {
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
+/// As humantime counts it.
+const YEAR: u64 = 31_557_600 * SECOND;
 
 /// Every setting, in the order of `.env.example`.
 pub static SETTINGS: &[Setting] = &[
@@ -197,6 +199,24 @@ pub static SETTINGS: &[Setting] = &[
         Kind::OneOf(&["dead_letter", "hold_entity"]),
         "dead_letter",
         "What a row that cannot be sent does: dead_letter lets its successors go on, hold_entity makes them wait.",
+    ),
+    with_default(
+        "retention",
+        Kind::OneOf(&["keep", "delete", "archive"]),
+        "keep",
+        "What becomes of published events: they stay, are deleted, or are moved to the archive table.",
+    ),
+    with_default(
+        "retention_after",
+        millis(SECOND, 10 * YEAR),
+        "7d",
+        "How long after they were published. DEAD and waiting events are never removed.",
+    ),
+    required(
+        "processed_retention",
+        millis(SECOND, 10 * YEAR),
+        "14d",
+        "After how long rows of the consumers' table are deleted; longer than a topic can replay. Without it: never.",
     ),
     with_default(
         "prepared_statements",

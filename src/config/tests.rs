@@ -58,6 +58,8 @@ fn two_variables_are_enough() {
     assert_eq!((relay.name.as_str(), relay.source.as_deref()), ("pod-7", None));
     assert_eq!((relay.envelope, relay.on_poison), (Envelope::Event, OnPoison::DeadLetter));
     assert_eq!(relay.topic.to_string(), "{entity_type}-events");
+    assert_eq!((relay.retention.outbox, relay.retention.processed_after), (Retention::Keep, None));
+    assert!(!relay.retention.prunes());
     assert_eq!((settings.log.format, settings.log.level.as_str()), (LogFormat::Auto, "info"));
     assert_eq!(
         settings.non_defaults().iter().map(|(name, _)| *name).collect::<Vec<_>>(),
@@ -118,6 +120,9 @@ fn every_setting_takes_its_value() {
         ("RELAY_TOPIC", "shop.{event_type}"),
         ("RELAY_SOURCE", "/shop/orders"),
         ("RELAY_ON_POISON", "hold_entity"),
+        ("RELAY_RETENTION", "archive"),
+        ("RELAY_RETENTION_AFTER", "90d"),
+        ("RELAY_PROCESSED_RETENTION", "10years"),
         ("RELAY_PREPARED_STATEMENTS", "false"),
         ("RELAY_LOG_FORMAT", "json"),
         ("RELAY_LOG_LEVEL", "warn,outbox_relay=debug"),
@@ -129,6 +134,9 @@ fn every_setting_takes_its_value() {
     assert_eq!(settings.relay.shutdown_timeout, Duration::from_secs(1), "may be shorter than publish_timeout");
     assert_eq!(settings.relay.source.as_deref(), Some("/shop/orders"));
     assert_eq!(settings.relay.on_poison, OnPoison::HoldEntity);
+    let day = Duration::from_secs(86_400);
+    let kept = RetentionSettings { outbox: Retention::Archive, after: day * 90, processed_after: Some(day * 7305 / 2) };
+    assert_eq!(settings.relay.retention, kept);
     assert!(!settings.database.prepared_statements);
     assert_eq!(settings.non_defaults().len(), SETTINGS.len(), "all of them differ");
 }
@@ -156,6 +164,9 @@ fn every_setting_refuses_what_is_out_of_bounds_or_no_value_at_all() {
         ("RELAY_TOPIC", &["", "{entity}", "a b"]),
         ("RELAY_SOURCE", &["", "a\tb"]),
         ("RELAY_ON_POISON", &["", "dead-letter"]),
+        ("RELAY_RETENTION", &["", "drop"]),
+        ("RELAY_RETENTION_AFTER", &["", "0s", "7", "11years"]),
+        ("RELAY_PROCESSED_RETENTION", &["", "never", "999ms"]),
         ("RELAY_PREPARED_STATEMENTS", &["", "yes", "1"]),
         ("RELAY_LOG_FORMAT", &["", "xml"]),
         ("RELAY_LOG_LEVEL", &["", "verbose"]),

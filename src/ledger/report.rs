@@ -160,7 +160,7 @@ impl Report {
     }
 
     /// Counts a case; `example` is made only while there is room for it.
-    pub(super) fn add(&mut self, finding: Finding, example: impl FnOnce() -> Example) {
+    pub(crate) fn add(&mut self, finding: Finding, example: impl FnOnce() -> Example) {
         let count = match finding {
             Finding::Missing => &mut self.missing,
             Finding::Phantoms => &mut self.phantoms,

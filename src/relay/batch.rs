@@ -9,9 +9,10 @@ use crate::config::OnPoison;
 use crate::event::{OutboxId, StoredEvent};
 use crate::fault::{self, Class};
 use crate::relay::options::RelayOptions;
+use crate::relay::pauses::Gate;
 use crate::sink::producer::KafkaProducer;
 use crate::store::claim::{ClaimedRow, Skipped};
-use crate::store::holds::{Hold, entity_reason, topic_reason};
+use crate::store::holds::{BEHIND, Hold, entity_reason, topic_reason};
 
 /// A row and where it would go.
 enum Planned<'r> {
@@ -20,6 +21,7 @@ enum Planned<'r> {
         topic: usize,
     },
     Poison {
+        id: OutboxId,
         entity_type: String,
         entity_id: Option<&'r str>,
         error: String,
@@ -104,7 +106,8 @@ impl<'r> Plan<'r> {
         scratch: &mut String,
     ) -> Result<Planned<'r>, sqlx::Error> {
         let poison = |error: String| -> Result<Planned<'r>, sqlx::Error> {
-            Ok(Planned::Poison { entity_type: row.entity_type()?.to_owned(), entity_id: row.entity_id()?, error })
+            let (id, entity_type) = (row.id()?, row.entity_type()?.to_owned());
+            Ok(Planned::Poison { id, entity_type, entity_id: row.entity_id()?, error })
         };
         let event = match row.event()? {
             Ok(event) => event,
@@ -125,12 +128,13 @@ impl<'r> Plan<'r> {
         })
     }
 
-    /// Sends what can be sent, in order. `closed` are the topics that cannot be written, with the reason; `holds` grows by the
-    /// entities that poison holds back.
+    /// Sends what can be sent, in order. `gate` is what is paused; `closed` are the topics that cannot be written, with the reason;
+    /// `holds` grows by the entities that poison holds back.
     pub(crate) fn send(
         self,
         producer: &mut KafkaProducer,
         options: &RelayOptions,
+        gate: &Gate,
         closed: &HashMap<String, Closed>,
         holds: &mut HashSet<Hold>,
     ) -> Sent {
@@ -142,11 +146,14 @@ impl<'r> Plan<'r> {
             let fate = match row {
                 Planned::Behind => Fate::Left,
                 _ if broken => Fate::Left,
-                Planned::Poison { entity_type, entity_id, error } => held(holds, entity_type, *entity_id)
+                Planned::Poison { id, entity_type, entity_id, error } => gate
+                    .fate(None, entity_type, *entity_id, id.0)
+                    .or_else(|| held(holds, entity_type, *entity_id))
                     .unwrap_or_else(|| poison(options.on_poison, holds, entity_type, *entity_id, error)),
                 Planned::Ready { event, topic } => {
                     let name = &sent.topics[*topic];
-                    let fate = closed.get(name).and_then(|closed| closed.fate(name, event.id));
+                    let paused = gate.fate(Some(name), event.entity_type, event.entity_id, event.id.0);
+                    let fate = paused.or_else(|| closed.get(name)?.fate(name, event.id));
                     match fate.or_else(|| held(holds, event.entity_type, event.entity_id)) {
                         Some(fate) => fate,
                         None => send_one(producer, slot, name, *topic, event, options, holds, &mut broken),
@@ -217,9 +224,7 @@ fn held(holds: &HashSet<Hold>, entity_type: &str, entity_id: Option<&str>) -> Op
         return None;
     }
     let hold = Hold::Entity(entity_type.to_owned(), entity_id?.to_owned());
-    holds
-        .contains(&hold)
-        .then(|| Fate::Held { reason: entity_reason("waits behind an event that was refused"), attempts: 0 })
+    holds.contains(&hold).then(|| Fate::Held { reason: BEHIND.to_owned(), attempts: 0 })
 }
 
 /// A batch that has been given to the producer.

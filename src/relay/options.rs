@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::config::{OnPoison, Settings};
+use crate::config::{OnPoison, RetentionSettings, Settings};
 use crate::envelope::Envelope;
 use crate::route::TopicTemplate;
 use crate::sink::client::ClientSettings;
@@ -28,6 +28,8 @@ pub struct RelayOptions {
     pub source: Option<String>,
     /// What happens to poison.
     pub on_poison: OnPoison,
+    /// How long what is done with is kept.
+    pub retention: RetentionSettings,
     /// Tasks that claim, each with a connection and a producer of its own.
     pub workers: usize,
     /// Events per claim.
@@ -67,6 +69,7 @@ impl RelayOptions {
             topic: relay.topic,
             source: relay.source,
             on_poison: relay.on_poison,
+            retention: relay.retention,
             workers: relay.workers,
             batch_size: relay.batch_size,
             batch_bytes,

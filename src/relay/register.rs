@@ -8,11 +8,12 @@ use tokio::sync::watch;
 
 use crate::lane::LaneRange;
 use crate::relay::outage::{Party, Side};
+use crate::relay::pauses::Told;
 use crate::relay::shared::{Shared, Standing};
 use crate::relay::turn::DATABASE_TIMEOUT;
 use crate::store::members::{Member, MemberSql};
-use crate::store::session;
 use crate::store::stats::{self, Backlog, COUNT_LIMIT};
+use crate::store::{pauses, session};
 
 struct Register {
     shared: Arc<Shared>,
@@ -20,13 +21,15 @@ struct Register {
     conn: Option<PgConnection>,
     told_at: Instant,
     told_published: u64,
+    told_pauses: Told,
 }
 
 /// Runs until `stop` becomes true, then takes the relay out of the register.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let up = shared.broker.state();
     let sql = MemberSql::new(&shared.options.names);
-    let mut register = Register { sql, conn: None, told_at: Instant::now(), told_published: 0, shared };
+    let mut register =
+        Register { sql, conn: None, told_at: Instant::now(), told_published: 0, told_pauses: Told::default(), shared };
     loop {
         // A relay that cannot reach the brokers is no help: its share goes to those that can.
         let present = *up.borrow();
@@ -70,9 +73,11 @@ impl Register {
             if present {
                 sql.beat(conn, shared.id, &options.name, options.workers).await?;
             }
-            sql.alive(conn, options.alive_for()).await
+            let members = sql.alive(conn, options.alive_for()).await?;
+            Ok::<_, sqlx::Error>((members, pauses::active(conn, &options.names).await?))
         });
-        let members = looked.await.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
+        let (members, paused) = looked.await.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
+        self.told_pauses.tell(&shared, &paused);
         if let Some(standing) = standing(&members, shared.id, options.workers) {
             let changed = shared.standing.send_if_modified(|current| {
                 let changed = *current != standing;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) holds: HoldSql,
     pub(crate) standing: watch::Sender<Standing>,
     published: AtomicU64,
+    /// When a claim last came back full.
+    full_claim: Mutex<Option<Instant>>,
     /// What blocks a part of the events, by what it is, for the status line.
     obstacles: Mutex<BTreeMap<String, String>>,
 }
@@ -64,6 +67,7 @@ impl Shared {
             // Alone until the register has looked: others' locks keep it from doing harm.
             standing: watch::Sender::new(Standing { first: 0, of: options.workers }),
             published: AtomicU64::new(0),
+            full_claim: Mutex::default(),
             obstacles: Mutex::default(),
             options,
         }
@@ -76,6 +80,17 @@ impl Shared {
     /// Events marked PUBLISHED since the start.
     pub(crate) fn published_total(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
+    }
+
+    /// A claim came back full: there is a backlog.
+    pub(crate) fn note_full_claim(&self) {
+        *self.full_claim.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// True when one did within that time.
+    pub(crate) fn had_a_full_claim(&self, within: Duration) -> bool {
+        let full_claim = self.full_claim.lock().unwrap_or_else(PoisonError::into_inner);
+        full_claim.is_some_and(|at| at.elapsed() < within)
     }
 
     /// Something blocks a part of the events; true when it is new and has to be told.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::event::OutboxId;
 use crate::lane::LaneRange;
 use crate::lane::frontier::Frontier;
+use crate::relay::pauses::Gate;
 use crate::store::holds::Hold;
 
 /// One worker on one range of lanes.
@@ -14,8 +15,10 @@ pub(crate) struct Stint {
     /// The lanes wanted.
     pub(crate) range: LaneRange,
     pub(crate) frontier: Frontier,
-    /// What is held in these lanes, as of `generation`.
+    /// What is held in these lanes, as of `generation`; not what is paused.
     pub(crate) holds: HashSet<Hold>,
+    /// What is paused, as of `generation`.
+    pub(crate) gate: Gate,
     /// The sum of the lanes' generations when the holds were learnt; `None`: not yet.
     pub(crate) generation: Option<i64>,
     /// When scheduled rows were last looked for.
@@ -40,6 +43,7 @@ impl Stint {
             range,
             frontier: Frontier::new(now),
             holds: HashSet::new(),
+            gate: Gate::default(),
             generation: None,
             due_checked: None,
             topics_checked: now,
@@ -69,7 +73,7 @@ impl Stint {
     pub(crate) fn held_topics(&self) -> impl Iterator<Item = &str> {
         self.holds.iter().filter_map(|hold| match hold {
             Hold::Topic(topic) => Some(topic.as_str()),
-            Hold::Entity(..) => None,
+            Hold::Entity(..) | Hold::PausedTopic(_) | Hold::PausedEntity(..) => None,
         })
     }
 }

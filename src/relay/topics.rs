@@ -54,7 +54,9 @@ impl Hands<'_> {
         let mut closed = HashMap::new();
         for topic in topics {
             let hold = Hold::Topic(topic.clone());
-            if stint.holds.contains(&hold) {
+            if stint.gate.shuts_topic(topic) {
+                // Nothing is sent to it, so nothing is asked.
+            } else if stint.holds.contains(&hold) {
                 let released = match &stint.releasing {
                     Some((releasing, highest)) if releasing == topic => highest.0,
                     _ => 0,

@@ -87,7 +87,10 @@ impl Hands<'_> {
     /// With `go_on` a turn that settled rows has begun the transaction of the next one, which the next turn on the same lanes takes
     /// over; whoever does something else with the connection has to [`Hands::let_go`] first.
     pub(crate) async fn turn(&mut self, stint: &mut Stint, probe_first: bool, go_on: bool) -> Result<Turn, TurnError> {
-        if probe_first && self.begun.is_none() && !self.probe(stint).await? {
+        if stint.gate.has_expired(Instant::now()) {
+            stint.generation = None;
+        }
+        if (probe_first || stint.gate.is_shut()) && self.begun.is_none() && !self.probe(stint).await? {
             return Ok(Turn::Idle);
         }
         let turned = self.turn_in_transaction(stint, go_on).await;
@@ -123,7 +126,11 @@ impl Hands<'_> {
         let went_back = stint.frontier.start(now) < start;
         // Not learnt yet, or somebody has held rows here since: there may be topics to ask for.
         let holds_changed = stint.generation != Some(probed.generation);
-        if probed.pending || probed.due || went_back || holds_changed || self.topics_are_due(stint) {
+        if stint.gate.is_shut() && !holds_changed {
+            return Ok(false);
+        }
+        let releases = stint.gate.lifted().is_some() || self.topics_are_due(stint);
+        if probed.pending || probed.due || went_back || holds_changed || releases {
             if probed.due {
                 stint.due_checked = None;
             }
@@ -140,6 +147,10 @@ impl Hands<'_> {
             return Ok(Turn::Idle);
         };
         self.learn(stint, &owned, lanes, reopened).await?;
+        if stint.gate.is_shut() {
+            within(session::commit(self.conn)).await?;
+            return Ok(Turn::Idle);
+        }
         stint.frontier.observe(&owned.snapshot, owned.drawn, Instant::now());
 
         let Some(claim) = self.claim(stint, lanes).await? else {
@@ -151,6 +162,9 @@ impl Hands<'_> {
             within(session::commit(self.conn)).await?;
             self.advance(stint, lanes, &claim, None);
             return Ok(Turn::Idle);
+        }
+        if claim.full {
+            self.shared.note_full_claim();
         }
         let (settled, left) = self.publish(stint, lanes, &claim, go_on).await?;
         self.advance(stint, lanes, &claim, left);
@@ -175,7 +189,8 @@ impl Hands<'_> {
         Ok((within(self.shared.transaction.begin(self.conn, stint.range)).await?, reopened))
     }
 
-    /// Reads what is held in these lanes when that changed, and releases what waited for topics that can be written again.
+    /// Reads what is held or paused in these lanes when that changed, and releases what waited for topics that can be written
+    /// again and for pauses that are over.
     async fn learn(
         &mut self,
         stint: &mut Stint,
@@ -186,7 +201,8 @@ impl Hands<'_> {
         let persistent = self.shared.options.prepared_statements;
         if stint.generation != Some(owned.generation) {
             let holds = within(self.shared.holds.learn(self.conn, stint.range, persistent)).await?;
-            stint.holds = holds.into_iter().collect();
+            self.learn_pauses(stint, &holds).await?;
+            stint.holds = holds.into_iter().filter(|hold| !hold.is_pause()).collect();
             stint.generation = Some(owned.generation);
             stint.frontier.reset();
         }
@@ -196,21 +212,22 @@ impl Hands<'_> {
         // One topic at a time: the rows of the others wait no longer than these take.
         if let Some(topic) = reopened.into_iter().next() {
             let limit = self.shared.options.batch_size;
-            let released = self.shared.holds.release_topic(self.conn, lanes, &topic, limit, persistent);
+            let hold = Hold::Topic(topic.clone());
+            let released = self.shared.holds.release(self.conn, lanes, &hold, limit, persistent);
             match within(released).await? {
                 Some(highest) => stint.releasing = Some((topic, highest)),
                 None => {
                     stint.releasing = None;
-                    stint.holds.remove(&Hold::Topic(topic));
+                    stint.holds.remove(&hold);
                 }
             }
             stint.frontier.reset();
             self.bump_generation(stint, lanes).await?;
         }
-        Ok(())
+        self.release_paused(stint, lanes).await
     }
 
-    async fn bump_generation(&mut self, stint: &mut Stint, lanes: LaneRange) -> Result<(), TurnError> {
+    pub(super) async fn bump_generation(&mut self, stint: &mut Stint, lanes: LaneRange) -> Result<(), TurnError> {
         let persistent = self.shared.options.prepared_statements;
         let grown = within(self.shared.settle.bump_generation(self.conn, lanes, persistent)).await?;
         stint.generation = stint.generation.map(|generation| generation + grown);
@@ -231,7 +248,7 @@ impl Hands<'_> {
         let Some(producer) = self.producer.as_mut() else {
             return Err(BrokerDown.into());
         };
-        let mut sent = plan.send(producer, options, &closed, &mut stint.holds);
+        let mut sent = plan.send(producer, options, &stint.gate, &closed, &mut stint.holds);
         let waited = self.acks().await;
         let outcomes = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
         let missing = self.judge(stint, claim, &mut sent, &outcomes, &waited)?;

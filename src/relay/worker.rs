@@ -117,7 +117,8 @@ impl Worker {
         self.connect().await?;
         let shared = Arc::clone(&self.shared);
         let share = self.share();
-        let orphans_due = Instant::now() >= self.orphans_at;
+        let is_paused = self.stint.as_ref().is_some_and(|stint| stint.gate.is_shut());
+        let orphans_due = !is_paused && Instant::now() >= self.orphans_at;
         let settled_in = self.stint.as_ref().is_none_or(|stint| stint.generation.is_some());
         if orphans_due && probe_first && settled_in && !self.anything_waits(&shared).await? {
             return Ok(Turn::Idle);

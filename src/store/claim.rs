@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use crate::lane::LaneRange;
 use crate::store::names::Names;
+use crate::store::pauses;
 use crate::store::session::Sequence;
 use crate::store::settle::Ctid;
 use crate::store::snapshot::Snapshot;
@@ -38,6 +39,7 @@ pub(crate) struct ClaimSql {
     outbox: String,
     lane_table: String,
     drawn: String,
+    pauses: String,
     claim: String,
     claim_around: String,
     claim_due: String,
@@ -60,7 +62,7 @@ pub(crate) struct Probed {
     pub(crate) pending: bool,
     /// A scheduled row is due.
     pub(crate) due: bool,
-    /// Sum over the lanes: changes whenever somebody holds or releases rows of them.
+    /// Sum over the lanes, and the counter of pauses: changes whenever somebody holds, releases or pauses rows of them.
     pub(crate) generation: i64,
     /// The last event id drawn, read after the snapshot was taken; `None` without the right to read the sequence.
     pub(crate) drawn: Option<i64>,
@@ -117,6 +119,7 @@ impl ClaimSql {
             drawn: sequence.drawn(),
             claim: claim(&outbox, &format!("{PENDING} and {range}")),
             claim_around: claim(&outbox, &format!("{PENDING} and {range} and {around}")),
+            pauses: pauses::counter(names),
             claim_due: format!(
                 "select {COLUMNS}, {NO_TALLY} from {outbox} \
                  where {WAITING} and available_at <= now() and lane between $1 and $2 \
@@ -164,14 +167,14 @@ impl ClaimSql {
     }
 
     pub(crate) fn probe_text(&self, start: i64, lanes: LaneRange) -> String {
-        let Self { outbox, lane_table, drawn, .. } = self;
+        let Self { outbox, lane_table, drawn, pauses, .. } = self;
         let lanes = format!("lane between {} and {}", lanes.first, lanes.last);
         format!(
             "select pg_current_snapshot()::text, \
              (select true from {outbox} where {PENDING} and (id + 0) > {start} and {lanes} order by (id + 0) limit 1) is not null, \
              (select true from {outbox} where {WAITING} and available_at <= now() and {lanes} \
               order by available_at limit 1) is not null, \
-             (select sum(generation)::int8 from {lane_table} where {lanes}), ({drawn})"
+             (select sum(generation)::int8 from {lane_table} where {lanes}) + {pauses}, ({drawn})"
         )
     }
 

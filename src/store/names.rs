@@ -13,6 +13,13 @@ pub struct Names {
     processed_table: String,
 }
 
+impl Default for Names {
+    /// `event_outbox` and `processed_events` in `public`.
+    fn default() -> Self {
+        Self::new("public", "event_outbox", "processed_events")
+    }
+}
+
 impl Names {
     /// Names for the outbox `table` and the inbox `processed_table` in `schema`; all unquoted, of 1 to 63 bytes without NUL.
     pub fn new(schema: &str, table: &str, processed_table: &str) -> Self {
@@ -44,6 +51,11 @@ impl Names {
         self.qualified(&self.processed_table)
     }
 
+    /// The keys that consumers hold: `processed_events_held`.
+    pub fn held(&self) -> String {
+        self.qualified(&derive(&self.processed_table, "held"))
+    }
+
     /// A companion of the outbox table: `event_outbox` and `lane` give `"public"."event_outbox_lane"`.
     pub fn companion(&self, suffix: &str) -> String {
         self.qualified(&derive(&self.table, suffix))
@@ -57,6 +69,13 @@ impl Names {
     /// An index of the outbox table as `pg_class.relname` and EXPLAIN show it.
     pub fn part_raw(&self, suffix: &str) -> String {
         derive(&self.table, suffix)
+    }
+
+    /// A role of the outbox, quoted: `event_outbox` and `writer` give `"event_outbox_writer"`. Roles are the whole server's; another
+    /// `prefix` keeps those of two outboxes of one name apart.
+    #[cfg(feature = "relay")]
+    pub(crate) fn role(&self, prefix: Option<&str>, suffix: &str) -> String {
+        quote(&derive(prefix.unwrap_or(&self.table), suffix))
     }
 
     /// The function that writes an event: `outbox_emit`, or `<table>_emit` for a table of another name, so that two outboxes

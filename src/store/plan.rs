@@ -35,6 +35,23 @@ pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statemen
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
+/// The step of a plan that leaves the pending index, if there is one.
+pub fn costly_step(plan: &[String], names: &Names) -> Option<String> {
+    let (pending, lane_table) = (names.part_raw("pending"), names.part_raw("lane"));
+    let by_index = plan.iter().any(|line| line.contains("Index Scan using") && line.contains(&pending));
+    // The lanes are a handful of rows: any plan will do for them.
+    let costly = |line: &&String| {
+        let primary_key = names.part_raw("pkey");
+        !line.contains(&lane_table)
+            && (["Seq Scan", "Sort", "Bitmap"].iter().any(|node| line.contains(node)) || line.contains(&primary_key))
+    };
+    match plan.iter().find(costly) {
+        Some(step) => Some(step.trim().trim_start_matches("-> ").trim().to_owned()),
+        None if by_index => None,
+        None => plan.iter().find(|line| line.contains("Scan")).or(plan.first()).map(|step| step.trim().to_owned()),
+    }
+}
+
 /// A worker's statements are prepared and planned for any parameter, which EXPLAIN shows of a prepared statement only.
 fn prepared(names: &Names, statement: &str, parameters: &str) -> String {
     let settings = Transaction::new(names, &Sequence::default(), Duration::from_secs(60), false).settings_text();

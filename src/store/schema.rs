@@ -22,8 +22,13 @@ struct Migration {
     template: &'static str,
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "outbox", template: include_str!("../../migrations/0001_outbox.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "outbox", template: include_str!("../../migrations/0001_outbox.sql") },
+    Migration { version: 2, name: "control", template: include_str!("../../migrations/0002_control.sql") },
+    Migration { version: 3, name: "retention", template: include_str!("../../migrations/0003_retention.sql") },
+    Migration { version: 4, name: "health", template: include_str!("../../migrations/0004_health.sql") },
+    Migration { version: 5, name: "held keys", template: include_str!("../../migrations/0005_held_keys.sql") },
+];
 
 /// The schema version this binary works on.
 pub const CURRENT_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
@@ -299,12 +304,17 @@ impl Migration {
         let body = fill(self.template, |placeholder| {
             Some(match placeholder {
                 "outbox" => names.outbox(),
-                "lane" | "relay" => names.companion(placeholder),
+                "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" => {
+                    names.companion(placeholder)
+                }
                 "processed" => names.processed(),
+                "held" => names.held(),
                 "emit" => names.emit(),
                 "once" => names.once(),
                 "lanes" => lanes.to_string(),
                 "quote" => dollar_quote(names),
+                // For a cast to regclass.
+                "outbox_regclass" => literal(&names.outbox()),
                 _ => names.part(placeholder.strip_prefix("outbox_")?),
             })
         });
@@ -319,7 +329,7 @@ impl Migration {
 }
 
 /// A dollar quote that no name of the outbox contains.
-fn dollar_quote(names: &Names) -> String {
+pub(super) fn dollar_quote(names: &Names) -> String {
     let taken = format!("{} {}", names.outbox(), names.processed());
     (0..).map(|n| format!("$outbox{n}$")).find(|quote| !taken.contains(quote)).unwrap_or_default()
 }
@@ -355,7 +365,19 @@ mod tests {
     #[test]
     fn the_script_has_no_placeholder_left_and_keeps_empty_objects() {
         let script = print(&Names::new("public", "event_outbox", "processed_events"), 16);
-        for placeholder in ["{outbox", "{lane", "{relay", "{processed", "{emit", "{once", "{quote"] {
+        for placeholder in [
+            "{outbox",
+            "{lane",
+            "{relay",
+            "{processed",
+            "{held",
+            "{emit",
+            "{once",
+            "{quote",
+            "{a",
+            "{control",
+            "{pause",
+        ] {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");
         }
         assert!(script.contains("default '{}'"));

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Ro
 
 use crate::lane::LaneRange;
 use crate::store::names::{Names, literal};
+use crate::store::pauses;
 use crate::store::settle::{Ctid, SettleError};
 use crate::store::snapshot::Snapshot;
 
@@ -47,6 +48,13 @@ async fn learn_types(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     }
 }
 
+/// The first key of the advisory locks on the lanes; the second is the lane. SQL text.
+pub(crate) fn lane_key(names: &Names) -> String {
+    // The table's oid is unsigned and the lock's key is signed: the same 32 bits.
+    let oid = format!("{}::regclass::oid::int8", literal(&names.companion("lane")));
+    format!("({oid} - case when {oid} > 2147483647 then 4294967296 else 0 end)::int4")
+}
+
 /// The statements of a worker's transaction that go as simple queries: those that begin it and own lanes in it, and the mark that
 /// ends it. Fixed per worker but for the range.
 ///
@@ -57,6 +65,7 @@ pub(crate) struct Transaction {
     settings: String,
     lane_table: String,
     lock: String,
+    pauses: String,
     drawn: String,
     /// Of the rows at certain places, up to the places.
     change: String,
@@ -72,7 +81,7 @@ pub(crate) struct Owned {
     pub(crate) snapshot: Snapshot,
     /// The last event id drawn, read after the snapshot was taken; `None` without the right to read the sequence.
     pub(crate) drawn: Option<i64>,
-    /// Sum over the wanted lanes: changes whenever somebody changes what is held.
+    /// Sum over the wanted lanes: changes whenever somebody changes what is held or paused.
     pub(crate) generation: i64,
 }
 
@@ -101,14 +110,10 @@ impl Transaction {
         .map(|setting| format!("{scope} {setting}; "))
         .concat();
         let (outbox, lane_table) = (names.outbox(), names.companion("lane"));
-        // The table's oid is unsigned and the lock's key is signed: the same 32 bits.
-        let oid = format!("{}::regclass::oid::int8", literal(&lane_table));
-        let lock = format!(
-            "pg_try_advisory_xact_lock(({oid} - case when {oid} > 2147483647 then 4294967296 else 0 end)::int4, lane)"
-        );
+        let lock = format!("pg_try_advisory_xact_lock({}, lane)", lane_key(names));
         let change =
             format!("update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp() where ctid");
-        Self { settings, lane_table, lock, drawn: sequence.drawn(), change, prepared }
+        Self { settings, lane_table, lock, pauses: pauses::counter(names), drawn: sequence.drawn(), change, prepared }
     }
 
     /// The lock is tried outside the scan, on a materialized list, so that no plan can try it for other lanes.
@@ -122,9 +127,9 @@ impl Transaction {
 
     /// By a later statement than the lock: its snapshot sees what the last owner of the lock has committed.
     fn see(&self, first: &str, last: &str) -> String {
-        let Self { lane_table, drawn, .. } = self;
+        let Self { lane_table, pauses, drawn, .. } = self;
         format!(
-            "select sum(generation)::int8, pg_current_snapshot()::text, ({drawn}) from {lane_table} \
+            "select sum(generation)::int8 + {pauses}, pg_current_snapshot()::text, ({drawn}) from {lane_table} \
              where lane between {first} and {last}"
         )
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::store::claim::{PENDING, WAITING};
+use crate::store::dead::DISCARDED;
 use crate::store::names::Names;
 
 /// Counting stops here; a count that reached it is "at least".
@@ -21,7 +22,7 @@ pub(crate) struct Backlog {
     pub(crate) scheduled: i64,
     /// Rows held by the relay.
     pub(crate) held: i64,
-    /// Rows that need an operator.
+    /// Rows that need an operator's decision; not those that somebody has discarded.
     pub(crate) dead: i64,
 }
 
@@ -42,7 +43,7 @@ pub(crate) async fn backlog(conn: &mut PgConnection, names: &Names) -> Result<Ba
         count(PENDING),
         count(&format!("{WAITING} and not ({held})")),
         count(&format!("{WAITING} and {held}")),
-        count("status = 'DEAD'"),
+        count(&format!("status = 'DEAD' and not starts_with(coalesce(last_error, ''), '{DISCARDED}')")),
     );
     let row = conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
     Ok(Backlog {

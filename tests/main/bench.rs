@@ -17,6 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_both:
             a_bench_tells_its_figures_as_json_and_removes_what_it_made,
+            a_bench_of_retention_counts_what_the_relay_removed_meanwhile_apart,
             an_interrupted_bench_removes_what_it_made,
             a_killed_bench_takes_its_relays_along;
     }
@@ -52,6 +53,24 @@ async fn a_bench_tells_its_figures_as_json_and_removes_what_it_made(
     let run = report["run"].as_str().context("the run has no name")?;
     ensure!(run.starts_with("outbox_bench_"));
     nothing_is_left(&database, &kafka, run).await
+}
+
+async fn a_bench_of_retention_counts_what_the_relay_removed_meanwhile_apart(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let arguments = ["retention", "--events", "2000", "--retained", "3000", "--no-limits", "--json", "-"];
+    let output = bench(&database, &kafka, &arguments).output().await?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let retention = &report["retention"];
+    ensure!(retention["retained_rows"] == 3000 && retention["without"]["pruned"] == 0, "{retention}");
+    for drain in [&retention["without"], &retention["with"]] {
+        ensure!(drain["records"] == 2000 && drain["published"] == 2000, "{drain}");
+    }
+    // How far it came depends on the machine.
+    ensure!(retention["with"]["pruned"].as_u64().is_some_and(|pruned| pruned <= 3000), "{retention}");
+    positive(retention, "share_of_without")
 }
 
 async fn an_interrupted_bench_removes_what_it_made(

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use libtest_mimic::Trial;
 use outbox_relay::ledger::Rules;
 
-use crate::support::kafka::RealKafka;
+use crate::support::kafka::{MINDS_RIGHTS, RealKafka};
 use crate::support::outbox::Fate;
 use crate::support::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
@@ -44,6 +44,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created,
             events_held_by_one_relay_are_released_by_the_next_in_batches_and_in_order,
             a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_back;
+        with_postgres:
+            a_topic_whose_right_is_missing_holds_its_own_events_until_it_is_granted;
     }
 }
 
@@ -228,6 +230,46 @@ async fn a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_b
     outbox.all_published().await?;
     let numbers = outbox.seen_by(&gone).published_numbers(&kafka).await?;
     ensure!(numbers["away"] == (2..=6).collect::<Vec<_>>(), "{numbers:?}");
+    Ok(())
+}
+
+/// First the relay may not even see the topic; then it sees it, and is refused by what it sends.
+async fn a_topic_whose_right_is_missing_holds_its_own_events_until_it_is_granted(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let kafka = RealKafka::start(MINDS_RIGHTS)?;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let guarded = format!("{}-guarded", outbox.topic);
+    kafka.create_topic(&guarded, 1, &[]).await?;
+    kafka.set_rights(&guarded, "NONE").await?;
+    let relay = outbox.relay(&kafka).start("rights")?;
+    let held = async |from: i64| {
+        for n in from..from + 5 {
+            write_to(&outbox, "away", n, &guarded).await?;
+            outbox.write("there", n, 1).await?;
+        }
+        outbox.until_settled_of("there").await;
+        let fates = outbox.fates_of("away").await?;
+        ensure!(fates.iter().all(|fate| fate.status == "PENDING" && fate.attempts == 0), "{fates:?}");
+        Ok(())
+    };
+    held(1).await?;
+    let closed = "a topic cannot be written: its events are held, all others go on";
+    let told = relay.wait_for_line(closed, |line| line["topic"] == guarded.as_str()).await;
+    ensure!(told["reason"].as_str().unwrap_or_default().contains("grant WRITE"), "{told}");
+
+    kafka.set_rights(&guarded, "DESCRIBE").await?;
+    held(6).await?;
+
+    kafka.set_rights(&guarded, "ALL").await?;
+    outbox.until_settled().await;
+    outbox.all_published().await?;
+    for topic in [&guarded, &outbox.topic] {
+        let numbers = outbox.seen_by(topic).published_numbers(&kafka).await?;
+        let entity = if topic == &guarded { "away" } else { "there" };
+        ensure!(numbers[entity] == (1..=10).collect::<Vec<_>>(), "{numbers:?}");
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use futures_util::TryStreamExt;
 use outbox_relay::event::{EventId, OutboxId};
-use outbox_relay::ledger::{Committed, EntityKey, Fingerprint, Ledger, RowStatus, Rules, TopicRecord};
+use outbox_relay::ledger::{Committed, EntityKey, Fingerprint, Ledger, Report, RowStatus, Rules, TopicRecord};
 use sqlx::Row;
 use uuid::Uuid;
 
@@ -17,6 +17,7 @@ pub(crate) struct Book {
     rules: Rules,
     committed: Vec<Uuid>,
     rolled_back: Vec<Uuid>,
+    sightings: Vec<(Uuid, RowStatus)>,
 }
 
 impl Book {
@@ -34,16 +35,34 @@ impl Book {
         self.rolled_back.extend(events);
     }
 
+    /// What rows were seen to be during the run, in that order: none may leave PUBLISHED or DEAD.
+    pub(crate) fn sighted(&mut self, sightings: Vec<(Uuid, RowStatus)>) {
+        self.sightings.extend(sightings);
+    }
+
     /// Fails unless table and topic agree with each other and with the application.
     pub(crate) async fn reconcile(self, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<()> {
+        let report = self.judge(outbox, kafka).await?;
+        ensure!(report.is_clean(), "{report}");
+        Ok(())
+    }
+
+    /// The ledger's report.
+    pub(crate) async fn judge(self, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<Report> {
         let mut ledger = Ledger::new(self.rules);
         for event in &self.rolled_back {
             ledger.rolled_back(EventId(*event));
+        }
+        for (event, status) in &self.sightings {
+            ledger.status(EventId(*event), *status);
         }
         let rows = rows(outbox, &mut ledger).await?;
         // What was committed and is not in the table is missing twice over: the ledger then expects it on the topic.
         let lost = self.committed.iter().filter(|event| !rows.contains(event)).count();
         ensure!(lost == 0, "{lost} committed events are not in the table");
+        let retried = "select event_id from event_outbox_audit_row where action = 'retried'";
+        let retried: Vec<Uuid> = sqlx::query_scalar(retried).fetch_all(&mut outbox.connect().await?).await?;
+        retried.into_iter().for_each(|event| ledger.retried(EventId(event)));
         for record in kafka.read_topic(&outbox.topic).await? {
             ledger.observe(TopicRecord {
                 event_id: record.header("event-id").and_then(|id| id.parse().ok()).map(EventId),
@@ -54,9 +73,7 @@ impl Book {
                 expected_partition: record.key.as_deref().map(|key| java_partition(key, PARTITIONS)),
             });
         }
-        let report = ledger.finish();
-        ensure!(report.is_clean(), "{report}");
-        Ok(())
+        Ok(ledger.finish())
     }
 }
 
@@ -87,7 +104,8 @@ async fn rows(outbox: &Outbox, ledger: &mut Ledger) -> anyhow::Result<std::colle
     Ok(events)
 }
 
-fn status(text: &str) -> anyhow::Result<RowStatus> {
+/// A row's `status`.
+pub(crate) fn status(text: &str) -> anyhow::Result<RowStatus> {
     match text {
         "PENDING" => Ok(RowStatus::Pending),
         "PUBLISHED" => Ok(RowStatus::Published),

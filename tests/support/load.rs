@@ -2,10 +2,12 @@
 //!
 //! An entity is either one connection's own, written by plain inserts, or shared by all and written by `outbox_emit`. Either way
 //! the order of its ids is the order of its commits. One connection keeps its transactions open while the others commit hundreds.
+//!
+//! A rough load goes on, at a moderate rate, until it is told to end, and is what applications write at their worst (`rough`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use outbox_relay::ledger::Rules;
 use rand::rngs::StdRng;
@@ -18,6 +20,7 @@ use super::book::Book;
 use super::eventually::eventually;
 use super::kafka::RealKafka;
 use super::outbox::{Outbox, emit, insert};
+use super::rough;
 
 /// Connections that write.
 pub(crate) const WRITERS: i64 = 16;
@@ -28,6 +31,12 @@ const LARGEST: i64 = 4;
 /// How many commits of others a long transaction outlasts.
 const OUTLASTS: i64 = 300;
 
+/// And for how long at most: who waits for the table waits for it, and holds up the others.
+const OUTLASTS_FOR: Duration = Duration::from_secs(2);
+
+/// Milliseconds between two transactions of a connection under a rough load.
+const PAUSE: std::ops::Range<u64> = 10..60;
+
 /// Whatever the machine does, no commit takes that long.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
 
@@ -37,6 +46,7 @@ pub(crate) struct Plan {
     pub(crate) events: i64,
     pub(crate) entities: i64,
     pub(crate) seed: u64,
+    pub(crate) rough: bool,
 }
 
 impl Plan {
@@ -44,7 +54,12 @@ impl Plan {
     pub(crate) fn new(events: i64, entities: i64) -> Self {
         let seed = rand::rng().random();
         eprintln!("load of {events} events of {entities} entities, seed {seed}");
-        Self { events, entities, seed }
+        Self { events, entities, seed, rough: false }
+    }
+
+    /// Until it is told to end.
+    pub(crate) fn rough(entities: i64, seed: u64) -> Self {
+        Self { events: i64::MAX, entities, seed, rough: true }
     }
 }
 
@@ -53,27 +68,30 @@ impl Plan {
 pub(crate) struct Load {
     writers: JoinSet<anyhow::Result<(Vec<Uuid>, Vec<Uuid>)>>,
     committed_by_all: Arc<AtomicI64>,
+    ends: Arc<AtomicBool>,
+    rough: bool,
 }
 
 impl Load {
     pub(crate) fn start(outbox: &Outbox, plan: Plan) -> Self {
-        let committed_by_all = Arc::new(AtomicI64::new(0));
+        let (committed_by_all, ends) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
         let mut writers = JoinSet::new();
         for index in 0..WRITERS {
-            let (outbox, committed_by_all) = (outbox.clone(), Arc::clone(&committed_by_all));
+            let (outbox, committed_by_all, ends) = (outbox.clone(), Arc::clone(&committed_by_all), Arc::clone(&ends));
             let random = StdRng::seed_from_u64(plan.seed.wrapping_add(index as u64));
             let mut writer = Writer {
                 index,
                 plan,
                 outbox,
                 committed_by_all,
+                ends,
                 random,
                 committed: Vec::new(),
                 rolled_back: Vec::new(),
             };
             writers.spawn(async move { writer.run().await.map(|()| (writer.committed, writer.rolled_back)) });
         }
-        Self { writers, committed_by_all }
+        Self { writers, committed_by_all, ends, rough: plan.rough }
     }
 
     /// Events committed so far.
@@ -98,7 +116,22 @@ impl Load {
         book.reconcile(outbox, kafka).await
     }
 
-    async fn end(mut self, rules: Rules) -> anyhow::Result<Book> {
+    /// The same where some events were refused: what is DEAD is not expected on the topic.
+    pub(crate) async fn reconcile_all_but_dead(
+        self,
+        outbox: &Outbox,
+        kafka: &RealKafka,
+        rules: Rules,
+    ) -> anyhow::Result<()> {
+        let book = self.end(rules).await?;
+        outbox.until_settled().await;
+        book.reconcile(outbox, kafka).await
+    }
+
+    /// Every connection ends its transaction and writes no more; returns what they know.
+    pub(crate) async fn end(mut self, rules: Rules) -> anyhow::Result<Book> {
+        // Another load ends when its events are written.
+        self.ends.store(self.rough, Ordering::Relaxed);
         let mut book = Book::new(rules);
         while let Some(writer) = self.writers.join_next().await {
             let (committed, rolled_back) = writer??;
@@ -114,6 +147,7 @@ struct Writer {
     plan: Plan,
     outbox: Outbox,
     committed_by_all: Arc<AtomicI64>,
+    ends: Arc<AtomicBool>,
     random: StdRng,
     committed: Vec<Uuid>,
     rolled_back: Vec<Uuid>,
@@ -123,7 +157,7 @@ impl Writer {
     async fn run(&mut self) -> anyhow::Result<()> {
         let share = (self.plan.events / WRITERS) as usize;
         let mut connection = None;
-        while self.committed.len() < share {
+        while self.committed.len() < share && !self.ends.load(Ordering::Relaxed) {
             let open = match connection.take() {
                 Some(open) => open,
                 // Postgres may be away: it comes back.
@@ -141,6 +175,9 @@ impl Writer {
                 Err(error) if is_outage(&error) => None,
                 Err(error) => return Err(error),
             };
+            if self.plan.rough {
+                tokio::time::sleep(Duration::from_millis(self.random.random_range(PAUSE))).await;
+            }
         }
         Ok(())
     }
@@ -157,7 +194,12 @@ impl Writer {
         let mut events = Vec::new();
         for entity in &entities {
             let n = self.random.random_range(0..1_000_000);
-            events.push(if shared { emit(&mut tx, entity, n).await? } else { insert(&mut tx, entity, n).await? });
+            let odd = self.plan.rough && !shared && self.random.random_bool(0.1);
+            events.push(match (shared, odd) {
+                (true, _) => emit(&mut tx, entity, n).await?,
+                (false, true) => rough::insert(&mut tx, entity, &mut self.random).await?,
+                (false, false) => insert(&mut tx, entity, n).await?,
+            });
         }
         if self.index == 0 && !shared {
             self.outlast_others().await;
@@ -173,16 +215,23 @@ impl Writer {
         Ok(connection)
     }
 
-    /// `s...` are shared; the others belong to one writer each.
+    /// `s...` and `hot` are shared; the others belong to one writer each.
     fn entity(&mut self, shared: bool) -> String {
         let number = self.random.random_range(0..self.plan.entities / WRITERS);
+        if shared && self.plan.rough && self.random.random_bool(0.5) {
+            return "hot".to_owned();
+        }
         if shared { format!("s{}", number / 2) } else { format!("e{number}-{}", self.index) }
     }
 
-    /// Until the others have got far ahead, or are about to end.
+    /// Until the others have got far ahead, are about to end, or are held up.
     async fn outlast_others(&self) {
-        let until = (self.committed_by_all.load(Ordering::Relaxed) + OUTLASTS).min(self.plan.events * 8 / 10);
-        while self.committed_by_all.load(Ordering::Relaxed) < until {
+        let began = Instant::now();
+        let until = (self.committed_by_all.load(Ordering::Relaxed) + OUTLASTS).min(self.plan.events / 10 * 8);
+        while self.committed_by_all.load(Ordering::Relaxed) < until
+            && !self.ends.load(Ordering::Relaxed)
+            && (began.elapsed() < OUTLASTS_FOR || !self.plan.rough)
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -191,10 +240,10 @@ impl Writer {
 fn is_outage(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<sqlx::Error>() {
         Some(sqlx::Error::Io(_)) => true,
-        // 57P: the server is going down, or somebody has terminated the session.
+        // 57P: the server is going down, or somebody has terminated the session. 53, 58: the server lacks something, a disk perhaps.
         Some(error) => {
             let code = error.as_database_error().and_then(|error| error.code());
-            code.is_some_and(|code| code.starts_with("57P"))
+            code.is_some_and(|code| ["53", "57P", "58"].iter().any(|class| code.starts_with(class)))
         }
         None => false,
     }

@@ -68,6 +68,19 @@ impl Outbox {
         Relay::of(&self.url, &kafka.bootstrap()).with("RELAY_TOPIC", &self.topic)
     }
 
+    /// The same through proxies in front of both servers.
+    pub(crate) fn relay_through(&self, postgres: u16, kafka: u16) -> anyhow::Result<Relay> {
+        let own = format!("@127.0.0.1:{}/", self.options.get_port());
+        ensure!(self.url.contains(&own), "the database is not at {own}");
+        let url = self.url.replace(&own, &format!("@127.0.0.1:{postgres}/"));
+        Ok(Relay::of(&url, &format!("127.0.0.1:{kafka}")).with("RELAY_TOPIC", &self.topic))
+    }
+
+    /// Where Postgres listens.
+    pub(crate) fn postgres_port(&self) -> u16 {
+        self.options.get_port()
+    }
+
     pub(crate) async fn connect(&self) -> anyhow::Result<PgConnection> {
         Ok(self.options.clone().connect().await?)
     }

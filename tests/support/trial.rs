@@ -24,8 +24,19 @@ use super::shared::{self, NoPostgres};
 /// The tests keep two servers busy and a relay each; more at a time only makes each slower.
 const THREADS: usize = 4;
 
+/// Why a test cannot be run on this machine, other than for want of a server.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Skip(pub(crate) String);
+
 static SKIPPED_FOR_KAFKA: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_POSTGRES: AtomicUsize = AtomicUsize::new(0);
+static SKIPPED_FOR_PROGRAMS: AtomicUsize = AtomicUsize::new(0);
+
+/// This machine lacks a program or a runtime that the test needs.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Missing(pub(crate) String);
 
 /// The trials of a module, by what they need: `trials! { alone: a, b; with_postgres: c; with_kafka: d; with_both: e }`.
 macro_rules! trials {
@@ -78,7 +89,9 @@ pub(crate) fn run(mut arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
     arguments.test_threads.get_or_insert(THREADS);
     let conclusion = libtest_mimic::run(&arguments, trials);
     shared::stop();
-    for (server, skipped) in [("Postgres", &SKIPPED_FOR_POSTGRES), ("Kafka", &SKIPPED_FOR_KAFKA)] {
+    for (server, skipped) in
+        [("Postgres", &SKIPPED_FOR_POSTGRES), ("Kafka", &SKIPPED_FOR_KAFKA), ("program", &SKIPPED_FOR_PROGRAMS)]
+    {
         match skipped.load(Ordering::Relaxed) {
             0 => {}
             skipped => eprintln!("skipped for want of a real {server}: {skipped}"),
@@ -117,6 +130,9 @@ where
 }
 
 fn skip_or_fail(error: &anyhow::Error) -> Result<Completion, Failed> {
+    if let Some(Skip(why)) = error.downcast_ref() {
+        return Ok(Completion::ignored_with(why.clone()));
+    }
     let Some((server, counter)) = missing_server(error) else {
         return Err(format!("{error:?}").into());
     };
@@ -130,6 +146,9 @@ fn skip_or_fail(error: &anyhow::Error) -> Result<Completion, Failed> {
 fn missing_server(error: &anyhow::Error) -> Option<(&'static str, &'static AtomicUsize)> {
     if error.is::<Unavailable>() {
         return Some(("Kafka", &SKIPPED_FOR_KAFKA));
+    }
+    if error.is::<Missing>() {
+        return Some(("a program", &SKIPPED_FOR_PROGRAMS));
     }
     let no_binaries = matches!(error.downcast_ref(), Some(PostgresError::Binaries(_)));
     (no_binaries || error.is::<NoPostgres>()).then_some(("Postgres", &SKIPPED_FOR_POSTGRES))

@@ -29,6 +29,8 @@ pub(crate) struct RealKafka {
     directory: TetheredDirectory,
     command: ServerCommand,
     port: u16,
+    /// The controller's.
+    controller_port: u16,
 }
 
 impl RealKafka {
@@ -37,19 +39,30 @@ impl RealKafka {
     /// `Err` says what the machine lacks; a broker that does not come up is a panic, because that is nothing to skip a test for.
     pub(crate) fn start(extra: &[(&str, &str)]) -> Result<Self, Unavailable> {
         let jars = jars::directory()?;
-        Ok(Self::start_with(&jars, extra).unwrap_or_else(|error| panic!("Kafka does not start: {error:?}")))
+        let start = || {
+            let (port, controller_port) = (free_port()?, free_port()?);
+            Self::start_with(&jars, port, controller_port, extra)
+        };
+        Ok(start().unwrap_or_else(|error| panic!("Kafka does not start: {error:?}")))
     }
 
-    fn start_with(jars: &Path, extra: &[(&str, &str)]) -> anyhow::Result<Self> {
+    /// Starts a second broker of this one's cluster. Blocks until it answers.
+    pub(crate) fn start_another(&self) -> anyhow::Result<Self> {
+        let port = free_port()?;
+        let listener = format!("PLAINTEXT://127.0.0.1:{port}");
+        let extra = [("process.roles", "broker"), ("node.id", "2"), ("listeners", &listener)];
+        Self::start_with(&jars::directory()?, port, self.controller_port, &extra)
+    }
+
+    fn start_with(jars: &Path, port: u16, controller_port: u16, extra: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut directory = TetheredDirectory::create(None)?;
-        let (port, controller_port) = (free_port()?, free_port()?);
         let properties = directory.path().join("server.properties");
         fs::write(&properties, server_properties(directory.path(), port, controller_port, extra)?)?;
         format_storage(jars, &properties)?;
         let command = command(jars, directory.path(), &properties);
         let server = Tether::start(&command)?;
         directory.outlives(&server)?;
-        let mut kafka = Self { server, directory, command, port };
+        let mut kafka = Self { server, directory, command, port, controller_port };
         kafka.until_ready()?;
         Ok(kafka)
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -48,7 +48,18 @@ impl RealKafka {
         partitions: i32,
         configs: &[(&str, &str)],
     ) -> anyhow::Result<()> {
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        self.create_replicated_topic(name, partitions, 1, configs).await
+    }
+
+    /// The same with copies on so many brokers.
+    pub(crate) async fn create_replicated_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replicas: i32,
+        configs: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
         for (key, value) in configs {
             topic = topic.set(key, value);
         }
@@ -57,6 +68,16 @@ impl RealKafka {
             result.map_err(|(topic, code)| anyhow::anyhow!("cannot create topic {topic}: {code}"))?;
         }
         self.until(name, move |leaders| leaders.is_some_and(|found| found == partitions)).await
+    }
+
+    /// Sets configs of a topic; those that are not named go back to their defaults.
+    pub(crate) async fn alter_topic(&self, name: &str, configs: &[(&str, &str)]) -> anyhow::Result<()> {
+        let topic = ResourceSpecifier::Topic(name);
+        let change = configs.iter().fold(AlterConfig::new(topic), |change, (key, value)| change.set(key, value));
+        for result in self.admin()?.alter_configs([&change], &answer_in_time()).await? {
+            result.map_err(|(_, code)| anyhow::anyhow!("cannot alter topic {name}: {code}"))?;
+        }
+        Ok(())
     }
 
     /// Deletes a topic and waits until the broker does not know it any more.

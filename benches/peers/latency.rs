@@ -1,0 +1,139 @@
+//! Events at a fixed rate, each a transaction of its own, and the time from when an event was due until a consumer has it: a stall
+//! counts for every event that was due in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use outbox_relay::demo::Tether;
+use rdkafka::Message;
+use rdkafka::consumer::BaseConsumer;
+use serde::Serialize;
+use sqlx::ConnectOptions;
+
+use crate::outbox::Outbox;
+use crate::process;
+use crate::topic::Topic;
+
+/// Events due before this are not counted.
+const WARM_UP: u32 = 2;
+
+/// To connect, before the first event is due.
+const LEAD: Duration = Duration::from_millis(500);
+
+/// Nothing has come for this long: what has not arrived is missing.
+const MISSING_AFTER: Duration = Duration::from_secs(10);
+
+/// Of one connection, so that one slow commit does not delay the next event.
+const RATE_OF_A_CONNECTION: u32 = 125;
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) rate_events_per_s: u32,
+    pub(crate) events: usize,
+    pub(crate) missing: usize,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+    pub(crate) max_ms: f64,
+    pub(crate) cpu_us_per_event: f64,
+    pub(crate) peak_memory_bytes: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Schedule {
+    epoch: Instant,
+    rate: u32,
+}
+
+impl Schedule {
+    fn due(self, event: u32) -> Instant {
+        self.epoch + Duration::from_nanos(u64::from(event) * 1_000_000_000 / u64::from(self.rate))
+    }
+}
+
+/// Measures `system` for `seconds` after the warm-up.
+pub(crate) fn latency(
+    outbox: &Outbox,
+    topic: &Topic,
+    system: &Tether,
+    rate: u32,
+    seconds: u32,
+) -> anyhow::Result<Latency> {
+    eprintln!("{}: {rate} events/s for {seconds} s", outbox.name);
+    let events = rate * (seconds + WARM_UP);
+    let consumer = topic.follow()?;
+    let schedule = Schedule { epoch: Instant::now() + LEAD, rate };
+    let cpu_before = process::cpu(system.pid())?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let arrived = std::thread::scope(|scope| {
+        let stopped = Arc::clone(&stop);
+        let receiver = scope.spawn(move || receive(&consumer, events, &stopped));
+        let writers = rate.div_ceil(RATE_OF_A_CONNECTION).clamp(2, 32);
+        let writers: Vec<_> =
+            (0..writers).map(|index| scope.spawn(move || write(outbox, schedule, index, writers, events))).collect();
+        let written: Result<Vec<()>, _> =
+            writers.into_iter().map(|writer| writer.join().map_err(|_| anyhow!("a writer panicked"))?).collect();
+        stop.store(true, Ordering::Relaxed);
+        let received = receiver.join().map_err(|_| anyhow!("the consumer panicked"))?;
+        written.and(received)
+    })?;
+    let counted = (rate * WARM_UP)..events;
+    let mut times: Vec<f64> = counted
+        .clone()
+        .filter_map(|event| Some((arrived[event as usize]? - schedule.due(event)).as_secs_f64() * 1e3))
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let at =
+        |share: f64| times.get((times.len() as f64 * share) as usize).or(times.last()).copied().unwrap_or(f64::NAN);
+    Ok(Latency {
+        rate_events_per_s: rate,
+        events: counted.len(),
+        missing: counted.len() - times.len(),
+        p50_ms: at(0.5),
+        p99_ms: at(0.99),
+        max_ms: at(1.0),
+        cpu_us_per_event: (process::cpu(system.pid())? - cpu_before).as_secs_f64() * 1e6 / f64::from(events),
+        peak_memory_bytes: process::peak_memory(system.pid())?,
+    })
+}
+
+/// A runtime's timer wakes up to a millisecond late, so each writer is a thread that sleeps by itself.
+fn write(outbox: &Outbox, schedule: Schedule, index: u32, writers: u32, events: u32) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut conn = runtime.block_on(outbox.options.connect())?;
+    for event in (index..events).step_by(writers as usize) {
+        std::thread::sleep(schedule.due(event).saturating_duration_since(Instant::now()));
+        let (entity, payload) = outbox.event(event);
+        let insert = sqlx::query(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+             values ('order', $1, 'OrderPlaced', $2::text::jsonb)",
+        );
+        runtime.block_on(insert.bind(entity).bind(payload).execute(&mut conn))?;
+    }
+    Ok(())
+}
+
+/// When each event arrived first.
+fn receive(consumer: &BaseConsumer, events: u32, stop: &AtomicBool) -> anyhow::Result<Vec<Option<Instant>>> {
+    let mut arrived = vec![None; events as usize];
+    let (mut open, mut last) = (events, Instant::now());
+    while open > 0 && !(stop.load(Ordering::Relaxed) && last.elapsed() > MISSING_AFTER) {
+        let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
+        let (message, now) = (message?, Instant::now());
+        last = now;
+        let number = number(message.payload().unwrap_or_default()).context("a record without a number")?;
+        if let Some(first @ None) = arrived.get_mut(number) {
+            *first = Some(now);
+            open -= 1;
+        }
+    }
+    Ok(arrived)
+}
+
+/// The number in the payload: `"n": 17`, as Postgres prints it, wherever an envelope puts it.
+fn number(value: &[u8]) -> Option<usize> {
+    let at = value.windows(5).position(|window| window == b"\"n\": ")? + 5;
+    let digits: Vec<u8> = value[at..].iter().copied().take_while(u8::is_ascii_digit).collect();
+    std::str::from_utf8(&digits).ok()?.parse().ok()
+}

@@ -1,0 +1,101 @@
+//! A system's own database, with the outbox and the same rows as everybody's.
+
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+
+use crate::payload;
+use crate::{Servers, Sizes};
+
+/// Rows of one insert.
+const CHUNK: u32 = 5_000;
+
+/// Events of an entity, on average.
+const EVENTS_PER_ENTITY: u32 = 200;
+
+pub(crate) struct Outbox {
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) options: PgConnectOptions,
+    pub(crate) conn: PgConnection,
+    pub(crate) samples: Vec<String>,
+    pub(crate) entities: u32,
+}
+
+impl Outbox {
+    /// Makes the database `name` and migrates it.
+    pub(crate) fn make(servers: &Servers, sizes: &Sizes, name: &str) -> anyhow::Result<Self> {
+        let postgres = &servers.postgres;
+        servers.runtime.block_on(async {
+            let mut conn = postgres.connect("postgres").await?;
+            conn.execute(AssertSqlSafe(format!("create database {name}"))).await?;
+            conn.close().await
+        })?;
+        let url = postgres.url(name);
+        let migrated =
+            Command::new(env!("CARGO_BIN_EXE_outbox-relay")).arg("migrate").env("DATABASE_URL", &url).output()?;
+        ensure!(migrated.status.success(), "migrate: {}", String::from_utf8_lossy(&migrated.stderr));
+        let options = postgres.connect_options(name);
+        let conn = servers.runtime.block_on(options.connect())?;
+        Ok(Self {
+            name: name.to_owned(),
+            url,
+            options,
+            conn,
+            samples: payload::samples(payload::SAMPLES, sizes.payload as usize),
+            entities: (sizes.events / EVENTS_PER_ENTITY).max(1),
+        })
+    }
+
+    /// Event `number`: its entity, neighbours differ, and its payload, which begins with the number.
+    pub(crate) fn event(&self, number: u32) -> (String, String) {
+        // Fibonacci hashing spreads neighbours.
+        let hash = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let sample = &self.samples[number as usize % self.samples.len()];
+        let payload = format!("{{\"n\": {number}, {}", &sample[1..]);
+        (format!("order-{}", hash % u64::from(self.entities)), payload)
+    }
+
+    /// Writes `events` events in large transactions, and has the server write a checkpoint, so that it falls into nobody's figures.
+    pub(crate) fn fill(&mut self, servers: &Servers, events: u32) -> anyhow::Result<()> {
+        eprintln!("{}: writing {events} events", self.name);
+        servers.runtime.block_on(async {
+            for from in (0..events).step_by(CHUNK as usize) {
+                let chunk = from..events.min(from + CHUNK);
+                let (entities, payloads): (Vec<_>, Vec<_>) = chunk.map(|number| self.event(number)).unzip();
+                sqlx::query(
+                    "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+                     select 'order', entity, 'OrderPlaced', payload::jsonb \
+                     from unnest($1::text[], $2::text[]) with ordinality as events (entity, payload, number) order by number",
+                )
+                .bind(entities)
+                .bind(payloads)
+                .execute(&mut self.conn)
+                .await?;
+            }
+            self.conn.execute("analyze event_outbox").await?;
+            self.conn.execute("checkpoint").await?;
+            anyhow::Ok(())
+        })
+    }
+
+    /// Rows that are not marked.
+    pub(crate) fn any_pending(&mut self, servers: &Servers) -> anyhow::Result<bool> {
+        // The pending index' own predicate, word for word: this question is asked often.
+        let sql = "select exists (select from event_outbox where status = 'PENDING' \
+                   and (available_at is null or available_at <= created_at))";
+        servers.runtime.block_on(sqlx::query_scalar(sql).fetch_one(&mut self.conn)).context("pending rows")
+    }
+
+    /// Polls until the query says true.
+    pub(crate) fn until(&mut self, servers: &Servers, sql: &'static str) -> anyhow::Result<()> {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+        while !servers.runtime.block_on(sqlx::query_scalar::<_, bool>(sql).fetch_one(&mut self.conn))? {
+            ensure!(std::time::Instant::now() < deadline, "did not come true: {sql}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,29 @@
+//! This relay, with its defaults.
+
+use outbox_relay::demo::{ServerCommand, Tether, TetheredDirectory};
+
+use crate::drain::drain;
+use crate::latency;
+use crate::outbox::Outbox;
+use crate::report::System;
+use crate::topic::Topic;
+use crate::{Servers, Sizes};
+
+pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Vec<System>> {
+    let mut outbox = Outbox::make(servers, sizes, "peers_relay")?;
+    let topic = Topic::make(servers, sizes, "peers_relay")?;
+    let directory = TetheredDirectory::create(None)?;
+    outbox.fill(servers, sizes.events)?;
+    let command = ServerCommand::new("env", directory.path(), &directory.path().join("relay.log")).args([
+        format!("DATABASE_URL={}", outbox.url),
+        format!("KAFKA_BOOTSTRAP_SERVERS={}", servers.kafka.bootstrap()),
+        format!("RELAY_TOPIC={}", topic.name),
+        env!("CARGO_BIN_EXE_outbox-relay").to_owned(),
+        "run".to_owned(),
+    ]);
+    let (drained, relay) =
+        drain(servers, &mut outbox, &topic, sizes.events, true, None, || Ok(Some(Tether::start(&command)?)))?;
+    let relay = relay.expect("it was started");
+    let latency = latency::latency(&outbox, &topic, &relay, sizes.rate, sizes.seconds)?;
+    Ok(vec![System { name: "outbox-relay".to_owned(), drain: drained, latency }])
+}

@@ -1,0 +1,44 @@
+//! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run --example bill --no-default-features --features consumer-kafka
+
+use outbox_relay::consumer::{Consumer, Context, Failed};
+use outbox_relay::event::NewEvent;
+use serde::Deserialize;
+use serde_json::json;
+use sqlx::postgres::PgPoolOptions;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OrderPlaced {
+    order_id: String,
+    total_cents: i64,
+}
+
+async fn bill(mut ctx: Context, order: OrderPlaced) -> Result<(), Failed> {
+    if order.total_cents < 0 {
+        return Err(Failed::permanent("an order cannot cost less than nothing"));
+    }
+    sqlx::query("insert into invoices (order_id, total_cents) values ($1, $2)")
+        .bind(&order.order_id)
+        .bind(order.total_cents)
+        .execute(ctx.tx())
+        .await?;
+    let invoiced = NewEvent::new("invoice", &order.order_id, "OrderInvoiced");
+    ctx.emit(invoiced.json(&json!({"orderId": order.order_id}))?).await?;
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let pool = PgPoolOptions::new().max_connections(8).connect(&std::env::var("DATABASE_URL")?).await?;
+    Consumer::new("billing", pool)
+        .kafka("bootstrap.servers", std::env::var("KAFKA_BOOTSTRAP_SERVERS")?)
+        .topic(std::env::var("TOPIC")?)
+        .on("OrderPlaced", 1..=1, bill)
+        .run(async {
+            if let Err(error) = tokio::signal::ctrl_c().await {
+                eprintln!("Ctrl-C cannot be heard, so it stops at once: {error}");
+            }
+        })
+        .await?;
+    Ok(())
+}

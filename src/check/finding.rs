@@ -1,0 +1,53 @@
+//! A finding: what is wrong, how bad it is, what mends it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Severity {
+    /// Worth knowing; nothing has to be done.
+    Note,
+    /// It works, and will hurt one day.
+    Warning,
+    /// Events do not go out, or a guarantee does not hold.
+    Error,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Severity::Note => "note",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        })
+    }
+}
+
+/// One thing that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    /// Stable: for scripts, and for those who want to ignore it.
+    pub(crate) id: &'static str,
+    pub(crate) severity: Severity,
+    /// One sentence.
+    pub(crate) sentence: String,
+    /// The SQL or the command that mends it.
+    pub(crate) mend: String,
+}
+
+impl Finding {
+    pub(crate) fn error(id: &'static str, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { id, severity: Severity::Error, sentence: sentence.into(), mend: mend.into() }
+    }
+
+    pub(crate) fn warning(id: &'static str, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { id, severity: Severity::Warning, sentence: sentence.into(), mend: mend.into() }
+    }
+
+    pub(crate) fn note(id: &'static str, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { id, severity: Severity::Note, sentence: sentence.into(), mend: mend.into() }
+    }
+}

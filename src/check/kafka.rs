@@ -1,0 +1,93 @@
+//! The brokers: whether they answer, and if not, why.
+
+use std::sync::Arc;
+
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigEntry, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::finding::Finding;
+use crate::config::KafkaSettings;
+use crate::fault;
+use crate::sink::reader::{ANSWER_WITHIN, Partition, Reader};
+
+/// The clients of a check.
+pub(super) struct Cluster {
+    pub(super) reader: Arc<Reader>,
+    admin: AdminClient<DefaultClientContext>,
+    pub(super) brokers: usize,
+    first_broker: i32,
+}
+
+impl Cluster {
+    /// Reaches the cluster, or says why it cannot be.
+    pub(super) async fn reach(kafka: &KafkaSettings) -> Result<Result<Self, Finding>, KafkaError> {
+        let reader = Arc::new(Reader::new(kafka)?);
+        let mut config = kafka.producer_config(&[("client.id", "outbox-relay")]);
+        config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
+        let admin = config.create()?;
+        let asking = Arc::clone(&reader);
+        let (answer, complaint) = blocking(move || {
+            let answer = asking.brokers();
+            (answer, asking.complaint())
+        })
+        .await?;
+        Ok(match answer.as_deref() {
+            Ok([first, ..]) => {
+                let brokers = answer.as_ref().map_or(0, Vec::len);
+                Ok(Self { reader, admin, brokers, first_broker: *first })
+            }
+            _ => Err(away(kafka.brokers(), complaint)),
+        })
+    }
+
+    /// What the cluster says about a topic.
+    pub(super) async fn topic(&self, topic: &str) -> Result<Result<Vec<Partition>, RDKafkaErrorCode>, KafkaError> {
+        let (reader, topic) = (Arc::clone(&self.reader), topic.to_owned());
+        blocking(move || reader.partitions(&topic)).await?
+    }
+
+    /// A topic's configuration; `None` when the right to see it is missing.
+    pub(super) async fn topic_config(&self, topic: &str) -> Option<Vec<ConfigEntry>> {
+        self.config(&ResourceSpecifier::Topic(topic)).await
+    }
+
+    /// True when the brokers make a topic that a producer asks for.
+    pub(super) async fn creates_topics(&self) -> bool {
+        let entries = self.config(&ResourceSpecifier::Broker(self.first_broker)).await.unwrap_or_default();
+        value(&entries, "auto.create.topics.enable") == Some("true")
+    }
+
+    async fn config(&self, of: &ResourceSpecifier<'_>) -> Option<Vec<ConfigEntry>> {
+        let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
+        let described = self.admin.describe_configs([of], &options).await.ok()?;
+        described.into_iter().next()?.ok().map(|resource| resource.entries)
+    }
+}
+
+/// The value of a property.
+pub(super) fn value<'e>(entries: &'e [ConfigEntry], name: &str) -> Option<&'e str> {
+    entries.iter().find(|entry| entry.name == name)?.value.as_deref()
+}
+
+/// librdkafka's calls block.
+pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, KafkaError> {
+    tokio::task::spawn_blocking(call).await.map_err(|_| KafkaError::Canceled)
+}
+
+fn away(brokers: &str, complaint: Option<(RDKafkaErrorCode, String)>) -> Finding {
+    use RDKafkaErrorCode::{Authentication, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
+    let (code, reason) = complaint.unwrap_or((RDKafkaErrorCode::BrokerTransportFailure, "no answer".to_owned()));
+    let mend = fault::of_kafka(code).next_step;
+    match code {
+        SSL => Finding::error("broker-tls", format!("No TLS connection to {brokers} comes about: {reason}."), mend),
+        Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism => {
+            Finding::error("broker-login", format!("The brokers at {brokers} refuse the login: {reason}."), mend)
+        }
+        _ => Finding::error(
+            "broker-unreachable",
+            format!("No broker of {brokers} answers: {reason}."),
+            "check that the brokers run, KAFKA_BOOTSTRAP_SERVERS, their advertised.listeners, and KAFKA_SECURITY_PROTOCOL",
+        ),
+    }
+}

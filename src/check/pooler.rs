@@ -1,0 +1,131 @@
+//! Whether something stands between the relay and the server.
+
+use std::time::Instant;
+
+use sqlx::{Connection, Executor, PgConnection, Row};
+
+use super::finding::Finding;
+use crate::config::DatabaseSettings;
+use crate::store::session;
+
+/// A server's process that is older than the connection to it by more than this was not started for it.
+const REUSED_S: f64 = 1.0;
+
+/// How many connections try to take the server a statement was prepared on.
+const HOLDERS: usize = 4;
+
+/// Keeps a server busy until the rollback, and says which.
+const HOLD: &str = "begin read only; select pg_backend_pid()::int8";
+
+/// Looks at which server process answers two connections of which one is in a transaction: a transaction pooler gives one process
+/// to both, or two to one. A pooler by sessions shows by a process that is older than the connection.
+pub(super) async fn pooler(database: &DatabaseSettings, name: &str) -> Result<Option<Finding>, sqlx::Error> {
+    let began = Instant::now();
+    let options = database.connect_options();
+    let mut one = session::connect(&options, name, database.connect_timeout).await?;
+    let age = process_age(&mut one).await?;
+    let connected_for = began.elapsed().as_secs_f64();
+    let mut other = session::connect(&options, name, database.connect_timeout).await?;
+
+    let before = pid(&mut one).await?;
+    // Holds its server, so that a transaction pooler has to give another one to the first connection.
+    let holding: i64 = raw(&mut other, HOLD).await?;
+    let after = pid(&mut one).await;
+    let by_transaction = before == holding || after.as_ref().is_ok_and(|after| *after != before);
+    other.execute("rollback").await?;
+    let found = match (by_transaction, after) {
+        (true, _) if database.prepared_statements && !keeps_statements(database, name, &mut one).await => {
+            Some(forgetful_pooler())
+        }
+        (true, _) => Some(transaction_pooler()),
+        (false, Ok(_)) if age > connected_for + REUSED_S => Some(session_pooler()),
+        (false, Ok(_)) => None,
+        (false, Err(error)) => return Err(error),
+    };
+    // Errors do not matter any more; a connection that is dropped ends as well.
+    drop(one.close().await);
+    drop(other.close().await);
+    Ok(found)
+}
+
+/// Prepares a statement on one server and executes it on another, as happens to a relay's. True when that works, and when no other
+/// server could be reached.
+async fn keeps_statements(database: &DatabaseSettings, name: &str, one: &mut PgConnection) -> bool {
+    match executed_elsewhere(database, name, one).await {
+        // 26000 the statement does not exist on this server, 42P05 another client's of that name does, 08P01 it was torn apart.
+        Err(sqlx::Error::Database(error)) => !matches!(error.code().as_deref(), Some("26000" | "42P05" | "08P01")),
+        _ => true,
+    }
+}
+
+async fn executed_elsewhere(
+    database: &DatabaseSettings,
+    name: &str,
+    one: &mut PgConnection,
+) -> Result<(), sqlx::Error> {
+    let statement = "select $1::int8 + 71823";
+    let mut tx = one.begin().await?;
+    sqlx::query(statement).bind(1_i64).execute(&mut *tx).await?;
+    let prepared_on = pid(&mut tx).await?;
+    tx.commit().await?;
+    // Others hold servers until that one is taken.
+    let mut holders = Vec::new();
+    for _ in 0..HOLDERS {
+        let mut holder = session::connect(&database.connect_options(), name, database.connect_timeout).await?;
+        let held: i64 = raw(&mut holder, HOLD).await?;
+        holders.push(holder);
+        if held == prepared_on {
+            break;
+        }
+    }
+    let mut tx = one.begin().await?;
+    let executed = sqlx::query(statement).bind(2_i64).execute(&mut *tx).await.map(drop);
+    drop(tx.rollback().await);
+    for mut holder in holders {
+        drop(holder.execute("rollback").await);
+    }
+    executed
+}
+
+fn transaction_pooler() -> Finding {
+    Finding::note(
+        "pooler-transaction",
+        "A transaction pooler stands before the database, PgBouncer perhaps: it works, and costs each statement a hop.",
+        "nothing; a direct connection is faster, and a relay needs few: RELAY_WORKERS + 1",
+    )
+}
+
+fn forgetful_pooler() -> Finding {
+    Finding::error(
+        "pooler-prepared-statements",
+        "The pooler before the database loses prepared statements: claims fail whenever it changes the server.",
+        "set RELAY_PREPARED_STATEMENTS=false, or max_prepared_statements in PgBouncer 1.21 or newer",
+    )
+}
+
+fn session_pooler() -> Finding {
+    Finding::note(
+        "pooler-session",
+        "The server's process is older than the connection to it: a pooler by sessions stands before the database.",
+        "nothing; a direct connection is simpler, and a relay needs few: RELAY_WORKERS + 1",
+    )
+}
+
+async fn process_age(conn: &mut PgConnection) -> Result<f64, sqlx::Error> {
+    raw(
+        conn,
+        "select extract(epoch from clock_timestamp() - backend_start)::float8 from pg_stat_activity where pid = pg_backend_pid()",
+    )
+    .await
+}
+
+async fn pid(conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    raw(conn, "select pg_backend_pid()::int8").await
+}
+
+async fn raw<T>(conn: &mut PgConnection, sql: &'static str) -> Result<T, sqlx::Error>
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    conn.fetch_one(sqlx::raw_sql(sql)).await?.try_get(0)
+}

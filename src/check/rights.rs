@@ -1,0 +1,135 @@
+//! What the relay's user may do: too little, and too much.
+
+use sqlx::{PgConnection, Row};
+
+use super::finding::Finding;
+use crate::store::Names;
+use crate::store::names::{literal, quote};
+use crate::store::reading::read;
+
+/// The columns of the outbox that a relay writes.
+const MARKED: [&str; 5] = ["status", "published_at", "attempts", "last_error", "available_at"];
+
+/// Compares the user's rights with what a relay needs. Asks the catalog, so it works without any right on the tables.
+pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    let user: String = first(conn, "select quote_ident(current_user)").await?;
+    let usage: bool =
+        first(conn, &format!("select coalesce(has_schema_privilege({}, 'usage'), false)", literal(names.schema_raw())))
+            .await?;
+    if !usage {
+        findings.push(missing(&user, "USAGE", &format!("schema {}", names.schema())));
+        return Ok(findings);
+    }
+    for (table, privileges) in [
+        (names.outbox(), &["select"][..]),
+        (names.companion("lane"), &["select"]),
+        (names.companion("relay"), &["select", "insert", "update", "delete"]),
+        (names.companion("migration"), &["select"]),
+    ] {
+        let lacking = lacking(conn, &table, privileges).await?;
+        if !lacking.is_empty() {
+            findings.push(missing(&user, &lacking.join(", ").to_uppercase(), &table));
+        }
+    }
+    let unmarked = unmarked(conn, names).await?;
+    if !unmarked.is_empty() {
+        findings.push(missing(&user, &format!("UPDATE ({})", unmarked.join(", ")), &names.outbox()));
+    }
+    findings.extend(excess(conn, names, &user).await?);
+    Ok(findings)
+}
+
+async fn lacking(conn: &mut PgConnection, table: &str, privileges: &[&str]) -> Result<Vec<String>, sqlx::Error> {
+    // By oid: null where the table is missing, which the schema's check tells.
+    let list = privileges.iter().map(|privilege| literal(privilege)).collect::<Vec<_>>().join(", ");
+    let query = format!(
+        "select wanted from unnest(array[{list}]) wanted where not has_table_privilege(to_regclass({}), wanted)",
+        literal(table)
+    );
+    read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
+}
+
+async fn unmarked(conn: &mut PgConnection, names: &Names) -> Result<Vec<String>, sqlx::Error> {
+    let list = MARKED.map(literal).join(", ");
+    let query = format!(
+        "select wanted from unnest(array[{list}]) wanted \
+         where not has_column_privilege(to_regclass({}), wanted, 'update')",
+        literal(&names.outbox())
+    );
+    read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
+}
+
+fn missing(user: &str, right: &str, on: &str) -> Finding {
+    Finding::error(
+        "rights-missing",
+        format!("The relay's user {user} has no right to {right} on {on}."),
+        format!("grant {} on {on} to {user};", right.to_lowercase()),
+    )
+}
+
+async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Option<Finding>, sqlx::Error> {
+    let superuser: bool = first(conn, "select rolsuper from pg_roles where rolname = current_user").await?;
+    if superuser {
+        return Ok(Some(Finding::warning(
+            "rights-superuser",
+            format!("The relay's user {user} is a superuser: whoever gets its password owns the server."),
+            "create a user for the relay with the grants of docs/operations.md, \"Rights\", and put it into DATABASE_URL",
+        )));
+    }
+    let outbox = literal(&names.outbox());
+    let owner: bool = first(
+        conn,
+        &format!("select pg_has_role(current_user, relowner, 'usage') from pg_class where oid = to_regclass({outbox})"),
+    )
+    .await?;
+    let mut beyond = lacking_not(conn, &names.outbox(), &["truncate", "insert", "references", "trigger"]).await?;
+    if owner {
+        beyond.insert(0, "drop".to_owned());
+    }
+    Ok((!beyond.is_empty()).then(|| {
+        let rights = beyond.join(", ").to_uppercase();
+        let mend = if owner {
+            "let another role own the tables: `alter table … owner to …`, then the grants of docs/operations.md, \"Rights\"".to_owned()
+        } else {
+            format!("revoke {rights} on {} from {user};", names.outbox())
+        };
+        Finding::warning(
+            "rights-excessive",
+            format!("The relay's user {user} may {rights} {}, which a relay never does.", names.outbox()),
+            mend,
+        )
+    }))
+}
+
+async fn lacking_not(conn: &mut PgConnection, table: &str, privileges: &[&str]) -> Result<Vec<String>, sqlx::Error> {
+    let lacking = lacking(conn, table, privileges).await?;
+    Ok(privileges
+        .iter()
+        .map(|privilege| (*privilege).to_owned())
+        .filter(|privilege| !lacking.contains(privilege))
+        .collect())
+}
+
+/// True when row level security hides rows from this user.
+pub(super) async fn hidden_rows(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    let outbox = names.outbox();
+    let active: bool = first(conn, &format!("select row_security_active({})", literal(&outbox))).await?;
+    let user: String = first(conn, "select current_user::text").await?;
+    Ok(active.then(|| {
+        let policy = quote(&format!("{user} sees all"));
+        Finding::error(
+            "row-security",
+            format!("Row level security applies to the relay's user on {outbox}: rows that its policies hide are never published."),
+            format!("create policy {policy} on {outbox} to {} using (true) with check (true);", quote(&user)),
+        )
+    }))
+}
+
+/// The one value of a query.
+pub(super) async fn first<T>(conn: &mut PgConnection, query: &str) -> Result<T, sqlx::Error>
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    read(conn, query).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+}

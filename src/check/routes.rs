@@ -1,0 +1,122 @@
+//! The topics that events go to: from the configuration, and from a bounded look at the table.
+
+use std::collections::BTreeMap;
+
+use chrono::DateTime;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::finding::Finding;
+use crate::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use crate::route::TopicTemplate;
+use crate::store::Names;
+
+use crate::store::reading::{PENDING, read};
+
+/// How many of the youngest events, and of the first pending ones, are looked at for their route.
+const EVENTS_ROUTED: u32 = 2_000;
+
+/// How many of the youngest, and of the first pending ones, are measured: their payloads have to be read.
+const EVENTS_MEASURED: u32 = 200;
+
+/// What is known of a topic's events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Seen {
+    pub(super) events: i64,
+    /// Bytes of the largest payload and its headers.
+    pub(super) largest: i64,
+}
+
+/// The topics, by name; and rows whose route is no legal topic.
+pub(super) async fn routes(
+    conn: &mut PgConnection,
+    names: &Names,
+    template: &TopicTemplate,
+) -> Result<(BTreeMap<String, Seen>, Vec<Finding>), sqlx::Error> {
+    let (mut topics, mut findings) = (BTreeMap::new(), Vec::new());
+    if let Some(topic) = fixed(template) {
+        topics.insert(topic, Seen::default());
+    }
+    let routed = sample(names, EVENTS_ROUTED, "count(*), 0::int8");
+    let measured = sample(
+        names,
+        EVENTS_MEASURED,
+        "0::int8, max(coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) + octet_length(headers::text))::int8",
+    );
+    for query in [routed, measured] {
+        for row in read(conn, &query).await? {
+            let (entity_type, event_type): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+            match resolve(template, entity_type, event_type, row.try_get(2)?) {
+                Ok(topic) => {
+                    let seen: &mut Seen = topics.entry(topic).or_default();
+                    seen.events += row.try_get::<i64, _>(3)?;
+                    seen.largest = seen.largest.max(row.try_get(4)?);
+                }
+                Err(error) => {
+                    let finding = Finding::error(
+                        "topic-illegal",
+                        format!("Events of the entity type {entity_type:?} have no legal topic and go DEAD: {error}."),
+                        "mend RELAY_TOPIC, or what the application writes into entity_type and topic",
+                    );
+                    if !findings.contains(&finding) {
+                        findings.push(finding);
+                    }
+                }
+            }
+        }
+    }
+    Ok((topics, findings))
+}
+
+/// Both ends of the table, by indexes.
+fn sample(names: &Names, rows: u32, figures: &str) -> String {
+    let outbox = names.outbox();
+    let columns = "entity_type, event_type, topic, payload, payload_bytes, headers";
+    format!(
+        "select entity_type, event_type, topic, {figures} from (\
+           (select {columns} from {outbox} order by id desc limit {rows}) union all \
+           (select {columns} from {outbox} where {PENDING} order by (id + 0) limit {rows})) sample \
+         group by 1, 2, 3 limit 1000"
+    )
+}
+
+/// The topic of an event of which only the route matters.
+pub(crate) fn resolve(
+    template: &TopicTemplate,
+    entity_type: &str,
+    event_type: &str,
+    topic: Option<&str>,
+) -> Result<String, crate::route::BadTopic> {
+    let event = StoredEvent {
+        id: OutboxId(0),
+        event_id: EventId(Uuid::nil()),
+        entity_type,
+        entity_id: None,
+        event_type,
+        event_version: 1,
+        payload: Payload::Tombstone,
+        headers: EventHeaders::default(),
+        topic,
+        created_at: DateTime::UNIX_EPOCH,
+    };
+    template.resolve(&event, &mut String::new()).map(str::to_owned)
+}
+
+/// The topic of a template without placeholders.
+fn fixed(template: &TopicTemplate) -> Option<String> {
+    let one = resolve(template, "a", "a", None).ok()?;
+    (resolve(template, "b", "c", None).ok()? == one).then_some(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_template_without_placeholders_names_its_topic() {
+        let fixed = |template: &str| fixed(&template.parse().expect("a template"));
+        assert_eq!(fixed("orders"), Some("orders".to_owned()));
+        assert_eq!(fixed("{entity_type}-events"), None);
+        assert_eq!(fixed("{event_type}"), None);
+    }
+}

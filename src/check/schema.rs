@@ -1,0 +1,141 @@
+//! The schema, its indexes, and the plan of the claim.
+
+use sqlx::{Connection, PgConnection, Row};
+
+use super::finding::Finding;
+use crate::store::Names;
+
+use crate::store::names::literal;
+use crate::store::plan::{self, Statement};
+use crate::store::reading::{PENDING, WAITING, read};
+use crate::store::schema::{self, SchemaError};
+
+/// What keeps the schema from being used, and the number of lanes where nothing does.
+pub(super) async fn usable(conn: &mut PgConnection, names: &Names) -> Result<Result<u16, Finding>, sqlx::Error> {
+    // In a transaction: behind a pooler the parts of a prepared statement may reach two servers otherwise.
+    let mut tx = conn.begin().await?;
+    let lanes = schema::lanes(&mut tx, names).await;
+    tx.rollback().await?;
+    match lanes {
+        Ok(lanes) => Ok(Ok(lanes)),
+        Err(SchemaError::Database(error)) => Err(error),
+        Err(error) => Ok(Err(refused(&error))),
+    }
+}
+
+fn refused(error: &SchemaError) -> Finding {
+    let migrate = "outbox-relay migrate";
+    match error {
+        SchemaError::Missing { .. } => {
+            Finding::error("schema-missing", format!("The outbox cannot be used: {error}."), migrate)
+        }
+        SchemaError::Older { .. } => {
+            Finding::error("schema-older", format!("The outbox cannot be used: {error}."), migrate)
+        }
+        SchemaError::OldServer { .. } => {
+            Finding::error("server-old", format!("The outbox cannot be used: {error}."), "upgrade the server")
+        }
+        SchemaError::BrokenLanes { .. } => Finding::error(
+            "lanes-broken",
+            format!("{error}: events of a lane without a row are never claimed."),
+            "put the missing numbers back, generation 0; the number of lanes is in the column lane's expression: \\d+ event_outbox",
+        ),
+        _ => Finding::error(
+            "schema-newer",
+            format!("The outbox cannot be used: {error}."),
+            "upgrade this binary, or point RELAY_SCHEMA and RELAY_TABLE at another outbox",
+        ),
+    }
+}
+
+struct Wanted {
+    suffix: &'static str,
+    columns: &'static str,
+    predicate: &'static str,
+    /// The predicate as Postgres prints it.
+    printed: &'static str,
+}
+
+fn wanted() -> [Wanted; 3] {
+    [
+        Wanted {
+            suffix: "pending",
+            columns: "(((id + 0)), lane)",
+            predicate: PENDING,
+            printed: "((status = 'PENDING'::text) AND ((available_at IS NULL) OR (available_at <= created_at)))",
+        },
+        Wanted {
+            suffix: "waiting",
+            columns: "(available_at, id, lane)",
+            predicate: WAITING,
+            printed: "((status = 'PENDING'::text) AND (available_at > created_at))",
+        },
+        Wanted { suffix: "dead", columns: "(id)", predicate: "status = 'DEAD'", printed: "(status = 'DEAD'::text)" },
+    ]
+}
+
+/// The indexes, and the plan if they are there: without them it can only be bad.
+pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
+    let query = format!(
+        "select c.relname::text, i.indisvalid and i.indisready, pg_get_indexdef(i.indexrelid) \
+         from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = {}::regclass",
+        literal(&names.outbox())
+    );
+    let rows = read(conn, &query).await?;
+    let mut findings = Vec::new();
+    for Wanted { suffix, columns, predicate, printed } in wanted() {
+        let name = names.part_raw(suffix);
+        let index = names.part(suffix);
+        let create = format!("create index concurrently {index} on {} {columns} where {predicate}", names.outbox());
+        let found = rows.iter().find(|row| row.try_get::<&str, _>(0).is_ok_and(|found| found == name));
+        let Some(found) = found else {
+            findings.push(Finding::error(
+                "index-missing",
+                format!("The index {index} is missing: every look for work walks the whole table."),
+                format!("{create};"),
+            ));
+            continue;
+        };
+        let definition: String = found.try_get(2)?;
+        if !found.try_get::<bool, _>(1)? {
+            findings.push(Finding::error(
+                "index-invalid",
+                format!(
+                    "The index {index} is invalid, so that no query uses it: its creation has failed or is under way."
+                ),
+                format!("reindex index concurrently {}.{index};", names.schema()),
+            ));
+        } else if !definition.ends_with(&format!("USING btree {columns} WHERE {printed}")) {
+            findings.push(Finding::error(
+                "index-invalid",
+                format!(
+                    "The index {index} is not the one that `migrate` makes, so that the claim may walk the whole table."
+                ),
+                format!("drop index concurrently {}.{index}; {create};", names.schema()),
+            ));
+        }
+    }
+    if findings.is_empty() {
+        findings.extend(plans(conn, names).await?);
+    }
+    Ok(findings)
+}
+
+async fn plans(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    for statement in [Statement::Probe, Statement::Claim] {
+        let lines = plan::explain(conn, names, statement).await?;
+        if let Some(step) = plan::costly_step(&lines, names) {
+            return Ok(Some(Finding::error(
+                "claim-plan",
+                format!(
+                    "The planner does not take the pending index for the claim, which walks published events ({step})."
+                ),
+                format!(
+                    "analyze {}; if that does not help, compare the indexes with `outbox-relay migrate --print`",
+                    names.outbox()
+                ),
+            )));
+        }
+    }
+    Ok(None)
+}

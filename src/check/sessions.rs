@@ -1,0 +1,139 @@
+//! The clock, and what holds transactions open: sessions, prepared transactions, replication slots.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sqlx::{Connection, PgConnection, Row};
+
+use super::finding::Finding;
+use super::rights::first;
+use crate::store::activity::{self, span};
+use crate::store::reading::read;
+
+/// Clocks that differ by more make latencies and log lines of relay and server hard to compare.
+const CLOCK_TOLERANCE_S: f64 = 2.0;
+
+/// Compares the clocks. The answer's way is half of what the question took, give or take that half.
+pub(super) async fn clock(conn: &mut PgConnection) -> Result<Option<Finding>, sqlx::Error> {
+    // The first answer on a connection may be slow for its own reasons.
+    conn.ping().await?;
+    let asked = now_s();
+    let server: f64 = first(conn, "select extract(epoch from clock_timestamp())::float8").await?;
+    let answered = now_s();
+    Ok(skewed(asked, server, answered))
+}
+
+fn now_s() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn skewed(asked: f64, server: f64, answered: f64) -> Option<Finding> {
+    let ahead = (asked + answered) / 2.0 - server;
+    let uncertain = (answered - asked).abs() / 2.0;
+    (ahead.abs() - uncertain > CLOCK_TOLERANCE_S).then(|| {
+        let direction = if ahead > 0.0 { "ahead of" } else { "behind" };
+        Finding::warning(
+            "clock-skew",
+            format!("This machine's clock is {} {direction} the database's: times in its log and latencies are off.", span(ahead.abs())),
+            "synchronise both machines' clocks: `timedatectl timesync-status` or `chronyc tracking` tells which is wrong",
+        )
+    })
+}
+
+/// The oldest transaction, if it is older than `tolerated`; or that others' cannot be seen.
+pub(super) async fn oldest_transaction(
+    conn: &mut PgConnection,
+    tolerated: Duration,
+) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    if !activity::sees_others(conn).await? {
+        let user: String = first(conn, "select quote_ident(current_user)").await?;
+        findings.push(Finding::note(
+            "sessions-hidden",
+            format!(
+                "The user {user} may not see what other sessions do: who holds a transaction or a lock stays unknown."
+            ),
+            format!("grant pg_read_all_stats to {user};"),
+        ));
+    }
+    if let Some(oldest) = activity::oldest_transaction(conn).await? {
+        let age = oldest.transaction_s.unwrap_or_default();
+        if age > tolerated.as_secs_f64() {
+            let harm = if oldest.holds_vacuum {
+                "vacuum removes nothing that has died since, and claims get slower"
+            } else {
+                "it may hold locks"
+            };
+            findings.push(Finding::warning(
+                "transaction-old",
+                format!("A transaction has been open for {}: {}; {harm}.", span(age), oldest.describe()),
+                format!(
+                    "select pg_terminate_backend({}); -- ends that session, its transaction is rolled back",
+                    oldest.pid
+                ),
+            ));
+        }
+    }
+    Ok(findings)
+}
+
+/// Prepared transactions of this database: they outlive their session, and even the server.
+pub(super) async fn prepared_transactions(
+    conn: &mut PgConnection,
+    tolerated: Duration,
+) -> Result<Option<Finding>, sqlx::Error> {
+    let query = format!(
+        "select gid, owner::text, extract(epoch from clock_timestamp() - prepared)::float8, count(*) over () \
+         from pg_prepared_xacts where database = current_database() \
+         and clock_timestamp() - prepared > make_interval(secs => {}) order by prepared limit 1",
+        tolerated.as_secs_f64()
+    );
+    let rows = read(conn, &query).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let (gid, owner, age, count): (String, String, f64, i64) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+    Ok(Some(Finding::warning(
+        "transaction-prepared",
+        format!(
+            "{count} prepared transaction(s) hold back vacuum and keep their locks; the oldest, of {owner}, for {}.",
+            span(age)
+        ),
+        format!("rollback prepared {}; -- or commit prepared, ask its owner", crate::store::names::literal(&gid)),
+    )))
+}
+
+/// Slots that nobody reads, and slots that hold rows back.
+pub(super) async fn replication_slots(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    // A standby has no current WAL position.
+    let query = "select slot_name::text, active, coalesce(age(xmin), 0)::int8, \
+         coalesce(case when not pg_is_in_recovery() then pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) end, 0)::int8 \
+         from pg_replication_slots where not active and restart_lsn is not null or age(xmin) > 1000000 order by 1 limit 20";
+    let rows = read(conn, query).await?;
+    rows.iter()
+        .map(|row| {
+            let (slot, active, xids, wal): (String, bool, i64, i64) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+            let reader = if active { "is read slowly" } else { "is read by nobody" };
+            Ok(Finding::warning(
+                "replication-slot",
+                format!(
+                    "The replication slot {slot:?} {reader}: it keeps {} MiB of WAL and {xids} transactions' dead rows until the disk is full.",
+                    wal / (1 << 20)
+                ),
+                format!("select pg_drop_replication_slot({}); -- if its reader is gone for good", crate::store::names::literal(&slot)),
+            ))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_answer_is_no_skew() {
+        assert_eq!(skewed(1_000.0, 1_009.0, 1_010.0), None);
+        assert_eq!(skewed(1_000.0, 1_001.9, 1_000.2), None);
+        assert!(skewed(1_000.0, 900.0, 1_000.2).is_some_and(|finding| finding.sentence.contains("ahead of")));
+        assert!(skewed(1_000.0, 1_100.0, 1_000.2).is_some_and(|finding| finding.sentence.contains("behind")));
+    }
+}

@@ -1,0 +1,162 @@
+//! The outbox table: vacuum, its sequence, what others have put on it.
+
+use sqlx::{PgConnection, Row};
+
+use super::finding::Finding;
+use super::rights::first;
+use crate::envelope::Envelope;
+use crate::store::Names;
+use crate::store::names::literal;
+use crate::store::reading::read;
+
+/// A drain at full speed leaves more than these behind between two vacuums; nobody vacuums for ten minutes only where vacuum is off
+/// or held back.
+const DEAD_TUPLES: i64 = 100_000;
+const DEAD_SHARE: f64 = 0.2;
+
+/// How many payloads of a text column are parsed.
+const PAYLOADS_PARSED: u32 = 100;
+
+pub(super) async fn table(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    findings.extend(unlogged(conn, names).await?);
+    findings.extend(vacuum(conn, names).await?);
+    findings.extend(dead_tuples(conn, names).await?);
+    findings.extend(sequence(conn, names).await?);
+    findings.extend(triggers(conn, names).await?);
+    Ok(findings)
+}
+
+async fn unlogged(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    let outbox = names.outbox();
+    let query = format!("select relpersistence <> 'p' from pg_class where oid = {}::regclass", literal(&outbox));
+    Ok(first::<bool>(conn, &query).await?.then(|| {
+        Finding::error(
+            "table-unlogged",
+            format!("The table {outbox} is unlogged: a crash of the server empties it, and committed events are lost."),
+            format!("alter table {outbox} set logged;"),
+        )
+    }))
+}
+
+async fn vacuum(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    let outbox = names.outbox();
+    let query = format!(
+        "select current_setting('autovacuum')::bool, \
+         coalesce((select option_value::bool from pg_options_to_table(reloptions) where option_name = 'autovacuum_enabled'), true) \
+         from pg_class where oid = {}::regclass",
+        literal(&outbox)
+    );
+    let rows = read(conn, &query).await?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let (server, table): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let (whose, mend) = match (server, table) {
+        (true, true) => return Ok(None),
+        (false, _) => ("on the server", "alter system set autovacuum = on; select pg_reload_conf();".to_owned()),
+        (true, false) => ("for the outbox", format!("alter table {outbox} reset (autovacuum_enabled);")),
+    };
+    Ok(Some(Finding::warning(
+        "autovacuum-off",
+        format!("Autovacuum is off {whose}: what published events leave behind piles up, and every claim walks it."),
+        mend,
+    )))
+}
+
+async fn dead_tuples(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    let outbox = names.outbox();
+    let query = format!(
+        "select pg_stat_get_dead_tuples(t.oid)::int8, pg_stat_get_live_tuples(t.oid)::int8, \
+         coalesce(greatest(pg_stat_get_last_autovacuum_time(t.oid), pg_stat_get_last_vacuum_time(t.oid)) \
+                  < now() - interval '10 minutes', true) \
+         from (select {}::regclass::oid) t",
+        literal(&outbox)
+    );
+    let rows = read(conn, &query).await?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let (dead, live, long_ago): (i64, i64, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    Ok((long_ago && dead > DEAD_TUPLES && dead as f64 > live as f64 * DEAD_SHARE).then(|| {
+        Finding::warning(
+            "dead-tuples",
+            format!("The table {outbox} holds {dead} dead rows beside {live} live ones, and no vacuum has ended for ten minutes."),
+            format!("vacuum (verbose) {outbox}; -- says what it could not remove; then look who holds it back: transaction-old"),
+        )
+    }))
+}
+
+async fn sequence(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    let outbox = names.outbox();
+    let query = format!(
+        "select max(s.seqcache)::int8 from pg_depend d join pg_sequence s on s.seqrelid = d.objid \
+         where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = {}::regclass",
+        literal(&outbox)
+    );
+    let cache: Option<i64> = first(conn, &query).await?;
+    Ok(cache.filter(|cache| *cache > 1).map(|cache| {
+        Finding::error(
+            "sequence-cache",
+            format!("The ids of {outbox} are handed out to sessions in blocks of {cache}: id order is not commit order, and an entity's events are published out of order."),
+            format!("alter table {outbox} alter column id set cache 1;"),
+        )
+    }))
+}
+
+async fn triggers(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    let outbox = names.outbox();
+    let query = format!(
+        "select string_agg(quote_ident(tgname), ', ' order by tgname), min(quote_ident(tgname)) from pg_trigger \
+         where tgrelid = {}::regclass and not tgisinternal and tgenabled <> 'D'",
+        literal(&outbox)
+    );
+    let rows = read(conn, &query).await?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let (all, one): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(all.zip(one).map(|(all, one)| {
+        Finding::warning(
+            "triggers",
+            format!("Triggers run on {outbox} ({all}): they slow each insert or mark down, and one that fails or changes rows stops the relay."),
+            format!("alter table {outbox} disable trigger {one}; -- if nobody needs it"),
+        )
+    }))
+}
+
+/// Payloads of a text column that are not JSON, where the envelope puts them into a JSON object as they are.
+pub(super) async fn payloads(
+    conn: &mut PgConnection,
+    names: &Names,
+    envelope: Envelope,
+) -> Result<Option<Finding>, sqlx::Error> {
+    if !matches!(envelope, Envelope::Event | Envelope::CloudeventsStructured) {
+        return Ok(None);
+    }
+    let outbox = names.outbox();
+    let text: bool = first(
+        conn,
+        &format!(
+            "select coalesce((select atttypid not in ('json'::regtype, 'jsonb'::regtype) from pg_attribute \
+             where attrelid = {}::regclass and attname = 'payload' and not attisdropped), false)",
+            literal(&outbox)
+        ),
+    )
+    .await?;
+    if !text {
+        return Ok(None);
+    }
+    let query = format!("select id::int8, payload::text from {outbox} order by id desc limit {PAYLOADS_PARSED}");
+    let mut no_json = Vec::new();
+    for row in read(conn, &query).await? {
+        let payload: Option<&str> = row.try_get(1)?;
+        if payload.is_some_and(|payload| serde_json::from_str::<serde::de::IgnoredAny>(payload).is_err()) {
+            no_json.push(row.try_get::<i64, _>(0)?);
+        }
+    }
+    Ok(no_json.first().map(|id| {
+        Finding::warning(
+            "payload-not-json",
+            format!(
+                "{} of the last {PAYLOADS_PARSED} payloads are not JSON, number {id} for example, and the envelope {envelope} puts them into a JSON object as they are: consumers cannot parse it.",
+                no_json.len()
+            ),
+            format!("RELAY_ENVELOPE=raw sends any text; or let the application write JSON: alter table {outbox} alter column payload type json using payload::json;"),
+        )
+    }))
+}

@@ -1,0 +1,79 @@
+//! `outbox-relay check`.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::exit::Failure;
+use super::{migrate, output, runtime};
+use crate::check::{self, Finding, Limits, Report, Severity};
+use crate::config::Settings;
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Print the findings as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Exit 1 for warnings as well
+    #[arg(long)]
+    strict: bool,
+    /// Age of a transaction that is a finding
+    #[arg(long, default_value = "5m", value_name = "AGE", value_parser = humantime::parse_duration)]
+    transaction_age: Duration,
+}
+
+impl Check {
+    pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let limits = Limits { transaction: self.transaction_age };
+        let report = runtime()?.block_on(check::run(settings, limits));
+        if self.json {
+            output::json(&report)?;
+        } else {
+            output::text(&shown(&report, settings));
+        }
+        let enough = if self.strict { Severity::Warning } else { Severity::Error };
+        let count = report.findings.iter().filter(|finding| finding.severity >= enough).count();
+        match report.worst() {
+            Some(worst) if worst >= enough => {
+                let noun = if count == 1 { "finding" } else { "findings" };
+                Err(Failure::finding(format!("{count} {noun} to be mended"))
+                    .hint("each finding names what mends it; docs/operations.md, \"check\", lists them all"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn shown(report: &Report, settings: &Settings) -> String {
+    let brokers = settings.kafka.as_ref().map_or("no brokers", |kafka| kafka.brokers());
+    let mut text =
+        format!("{} in {}, {brokers}\n", migrate::names(&settings.outbox).outbox(), settings.database.target());
+    for Finding { id, severity, sentence, mend } in &report.findings {
+        text += &format!("\n{severity:<8} {id}\n  {sentence}\n  mend: {mend}\n");
+    }
+    let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
+    let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Note));
+    text + &format!("\n{errors} errors, {warnings} warnings, {notes} notes\n")
+}
+
+/// How long to wait for servers that are away before looking again.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
+/// The check of a relay that starts: beside it, so that it waits for nothing, and told in its log. What stops the relay altogether,
+/// or is an outage, it tells itself.
+pub(super) async fn preflight(settings: Settings) {
+    let mut report = check::run(&settings, Limits::default()).await;
+    while report.is_incomplete() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        report = check::run(&settings, Limits::default()).await;
+    }
+    for finding in report.beyond_the_fatal() {
+        let (id, next_step) = (finding.id, &finding.mend);
+        match finding.severity {
+            Severity::Error => tracing::error!(finding = id, next_step, "check: {}", finding.sentence),
+            Severity::Warning => tracing::warn!(finding = id, next_step, "check: {}", finding.sentence),
+            Severity::Note => tracing::info!(finding = id, next_step, "check: {}", finding.sentence),
+        }
+    }
+    tracing::debug!(findings = report.findings.len(), "the check has ended");
+}

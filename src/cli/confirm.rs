@@ -1,0 +1,36 @@
+//! The question before rows are changed.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use super::exit::Failure;
+
+/// How a person agrees to a change.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Confirm {
+    /// Only show what would be changed
+    #[arg(long, conflicts_with = "yes")]
+    pub(crate) dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Confirm {
+    /// Asks on the terminal, unless told not to; without a terminal nobody could answer.
+    pub(crate) fn ask(self, question: &str) -> Result<(), Failure> {
+        if self.yes {
+            return Ok(());
+        }
+        if !std::io::stdin().is_terminal() {
+            return Err(Failure::usage(format!("{question} There is no terminal to ask on"))
+                .hint("--dry-run shows what it would change, --yes does it"));
+        }
+        eprint!("{question} [y/N] ");
+        let mut answer = String::new();
+        let read = std::io::stderr().flush().and_then(|()| std::io::stdin().lock().read_line(&mut answer));
+        match read {
+            Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
+            _ => Err(Failure::finding("nothing was changed")),
+        }
+    }
+}

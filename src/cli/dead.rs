@@ -1,0 +1,328 @@
+//! `outbox-relay dead list|show|retry|discard`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::confirm::Confirm;
+use super::exit::Failure;
+use super::runtime;
+use super::target::{By, Target, failed};
+use crate::config::Settings;
+use crate::route::TopicTemplate;
+use crate::store::dead::{self, Cause, Event, Filter, Id, Verdict};
+
+/// Events that need a decision: DEAD ones, and, where RELAY_ON_POISON is hold_entity, those that hold their entity.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Dead {
+    /// Count them by cause
+    List(List),
+    /// Show them one by one, without payloads unless asked
+    Show(Show),
+    /// Send them again, in order; what waits behind a held one goes on with it
+    Retry(Decide),
+    /// Decide that they are never sent; they stay in the table as DEAD, and no list or count shows them any more
+    Discard(Discard),
+}
+
+/// Which events. All that is given has to be true of an event.
+#[derive(Debug, Args)]
+struct Which {
+    /// The event with this id: the outbox's number, or the event id; may be given again
+    #[arg(long = "id", value_name = "ID")]
+    ids: Vec<Id>,
+    /// Of this event type
+    #[arg(long = "type", value_name = "EVENT_TYPE")]
+    event_type: Option<String>,
+    /// Of the entity with this id
+    #[arg(long, value_name = "ID")]
+    entity: Option<String>,
+    /// Of entities of this type
+    #[arg(long, value_name = "TYPE")]
+    entity_type: Option<String>,
+    /// That go to this topic, by their own topic or by RELAY_TOPIC
+    #[arg(long)]
+    topic: Option<String>,
+    /// With this cause, as `dead list` shows it
+    #[arg(long = "error", value_name = "FINGERPRINT")]
+    fingerprint: Option<String>,
+    /// Created longer ago than this, for example 2h
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Created no longer ago than this
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+    /// Those that were discarded, instead of the others
+    #[arg(long)]
+    discarded: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    which: Which,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    which: Which,
+    /// Headers and payload as well: they may be confidential
+    #[arg(long)]
+    payload: bool,
+    /// At most so many
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Decide {
+    #[command(flatten)]
+    which: Which,
+    /// All of them; instead of a filter
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    confirm: Confirm,
+    /// Why; for the audit table
+    #[arg(long)]
+    reason: Option<String>,
+    #[command(flatten)]
+    by: By,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Discard {
+    #[command(flatten)]
+    decide: Decide,
+}
+
+impl Which {
+    fn filter(self) -> Filter {
+        Filter {
+            ids: self.ids,
+            event_type: self.event_type,
+            entity_type: self.entity_type,
+            entity_id: self.entity,
+            topic: self.topic,
+            fingerprint: self.fingerprint,
+            older_than: self.older_than,
+            newer_than: self.newer_than,
+            discarded: self.discarded,
+        }
+    }
+}
+
+impl Dead {
+    pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
+        runtime()?.block_on(async {
+            match self {
+                Dead::List(list) => list.run(settings).await,
+                Dead::Show(show) => show.run(settings).await,
+                Dead::Retry(decide) => decide.run(settings, Verdict::Retry).await,
+                Dead::Discard(Discard { decide }) => decide.run(settings, Verdict::Discard).await,
+            }
+        })
+    }
+}
+
+impl List {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let mut target = Target::open(settings, "dead list").await?;
+        let filter = self.which.filter();
+        let causes = causes(&mut target, &filter, &settings.relay.topic).await?;
+        if self.json {
+            println!("{}", json!({ "events": events(&causes), "causes": causes }));
+            return Ok(());
+        }
+        if causes.is_empty() {
+            println!("no event needs a decision in {}", target.shown);
+            return Ok(());
+        }
+        causes.iter().for_each(tell_cause);
+        println!("{} in {}", counted(&causes), target.shown);
+        Ok(())
+    }
+}
+
+impl Show {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let mut target = Target::open(settings, "dead show").await?;
+        let filter = self.which.filter();
+        let (names, topic) = (target.names.clone(), &settings.relay.topic);
+        let shown = dead::events(&mut target.conn, &names, &filter, topic, self.limit, self.payload).await;
+        let shown = shown.map_err(|error| {
+            let missing = error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "42501");
+            let failure = target.failed("read the events of", error);
+            if missing && self.payload {
+                return failure.hint("the operator's role sees no payloads: grant select (payload, payload_bytes, headers) on the outbox");
+            }
+            failure
+        })?;
+        if shown.is_empty() {
+            explain_missing(&mut target, &filter).await?;
+        }
+        if self.json {
+            println!("{}", json!({ "events": shown }));
+            return Ok(());
+        }
+        shown.iter().for_each(tell_event);
+        if shown.len() == self.limit as usize {
+            println!("no more than {} are shown: --limit", self.limit);
+        }
+        Ok(())
+    }
+}
+
+impl Decide {
+    async fn run(self, settings: &Settings, verdict: Verdict) -> Result<(), Failure> {
+        let Self { which, all, confirm, reason, by, json } = self;
+        let filter = which.filter();
+        if filter.is_empty() && !all {
+            return Err(Failure::usage(format!("{} needs a filter, or --all", verdict.command()))
+                .hint("`dead list` shows the causes; --error FINGERPRINT takes one of them"));
+        }
+        if verdict == Verdict::Discard && (reason.is_none() || filter.discarded) {
+            let what = if reason.is_none() { "needs a --reason" } else { "takes no --discarded: those are" };
+            return Err(Failure::usage(format!("dead discard {what}")).hint("it is kept in the audit table"));
+        }
+        let mut target = Target::open(settings, verdict.command()).await?;
+        let causes = causes(&mut target, &filter, &settings.relay.topic).await?;
+        if causes.is_empty() {
+            explain_missing(&mut target, &filter).await?;
+        }
+        if confirm.dry_run || causes.is_empty() {
+            report(json, true, verdict, &causes, None, &target.shown);
+            return Ok(());
+        }
+        if !json {
+            causes.iter().for_each(tell_cause);
+        }
+        confirm.ask(&format!("{} {} of {}?", word(verdict, true), counted(&causes), target.shown))?;
+        let Target { mut conn, names, shown, .. } = target;
+        let longest = settings.relay.publish_timeout + Duration::from_secs(5);
+        let author = by.author(reason);
+        let changed = dead::decide(&mut conn, &names, &filter, &settings.relay.topic, verdict, &author, longest)
+            .await
+            .map_err(|error| failed("change events of", &shown, error))?;
+        report(json, false, verdict, &causes, Some(changed), &shown);
+        Ok(())
+    }
+}
+
+fn report(json: bool, dry_run: bool, verdict: Verdict, causes: &[Cause], changed: Option<dead::Changed>, shown: &str) {
+    if json {
+        println!("{}", json!({ "dry_run": dry_run, "matching": events(causes), "changed": changed, "causes": causes }));
+        return;
+    }
+    match changed {
+        Some(changed) => {
+            let behind = match changed.released {
+                0 => String::new(),
+                released => format!(", {released} that waited behind them go on"),
+            };
+            println!("{} {} events of {shown}{behind}", word(verdict, false), changed.events);
+        }
+        None => {
+            causes.iter().for_each(tell_cause);
+            println!("would have {} {} of {shown}", word(verdict, false), counted(causes));
+        }
+    }
+}
+
+fn word(verdict: Verdict, imperative: bool) -> &'static str {
+    match (verdict, imperative) {
+        (Verdict::Retry, true) => "Retry",
+        (Verdict::Retry, false) => "retried",
+        (Verdict::Discard, true) => "Discard",
+        (Verdict::Discard, false) => "discarded",
+    }
+}
+
+async fn causes(target: &mut Target, filter: &Filter, topic: &TopicTemplate) -> Result<Vec<Cause>, Failure> {
+    let found = dead::causes(&mut target.conn, &target.names, filter, topic).await;
+    found.map_err(|error| target.failed("read the events of", error))
+}
+
+/// An event that was named and not found is in another state, or not there.
+async fn explain_missing(target: &mut Target, filter: &Filter) -> Result<(), Failure> {
+    let Some(id) = filter.ids.first() else { return Ok(()) };
+    let status = dead::status_of(&mut target.conn, &target.names, *id).await;
+    let status = status.map_err(|error| target.failed("read the events of", error))?;
+    let is = match &status {
+        None => "is not in the table".to_owned(),
+        Some(status) => format!("is {status}"),
+    };
+    let failure = Failure::finding(format!("event {id} {is}"));
+    Err(match status.as_deref() {
+        Some(status) if status.contains(crate::store::holds::BEHIND) => {
+            failure.hint("decide about the event it waits behind: `dead list --entity ID`")
+        }
+        Some(status) if status.contains(dead::DISCARDED) => failure.hint("--discarded looks at those"),
+        _ => failure,
+    })
+}
+
+fn events(causes: &[Cause]) -> i64 {
+    causes.iter().map(|cause| cause.events).sum()
+}
+
+fn counted(causes: &[Cause]) -> String {
+    let behind: i64 = causes.iter().map(|cause| cause.waiting_behind).sum();
+    let behind = if behind == 0 { String::new() } else { format!(", {behind} waiting behind them,") };
+    let count = events(causes);
+    format!("{count} event{}{behind}", if count == 1 { "" } else { "s" })
+}
+
+fn tell_cause(cause: &Cause) {
+    let behind = match cause.waiting_behind {
+        0 => String::new(),
+        behind => format!(", {behind} waiting behind"),
+    };
+    println!(
+        "{}  {} {} of {} entities{behind}, ids {} to {}, created {} to {}, {}\n          {}",
+        cause.fingerprint,
+        cause.events,
+        cause.state,
+        cause.entities,
+        cause.first_id,
+        cause.last_id,
+        cause.oldest.format("%F %T"),
+        cause.newest.format("%F %T UTC"),
+        cause.event_types.join(" "),
+        cause.error
+    );
+}
+
+fn tell_event(event: &Event) {
+    println!(
+        "{} {}  {}  {} of {}/{} to {}, attempts {}, created {}\n    {} {}",
+        event.id,
+        event.event_id,
+        event.state,
+        event.event_type,
+        event.entity_type,
+        event.entity_id.as_deref().unwrap_or("-"),
+        event.topic,
+        event.attempts,
+        event.created_at.format("%F %T UTC"),
+        event.fingerprint,
+        event.error.as_deref().unwrap_or_default()
+    );
+    if let Some(content) = &event.content {
+        let payload = content.payload.as_ref().map(|payload| payload.get());
+        let bytes = || content.payload_base64.as_ref().map(|text| format!("base64 {text}"));
+        println!("    headers {}", content.headers.get());
+        println!("    payload {}", payload.map(str::to_owned).or_else(bytes).unwrap_or_else(|| "none".to_owned()));
+    }
+}

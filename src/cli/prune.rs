@@ -1,0 +1,169 @@
+//! `outbox-relay prune`: retention by hand, at once.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::confirm::Confirm;
+use super::exit::Failure;
+use super::runtime;
+use super::target::{By, Target, failed};
+use crate::config::{Retention, Settings};
+use crate::store::audit::{self, Entry};
+use crate::store::retention::{self, Removal};
+
+/// Rows and pages of a step.
+const STEP: i64 = 2_000;
+const PAGES: i64 = 128;
+
+/// While a relay prunes.
+const TURN: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mode {
+    Delete,
+    Archive,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Prune {
+    /// What is done with published events [default: RELAY_RETENTION]
+    #[arg(long)]
+    mode: Option<Mode>,
+    /// How long after they were published, for example 7d [default: RELAY_RETENTION_AFTER]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    after: Option<Duration>,
+    /// Also delete rows of the consumers' table that are older than this [default: RELAY_PROCESSED_RETENTION]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    processed_after: Option<Duration>,
+    #[command(flatten)]
+    confirm: Confirm,
+    /// Why; for the audit table
+    #[arg(long)]
+    reason: Option<String>,
+    #[command(flatten)]
+    by: By,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Prune {
+    pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
+        runtime()?.block_on(self.prune(settings))
+    }
+
+    async fn prune(self, settings: &Settings) -> Result<(), Failure> {
+        let configured = &settings.relay.retention;
+        let removal = match (self.mode, configured.outbox) {
+            (Some(Mode::Delete), _) | (None, Retention::Delete) => Some(Removal::Delete),
+            (Some(Mode::Archive), _) | (None, Retention::Archive) => Some(Removal::Archive),
+            (None, Retention::Keep) => None,
+        };
+        let after = self.after.unwrap_or(configured.after);
+        let processed_after = self.processed_after.or(configured.processed_after);
+        if removal.is_none() && processed_after.is_none() {
+            return Err(Failure::usage("RELAY_RETENTION is keep: nothing is to be pruned")
+                .hint("--mode delete or --mode archive, and --after DURATION"));
+        }
+        let mut target = Target::open(settings, "prune").await?;
+        let what = self.described(removal, after, processed_after, &target.shown);
+        if !self.confirm.dry_run {
+            self.confirm.ask(&format!("{what}?"))?;
+            may_be_audited(&mut target).await?;
+        }
+        let counting = |removal| if self.confirm.dry_run { Removal::Count } else { removal };
+        let mut removed = 0;
+        if let Some(removal) = removal {
+            removed = outbox(&mut target, counting(removal), after).await?;
+        }
+        let mut processed = 0;
+        if let Some(after) = processed_after {
+            processed = inbox(&mut target, counting(Removal::Delete), after).await?;
+        }
+        if !self.confirm.dry_run {
+            let filter = json!({
+                "mode": removal.map(|removal| if removal == Removal::Archive { "archive" } else { "delete" }),
+                "after_s": after.as_secs_f64(),
+                "processed_after_s": processed_after.map(|after| after.as_secs_f64()),
+                "processed": processed,
+            });
+            let entry = Entry { command: "prune", filter, affected: removed.unsigned_abs() };
+            let author = self.by.author(self.reason);
+            let noted = audit::record(&mut target.conn, &target.names, &author, &entry).await;
+            noted.map_err(|error| target.failed("write the audit entry of", error))?;
+        }
+        if self.json {
+            println!("{}", json!({ "dry_run": self.confirm.dry_run, "events": removed, "processed": processed }));
+        } else {
+            let would = if self.confirm.dry_run { "would have been " } else { "" };
+            println!("{what}: {removed} events and {processed} rows of the consumers' table {would}removed");
+        }
+        Ok(())
+    }
+
+    fn described(
+        &self,
+        removal: Option<Removal>,
+        after: Duration,
+        processed_after: Option<Duration>,
+        shown: &str,
+    ) -> String {
+        let ago = |duration| humantime::format_duration(duration).to_string();
+        let events = removal.map(|removal| {
+            let verb = if removal == Removal::Archive { "Archive" } else { "Delete" };
+            format!("{verb} events published more than {} ago from {shown}", ago(after))
+        });
+        let processed =
+            processed_after.map(|after| format!("delete what consumers applied more than {} ago", ago(after)));
+        events.into_iter().chain(processed).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Before anything is removed: what cannot be written down is not done.
+async fn may_be_audited(target: &mut Target) -> Result<(), Failure> {
+    let sql = "select has_table_privilege($1, 'insert')";
+    let allowed = sqlx::query_scalar(sql).bind(target.names.companion("audit")).persistent(false);
+    let allowed: bool =
+        allowed.fetch_one(&mut target.conn).await.map_err(|error| target.failed("look at the rights on", error))?;
+    if allowed {
+        return Ok(());
+    }
+    Err(Failure::finding(format!("this user may not write the audit table of {}", target.shown))
+        .hint("run it as the owner, or as a member of both the operator's and the relay's role"))
+}
+
+async fn outbox(target: &mut Target, removal: Removal, after: Duration) -> Result<i64, Failure> {
+    let Target { conn, names, shown, .. } = target;
+    let (mut from, mut removed) = (0, 0);
+    loop {
+        let step = retention::step(conn, names, removal, after, from, STEP).await;
+        let Some(step) = step.map_err(|error| failed("prune", shown, error))? else {
+            tokio::time::sleep(TURN).await;
+            continue;
+        };
+        removed += step.removed;
+        from = step.last;
+        if step.walked < STEP || step.young && step.removed == 0 {
+            return Ok(removed);
+        }
+    }
+}
+
+async fn inbox(target: &mut Target, removal: Removal, after: Duration) -> Result<i64, Failure> {
+    let Target { conn, names, shown, .. } = target;
+    let (mut from, mut removed) = (Some(0), 0);
+    // All rows of the pages at once where they are only counted.
+    let limit = if removal == Removal::Count { i64::MAX } else { 20_000 };
+    while let Some(page) = from {
+        let step = retention::processed_step(conn, names, removal, after, page, PAGES, limit).await;
+        let Some(step) = step.map_err(|error| failed("prune", shown, error))? else {
+            tokio::time::sleep(TURN).await;
+            continue;
+        };
+        removed += step.removed;
+        from = step.next;
+    }
+    Ok(removed)
+}

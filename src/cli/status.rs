@@ -1,0 +1,85 @@
+//! `outbox-relay status`.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use clap::Args;
+use sqlx::PgConnection;
+
+use super::exit::Failure;
+use super::{migrate, output, runtime};
+use crate::config::Settings;
+use crate::fault;
+use crate::status::{self, Look};
+use crate::store::backlog::{self, FlowMark};
+use crate::store::session;
+
+/// Between the two looks that the rate is measured by.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// A relay that has missed so many is gone: the relays' own rule, each by its own interval, which the register does not hold. Here it is
+/// the configured one.
+const HEARTBEATS: u32 = 3;
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Print it as one JSON object; with --watch one on each line
+    #[arg(long)]
+    json: bool,
+    /// Look again and again, until interrupted
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s", value_parser = humantime::parse_duration)]
+    watch: Option<Duration>,
+}
+
+impl Status {
+    pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
+        runtime()?.block_on(self.show(settings))
+    }
+
+    async fn show(self, settings: &Settings) -> Result<(), Failure> {
+        let (names, database) = (migrate::names(&settings.outbox), &settings.database);
+        let mut conn = connect(settings, "outbox-relay-status").await?;
+        let look = Look {
+            names: &names,
+            topic: &settings.relay.topic,
+            alive_for: settings.relay.heartbeat_interval * HEARTBEATS,
+        };
+        // An outbox that cannot be read is told by the look itself.
+        let mut mark: Option<FlowMark> = backlog::mark(&mut conn, &names).await.ok();
+        let mut pause = BETWEEN_LOOKS;
+        loop {
+            tokio::time::sleep(pause).await;
+            let status = status::Status::look(&mut conn, &look, &mut mark).await.map_err(|error| {
+                failed(error, &format!("cannot look at {} in {}", names.outbox(), database.target()))
+            })?;
+            let read_on = self.print(&status, &format!("{} in {}", names.outbox(), database.target()))?;
+            let Some(interval) = self.watch.filter(|_| read_on) else { return Ok(()) };
+            pause = interval.max(Duration::from_millis(100));
+        }
+    }
+
+    /// False when nobody reads any more.
+    fn print(&self, status: &status::Status, title: &str) -> Result<bool, Failure> {
+        match (self.json, self.watch) {
+            (true, None) => output::json(status),
+            (true, Some(_)) => output::json_line(status),
+            // Home, then clear below: less flicker than clearing first.
+            (false, Some(_)) if std::io::stdout().is_terminal() => {
+                Ok(output::text(&format!("\u{1b}[H\u{1b}[J{title}\n\n{status}")))
+            }
+            (false, _) => Ok(output::text(&format!("{title}\n\n{status}"))),
+        }
+    }
+}
+
+/// A connection for a command that looks.
+pub(super) async fn connect(settings: &Settings, application_name: &str) -> Result<PgConnection, Failure> {
+    let database = &settings.database;
+    let connected = session::connect(&database.connect_options(), application_name, database.connect_timeout).await;
+    connected.map_err(|error| failed(error, &format!("cannot connect to {}", database.target())))
+}
+
+pub(super) fn failed(error: sqlx::Error, what: &str) -> Failure {
+    let hint = fault::of_database(&error).next_step;
+    Failure::finding(what).because(error).hint(hint)
+}

@@ -1,0 +1,83 @@
+//! `outbox-relay tail`.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::exit::Failure;
+use super::status::{connect, failed};
+use super::{migrate, output, runtime};
+use crate::config::Settings;
+use crate::tail::{self, Filter, TailError};
+
+#[derive(Debug, Args)]
+pub(crate) struct Tail {
+    /// Print one JSON object on each line
+    #[arg(long)]
+    json: bool,
+    /// Only events of this event type
+    #[arg(long = "type", value_name = "EVENT_TYPE")]
+    event_type: Option<String>,
+    /// Only events of this entity type
+    #[arg(long)]
+    entity_type: Option<String>,
+    /// Only events of the entity with this id
+    #[arg(long)]
+    entity: Option<String>,
+    /// Only events that go to this topic
+    #[arg(long)]
+    topic: Option<String>,
+    /// End when so many events are published and seen, or dead
+    #[arg(long, value_name = "N")]
+    events: Option<u64>,
+    /// End after this long
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    within: Option<Duration>,
+}
+
+impl Tail {
+    pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let runtime = runtime()?;
+        let followed = runtime.block_on(async {
+            match self.within {
+                Some(within) => tokio::time::timeout(within, self.follow(settings)).await.unwrap_or(Ok(())),
+                None => self.follow(settings).await,
+            }
+        });
+        // The Kafka client's thread ends by itself; nobody waits for it.
+        runtime.shutdown_background();
+        followed
+    }
+
+    async fn follow(&self, settings: &Settings) -> Result<(), Failure> {
+        let (names, target) = (migrate::names(&settings.outbox), settings.database.target());
+        let Some(kafka) = &settings.kafka else {
+            return Err(Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to follow events to their topic"));
+        };
+        let filter = Filter {
+            entity_type: self.entity_type.clone(),
+            event_type: self.event_type.clone(),
+            entity: self.entity.clone(),
+            topic: self.topic.clone(),
+        };
+        let stopped = |error| match error {
+            TailError::Database(error) => failed(error, &format!("cannot follow {} in {target}", names.outbox())),
+            TailError::Kafka(_) => Failure::finding("librdkafka refuses the combination of the KAFKA_ settings"),
+        };
+        let mut conn = connect(settings, "outbox-relay-tail").await?;
+        let begun = tail::Tail::begin(&mut conn, &names, kafka, &settings.relay.topic, filter).await;
+        let mut tail = begun.map_err(stopped)?;
+        eprintln!("following {} in {target} to {}", names.outbox(), kafka.brokers());
+        loop {
+            for line in tail.next(&mut conn).await.map_err(stopped)? {
+                let read_on = if self.json { output::json_line(&line)? } else { output::text(&format!("{line}\n")) };
+                if !read_on {
+                    return Ok(());
+                }
+            }
+            if self.events.is_some_and(|events| tail.ended >= events) {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What an operator's command works on: the configured outbox, its schema checked.
+
+use sqlx::{Connection, PgConnection};
+
+use super::exit::Failure;
+use super::migrate;
+use crate::config::Settings;
+use crate::fault;
+use crate::store::audit::Author;
+use crate::store::schema::{self, SchemaError};
+use crate::store::{Names, session};
+
+/// Who acts, as given on the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct By {
+    /// The person who acts, where several share a database user; for the audit table
+    #[arg(long, value_name = "NAME")]
+    pub(crate) by: Option<String>,
+}
+
+impl By {
+    pub(crate) fn author(&self, reason: Option<String>) -> Author {
+        Author { by: self.by.clone(), reason }
+    }
+}
+
+/// An outbox that can be worked on.
+pub(crate) struct Target {
+    pub(crate) conn: PgConnection,
+    pub(crate) names: Names,
+    pub(crate) lanes: u16,
+    /// Table and database, for people; without user and password.
+    pub(crate) shown: String,
+}
+
+/// A connection to the configured database.
+pub(crate) async fn connect(settings: &Settings, name: &str) -> Result<PgConnection, Failure> {
+    let database = &settings.database;
+    session::connect(&database.connect_options(), name, database.connect_timeout).await.map_err(|error| {
+        let hint = fault::of_database(&error).next_step;
+        Failure::finding(format!("cannot connect to {}", database.target())).because(error).hint(hint)
+    })
+}
+
+impl Target {
+    /// Connects and checks the schema.
+    pub(crate) async fn open(settings: &Settings, command: &str) -> Result<Self, Failure> {
+        let mut conn = connect(settings, &format!("outbox-relay {command}")).await?;
+        let names = migrate::names(&settings.outbox);
+        let lanes = lanes(&mut conn, &names).await;
+        let lanes = lanes.map_err(|error| migrate::refused(error, &settings.database.target()))?;
+        let shown = format!("{} in {}", names.outbox(), settings.database.target());
+        Ok(Self { conn, names, lanes, shown })
+    }
+
+    /// A statement of `what` failed.
+    pub(crate) fn failed(&self, what: &str, error: sqlx::Error) -> Failure {
+        failed(what, &self.shown, error)
+    }
+}
+
+/// A statement of `what` failed on `shown`.
+pub(crate) fn failed(what: &str, shown: &str, error: sqlx::Error) -> Failure {
+    let code = error.as_database_error().and_then(|error| error.code());
+    let hint = match code.as_deref() {
+        Some("42501") => "grant this user the role that `outbox-relay migrate --roles` makes for it",
+        _ => fault::of_database(&error).next_step,
+    };
+    Failure::finding(format!("cannot {what} {shown}")).because(error).hint(hint)
+}
+
+/// In a transaction: a pooler may send the parts of a statement to two servers otherwise.
+async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, SchemaError> {
+    let mut tx = conn.begin().await?;
+    let lanes = schema::lanes(&mut tx, names).await?;
+    tx.commit().await?;
+    Ok(lanes)
+}

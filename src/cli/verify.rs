@@ -1,0 +1,158 @@
+//! `outbox-relay verify`.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+
+use super::exit::Failure;
+use super::{migrate, runtime};
+use crate::config::Settings;
+use crate::fault;
+use crate::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The topic to compare [default: every topic that a row is routed to]
+    #[arg(long)]
+    topic: Option<String>,
+    /// Only events created since then: a length of time such as 2h, or a moment such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<DateTime<Utc>>,
+    /// Only the events of this entity id
+    #[arg(long, value_name = "ENTITY_ID")]
+    key: Option<String>,
+    /// Print the verdict as JSON
+    #[arg(long)]
+    json: bool,
+    /// Read at most this many rows, and records, a second
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// A duplicate is a violation too; by default it is counted, for delivery is at least once
+    #[arg(long)]
+    exactly_once: bool,
+    /// Rows that are PENDING or DEAD have to be on the topic as well: for a system that does not mark the rows
+    #[arg(long)]
+    expect_pending: bool,
+    /// No row is ever deleted: a record without a row is unknown, however old it is
+    #[arg(long)]
+    all_retained: bool,
+    /// How the topic's writer chooses partitions
+    #[arg(long, value_enum, default_value_t = Partitioner::Murmur2)]
+    partitioner: Partitioner,
+    /// The header that holds the event id; `id` for Debezium
+    #[arg(long, value_name = "NAME", default_value = "event-id")]
+    id_header: String,
+    /// Where a record tells the entity id: key, header:NAME or json:/POINTER into the value
+    #[arg(long, value_name = "WHERE", default_value = "key")]
+    key_from: KeyFrom,
+    /// What the record's value is: raw, event, debezium (which forgives what its converters add), cloudevents-binary,
+    /// cloudevents-structured, or none to compare no values [default: RELAY_ENVELOPE]
+    #[arg(long)]
+    payload: Option<Payload>,
+}
+
+impl Verify {
+    pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let json = self.json;
+        let plan = self.plan(settings);
+        let kafka = settings
+            .kafka
+            .as_ref()
+            .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to read a topic"))?;
+        let ran = runtime()?.block_on(verify::run(&plan, &settings.database, kafka));
+        let verdict = ran.map_err(|error| failed(error, &settings.database.target(), kafka.brokers()))?;
+        print(&verdict, json)?;
+        match verdict.violations().as_slice() {
+            [] => Ok(()),
+            violations => Err(Failure::finding(format!("table and topic differ: {}", violations.join(", ")))
+                .hint("docs/operations.md has what each of them means and what to do")),
+        }
+    }
+
+    fn plan(self, settings: &Settings) -> Plan {
+        Plan {
+            names: migrate::names(&settings.outbox),
+            template: settings.relay.topic.clone(),
+            topic: self.topic,
+            since: self.since,
+            key: self.key,
+            rate: self.rate,
+            exactly_once: self.exactly_once,
+            expect_pending: self.expect_pending,
+            all_retained: self.all_retained,
+            partitioner: self.partitioner,
+            reading: Reading {
+                id_header: self.id_header,
+                key_from: self.key_from,
+                payload: self.payload.unwrap_or(Payload::Of(settings.relay.envelope)),
+            },
+        }
+    }
+}
+
+/// `2h` ago, or a moment.
+fn moment(text: &str) -> Result<DateTime<Utc>, String> {
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return before_now(ago).ok_or_else(|| "that is before the beginning of time".to_owned());
+    }
+    DateTime::parse_from_rfc3339(text)
+        .map(|moment| moment.to_utc())
+        .map_err(|_| "expected a length of time such as 2h or 7d, or a moment such as 2026-01-31T12:00:00Z".to_owned())
+}
+
+fn before_now(ago: Duration) -> Option<DateTime<Utc>> {
+    Utc::now().checked_sub_signed(chrono::TimeDelta::from_std(ago).ok()?)
+}
+
+fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
+    if !json {
+        println!("{verdict}");
+        return Ok(());
+    }
+    let text = serde_json::to_string_pretty(verdict)
+        .map_err(|error| Failure::unexpected("the verdict cannot be written as JSON", error))?;
+    println!("{text}");
+    Ok(())
+}
+
+/// Exit code 1 says that something was found, so what could not be looked at must not look like it.
+fn failed(error: VerifyError, target: &str, brokers: &str) -> Failure {
+    let (message, hint) = match &error {
+        VerifyError::Database(cause) => {
+            (format!("the outbox in {target} cannot be read"), fault::of_database(cause).next_step)
+        }
+        VerifyError::Kafka(cause) => {
+            let code = cause.rdkafka_error_code().unwrap_or(rdkafka::error::RDKafkaErrorCode::Unknown);
+            (format!("the topic cannot be read from {brokers}"), fault::of_kafka(code).next_step)
+        }
+        VerifyError::Topic { code, .. } => ("the topic cannot be read".to_owned(), fault::of_kafka(*code).next_step),
+        VerifyError::Client => (
+            "no Kafka client can be made".to_owned(),
+            "compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other",
+        ),
+        VerifyError::Stalled { .. } => {
+            ("the topic cannot be read".to_owned(), "see which broker leads these partitions")
+        }
+        VerifyError::TooManyTopics => ("there are too many topics".to_owned(), "name one with --topic"),
+        VerifyError::Disk(_) => {
+            ("there is no room to sort".to_owned(), "point TMPDIR at a disk with about 230 bytes per event")
+        }
+    };
+    Failure::unexpected(message, error).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_is_a_length_of_time_or_a_moment() {
+        assert_eq!(moment("2026-01-31T12:00:00Z").map(|moment| moment.timestamp()), Ok(1_769_860_800));
+        let then = moment("2h").expect("a length of time");
+        assert_eq!((Utc::now() - then).num_hours(), 2);
+        for wrong in ["yesterday", "2026-01-31", "", "999999999y"] {
+            assert!(moment(wrong).is_err(), "{wrong}");
+        }
+    }
+}

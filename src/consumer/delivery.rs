@@ -1,0 +1,112 @@
+//! A record as it was delivered, and the event it carries.
+
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
+
+use crate::consumer::dead_letter::{DeadLetter, PREFIX};
+use crate::envelope::{Undecodable, decode};
+use crate::event::EventId;
+
+/// A record, owned.
+#[derive(Debug, Clone)]
+pub(super) struct Delivery {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    pub(super) key: Option<Vec<u8>>,
+    pub(super) value: Option<Vec<u8>>,
+    pub(super) headers: Vec<(String, Option<Vec<u8>>)>,
+    /// Milliseconds since 1970.
+    pub(super) timestamp: Option<i64>,
+}
+
+/// An event as its handler sees it.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// De-duplication key.
+    pub event_id: EventId,
+    /// For example `OrderPlaced`.
+    pub event_type: String,
+    /// Schema version as it was written.
+    pub event_version: i32,
+    /// The outbox id, where the record tells it.
+    pub sequence: Option<i64>,
+    /// Ties together what happened because of one request; the event's own id where it was the first.
+    pub correlation_id: String,
+    /// The record key: the entity's id.
+    pub key: Option<Vec<u8>>,
+    /// The topic it was read from.
+    pub topic: String,
+    /// The partition it was read from.
+    pub partition: i32,
+    /// The offset it was read from.
+    pub offset: i64,
+    pub(super) headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Event {
+    /// The first header of a name, where it is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(find(&self.headers, name)?).ok()
+    }
+
+    /// The key, where it is text.
+    pub fn key_text(&self) -> Option<&str> {
+        std::str::from_utf8(self.key.as_deref()?).ok()
+    }
+}
+
+impl Delivery {
+    pub(super) fn new(message: &BorrowedMessage<'_>) -> Self {
+        let headers = message.headers().map_or_else(Vec::new, |headers| {
+            headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+        });
+        Self {
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers,
+            timestamp: message.timestamp().to_millis(),
+        }
+    }
+
+    /// The event and its payload.
+    pub(super) fn decode(&self) -> Result<(Event, Option<Vec<u8>>), Undecodable> {
+        let decoded = decode(|name| find(&self.headers, name), self.value.as_deref())?;
+        let correlation_id = decoded.correlation_id.map_or_else(|| decoded.event_id.to_string(), |id| id.into_owned());
+        let event = Event {
+            event_id: decoded.event_id,
+            event_type: decoded.event_type.into_owned(),
+            event_version: decoded.event_version,
+            sequence: decoded.sequence,
+            correlation_id,
+            key: self.key.clone(),
+            topic: self.topic.clone(),
+            partition: self.partition,
+            offset: self.offset,
+            headers: self.headers.clone(),
+        };
+        Ok((event, decoded.payload.map(|payload| payload.into_owned())))
+    }
+
+    /// What it says of its death, where the group has redriven it.
+    pub(super) fn redriven_by(&self, group: &str) -> Option<DeadLetter> {
+        DeadLetter::read(|name| find(&self.headers, name)).filter(|letter| letter.group == group)
+    }
+
+    /// The record's own headers and those of its death.
+    pub(super) fn headers_of(&self, letter: &DeadLetter) -> OwnedHeaders {
+        let own = self.headers.iter().filter(|(name, _)| !name.starts_with(PREFIX));
+        let headers = own
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: value.as_deref() }));
+        letter
+            .headers()
+            .iter()
+            .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value.as_bytes()) }))
+    }
+}
+
+fn find<'a>(headers: &'a [(String, Option<Vec<u8>>)], name: &str) -> Option<&'a [u8]> {
+    headers.iter().find(|(key, _)| key == name)?.1.as_deref()
+}

@@ -1,0 +1,94 @@
+//! The producer of dead letters: one record at a time, acknowledged by all in-sync replicas before anything goes on.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer, ProducerContext, ThreadedProducer};
+use tokio::sync::oneshot;
+
+use crate::consumer::delivery::Delivery;
+
+/// What the acknowledgement rests on; `partitioner` sends a key where the relay sends it.
+const SETTINGS: [(&str, &str); 6] = [
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("partitioner", "murmur2_random"),
+    // A worker waits that long, then tries again and says so.
+    ("message.timeout.ms", "15000"),
+    ("linger.ms", "0"),
+    // The record was not too large for its topic; whether it is for this one the broker says.
+    ("message.max.bytes", "100000000"),
+];
+
+/// What is waited for when the producer ends.
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+
+type Answer = oneshot::Sender<Result<(), RDKafkaErrorCode>>;
+
+struct Acknowledgements;
+
+impl ClientContext for Acknowledgements {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", %error, reason, "the producer of dead letters meets an error");
+    }
+}
+
+impl ProducerContext<NoCustomPartitioner> for Acknowledgements {
+    type DeliveryOpaque = Box<Answer>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, answer: Box<Answer>) {
+        let outcome = match result {
+            Ok(_) => Ok(()),
+            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
+        };
+        // A worker that was stopped meanwhile does not listen any more.
+        let _ = answer.send(outcome);
+    }
+}
+
+/// Sends dead letters.
+pub(super) struct Letters(ThreadedProducer<Acknowledgements>);
+
+impl Letters {
+    /// # Errors
+    /// What librdkafka finds wrong with the settings.
+    pub(super) fn new(client: &ClientConfig) -> Result<Self, KafkaError> {
+        let mut config = client.clone();
+        for (name, value) in SETTINGS {
+            config.set(name, value);
+        }
+        config.create_with_context(Acknowledgements).map(Self)
+    }
+
+    /// Returns once the record is acknowledged.
+    pub(super) async fn send(
+        &self,
+        topic: &str,
+        delivery: &Delivery,
+        headers: OwnedHeaders,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let (answer, acknowledged) = oneshot::channel();
+        let mut record =
+            BaseRecord::<[u8], [u8], Box<Answer>>::with_opaque_to(topic, Box::new(answer)).headers(headers);
+        record.key = delivery.key.as_deref();
+        record.payload = delivery.value.as_deref();
+        record.timestamp = delivery.timestamp;
+        self.0.send(record).map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown))?;
+        acknowledged.await.unwrap_or(Err(RDKafkaErrorCode::PurgeInflight))
+    }
+}
+
+impl Drop for Letters {
+    fn drop(&mut self) {
+        // Whatever is not acknowledged by then is sent again: its offset is not committed.
+        let _ = self.0.flush(FLUSH_WITHIN);
+    }
+}

@@ -1,0 +1,125 @@
+//! The form an application writes.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+/// An event that has not been written yet; [`crate::outbox::Outbox::emit`] writes it.
+///
+/// Without a body it is a tombstone.
+///
+/// ```
+/// use outbox_relay::event::NewEvent;
+/// use serde_json::json;
+///
+/// let event = NewEvent::new("order", "o-1", "OrderPlaced")
+///     .json(&json!({"orderId": "o-1", "totalCents": 4200}))?
+///     .version(2)
+///     .header("correlation-id", "req-81f2");
+/// # assert_eq!(event.event_version(), 2);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    pub(crate) entity_type: String,
+    pub(crate) entity_id: Option<String>,
+    pub(crate) event_type: String,
+    pub(crate) event_version: i32,
+    pub(crate) body: Body,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) topic: Option<String>,
+    pub(crate) available_at: Option<DateTime<Utc>>,
+}
+
+/// What goes to `payload` or to `payload_bytes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Body {
+    Json(String),
+    Bytes(Vec<u8>),
+    Tombstone,
+}
+
+impl NewEvent {
+    /// An event of an entity, version 1.
+    pub fn new(entity_type: impl Into<String>, entity_id: impl Into<String>, event_type: impl Into<String>) -> Self {
+        Self { entity_id: Some(entity_id.into()), ..Self::without_entity(entity_type, event_type) }
+    }
+
+    /// An event without a key, and so without any order.
+    pub fn without_entity(entity_type: impl Into<String>, event_type: impl Into<String>) -> Self {
+        Self {
+            entity_type: entity_type.into(),
+            entity_id: None,
+            event_type: event_type.into(),
+            event_version: 1,
+            body: Body::Tombstone,
+            headers: BTreeMap::new(),
+            topic: None,
+            available_at: None,
+        }
+    }
+
+    /// The payload.
+    ///
+    /// # Errors
+    /// What serde_json cannot write, for example a map whose keys are no strings.
+    pub fn json<T: Serialize + ?Sized>(mut self, payload: &T) -> Result<Self, serde_json::Error> {
+        self.body = Body::Json(serde_json::to_string(payload)?);
+        Ok(self)
+    }
+
+    /// A payload in a binary format.
+    pub fn bytes(mut self, payload: impl Into<Vec<u8>>) -> Self {
+        self.body = Body::Bytes(payload.into());
+        self
+    }
+
+    /// The schema version of the payload.
+    pub fn version(mut self, version: i32) -> Self {
+        self.event_version = version;
+        self
+    }
+
+    /// A header of the Kafka record: `correlation-id`, `causation-id`, `traceparent`, `source` and others. The last value of a name stays.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.insert(name.into(), value.into());
+        self
+    }
+
+    /// A header, unless it is set already.
+    pub fn default_header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.entry(name.into()).or_insert_with(|| value.into());
+        self
+    }
+
+    /// A topic other than the one the relay's route gives.
+    pub fn topic(mut self, topic: impl Into<String>) -> Self {
+        self.topic = Some(topic.into());
+        self
+    }
+
+    /// Not to be published before; such an event is ordered by when it becomes due.
+    pub fn available_at(mut self, time: DateTime<Utc>) -> Self {
+        self.available_at = Some(time);
+        self
+    }
+
+    /// For example `OrderPlaced`.
+    pub fn event_type(&self) -> &str {
+        &self.event_type
+    }
+
+    /// Schema version of the payload.
+    pub fn event_version(&self) -> i32 {
+        self.event_version
+    }
+
+    /// The JSON payload as it will be written, if it is one.
+    pub fn json_payload(&self) -> Option<&str> {
+        match &self.body {
+            Body::Json(text) => Some(text),
+            Body::Bytes(_) | Body::Tombstone => None,
+        }
+    }
+}

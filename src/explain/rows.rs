@@ -1,0 +1,140 @@
+//! Finds rows by event or entity. Neither has an index: the unpublished are few and have partial ones, of the published the
+//! youngest are looked at, unless the whole table is asked for.
+
+use serde::Serialize;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
+use uuid::Uuid;
+
+use super::MOST_EVENTS;
+use crate::store::Names;
+use crate::store::names::literal;
+use crate::store::reading::{PENDING, WAITING, read_within};
+
+/// The youngest rows that are looked at.
+pub(crate) const YOUNGEST: u32 = 500_000;
+
+const LOOK_S: u32 = 20;
+const FULL_LOOK_S: u32 = 600;
+
+/// What is looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// An event or, because entities may have ids of that form as well, an entity.
+    Event(Uuid),
+    /// An entity's id, of any type.
+    Entity(String),
+}
+
+/// A row without its payload.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    pub(crate) id: i64,
+    pub(crate) event_id: Uuid,
+    pub(crate) entity_type: String,
+    pub(crate) entity_id: Option<String>,
+    pub(crate) event_type: String,
+    #[serde(rename = "row_topic")]
+    pub(crate) topic: Option<String>,
+    pub(crate) status: String,
+    pub(crate) attempts: i32,
+    pub(crate) last_error: Option<String>,
+    pub(crate) lane: i16,
+    pub(crate) created_at: String,
+    pub(crate) age_s: f64,
+    pub(crate) published_at: Option<String>,
+    pub(crate) published_after_s: Option<f64>,
+    /// `infinity` while it is held.
+    pub(crate) available_at: Option<String>,
+    /// Seconds until it is due; negative when it is.
+    pub(crate) due_in_s: Option<f64>,
+    #[serde(skip)]
+    pub(crate) created_ms: i64,
+}
+
+const COLUMNS: &str = "id, event_id::text, entity_type, entity_id, event_type, topic, status, attempts::int8, last_error, lane::int8, \
+     created_at::text, extract(epoch from clock_timestamp() - created_at)::float8, \
+     published_at::text, extract(epoch from published_at - created_at)::float8, \
+     available_at::text, case when isfinite(available_at) then extract(epoch from available_at - clock_timestamp())::float8 end, \
+     floor(extract(epoch from created_at) * 1000)::int8";
+
+/// The wanted rows, in the order of their ids: of an entity the first unpublished ones and the youngest.
+pub(super) async fn find(
+    conn: &mut PgConnection,
+    names: &Names,
+    wanted: &Wanted,
+    full: bool,
+) -> Result<Vec<Row>, sqlx::Error> {
+    match wanted {
+        Wanted::Entity(entity) => look(conn, names, &format!("entity_id = {}", literal(entity)), full).await,
+        Wanted::Event(id) => {
+            let events = look(conn, names, &format!("event_id = '{id}'"), full).await?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+            look(conn, names, &format!("entity_id = '{id}'"), full).await
+        }
+    }
+}
+
+async fn look(conn: &mut PgConnection, names: &Names, condition: &str, full: bool) -> Result<Vec<Row>, sqlx::Error> {
+    let outbox = names.outbox();
+    let part = |from: &str, order: &str| {
+        format!(
+            "select * from (select {COLUMNS} from {from} where {condition} order by {order} limit {MOST_EVENTS}) part"
+        )
+    };
+    let of = |predicate: &str| format!("(select * from {outbox} where {predicate}) part");
+    let mut found: Vec<Row> = Vec::new();
+    if full {
+        let query = format!("set local enable_seqscan = on; {}", part(&outbox, "id desc"));
+        add(&mut found, read_within(conn, &query, FULL_LOOK_S).await?)?;
+    } else {
+        for (from, order) in [
+            (of(PENDING), "(id + 0)"),
+            (of(WAITING), "available_at, id"),
+            (of("status = 'DEAD'"), "id"),
+            (format!("(select * from {outbox} order by id desc limit {YOUNGEST}) part"), "id desc"),
+        ] {
+            add(&mut found, read_within(conn, &part(&from, order), LOOK_S).await?)?;
+        }
+    }
+    found.sort_by_key(|row| row.id);
+    found.dedup_by_key(|row| row.id);
+    if found.len() > MOST_EVENTS {
+        // What still waits is what is asked about.
+        found.sort_by_key(|row| (row.status == "PUBLISHED", row.id));
+        let kept = found.iter().filter(|row| row.status != "PUBLISHED").count().min(MOST_EVENTS);
+        let published = found.split_off(kept);
+        let youngest = published.len().saturating_sub(MOST_EVENTS - kept);
+        found.extend(published.into_iter().skip(youngest));
+        found.sort_by_key(|row| row.id);
+    }
+    Ok(found)
+}
+
+fn add(found: &mut Vec<Row>, rows: Vec<PgRow>) -> Result<(), sqlx::Error> {
+    for row in rows {
+        let event_id = row.try_get::<&str, _>(1)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        found.push(Row {
+            id: row.try_get(0)?,
+            event_id,
+            entity_type: row.try_get(2)?,
+            entity_id: row.try_get(3)?,
+            event_type: row.try_get(4)?,
+            topic: row.try_get(5)?,
+            status: row.try_get(6)?,
+            attempts: row.try_get::<i64, _>(7)? as i32,
+            last_error: row.try_get(8)?,
+            lane: row.try_get::<i64, _>(9)? as i16,
+            created_at: row.try_get(10)?,
+            age_s: row.try_get(11)?,
+            published_at: row.try_get(12)?,
+            published_after_s: row.try_get(13)?,
+            available_at: row.try_get(14)?,
+            due_in_s: row.try_get(15)?,
+            created_ms: row.try_get(16)?,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! Why an event waits: the first reason that applies, from what stops everything to what stops this event alone.
+
+use sqlx::{PgConnection, Row as _};
+
+use super::Row;
+use crate::config::Settings;
+use crate::store::Names;
+use crate::store::activity::{self, Blocker, span};
+use crate::store::backlog;
+use crate::store::fleet::{self, RelaySeen};
+use crate::store::names::literal;
+use crate::store::reading::{PENDING, WAITING, read};
+
+/// Counting of those before it stops here.
+const MOST_BEFORE: i64 = 1_000_000;
+
+/// What concerns every event.
+pub(super) struct Around {
+    relays: Vec<RelaySeen>,
+    blockers: Vec<Blocker>,
+    pauses: Vec<serde_json::Value>,
+    alive_s: f64,
+}
+
+impl Around {
+    pub(super) async fn look(conn: &mut PgConnection, names: &Names, settings: &Settings) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            relays: fleet::relays(conn, names).await?,
+            blockers: activity::table_blockers(conn, names).await?,
+            pauses: backlog::pauses(conn, names).await?,
+            alive_s: settings.relay.heartbeat_interval.as_secs_f64() * 3.0,
+        })
+    }
+}
+
+type Reason = Option<(String, String)>;
+
+fn reason(why: impl Into<String>, next: impl Into<String>) -> Reason {
+    Some((why.into(), next.into()))
+}
+
+/// Why the event waits and the next action; `None` for one that is published.
+pub(super) async fn why(
+    conn: &mut PgConnection,
+    names: &Names,
+    row: &Row,
+    topic: &str,
+    topic_trouble: Option<&str>,
+    around: &Around,
+) -> Result<Reason, sqlx::Error> {
+    match row.status.as_str() {
+        "PUBLISHED" => return Ok(None),
+        "DEAD" => {
+            let error = row.last_error.as_deref().unwrap_or("no error is noted");
+            return Ok(reason(
+                format!("it could not be sent and is DEAD: {error}"),
+                format!(
+                    "mend the cause, then `outbox-relay dead retry`, or `outbox-relay dead discard`; event {}",
+                    row.event_id
+                ),
+            ));
+        }
+        _ => {}
+    }
+    if let Some(own) = held_or_scheduled(row) {
+        return Ok(Some(own));
+    }
+    if let Some(paused) = around.pauses.iter().find(|pause| concerns(pause, row, topic)) {
+        let why = paused.get("reason").and_then(|why| why.as_str()).unwrap_or("no reason is noted");
+        return Ok(reason(format!("publishing is paused: {why}"), "outbox-relay resume, when the reason is gone"));
+    }
+    if let Some(locked) = locked(conn, names, row).await? {
+        return Ok(Some(locked));
+    }
+    if let Some(earlier) = earlier(conn, names, row).await? {
+        return Ok(reason(
+            format!("it waits behind number {earlier}, an earlier event of its entity"),
+            format!("outbox-relay explain {}", literal_argument(row.entity_id.as_deref().unwrap_or_default())),
+        ));
+    }
+    if let Some(blocker) = around.blockers.first() {
+        return Ok(reason(
+            format!("{} is held by {}", blocker.holds, blocker.session.describe()),
+            format!("end it: select pg_terminate_backend({});", blocker.session.pid),
+        ));
+    }
+    let alive: Vec<_> = around.relays.iter().filter(|relay| relay.silent_s < around.alive_s).collect();
+    if alive.is_empty() {
+        let last = around.relays.iter().map(|relay| relay.silent_s).min_by(f64::total_cmp);
+        let since = last.map_or_else(
+            || "none was heard of within the hour".to_owned(),
+            |last| format!("the last was heard of {} ago", span(last)),
+        );
+        return Ok(reason(
+            format!("no relay is alive: {since}"),
+            "start `outbox-relay run`, or look at the log of the one that is gone: a relay whose brokers are away goes silent",
+        ));
+    }
+    if let Some(trouble) = topic_trouble {
+        return Ok(reason(format!("the topic {topic} cannot be written: {trouble}"), "outbox-relay check"));
+    }
+    let before = before(conn, names, row).await?;
+    let least = if before >= MOST_BEFORE { "at least " } else { "" };
+    Ok(reason(
+        format!(
+            "{} relay(s) are alive and its turn comes: {least}{before} pending events are before it in its lane",
+            alive.len()
+        ),
+        "outbox-relay status tells the rate; if nothing moves, look at `blocked` in the relay's status line",
+    ))
+}
+
+fn held_or_scheduled(row: &Row) -> Reason {
+    let error = row.last_error.as_deref().unwrap_or_default();
+    if row.available_at.as_deref() == Some("infinity") && !error.is_empty() {
+        let next = if error.starts_with("held topic ") {
+            "create the topic or grant WRITE on it; the relay notices within seconds"
+        } else if error.starts_with("paused ") {
+            "outbox-relay resume, when the reason is gone"
+        } else {
+            "mend the cause of its entity's refused event, then retry or discard that one: outbox-relay dead list"
+        };
+        return reason(error, next);
+    }
+    let due_in = row.due_in_s.filter(|due_in| *due_in > 0.0)?;
+    let at = row.available_at.as_deref().unwrap_or_default();
+    reason(format!("it is scheduled for {at}, in {}", span(due_in)), "nothing; available_at says when")
+}
+
+/// A pause without topic and entity is for all.
+fn concerns(pause: &serde_json::Value, row: &Row, topic: &str) -> bool {
+    let text = |name: &str| pause.get(name).and_then(|value| value.as_str());
+    match (text("topic"), text("entity_id")) {
+        (None, None) => true,
+        (Some(paused), _) => paused == topic,
+        (None, entity) => {
+            entity == row.entity_id.as_deref() && text("entity_type").is_none_or(|of| of == row.entity_type)
+        }
+    }
+}
+
+async fn locked(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Reason, sqlx::Error> {
+    let query = format!(
+        "select l.pid::int8, coalesce(a.application_name, ''), a.usename::text, \
+         extract(epoch from clock_timestamp() - a.xact_start)::float8 \
+         from (select xmax::text::int8 as locker from {} where id = {}) event \
+         join pg_locks l on l.locktype = 'transactionid' and l.granted and l.transactionid::text::int8 = event.locker \
+         left join pg_stat_activity a using (pid) where event.locker <> 0 limit 1",
+        names.outbox(),
+        row.id
+    );
+    let rows = read(conn, &query).await?;
+    let Some(found) = rows.first() else { return Ok(None) };
+    let (pid, application): (i64, String) = (found.try_get(0)?, found.try_get(1)?);
+    let (user, age): (Option<String>, Option<f64>) = (found.try_get(2)?, found.try_get(3)?);
+    let age = age.map_or_else(String::new, |age| format!(" for {}", span(age)));
+    if application.starts_with("outbox-relay ") {
+        return Ok(reason(
+            format!("it is being sent now, by {application:?} (pid {pid}){age}"),
+            "nothing; if that lasts for longer than RELAY_PUBLISH_TIMEOUT, look at the brokers",
+        ));
+    }
+    let user = user.unwrap_or_default();
+    Ok(reason(
+        format!("it is locked{age} by pid {pid} (user {user}, application {application:?})"),
+        format!("end that transaction, or the session: select pg_terminate_backend({pid});"),
+    ))
+}
+
+async fn earlier(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Option<i64>, sqlx::Error> {
+    let Some(entity) = &row.entity_id else { return Ok(None) };
+    let entity = format!(
+        "lane = {} and entity_id = {} and entity_type = {}",
+        row.lane,
+        literal(entity),
+        literal(&row.entity_type)
+    );
+    let outbox = names.outbox();
+    // Scheduled rows are out of the order on purpose.
+    let query = format!(
+        "select least(\
+           (select id from {outbox} where {PENDING} and {entity} and (id + 0) < {id} order by (id + 0) limit 1), \
+           (select min(id) from {outbox} where {WAITING} and available_at = 'infinity' and last_error is not null and {entity} and id < {id}))",
+        id = row.id
+    );
+    read(conn, &query).await?.first().map_or(Ok(None), |row| row.try_get(0))
+}
+
+async fn before(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<i64, sqlx::Error> {
+    let query = format!(
+        "select count(*) from (select from {} where {PENDING} and lane = {} and (id + 0) < {} order by (id + 0) limit {MOST_BEFORE}) before",
+        names.outbox(),
+        row.lane,
+        row.id
+    );
+    read(conn, &query).await?.first().map_or(Ok(0), |row| row.try_get(0))
+}
+
+/// An argument that a shell takes as one word.
+fn literal_argument(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}

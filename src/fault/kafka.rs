@@ -1,0 +1,363 @@
+//! librdkafka's error codes, for a record that was not acknowledged or a question the cluster did not answer.
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use super::{Class, Fault, fault};
+
+/// Codes that mean the same.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) codes: &'static [Code],
+    /// What has happened, in a few words.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the page, which a test writes"))]
+    pub(super) meaning: &'static str,
+    pub(super) fault: Fault,
+}
+
+/// A code that librdkafka has learnt after this table was written. It may have been delivered, like any other that is not known.
+const UNHEARD_OF: Fault =
+    fault(Class::Outage, "report this code: this version does not know it; the events are sent again until then");
+
+/// What librdkafka's error codes mean for a record that was not acknowledged.
+pub(crate) fn of_kafka(code: Code) -> Fault {
+    TABLE.iter().find(|entry| entry.codes.contains(&code)).map_or(UNHEARD_OF, |entry| entry.fault)
+}
+
+/// Every code there is, in the order of the page.
+pub(super) const TABLE: &[Entry] = &[
+    Entry {
+        codes: &[
+            Code::BrokerTransportFailure,
+            Code::AllBrokersDown,
+            Code::NetworkException,
+            Code::BrokerNotAvailable,
+            Code::NodeUpdate,
+            Code::UnknownBroker,
+            Code::DestroyBroker,
+            Code::RebootstrapRequired,
+            Code::ListenerNotFound,
+        ],
+        meaning: "no broker, or not the right one, can be reached",
+        fault: fault(Class::Outage, "check that the brokers run and can be reached"),
+    },
+    Entry {
+        codes: &[Code::Resolve],
+        meaning: "a broker's name cannot be resolved",
+        fault: fault(Class::Outage, "check KAFKA_BOOTSTRAP_SERVERS, the brokers' advertised.listeners and the DNS"),
+    },
+    Entry {
+        codes: &[
+            Code::MessageTimedOut,
+            Code::OperationTimedOut,
+            Code::RequestTimedOut,
+            Code::TimedOutQueue,
+            Code::WaitCache,
+            Code::InProgress,
+            Code::PreviousInProgress,
+            Code::Retry,
+            Code::Partial,
+        ],
+        meaning: "no answer in time; the record may have been written",
+        fault: fault(
+            Class::Outage,
+            "check the brokers' load and the network; raise RELAY_PUBLISH_TIMEOUT if it recurs",
+        ),
+    },
+    Entry {
+        codes: &[
+            Code::LeaderNotAvailable,
+            Code::NotLeaderForPartition,
+            Code::ReplicaNotAvailable,
+            Code::PreferredLeaderNotAvailable,
+            Code::EligibleLeadersNotAvailable,
+            Code::FencedLeaderEpoch,
+            Code::UnknownLeaderEpoch,
+            Code::StaleControllerEpoch,
+            Code::StaleBrokerEpoch,
+            Code::NotController,
+            Code::ReassignmentInProgress,
+            Code::OffsetNotAvailable,
+        ],
+        meaning: "the partition's leader has moved or is being elected",
+        fault: fault(Class::Outage, "none if it passes; else see which partitions have no leader"),
+    },
+    Entry {
+        codes: &[Code::NotEnoughReplicas, Code::NotEnoughReplicasAfterAppend, Code::ISRInsufficient],
+        meaning: "fewer than min.insync.replicas are in sync",
+        fault: fault(Class::Outage, "bring the topic's replicas back: fewer than min.insync.replicas are in sync"),
+    },
+    Entry {
+        codes: &[Code::KafkaStorageError, Code::LogDirNotFound],
+        meaning: "the broker cannot write to its disk",
+        fault: fault(Class::Outage, "see the broker's log and its disks"),
+    },
+    Entry {
+        codes: &[Code::ThrottlingQuotaExceeded],
+        meaning: "the relay's user is over its quota",
+        fault: fault(Class::Outage, "raise the quota of the relay's user, or wait"),
+    },
+    Entry {
+        codes: &[
+            Code::Fatal,
+            Code::GaplessGuarantee,
+            Code::PurgeQueue,
+            Code::PurgeInflight,
+            Code::OutOfOrderSequenceNumber,
+            Code::DuplicateSequenceNumber,
+            Code::InvalidProducerEpoch,
+            Code::InvalidProducerIdMapping,
+            Code::UnknownProducerId,
+            Code::ProducerFenced,
+            Code::Fenced,
+            Code::Inconsistent,
+            Code::State,
+            Code::BrokerDestroy,
+        ],
+        meaning: "this producer can go on no more; a new one sends what is unacknowledged again, in order",
+        fault: fault(Class::Outage, "none if it passes; if it recurs see the brokers' log and report it"),
+    },
+    Entry {
+        codes: &[Code::CriticalSystemResource, Code::FileSystem, Code::QueueFull, Code::Interrupted],
+        meaning: "the relay's own machine is short of something",
+        fault: fault(Class::Outage, "check the memory, the threads and the disk of the relay's machine"),
+    },
+    Entry {
+        codes: &[
+            Code::UnknownTopicOrPartition,
+            Code::UnknownTopic,
+            Code::UnknownPartition,
+            Code::UnknownTopicId,
+            Code::TopicDeletionDisabled,
+        ],
+        meaning: "the topic does not exist, or no longer",
+        fault: fault(Class::Destination, "create the topic"),
+    },
+    Entry {
+        codes: &[Code::TopicAuthorizationFailed],
+        meaning: "the right to write the topic is missing",
+        fault: fault(Class::Destination, "grant the relay's user WRITE and DESCRIBE on the topic"),
+    },
+    Entry {
+        codes: &[Code::InvalidTopic],
+        meaning: "the cluster does not accept the topic's name",
+        fault: fault(Class::Destination, "mend the topic's name in RELAY_TOPIC or in the row's topic column"),
+    },
+    Entry {
+        codes: &[Code::MessageSizeTooLarge, Code::InvalidMessageSize, Code::MessageBatchTooLarge],
+        meaning: "the record is too large, or the batch: then it is made smaller until the record is alone",
+        fault: fault(
+            Class::Row,
+            "raise the topic's max.message.bytes and KAFKA_MESSAGE_MAX_BYTES, or discard the event",
+        ),
+    },
+    Entry {
+        codes: &[Code::InvalidRecord, Code::InvalidMessage, Code::PolicyViolation, Code::UnsupportedForMessageFormat],
+        meaning: "the broker refuses the record; a compacted topic refuses records without a key",
+        fault: fault(Class::Row, "the broker refuses the record: mend the event, or discard it"),
+    },
+    Entry {
+        codes: &[Code::InvalidTimestamp],
+        meaning: "the record's time is outside what the topic accepts",
+        fault: fault(
+            Class::Row,
+            "created_at is outside what the topic accepts (message.timestamp.before/after.max.ms)",
+        ),
+    },
+    Entry {
+        codes: &[Code::ClusterAuthorizationFailed, Code::TransactionalIdAuthorizationFailed],
+        meaning: "the right to be an idempotent producer is missing",
+        fault: fault(Class::Operator, "grant the relay's user IDEMPOTENT_WRITE on the cluster"),
+    },
+    Entry {
+        codes: &[
+            Code::Authentication,
+            Code::SaslAuthenticationFailed,
+            Code::UnsupportedSASLMechanism,
+            Code::IllegalSASLState,
+            Code::SecurityDisabled,
+            Code::UnacceptableCredential,
+            Code::PrincipalDeserializationFailure,
+            Code::InvalidPrincipalType,
+            Code::DelegationTokenAuthDisabled,
+            Code::DelegationTokenNotFound,
+            Code::DelegationTokenOwnerMismatch,
+            Code::DelegationTokenRequestNotAllowed,
+            Code::DelegationTokenAuthorizationFailed,
+            Code::DelegationTokenExpired,
+        ],
+        meaning: "the brokers do not let the relay in",
+        fault: fault(Class::Operator, "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_MECHANISM, user and password"),
+    },
+    Entry {
+        codes: &[Code::SSL],
+        meaning: "no TLS connection can be made",
+        fault: fault(Class::Operator, "check KAFKA_SSL_CA_LOCATION and the broker's certificate"),
+    },
+    Entry {
+        codes: &[
+            Code::UnsupportedCompressionType,
+            Code::UnsupportedVersion,
+            Code::UnsupportedFeature,
+            Code::UnknownProtocol,
+        ],
+        meaning: "the broker is too old for what the relay asks of it",
+        fault: fault(Class::Operator, "upgrade the broker, or choose another KAFKA_COMPRESSION_TYPE"),
+    },
+    Entry {
+        codes: &[Code::GroupAuthorizationFailed],
+        meaning: "the right to use the consumer group is missing; `verify` and consumers meet it, a relay does not",
+        fault: fault(Class::Operator, "grant the user READ on the group"),
+    },
+    Entry {
+        codes: &[
+            Code::CoordinatorLoadInProgress,
+            Code::CoordinatorNotAvailable,
+            Code::NotCoordinator,
+            Code::WaitingForCoordinator,
+            Code::ConcurrentTransactions,
+            Code::TransactionCoordinatorFenced,
+            Code::InvalidTransactionalState,
+            Code::InvalidTransactionTimeout,
+        ],
+        meaning: "a coordinator of groups or transactions is away; a relay asks none",
+        fault: fault(Class::Outage, "none if it passes; else see the brokers' log"),
+    },
+    Entry {
+        codes: &[
+            Code::PartitionEOF,
+            Code::NoOffset,
+            Code::OffsetOutOfRange,
+            Code::OffsetMetadataTooLarge,
+            Code::InvalidCommitOffsetSize,
+            Code::UnstableOffsetCommit,
+            Code::AutoOffsetReset,
+            Code::LogTruncation,
+            Code::PollExceeded,
+            Code::AssignPartitions,
+            Code::RevokePartitions,
+            Code::AssignmentLost,
+            Code::ExistingSubscription,
+            Code::UnknownGroup,
+            Code::IllegalGeneration,
+            Code::InconsistentGroupProtocol,
+            Code::InvalidGroupId,
+            Code::UnknownMemberId,
+            Code::InvalidSessionTimeout,
+            Code::RebalanceInProgress,
+            Code::MemberIdRequired,
+            Code::GroupMaxSizeReached,
+            Code::FencedInstanceId,
+            Code::NonEmptyGroup,
+            Code::GroupIdNotFound,
+            Code::GroupSubscribedToTopic,
+            Code::FencedMemberEpoch,
+            Code::UnreleasedInstanceId,
+            Code::UnsupportedAssignor,
+            Code::StaleMemberEpoch,
+            Code::FetchSessionIdNotFound,
+            Code::InvalidFetchSessionEpoch,
+            Code::BadMessage,
+            Code::BadCompression,
+            Code::KeyDeserialization,
+            Code::ValueDeserialization,
+            Code::Underflow,
+        ],
+        meaning: "told to consumers; no answer to a record that was sent",
+        fault: fault(Class::Outage, "report this: the relay was told what only consumers are"),
+    },
+    Entry {
+        codes: &[
+            Code::TopicAlreadyExists,
+            Code::InvalidPartitions,
+            Code::InvalidReplicationFactor,
+            Code::InvalidReplicaAssignment,
+            Code::InvalidConfig,
+            Code::OperationNotAttempted,
+            Code::NoReassignmentInProgress,
+            Code::ElectionNotNeeded,
+            Code::ResourceNotFound,
+            Code::DuplicateResource,
+            Code::InconsistentVoterSet,
+            Code::InvalidUpdateVersion,
+            Code::FeatureUpdateFailed,
+            Code::UnknownSubscriptionId,
+            Code::TelemetryTooLarge,
+        ],
+        meaning: "told to administrators; no answer to a record that was sent",
+        fault: fault(Class::Outage, "report this: the relay was told what only administrators are"),
+    },
+    Entry {
+        codes: &[
+            Code::Fail,
+            Code::InvalidArgument,
+            Code::Conflict,
+            Code::NotImplemented,
+            Code::Outdated,
+            Code::KeySerialization,
+            Code::ValueSerialization,
+            Code::ReadOnly,
+            Code::NoEnt,
+            Code::InvalidType,
+            Code::NotConfigured,
+            Code::Application,
+            Code::Noop,
+            Code::InvalidDifferentRecord,
+            Code::InvalidRequest,
+            Code::InvalidRequiredAcks,
+            Code::Unknown,
+        ],
+        meaning: "a call that was not understood; whether the record was written is not known",
+        fault: fault(Class::Outage, "report this with the log; the events are sent again until then"),
+    },
+    Entry {
+        codes: &[Code::NoError, Code::Begin, Code::End, Code::EndAll],
+        meaning: "no error: marks of librdkafka's own list",
+        fault: fault(Class::Outage, "report this: librdkafka told of no error as of one"),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::types::RDKafkaRespErr;
+
+    use super::*;
+
+    /// Every code of the librdkafka this was built with.
+    pub(in crate::fault) fn every_code() -> Vec<Code> {
+        (-1000..1000).filter_map(|number| RDKafkaRespErr::try_from(number).ok()).map(Code::from).collect()
+    }
+
+    #[test]
+    fn every_code_of_librdkafka_is_in_the_table_once() {
+        let codes = every_code();
+        assert!(codes.len() > 150, "only {} codes were found", codes.len());
+        for code in codes {
+            let entries = TABLE.iter().flat_map(|entry| entry.codes).filter(|known| **known == code).count();
+            assert_eq!(entries, 1, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_heal_by_itself_never_costs_an_attempt() {
+        for code in [
+            Code::MessageTimedOut,
+            Code::BrokerTransportFailure,
+            Code::PurgeInflight,
+            Code::Fatal,
+            Code::NotLeaderForPartition,
+            Code::RequestTimedOut,
+        ] {
+            assert_eq!(of_kafka(code).class, Class::Outage, "{code:?}");
+        }
+        assert_eq!(of_kafka(Code::UnknownTopic).class, Class::Destination);
+        assert_eq!(of_kafka(Code::TopicAuthorizationFailed).class, Class::Destination);
+        assert_eq!(of_kafka(Code::MessageSizeTooLarge).class, Class::Row);
+        assert_eq!(of_kafka(Code::SaslAuthenticationFailed).class, Class::Operator);
+    }
+
+    #[test]
+    fn only_what_a_broker_says_of_a_record_is_the_rows_own_fault() {
+        let rows = TABLE.iter().filter(|entry| entry.fault.class == Class::Row).flat_map(|entry| entry.codes);
+        assert!(rows.clone().all(|code| *code as i32 > 0), "a client's own code: {:?}", rows.collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,250 @@
+//! SQLSTATEs, and the errors of the client that have none.
+
+use super::{Class, Fault, fault};
+
+/// SQLSTATEs that mean the same: whole ones of five characters, or classes of two.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) states: &'static [&'static str],
+    /// What has happened, in a few words.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the page, which a test writes"))]
+    pub(super) meaning: &'static str,
+    pub(super) fault: Fault,
+}
+
+const fn entry(states: &'static [&'static str], meaning: &'static str, class: Class, next_step: &'static str) -> Entry {
+    Entry { states, meaning, fault: fault(class, next_step) }
+}
+
+/// A class that no Postgres has: an extension's, a proxy's.
+const FOREIGN: Fault = fault(Class::Operator, "see the error: the database refused a statement of the relay");
+
+/// What an error of the database means.
+pub(crate) fn of_database(error: &sqlx::Error) -> Fault {
+    match error.as_database_error() {
+        Some(database) => of_state(database.code().as_deref().unwrap_or_default()),
+        None => of_client(error),
+    }
+}
+
+/// A whole SQLSTATE outweighs its class.
+fn of_state(state: &str) -> Fault {
+    let find = |wanted: &str| TABLE.iter().find(|entry| entry.states.contains(&wanted));
+    let class = state.get(..2).unwrap_or_default();
+    find(state).or_else(|| find(class)).map_or(FOREIGN, |entry| entry.fault)
+}
+
+/// Errors that no server has sent.
+fn of_client(error: &sqlx::Error) -> Fault {
+    match error {
+        sqlx::Error::Tls(_) => fault(Class::Operator, "check sslmode and sslrootcert in DATABASE_URL"),
+        sqlx::Error::Configuration(_) => fault(Class::Operator, "check DATABASE_URL"),
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => {
+            fault(Class::Outage, "check that the database runs and can be reached")
+        }
+        _ => fault(Class::Operator, "report this: the database answered what the relay does not understand"),
+    }
+}
+
+/// Every class of Postgres' errcodes.txt (14 to 18), and the states within them that want something else.
+pub(super) const TABLE: &[Entry] = &[
+    entry(
+        &["08", "57", "57P01", "57P02", "57P03", "57P05"],
+        "the connection broke, or the server stops, starts or recovers",
+        Class::Outage,
+        "check that the database runs and can be reached",
+    ),
+    entry(
+        &["08P01"],
+        "a message out of turn; poolers tell their own errors by it",
+        Class::Outage,
+        "see the log of the pooler between relay and database, if there is one",
+    ),
+    entry(
+        &["57014"],
+        "a statement was cancelled, or outlasted statement_timeout",
+        Class::Outage,
+        "see what the database is busy with: pg_stat_activity, its disks, its locks",
+    ),
+    entry(
+        &["57P04", "3D000", "3D"],
+        "there is no such database",
+        Class::Operator,
+        "check the database's name in DATABASE_URL",
+    ),
+    entry(
+        &["25006"],
+        "the server is read-only",
+        Class::Outage,
+        "this server is read-only, a standby perhaps: point DATABASE_URL at the primary",
+    ),
+    entry(
+        &["25P03"],
+        "the relay's transaction idled for longer than it may",
+        Class::Outage,
+        "the relay was frozen for longer than RELAY_PUBLISH_TIMEOUT: give it CPU",
+    ),
+    entry(
+        &["25P04"],
+        "transaction_timeout ended the relay's transaction",
+        Class::Operator,
+        "raise transaction_timeout of the relay's user above RELAY_PUBLISH_TIMEOUT",
+    ),
+    entry(
+        &["40", "40001", "40P01"],
+        "the transaction was rolled back: a deadlock, a serialization failure",
+        Class::Outage,
+        "none if it passes; else see which other session locks rows of the outbox",
+    ),
+    entry(
+        &["55P03"],
+        "another session holds a lock",
+        Class::Outage,
+        "another session holds a lock: see pg_locks and pg_blocking_pids()",
+    ),
+    entry(
+        &["53300"],
+        "no connection is left",
+        Class::Outage,
+        "the server has no connection left: raise max_connections or stop a client",
+    ),
+    entry(&["53100"], "the server's disk is full", Class::Outage, "the server's disk is full: free space"),
+    entry(
+        &["53", "53200", "53400"],
+        "the server is short of memory or of something else",
+        Class::Outage,
+        "see the server's log: it is short of a resource",
+    ),
+    entry(&["58", "58030"], "the server's system failed it", Class::Outage, "see the server's log and its disks"),
+    entry(&["72"], "a snapshot was too old", Class::Outage, "none if it passes"),
+    entry(
+        &["0A"],
+        "a feature that is not supported; after `alter table` also a plan that no longer fits",
+        Class::Outage,
+        "none if it passes: the relay connects anew; else report it with the server's version",
+    ),
+    entry(
+        &["28", "28000", "28P01"],
+        "the server does not let the relay in",
+        Class::Operator,
+        "check the user and the password in DATABASE_URL and pg_hba.conf",
+    ),
+    entry(
+        &["42501"],
+        "a right is missing",
+        Class::Operator,
+        "grant the relay's user SELECT and UPDATE on the outbox and its companion tables",
+    ),
+    entry(
+        &["42P01", "42703", "42883", "3F000", "3F"],
+        "a table, a column, a function or the schema does not exist",
+        Class::Operator,
+        "run `outbox-relay migrate`",
+    ),
+    entry(
+        &["26", "26000", "42P05"],
+        "a prepared statement is not there, or twice: a pooler gave the session to another client",
+        Class::Operator,
+        "set RELAY_PREPARED_STATEMENTS=false behind a transaction-mode pooler",
+    ),
+    entry(
+        &["22", "23", "42", "44", "21", "27"],
+        "a statement was refused: a changed column, a constraint or a trigger of the outbox",
+        Class::Operator,
+        "compare the outbox with `outbox-relay migrate --print`: columns, constraints, triggers, policies",
+    ),
+    entry(
+        &["09", "38", "39", "P0", "2F", "20"],
+        "a trigger or a function of the outbox failed",
+        Class::Operator,
+        "see the error: let the trigger on the outbox pass the relay's updates",
+    ),
+    entry(
+        &["54", "55", "55000", "55006"],
+        "the server cannot do it now, or not so much",
+        Class::Operator,
+        "see the error and the server's log",
+    ),
+    entry(
+        &["HV"],
+        "a foreign table failed: the outbox, or a partition of it, is one",
+        Class::Operator,
+        "keep the outbox in tables of this server",
+    ),
+    entry(
+        &["F0"],
+        "the server's configuration is wrong",
+        Class::Operator,
+        "mend the server's configuration file: see its log",
+    ),
+    entry(
+        &["XX", "XX001", "XX002"],
+        "an internal error; XX001 and XX002 are damaged data",
+        Class::Operator,
+        "see the server's log; for XX001 or XX002 stop writing and restore or reindex",
+    ),
+    entry(
+        &["00", "01", "02", "03", "0B", "0F", "0L", "0P", "0Z", "10", "24", "25", "2B", "2D", "34", "3B"],
+        "nothing the relay's statements can cause",
+        Class::Operator,
+        "report this with the log: the database refused a statement of the relay",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The classes of src/backend/utils/errcodes.txt, of Postgres 14 to 18.
+    const CLASSES: &str = "00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 10 20 21 22 23 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F \
+                           40 42 44 53 54 55 57 58 72 F0 HV P0 XX";
+
+    #[test]
+    fn every_class_of_postgres_is_in_the_table_so_that_no_state_falls_through() {
+        for class in CLASSES.split_whitespace() {
+            assert!(TABLE.iter().any(|entry| entry.states.contains(&class)), "class {class} has no entry");
+            assert_ne!(of_state(&format!("{class}ZZZ")), FOREIGN, "{class}");
+        }
+    }
+
+    #[test]
+    fn every_state_is_in_the_table_once_and_of_a_class_that_is_known() {
+        let states: Vec<_> = TABLE.iter().flat_map(|entry| entry.states).collect();
+        for state in &states {
+            assert_eq!(states.iter().filter(|other| other == &state).count(), 1, "{state}");
+            assert!([2, 5].contains(&state.len()), "{state}");
+            assert!(CLASSES.split_whitespace().any(|class| state.starts_with(class)), "{state}");
+        }
+    }
+
+    #[test]
+    fn a_state_outweighs_its_class() {
+        assert_eq!(of_state("42P01").next_step, "run `outbox-relay migrate`");
+        assert_eq!(of_state("42601").class, Class::Operator);
+        assert_ne!(of_state("42601"), of_state("42P01"));
+        assert_eq!(of_state("25006").class, Class::Outage);
+        assert_eq!(of_state("25001").class, Class::Operator);
+    }
+
+    #[test]
+    fn what_may_heal_by_itself_is_an_outage() {
+        for state in ["08006", "53300", "57P01", "57P03", "58030", "40001", "40P01", "55P03", "57014", "25P03"] {
+            assert_eq!(of_state(state).class, Class::Outage, "{state}");
+        }
+        let io = sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        assert_eq!(of_database(&io).class, Class::Outage);
+    }
+
+    #[test]
+    fn a_state_of_no_postgres_is_shown_to_the_operator() {
+        for state in ["ZZ001", "", "é"] {
+            assert_eq!(of_state(state), FOREIGN, "{state}");
+        }
+    }
+
+    #[test]
+    fn no_error_of_the_database_is_a_rows_or_a_topics_fault() {
+        let classes = [Class::Outage, Class::Operator];
+        assert!(TABLE.iter().all(|entry| classes.contains(&entry.fault.class)));
+    }
+}

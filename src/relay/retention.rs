@@ -1,0 +1,196 @@
+//! Retention: removes what was published, or applied, long ago, in the background.
+//!
+//! One relay at a time: the first of the register, and by a lock. It yields to load: a step is followed by a pause in proportion to the
+//! time it took, which is long while claims come back full, so that pruning takes a tenth of one session then and half of it else.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::PgConnection;
+use tokio::sync::watch;
+
+use crate::config::{Retention, RetentionSettings};
+use crate::fault::{self, Class};
+use crate::relay::outage::describe;
+use crate::relay::shared::Shared;
+use crate::relay::turn::within;
+use crate::store::retention::{self, Removal};
+use crate::store::session;
+
+/// Rows of a step: some ten milliseconds.
+const STEP: i64 = 500;
+
+/// Pages of a step over the inbox, and the most rows it removes.
+const PAGES: i64 = 32;
+const PAGE_ROWS: i64 = 5_000;
+
+/// The pause after a step, in units of the time it took.
+const PAUSE_IDLE: u32 = 1;
+const PAUSE_BUSY: u32 = 9;
+
+/// Claims came back full this recently: there is a backlog.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// A walk begins where the last one ended. One from the start finds what was published late; it may take this share of the time.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+const SWEEP_SHARE: u32 = 20;
+
+/// What the obstacle is called.
+const OBSTACLE: &str = "retention";
+
+struct Pruner {
+    shared: Arc<Shared>,
+    settings: RetentionSettings,
+    from: i64,
+    sweep_at: Instant,
+    processed_at: Instant,
+    /// Not told yet.
+    removed: i64,
+    removed_processed: i64,
+    told_at: Instant,
+}
+
+/// Prunes until `stop` becomes true.
+pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut stop: watch::Receiver<bool>) {
+    let now = Instant::now();
+    let interval = (settings.after / 10).clamp(Duration::from_secs(1), Duration::from_secs(10));
+    let mut pruner = Pruner {
+        shared,
+        settings,
+        from: 0,
+        sweep_at: now + SWEEP_INTERVAL,
+        processed_at: now,
+        removed: 0,
+        removed_processed: 0,
+        told_at: now,
+    };
+    let mut pause = Duration::from_secs(1);
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = interval;
+        if pruner.shared.standing.borrow().first != 0 {
+            continue;
+        }
+        // A step that is cut short is rolled back: nothing is lost.
+        let passed = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            passed = pruner.pass() => passed,
+        };
+        match passed {
+            Ok(()) if pruner.shared.unblock(OBSTACLE) => tracing::info!("retention works again"),
+            Ok(()) => {}
+            Err(error) => pruner.failed(&error),
+        }
+        pruner.tell();
+    }
+}
+
+impl Pruner {
+    /// A connection is held only while there may be something to prune.
+    async fn pass(&mut self) -> Result<(), sqlx::Error> {
+        let options = &self.shared.options;
+        let mut conn =
+            session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
+        let removal = match self.settings.outbox {
+            Retention::Keep => None,
+            Retention::Delete => Some(Removal::Delete),
+            Retention::Archive => Some(Removal::Archive),
+        };
+        if let Some(removal) = removal {
+            self.walk_outbox(&mut conn, removal).await?;
+        }
+        if let Some(after) = self.settings.processed_after
+            && Instant::now() >= self.processed_at
+        {
+            self.walk_processed(&mut conn, after).await?;
+            let interval = (after / 24).clamp(Duration::from_secs(1), Duration::from_secs(3600));
+            self.processed_at = Instant::now() + interval;
+        }
+        Ok(())
+    }
+
+    async fn walk_outbox(&mut self, conn: &mut PgConnection, removal: Removal) -> Result<(), sqlx::Error> {
+        let (began, sweeps) = (Instant::now(), Instant::now() >= self.sweep_at);
+        if sweeps {
+            self.from = 0;
+        }
+        // The next walk begins where this one met the first of the young.
+        let (mut at, mut met_young) = (self.from, false);
+        loop {
+            let started = Instant::now();
+            let names = &self.shared.options.names;
+            let step = within(retention::step(conn, names, removal, self.settings.after, at, STEP)).await?;
+            let Some(step) = step else { return Ok(()) };
+            self.removed += step.removed;
+            met_young |= step.young || step.walked < STEP;
+            if step.walked < STEP || step.young && step.removed == 0 {
+                break;
+            }
+            at = step.last;
+            if !met_young {
+                self.from = at;
+            }
+            self.pause(started.elapsed()).await;
+            self.tell();
+        }
+        if sweeps {
+            self.sweep_at = Instant::now() + SWEEP_INTERVAL.max(began.elapsed() * SWEEP_SHARE);
+        }
+        Ok(())
+    }
+
+    async fn walk_processed(&mut self, conn: &mut PgConnection, after: Duration) -> Result<(), sqlx::Error> {
+        let mut from = Some(0);
+        while let Some(page) = from {
+            let started = Instant::now();
+            let names = &self.shared.options.names;
+            let step = retention::processed_step(conn, names, Removal::Delete, after, page, PAGES, PAGE_ROWS);
+            let Some(step) = within(step).await? else { return Ok(()) };
+            self.removed_processed += step.removed;
+            from = step.next;
+            self.pause(started.elapsed()).await;
+        }
+        Ok(())
+    }
+
+    async fn pause(&self, took: Duration) {
+        let units = if self.shared.had_a_full_claim(BUSY) { PAUSE_BUSY } else { PAUSE_IDLE };
+        tokio::time::sleep(took * units).await;
+    }
+
+    fn tell(&mut self) {
+        let nothing = self.removed == 0 && self.removed_processed == 0;
+        if nothing || self.told_at.elapsed() < self.shared.options.status_interval {
+            return;
+        }
+        tracing::info!(
+            events = self.removed,
+            processed = self.removed_processed,
+            up_to = self.from,
+            "old events were pruned"
+        );
+        (self.removed, self.removed_processed, self.told_at) = (0, 0, Instant::now());
+    }
+
+    /// A table that is locked or a server that is away is tried again; what an operator has to mend is told once.
+    fn failed(&self, error: &sqlx::Error) {
+        let fault = fault::of_database(error);
+        let reason = describe(error);
+        if fault.class != Class::Operator {
+            tracing::debug!(reason, "pruning is tried again");
+            return;
+        }
+        let next_step = match error.as_database_error().and_then(|error| error.code()).as_deref() {
+            Some("42501") => "grant the relay's role what retention needs: `outbox-relay migrate --roles --retention`",
+            _ => fault.next_step,
+        };
+        if self.shared.block(OBSTACLE, &reason) {
+            tracing::warn!(reason, next_step, "old events cannot be pruned: the table grows");
+        }
+    }
+}

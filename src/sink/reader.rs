@@ -1,0 +1,230 @@
+//! Reading topics, for commands that look: never joins a group, commits nothing, creates no topic.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::config::KafkaSettings;
+use crate::sink::delivery::log_line;
+
+/// How long the cluster may take to answer a question.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+const SETTINGS: &[(&str, &str)] = &[
+    ("client.id", "outbox-relay"),
+    // A consumer cannot be made without; no group is joined.
+    ("group.id", "outbox-relay-reader"),
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.partition.eof", "true"),
+    ("auto.offset.reset", "earliest"),
+    ("allow.auto.create.topics", "false"),
+    ("fetch.wait.max.ms", "50"),
+    ("queued.max.messages.kbytes", "16384"),
+    ("log.connection.close", "false"),
+    ("reconnect.backoff.max.ms", "500"),
+];
+
+/// A part of a partition: from the first offset to before the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) partition: i32,
+    pub(crate) from: i64,
+    pub(crate) end: i64,
+}
+
+/// A partition as the cluster describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Partition {
+    pub(crate) id: i32,
+    pub(crate) has_leader: bool,
+    pub(crate) replicas: usize,
+    pub(crate) in_sync: usize,
+}
+
+#[derive(Default, Clone)]
+struct Complaints(Arc<Mutex<Vec<(RDKafkaErrorCode, String)>>>);
+
+impl ClientContext for Complaints {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((code, reason.to_owned()));
+    }
+}
+
+impl ConsumerContext for Complaints {}
+
+/// A consumer of its own kind. Its calls block.
+pub(crate) struct Reader {
+    consumer: BaseConsumer<Complaints>,
+    complaints: Complaints,
+}
+
+impl Reader {
+    /// # Errors
+    /// What librdkafka finds wrong with the settings; the message may quote one.
+    pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
+        let complaints = Complaints::default();
+        let mut config = kafka.consumer_config(&[]);
+        for (name, value) in SETTINGS {
+            config.set(*name, *value);
+        }
+        config.set_log_level(RDKafkaLogLevel::Info);
+        Ok(Self { consumer: config.create_with_context(complaints.clone())?, complaints })
+    }
+
+    /// The ids of the brokers.
+    ///
+    /// # Errors
+    /// Any error of the client; [`Reader::complaint`] may know more.
+    pub(crate) fn brokers(&self) -> Result<Vec<i32>, KafkaError> {
+        let metadata = self.consumer.fetch_metadata(None, ANSWER_WITHIN)?;
+        Ok(metadata.brokers().iter().map(|broker| broker.id()).collect())
+    }
+
+    /// The partitions of a topic, or what the cluster says instead.
+    ///
+    /// # Errors
+    /// Any error of the client.
+    pub(crate) fn partitions(&self, topic: &str) -> Result<Result<Vec<Partition>, RDKafkaErrorCode>, KafkaError> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+            return Ok(Err(RDKafkaErrorCode::UnknownTopicOrPartition));
+        };
+        if let Some(code) = found.error() {
+            return Ok(Err(code.into()));
+        }
+        let partition = |partition: &rdkafka::metadata::MetadataPartition| Partition {
+            id: partition.id(),
+            has_leader: partition.leader() >= 0,
+            replicas: partition.replicas().len(),
+            in_sync: partition.isr().len(),
+        };
+        Ok(Ok(found.partitions().iter().map(partition).collect()))
+    }
+
+    /// The most telling error the client has met so far: about security if there is one, else the first.
+    pub(crate) fn complaint(&self) -> Option<(RDKafkaErrorCode, String)> {
+        // Serves the callbacks.
+        while let Some(Err(error)) = self.consumer.poll(Duration::from_millis(20)) {
+            self.complaints.error(error.clone(), &error.to_string());
+        }
+        let complaints = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let security = |code: RDKafkaErrorCode| {
+            use RDKafkaErrorCode::{Authentication, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
+            matches!(code, SSL | Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism)
+        };
+        complaints.iter().find(|(code, _)| security(*code)).or_else(|| complaints.first()).cloned()
+    }
+
+    /// First offset and the one after the last.
+    ///
+    /// # Errors
+    /// Any error of the client.
+    pub(crate) fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
+        self.consumer.fetch_watermarks(topic, partition, ANSWER_WITHIN)
+    }
+
+    /// The first offset of each partition whose record is as young as `millis` or younger; the end where there is none.
+    ///
+    /// # Errors
+    /// Any error of the client.
+    pub(crate) fn since(&self, topic: &str, partitions: &[i32], millis: i64) -> Result<Vec<Part>, KafkaError> {
+        let mut wanted = TopicPartitionList::new();
+        for partition in partitions {
+            wanted.add_partition_offset(topic, *partition, Offset::Offset(millis))?;
+        }
+        let found = self.consumer.offsets_for_times(wanted, ANSWER_WITHIN)?;
+        let mut parts = Vec::new();
+        for element in found.elements_for_topic(topic) {
+            let (_, end) = self.watermarks(topic, element.partition())?;
+            let from = match element.offset() {
+                Offset::Offset(offset) => offset,
+                _ => end,
+            };
+            parts.push(Part { partition: element.partition(), from, end });
+        }
+        Ok(parts)
+    }
+
+    /// Reads parts of a topic until `each` breaks, all is read, or `within` is over. True when all was read.
+    ///
+    /// # Errors
+    /// Any error of the client but those it recovers from.
+    pub(crate) fn read(
+        &self,
+        topic: &str,
+        parts: &[Part],
+        within: Duration,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
+    ) -> Result<bool, KafkaError> {
+        let mut unread: Vec<Part> = parts.iter().filter(|part| part.from < part.end).copied().collect();
+        let mut list = TopicPartitionList::new();
+        for part in &unread {
+            list.add_partition_offset(topic, part.partition, Offset::Offset(part.from))?;
+        }
+        self.consumer.assign(&list)?;
+        let deadline = Instant::now() + within;
+        while !unread.is_empty() && Instant::now() < deadline {
+            match self.consumer.poll(Duration::from_millis(50)) {
+                None => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) => unread.retain(|part| part.partition != partition),
+                Some(Err(error)) if is_passing(&error) => {}
+                Some(Err(error)) => return Err(error),
+                Some(Ok(message)) => {
+                    let (partition, offset) = (message.partition(), message.offset());
+                    let wanted = unread.iter().any(|part| part.partition == partition && offset < part.end);
+                    unread.retain(|part| part.partition != partition || offset + 1 < part.end);
+                    if wanted && each(&message).is_break() {
+                        break;
+                    }
+                }
+            }
+        }
+        let all = unread.is_empty();
+        self.consumer.unassign()?;
+        Ok(all)
+    }
+
+    /// Begins to follow topics from these offsets.
+    ///
+    /// # Errors
+    /// Any error of the client.
+    pub(crate) fn follow(&self, parts: &[(String, i32, i64)]) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for (topic, partition, from) in parts {
+            list.add_partition_offset(topic, *partition, Offset::Offset(*from))?;
+        }
+        self.consumer.incremental_assign(&list)
+    }
+
+    /// The next record of what is followed, if one comes soon.
+    pub(crate) fn next(&self, within: Duration) -> Option<BorrowedMessage<'_>> {
+        // Errors pass, or the command's other half tells of them.
+        self.consumer.poll(within).and_then(Result::ok)
+    }
+}
+
+/// The first header of that name, as text.
+pub(crate) fn header<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m str> {
+    let headers = message.headers()?;
+    let at = (0..headers.count()).find(|at| headers.get(*at).key == name)?;
+    std::str::from_utf8(headers.get(at).value?).ok()
+}
+
+/// librdkafka reports a lost connection and goes on by itself.
+fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut};
+    matches!(error.rdkafka_error_code(), Some(BrokerTransportFailure | AllBrokersDown | OperationTimedOut))
+}

@@ -1,0 +1,126 @@
+//! What keeps events from going out, and the next action: the most urgent first.
+
+use serde::Serialize;
+
+use super::Status;
+use crate::store::activity::span;
+
+/// A transaction older than this is worth a look.
+const LONG_TRANSACTION_S: f64 = 300.0;
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct NextStep {
+    pub(crate) what: String,
+    pub(crate) next_step: String,
+}
+
+fn step(what: impl Into<String>, next_step: impl Into<String>) -> NextStep {
+    NextStep { what: what.into(), next_step: next_step.into() }
+}
+
+/// Everything to do; empty when all is well.
+pub(super) fn steps(status: &Status) -> Vec<NextStep> {
+    let mut steps = Vec::new();
+    if let Some(reason) = &status.unreadable {
+        let next =
+            if status.blockers.is_empty() { "try again; then look at the server" } else { "end the session below" };
+        steps.push(step(format!("the outbox cannot be read: {reason}"), next));
+    }
+    for blocker in &status.blockers {
+        steps.push(step(
+            format!("{} is held by {}", blocker.holds, blocker.session.describe()),
+            format!("end its transaction, or the session: select pg_terminate_backend({});", blocker.session.pid),
+        ));
+    }
+    steps.extend(relays(status));
+    let counts = status.backlog;
+    for pause in &status.pauses {
+        let text = |name: &str| pause.get(name).and_then(|value| value.as_str()).map(|value| format!(" {value}"));
+        let of = text("topic").or_else(|| text("entity_id")).unwrap_or_default();
+        let why = text("reason").map(|why| format!(":{why}")).unwrap_or_default();
+        steps.push(step(format!("publishing{of} is paused{why}"), "outbox-relay resume, when the reason is gone"));
+    }
+    for held in &status.held {
+        let next = if held.reason.starts_with("held topic ") {
+            "create the topic or grant WRITE on it; the relay notices within seconds"
+        } else if held.reason.starts_with("paused ") {
+            "outbox-relay resume, when the reason is gone"
+        } else {
+            "mend the refused event's cause, then `outbox-relay dead retry` or `dead discard` it"
+        };
+        steps.push(step(
+            format!(
+                "{} events of {} entities are held for {}: {}",
+                held.events,
+                held.entities,
+                span(held.oldest_s),
+                held.reason
+            ),
+            next,
+        ));
+    }
+    if let Some(dead) = counts.map(|counts| counts.dead).filter(|dead| *dead > 0) {
+        steps.push(step(format!("{dead} events are DEAD"), "outbox-relay dead list"));
+    }
+    if let Some(oldest) = &status.oldest_transaction {
+        let age = oldest.transaction_s.unwrap_or_default();
+        if age > LONG_TRANSACTION_S && oldest.holds_vacuum {
+            steps.push(step(
+                format!("a transaction open for {} holds vacuum back: {}", span(age), oldest.describe()),
+                format!("end it: select pg_terminate_backend({});", oldest.pid),
+            ));
+        }
+    }
+    steps.extend(standstill(status, steps.is_empty()));
+    steps
+}
+
+fn relays(status: &Status) -> Option<NextStep> {
+    if status.unreadable.is_some() || status.relays.iter().any(|relay| relay.alive) {
+        return versions(status);
+    }
+    let last = status.relays.iter().map(|relay| &relay.seen).min_by(|a, b| a.silent_s.total_cmp(&b.silent_s));
+    Some(match last {
+        Some(last) => step(
+            format!("no relay is alive; {:?} was heard of {} ago", last.name, span(last.silent_s)),
+            "look at its log: it has lost its brokers or the database, or was killed; else start `outbox-relay run`",
+        ),
+        None => step("no relay is alive", "outbox-relay run"),
+    })
+}
+
+fn versions(status: &Status) -> Option<NextStep> {
+    let mut versions: Vec<_> =
+        status.relays.iter().filter(|relay| relay.alive).map(|relay| relay.seen.version.as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    (versions.len() > 1).then(|| {
+        step(format!("relays of different versions are alive: {}", versions.join(", ")), "finish the roll-out")
+    })
+}
+
+/// Rows are due, a relay is alive, and none moved.
+fn standstill(status: &Status, nothing_else: bool) -> Option<NextStep> {
+    let (counts, flow) = (status.backlog?, status.flow?);
+    if counts.pending == 0 || !status.relays.iter().any(|relay| relay.alive) {
+        return None;
+    }
+    let oldest = span(counts.oldest_pending_s.unwrap_or_default());
+    if flow.settled_per_s == 0.0 && nothing_else && counts.oldest_pending_s > Some(flow.over_s) {
+        return Some(step(
+            format!(
+                "{} events are pending for up to {oldest}, a relay is alive, and none has moved for {}",
+                counts.pending,
+                span(flow.over_s)
+            ),
+            "look at `blocked` in the relay's status line, and run `outbox-relay check`: the brokers may be away",
+        ));
+    }
+    (flow.settled_per_s > 0.0 && flow.inserted_per_s > flow.settled_per_s * 1.1 && counts.pending > 1000).then(|| {
+        step(
+            format!("the backlog grows: {:.0} events/s come, {:.0} go", flow.inserted_per_s, flow.settled_per_s),
+            "add a relay or workers, up to one for each lane; look at `outbox-relay check` for what makes claims slow",
+        )
+    })
+}

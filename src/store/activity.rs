@@ -1,0 +1,188 @@
+//! What sessions do: who holds a transaction open, who has locked the outbox or rows of it.
+
+use serde::Serialize;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+
+use crate::store::claim::PENDING;
+use crate::store::names::{Names, literal};
+use crate::store::reading::read;
+
+/// How many pending rows, from the first, are looked at for foreign locks.
+const ROWS_LOOKED_AT: u32 = 1_000;
+
+/// A session of the server, as far as this user may see it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Session {
+    pub(crate) pid: i32,
+    /// `None`: not a client's.
+    pub(crate) user: Option<String>,
+    pub(crate) application: String,
+    /// `None`: this user may not see it.
+    pub(crate) state: Option<String>,
+    /// Age of the transaction.
+    pub(crate) transaction_s: Option<f64>,
+    /// Age of the running query, or time since the last one ended.
+    pub(crate) query_s: Option<f64>,
+    /// Vacuum cannot remove what has died since it began.
+    pub(crate) holds_vacuum: bool,
+}
+
+/// A session that others have to wait for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Blocker {
+    /// What it holds, in words.
+    pub(crate) holds: String,
+    /// Pids that wait for it.
+    pub(crate) blocked: Vec<i32>,
+    #[serde(flatten)]
+    pub(crate) session: Session,
+}
+
+impl Session {
+    /// `pid 4711 (user app, application psql, idle in transaction for 12 s)`.
+    pub(crate) fn describe(&self) -> String {
+        let age = |age: Option<f64>| age.map_or_else(String::new, |age| format!(" for {}", span(age)));
+        let doing = match self.state.as_deref() {
+            None => "what it does is not visible to this user".to_owned(),
+            Some(state) => format!("{state}{}, transaction open{}", age(self.query_s), age(self.transaction_s)),
+        };
+        let user = self.user.as_deref().unwrap_or("none");
+        format!("pid {} (user {user}, application {:?}, {doing})", self.pid, self.application)
+    }
+}
+
+/// Seconds as people say them.
+pub(crate) fn span(seconds: f64) -> String {
+    let seconds = seconds.max(0.0);
+    match seconds as u64 {
+        0..10 => format!("{seconds:.1} s"),
+        10..120 => format!("{seconds:.0} s"),
+        120..7_200 => format!("{} min", seconds as u64 / 60),
+        7_200..172_800 => format!("{} h", seconds as u64 / 3_600),
+        _ => format!("{} d", seconds as u64 / 86_400),
+    }
+}
+
+/// The columns of a [`Session`], of `pg_stat_activity a`. Others' ages are null unless the user may see them.
+const SESSION: &str = "a.pid::int8, a.usename::text, coalesce(a.application_name, ''), a.state, \
+     extract(epoch from clock_timestamp() - a.xact_start)::float8, \
+     extract(epoch from clock_timestamp() - case when a.state = 'active' then a.query_start else a.state_change end)::float8, \
+     (a.backend_xid is not null or a.backend_xmin is not null)";
+
+fn session(row: &PgRow, from: usize) -> Result<Session, sqlx::Error> {
+    Ok(Session {
+        pid: row.try_get::<i64, _>(from)? as i32,
+        user: row.try_get(from + 1)?,
+        application: row.try_get(from + 2)?,
+        state: row.try_get(from + 3)?,
+        transaction_s: row.try_get(from + 4)?,
+        query_s: row.try_get(from + 5)?,
+        holds_vacuum: row.try_get(from + 6)?,
+    })
+}
+
+/// True when this user may see what other users' sessions do.
+pub(crate) async fn sees_others(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let rows = read(conn, "select pg_has_role(current_user, 'pg_read_all_stats', 'usage')").await?;
+    rows.first().map_or(Ok(false), |row| row.try_get(0))
+}
+
+/// The transaction that has been open for longest: of this database, or of another one if it has a transaction id, because those
+/// keep the relay's claims from starting higher.
+pub(crate) async fn oldest_transaction(conn: &mut PgConnection) -> Result<Option<Session>, sqlx::Error> {
+    let query = format!(
+        "select {SESSION} from pg_stat_activity a \
+         where a.xact_start is not null and a.pid <> pg_backend_pid() and a.backend_type <> 'autovacuum worker' \
+         and (a.datname = current_database() or a.backend_xid is not null) order by a.xact_start limit 1"
+    );
+    read(conn, &query).await?.first().map(|row| session(row, 0)).transpose()
+}
+
+/// Sessions whose locks on the outbox table, or on the relays' companions, keep a relay from reading or writing it.
+pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Result<Vec<Blocker>, sqlx::Error> {
+    // By the catalog: a cast to regclass of a table that is being dropped would wait or fail.
+    let (schema, outbox, lane, relay) = (
+        literal(names.schema_raw()),
+        literal(names.table_raw()),
+        literal(&names.part_raw("lane")),
+        literal(&names.part_raw("relay")),
+    );
+    let query = format!(
+        "with tables as materialized (\
+           select c.oid, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+           where n.nspname = {schema} and c.relname in ({outbox}, {lane}, {relay})), \
+         held as materialized (\
+           select l.pid, min(t.relname::text || ' (' || l.mode || ')') as what from pg_locks l join tables t on t.oid = l.relation \
+           where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid() \
+             and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') group by l.pid) \
+         select 'a lock on table ' || held.what, \
+           coalesce((select string_agg(w.pid::text, ',') from pg_stat_activity w where held.pid = any (pg_blocking_pids(w.pid))), ''), \
+           {SESSION} from held join pg_stat_activity a using (pid) order by a.xact_start"
+    );
+    let rows = read(conn, &query).await?;
+    rows.iter().map(blocker).collect()
+}
+
+/// Sessions that are no relay's and hold locks on the first pending rows: the entities of those rows wait.
+///
+/// A shared lock of several sessions at once is not seen.
+pub(crate) async fn row_blockers(conn: &mut PgConnection, names: &Names) -> Result<Vec<Blocker>, sqlx::Error> {
+    let outbox = names.outbox();
+    let query = format!(
+        "with head as materialized (\
+           select id, xmax::text::int8 as locker from {outbox} where {PENDING} order by (id + 0) limit {ROWS_LOOKED_AT}), \
+         held as materialized (\
+           select l.pid, count(*) as held, min(head.id) as first from head \
+             join pg_locks l on l.locktype = 'transactionid' and l.granted and l.transactionid::text::int8 = head.locker \
+           where head.locker <> 0 group by l.pid) \
+         select 'locks on ' || held.held || ' pending event(s), the first is number ' || held.first, \
+           coalesce((select string_agg(w.pid::text, ',') from pg_stat_activity w where held.pid = any (pg_blocking_pids(w.pid))), ''), \
+           {SESSION} from held join pg_stat_activity a using (pid) \
+         where a.application_name not like 'outbox-relay %' order by a.xact_start"
+    );
+    let rows = read(conn, &query).await?;
+    rows.iter().map(blocker).collect()
+}
+
+fn blocker(row: &PgRow) -> Result<Blocker, sqlx::Error> {
+    let blocked = row.try_get::<&str, _>(1)?.split(',').filter_map(|pid| pid.parse().ok()).collect();
+    Ok(Blocker { holds: row.try_get(0)?, blocked, session: session(row, 2)? })
+}
+
+/// A relay's session that waits for a lock, and the sessions it waits for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Waiting {
+    pub(crate) pid: i32,
+    pub(crate) application: String,
+    pub(crate) waits_for: Vec<i32>,
+}
+
+/// Relays' sessions that wait for locks.
+pub(crate) async fn waiting_relays(conn: &mut PgConnection) -> Result<Vec<Waiting>, sqlx::Error> {
+    let query = "with waiting as materialized (\
+           select distinct l.pid from pg_locks l where not l.granted) \
+         select a.pid::int8, a.application_name, array_to_string(pg_blocking_pids(a.pid), ',') \
+         from waiting join pg_stat_activity a using (pid) where a.application_name like 'outbox-relay %' order by 1";
+    let rows = read(conn, query).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Waiting {
+                pid: row.try_get::<i64, _>(0)? as i32,
+                application: row.try_get(1)?,
+                waits_for: row.try_get::<&str, _>(2)?.split(',').filter_map(|pid| pid.parse().ok()).collect(),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_said_in_the_unit_that_fits() {
+        let spans = [0.25, 59.6, 240.0, 10_000.0, 500_000.0].map(span);
+        assert_eq!(spans, ["0.2 s", "60 s", "4 min", "2 h", "5 d"]);
+    }
+}

@@ -1,0 +1,162 @@
+//! What waits, looked at more closely than the status line does: by lane and route, by reason, and how fast it moves. All bounded.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sqlx::{PgConnection, Row};
+
+use crate::store::claim::{PENDING, WAITING};
+use crate::store::names::Names;
+use crate::store::reading::read;
+
+/// How many pending rows, from the first, are told apart by lane and route.
+pub(crate) const HEAD_LIMIT: i64 = 100_000;
+
+/// How many pending rows, from the first, the rate is measured by: more than a relay settles in a second.
+const FLOW_LIMIT: i64 = 200_000;
+
+/// Pending rows of one lane and one route.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct HeadGroup {
+    pub(crate) lane: i16,
+    pub(crate) entity_type: String,
+    pub(crate) event_type: String,
+    pub(crate) topic: Option<String>,
+    pub(crate) pending: i64,
+    pub(crate) oldest_s: f64,
+}
+
+/// The first [`HEAD_LIMIT`] pending rows by lane and route.
+pub(crate) async fn head(conn: &mut PgConnection, names: &Names) -> Result<Vec<HeadGroup>, sqlx::Error> {
+    let query = format!(
+        "select lane::int8, entity_type, event_type, topic, count(*), \
+         greatest(0, extract(epoch from clock_timestamp() - min(created_at)))::float8 \
+         from (select lane, entity_type, event_type, topic, created_at from {} where {PENDING} order by (id + 0) limit {HEAD_LIMIT}) head \
+         group by 1, 2, 3, 4 order by 5 desc limit 10000",
+        names.outbox()
+    );
+    let rows = read(conn, &query).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(HeadGroup {
+                lane: row.try_get::<i64, _>(0)? as i16,
+                entity_type: row.try_get(1)?,
+                event_type: row.try_get(2)?,
+                topic: row.try_get(3)?,
+                pending: row.try_get(4)?,
+                oldest_s: row.try_get(5)?,
+            })
+        })
+        .collect()
+}
+
+/// Held rows with one reason.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct HeldGroup {
+    /// `last_error`: what they wait for, and why.
+    pub(crate) reason: String,
+    pub(crate) events: i64,
+    pub(crate) entities: i64,
+    /// One of the entities, as `type/id`.
+    pub(crate) example: Option<String>,
+    pub(crate) oldest_s: f64,
+}
+
+/// The first [`HEAD_LIMIT`] held rows by reason, the most frequent first.
+pub(crate) async fn held(conn: &mut PgConnection, names: &Names) -> Result<Vec<HeldGroup>, sqlx::Error> {
+    let query = format!(
+        "select last_error, count(*), count(distinct (entity_type, entity_id)), min(entity_type || '/' || entity_id), \
+         greatest(0, extract(epoch from clock_timestamp() - min(created_at)))::float8 \
+         from (select last_error, entity_type, entity_id, created_at from {} \
+               where {WAITING} and available_at = 'infinity' and last_error is not null \
+               order by available_at, id limit {HEAD_LIMIT}) held \
+         group by 1 order by 2 desc limit 100",
+        names.outbox()
+    );
+    let rows = read(conn, &query).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(HeldGroup {
+                reason: row.try_get(0)?,
+                events: row.try_get(1)?,
+                entities: row.try_get(2)?,
+                example: row.try_get(3)?,
+                oldest_s: row.try_get(4)?,
+            })
+        })
+        .collect()
+}
+
+/// What operators have paused, each as the JSON object of its row; empty where the table of pauses does not exist.
+pub(crate) async fn pauses(conn: &mut PgConnection, names: &Names) -> Result<Vec<serde_json::Value>, sqlx::Error> {
+    let exists = format!(
+        "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
+         where nspname = {} and relname = {})",
+        crate::store::names::literal(names.schema_raw()),
+        crate::store::names::literal(&names.part_raw("pause"))
+    );
+    let found = read(conn, &exists).await?.first().map_or(Ok(false), |row| row.try_get(0))?;
+    if !found {
+        return Ok(Vec::new());
+    }
+    let query = format!(
+        "select to_jsonb(pause)::text from {} pause \
+         where expires_at is null or expires_at > now() limit 1000",
+        names.companion("pause")
+    );
+    let rows = read(conn, &query).await?;
+    rows.iter()
+        .map(|row| serde_json::from_str(row.try_get(0)?).map_err(|error| sqlx::Error::Decode(Box::new(error))))
+        .collect()
+}
+
+/// Where the outbox stood when a measurement began.
+#[derive(Debug, Clone)]
+pub(crate) struct FlowMark {
+    at: Instant,
+    /// Highest id of the pending rows that were counted.
+    cut: i64,
+    counted: i64,
+    /// Highest id of the table.
+    highest: i64,
+}
+
+/// How fast events come and go, measured between two looks.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Flow {
+    /// Events that left the pending ones, a second: published, mostly.
+    pub(crate) settled_per_s: f64,
+    /// Events written, a second.
+    pub(crate) inserted_per_s: f64,
+    /// Time between the two looks.
+    pub(crate) over_s: f64,
+}
+
+/// The first look.
+pub(crate) async fn mark(conn: &mut PgConnection, names: &Names) -> Result<FlowMark, sqlx::Error> {
+    let outbox = names.outbox();
+    let query = format!(
+        "select count(*), coalesce(max(id), 0)::int8, coalesce((select id from {outbox} order by id desc limit 1), 0)::int8 \
+         from (select id from {outbox} where {PENDING} order by (id + 0) limit {FLOW_LIMIT}) head"
+    );
+    let rows = read(conn, &query).await?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    Ok(FlowMark { at: Instant::now(), counted: row.try_get(0)?, cut: row.try_get(1)?, highest: row.try_get(2)? })
+}
+
+/// The second look: of the rows counted then, how many are pending still; of the rows written since, how many are not.
+pub(crate) async fn flow(conn: &mut PgConnection, names: &Names, mark: &FlowMark) -> Result<Flow, sqlx::Error> {
+    let (outbox, FlowMark { cut, highest, .. }) = (names.outbox(), mark);
+    let query = format!(
+        "select (select count(*) from {outbox} where {PENDING} and (id + 0) > 0 and (id + 0) <= {cut}), \
+         count(*), count(*) filter (where status <> 'PENDING') \
+         from (select status from {outbox} where id > {highest} order by id limit 1000000) new"
+    );
+    let rows = read(conn, &query).await?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let (left, new, gone): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let over = mark.at.elapsed().max(Duration::from_millis(1)).as_secs_f64();
+    // Rows released or committed late below the cut would make it negative.
+    let settled = (mark.counted - left).max(0) + gone;
+    Ok(Flow { settled_per_s: settled as f64 / over, inserted_per_s: new as f64 / over, over_s: over })
+}

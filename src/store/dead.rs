@@ -1,0 +1,472 @@
+//! Events that need a decision: DEAD ones, and poison that holds its entity. Found by cause, retried in order, or discarded.
+//!
+//! States: dead (`DEAD`), held (`PENDING` until infinity, with the error; its successors wait behind it), discarded (`DEAD`, and
+//! `last_error` begins with [`DISCARDED`]: somebody has decided, no list and no alert counts it).
+//! retry: dead, held, discarded -> pending. discard: dead, held -> discarded. What waits behind a held row goes on with it.
+//!
+//! A change owns the lanes of its rows, like a worker's batch: no worker decides about a successor by what it knew before.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use uuid::Uuid;
+
+use crate::route::TopicTemplate;
+use crate::store::audit::Author;
+use crate::store::claim::WAITING;
+use crate::store::holds::{BEHIND, ENTITY_PREFIX};
+use crate::store::names::{Names, literal};
+use crate::store::session;
+
+/// What `last_error` begins with once somebody has decided about the event.
+pub(crate) const DISCARDED: &str = "discarded: ";
+
+/// An event, by either of its ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Id {
+    Outbox(i64),
+    Event(Uuid),
+}
+
+impl std::str::FromStr for Id {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = || text.parse().ok().map(Id::Outbox);
+        let event = || text.parse().ok().map(Id::Event);
+        number().or_else(event).ok_or_else(|| "expected an outbox id or an event id".to_owned())
+    }
+}
+
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Id::Outbox(id) => id.fmt(f),
+            Id::Event(id) => id.fmt(f),
+        }
+    }
+}
+
+/// Which events; an empty filter is all of them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filter {
+    pub(crate) ids: Vec<Id>,
+    pub(crate) event_type: Option<String>,
+    pub(crate) entity_type: Option<String>,
+    pub(crate) entity_id: Option<String>,
+    pub(crate) topic: Option<String>,
+    pub(crate) fingerprint: Option<String>,
+    pub(crate) older_than: Option<Duration>,
+    pub(crate) newer_than: Option<Duration>,
+    /// Those that somebody has decided about, instead of the others.
+    pub(crate) discarded: bool,
+}
+
+impl Filter {
+    /// True when it names no event in particular.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+            && [&self.event_type, &self.entity_type, &self.entity_id, &self.topic, &self.fingerprint]
+                .iter()
+                .all(|part| part.is_none())
+            && self.older_than.is_none()
+            && self.newer_than.is_none()
+    }
+
+    /// For the audit table.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
+        let mut json = serde_json::json!({
+            "id": self.ids.iter().map(Id::to_string).collect::<Vec<_>>(),
+            "type": self.event_type, "entity_type": self.entity_type, "entity": self.entity_id, "topic": self.topic,
+            "error": self.fingerprint,
+            "older_than_s": seconds(self.older_than), "newer_than_s": seconds(self.newer_than),
+            "discarded": self.discarded.then_some(true),
+        });
+        if let Some(fields) = json.as_object_mut() {
+            fields.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|ids| !ids.is_empty()));
+        }
+        json
+    }
+
+    /// SQL for the events of the filter, as a table expression.
+    fn events(&self, names: &Names, topic: &TopicTemplate) -> String {
+        let outbox = names.outbox();
+        let columns = "id, event_id, entity_type, entity_id, event_type, topic, attempts, created_at, lane, last_error";
+        let decided = format!("starts_with(coalesce(last_error, ''), '{DISCARDED}')");
+        let states = if self.discarded {
+            format!("select {columns}, 'discarded' as state from {outbox} where status = 'DEAD' and {decided}")
+        } else {
+            format!(
+                "select {columns}, 'dead' as state from {outbox} where status = 'DEAD' and not {decided} \
+                 union all select {columns}, 'held' as state from {outbox} where {POISON}"
+            )
+        };
+        // What the relay would route it to.
+        let template = format!(
+            "replace(replace({}, '{{entity_type}}', entity_type), '{{event_type}}', event_type)",
+            literal(&topic.to_string())
+        );
+        let (cause, conditions) = (cause("last_error"), self.conditions());
+        format!(
+            "(select * from (select id, event_id, entity_type, entity_id, event_type, coalesce(topic, {template}) as topic, \
+              attempts, created_at, lane, last_error, state, {cause} as fingerprint from ({states}) s) t where {conditions})"
+        )
+    }
+
+    fn conditions(&self) -> String {
+        let mut all = vec!["true".to_owned()];
+        if !self.ids.is_empty() {
+            let ids = self.ids.iter().map(|id| match id {
+                Id::Outbox(id) => format!("id = {id}"),
+                Id::Event(id) => format!("event_id = '{id}'"),
+            });
+            all.push(format!("({})", ids.collect::<Vec<_>>().join(" or ")));
+        }
+        for (column, value) in [
+            ("event_type", &self.event_type),
+            ("entity_type", &self.entity_type),
+            ("entity_id", &self.entity_id),
+            ("topic", &self.topic),
+            ("fingerprint", &self.fingerprint),
+        ] {
+            all.extend(value.as_ref().map(|value| format!("{column} = {}", literal(value))));
+        }
+        for (comparison, age) in [("<", self.older_than), (">", self.newer_than)] {
+            let ago = |age: Duration| {
+                format!("created_at {comparison} clock_timestamp() - make_interval(secs => {})", age.as_secs_f64())
+            };
+            all.extend(age.map(ago));
+        }
+        all.join(" and ")
+    }
+}
+
+/// A held row that is the cause, not one that waits behind it. `waiting` is the predicate of its index, word for word.
+const POISON: &str = "status = 'PENDING' and available_at > created_at and available_at = 'infinity' \
+                      and starts_with(last_error, 'held entity: ') \
+                      and last_error <> 'held entity: waits behind an event that was refused'";
+
+/// SQL for the fingerprint of an error: what differs from event to event is left out, so that one cause has one.
+fn cause(error: &str) -> String {
+    let plain = format!("regexp_replace(coalesce({error}, ''), '^({DISCARDED}|{ENTITY_PREFIX})+', '')");
+    let uuid = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}";
+    let quoted = r#"E'"[^"]*"|\'[^\']*\'|`[^`]*`'"#;
+    format!(
+        "left(md5(regexp_replace(regexp_replace(regexp_replace({plain}, {quoted}, '?', 'g'), '{uuid}', '?', 'g'), \
+         '[0-9]+', '?', 'g')), 8)"
+    )
+}
+
+/// Events of one cause and one state.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Cause {
+    pub(crate) fingerprint: String,
+    /// `dead`, `held` or `discarded`.
+    pub(crate) state: String,
+    pub(crate) events: i64,
+    pub(crate) entities: i64,
+    /// Events that wait behind held ones.
+    pub(crate) waiting_behind: i64,
+    pub(crate) first_id: i64,
+    pub(crate) last_id: i64,
+    pub(crate) oldest: DateTime<Utc>,
+    pub(crate) newest: DateTime<Utc>,
+    /// Up to five.
+    pub(crate) event_types: Vec<String>,
+    /// Of the first event.
+    pub(crate) error: String,
+}
+
+/// The events of the filter by cause, the most frequent first.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn causes(
+    conn: &mut PgConnection,
+    names: &Names,
+    filter: &Filter,
+    topic: &TopicTemplate,
+) -> Result<Vec<Cause>, sqlx::Error> {
+    let (outbox, events) = (names.outbox(), filter.events(names, topic));
+    let sql = format!(
+        "with chosen as materialized {events}, \
+         behind as (select entity_type, entity_id, count(*) as events from {outbox} \
+           where {WAITING} and available_at = 'infinity' and last_error = '{BEHIND}' group by 1, 2), \
+         held as (select fingerprint, state, sum(events)::int8 as events from behind join \
+           (select distinct fingerprint, state, entity_type, entity_id from chosen where state = 'held') h \
+           using (entity_type, entity_id) group by 1, 2) \
+         select fingerprint, state, count(*), count(distinct (entity_type, entity_id)), \
+           coalesce((select h.events from held h where h.fingerprint = c.fingerprint and h.state = c.state), 0)::int8, \
+           min(id), max(id), min(created_at), max(created_at), \
+           array_to_string((array_agg(distinct event_type))[1:5], E'\\n'), (array_agg(coalesce(last_error, '') order by id))[1] \
+         from chosen c group by fingerprint, state order by count(*) desc, fingerprint, state"
+    );
+    let rows = read(conn, sql).await?;
+    let cause = |row: &PgRow| {
+        Ok(Cause {
+            fingerprint: row.try_get(0)?,
+            state: row.try_get(1)?,
+            events: row.try_get(2)?,
+            entities: row.try_get(3)?,
+            waiting_behind: row.try_get(4)?,
+            first_id: row.try_get(5)?,
+            last_id: row.try_get(6)?,
+            oldest: row.try_get(7)?,
+            newest: row.try_get(8)?,
+            event_types: row.try_get::<&str, _>(9)?.lines().map(str::to_owned).collect(),
+            error: row.try_get(10)?,
+        })
+    };
+    rows.iter().map(cause).collect()
+}
+
+/// One event.
+#[derive(Debug, Serialize)]
+pub(crate) struct Event {
+    pub(crate) id: i64,
+    pub(crate) event_id: Uuid,
+    pub(crate) state: String,
+    pub(crate) fingerprint: String,
+    pub(crate) entity_type: String,
+    pub(crate) entity_id: Option<String>,
+    pub(crate) event_type: String,
+    pub(crate) topic: String,
+    pub(crate) attempts: i32,
+    pub(crate) created_at: DateTime<Utc>,
+    pub(crate) error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<Content>,
+}
+
+/// What an event says, shown only when it is asked for.
+#[derive(Debug, Serialize)]
+pub(crate) struct Content {
+    pub(crate) headers: Box<RawValue>,
+    /// As Postgres prints it.
+    pub(crate) payload: Option<Box<RawValue>>,
+    pub(crate) payload_base64: Option<String>,
+}
+
+/// The first `limit` events of the filter, in the order of their ids.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn events(
+    conn: &mut PgConnection,
+    names: &Names,
+    filter: &Filter,
+    topic: &TopicTemplate,
+    limit: u32,
+    with_content: bool,
+) -> Result<Vec<Event>, sqlx::Error> {
+    let (outbox, events) = (names.outbox(), filter.events(names, topic));
+    let content = if with_content {
+        "o.headers::text, to_json(o.payload)::text, replace(encode(o.payload_bytes, 'base64'), E'\\n', '')"
+    } else {
+        "null::text, null::text, null::text"
+    };
+    let sql = format!(
+        "select c.id, c.event_id::text, c.state, c.fingerprint, c.entity_type, c.entity_id, c.event_type, c.topic, c.attempts, \
+           c.created_at, c.last_error, {content} \
+         from {events} c join {outbox} o on o.id = c.id order by c.id limit {limit}"
+    );
+    let rows = read(conn, sql).await?;
+    rows.iter().map(event_of).collect()
+}
+
+fn event_of(row: &PgRow) -> Result<Event, sqlx::Error> {
+    let decode = |error| sqlx::Error::Decode(Box::new(error));
+    let raw = |text: String| RawValue::from_string(text).map_err(decode);
+    let headers: Option<String> = row.try_get(11)?;
+    let content = match headers {
+        None => None,
+        Some(headers) => Some(Content {
+            headers: raw(headers)?,
+            payload: row.try_get::<Option<String>, _>(12)?.map(raw).transpose()?,
+            payload_base64: row.try_get(13)?,
+        }),
+    };
+    Ok(Event {
+        id: row.try_get(0)?,
+        event_id: row.try_get::<&str, _>(1)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
+        state: row.try_get(2)?,
+        fingerprint: row.try_get(3)?,
+        entity_type: row.try_get(4)?,
+        entity_id: row.try_get(5)?,
+        event_type: row.try_get(6)?,
+        topic: row.try_get(7)?,
+        attempts: row.try_get(8)?,
+        created_at: row.try_get(9)?,
+        error: row.try_get(10)?,
+        content,
+    })
+}
+
+/// Status and error of events that a filter names and does not find.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn status_of(conn: &mut PgConnection, names: &Names, id: Id) -> Result<Option<String>, sqlx::Error> {
+    let condition = Filter { ids: vec![id], ..Filter::default() }.conditions();
+    let sql = format!("select concat_ws(': ', status, last_error) from {} where {condition}", names.outbox());
+    read(conn, sql).await?.first().map(|row| row.try_get(0)).transpose()
+}
+
+async fn read(conn: &mut PgConnection, sql: String) -> Result<Vec<PgRow>, sqlx::Error> {
+    let script = format!("begin read only; set local jit = off; set local enable_seqscan = off; {sql}; commit");
+    let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await;
+    if rows.is_err() {
+        // The rest of the script was not run.
+        conn.execute("rollback").await?;
+    }
+    rows
+}
+
+/// What is to become of the events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Sent again, in order.
+    Retry,
+    /// Never sent.
+    Discard,
+}
+
+impl Verdict {
+    /// The command, as it is typed.
+    pub(crate) fn command(self) -> &'static str {
+        match self {
+            Verdict::Retry => "dead retry",
+            Verdict::Discard => "dead discard",
+        }
+    }
+}
+
+/// What a command has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Changed {
+    /// Events of the filter.
+    pub(crate) events: i64,
+    /// Events that waited behind them and go on.
+    pub(crate) released: i64,
+}
+
+/// Retries or discards the events of the filter, with its audit entry, in one transaction that owns their lanes. Waits no longer than
+/// `longest` for a batch that is in flight.
+///
+/// # Errors
+/// Any database error; nothing is changed then.
+pub(crate) async fn decide(
+    conn: &mut PgConnection,
+    names: &Names,
+    filter: &Filter,
+    topic: &TopicTemplate,
+    verdict: Verdict,
+    author: &Author,
+    longest: Duration,
+) -> Result<Changed, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    let events = filter.events(names, topic);
+    let settings = format!(
+        "set local jit = off; set local enable_seqscan = off; set local lock_timeout = {}",
+        longest.as_millis().max(1)
+    );
+    tx.execute(sqlx::raw_sql(AssertSqlSafe(settings))).await?;
+    let sql = format!("select distinct lane from {events} e order by lane");
+    let lanes: Vec<i16> = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *tx).await?;
+    // One after the other, upwards: two commands at once cannot wait for each other.
+    for lane in &lanes {
+        let sql = format!("select pg_advisory_xact_lock({}, {lane})", session::lane_key(names));
+        tx.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+    }
+    // A later statement than the locks: it sees what the lanes' last owners have committed.
+    let row = sqlx::query(AssertSqlSafe(change(names, &events, verdict)))
+        .bind(&lanes)
+        .bind(&author.by)
+        .bind(verdict.command())
+        .bind(filter.to_json().to_string())
+        .bind(&author.reason)
+        .persistent(false)
+        .fetch_one(&mut *tx)
+        .await?;
+    // Rows below the start of the workers' claims are pending again: the new generation makes them look from zero.
+    let sql = format!("update {} set generation = generation + 1 where lane = any ($1)", names.companion("lane"));
+    sqlx::query(AssertSqlSafe(sql)).bind(&lanes).persistent(false).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(Changed { events: row.try_get(0)?, released: row.try_get(1)? })
+}
+
+/// The statement that changes rows and writes it down. `$1` lanes, `$2` by, `$3` command, `$4` filter, `$5` reason.
+fn change(names: &Names, events: &str, verdict: Verdict) -> String {
+    let (outbox, audit, audit_row) = (names.outbox(), names.companion("audit"), names.companion("audit_row"));
+    let chain = format!("{WAITING} and available_at = 'infinity' and starts_with(last_error, '{ENTITY_PREFIX}')");
+    let (set, action, behind) = match verdict {
+        // With all that is held of its entity: what is left would be held for an event that is not.
+        Verdict::Retry => (
+            "status = 'PENDING', available_at = null, last_error = null".to_owned(),
+            // Only a row that was DEAD may be overtaken by what went out before.
+            "case when c.state = 'held' then 'released' else 'retried' end",
+            chain,
+        ),
+        // Unless another refused event of the entity still holds it.
+        Verdict::Discard => (
+            format!(
+                "status = 'DEAD', available_at = null, \
+                 last_error = '{DISCARDED}' || regexp_replace(coalesce(o.last_error, ''), '^{ENTITY_PREFIX}', '')"
+            ),
+            "'discarded'",
+            format!(
+                "{chain} and not exists (select from {outbox} p where p.entity_type = w.entity_type \
+                 and p.entity_id = w.entity_id and {} and p.id not in (select id from chosen))",
+                POISON
+                    .replace("status", "p.status")
+                    .replace("available_at", "p.available_at")
+                    .replace("created_at", "p.created_at")
+                    .replace("last_error", "p.last_error")
+            ),
+        ),
+    };
+    format!(
+        "with chosen as materialized (select * from {events} e where lane = any ($1)), \
+         behind as materialized (select id, event_id, last_error from {outbox} w where {behind} and lane = any ($1) \
+           and (entity_type, entity_id) in (select entity_type, entity_id from chosen where state = 'held') \
+           and id not in (select id from chosen)), \
+         changed as (update {outbox} o set {set} where o.id in (select id from chosen) returning o.id), \
+         released as (update {outbox} o set available_at = null, last_error = null \
+           where o.id in (select id from behind) returning o.id), \
+         entry as (insert into {audit} (actor, acted_by, command, filter, reason, affected) \
+           select session_user, $2, $3, $4::text::jsonb, $5, (select count(*) from changed) returning id), \
+         noted as (insert into {audit_row} (audit_id, outbox_id, event_id, action, error) \
+           select entry.id, c.id, c.event_id, {action}, c.last_error from entry, chosen c \
+           union all select entry.id, b.id, b.event_id, 'released', b.last_error from entry, behind b) \
+         select (select count(*) from changed), (select count(*) from released)"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rows_that_are_a_cause_are_told_by_the_texts_that_are_written() {
+        assert!(POISON.starts_with(WAITING) && POISON.contains(ENTITY_PREFIX) && POISON.contains(BEHIND));
+    }
+
+    #[test]
+    fn an_id_is_a_number_or_a_uuid() {
+        assert_eq!("7".parse(), Ok(Id::Outbox(7)));
+        assert_eq!(Uuid::nil().to_string().parse(), Ok(Id::Event(Uuid::nil())));
+        assert!("seven".parse::<Id>().is_err());
+    }
+
+    #[test]
+    fn a_filter_is_written_down_without_what_it_leaves_open() {
+        let filter = Filter { topic: Some("t".to_owned()), ids: vec![Id::Outbox(7)], ..Filter::default() };
+        assert_eq!(filter.to_json().to_string(), r#"{"id":["7"],"topic":"t"}"#);
+        assert!(Filter { discarded: true, ..Filter::default() }.is_empty() && !filter.is_empty());
+    }
+}

@@ -1,0 +1,70 @@
+//! The relays in the register, and who holds which lane at this moment.
+
+use serde::Serialize;
+use sqlx::{PgConnection, Row};
+
+use crate::store::names::{Names, literal};
+use crate::store::reading::read;
+
+/// A relay as the register knows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct RelaySeen {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) workers: usize,
+    /// Since it entered itself.
+    pub(crate) up_s: f64,
+    /// Since its last heartbeat.
+    pub(crate) silent_s: f64,
+}
+
+/// A lane that a session works on now.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct LaneHeld {
+    pub(crate) lane: i16,
+    pub(crate) pid: i32,
+    pub(crate) application: String,
+}
+
+/// The relays of the register, in the order in which they share the lanes out; those not heard of for an hour are forgotten.
+pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec<RelaySeen>, sqlx::Error> {
+    let query = format!(
+        "select name, version, workers::int8, extract(epoch from now() - started_at)::float8, \
+         extract(epoch from now() - seen_at)::float8 from {} where seen_at > now() - interval '1 hour' \
+         order by started_at, id limit 1000",
+        names.companion("relay")
+    );
+    let rows = read(conn, &query).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(RelaySeen {
+                name: row.try_get(0)?,
+                version: row.try_get(1)?,
+                workers: row.try_get::<i64, _>(2)?.max(0) as usize,
+                up_s: row.try_get(3)?,
+                silent_s: row.try_get(4)?,
+            })
+        })
+        .collect()
+}
+
+/// The lanes that are locked: a worker locks its lanes while a batch is under way, and none while there is nothing to do.
+pub(crate) async fn lanes_held(conn: &mut PgConnection, names: &Names) -> Result<Vec<LaneHeld>, sqlx::Error> {
+    let query = format!(
+        "select l.objid::int8, l.pid::int8, coalesce(a.application_name, '') \
+         from pg_locks l left join pg_stat_activity a using (pid) \
+         where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.classid = {}::regclass::oid \
+         and l.database = (select oid from pg_database where datname = current_database()) order by 1",
+        literal(&names.companion("lane"))
+    );
+    let rows = read(conn, &query).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(LaneHeld {
+                lane: row.try_get::<i64, _>(0)? as i16,
+                pid: row.try_get::<i64, _>(1)? as i32,
+                application: row.try_get(2)?,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,221 @@
+//! What is paused: kept in the database, so that every relay knows of it and a restart forgets nothing.
+//!
+//! Whoever changes it adds to the counter `pauses` in the same transaction. Workers compare the counter before each claim; so once a
+//! pause has committed and the batches in flight have ended ([`until_in_force`]), nothing that it names goes out.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+
+use crate::store::audit::{self, Author, Entry};
+use crate::store::names::{Names, literal};
+use crate::store::session;
+
+/// What a pause names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(tag = "scope", rename_all = "snake_case")]
+pub(crate) enum Scope {
+    /// Everything.
+    All,
+    /// The events of a topic.
+    Topic { topic: String },
+    /// The events of an entity; without a type, of every entity of that id.
+    Entity { entity_type: Option<String>, entity_id: String },
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::All => f.write_str("everything"),
+            Scope::Topic { topic } => write!(f, "topic {topic}"),
+            Scope::Entity { entity_type: None, entity_id } => write!(f, "entity {entity_id}"),
+            Scope::Entity { entity_type: Some(entity_type), entity_id } => {
+                write!(f, "entity {entity_type}/{entity_id}")
+            }
+        }
+    }
+}
+
+/// A pause that is in force.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Pause {
+    #[serde(flatten)]
+    pub(crate) scope: Scope,
+    pub(crate) reason: String,
+    /// The database's user, and whom it acted for.
+    pub(crate) paused_by: String,
+    pub(crate) since: DateTime<Utc>,
+    pub(crate) expires_at: Option<DateTime<Utc>>,
+    /// How long it still lasts, by the database's clock.
+    #[serde(skip)]
+    pub(crate) remaining: Option<Duration>,
+}
+
+/// The text of the query for the counter, to be compared by workers.
+pub(crate) fn counter(names: &Names) -> String {
+    format!("(select value from {} where name = 'pauses')", names.companion("control"))
+}
+
+/// The pauses in force, the oldest first. A simple query: it may run inside a worker's transaction and behind a pooler.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn active(conn: &mut PgConnection, names: &Names) -> Result<Vec<Pause>, sqlx::Error> {
+    let sql = format!(
+        "select scope, topic, entity_type, entity_id, reason, paused_by, since, expires_at, \
+         extract(epoch from expires_at - clock_timestamp())::float8 from {} \
+         where expires_at is null or expires_at > clock_timestamp() order by since, id",
+        names.companion("pause")
+    );
+    let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+    rows.iter().map(pause_of).collect()
+}
+
+fn pause_of(row: &PgRow) -> Result<Pause, sqlx::Error> {
+    let scope = match row.try_get::<&str, _>(0)? {
+        "topic" => Scope::Topic { topic: row.try_get(1)? },
+        "entity" => Scope::Entity { entity_type: row.try_get(2)?, entity_id: row.try_get(3)? },
+        _ => Scope::All,
+    };
+    let remaining: Option<f64> = row.try_get(8)?;
+    Ok(Pause {
+        scope,
+        reason: row.try_get(4)?,
+        paused_by: row.try_get(5)?,
+        since: row.try_get(6)?,
+        expires_at: row.try_get(7)?,
+        remaining: remaining.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+    })
+}
+
+/// Pauses what `scope` names, in a transaction of its own; a pause of the same that is in force gets the new reason and end.
+///
+/// # Errors
+/// Any database error; nothing is changed then.
+pub(crate) async fn pause(
+    conn: &mut PgConnection,
+    names: &Names,
+    scope: &Scope,
+    lasts: Option<Duration>,
+    author: &Author,
+) -> Result<(), sqlx::Error> {
+    let mut tx = sqlx::Connection::begin(conn).await?;
+    let (word, topic, entity_type, entity_id) = columns(scope);
+    remove(&mut tx, names, scope).await?;
+    let sql = format!(
+        "insert into {} (scope, topic, entity_type, entity_id, reason, paused_by, expires_at) \
+         values ($1, $2, $3, $4, coalesce($5, 'no reason given'), session_user || coalesce(' for ' || $6, ''), \
+                 clock_timestamp() + make_interval(secs => $7))",
+        names.companion("pause")
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(word)
+        .bind(topic)
+        .bind(entity_type)
+        .bind(entity_id)
+        .bind(&author.reason)
+        .bind(&author.by)
+        .bind(lasts.map(|lasts| lasts.as_secs_f64()))
+        .persistent(false)
+        .execute(&mut *tx)
+        .await?;
+    count_up(&mut tx, names).await?;
+    let mut filter = serde_json::to_value(scope).unwrap_or_default();
+    filter["for_s"] = lasts.map(|lasts| lasts.as_secs_f64()).into();
+    audit::record(&mut tx, names, author, &Entry { command: "pause", filter, affected: 1 }).await?;
+    tx.commit().await
+}
+
+/// Ends the pause of exactly this scope, or with `None` every pause; returns those that were in force.
+///
+/// # Errors
+/// Any database error; nothing is changed then.
+pub(crate) async fn resume(
+    conn: &mut PgConnection,
+    names: &Names,
+    scope: Option<&Scope>,
+    author: &Author,
+) -> Result<Vec<Pause>, sqlx::Error> {
+    let mut tx = sqlx::Connection::begin(conn).await?;
+    let mut ended = active(&mut tx, names).await?;
+    ended.retain(|pause| scope.is_none_or(|scope| pause.scope == *scope));
+    for pause in &ended {
+        remove(&mut tx, names, &pause.scope).await?;
+        let filter = serde_json::to_value(&pause.scope).unwrap_or_default();
+        audit::record(&mut tx, names, author, &Entry { command: "resume", filter, affected: 1 }).await?;
+    }
+    if !ended.is_empty() {
+        count_up(&mut tx, names).await?;
+    }
+    tx.commit().await?;
+    Ok(ended)
+}
+
+/// Waits until every batch that began before has ended, lane by lane; false when one was still in flight after `longest`.
+///
+/// A lane's lock is asked for and given back at once: whoever begins a batch later sees what has committed before this.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn until_in_force(
+    conn: &mut PgConnection,
+    names: &Names,
+    lanes: u16,
+    longest: Duration,
+) -> Result<bool, sqlx::Error> {
+    let (key, deadline) = (session::lane_key(names), Instant::now() + longest);
+    for lane in 0..lanes {
+        // 0 would mean for ever.
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
+        let sql = format!(
+            "begin; set local search_path = pg_catalog; set local lock_timeout = {left}; \
+             select pg_advisory_xact_lock({key}, {lane}); commit"
+        );
+        match conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await {
+            Ok(_) => {}
+            Err(error) if is_lock_timeout(&error) => {
+                conn.execute("rollback").await?;
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// 55P03 lock_not_available.
+pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+}
+
+fn columns(scope: &Scope) -> (&'static str, Option<&str>, Option<&str>, Option<&str>) {
+    match scope {
+        Scope::All => ("all", None, None, None),
+        Scope::Topic { topic } => ("topic", Some(topic), None, None),
+        Scope::Entity { entity_type, entity_id } => ("entity", None, entity_type.as_deref(), Some(entity_id)),
+    }
+}
+
+/// Removes the pause of this scope, and whatever has expired.
+async fn remove(conn: &mut PgConnection, names: &Names, scope: &Scope) -> Result<(), sqlx::Error> {
+    let (word, topic, entity_type, entity_id) = columns(scope);
+    let text = |value: Option<&str>| value.map_or_else(|| "null".to_owned(), literal);
+    let sql = format!(
+        "delete from {} where expires_at <= clock_timestamp() or scope = '{word}' \
+         and topic is not distinct from {} and entity_type is not distinct from {} and entity_id is not distinct from {}",
+        names.companion("pause"),
+        text(topic),
+        text(entity_type),
+        text(entity_id),
+    );
+    conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
+}
+
+async fn count_up(conn: &mut PgConnection, names: &Names) -> Result<(), sqlx::Error> {
+    let sql = format!("update {} set value = value + 1 where name = 'pauses'", names.companion("control"));
+    conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
+}

@@ -1,0 +1,140 @@
+//! Who may do what: four roles that nobody logs in as, to be granted to users. Each has the least it needs.
+//!
+//! | role | may | may not |
+//! |---|---|---|
+//! | writer | insert events, learn their ids | read any, set a status, change or remove one |
+//! | relay | read and settle events, keep the register; with `retention` remove old ones | insert, change what an event says |
+//! | operator | see events without their content, retry and discard them, pause; add to the audit table | read a payload, change the audit table |
+//! | monitor | see states, counts and who did what | read a payload, change anything |
+
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::store::names::{Names, literal};
+use crate::store::schema::dollar_quote;
+
+/// What an application gives an event. Not `created_at`, `status` and what follows from them: those are the relay's.
+const WRITTEN: &str =
+    "event_id, entity_type, entity_id, event_type, event_version, payload, payload_bytes, headers, topic, available_at";
+
+/// All of an event but what it says.
+const SEEN: &str = "id, event_id, entity_type, entity_id, event_type, event_version, topic, available_at, created_at, status, \
+                    published_at, attempts, last_error, lane";
+
+const SUFFIXES: [&str; 4] = ["writer", "relay", "operator", "monitor"];
+
+/// How the roles are made.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RoleOptions {
+    /// What their names begin with; the table's name without it.
+    pub(crate) prefix: Option<String>,
+    /// The relay removes events.
+    pub(crate) retention: bool,
+}
+
+/// The roles' names, quoted: writer, relay, operator, monitor.
+pub(crate) fn names(names: &Names, options: &RoleOptions) -> [String; 4] {
+    SUFFIXES.map(|suffix| names.role(options.prefix.as_deref(), suffix))
+}
+
+/// Makes the roles, or brings them to what this binary grants, in one transaction.
+///
+/// # Errors
+/// Any database error; nothing is changed then.
+pub(crate) async fn make(conn: &mut PgConnection, names: &Names, options: &RoleOptions) -> Result<(), sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    for statement in statements(names, options) {
+        tx.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
+    }
+    tx.commit().await
+}
+
+/// The same as a script for an administrator.
+pub(crate) fn script(names: &Names, options: &RoleOptions) -> String {
+    format!("begin;\n{};\ncommit;\n", statements(names, options).join(";\n"))
+}
+
+fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
+    let all = self::names(names, options);
+    let [writer, relay, operator, monitor] = &all;
+    // Two at once would change the same rows of the catalogue, and one of them fail.
+    let turn = format!(
+        "select pg_advisory_xact_lock(hashtextextended({}, 0))",
+        literal(&format!("roles of {}", names.outbox()))
+    );
+    let mut statements = vec![turn];
+    statements.extend(all.iter().map(|role| create(names, role)));
+    // What an older binary has granted and this one does not.
+    let tables = ["lane", "relay", "migration", "control", "pause", "audit", "audit_row", "archive"]
+        .map(|part| names.companion(part));
+    let tables = [&[names.outbox(), names.processed()][..], &tables].concat().join(", ");
+    let roles = all.join(", ");
+    statements.push(format!("revoke all on {tables} from {roles}"));
+    statements.push(format!("grant usage on schema {} to {roles}", names.schema()));
+    let mut grant =
+        |rights: &str, table: String, role: &str| statements.push(format!("grant {rights} on {table} to {role}"));
+    let (outbox, companion) = (names.outbox(), |part| names.companion(part));
+
+    grant(&format!("insert ({WRITTEN}), select (id, event_id)"), outbox.clone(), writer);
+
+    grant("select, update (status, published_at, attempts, last_error, available_at)", outbox.clone(), relay);
+    grant("select, update (generation)", companion("lane"), relay);
+    grant("select, insert, update, delete", companion("relay"), relay);
+    for part in ["migration", "control", "pause"] {
+        grant("select", companion(part), relay);
+    }
+    if options.retention {
+        grant("delete", outbox.clone(), relay);
+        grant("insert", companion("archive"), relay);
+        grant("update (value)", companion("control"), relay);
+        grant("select, delete", names.processed(), relay);
+    }
+
+    grant(&format!("select ({SEEN}), update (status, available_at, last_error)"), outbox.clone(), operator);
+    grant("select, update (generation)", companion("lane"), operator);
+    grant("select, update (value)", companion("control"), operator);
+    grant("select, insert, delete", companion("pause"), operator);
+    for part in ["audit", "audit_row"] {
+        grant("select, insert", companion(part), operator);
+    }
+    for part in ["migration", "relay"] {
+        grant("select", companion(part), operator);
+    }
+
+    grant(&format!("select ({SEEN})"), outbox, monitor);
+    grant(&format!("select ({SEEN}, archived_at)"), companion("archive"), monitor);
+    grant("select (consumer_group, processed_at)", names.processed(), monitor);
+    for part in ["lane", "relay", "migration", "control", "pause", "audit", "audit_row"] {
+        grant("select", companion(part), monitor);
+    }
+    statements.push(format!(
+        "grant execute on function {}(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea) to {writer}",
+        names.emit()
+    ));
+    statements.push(see_sessions(names, monitor));
+    statements
+}
+
+fn create(names: &Names, role: &str) -> String {
+    // Roles are the server's: another database's migration may create the same one at this moment.
+    block(names, &format!("create role {role} nologin"), "duplicate_object or unique_violation", "null")
+}
+
+/// What holds a lock is seen by the queries of others' sessions. Only an administrator may grant that.
+fn see_sessions(names: &Names, monitor: &str) -> String {
+    let notice = literal(&format!("{monitor} does not see what other users' sessions do: grant it pg_read_all_stats"));
+    block(
+        names,
+        // Granted a second time it would be a notice.
+        &format!(
+            "if not pg_has_role({}, 'pg_read_all_stats', 'member') then grant pg_read_all_stats to {monitor}; end if",
+            literal(&monitor[1..monitor.len() - 1].replace("\"\"", "\""))
+        ),
+        "insufficient_privilege",
+        &format!("raise notice using message = {notice}"),
+    )
+}
+
+fn block(names: &Names, statement: &str, condition: &str, otherwise: &str) -> String {
+    let quote = dollar_quote(names);
+    format!("do {quote} begin {statement}; exception when {condition} then {otherwise}; end {quote}")
+}

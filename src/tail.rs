@@ -1,0 +1,245 @@
+//! Follows events: written, published, seen on the topic. Reads only, and joins no consumer group.
+//!
+//! - [`table`]: the rows, polled by their ids
+//! - [`topic`]: the records, read from when their event was written
+
+mod table;
+mod topic;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rdkafka::error::KafkaError;
+use serde::Serialize;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::check::routes;
+use crate::config::KafkaSettings;
+use crate::route::TopicTemplate;
+use crate::store::Names;
+use table::{Row, Table};
+use topic::{Follower, Sighting};
+
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Events that are followed at a time; beyond, the oldest is given up.
+const MOST_FOLLOWED: usize = 10_000;
+
+/// Which events.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filter {
+    pub(crate) entity_type: Option<String>,
+    pub(crate) event_type: Option<String>,
+    pub(crate) entity: Option<String>,
+    pub(crate) topic: Option<String>,
+}
+
+/// What happened to an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum What {
+    Inserted,
+    Published,
+    /// On the topic.
+    Seen,
+    Held,
+    Dead,
+}
+
+/// One line.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Line {
+    pub(crate) what: What,
+    pub(crate) id: i64,
+    pub(crate) event_id: Uuid,
+    pub(crate) entity_type: String,
+    pub(crate) entity_id: Option<String>,
+    pub(crate) event_type: String,
+    pub(crate) topic: String,
+    /// Since the event's transaction began, by the database's clock. Of `inserted`: when the row was
+    /// found, up to a poll late; of `published`: when its batch was marked.
+    pub(crate) latency_ms: f64,
+    pub(crate) partition: Option<i32>,
+    pub(crate) offset: Option<i64>,
+    pub(crate) error: Option<String>,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.what {
+            What::Inserted => "inserted",
+            What::Published => "published",
+            What::Seen => "seen",
+            What::Held => "held",
+            What::Dead => "dead",
+        };
+        let entity = self.entity_id.as_deref().unwrap_or("-");
+        write!(
+            f,
+            "{what:<9} {:>9.1} ms  #{} {}/{entity} {}",
+            self.latency_ms, self.id, self.entity_type, self.event_type
+        )?;
+        match (self.partition, self.offset, &self.error) {
+            (Some(partition), Some(offset), _) => write!(f, "  {}[{partition}]@{offset}", self.topic),
+            (_, _, Some(error)) => write!(f, "  {error}"),
+            _ => write!(f, "  {}  {}", self.topic, self.event_id),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Followed {
+    row: Row,
+    topic: String,
+    told: String,
+    seen: bool,
+}
+
+/// Follows the outbox's events.
+pub(crate) struct Tail<'a> {
+    table: Table<'a>,
+    template: &'a TopicTemplate,
+    filter: Filter,
+    follower: Follower,
+    followed: HashMap<Uuid, Followed>,
+    /// The database's clock minus this machine's, in seconds.
+    ahead_s: f64,
+    /// Events that have come to an end: on the topic and published, or dead.
+    pub(crate) ended: u64,
+}
+
+/// Why following ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TailError {
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    /// The text may quote a setting.
+    #[error("the Kafka client cannot be made")]
+    Kafka(#[source] KafkaError),
+}
+
+impl<'a> Tail<'a> {
+    /// Follows what is written from now on.
+    pub(crate) async fn begin(
+        conn: &mut PgConnection,
+        names: &'a Names,
+        kafka: &KafkaSettings,
+        template: &'a TopicTemplate,
+        filter: Filter,
+    ) -> Result<Self, TailError> {
+        let (table, ahead_s) = Table::begin(conn, names).await?;
+        let follower = Follower::start(kafka).map_err(TailError::Kafka)?;
+        Ok(Self { table, template, filter, follower, followed: HashMap::new(), ahead_s, ended: 0 })
+    }
+
+    /// What has happened since the last call; waits for a moment when it is nothing.
+    pub(crate) async fn next(&mut self, conn: &mut PgConnection) -> Result<Vec<Line>, TailError> {
+        let mut lines = Vec::new();
+        for row in self.table.new_rows(conn).await? {
+            lines.extend(self.inserted(row));
+        }
+        let open: Vec<i64> =
+            self.followed.values().filter(|followed| followed.is_open()).map(|followed| followed.row.id).collect();
+        for row in self.table.look_at(conn, &open).await? {
+            lines.extend(self.changed(row));
+        }
+        for sighting in self.follower.sightings() {
+            lines.extend(self.sighted(&sighting));
+        }
+        self.forget();
+        if lines.is_empty() {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        Ok(lines)
+    }
+
+    fn inserted(&mut self, row: Row) -> Option<Line> {
+        let topic = routes::resolve(self.template, &row.entity_type, &row.event_type, row.topic.as_deref())
+            .unwrap_or_else(|error| format!("none: {error}"));
+        let filter = &self.filter;
+        let is = |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
+        let wanted = is(&filter.entity_type, &row.entity_type)
+            && is(&filter.event_type, &row.event_type)
+            && is(&filter.entity, row.entity_id.as_deref().unwrap_or_default())
+            && is(&filter.topic, &topic);
+        if !wanted {
+            return None;
+        }
+        self.follower.follow(&topic, row.created_ms);
+        let line = line(What::Inserted, &row, &topic);
+        self.followed.insert(row.event_id, Followed { told: "PENDING".to_owned(), seen: false, topic, row });
+        Some(line)
+    }
+
+    fn changed(&mut self, row: Row) -> Option<Line> {
+        let followed = self.followed.get_mut(&row.event_id)?;
+        let state = if row.held { "held" } else { row.status.as_str() };
+        if followed.told == state {
+            return None;
+        }
+        state.clone_into(&mut followed.told);
+        let what = match state {
+            "PUBLISHED" => What::Published,
+            "DEAD" => What::Dead,
+            "held" => What::Held,
+            // Released: it is told when it is published.
+            _ => return None,
+        };
+        if what == What::Dead || what == What::Published && followed.seen {
+            self.ended += 1;
+        }
+        let error = row.last_error.clone().filter(|_| what != What::Published);
+        let latency_ms = row.published_after_ms.filter(|_| what == What::Published).unwrap_or(row.age_ms);
+        Some(Line { latency_ms, error, ..line(what, &row, &followed.topic) })
+    }
+
+    fn sighted(&mut self, sighting: &Sighting) -> Option<Line> {
+        let followed = self.followed.get_mut(&sighting.event_id).filter(|followed| !followed.seen)?;
+        followed.seen = true;
+        if followed.told == "PUBLISHED" {
+            self.ended += 1;
+        }
+        let now_ms = sighting.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0;
+        let latency_ms = now_ms + self.ahead_s * 1000.0 - followed.row.created_exact_ms;
+        let (partition, offset) = (Some(sighting.partition), Some(sighting.offset));
+        Some(Line { latency_ms, partition, offset, ..line(What::Seen, &followed.row, &followed.topic) })
+    }
+
+    fn forget(&mut self) {
+        self.followed.retain(|_, followed| followed.is_open() || !followed.seen);
+        while self.followed.len() > MOST_FOLLOWED {
+            let oldest =
+                self.followed.values().min_by_key(|followed| followed.row.id).map(|followed| followed.row.event_id);
+            oldest.and_then(|oldest| self.followed.remove(&oldest));
+        }
+    }
+}
+
+impl Followed {
+    fn is_open(&self) -> bool {
+        !matches!(self.told.as_str(), "PUBLISHED" | "DEAD")
+    }
+}
+
+fn line(what: What, row: &Row, topic: &str) -> Line {
+    Line {
+        what,
+        id: row.id,
+        event_id: row.event_id,
+        entity_type: row.entity_type.clone(),
+        entity_id: row.entity_id.clone(),
+        event_type: row.event_type.clone(),
+        topic: topic.to_owned(),
+        latency_ms: row.age_ms,
+        partition: None,
+        offset: None,
+        error: None,
+    }
+}
+
+/// Seconds since 1970 by this machine's clock.
+fn now_s() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

@@ -1,0 +1,37 @@
+//! The topics that are verified: the one that was asked for, or every one that a row is routed to.
+
+/// More would be a template that makes a topic of every row.
+const MOST: usize = 1000;
+
+/// Topics by number.
+#[derive(Debug)]
+pub(crate) struct TopicNames {
+    names: Vec<String>,
+    /// Rows of other topics are not looked at.
+    only: bool,
+    /// There were more topics than can be verified.
+    pub(crate) too_many: bool,
+}
+
+impl TopicNames {
+    pub(crate) fn new(only: Option<&str>) -> Self {
+        Self { names: only.map(str::to_owned).into_iter().collect(), only: only.is_some(), too_many: false }
+    }
+
+    /// The number of a topic; `None` when it is not verified.
+    pub(crate) fn index(&mut self, name: &str) -> Option<u16> {
+        if let Some(index) = self.names.iter().position(|known| known == name) {
+            return u16::try_from(index).ok();
+        }
+        self.too_many |= !self.only && self.names.len() >= MOST;
+        if self.only || self.too_many {
+            return None;
+        }
+        self.names.push(name.to_owned());
+        u16::try_from(self.names.len() - 1).ok()
+    }
+
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+}

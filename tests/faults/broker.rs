@@ -1,0 +1,323 @@
+//! What happens to Kafka, to the way there, and to topics.
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use outbox_relay::demo::free_port;
+use outbox_relay::ledger::Rules;
+use serde_json::Value;
+
+use crate::crew::PUBLISH_TIMEOUT;
+use crate::fault::Fault;
+use crate::proxy::{Catch, Spot};
+use crate::relays::{STRIKES, STRIKES_BY_DEFAULT, under};
+use crate::seed::{random_of, size};
+use crate::stage::Stage;
+use crate::support::kafka::RealKafka;
+use crate::support::load::{Load, Plan};
+use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
+
+/// How long a broker is down, in events that commit meanwhile.
+const DOWN: &str = "OUTBOX_RELAY_TEST_DOWN_EVENTS";
+const DOWN_BY_DEFAULT: u64 = 1_000;
+
+const TOPIC_HELD: &str = "a topic cannot be written: its events are held, all others go on";
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            connections_to_kafka_that_are_reset,
+            connections_to_kafka_into_a_black_hole,
+            a_kafka_that_is_slow,
+            records_that_were_appended_and_whose_acks_were_lost_are_not_appended_twice,
+            a_topic_that_is_created_late_and_deleted_while_relays_run,
+            a_topic_that_refuses_large_records;
+        with_postgres:
+            a_leader_that_has_lost_its_quorum,
+            a_broker_that_restarts,
+            a_broker_that_is_killed_and_down_for_a_while,
+            a_broker_that_is_frozen,
+            a_broker_that_refuses_the_password_and_then_the_topic;
+    }
+}
+
+async fn connections_to_kafka_that_are_reset(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under(Fault::CutKafka, "cut kafka", &database, &kafka).await
+}
+
+async fn connections_to_kafka_into_a_black_hole(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under(Fault::StillKafka, "still kafka", &database, &kafka).await
+}
+
+async fn a_kafka_that_is_slow(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under(Fault::SlowKafka, "slow kafka", &database, &kafka).await
+}
+
+/// The idempotent producer sends them again, and the broker knows them.
+async fn records_that_were_appended_and_whose_acks_were_lost_are_not_appended_twice(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = Stage::open("lose ack", &Outbox::of(&database), &kafka, 2).await?;
+    for lost in 1..=size(STRIKES, STRIKES_BY_DEFAULT) {
+        stage.moment().await;
+        let proxy = &stage.crew[0].kafka;
+        proxy.set_trap(Spot::Produce, Catch::LoseAnswer);
+        proxy.until_sprung(lost as usize).await;
+        stage.until_moving().await?;
+    }
+    let report = stage.close(&kafka).await?;
+    ensure!(report.duplicates == 0, "{report}");
+    Ok(())
+}
+
+/// Two brokers, of which one goes: what is left is a leader that may not write alone.
+async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Result<()> {
+    let (kafka, mut follower) = tokio::task::spawn_blocking(|| {
+        let kafka = RealKafka::start(&[])?;
+        let follower = kafka.start_another()?;
+        anyhow::Ok((kafka, follower))
+    })
+    .await??;
+    let outbox = Outbox::of(&database);
+    kafka.create_replicated_topic(&outbox.topic, PARTITIONS, 2, &[("min.insync.replicas", "2")]).await?;
+    let mut stage = Stage::open_on_topic("quorum", &outbox, &kafka, 2, |relay| relay).await?;
+    stage.moment().await;
+    // Once for each time that the follower goes in the middle of an append, and once more for its leaders, which move.
+    stage.may_repeat(8);
+    follower.kill();
+    let refused = "records were not acknowledged: they are sent again, in order, until they are";
+    for member in &stage.crew {
+        member.process()?.wait_for(refused).await;
+    }
+    // What was acknowledged before the follower went is marked when its batch ends. From then on nothing is.
+    let published = "select count(*) from event_outbox where status = 'PUBLISHED'";
+    let last = Mutex::new(-1);
+    let standing = eventually("no row is marked for longer than a batch may last", SOON, || async {
+        let now = outbox.number(published).await.map_err(|error| error.to_string())?;
+        let before = std::mem::replace(&mut *last.lock().expect("the count"), now);
+        if now == before {
+            return Ok(now);
+        }
+        tokio::time::sleep(PUBLISH_TIMEOUT * 3 / 2).await;
+        Err(format!("{before}, then {now}"))
+    })
+    .await;
+    for _ in 0..3 {
+        stage.moment().await;
+    }
+    let marked = outbox.number(published).await? - standing;
+    ensure!(marked == 0, "{marked} rows are PUBLISHED that no quorum has acknowledged");
+    follower.start_again()?;
+    stage.until_moving().await?;
+    stage.close(&kafka).await.map(drop)
+}
+
+/// The topic of the load stays; some events of entities of their own go to another.
+async fn a_topic_that_is_created_late_and_deleted_while_relays_run(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let other = format!("{}-other", outbox.topic);
+    outbox.create_topic(&kafka).await?;
+    let load = Load::start(&outbox, Plan::rough(160, rand::Rng::random(&mut random_of("topics"))));
+    let relay = outbox.relay(&kafka).with("RELAY_BATCH_SIZE", 100).start_ready("topics").await?;
+    let held = |line: &Value| line["topic"] == other.as_str();
+    for round in 0..2 {
+        write_to(&outbox, &other, round * 20, 10).await?;
+        if round == 0 {
+            relay.wait_for_line(TOPIC_HELD, held).await;
+        }
+        load.until_committed(load.committed() + 200).await;
+        write_to(&outbox, &other, round * 20 + 10, 10).await?;
+        outbox.until_published(1).await;
+        kafka.create_topic(&other, PARTITIONS, &[]).await?;
+        outbox.until_settled_of("to-other").await;
+        let numbers = outbox.seen_by(&other).published_numbers(&kafka).await?;
+        let expected: Vec<i64> = (round * 20..round * 20 + 20).collect();
+        ensure!(numbers["to-other"] == expected, "{numbers:?}");
+        load.until_committed(load.committed() + 100).await;
+        kafka.delete_topic(&other).await?;
+    }
+    let costly =
+        outbox.number("select count(*) from event_outbox where entity_id = 'to-other' and attempts <> 0").await?;
+    ensure!(costly == 0, "{costly} rows have paid for their topic");
+    // What went to the other topic is gone with it, by the test's own hand; the rest is judged as always.
+    let book = load.end(Rules { duplicates_allowed: Some(100), pending_allowed: false }).await?;
+    outbox.until_settled().await;
+    outbox.execute("delete from event_outbox where entity_id = 'to-other'").await?;
+    book.reconcile(&outbox, &kafka).await?;
+    ensure!(relay.stop().await? == Some(0));
+    Ok(())
+}
+
+async fn write_to(outbox: &Outbox, topic: &str, from: i64, count: i64) -> anyhow::Result<()> {
+    let sql = format!(
+        "insert into event_outbox (entity_type, entity_id, event_type, payload, topic) \
+         select 'order', 'to-other', 'Counted', jsonb_build_object('n', n), '{topic}' \
+         from generate_series({from}, {} - 1) n order by n",
+        from + count
+    );
+    outbox.execute(&sql).await.map(drop)
+}
+
+/// A limit of the topic that the relay cannot know: the broker refuses, the relay finds out which record it was.
+async fn a_topic_that_refuses_large_records(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let uncompressed = |relay: Relay| relay.with("KAFKA_COMPRESSION_TYPE", "none");
+    let mut stage = Stage::open_with("too large", &outbox, &kafka, 1, uncompressed).await?;
+    kafka.alter_topic(&outbox.topic, &[("max.message.bytes", "60000")]).await?;
+    for n in 0..3 {
+        stage.moment().await;
+        // Each is looked for in ever smaller claims, what was sent beside it is sent again.
+        stage.may_repeat(5);
+        let sql = format!(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+             values ('order', 'large', 'Counted', '{{\"n\": 0}}'), \
+             ('order', 'large', 'Poison', to_jsonb(repeat('x', {}))), ('order', 'large', 'Counted', '{{\"n\": 1}}')",
+            70_000 + n
+        );
+        outbox.execute(&sql).await?;
+        outbox.until_settled_of("large").await;
+    }
+    stage.close(&kafka).await.map(drop)
+}
+
+/// A broker of the trial's own, in front of which the relays' proxies are.
+async fn own_broker(trial: &str, database: &TestDatabase) -> anyhow::Result<(RealKafka, Stage)> {
+    let kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
+    let stage = Stage::open(trial, &Outbox::of(database), &kafka, 2).await?;
+    Ok((kafka, stage))
+}
+
+async fn a_broker_that_restarts(database: TestDatabase) -> anyhow::Result<()> {
+    let (mut kafka, mut stage) = own_broker("broker restart", &database).await?;
+    for _ in 0..2 {
+        stage.moment().await;
+        stage.may_repeat(4);
+        kafka.stop();
+        kafka.start_again()?;
+        stage.until_moving().await?;
+    }
+    stage.close(&kafka).await.map(drop)
+}
+
+async fn a_broker_that_is_killed_and_down_for_a_while(database: TestDatabase) -> anyhow::Result<()> {
+    let (mut kafka, mut stage) = own_broker("broker down", &database).await?;
+    stage.moment().await;
+    stage.may_repeat(4);
+    kafka.kill();
+    let kafka_away = |line: &Value| line["server"] == "kafka";
+    for member in &stage.crew {
+        member.process()?.wait_for_line("outage started: events wait, none is lost", kafka_away).await;
+    }
+    eventually("no session of a relay is in a transaction", SOON, || async {
+        match stage.outbox.relay_sessions_in_transaction().await {
+            Ok(0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let until = stage.committed() + size(DOWN, DOWN_BY_DEFAULT) as i64;
+    while stage.committed() < until {
+        stage.moment().await;
+        // G7: it stays that way, however long it takes.
+        let open = stage.outbox.relay_sessions_in_transaction().await?;
+        ensure!(open == 0, "{open} sessions of relays are in a transaction while the broker is down");
+    }
+    kafka.start_again()?;
+    stage.until_moving().await?;
+    for member in &stage.crew {
+        let process = member.process()?;
+        process.wait_for_line("outage ended", kafka_away).await;
+        let told = process.lines("outage started: events wait, none is lost");
+        ensure!(told.iter().filter(|line| kafka_away(line)).count() == 1, "{told:?}");
+    }
+    stage.close(&kafka).await.map(drop)
+}
+
+async fn a_broker_that_is_frozen(database: TestDatabase) -> anyhow::Result<()> {
+    let (mut kafka, mut stage) = own_broker("broker frozen", &database).await?;
+    stage.moment().await;
+    stage.may_repeat(8);
+    kafka.signal(Signal::SIGSTOP)?;
+    let kafka_away = |line: &Value| line["server"] == "kafka";
+    for member in &stage.crew {
+        member.process()?.wait_for_line("outage started: events wait, none is lost", kafka_away).await;
+    }
+    stage.moment().await;
+    kafka.signal(Signal::SIGCONT)?;
+    stage.until_moving().await?;
+    stage.close(&kafka).await.map(drop)
+}
+
+/// A second listener with passwords, and rights for those who come by it. First the password is wrong, then the right is missing.
+async fn a_broker_that_refuses_the_password_and_then_the_topic(database: TestDatabase) -> anyhow::Result<()> {
+    let mut kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
+    let guarded = guard(&mut kafka)?;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let load = Load::start(&outbox, Plan::rough(160, rand::Rng::random(&mut random_of("auth"))));
+    let settings = outbox
+        .relay(&kafka)
+        .with("KAFKA_BOOTSTRAP_SERVERS", format!("127.0.0.1:{guarded}"))
+        .with("KAFKA_SECURITY_PROTOCOL", "sasl_plaintext")
+        .with("KAFKA_SASL_MECHANISM", "PLAIN")
+        .with("KAFKA_SASL_USERNAME", "relay");
+    let stranger = settings.clone().with("KAFKA_SASL_PASSWORD", "wrong").start("stranger")?;
+    let kafka_away = |line: &Value| line["server"] == "kafka";
+    stranger.wait_for_line("outage started: events wait, none is lost", kafka_away).await;
+    load.until_committed(200).await;
+    ensure!(stranger.stop().await? == Some(0));
+
+    let relay = settings.with("KAFKA_SASL_PASSWORD", "right").start_ready("no right").await?;
+    let refused = relay.wait_for(TOPIC_HELD).await;
+    ensure!(refused["topic"] == outbox.topic.as_str(), "{refused}");
+    load.until_committed(load.committed() + 200).await;
+    let wrong =
+        "select count(*) from event_outbox where event_type <> 'Poison' and (status <> 'PENDING' or attempts <> 0)";
+    ensure!(outbox.number(wrong).await? == 0, "rows were written, or have paid for a missing right");
+    kafka.stop();
+    replace(&kafka, "super.users=User:ANONYMOUS", "super.users=User:ANONYMOUS;User:relay")?;
+    kafka.start_again()?;
+    relay.wait_for("the topic can be written again").await;
+    let book = load.end(Rules { duplicates_allowed: Some(0), pending_allowed: false }).await?;
+    outbox.until_settled().await;
+    book.reconcile(&outbox, &kafka).await?;
+    let paid =
+        outbox.number("select count(*) from event_outbox where event_type <> 'Poison' and attempts <> 0").await?;
+    ensure!(paid == 0, "{paid} rows have paid for a missing right");
+    ensure!(relay.stop().await? == Some(0));
+    Ok(())
+}
+
+/// Adds a listener that asks for a password, and an authorizer that grants nothing; returns the listener's port.
+fn guard(kafka: &mut RealKafka) -> anyhow::Result<u16> {
+    let port = free_port()?;
+    kafka.stop();
+    let open = format!("PLAINTEXT://{}", kafka.bootstrap());
+    let both = format!("{open},GUARDED://127.0.0.1:{port}");
+    replace(kafka, &open, &both)?;
+    replace(kafka, "PLAINTEXT:PLAINTEXT", "PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT")?;
+    let guard = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+listener.name.guarded.sasl.enabled.mechanisms=PLAIN
+listener.name.guarded.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_relay=\"right\";
+";
+    let properties = kafka.directory().join("server.properties");
+    let text = fs::read_to_string(&properties).context("the broker's properties")?;
+    fs::write(&properties, text + guard)?;
+    kafka.start_again()?;
+    Ok(port)
+}
+
+fn replace(kafka: &RealKafka, from: &str, to: &str) -> anyhow::Result<()> {
+    let properties = kafka.directory().join("server.properties");
+    let text = fs::read_to_string(&properties)?;
+    ensure!(text.contains(from), "{from} is not in the broker's properties");
+    Ok(fs::write(&properties, text.replace(from, to))?)
+}

@@ -1,0 +1,90 @@
+//! The relays of a trial: processes, each behind proxies of its own.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
+
+use crate::proxy::{Protocol, Proxy, port_of};
+use crate::support::kafka::RealKafka;
+use crate::support::{Outbox, Relay, RelayProcess};
+
+/// Events of a batch: what a worker may have in flight.
+pub(crate) const BATCH: u64 = 100;
+
+/// Workers of a relay.
+const WORKERS: u64 = 2;
+
+/// What a relay may have in flight, and so what it may send again after a fault.
+pub(crate) const IN_FLIGHT: u64 = BATCH * WORKERS;
+
+/// How long a batch waits for its acks.
+pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One relay and the network around it.
+#[derive(Debug)]
+pub(crate) struct Member {
+    name: String,
+    settings: Relay,
+    process: Option<RelayProcess>,
+    pub(crate) postgres: Proxy,
+    pub(crate) kafka: Proxy,
+}
+
+impl Member {
+    /// Starts it; `tune` changes its settings.
+    pub(crate) async fn start(
+        name: &str,
+        outbox: &Outbox,
+        kafka: &RealKafka,
+        tune: impl Fn(Relay) -> Relay,
+    ) -> anyhow::Result<Self> {
+        let postgres = Proxy::start(Protocol::Postgres, outbox.postgres_port()).await?;
+        let kafka = Proxy::start(Protocol::Kafka, port_of(&kafka.bootstrap())?).await?;
+        let settings = outbox
+            .relay_through(postgres.port(), kafka.port())?
+            .with("RELAY_BATCH_SIZE", BATCH)
+            .with("RELAY_WORKERS", WORKERS)
+            .with("RELAY_PUBLISH_TIMEOUT", format!("{}ms", PUBLISH_TIMEOUT.as_millis()))
+            .with("RELAY_HEARTBEAT_INTERVAL", "1s");
+        let mut member = Self { name: name.to_owned(), settings: tune(settings), process: None, postgres, kafka };
+        member.revive()?;
+        Ok(member)
+    }
+
+    pub(crate) fn process(&self) -> anyhow::Result<&RelayProcess> {
+        self.process.as_ref().context("the relay was killed")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        self.process()?.signal(signal)
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.take().context("the relay was killed")?.kill()
+    }
+
+    /// SIGTERM; it has to drain and exit with 0.
+    pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
+        let code = self.process.take().context("the relay was killed")?.stop().await?;
+        ensure!(code == Some(0), "relay {} exited with {code:?}", self.name);
+        Ok(())
+    }
+
+    /// A new process in the place of one that has gone.
+    pub(crate) fn revive(&mut self) -> anyhow::Result<()> {
+        self.process = Some(self.settings.start(&self.name)?);
+        Ok(())
+    }
+
+    pub(crate) async fn until_ready(&self) -> anyhow::Result<()> {
+        self.process()?.wait_for("relay is ready").await;
+        Ok(())
+    }
+
+    /// `application_name` of its sessions.
+    pub(crate) fn sessions(&self) -> String {
+        format!("outbox-relay {}", self.name)
+    }
+}

@@ -1,0 +1,272 @@
+//! What happens to Postgres and to the way there.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+use outbox_relay::demo::{PostgresOptions, PrivatePostgres};
+use sqlx::{Connection, Executor};
+
+use crate::fault::Fault;
+use crate::proxy::{Catch, Spot};
+use crate::relays::under;
+use crate::stage::Stage;
+use crate::support::kafka::RealKafka;
+use crate::support::{Outbox, Relay, SOON, Skip, TestDatabase, eventually, options_for_tests, trials};
+
+/// Room for `pg_wal` where the disk is to be full: a few segments of 16 MB.
+const WAL_DISK: &str = "size=80m,mode=0700";
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            sessions_terminated_at_random_moments,
+            connections_to_postgres_that_are_reset,
+            connections_to_postgres_into_a_black_hole,
+            a_postgres_that_is_slow,
+            commits_that_were_made_and_whose_answers_were_lost,
+            a_table_that_another_session_locks,
+            a_row_that_another_session_locks_is_not_overtaken,
+            a_deadlock_in_which_the_relay_is_the_victim,
+            a_snapshot_held_all_the_while;
+        with_kafka:
+            a_postgres_that_restarts,
+            a_postgres_that_crashes,
+            a_disk_that_is_full_of_wal;
+    }
+}
+
+async fn sessions_terminated_at_random_moments(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under(Fault::EndSessions, "end sessions", &database, &kafka).await
+}
+
+async fn connections_to_postgres_that_are_reset(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under(Fault::CutPostgres, "cut postgres", &database, &kafka).await
+}
+
+async fn connections_to_postgres_into_a_black_hole(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    under(Fault::StillPostgres, "still postgres", &database, &kafka).await
+}
+
+async fn a_postgres_that_is_slow(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under(Fault::SlowPostgres, "slow postgres", &database, &kafka).await
+}
+
+async fn a_table_that_another_session_locks(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under(Fault::LockTable, "lock table", &database, &kafka).await
+}
+
+async fn a_row_that_another_session_locks_is_not_overtaken(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    under(Fault::LockRow, "lock row", &database, &kafka).await
+}
+
+/// The relay cannot know whether the marks are there: the rows say so when it claims again.
+async fn commits_that_were_made_and_whose_answers_were_lost(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = Stage::open("lose commit", &Outbox::of(&database), &kafka, 2).await?;
+    for lost in 1..=3 {
+        stage.moment().await;
+        let proxy = &stage.crew[0].postgres;
+        proxy.set_trap(Spot::Commit, Catch::LoseAnswer);
+        proxy.until_sprung(lost).await;
+    }
+    // They were made, so nothing is sent again.
+    let report = stage.close(&kafka).await?;
+    ensure!(report.duplicates == 0, "{report}");
+    Ok(())
+}
+
+/// Another session waits for a row that the relay has claimed, and keeps the relay from marking. Postgres ends the one that waited last.
+async fn a_deadlock_in_which_the_relay_is_the_victim(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let one_worker = |relay: Relay| relay.with("RELAY_WORKERS", 1).with("RELAY_PUBLISH_TIMEOUT", "60s");
+    let mut stage = Stage::open_with("deadlock", &Outbox::of(&database), &kafka, 1, one_worker).await?;
+    stage.may_repeat(2);
+    let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
+    stage.moment().await;
+    let proxy = &stage.crew[0].kafka;
+    proxy.set_trap(Spot::Produce, Catch::HoldAnswer);
+    proxy.until_sprung(1).await;
+    let mut other = stage.outbox.connect().await?;
+    let mut rival = other.begin().await?;
+    // Its own look for a deadlock is over by the time that there is one.
+    rival.execute("set local deadlock_timeout = '1ms'; lock table event_outbox in share row exclusive mode").await?;
+    let waits = rival.execute("select from event_outbox where status = 'PENDING' for update");
+    let outbox = stage.outbox.clone();
+    let (waited, ()) = tokio::join!(waits, async {
+        let waiting = "select count(*) from pg_stat_activity where datname = current_database() \
+                       and wait_event_type = 'Lock' and query like 'select from event_outbox%'";
+        eventually("the other session waits for the relay's rows", SOON, || async {
+            match outbox.number(waiting).await {
+                Ok(1..) => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+        proxy.release();
+    });
+    waited?;
+    rival.rollback().await?;
+    stage.until_moving().await?;
+    eventually("Postgres has counted the deadlock", SOON, || async {
+        match stage.outbox.number(deadlocks).await {
+            Ok(1..) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    stage.close(&kafka).await.map(drop)
+}
+
+async fn a_snapshot_held_all_the_while(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let mut stage = Stage::open("held snapshot", &Outbox::of(&database), &kafka, 2).await?;
+    let mut other = stage.outbox.connect().await?;
+    let mut snapshot = other.begin().await?;
+    snapshot.execute("set transaction isolation level repeatable read").await?;
+    let before: i64 = sqlx::query_scalar("select count(*) from event_outbox").fetch_one(&mut *snapshot).await?;
+    for _ in 0..4 {
+        stage.moment().await;
+        stage.until_moving().await?;
+    }
+    Fault::Kill.strike(&mut stage, &kafka).await?;
+    stage.moment().await;
+    let after: i64 = sqlx::query_scalar("select count(*) from event_outbox").fetch_one(&mut *snapshot).await?;
+    ensure!(before == after, "the snapshot was not held");
+    stage.close(&kafka).await?;
+    Ok(snapshot.rollback().await?)
+}
+
+/// A server that keeps what it has committed.
+pub(crate) async fn durable() -> anyhow::Result<PrivatePostgres> {
+    Ok(PrivatePostgres::start(PostgresOptions { durable: true, ..options_for_tests() }).await?)
+}
+
+async fn a_postgres_that_restarts(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let mut postgres = durable().await?;
+    let mut stage = Stage::open("restart", &Outbox::on(&postgres, "restart").await?, &kafka, 2).await?;
+    for _ in 0..2 {
+        stage.moment().await;
+        stage.may_repeat(2);
+        postgres.restart().await?;
+        stage.until_moving().await?;
+    }
+    stage.close(&kafka).await.map(drop)
+}
+
+async fn a_postgres_that_crashes(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let mut postgres = durable().await?;
+    let mut stage = Stage::open("crash", &Outbox::on(&postgres, "crash").await?, &kafka, 2).await?;
+    for _ in 0..2 {
+        stage.moment().await;
+        may_repeat_lost_marks(&mut stage);
+        postgres.stop_hard().await;
+        postgres.start_again().await?;
+        stage.forget_sightings();
+        stage.until_moving().await?;
+    }
+    stage.close(&kafka).await.map(drop)
+}
+
+/// `synchronous_commit = off` loses the commits of up to three `wal_writer_delay` (200 ms), several batches of each worker.
+pub(crate) fn may_repeat_lost_marks(stage: &mut Stage) {
+    stage.may_repeat(20);
+}
+
+/// `pg_wal` on a disk of its own, which something else fills.
+async fn a_disk_that_is_full_of_wal(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let disk = Disk::mount()?;
+    let mut postgres = durable().await?;
+    postgres.shut_down().await;
+    disk.take(&postgres.directory().join("data").join("pg_wal"))?;
+    postgres.start_again().await?;
+    let mut stage = Stage::open("full disk", &Outbox::on(&postgres, "full-disk").await?, &kafka, 2).await?;
+    stage.moment().await;
+    may_repeat_lost_marks(&mut stage);
+    disk.fill()?;
+    let outbox = stage.outbox.clone();
+    eventually("Postgres has no room for its WAL", SOON, || async {
+        // The next segment does not fit: the server ends itself.
+        match outbox
+            .execute("select pg_logical_emit_message(false, 'fill', repeat('x', 1000000)), pg_switch_wal()")
+            .await
+        {
+            Ok(_) => Err("it still writes"),
+            Err(_) => Ok(()),
+        }
+    })
+    .await;
+    for member in &stage.crew {
+        let postgres_away = |line: &serde_json::Value| line["server"] == "postgres";
+        member.process()?.wait_for_line("outage started: events wait, none is lost", postgres_away).await;
+    }
+    disk.free()?;
+    postgres.start_again().await?;
+    stage.forget_sightings();
+    stage.until_moving().await?;
+    stage.moment().await;
+    stage.close(&kafka).await?;
+    // It goes before its disk does.
+    postgres.stop().await;
+    Ok(())
+}
+
+/// A small disk of its own; gone when dropped.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn mount() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", WAL_DISK, "outbox-relay-wal"])
+            .arg(directory.path())
+            .output();
+        match status {
+            Ok(output) if output.status.success() => Ok(Self(directory)),
+            Ok(output) => Err(Skip(String::from_utf8_lossy(&output.stderr).trim().to_owned()).into()),
+            Err(error) => Err(Skip(format!("mount: {error}")).into()),
+        }
+    }
+
+    /// Moves a directory here, and leaves a link in its place.
+    fn take(&self, directory: &Path) -> anyhow::Result<()> {
+        let here = self.0.path().join("pg_wal");
+        let copied = Command::new("cp").arg("-a").arg(directory).arg(&here).status()?;
+        ensure!(copied.success(), "cp: {copied}");
+        let owner = Command::new("chown").arg("--reference").arg(directory).arg(self.0.path()).status()?;
+        ensure!(owner.success(), "chown: {owner}");
+        fs::remove_dir_all(directory)?;
+        Ok(std::os::unix::fs::symlink(&here, directory)?)
+    }
+
+    fn fill(&self) -> anyhow::Result<()> {
+        let mut ballast = fs::File::create(self.0.path().join("ballast"))?;
+        // Ends when the disk is full.
+        let ended = std::io::copy(&mut std::io::repeat(0), &mut ballast);
+        ensure!(ended.is_err());
+        Ok(())
+    }
+
+    fn free(&self) -> anyhow::Result<()> {
+        Ok(fs::remove_file(self.0.path().join("ballast"))?)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: a server that a failed test has left behind may still be on it.
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}

@@ -1,0 +1,128 @@
+//! Where a request ends. Kafka's requests and answers are frames with a length in front; of Postgres' stream whatever arrives at once
+//! is taken together, which is what the client wrote at once.
+
+use std::io;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::tcp::OwnedReadHalf;
+
+use super::ended;
+use super::trap::Spot;
+
+/// What the proxy carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Postgres,
+    Kafka,
+}
+
+/// `api_key` of a Produce request (<https://kafka.apache.org/protocol#protocol_api_keys>).
+const PRODUCE: [u8; 2] = [0, 0];
+
+/// A whole simple query `commit`; the probe, which commits as well, is a longer one.
+const COMMIT: &[u8] = b"Q\0\0\0\x0bcommit\0";
+
+const MARK: &[u8] = b"set status = 'PUBLISHED'";
+
+/// Read at once from Postgres, at most.
+const CHUNK: usize = 256 * 1024;
+
+/// Longer than any frame of a test.
+const LARGEST_FRAME: usize = 64 * 1024 * 1024;
+
+/// What travels through the proxy in one piece.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    protocol: Protocol,
+    bytes: Vec<u8>,
+}
+
+impl Unit {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn is_at(&self, spot: Spot) -> bool {
+        match (spot, self.protocol) {
+            (Spot::Produce, Protocol::Kafka) => self.bytes.get(4..6) == Some(&PRODUCE[..]),
+            (Spot::Mark, Protocol::Postgres) => contains(&self.bytes, MARK),
+            (Spot::Commit, Protocol::Postgres) => contains(&self.bytes, COMMIT),
+            _ => false,
+        }
+    }
+
+    /// Kafka's number of a request.
+    pub(super) fn correlation(&self) -> Option<[u8; 4]> {
+        let number = self.bytes.get(8..12).filter(|_| self.protocol == Protocol::Kafka)?;
+        number.try_into().ok()
+    }
+
+    /// True for Kafka's answer to the request of that number.
+    pub(super) fn answers(&self, number: [u8; 4]) -> bool {
+        self.bytes.get(4..8) == Some(&number[..])
+    }
+
+    /// In what Kafka says of itself, its port becomes the proxy's: clients connect to where it says it is.
+    pub(super) fn advertise(&mut self, upstream: u16, own_port: u16) {
+        if self.protocol == Protocol::Postgres {
+            return;
+        }
+        let port = |port: u16| u32::from(port).to_be_bytes();
+        let said = [b"127.0.0.1", &port(upstream)[..]].concat();
+        while let Some(at) = position(&self.bytes, &said) {
+            self.bytes[at + said.len() - 4..at + said.len()].copy_from_slice(&port(own_port));
+        }
+    }
+}
+
+fn contains(bytes: &[u8], what: &[u8]) -> bool {
+    position(bytes, what).is_some()
+}
+
+fn position(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+/// Reads units; what was read of the next one is kept.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    protocol: Protocol,
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    pub(super) fn new(protocol: Protocol) -> Self {
+        Self { protocol, buffer: Vec::new() }
+    }
+
+    /// The next unit; an error at the end of the stream.
+    pub(super) async fn next(&mut self, from: &mut OwnedReadHalf) -> io::Result<Unit> {
+        loop {
+            if let Some(length) = self.complete() {
+                let rest = self.buffer.split_off(length);
+                let bytes = std::mem::replace(&mut self.buffer, rest);
+                return Ok(Unit { protocol: self.protocol, bytes });
+            }
+            self.read_more(from).await?;
+        }
+    }
+
+    /// Reads what there is. Cancel safe.
+    pub(super) async fn read_more(&mut self, from: &mut OwnedReadHalf) -> io::Result<()> {
+        self.buffer.reserve(CHUNK);
+        let read = from.read_buf(&mut self.buffer).await?;
+        if read == 0 { Err(ended()) } else { Ok(()) }
+    }
+
+    /// The length of the first unit, once it is all there.
+    fn complete(&self) -> Option<usize> {
+        match self.protocol {
+            Protocol::Postgres => (!self.buffer.is_empty()).then_some(self.buffer.len()),
+            Protocol::Kafka => {
+                let length = u32::from_be_bytes(self.buffer.get(..4)?.try_into().ok()?) as usize + 4;
+                assert!(length <= LARGEST_FRAME, "a frame of {length} bytes is not Kafka's");
+                (self.buffer.len() >= length).then_some(length)
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Relays that are killed, stopped, frozen, that join and leave.
+
+use std::sync::Arc;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+
+use crate::fault::Fault;
+use crate::proxy::{Catch, Spot};
+use crate::seed::size;
+use crate::stage::Stage;
+use crate::support::kafka::RealKafka;
+use crate::support::{Outbox, Relay, TestDatabase, trials};
+
+/// How often a fault strikes in a trial.
+pub(crate) const STRIKES: &str = "OUTBOX_RELAY_TEST_STRIKES";
+pub(crate) const STRIKES_BY_DEFAULT: u64 = 3;
+
+/// How often a relay is killed at one place.
+const KILLS_AT_A_PLACE: usize = 2;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            relays_killed_at_random_moments,
+            relays_killed_before_their_records_reach_the_broker,
+            relays_killed_while_their_records_are_not_acknowledged,
+            relays_killed_after_the_acks_and_before_the_marks,
+            relays_killed_after_the_marks_and_before_the_commit,
+            relays_killed_after_the_commit_and_before_its_answer,
+            relays_stopped_under_load_send_nothing_twice,
+            relays_frozen_for_a_moment,
+            relays_that_join_and_leave_send_nothing_twice;
+    }
+}
+
+/// The same fault again and again, at moments that the seed decides.
+pub(crate) async fn under(fault: Fault, trial: &str, database: &TestDatabase, kafka: &RealKafka) -> anyhow::Result<()> {
+    let mut stage = Stage::open(trial, &Outbox::of(database), kafka, 2).await?;
+    for _ in 0..size(STRIKES, STRIKES_BY_DEFAULT) {
+        stage.moment().await;
+        fault.strike(&mut stage, kafka).await?;
+        stage.until_moving().await?;
+    }
+    stage.moment().await;
+    stage.close(kafka).await.map(drop)
+}
+
+async fn relays_killed_at_random_moments(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under(Fault::Kill, "kill", &database, &kafka).await
+}
+
+async fn relays_stopped_under_load_send_nothing_twice(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    under(Fault::Stop, "stop", &database, &kafka).await
+}
+
+async fn relays_frozen_for_a_moment(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under(Fault::Freeze, "freeze", &database, &kafka).await
+}
+
+/// Kills a relay that has got exactly that far with a batch, and starts it again; another one works beside it all the while.
+async fn killed_at(
+    spot: Spot,
+    catch: Catch,
+    trial: &str,
+    database: &TestDatabase,
+    kafka: &RealKafka,
+) -> anyhow::Result<()> {
+    // The statements are recognised by their text.
+    let unprepared = |relay: Relay| relay.with("RELAY_PREPARED_STATEMENTS", false);
+    let mut stage = Stage::open_with(trial, &Outbox::of(database), kafka, 2, unprepared).await?;
+    for kill in 1..=KILLS_AT_A_PLACE {
+        stage.moment().await;
+        stage.may_repeat(1);
+        let victim = &mut stage.crew[0];
+        let proxy = if spot == Spot::Produce { &victim.kafka } else { &victim.postgres };
+        proxy.set_trap(spot, catch);
+        proxy.until_sprung(kill).await;
+        victim.kill()?;
+        stage.until_moving().await?;
+        let victim = &mut stage.crew[0];
+        victim.revive()?;
+        victim.until_ready().await?;
+    }
+    stage.moment().await;
+    stage.close(kafka).await.map(drop)
+}
+
+async fn relays_killed_before_their_records_reach_the_broker(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    killed_at(Spot::Produce, Catch::HoldRequest, "kill before publish", &database, &kafka).await
+}
+
+async fn relays_killed_while_their_records_are_not_acknowledged(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    killed_at(Spot::Produce, Catch::HoldAnswer, "kill during publish", &database, &kafka).await
+}
+
+async fn relays_killed_after_the_acks_and_before_the_marks(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    killed_at(Spot::Mark, Catch::HoldRequest, "kill before mark", &database, &kafka).await
+}
+
+async fn relays_killed_after_the_marks_and_before_the_commit(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    killed_at(Spot::Commit, Catch::HoldRequest, "kill before commit", &database, &kafka).await
+}
+
+async fn relays_killed_after_the_commit_and_before_its_answer(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    killed_at(Spot::Commit, Catch::HoldAnswer, "kill after commit", &database, &kafka).await
+}
+
+async fn relays_that_join_and_leave_send_nothing_twice(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = Stage::open("join and leave", &Outbox::of(&database), &kafka, 1).await?;
+    for change in [Fault::Join, Fault::Join, Fault::Leave, Fault::Join, Fault::Leave, Fault::Leave] {
+        stage.moment().await;
+        change.strike(&mut stage, &kafka).await?;
+        let relays = stage.crew.len();
+        for member in &stage.crew {
+            let process = member.process()?;
+            let shared = |line: &serde_json::Value| line["relays"] == relays;
+            process.wait_for_line("lanes are shared out", shared).await;
+        }
+    }
+    let report = stage.close(&kafka).await?;
+    ensure!(report.duplicates == 0, "{report}");
+    Ok(())
+}

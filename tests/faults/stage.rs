@@ -1,0 +1,161 @@
+//! A trial's run: relays behind proxies, an application that writes all the while, somebody who watches the rows, and the reckoning.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, ensure};
+use outbox_relay::ledger::{Report, Rules};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::crew::{IN_FLIGHT, Member};
+use crate::sampler::Sampler;
+use crate::seed::random_of;
+use crate::support::kafka::RealKafka;
+use crate::support::load::{Load, Plan};
+use crate::support::rough::POISON;
+use crate::support::{Outbox, Relay};
+
+/// Entities of the load.
+const ENTITIES: i64 = 320;
+
+/// Events between two faults.
+const BETWEEN_FAULTS: std::ops::Range<i64> = 40..240;
+
+/// See the head of this file.
+pub(crate) struct Stage {
+    pub(crate) outbox: Outbox,
+    pub(crate) random: StdRng,
+    pub(crate) crew: Vec<Member>,
+    tune: fn(Relay) -> Relay,
+    load: Load,
+    sampler: Sampler,
+    /// Duplicates that the faults so far may have caused.
+    duplicates_allowed: u64,
+    started: AtomicU64,
+}
+
+impl Stage {
+    /// So many relays at work under load. `trial` is what the seed is mixed with.
+    pub(crate) async fn open(trial: &str, outbox: &Outbox, kafka: &RealKafka, relays: usize) -> anyhow::Result<Self> {
+        Self::open_with(trial, outbox, kafka, relays, |relay| relay).await
+    }
+
+    /// The same with other settings of the relays.
+    pub(crate) async fn open_with(
+        trial: &str,
+        outbox: &Outbox,
+        kafka: &RealKafka,
+        relays: usize,
+        tune: fn(Relay) -> Relay,
+    ) -> anyhow::Result<Self> {
+        outbox.create_topic(kafka).await?;
+        Self::open_on_topic(trial, outbox, kafka, relays, tune).await
+    }
+
+    /// On a topic that is there.
+    pub(crate) async fn open_on_topic(
+        trial: &str,
+        outbox: &Outbox,
+        kafka: &RealKafka,
+        relays: usize,
+        tune: fn(Relay) -> Relay,
+    ) -> anyhow::Result<Self> {
+        let mut random = random_of(trial);
+        let mut stage = Self {
+            load: Load::start(outbox, Plan::rough(ENTITIES, random.random())),
+            sampler: Sampler::start(outbox),
+            outbox: outbox.clone(),
+            random,
+            crew: Vec::new(),
+            tune,
+            duplicates_allowed: 0,
+            started: AtomicU64::new(0),
+        };
+        for _ in 0..relays {
+            stage.join(kafka).await?;
+        }
+        for member in &stage.crew {
+            member.until_ready().await?;
+        }
+        stage.outbox.until_published(1).await;
+        Ok(stage)
+    }
+
+    /// One relay more.
+    pub(crate) async fn join(&mut self, kafka: &RealKafka) -> anyhow::Result<()> {
+        let name = format!("{}-{}", self.outbox.topic, self.started.fetch_add(1, Ordering::Relaxed));
+        self.crew.push(Member::start(&name, &self.outbox, kafka, self.tune).await?);
+        Ok(())
+    }
+
+    /// One relay fewer; it sends nothing twice.
+    pub(crate) async fn leave(&mut self) -> anyhow::Result<()> {
+        let leaver = self.random.random_range(0..self.crew.len());
+        self.crew.swap_remove(leaver).stop().await
+    }
+
+    /// A relay.
+    pub(crate) fn anyone(&mut self) -> &mut Member {
+        let victim = self.random.random_range(0..self.crew.len());
+        &mut self.crew[victim]
+    }
+
+    /// Events committed so far.
+    pub(crate) fn committed(&self) -> i64 {
+        self.load.committed()
+    }
+
+    /// Lets the load go on for a random while.
+    pub(crate) async fn moment(&mut self) {
+        let events = self.random.random_range(BETWEEN_FAULTS);
+        self.load.until_committed(self.load.committed() + events).await;
+    }
+
+    /// Until events that commit from now on are on the topic: the relays work.
+    pub(crate) async fn until_moving(&self) -> anyhow::Result<()> {
+        let sql = "select count(*) from event_outbox where status = 'PUBLISHED'";
+        let published = self.outbox.number(sql).await?;
+        self.outbox.until_published(published + 1).await;
+        Ok(())
+    }
+
+    /// What so many relays have in flight may be sent again.
+    pub(crate) fn may_repeat(&mut self, relays: u64) {
+        self.duplicates_allowed += relays * IN_FLIGHT;
+    }
+
+    /// A crash of Postgres may forget the last marks, which are not flushed one by one (a duplicate, never a loss): what was seen of
+    /// the rows before it does not count.
+    pub(crate) fn forget_sightings(&mut self) {
+        self.sampler = Sampler::start(&self.outbox);
+    }
+
+    /// Ends the load, waits until no row is pending, stops the relays, and fails unless every promise was kept.
+    pub(crate) async fn close(mut self, kafka: &RealKafka) -> anyhow::Result<Report> {
+        let rules = Rules { duplicates_allowed: Some(self.duplicates_allowed), pending_allowed: false };
+        let mut book = self.load.end(rules).await?;
+        self.outbox.until_settled().await;
+        book.sighted(self.sampler.end().await?);
+        for member in &mut self.crew {
+            member.stop().await?;
+        }
+        fates(&self.outbox).await?;
+        let report = book.judge(&self.outbox, kafka).await?;
+        ensure!(report.is_clean(), "{report}");
+        Ok(report)
+    }
+}
+
+/// Poison is DEAD after one attempt, and nothing else has cost one.
+async fn fates(outbox: &Outbox) -> anyhow::Result<()> {
+    let wrong = format!(
+        "select count(*) from event_outbox where case when event_type = '{POISON}' \
+         then status <> 'DEAD' or attempts <> 1 else status <> 'PUBLISHED' or attempts <> 0 end"
+    );
+    let wrong = outbox.number(&wrong).await.context("the rows' fates")?;
+    ensure!(
+        wrong == 0,
+        "{wrong} rows have another fate than PUBLISHED at no cost, or DEAD after one attempt for poison"
+    );
+    Ok(())
+}

@@ -1,0 +1,539 @@
+//! Every finding of `outbox-relay check`, provoked on real servers; where it is mended by SQL, that SQL is run and the finding is gone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use outbox_relay::demo::{PrivatePostgres, ServerCommand, Signal, Tether, TetheredDirectory, free_port};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+use crate::support::kafka::RealKafka;
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::{Missing, Outbox, Relay, SOON, TestDatabase, eventually, options_for_tests, trials};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            a_sound_outbox_with_a_user_of_its_own_has_no_error_and_no_warning,
+            a_missing_right_is_named_and_its_grant_mends_it,
+            too_many_rights_are_found,
+            a_schema_of_another_version_is_found,
+            a_missing_or_changed_index_is_found_and_mended,
+            a_claim_that_leaves_its_index_is_found,
+            what_is_wrong_with_the_table_is_found_and_mended,
+            dead_rows_that_no_vacuum_removes_are_found,
+            payloads_that_are_not_json_are_found,
+            an_open_transaction_is_found_with_its_session,
+            a_locked_table_is_found_within_seconds,
+            a_topic_that_cannot_take_its_events_is_found,
+            records_where_another_partitioner_put_them_are_found,
+            consumers_that_remember_less_than_the_topic_keeps_are_found,
+            a_relay_that_starts_logs_what_the_check_finds,
+            a_pooler_is_found_and_whether_it_keeps_prepared_statements,
+            a_relay_works_behind_a_transaction_pooler,
+            a_clock_that_is_wrong_is_found,
+            brokers_that_refuse_the_login_are_found;
+        with_kafka:
+            prepared_transactions_and_idle_replication_slots_are_found;
+        alone:
+            servers_that_are_away_are_found,
+            a_certificate_that_nobody_trusts_is_found,
+            every_finding_is_provoked_here_and_explained_in_the_documents;
+    }
+}
+
+/// The findings by id; the last of each.
+async fn findings(relay: &Relay) -> anyhow::Result<BTreeMap<String, Value>> {
+    let output = relay.clone().argument("--json").output("check").await?;
+    let report: Value = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
+    let list = report["findings"].as_array().context("no findings")?.clone();
+    let error = list.iter().any(|finding| finding["severity"] == "error");
+    ensure!(output.code == Some(i32::from(error)), "{output:?}");
+    for finding in &list {
+        ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.ends_with('.')), "{finding}");
+        ensure!(finding["mend"].as_str().is_some_and(|mend| !mend.is_empty()), "{finding}");
+    }
+    Ok(list.into_iter().map(|finding| (finding["id"].as_str().unwrap_or_default().to_owned(), finding)).collect())
+}
+
+async fn expect(relay: &Relay, id: &str, severity: &str) -> anyhow::Result<Value> {
+    let found = findings(relay).await?;
+    let finding = found.get(id).with_context(|| format!("no {id} in {found:?}"))?;
+    ensure!(finding["severity"] == severity, "{finding}");
+    Ok(finding.clone())
+}
+
+/// Finds it, runs its SQL one statement after the other, and finds it no more.
+async fn expect_and_mend(outbox: &Outbox, relay: &Relay, id: &str, severity: &str) -> anyhow::Result<()> {
+    let finding = expect(relay, id, severity).await?;
+    for statement in finding["mend"].as_str().unwrap_or_default().split_inclusive(';') {
+        if !statement.trim_start().starts_with("--") {
+            outbox.execute(statement).await.with_context(|| finding.to_string())?;
+        }
+    }
+    let found = findings(relay).await?;
+    ensure!(!found.contains_key(id), "not mended by {}: {found:?}", finding["mend"]);
+    Ok(())
+}
+
+/// A user without rights, and the relay as that user. Users are the server's, hence named after the database.
+async fn with_user(database: &TestDatabase, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<(String, Relay)> {
+    let user = format!("relay_of_{}", database.name());
+    outbox.execute(&format!("drop role if exists {user}")).await?;
+    outbox.execute(&format!("create role {user} login password 'relay'")).await?;
+    let url = database.url();
+    let (_, host) = url.rsplit_once('@').context("a URL with a user")?;
+    let relay = Relay::of(&format!("postgres://{user}:relay@{host}"), &kafka.bootstrap());
+    Ok((user, relay.with("RELAY_TOPIC", &outbox.topic)))
+}
+
+/// As docs/operations.md has it.
+async fn grant(outbox: &Outbox, user: &str) -> anyhow::Result<()> {
+    for grant in [
+        "usage on schema public",
+        "select, update (status, published_at, attempts, last_error, available_at) on event_outbox",
+        "select, update on event_outbox_lane",
+        "select, insert, update, delete on event_outbox_relay",
+        "select on event_outbox_migration",
+    ] {
+        outbox.execute(&format!("grant {grant} to {user}")).await?;
+    }
+    Ok(())
+}
+
+async fn a_sound_outbox_with_a_user_of_its_own_has_no_error_and_no_warning(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox.write("e", 1, 20).await?;
+    let (user, relay) = with_user(&database, &outbox, &kafka).await?;
+    grant(&outbox, &user).await?;
+    let found = findings(&relay).await?;
+    let ids: Vec<_> = found.keys().map(String::as_str).collect();
+    // The one broker of the tests, and a user that may not see others' sessions: notes.
+    ensure!(ids == ["sessions-hidden", "topic-single-replica"], "{found:?}");
+    let strict = relay.argument("--strict").output("check").await?;
+    ensure!(strict.code == Some(0) && strict.stdout.contains("0 errors, 0 warnings, 2 notes"), "{strict:?}");
+    outbox.execute(&format!("drop owned by {user}")).await.map(drop)
+}
+
+async fn a_missing_right_is_named_and_its_grant_mends_it(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let (user, relay) = with_user(&database, &outbox, &kafka).await?;
+    // Each look names what it gets to see; five grants are all there are.
+    for _ in 0..6 {
+        let found = findings(&relay).await?;
+        let Some(missing) = found.get("rights-missing") else { break };
+        outbox.execute(missing["mend"].as_str().unwrap_or_default()).await?;
+    }
+    let found = findings(&relay).await?;
+    ensure!(!found.contains_key("rights-missing") && !found.contains_key("database-unreachable"), "{found:?}");
+    outbox.execute(&format!("drop owned by {user}")).await.map(drop)
+}
+
+async fn too_many_rights_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    expect(&outbox.relay(&kafka), "rights-superuser", "warning").await?;
+    let (user, relay) = with_user(&database, &outbox, &kafka).await?;
+    grant(&outbox, &user).await?;
+    outbox.execute(&format!("grant truncate, insert on event_outbox to {user}")).await?;
+    expect_and_mend(&outbox, &relay, "rights-excessive", "warning").await?;
+    outbox.execute("alter table event_outbox enable row level security").await?;
+    let hidden = expect(&relay, "row-security", "error").await?;
+    ensure!(hidden["mend"].as_str().is_some_and(|mend| mend.starts_with("create policy")), "{hidden}");
+    outbox.execute(&format!("drop owned by {user}")).await.map(drop)
+}
+
+async fn a_schema_of_another_version_is_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let relay = outbox.relay(&kafka);
+    expect(&relay.clone().with("RELAY_TABLE", "elsewhere"), "schema-missing", "error").await?;
+    outbox.execute("insert into event_outbox_migration values (999, 'future', 'a trial')").await?;
+    expect(&relay, "schema-newer", "error").await?;
+    outbox.execute("delete from event_outbox_migration where version > 1").await?;
+    expect(&relay, "schema-older", "error").await?;
+    outbox
+        .execute(&format!(
+            "update event_outbox_migration set version = {}",
+            outbox_relay::store::schema::CURRENT_VERSION
+        ))
+        .await?;
+    outbox.execute("delete from event_outbox_lane where lane = 3").await?;
+    expect(&relay, "lanes-broken", "error").await.map(drop)
+}
+
+async fn a_missing_or_changed_index_is_found_and_mended(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let relay = outbox.relay(&kafka);
+    for index in ["pending", "waiting", "dead"] {
+        outbox.execute(&format!("drop index event_outbox_{index}")).await?;
+        expect_and_mend(&outbox, &relay, "index-missing", "error").await?;
+    }
+    outbox
+        .execute("update pg_index set indisvalid = false where indexrelid = 'event_outbox_pending'::regclass")
+        .await?;
+    expect_and_mend(&outbox, &relay, "index-invalid", "error").await?;
+    outbox.execute("drop index event_outbox_pending").await?;
+    outbox.execute("create index event_outbox_pending on event_outbox (id, lane) where status = 'PENDING'").await?;
+    expect_and_mend(&outbox, &relay, "index-invalid", "error").await
+}
+
+async fn a_claim_that_leaves_its_index_is_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let relay = outbox.relay(&kafka);
+    // Somebody keeps old events in a table that inherits from the outbox: it has no index of ours, and every claim scans and sorts it.
+    outbox.execute("create table archived () inherits (event_outbox)").await?;
+    let finding = expect(&relay, "claim-plan", "error").await?;
+    ensure!(
+        finding["sentence"].as_str().is_some_and(|sentence| sentence.contains("Sort") || sentence.contains("archived")),
+        "{finding}"
+    );
+    Ok(())
+}
+
+async fn what_is_wrong_with_the_table_is_found_and_mended(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let relay = outbox.relay(&kafka);
+    outbox.execute("alter table event_outbox set unlogged").await?;
+    expect_and_mend(&outbox, &relay, "table-unlogged", "error").await?;
+    outbox.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;
+    expect_and_mend(&outbox, &relay, "autovacuum-off", "warning").await?;
+    outbox.execute("alter table event_outbox alter column id set cache 50").await?;
+    expect_and_mend(&outbox, &relay, "sequence-cache", "error").await?;
+    outbox.execute("create function noted() returns trigger language plpgsql as 'begin return new; end'").await?;
+    outbox.execute("create trigger audit after update on event_outbox for each row execute function noted()").await?;
+    expect_and_mend(&outbox, &relay, "triggers", "warning").await
+}
+
+async fn dead_rows_that_no_vacuum_removes_are_found(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;
+    outbox.write_backlog(120_000, 100).await?;
+    outbox.execute("update event_outbox set status = 'PUBLISHED', published_at = now()").await?;
+    let relay = outbox.relay(&kafka);
+    eventually("the dead rows are counted", SOON, || async {
+        expect(&relay, "dead-tuples", "warning").await.map_err(|error| format!("{error:#}"))
+    })
+    .await;
+    Ok(())
+}
+
+async fn payloads_that_are_not_json_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.execute("alter table event_outbox alter column payload type text").await?;
+    outbox
+        .execute("insert into event_outbox (entity_type, entity_id, event_type, payload) values ('order', 'e', 'X', 'no json')")
+        .await?;
+    let relay = outbox.relay(&kafka);
+    expect(&relay, "payload-not-json", "warning").await?;
+    let raw = findings(&relay.with("RELAY_ENVELOPE", "raw")).await?;
+    ensure!(!raw.contains_key("payload-not-json"), "{raw:?}");
+    Ok(())
+}
+
+async fn an_open_transaction_is_found_with_its_session(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let mut forgotten = outbox.connect().await?;
+    forgotten.execute("set application_name = 'a forgotten psql'").await?;
+    let mut open = forgotten.begin().await?;
+    let pid: i64 = sqlx::query_scalar("select pg_backend_pid()::int8 from (select pg_current_xact_id()) x")
+        .fetch_one(&mut *open)
+        .await?;
+    let relay = outbox.relay(&kafka).argument("--transaction-age").argument("1ms");
+    // Other tests have transactions as well, and only the oldest is told.
+    let finding = eventually("the session is the oldest", SOON, || async {
+        let finding = expect(&relay, "transaction-old", "warning").await.map_err(|error| format!("{error:#}"))?;
+        let ours = finding["mend"].as_str().is_some_and(|mend| mend.contains(&pid.to_string()));
+        if ours { Ok(finding) } else { Err(finding.to_string()) }
+    })
+    .await;
+    let says = |part: &str| finding["sentence"].as_str().is_some_and(|sentence| sentence.contains(part));
+    ensure!(says("a forgotten psql") && says(&format!("pid {pid}")) && says("idle in transaction"), "{finding}");
+    open.rollback().await?;
+    Ok(())
+}
+
+async fn a_locked_table_is_found_within_seconds(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let mut conn = outbox.connect().await?;
+    let mut locking = conn.begin().await?;
+    locking.execute("lock table event_outbox in access exclusive mode").await?;
+    expect(&outbox.relay(&kafka), "database-slow", "warning").await?;
+    locking.rollback().await?;
+    Ok(())
+}
+
+async fn a_topic_that_cannot_take_its_events_is_found(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let relay = outbox.relay(&kafka);
+    expect(&relay, "topic-missing", "error").await?;
+    let small = [("max.message.bytes", "2000"), ("min.insync.replicas", "2")];
+    kafka.create_topic(&outbox.topic, 2, &small).await?;
+    outbox
+        .execute("insert into event_outbox (entity_type, entity_id, event_type, payload) values ('order', 'e', 'X', to_jsonb(repeat('x', 5000)))")
+        .await?;
+    let found = findings(&relay).await?;
+    for (id, severity) in
+        [("topic-min-isr", "error"), ("message-size-mismatch", "warning"), ("message-too-large", "error")]
+    {
+        ensure!(found.get(id).is_some_and(|finding| finding["severity"] == severity), "no {id} in {found:?}");
+    }
+    outbox
+        .execute("insert into event_outbox (entity_type, entity_id, event_type, payload, topic) values ('order', 'e', 'X', '{}', 'no topic!')")
+        .await?;
+    expect(&relay, "topic-illegal", "error").await?;
+    outbox
+        .execute("insert into event_outbox (entity_type, event_type, payload, topic) select 'order', 'X', '{}', 'many-' || n from generate_series(1, 21) n")
+        .await?;
+    expect(&relay, "topics-not-all", "note").await.map(drop)
+}
+
+async fn records_where_another_partitioner_put_them_are_found(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let mut client = kafka.client();
+    let other: BaseProducer = client.set("partitioner", "consistent").create()?;
+    for n in 0..60 {
+        let key = format!("entity-{n}");
+        other.send(BaseRecord::to(&outbox.topic).key(&key).payload("{}")).map_err(|(error, _)| error)?;
+    }
+    other.flush(SOON)?;
+    let relay = outbox.relay(&kafka);
+    expect(&relay, "topic-partitioner", "warning").await?;
+    let agreeing = findings(&relay.with("KAFKA_PARTITIONER", "consistent")).await?;
+    ensure!(!agreeing.contains_key("topic-partitioner"), "{agreeing:?}");
+    Ok(())
+}
+
+async fn consumers_that_remember_less_than_the_topic_keeps_are_found(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let producer: BaseProducer = kafka.client().create()?;
+    let three_hours_ago = chrono::Utc::now().timestamp_millis() - 3 * 3_600_000;
+    producer
+        .send(BaseRecord::to(&outbox.topic).key("e").payload("{}").timestamp(three_hours_ago))
+        .map_err(|(error, _)| error)?;
+    producer.flush(SOON)?;
+    let relay = outbox.relay(&kafka);
+    let none_yet = findings(&relay).await?;
+    ensure!(!none_yet.contains_key("processed-window"), "{none_yet:?}");
+    outbox.execute("select event_once('billing', gen_random_uuid())").await?;
+    expect(&relay, "processed-window", "warning").await?;
+    outbox.execute("update processed_events set processed_at = now() - interval '4 hours'").await?;
+    let long_enough = findings(&relay).await?;
+    ensure!(!long_enough.contains_key("processed-window"), "{long_enough:?}");
+    Ok(())
+}
+
+async fn a_relay_that_starts_logs_what_the_check_finds(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let relay = outbox.relay(&kafka).start_ready("checking").await?;
+    let told = eventually("the missing topic is told", SOON, || async {
+        let lines: Vec<Value> = relay.log().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        lines.iter().find(|line| line["finding"] == "topic-missing").cloned().ok_or(lines)
+    })
+    .await;
+    ensure!(
+        told["level"] == "ERROR" && told["next_step"].as_str().is_some_and(|step| step.contains("--create")),
+        "{told}"
+    );
+    Ok(())
+}
+
+async fn prepared_transactions_and_idle_replication_slots_are_found(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let mut options = options_for_tests();
+    options.settings.push(("max_prepared_transactions".to_owned(), "5".to_owned()));
+    let postgres = PrivatePostgres::start(options).await?;
+    let outbox = Outbox::on(&postgres, "check-prepared").await?;
+    let relay = outbox.relay(&kafka).argument("--transaction-age").argument("1ms");
+    let mut conn = outbox.connect().await?;
+    conn.execute(sqlx::raw_sql("begin; create table left_behind (); prepare transaction 'forgotten'")).await?;
+    expect_and_mend(&outbox, &relay, "transaction-prepared", "warning").await?;
+    conn.execute(sqlx::raw_sql(AssertSqlSafe("select pg_create_physical_replication_slot('nobody', true)"))).await?;
+    expect_and_mend(&outbox, &relay, "replication-slot", "warning").await?;
+    postgres.stop().await;
+    Ok(())
+}
+
+async fn servers_that_are_away_are_found() -> anyhow::Result<()> {
+    let url = format!("postgres://relay@127.0.0.1:{}/app", free_port()?);
+    let relay = Relay::of(&url, &format!("127.0.0.1:{}", free_port()?));
+    let found = findings(&relay).await?;
+    let ids: Vec<_> = found.keys().map(String::as_str).collect();
+    ensure!(ids == ["broker-unreachable", "database-unreachable"], "{found:?}");
+    Ok(())
+}
+
+async fn a_pooler_is_found_and_whether_it_keeps_prepared_statements(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let by_transaction = PgBouncer::start(&database, "transaction").await?;
+    let relay = Relay::of(by_transaction.url(), &kafka.bootstrap());
+    let without = relay.clone().with("RELAY_PREPARED_STATEMENTS", false);
+    expect(&without, "pooler-transaction", "note").await?;
+    expect(&relay, "pooler-prepared-statements", "error").await?;
+    by_transaction.stop();
+
+    let by_session = PgBouncer::start(&database, "session").await?;
+    let relay = Relay::of(by_session.url(), &kafka.bootstrap());
+    // The server's process was started for the client that looked whether the pooler is up: it gets older by itself.
+    eventually("the process is older than the connection", SOON, || async {
+        expect(&relay, "pooler-session", "note").await.map_err(|error| format!("{error:#}"))
+    })
+    .await;
+    let direct = findings(&Relay::of(&database.url(), &kafka.bootstrap())).await?;
+    ensure!(direct.keys().all(|id| !id.starts_with("pooler")), "{direct:?}");
+    by_session.stop();
+    Ok(())
+}
+
+async fn a_relay_works_behind_a_transaction_pooler(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox.write_backlog(5_000, 50).await?;
+    let pooler = PgBouncer::start(&database, "transaction").await?;
+    let relay = Relay::of(pooler.url(), &kafka.bootstrap())
+        .with("RELAY_TOPIC", &outbox.topic)
+        .with("RELAY_PREPARED_STATEMENTS", false);
+    let running = relay.start_ready("pooled").await?;
+    outbox.until_settled().await;
+    outbox.all_published().await?;
+    let status = relay.argument("--json").output("status").await?;
+    ensure!(status.code == Some(0) && status.stdout.contains("\"pooled\""), "{status:?}");
+    ensure!(running.stop().await? == Some(0), "the relay did not stop cleanly");
+    pooler.stop();
+    Ok(())
+}
+
+async fn a_clock_that_is_wrong_is_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let library = std::fs::read_dir("/usr/lib")?
+        .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketime.so.1")))
+        .find(|path| path.exists())
+        .ok_or_else(|| Missing("faketime is not installed".to_owned()))?;
+    let relay = Relay::of(&database.url(), &kafka.bootstrap());
+    let right = findings(&relay).await?;
+    ensure!(!right.contains_key("clock-skew"), "{right:?}");
+    // The time of day is shifted, and what measures intervals is not.
+    let wrong = relay.with("LD_PRELOAD", library.display()).with("FAKETIME_DONT_FAKE_MONOTONIC", 1);
+    for (shift, says) in [("+4s", "ahead of"), ("-4s", "behind")] {
+        let finding = expect(&wrong.clone().with("FAKETIME", shift), "clock-skew", "warning").await?;
+        ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.contains(says)), "{finding}");
+    }
+    Ok(())
+}
+
+async fn brokers_that_refuse_the_login_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    // The listener knows no login at all.
+    let relay = Relay::of(&database.url(), &kafka.bootstrap())
+        .with("KAFKA_SECURITY_PROTOCOL", "sasl_plaintext")
+        .with("KAFKA_SASL_MECHANISM", "PLAIN")
+        .with("KAFKA_SASL_USERNAME", "relay")
+        .with("KAFKA_SASL_PASSWORD", "hunter2");
+    let finding = expect(&relay, "broker-login", "error").await?;
+    ensure!(!finding.to_string().contains("hunter2"), "{finding}");
+    Ok(())
+}
+
+/// A TLS server with a certificate of its own making: the handshake is all it takes.
+async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
+    let openssl = "/usr/bin/openssl";
+    if !std::path::Path::new(openssl).exists() {
+        return Err(Missing("openssl is not installed".to_owned()).into());
+    }
+    let mut directory = TetheredDirectory::create(None)?;
+    let (key, certificate) = (directory.path().join("key.pem"), directory.path().join("certificate.pem"));
+    let made = std::process::Command::new(openssl)
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let port = free_port()?;
+    let command = ServerCommand::new(openssl, directory.path(), &directory.path().join("log"))
+        .args(["s_server", "-quiet", "-accept", &port.to_string(), "-key"])
+        .args([&key])
+        .args(["-cert"])
+        .args([&certificate])
+        .stops_on(Signal::SIGTERM, SOON);
+    let mut server = Tether::start(&command)?;
+    directory.outlives(&server)?;
+    let relay = Relay::of(&format!("postgres://relay@127.0.0.1:{}/app", free_port()?), &format!("127.0.0.1:{port}"))
+        .with("KAFKA_SECURITY_PROTOCOL", "ssl");
+    // The server may not listen yet.
+    eventually("the certificate is refused", SOON, || async {
+        expect(&relay, "broker-tls", "error").await.map_err(|error| format!("{error:#}"))
+    })
+    .await;
+    server.stop();
+    Ok(())
+}
+
+/// Cannot be provoked on one broker that knows no users and a server of a supported version.
+const NOT_PROVOKED: [&str; 5] =
+    ["server-old", "topic-config-hidden", "topic-leaderless", "topic-unauthorized", "topic-unusable"];
+
+async fn every_finding_is_provoked_here_and_explained_in_the_documents() -> anyhow::Result<()> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (document, trials) =
+        (std::fs::read_to_string(root.join("docs/operations.md"))?, std::fs::read_to_string(root.join(file!()))?);
+    let mut files: Vec<_> =
+        std::fs::read_dir(root.join("src/check"))?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    files.push(root.join("src/check.rs"));
+    let mut ids = 0;
+    for file in files {
+        for made in std::fs::read_to_string(file)?.split("Finding::").skip(1) {
+            let Some((_, rest)) = made.split_once('(').filter(|(name, _)| ["error", "warning", "note"].contains(name))
+            else {
+                continue;
+            };
+            // The definitions themselves have no literal there.
+            let Some((id, _)) = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"')) else {
+                continue;
+            };
+            ids += 1;
+            ensure!(document.contains(&format!("| `{id}` |")), "docs/operations.md does not explain {id}");
+            ensure!(trials.contains(&format!("\"{id}\"")), "nothing provokes {id}");
+        }
+    }
+    ensure!(ids > 30 && NOT_PROVOKED.iter().all(|id| document.contains(id)), "{ids} findings");
+    Ok(())
+}

@@ -1,0 +1,720 @@
+//! The consumer runtime: one effect per event, whatever happens on the way.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use libtest_mimic::Trial;
+use outbox_relay::consumer::{
+    Action, Consumer, ConsumerError, Context, DeadLetter, Failed, Policy, Reason, Retry, Stats, UnknownType,
+};
+use outbox_relay::event::NewEvent;
+use outbox_relay::outbox;
+use outbox_relay::schemas::Schemas;
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::support::kafka::{RealKafka, Record};
+use crate::support::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
+
+/// Makes this binary a member of a group, to be killed.
+const MEMBER: &str = "--be-a-member";
+
+/// The handlers here take milliseconds; a busy machine takes longer.
+const APPLIED_WITHIN: Duration = Duration::from_secs(60);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            a_member_killed_between_its_commits_and_its_offsets_repeats_no_effect,
+            an_error_that_passes_is_tried_again_in_order_and_the_group_does_not_notice,
+            an_outage_costs_no_attempt,
+            every_reason_makes_a_dead_letter_that_tells_all_of_it,
+            a_held_key_waits_across_a_restart_until_it_is_redriven_in_order,
+            a_consumer_that_stops_at_an_error_is_given_the_event_again,
+            members_that_come_and_go_repeat_nothing_and_keep_the_order,
+            members_of_the_eager_protocol_repeat_nothing_either,
+            a_stop_waits_for_the_handler_and_commits_what_it_did,
+            a_handler_that_outlasts_the_stop_is_rolled_back_and_its_event_comes_again,
+            old_versions_are_upcast_for_the_one_handler,
+            what_a_handler_emits_is_tied_to_its_event_and_its_transaction,
+            a_dead_letter_that_cannot_be_sent_holds_its_partition_until_it_can;
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Counted {
+    n: i64,
+}
+
+/// A test's outbox and topic, and the database of its consumers.
+#[derive(Clone)]
+struct Field {
+    outbox: Outbox,
+    kafka: Arc<RealKafka>,
+    pool: PgPool,
+}
+
+impl Field {
+    async fn new(database: &TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<Self> {
+        let outbox = Outbox::of(database);
+        outbox.create_topic(&kafka).await?;
+        kafka.create_topic(&dead_letters(&outbox.topic), 1, &[]).await?;
+        // No key: were an event applied twice, the table would show it.
+        outbox
+            .execute("create table effects (position bigint generated always as identity, event_id uuid, entity text, n bigint)")
+            .await?;
+        Ok(Self { outbox, kafka, pool: database.pool(16) })
+    }
+
+    async fn write(&self, events: impl IntoIterator<Item = NewEvent>) -> anyhow::Result<()> {
+        let mut connection = self.outbox.connect().await?;
+        for event in events {
+            outbox::Outbox::default().emit(&mut connection, &event).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings all that is written to the topic.
+    async fn publish(&self) -> anyhow::Result<()> {
+        let relay = self.outbox.relay(&self.kafka).start("consumers")?;
+        self.outbox.until_settled().await;
+        ensure!(relay.stop().await? == Some(0));
+        Ok(())
+    }
+
+    fn consumer(&self) -> Consumer {
+        member(&self.kafka.bootstrap(), &self.outbox.topic, self.pool.clone())
+    }
+
+    /// A consumer that counts.
+    fn counting(&self) -> Consumer {
+        self.consumer().on("Counted", 1..=1, count)
+    }
+
+    async fn effects(&self) -> anyhow::Result<i64> {
+        self.outbox.number("select count(*) from effects").await
+    }
+
+    async fn until_effects(&self, expected: i64) {
+        eventually(&format!("{expected} effects"), APPLIED_WITHIN, || async {
+            match self.effects().await {
+                Ok(effects) if effects >= expected => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    }
+
+    /// `n` per entity in the order in which it was applied.
+    async fn applied(&self) -> anyhow::Result<BTreeMap<String, Vec<i64>>> {
+        let rows: Vec<(String, i64)> =
+            sqlx::query_as("select entity, n from effects order by position").fetch_all(&self.pool).await?;
+        let mut applied: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+        for (entity, n) in rows {
+            applied.entry(entity).or_default().push(n);
+        }
+        Ok(applied)
+    }
+
+    async fn letters(&self) -> anyhow::Result<Vec<(Record, DeadLetter)>> {
+        let records = self.kafka.read_topic(&dead_letters(&self.outbox.topic)).await?;
+        records
+            .into_iter()
+            .map(|record| {
+                let letter =
+                    DeadLetter::read(|name| record.header(name).map(str::as_bytes)).context("no dead letter")?;
+                Ok((record, letter))
+            })
+            .collect()
+    }
+
+    /// Records as somebody else produces them.
+    fn produce(&self, records: &[Record]) -> anyhow::Result<()> {
+        let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", self.kafka.bootstrap()).create()?;
+        for record in records {
+            let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+                headers.insert(Header { key, value: value.as_deref() })
+            });
+            let mut sent =
+                BaseRecord::<[u8], [u8]>::to(&self.outbox.topic).headers(headers).partition(record.partition);
+            sent.key = record.key.as_deref();
+            sent.payload = record.value.as_deref();
+            producer.send(sent).map_err(|(error, _)| error)?;
+        }
+        Ok(producer.flush(SOON)?)
+    }
+}
+
+fn dead_letters(topic: &str) -> String {
+    DeadLetter::default_topic(topic, topic)
+}
+
+fn member(bootstrap: &str, topic: &str, pool: PgPool) -> Consumer {
+    Consumer::new(topic, pool)
+        .kafka("bootstrap.servers", bootstrap)
+        .kafka("session.timeout.ms", "6000")
+        .kafka("heartbeat.interval.ms", "200")
+        .kafka("fetch.wait.max.ms", "20")
+        .topic(topic)
+        .retry(Retry { attempts: 3, first_pause: Duration::from_millis(1), longest_pause: Duration::from_millis(20) })
+}
+
+fn counted(entity: &str, n: i64) -> NewEvent {
+    NewEvent::new("order", entity, "Counted").json(&Counted { n }).expect("JSON")
+}
+
+async fn count(mut ctx: Context, event: Counted) -> Result<(), Failed> {
+    insert(&mut ctx, event.n).await
+}
+
+async fn insert(ctx: &mut Context, n: i64) -> Result<(), Failed> {
+    let (id, entity) = (ctx.event().event_id.0, ctx.event().key_text().map(str::to_owned));
+    sqlx::query("insert into effects (event_id, entity, n) values ($1, $2, $3)")
+        .bind(id)
+        .bind(entity)
+        .bind(n)
+        .execute(ctx.tx())
+        .await?;
+    Ok(())
+}
+
+/// A consumer that runs in a task.
+struct Running {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), ConsumerError>>,
+    stats: Arc<Stats>,
+}
+
+impl Running {
+    fn start(consumer: Consumer) -> Self {
+        let stats = consumer.stats();
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(consumer.run(async move {
+            let _ = stopped.await;
+        }));
+        Self { stop, task, stats }
+    }
+
+    async fn stop(self) -> anyhow::Result<Arc<Stats>> {
+        let _ = self.stop.send(());
+        self.task.await??;
+        Ok(self.stats)
+    }
+
+    async fn until(&self, what: &str, reached: impl Fn(&Stats) -> bool) {
+        eventually(what, APPLIED_WITHIN, || async { if reached(&self.stats) { Ok(()) } else { Err(&self.stats) } })
+            .await;
+    }
+}
+
+/// To be called before anything else of the suite.
+pub(crate) fn run_as_member() -> Option<ExitCode> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != MEMBER).skip(1);
+    let (url, bootstrap, topic) = (arguments.next()?, arguments.next()?, arguments.next()?);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let ended = runtime.block_on(async {
+        let pool = PgPoolOptions::new().connect_lazy(&url).expect("a URL");
+        // Offsets would be committed long after the test has killed it.
+        let consumer =
+            member(&bootstrap, &topic, pool).on("Counted", 1..=1, count).commit_interval(Duration::from_secs(3600));
+        consumer
+            .run(async {
+                // Ends with the test: at the end of the line.
+                let line = || BufReader::new(std::io::stdin()).read_line(&mut String::new());
+                let _ = tokio::task::spawn_blocking(line).await;
+            })
+            .await
+    });
+    Some(if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn a_member_killed_between_its_commits_and_its_offsets_repeats_no_effect(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    field.write((1..=60).map(|n| counted(&format!("e{}", n % 7), n))).await?;
+    field.publish().await?;
+    let child = Command::new(std::env::current_exe()?)
+        .arg(MEMBER)
+        .args([database.url(), field.kafka.bootstrap(), field.outbox.topic.clone()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let child = Killed(child);
+    field.until_effects(60).await;
+    drop(child);
+    field.write([counted("e0", 61)]).await?;
+    field.publish().await?;
+    let next = Running::start(field.counting());
+    field.until_effects(61).await;
+    next.until("all 60 events have come again", |stats| stats.repeated() == 60).await;
+    let stats = next.stop().await?;
+    ensure!(stats.applied() == 1, "{stats:?}");
+    ensure!(field.effects().await? == 61);
+    Ok(())
+}
+
+/// The handler fails for longer than a member may be silent in its group.
+async fn an_error_that_passes_is_tried_again_in_order_and_the_group_does_not_notice(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    field.write((1..=20).flat_map(|n| ["a", "b", "c"].map(|entity| counted(entity, n)))).await?;
+    field.publish().await?;
+    let silent = Duration::from_secs(6);
+    let first_attempt: Arc<std::sync::OnceLock<Instant>> = Arc::default();
+    let consumer = field
+        .consumer()
+        .kafka("max.poll.interval.ms", silent.as_millis().to_string())
+        .queue(2)
+        .retry(Retry {
+            attempts: u32::MAX,
+            first_pause: Duration::from_millis(50),
+            longest_pause: Duration::from_millis(200),
+        })
+        .on("Counted", 1..=1, move |mut ctx: Context, event: Counted| {
+            let first_attempt = Arc::clone(&first_attempt);
+            async move {
+                let passed = first_attempt.get_or_init(Instant::now).elapsed() > silent + Duration::from_secs(1);
+                insert(&mut ctx, event.n).await?;
+                if event.n == 2 && ctx.event().key_text() == Some("a") && !passed {
+                    return Err(Failed::transient("not yet"));
+                }
+                Ok(())
+            }
+        });
+    let running = Running::start(consumer);
+    field.until_effects(60).await;
+    let stats = running.stop().await?;
+    ensure!(stats.retried() > 0 && stats.dead() == 0 && stats.repeated() == 0, "{stats:?}");
+    ensure!(stats.assigned() == PARTITIONS as u64 && stats.revoked() == 0, "the group has noticed: {stats:?}");
+    let in_order: Vec<i64> = (1..=20).collect();
+    ensure!(field.applied().await?.values().all(|applied| *applied == in_order));
+    Ok(())
+}
+
+async fn an_outage_costs_no_attempt(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    field.write([counted("a", 1)]).await?;
+    field.publish().await?;
+    let outages = Arc::new(AtomicU32::new(0));
+    let attempts = Arc::new(AtomicU32::new(0));
+    let seen = Arc::clone(&attempts);
+    let running = Running::start(
+        field.consumer().retry(Retry { attempts: 1, first_pause: Duration::from_millis(1), ..Retry::default() }).on(
+            "Counted",
+            1..=1,
+            move |mut ctx: Context, event: Counted| {
+                let (outages, seen) = (Arc::clone(&outages), Arc::clone(&seen));
+                async move {
+                    seen.store(ctx.attempt(), Ordering::Relaxed);
+                    if outages.fetch_add(1, Ordering::Relaxed) < 5 {
+                        // The session of the transaction itself ends, as it does when the server restarts.
+                        sqlx::query("select pg_terminate_backend(pg_backend_pid())").execute(ctx.tx()).await?;
+                    }
+                    insert(&mut ctx, event.n).await
+                }
+            },
+        ),
+    );
+    field.until_effects(1).await;
+    let stats = running.stop().await?;
+    ensure!(stats.retried() == 5 && stats.dead() == 0 && stats.applied() == 1, "{stats:?}");
+    ensure!(attempts.load(Ordering::Relaxed) == 1);
+    Ok(())
+}
+
+async fn every_reason_makes_a_dead_letter_that_tells_all_of_it(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    let event = |event_type: &str| NewEvent::new("order", "a", event_type).json(&Counted { n: 0 }).expect("JSON");
+    field
+        .write([
+            event("Permanent").header("correlation-id", "req-1"),
+            event("Exhausted"),
+            event("Counted").json(&json!({"n": "secret"}))?,
+            event("Typed").json(&json!({"n": "secret"}))?,
+            event("Unheard"),
+            event("Counted").version(9),
+            event("Panicked"),
+            event("Refused"),
+            counted("a", 1),
+        ])
+        .await?;
+    field.publish().await?;
+    let schema = json!({"properties": {"n": {"type": "integer"}}});
+    let nameless = Record {
+        partition: 0,
+        offset: 0,
+        key: Some(b"a".to_vec()),
+        value: Some(b"?".to_vec()),
+        headers: vec![("odd".to_owned(), None)],
+        timestamp: None,
+    };
+    field.produce(&[nameless])?;
+    let running = Running::start(
+        field
+            .counting()
+            .unknown_type(UnknownType::Fail)
+            .schemas(Schemas::default().with("Counted", 1, &schema)?)
+            .on("Permanent", .., |mut ctx: Context, event: Counted| async move {
+                insert(&mut ctx, event.n).await?;
+                Err(Failed::permanent("never"))
+            })
+            .on("Exhausted", .., |_: Context, _: Counted| async { Err(std::io::Error::other("maybe later").into()) })
+            .on("Typed", .., count)
+            .on("Panicked", .., |_: Context, _: Counted| async { panic!("ouch") })
+            .on_raw("Refused", .., |mut ctx| async move {
+                sqlx::query("insert into effects (n) values ('x'::text::bigint)").execute(ctx.tx()).await?;
+                Ok(())
+            }),
+    );
+    running.until("nine dead letters", |stats| stats.dead() == 9).await;
+    field.until_effects(1).await;
+    running.stop().await?;
+    ensure!(field.effects().await? == 1, "an attempt that failed left something");
+
+    let letters = field.letters().await?;
+    let told: BTreeMap<String, &(Record, DeadLetter)> = letters
+        .iter()
+        .map(|letter| {
+            (
+                letter.0.header("event-type").unwrap_or("none").to_owned()
+                    + letter.0.header("event-version").unwrap_or_default(),
+                letter,
+            )
+        })
+        .collect();
+    let expected = [
+        ("Permanent1", Reason::Permanent, 1, "never"),
+        ("Exhausted1", Reason::Exhausted, 3, "maybe later"),
+        ("Counted1", Reason::Invalid, 0, "/n"),
+        ("Typed1", Reason::Invalid, 1, "is not of the type"),
+        ("Unheard1", Reason::UnknownType, 0, "Unheard"),
+        ("Counted9", Reason::UnsupportedVersion, 0, "version 9"),
+        ("Panicked1", Reason::Panicked, 1, "ouch"),
+        ("Refused1", Reason::Permanent, 1, "invalid input syntax"),
+        ("none", Reason::Undecodable, 0, "no event-id"),
+    ];
+    let source = field.kafka.read_topic(&field.outbox.topic).await?;
+    for (name, reason, attempts, error) in expected {
+        let (record, letter) = told.get(name).context(name)?;
+        ensure!((letter.reason, letter.attempts) == (reason, attempts), "{name}: {letter:?}");
+        ensure!(letter.error.contains(error) && !letter.error.contains("secret"), "{name}: {letter:?}");
+        ensure!(letter.path.as_deref() == (name == "Counted1").then_some("/n"), "{name}: {letter:?}");
+        ensure!((&letter.group, &letter.source_topic) == (&field.outbox.topic, &field.outbox.topic));
+        let at =
+            |record: &&Record| (record.partition, record.offset) == (letter.source_partition, letter.source_offset);
+        let original = source.iter().find(at).context("no such record")?;
+        ensure!((&record.key, &record.value) == (&original.key, &original.value), "{name} is not its record");
+        ensure!(record.headers.starts_with(&original.headers), "{name}: {:?}", record.headers);
+        ensure!((chrono::Utc::now() - letter.first_failed_at).num_seconds() < 120);
+    }
+    Ok(())
+}
+
+async fn a_held_key_waits_across_a_restart_until_it_is_redriven_in_order(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    field.write((1..=4).flat_map(|n| [counted("a", n), counted("b", n)])).await?;
+    field.publish().await?;
+    let failing = || {
+        let handler = |mut ctx: Context, event: Counted| async move {
+            insert(&mut ctx, event.n).await?;
+            let bad = event.n == 2 && ctx.event().key_text() == Some("a");
+            if bad { Err(Failed::permanent("bad").then(Action::HoldKey)) } else { Ok(()) }
+        };
+        field.consumer().on("Counted", 1..=1, handler)
+    };
+    let running = Running::start(failing());
+    running.until("three events of the key are parked", |stats| stats.held() == 3).await;
+    field.until_effects(5).await;
+    running.stop().await?;
+    // A restart knows of it; what is read twice is not parked twice.
+    field.write([counted("a", 5), counted("b", 5)]).await?;
+    field.publish().await?;
+    let running = Running::start(failing());
+    running.until("the next event is parked, too", |stats| stats.held() == 1).await;
+    field.until_effects(6).await;
+    running.stop().await?;
+    let parked = |letters: &[(Record, DeadLetter)]| -> Vec<(Reason, Vec<u8>)> {
+        letters.iter().map(|(record, letter)| (letter.reason, record.value.clone().unwrap_or_default())).collect()
+    };
+    let letters = field.letters().await?;
+    let reasons: Vec<Reason> = parked(&letters).into_iter().map(|(reason, _)| reason).collect();
+    ensure!(reasons == [Reason::Permanent, Reason::Held, Reason::Held, Reason::Held], "{reasons:?}");
+
+    // The cause is mended. The second redriven first: it is not its turn.
+    let running = Running::start(field.counting());
+    let redriven: Vec<Record> =
+        letters.into_iter().map(|(record, letter)| Record { partition: letter.source_partition, ..record }).collect();
+    field.produce(&redriven[1..2])?;
+    running.until("what is redriven out of turn is parked again", |stats| stats.held() == 1).await;
+    field.produce(&redriven)?;
+    field.until_effects(10).await;
+    field.write([counted("a", 6)]).await?;
+    field.publish().await?;
+    field.until_effects(11).await;
+    running.stop().await?;
+    let applied = field.applied().await?;
+    ensure!(applied["a"] == [1, 2, 3, 4, 5, 6] && applied["b"] == [1, 2, 3, 4, 5], "{applied:?}");
+    ensure!(field.outbox.number("select count(*) from processed_events_held").await? == 0);
+    Ok(())
+}
+
+async fn a_consumer_that_stops_at_an_error_is_given_the_event_again(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    field.write((1..=4).map(|n| counted("a", n))).await?;
+    field.publish().await?;
+    let handler = |mut ctx: Context, event: Counted| async move {
+        insert(&mut ctx, event.n).await?;
+        if event.n == 3 { Err(Failed::transient("bad")) } else { Ok(()) }
+    };
+    let consumer = field.consumer().on("Counted", 1..=1, handler).policy(Policy::always(Action::Stop));
+    let error = consumer.run(std::future::pending()).await.err().context("it did not stop")?;
+    ensure!(matches!(&error, ConsumerError::Stopped { reason: Reason::Exhausted, offset: 2, .. }), "{error:?}");
+    ensure!(field.applied().await?["a"] == [1, 2] && field.letters().await?.is_empty());
+    let running = Running::start(field.counting());
+    field.until_effects(4).await;
+    let stats = running.stop().await?;
+    ensure!(stats.repeated() == 0, "{stats:?}");
+    ensure!(field.applied().await?["a"] == [1, 2, 3, 4]);
+    Ok(())
+}
+
+async fn members_that_come_and_go_repeat_nothing_and_keep_the_order(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    come_and_go(&database, kafka, "cooperative-sticky").await
+}
+
+async fn members_of_the_eager_protocol_repeat_nothing_either(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    come_and_go(&database, kafka, "range").await
+}
+
+async fn come_and_go(database: &TestDatabase, kafka: Arc<RealKafka>, strategy: &str) -> anyhow::Result<()> {
+    const EVENTS: i64 = 1_500;
+    let field = Field::new(database, kafka).await?;
+    field.outbox.write_backlog(EVENTS, 30).await?;
+    field.publish().await?;
+    let slow = || {
+        let handler = |mut ctx: Context, event: Counted| async move {
+            insert(&mut ctx, event.n).await?;
+            // A handler that has something to do, so that a rebalance meets it at work.
+            sqlx::query("select pg_sleep(0.005)").execute(ctx.tx()).await?;
+            Ok(())
+        };
+        // Fetched far ahead, and committed by rebalances alone.
+        field.consumer().kafka("partition.assignment.strategy", strategy).commit_interval(Duration::from_secs(3600)).on(
+            "Counted",
+            1..=1,
+            handler,
+        )
+    };
+    let first = Running::start(slow());
+    first.until("the first is at work", |stats| stats.applied() > 50).await;
+    let second = Running::start(slow());
+    second.until("the second is at work", |stats| stats.applied() > 50).await;
+    let third = Running::start(slow());
+    third.until("the third is at work", |stats| stats.applied() > 20).await;
+    let mut all = vec![first.stop().await?];
+    third.until("the third goes on", |stats| stats.applied() > 60).await;
+    all.push(third.stop().await?);
+    field.until_effects(EVENTS).await;
+    all.push(second.stop().await?);
+    ensure!(all.iter().all(|stats| stats.repeated() == 0), "committed, and delivered again: {all:?}");
+    ensure!(all.iter().any(|stats| stats.revoked() > 0), "no rebalance: {all:?}");
+    ensure!(field.effects().await? == EVENTS);
+    for (entity, applied) in field.applied().await? {
+        ensure!(applied.is_sorted_by(|one, two| one < two), "{entity}: {applied:?}");
+    }
+    Ok(())
+}
+
+async fn a_stop_waits_for_the_handler_and_commits_what_it_did(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    field.write((1..=3).map(|n| counted("a", n))).await?;
+    field.publish().await?;
+    let (at_work, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (arrived, wait) = (Arc::clone(&at_work), Arc::clone(&go_on));
+    let running = Running::start(field.consumer().on("Counted", 1..=1, move |mut ctx: Context, event: Counted| {
+        let (arrived, wait) = (Arc::clone(&arrived), Arc::clone(&wait));
+        async move {
+            insert(&mut ctx, event.n).await?;
+            if event.n == 2 {
+                arrived.notify_one();
+                wait.notified().await;
+            }
+            Ok(())
+        }
+    }));
+    at_work.notified().await;
+    let stopping = tokio::spawn(running.stop());
+    go_on.notify_one();
+    let stats = stopping.await??;
+    ensure!(stats.applied() >= 2, "{stats:?}");
+    let running = Running::start(field.counting());
+    field.until_effects(3).await;
+    let stats = running.stop().await?;
+    ensure!(stats.repeated() == 0, "what was done was not committed: {stats:?}");
+    ensure!(field.applied().await?["a"] == [1, 2, 3]);
+    Ok(())
+}
+
+async fn a_handler_that_outlasts_the_stop_is_rolled_back_and_its_event_comes_again(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    field.write((1..=2).map(|n| counted("a", n))).await?;
+    field.publish().await?;
+    let at_work = Arc::new(Notify::new());
+    let arrived = Arc::clone(&at_work);
+    let handler = move |mut ctx: Context, event: Counted| {
+        let arrived = Arc::clone(&arrived);
+        async move {
+            insert(&mut ctx, event.n).await?;
+            if event.n == 2 {
+                arrived.notify_one();
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        }
+    };
+    let running = Running::start(field.consumer().drain(Duration::from_millis(100)).on("Counted", 1..=1, handler));
+    at_work.notified().await;
+    running.stop().await?;
+    ensure!(field.applied().await?["a"] == [1]);
+    let running = Running::start(field.counting());
+    field.until_effects(2).await;
+    running.stop().await?;
+    ensure!(field.applied().await?["a"] == [1, 2]);
+    Ok(())
+}
+
+async fn old_versions_are_upcast_for_the_one_handler(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    #[derive(Deserialize)]
+    struct V1 {
+        count: i64,
+    }
+    let field = Field::new(&database, kafka).await?;
+    let old = |n| NewEvent::new("order", "a", "Counted").json(&json!({"count": n}));
+    field.write([old(1)?, counted("a", 2).version(2), old(3)?]).await?;
+    field.publish().await?;
+    let running =
+        Running::start(field.consumer().upcast("Counted", 1, |old: V1| Ok(Counted { n: old.count * 10 })).on(
+            "Counted",
+            2..=2,
+            |mut ctx: Context, event: Counted| async move {
+                let written = i64::from(ctx.event().event_version);
+                if ctx.version() != 2 {
+                    return Err(Failed::permanent("not upcast"));
+                }
+                insert(&mut ctx, event.n * 10 + written).await
+            },
+        ));
+    field.until_effects(3).await;
+    running.stop().await?;
+    ensure!(field.applied().await?["a"] == [101, 22, 301], "{:?}", field.applied().await?);
+    Ok(())
+}
+
+async fn what_a_handler_emits_is_tied_to_its_event_and_its_transaction(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    field
+        .write([
+            counted("first", 1).header("traceparent", trace),
+            counted("later", 1).header("correlation-id", "req-1").header("causation-id", "an earlier one"),
+            counted("failing", 1),
+        ])
+        .await?;
+    field.publish().await?;
+    let handler = |mut ctx: Context, event: Counted| async move {
+        let entity = ctx.event().key_text().unwrap_or_default().to_owned();
+        ctx.emit(NewEvent::new("payment", entity.as_str(), "Paid").json(&event)?).await?;
+        if entity == "failing" { Err(Failed::permanent("no")) } else { insert(&mut ctx, event.n).await }
+    };
+    let running = Running::start(field.consumer().on("Counted", 1..=1, handler));
+    field.until_effects(2).await;
+    running.until("the third has failed", |stats| stats.dead() == 1).await;
+    running.stop().await?;
+    let sql = "select paid.entity_id, paid.headers->>'correlation-id', paid.headers->>'causation-id' = counted.event_id::text, \
+               paid.headers->>'traceparent', paid.headers->>'correlation-id' = counted.event_id::text \
+               from event_outbox paid join event_outbox counted on counted.entity_id = paid.entity_id and counted.event_type = 'Counted' \
+               where paid.event_type = 'Paid' order by 1";
+    let rows: Vec<(String, String, bool, Option<String>, bool)> = sqlx::query_as(sql).fetch_all(&field.pool).await?;
+    let [first, later] = rows.as_slice() else { anyhow::bail!("{rows:?}") };
+    ensure!(first.2 && first.3.as_deref() == Some(trace) && first.4, "{rows:?}");
+    ensure!(later.1 == "req-1" && later.2 && later.3.is_none(), "{rows:?}");
+    Ok(())
+}
+
+async fn a_dead_letter_that_cannot_be_sent_holds_its_partition_until_it_can(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    let missing = format!("{}-missing", field.outbox.topic);
+    field.write([counted("a", 1).version(7), counted("a", 2)]).await?;
+    field.publish().await?;
+    let consumer = || {
+        let missing = missing.clone();
+        field.counting().kafka("topic.metadata.propagation.max.ms", "500").dead_letter_topic(move |_| missing.clone())
+    };
+    let running = Running::start(consumer());
+    running.until("it is given its partitions", |stats| stats.assigned() > 0).await;
+    // A stop is heard while it waits, and nothing is committed.
+    running.stop().await?;
+    ensure!(field.effects().await? == 0);
+    let running = Running::start(consumer());
+    field.kafka.create_topic(&missing, 1, &[]).await?;
+    field.until_effects(1).await;
+    running.stop().await?;
+    let sent = field.kafka.read_topic(&missing).await?;
+    ensure!(sent.len() == 1 && sent[0].header("dlq-reason") == Some("unsupported-version"), "{sent:?}");
+    Ok(())
+}

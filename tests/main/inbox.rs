@@ -1,0 +1,215 @@
+//! Events written and taken in by a Rust service's own transactions.
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use outbox_relay::consumer::{Inbox, Once};
+use outbox_relay::event::{EventId, NewEvent};
+use outbox_relay::outbox::{EmitError, Outbox};
+use outbox_relay::schemas::Schemas;
+use outbox_relay::store::Names;
+use outbox_relay::store::schema::{self, MigrateOptions};
+use serde_json::json;
+use sqlx::{Connection, Executor, PgConnection, Row};
+use uuid::Uuid;
+
+use crate::support::{SOON, TestDatabase, eventually, trials};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_postgres:
+            a_second_delivery_has_no_effect,
+            a_second_delivery_waits_for_the_first_and_sees_its_commit,
+            a_second_delivery_waits_for_the_first_and_takes_over_what_it_rolled_back,
+            groups_do_not_share_what_they_have_processed,
+            a_batch_tells_which_of_its_events_are_new,
+            batches_that_share_events_do_not_deadlock,
+            an_inbox_and_an_outbox_of_other_names_are_used,
+            an_event_is_written_as_it_was_built,
+            an_event_that_its_schema_refuses_is_not_written;
+    }
+}
+
+fn event() -> EventId {
+    EventId(Uuid::new_v4())
+}
+
+async fn prepared(database: &TestDatabase) -> anyhow::Result<PgConnection> {
+    let mut connection = database.connect().await?;
+    connection.execute("create table effects (n bigint)").await?;
+    Ok(connection)
+}
+
+async fn effects(connection: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar("select count(*) from effects").fetch_one(connection).await
+}
+
+/// As a service does it, in a task of its own.
+async fn apply(connection: &mut PgConnection, inbox: &Inbox, event: EventId) -> sqlx::Result<Once<i64>> {
+    let mut tx = connection.begin().await?;
+    let once = inbox
+        .once(&mut tx, event, async |tx| {
+            sqlx::query_scalar("insert into effects values (7) returning n").fetch_one(tx).await
+        })
+        .await?;
+    tx.commit().await?;
+    Ok(once)
+}
+
+async fn a_second_delivery_has_no_effect(database: TestDatabase) -> anyhow::Result<()> {
+    let mut connection = prepared(&database).await?;
+    let (inbox, event) = (Inbox::new("billing"), event());
+    ensure!(apply(&mut connection, &inbox, event).await? == Once::Applied(7));
+    ensure!(apply(&mut connection, &inbox, event).await? == Once::Repeated);
+    ensure!(effects(&mut connection).await? == 1);
+    Ok(())
+}
+
+/// Returns once the other delivery waits.
+async fn second_delivery(
+    database: &TestDatabase,
+    event: EventId,
+) -> anyhow::Result<tokio::task::JoinHandle<sqlx::Result<Once<i64>>>> {
+    let mut connection = database.connect().await?;
+    let second = tokio::spawn(async move { apply(&mut connection, &Inbox::new("billing"), event).await });
+    let mut observer = database.connect().await?;
+    let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let observer = tokio::sync::Mutex::new(&mut observer);
+    eventually("the second delivery waits", SOON, || async {
+        let mut observer = observer.lock().await;
+        let waiting: i64 =
+            sqlx::query_scalar(waits).fetch_one(&mut **observer).await.map_err(|error| error.to_string())?;
+        if waiting == 1 { Ok(()) } else { Err("nobody waits".to_owned()) }
+    })
+    .await;
+    Ok(second)
+}
+
+async fn a_second_delivery_waits_for_the_first_and_sees_its_commit(database: TestDatabase) -> anyhow::Result<()> {
+    let (mut connection, event) = (prepared(&database).await?, event());
+    let mut first = connection.begin().await?;
+    ensure!(Inbox::new("billing").first(&mut first, event).await?);
+    let second = second_delivery(&database, event).await?;
+    first.commit().await?;
+    ensure!(second.await?? == Once::Repeated);
+    Ok(())
+}
+
+async fn a_second_delivery_waits_for_the_first_and_takes_over_what_it_rolled_back(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let (mut connection, event) = (prepared(&database).await?, event());
+    let mut first = connection.begin().await?;
+    ensure!(Inbox::new("billing").first(&mut first, event).await?);
+    let second = second_delivery(&database, event).await?;
+    first.rollback().await?;
+    ensure!(second.await?? == Once::Applied(7));
+    Ok(())
+}
+
+async fn groups_do_not_share_what_they_have_processed(database: TestDatabase) -> anyhow::Result<()> {
+    let (mut connection, event) = (prepared(&database).await?, event());
+    for group in ["billing", "shipping"] {
+        ensure!(apply(&mut connection, &Inbox::new(group), event).await?.is_applied(), "{group}");
+    }
+    ensure!(effects(&mut connection).await? == 2);
+    Ok(())
+}
+
+async fn a_batch_tells_which_of_its_events_are_new(database: TestDatabase) -> anyhow::Result<()> {
+    let mut connection = prepared(&database).await?;
+    let inbox = Inbox::new("billing");
+    let events: Vec<EventId> = std::iter::repeat_with(event).take(5).collect();
+    apply(&mut connection, &inbox, events[1]).await?;
+    let mut tx = connection.begin().await?;
+    let given = [events[4], events[1], events[0], events[4], events[2]];
+    let new = inbox.first_of(&mut tx, &given).await?;
+    ensure!(new == [events[4], events[0], events[2]], "{new:?}");
+    ensure!(inbox.first_of(&mut tx, &given).await?.is_empty());
+    tx.rollback().await?;
+    ensure!(inbox.first_of(&mut connection, &events).await?.len() == 4);
+    ensure!(inbox.first_of(&mut connection, &[]).await?.is_empty());
+    Ok(())
+}
+
+async fn batches_that_share_events_do_not_deadlock(database: TestDatabase) -> anyhow::Result<()> {
+    let events: Vec<EventId> = std::iter::repeat_with(event).take(2_000).collect();
+    let mut backwards = events.clone();
+    backwards.reverse();
+    let mut tasks = tokio::task::JoinSet::new();
+    for ids in [events, backwards.clone(), backwards] {
+        let mut connection = database.connect().await?;
+        tasks.spawn(async move { Inbox::new("billing").first_of(&mut connection, &ids).await.map(|new| new.len()) });
+    }
+    let mut new = 0;
+    while let Some(counted) = tasks.join_next().await {
+        new += counted??;
+    }
+    ensure!(new == 2_000, "{new}");
+    Ok(())
+}
+
+async fn an_inbox_and_an_outbox_of_other_names_are_used(database: TestDatabase) -> anyhow::Result<()> {
+    let mut connection = prepared(&database).await?;
+    let names = Names::new("my \"shop", "events out", "events in");
+    schema::migrate(&mut connection, &names, &MigrateOptions::default()).await?;
+    let inbox = Inbox::with_names("billing", &names);
+    let event = event();
+    ensure!(apply(&mut connection, &inbox, event).await?.is_applied());
+    ensure!(inbox.first_of(&mut connection, &[event]).await?.is_empty());
+    Outbox::new(&names).emit(&mut connection, &NewEvent::new("order", "o-1", "OrderPlaced")).await?;
+    let counts = sqlx::query(
+        r#"select (select count(*) from "my ""shop"."events in"), (select count(*) from "my ""shop"."events out")"#,
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    ensure!((counts.get::<i64, _>(0), counts.get::<i64, _>(1)) == (1, 1));
+    Ok(())
+}
+
+async fn an_event_is_written_as_it_was_built(database: TestDatabase) -> anyhow::Result<()> {
+    let mut connection = database.connect().await?;
+    let outbox = Outbox::default();
+    let due = "2030-01-02T03:04:05Z".parse()?;
+    let event = NewEvent::new("order", "o-1", "OrderPlaced")
+        .json(&json!({"text": "it's \u{1f980}"}))?
+        .version(2)
+        .header("correlation-id", "req-\"1\"")
+        .topic("elsewhere")
+        .available_at(due);
+    let id = outbox.emit(&mut connection, &event).await?;
+    outbox.emit(&mut connection, &NewEvent::without_entity("file", "Stored").bytes([0, 255])).await?;
+    outbox.emit(&mut connection, &NewEvent::new("order", "o-2", "OrderDeleted")).await?;
+    let row: String = sqlx::query_scalar(
+        "select concat_ws('|', entity_type, entity_id, event_type, event_version, payload, headers, topic, \
+         available_at at time zone 'utc') from event_outbox where event_id = $1",
+    )
+    .bind(id.0)
+    .fetch_one(&mut connection)
+    .await?;
+    let expected = "order|o-1|OrderPlaced|2|{\"text\": \"it's \u{1f980}\"}|{\"correlation-id\": \"req-\\\"1\\\"\"}|elsewhere|2030-01-02 03:04:05";
+    ensure!(row == expected, "{row}");
+    let others: Vec<(Option<String>, Option<Vec<u8>>, bool)> = sqlx::query_as(
+        "select entity_id, payload_bytes, payload is null from event_outbox where event_id <> $1 order by id",
+    )
+    .bind(id.0)
+    .fetch_all(&mut connection)
+    .await?;
+    ensure!(others == [(None, Some(vec![0, 255]), true), (Some("o-2".to_owned()), None, true)], "{others:?}");
+    Ok(())
+}
+
+async fn an_event_that_its_schema_refuses_is_not_written(database: TestDatabase) -> anyhow::Result<()> {
+    let mut connection = database.connect().await?;
+    let schema = json!({"properties": {"totalCents": {"type": "integer"}}});
+    let outbox = Outbox::default().checked_by(Schemas::default().with("OrderPlaced", 1, &schema)?);
+    let event = |total| NewEvent::new("order", "o-1", "OrderPlaced").json(&json!({"totalCents": total}));
+    let error = outbox.emit(&mut connection, &event("12,50")?).await.err().context("it was written")?;
+    ensure!(matches!(&error, EmitError::Invalid(invalid) if invalid.path == "/totalCents"), "{error:?}");
+    // Nothing was sent to the database, so the transaction could go on.
+    outbox
+        .emit(&mut connection, &NewEvent::new("order", "o-1", "OrderPlaced").json(&json!({"totalCents": 1250}))?)
+        .await?;
+    let written: i64 = sqlx::query_scalar("select count(*) from event_outbox").fetch_one(&mut connection).await?;
+    ensure!(written == 1);
+    Ok(())
+}

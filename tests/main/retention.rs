@@ -1,0 +1,250 @@
+//! Retention: what is old and done with goes, by hand or in the background, and nothing else.
+
+use std::sync::Arc;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+use outbox_relay::ledger::Rules;
+use serde_json::Value;
+use sqlx::{Connection, Executor};
+
+use crate::support::kafka::RealKafka;
+use crate::support::load::{Load, Plan};
+use crate::support::relay::Output;
+use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_postgres:
+            only_events_published_long_ago_are_pruned,
+            an_archived_event_is_moved_as_it_is,
+            rows_of_the_consumers_table_are_pruned_by_their_age,
+            a_locked_event_is_skipped_and_nobody_waits_for_a_prune,
+            a_prune_without_anything_to_prune_or_without_a_yes_changes_nothing;
+        with_both:
+            relays_prune_in_the_background_under_load_and_the_ledger_is_clean,
+            a_relay_that_may_not_prune_says_so_once_and_goes_on;
+    }
+}
+
+async fn prune(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<Output> {
+    let relay = Relay::bare().with("DATABASE_URL", database.url());
+    arguments.iter().fold(relay, |relay, argument| relay.argument(argument)).output("prune").await
+}
+
+/// How many events and how many rows of the consumers' table.
+async fn pruned(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<(i64, i64)> {
+    let output = prune(database, &[arguments, &["--json"]].concat()).await?;
+    ensure!(output.code == Some(0) && output.stderr.is_empty(), "{arguments:?}: {output:?}");
+    let json: Value = serde_json::from_str(&output.stdout)?;
+    Ok((json["events"].as_i64().unwrap_or(-1), json["processed"].as_i64().unwrap_or(-1)))
+}
+
+/// 10,000 events a minute apart from now back, the oldest first: of ten, seven are PUBLISHED, and one each DEAD, PENDING and held.
+async fn write_history(outbox: &Outbox) -> anyhow::Result<()> {
+    outbox
+        .execute(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload, created_at, status, published_at, available_at, \
+               last_error, attempts) \
+             select 'order', 'e' || n % 100, 'Counted', jsonb_build_object('n', n), at, \
+               case when n % 10 < 7 then 'PUBLISHED' when n % 10 = 7 then 'DEAD' else 'PENDING' end, \
+               case when n % 10 < 7 then at end, case when n % 10 = 8 then timestamptz 'infinity' end, \
+               case when n % 10 in (7, 8) then 'held entity: why' end, (n % 10 = 7)::int \
+             from (select n, now() - (10001 - n) * interval '1 minute' as at from generate_series(1, 10000) n) s",
+        )
+        .await
+        .map(drop)
+}
+
+async fn only_events_published_long_ago_are_pruned(database: TestDatabase) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    write_history(&outbox).await?;
+    let old = "from event_outbox where status = 'PUBLISHED' and published_at < now() - interval '2 days'";
+    let (expected, all) = (outbox.number(&format!("select count(*) {old}")).await?, 10_000);
+    ensure!((4900..5000).contains(&expected), "{expected}");
+    let arguments = ["--mode", "delete", "--after", "2d"];
+    let dry = pruned(&database, &[&arguments[..], &["--dry-run"]].concat()).await?;
+    ensure!(dry == (expected, 0), "{dry:?} instead of {expected}");
+    ensure!(outbox.number("select count(*) from event_outbox").await? == all, "a dry run removed events");
+
+    let done = pruned(&database, &[&arguments[..], &["--yes", "--reason", "space", "--by", "ann"]].concat()).await?;
+    ensure!(done == (expected, 0), "{done:?} instead of {expected}");
+    ensure!(outbox.number(&format!("select count(*) {old}")).await? == 0);
+    ensure!(outbox.number("select count(*) from event_outbox").await? == all - expected);
+    ensure!(outbox.number("select count(*) from event_outbox where status <> 'PUBLISHED'").await? == 3_000);
+    let audit = format!(
+        "select count(*) from event_outbox_audit where command = 'prune' and affected = {expected} and acted_by = 'ann' \
+         and filter ->> 'mode' = 'delete'"
+    );
+    ensure!(outbox.number(&audit).await? == 1);
+    let highest = outbox.number("select value from event_outbox_control where name = 'pruned'").await?;
+    let first = outbox.number("select min(id) from event_outbox where status = 'PUBLISHED'").await?;
+    ensure!(highest < first && first - highest <= 4, "pruned up to {highest}, the first kept is {first}");
+    Ok(())
+}
+
+async fn an_archived_event_is_moved_as_it_is(database: TestDatabase) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    write_history(&outbox).await?;
+    outbox
+        .execute(
+            "insert into event_outbox (entity_type, event_type, payload_bytes, headers, topic, status, created_at, published_at) \
+             values ('x', 'Bytes', '\\x00ff', '{\"a\": \"b\"}', 't', 'PUBLISHED', '2020-01-01', '2020-01-01')",
+        )
+        .await?;
+    outbox.execute("create table before as select * from event_outbox").await?;
+    let (events, _) = pruned(&database, &["--mode", "archive", "--after", "1d", "--yes"]).await?;
+    let archived = "select count(*) from event_outbox_archive a join before b using (id) \
+                    where to_jsonb(a) - 'archived_at' = to_jsonb(b)";
+    ensure!(events > 5_000 && outbox.number(archived).await? == events, "{events}");
+    ensure!(outbox.number("select count(*) from event_outbox_archive").await? == events);
+    ensure!(outbox.number("select count(*) from event_outbox join event_outbox_archive using (id)").await? == 0);
+    // Restored by hand and archived once more: it is there already.
+    let columns = "id, entity_type, event_type, payload, status, created_at, published_at";
+    outbox
+        .execute(&format!(
+            "insert into event_outbox ({columns}) overriding system value select {columns} from event_outbox_archive where id = 1"
+        ))
+        .await?;
+    let (again, _) = pruned(&database, &["--mode", "archive", "--after", "1d", "--yes"]).await?;
+    ensure!(again == 1, "{again}");
+    Ok(())
+}
+
+async fn rows_of_the_consumers_table_are_pruned_by_their_age(database: TestDatabase) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox
+        .execute(
+            "insert into processed_events (consumer_group, event_id, processed_at) \
+             select 'g', gen_random_uuid(), now() - n * interval '1 minute' from generate_series(1, 50000) n",
+        )
+        .await?;
+    // The outbox itself is kept.
+    write_history(&outbox).await?;
+    let arguments = ["--processed-after", "10d"];
+    let old =
+        outbox.number("select count(*) from processed_events where processed_at < now() - interval '10 days'").await?;
+    let dry = pruned(&database, &[&arguments[..], &["--dry-run"]].concat()).await?;
+    ensure!(dry == (0, old), "{dry:?} instead of {old}");
+    ensure!(pruned(&database, &[&arguments[..], &["--yes"]].concat()).await? == (0, old));
+    ensure!(outbox.number("select count(*) from processed_events").await? == 50_000 - old);
+    ensure!(outbox.number("select count(*) from event_outbox").await? == 10_000);
+    Ok(())
+}
+
+async fn a_locked_event_is_skipped_and_nobody_waits_for_a_prune(database: TestDatabase) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    write_history(&outbox).await?;
+    let mut other = outbox.connect().await?;
+    let mut lock = other.begin().await?;
+    lock.execute("select from event_outbox where id in (1, 2) for update").await?;
+    let arguments = ["--mode", "delete", "--after", "1d", "--yes"];
+    pruned(&database, &arguments).await?;
+    ensure!(outbox.number("select count(*) from event_outbox where id in (1, 2)").await? == 2);
+    lock.rollback().await?;
+    ensure!(pruned(&database, &arguments).await? == (2, 0));
+    Ok(())
+}
+
+async fn a_prune_without_anything_to_prune_or_without_a_yes_changes_nothing(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    write_history(&outbox).await?;
+    for (arguments, says) in [
+        (&["--yes"][..], "RELAY_RETENTION is keep"),
+        (&["--mode", "delete"], "There is no terminal to ask on"),
+        (&["--mode", "burn", "--yes"], "invalid value"),
+        (&["--mode", "delete", "--after", "7", "--yes"], "invalid value"),
+    ] {
+        let output = prune(&database, arguments).await?;
+        ensure!(output.code == Some(2) && output.stderr.contains(says), "{arguments:?}: {output:?}");
+    }
+    ensure!(outbox.number("select count(*) from event_outbox").await? == 10_000);
+    Ok(())
+}
+
+async fn relays_prune_in_the_background_under_load_and_the_ledger_is_clean(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox
+        .execute("insert into processed_events values ('g', gen_random_uuid(), now() - interval '1 hour'), ('g', gen_random_uuid(), now())")
+        .await?;
+    let settings = outbox
+        .relay(&kafka)
+        .with("RELAY_RETENTION", "archive")
+        .with("RELAY_RETENTION_AFTER", "1s")
+        .with("RELAY_PROCESSED_RETENTION", "30m")
+        .with("RELAY_STATUS_INTERVAL", "1s");
+    let (one, _two) = (settings.start("one")?, settings.start("two")?);
+    let load = Load::start(&outbox, Plan::new(6_000, 64));
+    let archived = "select count(*) from event_outbox_archive";
+    let until = async |count: i64| {
+        eventually(&format!("{count} events are archived"), SOON * 4, || async {
+            match outbox.number(archived).await {
+                Ok(found) if found >= count => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    };
+    until(1_000).await;
+    // The relay that prunes is killed: the other goes on.
+    one.kill()?;
+    load.until_committed(6_000 / 16 * 16).await;
+    outbox.until_settled().await;
+    // The last of them have to be as old as that as well.
+    eventually("all are old", SOON, || async {
+        match outbox.number("select count(*) from event_outbox where published_at > now() - interval '1 second'").await
+        {
+            Ok(0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let all = outbox.number("select count(*) + (select count(*) from event_outbox_archive) from event_outbox").await?;
+    // A late commit below where the walk is waits for the next sweep, which comes once an hour: those are pruned by hand.
+    until(all * 9 / 10).await;
+    let (rest, _) = pruned(&database, &["--mode", "archive", "--after", "1s", "--yes"]).await?;
+    eprintln!("{rest} of {all} events were left for the sweep");
+    until(all).await;
+    ensure!(outbox.number("select count(*) from processed_events").await? == 1);
+    // Back into the table, so that the ledger finds what was committed.
+    drop(_two);
+    let columns: String = sqlx::query_scalar(
+        "select string_agg(attname, ', ' order by attnum) from pg_attribute \
+         where attrelid = 'event_outbox'::regclass and attnum > 0 and attname <> 'lane'",
+    )
+    .fetch_one(&mut outbox.connect().await?)
+    .await?;
+    outbox
+        .execute(&format!(
+            "insert into event_outbox ({columns}) overriding system value select {columns} from event_outbox_archive"
+        ))
+        .await?;
+    load.reconcile(&outbox, &kafka, Rules::default()).await
+}
+
+async fn a_relay_that_may_not_prune_says_so_once_and_goes_on(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox.execute("alter table event_outbox_archive rename to hidden").await?;
+    let relay =
+        outbox.relay(&kafka).with("RELAY_RETENTION", "archive").with("RELAY_RETENTION_AFTER", "1s").start("refused")?;
+    outbox.write("a", 1, 3).await?;
+    let told = relay.wait_for("old events cannot be pruned: the table grows").await;
+    ensure!(told["next_step"].as_str().is_some_and(|step| step.contains("migrate")), "{told}");
+    outbox.write("a", 4, 3).await?;
+    outbox.until_settled().await;
+    outbox.execute("alter table hidden rename to event_outbox_archive").await?;
+    relay.wait_for("retention works again").await;
+    ensure!(relay.lines("old events cannot be pruned: the table grows").len() == 1);
+    ensure!(outbox.published_numbers(&kafka).await?["a"] == (1..=6).collect::<Vec<_>>());
+    Ok(())
+}

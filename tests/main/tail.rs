@@ -1,0 +1,206 @@
+//! `outbox-relay tail` and `explain`: what happens to an event, and why it waits.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use outbox_relay::demo::free_port;
+use serde_json::Value;
+use sqlx::{Connection, Executor};
+
+use crate::support::kafka::RealKafka;
+use crate::support::{Outbox, Relay, TestDatabase, trials};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            an_event_is_followed_to_its_place_on_the_topic,
+            only_what_is_asked_for_is_followed,
+            a_published_event_is_explained_with_its_place,
+            a_waiting_event_is_explained_with_the_reason_and_what_to_do,
+            an_unknown_event_is_a_finding;
+        with_postgres:
+            brokers_that_are_away_do_not_keep_an_event_from_being_explained;
+    }
+}
+
+struct Tail(Child);
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        // It may have ended; then there is nobody to kill.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts it and waits until it follows.
+fn tail(database: &TestDatabase, outbox: &Outbox, kafka: &RealKafka, arguments: &[&str]) -> anyhow::Result<Tail> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
+        .args(["tail", "--json", "--for", "60s"])
+        .args(arguments)
+        .env_clear()
+        .env("DATABASE_URL", database.url())
+        .env("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap())
+        .env("RELAY_TOPIC", &outbox.topic)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut first = String::new();
+    BufReader::new(child.stderr.take().context("stderr")?).read_line(&mut first)?;
+    ensure!(first.starts_with("following "), "{first}");
+    Ok(Tail(child))
+}
+
+fn lines(tail: &mut Tail) -> anyhow::Result<Vec<Value>> {
+    let stdout = BufReader::new(tail.0.stdout.take().context("stdout")?);
+    let lines = stdout.lines().map(|line| Ok(serde_json::from_str(&line?)?)).collect::<anyhow::Result<Vec<Value>>>()?;
+    let status = tail.0.wait()?;
+    ensure!(status.success(), "{status}");
+    Ok(lines)
+}
+
+async fn an_event_is_followed_to_its_place_on_the_topic(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox.write("before", 1, 1).await?;
+    let mut following = tail(&database, &outbox, &kafka, &["--events", "3"])?;
+    outbox.write("e", 1, 3).await?;
+    let _relay = outbox.relay(&kafka).start_ready("followed").await?;
+    let lines = tokio::task::spawn_blocking(move || lines(&mut following)).await??;
+    for what in ["inserted", "published", "seen"] {
+        let of: Vec<_> = lines.iter().filter(|line| line["what"] == what).collect();
+        ensure!(of.len() == 3, "{what}: {lines:?}");
+        ensure!(of.iter().all(|line| line["entity_id"] == "e" && line["latency_ms"].is_f64()), "{lines:?}");
+    }
+    let records = kafka.read_topic(&outbox.topic).await?;
+    for line in lines.iter().filter(|line| line["what"] == "seen") {
+        let there = records.iter().any(|record| {
+            Some(i64::from(record.partition)) == line["partition"].as_i64()
+                && Some(record.offset) == line["offset"].as_i64()
+                && record.header("event-id") == line["event_id"].as_str()
+        });
+        ensure!(there, "{line} in {records:?}");
+    }
+    Ok(())
+}
+
+async fn only_what_is_asked_for_is_followed(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let mut following =
+        tail(&database, &outbox, &kafka, &["--entity", "wanted", "--type", "Counted", "--events", "1"])?;
+    outbox.write("other", 1, 2).await?;
+    outbox
+        .execute("insert into event_outbox (entity_type, entity_id, event_type, payload) values ('order', 'wanted', 'Other', '{}')")
+        .await?;
+    outbox.write("wanted", 1, 1).await?;
+    let _relay = outbox.relay(&kafka).start_ready("filtered").await?;
+    let lines = tokio::task::spawn_blocking(move || lines(&mut following)).await??;
+    ensure!(lines.len() == 3, "{lines:?}");
+    ensure!(lines.iter().all(|line| line["entity_id"] == "wanted" && line["event_type"] == "Counted"), "{lines:?}");
+    Ok(())
+}
+
+async fn explained(relay: &Relay, wanted: &str) -> anyhow::Result<Value> {
+    let output = relay.clone().argument("--json").argument(wanted).output("explain").await?;
+    ensure!(output.code == Some(0), "{output:?}");
+    Ok(serde_json::from_str(&output.stdout)?)
+}
+
+/// The explanation of an entity's one event says all of that.
+async fn says(relay: &Relay, entity: &str, parts: &[&str]) -> anyhow::Result<()> {
+    let events = explained(relay, entity).await?;
+    let event = events.as_array().and_then(|events| events.last()).context("no event")?;
+    let text =
+        format!("{} {}", event["why"].as_str().unwrap_or_default(), event["next_step"].as_str().unwrap_or_default());
+    for part in parts {
+        ensure!(text.contains(part), "no {part:?} in {event}");
+    }
+    Ok(())
+}
+
+async fn a_published_event_is_explained_with_its_place(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox.write_backlog(500, 20).await?;
+    let relay = outbox.relay(&kafka);
+    let _running = relay.start_ready("publishing").await?;
+    outbox.until_settled().await;
+    for record in kafka.read_topic(&outbox.topic).await?.iter().step_by(100) {
+        let id = record.header("event-id").context("no event-id")?;
+        let event = explained(&relay, id).await?[0].clone();
+        ensure!(event["event_id"] == id && event["status"] == "PUBLISHED" && event["why"].is_null(), "{event}");
+        ensure!(
+            event["record"]["partition"] == record.partition && event["record"]["offset"] == record.offset,
+            "{event}"
+        );
+    }
+    let entity = explained(&relay, "e7").await?;
+    let events = entity.as_array().context("an array")?;
+    ensure!(events.len() == 20 && events.iter().all(|event| event["record"]["offset"].is_i64()), "{entity}");
+    let text = relay.argument("--full").argument("e7").output("explain").await?;
+    ensure!(text.stdout.contains("status     PUBLISHED") && text.stdout.contains("partition"), "{text:?}");
+    Ok(())
+}
+
+async fn a_waiting_event_is_explained_with_the_reason_and_what_to_do(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox
+        .execute(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload, status, available_at, last_error) values \
+             ('order', 'dead', 'X', '{}', 'DEAD', null, 'too large'), \
+             ('order', 'held', 'X', '{}', 'PENDING', 'infinity', 'held topic x: it does not exist'), \
+             ('order', 'scheduled', 'X', '{}', 'PENDING', now() + interval '1 day', null), \
+             ('order', 'behind', 'X', '{}', 'PENDING', null, null), ('order', 'behind', 'Y', '{}', 'PENDING', null, null), \
+             ('order', 'locked', 'X', '{}', 'PENDING', null, null), ('order', 'alone', 'X', '{}', 'PENDING', null, null)",
+        )
+        .await?;
+    let relay = outbox.relay(&kafka);
+    says(&relay, "dead", &["too large", "dead retry"]).await?;
+    says(&relay, "held", &["held topic x", "create the topic"]).await?;
+    says(&relay, "scheduled", &["scheduled", "available_at"]).await?;
+    says(&relay, "behind", &["behind number", "explain 'behind'"]).await?;
+    says(&relay, "alone", &["no relay is alive", "outbox-relay run"]).await?;
+    let mut conn = outbox.connect().await?;
+    let mut open = conn.begin().await?;
+    let pid: i64 = sqlx::query_scalar("select pg_backend_pid()::int8").fetch_one(&mut *open).await?;
+    open.execute("select from event_outbox where entity_id = 'locked' for update").await?;
+    says(&relay, "locked", &[&format!("pid {pid}"), &format!("pg_terminate_backend({pid})")]).await?;
+    open.rollback().await?;
+    // Somebody who is alive and owns the lanes, so that only the topic is left to blame.
+    outbox
+        .execute("insert into event_outbox_relay (id, name, version, workers, seen_at) values (gen_random_uuid(), 'x', '0', 2, now() + interval '1 hour')")
+        .await?;
+    says(&relay, "alone", &["its turn comes", "outbox-relay status"]).await?;
+    says(&relay.with("RELAY_TOPIC", "never-made-for-explain"), "alone", &["never-made-for-explain", "does not exist"])
+        .await
+}
+
+async fn an_unknown_event_is_a_finding(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let output = outbox.relay(&kafka).argument("no-such-entity").output("explain").await?;
+    ensure!(output.code == Some(1) && output.stdout.is_empty() && output.stderr.contains("--full"), "{output:?}");
+    Ok(())
+}
+
+async fn brokers_that_are_away_do_not_keep_an_event_from_being_explained(database: TestDatabase) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.write("e", 1, 1).await?;
+    let relay = Relay::of(&database.url(), &format!("127.0.0.1:{}", free_port()?));
+    let events = explained(&relay, "e").await?;
+    ensure!(events[0]["record_unknown"].as_str().is_some_and(|why| why.contains("do not answer")), "{events}");
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! "Every committed row is published in the end": from every state that can be reached, whatever has gone wrong before, steps
+//! without any further fault lead to a state in which all is marked. Relays that go round in circles do not pass for progress.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use stateright::Model;
+
+use crate::protocol::Protocol;
+use crate::state::State;
+
+/// A state from which nothing but luck leads on, if there is one.
+pub(crate) fn stuck(protocol: &Protocol) -> Option<State> {
+    // By hash, as the checker does it: a set of whole states would take twice the memory.
+    let (mut places, hasher) = (HashMap::<u64, usize>::new(), RandomState::new());
+    let mut states: Vec<State> = Vec::new();
+    let mut earlier: Vec<Vec<usize>> = Vec::new();
+    let mut add = |state: State, states: &mut Vec<State>, earlier: &mut Vec<Vec<usize>>| {
+        *places.entry(hasher.hash_one(&state)).or_insert_with(|| {
+            states.push(state);
+            earlier.push(Vec::new());
+            states.len() - 1
+        })
+    };
+    for state in protocol.init_states() {
+        add(state, &mut states, &mut earlier);
+    }
+    let (mut at, mut steps) = (0, Vec::new());
+    while at < states.len() {
+        let state = states[at].clone();
+        protocol.actions(&state, &mut steps);
+        for step in steps.drain(..) {
+            let Some(next) = protocol.next_state(&state, step) else { continue };
+            let next = add(next, &mut states, &mut earlier);
+            if !step.is_fault() {
+                earlier[next].push(at);
+            }
+        }
+        at += 1;
+    }
+    let mut good: Vec<bool> = states.iter().map(State::is_done).collect();
+    let mut open: Vec<usize> = (0..states.len()).filter(|at| good[*at]).collect();
+    while let Some(at) = open.pop() {
+        for before in &earlier[at] {
+            if !std::mem::replace(&mut good[*before], true) {
+                open.push(*before);
+            }
+        }
+    }
+    states.into_iter().zip(good).find(|(_, good)| !good).map(|(state, _)| state)
+}
