@@ -74,7 +74,7 @@ impl Filler {
         let insert = format!(
             "insert into {} (entity_type, entity_id, event_type, payload, status, published_at) \
              select 'order', {}, (array['OrderPlaced','OrderPaid','OrderShipped','OrderDelivered'])[1 + i % 4], p.body, \
-                    '{status}', {published}::timestamptz \
+                    '{status}', ({published})::timestamptz \
              from generate_series($1::bigint, $2::bigint) i join {table} p on p.n = i % {} order by i",
             arena.names.outbox(),
             keys.sql(),

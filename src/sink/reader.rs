@@ -141,19 +141,18 @@ impl Reader {
     /// # Errors
     /// Any error of the client.
     pub(crate) fn since(&self, topic: &str, partitions: &[i32], millis: i64) -> Result<Vec<Part>, KafkaError> {
-        let mut wanted = TopicPartitionList::new();
+        let (mut wanted, mut parts) = (TopicPartitionList::new(), Vec::new());
+        // The ends first: a record that comes while the times are looked up is beyond them, not before.
         for partition in partitions {
             wanted.add_partition_offset(topic, *partition, Offset::Offset(millis))?;
+            let (_, end) = self.watermarks(topic, *partition)?;
+            parts.push(Part { partition: *partition, from: end, end });
         }
-        let found = self.consumer.offsets_for_times(wanted, ANSWER_WITHIN)?;
-        let mut parts = Vec::new();
-        for element in found.elements_for_topic(topic) {
-            let (_, end) = self.watermarks(topic, element.partition())?;
-            let from = match element.offset() {
-                Offset::Offset(offset) => offset,
-                _ => end,
-            };
-            parts.push(Part { partition: element.partition(), from, end });
+        for element in self.consumer.offsets_for_times(wanted, ANSWER_WITHIN)?.elements_for_topic(topic) {
+            let part = parts.iter_mut().find(|part| part.partition == element.partition());
+            if let (Some(part), Offset::Offset(offset)) = (part, element.offset()) {
+                part.from = offset.min(part.end);
+            }
         }
         Ok(parts)
     }
