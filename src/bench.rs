@@ -169,8 +169,8 @@ impl Bench {
         relay_overrides: Vec<(String, String)>,
         program: PathBuf,
     ) -> Result<Self, BenchError> {
-        // What is set for a relay on this machine is not what is to be measured.
-        sources.env.retain(|name, _| !name.starts_with("RELAY_"));
+        // What is set for a relay on this machine is not what is to be measured; which of both deliveries is.
+        sources.env.retain(|name, _| !name.starts_with("RELAY_") || name == "RELAY_DELIVERY");
         sources.overrides.extend(relay_overrides);
         let launch = Launch {
             program,

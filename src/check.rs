@@ -8,6 +8,7 @@
 //! - [`table`]: vacuum, sequence, triggers, payloads
 //! - [`routes`]: the topics that events go to
 //! - [`kafka`], [`topics`]: the brokers, one topic
+//! - [`transactions`]: what exactly-once needs besides
 //! - [`window`]: how far back consumers remember
 
 mod finding;
@@ -19,6 +20,7 @@ mod schema;
 mod sessions;
 mod table;
 mod topics;
+mod transactions;
 mod window;
 
 use std::collections::BTreeMap;
@@ -99,7 +101,7 @@ pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
         found.findings.push(database_error(settings, &error));
     }
     if let Some(kafka) = &settings.kafka
-        && let Err(error) = brokers(kafka, &names, &mut found).await
+        && let Err(error) = brokers(kafka, settings, &names, &mut found).await
     {
         // The error's text may quote a setting.
         let code = error.rdkafka_error_code();
@@ -118,6 +120,8 @@ struct Found {
     findings: Vec<Finding>,
     topics: BTreeMap<String, Seen>,
     processed_ms: Option<f64>,
+    /// Of a relay that publishes exactly once.
+    identity: Option<transactions::Identity>,
 }
 
 fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
@@ -159,8 +163,8 @@ async fn outbox(
     found: &mut Found,
 ) -> Result<(), sqlx::Error> {
     let relay = &settings.relay;
-    match schema::usable(conn, names).await {
-        Ok(Ok(_)) => {}
+    let lanes = match schema::usable(conn, names).await {
+        Ok(Ok(lanes)) => lanes,
         Ok(Err(finding)) => {
             found.findings.push(finding);
             return Ok(());
@@ -171,7 +175,7 @@ async fn outbox(
             return Ok(());
         }
         Err(error) => return Err(error),
-    }
+    };
     let rights = rights::rights(conn, names).await?;
     let lacking = rights.iter().any(|finding| finding.id == "rights-missing");
     found.findings.extend(rights);
@@ -187,11 +191,19 @@ async fn outbox(
     let (topics, illegal) = routes::routes(conn, names, &relay.topic).await?;
     findings.extend(illegal);
     found.topics = topics;
+    let (lacking, identity) = transactions::database(conn, settings, names, lanes).await?;
+    found.findings.extend(lacking);
+    found.identity = identity;
     found.processed_ms = window::oldest_processed_ms(conn, names).await?;
     Ok(())
 }
 
-async fn brokers(kafka: &KafkaSettings, names: &Names, found: &mut Found) -> Result<(), rdkafka::error::KafkaError> {
+async fn brokers(
+    kafka: &KafkaSettings,
+    settings: &Settings,
+    names: &Names,
+    found: &mut Found,
+) -> Result<(), rdkafka::error::KafkaError> {
     let cluster = match Cluster::reach(kafka).await? {
         Ok(cluster) => cluster,
         Err(finding) => {
@@ -199,6 +211,9 @@ async fn brokers(kafka: &KafkaSettings, names: &Names, found: &mut Found) -> Res
             return Ok(());
         }
     };
+    if let Some(identity) = found.identity {
+        found.findings.extend(transactions::kafka(&cluster, settings, identity).await);
+    }
     // The busiest first.
     let mut topics: Vec<_> = std::mem::take(&mut found.topics).into_iter().collect();
     topics.sort_by_key(|(_, seen)| std::cmp::Reverse(seen.events));

@@ -8,6 +8,8 @@
 //! - [`batch`]: what becomes of each claimed row
 //! - [`topics`]: asked for, held, released
 //! - [`settling`]: its last part, the marks
+//! - [`exactly_once`]: the protocol by which an event is on its topic once
+//! - [`doubt`]: what a lost progress leaves in doubt
 //! - [`stint`]: what a worker knows of the lanes it works on
 //! - [`pauses`]: what operators have paused
 //! - [`retention`]: removes what is old
@@ -17,6 +19,8 @@
 
 mod batch;
 mod claiming;
+mod doubt;
+mod exactly_once;
 mod options;
 mod outage;
 mod pace;
@@ -41,6 +45,7 @@ pub use options::RelayOptions;
 pub(crate) use outage::describe as describe_error;
 
 use crate::sink::broker::{Broker, BrokerChange};
+use crate::store::delivery::DeliverySql;
 use crate::store::schema::{self, SchemaError};
 use crate::store::session::Sequence;
 use crate::store::{Names, session};
@@ -80,12 +85,13 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let (broker, doubts) = Broker::new(&options.kafka).map_err(RelayError::Client)?;
     let outages = Arc::new(Outages::new(options.names.clone(), options.database.clone(), options.connect_timeout));
 
-    let (lanes, sequence) = tokio::select! {
+    let found = tokio::select! {
         found = look_at_outbox(&options, &outages) => found?,
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Drained),
     };
     let shutdown_timeout = options.shutdown_timeout;
-    let shared = Arc::new(Shared::new(options, lanes, &sequence, Arc::clone(&broker), Arc::clone(&outages)));
+    let lanes = found.lanes;
+    let shared = Arc::new(Shared::new(options, &found, Arc::clone(&broker), Arc::clone(&outages)));
     tracing::info!(
         lanes,
         workers = shared.options.workers,
@@ -153,8 +159,17 @@ async fn drain(tasks: &mut JoinSet<()>, timeout: Duration) -> Ended {
     Ended::TimedOut
 }
 
-/// Waits for the database, then reads how many lanes the outbox has and where its ids come from.
-async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<(u16, Sequence), RelayError> {
+/// What is fixed of an outbox.
+pub(crate) struct Fixed {
+    lanes: u16,
+    /// Where its ids come from.
+    sequence: Sequence,
+    /// What tells it from others on the same cluster.
+    identity: i64,
+}
+
+/// Waits for the database, then reads what is fixed of the outbox.
+async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fixed, RelayError> {
     let mut pause = pace::Backoff::default();
     loop {
         let connected = session::connect(&options.database, &options.application_name(), options.connect_timeout).await;
@@ -175,10 +190,11 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<(u1
 }
 
 /// In a transaction: a pooler may send the parts of a statement to two servers otherwise.
-async fn look(conn: &mut PgConnection, names: &Names) -> Result<(u16, Sequence), SchemaError> {
+async fn look(conn: &mut PgConnection, names: &Names) -> Result<Fixed, SchemaError> {
     let mut tx = conn.begin().await?;
     let lanes = schema::lanes(&mut tx, names).await?;
     let sequence = Sequence::of(&mut tx, names).await?;
+    let identity = DeliverySql::new(names).identity(&mut tx).await?;
     tx.commit().await?;
-    Ok((lanes, sequence))
+    Ok(Fixed { lanes, sequence, identity })
 }

@@ -6,6 +6,8 @@
 //! - [`topics`]: whether a topic can be written
 //! - [`client`]: the settings a guarantee rests on
 //! - [`murmur2`]: where a key belongs
+//! - [`progress`]: what a lane's last transaction published
+//! - [`transactions`]: Kafka's side of exactly-once
 //! - [`reader`]: reads topics, for commands that look
 
 pub(crate) mod broker;
@@ -13,5 +15,7 @@ pub(crate) mod client;
 pub(crate) mod delivery;
 pub(crate) mod murmur2;
 pub(crate) mod producer;
+pub(crate) mod progress;
 pub(crate) mod reader;
 pub(crate) mod topics;
+pub(crate) mod transactions;

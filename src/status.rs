@@ -20,7 +20,7 @@ use crate::lane::LaneRange;
 use crate::route::TopicTemplate;
 use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
-use crate::store::fleet::{self, LaneHeld, RelaySeen};
+use crate::store::fleet::{self, LaneDelivery, LaneHeld, RelaySeen};
 use crate::store::reading::read;
 use crate::store::stats::{self, COUNT_LIMIT};
 use crate::store::{Names, schema};
@@ -38,6 +38,8 @@ pub(crate) struct Status {
     pub(crate) topics: Vec<TopicStatus>,
     /// Of the first 100,000 pending events.
     pub(crate) lanes: Vec<LaneStatus>,
+    /// Which worker publishes a lane exactly once.
+    pub(crate) delivery: Vec<LaneDelivery>,
     /// Of the first 100,000 held events.
     pub(crate) held: Vec<HeldGroup>,
     /// What operators have paused, as the rows of the table of pauses.
@@ -156,6 +158,7 @@ impl Status {
         let relays = fleet::relays(conn, names).await?;
         let (relays, due) = shares(relays, look.alive_for, lanes);
         self.relays = relays;
+        self.delivery = fleet::deliveries(conn, names).await?;
         self.topics = by_topic(&head, look.topic);
         self.lanes = by_lane(&head, lanes, &due, fleet::lanes_held(conn, names).await?);
         if let Some(mark) = mark {

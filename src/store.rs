@@ -6,6 +6,7 @@
 //! - [`snapshot`]: which transactions a statement saw as running
 //! - [`claim`]: the rows of a batch
 //! - [`settle`]: what becomes of them
+//! - [`delivery`]: which worker publishes a lane exactly once
 //! - [`holds`]: topics and entities held back
 //! - [`pauses`]: topics and entities that operators have paused
 //! - [`dead`]: events that need a decision, and what is decided
@@ -37,8 +38,10 @@ pub(crate) mod claim;
 #[cfg(feature = "relay")]
 pub(crate) mod dead;
 #[cfg(feature = "relay")]
+pub(crate) mod delivery;
+#[cfg(feature = "relay")]
 pub(crate) mod fleet;
-mod hash;
+pub(crate) mod hash;
 #[cfg(feature = "relay")]
 pub(crate) mod holds;
 #[cfg(feature = "relay")]

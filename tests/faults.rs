@@ -12,6 +12,8 @@ mod broker;
 mod crew;
 #[path = "faults/database.rs"]
 mod database;
+#[path = "faults/exactly_once.rs"]
+mod exactly_once;
 #[path = "faults/fault.rs"]
 mod fault;
 #[path = "faults/fencing.rs"]
@@ -41,7 +43,14 @@ fn main() -> ExitCode {
         return code;
     }
     support::migrate_template_with(|url| Box::pin(support::outbox::migrate(url)));
-    let trials =
-        [relays::trials(), database::trials(), broker::trials(), fencing::trials(), volume::trials(), soak::trials()];
+    let trials = [
+        relays::trials(),
+        database::trials(),
+        broker::trials(),
+        fencing::trials(),
+        exactly_once::trials(),
+        volume::trials(),
+        soak::trials(),
+    ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())
 }

@@ -4,10 +4,13 @@
 //! - `protocol`: the steps.
 //! - `state`, `rows`: what they change.
 //! - `frontier`: from which id a claim looks.
+//! - `once`: exactly-once, a model of its own.
 //! - `properties`: what must hold in every state; `progress`: what must be reached from every state.
 
 #[path = "model/frontier.rs"]
 mod frontier;
+#[path = "model/once.rs"]
+mod once;
 #[path = "model/progress.rs"]
 mod progress;
 #[path = "model/properties.rs"]
@@ -163,4 +166,75 @@ fn acks_of_an_earlier_producer_mark_what_is_not_there() {
 fn giving_back_what_one_does_not_own_reopens_published_rows() {
     let faults = Faults { sessions: 1, ..Faults::default() };
     breaks(Flaw::GiveBackWithoutOwnership, TERMINAL, Protocol { faults, ..one_entity() });
+}
+
+/// Two rows in batches of one.
+fn in_transactions() -> once::Once {
+    once::Once { rows: 2, batch: 1, faults: once::Faults::default(), flaw: None }
+}
+
+fn publishes_once(faults: once::Faults) {
+    let checker = once::Once { faults, ..in_transactions() }.checker().spawn_bfs().join();
+    println!("{} states", checker.unique_state_count());
+    checker.assert_properties();
+}
+
+#[test]
+fn every_event_is_published_once_though_a_relay_dies_and_the_other_freezes() {
+    publishes_once(once::Faults { crashes: 1, sessions: 1, ..once::Faults::default() });
+}
+
+#[test]
+fn every_event_is_published_once_though_the_answer_of_a_commit_is_lost_and_a_relay_freezes() {
+    publishes_once(once::Faults { answers: 1, sessions: 1, ..once::Faults::default() });
+}
+
+#[test]
+fn every_event_is_published_once_though_a_transaction_times_out_and_a_relay_dies() {
+    publishes_once(once::Faults { timeouts: 1, crashes: 1, ..once::Faults::default() });
+}
+
+#[test]
+fn progress_that_is_lost_is_made_up_for_from_the_topic() {
+    publishes_once(once::Faults { losses: 1, crashes: 1, ..once::Faults::default() });
+}
+
+/// Without that part of the protocol an event is on the topic twice.
+fn repeats(flaw: once::Flaw, faults: once::Faults) {
+    let flawed = once::Once { flaw: Some(flaw), faults, ..in_transactions() };
+    let wanted = HasDiscoveries::AnyOf([once::NO_DUPLICATE].into());
+    let checker = flawed.checker().finish_when(wanted).spawn_bfs().join();
+    let path = checker.discovery(once::NO_DUPLICATE).unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+    println!("{flaw:?}:");
+    path.into_actions().iter().for_each(|step| println!("  {step:?}"));
+}
+
+#[test]
+fn a_former_owner_that_is_not_fenced_repeats_events() {
+    repeats(once::Flaw::NoFence, once::Faults { sessions: 1, ..once::Faults::default() });
+}
+
+#[test]
+fn a_claim_before_the_progress_is_read_repeats_events() {
+    repeats(once::Flaw::ClaimBeforeProgress, once::Faults { crashes: 1, ..once::Faults::default() });
+}
+
+#[test]
+fn a_transaction_before_the_marks_of_the_last_repeats_events() {
+    repeats(once::Flaw::NextTransactionBeforeMarks, once::Faults { crashes: 1, ..once::Faults::default() });
+}
+
+#[test]
+fn a_new_producer_without_a_new_look_at_the_lane_repeats_events() {
+    repeats(once::Flaw::NewProducerWithoutNewLook, once::Faults { sessions: 1, ..once::Faults::default() });
+}
+
+#[test]
+fn a_worker_that_trusts_its_own_lane_after_a_doubt_repeats_events() {
+    repeats(once::Flaw::OwnLaneWithoutProgress, once::Faults { answers: 1, ..once::Faults::default() });
+}
+
+#[test]
+fn a_lost_progress_that_goes_unnoticed_repeats_events() {
+    repeats(once::Flaw::LossUnnoticed, once::Faults { crashes: 1, losses: 1, ..once::Faults::default() });
 }

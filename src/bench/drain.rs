@@ -51,7 +51,7 @@ pub(crate) struct Drained {
     pub(crate) first_record_after_ms: f64,
     /// Records of each whole second, from the start of the process.
     pub(crate) records_by_second: Vec<u64>,
-    /// On the topic; above `events` by what was sent twice.
+    /// On the topic; above `events` by what was sent twice, and with exactly-once by the marks of transactions.
     pub(crate) records: u64,
     /// Rows marked PUBLISHED; below `events` by what went DEAD.
     pub(crate) published: u64,

@@ -54,8 +54,12 @@ impl Cluster {
 
     /// True when the brokers make a topic that a producer asks for.
     pub(super) async fn creates_topics(&self) -> bool {
-        let entries = self.config(&ResourceSpecifier::Broker(self.first_broker)).await.unwrap_or_default();
-        value(&entries, "auto.create.topics.enable") == Some("true")
+        value(&self.broker_config().await, "auto.create.topics.enable") == Some("true")
+    }
+
+    /// A broker's configuration; empty when the right to see it is missing.
+    pub(super) async fn broker_config(&self) -> Vec<ConfigEntry> {
+        self.config(&ResourceSpecifier::Broker(self.first_broker)).await.unwrap_or_default()
     }
 
     async fn config(&self, of: &ResourceSpecifier<'_>) -> Option<Vec<ConfigEntry>> {

@@ -38,10 +38,33 @@ pub struct RelaySettings {
     pub topic: TopicTemplate,
     /// Source of an event whose row names none.
     pub source: Option<String>,
+    /// How often an event may be on its topic.
+    pub delivery: Delivery,
     /// What a row that cannot be sent does to its successors.
     pub on_poison: OnPoison,
     /// How long what is done with is kept.
     pub retention: RetentionSettings,
+}
+
+/// How often an event may be on its topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Once, and again after a crash.
+    AtLeastOnce,
+    /// Once, for consumers that read committed.
+    ExactlyOnce,
+}
+
+impl FromStr for Delivery {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Delivery, ()> {
+        match text {
+            "at_least_once" => Ok(Delivery::AtLeastOnce),
+            "exactly_once" => Ok(Delivery::ExactlyOnce),
+            _ => Err(()),
+        }
+    }
 }
 
 /// What a row that cannot be sent does.
@@ -83,6 +106,7 @@ impl RelaySettings {
         let envelope = from.word::<Envelope>("envelope");
         let topic = from.optional("topic", |_, text| template(text));
         let source = from.optional("source", printable);
+        let delivery = from.word("delivery");
         let on_poison = from.word("on_poison");
         let retention = RetentionSettings::read(from);
         let envelope = envelope?;
@@ -102,6 +126,7 @@ impl RelaySettings {
                 None => template(envelope.default_topic()).ok()?,
             },
             source: source?,
+            delivery: delivery?,
             on_poison: on_poison?,
             retention: retention?,
         })

@@ -195,6 +195,12 @@ pub static SETTINGS: &[Setting] = &[
         "Source of events whose row names none. Without it: none.",
     ),
     with_default(
+        "delivery",
+        Kind::OneOf(&["at_least_once", "exactly_once"]),
+        "at_least_once",
+        "exactly_once publishes in Kafka transactions: consumers that read committed see no event twice, not even after a crash.",
+    ),
+    with_default(
         "on_poison",
         Kind::OneOf(&["dead_letter", "hold_entity"]),
         "dead_letter",

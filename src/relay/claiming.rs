@@ -73,8 +73,13 @@ impl Hands<'_> {
             }
         }
         let mut rows = due.rows;
+        let due = rows.len();
         rows.extend(claimed.rows);
-        Ok(Some(Claim { rows, skipped, start, last, full: claimed.full }))
+        let mut claim = Claim { rows, skipped, start, last, full: claimed.full };
+        if self.shared.is_exactly_once() {
+            self.cut(&mut claim, due)?;
+        }
+        Ok(Some(claim))
     }
 
     /// Notes how far the claim came, once its transaction has committed.

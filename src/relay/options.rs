@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::config::{OnPoison, RetentionSettings, Settings};
+use crate::config::{Delivery, OnPoison, RetentionSettings, Settings};
 use crate::envelope::Envelope;
 use crate::route::TopicTemplate;
 use crate::sink::client::ClientSettings;
@@ -26,6 +26,8 @@ pub struct RelayOptions {
     pub topic: TopicTemplate,
     /// The `source` of events whose row names none.
     pub source: Option<String>,
+    /// How often an event may be on its topic.
+    pub delivery: Delivery,
     /// What happens to poison.
     pub on_poison: OnPoison,
     /// How long what is done with is kept.
@@ -68,6 +70,7 @@ impl RelayOptions {
             envelope: relay.envelope,
             topic: relay.topic,
             source: relay.source,
+            delivery: relay.delivery,
             on_poison: relay.on_poison,
             retention: relay.retention,
             workers: relay.workers,

@@ -8,13 +8,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::config::Delivery;
+use crate::relay::Fixed;
 use crate::relay::options::RelayOptions;
 use crate::relay::outage::Outages;
 use crate::sink::broker::Broker;
 use crate::sink::topics::Topics;
+use crate::sink::transactions::ProgressGroup;
 use crate::store::claim::ClaimSql;
+use crate::store::delivery::DeliverySql;
 use crate::store::holds::HoldSql;
-use crate::store::session::{Sequence, Transaction};
+use crate::store::session::Transaction;
 use crate::store::settle::SettleSql;
 
 /// Where this relay's workers stand among all workers: worker `i` is number `first + i` of `of`.
@@ -34,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) transaction: Transaction,
     pub(crate) claim: ClaimSql,
     pub(crate) settle: SettleSql,
+    pub(crate) delivery: DeliverySql,
+    pub(crate) progress: ProgressGroup,
     pub(crate) holds: HoldSql,
     pub(crate) standing: watch::Sender<Standing>,
     published: AtomicU64,
@@ -44,14 +50,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(
-        options: RelayOptions,
-        lanes: u16,
-        sequence: &Sequence,
-        broker: Arc<Broker>,
-        outages: Arc<Outages>,
-    ) -> Self {
+    pub(crate) fn new(options: RelayOptions, found: &Fixed, broker: Arc<Broker>, outages: Arc<Outages>) -> Self {
         let (names, prepared) = (&options.names, options.prepared_statements);
+        let (lanes, sequence) = (found.lanes, &found.sequence);
+        let durable = options.delivery == Delivery::ExactlyOnce;
         // The broker's bound, and time for the statements around it.
         let longest = options.publish_timeout + super::turn::DATABASE_TIMEOUT;
         Self {
@@ -60,9 +62,11 @@ impl Shared {
             broker,
             topics: Topics::default(),
             outages,
-            transaction: Transaction::new(names, sequence, longest, prepared),
+            transaction: Transaction::new(names, sequence, longest, prepared, durable),
             claim: ClaimSql::new(names, sequence),
             settle: SettleSql::new(names),
+            delivery: DeliverySql::new(names),
+            progress: ProgressGroup::new(options.kafka.clone(), found.identity, lanes),
             holds: HoldSql::new(names),
             // Alone until the register has looked: others' locks keep it from doing harm.
             standing: watch::Sender::new(Standing { first: 0, of: options.workers }),
@@ -71,6 +75,11 @@ impl Shared {
             obstacles: Mutex::default(),
             options,
         }
+    }
+
+    /// Events are published in transactions.
+    pub(crate) fn is_exactly_once(&self) -> bool {
+        self.options.delivery == Delivery::ExactlyOnce
     }
 
     pub(crate) fn add_published(&self, events: usize) {

@@ -12,19 +12,24 @@ use sqlx::PgConnection;
 use crate::event::OutboxId;
 use crate::fault::Class;
 use crate::lane::LaneRange;
-use crate::relay::batch::{Fate, Plan};
+use crate::relay::batch::{Fate, Plan, Sent};
 use crate::relay::claiming::{Claim, go_around};
+use crate::relay::exactly_once::Ownership;
 use crate::relay::settling::first_left;
 use crate::relay::shared::Shared;
 use crate::relay::stint::Stint;
 use crate::sink::broker::BrokerDown;
 use crate::sink::producer::KafkaProducer;
+use crate::sink::transactions::{TransactionError, is_fenced};
 use crate::store::holds::{Hold, waits_for_entity};
 use crate::store::session::{self, Owned};
 use crate::store::settle::SettleError;
 
 /// How long the statements of one step may take before the connection counts as dead.
 pub(crate) const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Lanes are taken once a turn, and again where another worker was quicker on a part of them.
+const TAKES: usize = 3;
 
 /// What [`Shared::block`] calls records of a worker that are not acknowledged.
 pub(crate) fn acks_of(worker: usize) -> String {
@@ -49,6 +54,9 @@ pub(crate) enum TurnError {
     NotOwned { lanes: LaneRange, source: SettleError },
     #[error(transparent)]
     BrokerDown(#[from] BrokerDown),
+    /// A transaction of Kafka came to nothing, or nobody knows what it came to: the lane's progress tells.
+    #[error(transparent)]
+    Transaction(#[from] TransactionError),
     /// Some records were not acknowledged; those that were are marked.
     #[error("{unacknowledged} of {records} records were not acknowledged: {reason}")]
     Unacknowledged { unacknowledged: usize, records: usize, reason: String, class: Class },
@@ -71,6 +79,8 @@ pub(crate) struct Hands<'w> {
     pub(crate) begun: &'w mut Option<(Owned, LaneRange)>,
     /// Events of the next claim: the batch size, less after a refusal, to find out which record it was.
     pub(crate) limit: &'w mut usize,
+    /// The lanes it publishes in transactions.
+    pub(crate) ownership: &'w mut Ownership,
 }
 
 /// Bounds a step against the database: a connection into a black hole answers never.
@@ -86,14 +96,22 @@ impl Hands<'_> {
     ///
     /// With `go_on` a turn that settled rows has begun the transaction of the next one, which the next turn on the same lanes takes
     /// over; whoever does something else with the connection has to [`Hands::let_go`] first.
-    pub(crate) async fn turn(&mut self, stint: &mut Stint, probe_first: bool, go_on: bool) -> Result<Turn, TurnError> {
+    ///
+    /// `is_share`: the lanes are the worker's share, not only looked after for another.
+    pub(crate) async fn turn(
+        &mut self,
+        stint: &mut Stint,
+        probe_first: bool,
+        go_on: bool,
+        is_share: bool,
+    ) -> Result<Turn, TurnError> {
         if stint.gate.has_expired(Instant::now()) {
             stint.generation = None;
         }
         if (probe_first || stint.gate.is_shut()) && self.begun.is_none() && !self.probe(stint).await? {
             return Ok(Turn::Idle);
         }
-        let turned = self.turn_in_transaction(stint, go_on).await;
+        let turned = self.turn_in_transaction(stint, go_on, is_share).await;
         if turned.is_err() {
             stint.forget();
         }
@@ -140,10 +158,8 @@ impl Hands<'_> {
         Ok(false)
     }
 
-    async fn turn_in_transaction(&mut self, stint: &mut Stint, go_on: bool) -> Result<Turn, TurnError> {
-        let (owned, reopened) = self.begin(stint).await?;
-        let Some(lanes) = LaneRange::longest_run(&owned.lanes) else {
-            within(session::rollback(self.conn)).await?;
+    async fn turn_in_transaction(&mut self, stint: &mut Stint, go_on: bool, is_share: bool) -> Result<Turn, TurnError> {
+        let Some((owned, lanes, reopened)) = self.own(stint, is_share).await? else {
             return Ok(Turn::Idle);
         };
         self.learn(stint, &owned, lanes, reopened).await?;
@@ -177,6 +193,27 @@ impl Hands<'_> {
         // All of it was left behind a locked row: there is no hurry.
         self.let_go(None).await?;
         Ok(Turn::Idle)
+    }
+
+    /// Owns lanes of which nothing is in doubt, in a transaction that is begun.
+    async fn own(
+        &mut self,
+        stint: &mut Stint,
+        is_share: bool,
+    ) -> Result<Option<(Owned, LaneRange, Vec<String>)>, TurnError> {
+        for _ in 0..TAKES {
+            let (owned, reopened) = self.begin(stint).await?;
+            match self.lanes_to_work_on(&owned, is_share).await? {
+                None => {
+                    within(session::rollback(self.conn)).await?;
+                    return Ok(None);
+                }
+                Some((lanes, unsettled)) if unsettled.is_empty() => return Ok(Some((owned, lanes, reopened))),
+                // Its transaction is over then.
+                Some((lanes, unsettled)) => self.take(&owned, lanes, &unsettled).await?,
+            }
+        }
+        Ok(None)
     }
 
     /// Takes over the transaction that is begun, or begins one; with the held topics that can be written again.
@@ -248,10 +285,21 @@ impl Hands<'_> {
         let Some(producer) = self.producer.as_mut() else {
             return Err(BrokerDown.into());
         };
+        let exactly_once = self.shared.is_exactly_once();
+        if exactly_once {
+            producer.begin_transaction().map_err(TransactionError::from)?;
+        }
         let mut sent = plan.send(producer, options, &stint.gate, &closed, &mut stint.holds);
         let waited = self.acks().await;
-        let outcomes = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
-        let missing = self.judge(stint, claim, &mut sent, &outcomes, &waited)?;
+        let mut outcomes = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
+        let mut missing = self.judge(stint, claim, &mut sent, &outcomes, &waited)?;
+        if exactly_once {
+            missing = self.judge_transaction(claim, &sent, missing).await;
+            if missing.is_some() {
+                // Rolled back, or for the progress to tell.
+                outcomes.clear();
+            }
+        }
         if missing.is_some() && sent.records > 1 {
             // Predecessors of a refused event may be among the unacknowledged: held now, it would hold them as well.
             for fate in &mut sent.fates {
@@ -268,6 +316,12 @@ impl Hands<'_> {
         }
         let go_on = go_on && missing.is_none() && !self.topics_are_due(stint);
         let settled = self.settle(stint, lanes, claim, &sent, &outcomes, go_on).await;
+        if settled.is_err()
+            && let Some(error @ TurnError::Transaction(_)) = missing
+        {
+            // Whoever fenced this worker has its lanes, because its session has ended: this is the cause to tell.
+            return Err(error);
+        }
         let settled = settled.map_err(|error| match error {
             SettleError::Database(error) => TurnError::Database(error),
             source => TurnError::NotOwned { lanes, source },
@@ -282,6 +336,16 @@ impl Hands<'_> {
                 *self.limit = (*self.limit * 2).min(options.batch_size);
                 Ok((settled, first_left(claim, &sent)?))
             }
+        }
+    }
+
+    /// The records are there; the batch is, when its transaction is committed.
+    async fn judge_transaction(&mut self, claim: &Claim, sent: &Sent, missing: Option<TurnError>) -> Option<TurnError> {
+        let fatal = self.producer.as_ref().and_then(KafkaProducer::fatal);
+        match missing {
+            Some(_) if fatal.is_some_and(is_fenced) => Some(TransactionError::Fenced.into()),
+            None if sent.records > 0 => self.seal(claim, sent).await.err(),
+            missing => missing,
         }
     }
 

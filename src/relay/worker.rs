@@ -10,12 +10,14 @@ use tokio::sync::watch;
 use crate::fault::Class;
 use crate::lane::LaneRange;
 use crate::relay::claiming::lock_in;
+use crate::relay::exactly_once::{Ownership, class_of, describe_transaction, transactions_of};
 use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{Backoff, Pace};
 use crate::relay::shared::Shared;
 use crate::relay::stint::Stint;
 use crate::relay::turn::{Hands, Turn, TurnError, acks_of, within};
 use crate::sink::producer::KafkaProducer;
+use crate::sink::transactions::TransactionError;
 use crate::store::session::{self, Owned};
 
 /// How often a worker looks for events in lanes of others that nobody has locked: the relay that is due them may have died, and
@@ -24,6 +26,9 @@ const ORPHAN_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Looking for orphans may take this share of the time.
 const ORPHAN_SHARE: u32 = 20;
+
+/// How long a transactional id may take to be had: what was left open under it has to be rolled back first.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Worker {
     shared: Arc<Shared>,
@@ -34,6 +39,7 @@ struct Worker {
     producer: Option<KafkaProducer>,
     stint: Option<Stint>,
     limit: usize,
+    ownership: Ownership,
     pace: Pace,
     backoff: Backoff,
     orphans_at: Instant,
@@ -50,6 +56,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         producer: None,
         stint: None,
         limit: shared.options.batch_size,
+        ownership: Ownership::new(shared.progress.name(), shared.id, index),
         pace: Pace::new(shared.options.poll_interval),
         backoff: Backoff::default(),
         orphans_at: Instant::now() + ORPHAN_INTERVAL,
@@ -93,6 +100,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
             () = tokio::time::sleep(pause) => {}
         }
     }
+    worker.let_go_of_lanes(None).await;
     worker.put_down();
 }
 
@@ -107,8 +115,27 @@ impl Worker {
     fn put_down(&mut self) {
         self.hang_up();
         self.end_stint();
+        self.drop_producer();
+    }
+
+    /// What it has published is known from here on by the lanes' progress alone.
+    fn drop_producer(&mut self) {
+        self.ownership.doubt();
         if let Some(producer) = self.producer.take() {
             producer.retire();
+        }
+    }
+
+    /// Gives up the lanes outside `keep`. Where that fails whoever takes them fences this worker, and no harm is done.
+    async fn let_go_of_lanes(&mut self, keep: Option<LaneRange>) {
+        let shared = Arc::clone(&self.shared);
+        let Ok(mut hands) = self.hands(&shared) else { return };
+        let gone = async {
+            hands.let_go(None).await?;
+            hands.let_go_of_lanes(keep).await
+        };
+        if gone.await.is_err() {
+            self.hang_up();
         }
     }
 
@@ -124,10 +151,11 @@ impl Worker {
             return Ok(Turn::Idle);
         }
         self.hands(&shared)?.let_go(share).await?;
+        self.hands(&shared)?.let_go_of_lanes(share).await?;
         let mut stint = self.stint.take();
         let mut turned = match &mut stint {
             // Orphans are looked for by transactions of their own.
-            Some(stint) => self.hands(&shared)?.turn(stint, probe_first, !orphans_due).await,
+            Some(stint) => self.hands(&shared)?.turn(stint, probe_first, !orphans_due, true).await,
             None => Ok(Turn::Idle),
         };
         self.stint = stint;
@@ -185,11 +213,13 @@ impl Worker {
         for range in below.into_iter().chain(above) {
             let mut stint = Stint::new(range, Instant::now());
             let mut hands = self.hands(shared)?;
-            if hands.anything_waits(range).await? && hands.turn(&mut stint, false, false).await? == Turn::Worked {
+            if hands.anything_waits(range).await? && hands.turn(&mut stint, false, false, false).await? == Turn::Worked
+            {
                 tracing::debug!(worker = self.index, lanes = %range, "worked on lanes that nobody had locked");
                 adopted = Turn::Worked;
             }
         }
+        self.hands(shared)?.let_go_of_lanes(share).await?;
         if adopted == Turn::Idle {
             self.look_for_orphans_later(began);
         }
@@ -198,8 +228,8 @@ impl Worker {
 
     fn hands<'w>(&'w mut self, shared: &'w Shared) -> Result<Hands<'w>, TurnError> {
         let conn = self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
-        let Self { index: worker, producer, begun, limit, .. } = self;
-        Ok(Hands { worker: *worker, shared, conn, producer, begun, limit })
+        let Self { index: worker, producer, begun, limit, ownership, .. } = self;
+        Ok(Hands { worker: *worker, shared, conn, producer, begun, limit, ownership })
     }
 
     async fn connect(&mut self) -> Result<(), TurnError> {
@@ -214,7 +244,14 @@ impl Worker {
             self.end_stint();
         }
         if self.producer.is_none() {
-            match KafkaProducer::new(&options.kafka, self.shared.broker.suspicions()) {
+            let id = self.ownership.transactional_id();
+            let exactly_once = shared.is_exactly_once();
+            let config = match exactly_once {
+                true => options.kafka.transactional(id, shared.longest_transaction()),
+                false => options.kafka.config().clone(),
+            };
+            match KafkaProducer::new(&config, self.shared.broker.suspicions()) {
+                Ok(producer) if exactly_once => self.init_transactions(producer).await?,
                 Ok(producer) => self.producer = Some(producer),
                 // The same settings made the watching client, so this is about threads or memory.
                 Err(error) => {
@@ -230,8 +267,51 @@ impl Worker {
         Ok(())
     }
 
+    /// Before any transaction of Postgres begins in which the lanes are looked at: see `exactly_once`.
+    async fn init_transactions(&mut self, producer: KafkaProducer) -> Result<(), TurnError> {
+        self.ownership.doubt();
+        let ready = async {
+            self.shared.progress.prepare().await?;
+            producer.init_transactions(TRANSACTION_TIMEOUT).await
+        };
+        if let Err(error) = ready.await {
+            producer.retire();
+            return Err(error.into());
+        }
+        self.producer = Some(producer);
+        Ok(())
+    }
+
+    fn transaction_failed(&mut self, error: &TransactionError) {
+        let (class, next_step) = class_of(error);
+        let reason = describe_transaction(error);
+        if matches!(error, TransactionError::Fenced) {
+            tracing::warn!(
+                worker = self.index,
+                next_step,
+                "another relay has taken over this worker's lanes, which did not answer in time: what it had in flight is \
+                 rolled back, and it goes back to work"
+            );
+            return;
+        }
+        if class == Class::Outage {
+            self.shared.broker.suspicions().raise(&reason);
+        }
+        if self.shared.block(&transactions_of(self.index), &reason) {
+            tracing::warn!(
+                worker = self.index,
+                reason,
+                next_step,
+                "events cannot be published in transactions: they wait"
+            );
+        }
+    }
+
     /// Tells what has to be told, and lets go of what cannot be trusted any more.
     fn failed(&mut self, error: TurnError) {
+        if self.shared.is_exactly_once() {
+            self.drop_producer();
+        }
         match error {
             TurnError::Database(error) => {
                 self.hang_up();
@@ -248,6 +328,10 @@ impl Worker {
                 );
             }
             TurnError::BrokerDown(_) => self.hang_up(),
+            TurnError::Transaction(error) => {
+                self.hang_up();
+                self.transaction_failed(&error);
+            }
             TurnError::Unacknowledged { unacknowledged, records, reason, class } => match class {
                 Class::Destination | Class::Row => {
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records were refused");

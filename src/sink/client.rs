@@ -1,5 +1,7 @@
 //! librdkafka's settings: the operator's, and those a guarantee rests on, which win.
 
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
@@ -35,7 +37,14 @@ const GUARANTEES: &[(&str, &str)] = &[
 #[derive(Clone)]
 pub(crate) struct ClientSettings {
     config: ClientConfig,
+    kafka: KafkaSettings,
 }
+
+/// With librdkafka's default of 100 ms each small transaction waits for it once: 105 ms instead of 5.
+const TRANSACTION_RETRY_MS: &str = "10";
+
+/// What a broker allows unless told otherwise (`transaction.max.timeout.ms`).
+const LONGEST_TRANSACTION: Duration = Duration::from_secs(15 * 60);
 
 impl ClientSettings {
     /// `batch_size` events and `batch_bytes` bound what a producer is ever given at once.
@@ -51,7 +60,26 @@ impl ClientSettings {
         config.set("queue.buffering.max.messages", &messages);
         config.set("queue.buffering.max.kbytes", &kbytes);
         config.set_log_level(RDKafkaLogLevel::Info);
-        Self { config }
+        Self { config, kafka: kafka.clone() }
+    }
+
+    /// The operator's settings, for clients of another kind.
+    pub(crate) fn kafka(&self) -> &KafkaSettings {
+        &self.kafka
+    }
+
+    /// For a producer that publishes in transactions. The coordinator rolls one back that is open for longer than `longest`.
+    pub(crate) fn transactional(&self, id: &str, longest: Duration) -> ClientConfig {
+        let mut config = self.config.clone();
+        config.set("transactional.id", id);
+        config.set("transaction.timeout.ms", longest.min(LONGEST_TRANSACTION).as_millis().to_string());
+        // Neither is needed: after any failure the whole transaction is rolled back. librdkafka bounds a record by its transaction.
+        config.remove("message.timeout.ms");
+        config.remove("enable.gapless.guarantee");
+        if config.get("retry.backoff.ms").is_none() {
+            config.set("retry.backoff.ms", TRANSACTION_RETRY_MS);
+        }
+        config
     }
 
     pub(crate) fn config(&self) -> &ClientConfig {

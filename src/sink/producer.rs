@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
@@ -13,8 +14,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use crate::envelope::Envelope;
 use crate::event::StoredEvent;
 use crate::sink::broker::Suspicions;
-use crate::sink::client::ClientSettings;
 use crate::sink::delivery::{Context, Deliveries, opaque};
+use crate::sink::transactions::{self, Offsets, TransactionError};
 
 /// Headers of an event without any of its own: room for the usual correlation and trace headers.
 const USUAL_HEADERS: usize = 8;
@@ -29,17 +30,51 @@ pub(crate) struct KafkaProducer {
     deliveries: Arc<Deliveries>,
     batch: u32,
     scratch: Vec<u8>,
+    in_transaction: bool,
 }
 
 impl KafkaProducer {
     /// # Errors
     /// What librdkafka finds wrong with the settings; the message may quote one.
-    pub(crate) fn new(settings: &ClientSettings, suspicions: Suspicions) -> Result<Self, KafkaError> {
+    pub(crate) fn new(config: &ClientConfig, suspicions: Suspicions) -> Result<Self, KafkaError> {
         let deliveries = Arc::new(Deliveries::default());
         let context = Context { deliveries: Arc::clone(&deliveries), suspicions };
-        let producer: Arc<BaseProducer<Context>> = Arc::new(settings.config().create_with_context(context)?);
+        let producer: Arc<BaseProducer<Context>> = Arc::new(config.create_with_context(context)?);
         let reporter = Reporter::start(Arc::clone(&producer), Arc::clone(&deliveries))?;
-        Ok(Self { producer, reporter, deliveries, batch: 0, scratch: Vec::new() })
+        Ok(Self { producer, reporter, deliveries, batch: 0, scratch: Vec::new(), in_transaction: false })
+    }
+
+    /// Makes this the only producer of its transactional id: what another one has open is rolled back.
+    ///
+    /// # Errors
+    /// Any error of the client. The producer is of no use then.
+    pub(crate) async fn init_transactions(&self, within: Duration) -> Result<(), TransactionError> {
+        transactions::init(Arc::clone(&self.producer), within).await
+    }
+
+    /// Begins a transaction unless one is begun. Nothing reaches the brokers before the first record does.
+    ///
+    /// # Errors
+    /// Any error of the client.
+    pub(crate) fn begin_transaction(&mut self) -> Result<(), KafkaError> {
+        if !self.in_transaction {
+            self.producer.begin_transaction()?;
+            self.in_transaction = true;
+        }
+        Ok(())
+    }
+
+    /// Commits what was sent since, with the progress.
+    ///
+    /// # Errors
+    /// Any error of the client: it may be committed all the same.
+    pub(crate) async fn commit_transaction(
+        &mut self,
+        offsets: Offsets,
+        within: Duration,
+    ) -> Result<(), TransactionError> {
+        self.in_transaction = false;
+        transactions::commit(Arc::clone(&self.producer), offsets, within).await
     }
 
     /// Begins a batch of `records` records.

@@ -15,6 +15,7 @@ impl fmt::Display for Status {
         self.fleet(f)?;
         self.topics(f)?;
         self.lanes(f)?;
+        self.delivery(f)?;
         if self.next.is_empty() {
             return writeln!(f, "\nnothing to do");
         }
@@ -86,6 +87,22 @@ impl Status {
         }
         if self.topics.len() > MOST_TOPICS {
             writeln!(f, "  and {} more, see --json", self.topics.len() - MOST_TOPICS)?;
+        }
+        Ok(())
+    }
+
+    /// Lanes that are published exactly once, those of one owner in one line.
+    fn delivery(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let owned = self.delivery.iter().filter(|lane| lane.transactional_id.is_some());
+        let owned: Vec<_> = owned.collect();
+        if owned.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\nexactly once, by lane (epoch)")?;
+        for lanes in owned.chunk_by(|one, next| one.transactional_id == next.transactional_id) {
+            let epochs: Vec<_> = lanes.iter().map(|lane| format!("{} ({})", lane.lane, lane.epoch)).collect();
+            let owner = lanes[0].transactional_id.as_deref().unwrap_or_default();
+            writeln!(f, "  {}  of {owner}", epochs.join(" "))?;
         }
         Ok(())
     }

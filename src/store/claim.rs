@@ -23,12 +23,12 @@ pub(super) const WAITING: &str = "status = 'PENDING' and available_at > created_
 
 /// What a claim reads of a row; the tally's columns follow.
 const COLUMNS: &str = "ctid, id, event_id, entity_type, entity_id, event_type, event_version, payload::text, payload_bytes, \
-                       headers::text, topic, created_at";
+                       headers::text, topic, created_at, lane";
 
 const NO_TALLY: &str = "null::int8 as rows, null::int8 as last, null::text as snapshot";
 
 /// Where the columns of the tally begin.
-const TALLY: usize = 12;
+const TALLY: usize = 13;
 
 /// Microseconds from the Unix epoch to Postgres' (2000-01-01), in which `timestamptz` travels.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -247,7 +247,7 @@ fn claim(outbox: &str, that: &str) -> String {
         "select claimed.*, {NO_TALLY} from (\
            select {COLUMNS} from {outbox} where {that} order by (id + 0) limit $4 for update skip locked) claimed \
          union all \
-         select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::bytea, null, null, null::timestamptz, \
+         select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::bytea, null, null, null::timestamptz, null::int2, \
            count(*), max(id), pg_current_snapshot()::text \
          from (select id from {outbox} where {that} order by (id + 0) limit $4) ought"
     )
@@ -324,6 +324,10 @@ impl ClaimedRow {
 
     pub(crate) fn id(&self) -> Result<OutboxId, sqlx::Error> {
         self.fixed(1).map(|bytes| OutboxId(i64::from_be_bytes(bytes)))
+    }
+
+    pub(crate) fn lane(&self) -> Result<i16, sqlx::Error> {
+        self.fixed(12).map(i16::from_be_bytes)
     }
 
     pub(crate) fn event_id(&self) -> Result<EventId, sqlx::Error> {

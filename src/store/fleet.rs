@@ -26,6 +26,37 @@ pub(crate) struct LaneHeld {
     pub(crate) application: String,
 }
 
+/// Who publishes a lane in transactions, by the lane's row.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct LaneDelivery {
+    pub(crate) lane: i16,
+    /// Grows with every change of hands.
+    pub(crate) epoch: i64,
+    /// A worker that publishes exactly once and has not let go; `None`: nobody does.
+    pub(crate) transactional_id: Option<String>,
+    /// It may have sent something: its progress is in Kafka.
+    pub(crate) opened: bool,
+}
+
+/// Of all lanes.
+pub(crate) async fn deliveries(conn: &mut PgConnection, names: &Names) -> Result<Vec<LaneDelivery>, sqlx::Error> {
+    let query = format!(
+        "select lane::int8, epoch, transactional_id, opened from {} order by lane limit 1024",
+        names.companion("lane")
+    );
+    let rows = read(conn, &query).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(LaneDelivery {
+                lane: row.try_get::<i64, _>(0)? as i16,
+                epoch: row.try_get(1)?,
+                transactional_id: row.try_get(2)?,
+                opened: row.try_get(3)?,
+            })
+        })
+        .collect()
+}
+
 /// The relays of the register, in the order in which they share the lanes out; those not heard of for an hour are forgotten.
 pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec<RelaySeen>, sqlx::Error> {
     let query = format!(

@@ -54,7 +54,7 @@ pub fn costly_step(plan: &[String], names: &Names) -> Option<String> {
 
 /// A worker's statements are prepared and planned for any parameter, which EXPLAIN shows of a prepared statement only.
 fn prepared(names: &Names, statement: &str, parameters: &str) -> String {
-    let settings = Transaction::new(names, &Sequence::default(), Duration::from_secs(60), false).settings_text();
+    let settings = Transaction::new(names, &Sequence::default(), Duration::from_secs(60), false, false).settings_text();
     format!(
         "{settings} prepare outbox_relay_plan as {statement}; explain execute outbox_relay_plan ({parameters}); \
          deallocate outbox_relay_plan; rollback"

@@ -77,7 +77,7 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     grant(&format!("insert ({WRITTEN}), select (id, event_id)"), outbox.clone(), writer);
 
     grant("select, update (status, published_at, attempts, last_error, available_at)", outbox.clone(), relay);
-    grant("select, update (generation)", companion("lane"), relay);
+    grant("select, update (generation, epoch, transactional_id, opened)", companion("lane"), relay);
     grant("select, insert, update, delete", companion("relay"), relay);
     for part in ["migration", "control", "pause"] {
         grant("select", companion(part), relay);

@@ -28,6 +28,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "retention", template: include_str!("../../migrations/0003_retention.sql") },
     Migration { version: 4, name: "health", template: include_str!("../../migrations/0004_health.sql") },
     Migration { version: 5, name: "held keys", template: include_str!("../../migrations/0005_held_keys.sql") },
+    Migration { version: 6, name: "delivery", template: include_str!("../../migrations/0006_delivery.sql") },
 ];
 
 /// The schema version this binary works on.

@@ -10,6 +10,7 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row};
 
 use crate::lane::LaneRange;
+use crate::store::delivery::{self, OWNERS, Owner};
 use crate::store::names::{Names, literal};
 use crate::store::pauses;
 use crate::store::settle::{Ctid, SettleError};
@@ -83,6 +84,8 @@ pub(crate) struct Owned {
     pub(crate) drawn: Option<i64>,
     /// Sum over the wanted lanes: changes whenever somebody changes what is held or paused.
     pub(crate) generation: i64,
+    /// Of the wanted lanes those that a worker publishes in Kafka transactions.
+    pub(crate) owners: Vec<Owner>,
 }
 
 const BEGIN: &str = "begin isolation level read committed read write";
@@ -92,13 +95,14 @@ impl Transaction {
     /// statement up before the relay gives up the connection, or its backend would stay behind, with its locks.
     ///
     /// `longest` bounds how long the transaction may idle: a relay frozen for longer loses its session, and with it the lanes.
-    pub(crate) fn new(names: &Names, sequence: &Sequence, longest: Duration, prepared: bool) -> Self {
+    /// `durable`: a mark that a crash of Postgres forgets would be a duplicate, and none is allowed.
+    pub(crate) fn new(names: &Names, sequence: &Sequence, longest: Duration, prepared: bool, durable: bool) -> Self {
         let scope = if prepared { "set" } else { "set local" };
         let idle = format!("idle_in_transaction_session_timeout = {}", longest.as_millis());
         let settings = [
             "search_path = pg_catalog",
             "jit = off",
-            "synchronous_commit = off",
+            if durable { "synchronous_commit = on" } else { "synchronous_commit = off" },
             "enable_seqscan = off",
             "enable_bitmapscan = off",
             "enable_sort = off",
@@ -129,7 +133,7 @@ impl Transaction {
     fn see(&self, first: &str, last: &str) -> String {
         let Self { lane_table, pauses, drawn, .. } = self;
         format!(
-            "select sum(generation)::int8 + {pauses}, pg_current_snapshot()::text, ({drawn}) from {lane_table} \
+            "select sum(generation)::int8 + {pauses}, pg_current_snapshot()::text, ({drawn}), {OWNERS} from {lane_table} \
              where lane between {first} and {last}"
         )
     }
@@ -266,6 +270,7 @@ fn owned(rows: &[PgRow]) -> Result<Owned, sqlx::Error> {
         snapshot: snapshot.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
         drawn: seen.try_get(2)?,
         generation: seen.try_get(0)?,
+        owners: delivery::owners(seen.try_get(3)?)?,
     })
 }
 

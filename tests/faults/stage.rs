@@ -31,6 +31,8 @@ pub(crate) struct Stage {
     sampler: Sampler,
     /// Duplicates that the faults so far may have caused.
     duplicates_allowed: u64,
+    /// Nothing may be sent twice, whatever the faults.
+    nothing_repeats: bool,
     started: AtomicU64,
 }
 
@@ -69,6 +71,7 @@ impl Stage {
             crew: Vec::new(),
             tune,
             duplicates_allowed: 0,
+            nothing_repeats: false,
             started: AtomicU64::new(0),
         };
         for _ in 0..relays {
@@ -79,6 +82,17 @@ impl Stage {
         }
         stage.outbox.until_published(1).await;
         Ok(stage)
+    }
+
+    /// The relays publish exactly once.
+    pub(crate) fn where_nothing_repeats(mut self) -> Self {
+        self.nothing_repeats = true;
+        self
+    }
+
+    /// Other settings of the relays that join from here on.
+    pub(crate) fn newcomers_are(&mut self, tune: fn(Relay) -> Relay) {
+        self.tune = tune;
     }
 
     /// One relay more.
@@ -121,7 +135,9 @@ impl Stage {
 
     /// What so many relays have in flight may be sent again.
     pub(crate) fn may_repeat(&mut self, relays: u64) {
-        self.duplicates_allowed += relays * IN_FLIGHT;
+        if !self.nothing_repeats {
+            self.duplicates_allowed += relays * IN_FLIGHT;
+        }
     }
 
     /// A crash of Postgres may forget the last marks, which are not flushed one by one (a duplicate, never a loss): what was seen of

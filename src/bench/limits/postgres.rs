@@ -72,7 +72,7 @@ impl Session {
         let (relay, prepared) = (&bench.settings.relay, bench.settings.database.prepared_statements);
         let mut conn = bench.arenas.connect().await?;
         let sequence = Sequence::of(&mut conn, &arena.names).await?;
-        let transaction = Transaction::new(&arena.names, &sequence, LONGEST, prepared);
+        let transaction = Transaction::new(&arena.names, &sequence, LONGEST, prepared, false);
         transaction.prepare(&mut conn).await?;
         Ok(Self {
             conn,

@@ -7,10 +7,20 @@ use super::wire::Unit;
 pub(crate) enum Spot {
     /// Kafka: a Produce request.
     Produce,
+    /// Kafka: the progress of lanes, in a transaction.
+    Offsets,
+    /// Kafka: a transaction is committed, or rolled back.
+    EndTransaction,
     /// Postgres: rows are marked PUBLISHED.
     Mark,
     /// Postgres: the turn's transaction is committed.
     Commit,
+}
+
+impl Spot {
+    pub(crate) fn is_of_kafka(self) -> bool {
+        matches!(self, Self::Produce | Self::Offsets | Self::EndTransaction)
+    }
 }
 
 /// What becomes of it.

@@ -19,6 +19,10 @@ pub(crate) enum Protocol {
 /// `api_key` of a Produce request (<https://kafka.apache.org/protocol#protocol_api_keys>).
 const PRODUCE: [u8; 2] = [0, 0];
 
+/// The progress that belongs to a transaction, and the end of one.
+const TXN_OFFSET_COMMIT: [u8; 2] = [0, 28];
+const END_TXN: [u8; 2] = [0, 26];
+
 /// A whole simple query `commit`; the probe, which commits as well, is a longer one.
 const COMMIT: &[u8] = b"Q\0\0\0\x0bcommit\0";
 
@@ -45,6 +49,8 @@ impl Unit {
     pub(super) fn is_at(&self, spot: Spot) -> bool {
         match (spot, self.protocol) {
             (Spot::Produce, Protocol::Kafka) => self.bytes.get(4..6) == Some(&PRODUCE[..]),
+            (Spot::Offsets, Protocol::Kafka) => self.bytes.get(4..6) == Some(&TXN_OFFSET_COMMIT[..]),
+            (Spot::EndTransaction, Protocol::Kafka) => self.bytes.get(4..6) == Some(&END_TXN[..]),
             (Spot::Mark, Protocol::Postgres) => contains(&self.bytes, MARK),
             (Spot::Commit, Protocol::Postgres) => contains(&self.bytes, COMMIT),
             _ => false,

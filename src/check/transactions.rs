@@ -1,0 +1,148 @@
+//! What exactly-once needs besides: rights on the lanes' rows, transactions, a group and a topic for the progress.
+
+use rdkafka::error::RDKafkaErrorCode;
+use sqlx::{PgConnection, Row};
+
+use super::finding::Finding;
+use super::kafka::{Cluster, value};
+use crate::config::{Delivery, Settings};
+use crate::sink::client::ClientSettings;
+use crate::sink::progress::METADATA_MAX_BYTES;
+use crate::sink::transactions::{ProgressGroup, TransactionError};
+use crate::store::Names;
+use crate::store::delivery::DeliverySql;
+use crate::store::names::literal;
+use crate::store::reading::read;
+
+/// The columns of the lane table that a relay writes.
+const OWNED: [&str; 3] = ["epoch", "transactional_id", "opened"];
+
+/// What an outbox is known by in Kafka.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Identity {
+    pub(super) value: i64,
+    pub(super) lanes: u16,
+}
+
+/// Of a relay that publishes exactly once; the findings say what the database lacks.
+pub(super) async fn database(
+    conn: &mut PgConnection,
+    settings: &Settings,
+    names: &Names,
+    lanes: u16,
+) -> Result<(Vec<Finding>, Option<Identity>), sqlx::Error> {
+    if settings.relay.delivery != Delivery::ExactlyOnce {
+        return Ok((Vec::new(), None));
+    }
+    let table = names.companion("lane");
+    let list = OWNED.map(literal).join(", ");
+    let query = format!(
+        "select wanted, quote_ident(current_user) from unnest(array[{list}]) wanted \
+         where not has_column_privilege(to_regclass({}), wanted, 'update')",
+        literal(&table)
+    );
+    let lacking = read(conn, &query).await?;
+    let mut findings = Vec::new();
+    if let Some(first) = lacking.first() {
+        let user: String = first.try_get(1)?;
+        let columns = lacking.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?.join(", ");
+        findings.push(Finding::error(
+            "rights-missing",
+            format!("RELAY_DELIVERY is exactly_once, and the relay's user {user} has no right to UPDATE ({columns}) on {table}."),
+            format!("outbox-relay migrate --roles, or: grant update ({columns}) on {table} to {user};"),
+        ));
+    }
+    let value = DeliverySql::new(names).identity(conn).await?;
+    Ok((findings, Some(Identity { value, lanes })))
+}
+
+/// What the cluster lacks.
+pub(super) async fn kafka(cluster: &Cluster, settings: &Settings, identity: Identity) -> Vec<Finding> {
+    let Some(kafka) = &settings.kafka else { return Vec::new() };
+    let client = ClientSettings::new(kafka, settings.relay.batch_size, 0);
+    let group = ProgressGroup::new(client, identity.value, identity.lanes);
+    let name = group.name().to_owned();
+    let mut findings = Vec::new();
+    findings.extend(topic(cluster, &name, identity.lanes).await);
+    // An id of its own: only another check fences this one, and that it could be fenced is all that was asked.
+    let fenced = group.fence(&format!("{name}.check"), settings.relay.publish_timeout).await;
+    if let Err(error @ (TransactionError::Kafka(_) | TransactionError::Topic { .. })) = fenced {
+        findings.push(refused(&error, "transactions", &format!("--transactional-id {name}"), "Write"));
+    }
+    if let Err(error) = group.read(vec![0]).await {
+        findings.push(refused(&error, "the group of the progress", &format!("--group {name}"), "Read"));
+    }
+    findings.extend(brokers(cluster).await);
+    findings
+}
+
+async fn topic(cluster: &Cluster, name: &str, lanes: u16) -> Option<Finding> {
+    let create = format!("kafka-topics.sh --bootstrap-server … --create --topic {name} --partitions {lanes}");
+    match cluster.topic(name).await {
+        Ok(Ok(partitions)) if partitions.len() < usize::from(lanes) => Some(Finding::error(
+            "progress-topic",
+            format!("The progress topic {name} has {} partitions, and there are {lanes} lanes.", partitions.len()),
+            format!("kafka-topics.sh --bootstrap-server … --alter --topic {name} --partitions {lanes}"),
+        )),
+        Ok(Ok(_)) => None,
+        Ok(Err(RDKafkaErrorCode::TopicAuthorizationFailed)) => Some(Finding::error(
+            "progress-topic",
+            format!("The relay's user may not see the progress topic {name}."),
+            format!(
+                "kafka-acls.sh --bootstrap-server … --add --allow-principal User:… --operation Read --topic {name}"
+            ),
+        )),
+        Ok(Err(_)) => Some(Finding::warning(
+            "progress-topic",
+            format!("The progress topic {name} does not exist: the relay creates it, if it may."),
+            create,
+        )),
+        Err(_) => None,
+    }
+}
+
+fn refused(error: &TransactionError, what: &str, resource: &str, operation: &str) -> Finding {
+    use RDKafkaErrorCode::{GroupAuthorizationFailed, TransactionalIdAuthorizationFailed};
+    match error.code() {
+        Some(TransactionalIdAuthorizationFailed | GroupAuthorizationFailed) => Finding::error(
+            "transactions-unauthorized",
+            format!("RELAY_DELIVERY is exactly_once, and the relay's user has no right to {what}."),
+            format!(
+                "kafka-acls.sh --bootstrap-server … --add --allow-principal User:… --operation {operation} \
+                 {resource} --resource-pattern-type prefixed"
+            ),
+        ),
+        code => Finding::error(
+            "transactions-unusable",
+            format!("RELAY_DELIVERY is exactly_once, and the coordinator of {what} does not answer ({code:?})."),
+            "see the brokers' log: __transaction_state and __consumer_offsets need as many brokers as their replication factor",
+        ),
+    }
+}
+
+async fn brokers(cluster: &Cluster) -> Vec<Finding> {
+    let entries = cluster.broker_config().await;
+    let number = |name: &str| value(&entries, name).and_then(|value| value.parse::<usize>().ok());
+    let mut findings = Vec::new();
+    if let Some(bytes) = number("offset.metadata.max.bytes").filter(|bytes| *bytes < METADATA_MAX_BYTES) {
+        findings.push(Finding::note(
+            "progress-small",
+            format!(
+                "The brokers take {bytes} bytes of progress per lane, so that batches are smaller than they could be."
+            ),
+            format!("offset.metadata.max.bytes={METADATA_MAX_BYTES} on the brokers"),
+        ));
+    }
+    for name in ["transaction.state.log.min.isr", "offsets.topic.replication.factor"] {
+        if cluster.brokers > 1 && number(name) == Some(1) {
+            findings.push(Finding::warning(
+                "progress-single-replica",
+                format!("{name} is 1: a broker that is lost takes along what keeps events from being published twice."),
+                format!(
+                    "{name}=2 or more on the brokers, and the topics that exist already by kafka-reassign-partitions.sh"
+                ),
+            ));
+        }
+    }
+    findings
+}

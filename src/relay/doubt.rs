@@ -1,0 +1,99 @@
+//! What a lost progress leaves in doubt. Offsets expire, groups are deleted, clusters are replaced: then nobody can say which batch a
+//! former owner published last. Its rows are the first that are pending; those that are on their topics are found there by their ids.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use rdkafka::error::KafkaError;
+
+use crate::config::KafkaSettings;
+use crate::lane::LaneRange;
+use crate::relay::turn::{Hands, TurnError, within};
+use crate::sink::reader::{Reader, header};
+use crate::sink::transactions::TransactionError;
+use crate::store::claim::Reach;
+
+/// A batch of another relay is not larger, unless it was told so.
+const DOUBTFUL_ROWS: usize = 10_000;
+
+/// The clocks of Postgres and of the brokers may differ by so much.
+const CLOCKS_DIFFER: chrono::TimeDelta = chrono::TimeDelta::minutes(10);
+
+/// The rows of a topic that may be on it: their ids by event id, and when the oldest was written.
+struct Doubtful {
+    ids: HashMap<String, i64>,
+    since: DateTime<Utc>,
+}
+
+impl Hands<'_> {
+    /// Of the first pending rows of these lanes those that are on their topics.
+    pub(super) async fn look_for_the_lost(&mut self, lanes: LaneRange, lost: &[i16]) -> Result<Vec<i64>, TurnError> {
+        let doubtful = self.doubtful(lanes).await?;
+        let in_doubt: usize = doubtful.values().map(|topic| topic.ids.len()).sum();
+        let (kafka, time) = (self.shared.options.kafka.kafka().clone(), self.shared.options.publish_timeout);
+        let looked = tokio::task::spawn_blocking(move || look(&kafka, doubtful, time)).await;
+        let (found, all) = looked.unwrap_or(Err(KafkaError::Canceled)).map_err(TransactionError::from)?;
+        tracing::warn!(
+            lanes = ?lost,
+            group = self.shared.progress.name(),
+            in_doubt,
+            found_on_topics = found.len(),
+            topics_read_to_the_end = all,
+            next_step = if all {
+                "find out who deleted the group's offsets, or whether the relay was pointed at another cluster"
+            } else {
+                "expect duplicates: the topics could not be read in RELAY_PUBLISH_TIMEOUT; find out who deleted the group's offsets"
+            },
+            "the progress of lanes is lost: what may have been published was looked for on the topics, this once at least once holds"
+        );
+        Ok(found)
+    }
+
+    async fn doubtful(&mut self, lanes: LaneRange) -> Result<BTreeMap<String, Doubtful>, TurnError> {
+        let (sql, options) = (&self.shared.claim, &self.shared.options);
+        let persistent = options.prepared_statements;
+        let (limit, bytes) = (DOUBTFUL_ROWS.max(options.batch_size * 2), options.batch_bytes.saturating_mul(4));
+        let reach = Reach { start: 0, lanes, around: &[] };
+        let due = within(sql.claim_due(self.conn, lanes, limit, bytes, persistent)).await?;
+        let pending = within(sql.claim(self.conn, reach, limit, bytes, persistent)).await?;
+        let mut topics: BTreeMap<String, Doubtful> = BTreeMap::new();
+        let mut scratch = String::new();
+        for row in due.rows.iter().chain(&pending.rows) {
+            // What cannot be routed was never sent.
+            let Ok(event) = row.event()? else { continue };
+            let Ok(topic) = options.topic.resolve(&event, &mut scratch) else { continue };
+            let doubtful = topics
+                .entry(topic.to_owned())
+                .or_insert_with(|| Doubtful { ids: HashMap::new(), since: event.created_at });
+            doubtful.since = doubtful.since.min(event.created_at);
+            doubtful.ids.insert(event.event_id.to_string(), event.id.0);
+        }
+        Ok(topics)
+    }
+}
+
+/// The ids that are on the topics, and whether all that came since the oldest was read.
+fn look(
+    kafka: &KafkaSettings,
+    doubtful: BTreeMap<String, Doubtful>,
+    time: Duration,
+) -> Result<(Vec<i64>, bool), KafkaError> {
+    let reader = Reader::new(kafka)?;
+    let (mut found, mut all) = (Vec::new(), true);
+    let deadline = std::time::Instant::now() + time;
+    for (topic, doubtful) in doubtful {
+        // Where there is no topic, nothing is on it.
+        let Ok(partitions) = reader.partitions(&topic)? else { continue };
+        let partitions: Vec<i32> = partitions.iter().map(|partition| partition.id).collect();
+        let since = (doubtful.since - CLOCKS_DIFFER).timestamp_millis().max(0);
+        let parts = reader.since(&topic, &partitions, since)?;
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        all &= reader.read(&topic, &parts, left, |message| {
+            found.extend(header(message, "event-id").and_then(|id| doubtful.ids.get(id)));
+            ControlFlow::Continue(())
+        })?;
+    }
+    Ok((found, all))
+}

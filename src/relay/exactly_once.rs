@@ -1,0 +1,343 @@
+//! Exactly-once: how a batch is on its topic once, whoever dies at whatever moment. The model in `tests/model` walks through it.
+//!
+//! A batch and the note "these ids are done", its progress, go to Kafka in one transaction; Postgres is told afterwards. Who finds a lane
+//! whose last owner did not let it go reads the progress before it sends anything.
+//!
+//! ```text
+//! a lane's row         meaning                                         what may be in doubt
+//! free                 no worker, or one that publishes at least once  nothing of a transaction
+//! taken (id, epoch)    `id` is making itself known to Kafka            nothing: it has not sent
+//! opened (id, epoch)   `id` may have sent                              the batch that its progress names, if that is of this epoch
+//!
+//! free | taken | opened --take--> taken, epoch + 1 --open--> opened --batch--> opened --let go--> free
+//! ```
+//!
+//! Each step is made under the locks of the lanes, and its change of rows is durable before the next one begins:
+//!
+//! - take: 1. the former owner's transactional id is fenced, which rolls back what it had open and stops it for good;
+//!   2. the lane's progress is read; 3. what it names and is still PENDING is marked; 4. the row gets the new owner and the next epoch.
+//! - open: a progress without ids is committed to Kafka, then the row says `opened`. From here on a progress of this epoch has to be
+//!   there: where it is not, it was lost, and what may be in doubt is looked for on the topics (`doubt`).
+//! - batch: claim, send, commit records and progress in one transaction of Kafka, mark, commit. The next transaction of Kafka, whose
+//!   progress replaces this one, begins only when the marks are durable (`synchronous_commit = on`).
+//! - let go: nothing is in doubt, and the row says so.
+//!
+//! Why a worker that was frozen does no harm, wherever it wakes up: it sends with a producer that had taken the transactional id before the
+//! row was looked at under the lock. Whoever took the lane since has fenced that producer. A new one needs a new look at the row.
+//!
+//! After any error a worker trusts nothing: it drops its producer, and takes its own lanes as if they were another's. That its
+//! commit was made, or was not, it learns from the progress like everybody else.
+//!
+//! A worker that publishes at least once takes such a lane the same way, and leaves it free.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rdkafka::error::RDKafkaErrorCode;
+
+use crate::fault::{self, Class};
+use crate::lane::LaneRange;
+use crate::relay::batch::{Fate, Sent};
+use crate::relay::claiming::Claim;
+use crate::relay::turn::{Hands, TurnError, within};
+use crate::sink::broker::BrokerDown;
+use crate::sink::progress::{METADATA_MAX_BYTES, Progress, Room, owner_of};
+use crate::sink::transactions::{Found, Offsets, TransactionError};
+use crate::store::claim::ClaimedRow;
+use crate::store::delivery::Owner;
+use crate::store::session::{self, Owned};
+
+/// A relay that has missed so many heartbeats does not let its lanes go any more.
+const SILENT_BEATS: u32 = 2;
+
+/// A worker that lives and does not let go is waited for so many heartbeats.
+const PATIENT_BEATS: u32 = 10;
+
+/// Metadata is not made smaller than this, however little a broker accepts.
+const METADATA_MIN_BYTES: usize = 256;
+
+/// What a worker knows of the lanes it publishes in transactions.
+#[derive(Debug)]
+pub(crate) struct Ownership {
+    transactional_id: String,
+    /// The lanes that are its own, with their epochs, and nothing of them in doubt. Of the producer it has now.
+    settled: BTreeMap<i16, i64>,
+    /// Since when it has wanted lanes that another worker has not let go.
+    contested_since: Option<Instant>,
+    /// The most text per lane and batch.
+    metadata_bytes: usize,
+}
+
+impl Ownership {
+    /// Of worker `index` of the relay `relay`; `prefix` is the outbox's.
+    pub(crate) fn new(prefix: &str, relay: uuid::Uuid, index: usize) -> Self {
+        Self {
+            transactional_id: format!("{prefix}.{relay}.{index}"),
+            settled: BTreeMap::new(),
+            contested_since: None,
+            metadata_bytes: METADATA_MAX_BYTES,
+        }
+    }
+
+    pub(crate) fn transactional_id(&self) -> &str {
+        &self.transactional_id
+    }
+
+    /// Nothing is known any more: see the head of this file.
+    pub(crate) fn doubt(&mut self) {
+        self.settled.clear();
+    }
+
+    /// A broker may accept less than the default.
+    fn metadata_was_refused(&mut self) {
+        self.metadata_bytes = (self.metadata_bytes / 2).max(METADATA_MIN_BYTES);
+    }
+}
+
+/// What [`Shared::block`](crate::relay::shared::Shared::block) calls transactions of a worker that do not come about.
+pub(super) fn transactions_of(worker: usize) -> String {
+    format!("transactions of worker {worker}")
+}
+
+/// The relay of a transactional id.
+fn relay_of(transactional_id: &str) -> Option<&str> {
+    let (rest, _worker) = transactional_id.rsplit_once('.')?;
+    rest.rsplit_once('.').map(|(_prefix, relay)| relay)
+}
+
+impl Hands<'_> {
+    /// The lanes to work on, as many as are locked, free to take and in a row; with those of them that have to be taken first.
+    pub(super) async fn lanes_to_work_on(
+        &mut self,
+        owned: &Owned,
+        is_share: bool,
+    ) -> Result<Option<(LaneRange, Vec<i16>)>, TurnError> {
+        if owned.owners.is_empty() && !self.shared.is_exactly_once() {
+            return Ok(LaneRange::longest_run(&owned.lanes).map(|lanes| (lanes, Vec::new())));
+        }
+        let free = self.without_those_of_the_living(owned, is_share).await?;
+        let lanes = LaneRange::longest_run(&free);
+        Ok(lanes
+            .map(|lanes| (lanes, (lanes.first..=lanes.last).filter(|lane| !self.is_settled(owned, *lane)).collect())))
+    }
+
+    /// A worker that is alive lets go by itself what is another's share; fencing it would cost it what it has in flight.
+    async fn without_those_of_the_living(&mut self, owned: &Owned, is_share: bool) -> Result<Vec<i16>, TurnError> {
+        let own = &self.ownership.transactional_id;
+        let others: Vec<_> =
+            owned.owners.iter().filter(|o| o.transactional_id != *own && owned.lanes.contains(&o.lane)).collect();
+        if others.is_empty() {
+            self.ownership.contested_since = None;
+            return Ok(owned.lanes.clone());
+        }
+        let options = &self.shared.options;
+        let silence = options.heartbeat_interval * SILENT_BEATS;
+        let persistent = options.prepared_statements;
+        let alive = within(self.shared.delivery.alive(self.conn, silence, persistent)).await?;
+        let lives = |owner: &Owner| {
+            relay_of(&owner.transactional_id).is_some_and(|relay| alive.iter().any(|alive| alive == relay))
+        };
+        let since = *self.ownership.contested_since.get_or_insert_with(Instant::now);
+        if is_share && since.elapsed() >= options.heartbeat_interval * PATIENT_BEATS {
+            return Ok(owned.lanes.clone());
+        }
+        let kept: BTreeSet<i16> = others.into_iter().filter(|owner| lives(owner)).map(|owner| owner.lane).collect();
+        Ok(owned.lanes.iter().copied().filter(|lane| !kept.contains(lane)).collect())
+    }
+
+    /// True when nothing of the lane can be in doubt.
+    fn is_settled(&self, owned: &Owned, lane: i16) -> bool {
+        let owner = owned.owners.iter().find(|owner| owner.lane == lane);
+        match owner {
+            Some(owner) if self.shared.is_exactly_once() => {
+                owner.opened
+                    && owner.transactional_id == self.ownership.transactional_id
+                    && self.ownership.settled.get(&lane) == Some(&owner.epoch)
+            }
+            Some(_) => false,
+            None => !self.shared.is_exactly_once(),
+        }
+    }
+
+    /// Takes lanes, in the transaction that has them locked, which it commits.
+    pub(super) async fn take(&mut self, owned: &Owned, lanes: LaneRange, wanted: &[i16]) -> Result<(), TurnError> {
+        let former: Vec<_> = owned.owners.iter().filter(|owner| wanted.contains(&owner.lane)).collect();
+        let ids: BTreeSet<_> = former.iter().map(|owner| owner.transactional_id.as_str()).collect();
+        for id in ids.into_iter().filter(|id| *id != self.ownership.transactional_id) {
+            self.shared.progress.fence(id, self.shared.longest_transaction()).await?;
+        }
+        let settled = self.settle_former(lanes, &former).await?;
+        let shared = self.shared;
+        let persistent = shared.options.prepared_statements;
+        let heir = shared.is_exactly_once().then_some(self.ownership.transactional_id.as_str());
+        let taken = within(shared.delivery.take(self.conn, lanes, wanted, heir, persistent)).await?;
+        within(session::commit(self.conn)).await?;
+        shared.add_published(settled as usize);
+        tracing::debug!(worker = self.worker, ?wanted, settled, "lanes are taken");
+        if heir.is_some() {
+            self.open(lanes, taken).await?;
+        }
+        if shared.unblock(&transactions_of(self.worker)) {
+            tracing::info!(worker = self.worker, "transactions of Kafka work again");
+        }
+        Ok(())
+    }
+
+    /// Marks what the former owners have published and could not mark; returns how many events that were.
+    async fn settle_former(&mut self, lanes: LaneRange, former: &[&Owner]) -> Result<u64, TurnError> {
+        let opened: Vec<_> = former.iter().filter(|owner| owner.opened).collect();
+        if opened.is_empty() {
+            return Ok(0);
+        }
+        let progress = self.shared.progress.read(opened.iter().map(|owner| owner.lane).collect()).await?;
+        let (mut ids, mut lost) = (Vec::new(), Vec::new());
+        for owner in opened {
+            match progress.get(&owner.lane) {
+                Some(Found::Progress(found))
+                    if found.owner == owner_of(&owner.transactional_id) && found.epoch == owner.epoch =>
+                {
+                    ids.extend_from_slice(&found.ids);
+                }
+                _ => lost.push(owner.lane),
+            }
+        }
+        if !lost.is_empty() {
+            ids.extend(self.look_for_the_lost(lanes, &lost).await?);
+        }
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let persistent = self.shared.options.prepared_statements;
+        let settled = within(self.shared.delivery.settle(self.conn, lanes, &ids, persistent)).await?;
+        if settled > 0 {
+            tracing::info!(
+                worker = self.worker,
+                %lanes,
+                events = settled,
+                "events that another worker had published and not marked are marked"
+            );
+        }
+        Ok(settled)
+    }
+
+    /// Makes the new owner known to Kafka, then says in the rows that it may send.
+    async fn open(&mut self, lanes: LaneRange, taken: Vec<(i16, i64)>) -> Result<(), TurnError> {
+        let marks = taken.iter().map(|(lane, epoch)| (*lane, *epoch, Vec::new())).collect();
+        self.commit_progress(marks).await?;
+        let owned = within(self.shared.transaction.begin(self.conn, lanes)).await?;
+        let locked: Vec<_> = taken.into_iter().filter(|(lane, _)| owned.lanes.contains(lane)).collect();
+        let (id, persistent) = (&self.ownership.transactional_id, self.shared.options.prepared_statements);
+        let opened = within(self.shared.delivery.open(self.conn, &locked, id, persistent)).await?;
+        within(session::commit(self.conn)).await?;
+        self.ownership.settled.extend(locked.into_iter().filter(|(lane, _)| opened.contains(lane)));
+        Ok(())
+    }
+
+    /// Commits to Kafka what was sent since the transaction began, with the progress of these lanes: epoch and ids.
+    async fn commit_progress(&mut self, lanes: Vec<(i16, i64, Vec<i64>)>) -> Result<(), TurnError> {
+        let member = self.shared.progress.prepare().await?;
+        let producer = self.producer.as_mut().ok_or(BrokerDown)?;
+        producer.begin_transaction().map_err(TransactionError::from)?;
+        let owner = owner_of(&self.ownership.transactional_id);
+        let progress = |(lane, epoch, ids)| (lane, Progress { owner, epoch, ids });
+        let offsets = Offsets {
+            topic: self.shared.progress.name().to_owned(),
+            lanes: lanes.into_iter().map(progress).collect(),
+            member,
+        };
+        let committed = producer.commit_transaction(offsets, self.shared.options.publish_timeout).await;
+        match committed.as_ref().err().and_then(TransactionError::code) {
+            Some(RDKafkaErrorCode::OffsetMetadataTooLarge) => self.ownership.metadata_was_refused(),
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                self.shared.progress.doubt_topic();
+            }
+            _ => {}
+        }
+        Ok(committed?)
+    }
+
+    /// Commits the batch to Kafka. What goes wrong is what becomes of the batch: it may be committed, and progress will tell.
+    pub(super) async fn seal(&mut self, claim: &Claim, sent: &Sent) -> Result<(), TurnError> {
+        let mut ids: BTreeMap<i16, Vec<i64>> = BTreeMap::new();
+        for (row, fate) in claim.rows.iter().zip(&sent.fates) {
+            if matches!(fate, Fate::Sent { .. }) {
+                ids.entry(row.lane()?).or_default().push(row.id()?.0);
+            }
+        }
+        let epoch = |lane: &i16| self.ownership.settled.get(lane).copied().ok_or(sqlx::Error::RowNotFound);
+        let lanes = ids.into_iter().map(|(lane, ids)| Ok((lane, epoch(&lane)?, ids)));
+        let lanes = lanes.collect::<Result<Vec<_>, sqlx::Error>>()?;
+        self.commit_progress(lanes).await
+    }
+
+    /// Gives up the lanes outside `keep`, of which nothing is in doubt.
+    pub(crate) async fn let_go_of_lanes(&mut self, keep: Option<LaneRange>) -> Result<(), TurnError> {
+        let is_kept = |lane: i16| keep.is_some_and(|keep| (keep.first..=keep.last).contains(&lane));
+        let given_up: Vec<_> = self
+            .ownership
+            .settled
+            .iter()
+            .map(|(lane, epoch)| (*lane, *epoch))
+            .filter(|(lane, _)| !is_kept(*lane))
+            .collect();
+        if given_up.is_empty() {
+            return Ok(());
+        }
+        self.ownership.settled.retain(|lane, _| is_kept(*lane));
+        let (id, persistent) = (&self.ownership.transactional_id, self.shared.options.prepared_statements);
+        within(self.shared.delivery.let_go(self.conn, &given_up, id, persistent)).await?;
+        Ok(())
+    }
+
+    /// Leaves to the next claim what does not fit into the progress of this one. The first `due` rows are scheduled ones.
+    pub(super) fn cut(&mut self, claim: &mut Claim, due: usize) -> Result<(), sqlx::Error> {
+        let mut rooms: BTreeMap<i16, Room> = BTreeMap::new();
+        let mut fitting = 0;
+        for row in &claim.rows {
+            let room = rooms.entry(row.lane()?).or_insert_with(|| Room::new(self.ownership.metadata_bytes));
+            if !room.take(row.id()?.0) {
+                break;
+            }
+            fitting += 1;
+        }
+        if fitting == claim.rows.len() {
+            return Ok(());
+        }
+        claim.rows.truncate(fitting);
+        claim.full = true;
+        claim.last = claim.rows.get(due..).and_then(<[_]>::last).map(ClaimedRow::id).transpose()?;
+        // What is behind the last row is the next claim's.
+        claim.skipped.retain(|row| Some(row.id) <= claim.last);
+        *self.limit = fitting.max(1);
+        Ok(())
+    }
+}
+
+/// What is told of an error of Kafka that stops a transaction.
+pub(super) fn class_of(error: &TransactionError) -> (Class, &'static str) {
+    match error {
+        TransactionError::Kafka(_) => {
+            let fault = error.code().map(fault::of_kafka);
+            fault.map_or((Class::Outage, "check that the brokers run"), |fault| (fault.class, fault.next_step))
+        }
+        TransactionError::Fenced => (Class::Outage, "none: it goes back to work"),
+        TransactionError::Topic { .. } => {
+            (Class::Operator, "create the topic, or let the relay's user create it; see `outbox-relay check`")
+        }
+    }
+}
+
+/// An error without what librdkafka may quote.
+pub(super) fn describe_transaction(error: &TransactionError) -> String {
+    match error.code() {
+        Some(code) => format!("{code:?}"),
+        None => error.to_string(),
+    }
+}
+
+impl crate::relay::shared::Shared {
+    /// How long a transaction of Kafka may be open, whoever has forgotten it: its records keep consumers from reading on.
+    pub(crate) fn longest_transaction(&self) -> Duration {
+        self.options.publish_timeout + super::turn::DATABASE_TIMEOUT
+    }
+}

@@ -1,0 +1,209 @@
+//! The progress of a lane: who committed it, and the ids of the batch it was committed with. It travels as the metadata of a committed
+//! offset, which is text, so a few bytes per thousand events must do.
+//!
+//! ```text
+//! "1" base64url( owner: 8 bytes, epoch, count, ids: each as the difference to the one before, check: 4 bytes )
+//! ```
+//!
+//! Numbers are varints (<https://protobuf.dev/programming-guides/encoding/#varints>), differences zigzag ones: the ids of a batch are in
+//! the order in which they were claimed, which is not quite ascending where scheduled events are due.
+
+use crate::store::hash::fnv1a;
+
+/// What a broker accepts unless told otherwise (`offset.metadata.max.bytes`).
+pub(crate) const METADATA_MAX_BYTES: usize = 4096;
+
+const VERSION: char = '1';
+
+/// Owner, epoch, count and check, at their longest.
+const FRAME_BYTES: usize = 8 + 10 + 10 + 4;
+
+/// RFC 4648, section 5.
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// See the head of this file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// [`owner_of`] the transactional id.
+    pub(crate) owner: u64,
+    /// The owner's epoch of the lane.
+    pub(crate) epoch: i64,
+    /// Of the batch; none right after the lane was taken.
+    pub(crate) ids: Vec<i64>,
+}
+
+/// A transactional id, short.
+pub(crate) fn owner_of(transactional_id: &str) -> u64 {
+    fnv1a(transactional_id.as_bytes())
+}
+
+impl Progress {
+    pub(crate) fn encode(&self) -> String {
+        let mut bytes = self.owner.to_be_bytes().to_vec();
+        push_varint(&mut bytes, self.epoch as u64);
+        push_varint(&mut bytes, self.ids.len() as u64);
+        let mut last = 0;
+        for id in &self.ids {
+            push_varint(&mut bytes, zigzag(id.wrapping_sub(last)));
+            last = *id;
+        }
+        let check = check(&bytes);
+        bytes.extend(check);
+        let mut text = String::with_capacity(1 + bytes.len().div_ceil(3) * 4);
+        text.push(VERSION);
+        for chunk in bytes.chunks(3) {
+            let word = chunk.iter().fold(0, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+            for place in 0..=chunk.len() {
+                text.push(ALPHABET[(word >> (18 - 6 * place)) as usize & 63].into());
+            }
+        }
+        text
+    }
+
+    /// `None` for anything that [`Progress::encode`] did not write.
+    pub(crate) fn decode(text: &str) -> Option<Self> {
+        let bytes = from_base64(text.strip_prefix(VERSION)?)?;
+        let (body, found) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
+        if found != check(body) {
+            return None;
+        }
+        let (owner, mut rest) = body.split_first_chunk::<8>()?;
+        let epoch = varint(&mut rest)? as i64;
+        let count = varint(&mut rest)?;
+        let (mut ids, mut last) = (Vec::new(), 0_i64);
+        for _ in 0..count {
+            last = last.wrapping_add(unzigzag(varint(&mut rest)?));
+            ids.push(last);
+        }
+        rest.is_empty().then(|| Self { owner: u64::from_be_bytes(*owner), epoch, ids })
+    }
+}
+
+/// How much of the metadata of one lane is taken.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    left: usize,
+    last: i64,
+}
+
+impl Room {
+    /// All of `max_bytes` of text.
+    pub(crate) fn new(max_bytes: usize) -> Self {
+        Self { left: (max_bytes.saturating_sub(1) / 4 * 3).saturating_sub(FRAME_BYTES), last: 0 }
+    }
+
+    /// Takes what `id` needs; false where it does not fit.
+    pub(crate) fn take(&mut self, id: i64) -> bool {
+        let needed = varint_len(zigzag(id.wrapping_sub(self.last)));
+        let Some(left) = self.left.checked_sub(needed) else { return false };
+        (self.left, self.last) = (left, id);
+        true
+    }
+}
+
+fn check(bytes: &[u8]) -> [u8; 4] {
+    let hash = fnv1a(bytes);
+    ((hash ^ hash >> 32) as u32).to_be_bytes()
+}
+
+fn zigzag(number: i64) -> u64 {
+    ((number << 1) ^ (number >> 63)) as u64
+}
+
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
+}
+
+fn varint_len(number: u64) -> usize {
+    (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+fn push_varint(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn from_base64(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
+    for chunk in text.as_bytes().chunks(4) {
+        let mut word = 0_u32;
+        for letter in chunk {
+            word = word << 6 | ALPHABET.iter().position(|known| known == letter)? as u32;
+        }
+        word <<= 6 * (4 - chunk.len());
+        bytes.extend(&word.to_be_bytes()[1..chunk.len()]);
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn progress_survives_its_text(owner: u64, epoch in 0i64.., ids: Vec<i64>) {
+            let progress = Progress { owner, epoch, ids };
+            prop_assert_eq!(Progress::decode(&progress.encode()), Some(progress));
+        }
+
+        #[test]
+        fn what_room_was_taken_for_fits(max in 64usize..5000, first in 0i64.., steps: Vec<i16>) {
+            let mut room = Room::new(max);
+            let mut ids = Vec::new();
+            let mut id = first;
+            for step in std::iter::once(0).chain(steps) {
+                id = id.wrapping_add(step.into());
+                if !room.take(id) {
+                    break;
+                }
+                ids.push(id);
+            }
+            let text = Progress { owner: u64::MAX, epoch: i64::MAX, ids }.encode();
+            prop_assert!(text.len() <= max, "{} of {max} bytes", text.len());
+        }
+
+        #[test]
+        fn a_changed_letter_is_seen(ids: Vec<u16>, at: prop::sample::Index, letter in 0usize..64) {
+            let text = Progress { owner: 7, epoch: 3, ids: ids.into_iter().map(i64::from).collect() }.encode();
+            let at = 1 + at.index(text.len() - 1);
+            let mut changed = text.clone().into_bytes();
+            changed[at] = ALPHABET[letter];
+            let changed = String::from_utf8(changed).unwrap();
+            // The last letter has bits that stand for nothing.
+            prop_assume!(changed != text && at + 1 < text.len());
+            prop_assert_eq!(Progress::decode(&changed), None);
+        }
+    }
+
+    #[test]
+    fn a_batch_of_the_default_size_fits_though_it_is_all_of_one_lane() {
+        let mut room = Room::new(METADATA_MAX_BYTES);
+        let fitting = (1_i64 << 40..).step_by(16).take_while(|id| room.take(*id)).count();
+        assert!(fitting > 3000, "{fitting}");
+    }
+
+    #[test]
+    fn foreign_metadata_is_no_progress() {
+        for text in ["", "1", "1AAAA", "2AAAAAAAAAAAAAAAAAAAA", "{\"a\": 1}", "1\u{e9}\u{e9}\u{e9}\u{e9}"] {
+            assert_eq!(Progress::decode(text), None, "{text}");
+        }
+    }
+}

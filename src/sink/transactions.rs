@@ -1,0 +1,338 @@
+//! Kafka's side of exactly-once: the group that keeps the lanes' progress, and what fences a worker that has lost its lanes. The protocol
+//! these belong to is in `relay/exactly_once.rs`.
+//!
+//! Progress is a committed offset of a topic of our own, one partition per lane, in a group of the same name. Nothing is ever written to
+//! the topic: it is there because a group commits offsets of partitions that exist.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::OnceCell;
+
+use crate::sink::client::ClientSettings;
+use crate::sink::delivery::log_line;
+use crate::sink::progress::Progress;
+
+/// How long the cluster may take to answer a question: a transaction of Postgres is open meanwhile.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A new topic is asked for so often until all of its partitions have a leader.
+const LEADER_ATTEMPTS: usize = 50;
+const LEADER_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why Kafka's side of exactly-once did not work.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TransactionError {
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// Another producer has taken the transactional id: what this one had open was rolled back.
+    #[error("another relay has taken over")]
+    Fenced,
+    /// The progress topic is not there and cannot be created, or has another number of partitions.
+    #[error("the progress topic {topic} {why}")]
+    Topic { topic: String, why: String },
+}
+
+impl TransactionError {
+    /// librdkafka's code, where there is one.
+    pub(crate) fn code(&self) -> Option<RDKafkaErrorCode> {
+        match self {
+            Self::Kafka(error) => error.rdkafka_error_code(),
+            Self::Fenced | Self::Topic { .. } => None,
+        }
+    }
+
+    fn of(error: KafkaError) -> Self {
+        match error.rdkafka_error_code() {
+            Some(code) if is_fenced(code) => Self::Fenced,
+            _ => Self::Kafka(error),
+        }
+    }
+}
+
+/// True for what a producer hears whose transactional id another one has taken.
+pub(crate) fn is_fenced(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::InvalidProducerEpoch)
+}
+
+/// What is found of a lane's progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    Progress(Progress),
+    /// Nothing, or nothing that can be read.
+    Nothing,
+}
+
+/// The group of one outbox; shared by its workers.
+pub(crate) struct ProgressGroup {
+    settings: ClientSettings,
+    /// Of the group and of the topic.
+    name: String,
+    lanes: u16,
+    member: OnceCell<Arc<ConsumerGroupMetadata>>,
+    topic_is_there: AtomicBool,
+}
+
+/// A consumer that says nothing but to those who listen for librdkafka.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_line(RDKafkaLogLevel::Error, "ERROR", &format!("{error}: {reason}"));
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+impl ProducerContext<NoCustomPartitioner> for Quiet {
+    type DeliveryOpaque = ();
+    fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): ()) {}
+}
+
+/// What the group and the topic of an outbox are called, and what its transactional ids begin with.
+pub(crate) fn name_of(identity: i64) -> String {
+    format!("outbox-relay.{identity:015x}")
+}
+
+impl ProgressGroup {
+    pub(crate) fn new(settings: ClientSettings, identity: i64, lanes: u16) -> Self {
+        Self {
+            settings,
+            name: name_of(identity),
+            lanes,
+            member: OnceCell::new(),
+            topic_is_there: AtomicBool::new(false),
+        }
+    }
+
+    /// Of the group and of the topic.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes sure that progress can be committed: the topic is there, and created where it was not.
+    ///
+    /// # Errors
+    /// [`TransactionError::Topic`], or any error of the client.
+    pub(crate) async fn prepare(&self) -> Result<Arc<ConsumerGroupMetadata>, TransactionError> {
+        if !self.topic_is_there.load(Ordering::Relaxed) {
+            if self.partitions().await?.is_none() {
+                self.create_topic().await?;
+            }
+            self.topic_is_there.store(true, Ordering::Relaxed);
+        }
+        self.member.get_or_try_init(async || self.join().await).await.cloned()
+    }
+
+    /// The topic may be gone: looked for again before the next transaction.
+    pub(crate) fn doubt_topic(&self) {
+        self.topic_is_there.store(false, Ordering::Relaxed);
+    }
+
+    /// The group's name and no membership: a group without members takes what anybody commits.
+    async fn join(&self) -> Result<Arc<ConsumerGroupMetadata>, TransactionError> {
+        let config = self.consumer_config();
+        blocking(move || {
+            let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+            consumer.group_metadata().map(Arc::new).ok_or(KafkaError::Canceled)
+        })
+        .await
+    }
+
+    fn consumer_config(&self) -> rdkafka::ClientConfig {
+        let mut config = self.settings.kafka().consumer_config(&[]);
+        config
+            .set("client.id", "outbox-relay")
+            .set("group.id", &self.name)
+            .set("enable.auto.commit", "false")
+            .set("allow.auto.create.topics", "false")
+            // Offsets of a transaction that is not over are not answered with the ones before it: the question waits.
+            .set("isolation.level", "read_committed")
+            .set("log.connection.close", "false");
+        config.set_log_level(RDKafkaLogLevel::Info);
+        config
+    }
+
+    /// How many partitions the topic has, all of them with a leader; `None` where there is no topic.
+    async fn partitions(&self) -> Result<Option<usize>, TransactionError> {
+        let (config, topic) = (self.consumer_config(), self.name.clone());
+        let found = blocking(move || {
+            let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+            let metadata = consumer.fetch_metadata(Some(&topic), ANSWER_TIMEOUT)?;
+            let found = metadata.topics().iter().find(|found| found.name() == topic);
+            Ok(found.map_or((Some(RDKafkaErrorCode::UnknownTopicOrPartition), 0), |found| {
+                let led = found.partitions().iter().filter(|partition| partition.leader() >= 0);
+                (found.error().map(RDKafkaErrorCode::from), led.count())
+            }))
+        })
+        .await?;
+        match found {
+            (None, partitions) if partitions >= usize::from(self.lanes) => Ok(Some(partitions)),
+            (None, partitions) => Err(self.wrong(format!(
+                "has {partitions} partitions with a leader, {} lanes need one each; see kafka-topics.sh --alter",
+                self.lanes
+            ))),
+            (Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic), _) => Ok(None),
+            (Some(code), _) => Err(self.wrong(format!("cannot be looked at ({code:?})"))),
+        }
+    }
+
+    fn wrong(&self, why: String) -> TransactionError {
+        TransactionError::Topic { topic: self.name.clone(), why }
+    }
+
+    async fn create_topic(&self) -> Result<(), TransactionError> {
+        let admin: AdminClient<DefaultClientContext> = self.consumer_config().create()?;
+        // The broker's own number of copies.
+        let topic = NewTopic::new(&self.name, i32::from(self.lanes), TopicReplication::Fixed(-1));
+        let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT)).operation_timeout(Some(ANSWER_TIMEOUT));
+        for created in admin.create_topics([&topic], &options).await? {
+            match created {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((_, code)) => {
+                    return Err(self.wrong(format!(
+                        "does not exist and cannot be created ({code:?}); create it with {} partitions",
+                        self.lanes
+                    )));
+                }
+            }
+        }
+        for _ in 0..LEADER_ATTEMPTS {
+            if matches!(self.partitions().await, Ok(Some(_))) {
+                tracing::info!(topic = self.name, partitions = self.lanes, "the progress topic is created");
+                return Ok(());
+            }
+            tokio::time::sleep(LEADER_PAUSE).await;
+        }
+        Err(self.wrong("was created and has no leaders yet".to_owned()))
+    }
+
+    /// The progress of these lanes. No transaction of theirs is open once their owner is fenced.
+    ///
+    /// # Errors
+    /// Any error of the client.
+    pub(crate) async fn read(&self, lanes: Vec<i16>) -> Result<BTreeMap<i16, Found>, TransactionError> {
+        let (config, topic) = (self.consumer_config(), self.name.clone());
+        blocking(move || {
+            let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+            let mut wanted = TopicPartitionList::new();
+            for lane in lanes {
+                wanted.add_partition(&topic, lane.into());
+            }
+            let committed = consumer.committed_offsets(wanted, ANSWER_TIMEOUT)?;
+            let mut found = BTreeMap::new();
+            for element in committed.elements() {
+                // Without the topic there is no progress; any other error passes, and what it hides must not count as lost.
+                match element.error() {
+                    Ok(()) => {}
+                    Err(error) if error.rdkafka_error_code().is_some_and(is_unknown) => {}
+                    Err(error) => return Err(error),
+                }
+                let progress = match element.offset() {
+                    Offset::Offset(_) => Progress::decode(element.metadata()),
+                    _ => None,
+                };
+                found.insert(element.partition() as i16, progress.map_or(Found::Nothing, Found::Progress));
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Takes a transactional id from whoever uses it: what that has open is rolled back, and it can neither send nor commit any more.
+    ///
+    /// # Errors
+    /// Any error of the client: then it may not be fenced.
+    pub(crate) async fn fence(&self, transactional_id: &str, longest: Duration) -> Result<(), TransactionError> {
+        let config = self.settings.transactional(transactional_id, longest);
+        blocking(move || {
+            let producer: BaseProducer<Quiet> = config.create_with_context(Quiet)?;
+            producer.init_transactions(ANSWER_TIMEOUT)
+        })
+        .await
+    }
+}
+
+fn is_unknown(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownPartition
+    )
+}
+
+/// What a producer commits with its records.
+pub(crate) struct Offsets {
+    pub(crate) topic: String,
+    pub(crate) lanes: Vec<(i16, Progress)>,
+    pub(crate) member: Arc<ConsumerGroupMetadata>,
+}
+
+impl Offsets {
+    fn list(&self) -> Result<TopicPartitionList, KafkaError> {
+        let mut list = TopicPartitionList::with_capacity(self.lanes.len());
+        for (lane, progress) in &self.lanes {
+            // The number means nothing to us; who looks at the group sees how far the lane is.
+            let offset = Offset::Offset(progress.ids.iter().max().map_or(0, |id| (*id).max(0)));
+            let mut element = list.add_partition(&self.topic, (*lane).into());
+            element.set_offset(offset)?;
+            element.set_metadata(progress.encode());
+        }
+        Ok(list)
+    }
+}
+
+/// Commits what the producer has sent since the transaction began, with the progress.
+pub(super) async fn commit<C>(
+    producer: Arc<BaseProducer<C>>,
+    offsets: Offsets,
+    within: Duration,
+) -> Result<(), TransactionError>
+where
+    C: ProducerContext<NoCustomPartitioner> + 'static,
+{
+    blocking(move || {
+        producer.send_offsets_to_transaction(&offsets.list()?, &offsets.member, within)?;
+        producer.commit_transaction(within)
+    })
+    .await
+}
+
+/// Makes the producer the only one of its transactional id.
+pub(super) async fn init<C>(producer: Arc<BaseProducer<C>>, within: Duration) -> Result<(), TransactionError>
+where
+    C: ProducerContext<NoCustomPartitioner> + 'static,
+{
+    blocking(move || producer.init_transactions(within)).await
+}
+
+/// librdkafka's calls block, and go on to their end whatever becomes of who waits for them.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
+) -> Result<T, TransactionError> {
+    let called = tokio::task::spawn_blocking(call).await;
+    called.unwrap_or(Err(KafkaError::Canceled)).map_err(TransactionError::of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_one_prefix_and_a_fixed_length() {
+        assert_eq!(name_of(1), "outbox-relay.000000000000001");
+        assert_eq!(name_of((1 << 60) - 1), "outbox-relay.fffffffffffffff");
+    }
+}

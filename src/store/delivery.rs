@@ -1,0 +1,175 @@
+//! Which worker publishes a lane in Kafka transactions: what the lane's row says, and each change of it. The protocol these belong to
+//! is in `relay/exactly_once.rs`.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Row};
+
+use crate::lane::LaneRange;
+use crate::store::Names;
+
+/// A lane whose row names a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) lane: i16,
+    /// Grows with every change of hands.
+    pub(crate) epoch: i64,
+    /// It may have sent something.
+    pub(crate) opened: bool,
+    pub(crate) transactional_id: String,
+}
+
+impl FromStr for Owner {
+    type Err = sqlx::Error;
+
+    /// As [`owners`] writes it.
+    fn from_str(text: &str) -> Result<Self, sqlx::Error> {
+        let parse = || {
+            let mut parts = text.splitn(4, ' ');
+            let (lane, epoch) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            let (opened, transactional_id) = (parts.next()? == "1", parts.next()?.to_owned());
+            Some(Self { lane, epoch, opened, transactional_id })
+        };
+        parse().ok_or_else(|| sqlx::Error::Decode(format!("the owner of a lane reads {text:?}").into()))
+    }
+}
+
+/// What separates two owners: no transactional id has it.
+pub(crate) const BETWEEN: char = '\n';
+
+/// An expression over the rows of the lane table: the owners among them as one text; null where there are none.
+pub(crate) const OWNERS: &str = "string_agg(lane || ' ' || epoch || ' ' || opened::int || ' ' || transactional_id, E'\\n') \
+                                 filter (where transactional_id is not null)";
+
+/// The statements of exactly-once, rendered once per relay.
+#[derive(Debug, Clone)]
+pub(crate) struct DeliverySql {
+    identity: String,
+    alive: String,
+    take: String,
+    open: String,
+    let_go: String,
+    settle: String,
+}
+
+impl DeliverySql {
+    pub(crate) fn new(names: &Names) -> Self {
+        let (outbox, lane, relay) = (names.outbox(), names.companion("lane"), names.companion("relay"));
+        Self {
+            identity: format!("select value from {} where name = 'identity'", names.companion("control")),
+            alive: format!("select id::text from {relay} where seen_at > now() - make_interval(secs => $1)"),
+            take: format!(
+                "update {lane} set epoch = epoch + 1, transactional_id = $3, opened = false \
+                 where lane between $1 and $2 and lane = any ($4) returning lane, epoch"
+            ),
+            // Only what is still ours: another worker may have taken the lane since.
+            open: format!(
+                "update {lane} as l set opened = true \
+                 from unnest($1::smallint[], $2::bigint[]) as ours (lane, epoch) \
+                 where l.lane = ours.lane and l.epoch = ours.epoch and l.transactional_id = $3 returning l.lane"
+            ),
+            let_go: format!(
+                "update {lane} as l set transactional_id = null, opened = false \
+                 from unnest($1::smallint[], $2::bigint[]) as ours (lane, epoch) \
+                 where l.lane = ours.lane and l.epoch = ours.epoch and l.transactional_id = $3"
+            ),
+            settle: format!(
+                "update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp() \
+                 where id = any ($1) and lane between $2 and $3 and status = 'PENDING'"
+            ),
+        }
+    }
+
+    /// What tells this outbox from others on the same cluster.
+    pub(crate) async fn identity(&self, conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
+        sqlx::query_scalar(AssertSqlSafe(self.identity.as_str())).persistent(false).fetch_one(conn).await
+    }
+
+    /// The ids of the relays heard of within that time.
+    pub(crate) async fn alive(
+        &self,
+        conn: &mut PgConnection,
+        within: Duration,
+        persistent: bool,
+    ) -> Result<Vec<String>, sqlx::Error> {
+        let query = sqlx::query_scalar(AssertSqlSafe(self.alive.as_str())).bind(within.as_secs_f64());
+        query.persistent(persistent).fetch_all(conn).await
+    }
+
+    /// Another owner, or none: returns the lanes' epochs under it.
+    pub(crate) async fn take(
+        &self,
+        conn: &mut PgConnection,
+        range: LaneRange,
+        lanes: &[i16],
+        transactional_id: Option<&str>,
+        persistent: bool,
+    ) -> Result<Vec<(i16, i64)>, sqlx::Error> {
+        let query = sqlx::query(AssertSqlSafe(self.take.as_str()))
+            .bind(range.first)
+            .bind(range.last)
+            .bind(transactional_id)
+            .bind(lanes);
+        let rows = query.persistent(persistent).fetch_all(conn).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
+    /// From here on the owner may send; returns the lanes that are still its own.
+    pub(crate) async fn open(
+        &self,
+        conn: &mut PgConnection,
+        lanes: &[(i16, i64)],
+        transactional_id: &str,
+        persistent: bool,
+    ) -> Result<Vec<i16>, sqlx::Error> {
+        let (lanes, epochs): (Vec<i16>, Vec<i64>) = lanes.iter().copied().unzip();
+        let query = sqlx::query_scalar(AssertSqlSafe(self.open.as_str())).bind(lanes).bind(epochs);
+        query.bind(transactional_id).persistent(persistent).fetch_all(conn).await
+    }
+
+    /// The owner has nothing in doubt on these lanes and gives them up.
+    pub(crate) async fn let_go(
+        &self,
+        conn: &mut PgConnection,
+        lanes: &[(i16, i64)],
+        transactional_id: &str,
+        persistent: bool,
+    ) -> Result<(), sqlx::Error> {
+        let (lanes, epochs): (Vec<i16>, Vec<i64>) = lanes.iter().copied().unzip();
+        let query = sqlx::query(AssertSqlSafe(self.let_go.as_str())).bind(lanes).bind(epochs);
+        query.bind(transactional_id).persistent(persistent).execute(conn).await.map(drop)
+    }
+
+    /// PENDING -> PUBLISHED for what a former owner has published; returns how many were pending still.
+    pub(crate) async fn settle(
+        &self,
+        conn: &mut PgConnection,
+        range: LaneRange,
+        ids: &[i64],
+        persistent: bool,
+    ) -> Result<u64, sqlx::Error> {
+        let query = sqlx::query(AssertSqlSafe(self.settle.as_str())).bind(ids).bind(range.first).bind(range.last);
+        Ok(query.persistent(persistent).execute(conn).await?.rows_affected())
+    }
+}
+
+/// The owners in what [`OWNERS`] returns.
+pub(crate) fn owners(text: Option<&str>) -> Result<Vec<Owner>, sqlx::Error> {
+    text.map_or_else(|| Ok(Vec::new()), |text| text.split(BETWEEN).map(str::parse).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_are_read_as_they_are_written() {
+        let owner = |lane, opened| Owner { lane, epoch: 7, opened, transactional_id: "a.b c".to_owned() };
+        let found = owners(Some("3 7 1 a.b c\n-4 7 0 a.b c")).unwrap();
+        assert_eq!(found, [owner(3, true), owner(-4, false)]);
+        assert!(owners(None).unwrap().is_empty());
+        assert!(owners(Some("3 7")).is_err());
+    }
+}

@@ -1,0 +1,309 @@
+//! Relays that publish in transactions: whatever happens to them, a consumer that reads committed sees every event once and in order.
+//! No trial allows a duplicate.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+
+use crate::fault::Fault;
+use crate::proxy::{Catch, Spot};
+use crate::relays::{STRIKES, STRIKES_BY_DEFAULT};
+use crate::seed::size;
+use crate::stage::Stage;
+use crate::support::kafka::RealKafka;
+use crate::support::{Outbox, Relay, TestDatabase, trials};
+
+/// How often a relay is killed at one place.
+const KILLS_AT_A_PLACE: &str = "OUTBOX_RELAY_TEST_KILLS";
+const KILLS_AT_A_PLACE_BY_DEFAULT: u64 = 2;
+
+const FENCED: &str = "another relay has taken over this worker's lanes, which did not answer in time: what it had in flight is \
+                      rolled back, and it goes back to work";
+const LOST: &str = "the progress of lanes is lost: what may have been published was looked for on the topics, this once at least once holds";
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            no_duplicate_of_relays_killed_at_random_moments,
+            no_duplicate_of_relays_killed_before_their_records_reach_the_broker,
+            no_duplicate_of_relays_killed_while_their_records_are_not_acknowledged,
+            no_duplicate_of_relays_killed_before_the_progress_is_in_the_transaction,
+            no_duplicate_of_relays_killed_before_the_transaction_is_committed,
+            no_duplicate_of_relays_killed_after_the_transaction_is_committed,
+            no_duplicate_of_relays_killed_before_the_marks,
+            no_duplicate_of_relays_killed_after_the_marks,
+            no_duplicate_of_commits_of_kafka_whose_answers_are_lost,
+            no_duplicate_of_sessions_that_end_after_the_transaction_is_committed,
+            a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_is_fenced_and_goes_back_to_work,
+            no_duplicate_while_lanes_move_between_four_relays,
+            no_duplicate_of_faults_of_every_kind,
+            no_duplicate_of_a_change_between_at_least_once_and_exactly_once,
+            progress_that_is_lost_is_told_and_made_up_for_from_the_topic;
+        with_postgres:
+            no_duplicate_of_a_broker_that_restarts,
+            no_duplicate_of_a_broker_that_is_killed;
+    }
+}
+
+/// The statements are recognised by their text. A batch is four round trips instead of one, on a machine that is busy.
+fn in_transactions(relay: Relay) -> Relay {
+    let relay = relay.with("RELAY_DELIVERY", "exactly_once").with("RELAY_PREPARED_STATEMENTS", false);
+    relay.with("RELAY_PUBLISH_TIMEOUT", "5s")
+}
+
+async fn open(trial: &str, database: &TestDatabase, kafka: &RealKafka, relays: usize) -> anyhow::Result<Stage> {
+    let stage = Stage::open_with(trial, &Outbox::of(database), kafka, relays, in_transactions).await?;
+    Ok(stage.where_nothing_repeats())
+}
+
+/// Kills a relay that has got exactly that far, and starts it again; another one works beside it all the while.
+async fn killed_at(
+    spot: Spot,
+    catch: Catch,
+    trial: &str,
+    database: &TestDatabase,
+    kafka: &RealKafka,
+) -> anyhow::Result<()> {
+    let mut stage = open(trial, database, kafka, 2).await?;
+    for kill in 1..=size(KILLS_AT_A_PLACE, KILLS_AT_A_PLACE_BY_DEFAULT) as usize {
+        stage.moment().await;
+        let victim = &mut stage.crew[0];
+        let proxy = if spot.is_of_kafka() { &victim.kafka } else { &victim.postgres };
+        proxy.set_trap(spot, catch);
+        proxy.until_sprung(kill).await;
+        victim.kill()?;
+        stage.until_moving().await?;
+        let victim = &mut stage.crew[0];
+        victim.revive()?;
+        victim.until_ready().await?;
+    }
+    stage.moment().await;
+    stage.close(kafka).await.map(drop)
+}
+
+macro_rules! killed_at {
+    ($($trial:ident: $spot:ident, $catch:ident;)+) => {
+        $(async fn $trial(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+            killed_at(Spot::$spot, Catch::$catch, stringify!($trial), &database, &kafka).await
+        })+
+    };
+}
+
+killed_at! {
+    no_duplicate_of_relays_killed_before_their_records_reach_the_broker: Produce, HoldRequest;
+    no_duplicate_of_relays_killed_while_their_records_are_not_acknowledged: Produce, HoldAnswer;
+    no_duplicate_of_relays_killed_before_the_progress_is_in_the_transaction: Offsets, HoldRequest;
+    no_duplicate_of_relays_killed_before_the_transaction_is_committed: EndTransaction, HoldRequest;
+    no_duplicate_of_relays_killed_after_the_transaction_is_committed: EndTransaction, HoldAnswer;
+    no_duplicate_of_relays_killed_before_the_marks: Mark, HoldRequest;
+    no_duplicate_of_relays_killed_after_the_marks: Mark, HoldAnswer;
+}
+
+/// `OUTBOX_RELAY_TEST_STRIKES=100` is the run of a hundred kills.
+async fn no_duplicate_of_relays_killed_at_random_moments(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = open("kill in transactions", &database, &kafka, 3).await?;
+    strikes(&mut stage, &kafka, &[Fault::Kill], size(STRIKES, STRIKES_BY_DEFAULT)).await?;
+    stage.close(&kafka).await.map(drop)
+}
+
+async fn strikes(stage: &mut Stage, kafka: &RealKafka, faults: &[Fault], times: u64) -> anyhow::Result<()> {
+    for fault in faults.iter().cycle().take(times as usize) {
+        stage.moment().await;
+        fault.strike(stage, kafka).await?;
+        stage.until_moving().await?;
+    }
+    stage.moment().await;
+    Ok(())
+}
+
+async fn no_duplicate_of_commits_of_kafka_whose_answers_are_lost(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = open("lost answers of commits", &database, &kafka, 2).await?;
+    for lost in 1..=size(STRIKES, STRIKES_BY_DEFAULT) as usize {
+        stage.moment().await;
+        let proxy = &stage.crew[0].kafka;
+        proxy.set_trap(Spot::EndTransaction, Catch::LoseAnswer);
+        proxy.until_sprung(lost).await;
+        stage.until_moving().await?;
+    }
+    stage.close(&kafka).await.map(drop)
+}
+
+/// Ends the sessions of a relay, whose batch is on the topic and not marked.
+async fn no_duplicate_of_sessions_that_end_after_the_transaction_is_committed(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = open("sessions end", &database, &kafka, 2).await?;
+    for ended in 1..=size(STRIKES, STRIKES_BY_DEFAULT) as usize {
+        stage.moment().await;
+        let victim = &stage.crew[0];
+        victim.kafka.set_trap(Spot::EndTransaction, Catch::HoldAnswer);
+        victim.kafka.until_sprung(ended).await;
+        end_sessions(&stage, 0).await?;
+        stage.crew[0].kafka.release();
+        stage.until_moving().await?;
+    }
+    stage.close(&kafka).await.map(drop)
+}
+
+async fn end_sessions(stage: &Stage, member: usize) -> anyhow::Result<()> {
+    let ended = stage
+        .outbox
+        .number(&format!(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+             where datname = current_database() and application_name = '{}'",
+            stage.crew[member].sessions()
+        ))
+        .await?;
+    ensure!(ended > 0, "there was no session to end");
+    Ok(())
+}
+
+/// Its records are in a transaction that is open when it is frozen; its session ends, and others roll the transaction back.
+async fn a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_is_fenced_and_goes_back_to_work(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    // The batch must not time out before it is told that its producer is fenced.
+    let patient = |relay: Relay| in_transactions(relay).with("RELAY_PUBLISH_TIMEOUT", "10m");
+    let outbox = Outbox::of(&database);
+    let stage = Stage::open_with("frozen in a transaction", &outbox, &kafka, 2, patient).await?;
+    let mut stage = stage.where_nothing_repeats();
+    stage.moment().await;
+    let frozen = &stage.crew[0];
+    frozen.kafka.set_trap(Spot::Produce, Catch::HoldAnswer);
+    frozen.kafka.until_sprung(1).await;
+    frozen.signal(Signal::SIGSTOP)?;
+    frozen.kafka.release();
+    end_sessions(&stage, 0).await?;
+    // What the frozen relay holds included.
+    let last = outbox.number("select max(id) from event_outbox").await?;
+    let sql = format!("select 1 - sign(count(*)) from event_outbox where status = 'PENDING' and id <= {last}");
+    crate::support::eventually("everything from before the freeze is published", crate::support::SOON * 3, || async {
+        match outbox.number(&sql).await {
+            Ok(1) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    stage.crew[0].signal(Signal::SIGCONT)?;
+    let line = stage.crew[0].process()?.wait_for(FENCED).await;
+    ensure!(line["level"] == "WARN", "{line}");
+    let began = stage.crew[0].process()?.log().len();
+    stage.moment().await;
+    stage.until_moving().await?;
+    stage.crew[1].stop().await?;
+    stage.until_moving().await.context("the fenced relay, alone, goes on")?;
+    let told = stage.crew[0].process()?.lines(FENCED).len();
+    ensure!(told <= 2, "told {told} times by two workers; {began} lines before");
+    stage.crew[1].revive()?;
+    stage.crew[1].until_ready().await?;
+    stage.close(&kafka).await.map(drop)
+}
+
+async fn no_duplicate_while_lanes_move_between_four_relays(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = open("moving lanes", &database, &kafka, 4).await?;
+    let faults = [Fault::Kill, Fault::Leave, Fault::Join, Fault::Stop, Fault::Freeze];
+    strikes(&mut stage, &kafka, &faults, size(STRIKES, faults.len() as u64)).await?;
+    stage.close(&kafka).await.map(drop)
+}
+
+async fn no_duplicate_of_faults_of_every_kind(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let mut stage = open("every kind", &database, &kafka, 3).await?;
+    strikes(&mut stage, &kafka, &Fault::ALL, size(STRIKES, Fault::ALL.len() as u64)).await?;
+    stage.close(&kafka).await.map(drop)
+}
+
+/// Relays of both kinds side by side, each leaving in good order.
+async fn no_duplicate_of_a_change_between_at_least_once_and_exactly_once(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let at_least_once = |relay: Relay| relay.with("RELAY_DELIVERY", "at_least_once");
+    let stage = Stage::open_with("change", &Outbox::of(&database), &kafka, 2, at_least_once).await?;
+    let mut stage = stage.where_nothing_repeats();
+    for tune in [in_transactions, at_least_once, in_transactions] {
+        stage.newcomers_are(tune);
+        for _ in 0..2 {
+            stage.moment().await;
+            stage.join(&kafka).await?;
+            stage.crew.last().context("a newcomer")?.until_ready().await?;
+            stage.moment().await;
+            stage.crew[0].stop().await?;
+            stage.crew.remove(0);
+            stage.until_moving().await?;
+        }
+    }
+    stage.close(&kafka).await.map(drop)
+}
+
+/// Killed between the two commits, and then the group is deleted, which alone knew what had been published.
+async fn progress_that_is_lost_is_told_and_made_up_for_from_the_topic(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = open("lost progress", &database, &kafka, 1).await?;
+    stage.moment().await;
+    let victim = &mut stage.crew[0];
+    victim.postgres.set_trap(Spot::Mark, Catch::HoldRequest);
+    victim.postgres.until_sprung(1).await;
+    victim.kill()?;
+    let identity = stage.outbox.number("select value from event_outbox_control where name = 'identity'").await?;
+    let group = format!("outbox-relay.{identity:015x}");
+    let admin: AdminClient<DefaultClientContext> = kafka.client().create()?;
+    for deleted in admin.delete_groups(&[&group], &AdminOptions::new()).await? {
+        deleted.map_err(|(group, code)| anyhow::anyhow!("cannot delete the group {group}: {code}"))?;
+    }
+    let victim = &mut stage.crew[0];
+    victim.revive()?;
+    let line = victim.process()?.wait_for(LOST).await;
+    ensure!(line["level"] == "WARN" && line["next_step"].is_string(), "{line}");
+    ensure!(line["topics_read_to_the_end"] == true, "{line}");
+    stage.moment().await;
+    let told = stage.crew[0].process()?.lines(LOST);
+    let found: i64 = told.iter().filter_map(|line| line["found_on_topics"].as_i64()).sum();
+    ensure!(found > 0, "nothing of what was published was found: {told:?}");
+    stage.close(&kafka).await.map(drop)
+}
+
+async fn no_duplicate_of_a_broker_that_restarts(database: TestDatabase) -> anyhow::Result<()> {
+    broker_goes(&database, |kafka| kafka.stop()).await
+}
+
+async fn no_duplicate_of_a_broker_that_is_killed(database: TestDatabase) -> anyhow::Result<()> {
+    broker_goes(&database, |kafka| kafka.kill()).await
+}
+
+/// In the middle of a transaction: its records are there, its end is not.
+async fn broker_goes(database: &TestDatabase, goes: fn(&mut RealKafka)) -> anyhow::Result<()> {
+    let mut kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
+    let mut stage = open("a broker goes", database, &kafka, 2).await?;
+    for time in 1..=2 {
+        stage.moment().await;
+        let proxy = &stage.crew[0].kafka;
+        proxy.set_trap(Spot::EndTransaction, Catch::HoldRequest);
+        proxy.until_sprung(time).await;
+        kafka = tokio::task::spawn_blocking(move || {
+            goes(&mut kafka);
+            kafka.start_again().map(|()| kafka)
+        })
+        .await??;
+        stage.crew[0].kafka.heal(true);
+        stage.until_moving().await?;
+    }
+    stage.moment().await;
+    stage.close(&kafka).await.map(drop)
+}
