@@ -14,7 +14,7 @@ use crate::store::delivery::DeliverySql;
 use crate::store::names::literal;
 use crate::store::reading::read;
 
-/// The columns of the lane table that a relay writes.
+/// The columns of the table of deliveries that a relay writes.
 const OWNED: [&str; 3] = ["epoch", "transactional_id", "opened"];
 
 /// What an outbox is known by in Kafka.
@@ -34,7 +34,7 @@ pub(super) async fn database(
     if settings.relay.delivery != Delivery::ExactlyOnce {
         return Ok((Vec::new(), None));
     }
-    let table = names.companion("lane");
+    let table = names.companion("delivery");
     let list = OWNED.map(literal).join(", ");
     let query = format!(
         "select wanted, quote_ident(current_user) from unnest(array[{list}]) wanted \

@@ -24,7 +24,7 @@ pub(crate) struct Owner {
 impl FromStr for Owner {
     type Err = sqlx::Error;
 
-    /// As [`owners`] writes it.
+    /// As [`OWNERS`] writes it.
     fn from_str(text: &str) -> Result<Self, sqlx::Error> {
         let parse = || {
             let mut parts = text.splitn(4, ' ');
@@ -37,11 +37,16 @@ impl FromStr for Owner {
 }
 
 /// What separates two owners: no transactional id has it.
-pub(crate) const BETWEEN: char = '\n';
+const BETWEEN: char = '\n';
 
-/// An expression over the rows of the lane table: the owners among them as one text; null where there are none.
-pub(crate) const OWNERS: &str = "string_agg(lane || ' ' || epoch || ' ' || opened::int || ' ' || transactional_id, E'\\n') \
+/// An expression over rows of the table: the owners among them as one text; null where there are none.
+const OWNERS: &str = "string_agg(lane || ' ' || epoch || ' ' || opened::int || ' ' || transactional_id, E'\\n') \
                                  filter (where transactional_id is not null)";
+
+/// The owners of lanes as one text, for [`owners`]; null where there are none. SQL text.
+pub(crate) fn owners_between(names: &Names, first: &str, last: &str) -> String {
+    format!("select {OWNERS} from {} where lane between {first} and {last}", names.companion("delivery"))
+}
 
 /// The statements of exactly-once, rendered once per relay.
 #[derive(Debug, Clone)]
@@ -56,7 +61,7 @@ pub(crate) struct DeliverySql {
 
 impl DeliverySql {
     pub(crate) fn new(names: &Names) -> Self {
-        let (outbox, lane, relay) = (names.outbox(), names.companion("lane"), names.companion("relay"));
+        let (outbox, lane, relay) = (names.outbox(), names.companion("delivery"), names.companion("relay"));
         Self {
             identity: format!("select value from {} where name = 'identity'", names.companion("control")),
             alive: format!("select id::text from {relay} where seen_at > now() - make_interval(secs => $1)"),

@@ -42,7 +42,7 @@ pub(crate) struct LaneDelivery {
 pub(crate) async fn deliveries(conn: &mut PgConnection, names: &Names) -> Result<Vec<LaneDelivery>, sqlx::Error> {
     let query = format!(
         "select lane::int8, epoch, transactional_id, opened from {} order by lane limit 1024",
-        names.companion("lane")
+        names.companion("delivery")
     );
     let rows = read(conn, &query).await?;
     rows.iter()

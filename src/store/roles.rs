@@ -64,7 +64,7 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     let mut statements = vec![turn];
     statements.extend(all.iter().map(|role| create(names, role)));
     // What an older binary has granted and this one does not.
-    let tables = ["lane", "relay", "migration", "control", "pause", "audit", "audit_row", "archive"]
+    let tables = ["lane", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"]
         .map(|part| names.companion(part));
     let tables = [&[names.outbox(), names.processed()][..], &tables].concat().join(", ");
     let roles = all.join(", ");
@@ -77,7 +77,8 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     grant(&format!("insert ({WRITTEN}), select (id, event_id)"), outbox.clone(), writer);
 
     grant("select, update (status, published_at, attempts, last_error, available_at)", outbox.clone(), relay);
-    grant("select, update (generation, epoch, transactional_id, opened)", companion("lane"), relay);
+    grant("select, update (generation)", companion("lane"), relay);
+    grant("select, update (epoch, transactional_id, opened)", companion("delivery"), relay);
     grant("select, insert, update, delete", companion("relay"), relay);
     for part in ["migration", "control", "pause"] {
         grant("select", companion(part), relay);
@@ -103,7 +104,7 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     grant(&format!("select ({SEEN})"), outbox, monitor);
     grant(&format!("select ({SEEN}, archived_at)"), companion("archive"), monitor);
     grant("select (consumer_group, processed_at)", names.processed(), monitor);
-    for part in ["lane", "relay", "migration", "control", "pause", "audit", "audit_row"] {
+    for part in ["lane", "relay", "migration", "control", "pause", "audit", "audit_row", "delivery"] {
         grant("select", companion(part), monitor);
     }
     statements.push(format!(

@@ -305,7 +305,7 @@ impl Migration {
         let body = fill(self.template, |placeholder| {
             Some(match placeholder {
                 "outbox" => names.outbox(),
-                "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" => {
+                "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery" => {
                     names.companion(placeholder)
                 }
                 "processed" => names.processed(),
@@ -377,6 +377,7 @@ mod tests {
             "{quote",
             "{a",
             "{control",
+            "{delivery",
             "{pause",
         ] {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");

@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row};
 
 use crate::lane::LaneRange;
-use crate::store::delivery::{self, OWNERS, Owner};
+use crate::store::delivery::{self, Owner};
 use crate::store::names::{Names, literal};
 use crate::store::pauses;
 use crate::store::settle::{Ctid, SettleError};
@@ -70,6 +70,7 @@ pub(crate) struct Transaction {
     drawn: String,
     /// Of the rows at certain places, up to the places.
     change: String,
+    names: Names,
     prepared: bool,
 }
 
@@ -117,7 +118,16 @@ impl Transaction {
         let lock = format!("pg_try_advisory_xact_lock({}, lane)", lane_key(names));
         let change =
             format!("update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp() where ctid");
-        Self { settings, lane_table, lock, pauses: pauses::counter(names), drawn: sequence.drawn(), change, prepared }
+        Self {
+            settings,
+            lane_table,
+            lock,
+            pauses: pauses::counter(names),
+            drawn: sequence.drawn(),
+            change,
+            names: names.clone(),
+            prepared,
+        }
     }
 
     /// The lock is tried outside the scan, on a materialized list, so that no plan can try it for other lanes.
@@ -133,8 +143,9 @@ impl Transaction {
     fn see(&self, first: &str, last: &str) -> String {
         let Self { lane_table, pauses, drawn, .. } = self;
         format!(
-            "select sum(generation)::int8 + {pauses}, pg_current_snapshot()::text, ({drawn}), {OWNERS} from {lane_table} \
-             where lane between {first} and {last}"
+            "select sum(generation)::int8 + {pauses}, pg_current_snapshot()::text, ({drawn}), ({owners}) from {lane_table} \
+             where lane between {first} and {last}",
+            owners = delivery::owners_between(&self.names, first, last)
         )
     }
 
