@@ -11,6 +11,7 @@
 //! - [`stint`]: what a worker knows of the lanes it works on
 //! - [`pauses`]: what operators have paused
 //! - [`retention`]: removes what is old
+//! - [`stages`]: where the time goes
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat, shares, status line
 //! - [`outage`]: incidents, told once when they start and once when they end
@@ -25,6 +26,7 @@ mod register;
 mod retention;
 mod settling;
 mod shared;
+mod stages;
 mod stint;
 mod topics;
 mod turn;
@@ -46,6 +48,7 @@ use crate::store::session::Sequence;
 use crate::store::{Names, session};
 use outage::{Outages, Party, Side};
 use shared::Shared;
+use stages::Stage;
 
 /// Why a relay could not start.
 #[derive(Debug, thiserror::Error)]
@@ -120,8 +123,13 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let ended = drain(&mut tasks, shutdown_timeout).await;
     watching.abort();
     telling.abort();
+    let seconds = |stage| (shared.stages.seconds(stage) * 1e3).round() / 1e3;
     tracing::info!(
         published_total = shared.published_total(),
+        claim_s = seconds(Stage::Claim),
+        send_s = seconds(Stage::Send),
+        acks_s = seconds(Stage::Acks),
+        settle_s = seconds(Stage::Settle),
         drain_ms = asked.elapsed().as_millis() as u64,
         uptime_s = started.elapsed().as_secs(),
         "relay has stopped"

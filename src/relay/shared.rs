@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::relay::options::RelayOptions;
 use crate::relay::outage::Outages;
+use crate::relay::stages::Stages;
 use crate::sink::broker::Broker;
 use crate::sink::topics::Topics;
 use crate::store::claim::ClaimSql;
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) holds: HoldSql,
     pub(crate) standing: watch::Sender<Standing>,
     published: AtomicU64,
+    pub(crate) stages: Stages,
     /// When a claim last came back full.
     full_claim: Mutex<Option<Instant>>,
     /// What blocks a part of the events, by what it is, for the status line.
@@ -67,6 +69,7 @@ impl Shared {
             // Alone until the register has looked: others' locks keep it from doing harm.
             standing: watch::Sender::new(Standing { first: 0, of: options.workers }),
             published: AtomicU64::new(0),
+            stages: Stages::default(),
             full_claim: Mutex::default(),
             obstacles: Mutex::default(),
             options,

@@ -16,6 +16,7 @@ use crate::relay::batch::{Fate, Plan};
 use crate::relay::claiming::{Claim, go_around};
 use crate::relay::settling::first_left;
 use crate::relay::shared::Shared;
+use crate::relay::stages::Stage;
 use crate::relay::stint::Stint;
 use crate::sink::broker::BrokerDown;
 use crate::sink::producer::KafkaProducer;
@@ -122,7 +123,7 @@ impl Hands<'_> {
         let start = stint.frontier.start(now);
         let settings_hold = self.shared.options.prepared_statements;
         let probed = within(self.shared.claim.probe(self.conn, start, stint.range, settings_hold)).await?;
-        stint.frontier.observe(&probed.snapshot, probed.drawn, now);
+        stint.frontier.observe(&probed.snapshot, probed.drawn, now, Instant::now());
         let went_back = stint.frontier.start(now) < start;
         // Not learnt yet, or somebody has held rows here since: there may be topics to ask for.
         let holds_changed = stint.generation != Some(probed.generation);
@@ -141,6 +142,7 @@ impl Hands<'_> {
     }
 
     async fn turn_in_transaction(&mut self, stint: &mut Stint, go_on: bool) -> Result<Turn, TurnError> {
+        let began = Instant::now();
         let (owned, reopened) = self.begin(stint).await?;
         let Some(lanes) = LaneRange::longest_run(&owned.lanes) else {
             within(session::rollback(self.conn)).await?;
@@ -151,7 +153,7 @@ impl Hands<'_> {
             within(session::commit(self.conn)).await?;
             return Ok(Turn::Idle);
         }
-        stint.frontier.observe(&owned.snapshot, owned.drawn, Instant::now());
+        stint.frontier.observe(&owned.snapshot, owned.drawn, owned.asked, Instant::now());
 
         let Some(claim) = self.claim(stint, lanes).await? else {
             within(session::rollback(self.conn)).await?;
@@ -166,6 +168,7 @@ impl Hands<'_> {
         if claim.full {
             self.shared.note_full_claim();
         }
+        self.shared.stages.add(Stage::Claim, began);
         let (settled, left) = self.publish(stint, lanes, &claim, go_on).await?;
         self.advance(stint, lanes, &claim, left);
         if claim.full && settled * 2 < claim.rows.len() {
@@ -242,14 +245,17 @@ impl Hands<'_> {
         claim: &Claim,
         go_on: bool,
     ) -> Result<(usize, Option<OutboxId>), TurnError> {
-        let options = &self.shared.options;
+        let (options, stages) = (&self.shared.options, &self.shared.stages);
+        let began = Instant::now();
         let plan = Plan::new(&claim.rows, &claim.skipped, options)?;
         let closed = self.closed_topics(stint, &plan.topics).await?;
         let Some(producer) = self.producer.as_mut() else {
             return Err(BrokerDown.into());
         };
         let mut sent = plan.send(producer, options, &stint.gate, &closed, &mut stint.holds);
+        let began = stages.add(Stage::Send, began);
         let waited = self.acks().await;
+        let began = stages.add(Stage::Acks, began);
         let outcomes = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
         let missing = self.judge(stint, claim, &mut sent, &outcomes, &waited)?;
         if missing.is_some() && sent.records > 1 {
@@ -272,6 +278,7 @@ impl Hands<'_> {
             SettleError::Database(error) => TurnError::Database(error),
             source => TurnError::NotOwned { lanes, source },
         })?;
+        stages.add(Stage::Settle, began);
         self.tell_topics(&sent, &outcomes);
         match missing {
             Some(error) => Err(error),
