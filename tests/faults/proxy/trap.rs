@@ -2,15 +2,13 @@
 
 use super::wire::Unit;
 
-/// Where in a relay's turn. The statements are recognised by their text, so the relay must send it: no prepared statements.
+/// Where in a relay's turn. Statements are recognised by their text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spot {
     /// Kafka: a Produce request.
     Produce,
-    /// Postgres: rows are marked PUBLISHED.
+    /// Postgres: rows are marked PUBLISHED and the turn's transaction is committed, which is one request.
     Mark,
-    /// Postgres: the turn's transaction is committed.
-    Commit,
 }
 
 /// What becomes of it.

@@ -19,10 +19,13 @@ pub(crate) enum Protocol {
 /// `api_key` of a Produce request (<https://kafka.apache.org/protocol#protocol_api_keys>).
 const PRODUCE: [u8; 2] = [0, 0];
 
-/// A whole simple query `commit`; the probe, which commits as well, is a longer one.
-const COMMIT: &[u8] = b"Q\0\0\0\x0bcommit\0";
-
 const MARK: &[u8] = b"set status = 'PUBLISHED'";
+
+/// With prepared statements.
+const MARK_PREPARED: &[u8] = b"execute outbox_relay_mark";
+
+/// Where the mark is prepared.
+const PREPARE: &[u8] = b"prepare outbox_relay";
 
 /// Read at once from Postgres, at most.
 const CHUNK: usize = 256 * 1024;
@@ -45,8 +48,10 @@ impl Unit {
     pub(super) fn is_at(&self, spot: Spot) -> bool {
         match (spot, self.protocol) {
             (Spot::Produce, Protocol::Kafka) => self.bytes.get(4..6) == Some(&PRODUCE[..]),
-            (Spot::Mark, Protocol::Postgres) => contains(&self.bytes, MARK),
-            (Spot::Commit, Protocol::Postgres) => contains(&self.bytes, COMMIT),
+            (Spot::Mark, Protocol::Postgres) => {
+                let has = |what| contains(&self.bytes, what);
+                has(MARK_PREPARED) || has(MARK) && !has(PREPARE)
+            }
             _ => false,
         }
     }
