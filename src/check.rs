@@ -99,7 +99,7 @@ pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
         found.findings.push(database_error(settings, &error));
     }
     if let Some(kafka) = &settings.kafka
-        && let Err(error) = brokers(kafka, &names, &mut found).await
+        && let Err(error) = brokers(settings, kafka, &names, &mut found).await
     {
         // The error's text may quote a setting.
         let code = error.rdkafka_error_code();
@@ -191,7 +191,12 @@ async fn outbox(
     Ok(())
 }
 
-async fn brokers(kafka: &KafkaSettings, names: &Names, found: &mut Found) -> Result<(), rdkafka::error::KafkaError> {
+async fn brokers(
+    settings: &Settings,
+    kafka: &KafkaSettings,
+    names: &Names,
+    found: &mut Found,
+) -> Result<(), rdkafka::error::KafkaError> {
     let cluster = match Cluster::reach(kafka).await? {
         Ok(cluster) => cluster,
         Err(finding) => {
@@ -209,10 +214,37 @@ async fn brokers(kafka: &KafkaSettings, names: &Names, found: &mut Found) -> Res
             "nothing; RELAY_TOPIC decides into how many topics events go",
         ));
     }
+    let question = question(settings, names);
     for (name, seen) in topics.iter().take(MOST_TOPICS) {
         let (findings, topic) = topics::topic(&cluster, kafka, name, *seen).await?;
         found.findings.extend(findings);
-        found.findings.extend(topic.and_then(|topic| window::window(name, topic, found.processed_ms, names)));
+        let kept = topic.and_then(|topic| topic.kept);
+        let breach = question.as_ref().zip(kept).and_then(|(question, kept)| question.breach(Some(name), false, kept));
+        // What will let duplicates in is told once, not as well as what has.
+        let has_forgotten = || topic.and_then(|topic| window::window(name, topic, found.processed_ms, names));
+        let finding = breach.as_ref().map(window::too_narrow).or_else(has_forgotten);
+        found.findings.extend(finding);
+    }
+    let Some(question) = question else { return Ok(()) };
+    found.findings.extend(question.horizon().as_ref().map(window::too_narrow));
+    let all = cluster.topics().await?;
+    let letters =
+        |(name, _): &(String, Seen)| crate::window::dead_letter_topics(name, all.iter()).cloned().collect::<Vec<_>>();
+    for name in topics.iter().take(MOST_TOPICS).flat_map(letters) {
+        let kept = cluster.topic_config(&name).await.and_then(|config| crate::window::Kept::by(&config));
+        let breach = kept.and_then(|kept| question.breach(Some(&name), true, kept));
+        found.findings.extend(breach.as_ref().map(window::too_narrow));
     }
     Ok(())
+}
+
+/// `None` where nothing of the consumers' table is ever pruned.
+fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::window::Question<'a>> {
+    let kept = &settings.relay.retention;
+    Some(crate::window::Question {
+        names,
+        template: &settings.relay.topic,
+        window: kept.processed_after?,
+        dead_letter_horizon: kept.dead_letter_horizon,
+    })
 }

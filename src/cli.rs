@@ -6,12 +6,16 @@ mod confirm;
 mod dead;
 #[cfg(feature = "demo")]
 mod demo;
+mod dlq;
 mod exit;
 mod explain;
+mod interrupt;
 mod migrate;
+mod moment;
 mod output;
 mod pause;
 mod prune;
+mod replay;
 mod run;
 mod status;
 mod tail;
@@ -69,6 +73,13 @@ enum Command {
     /// Events that could not be sent: list and show them by cause, retry or discard them
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Dead letters of consumers, on any topic: list and show them by cause, send them again in the order of their keys
+    #[command(subcommand)]
+    Dlq(dlq::Dlq),
+    /// Publish retained events again, in order, with their event ids: for a group that has to build its state
+    ///
+    /// The table's rows do not change. A consumer with an inbox that has seen an event skips it; one without applies it twice.
+    Replay(replay::Replay),
     /// Remove what was published, or applied, long ago; relays do it by themselves when RELAY_RETENTION says so
     Prune(prune::Prune),
     /// Measure the relay against these servers, in a schema and topics of its own
@@ -122,7 +133,16 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Pause(pause) => pause.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Resume(resume) => resume.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Dead(dead) => dead.run(&settings(file, overrides, Needs::DatabaseOnly)?),
-        Command::Prune(prune) => prune.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Dlq(dlq) => {
+            let (kafka, log) = Settings::load_kafka(&Sources::from_process(file, overrides))?;
+            crate::observe::log::start(&log);
+            dlq.run(&kafka)
+        }
+        Command::Replay(replay) => replay.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Prune(prune) => {
+            let sources = Sources::from_process(file.clone(), overrides.clone());
+            prune.run(&settings(file, overrides, Needs::DatabaseOnly)?, sources)
+        }
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
         #[cfg(feature = "demo")]
         Command::Demo(_) if file.is_some() || !overrides.is_empty() => {

@@ -104,6 +104,18 @@ impl Settings {
         }
     }
 
+    /// Reads only how to reach the brokers: what is needed where no database is.
+    ///
+    /// # Errors
+    /// Every mistake there is but what concerns the database.
+    pub fn load_kafka(sources: &Sources) -> Result<(KafkaSettings, LogSettings), ConfigError> {
+        let mut from = sources.resolve(Needs::DatabaseAndKafka);
+        match (KafkaSettings::read(&mut from), LogSettings::read(&mut from)) {
+            (Some(kafka), Some(log)) if from.mistakes.is_empty() => Ok((kafka, log)),
+            _ => Err(ConfigError(from.mistakes)),
+        }
+    }
+
     /// The settings that differ from their defaults, for the start line: name and value, `set` for a secret.
     pub fn non_defaults(&self) -> Vec<(&'static str, String)> {
         self.non_defaults.clone()

@@ -18,6 +18,9 @@
 //! - `observe`: logs
 //! - `verify`: compares the table with topics, in bounded memory
 //! - `check`: what will go wrong, found before traffic does
+//! - `dlq`: dead letters of consumers, listed and sent again
+//! - `replay`: retained events, published again
+//! - `window`: how far back topics can be read, against how far back consumers remember
 //! - `status`, `explain`, `tail`: what goes on now, with one event, with each event that comes
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers
@@ -37,6 +40,8 @@ pub mod config;
 pub mod consumer;
 #[cfg(feature = "demo")]
 pub mod demo;
+#[cfg(feature = "relay")]
+mod dlq;
 pub mod envelope;
 pub mod event;
 #[cfg(feature = "relay")]
@@ -51,6 +56,8 @@ mod observe;
 pub mod outbox;
 #[cfg(feature = "relay")]
 pub mod relay;
+#[cfg(feature = "relay")]
+mod replay;
 pub mod route;
 #[cfg(feature = "schema")]
 pub mod schemas;
@@ -63,3 +70,5 @@ pub mod store;
 mod tail;
 #[cfg(feature = "relay")]
 mod verify;
+#[cfg(feature = "relay")]
+mod window;

@@ -7,6 +7,7 @@
 //! - [`client`]: the settings a guarantee rests on
 //! - [`murmur2`]: where a key belongs
 //! - [`reader`]: reads topics, for commands that look
+//! - [`resend`]: sends records a second time, as they are
 
 pub(crate) mod broker;
 pub(crate) mod client;
@@ -14,4 +15,5 @@ pub(crate) mod delivery;
 pub(crate) mod murmur2;
 pub(crate) mod producer;
 pub(crate) mod reader;
+pub(crate) mod resend;
 pub(crate) mod topics;

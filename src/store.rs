@@ -10,6 +10,7 @@
 //! - [`pauses`]: topics and entities that operators have paused
 //! - [`dead`]: events that need a decision, and what is decided
 //! - [`retention`]: removing what is old
+//! - [`replay`]: events that are published again
 //! - [`roles`]: who may do what
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
@@ -47,6 +48,8 @@ pub(crate) mod members;
 pub(crate) mod pauses;
 #[cfg(feature = "relay")]
 pub(crate) mod reading;
+#[cfg(feature = "relay")]
+pub(crate) mod replay;
 #[cfg(feature = "relay")]
 pub(crate) mod retention;
 #[cfg(feature = "relay")]

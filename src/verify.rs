@@ -13,6 +13,8 @@
 //! - Rows that are PENDING or DEAD when they are read, on the topic or not: they are counted as `pending` and `dead`.
 //! - Rows inserted after the start, and their records (`after_start`).
 //! - Duplicates: delivery is at least once (G4). They are counted; `--exactly-once` makes them violations.
+//! - What `replay` or `dlq redrive` has sent again, and says so by its header (`replayed`, `redriven`): it is no duplicate and has no place
+//!   in the order; it has to be what the row says, though, and an event of which nothing else is left on the topic is not missing.
 //! - A late event whose row an operator has retried: the audit table names it.
 //! - Records whose rows retention may have deleted (`retired`): those below the lowest id that is still PUBLISHED, and those created
 //!   before the earliest `published_at` that is still there, since retention deletes by these. `--all-retained` turns this off.
@@ -57,13 +59,13 @@ use crate::route::TopicTemplate;
 use crate::store::{Names, session};
 use fact::Fact;
 use judge::{Horizon, Judge, Scope, TopicScope};
-use rate::Rate;
 use sorter::Sorter;
 use table::{Audits, Extent, TableReader};
 use topic::{Beginning, TopicExtent, TopicReader};
 use topics::TopicNames;
 
 pub(crate) use judge::Partitioner;
+pub(crate) use rate::Rate;
 pub(crate) use reading::{KeyFrom, Payload, Reading};
 pub(crate) use verdict::Verdict;
 
@@ -334,7 +336,7 @@ fn is_missing(code: RDKafkaErrorCode) -> bool {
 }
 
 /// On stderr, and only if that is a terminal.
-fn bar(what: &str, of: u64) -> ProgressBar {
+pub(crate) fn bar(what: &str, of: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:<30!} {wide_bar} {percent:>3} % {per_sec} ETA {eta}");
     let bar = ProgressBar::new(of).with_message(what.to_owned());
     match style {

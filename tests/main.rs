@@ -17,6 +17,8 @@ mod crashes;
 mod dead;
 #[path = "main/demo.rs"]
 mod demo;
+#[path = "main/dlq.rs"]
+mod dlq;
 #[path = "main/guarantees.rs"]
 mod guarantees;
 #[path = "main/inbox.rs"]
@@ -33,6 +35,8 @@ mod pause;
 mod plans;
 #[path = "main/poison.rs"]
 mod poison;
+#[path = "main/replay.rs"]
+mod replay;
 #[path = "main/retention.rs"]
 mod retention;
 #[path = "main/roles.rs"]
@@ -71,6 +75,8 @@ fn main() -> ExitCode {
         order::trials(),
         poison::trials(),
         dead::trials(),
+        dlq::trials(),
+        replay::trials(),
         pause::trials(),
         retention::trials(),
         roles::trials(),

@@ -47,6 +47,12 @@ impl Cluster {
         blocking(move || reader.partitions(&topic)).await?
     }
 
+    /// The names of all topics that the user may see.
+    pub(super) async fn topics(&self) -> Result<Vec<String>, KafkaError> {
+        let reader = Arc::clone(&self.reader);
+        blocking(move || reader.topics()).await?
+    }
+
     /// A topic's configuration; `None` when the right to see it is missing.
     pub(super) async fn topic_config(&self, topic: &str) -> Option<Vec<ConfigEntry>> {
         self.config(&ResourceSpecifier::Topic(topic)).await

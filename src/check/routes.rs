@@ -21,14 +21,14 @@ const EVENTS_MEASURED: u32 = 200;
 
 /// What is known of a topic's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Seen {
-    pub(super) events: i64,
+pub(crate) struct Seen {
+    pub(crate) events: i64,
     /// Bytes of the largest payload and its headers.
-    pub(super) largest: i64,
+    pub(crate) largest: i64,
 }
 
 /// The topics, by name; and rows whose route is no legal topic.
-pub(super) async fn routes(
+pub(crate) async fn routes(
     conn: &mut PgConnection,
     names: &Names,
     template: &TopicTemplate,

@@ -14,6 +14,7 @@ use crate::config::KafkaSettings;
 use crate::fault;
 use crate::sink::murmur2;
 use crate::sink::reader::{Part, Partition, Reader};
+use crate::window::Kept;
 
 /// librdkafka's default of `message.max.bytes`.
 const CLIENT_LIMIT: i64 = 1_000_000;
@@ -59,17 +60,16 @@ pub(super) async fn topic(
     if let Ok(tail) = &tail {
         findings.extend(partitioner(name, kafka, tail, count));
     }
-    let retention_ms =
-        config.as_deref().and_then(|config| value(config, "retention.ms")).and_then(|ms| ms.parse().ok());
+    let kept = config.as_deref().and_then(Kept::by);
     let oldest_ms = tail.ok().and_then(|tail| tail.oldest_ms);
-    Ok((findings, Some(Topic { retention_ms, oldest_ms })))
+    Ok((findings, Some(Topic { kept, oldest_ms })))
 }
 
 /// What the window of `processed_events` is compared with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Topic {
-    /// `retention.ms`; -1 is for ever.
-    pub(super) retention_ms: Option<i64>,
+    /// `None` where its configuration cannot be seen.
+    pub(super) kept: Option<Kept>,
     /// Timestamp of the first record of any partition.
     pub(super) oldest_ms: Option<i64>,
 }

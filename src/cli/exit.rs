@@ -11,8 +11,7 @@ const USAGE: u8 = 2;
 const BAD_CONFIGURATION: u8 = 64;
 const UNEXPECTED: u8 = 70;
 /// What shells make of a SIGINT.
-#[cfg(feature = "demo")]
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// A command that did not do what it was asked for.
 #[derive(Debug)]
@@ -46,7 +45,6 @@ impl Failure {
     }
 
     /// The user ended it.
-    #[cfg(feature = "demo")]
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
         Self { code: INTERRUPTED, message: message.into(), cause: None, hint: None }
     }

@@ -218,6 +218,12 @@ pub static SETTINGS: &[Setting] = &[
         "14d",
         "After how long rows of the consumers' table are deleted; longer than a topic can replay. Without it: never.",
     ),
+    required(
+        "dead_letter_horizon",
+        millis(SECOND, 10 * YEAR),
+        "30d",
+        "How long a consumer's dead letter may come back. Without it: retention.ms of the topics <topic>.<group>.dlq.",
+    ),
     with_default(
         "prepared_statements",
         Kind::Boolean,

@@ -135,7 +135,12 @@ fn every_setting_takes_its_value() {
     assert_eq!(settings.relay.source.as_deref(), Some("/shop/orders"));
     assert_eq!(settings.relay.on_poison, OnPoison::HoldEntity);
     let day = Duration::from_secs(86_400);
-    let kept = RetentionSettings { outbox: Retention::Archive, after: day * 90, processed_after: Some(day * 7305 / 2) };
+    let kept = RetentionSettings {
+        outbox: Retention::Archive,
+        after: day * 90,
+        processed_after: Some(day * 7305 / 2),
+        dead_letter_horizon: None,
+    };
     assert_eq!(settings.relay.retention, kept);
     assert!(!settings.database.prepared_statements);
     assert_eq!(settings.non_defaults().len(), SETTINGS.len(), "all of them differ");

@@ -203,7 +203,8 @@ impl Consumer {
         self
     }
 
-    /// A topic to read; may be called more than once.
+    /// A topic to read; may be called more than once: a retry topic of the group, to which `outbox-relay dlq redrive --to` sends its dead
+    /// letters, is one more. What dies again there goes to the dead letter topic of the topic it was read from first.
     pub fn topic(mut self, topic: impl Into<String>) -> Self {
         self.topics.push(topic.into());
         self

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::config::{OnPoison, RetentionSettings, Settings};
+use crate::config::{KafkaSettings, OnPoison, RetentionSettings, Settings};
 use crate::envelope::Envelope;
 use crate::route::TopicTemplate;
 use crate::sink::client::ClientSettings;
@@ -20,6 +20,8 @@ pub struct RelayOptions {
     pub names: Names,
     /// How to reach Kafka.
     pub(crate) kafka: ClientSettings,
+    /// The same, for clients that only look.
+    pub(crate) brokers: KafkaSettings,
     /// How an event becomes a record.
     pub envelope: Envelope,
     /// The topic of an event whose row names none.
@@ -60,6 +62,7 @@ impl RelayOptions {
         let batch_bytes = usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX);
         Some(Self {
             kafka: ClientSettings::new(settings.kafka.as_ref()?, relay.batch_size, batch_bytes),
+            brokers: settings.kafka.clone()?,
             database: database.connect_options(),
             names: Names::new(&outbox.schema, &outbox.table, &outbox.processed_table),
             connect_timeout: database.connect_timeout,

@@ -196,6 +196,48 @@ impl Reader {
         Ok(all)
     }
 
+    /// Reads parts of a topic until `each` breaks, or all is read. Returns the partitions that were not read to their end: those that gave
+    /// nothing for so long as `patience`, or whatever was left when it broke.
+    ///
+    /// # Errors
+    /// Any error of the client but those it recovers from.
+    pub(crate) fn read_patiently(
+        &self,
+        topic: &str,
+        parts: &[Part],
+        patience: Duration,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<i32>, KafkaError> {
+        let mut left: Vec<Part> = parts.iter().filter(|part| part.from < part.end).copied().collect();
+        while !left.is_empty() {
+            let (mut next, mut broke) = (left.clone(), false);
+            self.read(topic, &left, patience, |message| {
+                let partition = message.partition();
+                next.iter_mut()
+                    .filter(|part| part.partition == partition)
+                    .for_each(|part| part.from = message.offset() + 1);
+                broke = each(message).is_break();
+                if broke { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+            .map(|all| if all { next.clear() } else { next.retain(|part| part.from < part.end) })?;
+            // No part has come any further: a partition without a leader.
+            if broke || next == left {
+                return Ok(next.into_iter().map(|part| part.partition).collect());
+            }
+            left = next;
+        }
+        Ok(Vec::new())
+    }
+
+    /// The names of all topics that the user may see.
+    ///
+    /// # Errors
+    /// Any error of the client.
+    pub(crate) fn topics(&self) -> Result<Vec<String>, KafkaError> {
+        let metadata = self.consumer.fetch_metadata(None, ANSWER_WITHIN)?;
+        Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+    }
+
     /// Begins to follow topics from these offsets.
     ///
     /// # Errors

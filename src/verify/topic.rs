@@ -241,6 +241,7 @@ fn seen(
         sequence: reading::sequence(message),
         key_hash: message.key().map(murmur2),
         time: message.timestamp().to_millis().map(|ms| ms.saturating_mul(1000)),
+        resent: reading::resent(message),
     };
     Some(Ok((event, Fact::Record(fact))))
 }

@@ -38,7 +38,7 @@ impl Verdict {
 impl Serialize for Verdict {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { topics, report, aside, notes } = self;
-        let mut json = serializer.serialize_struct("Verdict", 19)?;
+        let mut json = serializer.serialize_struct("Verdict", 21)?;
         json.serialize_field("clean", &report.is_clean())?;
         json.serialize_field("violations", &self.violations())?;
         json.serialize_field("topics", topics)?;
@@ -53,6 +53,8 @@ impl Serialize for Verdict {
         json.serialize_field("after_start", &aside.after_start)?;
         json.serialize_field("retired", &aside.retired)?;
         json.serialize_field("unjudged", &aside.unjudged)?;
+        json.serialize_field("replayed", &aside.replayed)?;
+        json.serialize_field("redriven", &aside.redriven)?;
         json.serialize_field("notes", notes)?;
         json.serialize_field("examples", &Examples(report))?;
         json.end()
@@ -89,6 +91,14 @@ impl fmt::Display for Verdict {
             (
                 aside.retired,
                 "records have no row any more; the table's retention explains them, nothing else is known of them",
+            ),
+            (
+                aside.replayed,
+                "records were published again by `replay`: they are no duplicates, and have no place in the order",
+            ),
+            (
+                aside.redriven,
+                "records are dead letters that came back: they are no duplicates, and have no place in the order",
             ),
             (aside.unjudged, "events may have been on the topic, which no longer holds everything"),
         ] {
