@@ -93,6 +93,9 @@ enum Command {
     #[cfg(feature = "demo")]
     #[command(name = crate::demo::MOCK_BROKER, hide = true)]
     DemoBroker(demo::DemoBroker),
+    #[cfg(feature = "demo")]
+    #[command(name = crate::demo::SERVICE, hide = true)]
+    DemoService(demo::DemoService),
 }
 
 /// Not clap's to parse: its message would repeat the argument, which may be a URL with a password.
@@ -153,6 +156,8 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Demo(demo) => demo.run(Sources::from_process(None, Vec::new()).env),
         #[cfg(feature = "demo")]
         Command::DemoBroker(broker) => broker.run(),
+        #[cfg(feature = "demo")]
+        Command::DemoService(service) => service.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
     }
 }
 

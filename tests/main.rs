@@ -27,6 +27,8 @@ mod inbox;
 mod migrations;
 #[path = "main/order.rs"]
 mod order;
+#[path = "main/order_flow.rs"]
+mod order_flow;
 #[path = "main/outages.rs"]
 mod outages;
 #[path = "main/pause.rs"]
@@ -84,6 +86,7 @@ fn main() -> ExitCode {
         outages::trials(),
         verify::trials(),
         demo::trials(),
+        order_flow::trials(),
         status::trials(),
         tail::trials(),
     ];
