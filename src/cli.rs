@@ -8,6 +8,7 @@ mod dead;
 mod demo;
 mod exit;
 mod explain;
+mod health;
 mod migrate;
 mod output;
 mod pause;
@@ -51,6 +52,8 @@ enum Command {
     Check(check::Check),
     /// Show what waits, what blocks, which relays are alive, and what to do next
     Status(status::Status),
+    /// Ask the relay of this host whether it is ready, or alive; exit 1 if not. For the health checks of containers
+    Health(health::Health),
     /// Say what happened to an event or to an entity's events, and why they still wait
     Explain(explain::Explain),
     /// Follow events as they are written, published and seen on the topic
@@ -111,6 +114,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Check(check) => check.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Status(status) => status.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Health(health) => health.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Explain(explain) => explain.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Tail(tail) => tail.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Migrate(migrate) if migrate.print => {

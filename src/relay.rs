@@ -8,11 +8,15 @@
 //! - [`stint`]: what a worker knows of the lanes it works on
 //! - [`pauses`]: what operators have paused
 //! - [`retention`]: removes what is old
+//! - [`lookout`]: notices that nothing moves, and why; what the probes answer
+//! - [`measure`]: what a batch adds to the metrics
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat, shares, status line
 //! - [`outage`]: incidents, told once when they start and once when they end
 
 mod batch;
+mod lookout;
+mod measure;
 mod options;
 mod outage;
 mod pace;
@@ -34,6 +38,7 @@ use tokio::task::JoinSet;
 pub use options::RelayOptions;
 pub(crate) use outage::describe as describe_error;
 
+use crate::observe::health::Readiness;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::schema::{self, SchemaError};
 use crate::store::{Names, session};
@@ -94,6 +99,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
         tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
     tasks.spawn(register::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(lookout::run(Arc::clone(&shared), stop.clone()));
     let kept = shared.options.retention;
     if kept.prunes() {
         tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));
@@ -163,6 +169,9 @@ async fn lanes_of_outbox(options: &RelayOptions, outages: &Outages) -> Result<u1
             Err(error) => error,
         };
         outages.database(Party::Start, &failed);
+        if let Some(reason) = outages.reason(Side::Postgres) {
+            options.vitals.health.set(Readiness::Unready(reason));
+        }
         tokio::time::sleep(pause.next()).await;
     }
 }

@@ -15,6 +15,7 @@ use crate::event::OutboxId;
 use crate::fault::{self, Class};
 use crate::lane::LaneRange;
 use crate::relay::batch::{Closed, Fate, Plan, Sent, poison, refused};
+use crate::relay::measure;
 use crate::relay::shared::Shared;
 use crate::relay::stint::Stint;
 use crate::sink::broker::BrokerDown;
@@ -75,6 +76,18 @@ pub(crate) enum TurnError {
     /// Some records were not acknowledged; those that were are marked.
     #[error("{unacknowledged} of {records} records were not acknowledged: {reason}")]
     Unacknowledged { unacknowledged: usize, records: usize, reason: String, class: Class },
+}
+
+impl TurnError {
+    /// What kind of failure it is.
+    pub(crate) fn class(&self) -> Class {
+        match self {
+            Self::Database(error) => fault::of_database(error).class,
+            Self::NotOwned { .. } => Class::Operator,
+            Self::BrokerDown(_) => Class::Outage,
+            Self::Unacknowledged { class, .. } => *class,
+        }
+    }
 }
 
 /// How the wait for acks ended.
@@ -350,6 +363,7 @@ impl Hands<'_> {
         let mut sent = plan.send(producer, options, &stint.gate, &closed, &mut stint.holds);
         let waited = self.acks().await;
         let outcomes = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
+        measure::acknowledged(&self.shared.options.vitals.metrics, &claim.rows, &sent, &outcomes);
         let missing = self.judge(stint, claim, &mut sent, &outcomes, &waited)?;
         if missing.is_some() && sent.records > 1 {
             // Predecessors of a refused event may be among the unacknowledged: held now, it would hold them as well.
@@ -503,7 +517,8 @@ impl Hands<'_> {
             stint.generation = stint.generation.map(|generation| generation + grown);
         }
         within(session::commit(self.conn)).await?;
-        self.shared.add_published(published.len());
+        let dead = changed - held.values().map(Vec::len).sum::<usize>();
+        self.shared.settled(published.len(), dead, &held);
         Ok(changed + published.len())
     }
 }
@@ -603,6 +618,7 @@ impl Hands<'_> {
 
     fn tell_closed(&self, topic: &str, why: &str) {
         if self.shared.block(&format!("topic {topic}"), why) {
+            self.shared.options.vitals.metrics.failed(Class::Destination, 1);
             tracing::warn!(topic, reason = why, "a topic cannot be written: its events are held, all others go on");
         }
     }
