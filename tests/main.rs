@@ -19,8 +19,12 @@ mod dead;
 mod demo;
 #[path = "main/guarantees.rs"]
 mod guarantees;
+#[path = "main/health.rs"]
+mod health;
 #[path = "main/inbox.rs"]
 mod inbox;
+#[path = "main/metrics.rs"]
+mod metrics;
 #[path = "main/migrations.rs"]
 mod migrations;
 #[path = "main/order.rs"]
@@ -79,6 +83,8 @@ fn main() -> ExitCode {
         verify::trials(),
         demo::trials(),
         status::trials(),
+        health::trials(),
+        metrics::trials(),
         tail::trials(),
     ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())

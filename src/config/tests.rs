@@ -118,6 +118,7 @@ fn every_setting_takes_its_value() {
         ("RELAY_CONNECT_TIMEOUT", "1s 500ms"),
         ("RELAY_STATUS_INTERVAL", "1h"),
         ("RELAY_HEARTBEAT_INTERVAL", "100ms"),
+        ("RELAY_STALL_AFTER", "1s"),
         ("RELAY_ENVELOPE", "cloudevents-structured"),
         ("RELAY_TOPIC", "shop.{event_type}"),
         ("RELAY_SOURCE", "/shop/orders"),
@@ -126,6 +127,8 @@ fn every_setting_takes_its_value() {
         ("RELAY_RETENTION_AFTER", "90d"),
         ("RELAY_PROCESSED_RETENTION", "10years"),
         ("RELAY_PREPARED_STATEMENTS", "false"),
+        ("RELAY_ADMIN_ADDRESS", "[::]:9187"),
+        ("RELAY_ADMIN_TOKEN", "hunter2hunter2hunter2"),
         ("RELAY_LOG_FORMAT", "json"),
         ("RELAY_LOG_LEVEL", "warn,outbox_relay=debug"),
     ]))
@@ -140,6 +143,8 @@ fn every_setting_takes_its_value() {
     let kept = RetentionSettings { outbox: Retention::Archive, after: day * 90, processed_after: Some(day * 7305 / 2) };
     assert_eq!(settings.relay.retention, kept);
     assert!(!settings.database.prepared_statements);
+    assert_eq!(settings.relay.stall_after, Duration::from_secs(1));
+    assert!(settings.admin.address.is_some() && settings.admin.token().is_some());
     assert_eq!(settings.non_defaults().len(), SETTINGS.len(), "all of them differ");
 }
 
@@ -162,6 +167,7 @@ fn every_setting_refuses_what_is_out_of_bounds_or_no_value_at_all() {
         ("RELAY_CONNECT_TIMEOUT", &["0s", "never"]),
         ("RELAY_STATUS_INTERVAL", &["0s", "61min"]),
         ("RELAY_HEARTBEAT_INTERVAL", &["99ms", "11s"]),
+        ("RELAY_STALL_AFTER", &["", "999ms", "61min", "never"]),
         ("RELAY_ENVELOPE", &["", "Event", "cloudevents"]),
         ("RELAY_TOPIC", &["", "{entity}", "a b"]),
         ("RELAY_SOURCE", &["", "a\tb"]),
@@ -170,6 +176,8 @@ fn every_setting_refuses_what_is_out_of_bounds_or_no_value_at_all() {
         ("RELAY_RETENTION_AFTER", &["", "0s", "7", "11years"]),
         ("RELAY_PROCESSED_RETENTION", &["", "never", "999ms"]),
         ("RELAY_PREPARED_STATEMENTS", &["", "yes", "1"]),
+        ("RELAY_ADMIN_ADDRESS", &["", "9187", "127.0.0.1", "0.0.0.0:9187"]),
+        ("RELAY_ADMIN_TOKEN", &["", "hunter2"]),
         ("RELAY_LOG_FORMAT", &["", "xml"]),
         ("RELAY_LOG_LEVEL", &["", "verbose"]),
     ] {
