@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use outbox_relay::demo::free_port;
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Executor};
+use sqlx::Executor;
 
 use crate::support::admin::{Admin, with_admin};
 use crate::support::kafka::RealKafka;
