@@ -46,7 +46,7 @@ const FAILURES: Named = (
 const LANES: Named = ("lanes", "Lanes of the outbox");
 const OWNED: Named = ("owned_lanes", "Lanes that are this relay's share");
 const FLOOR_LAG: Named =
-    ("floor_lag_events", "How many ids the next claim looks back behind the highest one seen, by worker");
+    ("floor_lag_events", "How many ids the next claim looks back behind the highest one claimed, by worker");
 const PENDING: Named = ("pending_events", "Events of the whole outbox that can be claimed; counting stops at 1000000");
 const OLDEST: Named = ("oldest_pending_seconds", "Age of the first of them");
 const SCHEDULED: Named = ("scheduled_events", "Events whose time has not come");

@@ -34,7 +34,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the database is looked at, at most.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Looking may take this share of the time: under a held snapshot it walks all that was published since.
+/// Looking may take this share of the time, unless a stall would be found too late: under a held snapshot it walks all that was
+/// published since.
 const LOOK_SHARE: u32 = 50;
 
 /// Rights change rarely.
@@ -95,25 +96,32 @@ impl Lookout {
     async fn look(&mut self, up: bool) {
         if Instant::now() >= self.look_at {
             let began = Instant::now();
-            if let Err(error) = within(self.look_at_database(up)).await {
-                // The workers and the register tell it.
-                tracing::debug!(error = %super::describe_error(&error), "the lookout cannot look");
-                self.conn = None;
-                self.waiting = None;
-            }
-            let interval = LOOK_INTERVAL.min(self.shared.options.stall_after / 4);
-            self.look_at = Instant::now() + interval.max(began.elapsed() * LOOK_SHARE);
+            let cost = match within(self.look_at_database(up)).await {
+                // To wait for a lock costs nobody anything.
+                Ok(Seen::Unreadable) => Duration::ZERO,
+                Ok(Seen::Nothing | Seen::Head(_)) => began.elapsed(),
+                Err(error) => {
+                    // The workers and the register tell it.
+                    tracing::debug!(error = %super::describe_error(&error), "the lookout cannot look");
+                    self.conn = None;
+                    self.waiting = None;
+                    Duration::ZERO
+                }
+            };
+            let stall_after = self.shared.options.stall_after;
+            let interval = LOOK_INTERVAL.min(stall_after / 4);
+            self.look_at = Instant::now() + (cost * LOOK_SHARE).clamp(interval, stall_after);
         }
         self.judge(up);
     }
 
-    async fn look_at_database(&mut self, up: bool) -> Result<(), sqlx::Error> {
+    async fn look_at_database(&mut self, up: bool) -> Result<Seen, sqlx::Error> {
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
         if self.conn.is_none() {
             self.conn = Some(session::connect(&options.database, APPLICATION, options.connect_timeout).await?);
         }
-        let Some(conn) = self.conn.as_mut() else { return Ok(()) };
+        let Some(conn) = self.conn.as_mut() else { return Ok(Seen::Unreadable) };
         let lacked = shared.outages.reason(Side::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
         if lacked || self.lacking.is_some() || Instant::now() >= self.rights_at {
             self.lacking = rights::missing_rights(conn, &options.names).await?.map(of_rights);
@@ -146,7 +154,7 @@ impl Lookout {
         if options.measures && Instant::now() >= self.figures_at {
             self.measure().await?;
         }
-        Ok(())
+        Ok(seen)
     }
 
     /// From memory.

@@ -108,7 +108,7 @@ impl Worker {
 
     fn note_floor(&self) {
         let Some(stint) = &self.stint else { return };
-        let lag = stint.frontier.seen() - stint.frontier.start(Instant::now());
+        let lag = stint.reached - stint.frontier.start(Instant::now());
         self.shared.options.vitals.metrics.set_floor_lag(self.index, lag.max(0));
     }
 

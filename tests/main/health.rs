@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use outbox_relay::demo::free_port;
 use serde_json::Value;
-use sqlx::postgres::PgConnection;
 use sqlx::Executor;
+use sqlx::postgres::PgConnection;
 
 use crate::support::admin::{Admin, with_admin};
 use crate::support::kafka::RealKafka;
