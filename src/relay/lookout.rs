@@ -2,7 +2,7 @@
 //! the metrics of the whole outbox. It only reads, on a connection of its own, within limits.
 //!
 //! - [`stall`]: since when nothing has moved
-//! - [`cause`]: why
+//! - [`cause`]: why nothing moves
 
 mod cause;
 mod stall;
