@@ -13,7 +13,7 @@
 mod finding;
 mod kafka;
 mod pooler;
-mod rights;
+pub(crate) mod rights;
 pub(crate) mod routes;
 mod schema;
 mod sessions;

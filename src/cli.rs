@@ -10,6 +10,7 @@ mod dlq;
 mod exit;
 mod explain;
 mod interrupt;
+mod health;
 mod migrate;
 mod moment;
 mod output;
@@ -55,6 +56,8 @@ enum Command {
     Check(check::Check),
     /// Show what waits, what blocks, which relays are alive, and what to do next
     Status(status::Status),
+    /// Ask the relay of this host whether it is ready, or alive; exit 1 if not. For the health checks of containers
+    Health(health::Health),
     /// Say what happened to an event or to an entity's events, and why they still wait
     Explain(explain::Explain),
     /// Follow events as they are written, published and seen on the topic
@@ -125,6 +128,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Check(check) => check.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Status(status) => status.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Health(health) => health.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Explain(explain) => explain.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Tail(tail) => tail.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Migrate(migrate) if migrate.print => {

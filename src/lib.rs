@@ -15,7 +15,7 @@
 //! - `lane`: who works on what, and from where
 //! - `sink`: Kafka
 //! - `fault`: what an error means and what the operator does
-//! - `observe`: logs
+//! - `observe`: logs, probes, metrics
 //! - `verify`: compares the table with topics, in bounded memory
 //! - `check`: what will go wrong, found before traffic does
 //! - `dlq`: dead letters of consumers, listed and sent again

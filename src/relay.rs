@@ -12,12 +12,16 @@
 //! - [`pauses`]: what operators have paused
 //! - [`retention`]: removes what is old
 //! - [`stages`]: where the time goes
+//! - [`lookout`]: notices that nothing moves, and why; what the probes answer
+//! - [`measure`]: what a batch adds to the metrics
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat, shares, status line
 //! - [`outage`]: incidents, told once when they start and once when they end
 
 mod batch;
 mod claiming;
+mod lookout;
+mod measure;
 mod options;
 mod outage;
 mod pace;
@@ -42,6 +46,7 @@ use tokio::task::JoinSet;
 pub use options::RelayOptions;
 pub(crate) use outage::describe as describe_error;
 
+use crate::observe::health::Readiness;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::schema::{self, SchemaError};
 use crate::store::session::Sequence;
@@ -104,6 +109,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
         tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
     tasks.spawn(register::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(lookout::run(Arc::clone(&shared), stop.clone()));
     let kept = shared.options.retention;
     if kept.prunes() {
         tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));
@@ -178,6 +184,9 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<(u1
             Err(error) => error,
         };
         outages.database(Party::Start, &failed);
+        if let Some(reason) = outages.reason(Side::Postgres) {
+            options.vitals.health.set(Readiness::Unready(reason));
+        }
         tokio::time::sleep(pause.next()).await;
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-pub(crate) use next::NextStep;
+pub(crate) use next::{About, NextStep, about_held};
 
 use crate::check::routes;
 use crate::lane::LaneRange;

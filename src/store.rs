@@ -20,6 +20,7 @@
 //! For people who look, in read-only transactions ([`reading`]):
 //! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
 //! - [`fleet`]: the relays, and who works on which lane
+//! - [`waiting`]: what waits in a relay's lanes, how vacuum fares
 //! - [`activity`]: who holds transactions and locks
 
 pub mod names;
@@ -62,5 +63,7 @@ pub(crate) mod settle;
 pub(crate) mod snapshot;
 #[cfg(feature = "relay")]
 pub(crate) mod stats;
+#[cfg(feature = "relay")]
+pub(crate) mod waiting;
 
 pub use names::Names;

@@ -21,8 +21,12 @@ mod demo;
 mod dlq;
 #[path = "main/guarantees.rs"]
 mod guarantees;
+#[path = "main/health.rs"]
+mod health;
 #[path = "main/inbox.rs"]
 mod inbox;
+#[path = "main/metrics.rs"]
+mod metrics;
 #[path = "main/migrations.rs"]
 mod migrations;
 #[path = "main/order.rs"]
@@ -88,6 +92,8 @@ fn main() -> ExitCode {
         demo::trials(),
         order_flow::trials(),
         status::trials(),
+        health::trials(),
+        metrics::trials(),
         tail::trials(),
     ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())

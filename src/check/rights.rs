@@ -10,6 +10,11 @@ use crate::store::reading::read;
 /// The columns of the outbox that a relay writes.
 const MARKED: [&str; 5] = ["status", "published_at", "attempts", "last_error", "available_at"];
 
+/// The rights that a relay needs and does not have.
+pub(crate) async fn missing_rights(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    Ok(rights(conn, names).await?.into_iter().find(|finding| finding.id == "rights-missing"))
+}
+
 /// Compares the user's rights with what a relay needs. Asks the catalog, so it works without any right on the tables.
 pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();

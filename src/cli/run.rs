@@ -1,12 +1,16 @@
 //! `outbox-relay run`.
 
+use std::time::Duration;
+
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use super::exit::Failure;
 use super::{check, migrate, runtime};
-use crate::config::Settings;
+use crate::config::{AdminSettings, Settings};
+use crate::observe::admin;
 use crate::relay::{self, Ended, RelayError, RelayOptions};
 use crate::store::schema::MigrateOptions;
 
@@ -38,17 +42,22 @@ impl Run {
             "outbox-relay is starting"
         );
         let stop = stop_on_signals()?;
+        let target = settings.database.target();
+        let options = RelayOptions::new(&settings)
+            .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
+        // Before anything is waited for: a probe is told what.
+        let admin = Admin::bind(&settings.admin, &options).await?;
         if self.migrate {
             let migrated = migrate::migrate(&settings, &MigrateOptions::default()).await?;
             tracing::info!(from = migrated.from.unwrap_or(0), to = migrated.to, "the outbox is migrated");
         }
-        let target = settings.database.target();
-        let options = RelayOptions::new(&settings)
-            .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
         let preflight = (!self.no_check).then(|| tokio::spawn(check::preflight(settings)));
         let ended = relay::run(options, stop).await;
         if let Some(preflight) = preflight {
             preflight.abort();
+        }
+        if let Some(admin) = admin {
+            admin.end().await;
         }
         match ended {
             Ok(Ended::Drained) => Ok(()),
@@ -66,6 +75,35 @@ impl Run {
                     .hint("compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other"))
             }
         }
+    }
+}
+
+/// How long a probe or a scrape that is under way may take at the end.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// The admin address, which answers until the relay has ended.
+struct Admin {
+    task: JoinHandle<()>,
+    ended: oneshot::Sender<()>,
+}
+
+impl Admin {
+    async fn bind(settings: &AdminSettings, options: &RelayOptions) -> Result<Option<Self>, Failure> {
+        let Some(address) = settings.address else { return Ok(None) };
+        let server = admin::Server::bind(address, settings.token(), options.vitals()).await.map_err(|error| {
+            Failure::finding(format!("the admin address {address} cannot be listened on"))
+                .because(error)
+                .hint("give each relay of a host a RELAY_ADMIN_ADDRESS of its own")
+        })?;
+        tracing::info!(address = %server.address(), token = settings.token().is_some(), "the admin address answers");
+        let (ended, end) = oneshot::channel();
+        Ok(Some(Self { task: tokio::spawn(server.serve(end)), ended }))
+    }
+
+    async fn end(self) {
+        drop(self.ended);
+        // Whoever still reads then is cut off when the process ends.
+        drop(tokio::time::timeout(LAST_ANSWERS, self.task).await);
     }
 }
 

@@ -86,6 +86,7 @@ impl Hands<'_> {
             // Rows of the lanes that were taken were not seen.
             return;
         }
+        stint.reached = stint.reached.max(claim.last.map_or(0, |last| last.0));
         let now = Instant::now();
         let first_left = [claim.skipped.first().map(|row| row.id), stint.around_from, left];
         match first_left.into_iter().flatten().min() {

@@ -1,11 +1,13 @@
 //! What a relay is told: one struct per outbox, no globals.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
 use crate::config::{KafkaSettings, OnPoison, RetentionSettings, Settings};
 use crate::envelope::Envelope;
+use crate::observe::Vitals;
 use crate::route::TopicTemplate;
 use crate::sink::client::ClientSettings;
 use crate::store::Names;
@@ -50,6 +52,12 @@ pub struct RelayOptions {
     pub status_interval: Duration,
     /// Between two heartbeats.
     pub heartbeat_interval: Duration,
+    /// How long events may wait without any of them moving before it is told.
+    pub stall_after: Duration,
+    /// True when somebody may ask for the figures of the whole outbox.
+    pub measures: bool,
+    /// What the relay tells about itself.
+    pub(crate) vitals: Arc<Vitals>,
     /// False behind a pooler that cannot keep prepared statements.
     pub prepared_statements: bool,
 }
@@ -81,7 +89,14 @@ impl RelayOptions {
             shutdown_timeout: relay.shutdown_timeout,
             status_interval: relay.status_interval,
             heartbeat_interval: relay.heartbeat_interval,
+            stall_after: relay.stall_after,
+            measures: settings.admin.address.is_some(),
+            vitals: Vitals::new(),
         })
+    }
+
+    pub(crate) fn vitals(&self) -> Arc<Vitals> {
+        Arc::clone(&self.vitals)
     }
 
     /// How the relay's sessions call themselves in `pg_stat_activity`.

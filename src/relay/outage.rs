@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnectOptions;
 
 use crate::fault;
+use crate::observe::health::{Cause, Reason};
 use crate::store::stats::{self, COUNT_LIMIT};
 use crate::store::{Names, session};
 
@@ -44,7 +45,7 @@ pub(crate) enum Party {
 #[derive(Debug, Clone)]
 struct Incident {
     since: Instant,
-    reason: String,
+    reason: Reason,
     parties: BTreeSet<Party>,
 }
 
@@ -67,19 +68,36 @@ impl Outages {
 
     /// `party` meets an outage; told unless the incident is open already.
     pub(crate) fn begin(&self, side: Side, party: Party, reason: &str, next_step: &str) {
+        let cause = match side {
+            Side::Postgres => Cause::Database,
+            Side::Kafka => Cause::Brokers,
+        };
+        self.begin_for(side, party, Reason::new(cause, reason, next_step));
+    }
+
+    fn begin_for(&self, side: Side, party: Party, reason: Reason) {
         let mut open = self.open();
         if let Some(incident) = open.get_mut(&side) {
             incident.parties.insert(party);
             return;
         }
-        let incident = Incident { since: Instant::now(), reason: reason.to_owned(), parties: [party].into() };
+        tracing::warn!(
+            server = %side,
+            reason = reason.sentence,
+            next_step = reason.next_step,
+            "outage started: events wait, none is lost"
+        );
+        let incident = Incident { since: Instant::now(), reason, parties: [party].into() };
         open.insert(side, incident);
-        tracing::warn!(server = %side, reason, next_step, "outage started: events wait, none is lost");
     }
 
     /// An error of the database starts an incident.
     pub(crate) fn database(&self, party: Party, error: &sqlx::Error) {
-        self.begin(Side::Postgres, party, &describe(error), fault::of_database(error).next_step);
+        // 42501 insufficient_privilege
+        let lacks_a_right = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("42501"));
+        let cause = if lacks_a_right { Cause::Right } else { Cause::Database };
+        let next_step = fault::of_database(error).next_step;
+        self.begin_for(Side::Postgres, party, Reason::new(cause, describe(error), next_step));
     }
 
     /// `party` got on; told with how long the incident lasted when it was the last one.
@@ -104,9 +122,14 @@ impl Outages {
         self.open()
             .iter()
             .map(|(side, incident)| {
-                format!("{side} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason)
+                format!("{side} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason.sentence)
             })
             .collect()
+    }
+
+    /// Why that server cannot be worked with, if it cannot.
+    pub(crate) fn reason(&self, side: Side) -> Option<Reason> {
+        self.open().get(&side).map(|incident| incident.reason.clone())
     }
 
     /// A connection of its own: an incident may end while no other is open.

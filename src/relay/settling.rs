@@ -114,11 +114,12 @@ impl Hands<'_> {
                 }
             }
         }
+        let dead = changed;
         changed += self.hold(stint, lanes, &held).await?;
         let next = (go_on && lanes == stint.range).then_some(lanes);
         let transaction = &self.shared.transaction;
         *self.begun = within(transaction.mark_and_commit(self.conn, &published, next)).await?.zip(next);
-        self.shared.add_published(published.len());
+        self.shared.settled(published.len(), dead, &held);
         Ok(changed + published.len())
     }
 

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 
 use crate::event::OutboxId;
-use crate::fault::Class;
+use crate::fault::{self, Class};
 use crate::lane::LaneRange;
 use crate::relay::batch::{Fate, Plan};
 use crate::relay::claiming::{Claim, go_around};
 use crate::relay::settling::first_left;
+use crate::relay::measure;
 use crate::relay::shared::Shared;
 use crate::relay::stages::Stage;
 use crate::relay::stint::Stint;
@@ -53,6 +54,18 @@ pub(crate) enum TurnError {
     /// Some records were not acknowledged; those that were are marked.
     #[error("{unacknowledged} of {records} records were not acknowledged: {reason}")]
     Unacknowledged { unacknowledged: usize, records: usize, reason: String, class: Class },
+}
+
+impl TurnError {
+    /// What kind of failure it is.
+    pub(crate) fn class(&self) -> Class {
+        match self {
+            Self::Database(error) => fault::of_database(error).class,
+            Self::NotOwned { .. } => Class::Operator,
+            Self::BrokerDown(_) => Class::Outage,
+            Self::Unacknowledged { class, .. } => *class,
+        }
+    }
 }
 
 /// How the wait for acks ended.
@@ -257,6 +270,7 @@ impl Hands<'_> {
         let waited = self.acks().await;
         let began = stages.add(Stage::Acks, began);
         let outcomes = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
+        measure::acknowledged(&self.shared.options.vitals.metrics, &claim.rows, &sent, &outcomes);
         let missing = self.judge(stint, claim, &mut sent, &outcomes, &waited)?;
         if missing.is_some() && sent.records > 1 {
             // Predecessors of a refused event may be among the unacknowledged: held now, it would hold them as well.
