@@ -15,7 +15,7 @@
 //! - `lane`: who works on what, and from where
 //! - `sink`: Kafka
 //! - `fault`: what an error means and what the operator does
-//! - `observe`: logs
+//! - `observe`: logs, and the codes of what they warn of
 //! - `verify`: compares the table with topics, in bounded memory
 //! - `check`: what will go wrong, found before traffic does
 //! - `status`, `explain`, `tail`: what goes on now, with one event, with each event that comes
@@ -46,7 +46,7 @@ mod fault;
 #[cfg(feature = "relay")]
 mod lane;
 pub mod ledger;
-#[cfg(feature = "relay")]
+#[cfg(any(feature = "relay", feature = "consumer-kafka"))]
 mod observe;
 pub mod outbox;
 #[cfg(feature = "relay")]

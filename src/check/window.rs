@@ -4,6 +4,7 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use super::topics::Topic;
+use crate::observe::code::Code;
 use crate::store::Names;
 use crate::store::activity::span;
 use crate::store::names::literal;
@@ -41,7 +42,7 @@ pub(super) fn window(name: &str, topic: Topic, processed_ms: Option<f64>, names:
     };
     (forgotten > TOLERANCE_S).then(|| {
         Finding::warning(
-            "processed-window",
+            Code::ProcessedWindow,
             format!(
                 "The topic {name} keeps events of {kept}, {} more than {} remembers: a consumer that reads it again applies those twice.",
                 span(forgotten),

@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 use crate::consumer::delivery::Delivery;
 use crate::consumer::runtime::{ConsumerError, Shared};
 use crate::consumer::worker::{Progress, Worker};
+use crate::observe::code::Code;
 
 /// How long a poll may wait for a record: a paused partition goes on, and a stop is heard, that much later at most.
 const POLL: Duration = Duration::from_millis(20);
@@ -79,7 +80,7 @@ fn tell_once(told: &mut Option<RDKafkaErrorCode>, error: &KafkaError) {
     let code = error.rdkafka_error_code();
     if *told != code {
         *told = code;
-        tracing::warn!(%error, next_step = "check that the brokers run, the topics exist and the user may READ them", "Kafka cannot be read for now");
+        tracing::warn!(code = %Code::ConsumerOutage, %error, next_step = "check that the brokers run, the topics exist and the user may READ them", "Kafka cannot be read for now");
     }
 }
 
@@ -188,7 +189,7 @@ impl Member {
 
     fn commit_failed(&self, error: &KafkaError) {
         if !self.again.swap(true, Ordering::AcqRel) {
-            tracing::warn!(%error, "offsets cannot be committed: what they stand for is applied, and skipped should it come again");
+            tracing::warn!(code = %Code::OffsetsUncommitted, %error, "offsets cannot be committed: what they stand for is applied, and skipped should it come again");
         }
     }
 
@@ -209,6 +210,7 @@ impl Member {
                 continue;
             }
             tracing::warn!(
+                code = %Code::HandlerSlow,
                 topic = partition.topic,
                 partition = partition.number,
                 "a handler takes too long to end: it is aborted, its event comes again"
@@ -216,6 +218,7 @@ impl Member {
             partition.abort.abort();
             if partition.ended.recv_timeout(ABORT_WITHIN) == Err(std_mpsc::RecvTimeoutError::Timeout) {
                 tracing::error!(
+                    code = %Code::HandlerStuck,
                     topic = partition.topic,
                     partition = partition.number,
                     next_step = "do not block in handlers",
@@ -276,7 +279,9 @@ impl ConsumerContext for Member {
                 self.shared.stats.add_assigned(assigned.count());
                 tracing::info!(group = self.shared.group, partitions = assigned.count(), "partitions are assigned");
             }
-            Rebalance::Error(error) => tracing::warn!(%error, "the group cannot share its partitions out"),
+            Rebalance::Error(error) => {
+                tracing::warn!(code = %Code::GroupFails, %error, "the group cannot share its partitions out")
+            }
         }
     }
 
@@ -285,7 +290,7 @@ impl ConsumerContext for Member {
             && let Err(error) = consumer.resume(assigned)
         {
             // It may have been paused when this member had it before.
-            tracing::warn!(%error, "newly assigned partitions cannot be resumed");
+            tracing::warn!(code = %Code::PartitionsStay, %error, "newly assigned partitions cannot be resumed");
         }
     }
 

@@ -18,6 +18,7 @@ use crate::consumer::delivery::{Delivery, Event};
 use crate::consumer::failed::{Action, Failed, Kind};
 use crate::consumer::held::Gate;
 use crate::consumer::runtime::{ConsumerError, Shared, UnknownType};
+use crate::observe::code::Code;
 
 /// How far a worker has come; shared with whoever commits offsets.
 #[derive(Debug)]
@@ -252,11 +253,12 @@ impl Worker {
         let mut pause = Pause::new(&shared);
         loop {
             let sent = shared.letters.send(&topic, delivery, delivery.headers_of(&letter));
-            let Err(code) = self.interruptible(sent).await? else { break };
+            let Err(refusal) = self.interruptible(sent).await? else { break };
             pause.tell_first(|| {
                 tracing::error!(
+                    code = %Code::LetterUnsent,
                     topic,
-                    code = %code,
+                    error = %refusal,
                     source_topic = delivery.topic,
                     partition = delivery.partition,
                     next_step = "create the dead letter topic, grant WRITE on it, or raise its max.message.bytes",
@@ -268,6 +270,7 @@ impl Worker {
         shared.stats.add_dead(1);
         if failure.reason != Reason::Held {
             tracing::error!(
+                code = %Code::DeadLetter,
                 event.id = named.map(|(event, _)| event.event_id.to_string()),
                 "event.type" = named.map(|(event, _)| event.event_type.as_str()),
                 topic,
@@ -327,6 +330,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 fn warn_of(event: &Event, failed: &Failed) {
     tracing::warn!(
+        code = %Code::EventRetried,
         event.id = %event.event_id,
         "event.type" = event.event_type,
         topic = event.topic,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::fault;
+use crate::fault::{self, Fault};
 use crate::store::stats::{self, COUNT_LIMIT};
 use crate::store::{Names, session};
 
@@ -66,7 +66,7 @@ impl Outages {
     }
 
     /// `party` meets an outage; told unless the incident is open already.
-    pub(crate) fn begin(&self, side: Side, party: Party, reason: &str, next_step: &str) {
+    pub(crate) fn begin(&self, side: Side, party: Party, reason: &str, fault: Fault) {
         let mut open = self.open();
         if let Some(incident) = open.get_mut(&side) {
             incident.parties.insert(party);
@@ -74,12 +74,13 @@ impl Outages {
         }
         let incident = Incident { since: Instant::now(), reason: reason.to_owned(), parties: [party].into() };
         open.insert(side, incident);
-        tracing::warn!(server = %side, reason, next_step, "outage started: events wait, none is lost");
+        let (code, next_step) = (fault.code, fault.next_step);
+        tracing::warn!(code = %code, server = %side, reason, next_step, "outage started: events wait, none is lost");
     }
 
     /// An error of the database starts an incident.
     pub(crate) fn database(&self, party: Party, error: &sqlx::Error) {
-        self.begin(Side::Postgres, party, &describe(error), fault::of_database(error).next_step);
+        self.begin(Side::Postgres, party, &describe(error), fault::of_database(error));
     }
 
     /// `party` got on; told with how long the incident lasted when it was the last one.

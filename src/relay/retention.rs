@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::config::{Retention, RetentionSettings};
 use crate::fault::{self, Class};
+use crate::observe::code::Code;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::turn::within;
@@ -190,7 +191,7 @@ impl Pruner {
             _ => fault.next_step,
         };
         if self.shared.block(OBSTACLE, &reason) {
-            tracing::warn!(reason, next_step, "old events cannot be pruned: the table grows");
+            tracing::warn!(code = %Code::RetentionFails, reason, next_step, "old events cannot be pruned: the table grows");
         }
     }
 }

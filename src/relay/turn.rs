@@ -14,6 +14,7 @@ use sqlx::PgConnection;
 use crate::event::OutboxId;
 use crate::fault::{self, Class};
 use crate::lane::LaneRange;
+use crate::observe::code::Code;
 use crate::relay::batch::{Closed, Fate, Plan, Sent, poison, refused};
 use crate::relay::shared::Shared;
 use crate::relay::stint::Stint;
@@ -317,6 +318,7 @@ impl Hands<'_> {
                 let why = format!("event {id} is locked by another session, its entity waits");
                 if since.elapsed() >= LOCKED_TELL && self.shared.block(&what, &why) {
                     tracing::warn!(
+                        code = %Code::EventLocked,
                         event.sequence = id.0,
                         next_step = "find the session in pg_locks and end its transaction",
                         "another session has locked a pending event: its entity waits"
@@ -527,6 +529,7 @@ fn first_left(claim: &Claim, sent: &Sent) -> Result<Option<OutboxId>, sqlx::Erro
 
 fn tell_poison(row: &ClaimedRow, error: &str, consequence: &str) -> Result<(), sqlx::Error> {
     tracing::error!(
+        code = %Code::EventRefused,
         event.id = %row.event_id()?,
         event.sequence = row.id()?.0,
         entity.r#type = row.entity_type()?,
@@ -603,7 +606,7 @@ impl Hands<'_> {
 
     fn tell_closed(&self, topic: &str, why: &str) {
         if self.shared.block(&format!("topic {topic}"), why) {
-            tracing::warn!(topic, reason = why, "a topic cannot be written: its events are held, all others go on");
+            tracing::warn!(code = %Code::TopicClosed, topic, reason = why, "a topic cannot be written: its events are held, all others go on");
         }
     }
 

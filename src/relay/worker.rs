@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::fault::Class;
 use crate::lane::LaneRange;
+use crate::observe::code::Code;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{Backoff, Pace};
 use crate::relay::shared::Shared;
@@ -228,6 +229,7 @@ impl Worker {
             TurnError::NotOwned { lanes, source } => {
                 self.conn = None;
                 tracing::error!(
+                    code = %Code::MarksNotMade,
                     worker = self.index,
                     %lanes,
                     error = %source,
@@ -245,6 +247,7 @@ impl Worker {
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records are sent again");
                     if self.shared.block(&acks_of(self.index), &reason) {
                         tracing::warn!(
+                            code = %Code::RecordsUnacknowledged,
                             unacknowledged,
                             records,
                             reason,

@@ -13,6 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use tokio::sync::{mpsc, watch};
 
+use crate::fault::{self, Class, Fault};
 use crate::sink::client::ClientSettings;
 use crate::sink::delivery::log_line;
 
@@ -31,9 +32,29 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 #[error("the Kafka cluster does not answer")]
 pub(crate) struct BrokerDown;
 
+/// A reason to doubt that the cluster can be reached.
+#[derive(Debug, Clone)]
+pub(crate) struct Doubt {
+    reason: String,
+    fault: Fault,
+}
+
+impl Doubt {
+    /// Of a client that has no words for it.
+    fn silence(reason: &str) -> Self {
+        Self { reason: reason.to_owned(), fault: fault::of_kafka(RDKafkaErrorCode::AllBrokersDown) }
+    }
+
+    /// A client that is refused loses its connections for it: what it says of the loss explains nothing.
+    fn or(self, later: Doubt) -> Self {
+        let told = |doubt: &Doubt| doubt.fault.class == Class::Operator;
+        if told(&self) && !told(&later) { self } else { later }
+    }
+}
+
 /// Reasons to doubt that the cluster can be reached, from librdkafka's threads and from workers.
 #[derive(Debug, Clone)]
-pub(crate) struct Suspicions(mpsc::UnboundedSender<String>);
+pub(crate) struct Suspicions(mpsc::UnboundedSender<Doubt>);
 
 impl Suspicions {
     /// An error of a client as a whole.
@@ -41,14 +62,16 @@ impl Suspicions {
         let code = error.rdkafka_error_code();
         tracing::debug!(target: "librdkafka", code = ?code, "{reason}");
         if !matches!(code, Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::GaplessGuarantee)) {
-            self.raise(reason);
+            let fault = fault::of_kafka(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown));
+            // Fails only when the relay is gone.
+            let _ = self.0.send(Doubt { reason: reason.to_owned(), fault });
         }
     }
 
     /// A batch was not acknowledged in time, or the like.
     pub(crate) fn raise(&self, reason: &str) {
         // Fails only when the relay is gone.
-        let _ = self.0.send(reason.to_owned());
+        let _ = self.0.send(Doubt::silence(reason));
     }
 }
 
@@ -79,14 +102,14 @@ impl ProducerContext<NoCustomPartitioner> for WatchContext {
 /// What the watch tells: the cluster went away, or came back.
 #[derive(Debug)]
 pub(crate) enum BrokerChange {
-    Down { reason: String },
+    Down { reason: String, fault: Fault },
     Up,
 }
 
 impl Broker {
     /// # Errors
     /// What librdkafka finds wrong with the settings; the message may quote one.
-    pub(crate) fn new(settings: &ClientSettings) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<String>), KafkaError> {
+    pub(crate) fn new(settings: &ClientSettings) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Doubt>), KafkaError> {
         let (sender, doubts) = mpsc::unbounded_channel();
         let suspicions = Suspicions(sender);
         let client = settings.config().create_with_context(WatchContext(suspicions.clone()))?;
@@ -107,17 +130,17 @@ impl Broker {
     /// Watches until nobody listens to `changes`: one when the cluster goes away, one when it is back.
     pub(crate) async fn watch(
         self: Arc<Self>,
-        mut doubts: mpsc::UnboundedReceiver<String>,
+        mut doubts: mpsc::UnboundedReceiver<Doubt>,
         changes: mpsc::UnboundedSender<BrokerChange>,
     ) {
-        let mut reason = "no broker answers".to_owned();
+        let mut doubt = Doubt::silence("no broker answers");
         loop {
             if !self.answers().await {
-                while let Ok(doubt) = doubts.try_recv() {
-                    reason = doubt;
+                while let Ok(later) = doubts.try_recv() {
+                    doubt = doubt.or(later);
                 }
                 self.state.send_replace(false);
-                let told = changes.send(BrokerChange::Down { reason: reason.clone() });
+                let told = changes.send(BrokerChange::Down { reason: doubt.reason.clone(), fault: doubt.fault });
                 self.until_it_answers().await;
                 if told.and_then(|()| changes.send(BrokerChange::Up)).is_err() {
                     return;
@@ -127,12 +150,12 @@ impl Broker {
             // One broker of several that is away raises doubts all the time: a pause keeps the cluster from being asked as often.
             tokio::time::sleep(RETRY_MIN).await;
             match doubts.recv().await {
-                Some(doubt) => reason = doubt,
+                Some(raised) => doubt = raised,
                 None => return,
             }
             // What is doubted from here on is asked about again: it may have gone right after it answered.
-            while let Ok(doubt) = doubts.try_recv() {
-                reason = doubt;
+            while let Ok(later) = doubts.try_recv() {
+                doubt = doubt.or(later);
             }
         }
     }
