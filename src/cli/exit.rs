@@ -25,17 +25,19 @@ pub(crate) struct Failure {
     message: String,
     cause: Option<Box<dyn Error + Send + Sync>>,
     hint: Option<String>,
+    /// The log has it: nothing is to be printed.
+    logged: bool,
 }
 
 impl Failure {
     /// Something the user has to know or do; the command itself worked as it should.
     pub(crate) fn finding(message: impl Into<String>) -> Self {
-        Self { exit: FINDING, code: None, message: message.into(), cause: None, hint: None }
+        Self { exit: FINDING, code: None, message: message.into(), cause: None, hint: None, logged: false }
     }
 
     /// The command line asks for something there is not.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { exit: USAGE, code: None, message: message.into(), cause: None, hint: None }
+        Self { exit: USAGE, code: None, message: message.into(), cause: None, hint: None, logged: false }
     }
 
     /// Something that should not have happened.
@@ -46,6 +48,7 @@ impl Failure {
             message: message.into(),
             cause: Some(cause.into()),
             hint: None,
+            logged: false,
         }
     }
 
@@ -58,13 +61,14 @@ impl Failure {
             message: message.into(),
             cause: None,
             hint: None,
+            logged: false,
         }
     }
 
     /// The user ended it.
     #[cfg(feature = "demo")]
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
-        Self { exit: INTERRUPTED, code: None, message: message.into(), cause: None, hint: None }
+        Self { exit: INTERRUPTED, code: None, message: message.into(), cause: None, hint: None, logged: false }
     }
 
     pub(crate) fn because(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
@@ -88,13 +92,29 @@ impl Failure {
         self.code(fault.code).hint(fault.next_step)
     }
 
+    fn causes(&self) -> impl Iterator<Item = &(dyn Error + 'static)> {
+        let first = self.cause.as_deref().map(|cause| cause as &(dyn Error + 'static));
+        std::iter::successors(first, |error| (*error).source())
+    }
+
+    /// Tells it as a line of the log, and not again.
+    pub(crate) fn logged(mut self) -> Self {
+        let code = self.code.unwrap_or(Code::Unexpected);
+        let causes: Vec<_> = self.causes().map(ToString::to_string).collect();
+        let reason = (!causes.is_empty()).then(|| causes.join(": "));
+        tracing::error!(code = %code, reason, next_step = self.hint, exit = self.exit, "{}", self.message);
+        self.logged = tracing::enabled!(tracing::Level::ERROR);
+        self
+    }
+
     /// Prints the failure: what failed, why, what to do next, where to read on.
     pub(crate) fn report(self) -> ExitCode {
+        if self.logged {
+            return ExitCode::from(self.exit);
+        }
         eprintln!("error: {}", self.message);
-        let mut cause = self.cause.as_deref().map(|cause| cause as &dyn Error);
-        while let Some(error) = cause {
+        for error in self.causes() {
             eprintln!("  caused by: {error}");
-            cause = error.source();
         }
         if let Some(hint) = self.hint {
             eprintln!("\nhint: {hint}");
@@ -116,6 +136,7 @@ impl From<ConfigError> for Failure {
             message: format!("{mistakes} {noun} in the configuration\n  {}", lines.replace('\n', "\n  ")),
             cause: None,
             hint: Some("`.env.example` lists every setting".to_owned()),
+            logged: false,
         }
     }
 }

@@ -8,6 +8,7 @@ use super::exit::Failure;
 use super::{check, migrate, runtime};
 use crate::config::Settings;
 use crate::observe::code::Code;
+use crate::observe::log;
 use crate::relay::{self, Ended, RelayError, RelayOptions};
 use crate::store::schema::MigrateOptions;
 
@@ -23,7 +24,10 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn run(self, settings: Settings) -> Result<(), Failure> {
-        runtime()?.block_on(self.relay(settings))
+        let json = log::is_json(&settings.log);
+        let ended = runtime()?.block_on(self.relay(settings));
+        // Who collects JSON finds a relay that does not start by its code, as any other line.
+        ended.map_err(|failure| if json { failure.logged() } else { failure })
     }
 
     async fn relay(self, settings: Settings) -> Result<(), Failure> {
