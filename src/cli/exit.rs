@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use crate::config::ConfigError;
 use crate::fault::Fault;
 use crate::observe::code::Code;
+use crate::relay::describe_error;
 
 const FINDING: u8 = 1;
 const USAGE: u8 = 2;
@@ -92,15 +93,25 @@ impl Failure {
         self.code(fault.code).hint(fault.next_step)
     }
 
-    fn causes(&self) -> impl Iterator<Item = &(dyn Error + 'static)> {
-        let first = self.cause.as_deref().map(|cause| cause as &(dyn Error + 'static));
-        std::iter::successors(first, |error| (*error).source())
+    fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut next = self.cause.as_deref().map(|cause| cause as &(dyn Error + 'static));
+        while let Some(error) = next {
+            // The client says it twice, with the line of the server's source.
+            if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+                causes.push(describe_error(error));
+                break;
+            }
+            causes.push(error.to_string());
+            next = error.source();
+        }
+        causes
     }
 
     /// Tells it as a line of the log, and not again.
     pub(crate) fn logged(mut self) -> Self {
         let code = self.code.unwrap_or(Code::Unexpected);
-        let causes: Vec<_> = self.causes().map(ToString::to_string).collect();
+        let causes = self.causes();
         let reason = (!causes.is_empty()).then(|| causes.join(": "));
         tracing::error!(code = %code, reason, next_step = self.hint, exit = self.exit, "{}", self.message);
         self.logged = tracing::enabled!(tracing::Level::ERROR);

@@ -37,18 +37,34 @@ pub(crate) struct BrokerDown;
 pub(crate) struct Doubt {
     reason: String,
     fault: Fault,
+    tells: Tells,
+}
+
+/// How much a doubt explains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Tells {
+    /// "2/2 brokers are down", a batch that timed out.
+    Nothing,
+    /// "Connection refused", a name that cannot be resolved.
+    Something,
+    /// A login or a certificate that was refused: lost connections follow from it and explain nothing.
+    TheCause,
 }
 
 impl Doubt {
-    /// Of a client that has no words for it.
-    fn silence(reason: &str) -> Self {
-        Self { reason: reason.to_owned(), fault: fault::of_kafka(RDKafkaErrorCode::AllBrokersDown) }
+    fn of(code: RDKafkaErrorCode, reason: &str) -> Self {
+        let fault = fault::of_kafka(code);
+        let tells = match code {
+            RDKafkaErrorCode::AllBrokersDown => Tells::Nothing,
+            _ if fault.class == Class::Operator => Tells::TheCause,
+            _ => Tells::Something,
+        };
+        Self { reason: reason.to_owned(), fault, tells }
     }
 
-    /// A client that is refused loses its connections for it: what it says of the loss explains nothing.
+    /// The later one, unless it says less.
     fn or(self, later: Doubt) -> Self {
-        let told = |doubt: &Doubt| doubt.fault.class == Class::Operator;
-        if told(&self) && !told(&later) { self } else { later }
+        if self.tells > later.tells { self } else { later }
     }
 }
 
@@ -62,16 +78,15 @@ impl Suspicions {
         let code = error.rdkafka_error_code();
         tracing::debug!(target: "librdkafka", code = ?code, "{reason}");
         if !matches!(code, Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::GaplessGuarantee)) {
-            let fault = fault::of_kafka(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown));
             // Fails only when the relay is gone.
-            let _ = self.0.send(Doubt { reason: reason.to_owned(), fault });
+            let _ = self.0.send(Doubt::of(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown), reason));
         }
     }
 
     /// A batch was not acknowledged in time, or the like.
     pub(crate) fn raise(&self, reason: &str) {
         // Fails only when the relay is gone.
-        let _ = self.0.send(Doubt::silence(reason));
+        let _ = self.0.send(Doubt::of(RDKafkaErrorCode::AllBrokersDown, reason));
     }
 }
 
@@ -133,7 +148,7 @@ impl Broker {
         mut doubts: mpsc::UnboundedReceiver<Doubt>,
         changes: mpsc::UnboundedSender<BrokerChange>,
     ) {
-        let mut doubt = Doubt::silence("no broker answers");
+        let mut doubt = Doubt::of(RDKafkaErrorCode::AllBrokersDown, "no broker answers");
         loop {
             if !self.answers().await {
                 while let Ok(later) = doubts.try_recv() {

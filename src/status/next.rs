@@ -84,7 +84,7 @@ fn relays(status: &Status) -> Option<NextStep> {
     Some(match last {
         Some(last) => step(
             format!("no relay is alive; {:?} was heard of {} ago", last.name, span(last.silent_s)),
-            "look at its log: it has lost its brokers or the database, or was killed; else start `outbox-relay run`",
+            "outbox-relay check: a relay falls silent when its brokers or the database are away; else it was killed, see its log",
         ),
         None => step("no relay is alive", "outbox-relay run"),
     })
