@@ -234,7 +234,11 @@ pub(super) const TABLE: &[Entry] = &[
     Entry {
         codes: &[Code::SSL],
         meaning: "no TLS connection can be made",
-        fault: fault(Class::Operator, Runbook::BrokerTls, "check KAFKA_SSL_CA_LOCATION and the broker's certificate"),
+        fault: fault(
+            Class::Operator,
+            Runbook::BrokerTls,
+            "see dates and issuer of the broker's certificate (docs/runbook.md); KAFKA_SSL_CA_LOCATION has to know the issuer",
+        ),
     },
     Entry {
         codes: &[

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnectOptions;
 
 use crate::fault::{self, Fault};
+use crate::observe::code::Code;
 use crate::store::stats::{self, COUNT_LIMIT};
 use crate::store::{Names, session};
 
@@ -45,6 +46,9 @@ pub(crate) enum Party {
 struct Incident {
     since: Instant,
     reason: String,
+    code: Code,
+    /// Each cause is told once, also when two of them take turns.
+    told: BTreeSet<Code>,
     parties: BTreeSet<Party>,
 }
 
@@ -65,16 +69,23 @@ impl Outages {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `party` meets an outage; told unless the incident is open already.
+    /// `party` meets an outage; told unless the incident is open already, and for that reason.
     pub(crate) fn begin(&self, side: Side, party: Party, reason: &str, fault: Fault) {
         let mut open = self.open();
+        let (code, next_step) = (fault.code, fault.next_step);
         if let Some(incident) = open.get_mut(&side) {
             incident.parties.insert(party);
+            if incident.code != code {
+                (incident.code, incident.reason) = (code, reason.to_owned());
+                if incident.told.insert(code) {
+                    tracing::warn!(code = %code, server = %side, reason, next_step, "the outage goes on for another reason");
+                }
+            }
             return;
         }
-        let incident = Incident { since: Instant::now(), reason: reason.to_owned(), parties: [party].into() };
+        let (since, reason_now) = (Instant::now(), reason.to_owned());
+        let incident = Incident { since, reason: reason_now, code, told: [code].into(), parties: [party].into() };
         open.insert(side, incident);
-        let (code, next_step) = (fault.code, fault.next_step);
         tracing::warn!(code = %code, server = %side, reason, next_step, "outage started: events wait, none is lost");
     }
 

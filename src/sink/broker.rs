@@ -114,7 +114,7 @@ impl ProducerContext<NoCustomPartitioner> for WatchContext {
     fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): ()) {}
 }
 
-/// What the watch tells: the cluster went away, or came back.
+/// What the watch tells: the cluster went away, stays away for this reason, or came back.
 #[derive(Debug)]
 pub(crate) enum BrokerChange {
     Down { reason: String, fault: Fault },
@@ -155,8 +155,11 @@ impl Broker {
                     doubt = doubt.or(later);
                 }
                 self.state.send_replace(false);
-                let told = changes.send(BrokerChange::Down { reason: doubt.reason.clone(), fault: doubt.fault });
-                self.until_it_answers().await;
+                let tell = |doubt: &Doubt| {
+                    changes.send(BrokerChange::Down { reason: doubt.reason.clone(), fault: doubt.fault })
+                };
+                let told = tell(&doubt);
+                self.until_it_answers(&mut doubts, |doubt| drop(tell(&doubt))).await;
                 if told.and_then(|()| changes.send(BrokerChange::Up)).is_err() {
                     return;
                 }
@@ -175,13 +178,22 @@ impl Broker {
         }
     }
 
-    async fn until_it_answers(self: &Arc<Self>) {
+    /// What keeps it away may change meanwhile: a broker comes back, and with another password.
+    async fn until_it_answers(
+        self: &Arc<Self>,
+        doubts: &mut mpsc::UnboundedReceiver<Doubt>,
+        mut tell: impl FnMut(Doubt),
+    ) {
         let mut pause = RETRY_MIN;
         loop {
             let jitter = rand::rng().random_range(0.75..1.0);
             tokio::time::sleep(pause.mul_f64(jitter)).await;
             if self.answers().await {
                 return;
+            }
+            let raised = std::iter::from_fn(|| doubts.try_recv().ok()).reduce(Doubt::or);
+            if let Some(doubt) = raised.filter(|doubt| doubt.tells > Tells::Nothing) {
+                tell(doubt);
             }
             pause = (pause * 2).min(RETRY_MAX);
         }
