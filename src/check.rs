@@ -125,12 +125,15 @@ fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
     let target = settings.database.target();
     let (reason, fault) = (describe_error(error), fault::of_database(error));
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
-        Some("57014" | "55P03") => Finding::warning(
+        Some("57014") => Finding::warning(
             Code::DatabaseSlow,
-            format!(
-                "The database {target} did not answer a look within its limit, so that not everything was looked at: {reason}."
-            ),
-            "see `outbox-relay status`: somebody holds a lock, or the server is busy",
+            format!("The database {target} took too long over a look, so that not everything was looked at: {reason}."),
+            fault.next_step,
+        ),
+        Some("55P03") => Finding::warning(
+            Code::DatabaseLocked,
+            format!("Another session holds a lock in {target}, so that not everything was looked at: {reason}."),
+            fault.next_step,
         ),
         _ => Finding::error(
             Code::DatabaseUnreachable,

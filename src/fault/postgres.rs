@@ -123,7 +123,7 @@ pub(super) const TABLE: &[Entry] = &[
         "another session holds a lock",
         Class::Outage,
         Code::DatabaseLocked,
-        "another session holds a lock: see pg_locks and pg_blocking_pids()",
+        "`outbox-relay status` names the session that holds the lock: end its transaction",
     ),
     entry(
         &["53300"],
@@ -173,7 +173,7 @@ pub(super) const TABLE: &[Entry] = &[
         "a right is missing",
         Class::Operator,
         Code::RightsMissing,
-        "grant the relay's user SELECT and UPDATE on the outbox and its companion tables",
+        "`outbox-relay check` prints the grant; `outbox-relay migrate --roles` makes roles that have all of them",
     ),
     entry(
         &["42P01", "42703", "42883", "3F000", "3F"],

@@ -75,7 +75,8 @@ impl Outages {
         let (code, next_step) = (fault.code, fault.next_step);
         if let Some(incident) = open.get_mut(&side) {
             incident.parties.insert(party);
-            if incident.code != code {
+            // That it takes long follows from most of them and explains none.
+            if incident.code != code && code != Code::DatabaseSlow {
                 (incident.code, incident.reason) = (code, reason.to_owned());
                 if incident.told.insert(code) {
                     tracing::warn!(code = %code, server = %side, reason, next_step, "the outage goes on for another reason");

@@ -320,7 +320,7 @@ impl Hands<'_> {
                     tracing::warn!(
                         code = %Code::EventLocked,
                         event.sequence = id.0,
-                        next_step = "find the session in pg_locks and end its transaction",
+                        next_step = "`outbox-relay status` names the session: end its transaction",
                         "another session has locked a pending event: its entity waits"
                     );
                 }

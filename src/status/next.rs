@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::Status;
 use crate::store::activity::span;
+use crate::store::backlog::HeldGroup;
 
 /// A transaction older than this is worth a look.
 const LONG_TRANSACTION_S: f64 = 300.0;
@@ -36,12 +37,11 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
     steps.extend(relays(status));
     let counts = status.backlog;
     for pause in &status.pauses {
-        let text = |name: &str| pause.get(name).and_then(|value| value.as_str()).map(|value| format!(" {value}"));
-        let of = text("topic").or_else(|| text("entity_id")).unwrap_or_default();
-        let why = text("reason").map(|why| format!(":{why}")).unwrap_or_default();
-        steps.push(step(format!("publishing{of} is paused{why}"), "outbox-relay resume, when the reason is gone"));
+        steps.push(paused(pause));
     }
-    for held in &status.held {
+    // What a pause holds is told with the pause.
+    let is_told = |held: &&HeldGroup| !status.pauses.is_empty() && held.reason.starts_with("paused ");
+    for held in status.held.iter().filter(|held| !is_told(held)) {
         let next = if held.reason.starts_with("held topic ") {
             "create the topic or grant WRITE on it; the relay notices within seconds"
         } else if held.reason.starts_with("paused ") {
@@ -74,6 +74,26 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
     }
     steps.extend(standstill(status, steps.is_empty()));
     steps
+}
+
+/// A pause is easily forgotten: who, since when, until when, and the command that ends it.
+fn paused(pause: &serde_json::Value) -> NextStep {
+    let text = |name: &str| pause.get(name).and_then(|value| value.as_str());
+    let (what, flags) = match (text("topic"), text("entity_id"), text("entity_type")) {
+        (Some(topic), ..) => (format!("topic {topic} is paused"), format!("--topic {topic}")),
+        (None, Some(id), Some(of)) => {
+            (format!("entity {of}/{id} is paused"), format!("--entity {id} --entity-type {of}"))
+        }
+        (None, Some(id), None) => (format!("entity {id} is paused"), format!("--entity {id}")),
+        (None, None, _) => ("everything is paused".to_owned(), "--all".to_owned()),
+    };
+    let lasts = pause.get("lasts_s").and_then(|value| value.as_f64()).map(span).unwrap_or_default();
+    let (by, why) = (text("paused_by").unwrap_or("somebody"), text("reason").unwrap_or("no reason is noted"));
+    let until = text("expires_at").map_or_else(|| "without an end".to_owned(), |until| format!("until {until}"));
+    step(
+        format!("{what} for {lasts} by {by}, {until}: {why}"),
+        format!("`outbox-relay resume {flags}`, when the reason is gone"),
+    )
 }
 
 fn relays(status: &Status) -> Option<NextStep> {
