@@ -72,7 +72,12 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
             ));
         }
     }
-    steps.extend(standstill(status, steps.is_empty()));
+    // First or last: what keeps everything from going outweighs what a few events wait for.
+    match standstill(status) {
+        Some((true, step)) => steps.insert(0, step),
+        Some((false, step)) => steps.push(step),
+        None => {}
+    }
     steps
 }
 
@@ -120,27 +125,31 @@ fn versions(status: &Status) -> Option<NextStep> {
     })
 }
 
-/// Rows are due, a relay is alive, and none moved.
-fn standstill(status: &Status, nothing_else: bool) -> Option<NextStep> {
+/// Rows are due, a relay is alive, and none moved (true) or too few. A blocker or a pause explains the one by itself; dead and held events,
+/// which are not due, do not.
+fn standstill(status: &Status) -> Option<(bool, NextStep)> {
     let (counts, flow) = (status.backlog?, status.flow?);
     if counts.pending == 0 || !status.relays.iter().any(|relay| relay.alive) {
         return None;
     }
     let oldest = span(counts.oldest_pending_s.unwrap_or_default());
-    if flow.settled_per_s == 0.0 && nothing_else && counts.oldest_pending_s > Some(flow.over_s) {
-        return Some(step(
+    let explained = !status.blockers.is_empty() || !status.pauses.is_empty();
+    if flow.settled_per_s == 0.0 && !explained && counts.oldest_pending_s > Some(flow.over_s) {
+        let stands = step(
             format!(
                 "{} events are pending for up to {oldest}, a relay is alive, and none has moved for {}",
                 counts.pending,
                 span(flow.over_s)
             ),
-            "look at `blocked` in the relay's status line, and run `outbox-relay check`: the brokers may be away",
-        ));
+            "read `blocked` in the relay's last status line, which has the cause; then `outbox-relay check`",
+        );
+        return Some((true, stands));
     }
     (flow.settled_per_s > 0.0 && flow.inserted_per_s > flow.settled_per_s * 1.1 && counts.pending > 1000).then(|| {
-        step(
+        let grows = step(
             format!("the backlog grows: {:.0} events/s come, {:.0} go", flow.inserted_per_s, flow.settled_per_s),
             "add a relay or workers, up to one for each lane; look at `outbox-relay check` for what makes claims slow",
-        )
+        );
+        (false, grows)
     })
 }
