@@ -37,6 +37,8 @@ mod poison;
 mod retention;
 #[path = "main/roles.rs"]
 mod roles;
+#[path = "main/secrets.rs"]
+mod secrets;
 #[path = "main/servers.rs"]
 mod servers;
 #[path = "main/snippets.rs"]
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
     let trials = [
         servers::trials(),
         cli::trials(),
+        secrets::trials(),
         check::trials(),
         bench::trials(),
         migrations::trials(),
