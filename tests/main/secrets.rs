@@ -130,8 +130,8 @@ async fn nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it(
     outbox
         .execute(&format!(
             "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
-             select 'order', 'c' || n % 3, 'OrderPlaced', '{{\"card\": \"{PAYLOAD}\"}}', '{{\"token\": \"{HEADER}\"}}' from generate_series(1, 50) n \
-             union all select 'order', 'bad', 'OrderPlaced', '{{\"card\": \"{PAYLOAD}\"}}', '{{\"token\": [\"{HEADER}\"]}}'"
+             select 'order', 'c' || n % 3, 'OrderPlaced', '{{\"card\": \"{PAYLOAD}\"}}'::jsonb, '{{\"token\": \"{HEADER}\"}}'::jsonb from generate_series(1, 50) n \
+             union all select 'order', 'bad', 'OrderPlaced', '{{\"card\": \"{PAYLOAD}\"}}'::jsonb, '{{\"token\": [\"{HEADER}\"]}}'::jsonb"
         ))
         .await?;
     outbox.until_published(50).await;
