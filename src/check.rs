@@ -31,6 +31,7 @@ pub(crate) use finding::{Finding, Severity};
 
 use crate::config::{KafkaSettings, Settings};
 use crate::fault;
+use crate::observe::code::Code;
 use crate::relay::describe_error;
 use crate::store::{Names, session};
 use kafka::Cluster;
@@ -43,16 +44,16 @@ const APPLICATION: &str = "outbox-relay-check";
 const MOST_TOPICS: usize = 20;
 
 /// Findings that mean that no event can be published at all.
-const FATAL: &[&str] = &[
-    "database-unreachable",
-    "broker-unreachable",
-    "broker-tls",
-    "broker-login",
-    "schema-missing",
-    "schema-older",
-    "schema-newer",
-    "server-old",
-    "lanes-broken",
+const FATAL: &[Code] = &[
+    Code::DatabaseUnreachable,
+    Code::BrokerUnreachable,
+    Code::BrokerTls,
+    Code::BrokerLogin,
+    Code::SchemaMissing,
+    Code::SchemaOlder,
+    Code::SchemaNewer,
+    Code::ServerOld,
+    Code::LanesBroken,
 ];
 
 /// What is tolerated.
@@ -81,12 +82,12 @@ impl Report {
 
     /// True when a server could not be reached, so that the rest is not known.
     pub(crate) fn is_incomplete(&self) -> bool {
-        self.findings.iter().any(|finding| matches!(finding.id, "database-unreachable" | "broker-unreachable"))
+        self.findings.iter().any(|finding| matches!(finding.code, Code::DatabaseUnreachable | Code::BrokerUnreachable))
     }
 
     /// What a relay that starts has not said by itself already.
     pub(crate) fn beyond_the_fatal(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().filter(|finding| !FATAL.contains(&finding.id))
+        self.findings.iter().filter(|finding| !FATAL.contains(&finding.code))
     }
 }
 
@@ -104,7 +105,7 @@ pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
         // The error's text may quote a setting.
         let code = error.rdkafka_error_code();
         found.findings.push(Finding::error(
-            "broker-unreachable",
+            Code::BrokerUnreachable,
             format!("The brokers at {} could not be looked at ({code:?}).", kafka.brokers()),
             code.map_or("compare the KAFKA_ settings with each other", |code| fault::of_kafka(code).next_step),
         ));
@@ -124,15 +125,18 @@ fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
     let target = settings.database.target();
     let (reason, fault) = (describe_error(error), fault::of_database(error));
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
-        Some("57014" | "55P03") => Finding::warning(
-            "database-slow",
-            format!(
-                "The database {target} did not answer a look within its limit, so that not everything was looked at: {reason}."
-            ),
-            "see `outbox-relay status`: somebody holds a lock, or the server is busy",
+        Some("57014") => Finding::warning(
+            Code::DatabaseSlow,
+            format!("The database {target} took too long over a look, so that not everything was looked at: {reason}."),
+            fault.next_step,
+        ),
+        Some("55P03") => Finding::warning(
+            Code::DatabaseLocked,
+            format!("Another session holds a lock in {target}, so that not everything was looked at: {reason}."),
+            fault.next_step,
         ),
         _ => Finding::error(
-            "database-unreachable",
+            Code::DatabaseUnreachable,
             format!("The database {target} cannot be used: {reason}."),
             fault.next_step,
         ),
@@ -173,7 +177,7 @@ async fn outbox(
         Err(error) => return Err(error),
     }
     let rights = rights::rights(conn, names).await?;
-    let lacking = rights.iter().any(|finding| finding.id == "rights-missing");
+    let lacking = rights.iter().any(|finding| finding.code == Code::RightsMissing);
     found.findings.extend(rights);
     if lacking {
         // Everything else would fail for want of them.
@@ -209,7 +213,7 @@ async fn brokers(
     topics.sort_by_key(|(_, seen)| std::cmp::Reverse(seen.events));
     if topics.len() > MOST_TOPICS {
         found.findings.push(Finding::note(
-            "topics-not-all",
+            Code::TopicsNotAll,
             format!("The events go to {} topics, of which the {MOST_TOPICS} busiest were looked at.", topics.len()),
             "nothing; RELAY_TOPIC decides into how many topics events go",
         ));

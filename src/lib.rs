@@ -16,6 +16,7 @@
 //! - `sink`: Kafka
 //! - `fault`: what an error means and what the operator does
 //! - `observe`: logs, probes, metrics
+//! - `observe`: logs, and the codes of what they warn of
 //! - `verify`: compares the table with topics, in bounded memory
 //! - `check`: what will go wrong, found before traffic does
 //! - `dlq`: dead letters of consumers, listed and sent again
@@ -51,7 +52,7 @@ mod fault;
 #[cfg(feature = "relay")]
 mod lane;
 pub mod ledger;
-#[cfg(feature = "relay")]
+#[cfg(any(feature = "relay", feature = "consumer-kafka"))]
 mod observe;
 pub mod outbox;
 #[cfg(feature = "relay")]

@@ -46,6 +46,7 @@ use tokio::task::JoinSet;
 pub use options::RelayOptions;
 pub(crate) use outage::describe as describe_error;
 
+use crate::observe::code::Code;
 use crate::observe::health::Readiness;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::schema::{self, SchemaError};
@@ -145,10 +146,9 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
 
 /// Tells when the cluster goes away and when it is back.
 async fn tell_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages: Arc<Outages>) {
-    let next_step = "check that the brokers run and that KAFKA_BOOTSTRAP_SERVERS and the security settings are right";
     while let Some(change) = changed.recv().await {
         match change {
-            BrokerChange::Down { reason } => outages.begin(Side::Kafka, Party::Watch, &reason, next_step),
+            BrokerChange::Down { reason, fault } => outages.begin(Side::Kafka, Party::Watch, &reason, fault),
             BrokerChange::Up => outages.end(Side::Kafka, Party::Watch).await,
         }
     }
@@ -160,6 +160,7 @@ async fn drain(tasks: &mut JoinSet<()>, timeout: Duration) -> Ended {
         return Ended::Drained;
     }
     tracing::warn!(
+        code = %Code::ShutdownTimeout,
         shutdown_timeout_s = timeout.as_secs(),
         "RELAY_SHUTDOWN_TIMEOUT passed with events in flight: they stay pending and may be sent again"
     );

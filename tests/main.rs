@@ -47,6 +47,8 @@ mod replay;
 mod retention;
 #[path = "main/roles.rs"]
 mod roles;
+#[path = "main/secrets.rs"]
+mod secrets;
 #[path = "main/servers.rs"]
 mod servers;
 #[path = "main/snippets.rs"]
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
     let trials = [
         servers::trials(),
         cli::trials(),
+        secrets::trials(),
         check::trials(),
         bench::trials(),
         migrations::trials(),

@@ -3,6 +3,7 @@
 use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
+use crate::observe::code::Code;
 use crate::store::Names;
 use crate::store::names::{literal, quote};
 use crate::store::reading::read;
@@ -67,7 +68,7 @@ async fn unmarked(conn: &mut PgConnection, names: &Names) -> Result<Vec<String>,
 
 fn missing(user: &str, right: &str, on: &str) -> Finding {
     Finding::error(
-        "rights-missing",
+        Code::RightsMissing,
         format!("The relay's user {user} has no right to {right} on {on}."),
         format!("grant {} on {on} to {user};", right.to_lowercase()),
     )
@@ -77,7 +78,7 @@ async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Op
     let superuser: bool = first(conn, "select rolsuper from pg_roles where rolname = current_user").await?;
     if superuser {
         return Ok(Some(Finding::warning(
-            "rights-superuser",
+            Code::RightsSuperuser,
             format!("The relay's user {user} is a superuser: whoever gets its password owns the server."),
             "create a user for the relay with the grants of docs/operations.md, \"Rights\", and put it into DATABASE_URL",
         )));
@@ -100,7 +101,7 @@ async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Op
             format!("revoke {rights} on {} from {user};", names.outbox())
         };
         Finding::warning(
-            "rights-excessive",
+            Code::RightsExcessive,
             format!("The relay's user {user} may {rights} {}, which a relay never does.", names.outbox()),
             mend,
         )
@@ -124,7 +125,7 @@ pub(super) async fn hidden_rows(conn: &mut PgConnection, names: &Names) -> Resul
     Ok(active.then(|| {
         let policy = quote(&format!("{user} sees all"));
         Finding::error(
-            "row-security",
+            Code::RowSecurity,
             format!("Row level security applies to the relay's user on {outbox}: rows that its policies hide are never published."),
             format!("create policy {policy} on {outbox} to {} using (true) with check (true);", quote(&user)),
         )

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::finding::Finding;
 use crate::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use crate::observe::code::Code;
 use crate::route::TopicTemplate;
 use crate::store::Names;
 
@@ -54,7 +55,7 @@ pub(crate) async fn routes(
                 }
                 Err(error) => {
                     let finding = Finding::error(
-                        "topic-illegal",
+                        Code::TopicIllegal,
                         format!("Events of the entity type {entity_type:?} have no legal topic and go DEAD: {error}."),
                         "mend RELAY_TOPIC, or what the application writes into entity_type and topic",
                     );

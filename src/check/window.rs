@@ -4,6 +4,7 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use super::topics::Topic;
+use crate::observe::code::Code;
 use crate::store::Names;
 use crate::store::activity::span;
 use crate::store::names::literal;
@@ -34,7 +35,7 @@ pub(super) async fn oldest_processed_ms(conn: &mut PgConnection, names: &Names) 
 /// A window that lets duplicates in, whether or not it has done so yet: relays and `prune` refuse it.
 pub(super) fn too_narrow(breach: &Breach) -> Finding {
     Finding::error(
-        "processed-window",
+        Code::ProcessedWindow,
         format!("RELAY_PROCESSED_RETENTION lets duplicates in, so that nothing of it is pruned: {breach}."),
         window::MEND,
     )
@@ -51,7 +52,7 @@ pub(super) fn window(name: &str, topic: Topic, processed_ms: Option<f64>, names:
     };
     (forgotten > TOLERANCE_S).then(|| {
         Finding::warning(
-            "processed-window",
+            Code::ProcessedWindow,
             format!(
                 "The topic {name} keeps events of {kept}, {} more than {} remembers: a consumer that reads it again applies those twice.",
                 span(forgotten),

@@ -10,7 +10,8 @@ use tokio::task::JoinHandle;
 use super::exit::Failure;
 use super::{check, migrate, runtime};
 use crate::config::{AdminSettings, Settings};
-use crate::observe::admin;
+use crate::observe::code::Code;
+use crate::observe::{admin, log};
 use crate::relay::{self, Ended, RelayError, RelayOptions};
 use crate::store::schema::MigrateOptions;
 
@@ -26,7 +27,10 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn run(self, settings: Settings) -> Result<(), Failure> {
-        runtime()?.block_on(self.relay(settings))
+        let json = log::is_json(&settings.log);
+        let ended = runtime()?.block_on(self.relay(settings));
+        // Who collects JSON finds a relay that does not start by its code, as any other line.
+        ended.map_err(|failure| if json { failure.logged() } else { failure })
     }
 
     async fn relay(self, settings: Settings) -> Result<(), Failure> {
@@ -62,6 +66,7 @@ impl Run {
         match ended {
             Ok(Ended::Drained) => Ok(()),
             Ok(Ended::TimedOut) => Err(Failure::finding("the relay did not drain within RELAY_SHUTDOWN_TIMEOUT")
+                .code(Code::ShutdownTimeout)
                 .hint("its events are still pending; the next relay sends them")),
             Err(RelayError::Task(panicked)) => {
                 let cause = panicked.map_or_else(|| "it returned".to_owned(), |error| error.to_string());
@@ -72,6 +77,7 @@ impl Run {
             // Checked property by property before, so this is about their combination; the text may quote a value.
             Err(RelayError::Client(_)) => {
                 Err(Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")
+                    .code(Code::KafkaSettingsConflict)
                     .hint("compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other"))
             }
         }
@@ -120,7 +126,7 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, Failure> {
                 _ = interrupt.recv() => {}
             }
             if forced {
-                tracing::warn!("stopped at once: events in flight stay pending and may be sent again");
+                tracing::warn!(code = %Code::StoppedAtOnce, "stopped at once: events in flight stay pending and may be sent again");
                 std::process::exit(1);
             }
             sender.send_replace(true);

@@ -80,6 +80,6 @@ pub(super) async fn connect(settings: &Settings, application_name: &str) -> Resu
 }
 
 pub(super) fn failed(error: sqlx::Error, what: &str) -> Failure {
-    let hint = fault::of_database(&error).next_step;
-    Failure::finding(what).because(error).hint(hint)
+    let fault = fault::of_database(&error);
+    Failure::finding(what).because(error).fault(fault)
 }

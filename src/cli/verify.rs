@@ -8,6 +8,7 @@ use super::moment::moment;
 use super::{migrate, runtime};
 use crate::config::Settings;
 use crate::fault;
+use crate::observe::code::Code;
 use crate::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
 
 #[derive(Debug, Args)]
@@ -65,6 +66,7 @@ impl Verify {
         match verdict.violations().as_slice() {
             [] => Ok(()),
             violations => Err(Failure::finding(format!("table and topic differ: {}", violations.join(", ")))
+                .code(Code::TopicDiffers)
                 .hint("docs/operations.md has what each of them means and what to do")),
         }
     }
@@ -103,26 +105,36 @@ fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
 
 /// Exit code 1 says that something was found, so what could not be looked at must not look like it.
 fn failed(error: VerifyError, target: &str, brokers: &str) -> Failure {
-    let (message, hint) = match &error {
+    let (message, code, hint) = match &error {
         VerifyError::Database(cause) => {
-            (format!("the outbox in {target} cannot be read"), fault::of_database(cause).next_step)
+            let fault = fault::of_database(cause);
+            (format!("the outbox in {target} cannot be read"), fault.code, fault.next_step)
         }
         VerifyError::Kafka(cause) => {
             let code = cause.rdkafka_error_code().unwrap_or(rdkafka::error::RDKafkaErrorCode::Unknown);
-            (format!("the topic cannot be read from {brokers}"), fault::of_kafka(code).next_step)
+            let fault = fault::of_kafka(code);
+            (format!("the topic cannot be read from {brokers}"), fault.code, fault.next_step)
         }
-        VerifyError::Topic { code, .. } => ("the topic cannot be read".to_owned(), fault::of_kafka(*code).next_step),
+        VerifyError::Topic { code, .. } => {
+            let fault = fault::of_kafka(*code);
+            ("the topic cannot be read".to_owned(), fault.code, fault.next_step)
+        }
         VerifyError::Client => (
             "no Kafka client can be made".to_owned(),
+            Code::KafkaSettingsConflict,
             "compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other",
         ),
         VerifyError::Stalled { .. } => {
-            ("the topic cannot be read".to_owned(), "see which broker leads these partitions")
+            ("the topic cannot be read".to_owned(), Code::TopicLeaderless, "see which broker leads these partitions")
         }
-        VerifyError::TooManyTopics => ("there are too many topics".to_owned(), "name one with --topic"),
-        VerifyError::Disk(_) => {
-            ("there is no room to sort".to_owned(), "point TMPDIR at a disk with about 230 bytes per event")
+        VerifyError::TooManyTopics => {
+            ("there are too many topics".to_owned(), Code::TopicsNotAll, "name one with --topic")
         }
+        VerifyError::Disk(_) => (
+            "there is no room to sort".to_owned(),
+            Code::ClientResources,
+            "point TMPDIR at a disk with about 230 bytes per event",
+        ),
     };
-    Failure::unexpected(message, error).hint(hint)
+    Failure::unexpected(message, error).code(code).hint(hint)
 }

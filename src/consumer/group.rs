@@ -22,6 +22,7 @@ use crate::consumer::progress::Progress;
 use crate::consumer::runtime::ConsumerError;
 use crate::consumer::shared::Shared;
 use crate::consumer::worker::Worker;
+use crate::observe::code::Code;
 
 /// How long a poll may wait for a record: a paused partition goes on, and a stop is heard, that much later at most.
 const POLL: Duration = Duration::from_millis(20);
@@ -67,6 +68,7 @@ fn leave(consumer: BaseConsumer<Member>) {
     });
     if left.recv_timeout(LEAVE_WITHIN).is_err() {
         tracing::warn!(
+            code = %Code::GroupNotLeft,
             "the group cannot be left in order: the brokers do not answer; what was applied is skipped when it comes again"
         );
     }
@@ -100,7 +102,7 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>) -> Result<(), Consumer
 /// librdkafka goes on by itself, and repeats itself.
 fn tell_once(trouble: &mut Trouble, error: &KafkaError) {
     if trouble.is_news(error.rdkafka_error_code(), Instant::now()) {
-        tracing::warn!(%error, next_step = "check that the brokers run, the topics exist and the user may READ them", "Kafka cannot be read for now");
+        tracing::warn!(code = %Code::ConsumerOutage, %error, next_step = "check that the brokers run, the topics exist and the user may READ them", "Kafka cannot be read for now");
     }
 }
 
@@ -113,14 +115,14 @@ struct Trouble {
 
 impl Trouble {
     fn is_news(&mut self, code: Option<RDKafkaErrorCode>, now: Instant) -> bool {
-        use RDKafkaErrorCode as Code;
+        use RDKafkaErrorCode as Kafka;
         if self.heard_at.is_some_and(|heard_at| now.duration_since(heard_at) > SILENCE) {
             self.told.clear();
         }
         self.heard_at = Some(now);
         // One outage is reported as all of these, by turns, for each broker and each attempt to reach it.
-        let outage = [Code::BrokerTransportFailure, Code::AllBrokersDown, Code::Resolve, Code::OperationTimedOut];
-        let code = code.map(|code| if outage.contains(&code) { Code::AllBrokersDown } else { code });
+        let outage = [Kafka::BrokerTransportFailure, Kafka::AllBrokersDown, Kafka::Resolve, Kafka::OperationTimedOut];
+        let code = code.map(|code| if outage.contains(&code) { Kafka::AllBrokersDown } else { code });
         let news = !self.told.contains(&code);
         if news {
             self.told.push(code);
@@ -235,7 +237,7 @@ impl Member {
 
     fn commit_failed(&self, error: &KafkaError) {
         if !self.again.swap(true, Ordering::AcqRel) {
-            tracing::warn!(%error, "offsets cannot be committed: what they stand for is applied, and skipped should it come again");
+            tracing::warn!(code = %Code::OffsetsUncommitted, %error, "offsets cannot be committed: what they stand for is applied, and skipped should it come again");
         }
     }
 
@@ -256,6 +258,7 @@ impl Member {
                 continue;
             }
             tracing::warn!(
+                code = %Code::HandlerSlow,
                 topic = partition.topic,
                 partition = partition.number,
                 "a handler takes too long to end: it is aborted, its event comes again"
@@ -263,6 +266,7 @@ impl Member {
             partition.abort.abort();
             if partition.ended.recv_timeout(ABORT_WITHIN) == Err(std_mpsc::RecvTimeoutError::Timeout) {
                 tracing::error!(
+                    code = %Code::HandlerStuck,
                     topic = partition.topic,
                     partition = partition.number,
                     next_step = "do not block in handlers",
@@ -323,7 +327,9 @@ impl ConsumerContext for Member {
                 self.shared.stats.add_assigned(assigned.count());
                 tracing::info!(group = self.shared.group, partitions = assigned.count(), "partitions are assigned");
             }
-            Rebalance::Error(error) => tracing::warn!(%error, "the group cannot share its partitions out"),
+            Rebalance::Error(error) => {
+                tracing::warn!(code = %Code::GroupFails, %error, "the group cannot share its partitions out")
+            }
         }
     }
 
@@ -332,7 +338,7 @@ impl ConsumerContext for Member {
             && let Err(error) = consumer.resume(assigned)
         {
             // It may have been paused when this member had it before.
-            tracing::warn!(%error, "newly assigned partitions cannot be resumed");
+            tracing::warn!(code = %Code::PartitionsStay, %error, "newly assigned partitions cannot be resumed");
         }
     }
 

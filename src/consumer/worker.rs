@@ -18,6 +18,7 @@ use crate::consumer::pause::Pause;
 use crate::consumer::progress::Progress;
 use crate::consumer::runtime::{ConsumerError, UnknownType};
 use crate::consumer::shared::Shared;
+use crate::observe::code::Code;
 
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -236,11 +237,12 @@ impl Worker {
         let mut pause = Pause::of(&shared.retry);
         loop {
             let sent = shared.letters.send(&topic, delivery, delivery.headers_of(&letter));
-            let Err(code) = self.interruptible(sent).await? else { break };
+            let Err(refusal) = self.interruptible(sent).await? else { break };
             pause.tell_first(|| {
                 tracing::error!(
+                    code = %Code::LetterUnsent,
                     topic,
-                    code = %code,
+                    error = %refusal,
                     source_topic = delivery.topic,
                     partition = delivery.partition,
                     next_step = "create the dead letter topic, grant WRITE on it, or raise its max.message.bytes",
@@ -252,6 +254,7 @@ impl Worker {
         shared.stats.add_dead(1);
         if failure.reason != Reason::Held {
             tracing::error!(
+                code = %Code::DeadLetter,
                 event.id = named.map(|(event, _)| event.event_id.to_string()),
                 "event.type" = named.map(|(event, _)| event.event_type.as_str()),
                 topic,
@@ -311,6 +314,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 fn warn_of(event: &Event, failed: &Failed) {
     tracing::warn!(
+        code = %Code::EventRetried,
         event.id = %event.event_id,
         "event.type" = event.event_type,
         topic = event.topic,

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::check::rights;
 use crate::lane::LaneRange;
+use crate::observe::code::Code;
 use crate::observe::health::{Cause, Readiness, Reason};
 use crate::observe::metrics::Outbox;
 use crate::relay::outage::Side;
@@ -184,6 +185,7 @@ impl Lookout {
         let after_s = self.shared.options.stall_after.as_secs();
         match (turning, &self.why) {
             (Turning::Begun, Some(Reason { cause, sentence, next_step })) => tracing::warn!(
+                code = %Code::Stalled,
                 cause = cause.word(),
                 reason = sentence,
                 next_step,

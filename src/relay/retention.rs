@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::config::{Retention, RetentionSettings};
 use crate::fault::{self, Class};
+use crate::observe::code::Code;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::turn::within;
@@ -143,6 +144,7 @@ impl Pruner {
         };
         if self.shared.block(WINDOW, &reason) {
             tracing::error!(
+                code = %Code::ProcessedWindow,
                 reason,
                 next_step,
                 "RELAY_PROCESSED_RETENTION would let duplicates in: what consumers applied is not pruned"
@@ -227,7 +229,7 @@ impl Pruner {
             _ => fault.next_step,
         };
         if self.shared.block(OBSTACLE, &reason) {
-            tracing::warn!(reason, next_step, "old events cannot be pruned: the table grows");
+            tracing::warn!(code = %Code::RetentionFails, reason, next_step, "old events cannot be pruned: the table grows");
         }
     }
 }

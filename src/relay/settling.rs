@@ -7,6 +7,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::event::OutboxId;
 use crate::fault::{self, Class};
 use crate::lane::LaneRange;
+use crate::observe::code::Code;
 use crate::relay::batch::{Fate, Sent, poison, refused};
 use crate::relay::claiming::Claim;
 use crate::relay::stint::Stint;
@@ -148,6 +149,7 @@ pub(super) fn first_left(claim: &Claim, sent: &Sent) -> Result<Option<OutboxId>,
 
 fn tell_poison(row: &ClaimedRow, error: &str, consequence: &str) -> Result<(), sqlx::Error> {
     tracing::error!(
+        code = %Code::EventRefused,
         event.id = %row.event_id()?,
         event.sequence = row.id()?.0,
         entity.r#type = row.entity_type()?,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::fault::Class;
+use crate::observe::code::Code;
 use crate::relay::batch::{Closed, Fate, Sent};
 use crate::relay::stint::Stint;
 use crate::relay::turn::{Hands, TurnError};
@@ -85,7 +86,7 @@ impl Hands<'_> {
     fn tell_closed(&self, topic: &str, why: &str) {
         if self.shared.block(&format!("topic {topic}"), why) {
             self.shared.options.vitals.metrics.failed(Class::Destination, 1);
-            tracing::warn!(topic, reason = why, "a topic cannot be written: its events are held, all others go on");
+            tracing::warn!(code = %Code::TopicClosed, topic, reason = why, "a topic cannot be written: its events are held, all others go on");
         }
     }
 

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::fault::Class;
 use crate::lane::LaneRange;
+use crate::observe::code::Code;
 use crate::observe::health::Pulse;
 use crate::relay::claiming::lock_in;
 use crate::relay::outage::{Party, Side};
@@ -263,6 +264,7 @@ impl Worker {
             TurnError::NotOwned { lanes, source } => {
                 self.hang_up();
                 tracing::error!(
+                    code = %Code::MarksNotMade,
                     worker = self.index,
                     %lanes,
                     error = %source,
@@ -280,6 +282,7 @@ impl Worker {
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records are sent again");
                     if self.shared.block(&acks_of(self.index), &reason) {
                         tracing::warn!(
+                            code = %Code::RecordsUnacknowledged,
                             unacknowledged,
                             records,
                             reason,

@@ -12,6 +12,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSettings;
+use crate::sink::client::log_level;
 use crate::sink::delivery::log_line;
 
 /// How long the cluster may take to answer a question.
@@ -80,7 +81,7 @@ impl Reader {
         for (name, value) in SETTINGS {
             config.set(*name, *value);
         }
-        config.set_log_level(RDKafkaLogLevel::Info);
+        config.set_log_level(log_level(&config));
         Ok(Self { consumer: config.create_with_context(complaints.clone())?, complaints })
     }
 

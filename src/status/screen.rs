@@ -66,7 +66,7 @@ impl Status {
             }
         }
         if self.relays.is_empty() {
-            writeln!(f, "  none")?;
+            writeln!(f, "{}", if self.unreadable.is_some() { "  not known" } else { "  none" })?;
         }
         for waiting in &self.waiting {
             let pids: Vec<_> = waiting.waits_for.iter().map(ToString::to_string).collect();

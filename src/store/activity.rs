@@ -137,7 +137,7 @@ pub(crate) async fn row_blockers(conn: &mut PgConnection, names: &Names) -> Resu
            select l.pid, count(*) as held, min(head.id) as first from head \
              join pg_locks l on l.locktype = 'transactionid' and l.granted and l.transactionid::text::int8 = head.locker \
            where head.locker <> 0 group by l.pid) \
-         select 'locks on ' || held.held || ' pending event(s), the first is number ' || held.first, \
+         select 'the lock on pending event number ' || held.first || coalesce(' (and ' || nullif(held.held - 1, 0) || ' more)', ''), \
            coalesce((select string_agg(w.pid::text, ',') from pg_stat_activity w where held.pid = any (pg_blocking_pids(w.pid))), ''), \
            {SESSION} from held join pg_stat_activity a using (pid) \
          where a.application_name not like 'outbox-relay %' order by a.xact_start"
