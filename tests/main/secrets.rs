@@ -147,7 +147,7 @@ async fn nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it(
         ("explain", &["c1", "--entity", "--json"]),
         ("tail", &["--for", "1s"]),
         ("dead", &["list"]),
-        ("dead", &["show", "--all"]),
+        ("dead", &["show"]),
         ("dead", &["retry", "--all", "--yes"]),
         ("pause", &["--topic", topic, "--reason", "a look"]),
         ("pause", &["--list"]),
