@@ -11,7 +11,10 @@ macro_rules! codes {
     ($($number:literal $variant:ident $name:literal $meaning:literal;)+) => {
         /// What a warning or an error is about. Prints as `OR-2001`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[cfg_attr(not(feature = "relay"), expect(dead_code, reason = "a consumer alone uses its own"))]
+        #[cfg_attr(
+            not(all(feature = "relay", feature = "consumer-kafka")),
+            expect(dead_code, reason = "a relay or a consumer alone uses its own")
+        )]
         pub(crate) enum Code {
             $(#[doc = $meaning] $variant = $number,)+
         }
@@ -152,7 +155,6 @@ codes! {
     7007 LetterUnsent "letter-unsent" "a dead letter cannot be sent, and its partition waits";
     7008 DeadLetter "dead-letter" "an event was not applied and is a dead letter";
     7009 EventRetried "event-retried" "an event could not be applied and is tried again";
-
     7010 GroupNotLeft "group-not-left" "the consumer has ended without leaving its group in order";
 
     // 9xxx: the program itself
