@@ -126,6 +126,7 @@ fn every_setting_takes_its_value() {
         ("RELAY_RETENTION", "archive"),
         ("RELAY_RETENTION_AFTER", "90d"),
         ("RELAY_PROCESSED_RETENTION", "10years"),
+        ("RELAY_DEAD_LETTER_HORIZON", "60d"),
         ("RELAY_PREPARED_STATEMENTS", "false"),
         ("RELAY_ADMIN_ADDRESS", "[::]:9187"),
         ("RELAY_ADMIN_TOKEN", "hunter2hunter2hunter2"),
@@ -144,7 +145,7 @@ fn every_setting_takes_its_value() {
         outbox: Retention::Archive,
         after: day * 90,
         processed_after: Some(day * 7305 / 2),
-        dead_letter_horizon: None,
+        dead_letter_horizon: Some(day * 60),
     };
     assert_eq!(settings.relay.retention, kept);
     assert!(!settings.database.prepared_statements);
