@@ -126,8 +126,8 @@ async fn relays_killed_after_the_marks_and_before_the_commit(
         .await?;
     for _ in 0..KILLS_AT_A_PLACE {
         stage.moment().await;
-        // Both relays wait there; one of them dies.
-        stage.may_repeat(2);
+        // Both relays wait there, and may have to give up once (`lock_timeout`) before one of them dies.
+        stage.may_repeat(4);
         let mut gate = outbox.connect().await?;
         gate.execute("select pg_advisory_lock(4711)").await?;
         let waiting = "pg_stat_activity where datname = current_database() and query ~ '^(with changed|execute)' \
