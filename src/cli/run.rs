@@ -55,7 +55,16 @@ impl Run {
             let migrated = migrate::migrate(&settings, &MigrateOptions::default()).await?;
             tracing::info!(from = migrated.from.unwrap_or(0), to = migrated.to, "the outbox is migrated");
         }
-        let preflight = (!self.no_check).then(|| tokio::spawn(check::preflight(settings)));
+        let preflight = (!self.no_check).then(|| {
+            let mut stop = stop.clone();
+            tokio::spawn(async move {
+                // The relay has the last word: nothing is found in its settings while it stops.
+                tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => {}
+                    () = check::preflight(settings) => {}
+                }
+            })
+        });
         let ended = relay::run(options, stop).await;
         if let Some(preflight) = preflight {
             preflight.abort();
