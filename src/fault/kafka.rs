@@ -42,7 +42,11 @@ pub(super) const TABLE: &[Entry] = &[
             Code::ListenerNotFound,
         ],
         meaning: "no broker, or not the right one, can be reached",
-        fault: fault(Class::Outage, Runbook::BrokerUnreachable, "check that the brokers run and can be reached"),
+        fault: fault(
+            Class::Outage,
+            Runbook::BrokerUnreachable,
+            "check that the brokers run and that KAFKA_BOOTSTRAP_SERVERS and their advertised.listeners reach them",
+        ),
     },
     Entry {
         codes: &[Code::Resolve],

@@ -1,6 +1,7 @@
 //! Whether the cluster can be reached. One client of the relay watches; the workers' producers tell it when they doubt.
 //!
-//! States: unknown -> up; up -> suspected (a client lost all brokers, a batch timed out) -> up or down (it did not answer);
+//! States: unknown -> up; up -> suspected (a client lost all brokers, a batch timed out, or it was not asked for a while) -> up or
+//! down (it did not answer);
 //! down -> up. While it is not up, no worker opens a transaction.
 
 use std::sync::Arc;
@@ -26,6 +27,9 @@ const SERVING_TIME: Duration = Duration::from_millis(20);
 /// How often it is asked while it is down: the first event after its return waits this long at the most.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// How often it is asked when nobody doubts: a client with nothing to send does not notice that its brokers are gone.
+const ASK_EVERY: Duration = Duration::from_secs(10);
 
 /// The cluster did not answer, or is known to be down.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +64,11 @@ impl Doubt {
             _ => Tells::Something,
         };
         Self { reason: reason.to_owned(), fault, tells }
+    }
+
+    /// That it does not answer is all that is known.
+    fn silence() -> Self {
+        Self::of(RDKafkaErrorCode::AllBrokersDown, "no broker answers")
     }
 
     /// The later one, unless it says less.
@@ -148,7 +157,7 @@ impl Broker {
         mut doubts: mpsc::UnboundedReceiver<Doubt>,
         changes: mpsc::UnboundedSender<BrokerChange>,
     ) {
-        let mut doubt = Doubt::of(RDKafkaErrorCode::AllBrokersDown, "no broker answers");
+        let mut doubt = Doubt::silence();
         loop {
             if !self.answers().await {
                 while let Ok(later) = doubts.try_recv() {
@@ -167,10 +176,11 @@ impl Broker {
             self.state.send_replace(true);
             // One broker of several that is away raises doubts all the time: a pause keeps the cluster from being asked as often.
             tokio::time::sleep(RETRY_MIN).await;
-            match doubts.recv().await {
-                Some(raised) => doubt = raised,
-                None => return,
-            }
+            doubt = match tokio::time::timeout(ASK_EVERY, doubts.recv()).await {
+                Ok(Some(raised)) => raised,
+                Ok(None) => return,
+                Err(_) => Doubt::silence(),
+            };
             // What is doubted from here on is asked about again: it may have gone right after it answered.
             while let Ok(later) = doubts.try_recv() {
                 doubt = doubt.or(later);
