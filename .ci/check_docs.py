@@ -63,10 +63,21 @@ def compose():
         yield f"docker-compose.yml: {setting} is no setting of .env.example"
 
 
+def alerts():
+    """Each alert leads to a heading of the runbook."""
+    headings = re.findall(r"^#+ (.+)$", (ROOT / "docs/runbook.md").read_text(), re.M)
+    anchors = {heading.lower().replace(" ", "-") for heading in headings}
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
+    for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
+        path, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        if path != "docs/runbook.md" or anchor not in anchors:
+            yield f"alerts.yml: {rule['alert']} leads to {path}#{anchor}, which is not there"
+
+
 def main():
     code = [path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.rs")]
     sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in code}
-    mistakes = list(compose())
+    mistakes = [*compose(), *alerts()]
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         text = document.read_text()
         mistakes += [*snippets(document, text), *links(document, text), *tests(document, text, sources)]

@@ -14,7 +14,7 @@
 mod finding;
 mod kafka;
 mod pooler;
-mod rights;
+pub(crate) mod rights;
 pub(crate) mod routes;
 mod schema;
 mod sessions;
@@ -33,6 +33,7 @@ pub(crate) use finding::{Finding, Severity};
 
 use crate::config::{KafkaSettings, Settings};
 use crate::fault;
+use crate::observe::code::Code;
 use crate::relay::describe_error;
 use crate::store::{Names, session};
 use kafka::Cluster;
@@ -45,16 +46,16 @@ const APPLICATION: &str = "outbox-relay-check";
 const MOST_TOPICS: usize = 20;
 
 /// Findings that mean that no event can be published at all.
-const FATAL: &[&str] = &[
-    "database-unreachable",
-    "broker-unreachable",
-    "broker-tls",
-    "broker-login",
-    "schema-missing",
-    "schema-older",
-    "schema-newer",
-    "server-old",
-    "lanes-broken",
+const FATAL: &[Code] = &[
+    Code::DatabaseUnreachable,
+    Code::BrokerUnreachable,
+    Code::BrokerTls,
+    Code::BrokerLogin,
+    Code::SchemaMissing,
+    Code::SchemaOlder,
+    Code::SchemaNewer,
+    Code::ServerOld,
+    Code::LanesBroken,
 ];
 
 /// What is tolerated.
@@ -83,12 +84,12 @@ impl Report {
 
     /// True when a server could not be reached, so that the rest is not known.
     pub(crate) fn is_incomplete(&self) -> bool {
-        self.findings.iter().any(|finding| matches!(finding.id, "database-unreachable" | "broker-unreachable"))
+        self.findings.iter().any(|finding| matches!(finding.code, Code::DatabaseUnreachable | Code::BrokerUnreachable))
     }
 
     /// What a relay that starts has not said by itself already.
     pub(crate) fn beyond_the_fatal(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().filter(|finding| !FATAL.contains(&finding.id))
+        self.findings.iter().filter(|finding| !FATAL.contains(&finding.code))
     }
 }
 
@@ -101,12 +102,12 @@ pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
         found.findings.push(database_error(settings, &error));
     }
     if let Some(kafka) = &settings.kafka
-        && let Err(error) = brokers(kafka, settings, &names, &mut found).await
+        && let Err(error) = brokers(settings, kafka, &names, &mut found).await
     {
         // The error's text may quote a setting.
         let code = error.rdkafka_error_code();
         found.findings.push(Finding::error(
-            "broker-unreachable",
+            Code::BrokerUnreachable,
             format!("The brokers at {} could not be looked at ({code:?}).", kafka.brokers()),
             code.map_or("compare the KAFKA_ settings with each other", |code| fault::of_kafka(code).next_step),
         ));
@@ -128,15 +129,18 @@ fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
     let target = settings.database.target();
     let (reason, fault) = (describe_error(error), fault::of_database(error));
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
-        Some("57014" | "55P03") => Finding::warning(
-            "database-slow",
-            format!(
-                "The database {target} did not answer a look within its limit, so that not everything was looked at: {reason}."
-            ),
-            "see `outbox-relay status`: somebody holds a lock, or the server is busy",
+        Some("57014") => Finding::warning(
+            Code::DatabaseSlow,
+            format!("The database {target} took too long over a look, so that not everything was looked at: {reason}."),
+            fault.next_step,
+        ),
+        Some("55P03") => Finding::warning(
+            Code::DatabaseLocked,
+            format!("Another session holds a lock in {target}, so that not everything was looked at: {reason}."),
+            fault.next_step,
         ),
         _ => Finding::error(
-            "database-unreachable",
+            Code::DatabaseUnreachable,
             format!("The database {target} cannot be used: {reason}."),
             fault.next_step,
         ),
@@ -177,7 +181,7 @@ async fn outbox(
         Err(error) => return Err(error),
     };
     let rights = rights::rights(conn, names).await?;
-    let lacking = rights.iter().any(|finding| finding.id == "rights-missing");
+    let lacking = rights.iter().any(|finding| finding.code == Code::RightsMissing);
     found.findings.extend(rights);
     if lacking {
         // Everything else would fail for want of them.
@@ -199,8 +203,8 @@ async fn outbox(
 }
 
 async fn brokers(
-    kafka: &KafkaSettings,
     settings: &Settings,
+    kafka: &KafkaSettings,
     names: &Names,
     found: &mut Found,
 ) -> Result<(), rdkafka::error::KafkaError> {
@@ -219,15 +223,42 @@ async fn brokers(
     topics.sort_by_key(|(_, seen)| std::cmp::Reverse(seen.events));
     if topics.len() > MOST_TOPICS {
         found.findings.push(Finding::note(
-            "topics-not-all",
+            Code::TopicsNotAll,
             format!("The events go to {} topics, of which the {MOST_TOPICS} busiest were looked at.", topics.len()),
             "nothing; RELAY_TOPIC decides into how many topics events go",
         ));
     }
+    let question = question(settings, names);
     for (name, seen) in topics.iter().take(MOST_TOPICS) {
         let (findings, topic) = topics::topic(&cluster, kafka, name, *seen).await?;
         found.findings.extend(findings);
-        found.findings.extend(topic.and_then(|topic| window::window(name, topic, found.processed_ms, names)));
+        let kept = topic.and_then(|topic| topic.kept);
+        let breach = question.as_ref().zip(kept).and_then(|(question, kept)| question.breach(Some(name), false, kept));
+        // What will let duplicates in is told once, not as well as what has.
+        let has_forgotten = || topic.and_then(|topic| window::window(name, topic, found.processed_ms, names));
+        let finding = breach.as_ref().map(window::too_narrow).or_else(has_forgotten);
+        found.findings.extend(finding);
+    }
+    let Some(question) = question else { return Ok(()) };
+    found.findings.extend(question.horizon().as_ref().map(window::too_narrow));
+    let all = cluster.topics().await?;
+    let letters =
+        |(name, _): &(String, Seen)| crate::window::dead_letter_topics(name, all.iter()).cloned().collect::<Vec<_>>();
+    for name in topics.iter().take(MOST_TOPICS).flat_map(letters) {
+        let kept = cluster.topic_config(&name).await.and_then(|config| crate::window::Kept::by(&config));
+        let breach = kept.and_then(|kept| question.breach(Some(&name), true, kept));
+        found.findings.extend(breach.as_ref().map(window::too_narrow));
     }
     Ok(())
+}
+
+/// `None` where nothing of the consumers' table is ever pruned.
+fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::window::Question<'a>> {
+    let kept = &settings.relay.retention;
+    Some(crate::window::Question {
+        names,
+        template: &settings.relay.topic,
+        window: kept.processed_after?,
+        dead_letter_horizon: kept.dead_letter_horizon,
+    })
 }

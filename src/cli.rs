@@ -6,12 +6,17 @@ mod confirm;
 mod dead;
 #[cfg(feature = "demo")]
 mod demo;
+mod dlq;
 mod exit;
 mod explain;
+mod health;
+mod interrupt;
 mod migrate;
+mod moment;
 mod output;
 mod pause;
 mod prune;
+mod replay;
 mod run;
 mod status;
 mod tail;
@@ -51,6 +56,8 @@ enum Command {
     Check(check::Check),
     /// Show what waits, what blocks, which relays are alive, and what to do next
     Status(status::Status),
+    /// Ask the relay of this host whether it is ready, or alive; exit 1 if not. For the health checks of containers
+    Health(health::Health),
     /// Say what happened to an event or to an entity's events, and why they still wait
     Explain(explain::Explain),
     /// Follow events as they are written, published and seen on the topic
@@ -69,6 +76,13 @@ enum Command {
     /// Events that could not be sent: list and show them by cause, retry or discard them
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Dead letters of consumers, on any topic: list and show them by cause, send them again in the order of their keys
+    #[command(subcommand)]
+    Dlq(dlq::Dlq),
+    /// Publish retained events again, in order, with their event ids: for a group that has to build its state
+    ///
+    /// The table's rows do not change. A consumer with an inbox that has seen an event skips it; one without applies it twice.
+    Replay(replay::Replay),
     /// Remove what was published, or applied, long ago; relays do it by themselves when RELAY_RETENTION says so
     Prune(prune::Prune),
     /// Measure the relay against these servers, in a schema and topics of its own
@@ -82,6 +96,9 @@ enum Command {
     #[cfg(feature = "demo")]
     #[command(name = crate::demo::MOCK_BROKER, hide = true)]
     DemoBroker(demo::DemoBroker),
+    #[cfg(feature = "demo")]
+    #[command(name = crate::demo::SERVICE, hide = true)]
+    DemoService(demo::DemoService),
 }
 
 /// Not clap's to parse: its message would repeat the argument, which may be a URL with a password.
@@ -111,6 +128,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Check(check) => check.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Status(status) => status.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Health(health) => health.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Explain(explain) => explain.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Tail(tail) => tail.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Migrate(migrate) if migrate.print => {
@@ -122,7 +140,16 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Pause(pause) => pause.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Resume(resume) => resume.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Dead(dead) => dead.run(&settings(file, overrides, Needs::DatabaseOnly)?),
-        Command::Prune(prune) => prune.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Dlq(dlq) => {
+            let (kafka, log) = Settings::load_kafka(&Sources::from_process(file, overrides))?;
+            crate::observe::log::start(&log);
+            dlq.run(&kafka)
+        }
+        Command::Replay(replay) => replay.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Prune(prune) => {
+            let sources = Sources::from_process(file.clone(), overrides.clone());
+            prune.run(&settings(file, overrides, Needs::DatabaseOnly)?, sources)
+        }
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
         #[cfg(feature = "demo")]
         Command::Demo(_) if file.is_some() || !overrides.is_empty() => {
@@ -133,6 +160,8 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Demo(demo) => demo.run(Sources::from_process(None, Vec::new()).env),
         #[cfg(feature = "demo")]
         Command::DemoBroker(broker) => broker.run(),
+        #[cfg(feature = "demo")]
+        Command::DemoService(service) => service.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
     }
 }
 

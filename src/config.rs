@@ -5,11 +5,12 @@
 //! | `setting` | the one table of settings |
 //! | `sources`, `layer`, `file`, `noise` | where values come from, and which names are known |
 //! | `resolved` | the layers on top of each other, read value by value |
-//! | `database`, `outbox`, `kafka`, `relay`, `retention`, `log` | the typed settings |
+//! | `database`, `outbox`, `kafka`, `relay`, `retention`, `admin`, `log` | the typed settings |
 //! | `producer`, `property`, `sasl`, `brokers`, `pem`, `host` | what Kafka and TLS settings must hold |
 //! | `bytes`, `duration` | sizes and lengths of time as people write them |
 //! | `mistake` | what is wrong, all at once and without secrets |
 
+mod admin;
 mod brokers;
 mod bytes;
 mod database;
@@ -34,6 +35,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
+pub use admin::AdminSettings;
 pub use database::DatabaseSettings;
 pub use kafka::{KafkaSettings, PropertyValue};
 pub use log::{LogFormat, LogSettings};
@@ -64,6 +66,8 @@ pub struct Settings {
     pub kafka: Option<KafkaSettings>,
     /// How the relay works.
     pub relay: RelaySettings,
+    /// Where it answers probes.
+    pub admin: AdminSettings,
     /// What is logged.
     pub log: LogSettings,
     non_defaults: Vec<(&'static str, String)>,
@@ -83,10 +87,13 @@ impl Settings {
             Needs::DatabaseOnly => Some(None),
         };
         let relay = RelaySettings::read(&mut from, &sources);
+        let admin = AdminSettings::read(&mut from);
         let log = LogSettings::read(&mut from);
-        match (database, outbox, kafka, relay, log) {
-            (Some(database), Some(outbox), Some(kafka), Some(relay), Some(log)) if from.mistakes.is_empty() => {
-                Ok(Settings { database, outbox, kafka, relay, log, non_defaults: from.non_defaults })
+        match (database, outbox, kafka, relay, admin, log) {
+            (Some(database), Some(outbox), Some(kafka), Some(relay), Some(admin), Some(log))
+                if from.mistakes.is_empty() =>
+            {
+                Ok(Settings { database, outbox, kafka, relay, admin, log, non_defaults: from.non_defaults })
             }
             _ => Err(ConfigError(from.mistakes)),
         }
@@ -100,6 +107,18 @@ impl Settings {
         let mut from = sources.resolve(Needs::DatabaseOnly);
         match OutboxNames::read(&mut from) {
             Some(names) if from.mistakes.is_empty() => Ok(names),
+            _ => Err(ConfigError(from.mistakes)),
+        }
+    }
+
+    /// Reads only how to reach the brokers: what is needed where no database is.
+    ///
+    /// # Errors
+    /// Every mistake there is but what concerns the database.
+    pub fn load_kafka(sources: &Sources) -> Result<(KafkaSettings, LogSettings), ConfigError> {
+        let mut from = sources.resolve(Needs::DatabaseAndKafka);
+        match (KafkaSettings::read(&mut from), LogSettings::read(&mut from)) {
+            (Some(kafka), Some(log)) if from.mistakes.is_empty() => Ok((kafka, log)),
             _ => Err(ConfigError(from.mistakes)),
         }
     }

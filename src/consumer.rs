@@ -13,6 +13,8 @@
 //! - `attempt`: one transaction
 //! - `held`: keys that are held
 //! - `letters`: sends dead letters
+//! - `progress`: how far a partition is, and how much waits for it
+//! - `pause`: between two attempts; `shared`: what all parts share
 //! - `registry`: handlers and upcasters
 //! - `context`, `delivery`: what a handler sees
 
@@ -33,9 +35,15 @@ mod inbox;
 #[cfg(feature = "consumer-kafka")]
 mod letters;
 #[cfg(feature = "consumer-kafka")]
+mod pause;
+#[cfg(feature = "consumer-kafka")]
+mod progress;
+#[cfg(feature = "consumer-kafka")]
 mod registry;
 #[cfg(feature = "consumer-kafka")]
 mod runtime;
+#[cfg(feature = "consumer-kafka")]
+mod shared;
 #[cfg(feature = "consumer-kafka")]
 mod stats;
 #[cfg(feature = "consumer-kafka")]

@@ -14,6 +14,7 @@
 //! - `shop`: the application; `consumer`: who applies its events.
 //! - `evidence`: what is there at the end, compared; `balance`: what that comes to.
 //! - `narrator`: what is said meanwhile.
+//! - `order_flow`: the other demo, of four services that consume each other's events.
 
 mod balance;
 mod binaries;
@@ -24,6 +25,7 @@ mod evidence;
 mod flow;
 mod mock_broker;
 mod narrator;
+mod order_flow;
 mod port;
 mod postgres;
 mod relay_process;
@@ -42,6 +44,10 @@ pub use flow::{DemoError, DemoOptions, run};
 pub use mock_broker::MockBrokerError;
 pub(crate) use mock_broker::{SUBCOMMAND as MOCK_BROKER, serve as serve_mock_broker};
 pub use nix::sys::signal::Signal;
+pub use order_flow::{
+    Member, OrderBalance, OrderFlowError, OrderFlowOptions, Service, UnknownService, run as run_order_flow,
+};
+pub(crate) use order_flow::{SERVICE, serve as serve_service};
 pub use port::free_port;
 pub use postgres::{PostgresError, PostgresOptions, PrivatePostgres};
 pub use server_user::ServerUser;

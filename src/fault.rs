@@ -14,6 +14,8 @@ mod postgres;
 pub(crate) use kafka::of_kafka;
 pub(crate) use postgres::of_database;
 
+use crate::observe::code::Code;
+
 /// What an error means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Class {
@@ -31,10 +33,12 @@ pub(crate) enum Class {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) class: Class,
+    /// Its entry in docs/runbook.md.
+    pub(crate) code: Code,
     /// The operator's next step.
     pub(crate) next_step: &'static str,
 }
 
-const fn fault(class: Class, next_step: &'static str) -> Fault {
-    Fault { class, next_step }
+const fn fault(class: Class, code: Code, next_step: &'static str) -> Fault {
+    Fault { class, code, next_step }
 }

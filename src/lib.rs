@@ -15,9 +15,13 @@
 //! - `lane`: who works on what, and from where
 //! - `sink`: Kafka
 //! - `fault`: what an error means and what the operator does
-//! - `observe`: logs
+//! - `observe`: logs, probes, metrics
+//! - `observe`: logs, and the codes of what they warn of
 //! - `verify`: compares the table with topics, in bounded memory
 //! - `check`: what will go wrong, found before traffic does
+//! - `dlq`: dead letters of consumers, listed and sent again
+//! - `replay`: retained events, published again
+//! - `window`: how far back topics can be read, against how far back consumers remember
 //! - `status`, `explain`, `tail`: what goes on now, with one event, with each event that comes
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers
@@ -37,6 +41,8 @@ pub mod config;
 pub mod consumer;
 #[cfg(feature = "demo")]
 pub mod demo;
+#[cfg(feature = "relay")]
+mod dlq;
 pub mod envelope;
 pub mod event;
 #[cfg(feature = "relay")]
@@ -46,11 +52,13 @@ mod fault;
 #[cfg(feature = "relay")]
 mod lane;
 pub mod ledger;
-#[cfg(feature = "relay")]
+#[cfg(any(feature = "relay", feature = "consumer-kafka"))]
 mod observe;
 pub mod outbox;
 #[cfg(feature = "relay")]
 pub mod relay;
+#[cfg(feature = "relay")]
+mod replay;
 pub mod route;
 #[cfg(feature = "schema")]
 pub mod schemas;
@@ -63,3 +71,5 @@ pub mod store;
 mod tail;
 #[cfg(feature = "relay")]
 mod verify;
+#[cfg(feature = "relay")]
+mod window;

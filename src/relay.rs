@@ -13,6 +13,9 @@
 //! - [`stint`]: what a worker knows of the lanes it works on
 //! - [`pauses`]: what operators have paused
 //! - [`retention`]: removes what is old
+//! - [`stages`]: where the time goes
+//! - [`lookout`]: notices that nothing moves, and why; what the probes answer
+//! - [`measure`]: what a batch adds to the metrics
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat, shares, status line
 //! - [`outage`]: incidents, told once when they start and once when they end
@@ -21,6 +24,8 @@ mod batch;
 mod claiming;
 mod doubt;
 mod exactly_once;
+mod lookout;
+mod measure;
 mod options;
 mod outage;
 mod pace;
@@ -29,6 +34,7 @@ mod register;
 mod retention;
 mod settling;
 mod shared;
+mod stages;
 mod stint;
 mod topics;
 mod turn;
@@ -44,6 +50,8 @@ use tokio::task::JoinSet;
 pub use options::RelayOptions;
 pub(crate) use outage::describe as describe_error;
 
+use crate::observe::code::Code;
+use crate::observe::health::Readiness;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::delivery::DeliverySql;
 use crate::store::schema::{self, SchemaError};
@@ -51,6 +59,7 @@ use crate::store::session::Sequence;
 use crate::store::{Names, session};
 use outage::{Outages, Party, Side};
 use shared::Shared;
+use stages::Stage;
 
 /// Why a relay could not start.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +116,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
         tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
     tasks.spawn(register::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(lookout::run(Arc::clone(&shared), stop.clone()));
     let kept = shared.options.retention;
     if kept.prunes() {
         tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));
@@ -126,8 +136,13 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let ended = drain(&mut tasks, shutdown_timeout).await;
     watching.abort();
     telling.abort();
+    let seconds = |stage| (shared.stages.seconds(stage) * 1e3).round() / 1e3;
     tracing::info!(
         published_total = shared.published_total(),
+        claim_s = seconds(Stage::Claim),
+        send_s = seconds(Stage::Send),
+        acks_s = seconds(Stage::Acks),
+        settle_s = seconds(Stage::Settle),
         drain_ms = asked.elapsed().as_millis() as u64,
         uptime_s = started.elapsed().as_secs(),
         "relay has stopped"
@@ -137,10 +152,9 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
 
 /// Tells when the cluster goes away and when it is back.
 async fn tell_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages: Arc<Outages>) {
-    let next_step = "check that the brokers run and that KAFKA_BOOTSTRAP_SERVERS and the security settings are right";
     while let Some(change) = changed.recv().await {
         match change {
-            BrokerChange::Down { reason } => outages.begin(Side::Kafka, Party::Watch, &reason, next_step),
+            BrokerChange::Down { reason, fault } => outages.begin(Side::Kafka, Party::Watch, &reason, fault),
             BrokerChange::Up => outages.end(Side::Kafka, Party::Watch).await,
         }
     }
@@ -152,6 +166,7 @@ async fn drain(tasks: &mut JoinSet<()>, timeout: Duration) -> Ended {
         return Ended::Drained;
     }
     tracing::warn!(
+        code = %Code::ShutdownTimeout,
         shutdown_timeout_s = timeout.as_secs(),
         "RELAY_SHUTDOWN_TIMEOUT passed with events in flight: they stay pending and may be sent again"
     );
@@ -185,6 +200,9 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
             Err(error) => error,
         };
         outages.database(Party::Start, &failed);
+        if let Some(reason) = outages.reason(Side::Postgres) {
+            options.vitals.health.set(Readiness::Unready(reason));
+        }
         tokio::time::sleep(pause.next()).await;
     }
 }

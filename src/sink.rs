@@ -9,6 +9,7 @@
 //! - [`progress`]: what a lane's last transaction published
 //! - [`transactions`]: Kafka's side of exactly-once
 //! - [`reader`]: reads topics, for commands that look
+//! - [`resend`]: sends records a second time, as they are
 
 pub(crate) mod broker;
 pub(crate) mod client;
@@ -17,5 +18,6 @@ pub(crate) mod murmur2;
 pub(crate) mod producer;
 pub(crate) mod progress;
 pub(crate) mod reader;
+pub(crate) mod resend;
 pub(crate) mod topics;
 pub(crate) mod transactions;

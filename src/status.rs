@@ -2,9 +2,11 @@
 //!
 //! - [`Status::look`]: gathers the facts, all of them bounded
 //! - [`next`]: what blocks, and what to do about it
+//! - [`progress`]: what Kafka knows of lanes that are published exactly once; the one thing that is not in the database
 //! - [`screen`]: the facts for people
 
 mod next;
+mod progress;
 mod screen;
 
 use std::collections::BTreeMap;
@@ -13,7 +15,8 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-pub(crate) use next::NextStep;
+pub(crate) use next::{About, NextStep, about_held};
+pub(crate) use progress::LaneProgress;
 
 use crate::check::routes;
 use crate::lane::LaneRange;
@@ -40,6 +43,8 @@ pub(crate) struct Status {
     pub(crate) lanes: Vec<LaneStatus>,
     /// Which worker publishes a lane exactly once.
     pub(crate) delivery: Vec<LaneDelivery>,
+    /// Why the lanes' progress is missing.
+    pub(crate) progress_unread: Option<String>,
     /// Of the first 100,000 held events.
     pub(crate) held: Vec<HeldGroup>,
     /// What operators have paused, as the rows of the table of pauses.

@@ -11,6 +11,7 @@
 //! - [`pauses`]: topics and entities that operators have paused
 //! - [`dead`]: events that need a decision, and what is decided
 //! - [`retention`]: removing what is old
+//! - [`replay`]: events that are published again
 //! - [`roles`]: who may do what
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
@@ -20,6 +21,7 @@
 //! For people who look, in read-only transactions ([`reading`]):
 //! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
 //! - [`fleet`]: the relays, and who works on which lane
+//! - [`waiting`]: what waits in a relay's lanes, how vacuum fares
 //! - [`activity`]: who holds transactions and locks
 
 pub mod names;
@@ -51,6 +53,8 @@ pub(crate) mod pauses;
 #[cfg(feature = "relay")]
 pub(crate) mod reading;
 #[cfg(feature = "relay")]
+pub(crate) mod replay;
+#[cfg(feature = "relay")]
 pub(crate) mod retention;
 #[cfg(feature = "relay")]
 pub(crate) mod roles;
@@ -62,5 +66,7 @@ pub(crate) mod settle;
 pub(crate) mod snapshot;
 #[cfg(feature = "relay")]
 pub(crate) mod stats;
+#[cfg(feature = "relay")]
+pub(crate) mod waiting;
 
 pub use names::Names;

@@ -13,6 +13,8 @@
 //! - Rows that are PENDING or DEAD when they are read, on the topic or not: they are counted as `pending` and `dead`.
 //! - Rows inserted after the start, and their records (`after_start`).
 //! - Duplicates: delivery is at least once (G4). They are counted; `--exactly-once` makes them violations.
+//! - What `replay` or `dlq redrive` has sent again, and says so by its header (`replayed`, `redriven`): it is no duplicate and has no place
+//!   in the order; it has to be what the row says, though, and an event of which nothing else is left on the topic is not missing.
 //! - A late event whose row an operator has retried: the audit table names it.
 //! - Records whose rows retention may have deleted (`retired`): those below the lowest id that is still PUBLISHED, and those created
 //!   before the earliest `published_at` that is still there, since retention deletes by these. `--all-retained` turns this off.
@@ -57,13 +59,13 @@ use crate::route::TopicTemplate;
 use crate::store::{Names, session};
 use fact::Fact;
 use judge::{Horizon, Judge, Scope, TopicScope};
-use rate::Rate;
 use sorter::Sorter;
 use table::{Audits, Extent, TableReader};
 use topic::{Beginning, TopicExtent, TopicReader};
 use topics::TopicNames;
 
 pub(crate) use judge::Partitioner;
+pub(crate) use rate::Rate;
 pub(crate) use reading::{KeyFrom, Payload, Reading};
 pub(crate) use verdict::Verdict;
 
@@ -132,6 +134,7 @@ pub(crate) async fn run(
             rules: Rules { duplicates_allowed: plan.exactly_once.then_some(0), pending_allowed: true },
             ..Report::default()
         },
+        uncommitted: 0,
         notes: Vec::new(),
     };
     // A topic that is not there is told before ten million rows are read.
@@ -163,6 +166,8 @@ struct Verification<'a> {
     topics: TopicNames,
     rate: Rate,
     report: Report,
+    /// Records that consumers do not see.
+    uncommitted: u64,
     notes: Vec<String>,
 }
 
@@ -213,7 +218,7 @@ impl Verification<'_> {
         extent.compacted = reader.is_compacted(&name).await;
         let bar = bar(&name, extent.len());
         let Self { plan, facts, rate, report, .. } = self;
-        let beginnings = block_in_place(|| {
+        let read = block_in_place(|| {
             reader.read((index, &name), &extent, &plan.reading, plan.key.as_deref(), rate, |seen| {
                 bar.inc(1);
                 match seen {
@@ -229,7 +234,11 @@ impl Verification<'_> {
             })
         })?;
         bar.finish_and_clear();
-        let truncated = self.truncated(conn, &extent, &beginnings).await?;
+        // A compacted topic has gaps of its own.
+        if extent.compacted != Some(true) {
+            self.uncommitted += block_in_place(|| reader.uncommitted(&name, &extent, read.records, rate))?;
+        }
+        let truncated = self.truncated(conn, &extent, &read.beginnings).await?;
         self.note(&name, &extent);
         let compacted = extent.compacted == Some(true);
         Ok(TopicScope { name, partitions: extent.partitions, truncated, compacted })
@@ -274,7 +283,7 @@ impl Verification<'_> {
     }
 
     async fn judge(self, conn: &mut PgConnection, scope: &Scope) -> Result<Verdict, VerifyError> {
-        let Self { table, facts, mut topics, report, mut notes, .. } = self;
+        let Self { table, facts, mut topics, report, uncommitted, mut notes, .. } = self;
         let mut judge = Judge::new(scope, report);
         block_in_place(|| judge_all(&mut judge, facts, "comparing"))?;
         let mut strays = judge.second_round()?;
@@ -294,7 +303,7 @@ impl Verification<'_> {
             ));
         }
         let topics = scope.topics.iter().map(|topic| topic.name.clone()).collect();
-        Ok(Verdict { topics, report, aside, notes })
+        Ok(Verdict { topics, report, aside, uncommitted, notes })
     }
 }
 
@@ -334,7 +343,7 @@ fn is_missing(code: RDKafkaErrorCode) -> bool {
 }
 
 /// On stderr, and only if that is a terminal.
-fn bar(what: &str, of: u64) -> ProgressBar {
+pub(crate) fn bar(what: &str, of: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:<30!} {wide_bar} {percent:>3} % {per_sec} ETA {eta}");
     let bar = ProgressBar::new(of).with_message(what.to_owned());
     match style {

@@ -52,5 +52,8 @@ fn main() -> ExitCode {
         volume::trials(),
         soak::trials(),
     ];
-    support::run(Arguments::from_args(), trials.into_iter().flatten().collect())
+    let mut arguments = Arguments::from_args();
+    // Each has relays, proxies, a load and perhaps a broker of its own: with more at a time acks take longer than relays wait for them.
+    arguments.test_threads.get_or_insert(2);
+    support::run(arguments, trials.into_iter().flatten().collect())
 }

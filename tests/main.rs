@@ -17,14 +17,22 @@ mod crashes;
 mod dead;
 #[path = "main/demo.rs"]
 mod demo;
+#[path = "main/dlq.rs"]
+mod dlq;
 #[path = "main/guarantees.rs"]
 mod guarantees;
+#[path = "main/health.rs"]
+mod health;
 #[path = "main/inbox.rs"]
 mod inbox;
+#[path = "main/metrics.rs"]
+mod metrics;
 #[path = "main/migrations.rs"]
 mod migrations;
 #[path = "main/order.rs"]
 mod order;
+#[path = "main/order_flow.rs"]
+mod order_flow;
 #[path = "main/outages.rs"]
 mod outages;
 #[path = "main/pause.rs"]
@@ -33,10 +41,14 @@ mod pause;
 mod plans;
 #[path = "main/poison.rs"]
 mod poison;
+#[path = "main/replay.rs"]
+mod replay;
 #[path = "main/retention.rs"]
 mod retention;
 #[path = "main/roles.rs"]
 mod roles;
+#[path = "main/secrets.rs"]
+mod secrets;
 #[path = "main/servers.rs"]
 mod servers;
 #[path = "main/snippets.rs"]
@@ -60,6 +72,7 @@ fn main() -> ExitCode {
     let trials = [
         servers::trials(),
         cli::trials(),
+        secrets::trials(),
         check::trials(),
         bench::trials(),
         migrations::trials(),
@@ -71,6 +84,8 @@ fn main() -> ExitCode {
         order::trials(),
         poison::trials(),
         dead::trials(),
+        dlq::trials(),
+        replay::trials(),
         pause::trials(),
         retention::trials(),
         roles::trials(),
@@ -78,7 +93,10 @@ fn main() -> ExitCode {
         outages::trials(),
         verify::trials(),
         demo::trials(),
+        order_flow::trials(),
         status::trials(),
+        health::trials(),
+        metrics::trials(),
         tail::trials(),
     ];
     support::run(Arguments::from_args(), trials.into_iter().flatten().collect())

@@ -5,6 +5,7 @@
 //! - `database`: a database per test, made from a migrated template.
 //! - `trial`: registers tests with what they need, skips those whose needs this machine cannot meet, and says so.
 //! - `relay`: relays as processes.
+//! - `admin`: a relay's probes and metrics.
 //! - `languages`: the consumers of docs/examples/consumers, ready to run.
 //! - `outbox`: a test's events, from the insert to the record.
 //! - `load`: an application under load; `rough`: what it writes at its worst.
@@ -13,6 +14,8 @@
 //! - `pgbouncer`: a pooler before a database.
 //! - `eventually`: waiting without sleeping.
 
+#[path = "support/admin.rs"]
+pub(crate) mod admin;
 #[path = "support/book.rs"]
 pub(crate) mod book;
 #[path = "support/database.rs"]

@@ -62,8 +62,33 @@ pub(crate) struct Drained {
     /// Autovacuum and autoanalyze runs on the outbox since it was made.
     pub(crate) autovacuums: i64,
     pub(crate) costs: Costs,
+    /// Where the time of the relays' workers went, while they had work.
+    pub(crate) stages: Option<Shares>,
     /// The last log line of each relay.
     pub(crate) relay_summaries: Vec<serde_json::Value>,
+}
+
+/// Shares of the workers' time, from 0 to 1: together 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Shares {
+    /// Locking and reading rows; where turns follow each other the begin is part of the settling before.
+    pub(crate) claim: f64,
+    /// Making records and handing them to the producer.
+    pub(crate) send: f64,
+    /// Waiting for the brokers.
+    pub(crate) acks: f64,
+    /// Marking and committing.
+    pub(crate) settle: f64,
+}
+
+impl Shares {
+    /// Of the relays' last log lines; `None` where they say nothing of it.
+    fn of(summaries: &[serde_json::Value]) -> Option<Self> {
+        let seconds = |stage: &str| summaries.iter().filter_map(|summary| summary[stage].as_f64()).sum::<f64>();
+        let [claim, send, acks, settle] = ["claim_s", "send_s", "acks_s", "settle_s"].map(seconds);
+        let all = claim + send + acks + settle;
+        (all > 0.0).then(|| Self { claim: claim / all, send: send / all, acks: acks / all, settle: settle / all })
+    }
 }
 
 /// Fills an arena of its own, drains it, removes it.
@@ -129,6 +154,7 @@ async fn drain_filled(
         checkpoint_before,
         autovacuums: end.autovacuums().await?,
         costs: meter.costs(&before, &after, backlog.events),
+        stages: Shares::of(&relay_summaries),
         relay_summaries,
     })
 }
@@ -279,6 +305,15 @@ impl End {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_stages_of_all_relays_are_shares_of_their_time() {
+        let summary = serde_json::json!({"claim_s": 1.0, "send_s": 0.5, "acks_s": 0.25, "settle_s": 0.25});
+        let silent = serde_json::json!({"published_total": 7});
+        let shares = Shares { claim: 0.5, send: 0.25, acks: 0.125, settle: 0.125 };
+        assert_eq!(Shares::of(&[summary.clone(), silent.clone(), summary]), Some(shares));
+        assert_eq!(Shares::of(&[silent]), None);
+    }
 
     #[test]
     fn records_are_counted_by_whole_seconds() {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::cost::Costs;
-use super::drain::Drained;
+use super::drain::{Drained, Shares};
 use super::failover::Failover;
 use super::held_snapshot::HeldSnapshot;
 use super::idle::Idle;
@@ -31,6 +31,11 @@ impl Table {
         self.row(what, "events", format!("{} in {:.2} s", grouped(drained.events as f64), drained.seconds));
         if drained.records != drained.events || drained.published != drained.events {
             self.row(what, "NOT once each", format!("{} records, {} published", drained.records, drained.published));
+        }
+        if let Some(Shares { claim, send, acks, settle }) = drained.stages {
+            let shares = [("claim", claim), ("send", send), ("acks", acks), ("settle", settle)];
+            let shares = shares.map(|(stage, share)| format!("{stage} {:.0} %", share * 100.0));
+            self.row(what, "time of the workers", shares.join("  "));
         }
         self.costs(what, &drained.costs);
     }

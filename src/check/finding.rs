@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::observe::code::Code;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -29,7 +31,9 @@ impl fmt::Display for Severity {
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// Stable: for scripts, and for those who want to ignore it.
+    /// Its entry in docs/runbook.md.
+    pub(crate) code: Code,
+    /// The name of the code: for scripts, and for those who want to ignore it.
     pub(crate) id: &'static str,
     pub(crate) severity: Severity,
     /// One sentence.
@@ -39,15 +43,15 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
-    pub(crate) fn error(id: &'static str, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { id, severity: Severity::Error, sentence: sentence.into(), mend: mend.into() }
+    pub(crate) fn error(code: Code, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { code, id: code.name(), severity: Severity::Error, sentence: sentence.into(), mend: mend.into() }
     }
 
-    pub(crate) fn warning(id: &'static str, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { id, severity: Severity::Warning, sentence: sentence.into(), mend: mend.into() }
+    pub(crate) fn warning(code: Code, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { code, id: code.name(), severity: Severity::Warning, sentence: sentence.into(), mend: mend.into() }
     }
 
-    pub(crate) fn note(id: &'static str, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { id, severity: Severity::Note, sentence: sentence.into(), mend: mend.into() }
+    pub(crate) fn note(code: Code, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { code, id: code.name(), severity: Severity::Note, sentence: sentence.into(), mend: mend.into() }
     }
 }

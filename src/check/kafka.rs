@@ -9,6 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::finding::Finding;
 use crate::config::KafkaSettings;
 use crate::fault;
+use crate::observe::code::Code;
 use crate::sink::reader::{ANSWER_WITHIN, Partition, Reader};
 
 /// The clients of a check.
@@ -45,6 +46,12 @@ impl Cluster {
     pub(super) async fn topic(&self, topic: &str) -> Result<Result<Vec<Partition>, RDKafkaErrorCode>, KafkaError> {
         let (reader, topic) = (Arc::clone(&self.reader), topic.to_owned());
         blocking(move || reader.partitions(&topic)).await?
+    }
+
+    /// The names of all topics that the user may see.
+    pub(super) async fn topics(&self) -> Result<Vec<String>, KafkaError> {
+        let reader = Arc::clone(&self.reader);
+        blocking(move || reader.topics()).await?
     }
 
     /// A topic's configuration; `None` when the right to see it is missing.
@@ -84,12 +91,12 @@ fn away(brokers: &str, complaint: Option<(RDKafkaErrorCode, String)>) -> Finding
     let (code, reason) = complaint.unwrap_or((RDKafkaErrorCode::BrokerTransportFailure, "no answer".to_owned()));
     let mend = fault::of_kafka(code).next_step;
     match code {
-        SSL => Finding::error("broker-tls", format!("No TLS connection to {brokers} comes about: {reason}."), mend),
+        SSL => Finding::error(Code::BrokerTls, format!("No TLS connection to {brokers} comes about: {reason}."), mend),
         Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism => {
-            Finding::error("broker-login", format!("The brokers at {brokers} refuse the login: {reason}."), mend)
+            Finding::error(Code::BrokerLogin, format!("The brokers at {brokers} refuse the login: {reason}."), mend)
         }
         _ => Finding::error(
-            "broker-unreachable",
+            Code::BrokerUnreachable,
             format!("No broker of {brokers} answers: {reason}."),
             "check that the brokers run, KAFKA_BOOTSTRAP_SERVERS, their advertised.listeners, and KAFKA_SECURITY_PROTOCOL",
         ),

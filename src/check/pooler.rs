@@ -6,6 +6,7 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 
 use super::finding::Finding;
 use crate::config::DatabaseSettings;
+use crate::observe::code::Code;
 use crate::store::session;
 
 /// A server's process that is older than the connection to it by more than this was not started for it.
@@ -89,7 +90,7 @@ async fn executed_elsewhere(
 
 fn transaction_pooler() -> Finding {
     Finding::note(
-        "pooler-transaction",
+        Code::PoolerTransaction,
         "A transaction pooler stands before the database, PgBouncer perhaps: it works, and costs each statement a hop.",
         "nothing; a direct connection is faster, and a relay needs few: RELAY_WORKERS + 1",
     )
@@ -97,7 +98,7 @@ fn transaction_pooler() -> Finding {
 
 fn forgetful_pooler() -> Finding {
     Finding::error(
-        "pooler-prepared-statements",
+        Code::PoolerPreparedStatements,
         "The pooler before the database loses prepared statements: claims fail whenever it changes the server.",
         "set RELAY_PREPARED_STATEMENTS=false, or max_prepared_statements in PgBouncer 1.21 or newer",
     )
@@ -105,7 +106,7 @@ fn forgetful_pooler() -> Finding {
 
 fn session_pooler() -> Finding {
     Finding::note(
-        "pooler-session",
+        Code::PoolerSession,
         "The server's process is older than the connection to it: a pooler by sessions stands before the database.",
         "nothing; a direct connection is simpler, and a relay needs few: RELAY_WORKERS + 1",
     )

@@ -3,12 +3,18 @@
 use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
+use crate::observe::code::Code;
 use crate::store::Names;
 use crate::store::names::{literal, quote};
 use crate::store::reading::read;
 
 /// The columns of the outbox that a relay writes.
 const MARKED: [&str; 5] = ["status", "published_at", "attempts", "last_error", "available_at"];
+
+/// The rights that a relay needs and does not have.
+pub(crate) async fn missing_rights(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    Ok(rights(conn, names).await?.into_iter().find(|finding| finding.id == "rights-missing"))
+}
 
 /// Compares the user's rights with what a relay needs. Asks the catalog, so it works without any right on the tables.
 pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
@@ -63,7 +69,7 @@ async fn unmarked(conn: &mut PgConnection, names: &Names) -> Result<Vec<String>,
 
 fn missing(user: &str, right: &str, on: &str) -> Finding {
     Finding::error(
-        "rights-missing",
+        Code::RightsMissing,
         format!("The relay's user {user} has no right to {right} on {on}."),
         format!("grant {} on {on} to {user};", right.to_lowercase()),
     )
@@ -73,7 +79,7 @@ async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Op
     let superuser: bool = first(conn, "select rolsuper from pg_roles where rolname = current_user").await?;
     if superuser {
         return Ok(Some(Finding::warning(
-            "rights-superuser",
+            Code::RightsSuperuser,
             format!("The relay's user {user} is a superuser: whoever gets its password owns the server."),
             "create a user for the relay with the grants of docs/operations.md, \"Rights\", and put it into DATABASE_URL",
         )));
@@ -96,7 +102,7 @@ async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Op
             format!("revoke {rights} on {} from {user};", names.outbox())
         };
         Finding::warning(
-            "rights-excessive",
+            Code::RightsExcessive,
             format!("The relay's user {user} may {rights} {}, which a relay never does.", names.outbox()),
             mend,
         )
@@ -120,7 +126,7 @@ pub(super) async fn hidden_rows(conn: &mut PgConnection, names: &Names) -> Resul
     Ok(active.then(|| {
         let policy = quote(&format!("{user} sees all"));
         Finding::error(
-            "row-security",
+            Code::RowSecurity,
             format!("Row level security applies to the relay's user on {outbox}: rows that its policies hide are never published."),
             format!("create policy {policy} on {outbox} to {} using (true) with check (true);", quote(&user)),
         )

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::finding::Finding;
 use crate::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use crate::observe::code::Code;
 use crate::route::TopicTemplate;
 use crate::store::Names;
 
@@ -21,14 +22,14 @@ const EVENTS_MEASURED: u32 = 200;
 
 /// What is known of a topic's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Seen {
-    pub(super) events: i64,
+pub(crate) struct Seen {
+    pub(crate) events: i64,
     /// Bytes of the largest payload and its headers.
-    pub(super) largest: i64,
+    pub(crate) largest: i64,
 }
 
 /// The topics, by name; and rows whose route is no legal topic.
-pub(super) async fn routes(
+pub(crate) async fn routes(
     conn: &mut PgConnection,
     names: &Names,
     template: &TopicTemplate,
@@ -54,7 +55,7 @@ pub(super) async fn routes(
                 }
                 Err(error) => {
                     let finding = Finding::error(
-                        "topic-illegal",
+                        Code::TopicIllegal,
                         format!("Events of the entity type {entity_type:?} have no legal topic and go DEAD: {error}."),
                         "mend RELAY_TOPIC, or what the application writes into entity_type and topic",
                     );

@@ -3,6 +3,7 @@
 use sqlx::{Connection, PgConnection, Row};
 
 use super::finding::Finding;
+use crate::observe::code::Code;
 use crate::store::Names;
 
 use crate::store::names::literal;
@@ -27,21 +28,21 @@ fn refused(error: &SchemaError) -> Finding {
     let migrate = "outbox-relay migrate";
     match error {
         SchemaError::Missing { .. } => {
-            Finding::error("schema-missing", format!("The outbox cannot be used: {error}."), migrate)
+            Finding::error(Code::SchemaMissing, format!("The outbox cannot be used: {error}."), migrate)
         }
         SchemaError::Older { .. } => {
-            Finding::error("schema-older", format!("The outbox cannot be used: {error}."), migrate)
+            Finding::error(Code::SchemaOlder, format!("The outbox cannot be used: {error}."), migrate)
         }
         SchemaError::OldServer { .. } => {
-            Finding::error("server-old", format!("The outbox cannot be used: {error}."), "upgrade the server")
+            Finding::error(Code::ServerOld, format!("The outbox cannot be used: {error}."), "upgrade the server")
         }
         SchemaError::BrokenLanes { .. } => Finding::error(
-            "lanes-broken",
+            Code::LanesBroken,
             format!("{error}: events of a lane without a row are never claimed."),
             "put the missing numbers back, generation 0; the number of lanes is in the column lane's expression: \\d+ event_outbox",
         ),
         _ => Finding::error(
-            "schema-newer",
+            Code::SchemaNewer,
             format!("The outbox cannot be used: {error}."),
             "upgrade this binary, or point RELAY_SCHEMA and RELAY_TABLE at another outbox",
         ),
@@ -90,7 +91,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
         let found = rows.iter().find(|row| row.try_get::<&str, _>(0).is_ok_and(|found| found == name));
         let Some(found) = found else {
             findings.push(Finding::error(
-                "index-missing",
+                Code::IndexMissing,
                 format!("The index {index} is missing: every look for work walks the whole table."),
                 format!("{create};"),
             ));
@@ -99,7 +100,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
         let definition: String = found.try_get(2)?;
         if !found.try_get::<bool, _>(1)? {
             findings.push(Finding::error(
-                "index-invalid",
+                Code::IndexInvalid,
                 format!(
                     "The index {index} is invalid, so that no query uses it: its creation has failed or is under way."
                 ),
@@ -107,7 +108,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
             ));
         } else if !definition.ends_with(&format!("USING btree {columns} WHERE {printed}")) {
             findings.push(Finding::error(
-                "index-invalid",
+                Code::IndexInvalid,
                 format!(
                     "The index {index} is not the one that `migrate` makes, so that the claim may walk the whole table."
                 ),
@@ -122,20 +123,17 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
 }
 
 async fn plans(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
-    for statement in [Statement::Probe, Statement::Claim] {
-        let lines = plan::explain(conn, names, statement).await?;
-        if let Some(step) = plan::costly_step(&lines, names) {
-            return Ok(Some(Finding::error(
-                "claim-plan",
-                format!(
-                    "The planner does not take the pending index for the claim, which walks published events ({step})."
-                ),
-                format!(
-                    "analyze {}; if that does not help, compare the indexes with `outbox-relay migrate --print`",
-                    names.outbox()
-                ),
-            )));
-        }
-    }
-    Ok(None)
+    let lines = plan::explain(conn, names, Statement::Claim).await?;
+    Ok(plan::costly_step(&lines, names).map(|step| {
+        Finding::error(
+            Code::ClaimPlan,
+            format!(
+                "The planner does not take the pending index for the claim, which walks published events ({step})."
+            ),
+            format!(
+                "analyze {}; if that does not help, compare the indexes with `outbox-relay migrate --print`",
+                names.outbox()
+            ),
+        )
+    }))
 }

@@ -6,6 +6,7 @@ use sqlx::{Connection, PgConnection, Row};
 
 use super::finding::Finding;
 use super::rights::first;
+use crate::observe::code::Code;
 use crate::store::activity::{self, span};
 use crate::store::reading::read;
 
@@ -32,7 +33,7 @@ fn skewed(asked: f64, server: f64, answered: f64) -> Option<Finding> {
     (ahead.abs() - uncertain > CLOCK_TOLERANCE_S).then(|| {
         let direction = if ahead > 0.0 { "ahead of" } else { "behind" };
         Finding::warning(
-            "clock-skew",
+            Code::ClockSkew,
             format!("This machine's clock is {} {direction} the database's: times in its log and latencies are off.", span(ahead.abs())),
             "synchronise both machines' clocks: `timedatectl timesync-status` or `chronyc tracking` tells which is wrong",
         )
@@ -48,7 +49,7 @@ pub(super) async fn oldest_transaction(
     if !activity::sees_others(conn).await? {
         let user: String = first(conn, "select quote_ident(current_user)").await?;
         findings.push(Finding::note(
-            "sessions-hidden",
+            Code::SessionsHidden,
             format!(
                 "The user {user} may not see what other sessions do: who holds a transaction or a lock stays unknown."
             ),
@@ -64,7 +65,7 @@ pub(super) async fn oldest_transaction(
                 "it may hold locks"
             };
             findings.push(Finding::warning(
-                "transaction-old",
+                Code::TransactionOld,
                 format!("A transaction has been open for {}: {}; {harm}.", span(age), oldest.describe()),
                 format!(
                     "select pg_terminate_backend({}); -- ends that session, its transaction is rolled back",
@@ -92,7 +93,7 @@ pub(super) async fn prepared_transactions(
     let (gid, owner, age, count): (String, String, f64, i64) =
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
     Ok(Some(Finding::warning(
-        "transaction-prepared",
+        Code::TransactionPrepared,
         format!(
             "{count} prepared transaction(s) hold back vacuum and keep their locks; the oldest, of {owner}, for {}.",
             span(age)
@@ -114,7 +115,7 @@ pub(super) async fn replication_slots(conn: &mut PgConnection) -> Result<Vec<Fin
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
             let reader = if active { "is read slowly" } else { "is read by nobody" };
             Ok(Finding::warning(
-                "replication-slot",
+                Code::ReplicationSlot,
                 format!(
                     "The replication slot {slot:?} {reader}: it keeps {} MiB of WAL and {xids} transactions' dead rows until the disk is full.",
                     wal / (1 << 20)

@@ -5,6 +5,7 @@ use sqlx::{PgConnection, Row};
 use super::finding::Finding;
 use super::rights::first;
 use crate::envelope::Envelope;
+use crate::observe::code::Code;
 use crate::store::Names;
 use crate::store::names::literal;
 use crate::store::reading::read;
@@ -32,7 +33,7 @@ async fn unlogged(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
     let query = format!("select relpersistence <> 'p' from pg_class where oid = {}::regclass", literal(&outbox));
     Ok(first::<bool>(conn, &query).await?.then(|| {
         Finding::error(
-            "table-unlogged",
+            Code::TableUnlogged,
             format!("The table {outbox} is unlogged: a crash of the server empties it, and committed events are lost."),
             format!("alter table {outbox} set logged;"),
         )
@@ -56,7 +57,7 @@ async fn vacuum(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding
         (true, false) => ("for the outbox", format!("alter table {outbox} reset (autovacuum_enabled);")),
     };
     Ok(Some(Finding::warning(
-        "autovacuum-off",
+        Code::AutovacuumOff,
         format!("Autovacuum is off {whose}: what published events leave behind piles up, and every claim walks it."),
         mend,
     )))
@@ -76,7 +77,7 @@ async fn dead_tuples(conn: &mut PgConnection, names: &Names) -> Result<Option<Fi
     let (dead, live, long_ago): (i64, i64, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     Ok((long_ago && dead > DEAD_TUPLES && dead as f64 > live as f64 * DEAD_SHARE).then(|| {
         Finding::warning(
-            "dead-tuples",
+            Code::DeadTuples,
             format!("The table {outbox} holds {dead} dead rows beside {live} live ones, and no vacuum has ended for ten minutes."),
             format!("vacuum (verbose) {outbox}; -- says what it could not remove; then look who holds it back: transaction-old"),
         )
@@ -93,7 +94,7 @@ async fn sequence(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
     let cache: Option<i64> = first(conn, &query).await?;
     Ok(cache.filter(|cache| *cache > 1).map(|cache| {
         Finding::error(
-            "sequence-cache",
+            Code::SequenceCache,
             format!("The ids of {outbox} are handed out to sessions in blocks of {cache}: id order is not commit order, and an entity's events are published out of order."),
             format!("alter table {outbox} alter column id set cache 1;"),
         )
@@ -112,7 +113,7 @@ async fn triggers(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
     let (all, one): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
     Ok(all.zip(one).map(|(all, one)| {
         Finding::warning(
-            "triggers",
+            Code::Triggers,
             format!("Triggers run on {outbox} ({all}): they slow each insert or mark down, and one that fails or changes rows stops the relay."),
             format!("alter table {outbox} disable trigger {one}; -- if nobody needs it"),
         )
@@ -151,7 +152,7 @@ pub(super) async fn payloads(
     }
     Ok(no_json.first().map(|id| {
         Finding::warning(
-            "payload-not-json",
+            Code::PayloadNotJson,
             format!(
                 "{} of the last {PAYLOADS_PARSED} payloads are not JSON, number {id} for example, and the envelope {envelope} puts them into a JSON object as they are: consumers cannot parse it.",
                 no_json.len()

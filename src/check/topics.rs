@@ -12,8 +12,10 @@ use super::kafka::{Cluster, blocking, value};
 use super::routes::Seen;
 use crate::config::KafkaSettings;
 use crate::fault;
+use crate::observe::code::Code;
 use crate::sink::murmur2;
 use crate::sink::reader::{Part, Partition, Reader};
+use crate::window::Kept;
 
 /// librdkafka's default of `message.max.bytes`.
 const CLIENT_LIMIT: i64 = 1_000_000;
@@ -44,7 +46,7 @@ pub(super) async fn topic(
     let config = cluster.topic_config(name).await;
     match &config {
         None => findings.push(Finding::note(
-            "topic-config-hidden",
+            Code::TopicConfigHidden,
             format!("The configuration of the topic {name} cannot be seen: replicas and sizes are not compared."),
             "grant the relay's user DESCRIBE_CONFIGS on the topic; it works without",
         )),
@@ -59,17 +61,16 @@ pub(super) async fn topic(
     if let Ok(tail) = &tail {
         findings.extend(partitioner(name, kafka, tail, count));
     }
-    let retention_ms =
-        config.as_deref().and_then(|config| value(config, "retention.ms")).and_then(|ms| ms.parse().ok());
+    let kept = config.as_deref().and_then(Kept::by);
     let oldest_ms = tail.ok().and_then(|tail| tail.oldest_ms);
-    Ok((findings, Some(Topic { retention_ms, oldest_ms })))
+    Ok((findings, Some(Topic { kept, oldest_ms })))
 }
 
 /// What the window of `processed_events` is compared with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Topic {
-    /// `retention.ms`; -1 is for ever.
-    pub(super) retention_ms: Option<i64>,
+    /// `None` where its configuration cannot be seen.
+    pub(super) kept: Option<Kept>,
     /// Timestamp of the first record of any partition.
     pub(super) oldest_ms: Option<i64>,
 }
@@ -77,7 +78,7 @@ pub(super) struct Topic {
 async fn closed(name: &str, code: RDKafkaErrorCode, cluster: &Cluster) -> Finding {
     match code {
         RDKafkaErrorCode::TopicAuthorizationFailed => Finding::error(
-            "topic-unauthorized",
+            Code::TopicUnauthorized,
             format!("The relay's user may not see the topic {name}: its events are held."),
             format!("kafka-acls.sh --add --allow-principal User:… --operation Write --topic {name}"),
         ),
@@ -85,17 +86,17 @@ async fn closed(name: &str, code: RDKafkaErrorCode, cluster: &Cluster) -> Findin
             let create = format!("kafka-topics.sh --create --topic {name} --partitions … --replication-factor 3");
             if cluster.creates_topics().await {
                 return Finding::warning(
-                    "topic-missing",
+                    Code::TopicMissing,
                     format!(
                         "The topic {name} does not exist: the brokers make it at the first event, with their default partitions, which cannot be fewer later."
                     ),
                     create,
                 );
             }
-            Finding::error("topic-missing", format!("The topic {name} does not exist: its events are held."), create)
+            Finding::error(Code::TopicMissing, format!("The topic {name} does not exist: its events are held."), create)
         }
         code => Finding::error(
-            "topic-unusable",
+            Code::TopicUnusable,
             format!("The cluster gives no information about the topic {name} ({code:?})."),
             fault::of_kafka(code).next_step,
         ),
@@ -106,7 +107,7 @@ fn leaderless(name: &str, partitions: &[Partition]) -> Option<Finding> {
     let without = partitions.iter().filter(|partition| !partition.has_leader).count();
     (without > 0).then(|| {
         Finding::error(
-            "topic-leaderless",
+            Code::TopicLeaderless,
             format!(
                 "{without} of {} partitions of the topic {} have no leader: their events wait.",
                 partitions.len(),
@@ -128,7 +129,7 @@ fn replicas(name: &str, partitions: &[Partition], config: &[ConfigEntry], broker
     };
     if least > fewest {
         return Some(Finding::error(
-            "topic-min-isr",
+            Code::TopicMinIsr,
             format!(
                 "The topic {name} wants {least} replicas in sync and has {fewest}: no record is ever acknowledged."
             ),
@@ -137,7 +138,7 @@ fn replicas(name: &str, partitions: &[Partition], config: &[ConfigEntry], broker
     }
     if in_sync < least {
         return Some(Finding::error(
-            "topic-min-isr",
+            Code::TopicMinIsr,
             format!(
                 "A partition of the topic {name} has {in_sync} replicas in sync and needs {least}: its events wait."
             ),
@@ -147,7 +148,7 @@ fn replicas(name: &str, partitions: &[Partition], config: &[ConfigEntry], broker
     if fewest == 1 || least == 1 {
         let single = if fewest == 1 { "has one replica" } else { "acknowledges a record that one replica has" };
         let finding = Finding::warning(
-            "topic-single-replica",
+            Code::TopicSingleReplica,
             format!("The topic {name} {single}: acknowledged events are lost with that broker's disk."),
             if fewest == 1 {
                 format!("kafka-reassign-partitions.sh to 3 replicas, then {}", alter(2))
@@ -174,7 +175,7 @@ fn sizes(name: &str, config: &[ConfigEntry], client: i64, largest: i64) -> Vec<F
     };
     if client > topic {
         findings.push(Finding::warning(
-            "message-size-mismatch",
+            Code::MessageSizeMismatch,
             format!("KAFKA_MESSAGE_MAX_BYTES is {client}, the topic {name} takes {topic} bytes: larger batches are refused and sent again smaller."),
             format!("KAFKA_MESSAGE_MAX_BYTES={topic}, or raise max.message.bytes of the topic"),
         ));
@@ -183,7 +184,7 @@ fn sizes(name: &str, config: &[ConfigEntry], client: i64, largest: i64) -> Vec<F
     if largest + AROUND > limit {
         let raise = largest + AROUND + largest / 4;
         findings.push(Finding::error(
-            "message-too-large",
+            Code::MessageTooLarge,
             format!("Events for the topic {name} have up to {largest} bytes, and records of {limit} bytes are the limit: such events go DEAD."),
             format!(
                 "KAFKA_MESSAGE_MAX_BYTES={raise}; kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config max.message.bytes={raise}"
@@ -247,7 +248,7 @@ fn partitioner(name: &str, kafka: &KafkaSettings, tail: &Tail, partitions: usize
             (format!("the last {all} records with a key are where Java's partitioner puts them, not {configured}"), "KAFKA_PARTITIONER=murmur2_random")
         };
         Finding::warning(
-            "topic-partitioner",
+            Code::TopicPartitioner,
             format!("On the topic {name} {there}: events of an entity are on two partitions, without order."),
             mend,
         )

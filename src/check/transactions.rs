@@ -6,6 +6,7 @@ use sqlx::{PgConnection, Row};
 use super::finding::Finding;
 use super::kafka::{Cluster, value};
 use crate::config::{Delivery, Settings};
+use crate::observe::code::Code;
 use crate::sink::client::ClientSettings;
 use crate::sink::progress::METADATA_MAX_BYTES;
 use crate::sink::transactions::{ProgressGroup, TransactionError};
@@ -47,7 +48,7 @@ pub(super) async fn database(
         let user: String = first.try_get(1)?;
         let columns = lacking.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?.join(", ");
         findings.push(Finding::error(
-            "rights-missing",
+            Code::RightsMissing,
             format!("RELAY_DELIVERY is exactly_once, and the relay's user {user} has no right to UPDATE ({columns}) on {table}."),
             format!("outbox-relay migrate --roles, or: grant update ({columns}) on {table} to {user};"),
         ));
@@ -80,20 +81,20 @@ async fn topic(cluster: &Cluster, name: &str, lanes: u16) -> Option<Finding> {
     let create = format!("kafka-topics.sh --bootstrap-server … --create --topic {name} --partitions {lanes}");
     match cluster.topic(name).await {
         Ok(Ok(partitions)) if partitions.len() < usize::from(lanes) => Some(Finding::error(
-            "progress-topic",
+            Code::ProgressTopic,
             format!("The progress topic {name} has {} partitions, and there are {lanes} lanes.", partitions.len()),
             format!("kafka-topics.sh --bootstrap-server … --alter --topic {name} --partitions {lanes}"),
         )),
         Ok(Ok(_)) => None,
         Ok(Err(RDKafkaErrorCode::TopicAuthorizationFailed)) => Some(Finding::error(
-            "progress-topic",
+            Code::ProgressTopic,
             format!("The relay's user may not see the progress topic {name}."),
             format!(
                 "kafka-acls.sh --bootstrap-server … --add --allow-principal User:… --operation Read --topic {name}"
             ),
         )),
         Ok(Err(_)) => Some(Finding::warning(
-            "progress-topic",
+            Code::ProgressTopic,
             format!("The progress topic {name} does not exist: the relay creates it, if it may."),
             create,
         )),
@@ -105,7 +106,7 @@ fn refused(error: &TransactionError, what: &str, resource: &str, operation: &str
     use RDKafkaErrorCode::{GroupAuthorizationFailed, TransactionalIdAuthorizationFailed};
     match error.code() {
         Some(TransactionalIdAuthorizationFailed | GroupAuthorizationFailed) => Finding::error(
-            "transactions-unauthorized",
+            Code::TransactionsUnauthorized,
             format!("RELAY_DELIVERY is exactly_once, and the relay's user has no right to {what}."),
             format!(
                 "kafka-acls.sh --bootstrap-server … --add --allow-principal User:… --operation {operation} \
@@ -113,7 +114,7 @@ fn refused(error: &TransactionError, what: &str, resource: &str, operation: &str
             ),
         ),
         code => Finding::error(
-            "transactions-unusable",
+            Code::TransactionsUnusable,
             format!("RELAY_DELIVERY is exactly_once, and the coordinator of {what} does not answer ({code:?})."),
             "see the brokers' log: __transaction_state and __consumer_offsets need as many brokers as their replication factor",
         ),
@@ -126,7 +127,7 @@ async fn brokers(cluster: &Cluster) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(bytes) = number("offset.metadata.max.bytes").filter(|bytes| *bytes < METADATA_MAX_BYTES) {
         findings.push(Finding::note(
-            "progress-small",
+            Code::ProgressSmall,
             format!(
                 "The brokers take {bytes} bytes of progress per lane, so that batches are smaller than they could be."
             ),
@@ -136,7 +137,7 @@ async fn brokers(cluster: &Cluster) -> Vec<Finding> {
     for name in ["transaction.state.log.min.isr", "offsets.topic.replication.factor"] {
         if cluster.brokers > 1 && number(name) == Some(1) {
             findings.push(Finding::warning(
-                "progress-single-replica",
+                Code::ProgressSingleReplica,
                 format!("{name} is 1: a broker that is lost takes along what keeps events from being published twice."),
                 format!(
                     "{name}=2 or more on the brokers, and the topics that exist already by kafka-reassign-partitions.sh"

@@ -4,10 +4,12 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use super::topics::Topic;
+use crate::observe::code::Code;
 use crate::store::Names;
 use crate::store::activity::span;
 use crate::store::names::literal;
 use crate::store::reading::read;
+use crate::window::{self, Breach, Kept};
 
 /// How many rows are looked at for the oldest: the table has no index by time, and its first pages hold the first rows.
 const ROWS_LOOKED_AT: u32 = 100_000;
@@ -30,18 +32,27 @@ pub(super) async fn oldest_processed_ms(conn: &mut PgConnection, names: &Names) 
     read(conn, &query).await?.first().map_or(Ok(None), |row| row.try_get(0))
 }
 
+/// A window that lets duplicates in, whether or not it has done so yet: relays and `prune` refuse it.
+pub(super) fn too_narrow(breach: &Breach) -> Finding {
+    Finding::error(
+        Code::ProcessedWindow,
+        format!("RELAY_PROCESSED_RETENTION lets duplicates in, so that nothing of it is pruned: {breach}."),
+        window::MEND,
+    )
+}
+
 /// A topic that keeps events which consumers have forgotten.
 pub(super) fn window(name: &str, topic: Topic, processed_ms: Option<f64>, names: &Names) -> Option<Finding> {
     let (processed, oldest) = (processed_ms?, topic.oldest_ms? as f64);
     let forgotten = (processed - oldest) / 1000.0;
-    let kept = match topic.retention_ms {
-        Some(ms) if ms >= 0 => span(ms as f64 / 1000.0),
-        Some(_) => "all time".to_owned(),
+    let kept = match topic.kept {
+        Some(Kept::For(kept)) => span(kept.as_secs_f64()),
+        Some(Kept::Forever) => "all time".to_owned(),
         None => "an unknown time".to_owned(),
     };
     (forgotten > TOLERANCE_S).then(|| {
         Finding::warning(
-            "processed-window",
+            Code::ProcessedWindow,
             format!(
                 "The topic {name} keeps events of {kept}, {} more than {} remembers: a consumer that reads it again applies those twice.",
                 span(forgotten),

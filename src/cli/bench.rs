@@ -102,8 +102,8 @@ fn failed(error: BenchError) -> Failure {
     match error {
         BenchError::Config(error) => error.into(),
         BenchError::Database(error) => {
-            let hint = fault::of_database(&error).next_step;
-            Failure::finding(message).because(error).hint(hint)
+            let fault = fault::of_database(&error);
+            Failure::finding(message).because(error).fault(fault)
         }
         BenchError::Interrupted => Failure::finding("interrupted; what the bench had made is removed"),
         error => Failure::finding(message).because(error),

@@ -48,8 +48,8 @@ fn shown(report: &Report, settings: &Settings) -> String {
     let brokers = settings.kafka.as_ref().map_or("no brokers", |kafka| kafka.brokers());
     let mut text =
         format!("{} in {}, {brokers}\n", migrate::names(&settings.outbox).outbox(), settings.database.target());
-    for Finding { id, severity, sentence, mend } in &report.findings {
-        text += &format!("\n{severity:<8} {id}\n  {sentence}\n  mend: {mend}\n");
+    for Finding { code, id, severity, sentence, mend } in &report.findings {
+        text += &format!("\n{severity:<8} {code} {id}\n  {sentence}\n  mend: {mend}\n");
     }
     let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Note));
@@ -68,11 +68,11 @@ pub(super) async fn preflight(settings: Settings) {
         report = check::run(&settings, Limits::default()).await;
     }
     for finding in report.beyond_the_fatal() {
-        let (id, next_step) = (finding.id, &finding.mend);
+        let (code, id, next_step) = (finding.code, finding.id, &finding.mend);
         match finding.severity {
-            Severity::Error => tracing::error!(finding = id, next_step, "check: {}", finding.sentence),
-            Severity::Warning => tracing::warn!(finding = id, next_step, "check: {}", finding.sentence),
-            Severity::Note => tracing::info!(finding = id, next_step, "check: {}", finding.sentence),
+            Severity::Error => tracing::error!(code = %code, finding = id, next_step, "check: {}", finding.sentence),
+            Severity::Warning => tracing::warn!(code = %code, finding = id, next_step, "check: {}", finding.sentence),
+            Severity::Note => tracing::info!(code = %code, finding = id, next_step, "check: {}", finding.sentence),
         }
     }
     tracing::debug!(findings = report.findings.len(), "the check has ended");

@@ -1,25 +1,64 @@
-//! `outbox-relay demo`, and the hidden command that is its stand-in for Kafka.
+//! `outbox-relay demo`, `demo order-flow`, and the hidden commands that are the stand-in for Kafka and the services.
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::exit::Failure;
 use super::{migrate, runtime};
-use crate::demo::{self, Balance, DemoError, DemoOptions, PostgresError, ServersError, Wanted};
+use crate::config::Settings;
+use crate::demo::{
+    self, Balance, DemoError, DemoOptions, OrderBalance, OrderFlowError, OrderFlowOptions, PostgresError, ServersError,
+    Service, Wanted,
+};
 use crate::fault;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Demo {
+    #[command(subcommand)]
+    act: Option<Act>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
     /// Stay up until Ctrl-C and print where to connect
     #[arg(long)]
     serve: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Orders, inventory, payment and mail by events alone: compensation, deadlines, two versions of an event, one service killed halfway
+    ///
+    /// Shows a line per order and ends with a balance: stock, payments and mails against the orders; exit 1 if they do not agree.
+    OrderFlow(OrderFlow),
+}
+
+#[derive(Debug, Args)]
+struct OrderFlow {
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl OrderFlow {
+    fn run(&self, wanted: Wanted, env: BTreeMap<String, String>) -> Result<(), Failure> {
+        let program = std::env::current_exe()
+            .map_err(|error| Failure::unexpected("the demo does not know its own binary", error))?;
+        let options = OrderFlowOptions::short(wanted, env, program);
+        let balance =
+            runtime()?.block_on(async { demo::run_order_flow(options, interrupts()?).await.map_err(flow_failed) })?;
+        if self.json {
+            print(&format!("{}\n", balance.to_json()));
+        } else {
+            print(&format!("\n{balance}"));
+        }
+        judge_flow(&balance)
+    }
 }
 
 impl Demo {
@@ -29,6 +68,9 @@ impl Demo {
             Failure::bad_configuration(error.to_string())
                 .hint(format!("set {}, or unset {}", error.missing, error.given))
         })?;
+        if let Some(Act::OrderFlow(flow)) = &self.act {
+            return flow.run(wanted, env);
+        }
         let options = DemoOptions { wanted, env, serve: self.serve };
         let balance = runtime()?.block_on(async {
             let interrupts = interrupts()?;
@@ -58,15 +100,48 @@ impl Demo {
 /// The hidden command.
 #[derive(Debug, Args)]
 pub(crate) struct DemoBroker {
-    topic: String,
     partitions: i32,
+    topics: Vec<String>,
 }
 
 impl DemoBroker {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        demo::serve_mock_broker(&self.topic, self.partitions)
+        demo::serve_mock_broker(&self.topics, self.partitions)
             .map_err(|error| Failure::unexpected("the mock cluster does not run", error))
     }
+}
+
+/// The hidden command that is a service of the order flow. It reads the settings of its relay.
+#[derive(Debug, Args)]
+pub(crate) struct DemoService {
+    #[arg(value_parser = clap::value_parser!(Service))]
+    service: Service,
+    session_timeout_ms: u64,
+}
+
+impl DemoService {
+    pub(crate) fn run(&self, settings: &Settings) -> Result<(), Failure> {
+        let session_timeout = Duration::from_millis(self.session_timeout_ms);
+        runtime()?.block_on(async {
+            let mut interrupts = interrupts()?;
+            let stop = async move {
+                let _ = interrupts.recv().await;
+            };
+            demo::serve_service(self.service, settings, session_timeout, stop)
+                .await
+                .map_err(|error| Failure::unexpected(format!("the service {} cannot go on", self.service), error))
+        })
+    }
+}
+
+/// Exit code 1 is for books that do not agree.
+fn judge_flow(balance: &OrderBalance) -> Result<(), Failure> {
+    let broken: Vec<_> = balance.promises.iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::finding(format!("the books do not agree: {}", broken.join(", ")))
+        .hint("this is a bug of outbox-relay; please report it with everything printed above"))
 }
 
 /// Exit code 1 is for a promise that was broken.
@@ -110,6 +185,17 @@ fn failed(error: DemoError) -> Failure {
             let hint = hint(&error);
             Failure::unexpected("the demo did not come to its end", error).hint(hint)
         }
+    }
+}
+
+/// The same errors have the same exit codes and hints in both demos.
+fn flow_failed(error: OrderFlowError) -> Failure {
+    match error {
+        OrderFlowError::Interrupted => failed(DemoError::Interrupted),
+        OrderFlowError::Servers(error) => failed(DemoError::Servers(error)),
+        OrderFlowError::Tables(error) => failed(DemoError::Evidence(error)),
+        error => Failure::unexpected("the demo did not come to its end", error)
+            .hint("see the lines above; if they do not help, report them"),
     }
 }
 

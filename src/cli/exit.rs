@@ -5,50 +5,69 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
+use crate::fault::Fault;
+use crate::observe::code::Code;
+use crate::relay::describe_error;
 
 const FINDING: u8 = 1;
 const USAGE: u8 = 2;
 const BAD_CONFIGURATION: u8 = 64;
 const UNEXPECTED: u8 = 70;
 /// What shells make of a SIGINT.
-#[cfg(feature = "demo")]
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// A command that did not do what it was asked for.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    code: u8,
+    exit: u8,
+    /// Its entry in docs/runbook.md, where there is one.
+    code: Option<Code>,
     message: String,
     cause: Option<Box<dyn Error + Send + Sync>>,
     hint: Option<String>,
+    /// The log has it: nothing is to be printed.
+    logged: bool,
 }
 
 impl Failure {
     /// Something the user has to know or do; the command itself worked as it should.
     pub(crate) fn finding(message: impl Into<String>) -> Self {
-        Self { code: FINDING, message: message.into(), cause: None, hint: None }
+        Self { exit: FINDING, code: None, message: message.into(), cause: None, hint: None, logged: false }
     }
 
     /// The command line asks for something there is not.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { code: USAGE, message: message.into(), cause: None, hint: None }
+        Self { exit: USAGE, code: None, message: message.into(), cause: None, hint: None, logged: false }
     }
 
     /// Something that should not have happened.
     pub(crate) fn unexpected(message: impl Into<String>, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { code: UNEXPECTED, message: message.into(), cause: Some(cause.into()), hint: None }
+        Self {
+            exit: UNEXPECTED,
+            code: Some(Code::Unexpected),
+            message: message.into(),
+            cause: Some(cause.into()),
+            hint: None,
+            logged: false,
+        }
     }
 
     /// What was asked for contradicts itself.
     #[cfg(feature = "demo")]
     pub(crate) fn bad_configuration(message: impl Into<String>) -> Self {
-        Self { code: BAD_CONFIGURATION, message: message.into(), cause: None, hint: None }
+        Self {
+            exit: BAD_CONFIGURATION,
+            code: Some(Code::ConfigurationRefused),
+            message: message.into(),
+            cause: None,
+            hint: None,
+            logged: false,
+        }
     }
 
     /// The user ended it.
-    #[cfg(feature = "demo")]
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
-        Self { code: INTERRUPTED, message: message.into(), cause: None, hint: None }
+        Self { exit: INTERRUPTED, code: None, message: message.into(), cause: None, hint: None, logged: false }
     }
 
     pub(crate) fn because(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
@@ -61,18 +80,58 @@ impl Failure {
         self
     }
 
-    /// Prints the failure: what failed, why, what to do next.
+    /// What it is about.
+    pub(crate) fn code(mut self, code: Code) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// What the table of errors says of it.
+    pub(crate) fn fault(self, fault: Fault) -> Self {
+        self.code(fault.code).hint(fault.next_step)
+    }
+
+    fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut next = self.cause.as_deref().map(|cause| cause as &(dyn Error + 'static));
+        while let Some(error) = next {
+            // The client says it twice, with the line of the server's source.
+            if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+                causes.push(describe_error(error));
+                break;
+            }
+            causes.push(error.to_string());
+            next = error.source();
+        }
+        causes
+    }
+
+    /// Tells it as a line of the log, and not again.
+    pub(crate) fn logged(mut self) -> Self {
+        let code = self.code.unwrap_or(Code::Unexpected);
+        let causes = self.causes();
+        let reason = (!causes.is_empty()).then(|| causes.join(": "));
+        tracing::error!(code = %code, reason, next_step = self.hint, exit = self.exit, "{}", self.message);
+        self.logged = tracing::enabled!(tracing::Level::ERROR);
+        self
+    }
+
+    /// Prints the failure: what failed, why, what to do next, where to read on.
     pub(crate) fn report(self) -> ExitCode {
+        if self.logged {
+            return ExitCode::from(self.exit);
+        }
         eprintln!("error: {}", self.message);
-        let mut cause = self.cause.as_deref().map(|cause| cause as &dyn Error);
-        while let Some(error) = cause {
+        for error in self.causes() {
             eprintln!("  caused by: {error}");
-            cause = error.source();
         }
         if let Some(hint) = self.hint {
             eprintln!("\nhint: {hint}");
         }
-        ExitCode::from(self.code)
+        if let Some(code) = self.code {
+            eprintln!("code: {code} {}, see docs/runbook.md", code.name());
+        }
+        ExitCode::from(self.exit)
     }
 }
 
@@ -81,10 +140,12 @@ impl From<ConfigError> for Failure {
         let mistakes = error.0.len();
         let (noun, lines) = (if mistakes == 1 { "mistake" } else { "mistakes" }, error.to_string());
         Self {
-            code: BAD_CONFIGURATION,
+            exit: BAD_CONFIGURATION,
+            code: Some(Code::ConfigurationRefused),
             message: format!("{mistakes} {noun} in the configuration\n  {}", lines.replace('\n', "\n  ")),
             cause: None,
             hint: Some("`.env.example` lists every setting".to_owned()),
+            logged: false,
         }
     }
 }

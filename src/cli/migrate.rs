@@ -8,6 +8,7 @@ use super::exit::Failure;
 use super::{runtime, target};
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
+use crate::observe::code::Code;
 use crate::store::Names;
 use crate::store::roles::{self, RoleOptions};
 use crate::store::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
@@ -86,15 +87,17 @@ impl Migrate {
         let mut conn = target::connect(settings, "outbox-relay migrate").await?;
         let made = roles::make(&mut conn, &names(&settings.outbox), &self.role_options()).await;
         made.map_err(|error| {
+            let fault = fault::of_database(&error);
             let hint = match error.as_database_error().and_then(|error| error.code()).as_deref() {
                 Some("42501") => {
                     "creating roles needs CREATEROLE, and granting needs the tables' owner: let an administrator run the output of \
                      `migrate --roles --print`"
                 }
-                _ => fault::of_database(&error).next_step,
+                _ => fault.next_step,
             };
             Failure::finding(format!("the roles cannot be made in {}", settings.database.target()))
                 .because(error)
+                .code(fault.code)
                 .hint(hint)
         })
     }
@@ -114,14 +117,22 @@ pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Re
 
 /// What a schema error means for a user.
 pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
-    let hint = match &error {
-        SchemaError::Newer { .. } => "upgrade this binary, or point it at another outbox".to_owned(),
-        SchemaError::Older { .. } | SchemaError::Missing { .. } => "run `outbox-relay migrate`".to_owned(),
-        SchemaError::Foreign { .. } => "choose another RELAY_TABLE or RELAY_SCHEMA".to_owned(),
-        SchemaError::OldServer { .. } => "upgrade the server".to_owned(),
-        SchemaError::BrokenLanes { .. } => "restore the lane table from a backup; it must not be edited".to_owned(),
-        SchemaError::Locked(_) => "end the other session, see pg_blocking_pids(), or raise --lock-timeout".to_owned(),
-        SchemaError::Database(error) => fault::of_database(error).next_step.to_owned(),
+    let (code, hint) = match &error {
+        SchemaError::Newer { .. } => (Code::SchemaNewer, "upgrade this binary, or point it at another outbox"),
+        SchemaError::Older { .. } => (Code::SchemaOlder, "run `outbox-relay migrate`"),
+        SchemaError::Missing { .. } => (Code::SchemaMissing, "run `outbox-relay migrate`"),
+        SchemaError::Foreign { .. } => (Code::SchemaForeign, "choose another RELAY_TABLE or RELAY_SCHEMA"),
+        SchemaError::OldServer { .. } => (Code::ServerOld, "upgrade the server"),
+        SchemaError::BrokenLanes { .. } => {
+            (Code::LanesBroken, "restore the lane table from a backup; it must not be edited")
+        }
+        SchemaError::Locked(_) => {
+            (Code::DatabaseLocked, "end the other session, see pg_blocking_pids(), or raise --lock-timeout")
+        }
+        SchemaError::Database(error) => {
+            let fault = fault::of_database(error);
+            (fault.code, fault.next_step)
+        }
     };
-    Failure::finding(format!("the outbox in {target} cannot be used")).because(error).hint(hint)
+    Failure::finding(format!("the outbox in {target} cannot be used")).because(error).code(code).hint(hint)
 }

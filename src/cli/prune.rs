@@ -9,9 +9,10 @@ use super::confirm::Confirm;
 use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
-use crate::config::{Retention, Settings};
+use crate::config::{Needs, Retention, Settings, Sources};
 use crate::store::audit::{self, Entry};
 use crate::store::retention::{self, Removal};
+use crate::window::{self, Breach, Question, Unknown};
 
 /// Rows and pages of a step.
 const STEP: i64 = 2_000;
@@ -37,6 +38,10 @@ pub(crate) struct Prune {
     /// Also delete rows of the consumers' table that are older than this [default: RELAY_PROCESSED_RETENTION]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     processed_after: Option<Duration>,
+    /// Delete rows of the consumers' table although topics still hold their events, or nobody knows: duplicates may be applied. Takes a
+    /// --reason
+    #[arg(long, requires = "reason")]
+    force: bool,
     #[command(flatten)]
     confirm: Confirm,
     /// Why; for the audit table
@@ -50,11 +55,11 @@ pub(crate) struct Prune {
 }
 
 impl Prune {
-    pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
-        runtime()?.block_on(self.prune(settings))
+    pub(crate) fn run(self, settings: &Settings, sources: Sources) -> Result<(), Failure> {
+        runtime()?.block_on(self.prune(settings, sources))
     }
 
-    async fn prune(self, settings: &Settings) -> Result<(), Failure> {
+    async fn prune(self, settings: &Settings, sources: Sources) -> Result<(), Failure> {
         let configured = &settings.relay.retention;
         let removal = match (self.mode, configured.outbox) {
             (Some(Mode::Delete), _) | (None, Retention::Delete) => Some(Removal::Delete),
@@ -69,6 +74,9 @@ impl Prune {
         }
         let mut target = Target::open(settings, "prune").await?;
         let what = self.described(removal, after, processed_after, &target.shown);
+        if let (Some(window), false) = (processed_after, self.force || self.confirm.dry_run) {
+            wide_enough(&mut target, settings, sources, window).await?;
+        }
         if !self.confirm.dry_run {
             self.confirm.ask(&format!("{what}?"))?;
             may_be_audited(&mut target).await?;
@@ -88,6 +96,7 @@ impl Prune {
                 "after_s": after.as_secs_f64(),
                 "processed_after_s": processed_after.map(|after| after.as_secs_f64()),
                 "processed": processed,
+                "force": self.force,
             });
             let entry = Entry { command: "prune", filter, affected: removed.unsigned_abs() };
             let author = self.by.author(self.reason);
@@ -121,8 +130,50 @@ impl Prune {
     }
 }
 
+/// What a topic can still give to consumers is not forgotten.
+async fn wide_enough(
+    target: &mut Target,
+    settings: &Settings,
+    sources: Sources,
+    window: Duration,
+) -> Result<(), Failure> {
+    const REFUSED: &str = "rows of the consumers' table are not deleted";
+    let force = "--force --reason … deletes them all the same";
+    let unknown = |why: &str| {
+        Failure::finding(format!("{REFUSED}: nobody knows whether duplicates would be let in")).because(why.to_owned())
+    };
+    // Only here are the brokers needed.
+    let kafka = Settings::load(sources, Needs::DatabaseAndKafka).ok().and_then(|settings| settings.kafka);
+    let Some(kafka) = kafka else {
+        return Err(
+            unknown("the topics cannot be asked without KAFKA_BOOTSTRAP_SERVERS").hint(format!("set it, or {force}"))
+        );
+    };
+    let question = Question {
+        names: &target.names,
+        template: &settings.relay.topic,
+        window,
+        dead_letter_horizon: settings.relay.retention.dead_letter_horizon,
+    };
+    match question.breaches(&mut target.conn, &kafka).await {
+        Ok(breaches) if breaches.is_empty() => Ok(()),
+        Ok(breaches) => {
+            let breaches: Vec<_> = breaches.iter().map(Breach::to_string).collect();
+            Err(Failure::finding(format!(
+                "{REFUSED}, because duplicates would be let in:\n  {}",
+                breaches.join("\n  ")
+            ))
+            .hint(format!("{}; {force}", window::MEND)))
+        }
+        Err(Unknown::Database(error)) => Err(target.failed("look at the routes of", error)),
+        // The text of an error of the client may quote a setting.
+        Err(Unknown::Kafka(_)) => Err(unknown(&format!("{} does not answer", kafka.brokers())).hint(force)),
+        Err(hidden @ Unknown::Hidden(_)) => Err(unknown(&hidden.to_string()).hint(force)),
+    }
+}
+
 /// Before anything is removed: what cannot be written down is not done.
-async fn may_be_audited(target: &mut Target) -> Result<(), Failure> {
+pub(super) async fn may_be_audited(target: &mut Target) -> Result<(), Failure> {
     let sql = "select has_table_privilege($1, 'insert')";
     let allowed = sqlx::query_scalar(sql).bind(target.names.companion("audit")).persistent(false);
     let allowed: bool =

@@ -1,12 +1,17 @@
 //! `outbox-relay run`.
 
+use std::time::Duration;
+
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use super::exit::Failure;
 use super::{check, migrate, runtime};
-use crate::config::Settings;
+use crate::config::{AdminSettings, Settings};
+use crate::observe::code::Code;
+use crate::observe::{admin, log};
 use crate::relay::{self, Ended, RelayError, RelayOptions};
 use crate::store::schema::MigrateOptions;
 
@@ -22,7 +27,10 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn run(self, settings: Settings) -> Result<(), Failure> {
-        runtime()?.block_on(self.relay(settings))
+        let json = log::is_json(&settings.log);
+        let ended = runtime()?.block_on(self.relay(settings));
+        // Who collects JSON finds a relay that does not start by its code, as any other line.
+        ended.map_err(|failure| if json { failure.logged() } else { failure })
     }
 
     async fn relay(self, settings: Settings) -> Result<(), Failure> {
@@ -38,21 +46,36 @@ impl Run {
             "outbox-relay is starting"
         );
         let stop = stop_on_signals()?;
+        let target = settings.database.target();
+        let options = RelayOptions::new(&settings)
+            .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
+        // Before anything is waited for: a probe is told what.
+        let admin = Admin::bind(&settings.admin, &options).await?;
         if self.migrate {
             let migrated = migrate::migrate(&settings, &MigrateOptions::default()).await?;
             tracing::info!(from = migrated.from.unwrap_or(0), to = migrated.to, "the outbox is migrated");
         }
-        let target = settings.database.target();
-        let options = RelayOptions::new(&settings)
-            .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
-        let preflight = (!self.no_check).then(|| tokio::spawn(check::preflight(settings)));
+        let preflight = (!self.no_check).then(|| {
+            let mut stop = stop.clone();
+            tokio::spawn(async move {
+                // The relay has the last word: nothing is found in its settings while it stops.
+                tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => {}
+                    () = check::preflight(settings) => {}
+                }
+            })
+        });
         let ended = relay::run(options, stop).await;
         if let Some(preflight) = preflight {
             preflight.abort();
         }
+        if let Some(admin) = admin {
+            admin.end().await;
+        }
         match ended {
             Ok(Ended::Drained) => Ok(()),
             Ok(Ended::TimedOut) => Err(Failure::finding("the relay did not drain within RELAY_SHUTDOWN_TIMEOUT")
+                .code(Code::ShutdownTimeout)
                 .hint("its events are still pending; the next relay sends them")),
             Err(RelayError::Task(panicked)) => {
                 let cause = panicked.map_or_else(|| "it returned".to_owned(), |error| error.to_string());
@@ -63,9 +86,39 @@ impl Run {
             // Checked property by property before, so this is about their combination; the text may quote a value.
             Err(RelayError::Client(_)) => {
                 Err(Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")
+                    .code(Code::KafkaSettingsConflict)
                     .hint("compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other"))
             }
         }
+    }
+}
+
+/// How long a probe or a scrape that is under way may take at the end.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// The admin address, which answers until the relay has ended.
+struct Admin {
+    task: JoinHandle<()>,
+    ended: oneshot::Sender<()>,
+}
+
+impl Admin {
+    async fn bind(settings: &AdminSettings, options: &RelayOptions) -> Result<Option<Self>, Failure> {
+        let Some(address) = settings.address else { return Ok(None) };
+        let server = admin::Server::bind(address, settings.token(), options.vitals()).await.map_err(|error| {
+            Failure::finding(format!("the admin address {address} cannot be listened on"))
+                .because(error)
+                .hint("give each relay of a host a RELAY_ADMIN_ADDRESS of its own")
+        })?;
+        tracing::info!(address = %server.address(), token = settings.token().is_some(), "the admin address answers");
+        let (ended, end) = oneshot::channel();
+        Ok(Some(Self { task: tokio::spawn(server.serve(end)), ended }))
+    }
+
+    async fn end(self) {
+        drop(self.ended);
+        // Whoever still reads then is cut off when the process ends.
+        drop(tokio::time::timeout(LAST_ANSWERS, self.task).await);
     }
 }
 
@@ -82,7 +135,7 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, Failure> {
                 _ = interrupt.recv() => {}
             }
             if forced {
-                tracing::warn!("stopped at once: events in flight stay pending and may be sent again");
+                tracing::warn!(code = %Code::StoppedAtOnce, "stopped at once: events in flight stay pending and may be sent again");
                 std::process::exit(1);
             }
             sender.send_replace(true);

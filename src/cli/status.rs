@@ -49,9 +49,10 @@ impl Status {
         let mut pause = BETWEEN_LOOKS;
         loop {
             tokio::time::sleep(pause).await;
-            let status = status::Status::look(&mut conn, &look, &mut mark).await.map_err(|error| {
+            let mut status = status::Status::look(&mut conn, &look, &mut mark).await.map_err(|error| {
                 failed(error, &format!("cannot look at {} in {}", names.outbox(), database.target()))
             })?;
+            status.read_progress(&mut conn, settings, &names).await;
             let read_on = self.print(&status, &format!("{} in {}", names.outbox(), database.target()))?;
             let Some(interval) = self.watch.filter(|_| read_on) else { return Ok(()) };
             pause = interval.max(Duration::from_millis(100));
@@ -80,6 +81,6 @@ pub(super) async fn connect(settings: &Settings, application_name: &str) -> Resu
 }
 
 pub(super) fn failed(error: sqlx::Error, what: &str) -> Failure {
-    let hint = fault::of_database(&error).next_step;
-    Failure::finding(what).because(error).hint(hint)
+    let fault = fault::of_database(&error);
+    Failure::finding(what).because(error).fault(fault)
 }

@@ -8,6 +8,7 @@ use super::exit::Failure;
 use super::status::{connect, failed};
 use super::{migrate, output, runtime};
 use crate::config::Settings;
+use crate::observe::code::Code;
 use crate::tail::{self, Filter, TailError};
 
 #[derive(Debug, Args)]
@@ -62,7 +63,8 @@ impl Tail {
         };
         let stopped = |error| match error {
             TailError::Database(error) => failed(error, &format!("cannot follow {} in {target}", names.outbox())),
-            TailError::Kafka(_) => Failure::finding("librdkafka refuses the combination of the KAFKA_ settings"),
+            TailError::Kafka(_) => Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")
+                .code(Code::KafkaSettingsConflict),
         };
         let mut conn = connect(settings, "outbox-relay-tail").await?;
         let begun = tail::Tail::begin(&mut conn, &names, kafka, &settings.relay.topic, filter).await;

@@ -6,6 +6,7 @@ use super::exit::Failure;
 use super::migrate;
 use crate::config::Settings;
 use crate::fault;
+use crate::observe::code::Code;
 use crate::store::audit::Author;
 use crate::store::schema::{self, SchemaError};
 use crate::store::{Names, session};
@@ -37,8 +38,8 @@ pub(crate) struct Target {
 pub(crate) async fn connect(settings: &Settings, name: &str) -> Result<PgConnection, Failure> {
     let database = &settings.database;
     session::connect(&database.connect_options(), name, database.connect_timeout).await.map_err(|error| {
-        let hint = fault::of_database(&error).next_step;
-        Failure::finding(format!("cannot connect to {}", database.target())).because(error).hint(hint)
+        let fault = fault::of_database(&error);
+        Failure::finding(format!("cannot connect to {}", database.target())).because(error).fault(fault)
     })
 }
 
@@ -61,12 +62,11 @@ impl Target {
 
 /// A statement of `what` failed on `shown`.
 pub(crate) fn failed(what: &str, shown: &str, error: sqlx::Error) -> Failure {
-    let code = error.as_database_error().and_then(|error| error.code());
-    let hint = match code.as_deref() {
-        Some("42501") => "grant this user the role that `outbox-relay migrate --roles` makes for it",
-        _ => fault::of_database(&error).next_step,
-    };
-    Failure::finding(format!("cannot {what} {shown}")).because(error).hint(hint)
+    let mut fault = fault::of_database(&error);
+    if fault.code == Code::RightsMissing {
+        fault.next_step = "grant this user the role that `outbox-relay migrate --roles` makes for it";
+    }
+    Failure::finding(format!("cannot {what} {shown}")).because(error).fault(fault)
 }
 
 /// In a transaction: a pooler may send the parts of a statement to two servers otherwise.

@@ -1,14 +1,14 @@
 //! `outbox-relay verify`.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use clap::Args;
 
 use super::exit::Failure;
+use super::moment::moment;
 use super::{migrate, runtime};
 use crate::config::Settings;
 use crate::fault;
+use crate::observe::code::Code;
 use crate::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
 
 #[derive(Debug, Args)]
@@ -66,6 +66,7 @@ impl Verify {
         match verdict.violations().as_slice() {
             [] => Ok(()),
             violations => Err(Failure::finding(format!("table and topic differ: {}", violations.join(", ")))
+                .code(Code::TopicDiffers)
                 .hint("docs/operations.md has what each of them means and what to do")),
         }
     }
@@ -91,20 +92,6 @@ impl Verify {
     }
 }
 
-/// `2h` ago, or a moment.
-fn moment(text: &str) -> Result<DateTime<Utc>, String> {
-    if let Ok(ago) = humantime::parse_duration(text) {
-        return before_now(ago).ok_or_else(|| "that is before the beginning of time".to_owned());
-    }
-    DateTime::parse_from_rfc3339(text)
-        .map(|moment| moment.to_utc())
-        .map_err(|_| "expected a length of time such as 2h or 7d, or a moment such as 2026-01-31T12:00:00Z".to_owned())
-}
-
-fn before_now(ago: Duration) -> Option<DateTime<Utc>> {
-    Utc::now().checked_sub_signed(chrono::TimeDelta::from_std(ago).ok()?)
-}
-
 fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
     if !json {
         println!("{verdict}");
@@ -118,41 +105,36 @@ fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
 
 /// Exit code 1 says that something was found, so what could not be looked at must not look like it.
 fn failed(error: VerifyError, target: &str, brokers: &str) -> Failure {
-    let (message, hint) = match &error {
+    let (message, code, hint) = match &error {
         VerifyError::Database(cause) => {
-            (format!("the outbox in {target} cannot be read"), fault::of_database(cause).next_step)
+            let fault = fault::of_database(cause);
+            (format!("the outbox in {target} cannot be read"), fault.code, fault.next_step)
         }
         VerifyError::Kafka(cause) => {
             let code = cause.rdkafka_error_code().unwrap_or(rdkafka::error::RDKafkaErrorCode::Unknown);
-            (format!("the topic cannot be read from {brokers}"), fault::of_kafka(code).next_step)
+            let fault = fault::of_kafka(code);
+            (format!("the topic cannot be read from {brokers}"), fault.code, fault.next_step)
         }
-        VerifyError::Topic { code, .. } => ("the topic cannot be read".to_owned(), fault::of_kafka(*code).next_step),
+        VerifyError::Topic { code, .. } => {
+            let fault = fault::of_kafka(*code);
+            ("the topic cannot be read".to_owned(), fault.code, fault.next_step)
+        }
         VerifyError::Client => (
             "no Kafka client can be made".to_owned(),
+            Code::KafkaSettingsConflict,
             "compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other",
         ),
         VerifyError::Stalled { .. } => {
-            ("the topic cannot be read".to_owned(), "see which broker leads these partitions")
+            ("the topic cannot be read".to_owned(), Code::TopicLeaderless, "see which broker leads these partitions")
         }
-        VerifyError::TooManyTopics => ("there are too many topics".to_owned(), "name one with --topic"),
-        VerifyError::Disk(_) => {
-            ("there is no room to sort".to_owned(), "point TMPDIR at a disk with about 230 bytes per event")
+        VerifyError::TooManyTopics => {
+            ("there are too many topics".to_owned(), Code::TopicsNotAll, "name one with --topic")
         }
+        VerifyError::Disk(_) => (
+            "there is no room to sort".to_owned(),
+            Code::ClientResources,
+            "point TMPDIR at a disk with about 230 bytes per event",
+        ),
     };
-    Failure::unexpected(message, error).hint(hint)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn since_is_a_length_of_time_or_a_moment() {
-        assert_eq!(moment("2026-01-31T12:00:00Z").map(|moment| moment.timestamp()), Ok(1_769_860_800));
-        let then = moment("2h").expect("a length of time");
-        assert_eq!((Utc::now() - then).num_hours(), 2);
-        for wrong in ["yesterday", "2026-01-31", "", "999999999y"] {
-            assert!(moment(wrong).is_err(), "{wrong}");
-        }
-    }
+    Failure::unexpected(message, error).code(code).hint(hint)
 }

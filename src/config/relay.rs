@@ -32,6 +32,8 @@ pub struct RelaySettings {
     pub status_interval: Duration,
     /// How often a relay says that it is alive; after three without it is considered gone.
     pub heartbeat_interval: Duration,
+    /// How long events may wait without any of them moving before it is told.
+    pub stall_after: Duration,
     /// What the record's value looks like.
     pub envelope: Envelope,
     /// Topic of an event whose row names none.
@@ -103,6 +105,7 @@ impl RelaySettings {
         let shutdown_timeout = from.duration("shutdown_timeout");
         let status_interval = from.duration("status_interval");
         let heartbeat_interval = from.duration("heartbeat_interval");
+        let stall_after = from.duration("stall_after");
         let envelope = from.word::<Envelope>("envelope");
         let topic = from.optional("topic", |_, text| template(text));
         let source = from.optional("source", printable);
@@ -120,6 +123,7 @@ impl RelaySettings {
             shutdown_timeout: shutdown_timeout?,
             status_interval: status_interval?,
             heartbeat_interval: heartbeat_interval?,
+            stall_after: stall_after?,
             envelope,
             topic: match topic? {
                 Some(topic) => topic,

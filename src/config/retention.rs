@@ -39,18 +39,26 @@ pub struct RetentionSettings {
     pub after: Duration,
     /// After how long rows of the consumers' table are deleted; never without it.
     pub processed_after: Option<Duration>,
+    /// How long a dead letter of a consumer may come back, where its topic does not tell.
+    pub dead_letter_horizon: Option<Duration>,
 }
 
 impl RetentionSettings {
     pub(super) fn read(from: &mut Resolved) -> Option<Self> {
         let outbox = from.word("retention");
         let after = from.duration("retention_after");
-        let processed_after =
-            from.optional("processed_retention", |kind, text| match (kind, super::duration::parse(text)) {
-                (Kind::Duration { min, max }, Some(value)) if (min..=max).contains(&&value) => Ok(value),
-                _ => Err(String::new()),
-            });
-        Some(Self { outbox: outbox?, after: after?, processed_after: processed_after? })
+        let duration = |kind: &Kind, text: &str| match (kind, super::duration::parse(text)) {
+            (Kind::Duration { min, max }, Some(value)) if (min..=max).contains(&&value) => Ok(value),
+            _ => Err(String::new()),
+        };
+        let processed_after = from.optional("processed_retention", duration);
+        let dead_letter_horizon = from.optional("dead_letter_horizon", duration);
+        Some(Self {
+            outbox: outbox?,
+            after: after?,
+            processed_after: processed_after?,
+            dead_letter_horizon: dead_letter_horizon?,
+        })
     }
 
     /// True when there is anything to prune.

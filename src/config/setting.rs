@@ -63,6 +63,15 @@ pub enum Kind {
     Topic,
     /// Log directives.
     LogLevel,
+    /// An IP address and a port.
+    Address,
+    /// A secret of visible ASCII: never shown.
+    Secret {
+        /// Shortest accepted, in bytes.
+        min_len: usize,
+        /// Longest accepted, in bytes.
+        max_len: usize,
+    },
 }
 
 impl Setting {
@@ -76,7 +85,7 @@ impl Setting {
 
     /// True if its value must never be shown.
     pub fn is_secret(&self) -> bool {
-        matches!(self.kind, Kind::DatabaseUrl)
+        matches!(self.kind, Kind::DatabaseUrl | Kind::Secret { .. })
     }
 
     /// The setting of that name.
@@ -102,6 +111,10 @@ impl Kind {
             Kind::OneOf(words) => format!("one of {}", words.join(", ")),
             Kind::Topic => "a topic template such as {entity_type}-events".into(),
             Kind::LogLevel => "log directives such as info or info,outbox_relay=debug".into(),
+            Kind::Address => "an IP address and a port such as 127.0.0.1:9187 or [::1]:9187".into(),
+            Kind::Secret { min_len, max_len } => {
+                format!("{min_len} to {max_len} visible ASCII characters, without spaces")
+            }
         }
     }
 }
@@ -177,6 +190,12 @@ pub static SETTINGS: &[Setting] = &[
         "How often a relay says that it is alive; after three without, others take over its share.",
     ),
     with_default(
+        "stall_after",
+        millis(SECOND, HOUR),
+        "1m",
+        "How long events may wait without any of them moving before the relay says that it is stalled, and why.",
+    ),
+    with_default(
         "envelope",
         Kind::OneOf(&["event", "raw", "cloudevents-binary", "cloudevents-structured", "debezium"]),
         "event",
@@ -224,11 +243,29 @@ pub static SETTINGS: &[Setting] = &[
         "14d",
         "After how long rows of the consumers' table are deleted; longer than a topic can replay. Without it: never.",
     ),
+    required(
+        "dead_letter_horizon",
+        millis(SECOND, 10 * YEAR),
+        "30d",
+        "How long a consumer's dead letter may come back. Without it: retention.ms of the topics <topic>.<group>.dlq.",
+    ),
     with_default(
         "prepared_statements",
         Kind::Boolean,
         "true",
         "False behind a transaction-mode pooler that does not support prepared statements.",
+    ),
+    required(
+        "admin_address",
+        Kind::Address,
+        "127.0.0.1:9187",
+        "Where /livez, /readyz and /metrics are. Without it: nowhere. Beyond this host only with RELAY_ADMIN_TOKEN.",
+    ),
+    required(
+        "admin_token",
+        Kind::Secret { min_len: 16, max_len: 256 },
+        "change-me-change-me",
+        "What callers of the admin address show: Authorization: Bearer <token>. RELAY_ADMIN_TOKEN_FILE reads it from a file.",
     ),
     with_default(
         "log_format",

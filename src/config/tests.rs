@@ -55,6 +55,8 @@ fn two_variables_are_enough() {
     assert_eq!(relay.shutdown_timeout, Duration::from_secs(40));
     assert_eq!(relay.status_interval, Duration::from_secs(30));
     assert_eq!(relay.heartbeat_interval, Duration::from_secs(1));
+    assert_eq!(relay.stall_after, Duration::from_secs(60));
+    assert!(settings.admin.address.is_none() && settings.admin.token().is_none());
     assert_eq!((relay.name.as_str(), relay.source.as_deref()), ("pod-7", None));
     assert_eq!((relay.envelope, relay.on_poison), (Envelope::Event, OnPoison::DeadLetter));
     assert_eq!(relay.topic.to_string(), "{entity_type}-events");
@@ -116,6 +118,7 @@ fn every_setting_takes_its_value() {
         ("RELAY_CONNECT_TIMEOUT", "1s 500ms"),
         ("RELAY_STATUS_INTERVAL", "1h"),
         ("RELAY_HEARTBEAT_INTERVAL", "100ms"),
+        ("RELAY_STALL_AFTER", "1s"),
         ("RELAY_ENVELOPE", "cloudevents-structured"),
         ("RELAY_TOPIC", "shop.{event_type}"),
         ("RELAY_SOURCE", "/shop/orders"),
@@ -123,7 +126,10 @@ fn every_setting_takes_its_value() {
         ("RELAY_RETENTION", "archive"),
         ("RELAY_RETENTION_AFTER", "90d"),
         ("RELAY_PROCESSED_RETENTION", "10years"),
+        ("RELAY_DEAD_LETTER_HORIZON", "60d"),
         ("RELAY_PREPARED_STATEMENTS", "false"),
+        ("RELAY_ADMIN_ADDRESS", "[::]:9187"),
+        ("RELAY_ADMIN_TOKEN", "hunter2hunter2hunter2"),
         ("RELAY_LOG_FORMAT", "json"),
         ("RELAY_LOG_LEVEL", "warn,outbox_relay=debug"),
     ]))
@@ -135,9 +141,16 @@ fn every_setting_takes_its_value() {
     assert_eq!(settings.relay.source.as_deref(), Some("/shop/orders"));
     assert_eq!(settings.relay.on_poison, OnPoison::HoldEntity);
     let day = Duration::from_secs(86_400);
-    let kept = RetentionSettings { outbox: Retention::Archive, after: day * 90, processed_after: Some(day * 7305 / 2) };
+    let kept = RetentionSettings {
+        outbox: Retention::Archive,
+        after: day * 90,
+        processed_after: Some(day * 7305 / 2),
+        dead_letter_horizon: Some(day * 60),
+    };
     assert_eq!(settings.relay.retention, kept);
     assert!(!settings.database.prepared_statements);
+    assert_eq!(settings.relay.stall_after, Duration::from_secs(1));
+    assert!(settings.admin.address.is_some() && settings.admin.token().is_some());
     assert_eq!(settings.non_defaults().len(), SETTINGS.len(), "all of them differ");
 }
 
@@ -160,6 +173,7 @@ fn every_setting_refuses_what_is_out_of_bounds_or_no_value_at_all() {
         ("RELAY_CONNECT_TIMEOUT", &["0s", "never"]),
         ("RELAY_STATUS_INTERVAL", &["0s", "61min"]),
         ("RELAY_HEARTBEAT_INTERVAL", &["99ms", "11s"]),
+        ("RELAY_STALL_AFTER", &["", "999ms", "61min", "never"]),
         ("RELAY_ENVELOPE", &["", "Event", "cloudevents"]),
         ("RELAY_TOPIC", &["", "{entity}", "a b"]),
         ("RELAY_SOURCE", &["", "a\tb"]),
@@ -168,6 +182,8 @@ fn every_setting_refuses_what_is_out_of_bounds_or_no_value_at_all() {
         ("RELAY_RETENTION_AFTER", &["", "0s", "7", "11years"]),
         ("RELAY_PROCESSED_RETENTION", &["", "never", "999ms"]),
         ("RELAY_PREPARED_STATEMENTS", &["", "yes", "1"]),
+        ("RELAY_ADMIN_ADDRESS", &["", "9187", "127.0.0.1", "0.0.0.0:9187"]),
+        ("RELAY_ADMIN_TOKEN", &["", "hunter2"]),
         ("RELAY_LOG_FORMAT", &["", "xml"]),
         ("RELAY_LOG_LEVEL", &["", "verbose"]),
     ] {
@@ -427,6 +443,30 @@ fn debug_of_everything_hides_secrets() {
     assert!(before.contains("KAFKA_SASL_PASSWORD") && after.contains("sasl.password"));
 }
 
+#[test]
+fn the_admin_address_needs_a_token_beyond_this_host() {
+    let token = ("RELAY_ADMIN_TOKEN", "hunter2hunter2hunter2");
+    for address in ["127.0.0.1:9187", "[::1]:0", "localhost:9187"] {
+        assert_eq!(mistakes(&[("RELAY_ADMIN_ADDRESS", address)]), [""; 0], "{address}");
+    }
+    for address in ["0.0.0.0:9187", "[::]:9187", "10.0.0.1:9187"] {
+        let refused = mistakes(&[("RELAY_ADMIN_ADDRESS", address)]);
+        let problem = format!("{address} can be reached from other hosts, which needs RELAY_ADMIN_TOKEN");
+        assert_eq!(refused, [format!("RELAY_ADMIN_ADDRESS: {problem}")]);
+        let settings = load(env(&[("RELAY_ADMIN_ADDRESS", address), token])).unwrap();
+        assert_eq!(settings.admin.token(), Some(token.1));
+        assert!(!format!("{settings:?} {:?}", settings.non_defaults()).contains("hunter2"));
+    }
+    for address in ["9187", "127.0.0.1", "example.org:9187", "127.0.0.1:99999", ""] {
+        assert_eq!(mistakes(&[("RELAY_ADMIN_ADDRESS", address)]).len(), 1, "{address}");
+    }
+    for token in ["hunter2", "hunter2 hunter2 hunter2", "hunter2hunter2hunter2\n", &"hunter2".repeat(50)] {
+        let refused = mistakes(&[("RELAY_ADMIN_TOKEN", token)]);
+        assert!(refused.len() == 1 && refused[0].contains("16 to 256 visible ASCII"), "{refused:?}");
+        assert!(!refused[0].contains("hunter2"), "{refused:?}");
+    }
+}
+
 /// `.env.example` as the table of settings has it.
 fn example() -> String {
     let mut text = String::from(
@@ -534,7 +574,7 @@ fn some_secret_value() -> impl Strategy<Value = String> {
 /// True for what is meant to be shown back: a plain setting that was given a bare word.
 fn may_show(name: &str, value: &str) -> bool {
     let plain = name.strip_suffix("_FILE").unwrap_or(name);
-    let secret = plain == "DATABASE_URL"
+    let secret = matches!(plain, "DATABASE_URL" | "RELAY_ADMIN_TOKEN")
         || plain.strip_prefix("KAFKA_").and_then(property::Property::of_variable).is_some_and(|p| p.is_secret());
     !secret && !value.contains(['@', '\n']) && !value.contains("BEGIN")
 }

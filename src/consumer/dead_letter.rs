@@ -11,15 +11,15 @@ use chrono::{DateTime, SecondsFormat, Utc};
 /// What all header names of a dead letter begin with.
 pub const PREFIX: &str = "dlq-";
 
-const REASON: &str = "dlq-reason";
-const ERROR: &str = "dlq-error";
+pub(crate) const REASON: &str = "dlq-reason";
+pub(crate) const ERROR: &str = "dlq-error";
 const PATH: &str = "dlq-path";
-const ATTEMPTS: &str = "dlq-attempts";
-const GROUP: &str = "dlq-group";
-const TOPIC: &str = "dlq-source-topic";
-const PARTITION: &str = "dlq-source-partition";
-const OFFSET: &str = "dlq-source-offset";
-const FIRST_FAILED_AT: &str = "dlq-first-failed-at";
+pub(crate) const ATTEMPTS: &str = "dlq-attempts";
+pub(crate) const GROUP: &str = "dlq-group";
+pub(crate) const TOPIC: &str = "dlq-source-topic";
+pub(crate) const PARTITION: &str = "dlq-source-partition";
+pub(crate) const OFFSET: &str = "dlq-source-offset";
+pub(crate) const FIRST_FAILED_AT: &str = "dlq-first-failed-at";
 
 /// Brokers refuse records whose headers are too large for the topic; a stack trace is not what an operator needs here.
 const LONGEST_ERROR: usize = 1000;

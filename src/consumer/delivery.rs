@@ -71,6 +71,13 @@ impl Delivery {
         }
     }
 
+    /// Bytes that it takes, nearly.
+    pub(super) fn size(&self) -> usize {
+        let of = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + of(value)).sum();
+        of(&self.key) + of(&self.value) + headers
+    }
+
     /// The event and its payload.
     pub(super) fn decode(&self) -> Result<(Event, Option<Vec<u8>>), Undecodable> {
         let decoded = decode(|name| find(&self.headers, name), self.value.as_deref())?;

@@ -18,11 +18,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::consumer::delivery::Delivery;
-use crate::consumer::runtime::{ConsumerError, Shared};
-use crate::consumer::worker::{Progress, Worker};
+use crate::consumer::progress::Progress;
+use crate::consumer::runtime::ConsumerError;
+use crate::consumer::shared::Shared;
+use crate::consumer::worker::Worker;
+use crate::observe::code::Code;
 
 /// How long a poll may wait for a record: a paused partition goes on, and a stop is heard, that much later at most.
 const POLL: Duration = Duration::from_millis(20);
+
+/// librdkafka tries at least once a second to reach a broker that is away, and reports each failure.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// For the last commit and the group's answer; both take milliseconds while the brokers are there.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// For a task that was aborted to be gone; one that never yields cannot be.
 const ABORT_WITHIN: Duration = Duration::from_secs(5);
@@ -40,30 +49,46 @@ pub(super) fn run(
     let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
     consumer.subscribe(&topics)?;
     let polled = poll(shared, &consumer);
-    let member = consumer.context();
-    member.end_all();
-    member.commit(&consumer, CommitMode::Sync);
-    member.partitions().clear();
-    // Leaves the group.
-    drop(consumer);
+    consumer.context().end_all();
+    leave(consumer);
     polled
+}
+
+/// Commits what is done and leaves the group. Both wait for brokers that are away for as long as a session lasts, or a request, which is
+/// longer than what stops us waits; all that they would spare us is repetitions, which the inbox skips.
+fn leave(consumer: BaseConsumer<Member>) {
+    let (done, left) = std_mpsc::channel();
+    std::thread::spawn(move || {
+        let member = Arc::clone(consumer.context());
+        member.commit(&consumer, CommitMode::Sync);
+        member.partitions().clear();
+        drop(consumer);
+        // Nobody waits any more if that took too long.
+        let _ = done.send(());
+    });
+    if left.recv_timeout(LEAVE_WITHIN).is_err() {
+        tracing::warn!(
+            code = %Code::GroupNotLeft,
+            "the group cannot be left in order: the brokers do not answer; what was applied is skipped when it comes again"
+        );
+    }
 }
 
 fn poll(shared: &Shared, consumer: &BaseConsumer<Member>) -> Result<(), ConsumerError> {
     let member = consumer.context();
     let mut committed_at = Instant::now();
-    let mut told = None;
-    while !shared.is_stopping() {
+    let mut trouble = Trouble::default();
+    while !shared.end.is_near() {
         match consumer.poll(POLL) {
             None => {}
             Some(Ok(message)) => {
-                told = None;
+                trouble = Trouble::default();
                 if !member.hand_over(consumer, Delivery::new(&message))? {
                     return Err(ConsumerError::Task);
                 }
             }
             Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error.into()),
-            Some(Err(error)) => tell_once(&mut told, &error),
+            Some(Err(error)) => tell_once(&mut trouble, &error),
         }
         member.resume(consumer)?;
         if committed_at.elapsed() >= shared.limits.commit_interval {
@@ -75,11 +100,34 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>) -> Result<(), Consumer
 }
 
 /// librdkafka goes on by itself, and repeats itself.
-fn tell_once(told: &mut Option<RDKafkaErrorCode>, error: &KafkaError) {
-    let code = error.rdkafka_error_code();
-    if *told != code {
-        *told = code;
-        tracing::warn!(%error, next_step = "check that the brokers run, the topics exist and the user may READ them", "Kafka cannot be read for now");
+fn tell_once(trouble: &mut Trouble, error: &KafkaError) {
+    if trouble.is_news(error.rdkafka_error_code(), Instant::now()) {
+        tracing::warn!(code = %Code::ConsumerOutage, %error, next_step = "check that the brokers run, the topics exist and the user may READ them", "Kafka cannot be read for now");
+    }
+}
+
+/// What has been told of an incident. It is over when a record comes, or when nothing more is heard of it.
+#[derive(Default)]
+struct Trouble {
+    told: Vec<Option<RDKafkaErrorCode>>,
+    heard_at: Option<Instant>,
+}
+
+impl Trouble {
+    fn is_news(&mut self, code: Option<RDKafkaErrorCode>, now: Instant) -> bool {
+        use RDKafkaErrorCode as Kafka;
+        if self.heard_at.is_some_and(|heard_at| now.duration_since(heard_at) > SILENCE) {
+            self.told.clear();
+        }
+        self.heard_at = Some(now);
+        // One outage is reported as all of these, by turns, for each broker and each attempt to reach it.
+        let outage = [Kafka::BrokerTransportFailure, Kafka::AllBrokersDown, Kafka::Resolve, Kafka::OperationTimedOut];
+        let code = code.map(|code| if outage.contains(&code) { Kafka::AllBrokersDown } else { code });
+        let news = !self.told.contains(&code);
+        if news {
+            self.told.push(code);
+        }
+        news
     }
 }
 
@@ -121,13 +169,13 @@ impl Member {
             partitions.len() - 1
         });
         let partition = &mut partitions[index];
-        let waiting = partition.progress.waiting.fetch_add(1, Ordering::AcqRel) + 1;
-        if waiting >= self.shared.limits.queue && !partition.paused {
+        partition.progress.wait(&delivery);
+        if partition.progress.is_full(self.shared.limits.queue) && !partition.paused {
             consumer.pause(&partition.list(None)?)?;
             partition.paused = true;
         }
         // The policy's stop ends a worker, too.
-        Ok(partition.queue.send(delivery).is_ok() || self.shared.is_stopping())
+        Ok(partition.queue.send(delivery).is_ok() || self.shared.end.is_near())
     }
 
     fn start(&self, delivery: &Delivery) -> Partition {
@@ -157,7 +205,7 @@ impl Member {
     /// Partitions whose queue has room again.
     fn resume(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
         for partition in self.partitions().iter_mut().filter(|partition| partition.paused) {
-            if partition.progress.waiting.load(Ordering::Acquire) <= self.shared.limits.queue / 2 {
+            if partition.progress.has_room(self.shared.limits.queue) {
                 consumer.resume(&partition.list(None)?)?;
                 partition.paused = false;
             }
@@ -171,9 +219,10 @@ impl Member {
         let mut partitions = self.partitions();
         let mut done = TopicPartitionList::new();
         for partition in partitions.iter_mut() {
-            let next = partition.progress.next.load(Ordering::Acquire);
-            let news = next > partition.committed || (again && next >= 0);
-            if news && done.add_partition_offset(&partition.topic, partition.number, Offset::Offset(next)).is_ok() {
+            let Some(next) = partition.progress.next() else { continue };
+            if (next > partition.committed || again)
+                && done.add_partition_offset(&partition.topic, partition.number, Offset::Offset(next)).is_ok()
+            {
                 partition.committed = next;
             }
         }
@@ -188,7 +237,7 @@ impl Member {
 
     fn commit_failed(&self, error: &KafkaError) {
         if !self.again.swap(true, Ordering::AcqRel) {
-            tracing::warn!(%error, "offsets cannot be committed: what they stand for is applied, and skipped should it come again");
+            tracing::warn!(code = %Code::OffsetsUncommitted, %error, "offsets cannot be committed: what they stand for is applied, and skipped should it come again");
         }
     }
 
@@ -209,6 +258,7 @@ impl Member {
                 continue;
             }
             tracing::warn!(
+                code = %Code::HandlerSlow,
                 topic = partition.topic,
                 partition = partition.number,
                 "a handler takes too long to end: it is aborted, its event comes again"
@@ -216,6 +266,7 @@ impl Member {
             partition.abort.abort();
             if partition.ended.recv_timeout(ABORT_WITHIN) == Err(std_mpsc::RecvTimeoutError::Timeout) {
                 tracing::error!(
+                    code = %Code::HandlerStuck,
                     topic = partition.topic,
                     partition = partition.number,
                     next_step = "do not block in handlers",
@@ -262,7 +313,7 @@ impl ConsumerContext for Member {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Revoke(revoked) => {
-                if !self.shared.is_stopping() {
+                if !self.shared.end.is_near() {
                     self.shared.stats.add_revoked(revoked.count());
                     tracing::info!(
                         group = self.shared.group,
@@ -276,7 +327,9 @@ impl ConsumerContext for Member {
                 self.shared.stats.add_assigned(assigned.count());
                 tracing::info!(group = self.shared.group, partitions = assigned.count(), "partitions are assigned");
             }
-            Rebalance::Error(error) => tracing::warn!(%error, "the group cannot share its partitions out"),
+            Rebalance::Error(error) => {
+                tracing::warn!(code = %Code::GroupFails, %error, "the group cannot share its partitions out")
+            }
         }
     }
 
@@ -285,7 +338,7 @@ impl ConsumerContext for Member {
             && let Err(error) = consumer.resume(assigned)
         {
             // It may have been paused when this member had it before.
-            tracing::warn!(%error, "newly assigned partitions cannot be resumed");
+            tracing::warn!(code = %Code::PartitionsStay, %error, "newly assigned partitions cannot be resumed");
         }
     }
 
@@ -293,5 +346,24 @@ impl ConsumerContext for Member {
         if let Err(error) = result {
             self.commit_failed(&error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_told_once_however_it_is_reported_and_the_next_one_again() {
+        use RDKafkaErrorCode as Code;
+        let (mut trouble, start) = (Trouble::default(), Instant::now());
+        let mut news = |code, seconds| trouble.is_news(Some(code), start + Duration::from_secs(seconds));
+        assert!(news(Code::BrokerTransportFailure, 0));
+        assert!(!news(Code::AllBrokersDown, 0));
+        assert!(!news(Code::BrokerTransportFailure, 50));
+        assert!(!news(Code::Resolve, 100));
+        assert!(news(Code::TopicAuthorizationFailed, 101));
+        assert!(!news(Code::AllBrokersDown, 102));
+        assert!(news(Code::BrokerTransportFailure, 102 + SILENCE.as_secs() + 1));
     }
 }

@@ -1,5 +1,6 @@
 //! The producer of dead letters: one record at a time, acknowledged by all in-sync replicas before anything goes on.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -55,7 +56,10 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledgements {
 }
 
 /// Sends dead letters.
-pub(super) struct Letters(ThreadedProducer<Acknowledgements>);
+pub(super) struct Letters {
+    config: ClientConfig,
+    producer: Mutex<Arc<ThreadedProducer<Acknowledgements>>>,
+}
 
 impl Letters {
     /// # Errors
@@ -65,7 +69,20 @@ impl Letters {
         for (name, value) in SETTINGS {
             config.set(name, value);
         }
-        config.create_with_context(Acknowledgements).map(Self)
+        let producer = config.create_with_context(Acknowledgements)?;
+        Ok(Self { config, producer: Mutex::new(Arc::new(producer)) })
+    }
+
+    /// The one to send with. An idempotent producer that has met a fatal error, such as a right that was missing, refuses all that follows
+    /// for ever: another one takes its place. What was in its hands was reported as failed, so it is sent again.
+    fn producer(&self) -> Arc<ThreadedProducer<Acknowledgements>> {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if producer.client().fatal_error().is_some()
+            && let Ok(next) = self.config.create_with_context(Acknowledgements)
+        {
+            *producer = Arc::new(next);
+        }
+        Arc::clone(&producer)
     }
 
     /// Returns once the record is acknowledged.
@@ -81,7 +98,9 @@ impl Letters {
         record.key = delivery.key.as_deref();
         record.payload = delivery.value.as_deref();
         record.timestamp = delivery.timestamp;
-        self.0.send(record).map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown))?;
+        self.producer()
+            .send(record)
+            .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown))?;
         acknowledged.await.unwrap_or(Err(RDKafkaErrorCode::PurgeInflight))
     }
 }
@@ -89,6 +108,37 @@ impl Letters {
 impl Drop for Letters {
     fn drop(&mut self) {
         // Whatever is not acknowledged by then is sent again: its offset is not committed.
-        let _ = self.0.flush(FLUSH_WITHIN);
+        let producer = self.producer.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = producer.flush(FLUSH_WITHIN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_producer_that_was_refused_for_good_is_replaced_so_that_a_right_that_is_granted_later_helps() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("dead", 1, 1).expect("a topic");
+        let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED];
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &refused);
+        let client = ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).clone();
+        let letters = Letters::new(&client).expect("a producer");
+        let delivery = Delivery {
+            topic: "source".to_owned(),
+            partition: 0,
+            offset: 0,
+            key: None,
+            value: Some(b"{}".to_vec()),
+            headers: Vec::new(),
+            timestamp: None,
+        };
+        let send = || letters.send("dead", &delivery, OwnedHeaders::new());
+        send().await.expect_err("refused");
+        assert_eq!(send().await, Ok(()));
     }
 }

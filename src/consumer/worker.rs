@@ -5,11 +5,8 @@
 //! somebody else polls. A worker that is told to stop ends after the attempt it is in.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use rand::Rng;
 use tokio::sync::{mpsc, watch};
 
 use crate::consumer::attempt::{Call, Came};
@@ -17,22 +14,11 @@ use crate::consumer::dead_letter::{DeadLetter, Reason};
 use crate::consumer::delivery::{Delivery, Event};
 use crate::consumer::failed::{Action, Failed, Kind};
 use crate::consumer::held::Gate;
-use crate::consumer::runtime::{ConsumerError, Shared, UnknownType};
-
-/// How far a worker has come; shared with whoever commits offsets.
-#[derive(Debug)]
-pub(super) struct Progress {
-    /// Records that wait for the worker, the one it works on included.
-    pub(super) waiting: AtomicUsize,
-    /// The offset to commit; -1 before anything is done.
-    pub(super) next: AtomicI64,
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self { waiting: AtomicUsize::new(0), next: AtomicI64::new(-1) }
-    }
-}
+use crate::consumer::pause::Pause;
+use crate::consumer::progress::Progress;
+use crate::consumer::runtime::{ConsumerError, UnknownType};
+use crate::consumer::shared::Shared;
+use crate::observe::code::Code;
 
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -82,10 +68,9 @@ impl Worker {
             match self.deliver(&delivery).await {
                 Ok(()) => {}
                 Err(Unfinished::Interrupted) => return,
-                Err(Unfinished::Fatal(error)) => return self.shared.fail(error),
+                Err(Unfinished::Fatal(error)) => return self.shared.end.fail(error),
             }
-            self.progress.next.store(delivery.offset + 1, Ordering::Release);
-            self.progress.waiting.fetch_sub(1, Ordering::AcqRel);
+            self.progress.done(&delivery);
         }
     }
 
@@ -142,7 +127,7 @@ impl Worker {
     }
 
     async fn attempts(&mut self, delivery: &Delivery, call: &Call) -> Result<(), Unfinished> {
-        let (mut attempt, mut first_failed_at, mut pause) = (1, None, Pause::new(&self.shared));
+        let (mut attempt, mut first_failed_at, mut pause) = (1, None, Pause::of(&self.shared.retry));
         loop {
             let failed = match self.shared.ground.attempt(call, delivery, attempt).await {
                 Ok(Came::Held) => return self.behind(delivery, &call.event, &call.source_topic).await,
@@ -184,7 +169,7 @@ impl Worker {
         source_topic: &str,
         failed: &Failed,
     ) -> Result<(), Unfinished> {
-        let mut pause = Pause::new(&self.shared);
+        let mut pause = Pause::of(&self.shared.retry);
         loop {
             match self.shared.ground.look(event, source_topic, delivery).await {
                 Ok(Gate::Repeated) => return self.count(Came::Repeated),
@@ -249,14 +234,15 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let letter = letter(&shared.group, delivery, failure);
         let topic = (shared.dead_letter_topic)(&letter.source_topic);
-        let mut pause = Pause::new(&shared);
+        let mut pause = Pause::of(&shared.retry);
         loop {
             let sent = shared.letters.send(&topic, delivery, delivery.headers_of(&letter));
-            let Err(code) = self.interruptible(sent).await? else { break };
+            let Err(refusal) = self.interruptible(sent).await? else { break };
             pause.tell_first(|| {
                 tracing::error!(
+                    code = %Code::LetterUnsent,
                     topic,
-                    code = %code,
+                    error = %refusal,
                     source_topic = delivery.topic,
                     partition = delivery.partition,
                     next_step = "create the dead letter topic, grant WRITE on it, or raise its max.message.bytes",
@@ -268,6 +254,7 @@ impl Worker {
         shared.stats.add_dead(1);
         if failure.reason != Reason::Held {
             tracing::error!(
+                code = %Code::DeadLetter,
                 event.id = named.map(|(event, _)| event.event_id.to_string()),
                 "event.type" = named.map(|(event, _)| event.event_type.as_str()),
                 topic,
@@ -288,7 +275,7 @@ impl Worker {
         source_topic: &str,
         reason: Reason,
     ) -> Result<(), Unfinished> {
-        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::new(&self.shared));
+        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::of(&self.shared.retry));
         while let Err(error) = shared.ground.park(event, source_topic, delivery, reason).await {
             self.wait(&mut pause, event, error).await?;
         }
@@ -298,7 +285,7 @@ impl Worker {
 
     /// An event that is skipped holds its key no longer.
     async fn release(&mut self, event: &Event) -> Result<(), Unfinished> {
-        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::new(&self.shared));
+        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::of(&self.shared.retry));
         while let Err(error) = shared.ground.release(event).await {
             self.wait(&mut pause, event, error).await?;
         }
@@ -327,6 +314,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 fn warn_of(event: &Event, failed: &Failed) {
     tracing::warn!(
+        code = %Code::EventRetried,
         event.id = %event.event_id,
         "event.type" = event.event_type,
         topic = event.topic,
@@ -354,30 +342,5 @@ fn letter(group: &str, delivery: &Delivery, failure: &Failure) -> DeadLetter {
             source_offset: delivery.offset,
             first_failed_at: failure.first_failed_at,
         },
-    }
-}
-
-/// Ever longer pauses with jitter, told once.
-struct Pause {
-    next: Duration,
-    longest: Duration,
-    told: bool,
-}
-
-impl Pause {
-    fn new(shared: &Shared) -> Self {
-        Self { next: shared.retry.first_pause, longest: shared.retry.longest_pause, told: false }
-    }
-
-    fn next(&mut self) -> Duration {
-        let pause = self.next.mul_f64(rand::rng().random_range(0.5..1.0));
-        self.next = (self.next * 2).min(self.longest);
-        pause
-    }
-
-    fn tell_first(&mut self, tell: impl FnOnce()) {
-        if !std::mem::replace(&mut self.told, true) {
-            tell();
-        }
     }
 }

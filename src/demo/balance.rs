@@ -164,7 +164,7 @@ impl Balance {
 }
 
 /// `2 missing, 1 still pending`; `None` when there is nothing to list.
-fn listed(counts: &[(u64, &str)]) -> Option<String> {
+pub(super) fn listed(counts: &[(u64, &str)]) -> Option<String> {
     let some: Vec<_> = counts
         .iter()
         .filter(|(count, _)| *count > 0)
@@ -173,12 +173,19 @@ fn listed(counts: &[(u64, &str)]) -> Option<String> {
     (!some.is_empty()).then(|| some.join(", "))
 }
 
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, kept, count, words } = self;
+        let mark = if *kept { "  ok  " } else { "BROKEN" };
+        write!(f, "{mark}  {name:<15} {:>9}  {words}", grouped(*count))
+    }
+}
+
 impl fmt::Display for Balance {
     /// A line per promise, the verdict, and the ledger's examples when there is something to look into.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Promise { name, kept, count, words } in self.promises() {
-            let mark = if kept { "  ok  " } else { "BROKEN" };
-            writeln!(f, "{mark}  {name:<15} {:>9}  {words}", grouped(count))?;
+        for promise in self.promises() {
+            writeln!(f, "{promise}")?;
         }
         let kills = match self.relay_kills {
             0 => String::new(),

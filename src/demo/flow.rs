@@ -18,8 +18,11 @@ use super::consumer::{self, Consumer, ConsumerError};
 use super::evidence::Evidence;
 use super::narrator::{Narrator, grouped};
 use super::relay_process::RelayProcess;
-use super::servers::{Servers, ServersError, Wanted};
+use super::servers::{Cast, Servers, ServersError, Wanted};
 use super::shop::{self, Shop, Workload};
+
+/// One outbox. Its topic is where events of `order` go by default.
+const CAST: Cast = Cast { schemas: &["public"], topic: "order-events", topics: &["order-events"] };
 
 /// Enough to see that it works, and done in five seconds on a small machine.
 const ACT: Workload = Workload { orders: 1_200, per_second: 800.0 };
@@ -82,7 +85,7 @@ pub async fn run(
     serving: impl FnOnce(&[(&'static str, String)]),
 ) -> Result<Balance, DemoError> {
     let narrator = Narrator::new();
-    let opening = Servers::open(&options.wanted, options.env, narrator);
+    let opening = Servers::open(&options.wanted, options.env, CAST, narrator);
     let mut servers = unless_interrupted(&mut interrupts, async { Ok(opening.await?) }).await?;
     let outcome = play(&mut servers, options.serve.then_some(serving), &mut interrupts, narrator).await;
     servers.clear_away(narrator).await;
@@ -119,7 +122,7 @@ async fn unless_interrupted<T>(
 
 /// Everything that moves. Dropping it stops it.
 struct Play<'a> {
-    servers: &'a Servers,
+    topic: &'a str,
     narrator: Narrator,
     relay: RelayProcess,
     relay_kills: u32,
@@ -130,15 +133,16 @@ struct Play<'a> {
 
 impl<'a> Play<'a> {
     async fn begin(servers: &'a Servers, narrator: Narrator) -> Result<Self, DemoError> {
-        let relay = RelayProcess::start(servers.relay_setup(), narrator).map_err(DemoError::Relay)?;
+        let (place, topic) = servers.first();
+        let relay = RelayProcess::start(&place.setup, narrator).map_err(DemoError::Relay)?;
         if let Some(pid) = relay.pid() {
             narrator.say(format_args!("`outbox-relay run` is process {pid}; its log:"));
         }
         // One more for looking at the outbox while all others are busy.
-        let pool = servers.pool(shop::CLERKS + consumer::APPLIERS as u32 + 1);
-        let consumer = Consumer::start(&servers.kafka_client(), servers.topic(), &pool).await?;
+        let pool = servers.pool(place, shop::CLERKS + consumer::APPLIERS as u32 + 1);
+        let consumer = Consumer::start(&servers.kafka_client(), topic, &pool).await?;
         let shop = Shop::open(pool.clone()).await.map_err(DemoError::Shop)?;
-        Ok(Self { servers, narrator, relay, relay_kills: 0, consumer, shop, pool })
+        Ok(Self { topic, narrator, relay, relay_kills: 0, consumer, shop, pool })
     }
 
     /// The orders, and the kill in their midst.
@@ -194,7 +198,7 @@ impl<'a> Play<'a> {
         };
         self.narrator.say("everything has come to rest; comparing the tables with the topic\n");
         let evidence = Evidence::gather(&self.pool, self.shop.books(), consumed).await.map_err(DemoError::Evidence)?;
-        let balance = evidence.compare(self.servers.topic());
+        let balance = evidence.compare(self.topic);
         Ok(Balance { relay_kills: self.relay_kills, elapsed: self.narrator.elapsed(), ..balance })
     }
 

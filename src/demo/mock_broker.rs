@@ -42,12 +42,14 @@ pub enum MockBrokerError {
 ///
 /// # Errors
 /// When the cluster cannot listen on 127.0.0.1, or nobody reads stdout.
-pub(crate) fn serve(topic: &str, partitions: i32) -> Result<(), MockBrokerError> {
+pub(crate) fn serve(topics: &[String], partitions: i32) -> Result<(), MockBrokerError> {
     let cluster = MockCluster::new(BROKERS)?;
     for broker in 1..=BROKERS {
         cluster.broker_round_trip_time(broker, ROUND_TRIP)?;
     }
-    cluster.create_topic(topic, partitions, BROKERS)?;
+    for topic in topics {
+        cluster.create_topic(topic, partitions, BROKERS)?;
+    }
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{}", cluster.bootstrap_servers())?;
     stdout.flush()?;
@@ -65,9 +67,10 @@ pub(super) struct MockBroker {
 
 impl MockBroker {
     /// Starts the process and waits for its address. Blocks.
-    pub(super) fn start(topic: &str, partitions: i32) -> Result<Self, MockBrokerError> {
+    pub(super) fn start(topics: &[&str], partitions: i32) -> Result<Self, MockBrokerError> {
         let mut process = Command::new(std::env::current_exe()?)
-            .args([SUBCOMMAND, topic, &partitions.to_string()])
+            .args([SUBCOMMAND, &partitions.to_string()])
+            .args(topics)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Ctrl-C at the terminal is for us; the broker ends when we let go of it.

@@ -127,6 +127,7 @@ impl Log {
     }
 }
 
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
+/// A file that nobody else can read.
+pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }

@@ -1,33 +1,31 @@
-//! Where a demo happens: on private servers that come and go with it, or on the user's own, in a schema and a topic of its own that
+//! Where a demo happens: on private servers that come and go with it, or on the user's own, in schemas and topics of its own that
 //! are removed at the end.
 
+mod place;
 mod wanted;
 
 use std::collections::BTreeMap;
 
 use rand::Rng;
 use rdkafka::ClientConfig;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 use tokio::task::block_in_place;
 
 use super::mock_broker::{MockBroker, MockBrokerError};
 use super::narrator::Narrator;
 use super::postgres::{PostgresError, PostgresOptions, PrivatePostgres};
-use super::relay_process::RelaySetup;
 use super::topic::{self, TopicError};
 use crate::config::{ConfigError, Needs, Settings, Sources};
 use crate::store::names::quote;
 use crate::store::schema::{self, MigrateOptions, SchemaError};
-use crate::store::{Names, session};
+use crate::store::session;
+pub(super) use place::{Cast, Place};
 use wanted::{BROKERS, DATABASE};
 pub use wanted::{HalfGiven, Wanted};
 
-/// Partitions of the demo's topic.
+/// Partitions of each topic.
 const PARTITIONS: i32 = 6;
-
-/// The topic on the private broker: where events of `order` go by default.
-const PRIVATE_TOPIC: &str = "order-events";
 
 /// The demo's sessions in `pg_stat_activity`.
 const SESSION: &str = "outbox-relay demo";
@@ -65,13 +63,13 @@ pub enum ServersError {
 #[derive(Debug)]
 pub(super) struct Servers {
     settings: Settings,
-    names: Names,
-    topic: String,
-    setup: RelaySetup,
+    /// One per schema of the cast, in that order.
+    places: Vec<Place>,
+    topics: Vec<String>,
     private: Option<Private>,
-    /// On the user's servers, what may be there to be removed.
-    schema_to_remove: bool,
-    topic_to_remove: bool,
+    /// On the user's servers, what may be there to be removed: the first so many of either.
+    schemas_to_remove: usize,
+    topics_to_remove: usize,
 }
 
 /// Dropping them ends them.
@@ -87,119 +85,124 @@ impl Servers {
     pub(super) async fn open(
         wanted: &Wanted,
         env: BTreeMap<String, String>,
+        cast: Cast,
         narrator: Narrator,
     ) -> Result<Self, ServersError> {
         match wanted {
-            Wanted::Private => Self::private(env, narrator).await,
-            Wanted::Own => Self::own(env),
+            Wanted::Private => Self::private(env, cast, narrator).await,
+            Wanted::Own => Self::own(env, cast),
         }
     }
 
-    async fn private(env: BTreeMap<String, String>, narrator: Narrator) -> Result<Self, ServersError> {
+    async fn private(env: BTreeMap<String, String>, cast: Cast, narrator: Narrator) -> Result<Self, ServersError> {
         narrator.say("starting a private Postgres (downloads one if this machine has none)");
         // Nothing of it outlives the demo, so nothing has to survive a crash of the machine.
         let options = PostgresOptions { durable: false, ..PostgresOptions::default() };
         let postgres =
             PrivatePostgres::start(options).await.map_err(|error| ServersError::Postgres(Box::new(error)))?;
         narrator.say(format_args!("Postgres {} runs on 127.0.0.1:{}", postgres.major(), postgres.port()));
-        let broker = block_in_place(|| MockBroker::start(PRIVATE_TOPIC, PARTITIONS))?;
+        let broker = block_in_place(|| MockBroker::start(cast.topics, PARTITIONS))?;
         narrator.say(format_args!(
             "a stand-in for Kafka (librdkafka's mock cluster) runs on {}",
             broker.bootstrap_servers()
         ));
 
         let url = postgres.url("postgres");
-        let given = [("database_url", url.as_str()), ("kafka_bootstrap_servers", broker.bootstrap_servers())];
+        let brokers = broker.bootstrap_servers().to_owned();
+        let given = [("database_url", url.as_str()), ("kafka_bootstrap_servers", &brokers), ("topic", cast.topic)];
         let sources = Sources {
             overrides: given.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             ..Sources::default()
         };
         let settings = Settings::load(sources, Needs::DatabaseAndKafka)?;
-        let hidden_variables = env.into_keys().filter(|name| is_setting(name)).collect();
-        let setup = RelaySetup { settings: relay_settings(&given), hidden_variables };
-        let names = names(&settings);
+        let hidden: Vec<String> = env.into_keys().filter(|name| is_setting(name)).collect();
+        let place = |schema: &&str| Place::new(schema, "", &settings.outbox, &given, hidden.clone());
+        let places = cast.schemas.iter().map(place).collect();
+        let topics = cast.topics.iter().map(|topic| (*topic).to_owned()).collect();
         let private = Some(Private { postgres, _broker: broker, url });
-        Ok(Self {
-            settings,
-            names,
-            topic: PRIVATE_TOPIC.to_owned(),
-            setup,
-            private,
-            schema_to_remove: false,
-            topic_to_remove: false,
-        })
+        Ok(Self { settings, places, topics, private, schemas_to_remove: 0, topics_to_remove: 0 })
     }
 
     /// The user's settings for Postgres and Kafka hold, those of their relay do not.
-    fn own(env: BTreeMap<String, String>) -> Result<Self, ServersError> {
+    fn own(env: BTreeMap<String, String>, cast: Cast) -> Result<Self, ServersError> {
         let random: u32 = rand::rng().random();
-        let (schema, topic) = (format!("outbox_demo_{random:08x}"), format!("outbox-demo-{random:08x}"));
-        let given = [("schema", schema.as_str()), ("topic", topic.as_str())];
+        let (schema_prefix, topic_prefix) =
+            (format!("outbox_demo_{random:08x}_"), format!("outbox-demo-{random:08x}-"));
+        let topic = format!("{topic_prefix}{}", cast.topic);
+        let given = [("topic", topic.as_str())];
         let (hidden, env): (BTreeMap<_, _>, BTreeMap<_, _>) = env.into_iter().partition(|(name, _)| is_relays(name));
         let overrides = given.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let settings = Settings::load(Sources { file: None, env, overrides }, Needs::DatabaseAndKafka)?;
-        let setup = RelaySetup { settings: relay_settings(&given), hidden_variables: hidden.into_keys().collect() };
-        let names = names(&settings);
-        Ok(Self { settings, names, topic, setup, private: None, schema_to_remove: false, topic_to_remove: false })
+        let hidden: Vec<String> = hidden.into_keys().collect();
+        let place = |schema: &&str| Place::new(schema, &schema_prefix, &settings.outbox, &given, hidden.clone());
+        let places = cast.schemas.iter().map(place).collect();
+        let topics = cast.topics.iter().map(|topic| format!("{topic_prefix}{topic}")).collect();
+        Ok(Self { settings, places, topics, private: None, schemas_to_remove: 0, topics_to_remove: 0 })
     }
 
-    /// Creates the outbox and the topic.
+    /// Creates the outboxes and the topics.
     pub(super) async fn prepare(&mut self, narrator: Narrator) -> Result<(), ServersError> {
         let mut connection = self.connect().await?;
-        self.schema_to_remove = self.private.is_none();
-        schema::migrate(&mut connection, &self.names, &MigrateOptions::default()).await?;
-        narrator.say(format_args!("the outbox is migrated: {}", self.names.outbox()));
-        if self.private.is_none() {
+        for (index, place) in self.places.iter().enumerate() {
+            if self.private.is_none() {
+                self.schemas_to_remove = index + 1;
+            }
+            schema::migrate(&mut connection, &place.names, &MigrateOptions::default()).await?;
+            narrator.say(format_args!("the outbox is migrated: {}", place.names.outbox()));
+        }
+        if self.private.is_some() {
+            return Ok(());
+        }
+        for (index, topic) in self.topics.iter().enumerate() {
             // Before, because an interrupt may come between the cluster's doing and its answer.
-            self.topic_to_remove = true;
-            let created = topic::create(&self.kafka_client(), &self.topic, PARTITIONS).await;
-            self.topic_to_remove = created.is_ok();
+            self.topics_to_remove = index + 1;
+            let created = topic::create(&self.kafka_client(), topic, PARTITIONS).await;
+            if created.is_err() {
+                self.topics_to_remove = index;
+            }
             created?;
-            narrator.say(format_args!("the topic {} is created", self.topic));
+            narrator.say(format_args!("the topic {topic} is created"));
         }
         Ok(())
     }
 
     /// Removes what [`Servers::prepare`] has created, as far as it got; says what it could not remove.
     pub(super) async fn clear_away(self, narrator: Narrator) {
-        if self.schema_to_remove
-            && let Err(error) = self.drop_schema().await
-        {
-            let schema = self.names.schema();
-            narrator.say(format_args!("the schema {schema} could not be removed, drop it by hand: {error}"));
+        for place in &self.places[..self.schemas_to_remove] {
+            if let Err(error) = self.drop_schema(place).await {
+                let schema = place.names.schema();
+                narrator.say(format_args!("the schema {schema} could not be removed, drop it by hand: {error}"));
+            }
         }
-        if self.topic_to_remove
-            && let Err(error) = topic::delete(&self.kafka_client(), &self.topic).await
-        {
-            narrator.say(format_args!("the topic {} could not be removed, delete it by hand: {error}", self.topic));
+        for topic in &self.topics[..self.topics_to_remove] {
+            if let Err(error) = topic::delete(&self.kafka_client(), topic).await {
+                narrator.say(format_args!("the topic {topic} could not be removed, delete it by hand: {error}"));
+            }
         }
         if let Some(private) = self.private {
             private.postgres.stop().await;
         }
     }
 
-    async fn drop_schema(&self) -> Result<(), sqlx::Error> {
+    async fn drop_schema(&self, place: &Place) -> Result<(), sqlx::Error> {
         let database = &self.settings.database;
         let mut connection = session::connect(&database.connect_options(), SESSION, database.connect_timeout).await?;
-        let statement = format!("drop schema if exists {} cascade", self.names.schema());
+        let statement = format!("drop schema if exists {} cascade", place.names.schema());
         connection.execute(AssertSqlSafe(statement)).await?;
         connection.close().await
     }
 
     async fn connect(&self) -> Result<PgConnection, ServersError> {
-        let connected =
-            session::connect(&self.connect_options(), SESSION, self.settings.database.connect_timeout).await;
+        let options = self.settings.database.connect_options();
+        let connected = session::connect(&options, SESSION, self.settings.database.connect_timeout).await;
         connected.map_err(|source| ServersError::Connect { target: self.settings.database.target(), source })
     }
 
-    /// Connections of at most this number, which find the demo's tables without naming the schema.
-    pub(super) fn pool(&self, connections: u32) -> PgPool {
-        PgPoolOptions::new().max_connections(connections).connect_lazy_with(self.connect_options())
-    }
-
-    fn connect_options(&self) -> PgConnectOptions {
+    /// Connections of at most this number, which find a place's tables without naming the schema.
+    pub(super) fn pool(&self, place: &Place, connections: u32) -> PgPool {
         let options = self.settings.database.connect_options().application_name(SESSION);
-        options.options([("search_path", quote(self.names.schema_raw()))])
+        let options = options.options([("search_path", quote(place.names.schema_raw()))]);
+        PgPoolOptions::new().max_connections(connections).connect_lazy_with(options)
     }
 
     /// A consumer's and an administrator's settings.
@@ -218,14 +221,24 @@ impl Servers {
         }
     }
 
-    /// How the relay is to run here.
-    pub(super) fn relay_setup(&self) -> &RelaySetup {
-        &self.setup
+    /// The outboxes, in the order of the cast.
+    pub(super) fn places(&self) -> &[Place] {
+        &self.places
     }
 
-    /// Where the events go.
-    pub(super) fn topic(&self) -> &str {
-        &self.topic
+    /// The topics, in the order of the cast.
+    pub(super) fn topics(&self) -> &[String] {
+        &self.topics
+    }
+
+    /// The one outbox, and its one topic.
+    pub(super) fn first(&self) -> (&Place, &str) {
+        (&self.places[0], &self.topics[0])
+    }
+
+    /// True where nobody else is.
+    pub(super) fn are_private(&self) -> bool {
+        self.private.is_some()
     }
 
     /// What a visitor of `--serve` needs, as environment variables. The user knows their own servers.
@@ -233,14 +246,12 @@ impl Servers {
         let brokers = self.settings.kafka.as_ref().map(|kafka| kafka.brokers().to_owned()).unwrap_or_default();
         match &self.private {
             Some(private) => vec![(DATABASE, private.url.clone()), (BROKERS, brokers)],
-            None => vec![("RELAY_SCHEMA", self.names.schema_raw().to_owned()), ("RELAY_TOPIC", self.topic.clone())],
+            None => {
+                let schema = self.places.first().map(|place| place.names.schema_raw().to_owned()).unwrap_or_default();
+                vec![("RELAY_SCHEMA", schema), ("RELAY_TOPIC", self.topics.first().cloned().unwrap_or_default())]
+            }
         }
     }
-}
-
-fn names(settings: &Settings) -> Names {
-    let outbox = &settings.outbox;
-    Names::new(&outbox.schema, &outbox.table, &outbox.processed_table)
 }
 
 /// What every demo's relay is told besides.

@@ -71,6 +71,7 @@ pub struct ServerCommand {
     directory: PathBuf,
     log: PathBuf,
     user: Option<ServerUser>,
+    environment: Vec<(OsString, OsString)>,
 }
 
 impl ServerCommand {
@@ -84,6 +85,7 @@ impl ServerCommand {
             directory: directory.to_owned(),
             log: log.to_owned(),
             user: None,
+            environment: Vec::new(),
         }
     }
 
@@ -91,6 +93,14 @@ impl ServerCommand {
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
         self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets variables, beside those of this process.
+    #[must_use]
+    pub fn envs<N: AsRef<OsStr>, V: AsRef<OsStr>>(mut self, variables: impl IntoIterator<Item = (N, V)>) -> Self {
+        let owned = |(name, value): (N, V)| (name.as_ref().to_owned(), value.as_ref().to_owned());
+        self.environment.extend(variables.into_iter().map(owned));
         self
     }
 
@@ -132,6 +142,7 @@ impl Tether {
             .arg(command.grace.as_secs().to_string())
             .arg(&command.program)
             .args(&command.arguments)
+            .envs(command.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(&command.directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,6 +1,6 @@
 //! The demo's topic on a real cluster.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -9,6 +9,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 /// For an answer of the cluster.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// As many replicas as the cluster gives by itself.
 const REPLICAS_BY_DEFAULT: i32 = -1;
@@ -21,6 +23,14 @@ pub enum TopicError {
     Refused {
         /// The topic.
         topic: String,
+        /// Its answer.
+        code: RDKafkaErrorCode,
+    },
+    /// The cluster keeps a consumer group.
+    #[error("the Kafka cluster refuses to delete the consumer group {group}: {code}")]
+    Group {
+        /// The group.
+        group: String,
         /// Its answer.
         code: RDKafkaErrorCode,
     },
@@ -46,6 +56,24 @@ pub(super) async fn delete(config: &ClientConfig, name: &str) -> Result<(), Topi
         Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => Ok(()),
         result => result.map(drop).map_err(refused),
     })
+}
+
+/// Deletes consumer groups, as far as they are there. A static member does not leave when it stops: its group is empty once its session
+/// has run out.
+pub(super) async fn delete_groups(config: &ClientConfig, names: &[&str], session: Duration) -> Result<(), TopicError> {
+    let admin = admin(config)?;
+    let deadline = Instant::now() + session * 2;
+    loop {
+        let results = admin.delete_groups(names, &options()).await.map_err(TopicError::Unreachable)?;
+        let failed = results.into_iter().filter_map(Result::err);
+        let mut failed = failed.filter(|(_, code)| *code != RDKafkaErrorCode::GroupIdNotFound);
+        match failed.next() {
+            None => return Ok(()),
+            Some((_, RDKafkaErrorCode::NonEmptyGroup)) if Instant::now() < deadline => {}
+            Some((group, code)) => return Err(TopicError::Group { group, code }),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 fn admin(config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>, TopicError> {

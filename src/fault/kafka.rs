@@ -3,6 +3,7 @@
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::{Class, Fault, fault};
+use crate::observe::code::Code as Runbook;
 
 /// Codes that mean the same.
 #[derive(Debug)]
@@ -15,8 +16,11 @@ pub(super) struct Entry {
 }
 
 /// A code that librdkafka has learnt after this table was written. It may have been delivered, like any other that is not known.
-const UNHEARD_OF: Fault =
-    fault(Class::Outage, "report this code: this version does not know it; the events are sent again until then");
+const UNHEARD_OF: Fault = fault(
+    Class::Outage,
+    Runbook::BrokerAnswer,
+    "report this code: this version does not know it; the events are sent again until then",
+);
 
 /// What librdkafka's error codes mean for a record that was not acknowledged.
 pub(crate) fn of_kafka(code: Code) -> Fault {
@@ -38,12 +42,20 @@ pub(super) const TABLE: &[Entry] = &[
             Code::ListenerNotFound,
         ],
         meaning: "no broker, or not the right one, can be reached",
-        fault: fault(Class::Outage, "check that the brokers run and can be reached"),
+        fault: fault(
+            Class::Outage,
+            Runbook::BrokerUnreachable,
+            "check that the brokers run and that KAFKA_BOOTSTRAP_SERVERS and their advertised.listeners reach them",
+        ),
     },
     Entry {
         codes: &[Code::Resolve],
         meaning: "a broker's name cannot be resolved",
-        fault: fault(Class::Outage, "check KAFKA_BOOTSTRAP_SERVERS, the brokers' advertised.listeners and the DNS"),
+        fault: fault(
+            Class::Outage,
+            Runbook::BrokerName,
+            "check KAFKA_BOOTSTRAP_SERVERS, the brokers' advertised.listeners and the DNS",
+        ),
     },
     Entry {
         codes: &[
@@ -60,6 +72,7 @@ pub(super) const TABLE: &[Entry] = &[
         meaning: "no answer in time; the record may have been written",
         fault: fault(
             Class::Outage,
+            Runbook::BrokerTimeout,
             "check the brokers' load and the network; raise RELAY_PUBLISH_TIMEOUT if it recurs",
         ),
     },
@@ -79,22 +92,30 @@ pub(super) const TABLE: &[Entry] = &[
             Code::OffsetNotAvailable,
         ],
         meaning: "the partition's leader has moved or is being elected",
-        fault: fault(Class::Outage, "none if it passes; else see which partitions have no leader"),
+        fault: fault(
+            Class::Outage,
+            Runbook::TopicLeaderless,
+            "none if it passes; else see which partitions have no leader",
+        ),
     },
     Entry {
         codes: &[Code::NotEnoughReplicas, Code::NotEnoughReplicasAfterAppend, Code::ISRInsufficient],
         meaning: "fewer than min.insync.replicas are in sync",
-        fault: fault(Class::Outage, "bring the topic's replicas back: fewer than min.insync.replicas are in sync"),
+        fault: fault(
+            Class::Outage,
+            Runbook::TopicMinIsr,
+            "bring the topic's replicas back: fewer than min.insync.replicas are in sync",
+        ),
     },
     Entry {
         codes: &[Code::KafkaStorageError, Code::LogDirNotFound],
         meaning: "the broker cannot write to its disk",
-        fault: fault(Class::Outage, "see the broker's log and its disks"),
+        fault: fault(Class::Outage, Runbook::BrokerDisk, "see the broker's log and its disks"),
     },
     Entry {
         codes: &[Code::ThrottlingQuotaExceeded],
         meaning: "the relay's user is over its quota",
-        fault: fault(Class::Outage, "raise the quota of the relay's user, or wait"),
+        fault: fault(Class::Outage, Runbook::BrokerQuota, "raise the quota of the relay's user, or wait"),
     },
     Entry {
         codes: &[
@@ -114,12 +135,20 @@ pub(super) const TABLE: &[Entry] = &[
             Code::BrokerDestroy,
         ],
         meaning: "this producer can go on no more; a new one sends what is unacknowledged again, in order",
-        fault: fault(Class::Outage, "none if it passes; if it recurs see the brokers' log and report it"),
+        fault: fault(
+            Class::Outage,
+            Runbook::ProducerLost,
+            "none if it passes; if it recurs see the brokers' log and report it",
+        ),
     },
     Entry {
         codes: &[Code::CriticalSystemResource, Code::FileSystem, Code::QueueFull, Code::Interrupted],
         meaning: "the relay's own machine is short of something",
-        fault: fault(Class::Outage, "check the memory, the threads and the disk of the relay's machine"),
+        fault: fault(
+            Class::Outage,
+            Runbook::ClientResources,
+            "check the memory, the threads and the disk of the relay's machine",
+        ),
     },
     Entry {
         codes: &[
@@ -130,43 +159,57 @@ pub(super) const TABLE: &[Entry] = &[
             Code::TopicDeletionDisabled,
         ],
         meaning: "the topic does not exist, or no longer",
-        fault: fault(Class::Destination, "create the topic"),
+        fault: fault(Class::Destination, Runbook::TopicMissing, "create the topic"),
     },
     Entry {
         codes: &[Code::TopicAuthorizationFailed],
         meaning: "the right to write the topic is missing",
-        fault: fault(Class::Destination, "grant the relay's user WRITE and DESCRIBE on the topic"),
+        fault: fault(
+            Class::Destination,
+            Runbook::TopicUnauthorized,
+            "grant the relay's user WRITE and DESCRIBE on the topic",
+        ),
     },
     Entry {
         codes: &[Code::InvalidTopic],
         meaning: "the cluster does not accept the topic's name",
-        fault: fault(Class::Destination, "mend the topic's name in RELAY_TOPIC or in the row's topic column"),
+        fault: fault(
+            Class::Destination,
+            Runbook::TopicIllegal,
+            "mend the topic's name in RELAY_TOPIC or in the row's topic column",
+        ),
     },
     Entry {
         codes: &[Code::MessageSizeTooLarge, Code::InvalidMessageSize, Code::MessageBatchTooLarge],
         meaning: "the record is too large, or the batch: then it is made smaller until the record is alone",
         fault: fault(
             Class::Row,
+            Runbook::MessageTooLarge,
             "raise the topic's max.message.bytes and KAFKA_MESSAGE_MAX_BYTES, or discard the event",
         ),
     },
     Entry {
         codes: &[Code::InvalidRecord, Code::InvalidMessage, Code::PolicyViolation, Code::UnsupportedForMessageFormat],
         meaning: "the broker refuses the record; a compacted topic refuses records without a key",
-        fault: fault(Class::Row, "the broker refuses the record: mend the event, or discard it"),
+        fault: fault(
+            Class::Row,
+            Runbook::RecordRefused,
+            "the broker refuses the record: mend the event, or discard it",
+        ),
     },
     Entry {
         codes: &[Code::InvalidTimestamp],
         meaning: "the record's time is outside what the topic accepts",
         fault: fault(
             Class::Row,
+            Runbook::RecordTimestamp,
             "created_at is outside what the topic accepts (message.timestamp.before/after.max.ms)",
         ),
     },
     Entry {
         codes: &[Code::ClusterAuthorizationFailed, Code::TransactionalIdAuthorizationFailed],
         meaning: "the right to be an idempotent producer is missing",
-        fault: fault(Class::Operator, "grant the relay's user IDEMPOTENT_WRITE on the cluster"),
+        fault: fault(Class::Operator, Runbook::ProducerRight, "grant the relay's user IDEMPOTENT_WRITE on the cluster"),
     },
     Entry {
         codes: &[
@@ -186,12 +229,20 @@ pub(super) const TABLE: &[Entry] = &[
             Code::DelegationTokenExpired,
         ],
         meaning: "the brokers do not let the relay in",
-        fault: fault(Class::Operator, "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_MECHANISM, user and password"),
+        fault: fault(
+            Class::Operator,
+            Runbook::BrokerLogin,
+            "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_MECHANISM, user and password",
+        ),
     },
     Entry {
         codes: &[Code::SSL],
         meaning: "no TLS connection can be made",
-        fault: fault(Class::Operator, "check KAFKA_SSL_CA_LOCATION and the broker's certificate"),
+        fault: fault(
+            Class::Operator,
+            Runbook::BrokerTls,
+            "see dates and issuer of the broker's certificate (docs/runbook.md); KAFKA_SSL_CA_LOCATION has to know the issuer",
+        ),
     },
     Entry {
         codes: &[
@@ -201,12 +252,16 @@ pub(super) const TABLE: &[Entry] = &[
             Code::UnknownProtocol,
         ],
         meaning: "the broker is too old for what the relay asks of it",
-        fault: fault(Class::Operator, "upgrade the broker, or choose another KAFKA_COMPRESSION_TYPE"),
+        fault: fault(
+            Class::Operator,
+            Runbook::BrokerOld,
+            "upgrade the broker, or choose another KAFKA_COMPRESSION_TYPE",
+        ),
     },
     Entry {
         codes: &[Code::GroupAuthorizationFailed],
         meaning: "the right to use the consumer group is missing; `verify` and consumers meet it, a relay does not",
-        fault: fault(Class::Operator, "grant the user READ on the group"),
+        fault: fault(Class::Operator, Runbook::GroupRight, "grant the user READ on the group"),
     },
     Entry {
         codes: &[
@@ -220,7 +275,7 @@ pub(super) const TABLE: &[Entry] = &[
             Code::InvalidTransactionTimeout,
         ],
         meaning: "a coordinator of groups or transactions is away; a relay asks none",
-        fault: fault(Class::Outage, "none if it passes; else see the brokers' log"),
+        fault: fault(Class::Outage, Runbook::CoordinatorAway, "none if it passes; else see the brokers' log"),
     },
     Entry {
         codes: &[
@@ -263,7 +318,7 @@ pub(super) const TABLE: &[Entry] = &[
             Code::Underflow,
         ],
         meaning: "told to consumers; no answer to a record that was sent",
-        fault: fault(Class::Outage, "report this: the relay was told what only consumers are"),
+        fault: fault(Class::Outage, Runbook::BrokerAnswer, "report this: the relay was told what only consumers are"),
     },
     Entry {
         codes: &[
@@ -284,7 +339,11 @@ pub(super) const TABLE: &[Entry] = &[
             Code::TelemetryTooLarge,
         ],
         meaning: "told to administrators; no answer to a record that was sent",
-        fault: fault(Class::Outage, "report this: the relay was told what only administrators are"),
+        fault: fault(
+            Class::Outage,
+            Runbook::BrokerAnswer,
+            "report this: the relay was told what only administrators are",
+        ),
     },
     Entry {
         codes: &[
@@ -307,12 +366,16 @@ pub(super) const TABLE: &[Entry] = &[
             Code::Unknown,
         ],
         meaning: "a call that was not understood; whether the record was written is not known",
-        fault: fault(Class::Outage, "report this with the log; the events are sent again until then"),
+        fault: fault(
+            Class::Outage,
+            Runbook::BrokerAnswer,
+            "report this with the log; the events are sent again until then",
+        ),
     },
     Entry {
         codes: &[Code::NoError, Code::Begin, Code::End, Code::EndAll],
         meaning: "no error: marks of librdkafka's own list",
-        fault: fault(Class::Outage, "report this: librdkafka told of no error as of one"),
+        fault: fault(Class::Outage, Runbook::BrokerAnswer, "report this: librdkafka told of no error as of one"),
     },
 ];
 

@@ -3,13 +3,14 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::{Class, kafka, postgres};
+use super::{Class, Fault, kafka, postgres};
 
 const HEAD: &str = "\
 # Failures
 
 Every error code of Kafka (as librdkafka tells it) and of Postgres (SQLSTATE) that a relay can be told, what it means, and what to do.
-Rendered from `src/fault`; a test compares it, and another makes sure that no code is left out.
+Rendered from `src/fault`; a test compares it, and another makes sure that no code is left out. The log, `check` and the command line
+name each by its code of the [runbook](runbook.md).
 
 | class | what the relay does | costs an attempt |
 |---|---|---|
@@ -37,11 +38,14 @@ fn word(class: Class) -> &'static str {
     }
 }
 
-fn table(page: &mut String, title: &str, mut rows: Vec<(Class, String, &str, &str)>) {
-    rows.sort_by_key(|(class, ..)| *class);
-    let _ = write!(page, "\n## {title}\n\n| class | codes | meaning | what to do |\n|---|---|---|---|\n");
-    for (class, codes, meaning, next_step) in rows {
-        let _ = writeln!(page, "| {} | {codes} | {meaning} | {next_step} |", word(class));
+fn table(page: &mut String, title: &str, mut rows: Vec<(Fault, String, &str)>) {
+    rows.sort_by_key(|(fault, ..)| fault.class);
+    let _ =
+        write!(page, "\n## {title}\n\n| class | runbook | told as | meaning | what to do |\n|---|---|---|---|---|\n");
+    for (Fault { class, code, next_step }, told_as, meaning) in rows {
+        let anchor = format!("{code}-{}", code.name()).to_lowercase();
+        let _ =
+            writeln!(page, "| {} | [{code}](runbook.md#{anchor}) | {told_as} | {meaning} | {next_step} |", word(class));
     }
 }
 
@@ -53,13 +57,11 @@ fn render() -> String {
     let mut page = HEAD.to_owned();
     let rows = kafka::TABLE.iter().map(|entry| {
         let codes: Vec<_> = entry.codes.iter().map(|code| format!("{code:?}")).collect();
-        (entry.fault.class, quoted(&codes), entry.meaning, entry.fault.next_step)
+        (entry.fault, quoted(&codes), entry.meaning)
     });
     table(&mut page, "Kafka", rows.collect());
     page.push_str("\nCodes are named as in rdkafka's `RDKafkaErrorCode`, which is how the log names them.\n");
-    let rows = postgres::TABLE
-        .iter()
-        .map(|entry| (entry.fault.class, quoted(entry.states), entry.meaning, entry.fault.next_step));
+    let rows = postgres::TABLE.iter().map(|entry| (entry.fault, quoted(entry.states), entry.meaning));
     table(&mut page, "Postgres", rows.collect());
     page.push_str("\nTwo characters stand for the whole class but for the codes that are named by themselves.\n");
     page

@@ -1,6 +1,7 @@
 //! SQLSTATEs, and the errors of the client that have none.
 
 use super::{Class, Fault, fault};
+use crate::observe::code::Code;
 
 /// SQLSTATEs that mean the same: whole ones of five characters, or classes of two.
 #[derive(Debug)]
@@ -12,12 +13,19 @@ pub(super) struct Entry {
     pub(super) fault: Fault,
 }
 
-const fn entry(states: &'static [&'static str], meaning: &'static str, class: Class, next_step: &'static str) -> Entry {
-    Entry { states, meaning, fault: fault(class, next_step) }
+const fn entry(
+    states: &'static [&'static str],
+    meaning: &'static str,
+    class: Class,
+    code: Code,
+    next_step: &'static str,
+) -> Entry {
+    Entry { states, meaning, fault: fault(class, code, next_step) }
 }
 
 /// A class that no Postgres has: an extension's, a proxy's.
-const FOREIGN: Fault = fault(Class::Operator, "see the error: the database refused a statement of the relay");
+const FOREIGN: Fault =
+    fault(Class::Operator, Code::DatabaseRefused, "see the error: the database refused a statement of the relay");
 
 /// What an error of the database means.
 pub(crate) fn of_database(error: &sqlx::Error) -> Fault {
@@ -37,12 +45,18 @@ fn of_state(state: &str) -> Fault {
 /// Errors that no server has sent.
 fn of_client(error: &sqlx::Error) -> Fault {
     match error {
-        sqlx::Error::Tls(_) => fault(Class::Operator, "check sslmode and sslrootcert in DATABASE_URL"),
-        sqlx::Error::Configuration(_) => fault(Class::Operator, "check DATABASE_URL"),
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => {
-            fault(Class::Outage, "check that the database runs and can be reached")
+        sqlx::Error::Tls(_) => {
+            fault(Class::Operator, Code::DatabaseTls, "check sslmode and sslrootcert in DATABASE_URL")
         }
-        _ => fault(Class::Operator, "report this: the database answered what the relay does not understand"),
+        sqlx::Error::Configuration(_) => fault(Class::Operator, Code::ConfigurationRefused, "check DATABASE_URL"),
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => {
+            fault(Class::Outage, Code::DatabaseUnreachable, "check that the database runs and can be reached")
+        }
+        _ => fault(
+            Class::Operator,
+            Code::DatabaseRefused,
+            "report this: the database answered what the relay does not understand",
+        ),
     }
 }
 
@@ -52,141 +66,176 @@ pub(super) const TABLE: &[Entry] = &[
         &["08", "57", "57P01", "57P02", "57P03", "57P05"],
         "the connection broke, or the server stops, starts or recovers",
         Class::Outage,
+        Code::DatabaseUnreachable,
         "check that the database runs and can be reached",
     ),
     entry(
         &["08P01"],
         "a message out of turn; poolers tell their own errors by it",
         Class::Outage,
+        Code::PoolerError,
         "see the log of the pooler between relay and database, if there is one",
     ),
     entry(
         &["57014"],
         "a statement was cancelled, or outlasted statement_timeout",
         Class::Outage,
+        Code::DatabaseSlow,
         "see what the database is busy with: pg_stat_activity, its disks, its locks",
     ),
     entry(
         &["57P04", "3D000", "3D"],
         "there is no such database",
         Class::Operator,
+        Code::DatabaseName,
         "check the database's name in DATABASE_URL",
     ),
     entry(
         &["25006"],
         "the server is read-only",
         Class::Outage,
+        Code::DatabaseReadOnly,
         "this server is read-only, a standby perhaps: point DATABASE_URL at the primary",
     ),
     entry(
         &["25P03"],
         "the relay's transaction idled for longer than it may",
         Class::Outage,
+        Code::RelayFrozen,
         "the relay was frozen for longer than RELAY_PUBLISH_TIMEOUT: give it CPU",
     ),
     entry(
         &["25P04"],
         "transaction_timeout ended the relay's transaction",
         Class::Operator,
+        Code::TransactionTimeout,
         "raise transaction_timeout of the relay's user above RELAY_PUBLISH_TIMEOUT",
     ),
     entry(
         &["40", "40001", "40P01"],
         "the transaction was rolled back: a deadlock, a serialization failure",
         Class::Outage,
+        Code::DatabaseDeadlock,
         "none if it passes; else see which other session locks rows of the outbox",
     ),
     entry(
         &["55P03"],
         "another session holds a lock",
         Class::Outage,
-        "another session holds a lock: see pg_locks and pg_blocking_pids()",
+        Code::DatabaseLocked,
+        "`outbox-relay status` names the session that holds the lock: end its transaction",
     ),
     entry(
         &["53300"],
         "no connection is left",
         Class::Outage,
+        Code::DatabaseConnections,
         "the server has no connection left: raise max_connections or stop a client",
     ),
-    entry(&["53100"], "the server's disk is full", Class::Outage, "the server's disk is full: free space"),
+    entry(
+        &["53100"],
+        "the server's disk is full",
+        Class::Outage,
+        Code::DatabaseFull,
+        "the server's disk is full: free space",
+    ),
     entry(
         &["53", "53200", "53400"],
         "the server is short of memory or of something else",
         Class::Outage,
+        Code::DatabaseResources,
         "see the server's log: it is short of a resource",
     ),
-    entry(&["58", "58030"], "the server's system failed it", Class::Outage, "see the server's log and its disks"),
-    entry(&["72"], "a snapshot was too old", Class::Outage, "none if it passes"),
+    entry(
+        &["58", "58030"],
+        "the server's system failed it",
+        Class::Outage,
+        Code::DatabaseResources,
+        "see the server's log and its disks",
+    ),
+    entry(&["72"], "a snapshot was too old", Class::Outage, Code::DatabaseSlow, "none if it passes"),
     entry(
         &["0A"],
         "a feature that is not supported; after `alter table` also a plan that no longer fits",
         Class::Outage,
+        Code::DatabaseRefused,
         "none if it passes: the relay connects anew; else report it with the server's version",
     ),
     entry(
         &["28", "28000", "28P01"],
         "the server does not let the relay in",
         Class::Operator,
+        Code::DatabaseLogin,
         "check the user and the password in DATABASE_URL and pg_hba.conf",
     ),
     entry(
         &["42501"],
         "a right is missing",
         Class::Operator,
-        "grant the relay's user SELECT and UPDATE on the outbox and its companion tables",
+        Code::RightsMissing,
+        "`outbox-relay check` prints the grant; `outbox-relay migrate --roles` makes roles that have all of them",
     ),
     entry(
         &["42P01", "42703", "42883", "3F000", "3F"],
         "a table, a column, a function or the schema does not exist",
         Class::Operator,
+        Code::SchemaMissing,
         "run `outbox-relay migrate`",
     ),
     entry(
         &["26", "26000", "42P05"],
         "a prepared statement is not there, or twice: a pooler gave the session to another client",
         Class::Operator,
+        Code::PoolerPreparedStatements,
         "set RELAY_PREPARED_STATEMENTS=false behind a transaction-mode pooler",
     ),
     entry(
         &["22", "23", "42", "44", "21", "27"],
         "a statement was refused: a changed column, a constraint or a trigger of the outbox",
         Class::Operator,
+        Code::DatabaseRefused,
         "compare the outbox with `outbox-relay migrate --print`: columns, constraints, triggers, policies",
     ),
     entry(
         &["09", "38", "39", "P0", "2F", "20"],
         "a trigger or a function of the outbox failed",
         Class::Operator,
+        Code::DatabaseTrigger,
         "see the error: let the trigger on the outbox pass the relay's updates",
     ),
     entry(
         &["54", "55", "55000", "55006"],
         "the server cannot do it now, or not so much",
         Class::Operator,
+        Code::DatabaseRefused,
         "see the error and the server's log",
     ),
     entry(
         &["HV"],
         "a foreign table failed: the outbox, or a partition of it, is one",
         Class::Operator,
+        Code::DatabaseRefused,
         "keep the outbox in tables of this server",
     ),
     entry(
         &["F0"],
         "the server's configuration is wrong",
         Class::Operator,
+        Code::DatabaseResources,
         "mend the server's configuration file: see its log",
     ),
     entry(
         &["XX", "XX001", "XX002"],
         "an internal error; XX001 and XX002 are damaged data",
         Class::Operator,
+        Code::DatabaseDamaged,
         "see the server's log; for XX001 or XX002 stop writing and restore or reindex",
     ),
     entry(
         &["00", "01", "02", "03", "0B", "0F", "0L", "0P", "0Z", "10", "24", "25", "2B", "2D", "34", "3B"],
         "nothing the relay's statements can cause",
         Class::Operator,
+        Code::DatabaseRefused,
         "report this with the log: the database refused a statement of the relay",
     ),
 ];

@@ -38,7 +38,7 @@ const SWEEP_SHARE: u32 = 20;
 /// Marks closer together than this add nothing to [`GUARD`].
 const MARK_SPACING: Duration = Duration::from_millis(5);
 
-/// What had been drawn when a snapshot was taken.
+/// What had been drawn at the latest `at`.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
     at: Instant,
@@ -57,7 +57,7 @@ struct Running {
 pub(crate) struct Frontier {
     covered: i64,
     seen: i64,
-    /// When the last snapshot was taken.
+    /// The last snapshot is not older than this.
     observed: Option<Instant>,
     /// What had been drawn [`GUARD`] before the snapshot before this one: a transaction that is new in this one, or came and went
     /// in between, draws ids above.
@@ -86,9 +86,10 @@ impl Frontier {
         }
     }
 
-    /// Takes in a snapshot taken before the claim that follows, and the last id drawn, if that is known; it was read before `now`.
-    pub(crate) fn observe(&mut self, snapshot: &Snapshot, drawn: Option<i64>, now: Instant) {
-        self.settle(now);
+    /// Takes in a snapshot taken before the claim that follows, and the last id drawn, if that is known. Both came of a question
+    /// `asked` then and answered before `now`: the time between, however long, is never taken for a part of [`GUARD`].
+    pub(crate) fn observe(&mut self, snapshot: &Snapshot, drawn: Option<i64>, asked: Instant, now: Instant) {
+        self.settle(asked);
         let covered = &mut self.covered;
         self.running.retain(|xid, running| {
             let ended = snapshot.has_ended(*xid);
@@ -108,8 +109,8 @@ impl Frontier {
     }
 
     /// Moves `settled` up to the newest mark that is old enough.
-    fn settle(&mut self, now: Instant) {
-        let Some(observed) = self.observed.replace(now) else { return };
+    fn settle(&mut self, asked: Instant) {
+        let Some(observed) = self.observed.replace(asked) else { return };
         while let Some(mark) = self.marks.front()
             && observed.saturating_duration_since(mark.at) >= GUARD
         {
@@ -190,7 +191,14 @@ mod tests {
         Insert(usize),
         Commit(usize),
         Rollback(usize),
-        Claim { limit: usize, between: Vec<Step>, after: Vec<Step> },
+        /// The answer with the snapshot travels for so many milliseconds.
+        Claim {
+            limit: usize,
+            travels: u64,
+            reading: Vec<Step>,
+            between: Vec<Step>,
+            after: Vec<Step>,
+        },
         Pause(u64),
     }
 
@@ -273,7 +281,9 @@ mod tests {
         let some = || prop::collection::vec(simple(), 0..8);
         prop_oneof![
             6 => simple(),
-            3 => (1usize..5, some(), some()).prop_map(|(limit, between, after)| Step::Claim { limit, between, after }),
+            3 => (1usize..5, prop_oneof![4 => Just(0), 1 => 1u64..200], some(), some(), some()).prop_map(
+                |(limit, travels, reading, between, after)| Step::Claim { limit, travels, reading, between, after }
+            ),
             1 => prop_oneof![1u64..20, 60u64..200, 1100u64..1200].prop_map(Step::Pause),
         ]
     }
@@ -289,8 +299,13 @@ mod tests {
                     database.pass(Duration::from_millis(*millis));
                     now += Duration::from_millis(*millis);
                 }
-                Step::Claim { limit, between, after } => {
-                    frontier.observe(&database.snapshot(), reads_sequence.then_some(database.next_id), now);
+                Step::Claim { limit, travels, reading, between, after } => {
+                    let (asked, snapshot) = (now, database.snapshot());
+                    reading.iter().for_each(|step| database.apply(step));
+                    let drawn = reads_sequence.then_some(database.next_id);
+                    database.pass(Duration::from_millis(*travels));
+                    now += Duration::from_millis(*travels);
+                    frontier.observe(&snapshot, drawn, asked, now);
                     between.iter().for_each(|step| database.apply(step));
                     let start = frontier.start(now);
                     let found: Vec<i64> = database.pending.range(start + 1..).take(*limit).copied().collect();
@@ -334,13 +349,13 @@ mod tests {
         for id in 1..=1000i64 {
             now += Duration::from_millis(10);
             let snapshot = Snapshot { xmin: 5, xmax: 100 + id as u64, running: vec![5] };
-            frontier.observe(&snapshot, None, now);
+            frontier.observe(&snapshot, None, now, now);
             frontier.advance(id, false, now);
         }
         assert!(frontier.start(now) > 980, "the start lags at {}", frontier.start(now));
         let ended = Snapshot { xmin: 1101, xmax: 1101, running: vec![] };
         assert!(frontier.overlooks(&ended, now));
-        frontier.observe(&ended, None, now);
+        frontier.observe(&ended, None, now, now);
         assert_eq!(frontier.start(now), 0);
     }
 
@@ -350,7 +365,7 @@ mod tests {
         let mut frontier = Frontier::new(now);
         frontier.advance(100, false, now);
         now += SWEEP_INTERVAL;
-        frontier.observe(&Snapshot::default(), None, now);
+        frontier.observe(&Snapshot::default(), None, now, now);
         assert_eq!(frontier.start(now), 0);
         now += Duration::from_secs(2);
         frontier.advance(100, false, now);

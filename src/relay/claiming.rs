@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::event::OutboxId;
 use crate::lane::LaneRange;
+use crate::observe::code::Code;
 use crate::relay::stint::Stint;
 use crate::relay::turn::{Hands, TurnError, within};
 use crate::store::claim::{Claimed, ClaimedRow, Reach, Skipped};
@@ -91,6 +92,7 @@ impl Hands<'_> {
             // Rows of the lanes that were taken were not seen.
             return;
         }
+        stint.reached = stint.reached.max(claim.last.map_or(0, |last| last.0));
         let now = Instant::now();
         let first_left = [claim.skipped.first().map(|row| row.id), stint.around_from, left];
         match first_left.into_iter().flatten().min() {
@@ -110,8 +112,9 @@ impl Hands<'_> {
                 let why = format!("event {id} is locked by another session, its entity waits");
                 if since.elapsed() >= LOCKED_TELL && self.shared.block(&what, &why) {
                     tracing::warn!(
+                        code = %Code::EventLocked,
                         event.sequence = id.0,
-                        next_step = "find the session in pg_locks and end its transaction",
+                        next_step = "`outbox-relay status` names the session: end its transaction",
                         "another session has locked a pending event: its entity waits"
                     );
                 }

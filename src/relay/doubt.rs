@@ -10,6 +10,7 @@ use rdkafka::error::KafkaError;
 
 use crate::config::KafkaSettings;
 use crate::lane::LaneRange;
+use crate::observe::code::Code;
 use crate::relay::turn::{Hands, TurnError, within};
 use crate::sink::reader::{Reader, header};
 use crate::sink::transactions::TransactionError;
@@ -36,6 +37,7 @@ impl Hands<'_> {
         let looked = tokio::task::spawn_blocking(move || look(&kafka, doubtful, time)).await;
         let (found, all) = looked.unwrap_or(Err(KafkaError::Canceled)).map_err(TransactionError::from)?;
         tracing::warn!(
+            code = %Code::ProgressLost,
             lanes = ?lost,
             group = self.shared.progress.name(),
             in_doubt,

@@ -30,7 +30,7 @@
 //!
 //! A worker that publishes at least once takes such a lane the same way, and leaves it free.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
@@ -172,7 +172,7 @@ impl Hands<'_> {
         let heir = shared.is_exactly_once().then_some(self.ownership.transactional_id.as_str());
         let taken = within(shared.delivery.take(self.conn, lanes, wanted, heir, persistent)).await?;
         within(session::commit(self.conn)).await?;
-        shared.add_published(settled as usize);
+        shared.settled(settled as usize, 0, &HashMap::new());
         tracing::debug!(worker = self.worker, ?wanted, settled, "lanes are taken");
         if heir.is_some() {
             self.open(lanes, taken).await?;

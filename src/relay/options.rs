@@ -1,11 +1,13 @@
 //! What a relay is told: one struct per outbox, no globals.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::config::{Delivery, OnPoison, RetentionSettings, Settings};
+use crate::config::{Delivery, KafkaSettings, OnPoison, RetentionSettings, Settings};
 use crate::envelope::Envelope;
+use crate::observe::Vitals;
 use crate::route::TopicTemplate;
 use crate::sink::client::ClientSettings;
 use crate::store::Names;
@@ -20,6 +22,8 @@ pub struct RelayOptions {
     pub names: Names,
     /// How to reach Kafka.
     pub(crate) kafka: ClientSettings,
+    /// The same, for clients that only look.
+    pub(crate) brokers: KafkaSettings,
     /// How an event becomes a record.
     pub envelope: Envelope,
     /// The topic of an event whose row names none.
@@ -50,6 +54,12 @@ pub struct RelayOptions {
     pub status_interval: Duration,
     /// Between two heartbeats.
     pub heartbeat_interval: Duration,
+    /// How long events may wait without any of them moving before it is told.
+    pub stall_after: Duration,
+    /// True when somebody may ask for the figures of the whole outbox.
+    pub measures: bool,
+    /// What the relay tells about itself.
+    pub(crate) vitals: Arc<Vitals>,
     /// False behind a pooler that cannot keep prepared statements.
     pub prepared_statements: bool,
 }
@@ -62,6 +72,7 @@ impl RelayOptions {
         let batch_bytes = usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX);
         Some(Self {
             kafka: ClientSettings::new(settings.kafka.as_ref()?, relay.batch_size, batch_bytes),
+            brokers: settings.kafka.clone()?,
             database: database.connect_options(),
             names: Names::new(&outbox.schema, &outbox.table, &outbox.processed_table),
             connect_timeout: database.connect_timeout,
@@ -81,7 +92,14 @@ impl RelayOptions {
             shutdown_timeout: relay.shutdown_timeout,
             status_interval: relay.status_interval,
             heartbeat_interval: relay.heartbeat_interval,
+            stall_after: relay.stall_after,
+            measures: settings.admin.address.is_some(),
+            vitals: Vitals::new(),
         })
+    }
+
+    pub(crate) fn vitals(&self) -> Arc<Vitals> {
+        Arc::clone(&self.vitals)
     }
 
     /// How the relay's sessions call themselves in `pg_stat_activity`.

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 
-use crate::fault;
+use crate::fault::{self, Fault};
+use crate::observe::code::Code;
+use crate::observe::health::{Cause, Reason};
 use crate::store::stats::{self, COUNT_LIMIT};
 use crate::store::{Names, session};
 
@@ -44,7 +46,10 @@ pub(crate) enum Party {
 #[derive(Debug, Clone)]
 struct Incident {
     since: Instant,
-    reason: String,
+    reason: Reason,
+    code: Code,
+    /// Each cause is told once, also when two of them take turns.
+    told: BTreeSet<Code>,
     parties: BTreeSet<Party>,
 }
 
@@ -65,21 +70,31 @@ impl Outages {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `party` meets an outage; told unless the incident is open already.
-    pub(crate) fn begin(&self, side: Side, party: Party, reason: &str, next_step: &str) {
+    /// `party` meets an outage; told unless the incident is open already, and for that reason.
+    pub(crate) fn begin(&self, side: Side, party: Party, reason: &str, fault: Fault) {
         let mut open = self.open();
+        let (code, next_step) = (fault.code, fault.next_step);
         if let Some(incident) = open.get_mut(&side) {
             incident.parties.insert(party);
+            // That it takes long follows from most of them and explains none.
+            if incident.code != code && code != Code::DatabaseSlow {
+                incident.code = code;
+                incident.reason = Reason::new(cause(side, code), reason, next_step);
+                if incident.told.insert(code) {
+                    tracing::warn!(code = %code, server = %side, reason, next_step, "the outage goes on for another reason");
+                }
+            }
             return;
         }
-        let incident = Incident { since: Instant::now(), reason: reason.to_owned(), parties: [party].into() };
+        tracing::warn!(code = %code, server = %side, reason, next_step, "outage started: events wait, none is lost");
+        let reason = Reason::new(cause(side, code), reason, next_step);
+        let incident = Incident { since: Instant::now(), reason, code, told: [code].into(), parties: [party].into() };
         open.insert(side, incident);
-        tracing::warn!(server = %side, reason, next_step, "outage started: events wait, none is lost");
     }
 
     /// An error of the database starts an incident.
     pub(crate) fn database(&self, party: Party, error: &sqlx::Error) {
-        self.begin(Side::Postgres, party, &describe(error), fault::of_database(error).next_step);
+        self.begin(Side::Postgres, party, &describe(error), fault::of_database(error));
     }
 
     /// `party` got on; told with how long the incident lasted when it was the last one.
@@ -104,9 +119,14 @@ impl Outages {
         self.open()
             .iter()
             .map(|(side, incident)| {
-                format!("{side} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason)
+                format!("{side} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason.sentence)
             })
             .collect()
+    }
+
+    /// Why that server cannot be worked with, if it cannot.
+    pub(crate) fn reason(&self, side: Side) -> Option<Reason> {
+        self.open().get(&side).map(|incident| incident.reason.clone())
     }
 
     /// A connection of its own: an incident may end while no other is open.
@@ -121,6 +141,15 @@ impl Outages {
             Ok(backlog) => backlog.pending.to_string(),
             Err(_) => "unknown".to_owned(),
         }
+    }
+}
+
+/// What the probes say of it.
+fn cause(side: Side, code: Code) -> Cause {
+    match (side, code) {
+        (Side::Postgres, Code::RightsMissing) => Cause::Right,
+        (Side::Postgres, _) => Cause::Database,
+        (Side::Kafka, _) => Cause::Brokers,
     }
 }
 

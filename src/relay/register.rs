@@ -11,9 +11,9 @@ use crate::relay::outage::{Party, Side};
 use crate::relay::pauses::Told;
 use crate::relay::shared::{Shared, Standing};
 use crate::relay::turn::DATABASE_TIMEOUT;
-use crate::store::members::{Member, MemberSql};
+use crate::store::members::{Beat, Member, MemberSql};
+use crate::store::session;
 use crate::store::stats::{self, Backlog, COUNT_LIMIT};
-use crate::store::{pauses, session};
 
 struct Register {
     shared: Arc<Shared>,
@@ -69,13 +69,9 @@ impl Register {
         let (shared, sql) = (Arc::clone(&self.shared), self.sql.clone());
         let options = &shared.options;
         let conn = self.connection().await?;
-        let looked = tokio::time::timeout(DATABASE_TIMEOUT, async {
-            if present {
-                sql.beat(conn, shared.id, &options.name, options.workers).await?;
-            }
-            let members = sql.alive(conn, options.alive_for()).await?;
-            Ok::<_, sqlx::Error>((members, pauses::active(conn, &options.names).await?))
-        });
+        let beat = Beat { id: shared.id, name: &options.name, workers: options.workers };
+        let looked = sql.look(conn, present.then_some(beat), options.alive_for());
+        let looked = tokio::time::timeout(DATABASE_TIMEOUT, looked);
         let (members, paused) = looked.await.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
         self.told_pauses.tell(&shared, &paused);
         if let Some(standing) = standing(&members, shared.id, options.workers) {

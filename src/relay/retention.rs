@@ -11,11 +11,13 @@ use tokio::sync::watch;
 
 use crate::config::{Retention, RetentionSettings};
 use crate::fault::{self, Class};
+use crate::observe::code::Code;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::turn::within;
 use crate::store::retention::{self, Removal};
 use crate::store::session;
+use crate::window::{self, Breach, Question, Unknown};
 
 /// Rows of a step: some ten milliseconds.
 const STEP: i64 = 500;
@@ -35,8 +37,9 @@ const BUSY: Duration = Duration::from_secs(1);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 const SWEEP_SHARE: u32 = 20;
 
-/// What the obstacle is called.
+/// What the obstacles are called.
 const OBSTACLE: &str = "retention";
+const WINDOW: &str = "processed retention";
 
 struct Pruner {
     shared: Arc<Shared>,
@@ -107,11 +110,47 @@ impl Pruner {
         if let Some(after) = self.settings.processed_after
             && Instant::now() >= self.processed_at
         {
-            self.walk_processed(&mut conn, after).await?;
+            if self.window_is_wide_enough(&mut conn, after).await? {
+                self.walk_processed(&mut conn, after).await?;
+            }
             let interval = (after / 24).clamp(Duration::from_secs(1), Duration::from_secs(3600));
             self.processed_at = Instant::now() + interval;
         }
         Ok(())
+    }
+
+    /// What a topic can still give to consumers is not forgotten. Asked anew before each walk: a topic's retention may have changed.
+    async fn window_is_wide_enough(&self, conn: &mut PgConnection, window: Duration) -> Result<bool, sqlx::Error> {
+        let options = &self.shared.options;
+        let dead_letter_horizon = self.settings.dead_letter_horizon;
+        let question = Question { names: &options.names, template: &options.topic, window, dead_letter_horizon };
+        let (reason, next_step) = match question.breaches(conn, &options.brokers).await {
+            Ok(breaches) if breaches.is_empty() => {
+                if self.shared.unblock(WINDOW) {
+                    tracing::info!("RELAY_PROCESSED_RETENTION is long enough: what consumers applied is pruned again");
+                }
+                return Ok(true);
+            }
+            Ok(breaches) => (breaches.iter().map(Breach::to_string).collect::<Vec<_>>().join("; "), window::MEND),
+            Err(Unknown::Database(error)) => return Err(error),
+            // The relay tells of the outage itself.
+            Err(Unknown::Kafka(error)) => {
+                tracing::debug!(%error, "RELAY_PROCESSED_RETENTION cannot be compared with the topics: tried again");
+                return Ok(false);
+            }
+            Err(unknown @ Unknown::Hidden(_)) => {
+                (unknown.to_string(), "grant the relay's user DESCRIBE_CONFIGS on its topics")
+            }
+        };
+        if self.shared.block(WINDOW, &reason) {
+            tracing::error!(
+                code = %Code::ProcessedWindow,
+                reason,
+                next_step,
+                "RELAY_PROCESSED_RETENTION would let duplicates in: what consumers applied is not pruned"
+            );
+        }
+        Ok(false)
     }
 
     async fn walk_outbox(&mut self, conn: &mut PgConnection, removal: Removal) -> Result<(), sqlx::Error> {
@@ -190,7 +229,7 @@ impl Pruner {
             _ => fault.next_step,
         };
         if self.shared.block(OBSTACLE, &reason) {
-            tracing::warn!(reason, next_step, "old events cannot be pruned: the table grows");
+            tracing::warn!(code = %Code::RetentionFails, reason, next_step, "old events cannot be pruned: the table grows");
         }
     }
 }

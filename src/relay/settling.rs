@@ -7,6 +7,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::event::OutboxId;
 use crate::fault::{self, Class};
 use crate::lane::LaneRange;
+use crate::observe::code::Code;
 use crate::relay::batch::{Fate, Sent, poison, refused};
 use crate::relay::claiming::Claim;
 use crate::relay::stint::Stint;
@@ -114,11 +115,12 @@ impl Hands<'_> {
                 }
             }
         }
+        let dead = changed;
         changed += self.hold(stint, lanes, &held).await?;
         let next = (go_on && lanes == stint.range).then_some(lanes);
         let transaction = &self.shared.transaction;
         *self.begun = within(transaction.mark_and_commit(self.conn, &published, next)).await?.zip(next);
-        self.shared.add_published(published.len());
+        self.shared.settled(published.len(), dead, &held);
         Ok(changed + published.len())
     }
 
@@ -147,6 +149,7 @@ pub(super) fn first_left(claim: &Claim, sent: &Sent) -> Result<Option<OutboxId>,
 
 fn tell_poison(row: &ClaimedRow, error: &str, consequence: &str) -> Result<(), sqlx::Error> {
     tracing::error!(
+        code = %Code::EventRefused,
         event.id = %row.event_id()?,
         event.sequence = row.id()?.0,
         entity.r#type = row.entity_type()?,

@@ -1,6 +1,6 @@
 //! What the tasks of a relay share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,9 +9,11 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::config::Delivery;
+use crate::fault::Class;
 use crate::relay::Fixed;
 use crate::relay::options::RelayOptions;
 use crate::relay::outage::Outages;
+use crate::relay::stages::Stages;
 use crate::sink::broker::Broker;
 use crate::sink::topics::Topics;
 use crate::sink::transactions::ProgressGroup;
@@ -19,7 +21,7 @@ use crate::store::claim::ClaimSql;
 use crate::store::delivery::DeliverySql;
 use crate::store::holds::HoldSql;
 use crate::store::session::Transaction;
-use crate::store::settle::SettleSql;
+use crate::store::settle::{Ctid, SettleSql};
 
 /// Where this relay's workers stand among all workers: worker `i` is number `first + i` of `of`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) holds: HoldSql,
     pub(crate) standing: watch::Sender<Standing>,
     published: AtomicU64,
+    pub(crate) stages: Stages,
     /// When a claim last came back full.
     full_claim: Mutex<Option<Instant>>,
     /// What blocks a part of the events, by what it is, for the status line.
@@ -71,6 +74,7 @@ impl Shared {
             // Alone until the register has looked: others' locks keep it from doing harm.
             standing: watch::Sender::new(Standing { first: 0, of: options.workers }),
             published: AtomicU64::new(0),
+            stages: Stages::default(),
             full_claim: Mutex::default(),
             obstacles: Mutex::default(),
             options,
@@ -82,8 +86,16 @@ impl Shared {
         self.options.delivery == Delivery::ExactlyOnce
     }
 
-    pub(crate) fn add_published(&self, events: usize) {
-        self.published.fetch_add(events as u64, Ordering::Relaxed);
+    /// A batch has been committed; `held` are its held rows by reason and by attempts counted.
+    pub(crate) fn settled(&self, published: usize, dead: usize, held: &HashMap<(&str, i32), Vec<Ctid>>) {
+        self.published.fetch_add(published as u64, Ordering::Relaxed);
+        let metrics = &self.options.vitals.metrics;
+        metrics.settled(published);
+        let refused = held.iter().filter(|((_, attempts), _)| *attempts > 0).map(|(_, rows)| rows.len());
+        let refused = dead + refused.sum::<usize>();
+        if refused > 0 {
+            metrics.failed(Class::Row, refused as u64);
+        }
     }
 
     /// Events marked PUBLISHED since the start.
@@ -111,6 +123,11 @@ impl Shared {
     /// It does no more; true when it did.
     pub(crate) fn unblock(&self, what: &str) -> bool {
         self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).remove(what).is_some()
+    }
+
+    /// Why it blocks, if it does.
+    pub(crate) fn obstacle(&self, what: &str) -> Option<String> {
+        self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).get(what).cloned()
     }
 
     /// All that blocks now.

@@ -15,6 +15,8 @@ pub(crate) struct Stint {
     /// The lanes wanted.
     pub(crate) range: LaneRange,
     pub(crate) frontier: Frontier,
+    /// The highest id ever claimed here.
+    pub(crate) reached: i64,
     /// What is held in these lanes, as of `generation`; not what is paused.
     pub(crate) holds: HashSet<Hold>,
     /// What is paused, as of `generation`.
@@ -42,6 +44,7 @@ impl Stint {
         Self {
             range,
             frontier: Frontier::new(now),
+            reached: 0,
             holds: HashSet::new(),
             gate: Gate::default(),
             generation: None,

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
 
+use crate::fault::Class;
+use crate::observe::code::Code;
 use crate::relay::batch::{Closed, Fate, Sent};
 use crate::relay::stint::Stint;
 use crate::relay::turn::{Hands, TurnError};
@@ -83,7 +85,8 @@ impl Hands<'_> {
 
     fn tell_closed(&self, topic: &str, why: &str) {
         if self.shared.block(&format!("topic {topic}"), why) {
-            tracing::warn!(topic, reason = why, "a topic cannot be written: its events are held, all others go on");
+            self.shared.options.vitals.metrics.failed(Class::Destination, 1);
+            tracing::warn!(code = %Code::TopicClosed, topic, reason = why, "a topic cannot be written: its events are held, all others go on");
         }
     }
 

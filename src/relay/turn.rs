@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 
 use crate::event::OutboxId;
-use crate::fault::Class;
+use crate::fault::{self, Class};
 use crate::lane::LaneRange;
 use crate::relay::batch::{Fate, Plan, Sent};
 use crate::relay::claiming::{Claim, go_around};
-use crate::relay::exactly_once::Ownership;
+use crate::relay::exactly_once::{Ownership, class_of};
+use crate::relay::measure;
 use crate::relay::settling::first_left;
 use crate::relay::shared::Shared;
+use crate::relay::stages::Stage;
 use crate::relay::stint::Stint;
 use crate::sink::broker::BrokerDown;
 use crate::sink::producer::KafkaProducer;
@@ -60,6 +62,19 @@ pub(crate) enum TurnError {
     /// Some records were not acknowledged; those that were are marked.
     #[error("{unacknowledged} of {records} records were not acknowledged: {reason}")]
     Unacknowledged { unacknowledged: usize, records: usize, reason: String, class: Class },
+}
+
+impl TurnError {
+    /// What kind of failure it is.
+    pub(crate) fn class(&self) -> Class {
+        match self {
+            Self::Database(error) => fault::of_database(error).class,
+            Self::NotOwned { .. } => Class::Operator,
+            Self::BrokerDown(_) => Class::Outage,
+            Self::Transaction(error) => class_of(error).0,
+            Self::Unacknowledged { class, .. } => *class,
+        }
+    }
 }
 
 /// How the wait for acks ended.
@@ -140,7 +155,7 @@ impl Hands<'_> {
         let start = stint.frontier.start(now);
         let settings_hold = self.shared.options.prepared_statements;
         let probed = within(self.shared.claim.probe(self.conn, start, stint.range, settings_hold)).await?;
-        stint.frontier.observe(&probed.snapshot, probed.drawn, now);
+        stint.frontier.observe(&probed.snapshot, probed.drawn, now, Instant::now());
         let went_back = stint.frontier.start(now) < start;
         // Not learnt yet, or somebody has held rows here since: there may be topics to ask for.
         let holds_changed = stint.generation != Some(probed.generation);
@@ -159,6 +174,7 @@ impl Hands<'_> {
     }
 
     async fn turn_in_transaction(&mut self, stint: &mut Stint, go_on: bool, is_share: bool) -> Result<Turn, TurnError> {
+        let began = Instant::now();
         let Some((owned, lanes, reopened)) = self.own(stint, is_share).await? else {
             return Ok(Turn::Idle);
         };
@@ -167,7 +183,7 @@ impl Hands<'_> {
             within(session::commit(self.conn)).await?;
             return Ok(Turn::Idle);
         }
-        stint.frontier.observe(&owned.snapshot, owned.drawn, Instant::now());
+        stint.frontier.observe(&owned.snapshot, owned.drawn, owned.asked, Instant::now());
 
         let Some(claim) = self.claim(stint, lanes).await? else {
             within(session::rollback(self.conn)).await?;
@@ -182,6 +198,7 @@ impl Hands<'_> {
         if claim.full {
             self.shared.note_full_claim();
         }
+        self.shared.stages.add(Stage::Claim, began);
         let (settled, left) = self.publish(stint, lanes, &claim, go_on).await?;
         self.advance(stint, lanes, &claim, left);
         if claim.full && settled * 2 < claim.rows.len() {
@@ -279,7 +296,8 @@ impl Hands<'_> {
         claim: &Claim,
         go_on: bool,
     ) -> Result<(usize, Option<OutboxId>), TurnError> {
-        let options = &self.shared.options;
+        let (options, stages) = (&self.shared.options, &self.shared.stages);
+        let began = Instant::now();
         let plan = Plan::new(&claim.rows, &claim.skipped, options)?;
         let closed = self.closed_topics(stint, &plan.topics).await?;
         let Some(producer) = self.producer.as_mut() else {
@@ -290,6 +308,7 @@ impl Hands<'_> {
             producer.begin_transaction().map_err(TransactionError::from)?;
         }
         let mut sent = plan.send(producer, options, &stint.gate, &closed, &mut stint.holds);
+        let began = stages.add(Stage::Send, began);
         let waited = self.acks().await;
         let mut outcomes = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
         let mut missing = self.judge(stint, claim, &mut sent, &outcomes, &waited)?;
@@ -300,6 +319,8 @@ impl Hands<'_> {
                 outcomes.clear();
             }
         }
+        let began = stages.add(Stage::Acks, began);
+        measure::acknowledged(&self.shared.options.vitals.metrics, &claim.rows, &sent, &outcomes);
         if missing.is_some() && sent.records > 1 {
             // Predecessors of a refused event may be among the unacknowledged: held now, it would hold them as well.
             for fate in &mut sent.fates {
@@ -326,6 +347,7 @@ impl Hands<'_> {
             SettleError::Database(error) => TurnError::Database(error),
             source => TurnError::NotOwned { lanes, source },
         })?;
+        stages.add(Stage::Settle, began);
         self.tell_topics(&sent, &outcomes);
         match missing {
             Some(error) => Err(error),

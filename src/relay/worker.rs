@@ -9,13 +9,15 @@ use tokio::sync::watch;
 
 use crate::fault::Class;
 use crate::lane::LaneRange;
+use crate::observe::code::Code;
+use crate::observe::health::Pulse;
 use crate::relay::claiming::lock_in;
 use crate::relay::exactly_once::{Ownership, class_of, describe_transaction, transactions_of};
 use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{Backoff, Pace};
 use crate::relay::shared::Shared;
 use crate::relay::stint::Stint;
-use crate::relay::turn::{Hands, Turn, TurnError, acks_of, within};
+use crate::relay::turn::{DATABASE_TIMEOUT, Hands, Turn, TurnError, acks_of, within};
 use crate::sink::producer::KafkaProducer;
 use crate::sink::transactions::TransactionError;
 use crate::store::session::{self, Owned};
@@ -62,11 +64,14 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         orphans_at: Instant::now() + ORPHAN_INTERVAL,
         shared,
     };
+    let pulse = worker.pulse();
     let mut idle = true;
     while !*stop.borrow() {
+        pulse.beat();
         if !*up.borrow_and_update() {
             // No connection, no transaction, no polling: the watch tells when to go on.
             worker.put_down();
+            pulse.rest();
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
@@ -74,6 +79,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
             }
         }
         let turned = worker.take_turn(idle).await;
+        worker.note_floor();
         if turned.is_ok() {
             worker.shared.outages.end(Side::Postgres, Party::Worker(index)).await;
         }
@@ -105,6 +111,20 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
 }
 
 impl Worker {
+    /// A round is a turn on its own lanes and perhaps one on others'. Every step of a turn has a bound, and the first that meets it ends
+    /// the turn; two that wait for the brokers are the longest that works.
+    fn pulse(&self) -> Pulse {
+        let options = &self.shared.options;
+        let longest = 2 * options.publish_timeout + 4 * DATABASE_TIMEOUT + options.connect_timeout;
+        options.vitals.health.pulse(format!("worker {}", self.index), longest)
+    }
+
+    fn note_floor(&self) {
+        let Some(stint) = &self.stint else { return };
+        let lag = stint.reached - stint.frontier.start(Instant::now());
+        self.shared.options.vitals.metrics.set_floor_lag(self.index, lag.max(0));
+    }
+
     /// Dropping the connection ends its session, and with it any transaction.
     fn hang_up(&mut self) {
         self.conn = None;
@@ -287,6 +307,7 @@ impl Worker {
         let reason = describe_transaction(error);
         if matches!(error, TransactionError::Fenced) {
             tracing::warn!(
+                code = %Code::ProducerFenced,
                 worker = self.index,
                 next_step,
                 "another relay has taken over this worker's lanes, which did not answer in time: what it had in flight is \
@@ -299,6 +320,7 @@ impl Worker {
         }
         if self.shared.block(&transactions_of(self.index), &reason) {
             tracing::warn!(
+                code = %Code::TransactionsUnusable,
                 worker = self.index,
                 reason,
                 next_step,
@@ -312,6 +334,10 @@ impl Worker {
         if self.shared.is_exactly_once() {
             self.drop_producer();
         }
+        // Topics and rows are counted where they are told.
+        if let class @ (Class::Outage | Class::Operator) = error.class() {
+            self.shared.options.vitals.metrics.failed(class, 1);
+        }
         match error {
             TurnError::Database(error) => {
                 self.hang_up();
@@ -320,6 +346,7 @@ impl Worker {
             TurnError::NotOwned { lanes, source } => {
                 self.hang_up();
                 tracing::error!(
+                    code = %Code::MarksNotMade,
                     worker = self.index,
                     %lanes,
                     error = %source,
@@ -341,6 +368,7 @@ impl Worker {
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records are sent again");
                     if self.shared.block(&acks_of(self.index), &reason) {
                         tracing::warn!(
+                            code = %Code::RecordsUnacknowledged,
                             unacknowledged,
                             records,
                             reason,

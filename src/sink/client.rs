@@ -33,6 +33,11 @@ const GUARANTEES: &[(&str, &str)] = &[
     ("message.timeout.ms", "0"),
 ];
 
+/// What the client is asked to tell: without this, KAFKA_DEBUG would have no effect.
+pub(crate) fn log_level(config: &ClientConfig) -> RDKafkaLogLevel {
+    if config.get("debug").is_some() { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info }
+}
+
 /// What a client of the relay is made from.
 #[derive(Clone)]
 pub(crate) struct ClientSettings {
@@ -59,7 +64,7 @@ impl ClientSettings {
         // A whole batch has to fit: a full queue in the middle of it would let later records pass earlier ones.
         config.set("queue.buffering.max.messages", &messages);
         config.set("queue.buffering.max.kbytes", &kbytes);
-        config.set_log_level(RDKafkaLogLevel::Info);
+        config.set_log_level(log_level(&config));
         Self { config, kafka: kafka.clone() }
     }
 

@@ -12,6 +12,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSettings;
+use crate::sink::client::log_level;
 use crate::sink::delivery::log_line;
 
 /// How long the cluster may take to answer a question.
@@ -80,7 +81,7 @@ impl Reader {
         for (name, value) in SETTINGS {
             config.set(*name, *value);
         }
-        config.set_log_level(RDKafkaLogLevel::Info);
+        config.set_log_level(log_level(&config));
         Ok(Self { consumer: config.create_with_context(complaints.clone())?, complaints })
     }
 
@@ -194,6 +195,48 @@ impl Reader {
         let all = unread.is_empty();
         self.consumer.unassign()?;
         Ok(all)
+    }
+
+    /// Reads parts of a topic until `each` breaks, or all is read. Returns the partitions that were not read to their end: those that gave
+    /// nothing for so long as `patience`, or whatever was left when it broke.
+    ///
+    /// # Errors
+    /// Any error of the client but those it recovers from.
+    pub(crate) fn read_patiently(
+        &self,
+        topic: &str,
+        parts: &[Part],
+        patience: Duration,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<i32>, KafkaError> {
+        let mut left: Vec<Part> = parts.iter().filter(|part| part.from < part.end).copied().collect();
+        while !left.is_empty() {
+            let (mut next, mut broke) = (left.clone(), false);
+            self.read(topic, &left, patience, |message| {
+                let partition = message.partition();
+                next.iter_mut()
+                    .filter(|part| part.partition == partition)
+                    .for_each(|part| part.from = message.offset() + 1);
+                broke = each(message).is_break();
+                if broke { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+            .map(|all| if all { next.clear() } else { next.retain(|part| part.from < part.end) })?;
+            // No part has come any further: a partition without a leader.
+            if broke || next == left {
+                return Ok(next.into_iter().map(|part| part.partition).collect());
+            }
+            left = next;
+        }
+        Ok(Vec::new())
+    }
+
+    /// The names of all topics that the user may see.
+    ///
+    /// # Errors
+    /// Any error of the client.
+    pub(crate) fn topics(&self) -> Result<Vec<String>, KafkaError> {
+        let metadata = self.consumer.fetch_metadata(None, ANSWER_WITHIN)?;
+        Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
     }
 
     /// Begins to follow topics from these offsets.

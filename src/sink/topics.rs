@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
 
+use crate::fault;
+use crate::observe::code::Code;
 use crate::sink::broker::{Broker, BrokerDown};
 
 /// A broker that creates topics on demand answers "unknown" or "no leader yet" first.
@@ -122,13 +124,10 @@ impl Topics {
 
 /// The operator's sentence for a topic that cannot be written.
 pub(crate) fn closed(code: RDKafkaErrorCode) -> String {
-    match code {
-        RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
-            "the topic does not exist; create it".to_owned()
-        }
-        RDKafkaErrorCode::TopicAuthorizationFailed => {
-            "the right to write the topic is missing; grant WRITE and DESCRIBE on it".to_owned()
-        }
-        code => format!("the topic cannot be written ({code:?})"),
+    // A topic that is deleted under a producer is told as an unknown partition, not as an unknown topic.
+    match fault::of_kafka(code).code {
+        Code::TopicMissing => "the topic does not exist; create it".to_owned(),
+        Code::TopicUnauthorized => "the right to write the topic is missing; grant WRITE and DESCRIBE on it".to_owned(),
+        _ => format!("the topic cannot be written ({code:?})"),
     }
 }

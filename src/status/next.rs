@@ -4,19 +4,45 @@ use serde::Serialize;
 
 use super::Status;
 use crate::store::activity::span;
+use crate::store::backlog::HeldGroup;
 
 /// A transaction older than this is worth a look.
 const LONG_TRANSACTION_S: f64 = 300.0;
 
+/// What a step is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum About {
+    /// The outbox cannot be read.
+    Unreadable,
+    /// Another session's locks.
+    Lock,
+    /// The fleet.
+    Relays,
+    /// An operator's pause, or rows that it holds.
+    Pause,
+    /// Rows that wait for their topic.
+    Topic,
+    /// Rows that wait for their entity.
+    Entity,
+    /// DEAD rows.
+    Dead,
+    /// What keeps vacuum from working.
+    Vacuum,
+    /// Rows that wait for no reason that can be seen, or for longer than they should.
+    Backlog,
+}
+
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct NextStep {
+    #[serde(skip)]
+    pub(crate) about: About,
     pub(crate) what: String,
     pub(crate) next_step: String,
 }
 
-fn step(what: impl Into<String>, next_step: impl Into<String>) -> NextStep {
-    NextStep { what: what.into(), next_step: next_step.into() }
+fn step(about: About, what: impl Into<String>, next_step: impl Into<String>) -> NextStep {
+    NextStep { about, what: what.into(), next_step: next_step.into() }
 }
 
 /// Everything to do; empty when all is well.
@@ -25,10 +51,11 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
     if let Some(reason) = &status.unreadable {
         let next =
             if status.blockers.is_empty() { "try again; then look at the server" } else { "end the session below" };
-        steps.push(step(format!("the outbox cannot be read: {reason}"), next));
+        steps.push(step(About::Unreadable, format!("the outbox cannot be read: {reason}"), next));
     }
     for blocker in &status.blockers {
         steps.push(step(
+            About::Lock,
             format!("{} is held by {}", blocker.holds, blocker.session.describe()),
             format!("end its transaction, or the session: select pg_terminate_backend({});", blocker.session.pid),
         ));
@@ -36,20 +63,14 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
     steps.extend(relays(status));
     let counts = status.backlog;
     for pause in &status.pauses {
-        let text = |name: &str| pause.get(name).and_then(|value| value.as_str()).map(|value| format!(" {value}"));
-        let of = text("topic").or_else(|| text("entity_id")).unwrap_or_default();
-        let why = text("reason").map(|why| format!(":{why}")).unwrap_or_default();
-        steps.push(step(format!("publishing{of} is paused{why}"), "outbox-relay resume, when the reason is gone"));
+        steps.push(paused(pause));
     }
-    for held in &status.held {
-        let next = if held.reason.starts_with("held topic ") {
-            "create the topic or grant WRITE on it; the relay notices within seconds"
-        } else if held.reason.starts_with("paused ") {
-            "outbox-relay resume, when the reason is gone"
-        } else {
-            "mend the refused event's cause, then `outbox-relay dead retry` or `dead discard` it"
-        };
+    // What a pause holds is told with the pause.
+    let is_told = |held: &&HeldGroup| !status.pauses.is_empty() && held.reason.starts_with("paused ");
+    for held in status.held.iter().filter(|held| !is_told(held)) {
+        let (about, next) = about_held(&held.reason);
         steps.push(step(
+            about,
             format!(
                 "{} events of {} entities are held for {}: {}",
                 held.events,
@@ -61,19 +82,57 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
         ));
     }
     if let Some(dead) = counts.map(|counts| counts.dead).filter(|dead| *dead > 0) {
-        steps.push(step(format!("{dead} events are DEAD"), "outbox-relay dead list"));
+        steps.push(step(About::Dead, format!("{dead} events are DEAD"), "outbox-relay dead list"));
     }
     if let Some(oldest) = &status.oldest_transaction {
         let age = oldest.transaction_s.unwrap_or_default();
         if age > LONG_TRANSACTION_S && oldest.holds_vacuum {
             steps.push(step(
+                About::Vacuum,
                 format!("a transaction open for {} holds vacuum back: {}", span(age), oldest.describe()),
                 format!("end it: select pg_terminate_backend({});", oldest.pid),
             ));
         }
     }
-    steps.extend(standstill(status, steps.is_empty()));
+    // First or last: what keeps everything from going outweighs what a few events wait for.
+    match standstill(status) {
+        Some((true, step)) => steps.insert(0, step),
+        Some((false, step)) => steps.push(step),
+        None => {}
+    }
     steps
+}
+
+/// What a row waits for, by the reason it carries, and what to do about it.
+pub(crate) fn about_held(reason: &str) -> (About, &'static str) {
+    if reason.starts_with("held topic ") {
+        (About::Topic, "create the topic or grant WRITE on it; the relay notices within seconds")
+    } else if reason.starts_with("paused ") {
+        (About::Pause, "outbox-relay resume, when the reason is gone")
+    } else {
+        (About::Entity, "mend the refused event's cause, then `outbox-relay dead retry` or `dead discard` it")
+    }
+}
+
+/// A pause is easily forgotten: who, since when, until when, and the command that ends it.
+fn paused(pause: &serde_json::Value) -> NextStep {
+    let text = |name: &str| pause.get(name).and_then(|value| value.as_str());
+    let (what, flags) = match (text("topic"), text("entity_id"), text("entity_type")) {
+        (Some(topic), ..) => (format!("topic {topic} is paused"), format!("--topic {topic}")),
+        (None, Some(id), Some(of)) => {
+            (format!("entity {of}/{id} is paused"), format!("--entity {id} --entity-type {of}"))
+        }
+        (None, Some(id), None) => (format!("entity {id} is paused"), format!("--entity {id}")),
+        (None, None, _) => ("everything is paused".to_owned(), "--all".to_owned()),
+    };
+    let lasts = pause.get("lasts_s").and_then(|value| value.as_f64()).map(span).unwrap_or_default();
+    let (by, why) = (text("paused_by").unwrap_or("somebody"), text("reason").unwrap_or("no reason is noted"));
+    let until = text("expires_at").map_or_else(|| "without an end".to_owned(), |until| format!("until {until}"));
+    step(
+        About::Pause,
+        format!("{what} for {lasts} by {by}, {until}: {why}"),
+        format!("`outbox-relay resume {flags}`, when the reason is gone"),
+    )
 }
 
 fn relays(status: &Status) -> Option<NextStep> {
@@ -83,10 +142,11 @@ fn relays(status: &Status) -> Option<NextStep> {
     let last = status.relays.iter().map(|relay| &relay.seen).min_by(|a, b| a.silent_s.total_cmp(&b.silent_s));
     Some(match last {
         Some(last) => step(
+            About::Relays,
             format!("no relay is alive; {:?} was heard of {} ago", last.name, span(last.silent_s)),
-            "look at its log: it has lost its brokers or the database, or was killed; else start `outbox-relay run`",
+            "outbox-relay check: a relay falls silent when its brokers or the database are away; else it was killed, see its log",
         ),
-        None => step("no relay is alive", "outbox-relay run"),
+        None => step(About::Relays, "no relay is alive", "outbox-relay run"),
     })
 }
 
@@ -96,31 +156,41 @@ fn versions(status: &Status) -> Option<NextStep> {
     versions.sort_unstable();
     versions.dedup();
     (versions.len() > 1).then(|| {
-        step(format!("relays of different versions are alive: {}", versions.join(", ")), "finish the roll-out")
+        step(
+            About::Relays,
+            format!("relays of different versions are alive: {}", versions.join(", ")),
+            "finish the roll-out",
+        )
     })
 }
 
-/// Rows are due, a relay is alive, and none moved.
-fn standstill(status: &Status, nothing_else: bool) -> Option<NextStep> {
+/// Rows are due, a relay is alive, and none moved (true) or too few. A blocker or a pause explains the one by itself; dead and held events,
+/// which are not due, do not.
+fn standstill(status: &Status) -> Option<(bool, NextStep)> {
     let (counts, flow) = (status.backlog?, status.flow?);
     if counts.pending == 0 || !status.relays.iter().any(|relay| relay.alive) {
         return None;
     }
     let oldest = span(counts.oldest_pending_s.unwrap_or_default());
-    if flow.settled_per_s == 0.0 && nothing_else && counts.oldest_pending_s > Some(flow.over_s) {
-        return Some(step(
+    let explained = !status.blockers.is_empty() || !status.pauses.is_empty();
+    if flow.settled_per_s == 0.0 && !explained && counts.oldest_pending_s > Some(flow.over_s) {
+        let stands = step(
+            About::Backlog,
             format!(
                 "{} events are pending for up to {oldest}, a relay is alive, and none has moved for {}",
                 counts.pending,
                 span(flow.over_s)
             ),
-            "look at `blocked` in the relay's status line, and run `outbox-relay check`: the brokers may be away",
-        ));
+            "read `blocked` in the relay's last status line, which has the cause; then `outbox-relay check`",
+        );
+        return Some((true, stands));
     }
     (flow.settled_per_s > 0.0 && flow.inserted_per_s > flow.settled_per_s * 1.1 && counts.pending > 1000).then(|| {
-        step(
+        let grows = step(
+            About::Backlog,
             format!("the backlog grows: {:.0} events/s come, {:.0} go", flow.inserted_per_s, flow.settled_per_s),
             "add a relay or workers, up to one for each lane; look at `outbox-relay check` for what makes claims slow",
-        )
+        );
+        (false, grows)
     })
 }

@@ -67,7 +67,7 @@ impl Status {
             }
         }
         if self.relays.is_empty() {
-            writeln!(f, "  none")?;
+            writeln!(f, "{}", if self.unreadable.is_some() { "  not known" } else { "  none" })?;
         }
         for waiting in &self.waiting {
             let pids: Vec<_> = waiting.waits_for.iter().map(ToString::to_string).collect();
@@ -98,11 +98,25 @@ impl Status {
         if owned.is_empty() {
             return Ok(());
         }
-        writeln!(f, "\nexactly once, by lane (epoch)")?;
+        writeln!(f, "\nexactly once, by lane: epoch, events of the last batch, highest id")?;
         for lanes in owned.chunk_by(|one, next| one.transactional_id == next.transactional_id) {
-            let epochs: Vec<_> = lanes.iter().map(|lane| format!("{} ({})", lane.lane, lane.epoch)).collect();
-            let owner = lanes[0].transactional_id.as_deref().unwrap_or_default();
-            writeln!(f, "  {}  of {owner}", epochs.join(" "))?;
+            writeln!(f, "  {}", lanes[0].transactional_id.as_deref().unwrap_or_default())?;
+            for lane in lanes {
+                let progress = match &lane.progress {
+                    Some(progress) if progress.is_current => {
+                        let last = progress.last_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+                        format!("{:>6} {last:>12}", progress.events)
+                    }
+                    Some(_) => "of another owner: lost".to_owned(),
+                    None if !lane.opened => "not opened yet".to_owned(),
+                    None if self.progress_unread.is_some() => "unknown".to_owned(),
+                    None => "none in Kafka".to_owned(),
+                };
+                writeln!(f, "  {:>4} {:>6} {progress}", lane.lane, lane.epoch)?;
+            }
+        }
+        if let Some(why) = &self.progress_unread {
+            writeln!(f, "  {why}")?;
         }
         Ok(())
     }

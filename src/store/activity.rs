@@ -101,7 +101,7 @@ pub(crate) async fn oldest_transaction(conn: &mut PgConnection) -> Result<Option
 
 /// Sessions whose locks on the outbox table, or on the relays' companions, keep a relay from reading or writing it.
 pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Result<Vec<Blocker>, sqlx::Error> {
-    // By the catalog: a cast to regclass of a table that is being dropped would wait or fail.
+    // Databases made from one template have tables of the same oids, hence the database. By the catalog: a cast to regclass of a table that is being dropped would wait or fail.
     let (schema, outbox, lane, relay) = (
         literal(names.schema_raw()),
         literal(names.table_raw()),
@@ -115,6 +115,7 @@ pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Re
          held as materialized (\
            select l.pid, min(t.relname::text || ' (' || l.mode || ')') as what from pg_locks l join tables t on t.oid = l.relation \
            where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid() \
+             and l.database = (select oid from pg_database where datname = current_database()) \
              and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') group by l.pid) \
          select 'a lock on table ' || held.what, \
            coalesce((select string_agg(w.pid::text, ',') from pg_stat_activity w where held.pid = any (pg_blocking_pids(w.pid))), ''), \
@@ -136,7 +137,7 @@ pub(crate) async fn row_blockers(conn: &mut PgConnection, names: &Names) -> Resu
            select l.pid, count(*) as held, min(head.id) as first from head \
              join pg_locks l on l.locktype = 'transactionid' and l.granted and l.transactionid::text::int8 = head.locker \
            where head.locker <> 0 group by l.pid) \
-         select 'locks on ' || held.held || ' pending event(s), the first is number ' || held.first, \
+         select 'the lock on pending event number ' || held.first || coalesce(' (and ' || nullif(held.held - 1, 0) || ' more)', ''), \
            coalesce((select string_agg(w.pid::text, ',') from pg_stat_activity w where held.pid = any (pg_blocking_pids(w.pid))), ''), \
            {SESSION} from held join pg_stat_activity a using (pid) \
          where a.application_name not like 'outbox-relay %' order by a.xact_start"

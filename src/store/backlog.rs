@@ -100,7 +100,7 @@ pub(crate) async fn pauses(conn: &mut PgConnection, names: &Names) -> Result<Vec
         return Ok(Vec::new());
     }
     let query = format!(
-        "select to_jsonb(pause)::text from {} pause \
+        "select (to_jsonb(pause) || jsonb_build_object('lasts_s', extract(epoch from clock_timestamp() - since)))::text from {} pause \
          where expires_at is null or expires_at > now() limit 1000",
         names.companion("pause")
     );

@@ -343,6 +343,11 @@ impl ClaimedRow {
         self.text(4)
     }
 
+    /// When its transaction began.
+    pub(crate) fn created_at(&self) -> Result<DateTime<Utc>, sqlx::Error> {
+        self.fixed(11).map(|bytes| timestamp(i64::from_be_bytes(bytes)))
+    }
+
     /// Payload and headers: what a row may have much of.
     fn byte_len(&self) -> usize {
         let len = |column| self.bytes(column).ok().flatten().map_or(0, <[u8]>::len);
@@ -370,7 +375,7 @@ impl ClaimedRow {
             payload,
             headers,
             topic: self.text(10)?,
-            created_at: timestamp(i64::from_be_bytes(self.fixed(11)?)),
+            created_at: self.created_at()?,
         }))
     }
 }

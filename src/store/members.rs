@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::names::{Names, literal};
+use crate::store::pauses::{self, Pause};
 
 /// A relay as the others see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,46 +20,56 @@ pub(crate) struct Member {
 #[derive(Debug, Clone)]
 pub(crate) struct MemberSql {
     table: String,
+    pauses: String,
 }
+
+/// What a relay says of itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beat<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) name: &'a str,
+    pub(crate) workers: usize,
+}
+
+/// Of a row of [`MemberSql::alive`]; pauses have more.
+const MEMBER_COLUMNS: usize = 2;
 
 impl MemberSql {
     pub(crate) fn new(names: &Names) -> Self {
-        Self { table: names.companion("relay") }
+        Self { table: names.companion("relay"), pauses: pauses::active_text(names) }
     }
 
-    /// Says that this relay is alive.
-    pub(crate) async fn beat(
+    /// Says that this relay is alive, if it is `beating`; returns the relays heard of within `alive`, in an order all of them agree on,
+    /// and the pauses in force. One round trip and one transaction.
+    pub(crate) async fn look(
         &self,
         conn: &mut PgConnection,
-        id: Uuid,
-        name: &str,
-        workers: usize,
-    ) -> Result<(), sqlx::Error> {
-        let (table, name, version) = (&self.table, literal(name), literal(env!("CARGO_PKG_VERSION")));
-        self.execute(
-            conn,
-            format!(
-                "insert into {table} (id, name, version, workers) values ('{id}', {name}, {version}, {workers}) \
-                 on conflict (id) do update set seen_at = now()"
-            ),
-        )
-        .await
+        beating: Option<Beat<'_>>,
+        alive: Duration,
+    ) -> Result<(Vec<Member>, Vec<Pause>), sqlx::Error> {
+        let beat = beating.map(|beat| self.beat(&beat)).unwrap_or_default();
+        let sql = format!("{beat}{}; {}", self.alive(alive), self.pauses);
+        let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+        let (members, pauses): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.len() == MEMBER_COLUMNS);
+        let members = members.into_iter().map(member_of).collect::<Result<_, _>>()?;
+        Ok((members, pauses.into_iter().map(pauses::pause_of).collect::<Result<_, _>>()?))
     }
 
-    /// The relays heard of within `alive`, in an order all of them agree on.
-    pub(crate) async fn alive(&self, conn: &mut PgConnection, alive: Duration) -> Result<Vec<Member>, sqlx::Error> {
-        let sql = format!(
-            "select id::text, workers::int8 from {} where seen_at > now() - make_interval(secs => {}) order by started_at, id",
-            self.table,
-            alive.as_secs_f64()
-        );
-        let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
-        rows.iter()
-            .map(|row| {
-                let id = row.try_get::<&str, _>(0)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-                Ok(Member { id, workers: row.try_get::<i64, _>(1)?.max(0) as usize })
-            })
-            .collect()
+    fn beat(&self, beat: &Beat<'_>) -> String {
+        let (id, name, version) = (beat.id, literal(beat.name), literal(env!("CARGO_PKG_VERSION")));
+        let (table, workers) = (&self.table, beat.workers);
+        format!(
+            "insert into {table} (id, name, version, workers) values ('{id}', {name}, {version}, {workers}) \
+             on conflict (id) do update set seen_at = now(); "
+        )
+    }
+
+    fn alive(&self, alive: Duration) -> String {
+        let (table, alive) = (&self.table, alive.as_secs_f64());
+        format!(
+            "select id::text, workers::int8 from {table} where seen_at > now() - make_interval(secs => {alive}) \
+             order by started_at, id"
+        )
     }
 
     /// Takes this relay out, so that the others share its lanes at once; forgets those not heard of for long.
@@ -73,4 +85,9 @@ impl MemberSql {
     async fn execute(&self, conn: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await.map(drop)
     }
+}
+
+fn member_of(row: &PgRow) -> Result<Member, sqlx::Error> {
+    let id = row.try_get::<&str, _>(0)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+    Ok(Member { id, workers: row.try_get::<i64, _>(1)?.max(0) as usize })
 }

@@ -65,17 +65,25 @@ pub(crate) fn counter(names: &Names) -> String {
 /// # Errors
 /// Any database error.
 pub(crate) async fn active(conn: &mut PgConnection, names: &Names) -> Result<Vec<Pause>, sqlx::Error> {
-    let sql = format!(
+    let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(active_text(names)))).await?;
+    rows.iter().map(pause_of).collect()
+}
+
+/// The text of [`active`], for [`pause_of`].
+pub(crate) fn active_text(names: &Names) -> String {
+    format!(
         "select scope, topic, entity_type, entity_id, reason, paused_by, since, expires_at, \
          extract(epoch from expires_at - clock_timestamp())::float8 from {} \
          where expires_at is null or expires_at > clock_timestamp() order by since, id",
         names.companion("pause")
-    );
-    let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
-    rows.iter().map(pause_of).collect()
+    )
 }
 
-fn pause_of(row: &PgRow) -> Result<Pause, sqlx::Error> {
+/// A row of it.
+///
+/// # Errors
+/// [`sqlx::Error::ColumnDecode`] and its like.
+pub(crate) fn pause_of(row: &PgRow) -> Result<Pause, sqlx::Error> {
     let scope = match row.try_get::<&str, _>(0)? {
         "topic" => Scope::Topic { topic: row.try_get(1)? },
         "entity" => Scope::Entity { entity_type: row.try_get(2)?, entity_id: row.try_get(3)? },

@@ -4,7 +4,7 @@
 //! a pooler's server connection), the locks, the snapshot. The locks end with the transaction or the session, so a relay that
 //! dies hands over at once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row};
@@ -81,6 +81,8 @@ pub(crate) struct Owned {
     pub(crate) lanes: Vec<i16>,
     /// Taken after the locks.
     pub(crate) snapshot: Snapshot,
+    /// Before the locks were asked for.
+    pub(crate) asked: Instant,
     /// The last event id drawn, read after the snapshot was taken; `None` without the right to read the sequence.
     pub(crate) drawn: Option<i64>,
     /// Sum over the wanted lanes: changes whenever somebody changes what is held or paused.
@@ -187,8 +189,9 @@ impl Transaction {
     /// # Errors
     /// Any database error. The connection must be dropped then: it may be inside a transaction.
     pub(crate) async fn begin(&self, conn: &mut PgConnection, want: LaneRange) -> Result<Owned, sqlx::Error> {
+        let asked = Instant::now();
         let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(self.begin_text(want)))).await?;
-        owned(&rows)
+        owned(&rows, asked)
     }
 
     fn begin_text(&self, LaneRange { first, last }: LaneRange) -> String {
@@ -229,8 +232,9 @@ impl Transaction {
         if let Some(next) = next {
             sql.push_str(&self.begin_text(next));
         }
+        let asked = Instant::now();
         match conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await {
-            Ok(answers) if next.is_some() => Ok(Some(owned(&answers[usize::from(!rows.is_empty())..])?)),
+            Ok(answers) if next.is_some() => Ok(Some(owned(&answers[usize::from(!rows.is_empty())..], asked)?)),
             Ok(_) => Ok(None),
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(DIVISION_BY_ZERO) => {
                 Err(SettleError::NotOwned { rows: rows.len() })
@@ -270,7 +274,7 @@ impl Sequence {
     }
 }
 
-fn owned(rows: &[PgRow]) -> Result<Owned, sqlx::Error> {
+fn owned(rows: &[PgRow], asked: Instant) -> Result<Owned, sqlx::Error> {
     let (seen, locked) = rows.split_last().ok_or(sqlx::Error::RowNotFound)?;
     let mut lanes =
         locked.iter().map(|row| row.try_get::<i64, _>(0).map(|lane| lane as i16)).collect::<Result<Vec<_>, _>>()?;
@@ -279,6 +283,7 @@ fn owned(rows: &[PgRow]) -> Result<Owned, sqlx::Error> {
     Ok(Owned {
         lanes,
         snapshot: snapshot.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
+        asked,
         drawn: seen.try_get(2)?,
         generation: seen.try_get(0)?,
         owners: delivery::owners(seen.try_get(3)?)?,

@@ -51,6 +51,17 @@ pub(crate) struct RecordFact {
     pub(crate) key_hash: Option<u32>,
     /// Microseconds since 1970.
     pub(crate) time: Option<i64>,
+    /// Somebody has sent it a second time, and said so.
+    pub(crate) resent: Option<Resent>,
+}
+
+/// Who has sent a record again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resent {
+    /// `outbox-relay replay`: a header `replay-id`.
+    Replayed,
+    /// `outbox-relay dlq redrive`: a header `redrive-id`.
+    Redriven,
 }
 
 /// The first record of a keyed event in a partition; sorts by topic, entity, partition and offset.
@@ -146,7 +157,12 @@ impl Fact {
                 let place = place(record.topic, record.partition, record.offset);
                 let (number, time) = (record.sequence.unwrap_or(0), record.time.unwrap_or(0));
                 let key = record.key_hash.unwrap_or(0);
-                (RECORD, place, flags, 0, fingerprint(record.fingerprint), number, 0, key, time)
+                let resent = match record.resent {
+                    None => 0,
+                    Some(Resent::Replayed) => 1,
+                    Some(Resent::Redriven) => 2,
+                };
+                (RECORD, place, flags, resent, fingerprint(record.fingerprint), number, 0, key, time)
             }
         };
         pack(&[
@@ -203,6 +219,11 @@ impl Fact {
                 sequence: has(HAS_NUMBER).then_some(number),
                 key_hash,
                 time: has(HAS_TIME).then_some(time),
+                resent: match status {
+                    0 => None,
+                    1 => Some(Resent::Replayed),
+                    _ => Some(Resent::Redriven),
+                },
             }),
         };
         (event, fact)
@@ -263,8 +284,10 @@ mod tests {
             sequence: Some(17),
             key_hash: None,
             time: Some(12),
+            resent: Some(Resent::Redriven),
         };
-        let bare = RecordFact { fingerprint: None, sequence: None, time: None, key_hash: Some(0), ..record };
+        let resent = Some(Resent::Replayed);
+        let bare = RecordFact { fingerprint: None, sequence: None, time: None, key_hash: Some(0), resent, ..record };
         let mut encoded = Vec::new();
         for fact in [Fact::Row(row), Fact::Audit, Fact::Record(record), Fact::Record(RecordFact { topic: 4, ..bare })] {
             encoded.push(fact.encode(event));

@@ -7,7 +7,7 @@ use std::io;
 use crate::event::EventId;
 use crate::ledger::{Example, Finding, Report, RowStatus};
 use crate::sink::murmur2::partition;
-use crate::verify::fact::{FACT_BYTES, Fact, RecordFact, RowFact, STEP_BYTES, Step};
+use crate::verify::fact::{FACT_BYTES, Fact, RecordFact, Resent, RowFact, STEP_BYTES, Step};
 use crate::verify::sorter::Sorter;
 
 /// Records without a row whose rows are asked for once more, at the most: a late commit explains some, never millions.
@@ -68,8 +68,22 @@ pub(crate) struct Aside {
     pub(crate) retired: u64,
     /// Events whose record the topic's retention or compaction may have removed.
     pub(crate) unjudged: u64,
+    /// Records that `replay` has published again.
+    pub(crate) replayed: u64,
+    /// Records that `dlq redrive` has sent again.
+    pub(crate) redriven: u64,
     /// Rows that share their event id with another one.
     pub(crate) repeated_ids: u64,
+}
+
+impl Aside {
+    fn resent(&mut self, record: &RecordFact) {
+        match record.resent {
+            None => {}
+            Some(Resent::Replayed) => self.replayed += 1,
+            Some(Resent::Redriven) => self.redriven += 1,
+        }
+    }
 }
 
 /// Records without a row, to be judged again when their rows were asked for.
@@ -84,7 +98,10 @@ struct Current {
     event: Option<EventId>,
     row: Option<RowFact>,
     audited: bool,
+    /// A record of it is on its topic.
     found: bool,
+    /// And one that is not said to be sent again.
+    sent: bool,
     place: Option<(u16, i32)>,
 }
 
@@ -154,10 +171,12 @@ impl<'a> Judge<'a> {
             self.found(Finding::Unknown, event, Some(row), Some(record), Some(note));
             return Ok(());
         }
-        if std::mem::replace(&mut self.current.found, true) {
-            self.found(Finding::Duplicates, event, Some(row), Some(record), None);
-        } else {
+        self.aside.resent(record);
+        if !std::mem::replace(&mut self.current.found, true) {
             self.report.published += 1;
+        }
+        if record.resent.is_none() && std::mem::replace(&mut self.current.sent, true) {
+            self.found(Finding::Duplicates, event, Some(row), Some(record), None);
         }
         if let (Some(expected), Some(found)) = (row.fingerprint, record.fingerprint)
             && expected != found
@@ -170,6 +189,10 @@ impl<'a> Judge<'a> {
                 let note = format!("belongs to partition {expected}");
                 self.found(Finding::WrongPartition, event, Some(row), Some(record), Some(note));
             }
+        }
+        // It claims no place in the order: old events come behind newer ones on purpose.
+        if record.resent.is_some() {
+            return Ok(());
         }
         let place = Some((record.topic, record.partition));
         let first = std::mem::replace(&mut self.current.place, place) != place;
@@ -214,6 +237,7 @@ impl<'a> Judge<'a> {
         let deleted =
             |edge: Horizon| record.sequence.is_some_and(|sequence| sequence < edge.lowest_id) || before(edge.oldest);
         if horizon.is_some_and(deleted) {
+            self.aside.resent(&record);
             self.aside.retired += 1;
         } else {
             let note = record.sequence.map(|sequence| format!("says it is of row {sequence}"));

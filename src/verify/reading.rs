@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::envelope::Envelope;
 use crate::event::EventId;
 use crate::ledger::Fingerprint;
+use crate::verify::fact::Resent;
 
 /// Where a record tells the entity's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,6 +143,14 @@ impl Reading {
 
 fn header<'m>(record: &'m impl Message, name: &str) -> Option<&'m [u8]> {
     record.headers()?.iter().find(|header| header.key == name)?.value
+}
+
+/// Who says that he has sent it again.
+pub(crate) fn resent(record: &impl Message) -> Option<Resent> {
+    if header(record, crate::replay::HEADER).is_some() {
+        return Some(Resent::Replayed);
+    }
+    header(record, crate::dlq::redrive::HEADER).map(|_| Resent::Redriven)
 }
 
 /// The row's id, in records of this relay.

@@ -9,7 +9,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::config::KafkaSettings;
 use crate::event::EventId;
@@ -50,6 +50,7 @@ const CONSUMER: &[(&str, &str)] = &[
 
 /// Reads topics, one after the other.
 pub(crate) struct TopicReader {
+    config: ClientConfig,
     consumer: BaseConsumer,
     admin: AdminClient<DefaultClientContext>,
 }
@@ -82,6 +83,15 @@ pub(crate) struct Beginning {
     pub(crate) time: Option<i64>,
 }
 
+/// What was read of a topic.
+#[derive(Debug, Default)]
+pub(crate) struct Read {
+    /// All that consumers see.
+    pub(crate) records: u64,
+    /// Of the truncated partitions.
+    pub(crate) beginnings: HashMap<i32, Beginning>,
+}
+
 /// A record without a readable event id.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Nameless {
@@ -95,7 +105,8 @@ impl TopicReader {
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, VerifyError> {
         let config = kafka.consumer_config(CONSUMER);
         let failed = |_| VerifyError::Client;
-        Ok(Self { consumer: config.create().map_err(failed)?, admin: config.create().map_err(failed)? })
+        let (consumer, admin) = (config.create().map_err(failed)?, config.create().map_err(failed)?);
+        Ok(Self { config, consumer, admin })
     }
 
     /// Partitions and their watermarks, now.
@@ -168,49 +179,88 @@ impl TopicReader {
         key: Option<&str>,
         rate: &mut Rate,
         mut told: impl FnMut(Result<(EventId, Fact), Nameless>) -> Result<(), VerifyError>,
-    ) -> Result<HashMap<i32, Beginning>, VerifyError> {
+    ) -> Result<Read, VerifyError> {
         let (index, name) = topic;
-        let mut beginnings: HashMap<i32, Beginning> = HashMap::new();
-        let mut unread = extent.bounds.clone();
-        let mut list = TopicPartitionList::new();
-        for (partition, (first, _)) in &unread {
-            list.add_partition_offset(name, *partition, Offset::Offset(*first))?;
-        }
-        self.consumer.assign(&list)?;
-        let mut heard = Instant::now();
-        while !unread.is_empty() {
-            if heard.elapsed() > PATIENCE {
-                return Err(VerifyError::Stalled { topic: name.to_owned(), partitions: unread.into_keys().collect() });
+        let mut read = Read::default();
+        each_record(&self.consumer, name, extent, rate, |message| {
+            read.records += 1;
+            if extent.truncated.contains(&message.partition()) {
+                begin(read.beginnings.entry(message.partition()).or_default(), message);
             }
-            let message = match self.consumer.poll(POLL) {
-                None => continue,
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    unread.remove(&partition);
-                    continue;
-                }
-                Some(Err(error)) if is_passing(&error) => continue,
-                Some(Err(error)) => return Err(error.into()),
-                Some(Ok(message)) => message,
-            };
-            heard = Instant::now();
-            let (partition, offset) = (message.partition(), message.offset());
-            let Some((_, end)) = unread.get(&partition).copied() else { continue };
-            if offset < end {
-                if extent.truncated.contains(&partition) {
-                    begin(beginnings.entry(partition).or_default(), &message);
-                }
-                if let Some(seen) = seen(index, &message, reading, key) {
-                    told(seen)?;
-                }
-                std::thread::sleep(rate.spend(1));
-            }
-            if offset + 1 >= end {
-                unread.remove(&partition);
-            }
-        }
-        self.consumer.unassign()?;
-        Ok(beginnings)
+            seen(index, message, reading, key).map_or(Ok(()), &mut told)
+        })?;
+        Ok(read)
     }
+
+    /// How many records of an extent are of transactions that were rolled back or are open, where `committed` were read. Blocks.
+    ///
+    /// # Errors
+    /// The cluster.
+    pub(crate) fn uncommitted(
+        &self,
+        name: &str,
+        extent: &TopicExtent,
+        committed: u64,
+        rate: &mut Rate,
+    ) -> Result<u64, VerifyError> {
+        // Offsets that gave no record are markers of transactions, what they rolled back, or what a compaction removed.
+        if committed >= extent.len() {
+            return Ok(0);
+        }
+        let mut config = self.config.clone();
+        let consumer: BaseConsumer =
+            config.set("isolation.level", "read_uncommitted").create().map_err(|_| VerifyError::Client)?;
+        let mut records = 0_u64;
+        each_record(&consumer, name, extent, rate, |_| {
+            records += 1;
+            Ok(())
+        })?;
+        // A compaction may have run since.
+        Ok(records.saturating_sub(committed))
+    }
+}
+
+fn each_record(
+    consumer: &BaseConsumer,
+    name: &str,
+    extent: &TopicExtent,
+    rate: &mut Rate,
+    mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), VerifyError>,
+) -> Result<(), VerifyError> {
+    let mut unread = extent.bounds.clone();
+    let mut list = TopicPartitionList::new();
+    for (partition, (first, _)) in &unread {
+        list.add_partition_offset(name, *partition, Offset::Offset(*first))?;
+    }
+    consumer.assign(&list)?;
+    let mut heard = Instant::now();
+    while !unread.is_empty() {
+        if heard.elapsed() > PATIENCE {
+            return Err(VerifyError::Stalled { topic: name.to_owned(), partitions: unread.into_keys().collect() });
+        }
+        let message = match consumer.poll(POLL) {
+            None => continue,
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                unread.remove(&partition);
+                continue;
+            }
+            Some(Err(error)) if is_passing(&error) => continue,
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok(message)) => message,
+        };
+        heard = Instant::now();
+        let (partition, offset) = (message.partition(), message.offset());
+        let Some((_, end)) = unread.get(&partition).copied() else { continue };
+        if offset < end {
+            each(&message)?;
+            std::thread::sleep(rate.spend(1));
+        }
+        if offset + 1 >= end {
+            unread.remove(&partition);
+        }
+    }
+    consumer.unassign()?;
+    Ok(())
 }
 
 fn begin(beginning: &mut Beginning, message: &BorrowedMessage<'_>) {
@@ -241,6 +291,7 @@ fn seen(
         sequence: reading::sequence(message),
         key_hash: message.key().map(murmur2),
         time: message.timestamp().to_millis().map(|ms| ms.saturating_mul(1000)),
+        resent: reading::resent(message),
     };
     Some(Ok((event, Fact::Record(fact))))
 }

@@ -23,6 +23,8 @@ pub(crate) struct Verdict {
     pub(crate) topics: Vec<String>,
     pub(crate) report: Report,
     pub(crate) aside: Aside,
+    /// Records of transactions that were rolled back, or are open.
+    pub(crate) uncommitted: u64,
     /// What a reader of the numbers has to know.
     pub(crate) notes: Vec<String>,
 }
@@ -37,8 +39,8 @@ impl Verdict {
 
 impl Serialize for Verdict {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { topics, report, aside, notes } = self;
-        let mut json = serializer.serialize_struct("Verdict", 19)?;
+        let Self { topics, report, aside, uncommitted, notes } = self;
+        let mut json = serializer.serialize_struct("Verdict", 22)?;
         json.serialize_field("clean", &report.is_clean())?;
         json.serialize_field("violations", &self.violations())?;
         json.serialize_field("topics", topics)?;
@@ -53,6 +55,9 @@ impl Serialize for Verdict {
         json.serialize_field("after_start", &aside.after_start)?;
         json.serialize_field("retired", &aside.retired)?;
         json.serialize_field("unjudged", &aside.unjudged)?;
+        json.serialize_field("replayed", &aside.replayed)?;
+        json.serialize_field("redriven", &aside.redriven)?;
+        json.serialize_field("uncommitted_records", uncommitted)?;
         json.serialize_field("notes", notes)?;
         json.serialize_field("examples", &Examples(report))?;
         json.end()
@@ -70,7 +75,7 @@ impl Serialize for Examples<'_> {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { topics, report, aside, notes } = self;
+        let Self { topics, report, aside, uncommitted, notes } = self;
         match topics.as_slice() {
             [] => writeln!(f, "no row is routed to any topic")?,
             topics => writeln!(f, "topics           {}", topics.join(", "))?,
@@ -89,6 +94,18 @@ impl fmt::Display for Verdict {
             (
                 aside.retired,
                 "records have no row any more; the table's retention explains them, nothing else is known of them",
+            ),
+            (
+                aside.replayed,
+                "records were published again by `replay`: they are no duplicates, and have no place in the order",
+            ),
+            (
+                aside.redriven,
+                "records are dead letters that came back: they are no duplicates, and have no place in the order",
+            ),
+            (
+                *uncommitted,
+                "records are of transactions that were rolled back or are open: consumers that read committed do not see them",
             ),
             (aside.unjudged, "events may have been on the topic, which no longer holds everything"),
         ] {

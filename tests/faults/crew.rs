@@ -19,7 +19,7 @@ const WORKERS: u64 = 2;
 pub(crate) const IN_FLIGHT: u64 = BATCH * WORKERS;
 
 /// How long a batch waits for its acks.
-pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// One relay and the network around it.
 #[derive(Debug)]

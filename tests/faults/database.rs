@@ -78,7 +78,7 @@ async fn commits_that_were_made_and_whose_answers_were_lost(
     for lost in 1..=3 {
         stage.moment().await;
         let proxy = &stage.crew[0].postgres;
-        proxy.set_trap(Spot::Commit, Catch::LoseAnswer);
+        proxy.set_trap(Spot::Mark, Catch::LoseAnswer);
         proxy.until_sprung(lost).await;
     }
     // They were made, so nothing is sent again.

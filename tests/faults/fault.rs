@@ -150,7 +150,7 @@ impl Fault {
             }
             Self::LoseCommit => {
                 let victim = stage.anyone();
-                victim.postgres.set_trap(Spot::Commit, Catch::LoseAnswer);
+                victim.postgres.set_trap(Spot::Mark, Catch::LoseAnswer);
             }
             Self::LockTable => lock_table(stage, while_it_lasts).await?,
             Self::LockRow => lock_row(stage).await?,

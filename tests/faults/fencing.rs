@@ -109,7 +109,7 @@ async fn marks_that_change_no_row_are_an_error_that_names_the_lanes(
     ensure!(line["level"] == "ERROR" && line["next_step"].is_string(), "{line}");
     ensure!(line["lanes"].as_str().is_some_and(|lanes| !lanes.is_empty()), "{line}");
     let error = line["error"].as_str().unwrap_or_default();
-    ensure!(error.starts_with("0 of "), "{line}");
+    ensure!(error.starts_with("not all of "), "{line}");
     let marked = "select count(*) from event_outbox where status <> 'PENDING'";
     let before = outbox.number(marked).await?;
     stage.moment().await;

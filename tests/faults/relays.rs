@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use libtest_mimic::Trial;
+use sqlx::{Connection, Executor};
 
 use crate::fault::Fault;
 use crate::proxy::{Catch, Spot};
 use crate::seed::size;
 use crate::stage::Stage;
 use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, TestDatabase, trials};
+use crate::support::{Outbox, SOON, TestDatabase, eventually, trials};
 
 /// How often a fault strikes in a trial.
 pub(crate) const STRIKES: &str = "OUTBOX_RELAY_TEST_STRIKES";
@@ -69,9 +70,7 @@ async fn killed_at(
     database: &TestDatabase,
     kafka: &RealKafka,
 ) -> anyhow::Result<()> {
-    // The statements are recognised by their text.
-    let unprepared = |relay: Relay| relay.with("RELAY_PREPARED_STATEMENTS", false);
-    let mut stage = Stage::open_with(trial, &Outbox::of(database), kafka, 2, unprepared).await?;
+    let mut stage = Stage::open(trial, &Outbox::of(database), kafka, 2).await?;
     for kill in 1..=KILLS_AT_A_PLACE {
         stage.moment().await;
         stage.may_repeat(1);
@@ -114,14 +113,51 @@ async fn relays_killed_after_the_marks_and_before_the_commit(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    killed_at(Spot::Commit, Catch::HoldRequest, "kill before commit", &database, &kafka).await
+    // Marks and commit are one request: what keeps them apart is a trigger that runs at the commit and waits.
+    let outbox = Outbox::of(&database);
+    let mut stage = Stage::open("kill before commit", &outbox, &kafka, 2).await?;
+    outbox
+        .execute(
+            "create function wait_at_commit() returns trigger language plpgsql as \
+             'begin perform pg_advisory_xact_lock_shared(4711); return null; end'; \
+             create constraint trigger wait_at_commit after update on event_outbox deferrable initially deferred \
+             for each row when (new.status = 'PUBLISHED') execute function wait_at_commit()",
+        )
+        .await?;
+    for _ in 0..KILLS_AT_A_PLACE {
+        stage.moment().await;
+        // Both relays wait there, and may have to give up once (`lock_timeout`) before one of them dies.
+        stage.may_repeat(4);
+        let mut gate = outbox.connect().await?;
+        gate.execute("select pg_advisory_lock(4711)").await?;
+        let waiting = "pg_stat_activity where datname = current_database() and query ~ '^(with changed|execute)' \
+                       and wait_event_type = 'Lock' and wait_event = 'advisory'";
+        let of_the_victim = format!("select count(*) from {waiting} and application_name like '%-0'");
+        eventually("the victim has marked and not committed", SOON, || async {
+            match outbox.number(&of_the_victim).await {
+                Ok(1..) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        stage.crew[0].kill()?;
+        // A backend that waits does not notice that its client is gone: what it has marked would be committed.
+        outbox.number(&format!("select count(pg_terminate_backend(pid)) from {waiting}")).await?;
+        gate.close().await?;
+        stage.until_moving().await?;
+        let victim = &mut stage.crew[0];
+        victim.revive()?;
+        victim.until_ready().await?;
+    }
+    stage.moment().await;
+    stage.close(&kafka).await.map(drop)
 }
 
 async fn relays_killed_after_the_commit_and_before_its_answer(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    killed_at(Spot::Commit, Catch::HoldAnswer, "kill after commit", &database, &kafka).await
+    killed_at(Spot::Mark, Catch::HoldAnswer, "kill after commit", &database, &kafka).await
 }
 
 async fn relays_that_join_and_leave_send_nothing_twice(

@@ -35,7 +35,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_pooler_is_found_and_whether_it_keeps_prepared_statements,
             a_relay_works_behind_a_transaction_pooler,
             a_clock_that_is_wrong_is_found,
-            brokers_that_refuse_the_login_are_found;
+            brokers_that_refuse_the_login_are_found,
+            what_exactly_once_lacks_in_the_database_is_found_and_mended;
+        with_postgres:
+            what_exactly_once_lacks_in_the_cluster_is_found;
         with_kafka:
             prepared_transactions_and_idle_replication_slots_are_found;
         alone:
@@ -281,7 +284,7 @@ async fn a_locked_table_is_found_within_seconds(database: TestDatabase, kafka: A
     let mut conn = outbox.connect().await?;
     let mut locking = conn.begin().await?;
     locking.execute("lock table event_outbox in access exclusive mode").await?;
-    expect(&outbox.relay(&kafka), "database-slow", "warning").await?;
+    expect(&outbox.relay(&kafka), "database-locked", "warning").await?;
     locking.rollback().await?;
     Ok(())
 }
@@ -473,6 +476,50 @@ async fn brokers_that_refuse_the_login_are_found(database: TestDatabase, kafka: 
     Ok(())
 }
 
+async fn what_exactly_once_lacks_in_the_database_is_found_and_mended(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox.write("e", 1, 20).await?;
+    let (user, relay) = with_user(&database, &outbox, &kafka).await?;
+    grant(&outbox, &user).await?;
+    let relay = relay.with("RELAY_DELIVERY", "exactly_once");
+    let finding = expect(&relay, "rights-missing", "error").await?;
+    let grant = finding["mend"].as_str().and_then(|mend| mend.split_once("or: ")).context("a grant")?.1;
+    outbox.execute(grant).await?;
+    // The relay would make it.
+    let finding = expect(&relay, "progress-topic", "warning").await?;
+    let topic = finding["sentence"].as_str().and_then(|sentence| sentence.split(' ').nth(3)).context("a name")?;
+    kafka.create_topic(topic, 3, &[]).await?;
+    let finding = expect(&relay, "progress-topic", "error").await?;
+    ensure!(
+        finding["mend"].as_str().is_some_and(|mend| mend.ends_with(&format!("--topic {topic} --partitions 16"))),
+        "{finding}"
+    );
+    kafka.delete_topic(topic).await?;
+    kafka.create_topic(topic, 16, &[]).await?;
+    let found = findings(&relay).await?;
+    let ids: Vec<_> = found.keys().map(String::as_str).collect();
+    ensure!(ids == ["sessions-hidden", "topic-single-replica"], "{found:?}");
+    outbox.execute(&format!("drop owned by {user}")).await.map(drop)
+}
+
+/// A cluster that cannot keep the state of transactions, and takes little metadata with an offset.
+async fn what_exactly_once_lacks_in_the_cluster_is_found(database: TestDatabase) -> anyhow::Result<()> {
+    let settings = [("transaction.state.log.replication.factor", "3"), ("offset.metadata.max.bytes", "1024")];
+    let kafka = tokio::task::spawn_blocking(move || RealKafka::start(&settings)).await??;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let relay = outbox.relay(&kafka).with("RELAY_DELIVERY", "exactly_once");
+    let finding = expect(&relay, "transactions-unusable", "error").await?;
+    ensure!(finding["mend"].as_str().is_some_and(|mend| mend.contains("__transaction_state")), "{finding}");
+    let finding = expect(&relay, "progress-small", "note").await?;
+    ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.contains("1024")), "{finding}");
+    Ok(())
+}
+
 /// A TLS server with a certificate of its own making: the handshake is all it takes.
 async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
     let openssl = "/usr/bin/openssl";
@@ -509,8 +556,16 @@ async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
 }
 
 /// Cannot be provoked on one broker that knows no users and a server of a supported version.
-const NOT_PROVOKED: [&str; 5] =
-    ["server-old", "topic-config-hidden", "topic-leaderless", "topic-unauthorized", "topic-unusable"];
+const NOT_PROVOKED: [&str; 8] = [
+    "database-slow",
+    "progress-single-replica",
+    "server-old",
+    "topic-config-hidden",
+    "topic-leaderless",
+    "topic-unauthorized",
+    "topic-unusable",
+    "transactions-unauthorized",
+];
 
 async fn every_finding_is_provoked_here_and_explained_in_the_documents() -> anyhow::Result<()> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -519,6 +574,7 @@ async fn every_finding_is_provoked_here_and_explained_in_the_documents() -> anyh
     let mut files: Vec<_> =
         std::fs::read_dir(root.join("src/check"))?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
     files.push(root.join("src/check.rs"));
+    let codes = std::fs::read_to_string(root.join("src/observe/code.rs"))?;
     let mut ids = 0;
     for file in files {
         for made in std::fs::read_to_string(file)?.split("Finding::").skip(1) {
@@ -527,9 +583,12 @@ async fn every_finding_is_provoked_here_and_explained_in_the_documents() -> anyh
                 continue;
             };
             // The definitions themselves have no literal there.
-            let Some((id, _)) = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"')) else {
+            let Some((variant, _)) = rest.trim_start().strip_prefix("Code::").and_then(|rest| rest.split_once(','))
+            else {
                 continue;
             };
+            let id = codes.split_once(&format!(" {variant} \"")).and_then(|(_, rest)| rest.split_once('"'));
+            let (id, _) = id.context("a code of the table")?;
             ids += 1;
             ensure!(document.contains(&format!("| `{id}` |")), "docs/operations.md does not explain {id}");
             ensure!(trials.contains(&format!("\"{id}\"")), "nothing provokes {id}");

@@ -104,6 +104,8 @@ async fn no_secret_is_ever_printed() -> anyhow::Result<()> {
     let brokers = format!("127.0.0.1:{}", free_port()?);
     let sasl = Relay::of(&url, &brokers)
         .with("RELAY_LOG_LEVEL", "trace")
+        .with("RELAY_ADMIN_ADDRESS", "127.0.0.1:0")
+        .with("RELAY_ADMIN_TOKEN", SECRET.repeat(3))
         .with("KAFKA_SECURITY_PROTOCOL", "sasl_plaintext")
         .with("KAFKA_SASL_MECHANISM", "PLAIN")
         .with("KAFKA_SASL_USERNAME", "relay")
@@ -114,6 +116,7 @@ async fn no_secret_is_ever_printed() -> anyhow::Result<()> {
     drop(relay);
 
     let every_secret = Relay::of(&url, &brokers)
+        .with("RELAY_ADMIN_TOKEN", format!("{SECRET} with a space"))
         .with("KAFKA_SASL_PASSWORD", SECRET)
         .with("KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET", SECRET)
         .with("KAFKA_SSL_KEY_PASSWORD", SECRET)

@@ -12,6 +12,7 @@ use libtest_mimic::Trial;
 use outbox_relay::consumer::{
     Action, Consumer, ConsumerError, Context, DeadLetter, Failed, Policy, Reason, Retry, Stats, UnknownType,
 };
+use outbox_relay::demo::Signal;
 use outbox_relay::event::NewEvent;
 use outbox_relay::outbox;
 use outbox_relay::schemas::Schemas;
@@ -49,7 +50,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_handler_that_outlasts_the_stop_is_rolled_back_and_its_event_comes_again,
             old_versions_are_upcast_for_the_one_handler,
             what_a_handler_emits_is_tied_to_its_event_and_its_transaction,
-            a_dead_letter_that_cannot_be_sent_holds_its_partition_until_it_can;
+            a_dead_letter_that_cannot_be_sent_holds_its_partition_until_it_can,
+            large_events_that_wait_for_a_slow_handler_do_not_fill_the_memory;
+        with_postgres:
+            a_stop_while_the_brokers_are_silent_ends_and_no_effect_is_lost_or_repeated;
     }
 }
 
@@ -716,5 +720,88 @@ async fn a_dead_letter_that_cannot_be_sent_holds_its_partition_until_it_can(
     running.stop().await?;
     let sent = field.kafka.read_topic(&missing).await?;
     ensure!(sent.len() == 1 && sent[0].header("dlq-reason") == Some("unsupported-version"), "{sent:?}");
+    Ok(())
+}
+
+/// 240 MB wait on the topic. Without a bound by bytes, all of them are in memory before the first is applied.
+async fn large_events_that_wait_for_a_slow_handler_do_not_fill_the_memory(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    const EVENTS: i64 = 480;
+    const MEGABYTES: u64 = 150;
+    let field = Field::new(&database, kafka).await?;
+    let sql = format!(
+        "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+         select 'order', 'e' || (n % 30), 'Counted', jsonb_build_object('n', n, 'x', (select string_agg(md5((n * 20000 + i)::text), '') \
+         from generate_series(1, 15625) i)) from generate_series(1, {EVENTS}) n"
+    );
+    field.outbox.execute(&sql).await?;
+    field.publish().await?;
+    // The handlers wait for this transaction.
+    let mut locking = field.outbox.connect().await?;
+    let mut lock = sqlx::Connection::begin(&mut locking).await?;
+    sqlx::query("lock table effects in exclusive mode").execute(&mut *lock).await?;
+    let child = Command::new(std::env::current_exe()?)
+        .arg(MEMBER)
+        .args([database.url(), field.kafka.bootstrap(), field.outbox.topic.clone()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let child = Killed(child);
+    let waiting = "select count(*) from pg_locks where not granted and relation = 'effects'::regclass";
+    eventually("every partition has a handler that waits", APPLIED_WITHIN, || async {
+        match field.outbox.number(waiting).await {
+            Ok(waiting) if waiting == i64::from(PARTITIONS) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let steady = AtomicU32::new(0);
+    let last = std::sync::atomic::AtomicU64::new(0);
+    let most = eventually("no more is fetched", APPLIED_WITHIN, || async {
+        let now = resident_megabytes(child.0.id());
+        match now.as_ref().is_ok_and(|now| *now == last.swap(*now, Ordering::Relaxed)) {
+            true => steady.fetch_add(1, Ordering::Relaxed),
+            false => steady.swap(0, Ordering::Relaxed),
+        };
+        if steady.load(Ordering::Relaxed) > 30 { Ok(last.load(Ordering::Relaxed)) } else { Err(now) }
+    })
+    .await;
+    ensure!(most < MEGABYTES, "{most} MB are resident while every handler waits");
+    lock.commit().await?;
+    field.until_effects(EVENTS).await;
+    let most = resident_megabytes(child.0.id())?;
+    ensure!(most < MEGABYTES, "{most} MB were resident at the most");
+    Ok(())
+}
+
+/// At its highest.
+fn resident_megabytes(process: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024)
+}
+
+async fn a_stop_while_the_brokers_are_silent_ends_and_no_effect_is_lost_or_repeated(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let mut field = Field::new(&database, Arc::new(RealKafka::start(&[])?)).await?;
+    field.write((1..=20).map(|n| counted(&format!("e{n}"), n))).await?;
+    field.publish().await?;
+    let running = Running::start(field.counting().commit_interval(Duration::from_secs(3600)));
+    field.until_effects(20).await;
+    Arc::get_mut(&mut field.kafka).context("somebody else's")?.signal(Signal::SIGSTOP)?;
+    let stats = tokio::time::timeout(SOON, running.stop()).await.context("it waits for the brokers")??;
+    ensure!(stats.applied() == 20, "{stats:?}");
+
+    Arc::get_mut(&mut field.kafka).context("somebody else's")?.signal(Signal::SIGCONT)?;
+    // Its commit may have reached the brokers or not; nothing depends on it.
+    field.write([counted("e1", 21)]).await?;
+    field.publish().await?;
+    let running = Running::start(field.counting());
+    field.until_effects(21).await;
+    let stats = running.stop().await?;
+    ensure!(stats.applied() == 1 && field.effects().await? == 21, "{stats:?}");
     Ok(())
 }

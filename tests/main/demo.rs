@@ -33,6 +33,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             an_interrupted_demo_exits_130_and_leaves_nothing,
             a_killed_demo_leaves_no_process_and_no_file,
             a_served_demo_takes_a_visitors_events_and_ends_with_its_balance,
+            the_order_flow_agrees_with_a_service_killed_halfway,
+            an_interrupted_order_flow_exits_130_and_leaves_nothing,
             one_server_without_the_other_is_refused_and_the_other_is_named;
         with_both:
             the_demo_runs_on_servers_of_ones_own_and_leaves_nothing_there;
@@ -102,6 +104,31 @@ async fn a_served_demo_takes_a_visitors_events_and_ends_with_its_balance() -> an
     demo.kept(&balance)?;
     ensure!(balance["committed"].as_u64() > Some(3600), "the visitor's event is not in {balance}");
     demo.exits_with(0).await?;
+    demo.nothing_is_left()
+}
+
+async fn the_order_flow_agrees_with_a_service_killed_halfway() -> anyhow::Result<()> {
+    let mut demo = Stage::with_postgres().await?.start(&["order-flow", "--json"])?;
+    let balance = demo.line().await?;
+    ensure!(
+        balance["kept"] == true
+            && balance["kills"] == 1
+            && balance["orders_ended"] == 24
+            && balance["mails_agree"] == 24,
+        "{balance:#}\n{}",
+        demo.stderr()
+    );
+    // The line of an order that was paid after the kill.
+    ensure!(demo.says("o-024 v2 | placed").is_some_and(|line| line.contains("CONFIRMED")), "{}", demo.stderr());
+    demo.exits_with(0).await?;
+    demo.nothing_is_left()
+}
+
+async fn an_interrupted_order_flow_exits_130_and_leaves_nothing() -> anyhow::Result<()> {
+    let mut demo = Stage::with_postgres().await?.start(&["order-flow"])?;
+    demo.until_says("kill -9 for the service `payment`").await?;
+    demo.signal(Signal::SIGINT)?;
+    demo.exits_with(130).await?;
     demo.nothing_is_left()
 }
 

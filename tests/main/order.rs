@@ -178,7 +178,7 @@ async fn a_relay_frozen_with_a_batch_in_its_hands_changes_nothing_when_it_thaws(
     let outbox = Outbox::of(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write_backlog(20_000, 200).await?;
-    let settings = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "1s").with("RELAY_BATCH_SIZE", 200);
+    let settings = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "5s").with("RELAY_BATCH_SIZE", 200);
     let frozen = settings.start_ready("frozen").await?;
     outbox.until_published(1).await;
     eventually("the relay is frozen with a batch in its hands", SOON, || async {

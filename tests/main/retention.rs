@@ -11,7 +11,7 @@ use sqlx::{Connection, Executor};
 use crate::support::kafka::RealKafka;
 use crate::support::load::{Load, Plan};
 use crate::support::relay::Output;
-use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
+use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
@@ -23,7 +23,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_prune_without_anything_to_prune_or_without_a_yes_changes_nothing;
         with_both:
             relays_prune_in_the_background_under_load_and_the_ledger_is_clean,
-            a_relay_that_may_not_prune_says_so_once_and_goes_on;
+            a_relay_that_may_not_prune_says_so_once_and_goes_on,
+            a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_is_wide_enough,
+            a_relay_prunes_nothing_that_a_topic_still_holds;
     }
 }
 
@@ -121,13 +123,22 @@ async fn rows_of_the_consumers_table_are_pruned_by_their_age(database: TestDatab
         .await?;
     // The outbox itself is kept.
     write_history(&outbox).await?;
+    // Without brokers nobody knows whether that lets duplicates in.
     let arguments = ["--processed-after", "10d"];
+    let refused = prune(&database, &["--processed-after", "10d", "--yes"]).await?;
+    ensure!(refused.code == Some(1) && refused.stderr.contains("nobody knows"), "{refused:?}");
+    let unexplained = prune(&database, &["--processed-after", "10d", "--yes", "--force"]).await?;
+    ensure!(unexplained.code == Some(2) && unexplained.stderr.contains("--reason"), "{unexplained:?}");
     let old =
         outbox.number("select count(*) from processed_events where processed_at < now() - interval '10 days'").await?;
     let dry = pruned(&database, &[&arguments[..], &["--dry-run"]].concat()).await?;
     ensure!(dry == (0, old), "{dry:?} instead of {old}");
-    ensure!(pruned(&database, &[&arguments[..], &["--yes"]].concat()).await? == (0, old));
+    let forced = ["--yes", "--force", "--reason", "no topic is that old"];
+    ensure!(pruned(&database, &[&arguments[..], &forced].concat()).await? == (0, old));
     ensure!(outbox.number("select count(*) from processed_events").await? == 50_000 - old);
+    let audited =
+        "select count(*) from event_outbox_audit where filter ->> 'force' = 'true' and reason = 'no topic is that old'";
+    ensure!(outbox.number(audited).await? == 1);
     ensure!(outbox.number("select count(*) from event_outbox").await? == 10_000);
     Ok(())
 }
@@ -169,7 +180,8 @@ async fn relays_prune_in_the_background_under_load_and_the_ledger_is_clean(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
-    outbox.create_topic(&kafka).await?;
+    // Consumers remember for longer than the topic keeps what they have applied.
+    kafka.create_topic(&outbox.topic, PARTITIONS, &[("retention.ms", "1200000")]).await?;
     outbox
         .execute("insert into processed_events values ('g', gen_random_uuid(), now() - interval '1 hour'), ('g', gen_random_uuid(), now())")
         .await?;
@@ -246,5 +258,114 @@ async fn a_relay_that_may_not_prune_says_so_once_and_goes_on(
     relay.wait_for("retention works again").await;
     ensure!(relay.lines("old events cannot be pruned: the table grows").len() == 1);
     ensure!(outbox.published_numbers(&kafka).await?["a"] == (1..=6).collect::<Vec<_>>());
+    Ok(())
+}
+
+/// A topic with its retention, one of dead letters, and a row that is an hour old.
+async fn remember(outbox: &Outbox, kafka: &RealKafka, retention_ms: &str) -> anyhow::Result<String> {
+    kafka.create_topic(&outbox.topic, PARTITIONS, &[("retention.ms", retention_ms)]).await?;
+    let letters = format!("{}.billing.dlq", outbox.topic);
+    kafka.create_topic(&letters, 1, &[("retention.ms", "60000")]).await?;
+    outbox
+        .execute("insert into processed_events values ('billing', gen_random_uuid(), now() - interval '1 hour')")
+        .await?;
+    Ok(letters)
+}
+
+async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_is_wide_enough(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let letters = remember(&outbox, &kafka, "7200000").await?;
+    let topic = outbox.topic.clone();
+    let relay = outbox.relay(&kafka).with("RELAY_PROCESSED_RETENTION", "30m");
+    let prune = async |relay: &Relay| relay.clone().argument("--yes").output("prune").await;
+    let check = async |relay: &Relay| -> anyhow::Result<Vec<Value>> {
+        let output = relay.clone().argument("--json").output("check").await?;
+        let report: Value = serde_json::from_str(&output.stdout)?;
+        let findings = report["findings"].as_array().cloned().unwrap_or_default();
+        Ok(findings.into_iter().filter(|finding| finding["id"] == "processed-window").collect())
+    };
+    let refused = |output: &Output, says: &str| -> anyhow::Result<()> {
+        ensure!(output.code == Some(1) && output.stderr.contains(says), "no {says:?} in {output:?}");
+        Ok(())
+    };
+    refused(
+        &prune(&relay).await?,
+        &format!("the topic {topic} keeps events for 2h (retention.ms), consumers remember them for 30m"),
+    )?;
+    let found = check(&relay).await?;
+    ensure!(found.len() == 1 && found[0]["severity"] == "error", "{found:?}");
+    ensure!(found[0]["sentence"].as_str().is_some_and(|sentence| sentence.contains("for 2h")), "{found:?}");
+    kafka.alter_topic(&topic, &[("retention.ms", "-1")]).await?;
+    eventually("it keeps events for ever", SOON, || async {
+        let output = prune(&relay).await.map_err(|error| error.to_string())?;
+        refused(&output, "keeps events for ever").map_err(|error| error.to_string())
+    })
+    .await;
+    kafka.alter_topic(&topic, &[("retention.ms", "60000"), ("cleanup.policy", "compact")]).await?;
+    eventually("it keeps the last event of each key", SOON, || async {
+        let findings = check(&relay).await.map_err(|error| error.to_string())?;
+        if findings.len() == 1 { Ok(()) } else { Err(format!("{findings:?}")) }
+    })
+    .await;
+    // As long as the window is long enough.
+    kafka.alter_topic(&topic, &[("retention.ms", "1800000")]).await?;
+    kafka.alter_topic(&letters, &[("retention.ms", "1800001")]).await?;
+    eventually("only the dead letters are kept too long", SOON, || async {
+        let output = prune(&relay).await.map_err(|error| error.to_string())?;
+        let told = refused(&output, &format!("the dead letter topic {letters} keeps letters for 30m 1ms"));
+        told.map_err(|error| error.to_string())?;
+        if output.stderr.contains("keeps events") { Err(output.stderr) } else { Ok(()) }
+    })
+    .await;
+    ensure!(check(&relay).await?.len() == 1);
+    kafka.alter_topic(&letters, &[("retention.ms", "60000")]).await?;
+    let horizon = relay.clone().with("RELAY_DEAD_LETTER_HORIZON", "2d");
+    eventually("only the horizon is too far", SOON, || async {
+        let output = prune(&horizon).await.map_err(|error| error.to_string())?;
+        refused(&output, "come back for 2days (RELAY_DEAD_LETTER_HORIZON)").map_err(|error| error.to_string())?;
+        if output.stderr.contains("keeps") { Err(output.stderr) } else { Ok(()) }
+    })
+    .await;
+    ensure!(outbox.number("select count(*) from processed_events").await? == 1, "something was pruned");
+    ensure!(check(&relay).await?.is_empty());
+    let done = prune(&relay).await?;
+    ensure!(done.code == Some(0), "{done:?}");
+    ensure!(outbox.number("select count(*) from processed_events").await? == 0);
+    Ok(())
+}
+
+async fn a_relay_prunes_nothing_that_a_topic_still_holds(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    const REFUSED: &str = "RELAY_PROCESSED_RETENTION would let duplicates in: what consumers applied is not pruned";
+    let outbox = Outbox::of(&database);
+    remember(&outbox, &kafka, "7200000").await?;
+    let settings = outbox.relay(&kafka).with("RELAY_PROCESSED_RETENTION", "10s");
+    let relay = settings.start("narrow")?;
+    let told = relay.wait_for(REFUSED).await;
+    let reason = told["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains(&outbox.topic) && reason.contains("for 2h") && reason.contains("for 10s"), "{told}");
+    ensure!(
+        told["level"] == "ERROR" && told["next_step"].as_str().is_some_and(|step| step.contains("longer")),
+        "{told}"
+    );
+    // Its events go out all the same.
+    outbox.write("a", 1, 3).await?;
+    outbox.until_settled().await;
+    ensure!(outbox.number("select count(*) from processed_events").await? == 1);
+    kafka.alter_topic(&outbox.topic, &[("retention.ms", "5000")]).await?;
+    kafka.alter_topic(&format!("{}.billing.dlq", outbox.topic), &[("retention.ms", "5000")]).await?;
+    eventually("the row is pruned", SOON * 2, || async {
+        match outbox.number("select count(*) from processed_events").await {
+            Ok(0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    ensure!(relay.lines(REFUSED).len() == 1);
     Ok(())
 }

@@ -81,7 +81,10 @@ async fn a_session_that_has_locked_an_event_is_named_with_what_ends_it(database:
     open.execute("select from event_outbox where id = 2 for update").await?;
     let terminate = format!("pg_terminate_backend({pid})");
     let seen = status(&relay_of(&database)).await?;
-    ensure!(tells(&seen, &["1 pending event", "number 2", "a forgotten psql", "user postgres", &terminate]), "{seen}");
+    ensure!(
+        tells(&seen, &["the lock on pending event number 2", "a forgotten psql", "user postgres", &terminate]),
+        "{seen}"
+    );
     open.rollback().await?;
     let seen = status(&relay_of(&database)).await?;
     ensure!(!tells(&seen, &["a forgotten psql"]), "{seen}");

@@ -22,7 +22,7 @@ use super::relay;
 use super::shared::{self, NoPostgres};
 
 /// The tests keep two servers busy and a relay each; more at a time only makes each slower.
-const THREADS: usize = 4;
+const THREADS: usize = 3;
 
 /// Why a test cannot be run on this machine, other than for want of a server.
 #[derive(Debug, thiserror::Error)]

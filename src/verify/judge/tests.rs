@@ -87,6 +87,7 @@ fn record_fact(partition: i32, offset: usize) -> RecordFact {
         sequence: None,
         key_hash: None,
         time: Some(5),
+        resent: None,
     }
 }
 

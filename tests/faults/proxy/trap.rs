@@ -2,7 +2,7 @@
 
 use super::wire::Unit;
 
-/// Where in a relay's turn. The statements are recognised by their text, so the relay must send it: no prepared statements.
+/// Where in a relay's turn. Statements are recognised by their text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spot {
     /// Kafka: a Produce request.
@@ -11,10 +11,8 @@ pub(crate) enum Spot {
     Offsets,
     /// Kafka: a transaction is committed, or rolled back.
     EndTransaction,
-    /// Postgres: rows are marked PUBLISHED.
+    /// Postgres: rows are marked PUBLISHED and the turn's transaction is committed, which is one request.
     Mark,
-    /// Postgres: the turn's transaction is committed.
-    Commit,
 }
 
 impl Spot {

@@ -23,10 +23,13 @@ const PRODUCE: [u8; 2] = [0, 0];
 const TXN_OFFSET_COMMIT: [u8; 2] = [0, 28];
 const END_TXN: [u8; 2] = [0, 26];
 
-/// A whole simple query `commit`; the probe, which commits as well, is a longer one.
-const COMMIT: &[u8] = b"Q\0\0\0\x0bcommit\0";
-
 const MARK: &[u8] = b"set status = 'PUBLISHED'";
+
+/// With prepared statements.
+const MARK_PREPARED: &[u8] = b"execute outbox_relay_mark";
+
+/// Where the mark is prepared.
+const PREPARE: &[u8] = b"prepare outbox_relay";
 
 /// Read at once from Postgres, at most.
 const CHUNK: usize = 256 * 1024;
@@ -51,8 +54,10 @@ impl Unit {
             (Spot::Produce, Protocol::Kafka) => self.bytes.get(4..6) == Some(&PRODUCE[..]),
             (Spot::Offsets, Protocol::Kafka) => self.bytes.get(4..6) == Some(&TXN_OFFSET_COMMIT[..]),
             (Spot::EndTransaction, Protocol::Kafka) => self.bytes.get(4..6) == Some(&END_TXN[..]),
-            (Spot::Mark, Protocol::Postgres) => contains(&self.bytes, MARK),
-            (Spot::Commit, Protocol::Postgres) => contains(&self.bytes, COMMIT),
+            (Spot::Mark, Protocol::Postgres) => {
+                let has = |what| contains(&self.bytes, what);
+                has(MARK_PREPARED) || has(MARK) && !has(PREPARE)
+            }
             _ => false,
         }
     }

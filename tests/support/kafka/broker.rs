@@ -157,7 +157,7 @@ fn format_storage(jars: &Path, properties: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A repeated key wins over the earlier one, so `extra` comes last.
+/// A repeated key wins over the earlier one, so `extra` comes last; `{port}` and `{controller}` in its values are the broker's ports.
 ///
 /// A broker that was killed is let in again only when its former session has run out: after 9 s by default, 3 s here.
 fn server_properties(directory: &Path, port: u16, controller: u16, extra: &[(&str, &str)]) -> anyhow::Result<String> {
@@ -185,6 +185,7 @@ share.coordinator.state.topic.min.isr=1
         directory.join("data").display()
     );
     for (name, value) in extra {
+        let value = value.replace("{port}", &port.to_string()).replace("{controller}", &controller.to_string());
         writeln!(text, "{name}={value}")?;
     }
     Ok(text)

@@ -31,16 +31,22 @@ def main() -> None:
         }
     )
     consumer.subscribe([os.environ["TOPIC"]])
-    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as db:
-        while True:
-            record = consumer.poll(1.0)
-            if record is None or record.error():
-                continue
-            event_id = dict(record.headers())["event-id"].decode()
-            apply(db, event_id, record)
-            print("committed", event_id, flush=True)
-            # Only now: were it committed first, a crash in between would lose the event.
-            consumer.commit(record, asynchronous=False)
+    try:
+        with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as db:
+            while True:
+                record = consumer.poll(1.0)
+                if record is None or record.error():
+                    continue
+                event_id = dict(record.headers())["event-id"].decode()
+                apply(db, event_id, record)
+                print("committed", event_id, flush=True)
+                # Only now: were it committed first, a crash in between would lose the event.
+                consumer.commit(record, asynchronous=False)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        # Leaves the group at once, not when the session has run out.
+        consumer.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,610 @@
+//! `outbox-relay dlq list|show|redrive`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use clap::{Args, Subcommand};
+use rdkafka::error::RDKafkaErrorCode;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::task::block_in_place;
+use uuid::Uuid;
+
+use super::confirm::Confirm;
+use super::exit::Failure;
+use super::interrupt::interrupted;
+use super::moment::moment;
+use super::{output, runtime};
+use crate::config::KafkaSettings;
+use crate::dlq::DlqError;
+use crate::dlq::filter::{Filter, Run};
+use crate::dlq::letter::Told;
+use crate::dlq::marks::State;
+use crate::dlq::redrive::{self, Ended, Plan, Why};
+use crate::dlq::scan::{self, Cause, Letter, Letters};
+use crate::fault;
+use crate::route::check_topic;
+use crate::sink::reader::Reader;
+use crate::sink::resend::{Record, Resend};
+use crate::verify::bar;
+
+/// Dead letters of consumers, on any topic.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Dlq {
+    /// Count them by cause: reason, error, source topic and group
+    List(List),
+    /// Show them one by one, without headers and payloads unless asked
+    Show(Show),
+    /// Send them again, in the order in which they were read first, to their source topic or to another one
+    ///
+    /// Key, value, timestamp and headers stay as they are; a header `redrive-id` is added. What was redriven is marked in the topic itself,
+    /// and left out the next time.
+    Redrive(Redrive),
+}
+
+/// Which letters. All that is given has to be true of a letter.
+#[derive(Debug, Clone, Args)]
+struct Which {
+    /// The topic of the dead letters, for example order-events.billing.dlq
+    #[arg(value_parser = topic)]
+    topic: String,
+    /// Of this event type
+    #[arg(long = "type", value_name = "EVENT_TYPE")]
+    event_type: Option<String>,
+    /// With this key: the entity's id
+    #[arg(long, visible_alias = "entity")]
+    key: Option<String>,
+    /// With this text in their error
+    #[arg(long, value_name = "TEXT")]
+    error: Option<String>,
+    /// With this cause, as `dlq list` shows it
+    #[arg(long, value_name = "FINGERPRINT")]
+    cause: Option<String>,
+    /// For this reason: permanent, exhausted, invalid, held and so on
+    #[arg(long)]
+    reason: Option<String>,
+    /// That this consumer group could not apply
+    #[arg(long)]
+    group: Option<String>,
+    /// That come from this topic
+    #[arg(long, value_name = "TOPIC")]
+    source_topic: Option<String>,
+    /// That failed first since then: a length of time such as 2h, or a moment such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<DateTime<Utc>>,
+    /// That failed first before then
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<DateTime<Utc>>,
+    /// In this partition of the dead letter topic
+    #[arg(long)]
+    partition: Option<i32>,
+    /// At this offset of the partition, or in this run of them, such as 17-40
+    #[arg(long = "offset", value_name = "OFFSETS", requires = "partition")]
+    offsets: Option<Run>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    which: Which,
+    /// Those that were redriven as well
+    #[arg(long)]
+    redriven: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    which: Which,
+    /// Those that were redriven as well
+    #[arg(long)]
+    redriven: bool,
+    /// Headers and payload as well: they may be confidential
+    #[arg(long)]
+    payload: bool,
+    /// At most so many
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Redrive {
+    #[command(flatten)]
+    which: Which,
+    /// All of them; instead of a filter
+    #[arg(long)]
+    all: bool,
+    /// To this topic, such as a retry topic that only one group reads [default: where each was read first]
+    #[arg(long, value_name = "TOPIC", value_parser = topic)]
+    to: Option<String>,
+    /// At most so many a second
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// At most so many: the first ones
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Also those that were redriven before
+    #[arg(long)]
+    again: bool,
+    #[command(flatten)]
+    confirm: Confirm,
+    /// Why; it is kept with the mark
+    #[arg(long)]
+    why: Option<String>,
+    /// The person who acts; it is kept with the mark
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    check_topic(text).map(|()| text.to_owned()).map_err(|mistake| mistake.to_string())
+}
+
+impl Which {
+    fn filter(self) -> Filter {
+        Filter {
+            event_type: self.event_type,
+            key: self.key,
+            error: self.error,
+            cause: self.cause,
+            reason: self.reason,
+            group: self.group,
+            source_topic: self.source_topic,
+            since: self.since,
+            until: self.until,
+            partition: self.partition,
+            offsets: self.offsets,
+        }
+    }
+}
+
+impl Dlq {
+    pub(crate) fn run(self, kafka: &KafkaSettings) -> Result<(), Failure> {
+        runtime()?.block_on(async {
+            match self {
+                Dlq::List(list) => list.run(kafka),
+                Dlq::Show(show) => show.run(kafka),
+                Dlq::Redrive(redrive) => redrive.run(kafka).await,
+            }
+        })
+    }
+}
+
+/// Letters of a topic that the filter takes.
+fn look(
+    kafka: &KafkaSettings,
+    topic: &str,
+    filter: &Filter,
+    keep_records: bool,
+) -> Result<(Reader, Letters), DlqError> {
+    block_in_place(|| {
+        let reader = Reader::new(kafka).map_err(DlqError::Client)?;
+        let parts = scan::parts(&reader, topic, filter)?;
+        let bar = bar(topic, parts.iter().map(|part| part.end.abs_diff(part.from)).sum());
+        let letters = scan::scan(&reader, topic, &parts, filter, keep_records, || bar.inc(1))?;
+        bar.finish_and_clear();
+        Ok((reader, letters))
+    })
+}
+
+fn failed(error: DlqError, topic: &str, brokers: &str) -> Failure {
+    let hint = match &error {
+        DlqError::Client(_) => {
+            let refused = Failure::finding("librdkafka refuses the combination of the KAFKA_ settings");
+            return refused.hint("compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other");
+        }
+        DlqError::Topic {
+            code: RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic, ..
+        } => "a consumer's dead letters are in <topic>.<group>.dlq unless it says otherwise",
+        DlqError::Topic { code, .. } => fault::of_kafka(*code).next_step,
+        DlqError::Kafka(error) => {
+            fault::of_kafka(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)).next_step
+        }
+        DlqError::Stalled(_) => "see which broker leads these partitions",
+        DlqError::Disk(_) => "point TMPDIR at a disk with room for the topic's records",
+    };
+    Failure::finding(format!("the topic {topic} cannot be read from {brokers}")).because(error).hint(hint)
+}
+
+/// Letters of one cause.
+#[derive(Debug, Serialize)]
+struct Group<'a> {
+    fingerprint: &'a str,
+    reason: Option<&'a str>,
+    error: Option<&'a str>,
+    source_topic: Option<&'a str>,
+    group: Option<&'a str>,
+    letters: u64,
+    /// Of them: may have been redriven.
+    uncertain: u64,
+    redriven: u64,
+    keys: usize,
+    /// Up to five.
+    event_types: Vec<&'a str>,
+    oldest: Option<DateTime<Utc>>,
+    newest: Option<DateTime<Utc>>,
+    /// Partition and offset of the first one.
+    first: (i32, i64),
+    #[serde(skip)]
+    key_hashes: HashSet<u64>,
+}
+
+/// The most frequent first.
+fn groups(letters: &Letters) -> Vec<Group<'_>> {
+    let mut groups: BTreeMap<usize, Group<'_>> = BTreeMap::new();
+    for letter in &letters.letters {
+        let Cause { fingerprint, reason, error, source_topic, group } = &letters.causes[letter.cause];
+        let group = groups.entry(letter.cause).or_insert_with(|| Group {
+            fingerprint,
+            reason: reason.as_deref(),
+            error: error.as_deref(),
+            source_topic: source_topic.as_deref(),
+            group: group.as_deref(),
+            letters: 0,
+            uncertain: 0,
+            redriven: 0,
+            keys: 0,
+            event_types: Vec::new(),
+            oldest: None,
+            newest: None,
+            first: (letter.partition, letter.offset),
+            key_hashes: HashSet::new(),
+        });
+        group.letters += 1;
+        group.uncertain += u64::from(letter.state == State::Uncertain);
+        group.redriven += u64::from(letter.state == State::Redriven);
+        group.key_hashes.insert(letter.key);
+        group.oldest = group.oldest.into_iter().chain(letter.at).min();
+        group.newest = group.newest.into_iter().chain(letter.at).max();
+        if let Some(event_type) = letter.event_type.map(|index| letters.event_types[index].as_str())
+            && group.event_types.len() < 5
+            && !group.event_types.contains(&event_type)
+        {
+            group.event_types.push(event_type);
+        }
+    }
+    let mut groups: Vec<_> = groups.into_values().collect();
+    groups.iter_mut().for_each(|group| group.keys = group.key_hashes.len());
+    groups.sort_by_key(|group| std::cmp::Reverse(group.letters));
+    groups
+}
+
+impl Group<'_> {
+    fn shown(&self) -> String {
+        let or_unknown = |text: Option<&str>| text.unwrap_or("unknown").to_owned();
+        let state = match (self.uncertain, self.redriven) {
+            (0, 0) => String::new(),
+            (uncertain, 0) => format!(", {uncertain} of them uncertain"),
+            (0, redriven) => format!(", {redriven} of them redriven"),
+            (uncertain, redriven) => format!(", {uncertain} of them uncertain, {redriven} redriven"),
+        };
+        let time = |at: Option<DateTime<Utc>>| at.map_or_else(|| "?".to_owned(), |at| at.format("%F %T").to_string());
+        format!(
+            "{}  {} {} of {} keys from {} by {}{state}, failed {} to {} UTC, first at {}/{}, {}\n          {}\n",
+            self.fingerprint,
+            self.letters,
+            or_unknown(self.reason),
+            self.keys,
+            or_unknown(self.source_topic),
+            or_unknown(self.group),
+            time(self.oldest),
+            time(self.newest),
+            self.first.0,
+            self.first.1,
+            self.event_types.join(" "),
+            self.error.unwrap_or("no error is told"),
+        )
+    }
+}
+
+impl List {
+    fn run(self, kafka: &KafkaSettings) -> Result<(), Failure> {
+        let topic = self.which.topic.clone();
+        let looked = look(kafka, &topic, &self.which.filter(), false);
+        let (_, mut letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
+        let redriven = letters.count(State::Redriven);
+        if !self.redriven {
+            letters.letters.retain(|letter| letter.state != State::Redriven);
+        }
+        let (waiting, uncertain) = (letters.count(State::Waiting), letters.count(State::Uncertain));
+        let groups = groups(&letters);
+        if self.json {
+            let list = json!({
+                "topic": topic, "waiting": waiting, "uncertain": uncertain, "redriven": redriven, "causes": groups,
+            });
+            return output::json(&list).map(drop);
+        }
+        let mut text: String = groups.iter().map(Group::shown).collect();
+        text += &format!("{}\n", counted(waiting, uncertain, redriven, &topic));
+        output::text(&text);
+        Ok(())
+    }
+}
+
+fn counted(waiting: usize, uncertain: usize, redriven: usize, topic: &str) -> String {
+    let noun = if waiting == 1 { "letter waits" } else { "letters wait" };
+    let uncertain = match uncertain {
+        0 => String::new(),
+        uncertain => format!(", {uncertain} may have been redriven by one that did not end"),
+    };
+    format!("{waiting} {noun} in {topic}{uncertain}, {redriven} have been redriven")
+}
+
+impl Show {
+    fn run(self, kafka: &KafkaSettings) -> Result<(), Failure> {
+        let topic = self.which.topic.clone();
+        let looked = look(kafka, &topic, &self.which.filter(), true);
+        let (_, mut letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
+        letters.letters.retain(|letter| self.redriven || letter.state != State::Redriven);
+        let all = letters.letters.len();
+        letters.letters.truncate(self.limit as usize);
+        let mut shown = Vec::new();
+        for letter in std::mem::take(&mut letters.letters) {
+            let record = letters.spool.as_mut().zip(letter.place).map(|(spool, place)| spool.read(place));
+            let Some(record) = record else { continue };
+            let record = record.map_err(|error| failed(error.into(), &topic, kafka.brokers()))?;
+            shown.push(document(&letter, &letters.causes[letter.cause], &record, self.payload));
+        }
+        if self.json {
+            return output::json(&json!({ "topic": topic, "matching": all, "letters": shown })).map(drop);
+        }
+        let mut text: String = shown.iter().map(tell).collect();
+        if all > shown.len() {
+            text += &format!("{} of {all} are shown: --limit\n", shown.len());
+        }
+        if all == 0 {
+            text += &format!("no letter of {topic} is like that\n");
+        }
+        output::text(&text);
+        Ok(())
+    }
+}
+
+/// Text where it is text, else base16.
+fn readable(bytes: Option<&[u8]>) -> Value {
+    match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
+        None => Value::Null,
+        Some((Ok(text), _)) => text.into(),
+        Some((Err(_), bytes)) => {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("\\x{digits}").into()
+        }
+    }
+}
+
+fn document(letter: &Letter, cause: &Cause, record: &Record, payload: bool) -> Value {
+    let told = Told::by(record);
+    let source = told.source.as_ref();
+    let place = source.and_then(|source| source.place);
+    let mut document = json!({
+        "partition": letter.partition, "offset": letter.offset, "state": letter.state, "cause": cause.fingerprint,
+        "key": readable(record.key.as_deref()), "event_id": told.event_id, "event_type": told.event_type,
+        "reason": told.reason, "error": told.error, "attempts": told.attempts, "group": told.group,
+        "source_topic": source.map(|source| &source.topic), "source_partition": place.map(|place| place.0),
+        "source_offset": place.map(|place| place.1), "failed_at": letter.at, "bytes": record.len(),
+    });
+    if payload {
+        let pair = |(name, value): &(String, Option<Vec<u8>>)| json!([name, readable(value.as_deref())]);
+        document["headers"] = record.headers.iter().map(pair).collect();
+        document["payload"] = readable(record.value.as_deref());
+    }
+    document
+}
+
+fn tell(letter: &Value) -> String {
+    let text = |name: &str| match &letter[name] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let mut told = format!(
+        "{}/{}  {}  {} {} of key {} from {}/{} offset {} by {}, {}, attempts {}, failed {}\n    {} {}\n",
+        text("partition"),
+        text("offset"),
+        text("state"),
+        text("event_type"),
+        text("event_id"),
+        text("key"),
+        text("source_topic"),
+        text("source_partition"),
+        text("source_offset"),
+        text("group"),
+        text("reason"),
+        text("attempts"),
+        text("failed_at"),
+        text("cause"),
+        text("error"),
+    );
+    if let Some(headers) = letter["headers"].as_array() {
+        let headers: Vec<String> = headers.iter().map(|pair| pair.to_string()).collect();
+        told += &format!("    headers {}\n    payload {}\n", headers.join(" "), text("payload"));
+    }
+    told
+}
+
+impl Redrive {
+    async fn run(self, kafka: &KafkaSettings) -> Result<(), Failure> {
+        let (topic, filter) = (self.which.topic.clone(), self.which.clone().filter());
+        if filter.is_empty() && !self.all {
+            return Err(Failure::usage("dlq redrive needs a filter, or --all")
+                .hint("`dlq list` shows the causes; --cause FINGERPRINT takes one of them"));
+        }
+        let looked = look(kafka, &topic, &filter, true);
+        let (reader, mut letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
+        let redriven = letters.count(State::Redriven);
+        letters.letters.retain(|letter| self.again || letter.state != State::Redriven);
+        let ordered = scan::in_source_order(std::mem::take(&mut letters.letters), &letters.causes);
+        letters.letters = ordered;
+        letters.letters.truncate(self.limit.map_or(usize::MAX, |limit| limit as usize));
+        let targets = self.targets(&letters)?;
+        let uncertain = letters.count(State::Uncertain);
+        let found = Found { targets, matching: letters.letters.len(), uncertain, redriven };
+        if self.confirm.dry_run || found.matching == 0 {
+            self.report(&found, &letters, None);
+            return Ok(());
+        }
+        let mut resend =
+            Resend::new(kafka).map_err(|error| failed(DlqError::Client(error), &topic, kafka.brokers()))?;
+        for target in found.targets.keys().map(String::as_str).chain([topic.as_str()]) {
+            writable(&resend, target, kafka.brokers()).await?;
+        }
+        if !self.json {
+            groups(&letters).iter().for_each(|group| print!("{}", group.shown()));
+        }
+        self.confirm.ask(&self.question(&found))?;
+        let plan = Plan {
+            topic: Arc::from(topic.as_str()),
+            to: self.to.as_deref().map(Arc::from),
+            id: Uuid::new_v4(),
+            rate: self.rate,
+            by: self.by.clone(),
+            reason: self.why.clone(),
+            partitions: partitions(&reader, &found.targets),
+        };
+        let stop = interrupted()?;
+        let bar = bar("redriven", found.matching as u64);
+        // What is printed at the end names the causes; the redrive takes the letters.
+        let shown = Letters { causes: letters.causes.clone(), ..Letters::default() };
+        let ended = redrive::redrive(&mut resend, letters, &plan, stop, |count| bar.inc(count as u64)).await;
+        bar.finish_and_clear();
+        self.report(&found, &shown, Some((&plan, &ended)));
+        outcome(ended, &found, &topic)
+    }
+
+    /// How many letters go to which topic.
+    fn targets(&self, letters: &Letters) -> Result<BTreeMap<String, usize>, Failure> {
+        let (mut targets, mut homeless) = (BTreeMap::new(), 0);
+        for letter in &letters.letters {
+            let source = letters.causes[letter.cause].source_topic.as_ref();
+            match self.to.as_ref().or(source) {
+                Some(target) => *targets.entry(target.clone()).or_default() += 1,
+                None => homeless += 1,
+            }
+        }
+        if homeless > 0 {
+            return Err(Failure::usage(format!("{homeless} of the letters do not say which topic they come from"))
+                .hint("--to TOPIC sends them there, --source-topic TOPIC leaves them out"));
+        }
+        match targets.keys().find(|target| **target == self.which.topic || check_topic(target).is_err()) {
+            None => Ok(targets),
+            Some(target) => Err(Failure::usage(format!("letters of {} cannot go to {target:?}", self.which.topic))
+                .hint("--to TOPIC sends them somewhere else")),
+        }
+    }
+
+    fn question(&self, found: &Found) -> String {
+        let targets: Vec<String> = found.targets.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
+        let who = match self.to {
+            Some(_) => "",
+            None => " Every group that reads it gets them again: --to sends them to one group's retry topic.",
+        };
+        let uncertain = match found.uncertain {
+            0 => String::new(),
+            uncertain => format!(" {uncertain} of them may have been redriven by one that did not end."),
+        };
+        let left_out = match (found.redriven, self.again) {
+            (0, _) => String::new(),
+            (redriven, false) => format!(" {redriven} that were redriven before are left out."),
+            (redriven, true) => format!(" {redriven} of them were redriven before."),
+        };
+        format!(
+            "{} letters of {}: {}.{uncertain}{left_out}{who} Redrive them?",
+            found.matching,
+            self.which.topic,
+            targets.join(", ")
+        )
+    }
+
+    fn report(&self, found: &Found, letters: &Letters, ran: Option<(&Plan, &Ended)>) {
+        let ended = ran.map(|(_, ended)| ended);
+        if self.json {
+            let document = json!({
+                "topic": self.which.topic, "dry_run": self.confirm.dry_run, "matching": found.matching,
+                "uncertain_before": found.uncertain, "redriven_before": found.redriven, "to": found.targets,
+                "redrive_id": ran.map(|(plan, _)| plan.id), "redriven": ended.map(|ended| ended.redriven),
+                "uncertain": ended.map(|ended| ended.uncertain),
+                "left": ended.map(|ended| found.matching - ended.redriven - ended.uncertain),
+                "causes": groups(letters),
+            });
+            println!("{document}");
+            return;
+        }
+        match ran {
+            Some((plan, ended)) => {
+                println!("{} of {} letters were redriven, redrive-id {}", ended.redriven, found.matching, plan.id);
+            }
+            None if found.matching == 0 => {
+                let hint = if found.redriven > 0 { ": --again takes those as well" } else { "" };
+                println!("no letter waits; {} have been redriven before{hint}", found.redriven);
+            }
+            None => {
+                groups(letters).iter().for_each(|group| print!("{}", group.shown()));
+                let targets: Vec<_> =
+                    found.targets.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
+                println!("would have redriven {} letters: {}", found.matching, targets.join(", "));
+            }
+        }
+    }
+}
+
+struct Found {
+    targets: BTreeMap<String, usize>,
+    matching: usize,
+    uncertain: usize,
+    redriven: usize,
+}
+
+/// Nothing is asked, and nothing sent, if a topic cannot be written.
+pub(super) async fn writable(resend: &Resend, topic: &str, brokers: &str) -> Result<(), Failure> {
+    match resend.topic_error(topic).await {
+        Err(down) => Err(Failure::finding(format!("the brokers at {brokers} do not answer"))
+            .because(down)
+            .hint("check that the brokers run, and KAFKA_BOOTSTRAP_SERVERS")),
+        Ok(Some(code)) => Err(Failure::finding(format!("the topic {topic} cannot be written ({code})"))
+            .hint(crate::sink::topics::closed(code))),
+        Ok(None) => Ok(()),
+    }
+}
+
+/// Of the topics that letters go back to.
+fn partitions(reader: &Reader, targets: &BTreeMap<String, usize>) -> BTreeMap<String, i32> {
+    let count = |topic: &str| block_in_place(|| reader.partitions(topic)).ok()?.ok();
+    let known = |topic: &String| Some((topic.clone(), i32::try_from(count(topic)?.len()).ok()?));
+    targets.keys().filter_map(known).collect()
+}
+
+fn outcome(ended: Ended, found: &Found, topic: &str) -> Result<(), Failure> {
+    let Ended { redriven, uncertain, why } = ended;
+    let left = found.matching - redriven - uncertain;
+    let go_on = format!(
+        "{redriven} were redriven, {uncertain} may have been, {left} wait: give the same command again, it goes on where this one ended"
+    );
+    let reason = |code: Option<RDKafkaErrorCode>| match code {
+        Some(code) => format!("{code}: {}", fault::of_kafka(code).next_step),
+        None => "no answer within 30 s".to_owned(),
+    };
+    let failure = match why {
+        Why::Done => return Ok(()),
+        Why::Interrupted => Failure::interrupted("the redrive was interrupted"),
+        Why::Unmarked(code) => {
+            Failure::finding(format!("the topic {topic} does not take the mark of what is redriven"))
+                .because(reason(code))
+        }
+        Why::Refused { topic: target, code, partition, offset } => {
+            Failure::finding(format!("{target} does not take the letter at {partition}/{offset} of {topic}"))
+                .because(reason(code))
+        }
+        Why::Disk(error) => Failure::finding("a temporary file cannot be read").because(error),
+    };
+    Err(failure.hint(go_on))
+}

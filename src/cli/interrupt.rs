@@ -1,0 +1,40 @@
+//! Ctrl-C and SIGTERM, for commands that can end between two steps.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use super::exit::{Failure, INTERRUPTED};
+
+/// What sends a signal to a process and to its group, as `timeout` does, sends it twice.
+const ONE_AND_THE_SAME: Duration = Duration::from_millis(500);
+
+/// Becomes true at the first signal; the second ends the process at once.
+pub(super) fn interrupted() -> Result<watch::Receiver<bool>, Failure> {
+    let first = listen().map_err(|error| Failure::unexpected("signals cannot be received", error))?;
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        any(first).await;
+        eprintln!("stopping after what is in flight");
+        sender.send_replace(true);
+        tokio::time::sleep(ONE_AND_THE_SAME).await;
+        // Hears only what comes from now on.
+        if let Ok(second) = listen() {
+            any(second).await;
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+    });
+    Ok(receiver)
+}
+
+fn listen() -> std::io::Result<[Signal; 2]> {
+    Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?])
+}
+
+async fn any([mut terminate, mut interrupt]: [Signal; 2]) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,265 @@
+//! `outbox-relay replay`.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::confirm::Confirm;
+use super::dlq::writable;
+use super::exit::Failure;
+use super::interrupt::interrupted;
+use super::moment::moment;
+use super::prune::may_be_audited;
+use super::runtime;
+use super::target::{By, Target, failed};
+use crate::config::Settings;
+use crate::fault;
+use crate::replay::{Counted, Plan, Progress, Why};
+use crate::route::check_topic;
+use crate::sink::resend::Resend;
+use crate::store::audit::{self, Entry};
+use crate::store::replay::{Filter, Walk};
+use crate::verify::bar;
+
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// Events of the entity with this id
+    #[arg(long, value_name = "ID")]
+    entity: Option<String>,
+    /// Of entities of this type
+    #[arg(long, value_name = "TYPE")]
+    entity_type: Option<String>,
+    /// Of this event type
+    #[arg(long = "type", value_name = "EVENT_TYPE")]
+    event_type: Option<String>,
+    /// That are routed to this topic, by their own topic or by RELAY_TOPIC
+    #[arg(long)]
+    topic: Option<String>,
+    /// Created since then: a length of time such as 2h, or a moment such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<DateTime<Utc>>,
+    /// Created before then
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<DateTime<Utc>>,
+    /// Events that are DEAD, instead of those that were published; they stay DEAD
+    #[arg(long)]
+    dead: bool,
+    /// All that were published; instead of a filter
+    #[arg(long)]
+    all: bool,
+    /// Only with this outbox id or a higher one: to go on where a replay has ended
+    #[arg(long, value_name = "ID", default_value_t = 1)]
+    from_id: i64,
+    /// Only with this outbox id or a lower one [default: the highest there is now]
+    #[arg(long, value_name = "ID")]
+    upto_id: Option<i64>,
+    /// To this topic [default: where each is routed to, behind what is there]
+    #[arg(long, value_name = "TOPIC", value_parser = topic)]
+    to: Option<String>,
+    /// At most so many a second
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// The value of the header `replay-id` [default: a new one]
+    #[arg(long, value_name = "UUID")]
+    replay_id: Option<Uuid>,
+    /// Leave out what retention has moved to the archive table
+    #[arg(long)]
+    no_archive: bool,
+    #[command(flatten)]
+    confirm: Confirm,
+    /// Why; for the audit table
+    #[arg(long)]
+    reason: Option<String>,
+    #[command(flatten)]
+    by: By,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    check_topic(text).map(|()| text.to_owned()).map_err(|mistake| mistake.to_string())
+}
+
+impl Replay {
+    pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
+        runtime()?.block_on(self.replay(settings))
+    }
+
+    async fn replay(self, settings: &Settings) -> Result<(), Failure> {
+        let kafka = settings
+            .kafka
+            .as_ref()
+            .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to publish events"))?;
+        let filter = self.filter();
+        if filter.is_empty() && !self.all {
+            return Err(Failure::usage("replay needs a filter, or --all")
+                .hint("--entity, --entity-type, --type, --topic, --since, --until or --dead"));
+        }
+        let mut target = Target::open(settings, "replay").await?;
+        let plan = self.plan(settings, &mut target, &filter).await?;
+        let bar = bar("looking", plan.upto.abs_diff(plan.from));
+        let from = plan.from;
+        let counted = plan.count(&mut target.conn, |at| bar.set_position(at.abs_diff(from))).await;
+        bar.finish_and_clear();
+        let counted = counted.map_err(|error| target.failed("read the events of", error))?;
+        if self.confirm.dry_run || counted.events == 0 {
+            self.report(&plan, &counted, None);
+            return Ok(());
+        }
+        let no_client = |_| {
+            Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")
+                .hint("compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other")
+        };
+        let mut resend = Resend::new(kafka).map_err(no_client)?;
+        for topic in counted.topics.keys() {
+            writable(&resend, topic, kafka.brokers()).await?;
+        }
+        may_be_audited(&mut target).await?;
+        if self.to.is_none() {
+            eprintln!(
+                "warning: these events go behind newer ones of their entities: consumers without an inbox, and those that take the last \
+                 event for the latest state, are misled. --to TOPIC keeps them apart."
+            );
+        }
+        self.confirm.ask(&question(&plan, &counted, &target.shown))?;
+        self.audit(&mut target, &filter, &plan, "replay started", 0).await?;
+        let stop = interrupted()?;
+        let bar = self::bar("replayed", counted.events);
+        let (progress, why) = plan.replay(&mut target.conn, &mut resend, stop, |count| bar.inc(count)).await;
+        bar.finish_and_clear();
+        self.report(&plan, &counted, Some(&progress));
+        // A connection that broke in the middle is made anew: what went out is written down.
+        if matches!(why, Why::Database(_)) {
+            target = Target::open(settings, "replay").await?;
+        }
+        self.audit(&mut target, &filter, &plan, "replay", progress.replayed).await?;
+        outcome(why, &progress, &plan, &target)
+    }
+
+    fn filter(&self) -> Filter {
+        Filter {
+            entity: self.entity.clone(),
+            entity_type: self.entity_type.clone(),
+            event_type: self.event_type.clone(),
+            topic: self.topic.clone(),
+            since: self.since,
+            until: self.until,
+            dead: self.dead,
+        }
+    }
+
+    async fn plan(&self, settings: &Settings, target: &mut Target, filter: &Filter) -> Result<Plan, Failure> {
+        let relay = &settings.relay;
+        if !self.no_archive {
+            let readable = Walk::may_read_archive(&mut target.conn, &target.names).await;
+            if !readable.map_err(|error| target.failed("look at the rights on the archive of", error))? {
+                return Err(Failure::finding(format!("this user may not read the archive of {}", target.shown))
+                    .hint("run it as the owner, or leave the archive out with --no-archive"));
+            }
+        }
+        let walk = Walk::new(&target.names, filter, &relay.topic, !self.no_archive);
+        let highest = walk.highest(&mut target.conn).await;
+        let highest = highest.map_err(|error| failed("read the events of", &target.shown, error))?;
+        Ok(Plan {
+            walk,
+            from: self.from_id,
+            upto: self.upto_id.map_or(highest, |upto| upto.min(highest)),
+            id: self.replay_id.unwrap_or_else(Uuid::new_v4),
+            to: self.to.as_deref().map(Arc::from),
+            template: relay.topic.clone(),
+            envelope: relay.envelope,
+            source: relay.source.clone(),
+            rate: self.rate,
+        })
+    }
+
+    async fn audit(
+        &self,
+        target: &mut Target,
+        filter: &Filter,
+        plan: &Plan,
+        command: &str,
+        replayed: u64,
+    ) -> Result<(), Failure> {
+        let filter = json!({
+            "filter": filter, "replay_id": plan.id, "from_id": plan.from, "upto_id": plan.upto, "to": self.to,
+        });
+        let entry = Entry { command, filter, affected: replayed };
+        let author = self.by.author(self.reason.clone());
+        let noted = audit::record(&mut target.conn, &target.names, &author, &entry).await;
+        noted.map(drop).map_err(|error| target.failed("write the audit entry of", error))
+    }
+
+    fn report(&self, plan: &Plan, counted: &Counted, progress: Option<&Progress>) {
+        if self.json {
+            let document = json!({
+                "dry_run": self.confirm.dry_run, "replay_id": plan.id, "from_id": plan.from, "upto_id": plan.upto,
+                "matching": counted.events, "archived": counted.archived, "unroutable": counted.unroutable,
+                "first_id": counted.first_id, "last_id": counted.last_id, "topics": counted.topics,
+                "behind_newer_events": self.to.is_none(),
+                "replayed": progress.map(|progress| progress.replayed),
+                "skipped": progress.map(|progress| progress.skipped),
+                "next_id": progress.map(|progress| progress.next),
+            });
+            println!("{document}");
+            return;
+        }
+        match progress {
+            Some(progress) => {
+                println!("{} of {} events were replayed, replay-id {}", progress.replayed, counted.events, plan.id);
+            }
+            None => println!("would have replayed {}", shown(counted)),
+        }
+        if counted.unroutable > 0 {
+            println!("{} events have no legal topic and are left out", counted.unroutable);
+        }
+    }
+}
+
+fn shown(counted: &Counted) -> String {
+    let topics: Vec<_> = counted.topics.iter().map(|(topic, events)| format!("{events} to {topic}")).collect();
+    let ids = match (counted.first_id, counted.last_id) {
+        (Some(first), Some(last)) => format!(", ids {first} to {last}: {}", topics.join(", ")),
+        _ => String::new(),
+    };
+    let archived = match counted.archived {
+        0 => String::new(),
+        archived => format!(" ({archived} of them from the archive)"),
+    };
+    format!("{} events{archived}{ids}", counted.events)
+}
+
+fn question(plan: &Plan, counted: &Counted, target: &str) -> String {
+    let rate = plan.rate.map_or_else(String::new, |rate| format!(", {rate} a second at most"));
+    format!("Publish {} of {target} again{rate}?", shown(counted))
+}
+
+fn outcome(why: Why, progress: &Progress, plan: &Plan, target: &Target) -> Result<(), Failure> {
+    let (next, replayed) = (progress.next, progress.replayed);
+    let go_on = format!(
+        "{replayed} events were replayed; the same command with --from-id {next} --upto-id {} --replay-id {} goes on there",
+        plan.upto, plan.id
+    );
+    match why {
+        Why::Done => match &progress.first_skipped {
+            None => Ok(()),
+            Some((id, why)) => {
+                Err(Failure::finding(format!("{} events cannot become a record; event {id}: {why}", progress.skipped))
+                    .hint("the others were replayed; mend the rows, then replay them by --from-id and --upto-id"))
+            }
+        },
+        Why::Interrupted => Err(Failure::interrupted("the replay was interrupted").hint(go_on)),
+        Why::Database(error) => Err(target.failed("read the events of", error).hint(go_on)),
+        Why::Refused { topic, id, code } => {
+            let reason = match code {
+                Some(code) => format!("{code}: {}", fault::of_kafka(code).next_step),
+                None => "no answer within 30 s".to_owned(),
+            };
+            Err(Failure::finding(format!("the topic {topic} does not take event {id}")).because(reason).hint(go_on))
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What the parts of a running consumer share, and how it comes to its end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::consumer::attempt::Ground;
+use crate::consumer::failed::Policy;
+use crate::consumer::letters::Letters;
+use crate::consumer::registry::Registry;
+use crate::consumer::runtime::{ConsumerError, Retry, UnknownType};
+use crate::consumer::stats::Stats;
+#[cfg(feature = "schema")]
+use crate::schemas::Schemas;
+
+pub(super) type TopicOf = Arc<dyn Fn(&str) -> String + Send + Sync>;
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) queue: usize,
+    pub(super) commit_interval: Duration,
+    pub(super) drain: Duration,
+}
+
+pub(super) struct Shared {
+    pub(super) group: String,
+    pub(super) letters: Letters,
+    pub(super) ground: Ground,
+    pub(super) registry: Registry,
+    pub(super) policy: Policy,
+    pub(super) retry: Retry,
+    pub(super) unknown_type: UnknownType,
+    pub(super) dead_letter_topic: TopicOf,
+    pub(super) limits: Limits,
+    #[cfg(feature = "schema")]
+    pub(super) schemas: Option<Schemas>,
+    pub(super) stats: Arc<Stats>,
+    pub(super) end: End,
+}
+
+/// Whether it is to end, and why.
+#[derive(Default)]
+pub(super) struct End {
+    stop: AtomicBool,
+    error: Mutex<Option<ConsumerError>>,
+}
+
+impl End {
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_near(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Ends the consumer; the first error is the one that is told.
+    pub(super) fn fail(&self, error: ConsumerError) {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.stop();
+    }
+
+    pub(super) fn take_error(&self) -> Option<ConsumerError> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+pub(super) struct StopOnDrop(pub(super) Arc<Shared>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.end.stop();
+    }
+}

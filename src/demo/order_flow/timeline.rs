@@ -1,0 +1,201 @@
+//! What is shown: a line per order that grows with its events on a terminal; elsewhere the same line once the order is done.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chrono::Utc;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use uuid::Uuid;
+
+use super::watch::Sighting;
+use crate::demo::narrator::Narrator;
+
+/// All orders. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Timeline {
+    narrator: Narrator,
+    /// `None` where nobody could see a line change.
+    screen: Option<MultiProgress>,
+    orders: Arc<Mutex<Orders>>,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    lines: BTreeMap<String, (History, Option<ProgressBar>)>,
+    seen: HashMap<Uuid, u64>,
+    dead_letters: u64,
+}
+
+/// What happened to an order, as far as the topics have told.
+#[derive(Debug, Clone, Default)]
+pub(super) struct History {
+    order_id: String,
+    version: i32,
+    steps: Vec<(i64, &'static str)>,
+    told: bool,
+}
+
+impl Timeline {
+    pub(super) fn new(narrator: Narrator) -> Self {
+        let screen = std::io::stderr().is_terminal().then(MultiProgress::new);
+        Self { narrator, screen, orders: Arc::default() }
+    }
+
+    /// A line of the demo's own, above the orders.
+    pub(super) fn say(&self, line: impl fmt::Display) {
+        match &self.screen {
+            Some(screen) => screen.suspend(|| self.narrator.say(line)),
+            None => self.narrator.say(line),
+        }
+    }
+
+    /// A record came by.
+    pub(super) fn see(&self, sighting: &Sighting) {
+        let mut orders = self.orders();
+        if sighting.dead {
+            orders.dead_letters += 1;
+            return;
+        }
+        let times = orders.seen.entry(sighting.event_id).or_default();
+        *times += 1;
+        if *times > 1 {
+            return;
+        }
+        // Every order before it has its line by now.
+        let place = orders.lines.range(..sighting.order_id.clone()).count();
+        let (history, line) = orders.lines.entry(sighting.order_id.clone()).or_default();
+        history.see(sighting);
+        if let Some(screen) = &self.screen {
+            let line = line.get_or_insert_with(|| screen.insert(place, blank()));
+            line.set_message(history.to_string());
+        } else if history.is_complete() && !std::mem::replace(&mut history.told, true) {
+            self.narrator.say(&*history);
+        }
+    }
+
+    /// How often each event came by.
+    pub(super) fn seen(&self) -> HashMap<Uuid, u64> {
+        self.orders().seen.clone()
+    }
+
+    /// Records on the topic of dead letters.
+    pub(super) fn dead_letters(&self) -> u64 {
+        self.orders().dead_letters
+    }
+
+    /// The lines stay as they are, and what follows is printed below.
+    pub(super) fn close(&self) {
+        for (_, line) in self.orders().lines.values() {
+            line.iter().for_each(ProgressBar::abandon);
+        }
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn blank() -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new_spinner().with_style(style)
+}
+
+/// What an event means to somebody who follows the order.
+fn words(event_type: &str) -> &'static str {
+    match event_type {
+        "OrderPlaced" => "placed",
+        "StockReserved" => "goods set aside",
+        "StockRefused" => "out of stock",
+        "PaymentTaken" => "paid",
+        "PaymentRefused" => "payment refused",
+        "OrderOverdue" => "overdue",
+        "OrderConfirmed" => "CONFIRMED",
+        "OrderCancelled" => "CANCELLED",
+        "StockReleased" => "goods put back",
+        "PaymentRefunded" => "refunded",
+        "MailSent" => "mail sent",
+        _ => "?",
+    }
+}
+
+impl History {
+    fn see(&mut self, sighting: &Sighting) {
+        // The deadline of an order that is done is of no interest to anybody.
+        if sighting.event_type == "OrderOverdue" && self.has("OrderConfirmed", "OrderCancelled") {
+            return;
+        }
+        if sighting.event_type == "OrderPlaced" {
+            self.version = sighting.version;
+        }
+        self.order_id.clone_from(&sighting.order_id);
+        // Written long before, with the order.
+        let at = if sighting.event_type == "OrderOverdue" { Utc::now().timestamp_millis() } else { sighting.at };
+        self.steps.push((at, words(&sighting.event_type)));
+        // They come by several topics, and some of them a little late.
+        self.steps.sort_by_key(|(at, _)| *at);
+    }
+
+    fn has(&self, one: &str, other: &str) -> bool {
+        self.steps.iter().any(|(_, step)| *step == words(one) || *step == words(other))
+    }
+
+    /// True when nothing more is to come.
+    fn is_complete(&self) -> bool {
+        let compensated = |done: &str, undone: &str| !self.has(done, done) || self.has(undone, undone);
+        let cancelled = self.has("OrderCancelled", "OrderCancelled");
+        let undone = compensated("StockReserved", "StockReleased") && compensated("PaymentTaken", "PaymentRefunded");
+        self.has("MailSent", "MailSent") && (!cancelled || undone)
+    }
+}
+
+impl fmt::Display for History {
+    /// `o-003 v1 | placed, +0.04 goods set aside, …`: seconds since it was placed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} v{} |", self.order_id, self.version)?;
+        let start = self.steps.first().map_or(0, |(at, _)| *at);
+        for (index, (at, step)) in self.steps.iter().enumerate() {
+            match index {
+                0 => write!(f, " {step}")?,
+                _ => write!(f, ", +{}.{:02} {step}", (at - start) / 1000, (at - start) % 1000 / 10)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(steps: &[(i64, &str)]) -> History {
+        let mut history = History::default();
+        for (at, event_type) in steps {
+            let event_type = (*event_type).to_owned();
+            history.see(&Sighting {
+                event_type,
+                at: *at,
+                version: 1,
+                order_id: "o-1".to_owned(),
+                ..Sighting::default()
+            });
+        }
+        history
+    }
+
+    #[test]
+    fn an_order_is_told_in_the_order_of_time_and_not_of_arrival() {
+        let history = history(&[(1_000, "OrderPlaced"), (2_250, "PaymentTaken"), (1_040, "StockReserved")]);
+        assert_eq!(history.to_string(), "o-1 v1 | placed, +0.04 goods set aside, +1.25 paid");
+    }
+
+    #[test]
+    fn a_cancelled_order_is_complete_when_what_was_done_is_undone() {
+        let mut steps = vec![(1, "OrderPlaced"), (2, "StockReserved"), (3, "PaymentRefused"), (4, "OrderCancelled")];
+        steps.push((5, "MailSent"));
+        assert!(!history(&steps).is_complete());
+        steps.push((6, "StockReleased"));
+        assert!(history(&steps).is_complete());
+    }
+}

@@ -1,0 +1,165 @@
+//! What a dead letter says of itself: by the consumer runtime's headers, or by those of others who keep dead letters. Pure.
+
+use chrono::{DateTime, Utc};
+
+use crate::consumer::dead_letter as ours;
+use crate::envelope::decode;
+use crate::sink::resend::Record;
+
+/// Where a letter was read first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Source {
+    pub(crate) topic: String,
+    /// Partition and offset.
+    pub(crate) place: Option<(i32, i64)>,
+}
+
+/// What is known of a letter besides the record itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Told {
+    /// The runtime's class, or the exception of another framework.
+    pub(crate) reason: Option<String>,
+    pub(crate) error: Option<String>,
+    pub(crate) group: Option<String>,
+    pub(crate) attempts: Option<u32>,
+    pub(crate) source: Option<Source>,
+    pub(crate) failed_at: Option<DateTime<Utc>>,
+    pub(crate) event_type: Option<String>,
+    pub(crate) event_id: Option<String>,
+}
+
+/// Spring Kafka's and Kafka Connect's names for reason, error, topic, partition, offset, group.
+const FOREIGN: [[&str; 6]; 2] = [
+    [
+        "kafka_dlt-exception-fqcn",
+        "kafka_dlt-exception-message",
+        "kafka_dlt-original-topic",
+        "kafka_dlt-original-partition",
+        "kafka_dlt-original-offset",
+        "kafka_dlt-original-consumer-group",
+    ],
+    [
+        "__connect.errors.exception.class.name",
+        "__connect.errors.exception.message",
+        "__connect.errors.topic",
+        "__connect.errors.partition",
+        "__connect.errors.offset",
+        "__connect.errors.connector.name",
+    ],
+];
+
+const OURS: [&str; 6] = [ours::REASON, ours::ERROR, ours::TOPIC, ours::PARTITION, ours::OFFSET, ours::GROUP];
+
+impl Told {
+    pub(crate) fn by(record: &Record) -> Self {
+        let text = |name: &str| std::str::from_utf8(record.header(name)?).ok().map(str::to_owned);
+        let mut told = Self {
+            attempts: text(ours::ATTEMPTS).and_then(|attempts| attempts.parse().ok()),
+            failed_at: text(ours::FIRST_FAILED_AT).and_then(|at| at.parse().ok()),
+            ..Self::default()
+        };
+        // The runtime's own word first; a letter that came through two of them has both.
+        for [reason, error, topic, partition, offset, group] in [OURS].into_iter().chain(FOREIGN) {
+            let place = || Some((number(record.header(partition)?)?.try_into().ok()?, number(record.header(offset)?)?));
+            told.reason = told.reason.or_else(|| text(reason));
+            told.error = told.error.or_else(|| text(error));
+            told.group = told.group.or_else(|| text(group));
+            told.source = told.source.or_else(|| Some(Source { topic: text(topic)?, place: place() }));
+        }
+        match decode(|name| record.header(name), record.value.as_deref()) {
+            Ok(event) => {
+                told.event_id = Some(event.event_id.to_string());
+                told.event_type = Some(event.event_type.into_owned());
+            }
+            // What it says may still be of use.
+            Err(_) => {
+                told.event_id = text("event-id").or_else(|| text("ce_id"));
+                told.event_type = text("event-type").or_else(|| text("ce_type"));
+            }
+        }
+        told
+    }
+}
+
+/// As text, or as Java's serializers write an int or a long.
+fn number(bytes: &[u8]) -> Option<i64> {
+    if let Some(number) = std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
+        return Some(number);
+    }
+    let int = || Some(i64::from(i32::from_be_bytes(bytes.try_into().ok()?)));
+    int().or_else(|| Some(i64::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+/// An error without what differs from event to event, so that one cause has one: quoted texts, UUIDs and numbers are left out.
+pub(crate) fn without_particulars(error: &str) -> String {
+    let mut out = String::with_capacity(error.len());
+    let mut rest = error;
+    while let Some(first) = rest.chars().next() {
+        let quoted = || {
+            let inside = &rest[first.len_utf8()..];
+            matches!(first, '"' | '\'' | '`').then(|| inside.find(first)).flatten().map(|end| end + 2)
+        };
+        let uuid = || rest.get(..36).filter(|text| uuid::Uuid::try_parse(text).is_ok()).map(str::len);
+        let digits = || Some(rest.bytes().take_while(u8::is_ascii_digit).count()).filter(|count| *count > 0);
+        match quoted().or_else(uuid).or_else(digits) {
+            Some(len) => {
+                out.push('?');
+                rest = &rest[len..];
+            }
+            None => {
+                out.push(first);
+                rest = &rest[first.len_utf8()..];
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(headers: &[(&str, &[u8])]) -> Record {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), Some(value.to_vec()))).collect();
+        Record { headers, ..Record::default() }
+    }
+
+    #[test]
+    fn the_headers_of_this_runtime_of_spring_and_of_connect_are_understood() {
+        let source = |offset| Some(Source { topic: "t".to_owned(), place: Some((2, offset)) });
+        let told = Told::by(&record(&[
+            ("dlq-reason", b"exhausted"),
+            ("dlq-source-topic", b"t"),
+            ("dlq-source-partition", b"2"),
+            ("dlq-source-offset", b"17"),
+            ("dlq-attempts", b"3"),
+            ("kafka_dlt-original-topic", b"another"),
+            ("event-type", b"Placed"),
+        ]));
+        assert_eq!((told.source, told.attempts, told.reason.as_deref()), (source(17), Some(3), Some("exhausted")));
+        assert_eq!((told.event_type.as_deref(), told.event_id), (Some("Placed"), None));
+        let told = Told::by(&record(&[
+            ("kafka_dlt-original-topic", b"t"),
+            ("kafka_dlt-original-partition", &2_i32.to_be_bytes()),
+            ("kafka_dlt-original-offset", &17_i64.to_be_bytes()),
+            ("kafka_dlt-exception-fqcn", b"java.lang.IllegalStateException"),
+        ]));
+        assert_eq!((told.source, told.reason.as_deref()), (source(17), Some("java.lang.IllegalStateException")));
+        let told = Told::by(&record(&[("__connect.errors.topic", b"t"), ("__connect.errors.partition", b"x")]));
+        assert_eq!(told.source, Some(Source { topic: "t".to_owned(), place: None }));
+        assert_eq!(Told::by(&Record::default()), Told::default());
+    }
+
+    #[test]
+    fn what_differs_from_event_to_event_is_left_out_of_an_error() {
+        for (error, cause) in [
+            ("no stock for 17 of \"ann's\"", "no stock for ? of ?"),
+            ("order 6fa459ea-ee8a-3ca4-894e-db77e160355e: é1", "order ?: é?"),
+            ("it's closed", "it's closed"),
+            ("`a` and 'b'", "? and ?"),
+            ("", ""),
+        ] {
+            assert_eq!(without_particulars(error), cause, "{error}");
+        }
+    }
+}

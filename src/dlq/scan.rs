@@ -1,0 +1,245 @@
+//! Reads a topic of dead letters once, up to where it ended at the start. Of each letter that the filter takes some hundred bytes are kept
+//! in memory; the records go to disk where they are needed again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use rdkafka::message::Message;
+
+use super::DlqError;
+use super::filter::{Filter, Seen};
+use super::letter::{Told, without_particulars};
+use super::marks::{Mark, Marks, State};
+use super::spool::{Place, Spool};
+use crate::ledger::Fingerprint;
+use crate::sink::reader::{Part, Reader};
+use crate::sink::resend::Record;
+
+/// A partition that gives nothing for so long has lost its leader for good.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What letters have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cause {
+    pub(crate) fingerprint: String,
+    pub(crate) reason: Option<String>,
+    /// Of the first letter.
+    pub(crate) error: Option<String>,
+    pub(crate) source_topic: Option<String>,
+    pub(crate) group: Option<String>,
+}
+
+/// A letter, without its record.
+#[derive(Debug, Clone)]
+pub(crate) struct Letter {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) state: State,
+    /// Of the causes.
+    pub(crate) cause: usize,
+    pub(crate) event_type: Option<usize>,
+    pub(crate) key: u64,
+    /// Partition and offset where it was read first.
+    pub(crate) source: Option<(i32, i64)>,
+    pub(crate) at: Option<DateTime<Utc>>,
+    pub(crate) place: Option<Place>,
+}
+
+/// What a topic holds.
+#[derive(Debug, Default)]
+pub(crate) struct Letters {
+    /// In the order of the topic: by partition and offset.
+    pub(crate) letters: Vec<Letter>,
+    pub(crate) causes: Vec<Cause>,
+    pub(crate) event_types: Vec<String>,
+    pub(crate) spool: Option<Spool>,
+}
+
+impl Letters {
+    pub(crate) fn count(&self, state: State) -> usize {
+        self.letters.iter().filter(|letter| letter.state == state).count()
+    }
+}
+
+/// Offsets of a topic's partitions, now.
+pub(crate) fn parts(reader: &Reader, topic: &str, filter: &Filter) -> Result<Vec<Part>, DlqError> {
+    let partitions = reader.partitions(topic)?.map_err(|code| DlqError::Topic { topic: topic.to_owned(), code })?;
+    let mut parts = Vec::new();
+    for partition in partitions.iter().filter(|found| filter.partition.is_none_or(|wanted| wanted == found.id)) {
+        let (low, end) = reader.watermarks(topic, partition.id)?;
+        // Not to the filter's last offset: marks come later than their letters.
+        let from = filter.offsets.map_or(low, |run| run.first.max(low));
+        parts.push(Part { partition: partition.id, from, end });
+    }
+    Ok(parts)
+}
+
+/// Reads the parts; `told` is called for each record. Blocks.
+pub(crate) fn scan(
+    reader: &Reader,
+    topic: &str,
+    parts: &[Part],
+    filter: &Filter,
+    keep_records: bool,
+    mut told: impl FnMut(),
+) -> Result<Letters, DlqError> {
+    let mut scan = Scan { filter, found: Letters::default(), marks: HashMap::new(), causes: HashMap::new() };
+    if keep_records {
+        scan.found.spool = Some(Spool::new()?);
+    }
+    let mut failed = None;
+    let left = reader.read_patiently(topic, parts, PATIENCE, |message| {
+        told();
+        match scan.take(message.partition(), message.offset(), &Record::of(message)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    match failed {
+        Some(error) => Err(error.into()),
+        None if !left.is_empty() => Err(DlqError::Stalled(left)),
+        None => Ok(scan.end()),
+    }
+}
+
+struct Scan<'a> {
+    filter: &'a Filter,
+    found: Letters,
+    marks: HashMap<i32, Marks>,
+    /// By reason, cause of the error, source topic and group.
+    causes: HashMap<[Option<String>; 4], usize>,
+}
+
+impl Scan<'_> {
+    fn take(&mut self, partition: i32, offset: i64, record: &Record) -> std::io::Result<()> {
+        if Mark::is(record) {
+            if let Some(mark) = Mark::read(record) {
+                self.marks.entry(partition).or_default().take(&mark);
+            }
+            return Ok(());
+        }
+        let told = Told::by(record);
+        let at = told.failed_at.or_else(|| DateTime::from_timestamp_millis(record.timestamp?));
+        let common = [
+            told.reason.clone(),
+            told.error.as_deref().map(without_particulars),
+            told.source.as_ref().map(|source| source.topic.clone()),
+            told.group.clone(),
+        ];
+        let fingerprint = fingerprint(&common);
+        let key = record.key.as_deref();
+        if !self.filter.takes(&Seen { key, told: &told, cause: &fingerprint, at, offset }) {
+            return Ok(());
+        }
+        let place = match &mut self.found.spool {
+            Some(spool) => Some(spool.push(record)?),
+            None => None,
+        };
+        let Letters { letters, causes, event_types, .. } = &mut self.found;
+        let cause = *self.causes.entry(common).or_insert_with_key(|[reason, _, source_topic, group]| {
+            let (reason, source_topic, group) = (reason.clone(), source_topic.clone(), group.clone());
+            causes.push(Cause { fingerprint, reason, error: told.error.clone(), source_topic, group });
+            causes.len() - 1
+        });
+        let event_type = told.event_type.map(|event_type| {
+            event_types.iter().position(|known| *known == event_type).unwrap_or_else(|| {
+                event_types.push(event_type);
+                event_types.len() - 1
+            })
+        });
+        let source = told.source.and_then(|source| source.place);
+        let key = hash(key);
+        letters.push(Letter { partition, offset, state: State::Waiting, cause, event_type, key, source, at, place });
+        Ok(())
+    }
+
+    fn end(mut self) -> Letters {
+        for letter in &mut self.found.letters {
+            if let Some(marks) = self.marks.get(&letter.partition) {
+                letter.state = marks.state(letter.offset);
+            }
+        }
+        self.found.letters.sort_unstable_by_key(|letter| (letter.partition, letter.offset));
+        self.found
+    }
+}
+
+/// The same in every version: scripts keep it.
+fn fingerprint(common: &[Option<String>; 4]) -> String {
+    let text = common.iter().map(|part| part.as_deref().unwrap_or("\0")).collect::<Vec<_>>().join("\0");
+    let digest = Fingerprint::of(Some(text.as_bytes()), None);
+    digest.0[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn hash(key: Option<&[u8]>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Brings letters into the order in which they were read first, where that is known: among the places that letters of one source
+/// partition have, the earliest offset gets the first. Whatever says nothing of its source stays where it is.
+pub(crate) fn in_source_order(letters: Vec<Letter>, causes: &[Cause]) -> Vec<Letter> {
+    let mut places: BTreeMap<(&str, i32), Vec<usize>> = BTreeMap::new();
+    for (index, letter) in letters.iter().enumerate() {
+        if let (Some((partition, _)), Some(topic)) = (letter.source, &causes[letter.cause].source_topic) {
+            places.entry((topic, partition)).or_default().push(index);
+        }
+    }
+    let mut order: Vec<usize> = (0..letters.len()).collect();
+    for places in places.into_values() {
+        let mut sorted = places.clone();
+        // Stable: of copies of one letter the first comes first.
+        sorted.sort_by_key(|index| letters[*index].source.map(|(_, offset)| offset));
+        places.into_iter().zip(sorted).for_each(|(place, letter)| order[place] = letter);
+    }
+    let mut letters: Vec<Option<Letter>> = letters.into_iter().map(Some).collect();
+    order.into_iter().filter_map(|index| letters[index].take()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(offset: i64, cause: usize, source: Option<(i32, i64)>) -> Letter {
+        let state = State::Waiting;
+        Letter { partition: 0, offset, state, cause, event_type: None, key: 0, source, at: None, place: None }
+    }
+
+    #[test]
+    fn a_letter_that_died_again_comes_before_those_that_were_held_behind_it() {
+        let cause = |topic: Option<&str>| Cause {
+            fingerprint: String::new(),
+            reason: None,
+            error: None,
+            source_topic: topic.map(str::to_owned),
+            group: None,
+        };
+        let causes = [cause(Some("a")), cause(Some("b")), cause(None)];
+        let letters = vec![
+            letter(0, 0, Some((1, 7))),
+            letter(1, 0, Some((1, 8))),
+            letter(2, 2, None),
+            letter(3, 1, Some((1, 1))),
+            letter(4, 0, Some((2, 3))),
+            // Redriven, and dead again.
+            letter(5, 0, Some((1, 6))),
+        ];
+        let order: Vec<_> = in_source_order(letters, &causes).iter().map(|letter| letter.offset).collect();
+        assert_eq!(order, [5, 0, 2, 3, 4, 1]);
+    }
+
+    #[test]
+    fn a_fingerprint_stays_the_same_from_version_to_version() {
+        let common = [Some("permanent".to_owned()), Some("no ?".to_owned()), None, Some("billing".to_owned())];
+        let one = fingerprint(&common);
+        assert_eq!(one.len(), 8);
+        assert_ne!(one, fingerprint(&[common[0].clone(), None, common[1].clone(), common[3].clone()]));
+    }
+}

@@ -1,0 +1,272 @@
+//! What the probes answer, from memory: the relay's tasks write, a probe reads, so that a probe waits for nothing and costs nothing.
+//!
+//! States: unready (starting) -> ready -> unready (a server is away, a right is missing) or stalled (events wait and none moves)
+//! -> ready -> unready (stopping).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+/// Why events do not go out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Cause {
+    /// The relay has not begun to work.
+    Starting,
+    /// The relay drains.
+    Stopping,
+    /// A worker's loop does not move.
+    Loop,
+    /// Postgres is away, or refuses the relay's statements.
+    Database,
+    /// The relay's user may not do what it has to.
+    Right,
+    /// The brokers are away.
+    Brokers,
+    /// An operator has paused it.
+    Paused,
+    /// Another session has locked rows, lanes or the table.
+    Lock,
+    /// A topic cannot be written.
+    Topic,
+    /// An event that was refused holds its entity.
+    Held,
+    /// The brokers are there and acknowledge nothing.
+    Acks,
+    /// None of these.
+    Unknown,
+}
+
+impl Cause {
+    /// Those that explain a standstill, for the metric.
+    pub(crate) const OF_STALL: [Self; 9] = [
+        Self::Database,
+        Self::Right,
+        Self::Brokers,
+        Self::Paused,
+        Self::Lock,
+        Self::Topic,
+        Self::Held,
+        Self::Acks,
+        Self::Unknown,
+    ];
+
+    /// The word of logs, bodies and labels.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Stopping => "stopping",
+            Self::Loop => "loop",
+            Self::Database => "database",
+            Self::Right => "right",
+            Self::Brokers => "brokers",
+            Self::Paused => "paused",
+            Self::Lock => "lock",
+            Self::Topic => "topic",
+            Self::Held => "held",
+            Self::Acks => "acks",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A cause, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Reason {
+    pub(crate) cause: Cause,
+    /// What is the matter.
+    pub(crate) sentence: String,
+    /// What to do about it.
+    pub(crate) next_step: String,
+}
+
+impl Reason {
+    pub(crate) fn new(cause: Cause, sentence: impl Into<String>, next_step: impl Into<String>) -> Self {
+        Self { cause, sentence: sentence.into(), next_step: next_step.into() }
+    }
+}
+
+/// Whether the relay can claim and produce.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    Ready,
+    Unready(Reason),
+    /// Events wait and none has moved for `RELAY_STALL_AFTER`.
+    Stalled(Reason),
+}
+
+/// What a probe is told; the body of its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Answer {
+    pub(crate) state: &'static str,
+    /// `None`: all is well.
+    #[serde(flatten)]
+    pub(crate) reason: Option<Reason>,
+    /// How long it has been so.
+    pub(crate) for_s: u64,
+}
+
+impl Answer {
+    pub(crate) fn is_fine(&self) -> bool {
+        self.reason.is_none()
+    }
+}
+
+/// While it says this, a loop waits for something that may take any time.
+const AT_REST: u64 = u64::MAX;
+
+/// When a loop last moved.
+#[derive(Debug)]
+struct Beat {
+    of: String,
+    /// How long one round may take.
+    longest: Duration,
+    /// Milliseconds since the start.
+    last: AtomicU64,
+}
+
+/// A loop that says that it moves. One that is dropped is not expected to move any more.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    started: Instant,
+    beat: Arc<Beat>,
+}
+
+impl Pulse {
+    /// A round begins.
+    pub(crate) fn beat(&self) {
+        self.beat.last.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// The loop waits for something that may take any time.
+    pub(crate) fn rest(&self) {
+        self.beat.last.store(AT_REST, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+/// The health of one relay.
+#[derive(Debug)]
+pub(crate) struct Health {
+    started: Instant,
+    readiness: Mutex<(Readiness, Instant)>,
+    beats: Mutex<Vec<Arc<Beat>>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        let started = Instant::now();
+        let starting = Reason::new(Cause::Starting, "the relay is starting", "wait; its log says what it waits for");
+        let readiness = Mutex::new((Readiness::Unready(starting), started));
+        Self { started, readiness, beats: Mutex::default() }
+    }
+}
+
+impl Health {
+    /// A loop whose rounds take at most `longest` each.
+    pub(crate) fn pulse(&self, of: String, longest: Duration) -> Pulse {
+        let beat = Arc::new(Beat { of, longest, last: AtomicU64::new(AT_REST) });
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&beat));
+        let pulse = Pulse { started: self.started, beat };
+        pulse.beat();
+        pulse
+    }
+
+    fn readiness(&self) -> MutexGuard<'_, (Readiness, Instant)> {
+        self.readiness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what a probe is told from now on.
+    pub(crate) fn set(&self, readiness: Readiness) {
+        let mut current = self.readiness();
+        let since = if word(&current.0) == word(&readiness) { current.1 } else { Instant::now() };
+        *current = (readiness, since);
+    }
+
+    /// Can it claim and produce, and does it?
+    pub(crate) fn ready(&self) -> Answer {
+        let (readiness, since) = self.readiness().clone();
+        let state = word(&readiness);
+        let reason = match readiness {
+            Readiness::Ready => None,
+            Readiness::Unready(reason) | Readiness::Stalled(reason) => Some(reason),
+        };
+        Answer { state, reason, for_s: since.elapsed().as_secs() }
+    }
+
+    /// Do the loops move? Servers that are away do not count: a restart would not bring them back.
+    pub(crate) fn live(&self) -> Answer {
+        self.live_after(self.started.elapsed())
+    }
+
+    fn live_after(&self, up: Duration) -> Answer {
+        let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        let stuck = beats.iter().find_map(|beat| {
+            let last = beat.last.load(Ordering::Relaxed);
+            let silent = up.saturating_sub(Duration::from_millis(last));
+            (last != AT_REST && silent > beat.longest).then_some((beat, silent))
+        });
+        match stuck {
+            None => Answer { state: "live", reason: None, for_s: up.as_secs() },
+            Some((beat, silent)) => {
+                let (of, silent, longest) = (&beat.of, silent.as_secs(), beat.longest.as_secs());
+                let sentence = format!("{of} has not moved for {silent} s; a round takes {longest} s at most");
+                let reason =
+                    Reason::new(Cause::Loop, sentence, "restart the relay: nothing is lost; report it with its log");
+                Answer { state: "stuck", reason: Some(reason), for_s: silent }
+            }
+        }
+    }
+}
+
+fn word(readiness: &Readiness) -> &'static str {
+    match readiness {
+        Readiness::Ready => "ready",
+        Readiness::Unready(_) => "unready",
+        Readiness::Stalled(_) => "stalled",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_loop_that_does_not_move_is_stuck_and_one_that_rests_or_has_ended_is_not() {
+        let health = Health::default();
+        let (one, two) = (health.pulse("worker 0".to_owned(), MINUTE), health.pulse("worker 1".to_owned(), MINUTE));
+        assert!(health.live_after(MINUTE).is_fine());
+        two.rest();
+        let stuck = health.live_after(3 * MINUTE);
+        assert_eq!(stuck.reason.clone().map(|reason| reason.cause), Some(Cause::Loop));
+        let json = serde_json::to_string(&stuck).expect("JSON");
+        assert!(json.starts_with(r#"{"state":"stuck","cause":"loop","sentence":"worker 0 has not moved"#), "{json}");
+        drop(one);
+        assert!(health.live_after(3 * MINUTE).is_fine());
+    }
+
+    #[test]
+    fn a_relay_is_unready_until_it_says_otherwise() {
+        let health = Health::default();
+        assert_eq!(health.ready().reason.map(|reason| reason.cause), Some(Cause::Starting));
+        health.set(Readiness::Ready);
+        let json = serde_json::to_string(&health.ready()).expect("JSON");
+        assert_eq!(json, r#"{"state":"ready","for_s":0}"#);
+    }
+
+    #[test]
+    fn the_word_of_a_cause_is_the_one_in_json() {
+        for cause in Cause::OF_STALL {
+            assert_eq!(serde_json::to_string(&cause).expect("JSON"), format!("{:?}", cause.word()));
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Every metric: its name, what it means, and the calls that the relay's tasks make. Labels are words of ours, workers and a bounded
+//! number of topics: never an entity or an event.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::health::Cause;
+use super::latency::{Latency, Shown};
+use crate::fault::Class;
+
+/// Before every name.
+const PREFIX: &str = "outbox_relay";
+
+/// Topics with a label of their own; all others are `other`.
+const MOST_TOPICS: usize = 50;
+
+/// Where the topics beyond go. No topic is called so by Kafka's rules: `/` is not allowed in a name.
+const OTHER_TOPICS: &str = "other/";
+
+/// A name, without prefix and `_total`, and its meaning, without the full stop.
+type Named = (&'static str, &'static str);
+
+const BUILD: Named = ("build_info", "Always 1; the version is a label");
+const PUBLISHED: Named = ("published_events", "Events that this relay has marked PUBLISHED");
+const ACKNOWLEDGED: Named = (
+    "acknowledged_records",
+    "Records that all in-sync replicas have acknowledged, by topic; one that was sent again counts again",
+);
+const BATCHES: Named = ("batches", "Batches that were settled");
+const LATENCY: Named = (
+    "insert_to_ack_seconds",
+    "From the start of an event's transaction to its ack, by the clocks of database and relay; batches are sampled",
+);
+const FAILURES: Named = (
+    "failures",
+    "Failures by class: events of their own fault (row), topics that were found closed (destination), turns that waited for a server (outage) or for an operator (operator)",
+);
+const LANES: Named = ("lanes", "Lanes of the outbox");
+const OWNED: Named = ("owned_lanes", "Lanes that are this relay's share");
+const FLOOR_LAG: Named =
+    ("floor_lag_events", "How many ids the next claim looks back behind the highest one claimed, by worker");
+const PENDING: Named = ("pending_events", "Events of the whole outbox that can be claimed; counting stops at 1000000");
+const OLDEST: Named = ("oldest_pending_seconds", "Age of the first of them");
+const SCHEDULED: Named = ("scheduled_events", "Events whose time has not come");
+const HELD: Named = ("held_events", "Events that wait for a topic, an entity or the end of a pause");
+const DEAD: Named = ("dead_events", "Events that need a decision");
+const PAUSES: Named = ("pauses", "Pauses in force, by what they pause");
+const DEAD_TUPLES: Named =
+    ("dead_tuples", "Dead rows of the outbox table that vacuum has not removed, as Postgres estimates");
+const LIVE_TUPLES: Named = ("live_tuples", "Live rows of the outbox table, as Postgres estimates");
+const VACUUM: Named = (
+    "vacuum_held_back_seconds",
+    "Age of the oldest transaction that this user may see and that keeps vacuum from removing what has died since",
+);
+const LOOKED_AT: Named =
+    ("looked_at_timestamp_seconds", "When the figures of the whole outbox were read last, in seconds since 1970");
+const REACHABLE: Named = ("reachable", "1 while the relay can work with the server");
+const READY: Named = ("ready", "1 while /readyz says so");
+const STALLED: Named = ("stalled", "1 for the cause while events wait and none has moved for RELAY_STALL_AFTER");
+
+type Word = [(&'static str, &'static str); 1];
+type Text = [(&'static str, String); 1];
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// What the whole outbox looks like, whichever relay looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Outbox {
+    pub(crate) pending: i64,
+    pub(crate) oldest: Duration,
+    pub(crate) scheduled: i64,
+    pub(crate) held: i64,
+    pub(crate) dead: i64,
+    /// Of everything, of topics, of entities.
+    pub(crate) pauses: [i64; 3],
+    pub(crate) dead_tuples: i64,
+    pub(crate) live_tuples: i64,
+    pub(crate) vacuum_held_back: Duration,
+}
+
+/// The metrics of one relay.
+pub(crate) struct Metrics {
+    registry: Registry,
+    published: Counter,
+    acknowledged: Family<Text, Counter>,
+    topics: Mutex<Vec<(String, Counter)>>,
+    batches: Counter,
+    latency: Arc<Latency>,
+    failures: Family<Word, Counter>,
+    lanes: Gauge,
+    owned: Gauge,
+    floor_lag: Family<Text, Gauge>,
+    pending: Gauge,
+    oldest: Seconds,
+    scheduled: Gauge,
+    held: Gauge,
+    dead: Gauge,
+    pauses: Family<Word, Gauge>,
+    dead_tuples: Gauge,
+    live_tuples: Gauge,
+    vacuum: Seconds,
+    looked_at: Seconds,
+    reachable: Family<Word, Gauge>,
+    ready: Gauge,
+    stalled: Family<Word, Gauge>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let build = Family::<Word, Gauge>::default();
+        build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
+        registry.register(BUILD.0, BUILD.1, build);
+        let latency = Arc::new(Latency::default());
+        let metrics = Self {
+            published: register(&mut registry, PUBLISHED),
+            acknowledged: register(&mut registry, ACKNOWLEDGED),
+            topics: Mutex::default(),
+            batches: register(&mut registry, BATCHES),
+            latency: Arc::clone(&latency),
+            failures: register(&mut registry, FAILURES),
+            lanes: register(&mut registry, LANES),
+            owned: register(&mut registry, OWNED),
+            floor_lag: register(&mut registry, FLOOR_LAG),
+            pending: register(&mut registry, PENDING),
+            oldest: register(&mut registry, OLDEST),
+            scheduled: register(&mut registry, SCHEDULED),
+            held: register(&mut registry, HELD),
+            dead: register(&mut registry, DEAD),
+            pauses: register(&mut registry, PAUSES),
+            dead_tuples: register(&mut registry, DEAD_TUPLES),
+            live_tuples: register(&mut registry, LIVE_TUPLES),
+            vacuum: register(&mut registry, VACUUM),
+            looked_at: register(&mut registry, LOOKED_AT),
+            reachable: register(&mut registry, REACHABLE),
+            ready: register(&mut registry, READY),
+            stalled: register(&mut registry, STALLED),
+            registry,
+        };
+        metrics.with_all_words(latency)
+    }
+}
+
+fn register<M: prometheus_client::registry::Metric + Clone + Default>(registry: &mut Registry, named: Named) -> M {
+    let metric = M::default();
+    registry.register(named.0, named.1, metric.clone());
+    metric
+}
+
+fn class(class: Class) -> Word {
+    let word = match class {
+        Class::Outage => "outage",
+        Class::Destination => "destination",
+        Class::Row => "row",
+        Class::Operator => "operator",
+    };
+    [("class", word)]
+}
+
+const SCOPES: [&str; 3] = ["all", "topic", "entity"];
+
+impl Metrics {
+    /// Every word is there from the start: a rate over a counter that appears with its first failure would miss that one.
+    fn with_all_words(mut self, latency: Arc<Latency>) -> Self {
+        self.registry.register_collector(Box::new(Shown { name: LATENCY.0, help: LATENCY.1, latency }));
+        for of in [Class::Outage, Class::Destination, Class::Row, Class::Operator] {
+            self.failed(of, 0);
+        }
+        self.set_reachable(false, false);
+        self.set_stalled(None);
+        self.set_outbox_pauses([0; 3]);
+        self
+    }
+
+    /// A batch has been committed.
+    pub(crate) fn settled(&self, published: usize) {
+        self.published.inc_by(published as u64);
+        self.batches.inc();
+    }
+
+    /// `events` events of a batch were acknowledged; `age` tells how old one of them is.
+    pub(crate) fn acknowledged_after(&self, events: usize, age: impl Fn(usize) -> Duration) {
+        self.latency.observe(events, age);
+    }
+
+    /// Records of a topic were acknowledged.
+    pub(crate) fn acknowledged(&self, topic: &str, records: u64) {
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, counter)) = topics.iter().find(|(known, _)| known == topic) {
+            counter.inc_by(records);
+            return;
+        }
+        let is_own = topics.len() < MOST_TOPICS;
+        let label = if is_own { topic } else { OTHER_TOPICS };
+        let counter = self.acknowledged.get_or_create(&[("topic", label.to_owned())]).clone();
+        counter.inc_by(records);
+        if is_own {
+            topics.push((topic.to_owned(), counter));
+        }
+    }
+
+    /// So many failures of a class were met.
+    pub(crate) fn failed(&self, of: Class, failures: u64) {
+        self.failures.get_or_create(&class(of)).inc_by(failures);
+    }
+
+    /// How far behind the highest id it has seen a worker's next claim begins.
+    pub(crate) fn set_floor_lag(&self, worker: usize, events: i64) {
+        self.floor_lag.get_or_create(&[("worker", worker.to_string())]).set(events);
+    }
+
+    /// Lanes of this relay, of so many.
+    pub(crate) fn set_lanes(&self, owned: usize, of: u16) {
+        self.owned.set(owned as i64);
+        self.lanes.set(i64::from(of));
+    }
+
+    /// The whole outbox, as it was seen at that moment.
+    pub(crate) fn set_outbox(&self, seen: &Outbox, at: Duration) {
+        self.pending.set(seen.pending);
+        self.oldest.set(seen.oldest.as_secs_f64());
+        self.scheduled.set(seen.scheduled);
+        self.held.set(seen.held);
+        self.dead.set(seen.dead);
+        self.set_outbox_pauses(seen.pauses);
+        self.dead_tuples.set(seen.dead_tuples);
+        self.live_tuples.set(seen.live_tuples);
+        self.vacuum.set(seen.vacuum_held_back.as_secs_f64());
+        self.looked_at.set(at.as_secs_f64());
+    }
+
+    fn set_outbox_pauses(&self, pauses: [i64; 3]) {
+        for (scope, pauses) in SCOPES.into_iter().zip(pauses) {
+            self.pauses.get_or_create(&[("scope", scope)]).set(pauses);
+        }
+    }
+
+    /// Which servers the relay can work with.
+    pub(crate) fn set_reachable(&self, postgres: bool, kafka: bool) {
+        for (server, reachable) in [("postgres", postgres), ("kafka", kafka)] {
+            self.reachable.get_or_create(&[("server", server)]).set(i64::from(reachable));
+        }
+    }
+
+    /// What /readyz says.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+
+    /// Why nothing moves, if nothing does.
+    pub(crate) fn set_stalled(&self, why: Option<Cause>) {
+        for cause in Cause::OF_STALL {
+            self.stalled.get_or_create(&[("cause", cause.word())]).set(i64::from(why == Some(cause)));
+        }
+    }
+
+    /// Everything in Prometheus' text format, version 0.0.4.
+    pub(crate) fn render(&self) -> Result<String, fmt::Error> {
+        let mut open_metrics = String::new();
+        text::encode(&mut open_metrics, &self.registry)?;
+        Ok(classic(&open_metrics))
+    }
+}
+
+/// The library writes OpenMetrics, in which a counter's family lacks the `_total` of its samples, and which tools that know only the
+/// classic format take for two families.
+fn classic(open_metrics: &str) -> String {
+    let lines = || open_metrics.lines();
+    let counters: Vec<&str> =
+        lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut text = String::with_capacity(open_metrics.len() + 256);
+    for line in lines().filter(|line| *line != "# EOF") {
+        let described = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE "));
+        match described.and_then(|rest| rest.split_once(' ')) {
+            Some((name, rest)) if counters.contains(&name) => {
+                text += &format!("{}{name}_total {rest}\n", &line[.."# HELP ".len()]);
+            }
+            _ => text = text + line + "\n",
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_in_the_classic_format() {
+        let metrics = Metrics::default();
+        metrics.settled(3);
+        metrics.acknowledged("orders", 3);
+        metrics.acknowledged_after(3, |_| Duration::from_millis(2));
+        let text = metrics.render().expect("text");
+        for line in [
+            "# TYPE outbox_relay_published_events_total counter",
+            "outbox_relay_published_events_total 3",
+            "outbox_relay_acknowledged_records_total{topic=\"orders\"} 3",
+            "# TYPE outbox_relay_insert_to_ack_seconds histogram",
+            "outbox_relay_insert_to_ack_seconds_bucket{le=\"0.002\"} 3",
+            "outbox_relay_insert_to_ack_seconds_count 3",
+            "outbox_relay_stalled{cause=\"lock\"} 0",
+            "outbox_relay_failures_total{class=\"outage\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+        }
+        assert!(!text.contains("# EOF") && !text.contains("# UNIT"), "{text}");
+    }
+
+    #[test]
+    fn topics_beyond_the_bound_share_one_label() {
+        let metrics = Metrics::default();
+        for topic in 0..MOST_TOPICS + 10 {
+            metrics.acknowledged(&format!("topic-{topic}"), 2);
+        }
+        metrics.acknowledged("topic-0", 1);
+        let text = metrics.render().expect("text");
+        let of = |topic: &str| format!("outbox_relay_acknowledged_records_total{{topic=\"{topic}\"}}");
+        assert_eq!(text.matches("outbox_relay_acknowledged_records_total{").count(), MOST_TOPICS + 1);
+        assert!(text.contains(&format!("{} 3\n", of("topic-0"))), "{text}");
+        assert!(text.contains(&format!("{} 20\n", of(OTHER_TOPICS))), "{text}");
+    }
+}

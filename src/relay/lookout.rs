@@ -1,0 +1,243 @@
+//! The lookout's task: looks now and then whether events wait and none moves, finds out why, and keeps what the probes answer and
+//! the metrics of the whole outbox. It only reads, on a connection of its own, within limits.
+//!
+//! - [`stall`]: since when nothing has moved
+//! - [`cause`]: why nothing moves
+
+mod cause;
+mod stall;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sqlx::PgConnection;
+use tokio::sync::watch;
+
+use crate::check::rights;
+use crate::lane::LaneRange;
+use crate::observe::code::Code;
+use crate::observe::health::{Cause, Readiness, Reason};
+use crate::observe::metrics::Outbox;
+use crate::relay::outage::Side;
+use crate::relay::shared::Shared;
+use crate::relay::turn::within;
+use crate::store::waiting::{self, Waiting};
+use crate::store::{pauses, session, stats};
+use cause::{Evidence, of_rights};
+use stall::{Seen, Stall, Turning};
+
+/// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.
+const APPLICATION: &str = "outbox-relay-lookout";
+
+/// How often memory is looked at: servers that go and come.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often the database is looked at, at most.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Looking may take this share of the time, unless a stall would be found too late: under a held snapshot it walks all that was
+/// published since.
+const LOOK_SHARE: u32 = 50;
+
+/// Rights change rarely.
+const RIGHTS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What [`Shared::block`] calls a stall.
+const STALLED: &str = "stalled";
+
+struct Lookout {
+    shared: Arc<Shared>,
+    conn: Option<PgConnection>,
+    stall: Stall,
+    /// What was seen last; `None`: the database could not be asked.
+    waiting: Option<Waiting>,
+    lacking: Option<Reason>,
+    why: Option<Reason>,
+    look_at: Instant,
+    rights_at: Instant,
+    figures_at: Instant,
+}
+
+/// Runs until `stop` becomes true.
+pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let (now, mut up) = (Instant::now(), shared.broker.state());
+    let mut lookout = Lookout {
+        conn: None,
+        stall: Stall::new(shared.options.stall_after, now),
+        waiting: None,
+        lacking: None,
+        why: None,
+        look_at: now,
+        rights_at: now,
+        figures_at: now,
+        shared,
+    };
+    let tick = TICK.min(lookout.shared.options.stall_after / 4);
+    loop {
+        let up_now = *up.borrow_and_update();
+        tokio::select! {
+            biased;
+            // A look may take long, and writes nothing: it may be cut short.
+            _ = stop.wait_for(|stop| *stop) => break,
+            () = lookout.look(up_now) => {}
+        }
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            // Fails only when the watch is gone, and with it the relay.
+            _ = up.changed() => {}
+            () = tokio::time::sleep(tick) => {}
+        }
+    }
+    let stopping = Reason::new(Cause::Stopping, "the relay drains and stops", "none: it was told to");
+    lookout.shared.options.vitals.health.set(Readiness::Unready(stopping));
+}
+
+impl Lookout {
+    async fn look(&mut self, up: bool) {
+        if Instant::now() >= self.look_at {
+            let began = Instant::now();
+            let cost = match within(self.look_at_database(up)).await {
+                // To wait for a lock costs nobody anything.
+                Ok(Seen::Unreadable) => Duration::ZERO,
+                Ok(Seen::Nothing | Seen::Head(_)) => began.elapsed(),
+                Err(error) => {
+                    // The workers and the register tell it.
+                    tracing::debug!(error = %super::describe_error(&error), "the lookout cannot look");
+                    self.conn = None;
+                    self.waiting = None;
+                    Duration::ZERO
+                }
+            };
+            let stall_after = self.shared.options.stall_after;
+            let interval = LOOK_INTERVAL.min(stall_after / 4);
+            self.look_at = Instant::now() + (cost * LOOK_SHARE).clamp(interval, stall_after);
+        }
+        self.judge(up);
+    }
+
+    async fn look_at_database(&mut self, up: bool) -> Result<Seen, sqlx::Error> {
+        let shared = Arc::clone(&self.shared);
+        let options = &shared.options;
+        if self.conn.is_none() {
+            self.conn = Some(session::connect(&options.database, APPLICATION, options.connect_timeout).await?);
+        }
+        let Some(conn) = self.conn.as_mut() else { return Ok(Seen::Unreadable) };
+        let lacked = shared.outages.reason(Side::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
+        if lacked || self.lacking.is_some() || Instant::now() >= self.rights_at {
+            self.lacking = rights::missing_rights(conn, &options.names).await?.map(of_rights);
+            self.rights_at = Instant::now() + RIGHTS_INTERVAL;
+        }
+        let lanes = own_lanes(&shared);
+        let seen = match lanes {
+            None => Ok(Waiting::default()),
+            Some(lanes) => waiting::waiting(conn, &options.names, lanes).await,
+        };
+        let (seen, waiting) = match seen {
+            Ok(waiting) => (waiting.head().map_or(Seen::Nothing, Seen::Head), waiting),
+            // 55P03 lock_not_available, 57014 query_canceled, 42501 insufficient_privilege: what it cannot see, no worker can claim.
+            Err(sqlx::Error::Database(error))
+                if matches!(error.code().as_deref(), Some("55P03" | "57014" | "42501")) =>
+            {
+                (Seen::Unreadable, Waiting::default())
+            }
+            Err(error) => return Err(error),
+        };
+        let turning = self.stall.observe(shared.published_total(), lanes, seen, Instant::now());
+        if self.stall.is_stalled() {
+            let evidence = Evidence { up, lacking: self.lacking.as_ref(), seen, waiting: &waiting };
+            self.why = Some(evidence.reason(&shared, conn).await);
+        } else {
+            self.why = None;
+        }
+        self.waiting = Some(waiting);
+        self.tell(turning);
+        if options.measures && Instant::now() >= self.figures_at {
+            self.measure().await?;
+        }
+        Ok(seen)
+    }
+
+    /// From memory.
+    fn judge(&self, up: bool) {
+        let vitals = &self.shared.options.vitals;
+        let away = |side| self.shared.outages.reason(side);
+        let postgres = self.lacking.clone().or_else(|| away(Side::Postgres));
+        let postgres = postgres.or_else(|| self.waiting.is_none().then(cause::not_looked));
+        let kafka = away(Side::Kafka).or_else(|| (!up).then(cause::no_answer));
+        vitals.metrics.set_reachable(postgres.is_none(), kafka.is_none());
+        vitals.metrics.set_stalled(self.why.as_ref().map(|why| why.cause));
+        let standing = *self.shared.standing.borrow();
+        let shares = (0..self.shared.options.workers)
+            .filter_map(|index| LaneRange::share(standing.first + index, standing.of, self.shared.lanes));
+        vitals.metrics.set_lanes(shares.map(LaneRange::len).sum(), self.shared.lanes);
+        let readiness = match (self.why.clone(), postgres.or(kafka)) {
+            (Some(why), _) => Readiness::Stalled(why),
+            (None, Some(reason)) => Readiness::Unready(reason),
+            (None, None) => Readiness::Ready,
+        };
+        vitals.metrics.set_ready(readiness == Readiness::Ready);
+        vitals.health.set(readiness);
+    }
+
+    /// One line when a stall begins, one when what waited has gone on. While it lasts, the status line has it.
+    fn tell(&self, turning: Turning) {
+        let after_s = self.shared.options.stall_after.as_secs();
+        match (turning, &self.why) {
+            (Turning::Begun, Some(Reason { cause, sentence, next_step })) => tracing::warn!(
+                code = %Code::Stalled,
+                cause = cause.word(),
+                reason = sentence,
+                next_step,
+                stall_after_s = after_s,
+                "stalled: events wait and none has moved"
+            ),
+            (Turning::Ended(lasted), _) => {
+                tracing::info!(lasted_s = lasted.as_secs(), "no longer stalled: the events that waited have gone on");
+            }
+            _ => {}
+        }
+        match &self.why {
+            Some(why) => drop(self.shared.block(STALLED, &why.sentence)),
+            None => drop(self.shared.unblock(STALLED)),
+        }
+    }
+
+    /// The figures of the whole outbox. Counting costs more than looking, so it is done more rarely.
+    async fn measure(&mut self) -> Result<(), sqlx::Error> {
+        let Some(conn) = self.conn.as_mut() else { return Ok(()) };
+        let (began, names) = (Instant::now(), &self.shared.options.names);
+        let backlog = stats::backlog(conn, names).await?;
+        let active = pauses::active(conn, names).await?;
+        let vacuum = waiting::vacuum(conn, names).await?;
+        let paused = |is: fn(&pauses::Scope) -> bool| active.iter().filter(|pause| is(&pause.scope)).count() as i64;
+        let seen = Outbox {
+            pending: backlog.pending,
+            oldest: backlog.oldest.unwrap_or_default(),
+            scheduled: backlog.scheduled,
+            held: backlog.held,
+            dead: backlog.dead,
+            pauses: [
+                paused(|scope| matches!(scope, pauses::Scope::All)),
+                paused(|scope| matches!(scope, pauses::Scope::Topic { .. })),
+                paused(|scope| matches!(scope, pauses::Scope::Entity { .. })),
+            ],
+            dead_tuples: vacuum.dead_tuples,
+            live_tuples: vacuum.live_tuples,
+            vacuum_held_back: vacuum.held_back,
+        };
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.shared.options.vitals.metrics.set_outbox(&seen, at);
+        self.figures_at = Instant::now() + began.elapsed() * LOOK_SHARE * 2;
+        Ok(())
+    }
+}
+
+/// The lanes of all workers: their shares follow each other.
+fn own_lanes(shared: &Shared) -> Option<LaneRange> {
+    let standing = *shared.standing.borrow();
+    let mut shares = (0..shared.options.workers)
+        .filter_map(|index| LaneRange::share(standing.first + index, standing.of, shared.lanes));
+    let first = shares.next()?;
+    Some(LaneRange { first: first.first, last: shares.last().unwrap_or(first).last })
+}

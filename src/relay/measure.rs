@@ -1,0 +1,29 @@
+//! What a batch adds to the metrics: once per batch, with one look at each record's fate and at a few rows.
+
+use chrono::Utc;
+
+use crate::observe::metrics::Metrics;
+use crate::relay::batch::{Fate, Sent};
+use crate::sink::delivery::Outcome;
+use crate::store::claim::ClaimedRow;
+
+/// The acknowledged records of a batch.
+pub(super) fn acknowledged(metrics: &Metrics, rows: &[ClaimedRow], sent: &Sent, outcomes: &[Outcome]) {
+    let now = Utc::now();
+    let mut by_topic = vec![0_u64; sent.topics.len()];
+    let mut acked = Vec::with_capacity(sent.records);
+    for (row, fate) in sent.fates.iter().enumerate() {
+        if let Fate::Sent { slot, topic } = fate
+            && outcomes.get(*slot) == Some(&Outcome::Acked)
+        {
+            by_topic[*topic] += 1;
+            acked.push(row);
+        }
+    }
+    for (topic, records) in sent.topics.iter().zip(by_topic).filter(|(_, records)| *records > 0) {
+        metrics.acknowledged(topic, records);
+    }
+    // A clock that is behind the database's makes an event younger than nothing.
+    let age = |row: &ClaimedRow| row.created_at().ok().and_then(|at| (now - at).to_std().ok()).unwrap_or_default();
+    metrics.acknowledged_after(acked.len(), |at| age(&rows[acked[at]]));
+}

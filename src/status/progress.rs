@@ -1,0 +1,54 @@
+//! What Kafka knows of the lanes that are published exactly once.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use super::Status;
+use crate::config::Settings;
+use crate::sink::client::ClientSettings;
+use crate::sink::progress::owner_of;
+use crate::sink::transactions::{Found, ProgressGroup};
+use crate::store::Names;
+use crate::store::delivery::DeliverySql;
+
+/// The last batch of a lane, as it was committed to Kafka with its records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct LaneProgress {
+    pub(crate) epoch: i64,
+    /// It is of the worker and the epoch of the lane's row: if not, it was lost.
+    pub(crate) is_current: bool,
+    /// Events of the batch; none right after the lane was taken.
+    pub(crate) events: usize,
+    /// The highest `id` among them.
+    pub(crate) last_id: Option<i64>,
+}
+
+impl Status {
+    /// Reads the progress of the lanes whose owner may have sent something. Without an answer within 5 s the screen says so.
+    pub(crate) async fn read_progress(&mut self, conn: &mut PgConnection, settings: &Settings, names: &Names) {
+        let opened: Vec<i16> = self.delivery.iter().filter(|lane| lane.opened).map(|lane| lane.lane).collect();
+        let Some(kafka) = settings.kafka.as_ref().filter(|_| !opened.is_empty()) else { return };
+        let Ok(identity) = DeliverySql::new(names).identity(conn).await else { return };
+        let client = ClientSettings::new(kafka, settings.relay.batch_size, 0);
+        let group = ProgressGroup::new(client, identity, self.delivery.len() as u16);
+        match group.read(opened).await {
+            Ok(found) => self.take_progress(&found),
+            Err(_) => self.progress_unread = Some(format!("the group {} could not be read", group.name())),
+        }
+    }
+
+    fn take_progress(&mut self, found: &BTreeMap<i16, Found>) {
+        for lane in &mut self.delivery {
+            let Some(Found::Progress(progress)) = found.get(&lane.lane) else { continue };
+            let owner = lane.transactional_id.as_deref().map(owner_of);
+            lane.progress = Some(LaneProgress {
+                epoch: progress.epoch,
+                is_current: progress.epoch == lane.epoch && owner == Some(progress.owner),
+                events: progress.ids.len(),
+                last_id: progress.ids.iter().max().copied(),
+            });
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Events that are published again: found by walking the ids of outbox and archive, a page at a time, each in a read-only transaction
+//! that ends before anything is sent. No row is locked or changed.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+use uuid::Uuid;
+
+use crate::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use crate::route::TopicTemplate;
+use crate::store::dead::DISCARDED;
+use crate::store::names::{Names, literal};
+use crate::store::reading::{read, read_within};
+
+/// Rows that a step of the walk looks at.
+pub(crate) const STEP: i64 = 2_000;
+
+/// A step that takes longer has met a lock.
+const STEP_WITHIN: Duration = Duration::from_secs(30);
+
+/// Which events; all that is given has to be true of one.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub(crate) struct Filter {
+    pub(crate) entity: Option<String>,
+    pub(crate) entity_type: Option<String>,
+    #[serde(rename = "type")]
+    pub(crate) event_type: Option<String>,
+    /// That they are routed to.
+    pub(crate) topic: Option<String>,
+    /// By `created_at`.
+    pub(crate) since: Option<DateTime<Utc>>,
+    pub(crate) until: Option<DateTime<Utc>>,
+    /// DEAD ones instead of those that were published.
+    pub(crate) dead: bool,
+}
+
+impl Filter {
+    /// True when it names no event in particular.
+    pub(crate) fn is_empty(&self) -> bool {
+        [&self.entity, &self.entity_type, &self.event_type, &self.topic].iter().all(|part| part.is_none())
+            && self.since.is_none()
+            && self.until.is_none()
+            && !self.dead
+    }
+
+    fn condition(&self, template: &TopicTemplate) -> String {
+        let state = if self.dead {
+            format!("status = 'DEAD' and not starts_with(coalesce(last_error, ''), '{DISCARDED}')")
+        } else {
+            "status = 'PUBLISHED'".to_owned()
+        };
+        let mut all = vec![state];
+        for (column, value) in
+            [("entity_id", &self.entity), ("entity_type", &self.entity_type), ("event_type", &self.event_type)]
+        {
+            all.extend(value.as_ref().map(|value| format!("{column} is not distinct from {}", literal(value))));
+        }
+        all.extend(self.topic.as_ref().map(|topic| {
+            // What the relay would route it to.
+            format!(
+                "coalesce(topic, replace(replace({}, '{{entity_type}}', entity_type), '{{event_type}}', event_type)) = {}",
+                literal(&template.to_string()),
+                literal(topic)
+            )
+        }));
+        for (comparison, moment) in [(">=", self.since), ("<", self.until)] {
+            all.extend(moment.map(|moment| format!("created_at {comparison} '{}'", moment.to_rfc3339())));
+        }
+        all.join(" and ")
+    }
+}
+
+/// What the walk is over.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    outbox: String,
+    /// `None` where it is left out.
+    archive: Option<String>,
+    condition: String,
+}
+
+/// What a step found.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// The last id it looked at; `None` at the end.
+    pub(crate) last: Option<i64>,
+    pub(crate) found: Vec<Found>,
+}
+
+/// An event of the filter, without what it says.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) id: i64,
+    pub(crate) archived: bool,
+    pub(crate) entity_type: String,
+    pub(crate) event_type: String,
+    pub(crate) topic: Option<String>,
+}
+
+impl Walk {
+    pub(crate) fn new(names: &Names, filter: &Filter, template: &TopicTemplate, with_archive: bool) -> Self {
+        let archive = with_archive.then(|| names.companion("archive"));
+        Self { outbox: names.outbox(), archive, condition: filter.condition(template) }
+    }
+
+    /// True when this user may read the archive.
+    ///
+    /// # Errors
+    /// Any database error.
+    pub(crate) async fn may_read_archive(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
+        let archive = literal(&names.companion("archive"));
+        let sql = format!("select coalesce(has_table_privilege(to_regclass({archive}), 'select'), false)");
+        read(conn, &sql).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+    }
+
+    /// The highest id there is.
+    ///
+    /// # Errors
+    /// Any database error.
+    pub(crate) async fn highest(&self, conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
+        let highest = |table: &String| format!("(select max(id) from {table})");
+        let all: Vec<_> = [Some(&self.outbox), self.archive.as_ref()].into_iter().flatten().map(highest).collect();
+        let sql = format!("select coalesce(greatest({}), 0)", all.join(", "));
+        read(conn, &sql).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+    }
+
+    /// Looks at the next ids above `from`, up to `upto`.
+    ///
+    /// # Errors
+    /// Any database error.
+    pub(crate) async fn step(&self, conn: &mut PgConnection, from: i64, upto: i64) -> Result<Step, sqlx::Error> {
+        let condition = &self.condition;
+        let part = |table: &String, archived: bool| {
+            format!(
+                "(select id, {archived} as archived, {condition} as wanted, entity_type, event_type, topic from {table} \
+                 where id > {from} and id <= {upto} order by id limit {STEP})"
+            )
+        };
+        let mut parts = vec![part(&self.outbox, false)];
+        parts.extend(self.archive.as_ref().map(|archive| part(archive, true)));
+        // An event restored from the archive by hand is in both: the outbox's row comes first and is the one that counts.
+        let sql = format!(
+            "with page as materialized (select * from ({}) u order by id, archived limit {STEP}) \
+             select (select max(id) from page), f.id, f.archived, f.entity_type, f.event_type, f.topic \
+             from (select 1) one left join page f on f.wanted order by f.id, f.archived",
+            parts.join(" union all ")
+        );
+        let rows = read_within(conn, &sql, STEP_WITHIN.as_secs() as u32).await?;
+        let last = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+        let mut found: Vec<Found> = Vec::new();
+        for row in rows {
+            let Some(id) = row.try_get::<Option<i64>, _>(1)? else { continue };
+            if found.last().is_none_or(|before| before.id != id) {
+                found.push(Found {
+                    id,
+                    archived: row.try_get(2)?,
+                    entity_type: row.try_get(3)?,
+                    event_type: row.try_get(4)?,
+                    topic: row.try_get(5)?,
+                });
+            }
+        }
+        Ok(Step { last, found })
+    }
+
+    /// The rows of these events in the order of their ids; only the first of them, where all would be more than `bytes`.
+    ///
+    /// # Errors
+    /// Any database error.
+    pub(crate) async fn rows(
+        &self,
+        conn: &mut PgConnection,
+        found: &[Found],
+        bytes: usize,
+    ) -> Result<Vec<Stored>, sqlx::Error> {
+        let ids: Vec<i64> = found.iter().map(|found| found.id).collect();
+        let condition = &self.condition;
+        let select = |table: &String| {
+            // Looked at once more: an operator may have retried one since. `infinity` has no number; the relay sends it as the last moment there is, too.
+            format!(
+                "select id, event_id, entity_type, entity_id, event_type, event_version, payload::text, payload_bytes, headers::text, \
+                 topic, case when isfinite(created_at) then (extract(epoch from created_at) * 1000000)::int8 end \
+                 from {table} where id = any($1) and {condition}"
+            )
+        };
+        // In both: retention may have moved an event since it was found.
+        let parts: Vec<_> = [Some(&self.outbox), self.archive.as_ref()].into_iter().flatten().map(select).collect();
+        let sql = format!("{} order by 1", parts.join(" union all "));
+        begin(conn).await?;
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(ids).persistent(false);
+        let (mut rows, mut size) = (Vec::new(), 0);
+        {
+            let mut stream = query.fetch(&mut *conn);
+            while let Some(row) = stream.try_next().await? {
+                // What is beyond is read and dropped: it is the next call's.
+                if size < bytes {
+                    let row = Stored::of(&row)?;
+                    size += row.size();
+                    rows.push(row);
+                }
+            }
+        }
+        conn.execute("commit").await?;
+        Ok(rows)
+    }
+}
+
+async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let sql = "begin read only; set local jit = off; set local enable_seqscan = off; set local lock_timeout = '5s'; \
+               set local statement_timeout = '30s'";
+    conn.execute(sqlx::raw_sql(sql)).await.map(drop)
+}
+
+/// A row, owned.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) id: i64,
+    event_id: Uuid,
+    entity_type: String,
+    entity_id: Option<String>,
+    event_type: String,
+    event_version: i32,
+    payload: Option<String>,
+    payload_bytes: Option<Vec<u8>>,
+    headers: String,
+    topic: Option<String>,
+    created_us: Option<i64>,
+}
+
+impl Stored {
+    fn of(row: &sqlx::postgres::PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            event_id: row.try_get(1)?,
+            entity_type: row.try_get(2)?,
+            entity_id: row.try_get(3)?,
+            event_type: row.try_get(4)?,
+            event_version: row.try_get(5)?,
+            payload: row.try_get(6)?,
+            payload_bytes: row.try_get(7)?,
+            headers: row.try_get::<Option<String>, _>(8)?.unwrap_or_else(|| "{}".to_owned()),
+            topic: row.try_get(9)?,
+            created_us: row.try_get(10)?,
+        })
+    }
+
+    /// Bytes of payload and headers.
+    pub(crate) fn size(&self) -> usize {
+        self.payload.as_ref().map_or(0, String::len)
+            + self.payload_bytes.as_ref().map_or(0, Vec::len)
+            + self.headers.len()
+    }
+
+    /// The event with one more header.
+    ///
+    /// # Errors
+    /// Its own headers are no object of strings.
+    pub(crate) fn event<'a>(&'a self, header: (&'a str, &'a str)) -> Result<StoredEvent<'a>, BadHeaders> {
+        let own = EventHeaders::parse(&self.headers)?;
+        let own: Vec<(String, String)> = own.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let added = [(header.0.to_owned(), header.1.to_owned())];
+        let headers = own.into_iter().filter(|(name, _)| name != header.0).chain(added).collect();
+        let payload = match (&self.payload, &self.payload_bytes) {
+            (Some(json), _) => Payload::Json(json.as_bytes()),
+            (None, Some(bytes)) => Payload::Bytes(bytes),
+            (None, None) => Payload::Tombstone,
+        };
+        Ok(StoredEvent {
+            id: OutboxId(self.id),
+            event_id: EventId(self.event_id),
+            entity_type: &self.entity_type,
+            entity_id: self.entity_id.as_deref(),
+            event_type: &self.event_type,
+            event_version: self.event_version,
+            payload,
+            headers,
+            topic: self.topic.as_deref(),
+            created_at: self.created_us.and_then(DateTime::from_timestamp_micros).unwrap_or(DateTime::<Utc>::MAX_UTC),
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! What waits in a relay's lanes, and what keeps vacuum from working: cheap looks at the heads of the indexes.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, Row};
+
+use crate::lane::LaneRange;
+use crate::store::claim::{PENDING, WAITING};
+use crate::store::names::{Names, literal};
+use crate::store::reading::read;
+
+/// The first rows of these lanes that are due and have not gone out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Waiting {
+    /// The first that can be claimed, and its lane.
+    pub(crate) pending: Option<(i64, i16)>,
+    /// The first that is held, and for what.
+    pub(crate) held: Option<(i64, String)>,
+    /// The first that was scheduled and is due.
+    pub(crate) due: Option<i64>,
+}
+
+impl Waiting {
+    /// The lowest of the ids; none when nothing waits.
+    pub(crate) fn head(&self) -> Option<i64> {
+        let (pending, held) = (self.pending.map(|(id, _)| id), self.held.as_ref().map(|(id, _)| *id));
+        [pending, held, self.due].into_iter().flatten().min()
+    }
+}
+
+/// Looks at the heads. Each is the first entry of a partial index: the order is the index's own.
+pub(crate) async fn waiting(conn: &mut PgConnection, names: &Names, lanes: LaneRange) -> Result<Waiting, sqlx::Error> {
+    let (outbox, lanes) = (names.outbox(), format!("lane between {} and {}", lanes.first, lanes.last));
+    let query = format!(
+        "select p.id, p.lane::int8, h.id, h.last_error, d.id from (select 1) one \
+         left join lateral (select id, lane from {outbox} where {PENDING} and {lanes} order by (id + 0) limit 1) p on true \
+         left join lateral (select id, last_error from {outbox} \
+           where {WAITING} and available_at = 'infinity' and last_error is not null and {lanes} \
+           order by available_at, id limit 1) h on true \
+         left join lateral (select id from {outbox} where {WAITING} and available_at <= now() and {lanes} \
+           order by available_at limit 1) d on true"
+    );
+    let rows = read(conn, &query).await?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let lane: Option<i64> = row.try_get(1)?;
+    let reason: Option<String> = row.try_get(3)?;
+    Ok(Waiting {
+        pending: row.try_get::<Option<i64>, _>(0)?.zip(lane.map(|lane| lane as i16)),
+        held: row.try_get::<Option<i64>, _>(2)?.zip(reason),
+        due: row.try_get(4)?,
+    })
+}
+
+/// How vacuum fares.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Vacuum {
+    pub(crate) dead_tuples: i64,
+    pub(crate) live_tuples: i64,
+    /// Age of the oldest transaction that holds it back.
+    pub(crate) held_back: Duration,
+}
+
+/// The statistics of the table, and the oldest transaction of this database that has a snapshot or an id, prepared ones among
+/// them. Of other users' sessions it sees those that `pg_read_all_stats` shows.
+pub(crate) async fn vacuum(conn: &mut PgConnection, names: &Names) -> Result<Vacuum, sqlx::Error> {
+    let outbox = literal(&names.outbox());
+    let query = format!(
+        "select coalesce(pg_stat_get_dead_tuples(to_regclass({outbox})), 0)::int8, \
+         coalesce(pg_stat_get_live_tuples(to_regclass({outbox})), 0)::int8, \
+         coalesce(extract(epoch from clock_timestamp() - least(\
+           (select min(xact_start) from pg_stat_activity where (backend_xid is not null or backend_xmin is not null) \
+              and pid <> pg_backend_pid() and datname = current_database() and backend_type <> 'autovacuum worker'), \
+           (select min(prepared) from pg_prepared_xacts where database = current_database()))), 0)::float8"
+    );
+    let rows = read(conn, &query).await?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let held_back: f64 = row.try_get(2)?;
+    Ok(Vacuum {
+        dead_tuples: row.try_get(0)?,
+        live_tuples: row.try_get(1)?,
+        held_back: Duration::try_from_secs_f64(held_back).unwrap_or_default(),
+    })
+}

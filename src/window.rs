@@ -1,0 +1,225 @@
+//! How far back a topic can be read, against how far back consumers remember. What consumers have forgotten and can still be given is
+//! applied twice: by a group that reads the topic again, or by a dead letter that is redriven.
+//!
+//! A topic is taken by its `retention.ms`; one that keeps records for ever, or is compacted and never deletes, has no end. Dead letters
+//! count by the retention of the topics named as the consumer runtime names them, `<topic>.<group>.dlq`, and by
+//! `RELAY_DEAD_LETTER_HORIZON` for those that are named otherwise or wait elsewhere.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigEntry, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::KafkaError;
+use sqlx::PgConnection;
+
+use crate::check::routes;
+use crate::config::KafkaSettings;
+use crate::route::TopicTemplate;
+use crate::sink::reader::{ANSWER_WITHIN, Reader};
+use crate::store::Names;
+
+/// For how long a topic keeps what is written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    For(Duration),
+    Forever,
+}
+
+impl Kept {
+    /// By a topic's configuration; `None` where it says nothing that can be read.
+    pub(crate) fn by(config: &[ConfigEntry]) -> Option<Self> {
+        let value = |name: &str| config.iter().find(|entry| entry.name == name)?.value.as_deref();
+        Self::of(value("cleanup.policy")?, value("retention.ms")?)
+    }
+
+    fn of(cleanup_policy: &str, retention_ms: &str) -> Option<Self> {
+        if !cleanup_policy.split(',').any(|policy| policy.trim() == "delete") {
+            return Some(Self::Forever);
+        }
+        let ms: i64 = retention_ms.parse().ok()?;
+        Some(u64::try_from(ms).map_or(Self::Forever, |ms| Self::For(Duration::from_millis(ms))))
+    }
+
+    /// True when something is still there that is no longer remembered.
+    pub(crate) fn outlasts(self, window: Duration) -> bool {
+        match self {
+            Self::For(kept) => kept > window,
+            Self::Forever => true,
+        }
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::For(kept) => f.write_str(&shown(*kept)),
+            Self::Forever => f.write_str("ever"),
+        }
+    }
+}
+
+/// Exactly: two numbers that are compared must not look the same.
+fn shown(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+/// What lets a duplicate in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Breach {
+    /// `None`: the configured horizon of dead letters.
+    pub(crate) topic: Option<String>,
+    pub(crate) dead_letters: bool,
+    pub(crate) kept: Kept,
+    pub(crate) window: Duration,
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { topic, dead_letters, kept, window } = self;
+        let window = shown(*window);
+        match (topic, dead_letters) {
+            (Some(topic), false) => {
+                write!(
+                    f,
+                    "the topic {topic} keeps events for {kept} (retention.ms), consumers remember them for {window}"
+                )
+            }
+            (Some(topic), true) => write!(
+                f,
+                "the dead letter topic {topic} keeps letters for {kept} (retention.ms), consumers remember events for {window}"
+            ),
+            (None, _) => write!(
+                f,
+                "dead letters may come back for {kept} (RELAY_DEAD_LETTER_HORIZON), consumers remember events for {window}"
+            ),
+        }
+    }
+}
+
+/// What mends it.
+pub(crate) const MEND: &str =
+    "make RELAY_PROCESSED_RETENTION longer than each of these times, or retention.ms of the topic shorter";
+
+/// Why it is not known whether the window is wide enough.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unknown {
+    #[error("the database")]
+    Database(#[from] sqlx::Error),
+    #[error("Kafka does not answer")]
+    Kafka(#[from] KafkaError),
+    /// The right to see the configuration of this topic is missing.
+    #[error("the configuration of the topic {0} cannot be seen: grant DESCRIBE_CONFIGS on it")]
+    Hidden(String),
+}
+
+/// What is compared.
+#[derive(Debug, Clone)]
+pub(crate) struct Question<'a> {
+    pub(crate) names: &'a Names,
+    pub(crate) template: &'a TopicTemplate,
+    pub(crate) window: Duration,
+    pub(crate) dead_letter_horizon: Option<Duration>,
+}
+
+impl Question<'_> {
+    /// What a window of this length lets in, by the topics that events are routed to.
+    ///
+    /// # Errors
+    /// [`Unknown`]: then nothing may be forgotten.
+    pub(crate) async fn breaches(
+        &self,
+        conn: &mut PgConnection,
+        kafka: &KafkaSettings,
+    ) -> Result<Vec<Breach>, Unknown> {
+        let (routed, _) = routes::routes(conn, self.names, self.template).await?;
+        let mut breaches: Vec<Breach> = self.horizon().into_iter().collect();
+        let asked = kafka.clone();
+        let all = tokio::task::spawn_blocking(move || Reader::new(&asked)?.topics()).await;
+        let all: BTreeSet<String> = all.map_err(|_| KafkaError::Canceled)??.into_iter().collect();
+        let admin: AdminClient<DefaultClientContext> =
+            kafka.consumer_config(&[("client.id", "outbox-relay")]).create()?;
+        for (topic, dead_letters) in self.relevant(routed.keys(), &all) {
+            let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
+            let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
+            let config = described.into_iter().next().and_then(Result::ok);
+            let kept = config.and_then(|config| Kept::by(&config.entries));
+            let kept = kept.ok_or_else(|| Unknown::Hidden(topic.to_owned()))?;
+            breaches.extend(self.breach(Some(topic), dead_letters, kept));
+        }
+        Ok(breaches)
+    }
+
+    /// The configured horizon, where it is too long.
+    pub(crate) fn horizon(&self) -> Option<Breach> {
+        self.breach(None, true, Kept::For(self.dead_letter_horizon?))
+    }
+
+    pub(crate) fn breach(&self, topic: Option<&str>, dead_letters: bool, kept: Kept) -> Option<Breach> {
+        let window = self.window;
+        let topic = topic.map(str::to_owned);
+        kept.outlasts(window).then_some(Breach { topic, dead_letters, kept, window })
+    }
+
+    /// The routed topics that there are, and their dead letter topics.
+    fn relevant<'t>(
+        &self,
+        routed: impl Iterator<Item = &'t String>,
+        all: &'t BTreeSet<String>,
+    ) -> BTreeSet<(&'t str, bool)> {
+        let mut relevant = BTreeSet::new();
+        for topic in routed {
+            if all.contains(topic) {
+                relevant.insert((topic.as_str(), false));
+            }
+            relevant.extend(dead_letter_topics(topic, all.iter()).map(|letters| (letters.as_str(), true)));
+        }
+        relevant
+    }
+}
+
+/// Of all topics those that are named as the dead letters of `topic`.
+pub(crate) fn dead_letter_topics<'t>(
+    topic: &str,
+    all: impl Iterator<Item = &'t String>,
+) -> impl Iterator<Item = &'t String> {
+    all.filter(move |name| {
+        let group = name.strip_prefix(topic).and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".dlq"));
+        group.is_some_and(|group| !group.is_empty())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn what_is_never_deleted_outlasts_every_window() {
+        let week = Kept::of("delete", "604800000").expect("a time");
+        assert_eq!(week, Kept::For(DAY * 7));
+        assert!(week.outlasts(DAY * 6) && !week.outlasts(DAY * 7));
+        for forever in [Kept::of("delete", "-1"), Kept::of("compact", "604800000")] {
+            assert!(forever.expect("a time").outlasts(DAY * 10_000));
+        }
+        assert_eq!(Kept::of("compact, delete", "604800000"), Some(week));
+        assert_eq!(Kept::of("delete", "soon"), None);
+    }
+
+    #[test]
+    fn dead_letter_topics_are_known_by_their_name() {
+        let all = ["a.g.dlq", "a..dlq", "a.dlq", "b.g.dlq", "ab.g.dlq", "a.x.y.dlq", "a"].map(str::to_owned);
+        let found: Vec<_> = dead_letter_topics("a", all.iter()).collect();
+        assert_eq!(found, ["a.g.dlq", "a.x.y.dlq"]);
+    }
+
+    #[test]
+    fn a_breach_is_told_with_its_numbers() {
+        let breach =
+            Breach { topic: Some("t".to_owned()), dead_letters: false, kept: Kept::For(DAY * 7), window: DAY * 2 };
+        let told = breach.to_string();
+        assert!(told.contains("topic t keeps events for 7") && told.contains("for 2"), "{told}");
+    }
+}

@@ -1,0 +1,475 @@
+//! Dead letters of consumers: found by cause, sent again in order, never twice without saying so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use libtest_mimic::Trial;
+use outbox_relay::consumer::{Action, Consumer, Context, DeadLetter, Failed, Reason, Retry};
+use outbox_relay::event::NewEvent;
+use outbox_relay::outbox;
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::support::kafka::{RealKafka, Record};
+use crate::support::relay::Output;
+use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_kafka:
+            letters_are_listed_by_cause_and_every_filter_finds_its_own,
+            a_payload_of_a_letter_is_shown_only_when_it_is_asked_for,
+            a_redrive_keeps_every_byte_and_the_order_of_the_source,
+            what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for,
+            a_redrive_that_ended_before_it_knew_is_told_and_made_again,
+            a_redrive_that_a_topic_refuses_says_how_far_it_came_and_goes_on_there,
+            letters_of_others_are_understood_or_need_a_topic,
+            nothing_is_redriven_without_a_filter_a_yes_or_a_topic;
+        with_both:
+            a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group;
+    }
+}
+
+async fn dlq(kafka: &RealKafka, arguments: &[&str]) -> anyhow::Result<Output> {
+    let relay = Relay::bare().with("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap());
+    arguments.iter().fold(relay, |relay, argument| relay.argument(argument)).output("dlq").await
+}
+
+async fn json(kafka: &RealKafka, arguments: &[&str]) -> anyhow::Result<Value> {
+    let output = dlq(kafka, &[arguments, &["--json"]].concat()).await?;
+    ensure!(output.code == Some(0) && output.stderr.is_empty(), "{arguments:?}: {output:?}");
+    Ok(serde_json::from_str(&output.stdout)?)
+}
+
+/// A source topic and one of dead letters, both with some partitions.
+struct Field {
+    kafka: Arc<RealKafka>,
+    source: String,
+    letters: String,
+}
+
+impl Field {
+    async fn new(kafka: Arc<RealKafka>) -> anyhow::Result<Self> {
+        let source = format!("dlq-{}", Uuid::new_v4());
+        let letters = DeadLetter::default_topic(&source, "billing");
+        kafka.create_topic(&source, 3, &[]).await?;
+        kafka.create_topic(&letters, 2, &[]).await?;
+        Ok(Self { kafka, source, letters })
+    }
+
+    /// A letter of the consumer runtime: `n` is its offset in partition 1 of its source.
+    fn letter(&self, key: &str, event_type: &str, error: &str, n: i64) -> Record {
+        let letter = DeadLetter {
+            reason: if n % 2 == 0 { Reason::Permanent } else { Reason::Exhausted },
+            error: error.to_owned(),
+            path: None,
+            attempts: 3,
+            group: "billing".to_owned(),
+            source_topic: self.source.clone(),
+            source_partition: 1,
+            source_offset: n,
+            first_failed_at: chrono::Utc::now() - chrono::TimeDelta::hours(n),
+        };
+        let own = [("event-id", Uuid::new_v4().to_string()), ("event-type", event_type.to_owned())];
+        let odd = [("odd".to_owned(), None), ("odd".to_owned(), Some(vec![0, 0xff]))];
+        let headers = own.into_iter().chain(letter.headers());
+        let headers = headers.map(|(name, value)| (name.to_owned(), Some(value.into_bytes()))).chain(odd).collect();
+        Record {
+            partition: 0,
+            offset: 0,
+            key: Some(key.as_bytes().to_vec()),
+            value: Some(format!("{{\"n\": {n}}}").into_bytes()),
+            headers,
+            timestamp: Some(1_700_000_000_000 + n),
+        }
+    }
+
+    fn produce(&self, topic: &str, records: &[Record]) -> anyhow::Result<()> {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", self.kafka.bootstrap())
+            .set("enable.idempotence", "true")
+            .create()?;
+        for record in records {
+            let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+                headers.insert(Header { key, value: value.as_deref() })
+            });
+            let mut sent = BaseRecord::<[u8], [u8]>::to(topic).headers(headers).partition(record.partition);
+            sent.key = record.key.as_deref();
+            sent.payload = record.value.as_deref();
+            sent.timestamp = record.timestamp;
+            producer.send(sent).map_err(|(error, _)| error)?;
+        }
+        Ok(producer.flush(SOON)?)
+    }
+
+    /// Six letters: of two keys, three causes.
+    fn produce_letters(&self) -> anyhow::Result<Vec<Record>> {
+        let letters: Vec<_> = [
+            ("a", "Placed", "no stock for 17 of \"ann\""),
+            ("b", "Placed", "no stock for 3 of \"bob\""),
+            ("a", "Paid", "card 12 refused"),
+            ("b", "Placed", "no stock for 4 of \"eve\""),
+            ("a", "Placed", "no stock for 9 of \"\""),
+            ("c", "Paid", "card 99 refused"),
+        ]
+        .into_iter()
+        .zip(1..)
+        .map(|((key, event_type, error), n)| self.letter(key, event_type, error, n))
+        .collect();
+        self.produce(&self.letters, &letters)?;
+        Ok(letters)
+    }
+
+    async fn redrive(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        json(&self.kafka, &[&["redrive", &self.letters][..], arguments].concat()).await
+    }
+
+    async fn list(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        json(&self.kafka, &[&["list", &self.letters][..], arguments].concat()).await
+    }
+
+    /// The numbers of the payloads in the order of a topic.
+    async fn numbers(&self, topic: &str) -> anyhow::Result<Vec<i64>> {
+        let records = self.kafka.read_topic(topic).await?;
+        records
+            .iter()
+            .map(|record| {
+                let value: Value = serde_json::from_slice(record.value.as_deref().unwrap_or_default())?;
+                value["n"].as_i64().context("no number")
+            })
+            .collect()
+    }
+}
+
+async fn letters_are_listed_by_cause_and_every_filter_finds_its_own(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let field = Field::new(kafka).await?;
+    field.produce_letters()?;
+    let listed = field.list(&[]).await?;
+    ensure!((&listed["waiting"], &listed["redriven"]) == (&json!(6), &json!(0)), "{listed}");
+    let causes = listed["causes"].as_array().context("no causes")?;
+    let told: BTreeMap<(i64, i64), &Value> = causes
+        .iter()
+        .map(|cause| ((cause["letters"].as_i64().unwrap_or(0), cause["keys"].as_i64().unwrap_or(0)), cause))
+        .collect();
+    ensure!(told.keys().copied().collect::<Vec<_>>() == [(1, 1), (2, 1)], "{listed}");
+    ensure!(causes.len() == 4, "{listed}");
+    let first = told[&(2, 1)];
+    ensure!(first["source_topic"] == field.source && first["group"] == "billing", "{listed}");
+    let stock = causes.iter().find(|cause| cause["error"] == "no stock for 17 of \"ann\"").context("none")?;
+    ensure!(stock["reason"] == "exhausted" && stock["letters"] == 2, "{listed}");
+    let fingerprint = stock["fingerprint"].as_str().context("no fingerprint")?;
+    for (arguments, offsets) in [
+        (&["--type", "Paid"][..], &[2, 5][..]),
+        (&["--key", "b"], &[1, 3]),
+        (&["--entity", "c"], &[5]),
+        (&["--error", "card 1"], &[2]),
+        (&["--cause", fingerprint], &[0, 4]),
+        (&["--reason", "permanent"], &[1, 3, 5]),
+        (&["--group", "shipping"], &[]),
+        (&["--source-topic", &field.source], &[0, 1, 2, 3, 4, 5]),
+        (&["--since", "150m"], &[0, 1]),
+        (&["--until", "270m"], &[4, 5]),
+        (&["--partition", "1"], &[]),
+        (&["--partition", "0", "--offset", "2"], &[2]),
+        (&["--partition", "0", "--offset", "2-3", "--key", "a"], &[2]),
+    ] {
+        let shown = json(&field.kafka, &[&["show", &field.letters][..], arguments].concat()).await?;
+        let found: Vec<_> = shown["letters"]
+            .as_array()
+            .context("none")?
+            .iter()
+            .filter_map(|letter| letter["offset"].as_i64())
+            .collect();
+        ensure!(found == offsets, "{arguments:?}: {shown}");
+    }
+    let text = dlq(&field.kafka, &["list", &field.letters]).await?.stdout;
+    ensure!(text.contains("2 exhausted of 1 keys") && text.contains("6 letters wait"), "{text}");
+    Ok(())
+}
+
+async fn a_payload_of_a_letter_is_shown_only_when_it_is_asked_for(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let field = Field::new(kafka).await?;
+    field.produce(&field.letters, &[field.letter("a", "Placed", "why", 4711)])?;
+    for json in [&["--json"][..], &[]] {
+        let shown = dlq(&field.kafka, &[&["show", &field.letters][..], json].concat()).await?.stdout;
+        ensure!(!shown.contains("{\\\"n\\\"") && !shown.contains("{\"n\"") && !shown.contains("odd"), "{shown}");
+        let shown = dlq(&field.kafka, &[&["show", &field.letters, "--payload"][..], json].concat()).await?.stdout;
+        ensure!(shown.contains("4711}") && shown.contains("odd") && shown.contains("00ff"), "{shown}");
+    }
+    Ok(())
+}
+
+async fn a_redrive_keeps_every_byte_and_the_order_of_the_source(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let field = Field::new(kafka).await?;
+    // The first of the key has died once more, behind those that were held.
+    let mut letters: Vec<_> = [12, 13, 14, 11].map(|n| field.letter("a", "Placed", "why", n)).into();
+    letters[3].headers.push(("redrive-id".to_owned(), Some(b"an earlier one".to_vec())));
+    letters.push(Record { value: None, ..field.letter("b", "Placed", "why", 15) });
+    field.produce(&field.letters, &letters)?;
+    let dry = field.redrive(&["--all", "--dry-run"]).await?;
+    ensure!(dry["matching"] == 5 && dry["to"][&field.source] == 5 && dry["redriven"].is_null(), "{dry}");
+    ensure!(field.kafka.read_topic(&field.source).await?.is_empty(), "a dry run has sent letters");
+    ensure!(field.list(&[]).await?["waiting"] == 5);
+    let done = field.redrive(&["--all", "--yes"]).await?;
+    ensure!((&done["redriven"], &done["left"]) == (&json!(5), &json!(0)), "{done}");
+    let arrived = field.kafka.read_topic(&field.source).await?;
+    // As they were read first, in the partition where they were.
+    for (record, original) in arrived.iter().zip([3, 0, 1, 2, 4].map(|index| &letters[index])) {
+        ensure!(record.partition == 1, "{record:?}");
+        ensure!((&record.key, &record.value) == (&original.key, &original.value), "{record:?}");
+        ensure!(record.timestamp == original.timestamp, "{record:?}");
+        let (added, kept) = record.headers.split_last().context("no headers")?;
+        let id = done["redrive_id"].as_str().map(|id| id.as_bytes().to_vec());
+        ensure!(*added == ("redrive-id".to_owned(), id), "{record:?}");
+        let expected: Vec<_> = original.headers.iter().filter(|(name, _)| name != "redrive-id").cloned().collect();
+        ensure!(kept == expected, "{record:?}");
+    }
+    ensure!(arrived.len() == 5);
+    Ok(())
+}
+
+async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(kafka).await?;
+    field.produce_letters()?;
+    let first = field.redrive(&["--type", "Paid", "--yes", "--by", "ann", "--why", "the card service is back"]).await?;
+    ensure!(first["redriven"] == 2, "{first}");
+    let listed = field.list(&[]).await?;
+    ensure!((&listed["waiting"], &listed["redriven"]) == (&json!(4), &json!(2)), "{listed}");
+    // A letter that came meanwhile; one at a time.
+    field.produce(&field.letters, &[field.letter("d", "Paid", "why", 20)])?;
+    let second = field.redrive(&["--all", "--yes", "--rate", "1000", "--limit", "3"]).await?;
+    ensure!((&second["redriven"], &second["redriven_before"]) == (&json!(3), &json!(2)), "{second}");
+    let third = field.redrive(&["--all", "--yes"]).await?;
+    ensure!((&third["redriven"], &third["redriven_before"]) == (&json!(2), &json!(5)), "{third}");
+    let nothing = field.redrive(&["--all", "--yes"]).await?;
+    ensure!((&nothing["matching"], &nothing["redriven_before"]) == (&json!(0), &json!(7)), "{nothing}");
+    let text = dlq(&field.kafka, &["redrive", &field.letters, "--all", "--yes"]).await?.stdout;
+    ensure!(text.contains("7 have been redriven before: --again"), "{text}");
+    let mut numbers = field.numbers(&field.source).await?;
+    numbers.sort_unstable();
+    ensure!(numbers == [1, 2, 3, 4, 5, 6, 20], "{numbers:?}");
+    // Marks tell who did it, and are no letters.
+    let marks = field.kafka.read_topic(&field.letters).await?;
+    let mark = marks.iter().find(|mark| mark.header("outbox-relay-redrive") == Some("done")).context("no mark")?;
+    let said: Value = serde_json::from_slice(mark.value.as_deref().unwrap_or_default())?;
+    ensure!((&said["by"], &said["reason"]) == (&json!("ann"), &json!("the card service is back")), "{said}");
+    ensure!(said["redriveId"] == first["redrive_id"], "{said}");
+    let again = field.redrive(&["--key", "a", "--again", "--yes"]).await?;
+    ensure!(again["redriven"] == 3, "{again}");
+    ensure!(field.kafka.read_topic(&field.source).await?.len() == 10);
+    Ok(())
+}
+
+async fn a_redrive_that_ended_before_it_knew_is_told_and_made_again(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let field = Field::new(kafka).await?;
+    field.produce_letters()?;
+    // What a process that was killed in the middle of a batch leaves behind.
+    let mark = json!({"redriveId": Uuid::new_v4(), "stage": "started", "offsets": [[1, 3]], "at": chrono::Utc::now()});
+    let mark = Record {
+        partition: 0,
+        offset: 0,
+        key: Some(b"mark".to_vec()),
+        value: Some(serde_json::to_vec(&mark)?),
+        headers: vec![("outbox-relay-redrive".to_owned(), Some(b"started".to_vec()))],
+        timestamp: None,
+    };
+    field.produce(&field.letters, &[mark])?;
+    let listed = field.list(&[]).await?;
+    ensure!((&listed["waiting"], &listed["uncertain"]) == (&json!(3), &json!(3)), "{listed}");
+    let output = dlq(&field.kafka, &["redrive", &field.letters, "--all"]).await?;
+    ensure!(output.code == Some(2) && output.stderr.contains("3 of them may have been redriven"), "{output:?}");
+    let done = field.redrive(&["--all", "--yes"]).await?;
+    ensure!((&done["redriven"], &done["uncertain_before"]) == (&json!(6), &json!(3)), "{done}");
+    ensure!(field.list(&[]).await?["uncertain"] == 0);
+    Ok(())
+}
+
+async fn a_redrive_that_a_topic_refuses_says_how_far_it_came_and_goes_on_there(
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(kafka).await?;
+    let small = format!("{}-small", field.source);
+    field.kafka.create_topic(&small, 1, &[("max.message.bytes", "2000")]).await?;
+    let mut letters: Vec<_> = (1..=6).map(|n| field.letter("a", "Placed", "why", n)).collect();
+    // It does not get small when it is compressed.
+    let noise: String = (1..400_u64).map(|n| format!("{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+    letters[3].headers.push(("noise".to_owned(), Some(noise.into_bytes())));
+    field.produce(&field.letters, &letters)?;
+    // One at a time, so that it is known which one it is.
+    let arguments = ["redrive", &field.letters, "--all", "--to", &small, "--rate", "1", "--yes"];
+    let output = dlq(&field.kafka, &arguments).await?;
+    ensure!(output.code == Some(1), "{output:?}");
+    for part in ["does not take the letter at 0/3", "3 were redriven, 1 may have been, 2 wait", "the same command"] {
+        ensure!(output.stderr.contains(part), "no {part:?} in {output:?}");
+    }
+    ensure!(field.numbers(&small).await? == [1, 2, 3]);
+    field.kafka.alter_topic(&small, &[("max.message.bytes", "1000000")]).await?;
+    let arguments = ["redrive", &field.letters, "--all", "--to", &small, "--yes"];
+    eventually("the broker takes larger records", SOON, || async {
+        match dlq(&field.kafka, &arguments).await {
+            Ok(output) if output.code == Some(0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    ensure!(field.numbers(&small).await? == [1, 2, 3, 4, 5, 6]);
+    Ok(())
+}
+
+async fn letters_of_others_are_understood_or_need_a_topic(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let field = Field::new(kafka).await?;
+    let record = |key: &str, headers: &[(&str, &[u8])]| Record {
+        partition: 1,
+        offset: 0,
+        key: Some(key.as_bytes().to_vec()),
+        value: Some(br#"{"n": 1}"#.to_vec()),
+        headers: headers.iter().map(|(name, value)| ((*name).to_owned(), Some(value.to_vec()))).collect(),
+        timestamp: None,
+    };
+    let spring = record(
+        "s",
+        &[
+            ("kafka_dlt-original-topic", field.source.as_bytes()),
+            ("kafka_dlt-original-partition", &2_i32.to_be_bytes()),
+            ("kafka_dlt-original-offset", &7_i64.to_be_bytes()),
+            ("kafka_dlt-exception-fqcn", b"java.lang.IllegalStateException"),
+            ("kafka_dlt-exception-message", b"no"),
+        ],
+    );
+    field.produce(&field.letters, &[spring, record("bare", &[])])?;
+    let shown = json(&field.kafka, &["show", &field.letters]).await?;
+    let (spring, bare) = (&shown["letters"][0], &shown["letters"][1]);
+    ensure!(spring["source_partition"] == 2 && spring["reason"] == "java.lang.IllegalStateException", "{shown}");
+    ensure!(bare["key"] == "bare" && bare["reason"].is_null() && bare["source_topic"].is_null(), "{shown}");
+    let output = dlq(&field.kafka, &["redrive", &field.letters, "--all", "--yes"]).await?;
+    ensure!(output.code == Some(2) && output.stderr.contains("1 of the letters do not say"), "{output:?}");
+    let done = field.redrive(&["--key", "s", "--yes"]).await?;
+    ensure!(done["redriven"] == 1, "{done}");
+    let arrived = field.kafka.read_topic(&field.source).await?;
+    ensure!(arrived.len() == 1 && arrived[0].partition == 2, "{arrived:?}");
+    ensure!(field.redrive(&["--all", "--to", &field.source, "--yes"]).await?["redriven"] == 1);
+    Ok(())
+}
+
+async fn nothing_is_redriven_without_a_filter_a_yes_or_a_topic(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let field = Field::new(kafka).await?;
+    field.produce_letters()?;
+    let letters = field.letters.as_str();
+    for (arguments, code, says) in [
+        (&["redrive", letters][..], 2, "needs a filter, or --all"),
+        (&["redrive", letters, "--all"], 2, "There is no terminal to ask on"),
+        (&["redrive", letters, "--all", "--yes", "--to", letters], 2, "cannot go to"),
+        (&["redrive", letters, "--all", "--yes", "--to", "no-such-topic-anywhere"], 1, "cannot be written"),
+        (&["redrive", letters, "--offset", "1", "--yes"], 2, "--partition"),
+        (&["redrive", "no-such-topic-anywhere", "--all", "--yes"], 1, "cannot be read"),
+        (&["list", "no/topic"], 2, "not allowed in a topic name"),
+    ] {
+        let output = dlq(&field.kafka, arguments).await?;
+        ensure!(output.code == Some(code) && output.stderr.contains(says), "{arguments:?}: {output:?}");
+    }
+    ensure!(field.kafka.read_topic(&field.source).await?.is_empty());
+    ensure!(field.kafka.read_topic(letters).await?.len() == 6, "something was marked");
+    Ok(())
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Counted {
+    n: i64,
+}
+
+async fn insert(ctx: &mut Context, n: i64) -> Result<(), Failed> {
+    let entity = ctx.event().key_text().map(str::to_owned);
+    sqlx::query("insert into effects (entity, n) values ($1, $2)").bind(entity).bind(n).execute(ctx.tx()).await?;
+    Ok(())
+}
+
+async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let (group, retry) = ("billing", format!("{}.billing.retry", outbox.topic));
+    let letters = DeadLetter::default_topic(&outbox.topic, group);
+    outbox.create_topic(&kafka).await?;
+    kafka.create_topic(&letters, 1, &[]).await?;
+    kafka.create_topic(&retry, PARTITIONS, &[]).await?;
+    outbox
+        .execute("create table effects (position bigint generated always as identity, entity text, n bigint)")
+        .await?;
+    let mut connection = outbox.connect().await?;
+    for n in 1..=4 {
+        for entity in ["a", "b"] {
+            let event = NewEvent::new("order", entity, "Counted").json(&Counted { n })?;
+            outbox::Outbox::default().emit(&mut connection, &event).await?;
+        }
+    }
+    let relay = outbox.relay(&kafka).start("dlq")?;
+    outbox.until_settled().await;
+    ensure!(relay.stop().await? == Some(0));
+    let consumer = |mended: bool| {
+        Consumer::new(group, database.pool(8))
+            .kafka("bootstrap.servers", kafka.bootstrap())
+            .kafka("session.timeout.ms", "6000")
+            .topic(&outbox.topic)
+            .topic(&retry)
+            .retry(Retry { attempts: 2, first_pause: Duration::from_millis(1), ..Retry::default() })
+            .on("Counted", 1..=1, move |mut ctx: Context, event: Counted| async move {
+                insert(&mut ctx, event.n).await?;
+                let bad = !mended && event.n == 2 && ctx.event().key_text() == Some("a");
+                if bad { Err(Failed::permanent("bad").then(Action::HoldKey)) } else { Ok(()) }
+            })
+    };
+    let run = async |mended: bool, effects: i64, parked: i64| -> anyhow::Result<()> {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(consumer(mended).run(async move {
+            let _ = stopped.await;
+        }));
+        eventually(&format!("{effects} effects, {parked} parked"), SOON * 4, || async {
+            let effects_now = outbox.number("select count(*) from effects").await;
+            let parked_now = outbox.number("select count(*) from processed_events_held").await;
+            match (effects_now, parked_now) {
+                (Ok(e), Ok(p)) if (e, p) == (effects, parked) => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+        let _ = stop.send(());
+        Ok(running.await??)
+    };
+    run(false, 5, 3).await?;
+    let redrive = ["redrive", &letters, "--group", group, "--to", &retry, "--yes"];
+    // Not mended yet: the first one dies again, and the others stay behind it.
+    ensure!(json(&kafka, &redrive).await?["redriven"] == 3);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let failing = consumer(false);
+    let stats = failing.stats();
+    let running = tokio::spawn(failing.run(async move {
+        let _ = stopped.await;
+    }));
+    eventually("all three are letters again", SOON * 4, || async {
+        if stats.dead() == 3 { Ok(()) } else { Err(stats.dead()) }
+    })
+    .await;
+    let _ = stop.send(());
+    running.await??;
+    let again = json(&kafka, &["show", &letters]).await?;
+    let told: Vec<_> = again["letters"].as_array().context("none")?.iter().map(|l| l["attempts"].as_i64()).collect();
+    ensure!(told.len() == 3 && told.contains(&Some(2)), "attempts do not go on: {again}");
+    ensure!(again["letters"][0]["source_topic"] == outbox.topic.as_str(), "{again}");
+    ensure!(json(&kafka, &redrive).await?["redriven"] == 3);
+    run(true, 8, 0).await?;
+    let order: Vec<i64> = sqlx::query_scalar("select n from effects where entity = 'a' order by position")
+        .fetch_all(&mut connection)
+        .await?;
+    ensure!(order == [1, 2, 3, 4], "{order:?}");
+    Ok(())
+}

@@ -1,0 +1,340 @@
+//! The probes: what they say for each thing that keeps events from going out, who may ask, and that asking costs nothing.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use outbox_relay::demo::free_port;
+use serde_json::Value;
+use sqlx::Executor;
+use sqlx::postgres::PgConnection;
+
+use crate::support::admin::{Admin, with_admin};
+use crate::support::kafka::RealKafka;
+use crate::support::{Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, trials};
+
+const STALLED: &str = "stalled: events wait and none has moved";
+const MOVES: &str = "no longer stalled: the events that waited have gone on";
+const TOKEN: &str = "hunter2hunter2hunter2";
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        alone:
+            an_address_beyond_this_host_without_a_token_is_refused,
+            a_relay_that_waits_for_its_database_is_alive_and_not_ready;
+        with_postgres:
+            a_relay_whose_brokers_go_away_is_stalled_and_says_so_once;
+        with_both:
+            a_relay_that_works_is_ready_and_its_address_ends_with_it,
+            a_relay_that_is_paused_is_stalled_and_says_so_once,
+            an_entity_that_is_held_is_a_stall_until_it_is_decided,
+            a_missing_topic_is_a_stall_until_it_is_created,
+            a_session_that_has_locked_an_event_is_named_by_the_probe,
+            a_session_that_has_locked_the_table_is_named_by_the_probe,
+            a_missing_right_is_named_with_its_grant,
+            events_that_others_pass_by_are_told_once,
+            callers_without_the_token_are_told_nothing,
+            an_admin_address_that_is_taken_is_told_at_the_start,
+            a_container_asks_by_the_command;
+    }
+}
+
+/// A relay that has published an event, and its address.
+async fn started(outbox: &Outbox, kafka: &RealKafka, name: &str) -> anyhow::Result<(RelayProcess, Admin)> {
+    outbox.create_topic(kafka).await?;
+    let relay = with_admin(outbox.relay(kafka)).start_ready(name).await?;
+    outbox.write("first", 1, 1).await?;
+    outbox.until_settled().await;
+    let admin = Admin::of(&relay).await?;
+    admin.until_ready_says(200, |body| body["state"] == "ready").await;
+    Ok((relay, admin))
+}
+
+/// Fails unless the relay is stalled for that cause, and has said so in one line that says all of `parts`.
+async fn stalled(relay: &RelayProcess, admin: &Admin, cause: &str, parts: &[&str]) -> anyhow::Result<()> {
+    let body = admin.until_ready_says(503, |body| body["state"] == "stalled" && body["cause"] == cause).await;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let said = format!("{} {}", text(&body["sentence"]), text(&body["next_step"]));
+    for part in parts {
+        ensure!(said.contains(part), "no {part:?} in {body}");
+    }
+    let told = relay.wait_for(STALLED).await;
+    ensure!(told["level"] == "WARN" && told["cause"] == cause, "{told}");
+    for part in parts {
+        ensure!(format!("{} {}", text(&told["reason"]), text(&told["next_step"])).contains(part), "{part:?}: {told}");
+    }
+    ensure!(admin.get("/livez").await?.status == 200, "a stall is nothing that a restart mends");
+    Ok(())
+}
+
+/// Fails unless the relay is ready again and has told the stall and its end once each.
+async fn over(relay: &RelayProcess, admin: &Admin) -> anyhow::Result<()> {
+    admin.until_ready_says(200, |body| body["state"] == "ready").await;
+    relay.wait_for(MOVES).await;
+    let (begun, ended) = (relay.lines(STALLED), relay.lines(MOVES));
+    ensure!(begun.len() == 1 && ended.len() == 1, "{begun:?} {ended:?}");
+    ensure!(ended[0]["level"] == "INFO" && ended[0]["lasted_s"].is_u64(), "{ended:?}");
+    Ok(())
+}
+
+async fn command(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<()> {
+    let relay = Relay::bare().with("DATABASE_URL", database.url());
+    let (name, rest) = arguments.split_first().context("a command")?;
+    let output = rest.iter().fold(relay, |relay, argument| relay.argument(argument)).output(name).await?;
+    ensure!(output.code == Some(0), "{output:?}");
+    Ok(())
+}
+
+async fn an_address_beyond_this_host_without_a_token_is_refused() -> anyhow::Result<()> {
+    let relay =
+        Relay::of("postgres://relay@localhost/app", "localhost:9092").with("RELAY_ADMIN_ADDRESS", "0.0.0.0:9187");
+    let output = relay.output("run").await?;
+    ensure!(output.code == Some(64) && output.stderr.contains("needs RELAY_ADMIN_TOKEN"), "{output:?}");
+    Ok(())
+}
+
+/// What is asked while there is nothing to ask it of is answered from memory.
+async fn a_relay_that_waits_for_its_database_is_alive_and_not_ready() -> anyhow::Result<()> {
+    let url = format!("postgres://relay@127.0.0.1:{}/app", free_port()?);
+    let relay = with_admin(Relay::of(&url, &format!("127.0.0.1:{}", free_port()?))).start("waits")?;
+    let admin = Admin::of(&relay).await?;
+    let body = admin.until_ready_says(503, |body| body["cause"] == "database").await;
+    ensure!(body["state"] == "unready" && body["next_step"].is_string(), "{body}");
+    let live = admin.get("/livez").await?;
+    ensure!(live.status == 200 && live.json()?["state"] == "live", "{live:?}");
+    ensure!(admin.get("/metrics").await?.body.contains("outbox_relay_reachable{server=\"postgres\"} 0"));
+    Ok(())
+}
+
+async fn a_relay_that_works_is_ready_and_its_address_ends_with_it(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let (relay, admin) = started(&outbox, &kafka, "works").await?;
+    let missing = admin.get("/").await?;
+    ensure!(missing.status == 404 && missing.body.contains("/readyz"), "{missing:?}");
+    ensure!(admin.request("POST", "/readyz").await?.status == 405);
+    // A caller that keeps its connection does not keep the relay.
+    let idle = tokio::net::TcpStream::connect(admin.address()).await?;
+    ensure!(relay.stop().await? == Some(0));
+    drop(idle);
+    ensure!(admin.get("/livez").await.is_err(), "somebody answers for a relay that has ended");
+    Ok(())
+}
+
+async fn a_relay_that_is_paused_is_stalled_and_says_so_once(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let (relay, admin) = started(&outbox, &kafka, "paused").await?;
+    command(&database, &["pause", "--all", "--reason", "the cluster moves", "--by", "ann"]).await?;
+    outbox.write("a", 1, 3).await?;
+    stalled(&relay, &admin, "paused", &["the cluster moves", "ann", "outbox-relay resume"]).await?;
+    command(&database, &["resume", "--all"]).await?;
+    over(&relay, &admin).await?;
+    ensure!(outbox.number("select count(*) from event_outbox where status = 'PENDING'").await? == 0);
+    Ok(())
+}
+
+async fn an_entity_that_is_held_is_a_stall_until_it_is_decided(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let settings = with_admin(outbox.relay(&kafka)).with("RELAY_ON_POISON", "hold_entity");
+    let relay = settings.start_ready("held").await?;
+    let admin = Admin::of(&relay).await?;
+    let poison = "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
+                  values ('order', 'bad', 'X', '{}', '{\"number\": 1}')";
+    outbox.execute(poison).await?;
+    outbox.write("bad", 1, 2).await?;
+    stalled(&relay, &admin, "held", &["held", "dead retry"]).await?;
+    command(&database, &["dead", "discard", "--all", "--yes", "--reason", "a trial"]).await?;
+    over(&relay, &admin).await
+}
+
+async fn a_missing_topic_is_a_stall_until_it_is_created(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let relay = with_admin(outbox.relay(&kafka)).start_ready("topic").await?;
+    let admin = Admin::of(&relay).await?;
+    outbox.write("a", 1, 3).await?;
+    stalled(&relay, &admin, "topic", &[&outbox.topic, "does not exist", "create the topic"]).await?;
+    outbox.create_topic(&kafka).await?;
+    over(&relay, &admin).await
+}
+
+/// An open transaction of a psql, and its pid.
+async fn forgotten(conn: &mut PgConnection, sql: &'static str) -> anyhow::Result<i64> {
+    conn.execute("set application_name = 'a forgotten psql'; begin").await?;
+    conn.execute(sql).await?;
+    Ok(sqlx::query_scalar("select pg_backend_pid()::int8").fetch_one(conn).await?)
+}
+
+async fn a_session_that_has_locked_an_event_is_named_by_the_probe(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let (relay, admin) = started(&outbox, &kafka, "row").await?;
+    command(&database, &["pause", "--all", "--reason", "to lock it first"]).await?;
+    outbox.write("a", 1, 3).await?;
+    let mut conn = outbox.connect().await?;
+    let pid = forgotten(&mut conn, "select from event_outbox where status = 'PENDING' order by id limit 1 for update")
+        .await?;
+    command(&database, &["resume", "--all"]).await?;
+    let terminate = format!("pg_terminate_backend({pid})");
+    let pid = format!("pid {pid}");
+    stalled(&relay, &admin, "lock", &[&pid, "user postgres", "a forgotten psql", &terminate]).await?;
+    conn.execute("rollback").await?;
+    over(&relay, &admin).await
+}
+
+async fn a_session_that_has_locked_the_table_is_named_by_the_probe(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let (relay, admin) = started(&outbox, &kafka, "table").await?;
+    let mut conn = outbox.connect().await?;
+    let pid = forgotten(&mut conn, "lock table event_outbox in access exclusive mode").await?;
+    stalled(&relay, &admin, "lock", &[&format!("pid {pid}"), "user postgres", "AccessExclusiveLock"]).await?;
+    conn.execute("rollback").await?;
+    over(&relay, &admin).await
+}
+
+async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let user = format!("relay_of_{}", database.name());
+    outbox.execute(&format!("create role {user} login password 'secret'")).await?;
+    outbox
+        .execute(&format!(
+            "grant usage on schema public to {user}; \
+             grant select on all tables in schema public to {user}; \
+             grant insert, update, delete on event_outbox_relay to {user}; grant update on event_outbox_lane to {user}; \
+             grant update (status, published_at, attempts, last_error) on event_outbox to {user}"
+        ))
+        .await?;
+    let (_, place) = database.url().rsplit_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).context("a URL")?;
+    let relay = with_admin(outbox.relay(&kafka)).with("DATABASE_URL", format!("postgres://{user}:secret@{place}"));
+    outbox.write("a", 1, 3).await?;
+    let relay = relay.start_ready("right").await?;
+    let admin = Admin::of(&relay).await?;
+    let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
+    let grant = body["next_step"].as_str().unwrap_or_default().to_owned();
+    ensure!(grant == format!("grant update (available_at) on \"public\".\"event_outbox\" to {user};"), "{body}");
+    // Nothing of it was needed to publish these.
+    outbox.until_settled().await;
+
+    outbox.execute(&format!("revoke update (status) on event_outbox from {user}; {grant}")).await?;
+    outbox.write("a", 4, 3).await?;
+    stalled(&relay, &admin, "right", &["UPDATE (status)", &user, "grant update (status)"]).await?;
+    outbox.execute(&format!("grant update (status) on event_outbox to {user}")).await?;
+    over(&relay, &admin).await?;
+    drop(relay);
+    outbox.execute(&format!("drop owned by {user}")).await?;
+    outbox.execute(&format!("drop role {user}")).await.map(drop)
+}
+
+async fn a_relay_whose_brokers_go_away_is_stalled_and_says_so_once(database: TestDatabase) -> anyhow::Result<()> {
+    let mut kafka = RealKafka::start(&[])?;
+    let outbox = Outbox::of(&database);
+    let (relay, admin) = started(&outbox, &kafka, "brokers").await?;
+    kafka.kill();
+    admin.until_ready_says(503, |body| body["state"] == "unready" && body["cause"] == "brokers").await;
+    outbox.write("a", 1, 3).await?;
+    stalled(&relay, &admin, "brokers", &["KAFKA_BOOTSTRAP_SERVERS"]).await?;
+    kafka.start_again()?;
+    over(&relay, &admin).await
+}
+
+async fn events_that_others_pass_by_are_told_once(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let (relay, admin) = started(&outbox, &kafka, "passed").await?;
+    command(&database, &["pause", "--entity", "a", "--reason", "a trial"]).await?;
+    outbox.write("a", 1, 1).await?;
+    for n in 1..=2 {
+        stalled(&relay, &admin, "paused", &["a trial"]).await?;
+        outbox.write("b", n, 1).await?;
+        outbox.until_settled_of("b").await;
+        admin.until_ready_says(200, |_| true).await;
+    }
+    command(&database, &["resume", "--every"]).await?;
+    over(&relay, &admin).await
+}
+
+async fn callers_without_the_token_are_told_nothing(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let relay =
+        with_admin(outbox.relay(&kafka)).with("RELAY_ADMIN_ADDRESS", "0.0.0.0:0").with("RELAY_ADMIN_TOKEN", TOKEN);
+    let relay = relay.start_ready("guarded").await?;
+    let address = relay.wait_for("the admin address answers").await["address"].as_str().unwrap_or_default().to_owned();
+    ensure!(address.starts_with("0.0.0.0:"), "{address}");
+    let admin = Admin::of(&relay).await?;
+    let wrong = [
+        TOKEN.to_owned(),
+        format!("Basic {TOKEN}"),
+        "Bearer ".to_owned(),
+        format!("Bearer {TOKEN}x"),
+        format!("Bearer x{}", &TOKEN[1..]),
+    ];
+    for path in ["/livez", "/readyz", "/metrics", "/"] {
+        for caller in wrong.iter().map(|token| admin.showing(token)).chain([admin.clone()]) {
+            let refused = caller.get(path).await?;
+            ensure!(refused.status == 401 && refused.head.contains("www-authenticate: bearer"), "{path}: {refused:?}");
+            ensure!(refused.body == "Authorization: Bearer <RELAY_ADMIN_TOKEN> is needed\n", "{refused:?}");
+        }
+    }
+    let admin = admin.showing(&format!("Bearer {TOKEN}"));
+    ensure!(admin.get("/livez").await?.status == 200 && admin.get("/metrics").await?.status == 200);
+    ensure!(relay.log().iter().all(|line| !line.contains("hunter2")), "the token is in the log");
+    Ok(())
+}
+
+async fn an_admin_address_that_is_taken_is_told_at_the_start(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let first = with_admin(outbox.relay(&kafka)).start_ready("first").await?;
+    let address = Admin::of(&first).await?.address();
+    let output = outbox.relay(&kafka).with("RELAY_ADMIN_ADDRESS", address).output("run").await?;
+    ensure!(output.code == Some(1) && output.stderr.contains("cannot be listened on"), "{output:?}");
+    ensure!(output.stderr.contains("give each relay of a host"), "{output:?}");
+    Ok(())
+}
+
+async fn a_container_asks_by_the_command(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let relay = with_admin(outbox.relay(&kafka)).with("RELAY_ADMIN_TOKEN", TOKEN);
+    let running = relay.start_ready("asked").await?;
+    let asked = relay.clone().with("RELAY_ADMIN_ADDRESS", Admin::of(&running).await?.address());
+    let output = eventually("the relay is ready", SOON, || async {
+        match asked.output("health").await {
+            Ok(output) if output.code == Some(0) => Ok(output),
+            other => Err(other),
+        }
+    })
+    .await;
+    ensure!(output.stdout.starts_with("{\"state\":\"ready\""), "{output:?}");
+    let live = asked.clone().argument("--live").output("health").await?;
+    ensure!(live.code == Some(0) && live.stdout.contains("\"live\""), "{live:?}");
+
+    let other = asked.clone().with("RELAY_ADMIN_TOKEN", "another-token-than-its").output("health").await?;
+    ensure!(other.code == Some(1) && other.stderr.contains("wants another RELAY_ADMIN_TOKEN"), "{other:?}");
+    drop(running);
+    let gone = asked.output("health").await?;
+    ensure!(gone.code == Some(1) && gone.stderr.contains("no answer from"), "{gone:?}");
+    let unset = Relay::bare().with("DATABASE_URL", database.url()).output("health").await?;
+    ensure!(unset.code == Some(2) && unset.stderr.contains("RELAY_ADMIN_ADDRESS is not set"), "{unset:?}");
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! The order flow on a real Postgres and a real Kafka: every process of it is killed once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+use outbox_relay::demo::{Member, OrderFlowOptions, Wanted, run_order_flow};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use tokio::sync::mpsc;
+
+use crate::support::kafka::RealKafka;
+use crate::support::{SOON, TestDatabase, eventually, trials};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            the_books_agree_although_every_service_and_every_relay_is_killed;
+    }
+}
+
+async fn the_books_agree_although_every_service_and_every_relay_is_killed(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let options = OrderFlowOptions {
+        wanted: Wanted::Own,
+        env: [("DATABASE_URL", database.url()), ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap())]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
+        program: PathBuf::from(env!("CARGO_BIN_EXE_outbox-relay")),
+        orders: 72,
+        deadline: Duration::from_secs(10),
+        kills: Member::ALL.to_vec(),
+    };
+    let (_nobody, interrupts) = mpsc::channel(1);
+    let balance = run_order_flow(options, interrupts).await?;
+    ensure!(balance.is_kept() && balance.kills == 8, "{balance}");
+    ensure!(balance.count("orders ended") == Some(72) && balance.count("payments agree") > Some(0), "{balance}");
+
+    let schemas = "select count(*) from pg_namespace where nspname like 'outbox_demo_%'";
+    let schemas: i64 = sqlx::query_scalar(schemas).fetch_one(&mut database.connect().await?).await?;
+    ensure!(schemas == 0, "a schema is still there");
+    eventually("topics and groups are gone", SOON, || async {
+        let left = left_in(&kafka)?;
+        ensure!(left.is_empty(), "{left:?}");
+        anyhow::Ok(())
+    })
+    .await;
+    Ok(())
+}
+
+/// Topics and groups of order flows.
+fn left_in(kafka: &RealKafka) -> anyhow::Result<Vec<String>> {
+    let client: BaseConsumer = ClientConfig::new().set("bootstrap.servers", kafka.bootstrap()).create()?;
+    tokio::task::block_in_place(|| {
+        let (metadata, groups) = (client.fetch_metadata(None, SOON)?, client.fetch_group_list(None, SOON)?);
+        let topics = metadata.topics().iter().map(|topic| topic.name().to_owned());
+        let groups = groups.groups().iter().map(|group| group.name().to_owned());
+        let ours = |name: &String| {
+            ["order-events", "stock-events", "payment-events", "mail-events", "dead-letter-events"]
+                .iter()
+                .any(|topic| name.starts_with("outbox-demo-") && name.ends_with(topic))
+                || name.starts_with("outbox_demo_")
+        };
+        Ok(topics.chain(groups).filter(ours).collect())
+    })
+}

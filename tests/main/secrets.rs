@@ -1,0 +1,209 @@
+//! A whole day of a relay with every secret set, and everything that it printed searched for them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+use outbox_relay::demo::free_port;
+
+use crate::support::kafka::RealKafka;
+use crate::support::{Missing, Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, trials};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_postgres:
+            nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it,
+            a_relay_that_cannot_start_says_so_as_a_line_of_its_log;
+    }
+}
+
+/// Each is found nowhere else, and none is a part of another.
+const DATABASE_PASSWORD: &str = "marker-of-the-database";
+const SASL_PASSWORD: &str = "marker-of-the-login";
+const ROTATED_PASSWORD: &str = "marker-of-the-login-before";
+const KEY_PASSWORD: &str = "marker-of-the-key";
+const OAUTH_CONFIG: &str = "marker-of-the-token";
+const PAYLOAD: &str = "marker-of-the-payload";
+const HEADER: &str = "marker-of-the-header";
+const SECRETS: [&str; 7] =
+    [DATABASE_PASSWORD, SASL_PASSWORD, ROTATED_PASSWORD, KEY_PASSWORD, OAUTH_CONFIG, PAYLOAD, HEADER];
+
+/// Certificate and key of a broker, and of a client whose key has a password.
+struct Certificates {
+    directory: tempfile::TempDir,
+}
+
+impl Certificates {
+    fn make() -> anyhow::Result<Self> {
+        if !Path::new("/usr/bin/openssl").exists() {
+            return Err(Missing("openssl is not installed".to_owned()).into());
+        }
+        let made = Self { directory: tempfile::tempdir()? };
+        made.openssl("broker", &["-nodes", "-addext", "subjectAltName=IP:127.0.0.1"])?;
+        made.openssl("client", &["-passout", &format!("pass:{KEY_PASSWORD}")])?;
+        let both = [std::fs::read(made.path("broker.key"))?, std::fs::read(made.path("broker.pem"))?].concat();
+        std::fs::write(made.path("broker.both"), both)?;
+        Ok(made)
+    }
+
+    fn openssl(&self, name: &str, options: &[&str]) -> anyhow::Result<()> {
+        let made = Command::new("/usr/bin/openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=localhost", "-keyout"])
+            .arg(self.path(&format!("{name}.key")))
+            .arg("-out")
+            .arg(self.path(&format!("{name}.pem")))
+            .args(options)
+            .output()?;
+        ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+}
+
+/// A broker with a second door that wants a login and speaks TLS; and that door's port.
+fn guarded(certificates: &Certificates) -> anyhow::Result<(RealKafka, u16)> {
+    let door = free_port()?;
+    let outer = format!("PLAINTEXT://127.0.0.1:{{port}},SASL_SSL://127.0.0.1:{door}");
+    let kafka = RealKafka::start(&[
+        ("listeners", &format!("{outer},CONTROLLER://127.0.0.1:{{controller}}")),
+        ("advertised.listeners", &outer),
+        ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL"),
+        ("ssl.keystore.type", "PEM"),
+        ("ssl.keystore.location", &certificates.text("broker.both")),
+        ("sasl.enabled.mechanisms", "PLAIN"),
+        (
+            "listener.name.sasl_ssl.plain.sasl.jaas.config",
+            &format!(
+                "org.apache.kafka.common.security.plain.PlainLoginModule required user_relay=\"{SASL_PASSWORD}\";"
+            ),
+        ),
+    ])?;
+    Ok((kafka, door))
+}
+
+fn talkative(database_url: &str, door: u16, certificates: &Certificates) -> Relay {
+    Relay::of(database_url, &format!("127.0.0.1:{door}"))
+        .with("RELAY_LOG_LEVEL", "trace")
+        .with("KAFKA_DEBUG", "all")
+        .with("KAFKA_SECURITY_PROTOCOL", "sasl_ssl")
+        .with("KAFKA_SASL_MECHANISM", "PLAIN")
+        .with("KAFKA_SASL_USERNAME", "relay")
+        .with("KAFKA_SASL_PASSWORD", SASL_PASSWORD)
+        .with("KAFKA_SASL_OAUTHBEARER_CONFIG", OAUTH_CONFIG)
+        .with("KAFKA_SSL_CA_LOCATION", certificates.text("broker.pem"))
+        .with("KAFKA_SSL_CERTIFICATE_LOCATION", certificates.text("client.pem"))
+        .with("KAFKA_SSL_KEY_LOCATION", certificates.text("client.key"))
+        .with("KAFKA_SSL_KEY_PASSWORD", KEY_PASSWORD)
+}
+
+async fn until_it_says(relay: &RelayProcess, part: &str) {
+    eventually(&format!("the relay says {part}"), SOON * 2, || async {
+        relay.log().iter().any(|line| line.contains(part)).then_some(()).ok_or("it has not said so")
+    })
+    .await;
+}
+
+async fn nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let certificates = Certificates::make()?;
+    let (kafka, door) = guarded(&certificates)?;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let user = format!("owner_of_{}", database.name());
+    outbox.execute(&format!("create role {user} superuser login password '{DATABASE_PASSWORD}'")).await?;
+    let at = |user: &str| {
+        format!("postgres://{user}:{DATABASE_PASSWORD}@127.0.0.1:{}/{}", outbox.postgres_port(), database.name())
+    };
+    let relay = talkative(&at(&user), door, &certificates).with("RELAY_TOPIC", &outbox.topic);
+    let mut printed = Vec::new();
+
+    let running = relay.start_ready("by-day").await?;
+    outbox
+        .execute(&format!(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
+             select 'order', 'c' || n % 3, 'OrderPlaced', '{{\"card\": \"{PAYLOAD}\"}}'::jsonb, '{{\"token\": \"{HEADER}\"}}'::jsonb from generate_series(1, 50) n \
+             union all select 'order', 'bad', 'OrderPlaced', '{{\"card\": \"{PAYLOAD}\"}}'::jsonb, '{{\"token\": [\"{HEADER}\"]}}'::jsonb"
+        ))
+        .await?;
+    outbox.until_published(50).await;
+    until_it_says(&running, "an event cannot be sent").await;
+    let topic = outbox.topic.as_str();
+    let commands: &[(&str, &[&str])] = &[
+        ("check", &[]),
+        ("check", &["--json"]),
+        ("status", &[]),
+        ("status", &["--json"]),
+        ("migrate", &[]),
+        ("explain", &["bad", "--entity"]),
+        ("explain", &["c1", "--entity", "--json"]),
+        ("tail", &["--for", "1s"]),
+        ("dead", &["list"]),
+        ("dead", &["show"]),
+        ("dead", &["retry", "--all", "--yes"]),
+        ("pause", &["--topic", topic, "--reason", "a look"]),
+        ("pause", &["--list"]),
+        ("resume", &["--topic", topic]),
+        ("prune", &["--mode", "delete", "--after", "1d", "--dry-run"]),
+        ("verify", &[]),
+        ("verify", &["--json"]),
+    ];
+    for (command, arguments) in commands {
+        let asked = arguments.iter().fold(relay.clone(), |relay, argument| relay.argument(argument));
+        let output = asked.output(command).await?;
+        ensure!(matches!(output.code, Some(0 | 1)), "{command} {arguments:?}: {output:?}");
+        printed.push((format!("{command} {arguments:?}"), output.stdout + &output.stderr));
+    }
+    printed.push(("run".to_owned(), running.log().join("\n")));
+    ensure!(running.stop().await? == Some(0), "the relay did not drain");
+
+    // After a rotation that forgot the relay: of the brokers' password, and of the database's user.
+    let locked_out = relay.clone().with("KAFKA_SASL_PASSWORD", ROTATED_PASSWORD).start("no-login")?;
+    until_it_says(&locked_out, r#""code":"OR-3002""#).await;
+    let shut_out =
+        relay.clone().with("DATABASE_URL", at("nobody")).with("RELAY_LOG_FORMAT", "text").start("no-user")?;
+    until_it_says(&shut_out, "code=OR-2002").await;
+    let keyless = relay.with("KAFKA_SSL_KEY_LOCATION", certificates.text("broker.pem")).output("check").await?;
+    printed.push(("no login".to_owned(), locked_out.log().join("\n")));
+    printed.push(("no user".to_owned(), shut_out.log().join("\n")));
+    printed.push(("no key".to_owned(), keyless.stdout + &keyless.stderr));
+
+    let run = printed.iter().find(|(what, _)| what == "run").map_or(0, |(_, text)| text.len());
+    ensure!(run > 50_000, "the relay was not talkative: {run} bytes");
+    for (what, text) in &printed {
+        for secret in SECRETS {
+            let line = text.lines().find(|line| line.contains(secret));
+            ensure!(line.is_none(), "{what} prints {secret}: {line:?}");
+        }
+    }
+    Ok(())
+}
+
+async fn a_relay_that_cannot_start_says_so_as_a_line_of_its_log(database: TestDatabase) -> anyhow::Result<()> {
+    let relay = Relay::of(&database.url(), &format!("127.0.0.1:{}", free_port()?)).with("RELAY_SCHEMA", "elsewhere");
+    let output = relay.output("run").await?;
+    let lines: Vec<serde_json::Value> = output
+        .stderr
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .map_err(|_| anyhow::anyhow!("{output:?}"))?;
+    let last = lines.last().cloned().unwrap_or_default();
+    ensure!(output.code == Some(1) && last["level"] == "ERROR" && last["code"] == "OR-2101", "{last}");
+    ensure!(last["next_step"] == "run `outbox-relay migrate`" && last["reason"].is_string(), "{last}");
+    let output = relay.with("RELAY_LOG_FORMAT", "text").output("run").await?;
+    ensure!(
+        output.stderr.contains("\nerror: ")
+            && output.stderr.ends_with("code: OR-2101 schema-missing, see docs/runbook.md\n"),
+        "{output:?}"
+    );
+    Ok(())
+}
