@@ -9,8 +9,6 @@ use crate::config::KafkaSettings;
 const DEFAULTS: &[(&str, &str)] = &[
     ("client.id", "outbox-relay"),
     ("compression.type", "lz4"),
-    // A batch is handed over in one go, so there is nothing to linger for; a fraction of a millisecond lets the queue fill.
-    ("linger.ms", "0.5"),
     // The default of 10 s would be how long recovery waits after a broker is back.
     ("reconnect.backoff.ms", "50"),
     ("reconnect.backoff.max.ms", "500"),
@@ -36,10 +34,15 @@ pub(crate) fn log_level(config: &ClientConfig) -> RDKafkaLogLevel {
     if config.get("debug").is_some() { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info }
 }
 
+/// A large batch is handed over in about that time, and goes out in one request per partition instead of several.
+const LINGER_MS: &str = "2";
+
 /// What a client of the relay is made from.
 #[derive(Clone)]
 pub(crate) struct ClientSettings {
     config: ClientConfig,
+    /// The operator has said how long to linger.
+    lingers_as_told: bool,
 }
 
 impl ClientSettings {
@@ -55,8 +58,22 @@ impl ClientSettings {
         // A whole batch has to fit: a full queue in the middle of it would let later records pass earlier ones.
         config.set("queue.buffering.max.messages", &messages);
         config.set("queue.buffering.max.kbytes", &kbytes);
+        let lingers_as_told = ["linger.ms", "queue.buffering.max.ms"].iter().any(|name| config.get(name).is_some());
+        if !lingers_as_told {
+            config.set("linger.ms", LINGER_MS);
+        }
         config.set_log_level(log_level(&config));
-        Self { config }
+        Self { config, lingers_as_told }
+    }
+
+    /// For a producer that sends each record at once; `None` where the operator has said how long to linger.
+    ///
+    /// librdkafka waits for whole milliseconds: whatever linger there is costs a small batch one. Without any, its thread spins while
+    /// records wait behind five that are in flight, so this is not for large batches.
+    pub(crate) fn prompt(&self) -> Option<ClientConfig> {
+        let mut config = self.config.clone();
+        config.set("linger.ms", "0");
+        (!self.lingers_as_told).then_some(config)
     }
 
     pub(crate) fn config(&self) -> &ClientConfig {
