@@ -22,6 +22,7 @@
 
 mod batch;
 mod claiming;
+mod crew;
 mod doubt;
 mod exactly_once;
 mod lookout;
@@ -139,6 +140,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let seconds = |stage| (shared.stages.seconds(stage) * 1e3).round() / 1e3;
     tracing::info!(
         published_total = shared.published_total(),
+        turns = shared.stages.turns(),
         claim_s = seconds(Stage::Claim),
         send_s = seconds(Stage::Send),
         acks_s = seconds(Stage::Acks),

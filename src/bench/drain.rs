@@ -91,6 +91,32 @@ impl Shares {
     }
 }
 
+/// What a turn of a worker is made of, on average.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct MeanTurn {
+    pub(crate) events: f64,
+    pub(crate) claim_ms: f64,
+    pub(crate) send_ms: f64,
+    pub(crate) acks_ms: f64,
+    pub(crate) settle_ms: f64,
+}
+
+impl MeanTurn {
+    /// Of the relays' last log lines; `None` where they say nothing of it.
+    pub(crate) fn of(summaries: &[serde_json::Value]) -> Option<Self> {
+        let sum = |field: &str| summaries.iter().filter_map(|summary| summary[field].as_f64()).sum::<f64>();
+        let turns = sum("turns");
+        let ms = |stage: &str| sum(stage) * 1000.0 / turns;
+        (turns > 0.0).then(|| Self {
+            events: sum("published_total") / turns,
+            claim_ms: ms("claim_s"),
+            send_ms: ms("send_s"),
+            acks_ms: ms("acks_s"),
+            settle_ms: ms("settle_s"),
+        })
+    }
+}
+
 /// Fills an arena of its own, drains it, removes it.
 pub(crate) async fn drain(bench: &Bench, backlog: Backlog) -> Result<Drained, BenchError> {
     let arena = bench.arenas.make().await?;
@@ -313,6 +339,18 @@ mod tests {
         let shares = Shares { claim: 0.5, send: 0.25, acks: 0.125, settle: 0.125 };
         assert_eq!(Shares::of(&[summary.clone(), silent.clone(), summary]), Some(shares));
         assert_eq!(Shares::of(&[silent]), None);
+    }
+
+    #[test]
+    fn a_mean_turn_is_of_all_relays() {
+        let summary = |turns: u32| {
+            serde_json::json!({
+                "turns": turns, "published_total": 30, "claim_s": 0.1, "send_s": 0.0, "acks_s": 0.2, "settle_s": 0.3
+            })
+        };
+        let mean = MeanTurn { events: 3.0, claim_ms: 10.0, send_ms: 0.0, acks_ms: 20.0, settle_ms: 30.0 };
+        assert_eq!(MeanTurn::of(&[summary(5), summary(15)]), Some(mean));
+        assert_eq!(MeanTurn::of(&[serde_json::json!({"published_total": 7})]), None);
     }
 
     #[test]

@@ -163,7 +163,7 @@ pub static SETTINGS: &[Setting] = &[
     with_default(
         "workers",
         Kind::Integer { min: 1, max: 64 },
-        "2",
+        "3",
         "Workers, each with a Postgres connection of its own.",
     ),
     with_default("batch_size", Kind::Integer { min: 1, max: 100_000 }, "2000", "Most events per claim."),

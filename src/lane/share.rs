@@ -26,6 +26,13 @@ impl LaneRange {
         (first < end).then(|| Self { first: first as i16, last: end as i16 - 1 })
     }
 
+    /// From the first lane of the first range to the last of the last; ascending.
+    pub(crate) fn around<'r>(ranges: impl IntoIterator<Item = &'r Self>) -> Option<Self> {
+        let mut ranges = ranges.into_iter();
+        let first = ranges.next()?;
+        Some(Self { first: first.first, last: ranges.last().unwrap_or(first).last })
+    }
+
     /// The longest run without a gap in `lanes` (ascending): what a worker can claim when some of its lanes are taken.
     pub(crate) fn longest_run(lanes: &[i16]) -> Option<Self> {
         let mut best: Option<Self> = None;

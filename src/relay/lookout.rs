@@ -128,7 +128,7 @@ impl Lookout {
             self.lacking = rights::missing_rights(conn, &options.names).await?.map(of_rights);
             self.rights_at = Instant::now() + RIGHTS_INTERVAL;
         }
-        let lanes = own_lanes(&shared);
+        let lanes = shared.own_lanes();
         let seen = match lanes {
             None => Ok(Waiting::default()),
             Some(lanes) => waiting::waiting(conn, &options.names, lanes).await,
@@ -167,10 +167,8 @@ impl Lookout {
         let kafka = away(Side::Kafka).or_else(|| (!up).then(cause::no_answer));
         vitals.metrics.set_reachable(postgres.is_none(), kafka.is_none());
         vitals.metrics.set_stalled(self.why.as_ref().map(|why| why.cause));
-        let standing = *self.shared.standing.borrow();
-        let shares = (0..self.shared.options.workers)
-            .filter_map(|index| LaneRange::share(standing.first + index, standing.of, self.shared.lanes));
-        vitals.metrics.set_lanes(shares.map(LaneRange::len).sum(), self.shared.lanes);
+        let own = self.shared.own_lanes().map_or(0, LaneRange::len);
+        vitals.metrics.set_lanes(own, self.shared.lanes);
         let readiness = match (self.why.clone(), postgres.or(kafka)) {
             (Some(why), _) => Readiness::Stalled(why),
             (None, Some(reason)) => Readiness::Unready(reason),
@@ -231,13 +229,4 @@ impl Lookout {
         self.figures_at = Instant::now() + began.elapsed() * LOOK_SHARE * 2;
         Ok(())
     }
-}
-
-/// The lanes of all workers: their shares follow each other.
-fn own_lanes(shared: &Shared) -> Option<LaneRange> {
-    let standing = *shared.standing.borrow();
-    let mut shares = (0..shared.options.workers)
-        .filter_map(|index| LaneRange::share(standing.first + index, standing.of, shared.lanes));
-    let first = shares.next()?;
-    Some(LaneRange { first: first.first, last: shares.last().unwrap_or(first).last })
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 
-use crate::lane::LaneRange;
+use crate::relay::crew::Standing;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pauses::Told;
-use crate::relay::shared::{Shared, Standing};
+use crate::relay::shared::Shared;
 use crate::relay::turn::DATABASE_TIMEOUT;
 use crate::store::members::{Beat, Member, MemberSql};
 use crate::store::session;
@@ -76,14 +76,16 @@ impl Register {
         self.told_pauses.tell(&shared, &paused);
         if let Some(standing) = standing(&members, shared.id, options.workers) {
             let changed = shared.standing.send_if_modified(|current| {
+                let standing = Standing { alone: current.alone, ..standing };
                 let changed = *current != standing;
                 *current = standing;
                 changed
             });
             if changed {
-                tracing::info!(relays = members.len(), lanes = owned_lanes(&shared, standing), "lanes are shared out");
+                tracing::info!(relays = members.len(), lanes = owned_lanes(&shared), "lanes are shared out");
             }
         }
+        shared.dismiss_workers();
         Ok(())
     }
 
@@ -125,14 +127,11 @@ impl Register {
 fn standing(members: &[Member], id: uuid::Uuid, workers: usize) -> Option<Standing> {
     let place = members.iter().position(|member| member.id == id)?;
     let count = |members: &[Member]| members.iter().map(|member| member.workers).sum::<usize>();
-    Some(Standing { first: count(&members[..place]), of: count(members).max(workers) })
+    Some(Standing { first: count(&members[..place]), of: count(members).max(workers), alone: false })
 }
 
-fn owned_lanes(shared: &Shared, standing: Standing) -> String {
-    let shares = (0..shared.options.workers)
-        .filter_map(|index| LaneRange::share(standing.first + index, standing.of, shared.lanes))
-        .map(|share| share.to_string());
-    let shares: Vec<_> = shares.collect();
+fn owned_lanes(shared: &Shared) -> String {
+    let shares: Vec<_> = shared.shares().into_iter().flatten().map(|share| share.to_string()).collect();
     if shares.is_empty() { "none".to_owned() } else { shares.join(",") }
 }
 
@@ -145,7 +144,6 @@ fn status_line(shared: &Shared, published: u64, elapsed: Duration, backlog: Opti
         Some(count) if count >= COUNT_LIMIT => format!("{COUNT_LIMIT}+"),
         Some(count) => count.to_string(),
     };
-    let standing = *shared.standing.borrow();
     tracing::info!(
         published,
         rate_per_s = format!("{rate:.1}"),
@@ -154,7 +152,7 @@ fn status_line(shared: &Shared, published: u64, elapsed: Duration, backlog: Opti
         scheduled = count(backlog.map(|backlog| backlog.scheduled)),
         held = count(backlog.map(|backlog| backlog.held)),
         dead = count(backlog.map(|backlog| backlog.dead)),
-        lanes = owned_lanes(shared, standing),
+        lanes = owned_lanes(shared),
         blocked,
         "status"
     );
@@ -169,8 +167,8 @@ mod tests {
     fn workers_are_numbered_through_all_relays() {
         let ids = [Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3)];
         let members: Vec<_> = ids.iter().zip([2, 1, 4]).map(|(id, workers)| Member { id: *id, workers }).collect();
-        assert_eq!(standing(&members, ids[0], 2), Some(Standing { first: 0, of: 7 }));
-        assert_eq!(standing(&members, ids[2], 4), Some(Standing { first: 3, of: 7 }));
+        assert_eq!(standing(&members, ids[0], 2), Some(Standing { first: 0, of: 7, alone: false }));
+        assert_eq!(standing(&members, ids[2], 4), Some(Standing { first: 3, of: 7, alone: false }));
         assert_eq!(standing(&members, Uuid::nil(), 2), None);
     }
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::config::Delivery;
 use crate::fault::Class;
 use crate::relay::Fixed;
+use crate::relay::crew::Standing;
 use crate::relay::options::RelayOptions;
 use crate::relay::outage::Outages;
 use crate::relay::stages::Stages;
@@ -22,13 +23,6 @@ use crate::store::delivery::DeliverySql;
 use crate::store::holds::HoldSql;
 use crate::store::session::Transaction;
 use crate::store::settle::{Ctid, SettleSql};
-
-/// Where this relay's workers stand among all workers: worker `i` is number `first + i` of `of`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Standing {
-    pub(crate) first: usize,
-    pub(crate) of: usize,
-}
 
 pub(crate) struct Shared {
     pub(crate) id: Uuid,
@@ -48,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) stages: Stages,
     /// When a claim last came back full.
     full_claim: Mutex<Option<Instant>>,
+    /// When there was last enough to do for all workers.
+    crowd: Mutex<Option<Instant>>,
     /// What blocks a part of the events, by what it is, for the status line.
     obstacles: Mutex<BTreeMap<String, String>>,
 }
@@ -72,10 +68,11 @@ impl Shared {
             progress: ProgressGroup::new(options.kafka.clone(), found.identity, lanes),
             holds: HoldSql::new(names),
             // Alone until the register has looked: others' locks keep it from doing harm.
-            standing: watch::Sender::new(Standing { first: 0, of: options.workers }),
+            standing: watch::Sender::new(Standing { first: 0, of: options.workers, alone: options.workers > 1 }),
             published: AtomicU64::new(0),
             stages: Stages::default(),
             full_claim: Mutex::default(),
+            crowd: Mutex::default(),
             obstacles: Mutex::default(),
             options,
         }
@@ -112,6 +109,17 @@ impl Shared {
     pub(crate) fn had_a_full_claim(&self, within: Duration) -> bool {
         let full_claim = self.full_claim.lock().unwrap_or_else(PoisonError::into_inner);
         full_claim.is_some_and(|at| at.elapsed() < within)
+    }
+
+    /// There is enough to do for all workers.
+    pub(crate) fn note_crowd(&self) {
+        *self.crowd.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// True when there was within that time.
+    pub(crate) fn was_crowded(&self, within: Duration) -> bool {
+        let crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
+        crowd.is_some_and(|at| at.elapsed() < within)
     }
 
     /// Something blocks a part of the events; true when it is new and has to be told.

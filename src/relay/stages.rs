@@ -16,20 +16,31 @@ pub(crate) enum Stage {
     Settle,
 }
 
-/// Nanoseconds per stage, of all workers together.
+/// Nanoseconds per stage and the number of turns, of all workers together.
 #[derive(Debug, Default)]
-pub(crate) struct Stages([AtomicU64; 4]);
+pub(crate) struct Stages {
+    nanoseconds: [AtomicU64; 4],
+    turns: AtomicU64,
+}
 
 impl Stages {
     /// Adds what has passed since `since`; returns the moment up to which it counted.
     pub(crate) fn add(&self, stage: Stage, since: Instant) -> Instant {
         let now = Instant::now();
-        self.0[stage as usize].fetch_add((now - since).as_nanos() as u64, Ordering::Relaxed);
+        self.nanoseconds[stage as usize].fetch_add((now - since).as_nanos() as u64, Ordering::Relaxed);
+        if stage == Stage::Settle {
+            self.turns.fetch_add(1, Ordering::Relaxed);
+        }
         now
+    }
+
+    /// Turns that settled something.
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     /// Seconds of all workers together.
     pub(crate) fn seconds(&self, stage: Stage) -> f64 {
-        self.0[stage as usize].load(Ordering::Relaxed) as f64 / 1e9
+        self.nanoseconds[stage as usize].load(Ordering::Relaxed) as f64 / 1e9
     }
 }

@@ -195,9 +195,7 @@ impl Hands<'_> {
             self.advance(stint, lanes, &claim, None);
             return Ok(Turn::Idle);
         }
-        if claim.full {
-            self.shared.note_full_claim();
-        }
+        self.shared.note_claim(claim.rows.len(), claim.full);
         self.shared.stages.add(Stage::Claim, began);
         let (settled, left) = self.publish(stint, lanes, &claim, go_on).await?;
         self.advance(stint, lanes, &claim, left);

@@ -165,7 +165,9 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let share = self.share();
         let is_paused = self.stint.as_ref().is_some_and(|stint| stint.gate.is_shut());
-        let orphans_due = !is_paused && Instant::now() >= self.orphans_at;
+        // One that has no lanes because another has them all leaves that to the other.
+        let is_off = share.is_none() && self.shared.standing.borrow().alone;
+        let orphans_due = !is_off && !is_paused && Instant::now() >= self.orphans_at;
         let settled_in = self.stint.as_ref().is_none_or(|stint| stint.generation.is_some());
         if orphans_due && probe_first && settled_in && !self.anything_waits(&shared).await? {
             return Ok(Turn::Idle);
@@ -188,8 +190,7 @@ impl Worker {
 
     /// The lanes this worker is due. What is known of other lanes is forgotten.
     fn share(&mut self) -> Option<LaneRange> {
-        let standing = *self.shared.standing.borrow();
-        let share = LaneRange::share(standing.first + self.index, standing.of, self.shared.lanes);
+        let share = self.shared.share(self.index);
         if self.stint.as_ref().map(|stint| stint.range) != share {
             self.end_stint();
             self.stint = share.map(|range| Stint::new(range, Instant::now()));
@@ -264,14 +265,17 @@ impl Worker {
             self.end_stint();
         }
         if self.producer.is_none() {
-            let id = self.ownership.transactional_id();
-            let exactly_once = shared.is_exactly_once();
-            let config = match exactly_once {
-                true => options.kafka.transactional(id, shared.longest_transaction()),
-                false => options.kafka.config().clone(),
+            let made = match shared.is_exactly_once() {
+                true => KafkaProducer::transactional(
+                    &options.kafka,
+                    self.ownership.transactional_id(),
+                    shared.longest_transaction(),
+                    &shared.broker.suspicions(),
+                ),
+                false => KafkaProducer::new(&options.kafka, &shared.broker.suspicions()),
             };
-            match KafkaProducer::new(&config, self.shared.broker.suspicions()) {
-                Ok(producer) if exactly_once => self.init_transactions(producer).await?,
+            match made {
+                Ok(producer) if shared.is_exactly_once() => self.init_transactions(producer).await?,
                 Ok(producer) => self.producer = Some(producer),
                 // The same settings made the watching client, so this is about threads or memory.
                 Err(error) => {
@@ -331,6 +335,7 @@ impl Worker {
 
     /// Tells what has to be told, and lets go of what cannot be trusted any more.
     fn failed(&mut self, error: TurnError) {
+        self.shared.call_all_workers();
         if self.shared.is_exactly_once() {
             self.drop_producer();
         }

@@ -11,8 +11,6 @@ use crate::config::KafkaSettings;
 const DEFAULTS: &[(&str, &str)] = &[
     ("client.id", "outbox-relay"),
     ("compression.type", "lz4"),
-    // A batch is handed over in one go, so there is nothing to linger for; a fraction of a millisecond lets the queue fill.
-    ("linger.ms", "0.5"),
     // The default of 10 s would be how long recovery waits after a broker is back.
     ("reconnect.backoff.ms", "50"),
     ("reconnect.backoff.max.ms", "500"),
@@ -38,11 +36,16 @@ pub(crate) fn log_level(config: &ClientConfig) -> RDKafkaLogLevel {
     if config.get("debug").is_some() { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info }
 }
 
+/// A large batch is handed over in about that time, and goes out in one request per partition instead of several.
+const LINGER_MS: &str = "2";
+
 /// What a client of the relay is made from.
 #[derive(Clone)]
 pub(crate) struct ClientSettings {
     config: ClientConfig,
     kafka: KafkaSettings,
+    /// The operator has said how long to linger.
+    lingers_as_told: bool,
 }
 
 /// With librdkafka's default of 100 ms each small transaction waits for it once: 105 ms instead of 5.
@@ -64,8 +67,12 @@ impl ClientSettings {
         // A whole batch has to fit: a full queue in the middle of it would let later records pass earlier ones.
         config.set("queue.buffering.max.messages", &messages);
         config.set("queue.buffering.max.kbytes", &kbytes);
+        let lingers_as_told = ["linger.ms", "queue.buffering.max.ms"].iter().any(|name| config.get(name).is_some());
+        if !lingers_as_told {
+            config.set("linger.ms", LINGER_MS);
+        }
         config.set_log_level(log_level(&config));
-        Self { config, kafka: kafka.clone() }
+        Self { config, kafka: kafka.clone(), lingers_as_told }
     }
 
     /// The operator's settings, for clients of another kind.
@@ -84,7 +91,21 @@ impl ClientSettings {
         if config.get("retry.backoff.ms").is_none() {
             config.set("retry.backoff.ms", TRANSACTION_RETRY_MS);
         }
+        // Records gather while their partitions are added to the transaction.
+        if !self.lingers_as_told {
+            config.set("linger.ms", "0");
+        }
         config
+    }
+
+    /// For a producer that sends each record at once; `None` where the operator has said how long to linger.
+    ///
+    /// librdkafka waits for whole milliseconds: whatever linger there is costs a small batch one. Without any, its thread spins while
+    /// records wait behind five that are in flight, so this is not for large batches.
+    pub(crate) fn prompt(&self) -> Option<ClientConfig> {
+        let mut config = self.config.clone();
+        config.set("linger.ms", "0");
+        (!self.lingers_as_told).then_some(config)
     }
 
     pub(crate) fn config(&self) -> &ClientConfig {

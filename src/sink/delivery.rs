@@ -71,6 +71,12 @@ impl Deliveries {
         self.batch().open == 0
     }
 
+    /// True when this is the batch, and a record of it is open.
+    pub(crate) fn is_open(&self, number: u32) -> bool {
+        let batch = self.batch();
+        batch.number == number && batch.open > 0
+    }
+
     /// What is known now.
     pub(crate) fn outcomes(&self) -> Vec<Outcome> {
         self.batch().outcomes.clone()

@@ -2,7 +2,7 @@
 //! everything queued, so that a new one sends the unacknowledged suffix again in order.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use crate::envelope::Envelope;
 use crate::event::StoredEvent;
 use crate::sink::broker::Suspicions;
+use crate::sink::client::ClientSettings;
 use crate::sink::delivery::{Context, Deliveries, opaque};
 use crate::sink::transactions::{self, Offsets, TransactionError};
 
@@ -23,10 +24,16 @@ const USUAL_HEADERS: usize = 8;
 /// How long the thread that reports listens before it looks whether it is still wanted.
 const REPORT_WAIT: Duration = Duration::from_millis(100);
 
-/// A generation of a worker's producer.
+/// A batch of so few records is sent without lingering.
+const FEW: usize = 16;
+
+/// A generation of a worker's producer: two of librdkafka's, one for small batches and one for large ones. A batch is all of one of them, and
+/// over before the next begins, so that the order is the batches'.
 pub(crate) struct KafkaProducer {
-    producer: Arc<BaseProducer<Context>>,
-    reporter: Reporter,
+    patient: Reporting,
+    prompt: Option<Reporting>,
+    /// The batch is small.
+    is_few: bool,
     deliveries: Arc<Deliveries>,
     batch: u32,
     scratch: Vec<u8>,
@@ -36,12 +43,35 @@ pub(crate) struct KafkaProducer {
 impl KafkaProducer {
     /// # Errors
     /// What librdkafka finds wrong with the settings; the message may quote one.
-    pub(crate) fn new(config: &ClientConfig, suspicions: Suspicions) -> Result<Self, KafkaError> {
+    pub(crate) fn new(settings: &ClientSettings, suspicions: &Suspicions) -> Result<Self, KafkaError> {
         let deliveries = Arc::new(Deliveries::default());
-        let context = Context { deliveries: Arc::clone(&deliveries), suspicions };
-        let producer: Arc<BaseProducer<Context>> = Arc::new(config.create_with_context(context)?);
-        let reporter = Reporter::start(Arc::clone(&producer), Arc::clone(&deliveries))?;
-        Ok(Self { producer, reporter, deliveries, batch: 0, scratch: Vec::new(), in_transaction: false })
+        let start = |config: &ClientConfig| Reporting::start(config, &deliveries, suspicions);
+        let patient = start(settings.config())?;
+        let prompt = settings.prompt().map(|config| start(&config)).transpose()?;
+        Ok(Self { patient, prompt, is_few: false, deliveries, batch: 0, scratch: Vec::new(), in_transaction: false })
+    }
+
+    /// One that publishes in transactions under this id, none of which the brokers leave open for longer than `longest`.
+    ///
+    /// # Errors
+    /// What librdkafka finds wrong with the settings; the message may quote one.
+    pub(crate) fn transactional(
+        settings: &ClientSettings,
+        id: &str,
+        longest: Duration,
+        suspicions: &Suspicions,
+    ) -> Result<Self, KafkaError> {
+        let deliveries = Arc::new(Deliveries::default());
+        let patient = Reporting::start(&settings.transactional(id, longest), &deliveries, suspicions)?;
+        Ok(Self {
+            patient,
+            prompt: None,
+            is_few: false,
+            deliveries,
+            batch: 0,
+            scratch: Vec::new(),
+            in_transaction: false,
+        })
     }
 
     /// Makes this the only producer of its transactional id: what another one has open is rolled back.
@@ -49,7 +79,7 @@ impl KafkaProducer {
     /// # Errors
     /// Any error of the client. The producer is of no use then.
     pub(crate) async fn init_transactions(&self, within: Duration) -> Result<(), TransactionError> {
-        transactions::init(Arc::clone(&self.producer), within).await
+        transactions::init(Arc::clone(&self.patient.producer), within).await
     }
 
     /// Begins a transaction unless one is begun. Nothing reaches the brokers before the first record does.
@@ -58,7 +88,7 @@ impl KafkaProducer {
     /// Any error of the client.
     pub(crate) fn begin_transaction(&mut self) -> Result<(), KafkaError> {
         if !self.in_transaction {
-            self.producer.begin_transaction()?;
+            self.patient.producer.begin_transaction()?;
             self.in_transaction = true;
         }
         Ok(())
@@ -74,13 +104,21 @@ impl KafkaProducer {
         within: Duration,
     ) -> Result<(), TransactionError> {
         self.in_transaction = false;
-        transactions::commit(Arc::clone(&self.producer), offsets, within).await
+        transactions::commit(Arc::clone(&self.patient.producer), offsets, within).await
     }
 
     /// Begins a batch of `records` records.
     pub(crate) fn begin(&mut self, records: usize) {
         self.batch = self.deliveries.begin(records);
-        self.reporter.thread.thread().unpark();
+        self.is_few = records <= FEW;
+        self.current().listen(self.batch);
+    }
+
+    fn current(&self) -> &Reporting {
+        match (&self.prompt, self.is_few) {
+            (Some(prompt), true) => prompt,
+            _ => &self.patient,
+        }
     }
 
     /// Queues record `slot` of the batch.
@@ -104,12 +142,15 @@ impl KafkaProducer {
             .timestamp(event.created_at.timestamp_millis().max(1));
         record.headers = headers;
         record.key = event.entity_id.map(str::as_bytes);
-        record.payload = envelope.value(event, source, &mut self.scratch);
-        self.producer.send(record).map_err(|(error, record)| {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        record.payload = envelope.value(event, source, &mut scratch);
+        let sent = self.current().producer.send(record).map_err(|(error, record)| {
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
             self.deliveries.refuse(record.delivery_opaque, code);
             code
-        })
+        });
+        self.scratch = scratch;
+        sent
     }
 
     /// Leaves record `slot` of the batch out.
@@ -124,46 +165,65 @@ impl KafkaProducer {
 
     /// Why the producer is broken for good, if it is.
     pub(crate) fn fatal(&self) -> Option<RDKafkaErrorCode> {
-        self.producer.client().fatal_error().map(|(code, _)| code)
+        self.current().producer.client().fatal_error().map(|(code, _)| code)
     }
 
     /// Drops what is queued and in flight, off the runtime: librdkafka joins its threads.
     pub(crate) fn retire(self) {
-        self.reporter.retired.store(true, Ordering::Relaxed);
-        // What is dropped is reported, which is soon done: there is no need to wait for the brokers.
-        self.producer.purge(PurgeConfig::default().queue().inflight());
-        self.reporter.thread.thread().unpark();
-        tokio::task::spawn_blocking(move || {
-            // It has nothing to tell but that it panicked, which the panic hook has told.
-            let _ = self.reporter.thread.join();
-            drop(self.producer);
-        });
+        for reporting in self.prompt.into_iter().chain([self.patient]) {
+            reporting.retire();
+        }
     }
 }
 
-/// The thread that takes librdkafka's reports. It sleeps while no record is open: rdkafka spins through the last millisecond of each
-/// wait for an event, and its own threaded producer, which waits all the time, takes most of an idle relay's CPU.
-struct Reporter {
+/// A producer of librdkafka and the thread that takes its reports. The thread sleeps while no record of this producer is open: rdkafka
+/// spins through the last millisecond of each wait for an event, and its own threaded producer, which waits all the time, takes most of
+/// an idle relay's CPU.
+struct Reporting {
+    producer: Arc<BaseProducer<Context>>,
+    /// The last batch of this producer.
+    batch: Arc<AtomicU32>,
     retired: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
-impl Reporter {
-    fn start(producer: Arc<BaseProducer<Context>>, deliveries: Arc<Deliveries>) -> Result<Self, KafkaError> {
-        let retired = Arc::new(AtomicBool::new(false));
-        let unwanted = Arc::clone(&retired);
+impl Reporting {
+    fn start(config: &ClientConfig, deliveries: &Arc<Deliveries>, suspicions: &Suspicions) -> Result<Self, KafkaError> {
+        let context = Context { deliveries: Arc::clone(deliveries), suspicions: suspicions.clone() };
+        let producer: Arc<BaseProducer<Context>> = Arc::new(config.create_with_context(context)?);
+        let (batch, retired) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+        let (reports, current, unwanted) = (Arc::clone(&producer), Arc::clone(&batch), Arc::clone(&retired));
+        let deliveries = Arc::clone(deliveries);
         let report = move || {
             while !unwanted.load(Ordering::Relaxed) {
-                if deliveries.are_settled() {
-                    thread::park();
+                if deliveries.is_open(current.load(Ordering::Relaxed)) {
+                    reports.poll(REPORT_WAIT);
                 } else {
-                    producer.poll(REPORT_WAIT);
+                    thread::park();
                 }
             }
         };
         let thread = thread::Builder::new().name("kafka reports".to_owned()).spawn(report);
         let thread =
             thread.map_err(|error| KafkaError::ClientCreation(format!("no thread for its reports: {error}")))?;
-        Ok(Self { retired, thread })
+        Ok(Self { producer, batch, retired, thread })
+    }
+
+    /// Takes the reports of a batch that has been begun.
+    fn listen(&self, batch: u32) {
+        self.batch.store(batch, Ordering::Relaxed);
+        self.thread.thread().unpark();
+    }
+
+    fn retire(self) {
+        self.retired.store(true, Ordering::Relaxed);
+        // What is dropped is reported, which is soon done: there is no need to wait for the brokers.
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        self.thread.thread().unpark();
+        tokio::task::spawn_blocking(move || {
+            // It has nothing to tell but that it panicked, which the panic hook has told.
+            let _ = self.thread.join();
+            drop(self.producer);
+        });
     }
 }

@@ -204,7 +204,7 @@ async fn the_status_line_tells_what_is_done_and_what_waits(
         })
         .await;
     ensure!(status["oldest_s"].is_u64() && status["rate_per_s"].is_string(), "{status}");
-    ensure!(status["lanes"] == "0-7,8-15", "{status}");
+    ensure!(status["lanes"] == "0-15", "{status}");
     let blocked = status["blocked"].as_str().unwrap_or_default();
     ensure!(blocked.contains("never-created-for-status") && blocked.contains("does not exist"), "{status}");
     let published: u64 = relay.lines("status").iter().filter_map(|line| line["published"].as_u64()).sum();

@@ -1,0 +1,108 @@
+//! Which lanes each of this relay's workers is due. With little to do one worker has all of them: two would claim, send and commit twice as
+//! often for the same events, and on a small machine wait for each other. A large batch, or a turn that failed, calls the others.
+
+use std::time::Duration;
+
+use crate::lane::LaneRange;
+use crate::relay::shared::Shared;
+
+/// How long no batch may have been large before one worker takes all lanes.
+const CALM: Duration = Duration::from_secs(5);
+
+/// A batch is large from this part of the batch size on.
+const LARGE: usize = 4;
+
+/// Where this relay's workers stand among all workers: worker `i` is number `first + i` of `of`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) first: usize,
+    pub(crate) of: usize,
+    /// The first worker has the lanes of all.
+    pub(crate) alone: bool,
+}
+
+impl Standing {
+    /// The lanes of each of `workers` workers.
+    pub(crate) fn shares(self, workers: usize, lanes: u16) -> Vec<Option<LaneRange>> {
+        let mut shares: Vec<_> =
+            (0..workers).map(|index| LaneRange::share(self.first + index, self.of, lanes)).collect();
+        if self.alone {
+            let all = LaneRange::around(shares.iter().flatten());
+            shares.fill(None);
+            if let Some(first) = shares.first_mut() {
+                *first = all;
+            }
+        }
+        shares
+    }
+}
+
+impl Shared {
+    /// The lanes of worker `index`.
+    pub(crate) fn share(&self, index: usize) -> Option<LaneRange> {
+        self.shares().get(index).copied().flatten()
+    }
+
+    /// The lanes of this relay.
+    pub(crate) fn own_lanes(&self) -> Option<LaneRange> {
+        LaneRange::around(self.shares().iter().flatten())
+    }
+
+    /// The lanes of each worker that has any.
+    pub(crate) fn shares(&self) -> Vec<Option<LaneRange>> {
+        let standing = *self.standing.borrow();
+        standing.shares(self.options.workers, self.lanes)
+    }
+
+    /// A batch of so many events was claimed.
+    pub(crate) fn note_claim(&self, events: usize, full: bool) {
+        if full {
+            self.note_full_claim();
+        }
+        if full || events * LARGE >= self.options.batch_size {
+            self.call_all_workers();
+        }
+    }
+
+    /// There is enough to do for all, or one is in trouble and must not keep the events of the others.
+    pub(crate) fn call_all_workers(&self) {
+        self.note_crowd();
+        self.set_alone(false);
+    }
+
+    /// Looked at now and then: one worker is enough when there has been little to do.
+    pub(crate) fn dismiss_workers(&self) {
+        if !self.was_crowded(CALM) {
+            self.set_alone(true);
+        }
+    }
+
+    fn set_alone(&self, alone: bool) {
+        self.standing.send_if_modified(|standing| {
+            let changed = standing.alone != alone && self.options.workers > 1;
+            standing.alone ^= changed;
+            changed
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_worker_alone_has_what_all_would_have() {
+        let together = Standing { first: 2, of: 6, alone: false };
+        let alone = Standing { alone: true, ..together };
+        let range = |first, last| Some(LaneRange { first, last });
+        assert_eq!(together.shares(2, 16), [range(5, 7), range(8, 9)]);
+        assert_eq!(alone.shares(2, 16), [range(5, 9), None]);
+    }
+
+    #[test]
+    fn more_workers_than_lanes_leave_the_first_without_any() {
+        let standing = Standing { first: 0, of: 40, alone: true };
+        assert_eq!(standing.shares(2, 16), [None, None]);
+        assert_eq!(Standing { first: 1, ..standing }.shares(2, 16), [Some(LaneRange { first: 0, last: 0 }), None]);
+    }
+}
