@@ -49,7 +49,7 @@ fn two_variables_are_enough() {
     assert_eq!(settings.outbox.processed_table, "processed_events");
     assert_eq!(settings.kafka.as_ref().unwrap().brokers(), "a:9092,b:9092");
     let relay = &settings.relay;
-    assert_eq!((relay.workers, relay.batch_size, relay.batch_bytes), (2, 2000, 16 << 20));
+    assert_eq!((relay.workers, relay.batch_size, relay.batch_bytes), (3, 2000, 16 << 20));
     assert_eq!(relay.poll_interval, Duration::from_millis(250));
     assert_eq!(relay.publish_timeout, Duration::from_secs(30));
     assert_eq!(relay.shutdown_timeout, Duration::from_secs(40));
