@@ -26,6 +26,9 @@ use crate::store::session::{self, Owned};
 /// its heartbeat takes longer to be missed.
 const ORPHAN_INTERVAL: Duration = Duration::from_millis(500);
 
+/// The same for a worker whose lanes another one has: it also shows that the connection lives.
+const ORPHAN_INTERVAL_OFF: Duration = Duration::from_secs(10);
+
 /// Looking for orphans may take this share of the time.
 const ORPHAN_SHARE: u32 = 20;
 
@@ -120,8 +123,7 @@ impl Worker {
     }
 
     fn note_floor(&self) {
-        let Some(stint) = &self.stint else { return };
-        let lag = stint.reached - stint.frontier.start(Instant::now());
+        let lag = self.stint.as_ref().map_or(0, |stint| stint.reached - stint.frontier.start(Instant::now()));
         self.shared.options.vitals.metrics.set_floor_lag(self.index, lag.max(0));
     }
 
@@ -165,9 +167,7 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let share = self.share();
         let is_paused = self.stint.as_ref().is_some_and(|stint| stint.gate.is_shut());
-        // One that has no lanes because another has them all leaves that to the other.
-        let is_off = share.is_none() && self.shared.standing.borrow().alone;
-        let orphans_due = !is_off && !is_paused && Instant::now() >= self.orphans_at;
+        let orphans_due = !is_paused && Instant::now() >= self.orphans_at;
         let settled_in = self.stint.as_ref().is_none_or(|stint| stint.generation.is_some());
         if orphans_due && probe_first && settled_in && !self.anything_waits(&shared).await? {
             return Ok(Turn::Idle);
@@ -194,6 +194,11 @@ impl Worker {
         if self.stint.as_ref().map(|stint| stint.range) != share {
             self.end_stint();
             self.stint = share.map(|range| Stint::new(range, Instant::now()));
+            self.look_for_orphans_later(Instant::now());
+            if share.is_none() {
+                // Whoever has the lanes now has its own obstacles.
+                self.shared.unblock(&acks_of(self.index));
+            }
             let lanes = share.map_or_else(|| "none".to_owned(), |range| range.to_string());
             tracing::debug!(worker = self.index, lanes, "lanes are shared out anew");
         }
@@ -219,7 +224,9 @@ impl Worker {
 
     /// It starts at zero, so under a held snapshot it walks all that was published since: then less often.
     fn look_for_orphans_later(&mut self, began: Instant) {
-        self.orphans_at = Instant::now() + ORPHAN_INTERVAL.max(began.elapsed() * ORPHAN_SHARE);
+        let is_off = self.stint.is_none() && self.shared.standing.borrow().alone;
+        let interval = if is_off { ORPHAN_INTERVAL_OFF } else { ORPHAN_INTERVAL };
+        self.orphans_at = Instant::now() + interval.max(began.elapsed() * ORPHAN_SHARE);
     }
 
     /// One batch of events that wait in lanes nobody has locked. Where there was one there may be more: looked for again at once.

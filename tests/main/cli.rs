@@ -170,15 +170,15 @@ async fn the_start_line_tells_what_runs_against_what(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
-    let relay = outbox.relay(&kafka).with("RELAY_WORKERS", 3).start_ready("starter").await?;
+    let relay = outbox.relay(&kafka).with("RELAY_WORKERS", 2).start_ready("starter").await?;
     let start = relay.wait_for("outbox-relay is starting").await;
     let text = |field: &str| start[field].as_str().unwrap_or_default().to_owned();
     ensure!(text("version") == env!("CARGO_PKG_VERSION") && text("name") == "starter", "{start}");
     ensure!(text("database").ends_with(&format!("/{}", database.name())) && text("brokers") == kafka.bootstrap());
-    ensure!(text("settings").contains("workers=3") && !text("settings").contains("batch_size"), "{start}");
+    ensure!(text("settings").contains("workers=2") && !text("settings").contains("batch_size"), "{start}");
     ensure!(text("outbox") == r#""public"."event_outbox""#, "{start}");
     let ready = relay.wait_for("relay is ready").await;
-    ensure!(ready["lanes"] == 16 && ready["workers"] == 3, "{ready}");
+    ensure!(ready["lanes"] == 16 && ready["workers"] == 2, "{ready}");
     Ok(())
 }
 
