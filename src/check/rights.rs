@@ -32,6 +32,8 @@ pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec
         (names.companion("lane"), &["select"]),
         (names.companion("relay"), &["select", "insert", "update", "delete"]),
         (names.companion("migration"), &["select"]),
+        (names.companion("control"), &["select"]),
+        (names.companion("pause"), &["select"]),
         (names.companion("delivery"), &["select"]),
     ] {
         let lacking = lacking(conn, &table, privileges).await?;

@@ -159,6 +159,12 @@ impl Frontier {
         }
     }
 
+    /// Nothing was found above `start`. What is visible of what had been `drawn` needs no looking at again, though none of it was claimed
+    /// here: it had been published before these lanes were taken over.
+    pub(crate) fn found_nothing(&mut self, start: i64, drawn: Option<i64>, now: Instant) {
+        self.advance(drawn.map_or(start, |drawn| drawn.max(start)), false, now);
+    }
+
     /// Something below may be pending again: a batch was given up, lanes were taken over, rows were released.
     pub(crate) fn reset(&mut self) {
         self.covered = 0;
@@ -325,7 +331,10 @@ mod tests {
                     found.iter().for_each(|id| {
                         database.pending.remove(id);
                     });
-                    frontier.advance(found.last().copied().unwrap_or(start), found.len() == *limit, now);
+                    match found.last() {
+                        Some(last) => frontier.advance(*last, found.len() == *limit, now),
+                        None => frontier.found_nothing(start, drawn, now),
+                    }
                     claims += 1;
                 }
                 _ => {}

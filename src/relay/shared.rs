@@ -1,7 +1,7 @@
 //! What the tasks of a relay share.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) holds: HoldSql,
     pub(crate) standing: watch::Sender<Standing>,
     published: AtomicU64,
+    reached: AtomicI64,
     pub(crate) stages: Stages,
     /// When a claim last came back full.
     full_claim: Mutex<Option<Instant>>,
@@ -70,6 +71,7 @@ impl Shared {
             // Alone until the register has looked: others' locks keep it from doing harm.
             standing: watch::Sender::new(Standing { first: 0, of: options.workers, alone: options.workers > 1 }),
             published: AtomicU64::new(0),
+            reached: AtomicI64::new(0),
             stages: Stages::default(),
             full_claim: Mutex::default(),
             crowd: Mutex::default(),
@@ -93,6 +95,11 @@ impl Shared {
         if refused > 0 {
             metrics.failed(Class::Row, refused as u64);
         }
+    }
+
+    /// A worker has got as far as this id; returns how far any has.
+    pub(crate) fn reach(&self, id: i64) -> i64 {
+        self.reached.fetch_max(id, Ordering::Relaxed).max(id)
     }
 
     /// Events marked PUBLISHED since the start.

@@ -169,7 +169,7 @@ impl Hands<'_> {
             }
             return Ok(true);
         }
-        stint.frontier.advance(start, false, now);
+        stint.frontier.found_nothing(start, probed.drawn, now);
         Ok(false)
     }
 

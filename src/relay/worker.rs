@@ -123,7 +123,9 @@ impl Worker {
     }
 
     fn note_floor(&self) {
-        let lag = self.stint.as_ref().map_or(0, |stint| stint.reached - stint.frontier.start(Instant::now()));
+        // The lanes may be another worker's since it got that far.
+        let reached = self.shared.reach(self.stint.as_ref().map_or(0, |stint| stint.reached));
+        let lag = self.stint.as_ref().map_or(0, |stint| reached - stint.frontier.start(Instant::now()));
         self.shared.options.vitals.metrics.set_floor_lag(self.index, lag.max(0));
     }
 
