@@ -6,4 +6,4 @@
 pub(crate) mod frontier;
 pub(crate) mod share;
 
-pub(crate) use share::LaneRange;
+pub(crate) use share::{LaneRange, at_work};

@@ -19,7 +19,7 @@ pub(crate) use next::{About, NextStep, about_held};
 pub(crate) use progress::LaneProgress;
 
 use crate::check::routes;
-use crate::lane::LaneRange;
+use crate::lane::{LaneRange, at_work};
 use crate::route::TopicTemplate;
 use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
@@ -193,18 +193,20 @@ async fn lane_count(conn: &mut PgConnection, names: &Names) -> Result<u16, sqlx:
 /// The relays with their shares, and the relay each lane is due, as the relays work it out themselves.
 fn shares(seen: Vec<RelaySeen>, alive_for: Duration, lanes: u16) -> (Vec<RelayStatus>, BTreeMap<i16, String>) {
     let alive = |relay: &RelaySeen| relay.silent_s < alive_for.as_secs_f64();
-    let workers: usize = seen.iter().filter(|relay| alive(relay)).map(|relay| relay.workers).sum();
+    let members = seen.iter().filter(|relay| alive(relay)).count();
+    let at_work = |relay: &RelaySeen| at_work(relay.workers, members);
+    let workers: usize = seen.iter().filter(|relay| alive(relay)).map(at_work).sum();
     let (mut first, mut due) = (0, BTreeMap::new());
     let mut relays = Vec::new();
     for seen in seen {
-        let alive = alive(&seen);
+        let (alive, working) = (alive(&seen), at_work(&seen));
         let mut lanes_of = Vec::new();
         if alive {
-            for share in (first..first + seen.workers).filter_map(|worker| LaneRange::share(worker, workers, lanes)) {
+            for share in (first..first + working).filter_map(|worker| LaneRange::share(worker, workers, lanes)) {
                 due.extend((share.first..=share.last).map(|lane| (lane, seen.name.clone())));
                 lanes_of.push(share.to_string());
             }
-            first += seen.workers;
+            first += working;
         }
         relays.push(RelayStatus { seen, alive, lanes: lanes_of });
     }
@@ -249,7 +251,7 @@ mod tests {
 
     #[test]
     fn lanes_are_shared_between_the_workers_of_relays_that_are_alive() {
-        let seen = vec![relay("one", 2, 0.1), relay("gone", 4, 60.0), relay("two", 2, 0.1)];
+        let seen = vec![relay("one", 4, 0.1), relay("gone", 4, 60.0), relay("two", 3, 0.1)];
         let (relays, due) = shares(seen, Duration::from_secs(3), 16);
         let lanes: Vec<_> = relays.iter().map(|relay| relay.lanes.join(",")).collect();
         assert_eq!(lanes, ["0-3,4-7", "", "8-11,12-15"]);

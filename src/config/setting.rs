@@ -164,7 +164,7 @@ pub static SETTINGS: &[Setting] = &[
         "workers",
         Kind::Integer { min: 1, max: 64 },
         "3",
-        "Workers, each with a Postgres connection of its own.",
+        "Workers of a relay, each with a Postgres connection of its own; of n relays an nth of the workers have lanes.",
     ),
     with_default("batch_size", Kind::Integer { min: 1, max: 100_000 }, "2000", "Most events per claim."),
     with_default(

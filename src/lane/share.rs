@@ -46,6 +46,12 @@ impl LaneRange {
     }
 }
 
+/// How many of a relay's workers have lanes where there are so many relays: those of all together are about as many as one relay alone has.
+/// Each claim walks past the rows of others' lanes, so that more workers are more work for the database.
+pub(crate) fn at_work(workers: usize, relays: usize) -> usize {
+    workers.div_ceil(relays.max(1))
+}
+
 impl fmt::Display for LaneRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }

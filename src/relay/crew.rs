@@ -17,15 +17,17 @@ const LARGE: usize = 4;
 pub(crate) struct Standing {
     pub(crate) first: usize,
     pub(crate) of: usize,
+    /// So many of them have lanes.
+    pub(crate) workers: usize,
     /// The first worker has the lanes of all.
     pub(crate) alone: bool,
 }
 
 impl Standing {
-    /// The lanes of each of `workers` workers.
-    pub(crate) fn shares(self, workers: usize, lanes: u16) -> Vec<Option<LaneRange>> {
+    /// The lanes of each worker.
+    pub(crate) fn shares(self, lanes: u16) -> Vec<Option<LaneRange>> {
         let mut shares: Vec<_> =
-            (0..workers).map(|index| LaneRange::share(self.first + index, self.of, lanes)).collect();
+            (0..self.workers).map(|index| LaneRange::share(self.first + index, self.of, lanes)).collect();
         if self.alone {
             let all = LaneRange::around(shares.iter().flatten());
             shares.fill(None);
@@ -51,7 +53,7 @@ impl Shared {
     /// The lanes of each worker that has any.
     pub(crate) fn shares(&self) -> Vec<Option<LaneRange>> {
         let standing = *self.standing.borrow();
-        standing.shares(self.options.workers, self.lanes)
+        standing.shares(self.lanes)
     }
 
     /// A batch of so many events was claimed.
@@ -92,17 +94,17 @@ mod tests {
 
     #[test]
     fn one_worker_alone_has_what_all_would_have() {
-        let together = Standing { first: 2, of: 6, alone: false };
+        let together = Standing { first: 2, of: 6, workers: 2, alone: false };
         let alone = Standing { alone: true, ..together };
         let range = |first, last| Some(LaneRange { first, last });
-        assert_eq!(together.shares(2, 16), [range(5, 7), range(8, 9)]);
-        assert_eq!(alone.shares(2, 16), [range(5, 9), None]);
+        assert_eq!(together.shares(16), [range(5, 7), range(8, 9)]);
+        assert_eq!(alone.shares(16), [range(5, 9), None]);
     }
 
     #[test]
     fn more_workers_than_lanes_leave_the_first_without_any() {
-        let standing = Standing { first: 0, of: 40, alone: true };
-        assert_eq!(standing.shares(2, 16), [None, None]);
-        assert_eq!(Standing { first: 1, ..standing }.shares(2, 16), [Some(LaneRange { first: 0, last: 0 }), None]);
+        let standing = Standing { first: 0, of: 40, workers: 2, alone: true };
+        assert_eq!(standing.shares(16), [None, None]);
+        assert_eq!(Standing { first: 1, ..standing }.shares(16), [Some(LaneRange { first: 0, last: 0 }), None]);
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 
+use crate::lane;
 use crate::relay::crew::Standing;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pauses::Told;
@@ -126,8 +127,10 @@ impl Register {
 /// Where `id`'s workers stand; `None` while it is not in the register.
 fn standing(members: &[Member], id: uuid::Uuid, workers: usize) -> Option<Standing> {
     let place = members.iter().position(|member| member.id == id)?;
-    let count = |members: &[Member]| members.iter().map(|member| member.workers).sum::<usize>();
-    Some(Standing { first: count(&members[..place]), of: count(members).max(workers), alone: false })
+    let at_work = |workers| lane::at_work(workers, members.len());
+    let count = |members: &[Member]| members.iter().map(|member| at_work(member.workers)).sum::<usize>();
+    let workers = at_work(workers);
+    Some(Standing { first: count(&members[..place]), of: count(members).max(workers), workers, alone: false })
 }
 
 fn owned_lanes(shared: &Shared) -> String {
@@ -167,8 +170,8 @@ mod tests {
     fn workers_are_numbered_through_all_relays() {
         let ids = [Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3)];
         let members: Vec<_> = ids.iter().zip([2, 1, 4]).map(|(id, workers)| Member { id: *id, workers }).collect();
-        assert_eq!(standing(&members, ids[0], 2), Some(Standing { first: 0, of: 7, alone: false }));
-        assert_eq!(standing(&members, ids[2], 4), Some(Standing { first: 3, of: 7, alone: false }));
+        assert_eq!(standing(&members, ids[0], 2), Some(Standing { first: 0, of: 4, workers: 1, alone: false }));
+        assert_eq!(standing(&members, ids[2], 4), Some(Standing { first: 2, of: 4, workers: 2, alone: false }));
         assert_eq!(standing(&members, Uuid::nil(), 2), None);
     }
 }

@@ -69,7 +69,12 @@ impl Shared {
             progress: ProgressGroup::new(options.kafka.clone(), found.identity, lanes),
             holds: HoldSql::new(names),
             // Alone until the register has looked: others' locks keep it from doing harm.
-            standing: watch::Sender::new(Standing { first: 0, of: options.workers, alone: options.workers > 1 }),
+            standing: watch::Sender::new(Standing {
+                first: 0,
+                of: options.workers,
+                workers: options.workers,
+                alone: options.workers > 1,
+            }),
             published: AtomicU64::new(0),
             reached: AtomicI64::new(0),
             stages: Stages::default(),

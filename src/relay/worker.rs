@@ -226,7 +226,7 @@ impl Worker {
 
     /// It starts at zero, so under a held snapshot it walks all that was published since: then less often.
     fn look_for_orphans_later(&mut self, began: Instant) {
-        let is_off = self.stint.is_none() && self.shared.standing.borrow().alone;
+        let is_off = self.stint.is_none() && self.shared.own_lanes().is_some();
         let interval = if is_off { ORPHAN_INTERVAL_OFF } else { ORPHAN_INTERVAL };
         self.orphans_at = Instant::now() + interval.max(began.elapsed() * ORPHAN_SHARE);
     }

@@ -186,8 +186,8 @@ async fn relays_are_told_with_their_lanes_and_what_they_do(
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     outbox.create_topic(&kafka).await?;
-    let _one = outbox.relay(&kafka).with("RELAY_WORKERS", 2).start_ready("one").await?;
-    let _two = outbox.relay(&kafka).with("RELAY_WORKERS", 2).start_ready("two").await?;
+    let _one = outbox.relay(&kafka).with("RELAY_WORKERS", 4).start_ready("one").await?;
+    let _two = outbox.relay(&kafka).start_ready("two").await?;
     let relay = relay_of(&database);
     let seen = eventually("both relays have their share", SOON, || async {
         let seen = status(&relay).await.map_err(|error| format!("{error:#}"))?;
