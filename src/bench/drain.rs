@@ -12,6 +12,7 @@ use super::failure::BenchError;
 use super::fill::{As, Filler, Keys};
 use super::relay_process::RelayProcess;
 use super::watermarks::Watermarks;
+use crate::config::Delivery;
 use crate::lane::LaneRange;
 use crate::store::claim::ClaimSql;
 use crate::store::session::Sequence;
@@ -51,8 +52,10 @@ pub(crate) struct Drained {
     pub(crate) first_record_after_ms: f64,
     /// Records of each whole second, from the start of the process.
     pub(crate) records_by_second: Vec<u64>,
-    /// On the topic; above `events` by what was sent twice, and with exactly-once by the marks of transactions.
+    /// On the topic; above `events` by what was sent twice, and with exactly-once by the markers of transactions.
     pub(crate) records: u64,
+    /// The relay published in transactions.
+    pub(crate) in_transactions: bool,
     /// Rows marked PUBLISHED; below `events` by what went DEAD.
     pub(crate) published: u64,
     /// Retained rows that the relay has removed meanwhile.
@@ -175,6 +178,7 @@ async fn drain_filled(
         first_record_after_ms: first.duration_since(started).as_secs_f64() * 1e3,
         records_by_second: by_second(&watch.samples),
         records,
+        in_transactions: bench.settings.relay.delivery == Delivery::ExactlyOnce,
         published,
         pruned: end.pruned().await?,
         checkpoint_before,

@@ -29,7 +29,12 @@ impl Table {
             format!("{} events/s", grouped(drained.events_per_s_from_start)),
         );
         self.row(what, "events", format!("{} in {:.2} s", grouped(drained.events as f64), drained.seconds));
-        if drained.records != drained.events || drained.published != drained.events {
+        let more = drained.records.checked_sub(drained.events);
+        let once = more.is_some_and(|more| more == 0 || drained.in_transactions);
+        if let Some(more @ 1..) = more.filter(|_| drained.in_transactions) {
+            self.row(what, "markers of transactions", grouped(more as f64));
+        }
+        if !once || drained.published != drained.events {
             self.row(what, "NOT once each", format!("{} records, {} published", drained.records, drained.published));
         }
         if let Some(Shares { claim, send, acks, settle }) = drained.stages {

@@ -202,7 +202,8 @@ async fn a_relay_frozen_with_a_batch_in_its_hands_changes_nothing_when_it_thaws(
     outbox.write("e1", 20_001, 10).await?;
     outbox.until_settled().await;
     outbox.all_published().await?;
-    outbox.reconcile(&kafka, Rules { duplicates_allowed: Some(400), pending_allowed: false }).await?;
+    // A batch of each of its three workers.
+    outbox.reconcile(&kafka, Rules { duplicates_allowed: Some(600), pending_allowed: false }).await?;
     ensure!(frozen.stop().await? == Some(0));
     Ok(())
 }
