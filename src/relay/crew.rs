@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::lane::LaneRange;
 use crate::relay::shared::Shared;
 
-/// How long no batch may have been large before one worker takes all lanes.
-const CALM: Duration = Duration::from_secs(5);
+/// How long no batch may have been large before one worker takes all lanes. Whoever takes lanes over begins at the first row, which under a
+/// held snapshot means all that was published since: not to be done every few seconds.
+const CALM: Duration = Duration::from_secs(60);
 
 /// A batch is large from this part of the batch size on.
 const LARGE: usize = 4;
