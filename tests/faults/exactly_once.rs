@@ -60,7 +60,6 @@ async fn open(trial: &str, database: &TestDatabase, kafka: &RealKafka, relays: u
     Ok(stage.where_nothing_repeats())
 }
 
-/// Kills a relay that has got exactly that far, and starts it again; another one works beside it all the while.
 async fn killed_at(
     spot: Spot,
     catch: Catch,
@@ -69,19 +68,7 @@ async fn killed_at(
     kafka: &RealKafka,
 ) -> anyhow::Result<()> {
     let mut stage = open(trial, database, kafka, 2).await?;
-    for kill in 1..=size(KILLS_AT_A_PLACE, KILLS_AT_A_PLACE_BY_DEFAULT) as usize {
-        stage.moment().await;
-        let victim = &mut stage.crew[0];
-        let proxy = if spot.is_of_kafka() { &victim.kafka } else { &victim.postgres };
-        proxy.set_trap(spot, catch);
-        proxy.until_sprung(kill).await;
-        victim.kill()?;
-        stage.until_moving().await?;
-        let victim = &mut stage.crew[0];
-        victim.revive()?;
-        victim.until_ready().await?;
-    }
-    stage.moment().await;
+    stage.kill_at(spot, catch, size(KILLS_AT_A_PLACE, KILLS_AT_A_PLACE_BY_DEFAULT) as usize).await?;
     stage.close(kafka).await.map(drop)
 }
 

@@ -62,7 +62,6 @@ async fn relays_frozen_for_a_moment(database: TestDatabase, kafka: Arc<RealKafka
     under(Fault::Freeze, "freeze", &database, &kafka).await
 }
 
-/// Kills a relay that has got exactly that far with a batch, and starts it again; another one works beside it all the while.
 async fn killed_at(
     spot: Spot,
     catch: Catch,
@@ -71,20 +70,7 @@ async fn killed_at(
     kafka: &RealKafka,
 ) -> anyhow::Result<()> {
     let mut stage = Stage::open(trial, &Outbox::of(database), kafka, 2).await?;
-    for kill in 1..=KILLS_AT_A_PLACE {
-        stage.moment().await;
-        stage.may_repeat(1);
-        let victim = &mut stage.crew[0];
-        let proxy = if spot == Spot::Produce { &victim.kafka } else { &victim.postgres };
-        proxy.set_trap(spot, catch);
-        proxy.until_sprung(kill).await;
-        victim.kill()?;
-        stage.until_moving().await?;
-        let victim = &mut stage.crew[0];
-        victim.revive()?;
-        victim.until_ready().await?;
-    }
-    stage.moment().await;
+    stage.kill_at(spot, catch, KILLS_AT_A_PLACE).await?;
     stage.close(kafka).await.map(drop)
 }
 

@@ -8,6 +8,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use crate::crew::{IN_FLIGHT, Member};
+use crate::proxy::{Catch, Spot};
 use crate::sampler::Sampler;
 use crate::seed::random_of;
 use crate::support::kafka::RealKafka;
@@ -130,6 +131,26 @@ impl Stage {
         let sql = "select count(*) from event_outbox where status = 'PUBLISHED'";
         let published = self.outbox.number(sql).await?;
         self.outbox.until_published(published + 1).await;
+        Ok(())
+    }
+
+    /// Kills a relay that has got exactly that far with a batch, and starts it again, so many times; another one works beside it all the
+    /// while.
+    pub(crate) async fn kill_at(&mut self, spot: Spot, catch: Catch, times: usize) -> anyhow::Result<()> {
+        for kill in 1..=times {
+            self.moment().await;
+            self.may_repeat(1);
+            let victim = &mut self.crew[0];
+            let proxy = if spot.is_of_kafka() { &victim.kafka } else { &victim.postgres };
+            proxy.set_trap(spot, catch);
+            proxy.until_sprung(kill).await;
+            victim.kill()?;
+            self.until_moving().await?;
+            let victim = &mut self.crew[0];
+            victim.revive()?;
+            victim.until_ready().await?;
+        }
+        self.moment().await;
         Ok(())
     }
 

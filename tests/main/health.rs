@@ -309,7 +309,7 @@ async fn an_admin_address_that_is_taken_is_told_at_the_start(
     let address = Admin::of(&first).await?.address();
     let output = outbox.relay(&kafka).with("RELAY_ADMIN_ADDRESS", address).output("run").await?;
     ensure!(output.code == Some(1) && output.stderr.contains("cannot be listened on"), "{output:?}");
-    ensure!(output.stderr.contains("give each relay of a host"), "{output:?}");
+    ensure!(output.stderr.contains("\"next_step\":\"give each relay of a host"), "{output:?}");
     Ok(())
 }
 

@@ -133,7 +133,7 @@ async fn metrics_tell_what_vacuum_and_the_floor_wait_for(
     outbox.until_settled().await;
     eventually("the floor follows", SOON, || async {
         let text = admin.get("/metrics").await.map_err(|error| format!("{error:?}"))?.body;
-        let lags = ["0", "1"].map(|worker| named(&text, &format!("floor_lag_events{{worker=\"{worker}\"}}")));
+        let lags = ["0", "1", "2"].map(|worker| named(&text, &format!("floor_lag_events{{worker=\"{worker}\"}}")));
         if lags.iter().all(|lag| *lag < Some(100.0)) { Ok(()) } else { Err(format!("{lags:?}")) }
     })
     .await;
