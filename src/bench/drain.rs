@@ -84,11 +84,18 @@ pub(crate) struct Shares {
     pub(crate) settle: f64,
 }
 
+/// What the relays' last log lines call the stages of their workers' turns, in seconds.
+const STAGES: [&str; 4] = ["claim_s", "send_s", "acks_s", "settle_s"];
+
+/// A field of the relays' last log lines, of those that have it.
+fn sum(summaries: &[serde_json::Value], field: &str) -> f64 {
+    summaries.iter().filter_map(|summary| summary[field].as_f64()).sum()
+}
+
 impl Shares {
     /// Of the relays' last log lines; `None` where they say nothing of it.
     fn of(summaries: &[serde_json::Value]) -> Option<Self> {
-        let seconds = |stage: &str| summaries.iter().filter_map(|summary| summary[stage].as_f64()).sum::<f64>();
-        let [claim, send, acks, settle] = ["claim_s", "send_s", "acks_s", "settle_s"].map(seconds);
+        let [claim, send, acks, settle] = STAGES.map(|stage| sum(summaries, stage));
         let all = claim + send + acks + settle;
         (all > 0.0).then(|| Self { claim: claim / all, send: send / all, acks: acks / all, settle: settle / all })
     }
@@ -107,16 +114,10 @@ pub(crate) struct MeanTurn {
 impl MeanTurn {
     /// Of the relays' last log lines; `None` where they say nothing of it.
     pub(crate) fn of(summaries: &[serde_json::Value]) -> Option<Self> {
-        let sum = |field: &str| summaries.iter().filter_map(|summary| summary[field].as_f64()).sum::<f64>();
-        let turns = sum("turns");
-        let ms = |stage: &str| sum(stage) * 1000.0 / turns;
-        (turns > 0.0).then(|| Self {
-            events: sum("published_total") / turns,
-            claim_ms: ms("claim_s"),
-            send_ms: ms("send_s"),
-            acks_ms: ms("acks_s"),
-            settle_ms: ms("settle_s"),
-        })
+        let turns = sum(summaries, "turns");
+        let [claim_ms, send_ms, acks_ms, settle_ms] = STAGES.map(|stage| sum(summaries, stage) * 1000.0 / turns);
+        let events = sum(summaries, "published_total") / turns;
+        (turns > 0.0).then_some(Self { events, claim_ms, send_ms, acks_ms, settle_ms })
     }
 }
 

@@ -77,7 +77,7 @@ impl Hands<'_> {
         let due = rows.len();
         rows.extend(claimed.rows);
         let mut claim = Claim { rows, skipped, start, last, full: claimed.full };
-        if self.shared.is_exactly_once() {
+        if self.shared.options.is_exactly_once() {
             self.cut(&mut claim, due)?;
         }
         Ok(Some(claim))

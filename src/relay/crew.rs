@@ -51,7 +51,7 @@ impl Shared {
         LaneRange::around(self.shares().iter().flatten())
     }
 
-    /// The lanes of each worker that has any.
+    /// The lanes of each worker, as things stand.
     pub(crate) fn shares(&self) -> Vec<Option<LaneRange>> {
         let standing = *self.standing.borrow();
         standing.shares(self.lanes)
@@ -60,7 +60,7 @@ impl Shared {
     /// A batch of so many events was claimed.
     pub(crate) fn note_claim(&self, events: usize, full: bool) {
         if full {
-            self.note_full_claim();
+            self.full_claim.note();
         }
         if full || events * LARGE >= self.options.batch_size {
             self.call_all_workers();
@@ -69,22 +69,24 @@ impl Shared {
 
     /// There is enough to do for all, or one is in trouble and must not keep the events of the others.
     pub(crate) fn call_all_workers(&self) {
-        self.note_crowd();
+        self.crowd.note();
         self.set_alone(false);
     }
 
     /// Looked at now and then: one worker is enough when there has been little to do.
     pub(crate) fn dismiss_workers(&self) {
-        if !self.was_crowded(CALM) {
+        if !self.crowd.was(CALM) {
             self.set_alone(true);
         }
     }
 
     fn set_alone(&self, alone: bool) {
         self.standing.send_if_modified(|standing| {
-            let changed = standing.alone != alone && self.options.workers > 1;
-            standing.alone ^= changed;
-            changed
+            let changes = standing.alone != alone && self.options.workers > 1;
+            if changes {
+                standing.alone = alone;
+            }
+            changes
         });
     }
 }

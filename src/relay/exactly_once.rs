@@ -31,7 +31,7 @@
 //! A worker that publishes at least once takes such a lane the same way, and leaves it free.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -42,7 +42,7 @@ use crate::relay::claiming::Claim;
 use crate::relay::turn::{Hands, TurnError, within};
 use crate::sink::broker::BrokerDown;
 use crate::sink::progress::{METADATA_MAX_BYTES, Progress, Room, owner_of};
-use crate::sink::transactions::{Found, Offsets, TransactionError};
+use crate::sink::transactions::{Offsets, TransactionError};
 use crate::store::claim::ClaimedRow;
 use crate::store::delivery::Owner;
 use crate::store::session::{self, Owned};
@@ -112,7 +112,7 @@ impl Hands<'_> {
         owned: &Owned,
         is_share: bool,
     ) -> Result<Option<(LaneRange, Vec<i16>)>, TurnError> {
-        if owned.owners.is_empty() && !self.shared.is_exactly_once() {
+        if owned.owners.is_empty() && !self.shared.options.is_exactly_once() {
             return Ok(LaneRange::longest_run(&owned.lanes).map(|lanes| (lanes, Vec::new())));
         }
         let free = self.without_those_of_the_living(owned, is_share).await?;
@@ -149,13 +149,13 @@ impl Hands<'_> {
     fn is_settled(&self, owned: &Owned, lane: i16) -> bool {
         let owner = owned.owners.iter().find(|owner| owner.lane == lane);
         match owner {
-            Some(owner) if self.shared.is_exactly_once() => {
+            Some(owner) if self.shared.options.is_exactly_once() => {
                 owner.opened
                     && owner.transactional_id == self.ownership.transactional_id
                     && self.ownership.settled.get(&lane) == Some(&owner.epoch)
             }
             Some(_) => false,
-            None => !self.shared.is_exactly_once(),
+            None => !self.shared.options.is_exactly_once(),
         }
     }
 
@@ -164,12 +164,12 @@ impl Hands<'_> {
         let former: Vec<_> = owned.owners.iter().filter(|owner| wanted.contains(&owner.lane)).collect();
         let ids: BTreeSet<_> = former.iter().map(|owner| owner.transactional_id.as_str()).collect();
         for id in ids.into_iter().filter(|id| *id != self.ownership.transactional_id) {
-            self.shared.progress.fence(id, self.shared.longest_transaction()).await?;
+            self.shared.progress.fence(id, self.shared.options.longest_transaction()).await?;
         }
         let settled = self.settle_former(lanes, &former).await?;
         let shared = self.shared;
         let persistent = shared.options.prepared_statements;
-        let heir = shared.is_exactly_once().then_some(self.ownership.transactional_id.as_str());
+        let heir = shared.options.is_exactly_once().then_some(self.ownership.transactional_id.as_str());
         let taken = within(shared.delivery.take(self.conn, lanes, wanted, heir, persistent)).await?;
         within(session::commit(self.conn)).await?;
         shared.settled(settled as usize, 0, &HashMap::new());
@@ -193,11 +193,7 @@ impl Hands<'_> {
         let (mut ids, mut lost) = (Vec::new(), Vec::new());
         for owner in opened {
             match progress.get(&owner.lane) {
-                Some(Found::Progress(found))
-                    if found.owner == owner_of(&owner.transactional_id) && found.epoch == owner.epoch =>
-                {
-                    ids.extend_from_slice(&found.ids);
-                }
+                Some(found) if found.is_of(&owner.transactional_id, owner.epoch) => ids.extend_from_slice(&found.ids),
                 _ => lost.push(owner.lane),
             }
         }
@@ -332,12 +328,5 @@ pub(super) fn describe_transaction(error: &TransactionError) -> String {
     match error.code() {
         Some(code) => format!("{code:?}"),
         None => error.to_string(),
-    }
-}
-
-impl crate::relay::shared::Shared {
-    /// How long a transaction of Kafka may be open, whoever has forgotten it: its records keep consumers from reading on.
-    pub(crate) fn longest_transaction(&self) -> Duration {
-        self.options.publish_timeout + super::turn::DATABASE_TIMEOUT
     }
 }

@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::config::{Delivery, KafkaSettings, OnPoison, RetentionSettings, Settings};
 use crate::envelope::Envelope;
 use crate::observe::Vitals;
+use crate::relay::turn::DATABASE_TIMEOUT;
 use crate::route::TopicTemplate;
 use crate::sink::client::ClientSettings;
 use crate::store::Names;
@@ -100,6 +101,16 @@ impl RelayOptions {
 
     pub(crate) fn vitals(&self) -> Arc<Vitals> {
         Arc::clone(&self.vitals)
+    }
+
+    /// Events are published in transactions.
+    pub(crate) fn is_exactly_once(&self) -> bool {
+        self.delivery == Delivery::ExactlyOnce
+    }
+
+    /// How long a transaction may be open, of Postgres or of Kafka: the brokers' bound, and time for the statements around it.
+    pub(crate) fn longest_transaction(&self) -> Duration {
+        self.publish_timeout + DATABASE_TIMEOUT
     }
 
     /// How the relay's sessions call themselves in `pg_stat_activity`.

@@ -198,7 +198,7 @@ impl Pruner {
     }
 
     async fn pause(&self, took: Duration) {
-        let units = if self.shared.had_a_full_claim(BUSY) { PAUSE_BUSY } else { PAUSE_IDLE };
+        let units = if self.shared.full_claim.was(BUSY) { PAUSE_BUSY } else { PAUSE_IDLE };
         tokio::time::sleep(took * units).await;
     }
 

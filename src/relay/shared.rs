@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::config::Delivery;
 use crate::fault::Class;
 use crate::relay::Fixed;
 use crate::relay::crew::Standing;
@@ -23,6 +22,22 @@ use crate::store::delivery::DeliverySql;
 use crate::store::holds::HoldSql;
 use crate::store::session::Transaction;
 use crate::store::settle::{Ctid, SettleSql};
+
+/// When something last happened.
+#[derive(Debug, Default)]
+pub(crate) struct Lately(Mutex<Option<Instant>>);
+
+impl Lately {
+    /// It happens now.
+    pub(crate) fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// True when it did within that time.
+    pub(crate) fn was(&self, within: Duration) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < within)
+    }
+}
 
 pub(crate) struct Shared {
     pub(crate) id: Uuid,
@@ -42,9 +57,9 @@ pub(crate) struct Shared {
     reached: AtomicI64,
     pub(crate) stages: Stages,
     /// When a claim last came back full.
-    full_claim: Mutex<Option<Instant>>,
+    pub(crate) full_claim: Lately,
     /// When there was last enough to do for all workers.
-    crowd: Mutex<Option<Instant>>,
+    pub(crate) crowd: Lately,
     /// What blocks a part of the events, by what it is, for the status line.
     obstacles: Mutex<BTreeMap<String, String>>,
 }
@@ -53,9 +68,7 @@ impl Shared {
     pub(crate) fn new(options: RelayOptions, found: &Fixed, broker: Arc<Broker>, outages: Arc<Outages>) -> Self {
         let (names, prepared) = (&options.names, options.prepared_statements);
         let (lanes, sequence) = (found.lanes, &found.sequence);
-        let durable = options.delivery == Delivery::ExactlyOnce;
-        // The broker's bound, and time for the statements around it.
-        let longest = options.publish_timeout + super::turn::DATABASE_TIMEOUT;
+        let (longest, durable) = (options.longest_transaction(), options.is_exactly_once());
         Self {
             id: Uuid::new_v4(),
             lanes,
@@ -78,16 +91,11 @@ impl Shared {
             published: AtomicU64::new(0),
             reached: AtomicI64::new(0),
             stages: Stages::default(),
-            full_claim: Mutex::default(),
-            crowd: Mutex::default(),
+            full_claim: Lately::default(),
+            crowd: Lately::default(),
             obstacles: Mutex::default(),
             options,
         }
-    }
-
-    /// Events are published in transactions.
-    pub(crate) fn is_exactly_once(&self) -> bool {
-        self.options.delivery == Delivery::ExactlyOnce
     }
 
     /// A batch has been committed; `held` are its held rows by reason and by attempts counted.
@@ -110,28 +118,6 @@ impl Shared {
     /// Events marked PUBLISHED since the start.
     pub(crate) fn published_total(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
-    }
-
-    /// A claim came back full: there is a backlog.
-    pub(crate) fn note_full_claim(&self) {
-        *self.full_claim.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    /// True when one did within that time.
-    pub(crate) fn had_a_full_claim(&self, within: Duration) -> bool {
-        let full_claim = self.full_claim.lock().unwrap_or_else(PoisonError::into_inner);
-        full_claim.is_some_and(|at| at.elapsed() < within)
-    }
-
-    /// There is enough to do for all workers.
-    pub(crate) fn note_crowd(&self) {
-        *self.crowd.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    /// True when there was within that time.
-    pub(crate) fn was_crowded(&self, within: Duration) -> bool {
-        let crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
-        crowd.is_some_and(|at| at.elapsed() < within)
     }
 
     /// Something blocks a part of the events; true when it is new and has to be told.

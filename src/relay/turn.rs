@@ -301,7 +301,7 @@ impl Hands<'_> {
         let Some(producer) = self.producer.as_mut() else {
             return Err(BrokerDown.into());
         };
-        let exactly_once = self.shared.is_exactly_once();
+        let exactly_once = self.shared.options.is_exactly_once();
         if exactly_once {
             producer.begin_transaction().map_err(TransactionError::from)?;
         }

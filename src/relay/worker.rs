@@ -274,17 +274,17 @@ impl Worker {
             self.end_stint();
         }
         if self.producer.is_none() {
-            let made = match shared.is_exactly_once() {
+            let made = match shared.options.is_exactly_once() {
                 true => KafkaProducer::transactional(
                     &options.kafka,
                     self.ownership.transactional_id(),
-                    shared.longest_transaction(),
+                    shared.options.longest_transaction(),
                     &shared.broker.suspicions(),
                 ),
                 false => KafkaProducer::new(&options.kafka, &shared.broker.suspicions()),
             };
             match made {
-                Ok(producer) if shared.is_exactly_once() => self.init_transactions(producer).await?,
+                Ok(producer) if shared.options.is_exactly_once() => self.init_transactions(producer).await?,
                 Ok(producer) => self.producer = Some(producer),
                 // The same settings made the watching client, so this is about threads or memory.
                 Err(error) => {
@@ -345,7 +345,7 @@ impl Worker {
     /// Tells what has to be told, and lets go of what cannot be trusted any more.
     fn failed(&mut self, error: TurnError) {
         self.shared.call_all_workers();
-        if self.shared.is_exactly_once() {
+        if self.shared.options.is_exactly_once() {
             self.drop_producer();
         }
         // Topics and rows are counted where they are told.
