@@ -19,7 +19,7 @@ pub(crate) async fn missing_rights(conn: &mut PgConnection, names: &Names) -> Re
 /// Compares the user's rights with what a relay needs. Asks the catalog, so it works without any right on the tables.
 pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
-    let user: String = first(conn, "select quote_ident(current_user)").await?;
+    let user = current_user(conn).await?;
     let usage: bool =
         first(conn, &format!("select coalesce(has_schema_privilege({}, 'usage'), false)", literal(names.schema_raw())))
             .await?;
@@ -41,7 +41,7 @@ pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec
             findings.push(missing(&user, &lacking.join(", ").to_uppercase(), &table));
         }
     }
-    let unmarked = unmarked(conn, names).await?;
+    let unmarked = not_updatable(conn, &names.outbox(), &MARKED).await?;
     if !unmarked.is_empty() {
         findings.push(missing(&user, &format!("UPDATE ({})", unmarked.join(", ")), &names.outbox()));
     }
@@ -59,14 +59,24 @@ async fn lacking(conn: &mut PgConnection, table: &str, privileges: &[&str]) -> R
     read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
 }
 
-async fn unmarked(conn: &mut PgConnection, names: &Names) -> Result<Vec<String>, sqlx::Error> {
-    let list = MARKED.map(literal).join(", ");
+/// Of these columns those that the user may not update.
+pub(super) async fn not_updatable(
+    conn: &mut PgConnection,
+    table: &str,
+    columns: &[&str],
+) -> Result<Vec<String>, sqlx::Error> {
+    let list = columns.iter().map(|column| literal(column)).collect::<Vec<_>>().join(", ");
     let query = format!(
         "select wanted from unnest(array[{list}]) wanted \
          where not has_column_privilege(to_regclass({}), wanted, 'update')",
-        literal(&names.outbox())
+        literal(table)
     );
     read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
+}
+
+/// The user's name, quoted where SQL needs it.
+pub(super) async fn current_user(conn: &mut PgConnection) -> Result<String, sqlx::Error> {
+    first(conn, "select quote_ident(current_user)").await
 }
 
 fn missing(user: &str, right: &str, on: &str) -> Finding {

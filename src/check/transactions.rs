@@ -1,10 +1,11 @@
 //! What exactly-once needs besides: rights on the lanes' rows, transactions, a group and a topic for the progress.
 
 use rdkafka::error::RDKafkaErrorCode;
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 
 use super::finding::Finding;
 use super::kafka::{Cluster, value};
+use super::rights;
 use crate::config::{Delivery, Settings};
 use crate::observe::code::Code;
 use crate::sink::client::ClientSettings;
@@ -12,8 +13,6 @@ use crate::sink::progress::METADATA_MAX_BYTES;
 use crate::sink::transactions::{ProgressGroup, TransactionError};
 use crate::store::Names;
 use crate::store::delivery::DeliverySql;
-use crate::store::names::literal;
-use crate::store::reading::read;
 
 /// The columns of the table of deliveries that a relay writes.
 const OWNED: [&str; 3] = ["epoch", "transactional_id", "opened"];
@@ -36,17 +35,10 @@ pub(super) async fn database(
         return Ok((Vec::new(), None));
     }
     let table = names.companion("delivery");
-    let list = OWNED.map(literal).join(", ");
-    let query = format!(
-        "select wanted, quote_ident(current_user) from unnest(array[{list}]) wanted \
-         where not has_column_privilege(to_regclass({}), wanted, 'update')",
-        literal(&table)
-    );
-    let lacking = read(conn, &query).await?;
+    let lacking = rights::not_updatable(conn, &table, &OWNED).await?;
     let mut findings = Vec::new();
-    if let Some(first) = lacking.first() {
-        let user: String = first.try_get(1)?;
-        let columns = lacking.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?.join(", ");
+    if !lacking.is_empty() {
+        let (user, columns) = (rights::current_user(conn).await?, lacking.join(", "));
         findings.push(Finding::error(
             Code::RightsMissing,
             format!("RELAY_DELIVERY is exactly_once, and the relay's user {user} has no right to UPDATE ({columns}) on {table}."),

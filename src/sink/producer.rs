@@ -44,11 +44,7 @@ impl KafkaProducer {
     /// # Errors
     /// What librdkafka finds wrong with the settings; the message may quote one.
     pub(crate) fn new(settings: &ClientSettings, suspicions: &Suspicions) -> Result<Self, KafkaError> {
-        let deliveries = Arc::new(Deliveries::default());
-        let start = |config: &ClientConfig| Reporting::start(config, &deliveries, suspicions);
-        let patient = start(settings.config())?;
-        let prompt = settings.prompt().map(|config| start(&config)).transpose()?;
-        Ok(Self { patient, prompt, is_few: false, deliveries, batch: 0, scratch: Vec::new(), in_transaction: false })
+        Self::start(settings.config(), settings.prompt(), suspicions)
     }
 
     /// One that publishes in transactions under this id, none of which the brokers leave open for longer than `longest`.
@@ -61,17 +57,18 @@ impl KafkaProducer {
         longest: Duration,
         suspicions: &Suspicions,
     ) -> Result<Self, KafkaError> {
+        Self::start(&settings.transactional(id, longest), None, suspicions)
+    }
+
+    fn start(
+        patient: &ClientConfig,
+        prompt: Option<ClientConfig>,
+        suspicions: &Suspicions,
+    ) -> Result<Self, KafkaError> {
         let deliveries = Arc::new(Deliveries::default());
-        let patient = Reporting::start(&settings.transactional(id, longest), &deliveries, suspicions)?;
-        Ok(Self {
-            patient,
-            prompt: None,
-            is_few: false,
-            deliveries,
-            batch: 0,
-            scratch: Vec::new(),
-            in_transaction: false,
-        })
+        let start = |config: &ClientConfig| Reporting::start(config, &deliveries, suspicions);
+        let (patient, prompt) = (start(patient)?, prompt.map(|config| start(&config)).transpose()?);
+        Ok(Self { patient, prompt, is_few: false, deliveries, batch: 0, scratch: Vec::new(), in_transaction: false })
     }
 
     /// Makes this the only producer of its transactional id: what another one has open is rolled back.

@@ -38,6 +38,11 @@ pub(crate) fn owner_of(transactional_id: &str) -> u64 {
 }
 
 impl Progress {
+    /// True when it is of this worker and this epoch: what the lane's row says of its owner.
+    pub(crate) fn is_of(&self, transactional_id: &str, epoch: i64) -> bool {
+        self.owner == owner_of(transactional_id) && self.epoch == epoch
+    }
+
     pub(crate) fn encode(&self) -> String {
         let mut bytes = self.owner.to_be_bytes().to_vec();
         push_varint(&mut bytes, self.epoch as u64);

@@ -18,9 +18,10 @@ use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerCon
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::OnceCell;
 
-use crate::sink::client::ClientSettings;
+use crate::sink::client::{ClientSettings, log_level};
 use crate::sink::delivery::log_line;
 use crate::sink::progress::Progress;
+use crate::sink::reader::Reader;
 
 /// How long the cluster may take to answer a question: a transaction of Postgres is open meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,14 +63,6 @@ impl TransactionError {
 /// True for what a producer hears whose transactional id another one has taken.
 pub(crate) fn is_fenced(code: RDKafkaErrorCode) -> bool {
     matches!(code, RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::InvalidProducerEpoch)
-}
-
-/// What is found of a lane's progress.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Found {
-    Progress(Progress),
-    /// Nothing, or nothing that can be read.
-    Nothing,
 }
 
 /// The group of one outbox; shared by its workers.
@@ -129,7 +122,7 @@ impl ProgressGroup {
     /// [`TransactionError::Topic`], or any error of the client.
     pub(crate) async fn prepare(&self) -> Result<Arc<ConsumerGroupMetadata>, TransactionError> {
         if !self.topic_is_there.load(Ordering::Relaxed) {
-            if self.partitions().await?.is_none() {
+            if !self.is_there().await? {
                 self.create_topic().await?;
             }
             self.topic_is_there.store(true, Ordering::Relaxed);
@@ -162,31 +155,26 @@ impl ProgressGroup {
             // Offsets of a transaction that is not over are not answered with the ones before it: the question waits.
             .set("isolation.level", "read_committed")
             .set("log.connection.close", "false");
-        config.set_log_level(RDKafkaLogLevel::Info);
+        config.set_log_level(log_level(&config));
         config
     }
 
-    /// How many partitions the topic has, all of them with a leader; `None` where there is no topic.
-    async fn partitions(&self) -> Result<Option<usize>, TransactionError> {
-        let (config, topic) = (self.consumer_config(), self.name.clone());
-        let found = blocking(move || {
-            let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
-            let metadata = consumer.fetch_metadata(Some(&topic), ANSWER_TIMEOUT)?;
-            let found = metadata.topics().iter().find(|found| found.name() == topic);
-            Ok(found.map_or((Some(RDKafkaErrorCode::UnknownTopicOrPartition), 0), |found| {
-                let led = found.partitions().iter().filter(|partition| partition.leader() >= 0);
-                (found.error().map(RDKafkaErrorCode::from), led.count())
-            }))
-        })
-        .await?;
-        match found {
-            (None, partitions) if partitions >= usize::from(self.lanes) => Ok(Some(partitions)),
-            (None, partitions) => Err(self.wrong(format!(
-                "has {partitions} partitions with a leader, {} lanes need one each; see kafka-topics.sh --alter",
-                self.lanes
-            ))),
-            (Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic), _) => Ok(None),
-            (Some(code), _) => Err(self.wrong(format!("cannot be looked at ({code:?})"))),
+    /// True when the topic is there and each lane has a partition with a leader; false where there is no topic.
+    async fn is_there(&self) -> Result<bool, TransactionError> {
+        let (kafka, topic) = (self.settings.kafka().clone(), self.name.clone());
+        match blocking(move || Reader::new(&kafka)?.partitions(&topic)).await? {
+            Ok(partitions) => {
+                let led = partitions.iter().filter(|partition| partition.has_leader).count();
+                let lanes = usize::from(self.lanes);
+                let wrong = || {
+                    format!(
+                        "has {led} partitions with a leader, {lanes} lanes need one each; see kafka-topics.sh --alter"
+                    )
+                };
+                if led >= lanes { Ok(true) } else { Err(self.wrong(wrong())) }
+            }
+            Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(false),
+            Err(code) => Err(self.wrong(format!("cannot be looked at ({code:?})"))),
         }
     }
 
@@ -211,7 +199,7 @@ impl ProgressGroup {
             }
         }
         for _ in 0..LEADER_ATTEMPTS {
-            if matches!(self.partitions().await, Ok(Some(_))) {
+            if matches!(self.is_there().await, Ok(true)) {
                 tracing::info!(topic = self.name, partitions = self.lanes, "the progress topic is created");
                 return Ok(());
             }
@@ -220,11 +208,11 @@ impl ProgressGroup {
         Err(self.wrong("was created and has no leaders yet".to_owned()))
     }
 
-    /// The progress of these lanes. No transaction of theirs is open once their owner is fenced.
+    /// The progress of those of these lanes that have one that can be read. No transaction of theirs is open once their owner is fenced.
     ///
     /// # Errors
     /// Any error of the client.
-    pub(crate) async fn read(&self, lanes: Vec<i16>) -> Result<BTreeMap<i16, Found>, TransactionError> {
+    pub(crate) async fn read(&self, lanes: Vec<i16>) -> Result<BTreeMap<i16, Progress>, TransactionError> {
         let (config, topic) = (self.consumer_config(), self.name.clone());
         blocking(move || {
             let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
@@ -241,11 +229,9 @@ impl ProgressGroup {
                     Err(error) if error.rdkafka_error_code().is_some_and(is_unknown) => {}
                     Err(error) => return Err(error),
                 }
-                let progress = match element.offset() {
-                    Offset::Offset(_) => Progress::decode(element.metadata()),
-                    _ => None,
-                };
-                found.insert(element.partition() as i16, progress.map_or(Found::Nothing, Found::Progress));
+                if let (Offset::Offset(_), Some(progress)) = (element.offset(), Progress::decode(element.metadata())) {
+                    found.insert(element.partition() as i16, progress);
+                }
             }
             Ok(found)
         })

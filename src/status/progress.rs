@@ -8,8 +8,8 @@ use sqlx::PgConnection;
 use super::Status;
 use crate::config::Settings;
 use crate::sink::client::ClientSettings;
-use crate::sink::progress::owner_of;
-use crate::sink::transactions::{Found, ProgressGroup};
+use crate::sink::progress::Progress;
+use crate::sink::transactions::ProgressGroup;
 use crate::store::Names;
 use crate::store::delivery::DeliverySql;
 
@@ -39,13 +39,12 @@ impl Status {
         }
     }
 
-    fn take_progress(&mut self, found: &BTreeMap<i16, Found>) {
+    fn take_progress(&mut self, found: &BTreeMap<i16, Progress>) {
         for lane in &mut self.delivery {
-            let Some(Found::Progress(progress)) = found.get(&lane.lane) else { continue };
-            let owner = lane.transactional_id.as_deref().map(owner_of);
+            let Some(progress) = found.get(&lane.lane) else { continue };
             lane.progress = Some(LaneProgress {
                 epoch: progress.epoch,
-                is_current: progress.epoch == lane.epoch && owner == Some(progress.owner),
+                is_current: lane.transactional_id.as_deref().is_some_and(|owner| progress.is_of(owner, lane.epoch)),
                 events: progress.ids.len(),
                 last_id: progress.ids.iter().max().copied(),
             });
