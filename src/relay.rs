@@ -28,6 +28,7 @@ mod exactly_once;
 mod lookout;
 mod measure;
 mod options;
+mod orphans;
 mod outage;
 mod pace;
 mod pauses;

@@ -146,7 +146,7 @@ impl Status {
         let names = look.names;
         // Whoever has it locked is told within a second; the counts would wait for longer.
         read(conn, &format!("select from {} limit 0", names.outbox())).await?;
-        let backlog = stats::backlog(conn, names).await?;
+        let backlog = stats::backlog(conn, names, 0).await?;
         self.backlog = Some(Counts {
             pending: backlog.pending,
             pending_is_at_least: backlog.pending >= COUNT_LIMIT,

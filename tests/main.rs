@@ -23,6 +23,8 @@ mod dlq;
 mod guarantees;
 #[path = "main/health.rs"]
 mod health;
+#[path = "main/held_snapshot.rs"]
+mod held_snapshot;
 #[path = "main/inbox.rs"]
 mod inbox;
 #[path = "main/metrics.rs"]
@@ -96,6 +98,7 @@ fn main() -> ExitCode {
         order_flow::trials(),
         status::trials(),
         health::trials(),
+        held_snapshot::trials(),
         metrics::trials(),
         tail::trials(),
     ];

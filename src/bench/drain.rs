@@ -14,7 +14,7 @@ use super::relay_process::RelayProcess;
 use super::watermarks::Watermarks;
 use crate::config::Delivery;
 use crate::lane::LaneRange;
-use crate::store::claim::ClaimSql;
+use crate::store::claim::{ClaimSql, Reach};
 use crate::store::session::Sequence;
 use crate::store::{Names, retention};
 
@@ -263,7 +263,7 @@ fn by_second(samples: &[(f64, u64)]) -> Vec<u64> {
 /// Looks for the last rows that are pending.
 struct End {
     conn: PgConnection,
-    probe: ClaimSql,
+    claim: ClaimSql,
     lanes: LaneRange,
     names: Names,
     /// Rows that were there before the backlog.
@@ -280,7 +280,7 @@ impl End {
         let last = backlog.retained + backlog.events;
         Ok(Self {
             conn,
-            probe: ClaimSql::new(&arena.names, &Sequence::default()),
+            claim: ClaimSql::new(&arena.names, &Sequence::default()),
             lanes: LaneRange { first: 0, last: arena.lanes as i16 - 1 },
             names: arena.names.clone(),
             retained: backlog.retained,
@@ -292,15 +292,20 @@ impl End {
     async fn until_all_are_marked(&mut self, relays: &mut [RelayProcess]) -> Result<Instant, BenchError> {
         let marked = self.until_marked_above(self.tail, relays).await?;
         // Below the tail all were marked long ago, or the figures would be wrong: then it takes as long as this takes.
-        if self.probe.probe(&mut self.conn, 0, self.lanes, true).await?.pending {
+        if self.is_any_pending_above(0).await? {
             return self.until_marked_above(0, relays).await;
         }
         Ok(marked)
     }
 
+    async fn is_any_pending_above(&mut self, start: i64) -> Result<bool, sqlx::Error> {
+        let reach = Reach { start, upto: None, lanes: self.lanes, around: &[] };
+        Ok(self.claim.first(&mut self.conn, reach).await?.is_some())
+    }
+
     async fn until_marked_above(&mut self, id: i64, relays: &mut [RelayProcess]) -> Result<Instant, BenchError> {
         let began = Instant::now();
-        while self.probe.probe(&mut self.conn, id, self.lanes, true).await?.pending {
+        while self.is_any_pending_above(id).await? {
             for relay in relays.iter_mut() {
                 relay.check()?;
                 if began.elapsed() > STALLED {

@@ -28,6 +28,8 @@ pub(super) struct Claim {
     pub(super) rows: Vec<ClaimedRow>,
     pub(super) skipped: Vec<Skipped>,
     pub(super) start: i64,
+    /// It looked no higher.
+    pub(super) upto: Option<i64>,
     /// Last id of the claim proper; scheduled rows do not count.
     pub(super) last: Option<OutboxId>,
     pub(super) full: bool,
@@ -48,12 +50,18 @@ impl Hands<'_> {
             stint.stop_going_around();
         }
         let start = stint.frontier.start(Instant::now());
-        let reach = Reach { start, lanes, around: &stint.around };
+        // Nothing is noted of a part of the lanes: a slice of it would be walked again and again.
+        let upto = stint.frontier.upto(start).filter(|_| lanes == stint.range);
+        let reach = Reach { start, upto, lanes, around: &stint.around };
         // Both together are a batch, so that a record that is refused is alone in the smallest one.
         let room = **limit - due.rows.len();
         let mut claimed = Claimed { full: true, ..Claimed::default() };
         if room > 0 && !due.cut {
+            let began = Instant::now();
             claimed = within(sql.claim(conn, reach, room, options.batch_bytes, persistent)).await?;
+            if upto.is_some() && !claimed.full {
+                stint.frontier.walked(began.elapsed());
+            }
         }
         if due.cut || claimed.cut {
             // All rows of a claim are read, so one that was cut is made smaller.
@@ -62,21 +70,25 @@ impl Hands<'_> {
         let last = claimed.rows.last().map(ClaimedRow::id).transpose()?;
         let mut skipped = Vec::new();
         if let Some(tally) = &claimed.tally {
-            if stint.frontier.overlooks(&tally.snapshot, Instant::now()) {
+            if stint.frontier.overlooks(start, &tally.snapshot, Instant::now()) {
                 return Ok(None);
             }
             if claimed.has_passed_over() {
                 // A claim that found all there was may have passed over the last row of all.
-                let beyond = if claimed.full { None } else { tally.last.max(Some(OutboxId(stint.frontier.seen()))) };
-                let upto = last.max(beyond).unwrap_or(OutboxId(start));
+                let beyond = match upto.filter(|_| !claimed.full) {
+                    Some(upto) => Some(OutboxId(upto)),
+                    None if claimed.full => None,
+                    None => tally.last.max(Some(OutboxId(stint.frontier.seen()))),
+                };
+                let highest = last.max(beyond).unwrap_or(OutboxId(start));
                 let ids = claimed.rows.iter().map(|row| row.id().map(|id| id.0)).collect::<Result<Vec<_>, _>>()?;
-                skipped = within(sql.skipped(conn, reach, upto, &ids, persistent)).await?;
+                skipped = within(sql.skipped(conn, reach, highest, &ids, persistent)).await?;
             }
         }
         let mut rows = due.rows;
         let due = rows.len();
         rows.extend(claimed.rows);
-        let mut claim = Claim { rows, skipped, start, last, full: claimed.full };
+        let mut claim = Claim { rows, skipped, start, upto, last, full: claimed.full };
         if self.shared.options.is_exactly_once() {
             self.cut(&mut claim, due)?;
         }
@@ -93,16 +105,26 @@ impl Hands<'_> {
             return;
         }
         stint.reached = stint.reached.max(claim.last.map_or(0, |last| last.0));
-        let now = Instant::now();
         let first_left = [claim.skipped.first().map(|row| row.id), stint.around_from, left];
         match first_left.into_iter().flatten().min() {
             // It and its successors are pending still: the next claim has to look from before it.
-            Some(first) => stint.frontier.advance(first.0 - 1, true, now),
-            None => {
-                let last = claim.last.map_or(claim.start, |last| last.0);
-                stint.frontier.advance(last, claim.full, now);
-            }
+            Some(first) => stint.frontier.advance(first.0 - 1, true),
+            None => match claim.upto.filter(|_| !claim.full) {
+                Some(upto) => stint.frontier.advance(upto, true),
+                None => stint.frontier.advance(claim.last.map_or(claim.start, |last| last.0), claim.full),
+            },
         }
+    }
+
+    /// Looks again at a part of what needs no looking at, when it is time for it.
+    pub(super) async fn sweep(&mut self, stint: &mut Stint) -> Result<(), TurnError> {
+        let began = Instant::now();
+        if let Some(slice) = stint.frontier.sweep(began) {
+            let reach = Reach { start: slice.after, upto: Some(slice.upto), lanes: stint.range, around: &[] };
+            let first = within(self.shared.claim.first(self.conn, reach)).await?;
+            stint.frontier.swept(slice, first, began.elapsed(), Instant::now());
+        }
+        Ok(())
     }
 
     fn tell_locked(&self, stint: &mut Stint, skipped: &[Skipped]) {

@@ -57,7 +57,7 @@ impl Hands<'_> {
         let (sql, options) = (&self.shared.claim, &self.shared.options);
         let persistent = options.prepared_statements;
         let (limit, bytes) = (DOUBTFUL_ROWS.max(options.batch_size * 2), options.batch_bytes.saturating_mul(4));
-        let reach = Reach { start: 0, lanes, around: &[] };
+        let reach = Reach { start: 0, upto: None, lanes, around: &[] };
         let due = within(sql.claim_due(self.conn, lanes, limit, bytes, persistent)).await?;
         let pending = within(sql.claim(self.conn, reach, limit, bytes, persistent)).await?;
         let mut topics: BTreeMap<String, Doubtful> = BTreeMap::new();

@@ -131,7 +131,7 @@ impl Lookout {
         let lanes = shared.own_lanes();
         let seen = match lanes {
             None => Ok(Waiting::default()),
-            Some(lanes) => waiting::waiting(conn, &options.names, lanes).await,
+            Some(lanes) => waiting::waiting(conn, &options.names, lanes, shared.floor()).await,
         };
         let (seen, waiting) = match seen {
             Ok(waiting) => (waiting.head().map_or(Seen::Nothing, Seen::Head), waiting),
@@ -205,7 +205,7 @@ impl Lookout {
     async fn measure(&mut self) -> Result<(), sqlx::Error> {
         let Some(conn) = self.conn.as_mut() else { return Ok(()) };
         let (began, names) = (Instant::now(), &self.shared.options.names);
-        let backlog = stats::backlog(conn, names).await?;
+        let backlog = stats::backlog(conn, names, self.shared.floor_of_all()).await?;
         let active = pauses::active(conn, names).await?;
         let vacuum = waiting::vacuum(conn, names).await?;
         let paused = |is: fn(&pauses::Scope) -> bool| active.iter().filter(|pause| is(&pause.scope)).count() as i64;

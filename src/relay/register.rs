@@ -93,9 +93,9 @@ impl Register {
     async fn tell_status(&mut self) {
         let elapsed = self.told_at.elapsed();
         self.told_at = Instant::now();
-        let names = self.shared.options.names.clone();
+        let (names, floor) = (self.shared.options.names.clone(), self.shared.floor_of_all());
         let backlog = match self.connection().await {
-            Ok(conn) => tokio::time::timeout(DATABASE_TIMEOUT, stats::backlog(conn, &names)).await.ok(),
+            Ok(conn) => tokio::time::timeout(DATABASE_TIMEOUT, stats::backlog(conn, &names, floor)).await.ok(),
             Err(error) => Some(Err(error)),
         };
         let backlog = match backlog {

@@ -136,7 +136,7 @@ impl Hands<'_> {
         }
         if !held.is_empty() {
             let grown = within(self.shared.settle.bump_generation(self.conn, lanes, persistent)).await?;
-            stint.generation = stint.generation.map(|generation| generation + grown);
+            stint.grow(grown);
         }
         Ok(held.values().map(Vec::len).sum())
     }

@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) standing: watch::Sender<Standing>,
     published: AtomicU64,
     reached: AtomicI64,
+    /// Up to which id nothing waits in each worker's lanes, as far as it knows.
+    floors: Vec<AtomicI64>,
     pub(crate) stages: Stages,
     /// When a claim last came back full.
     pub(crate) full_claim: Lately,
@@ -90,6 +92,7 @@ impl Shared {
             }),
             published: AtomicU64::new(0),
             reached: AtomicI64::new(0),
+            floors: std::iter::repeat_with(AtomicI64::default).take(options.workers).collect(),
             stages: Stages::default(),
             full_claim: Lately::default(),
             crowd: Lately::default(),
@@ -113,6 +116,26 @@ impl Shared {
     /// A worker has got as far as this id; returns how far any has.
     pub(crate) fn reach(&self, id: i64) -> i64 {
         self.reached.fetch_max(id, Ordering::Relaxed).max(id)
+    }
+
+    /// Nothing waits up to this id in the lanes of worker `index`; `None`: it has none.
+    pub(crate) fn set_floor(&self, index: usize, id: Option<i64>) {
+        if let Some(floor) = self.floors.get(index) {
+            floor.store(id.unwrap_or(i64::MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// Up to which id nothing waits in this relay's lanes, as far as its workers know: where a look that nothing but a message depends on may
+    /// begin. Under a held snapshot the index entries of all that was published since are below.
+    pub(crate) fn floor(&self) -> i64 {
+        let lowest = self.floors.iter().map(|floor| floor.load(Ordering::Relaxed)).min();
+        lowest.filter(|lowest| *lowest < i64::MAX).unwrap_or(0)
+    }
+
+    /// The same for all lanes; zero where others have some of them.
+    pub(crate) fn floor_of_all(&self) -> i64 {
+        let has_all = self.own_lanes().is_some_and(|own| own.len() == usize::from(self.lanes));
+        if has_all { self.floor() } else { 0 }
     }
 
     /// Events marked PUBLISHED since the start.

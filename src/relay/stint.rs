@@ -15,6 +15,8 @@ pub(crate) struct Stint {
     /// The lanes wanted.
     pub(crate) range: LaneRange,
     pub(crate) frontier: Frontier,
+    /// The sum of the lanes' generations by which the frontier counts: another one means that rows may have been released.
+    pub(crate) counted_by: Option<i64>,
     /// The highest id ever claimed here.
     pub(crate) reached: i64,
     /// What is held in these lanes, as of `generation`; not what is paused.
@@ -44,6 +46,7 @@ impl Stint {
         Self {
             range,
             frontier: Frontier::new(now),
+            counted_by: None,
             reached: 0,
             holds: HashSet::new(),
             gate: Gate::default(),
@@ -60,10 +63,29 @@ impl Stint {
 
     /// What was learnt or counted on in a transaction that was not committed may be undone.
     pub(crate) fn forget(&mut self) {
+        self.unlearn();
+        self.frontier.reset();
+    }
+
+    /// Others have worked on these lanes meanwhile. What is known of their index entries holds all the same.
+    pub(crate) fn unlearn(&mut self) {
         self.generation = None;
         self.releasing = None;
         self.stop_going_around();
-        self.frontier.reset();
+    }
+
+    /// The lanes' generations have grown by what was done here.
+    pub(crate) fn grow(&mut self, by: i64) {
+        for generation in [&mut self.generation, &mut self.counted_by] {
+            *generation = generation.map(|generation| generation + by);
+        }
+    }
+
+    /// Looks at everything again when rows may have been released since the frontier began to count.
+    pub(crate) fn count_by(&mut self, generation: i64) {
+        if self.counted_by.replace(generation) != Some(generation) {
+            self.frontier.reset();
+        }
     }
 
     /// Looks at the locked row and its entity again.

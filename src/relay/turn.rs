@@ -23,6 +23,7 @@ use crate::relay::stint::Stint;
 use crate::sink::broker::BrokerDown;
 use crate::sink::producer::KafkaProducer;
 use crate::sink::transactions::{TransactionError, is_fenced};
+use crate::store::claim::{Probed, Reach};
 use crate::store::holds::{Hold, waits_for_entity};
 use crate::store::session::{self, Owned};
 use crate::store::settle::SettleError;
@@ -75,6 +76,18 @@ impl TurnError {
             Self::Unacknowledged { class, .. } => *class,
         }
     }
+}
+
+/// What a look at lanes saw.
+#[derive(Debug)]
+pub(super) struct Looked {
+    /// The first pending event.
+    pub(super) first: Option<i64>,
+    /// A scheduled event is due.
+    pub(super) due: bool,
+    generation: i64,
+    /// Nothing is pending, and there is nothing else to look at.
+    pub(super) is_all: bool,
 }
 
 /// How the wait for acks ended.
@@ -142,35 +155,47 @@ impl Hands<'_> {
         Ok(())
     }
 
-    /// True when any row of these lanes can be claimed. Without locks, without writes.
-    pub(crate) async fn anything_waits(&mut self, lanes: LaneRange) -> Result<bool, TurnError> {
-        let probed =
-            within(self.shared.claim.probe(self.conn, 0, lanes, self.shared.options.prepared_statements)).await?;
-        Ok(probed.pending || probed.due)
+    /// What waits first in the stint's lanes, by what is known of them and a look at the rest, or at a slice of it. Without locks, without
+    /// writes.
+    pub(super) async fn look(&mut self, stint: &mut Stint) -> Result<Looked, TurnError> {
+        let asked = Instant::now();
+        let start = stint.frontier.start(asked);
+        let upto = stint.frontier.upto(start);
+        let reach = Reach { start, upto, lanes: stint.range, around: &[] };
+        let settings_hold = self.shared.options.prepared_statements;
+        let probed = within(self.shared.claim.probe(self.conn, reach, settings_hold)).await?;
+        if upto.is_some() && probed.first.is_none() {
+            stint.frontier.walked(asked.elapsed());
+        }
+        stint.frontier.observe(&probed.snapshot, probed.drawn, asked, Instant::now());
+        stint.count_by(probed.generation);
+        let went_back = stint.frontier.start(asked) < start;
+        let is_all = match probed.first {
+            _ if went_back => false,
+            Some(first) => {
+                stint.frontier.advance(first - 1, true);
+                false
+            }
+            None => stint.frontier.found_nothing(start, upto, probed.drawn),
+        };
+        let Probed { first, due, generation, .. } = probed;
+        Ok(Looked { first, due, generation, is_all })
     }
 
-    /// True when there may be work. Without locks, without writes.
+    /// True when there may be work.
     async fn probe(&mut self, stint: &mut Stint) -> Result<bool, TurnError> {
-        let now = Instant::now();
-        let start = stint.frontier.start(now);
-        let settings_hold = self.shared.options.prepared_statements;
-        let probed = within(self.shared.claim.probe(self.conn, start, stint.range, settings_hold)).await?;
-        stint.frontier.observe(&probed.snapshot, probed.drawn, now, Instant::now());
-        let went_back = stint.frontier.start(now) < start;
+        let Looked { first, due, generation, is_all } = self.look(stint).await?;
         // Not learnt yet, or somebody has held rows here since: there may be topics to ask for.
-        let holds_changed = stint.generation != Some(probed.generation);
+        let holds_changed = stint.generation != Some(generation);
         if stint.gate.is_shut() && !holds_changed {
             return Ok(false);
         }
-        let releases = stint.gate.lifted().is_some() || self.topics_are_due(stint);
-        if probed.pending || probed.due || went_back || holds_changed || releases {
-            if probed.due {
-                stint.due_checked = None;
-            }
-            return Ok(true);
+        if due {
+            stint.due_checked = None;
         }
-        stint.frontier.found_nothing(start, probed.drawn, now);
-        Ok(false)
+        let releases = stint.gate.lifted().is_some() || self.topics_are_due(stint);
+        let sweeps = stint.frontier.sweep(Instant::now()).is_some();
+        Ok(first.is_some() || due || !is_all || holds_changed || releases || sweeps)
     }
 
     async fn turn_in_transaction(&mut self, stint: &mut Stint, go_on: bool, is_share: bool) -> Result<Turn, TurnError> {
@@ -184,16 +209,19 @@ impl Hands<'_> {
             return Ok(Turn::Idle);
         }
         stint.frontier.observe(&owned.snapshot, owned.drawn, owned.asked, Instant::now());
-
+        if lanes == stint.range {
+            self.sweep(stint).await?;
+        }
         let Some(claim) = self.claim(stint, lanes).await? else {
-            within(session::rollback(self.conn)).await?;
-            stint.forget();
+            // Nothing was changed but what was learnt, and that holds.
+            within(session::commit(self.conn)).await?;
             return Ok(Turn::Worked);
         };
         if claim.rows.is_empty() {
             within(session::commit(self.conn)).await?;
             self.advance(stint, lanes, &claim, None);
-            return Ok(Turn::Idle);
+            let came_on = claim.upto.is_some() && stint.frontier.start(Instant::now()) > claim.start;
+            return Ok(if came_on { Turn::Worked } else { Turn::Idle });
         }
         self.shared.note_claim(claim.rows.len(), claim.full);
         self.shared.stages.add(Stage::Claim, began);
@@ -256,8 +284,8 @@ impl Hands<'_> {
             self.learn_pauses(stint, &holds).await?;
             stint.holds = holds.into_iter().filter(|hold| !hold.is_pause()).collect();
             stint.generation = Some(owned.generation);
-            stint.frontier.reset();
         }
+        stint.count_by(owned.generation);
         if lanes != stint.range {
             return Ok(());
         }
@@ -282,7 +310,7 @@ impl Hands<'_> {
     pub(super) async fn bump_generation(&mut self, stint: &mut Stint, lanes: LaneRange) -> Result<(), TurnError> {
         let persistent = self.shared.options.prepared_statements;
         let grown = within(self.shared.settle.bump_generation(self.conn, lanes, persistent)).await?;
-        stint.generation = stint.generation.map(|generation| generation + grown);
+        stint.grow(grown);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use crate::observe::code::Code;
 use crate::observe::health::Pulse;
 use crate::relay::claiming::lock_in;
 use crate::relay::exactly_once::{Ownership, class_of, describe_transaction, transactions_of};
+use crate::relay::orphans::Orphans;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{Backoff, Pace};
 use crate::relay::shared::Shared;
@@ -22,32 +23,23 @@ use crate::sink::producer::KafkaProducer;
 use crate::sink::transactions::TransactionError;
 use crate::store::session::{self, Owned};
 
-/// How often a worker looks for events in lanes of others that nobody has locked: the relay that is due them may have died, and
-/// its heartbeat takes longer to be missed.
-const ORPHAN_INTERVAL: Duration = Duration::from_millis(500);
-
-/// The same for a worker whose lanes another one has: it also shows that the connection lives.
-const ORPHAN_INTERVAL_OFF: Duration = Duration::from_secs(10);
-
-/// Looking for orphans may take this share of the time.
-const ORPHAN_SHARE: u32 = 20;
-
 /// How long a transactional id may take to be had: what was left open under it has to be rolled back first.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
 
-struct Worker {
-    shared: Arc<Shared>,
-    index: usize,
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) index: usize,
     conn: Option<PgConnection>,
     /// A transaction that is begun on the connection, and its lanes.
     begun: Option<(Owned, LaneRange)>,
     producer: Option<KafkaProducer>,
-    stint: Option<Stint>,
+    pub(super) stint: Option<Stint>,
     limit: usize,
     ownership: Ownership,
     pace: Pace,
     backoff: Backoff,
-    orphans_at: Instant,
+    /// `None`: the lanes have not been shared out yet.
+    pub(super) orphans: Option<Orphans>,
 }
 
 /// Works until `stop` becomes true. A turn is never cut short: what is in flight is settled first.
@@ -64,7 +56,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         ownership: Ownership::new(shared.progress.name(), shared.id, index),
         pace: Pace::new(shared.options.poll_interval),
         backoff: Backoff::default(),
-        orphans_at: Instant::now() + ORPHAN_INTERVAL,
+        orphans: None,
         shared,
     };
     let pulse = worker.pulse();
@@ -123,9 +115,15 @@ impl Worker {
     }
 
     fn note_floor(&self) {
+        let floor = match &self.stint {
+            Some(stint) => Some(stint.frontier.start(Instant::now())),
+            // What there was of it is gone with the connection.
+            None => self.shared.share(self.index).map(|_| 0),
+        };
+        self.shared.set_floor(self.index, floor);
         // The lanes may be another worker's since it got that far.
         let reached = self.shared.reach(self.stint.as_ref().map_or(0, |stint| stint.reached));
-        let lag = self.stint.as_ref().map_or(0, |stint| reached - stint.frontier.start(Instant::now()));
+        let lag = floor.filter(|_| self.stint.is_some()).map_or(0, |floor| reached - floor);
         self.shared.options.vitals.metrics.set_floor_lag(self.index, lag.max(0));
     }
 
@@ -169,7 +167,7 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let share = self.share();
         let is_paused = self.stint.as_ref().is_some_and(|stint| stint.gate.is_shut());
-        let orphans_due = !is_paused && Instant::now() >= self.orphans_at;
+        let orphans_due = !is_paused && self.are_orphans_due();
         let settled_in = self.stint.as_ref().is_none_or(|stint| stint.generation.is_some());
         if orphans_due && probe_first && settled_in && !self.anything_waits(&shared).await? {
             return Ok(Turn::Idle);
@@ -193,10 +191,10 @@ impl Worker {
     /// The lanes this worker is due. What is known of other lanes is forgotten.
     fn share(&mut self) -> Option<LaneRange> {
         let share = self.shared.share(self.index);
-        if self.stint.as_ref().map(|stint| stint.range) != share {
+        if self.orphans.is_none() || self.stint.as_ref().map(|stint| stint.range) != share {
             self.end_stint();
             self.stint = share.map(|range| Stint::new(range, Instant::now()));
-            self.look_for_orphans_later(Instant::now());
+            self.orphans = Some(Orphans::beside(share, self.shared.lanes, Instant::now()));
             if share.is_none() {
                 // Whoever has the lanes now has its own obstacles.
                 self.shared.unblock(&acks_of(self.index));
@@ -213,50 +211,7 @@ impl Worker {
         }
     }
 
-    /// One look at all lanes, instead of one at the own and one at the others'.
-    async fn anything_waits(&mut self, shared: &Shared) -> Result<bool, TurnError> {
-        let began = Instant::now();
-        let all = LaneRange { first: 0, last: shared.lanes as i16 - 1 };
-        let waits = self.hands(shared)?.anything_waits(all).await?;
-        if !waits {
-            self.look_for_orphans_later(began);
-        }
-        Ok(waits)
-    }
-
-    /// It starts at zero, so under a held snapshot it walks all that was published since: then less often.
-    fn look_for_orphans_later(&mut self, began: Instant) {
-        let is_off = self.stint.is_none() && self.shared.own_lanes().is_some();
-        let interval = if is_off { ORPHAN_INTERVAL_OFF } else { ORPHAN_INTERVAL };
-        self.orphans_at = Instant::now() + interval.max(began.elapsed() * ORPHAN_SHARE);
-    }
-
-    /// One batch of events that wait in lanes nobody has locked. Where there was one there may be more: looked for again at once.
-    async fn adopt(&mut self, shared: &Shared, share: Option<LaneRange>) -> Result<Turn, TurnError> {
-        let began = Instant::now();
-        let last = shared.lanes as i16 - 1;
-        let below = share.map_or(Some(LaneRange { first: 0, last }), |own| {
-            (own.first > 0).then(|| LaneRange { first: 0, last: own.first - 1 })
-        });
-        let above = share.and_then(|own| (own.last < last).then(|| LaneRange { first: own.last + 1, last }));
-        let mut adopted = Turn::Idle;
-        for range in below.into_iter().chain(above) {
-            let mut stint = Stint::new(range, Instant::now());
-            let mut hands = self.hands(shared)?;
-            if hands.anything_waits(range).await? && hands.turn(&mut stint, false, false, false).await? == Turn::Worked
-            {
-                tracing::debug!(worker = self.index, lanes = %range, "worked on lanes that nobody had locked");
-                adopted = Turn::Worked;
-            }
-        }
-        self.hands(shared)?.let_go_of_lanes(share).await?;
-        if adopted == Turn::Idle {
-            self.look_for_orphans_later(began);
-        }
-        Ok(adopted)
-    }
-
-    fn hands<'w>(&'w mut self, shared: &'w Shared) -> Result<Hands<'w>, TurnError> {
+    pub(super) fn hands<'w>(&'w mut self, shared: &'w Shared) -> Result<Hands<'w>, TurnError> {
         let conn = self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
         let Self { index: worker, producer, begun, limit, ownership, .. } = self;
         Ok(Hands { worker: *worker, shared, conn, producer, begun, limit, ownership })

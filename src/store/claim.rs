@@ -46,10 +46,12 @@ pub(crate) struct ClaimSql {
     skipped: String,
 }
 
-/// Where a claim looks: above `start`, in these lanes, not at the entities `around` which it is to go.
+/// Where a claim looks: above `start` and no higher than `upto`, in these lanes, not at the entities `around` which it is to go.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reach<'a> {
     pub(crate) start: i64,
+    /// `None`: to the end.
+    pub(crate) upto: Option<i64>,
     pub(crate) lanes: LaneRange,
     pub(crate) around: &'a [String],
 }
@@ -58,8 +60,8 @@ pub(crate) struct Reach<'a> {
 #[derive(Debug)]
 pub(crate) struct Probed {
     pub(crate) snapshot: Snapshot,
-    /// A row is pending above the start.
-    pub(crate) pending: bool,
+    /// The first row that is pending where it looked.
+    pub(crate) first: Option<i64>,
     /// A scheduled row is due.
     pub(crate) due: bool,
     /// Sum over the lanes, and the counter of pauses: changes whenever somebody holds, releases or pauses rows of them.
@@ -90,7 +92,7 @@ pub(crate) struct Skipped {
 #[derive(Debug, Default)]
 pub(crate) struct Claimed {
     pub(crate) rows: Vec<ClaimedRow>,
-    /// More may be pending above the last row.
+    /// More may be pending above the last row, within its reach.
     pub(crate) full: bool,
     /// The bytes were the limit: fewer rows the next time, they are all read.
     pub(crate) cut: bool,
@@ -112,13 +114,14 @@ impl ClaimSql {
         let outbox = names.outbox();
         // `id + 0` is the first column of the pending index: see migration 0001 for why it is not `id`.
         let range = "(id + 0) > $1 and lane between $2 and $3";
-        let around = "(entity_id is null or entity_id <> all ($5))";
+        let bounded = format!("{PENDING} and {range} and (id + 0) <= $5");
+        let around = |parameter: &str| format!("(entity_id is null or entity_id <> all ({parameter}))");
         Self {
             outbox: outbox.clone(),
             lane_table: names.companion("lane"),
             drawn: sequence.drawn(),
-            claim: claim(&outbox, &format!("{PENDING} and {range}")),
-            claim_around: claim(&outbox, &format!("{PENDING} and {range} and {around}")),
+            claim: claim(&outbox, &bounded),
+            claim_around: claim(&outbox, &format!("{bounded} and {}", around("$6"))),
             pauses: pauses::counter(names),
             claim_due: format!(
                 "select {COLUMNS}, {NO_TALLY} from {outbox} \
@@ -127,12 +130,13 @@ impl ClaimSql {
             ),
             skipped: format!(
                 "select id, entity_id from {outbox} \
-                 where {PENDING} and {range} and (id + 0) <= $4 and {around} and id <> all ($6) order by (id + 0)"
+                 where {PENDING} and {range} and (id + 0) <= $4 and {} and id <> all ($6) order by (id + 0)",
+                around("$5")
             ),
         }
     }
 
-    /// The claim's text, for EXPLAIN: `$1` start, `$2` and `$3` lanes, `$4` limit.
+    /// The claim's text, for EXPLAIN: `$1` start, `$2` and `$3` lanes, `$4` limit, `$5` the last id it may look at.
     pub(crate) fn claim_text(&self) -> &str {
         &self.claim
     }
@@ -145,11 +149,10 @@ impl ClaimSql {
     pub(crate) async fn probe(
         &self,
         conn: &mut PgConnection,
-        start: i64,
-        lanes: LaneRange,
+        reach: Reach<'_>,
         settings_hold: bool,
     ) -> Result<Probed, sqlx::Error> {
-        let mut sql = self.probe_text(start, lanes);
+        let mut sql = self.probe_text(reach);
         if !settings_hold {
             sql = format!(
                 "begin read only; set local jit = off; set local enable_seqscan = off; \
@@ -159,27 +162,42 @@ impl ClaimSql {
         let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(conn).await?;
         Ok(Probed {
             snapshot: snapshot(&row, 0)?,
-            pending: row.try_get(1)?,
+            first: row.try_get(1)?,
             due: row.try_get(2)?,
             generation: row.try_get(3)?,
             drawn: row.try_get(4)?,
         })
     }
 
-    pub(crate) fn probe_text(&self, start: i64, lanes: LaneRange) -> String {
+    pub(crate) fn probe_text(&self, reach: Reach<'_>) -> String {
         let Self { outbox, lane_table, drawn, pauses, .. } = self;
-        let lanes = format!("lane between {} and {}", lanes.first, lanes.last);
+        let first = self.first_text(reach);
+        let lanes = format!("lane between {} and {}", reach.lanes.first, reach.lanes.last);
         format!(
-            "select pg_current_snapshot()::text, \
-             (select true from {outbox} where {PENDING} and (id + 0) > {start} and {lanes} order by (id + 0) limit 1) is not null, \
+            "select pg_current_snapshot()::text, ({first}), \
              (select true from {outbox} where {WAITING} and available_at <= now() and {lanes} \
               order by available_at limit 1) is not null, \
              (select sum(generation)::int8 from {lane_table} where {lanes}) + {pauses}, ({drawn})"
         )
     }
 
-    /// Locks up to `limit` rows and `byte_limit` bytes of payload above `start`, in the order of their ids, but not of the entities
-    /// `around` which it is to go. Rows that another session has locked are passed over; the tally tells.
+    /// The first pending row that a claim could find, whoever has it locked.
+    pub(crate) async fn first(&self, conn: &mut PgConnection, reach: Reach<'_>) -> Result<Option<i64>, sqlx::Error> {
+        let first = sqlx::raw_sql(AssertSqlSafe(self.first_text(reach))).fetch_optional(conn).await?;
+        first.map(|row| row.try_get(0)).transpose()
+    }
+
+    fn first_text(&self, Reach { start, upto, lanes, .. }: Reach<'_>) -> String {
+        let LaneRange { first, last } = lanes;
+        let bound = upto.map(|upto| format!(" and (id + 0) <= {upto}")).unwrap_or_default();
+        format!(
+            "select id from {} where {PENDING} and (id + 0) > {start}{bound} and lane between {first} and {last} \
+             order by (id + 0) limit 1",
+            self.outbox
+        )
+    }
+
+    /// Locks up to `limit` rows and `byte_limit` bytes of payload within `reach`, in the order of their ids. Rows that another session has locked are passed over; the tally tells.
     pub(crate) async fn claim(
         &self,
         conn: &mut PgConnection,
@@ -194,6 +212,7 @@ impl ClaimSql {
             .bind(reach.lanes.first)
             .bind(reach.lanes.last)
             .bind(limit as i64)
+            .bind(reach.upto.unwrap_or(i64::MAX))
             .persistent(persistent);
         if !reach.around.is_empty() {
             query = query.bind(reach.around);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::lane::LaneRange;
-use crate::store::claim::ClaimSql;
+use crate::store::claim::{ClaimSql, Reach};
 use crate::store::names::Names;
 use crate::store::session::{Sequence, Transaction};
 
@@ -28,8 +28,8 @@ pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statemen
     let (sql, lanes) = (ClaimSql::new(names, &sequence), LaneRange { first: 0, last: 7 });
     let script = match statement {
         // Outside a transaction, planned each time it runs.
-        Statement::Probe => format!("explain {}", sql.probe_text(0, lanes)),
-        Statement::Claim => prepared(names, sql.claim_text(), "0, 0, 7, 2000"),
+        Statement::Probe => format!("explain {}", sql.probe_text(Reach { start: 0, upto: None, lanes, around: &[] })),
+        Statement::Claim => prepared(names, sql.claim_text(), "0, 0, 7, 2000, 9223372036854775807"),
     };
     let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await?;
     rows.iter().map(|row| row.try_get(0)).collect()

@@ -26,9 +26,9 @@ pub(crate) struct Backlog {
     pub(crate) dead: i64,
 }
 
-/// Counts the backlog.
-pub(crate) async fn backlog(conn: &mut PgConnection, names: &Names) -> Result<Backlog, sqlx::Error> {
-    let outbox = names.outbox();
+/// Counts the backlog. No event up to `floor` can be claimed.
+pub(crate) async fn backlog(conn: &mut PgConnection, names: &Names, floor: i64) -> Result<Backlog, sqlx::Error> {
+    let (outbox, pending) = (names.outbox(), format!("{PENDING} and (id + 0) > {floor}"));
     let count = |predicate: &str| {
         format!("(select count(*) from (select from {outbox} where {predicate} limit {COUNT_LIMIT}) counted)::int8")
     };
@@ -38,9 +38,9 @@ pub(crate) async fn backlog(conn: &mut PgConnection, names: &Names) -> Result<Ba
         "begin read only; set local jit = off; set local enable_seqscan = off; set local statement_timeout = '10s'; \
          select {}, {}, {}, {}, \
          (select greatest(0, extract(epoch from clock_timestamp() - created_at))::float8 \
-          from {outbox} where {PENDING} order by (id + 0) limit 1); \
+          from {outbox} where {pending} order by (id + 0) limit 1); \
          commit",
-        count(PENDING),
+        count(&pending),
         count(&format!("{WAITING} and not ({held})")),
         count(&format!("{WAITING} and {held}")),
         count(&format!("status = 'DEAD' and not starts_with(coalesce(last_error, ''), '{DISCARDED}')")),

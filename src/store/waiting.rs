@@ -28,12 +28,18 @@ impl Waiting {
     }
 }
 
-/// Looks at the heads. Each is the first entry of a partial index: the order is the index's own.
-pub(crate) async fn waiting(conn: &mut PgConnection, names: &Names, lanes: LaneRange) -> Result<Waiting, sqlx::Error> {
+/// Looks at the heads. Each is the first entry of a partial index: the order is the index's own. No event up to `floor` can be claimed.
+pub(crate) async fn waiting(
+    conn: &mut PgConnection,
+    names: &Names,
+    lanes: LaneRange,
+    floor: i64,
+) -> Result<Waiting, sqlx::Error> {
     let (outbox, lanes) = (names.outbox(), format!("lane between {} and {}", lanes.first, lanes.last));
     let query = format!(
         "select p.id, p.lane::int8, h.id, h.last_error, d.id from (select 1) one \
-         left join lateral (select id, lane from {outbox} where {PENDING} and {lanes} order by (id + 0) limit 1) p on true \
+         left join lateral (select id, lane from {outbox} where {PENDING} and (id + 0) > {floor} and {lanes} \
+           order by (id + 0) limit 1) p on true \
          left join lateral (select id, last_error from {outbox} \
            where {WAITING} and available_at = 'infinity' and last_error is not null and {lanes} \
            order by available_at, id limit 1) h on true \

@@ -91,7 +91,7 @@ impl Session {
         let Self { conn, transaction, claim, lanes, batch_size, batch_bytes, prepared } = &mut self;
         transaction.begin(conn, *lanes).await?;
         loop {
-            let reach = Reach { start, lanes: *lanes, around: &[] };
+            let reach = Reach { start, upto: None, lanes: *lanes, around: &[] };
             let claimed = claim.claim(conn, reach, *batch_size, *batch_bytes, *prepared).await?;
             let places = claimed.rows.iter().map(ClaimedRow::ctid).collect::<Result<Vec<_>, _>>()?;
             let next = (!places.is_empty()).then_some(*lanes);

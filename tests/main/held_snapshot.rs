@@ -1,0 +1,58 @@
+//! A snapshot that another session holds keeps the index entries of all that was published since: the relay passes them a slice at a time.
+
+use std::sync::Arc;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+use sqlx::{Connection, Executor};
+
+use crate::support::kafka::RealKafka;
+use crate::support::{Outbox, TestDatabase, trials};
+
+/// Several of the slices a walk begins with.
+const PUBLISHED: i64 = 300_000;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            what_comes_after_all_that_was_published_is_found_and_so_is_what_was_restored_among_it;
+    }
+}
+
+async fn what_comes_after_all_that_was_published_is_found_and_so_is_what_was_restored_among_it(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let mut other = outbox.connect().await?;
+    let mut snapshot = other.begin().await?;
+    snapshot.execute("set transaction isolation level repeatable read").await?;
+    snapshot.execute("select from event_outbox").await?;
+    outbox.write_backlog(PUBLISHED, 100).await?;
+    outbox.execute("update event_outbox set status = 'PUBLISHED', published_at = now()").await?;
+    outbox.write("late", 1, 3).await?;
+
+    let relay = outbox.relay(&kafka).start("beyond")?;
+    outbox.until_settled().await;
+    let numbers = outbox.published_numbers(&kafka).await?;
+    ensure!(numbers["late"] == [1, 2, 3] && numbers.len() == 1, "{numbers:?}");
+
+    // By hand, as nobody should: no rule of the frontier's knows of it, and only a sweep finds it.
+    let restored = PUBLISHED / 2;
+    outbox
+        .execute(&format!("update event_outbox set status = 'PENDING', published_at = null where id = {restored}"))
+        .await?;
+    outbox.until_settled().await;
+    let numbers = outbox.published_numbers(&kafka).await?;
+    ensure!(numbers.len() == 2 && numbers[&format!("e{}", restored % 100)] == [restored], "{numbers:?}");
+
+    // A start from nothing: another relay, which knows of none of it.
+    relay.stop().await?;
+    outbox.write("late", 4, 1).await?;
+    let _relay = outbox.relay(&kafka).start("anew")?;
+    outbox.until_settled().await;
+    let numbers = outbox.published_numbers(&kafka).await?;
+    ensure!(numbers["late"] == [1, 2, 3, 4], "{numbers:?}");
+    Ok(snapshot.rollback().await?)
+}
