@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     /// Up to which id nothing waits in each worker's lanes, as far as it knows.
     floors: Vec<AtomicI64>,
     pub(crate) stages: Stages,
+    /// When the database last refused a worker's marks.
+    pub(crate) marks_refused: Lately,
     /// When a claim last came back full.
     pub(crate) full_claim: Lately,
     /// When there was last enough to do for all workers.
@@ -94,6 +96,7 @@ impl Shared {
             reached: AtomicI64::new(0),
             floors: std::iter::repeat_with(AtomicI64::default).take(options.workers).collect(),
             stages: Stages::default(),
+            marks_refused: Lately::default(),
             full_claim: Lately::default(),
             crowd: Lately::default(),
             obstacles: Mutex::default(),

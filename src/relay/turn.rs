@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
+use sqlx::error::DatabaseError;
 
 use crate::event::OutboxId;
 use crate::fault::{self, Class};
@@ -23,7 +24,7 @@ use crate::relay::stint::Stint;
 use crate::sink::broker::BrokerDown;
 use crate::sink::producer::KafkaProducer;
 use crate::sink::transactions::{TransactionError, is_fenced};
-use crate::store::claim::{Probed, Reach};
+use crate::store::claim::{ClaimedRow, Probed, Reach};
 use crate::store::holds::{Hold, waits_for_entity};
 use crate::store::session::{self, Owned};
 use crate::store::settle::SettleError;
@@ -33,6 +34,9 @@ pub(crate) const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Lanes are taken once a turn, and again where another worker was quicker on a part of them.
 const TAKES: usize = 3;
+
+/// Marks are rehearsed for so long after some were refused: longer than between two tries.
+const REHEARSED: Duration = Duration::from_secs(60);
 
 /// What [`Shared::block`] calls records of a worker that are not acknowledged.
 pub(crate) fn acks_of(worker: usize) -> String {
@@ -326,6 +330,7 @@ impl Hands<'_> {
         let began = Instant::now();
         let plan = Plan::new(&claim.rows, &claim.skipped, options)?;
         let closed = self.closed_topics(stint, &plan.topics).await?;
+        self.rehearse(lanes, &claim.rows).await?;
         let Some(producer) = self.producer.as_mut() else {
             return Err(BrokerDown.into());
         };
@@ -369,10 +374,7 @@ impl Hands<'_> {
             // Whoever fenced this worker has its lanes, because its session has ended: this is the cause to tell.
             return Err(error);
         }
-        let settled = settled.map_err(|error| match error {
-            SettleError::Database(error) => TurnError::Database(error),
-            source => TurnError::NotOwned { lanes, source },
-        })?;
+        let settled = settled.map_err(|error| self.not_marked(error, lanes))?;
         stages.add(Stage::Settle, began);
         self.tell_topics(&sent, &outcomes);
         match missing {
@@ -384,6 +386,32 @@ impl Hands<'_> {
                 *self.limit = (*self.limit * 2).min(options.batch_size);
                 Ok((settled, first_left(claim, &sent)?))
             }
+        }
+    }
+
+    /// A database that takes a claim and refuses the marks (its disk is full, a trigger of somebody's raises) would have the same events
+    /// published with each retry. So for a while after that it shows first that it would take them. In exactly-once mode the lanes' progress
+    /// keeps the events from being published again.
+    async fn rehearse(&mut self, lanes: LaneRange, rows: &[ClaimedRow]) -> Result<(), TurnError> {
+        if self.shared.options.is_exactly_once() || !self.shared.marks_refused.was(REHEARSED) {
+            return Ok(());
+        }
+        let places = rows.iter().map(ClaimedRow::ctid).collect::<Result<Vec<_>, _>>()?;
+        let rehearsed = within(self.shared.transaction.rehearse_mark(self.conn, &places)).await;
+        rehearsed.map_err(|error| self.not_marked(error, lanes))
+    }
+
+    fn not_marked(&self, error: SettleError, lanes: LaneRange) -> TurnError {
+        match error {
+            SettleError::Database(error) => {
+                // Not when the session is gone: that says nothing of the marks.
+                if error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| !code.starts_with("57P"))
+                {
+                    self.shared.marks_refused.note();
+                }
+                TurnError::Database(error)
+            }
+            source => TurnError::NotOwned { lanes, source },
         }
     }
 

@@ -215,19 +215,7 @@ impl Transaction {
         rows: &[Ctid],
         next: Option<LaneRange>,
     ) -> Result<Option<Owned>, SettleError> {
-        let mut sql = String::with_capacity(200 + rows.len() * 18);
-        if !rows.is_empty() {
-            let (mut places, count) = (String::with_capacity(rows.len() * 18), rows.len().to_string());
-            places.push('{');
-            rows.iter().for_each(|place| place.push_to(&mut places));
-            places.pop();
-            places.push('}');
-            if self.prepared {
-                sql = format!("execute outbox_relay_mark ('{places}', {count}); ");
-            } else {
-                sql = self.mark(&format!("'{places}'"), &count) + "; ";
-            }
-        }
+        let mut sql = self.mark_text(rows);
         sql.push_str("commit; ");
         if let Some(next) = next {
             sql.push_str(&self.begin_text(next));
@@ -236,11 +224,44 @@ impl Transaction {
         match conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await {
             Ok(answers) if next.is_some() => Ok(Some(owned(&answers[usize::from(!rows.is_empty())..], asked)?)),
             Ok(_) => Ok(None),
-            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(DIVISION_BY_ZERO) => {
-                Err(SettleError::NotOwned { rows: rows.len() })
-            }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(unmarked(error, rows)),
         }
+    }
+
+    /// Marks these rows and takes it back: shows whether they could be marked, before they are published. Their locks stay.
+    ///
+    /// # Errors
+    /// What marking them would have met.
+    pub(crate) async fn rehearse_mark(&self, conn: &mut PgConnection, rows: &[Ctid]) -> Result<(), SettleError> {
+        let mark = self.mark_text(rows);
+        let sql = format!("savepoint rehearsal; {mark}rollback to savepoint rehearsal; release savepoint rehearsal");
+        conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop).map_err(|error| unmarked(error, rows))
+    }
+
+    /// One statement, or none where there are no rows.
+    fn mark_text(&self, rows: &[Ctid]) -> String {
+        if rows.is_empty() {
+            return String::new();
+        }
+        let (mut places, count) = (String::with_capacity(rows.len() * 18 + 200), rows.len().to_string());
+        places.push('{');
+        rows.iter().for_each(|place| place.push_to(&mut places));
+        places.pop();
+        places.push('}');
+        if self.prepared {
+            format!("execute outbox_relay_mark ('{places}', {count}); ")
+        } else {
+            self.mark(&format!("'{places}'"), &count) + "; "
+        }
+    }
+}
+
+fn unmarked(error: sqlx::Error, rows: &[Ctid]) -> SettleError {
+    match error {
+        sqlx::Error::Database(error) if error.code().as_deref() == Some(DIVISION_BY_ZERO) => {
+            SettleError::NotOwned { rows: rows.len() }
+        }
+        error => error.into(),
     }
 }
 

@@ -26,7 +26,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_database_that_is_down_at_the_start_is_waited_for,
             a_database_restarted_under_load_loses_nothing_and_keeps_every_order;
         with_both:
-            sessions_terminated_under_load_lose_nothing_and_keep_every_order;
+            sessions_terminated_under_load_lose_nothing_and_keep_every_order,
+            a_database_that_takes_claims_and_refuses_marks_is_not_asked_by_publishing_again;
     }
 }
 
@@ -173,4 +174,41 @@ async fn sessions_terminated_under_load_lose_nothing_and_keep_every_order(
         ensure!(relay.stop().await? == Some(0));
     }
     Ok(())
+}
+
+/// As a full disk does, or a trigger that somebody forgot.
+async fn a_database_that_takes_claims_and_refuses_marks_is_not_asked_by_publishing_again(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    const EVENTS: i64 = 200;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    // A sequence is not rolled back: it counts the tries.
+    outbox.execute("create sequence tries").await?;
+    outbox
+        .execute(
+            "create function refuse() returns trigger language plpgsql as $$ begin \
+             perform nextval('public.tries'); \
+             raise exception 'could not extend file: wrote only 4096 of 8192 bytes' using errcode = 'disk_full'; \
+             end $$",
+        )
+        .await?;
+    outbox.execute("create trigger refuse before update on event_outbox execute function refuse()").await?;
+    outbox.write_backlog(EVENTS, 50).await?;
+    let relay = outbox.relay(&kafka).start("refused")?;
+    relay.wait_for_line(STARTED, |line| line["code"] == "OR-2006").await;
+    eventually("the marks are tried again and again", SOON, || async {
+        match outbox.number("select last_value from tries").await {
+            Ok(tries) if tries >= 9 => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let records = kafka.read_topic(&outbox.topic).await?.len();
+    ensure!(records == EVENTS as usize, "{records} records");
+    outbox.execute("drop trigger refuse on event_outbox").await?;
+    outbox.until_settled().await;
+    relay.wait_for_line(ENDED, |line| line["server"] == "postgres").await;
+    outbox.reconcile(&kafka, Rules { duplicates_allowed: Some(EVENTS as u64), pending_allowed: false }).await
 }
