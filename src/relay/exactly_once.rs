@@ -47,8 +47,9 @@ use crate::store::claim::ClaimedRow;
 use crate::store::delivery::Owner;
 use crate::store::session::{self, Owned};
 
-/// A relay that has missed so many heartbeats does not let its lanes go any more.
-const SILENT_BEATS: u32 = 2;
+/// A relay whose last heartbeat is so many halves of an interval ago does not let its lanes go any more. What looks at them has seen nobody
+/// move their first event, and they are not locked.
+const SILENT_HALVES: u32 = 3;
 
 /// A worker that lives and does not let go is waited for so many heartbeats.
 const PATIENT_BEATS: u32 = 10;
@@ -131,7 +132,7 @@ impl Hands<'_> {
             return Ok(owned.lanes.clone());
         }
         let options = &self.shared.options;
-        let silence = options.heartbeat_interval * SILENT_BEATS;
+        let silence = options.heartbeat_interval / 2 * SILENT_HALVES;
         let persistent = options.prepared_statements;
         let alive = within(self.shared.delivery.alive(self.conn, silence, persistent)).await?;
         let lives = |owner: &Owner| {
