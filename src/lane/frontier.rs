@@ -244,9 +244,11 @@ impl Frontier {
         false
     }
 
-    /// Something below may be pending again: a batch was given up, lanes were taken over, rows were released.
+    /// Something below may be pending again: a batch was given up, lanes were taken over, rows were released. The last walk may also have
+    /// been too long for its statement.
     pub(crate) fn reset(&mut self) {
         self.covered = 0;
+        self.width = self.width.min(FIRST_WIDTH);
     }
 }
 
@@ -509,6 +511,19 @@ mod tests {
         assert_eq!(frontier.width, FIRST_WIDTH);
         frontier.walked(SLICE_TIME);
         assert_eq!(frontier.width, FIRST_WIDTH);
+    }
+
+    #[test]
+    fn a_walk_that_was_too_long_for_its_statement_is_made_again_in_small_slices() {
+        let now = Instant::now();
+        let mut frontier = Frontier::new(now);
+        let drawn = 1000 * FIRST_WIDTH;
+        frontier.observe(&Snapshot::default(), Some(drawn), now, now);
+        (0..20).for_each(|_| frontier.walked(Duration::ZERO));
+        frontier.advance(drawn, false);
+        assert_eq!(frontier.upto(0), None, "all of it at once");
+        frontier.reset();
+        assert_eq!(frontier.upto(frontier.start(now)), Some(FIRST_WIDTH));
     }
 
     #[test]
