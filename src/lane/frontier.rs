@@ -41,10 +41,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const SWEEP_SHARE: u32 = 50;
 
 /// How many ids a slice begins with.
-const FIRST_WIDTH: i64 = 1 << 16;
+const FIRST_WIDTH: i64 = 1 << 14;
 
 /// A slice that took less makes the next one twice as wide, one that took [`SLOW`] times as long half as wide.
-const SLICE_TIME: Duration = Duration::from_millis(40);
+const SLICE_TIME: Duration = Duration::from_millis(10);
 const SLOW: u32 = 4;
 
 /// Marks closer together than this add nothing to [`GUARD`].

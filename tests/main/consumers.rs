@@ -531,7 +531,8 @@ async fn members_of_the_eager_protocol_repeat_nothing_either(
 }
 
 async fn come_and_go(database: &TestDatabase, kafka: Arc<RealKafka>, strategy: &str) -> anyhow::Result<()> {
-    const EVENTS: i64 = 1_500;
+    // More than three members get through while the group is rebalanced three times on a busy machine.
+    const EVENTS: i64 = 4_000;
     let field = Field::new(database, kafka).await?;
     field.outbox.write_backlog(EVENTS, 30).await?;
     field.publish().await?;
