@@ -259,10 +259,10 @@ async fn progress_that_is_lost_is_told_and_made_up_for_from_the_topic(
     let line = victim.process()?.wait_for(LOST).await;
     ensure!(line["level"] == "WARN" && line["next_step"].is_string(), "{line}");
     ensure!(line["topics_read_to_the_end"] == true, "{line}");
+    // What was published and not marked may be in the lanes that it takes later, when the dead one has been silent for long enough.
+    let found = |line: &serde_json::Value| line["found_on_topics"].as_i64().is_some_and(|found| found > 0);
+    stage.crew[0].process()?.wait_for_line(LOST, found).await;
     stage.moment().await;
-    let told = stage.crew[0].process()?.lines(LOST);
-    let found: i64 = told.iter().filter_map(|line| line["found_on_topics"].as_i64()).sum();
-    ensure!(found > 0, "nothing of what was published was found: {told:?}");
     stage.close(&kafka).await.map(drop)
 }
 
