@@ -60,7 +60,7 @@ pub(crate) async fn explain(
     wanted: &Wanted,
     full: bool,
 ) -> Result<Vec<Explained>, sqlx::Error> {
-    let found = rows::find(conn, names, wanted, full).await?;
+    let found = rows::find(conn, names, &settings.relay.topic, wanted, full).await?;
     let topics: Vec<String> = found
         .iter()
         .map(|row| {

@@ -2,44 +2,31 @@
 //!
 //! - [`options`]: what a relay is told
 //! - [`shared`]: what its tasks share
-//! - [`worker`]: one task, one connection, one producer: the loop
-//! - [`turn`]: one serial cycle of a worker
-//! - [`claiming`]: its first part, the claim
-//! - [`batch`]: what becomes of each claimed row
-//! - [`topics`]: asked for, held, released
-//! - [`settling`]: its last part, the marks
+//! - [`worker`]: one task, one connection, one producer: the loop, and its cycle in parts
 //! - [`exactly_once`]: the protocol by which an event is on its topic once
 //! - [`doubt`]: what a lost progress leaves in doubt
-//! - [`stint`]: what a worker knows of the lanes it works on
-//! - [`pauses`]: what operators have paused
+//! - [`pauses`]: what operators have paused, in the log
 //! - [`retention`]: removes what is old
 //! - [`stages`]: where the time goes
 //! - [`lookout`]: notices that nothing moves, and why; what the probes answer
 //! - [`measure`]: what a batch adds to the metrics
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat, shares, status line
-//! - [`outage`]: incidents, told once when they start and once when they end
+//! - [`outage`]: incidents, logged once when they start and once when they end
 
-mod batch;
-mod claiming;
 mod crew;
 mod doubt;
 mod exactly_once;
 mod lookout;
 mod measure;
 mod options;
-mod orphans;
 mod outage;
 mod pace;
 mod pauses;
 mod register;
 mod retention;
-mod settling;
 mod shared;
 mod stages;
-mod stint;
-mod topics;
-mod turn;
 mod worker;
 
 use std::sync::Arc;
@@ -192,7 +179,7 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
     loop {
         let connected = session::connect(&options.database, &options.application_name(), options.connect_timeout).await;
         let failed = match connected {
-            Ok(mut conn) => match turn::within(look(&mut conn, &options.names)).await {
+            Ok(mut conn) => match worker::context::within(look(&mut conn, &options.names)).await {
                 Ok(found) => {
                     outages.end(Side::Postgres, Party::Start).await;
                     return Ok(found);

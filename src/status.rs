@@ -45,7 +45,7 @@ pub(crate) struct Status {
     pub(crate) delivery: Vec<LaneDelivery>,
     /// Why the lanes' progress is missing.
     pub(crate) progress_unread: Option<String>,
-    /// Of the first 100,000 held events.
+    /// What claims have stepped over, by reason.
     pub(crate) held: Vec<HeldGroup>,
     /// What operators have paused, as the rows of the table of pauses.
     pub(crate) pauses: Vec<serde_json::Value>,
@@ -146,7 +146,7 @@ impl Status {
         let names = look.names;
         // Whoever has it locked is told within a second; the counts would wait for longer.
         read(conn, &format!("select from {} limit 0", names.outbox())).await?;
-        let backlog = stats::backlog(conn, names, 0).await?;
+        let backlog = stats::backlog(conn, names).await?;
         self.backlog = Some(Counts {
             pending: backlog.pending,
             pending_is_at_least: backlog.pending >= COUNT_LIMIT,

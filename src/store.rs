@@ -3,11 +3,10 @@
 //! - [`names`]: the quoted identifiers of one outbox
 //! - [`schema`]: migrations, their version, the number of lanes
 //! - [`session`]: a connection, the transaction that owns lanes
-//! - [`snapshot`]: which transactions a statement saw as running
 //! - [`claim`]: the rows of a batch
 //! - [`settle`]: what becomes of them
 //! - [`delivery`]: which worker publishes a lane exactly once
-//! - [`holds`]: topics and entities held back
+//! - [`holds`]: the records of what is held
 //! - [`pauses`]: topics and entities that operators have paused
 //! - [`dead`]: events that need a decision, and what is decided
 //! - [`retention`]: removing what is old
@@ -21,6 +20,7 @@
 //! For people who look, in read-only transactions ([`reading`]):
 //! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
 //! - [`fleet`]: the relays, and who works on which lane
+//! - [`pending`]: SQL for what claims have not met, and for what holds keep
 //! - [`waiting`]: what waits in a relay's lanes, how vacuum fares
 //! - [`activity`]: who holds transactions and locks
 
@@ -51,6 +51,8 @@ pub(crate) mod members;
 #[cfg(feature = "relay")]
 pub(crate) mod pauses;
 #[cfg(feature = "relay")]
+pub(crate) mod pending;
+#[cfg(feature = "relay")]
 pub(crate) mod reading;
 #[cfg(feature = "relay")]
 pub(crate) mod replay;
@@ -62,8 +64,6 @@ pub(crate) mod roles;
 pub(crate) mod session;
 #[cfg(feature = "relay")]
 pub(crate) mod settle;
-#[cfg(feature = "relay")]
-pub(crate) mod snapshot;
 #[cfg(feature = "relay")]
 pub(crate) mod stats;
 #[cfg(feature = "relay")]

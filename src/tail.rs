@@ -129,7 +129,7 @@ impl<'a> Tail<'a> {
         template: &'a TopicTemplate,
         filter: Filter,
     ) -> Result<Self, TailError> {
-        let (table, ahead_s) = Table::begin(conn, names).await?;
+        let (table, ahead_s) = Table::begin(conn, names, template).await?;
         let follower = Follower::start(kafka).map_err(TailError::Kafka)?;
         Ok(Self { table, template, filter, follower, followed: HashMap::new(), ahead_s, ended: 0 })
     }

@@ -13,9 +13,6 @@ use super::fill::{As, Filler, Keys};
 use super::relay_process::RelayProcess;
 use super::watermarks::Watermarks;
 use crate::config::Delivery;
-use crate::lane::LaneRange;
-use crate::store::claim::{ClaimSql, Reach};
-use crate::store::session::Sequence;
 use crate::store::{Names, retention};
 
 /// How often the topic is asked while it fills: each time costs the broker four small requests.
@@ -263,8 +260,6 @@ fn by_second(samples: &[(f64, u64)]) -> Vec<u64> {
 /// Looks for the last rows that are pending.
 struct End {
     conn: PgConnection,
-    claim: ClaimSql,
-    lanes: LaneRange,
     names: Names,
     /// Rows that were there before the backlog.
     retained: u64,
@@ -280,8 +275,6 @@ impl End {
         let last = backlog.retained + backlog.events;
         Ok(Self {
             conn,
-            claim: ClaimSql::new(&arena.names, &Sequence::default()),
-            lanes: LaneRange { first: 0, last: arena.lanes as i16 - 1 },
             names: arena.names.clone(),
             retained: backlog.retained,
             tail: (last - backlog.events / 20) as i64,
@@ -299,8 +292,11 @@ impl End {
     }
 
     async fn is_any_pending_above(&mut self, start: i64) -> Result<bool, sqlx::Error> {
-        let reach = Reach { start, upto: None, lanes: self.lanes, around: &[] };
-        Ok(self.claim.first(&mut self.conn, reach).await?.is_some())
+        let sql = format!(
+            "select exists (select from {} where id > {start} and status = 'PENDING' order by id limit 1)",
+            self.names.outbox()
+        );
+        self.conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?.try_get(0)
     }
 
     async fn until_marked_above(&mut self, id: i64, relays: &mut [RelayProcess]) -> Result<Instant, BenchError> {

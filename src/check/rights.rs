@@ -9,7 +9,7 @@ use crate::store::names::{literal, quote};
 use crate::store::reading::read;
 
 /// The columns of the outbox that a relay writes.
-const MARKED: [&str; 5] = ["status", "published_at", "attempts", "last_error", "available_at"];
+const MARKED: [&str; 5] = ["status", "published_at", "attempts", "last_error", "due"];
 
 /// The rights that a relay needs and does not have.
 pub(crate) async fn missing_rights(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
@@ -30,6 +30,7 @@ pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec
     for (table, privileges) in [
         (names.outbox(), &["select"][..]),
         (names.companion("lane"), &["select"]),
+        (names.companion("hold"), &["select", "insert", "update", "delete"]),
         (names.companion("relay"), &["select", "insert", "update", "delete"]),
         (names.companion("migration"), &["select"]),
         (names.companion("control"), &["select"]),

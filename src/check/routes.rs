@@ -12,7 +12,9 @@ use crate::observe::code::Code;
 use crate::route::TopicTemplate;
 use crate::store::Names;
 
-use crate::store::reading::{PENDING, read};
+use crate::store::names::literal;
+use crate::store::pending::pending;
+use crate::store::reading::read;
 
 /// How many of the youngest events, and of the first pending ones, are looked at for their route.
 const EVENTS_ROUTED: u32 = 2_000;
@@ -76,8 +78,17 @@ fn sample(names: &Names, rows: u32, figures: &str) -> String {
     format!(
         "select entity_type, event_type, topic, {figures} from (\
            (select {columns} from {outbox} order by id desc limit {rows}) union all \
-           (select {columns} from {outbox} where {PENDING} order by (id + 0) limit {rows})) sample \
-         group by 1, 2, 3 limit 1000"
+           (select {columns} from {} first)) sample \
+         group by 1, 2, 3 limit 1000",
+        pending(names, &format!("id, {columns}"), "true", i64::from(rows))
+    )
+}
+
+/// SQL for the topic that the relay routes an event to; `of`: what comes before its columns.
+pub(crate) fn topic_sql(template: &TopicTemplate, of: &str) -> String {
+    format!(
+        "coalesce({of}topic, replace(replace({}, '{{entity_type}}', {of}entity_type), '{{event_type}}', {of}event_type))",
+        literal(&template.to_string())
     )
 }
 

@@ -8,7 +8,7 @@ use crate::store::Names;
 
 use crate::store::names::literal;
 use crate::store::plan::{self, Statement};
-use crate::store::reading::{PENDING, WAITING, read};
+use crate::store::reading::read;
 use crate::store::schema::{self, SchemaError};
 
 /// What keeps the schema from being used, and the number of lanes where nothing does.
@@ -36,10 +36,15 @@ fn refused(error: &SchemaError) -> Finding {
         SchemaError::OldServer { .. } => {
             Finding::error(Code::ServerOld, format!("The outbox cannot be used: {error}."), "upgrade the server")
         }
+        SchemaError::Partitioned { .. } => Finding::error(
+            Code::TablePartitioned,
+            format!("The outbox cannot be used: {error}."),
+            "move the events into a plain table that `outbox-relay migrate` makes",
+        ),
         SchemaError::BrokenLanes { .. } => Finding::error(
             Code::LanesBroken,
             format!("{error}: events of a lane without a row are never claimed."),
-            "put the missing numbers back, generation 0; the number of lanes is in the column lane's expression: \\d+ event_outbox",
+            "put the missing numbers back; the number of lanes is in the column lane's expression: \\d+ event_outbox",
         ),
         _ => Finding::error(
             Code::SchemaNewer,
@@ -59,19 +64,19 @@ struct Wanted {
 
 fn wanted() -> [Wanted; 3] {
     [
+        Wanted { suffix: "late", columns: "(xid, id, lane)", predicate: "", printed: "" },
         Wanted {
-            suffix: "pending",
-            columns: "(((id + 0)), lane)",
-            predicate: PENDING,
-            printed: "((status = 'PENDING'::text) AND ((available_at IS NULL) OR (available_at <= created_at)))",
+            suffix: "due",
+            columns: "(due, id, lane)",
+            predicate: " where due is not null",
+            printed: " WHERE (due IS NOT NULL)",
         },
         Wanted {
-            suffix: "waiting",
-            columns: "(available_at, id, lane)",
-            predicate: WAITING,
-            printed: "((status = 'PENDING'::text) AND (available_at > created_at))",
+            suffix: "failed",
+            columns: "(id)",
+            predicate: " where last_error is not null",
+            printed: " WHERE (last_error IS NOT NULL)",
         },
-        Wanted { suffix: "dead", columns: "(id)", predicate: "status = 'DEAD'", printed: "(status = 'DEAD'::text)" },
     ]
 }
 
@@ -87,7 +92,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
     for Wanted { suffix, columns, predicate, printed } in wanted() {
         let name = names.part_raw(suffix);
         let index = names.part(suffix);
-        let create = format!("create index concurrently {index} on {} {columns} where {predicate}", names.outbox());
+        let create = format!("create index concurrently {index} on {} {columns}{predicate}", names.outbox());
         let found = rows.iter().find(|row| row.try_get::<&str, _>(0).is_ok_and(|found| found == name));
         let Some(found) = found else {
             findings.push(Finding::error(
@@ -106,7 +111,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
                 ),
                 format!("reindex index concurrently {}.{index};", names.schema()),
             ));
-        } else if !definition.ends_with(&format!("USING btree {columns} WHERE {printed}")) {
+        } else if !definition.ends_with(&format!("USING btree {columns}{printed}")) {
             findings.push(Finding::error(
                 Code::IndexInvalid,
                 format!(
@@ -128,7 +133,7 @@ async fn plans(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>
         Finding::error(
             Code::ClaimPlan,
             format!(
-                "The planner does not take the pending index for the claim, which walks published events ({step})."
+                "The planner does not take the indexes that the claim is made for, so that it walks published events ({step})."
             ),
             format!(
                 "analyze {}; if that does not help, compare the indexes with `outbox-relay migrate --print`",

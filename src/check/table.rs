@@ -25,6 +25,7 @@ pub(super) async fn table(conn: &mut PgConnection, names: &Names) -> Result<Vec<
     findings.extend(dead_tuples(conn, names).await?);
     findings.extend(sequence(conn, names).await?);
     findings.extend(triggers(conn, names).await?);
+    findings.extend(stamp_triggers(conn, names).await?);
     Ok(findings)
 }
 
@@ -101,12 +102,35 @@ async fn sequence(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
     }))
 }
 
+/// The triggers that keep `xid`: without them, or without ALWAYS, rows that are restored, replicated or changed may never be found.
+async fn stamp_triggers(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    let outbox = names.outbox();
+    let wanted = ["stamp_insert", "stamp_update"];
+    let list = wanted.map(|suffix| literal(&names.part_raw(suffix))).join(", ");
+    let query = format!(
+        "select count(*) from pg_trigger where tgrelid = {}::regclass and tgenabled = 'A' and tgname in ({list})",
+        literal(&outbox)
+    );
+    let rows = read(conn, &query).await?;
+    let found: i64 = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+    let enable = wanted.map(|suffix| format!("enable always trigger {}", names.part(suffix))).join(", ");
+    Ok((found < 2).then(|| {
+        Finding::error(
+            Code::StampTriggers,
+            format!("{outbox} lacks triggers that claims rest on, or they are not enabled ALWAYS: events may never be published."),
+            format!("alter table {outbox} {enable}; -- where they are gone: `outbox-relay migrate --print` has them, in 0007"),
+        )
+    }))
+}
+
 async fn triggers(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
     let outbox = names.outbox();
     let query = format!(
         "select string_agg(quote_ident(tgname), ', ' order by tgname), min(quote_ident(tgname)) from pg_trigger \
-         where tgrelid = {}::regclass and not tgisinternal and tgenabled <> 'D'",
-        literal(&outbox)
+         where tgrelid = {}::regclass and not tgisinternal and tgenabled <> 'D' and tgname not in ({}, {})",
+        literal(&outbox),
+        literal(&names.part_raw("stamp_insert")),
+        literal(&names.part_raw("stamp_update"))
     );
     let rows = read(conn, &query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;

@@ -265,8 +265,8 @@ async fn explain_missing(target: &mut Target, filter: &Filter) -> Result<(), Fai
     };
     let failure = Failure::finding(format!("event {id} {is}"));
     Err(match status.as_deref() {
-        Some(status) if status.contains(crate::store::holds::BEHIND) => {
-            failure.hint("decide about the event it waits behind: `dead list --entity ID`")
+        Some(status) if status.starts_with("PENDING") => {
+            failure.hint("`outbox-relay explain` says what it waits for; behind a refused event, decide about that one")
         }
         Some(status) if status.contains(dead::DISCARDED) => failure.hint("--discarded looks at those"),
         _ => failure,

@@ -18,6 +18,10 @@ pub(crate) struct Migrate {
     /// Print the SQL instead, for Flyway, Alembic, Prisma and the like; no database is needed
     #[arg(long)]
     pub(crate) print: bool,
+    /// With --print: only the steps above this version, for an outbox that is in use. They begin and commit by themselves, because indexes
+    /// are built without a transaction
+    #[arg(long, requires = "print", conflicts_with = "roles", value_name = "VERSION", value_parser = clap::value_parser!(i32).range(1..))]
+    from: Option<i32>,
     /// Number of lanes of a new outbox; cannot be changed later
     #[arg(long, default_value_t = DEFAULT_LANES, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_LANES)))]
     lanes: u16,
@@ -47,7 +51,7 @@ impl Migrate {
         let names = names(outbox);
         match self.roles {
             true => print!("{}", roles::script(&names, &self.role_options())),
-            false => print!("{}", schema::print(&names, self.lanes)),
+            false => print!("{}", schema::print(&names, self.lanes, self.from)),
         }
     }
 
@@ -123,6 +127,9 @@ pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
         SchemaError::Missing { .. } => (Code::SchemaMissing, "run `outbox-relay migrate`"),
         SchemaError::Foreign { .. } => (Code::SchemaForeign, "choose another RELAY_TABLE or RELAY_SCHEMA"),
         SchemaError::OldServer { .. } => (Code::ServerOld, "upgrade the server"),
+        SchemaError::Partitioned { .. } => {
+            (Code::TablePartitioned, "move the events into a plain table that `outbox-relay migrate` makes")
+        }
         SchemaError::BrokenLanes { .. } => {
             (Code::LanesBroken, "restore the lane table from a backup; it must not be edited")
         }

@@ -115,14 +115,14 @@ impl Pause {
         let scope = self.what.scope()?.ok_or_else(|| {
             Failure::usage("nothing is named that is to be paused").hint("--all, --topic TOPIC or --entity ID")
         })?;
-        let Target { mut conn, names, lanes, shown } = Target::open(settings, "pause").await?;
+        let Target { mut conn, names, shown, .. } = Target::open(settings, "pause").await?;
         let author = self.by.author(self.reason.clone());
         pauses::pause(&mut conn, &names, &scope, self.lasts, &author)
             .await
             .map_err(|error| failed("pause events of", &shown, error))?;
         // The longest a batch may take, and the statements around it.
         let longest = settings.relay.publish_timeout + Duration::from_secs(5);
-        let in_force = pauses::until_in_force(&mut conn, &names, lanes, longest)
+        let in_force = pauses::until_in_force(&mut conn, &names, longest)
             .await
             .map_err(|error| failed("wait for the batches in flight of", &shown, error))?;
         if self.json {

@@ -29,7 +29,6 @@ impl By {
 pub(crate) struct Target {
     pub(crate) conn: PgConnection,
     pub(crate) names: Names,
-    pub(crate) lanes: u16,
     /// Table and database, for people; without user and password.
     pub(crate) shown: String,
 }
@@ -48,10 +47,10 @@ impl Target {
     pub(crate) async fn open(settings: &Settings, command: &str) -> Result<Self, Failure> {
         let mut conn = connect(settings, &format!("outbox-relay {command}")).await?;
         let names = migrate::names(&settings.outbox);
-        let lanes = lanes(&mut conn, &names).await;
-        let lanes = lanes.map_err(|error| migrate::refused(error, &settings.database.target()))?;
+        let usable = is_usable(&mut conn, &names).await;
+        usable.map_err(|error| migrate::refused(error, &settings.database.target()))?;
         let shown = format!("{} in {}", names.outbox(), settings.database.target());
-        Ok(Self { conn, names, lanes, shown })
+        Ok(Self { conn, names, shown })
     }
 
     /// A statement of `what` failed.
@@ -70,9 +69,9 @@ pub(crate) fn failed(what: &str, shown: &str, error: sqlx::Error) -> Failure {
 }
 
 /// In a transaction: a pooler may send the parts of a statement to two servers otherwise.
-async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, SchemaError> {
+async fn is_usable(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
     let mut tx = conn.begin().await?;
-    let lanes = schema::lanes(&mut tx, names).await?;
+    schema::lanes(&mut tx, names).await?;
     tx.commit().await?;
-    Ok(lanes)
+    Ok(())
 }

@@ -7,9 +7,12 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::MOST_EVENTS;
+use crate::check::routes;
+use crate::route::TopicTemplate;
 use crate::store::Names;
 use crate::store::names::literal;
-use crate::store::reading::{PENDING, WAITING, read_within};
+use crate::store::pending::{held_by, pending};
+use crate::store::reading::read_within;
 
 /// The youngest rows that are looked at.
 pub(crate) const YOUNGEST: u32 = 500_000;
@@ -44,10 +47,11 @@ pub(crate) struct Row {
     pub(crate) age_s: f64,
     pub(crate) published_at: Option<String>,
     pub(crate) published_after_s: Option<f64>,
-    /// `infinity` while it is held.
     pub(crate) available_at: Option<String>,
     /// Seconds until it is due; negative when it is.
     pub(crate) due_in_s: Option<f64>,
+    /// What it is held for, and why; missing while it is not held.
+    pub(crate) held_by: Option<String>,
     #[serde(skip)]
     pub(crate) created_ms: i64,
 }
@@ -55,46 +59,56 @@ pub(crate) struct Row {
 const COLUMNS: &str = "id, event_id::text, entity_type, entity_id, event_type, topic, status, attempts::int8, last_error, lane::int8, \
      created_at::text, extract(epoch from clock_timestamp() - created_at)::float8, \
      published_at::text, extract(epoch from published_at - created_at)::float8, \
-     available_at::text, case when isfinite(available_at) then extract(epoch from available_at - clock_timestamp())::float8 end, \
+     available_at::text, case when due is not null and isfinite(due) then extract(epoch from due - clock_timestamp())::float8 end, \
      floor(extract(epoch from created_at) * 1000)::int8";
 
 /// The wanted rows, in the order of their ids: of an entity the first unpublished ones and the youngest.
 pub(super) async fn find(
     conn: &mut PgConnection,
     names: &Names,
+    topic: &TopicTemplate,
     wanted: &Wanted,
     full: bool,
 ) -> Result<Vec<Row>, sqlx::Error> {
     match wanted {
-        Wanted::Entity(entity) => look(conn, names, &format!("entity_id = {}", literal(entity)), full).await,
+        Wanted::Entity(entity) => look(conn, names, topic, &format!("entity_id = {}", literal(entity)), full).await,
         Wanted::Event(id) => {
-            let events = look(conn, names, &format!("event_id = '{id}'"), full).await?;
+            let events = look(conn, names, topic, &format!("event_id = '{id}'"), full).await?;
             if !events.is_empty() {
                 return Ok(events);
             }
-            look(conn, names, &format!("entity_id = '{id}'"), full).await
+            look(conn, names, topic, &format!("entity_id = '{id}'"), full).await
         }
     }
 }
 
-async fn look(conn: &mut PgConnection, names: &Names, condition: &str, full: bool) -> Result<Vec<Row>, sqlx::Error> {
-    let outbox = names.outbox();
+async fn look(
+    conn: &mut PgConnection,
+    names: &Names,
+    topic: &TopicTemplate,
+    condition: &str,
+    full: bool,
+) -> Result<Vec<Row>, sqlx::Error> {
+    let (outbox, hold) = (names.outbox(), names.companion("hold"));
+    let held_by = held_by(names, &routes::topic_sql(topic, "o."));
     let part = |from: &str, order: &str| {
         format!(
-            "select * from (select {COLUMNS} from {from} where {condition} order by {order} limit {MOST_EVENTS}) part"
+            "select * from (select {COLUMNS}, {held_by} from {from} o where {condition} order by {order} limit {MOST_EVENTS}) part"
         )
     };
-    let of = |predicate: &str| format!("(select * from {outbox} where {predicate}) part");
+    let of = |predicate: &str| format!("(select * from {outbox} where {predicate})");
     let mut found: Vec<Row> = Vec::new();
     if full {
         let query = format!("set local enable_seqscan = on; {}", part(&outbox, "id desc"));
         add(&mut found, read_within(conn, &query, FULL_LOOK_S).await?)?;
     } else {
         for (from, order) in [
-            (of(PENDING), "(id + 0)"),
-            (of(WAITING), "available_at, id"),
-            (of("status = 'DEAD'"), "id"),
-            (format!("(select * from {outbox} order by id desc limit {YOUNGEST}) part"), "id desc"),
+            (pending(names, "*", condition, MOST_EVENTS as i64), "id"),
+            (of("status = 'PENDING' and due is not null"), "due, id"),
+            (of("last_error is not null"), "id"),
+            // Where holds begin, and what is behind them: in the order of ids, within the time of a look.
+            (of(&format!("status = 'PENDING' and due is null and id >= (select min(from_id) from {hold})")), "id"),
+            (format!("(select * from {outbox} order by id desc limit {YOUNGEST})"), "id desc"),
         ] {
             add(&mut found, read_within(conn, &part(&from, order), LOOK_S).await?)?;
         }
@@ -134,6 +148,7 @@ fn add(found: &mut Vec<Row>, rows: Vec<PgRow>) -> Result<(), sqlx::Error> {
             available_at: row.try_get(14)?,
             due_in_s: row.try_get(15)?,
             created_ms: row.try_get(16)?,
+            held_by: row.try_get(17)?,
         });
     }
     Ok(())

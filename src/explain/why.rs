@@ -9,7 +9,8 @@ use crate::store::activity::{self, Blocker, span};
 use crate::store::backlog;
 use crate::store::fleet::{self, RelaySeen};
 use crate::store::names::literal;
-use crate::store::reading::{PENDING, WAITING, read};
+use crate::store::pending::{HoldKind, pending};
+use crate::store::reading::read;
 
 /// Counting of those before it stops here.
 const MOST_BEFORE: i64 = 1_000_000;
@@ -111,16 +112,16 @@ pub(super) async fn why(
 }
 
 fn held_or_scheduled(row: &Row) -> Reason {
-    let error = row.last_error.as_deref().unwrap_or_default();
-    if row.available_at.as_deref() == Some("infinity") && !error.is_empty() {
-        let next = if error.starts_with("held topic ") {
-            "create the topic or grant WRITE on it; the relay notices within seconds"
-        } else if error.starts_with("paused ") {
-            "outbox-relay resume, when the reason is gone"
-        } else {
-            "mend the cause of its entity's refused event, then retry or discard that one: outbox-relay dead list"
+    if let Some(held) = &row.held_by {
+        let next = match HoldKind::parse(held) {
+            HoldKind::Topic => "create the topic or grant WRITE on it; the relay notices within seconds",
+            HoldKind::Paused => "outbox-relay resume, when the reason is gone",
+            HoldKind::Locked => "`outbox-relay status` names the session: end its transaction",
+            HoldKind::Entity => {
+                "mend the cause of its entity's refused event, then retry or discard that one: outbox-relay dead list"
+            }
         };
-        return reason(error, next);
+        return reason(held, next);
     }
     let due_in = row.due_in_s.filter(|due_in| *due_in > 0.0)?;
     let at = row.available_at.as_deref().unwrap_or_default();
@@ -170,29 +171,20 @@ async fn locked(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Rea
 async fn earlier(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Option<i64>, sqlx::Error> {
     let Some(entity) = &row.entity_id else { return Ok(None) };
     let entity = format!(
-        "lane = {} and entity_id = {} and entity_type = {}",
+        "lane = {} and entity_id = {} and entity_type = {} and id < {}",
         row.lane,
         literal(entity),
-        literal(&row.entity_type)
+        literal(&row.entity_type),
+        row.id
     );
-    let outbox = names.outbox();
     // Scheduled rows are out of the order on purpose.
-    let query = format!(
-        "select least(\
-           (select id from {outbox} where {PENDING} and {entity} and (id + 0) < {id} order by (id + 0) limit 1), \
-           (select min(id) from {outbox} where {WAITING} and available_at = 'infinity' and last_error is not null and {entity} and id < {id}))",
-        id = row.id
-    );
+    let query = format!("select id from {} first", pending(names, "id", &entity, 1));
     read(conn, &query).await?.first().map_or(Ok(None), |row| row.try_get(0))
 }
 
 async fn before(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<i64, sqlx::Error> {
-    let query = format!(
-        "select count(*) from (select from {} where {PENDING} and lane = {} and (id + 0) < {} order by (id + 0) limit {MOST_BEFORE}) before",
-        names.outbox(),
-        row.lane,
-        row.id
-    );
+    let condition = format!("lane = {} and id < {}", row.lane, row.id);
+    let query = format!("select count(*) from {} before", pending(names, "id", &condition, MOST_BEFORE));
     read(conn, &query).await?.first().map_or(Ok(0), |row| row.try_get(0))
 }
 

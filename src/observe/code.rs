@@ -71,10 +71,12 @@ codes! {
     2106 LanesBroken "lanes-broken" "rows of the lane table are missing";
     2107 IndexMissing "index-missing" "an index of the outbox is missing";
     2108 IndexInvalid "index-invalid" "an index of the outbox is invalid, or not the migration's";
-    2109 ClaimPlan "claim-plan" "the planner does not take the pending index for the claim";
+    2109 ClaimPlan "claim-plan" "the planner does not take the claim's indexes";
     2110 TableUnlogged "table-unlogged" "the outbox is an unlogged table";
     2111 SequenceCache "sequence-cache" "ids are handed out in blocks, so that their order is not the order of commits";
     2112 Triggers "triggers" "triggers run on the outbox";
+    2113 TablePartitioned "table-partitioned" "the outbox is a partitioned table";
+    2114 StampTriggers "stamp-triggers" "the outbox lacks triggers that claims rest on";
 
     // 22xx: rights in the database
     2201 RightsMissing "rights-missing" "the user lacks a right in the database";
@@ -141,12 +143,16 @@ codes! {
     4004 RecordTimestamp "record-timestamp" "an event's time is outside what its topic accepts";
     4005 PayloadNotJson "payload-not-json" "payloads are not JSON, and the envelope is";
     4006 EventLocked "event-locked" "another session has locked a pending event";
+    4007 EventUnreadable "event-unreadable" "a row of the outbox cannot be read as an event";
+    4008 NameTooLong "name-too-long" "an event's entity id, type, topic or headers are too long";
 
     // 5xxx: lanes and who owns them
-    5001 MarksNotMade "marks-not-made" "rows were changed by somebody else while the relay owned them";
+    5001 MarksNotMade "marks-not-made" "published events cannot be marked";
     5002 Stalled "stalled" "events wait and none has moved for RELAY_STALL_AFTER";
     5003 ProducerFenced "producer-fenced" "another relay took a worker's lanes over while it did not answer";
     5004 ProgressLost "progress-lost" "the progress of lanes is lost";
+    5005 LanesReset "lanes-reset" "the progress of lanes was written on another server";
+    5006 IdsWentBack "ids-went-back" "event ids begin again";
 
     // 6xxx: operations
     6001 RetentionFails "retention-fails" "old events cannot be pruned";

@@ -45,8 +45,8 @@ const FAILURES: Named = (
 );
 const LANES: Named = ("lanes", "Lanes of the outbox");
 const OWNED: Named = ("owned_lanes", "Lanes that are this relay's share");
-const FLOOR_LAG: Named =
-    ("floor_lag_events", "How many ids the next claim looks back behind the highest one claimed, by worker");
+const UNSCANNED: Named =
+    ("unscanned_events", "Event ids that were drawn and that claims have not reached yet, by worker");
 const PENDING: Named = ("pending_events", "Events of the whole outbox that can be claimed; counting stops at 1000000");
 const OLDEST: Named = ("oldest_pending_seconds", "Age of the first of them");
 const SCHEDULED: Named = ("scheduled_events", "Events whose time has not come");
@@ -96,7 +96,7 @@ pub(crate) struct Metrics {
     failures: Family<Word, Counter>,
     lanes: Gauge,
     owned: Gauge,
-    floor_lag: Family<Text, Gauge>,
+    unscanned: Family<Text, Gauge>,
     pending: Gauge,
     oldest: Seconds,
     scheduled: Gauge,
@@ -134,7 +134,7 @@ impl Default for Metrics {
             failures: register(&mut registry, FAILURES),
             lanes: register(&mut registry, LANES),
             owned: register(&mut registry, OWNED),
-            floor_lag: register(&mut registry, FLOOR_LAG),
+            unscanned: register(&mut registry, UNSCANNED),
             pending: register(&mut registry, PENDING),
             oldest: register(&mut registry, OLDEST),
             scheduled: register(&mut registry, SCHEDULED),
@@ -218,8 +218,8 @@ impl Metrics {
     }
 
     /// How far behind the highest id it has seen a worker's next claim begins.
-    pub(crate) fn set_floor_lag(&self, worker: usize, events: i64) {
-        self.floor_lag.get_or_create(&[("worker", worker.to_string())]).set(events);
+    pub(crate) fn set_unscanned(&self, worker: usize, events: i64) {
+        self.unscanned.get_or_create(&[("worker", worker.to_string())]).set(events);
     }
 
     /// Lanes of this relay, of so many.

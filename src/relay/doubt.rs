@@ -11,10 +11,11 @@ use rdkafka::error::KafkaError;
 use crate::config::KafkaSettings;
 use crate::lane::LaneRange;
 use crate::observe::code::Code;
-use crate::relay::turn::{Hands, TurnError, within};
+use crate::relay::worker::context::{CycleError, WorkerContext, within};
 use crate::sink::reader::{Reader, header};
 use crate::sink::transactions::TransactionError;
-use crate::store::claim::Reach;
+use crate::lane::progress::Progress;
+use crate::store::claim::Limits;
 
 /// A batch of another relay is not larger, unless it was told so.
 const DOUBTFUL_ROWS: usize = 10_000;
@@ -28,9 +29,9 @@ struct Doubtful {
     since: DateTime<Utc>,
 }
 
-impl Hands<'_> {
+impl WorkerContext<'_> {
     /// Of the first pending rows of these lanes those that are on their topics.
-    pub(super) async fn look_for_the_lost(&mut self, lanes: LaneRange, lost: &[i16]) -> Result<Vec<i64>, TurnError> {
+    pub(super) async fn look_for_the_lost(&mut self, lanes: LaneRange, lost: &[i16]) -> Result<Vec<i64>, CycleError> {
         let doubtful = self.doubtful(lanes).await?;
         let in_doubt: usize = doubtful.values().map(|topic| topic.ids.len()).sum();
         let (kafka, time) = (self.shared.options.kafka.kafka().clone(), self.shared.options.publish_timeout);
@@ -53,18 +54,25 @@ impl Hands<'_> {
         Ok(found)
     }
 
-    async fn doubtful(&mut self, lanes: LaneRange) -> Result<BTreeMap<String, Doubtful>, TurnError> {
+    async fn doubtful(&mut self, lanes: LaneRange) -> Result<BTreeMap<String, Doubtful>, CycleError> {
         let (sql, options) = (&self.shared.claim, &self.shared.options);
-        let persistent = options.prepared_statements;
-        let (limit, bytes) = (DOUBTFUL_ROWS.max(options.batch_size * 2), options.batch_bytes.saturating_mul(4));
-        let reach = Reach { start: 0, upto: None, lanes, around: &[] };
-        let due = within(sql.claim_due(self.conn, lanes, limit, bytes, persistent)).await?;
-        let pending = within(sql.claim(self.conn, reach, limit, bytes, persistent)).await?;
+        let limits = Limits {
+            rows: DOUBTFUL_ROWS.max(options.batch_size * 2),
+            stored_bytes: i64::try_from(options.batch_bytes.saturating_mul(4)).unwrap_or(i64::MAX),
+            row_bytes: 0,
+            kept_bytes: options.batch_bytes.saturating_mul(4),
+            heads_only: true,
+            persistent: options.prepared_statements,
+        };
+        let due = within(sql.due(self.conn, lanes, limits)).await?;
+        let states = within(self.shared.transaction.read_lanes(self.conn, lanes)).await?;
+        let progress = states.into_iter().map(|state| state.progress).reduce(Progress::merge).unwrap_or_default();
+        let pending = within(sql.claim(self.conn, &progress, lanes, i64::MAX, limits)).await?;
         let mut topics: BTreeMap<String, Doubtful> = BTreeMap::new();
         let mut scratch = String::new();
         for row in due.rows.iter().chain(&pending.rows) {
             // What cannot be routed was never sent.
-            let Ok(event) = row.event()? else { continue };
+            let Some(event) = row.head()? else { continue };
             let Ok(topic) = options.topic.resolve(&event, &mut scratch) else { continue };
             let doubtful = topics
                 .entry(topic.to_owned())

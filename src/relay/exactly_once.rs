@@ -30,22 +30,22 @@
 //!
 //! A worker that publishes at least once takes such a lane the same way, and leaves it free.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::fault::{self, Class};
 use crate::lane::LaneRange;
-use crate::relay::batch::{Fate, Sent};
-use crate::relay::claiming::Claim;
-use crate::relay::turn::{Hands, TurnError, within};
+use crate::relay::worker::claim::Batch;
+use crate::relay::worker::context::{CycleError, WorkerContext, within};
+use crate::relay::worker::lane_assignment::LaneAssignment;
+use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::sink::broker::BrokerDown;
-use crate::sink::progress::{METADATA_MAX_BYTES, Progress, Room, owner_of};
+use crate::sink::progress::{METADATA_MAX_BYTES, Progress, Room, digest, owner_of};
 use crate::sink::transactions::{Offsets, TransactionError};
-use crate::store::claim::ClaimedRow;
 use crate::store::delivery::Owner;
-use crate::store::session::{self, Owned};
+use crate::store::session::{self, Begun, Wanted};
 
 /// A relay whose last heartbeat is so many halves of an interval ago does not let its lanes go any more. What looks at them has seen nobody
 /// move their first event, and they are not locked.
@@ -106,30 +106,39 @@ fn relay_of(transactional_id: &str) -> Option<&str> {
     rest.rsplit_once('.').map(|(_prefix, relay)| relay)
 }
 
-impl Hands<'_> {
+impl WorkerContext<'_> {
     /// The lanes to work on, as many as are locked, free to take and in a row; with those of them that have to be taken first.
     pub(super) async fn lanes_to_work_on(
         &mut self,
-        owned: &Owned,
-        is_share: bool,
-    ) -> Result<Option<(LaneRange, Vec<i16>)>, TurnError> {
-        if owned.owners.is_empty() && !self.shared.options.is_exactly_once() {
-            return Ok(LaneRange::longest_run(&owned.lanes).map(|lanes| (lanes, Vec::new())));
+        begun: &Begun,
+    ) -> Result<Option<(LaneRange, Vec<i16>)>, CycleError> {
+        let locked: Vec<i16> = begun.lanes.iter().map(|row| row.lane).collect();
+        if begun.owners.is_empty() && !self.shared.options.is_exactly_once() {
+            return Ok(LaneRange::longest_run(&locked).map(|lanes| (lanes, Vec::new())));
         }
-        let free = self.without_those_of_the_living(owned, is_share).await?;
+        let free = self.without_those_of_the_living(begun, locked).await?;
         let lanes = LaneRange::longest_run(&free);
         Ok(lanes
-            .map(|lanes| (lanes, (lanes.first..=lanes.last).filter(|lane| !self.is_settled(owned, *lane)).collect())))
+            .map(|lanes| (lanes, (lanes.first..=lanes.last).filter(|lane| !self.is_settled(begun, *lane)).collect())))
     }
 
-    /// A worker that is alive lets go by itself what is another's share; fencing it would cost it what it has in flight.
-    async fn without_those_of_the_living(&mut self, owned: &Owned, is_share: bool) -> Result<Vec<i16>, TurnError> {
+    /// True when nothing of the locked lanes can be in doubt.
+    pub(super) fn are_settled(&self, begun: &Begun) -> bool {
+        begun.lanes.iter().all(|row| self.is_settled(begun, row.lane))
+    }
+
+    /// A worker that is alive releases by itself what is another's share; fencing it would cost it what it has in flight.
+    async fn without_those_of_the_living(
+        &mut self,
+        begun: &Begun,
+        locked: Vec<i16>,
+    ) -> Result<Vec<i16>, CycleError> {
         let own = &self.ownership.transactional_id;
         let others: Vec<_> =
-            owned.owners.iter().filter(|o| o.transactional_id != *own && owned.lanes.contains(&o.lane)).collect();
+            begun.owners.iter().filter(|o| o.transactional_id != *own && locked.contains(&o.lane)).collect();
         if others.is_empty() {
             self.ownership.contested_since = None;
-            return Ok(owned.lanes.clone());
+            return Ok(locked);
         }
         let options = &self.shared.options;
         let silence = options.heartbeat_interval / 2 * SILENT_HALVES;
@@ -139,16 +148,16 @@ impl Hands<'_> {
             relay_of(&owner.transactional_id).is_some_and(|relay| alive.iter().any(|alive| alive == relay))
         };
         let since = *self.ownership.contested_since.get_or_insert_with(Instant::now);
-        if is_share && since.elapsed() >= options.heartbeat_interval * PATIENT_BEATS {
-            return Ok(owned.lanes.clone());
+        if since.elapsed() >= options.heartbeat_interval * PATIENT_BEATS {
+            return Ok(locked);
         }
         let kept: BTreeSet<i16> = others.into_iter().filter(|owner| lives(owner)).map(|owner| owner.lane).collect();
-        Ok(owned.lanes.iter().copied().filter(|lane| !kept.contains(lane)).collect())
+        Ok(locked.into_iter().filter(|lane| !kept.contains(lane)).collect())
     }
 
     /// True when nothing of the lane can be in doubt.
-    fn is_settled(&self, owned: &Owned, lane: i16) -> bool {
-        let owner = owned.owners.iter().find(|owner| owner.lane == lane);
+    fn is_settled(&self, begun: &Begun, lane: i16) -> bool {
+        let owner = begun.owners.iter().find(|owner| owner.lane == lane);
         match owner {
             Some(owner) if self.shared.options.is_exactly_once() => {
                 owner.opened
@@ -161,22 +170,24 @@ impl Hands<'_> {
     }
 
     /// Takes lanes, in the transaction that has them locked, which it commits.
-    pub(super) async fn take(&mut self, owned: &Owned, lanes: LaneRange, wanted: &[i16]) -> Result<(), TurnError> {
-        let former: Vec<_> = owned.owners.iter().filter(|owner| wanted.contains(&owner.lane)).collect();
+    pub(super) async fn take(&mut self, begun: &Begun, lanes: LaneRange, wanted: &[i16]) -> Result<(), CycleError> {
+        let former: Vec<_> = begun.owners.iter().filter(|owner| wanted.contains(&owner.lane)).collect();
         let ids: BTreeSet<_> = former.iter().map(|owner| owner.transactional_id.as_str()).collect();
         for id in ids.into_iter().filter(|id| *id != self.ownership.transactional_id) {
             self.shared.progress.fence(id, self.shared.options.longest_transaction()).await?;
         }
-        let settled = self.settle_former(lanes, &former).await?;
+        let states = within(self.shared.transaction.read_lanes(self.conn, lanes)).await?;
+        let sealed: BTreeMap<i16, i64> = states.iter().map(|state| (state.row.lane, state.sealed)).collect();
+        let settled = self.settle_former(lanes, &former, &sealed).await?;
         let shared = self.shared;
         let persistent = shared.options.prepared_statements;
         let heir = shared.options.is_exactly_once().then_some(self.ownership.transactional_id.as_str());
         let taken = within(shared.delivery.take(self.conn, lanes, wanted, heir, persistent)).await?;
         within(session::commit(self.conn)).await?;
-        shared.settled(settled as usize, 0, &HashMap::new());
+        shared.settled(settled as usize, 0);
         tracing::debug!(worker = self.worker, ?wanted, settled, "lanes are taken");
         if heir.is_some() {
-            self.open(lanes, taken).await?;
+            self.open(lanes, taken, &sealed).await?;
         }
         if shared.unblock(&transactions_of(self.worker)) {
             tracing::info!(worker = self.worker, "transactions of Kafka work again");
@@ -185,16 +196,37 @@ impl Hands<'_> {
     }
 
     /// Marks what the former owners have published and could not mark; returns how many events that were.
-    async fn settle_former(&mut self, lanes: LaneRange, former: &[&Owner]) -> Result<u64, TurnError> {
+    ///
+    /// What Kafka says names ids. They stand for the events that were sent only if the table has not lost commits since, in a failover
+    /// or by a restored backup: ids that were lost are drawn again. The nonces tell whether the table is in the state before or after
+    /// the batch, and the digest whether the rows are the ones that were sent.
+    async fn settle_former(
+        &mut self,
+        lanes: LaneRange,
+        former: &[&Owner],
+        sealed: &BTreeMap<i16, i64>,
+    ) -> Result<u64, CycleError> {
         let opened: Vec<_> = former.iter().filter(|owner| owner.opened).collect();
         if opened.is_empty() {
             return Ok(0);
         }
         let progress = self.shared.progress.read(opened.iter().map(|owner| owner.lane).collect()).await?;
+        let persistent = self.shared.options.prepared_statements;
         let (mut ids, mut lost) = (Vec::new(), Vec::new());
         for owner in opened {
+            let stored = sealed.get(&owner.lane).copied().unwrap_or_default();
             match progress.get(&owner.lane) {
-                Some(found) if found.is_of(&owner.transactional_id, owner.epoch) => ids.extend_from_slice(&found.ids),
+                Some(found) if !found.is_of(&owner.transactional_id, owner.epoch) => lost.push(owner.lane),
+                // Settled: the table has the batch.
+                Some(found) if found.after == stored => {}
+                Some(found) if found.before == stored => {
+                    let rows = within(self.shared.delivery.events(self.conn, &found.ids, owner.lane, persistent)).await?;
+                    let of_batch: Option<Vec<_>> = found.ids.iter().map(|id| Some((*id, *rows.get(id)?))).collect();
+                    match of_batch {
+                        Some(rows) if digest(&rows) == found.digest => ids.extend_from_slice(&found.ids),
+                        _ => lost.push(owner.lane),
+                    }
+                }
                 _ => lost.push(owner.lane),
             }
         }
@@ -204,25 +236,35 @@ impl Hands<'_> {
         if ids.is_empty() {
             return Ok(0);
         }
-        let persistent = self.shared.options.prepared_statements;
         let settled = within(self.shared.delivery.settle(self.conn, lanes, &ids, persistent)).await?;
         if settled > 0 {
             tracing::info!(
                 worker = self.worker,
                 %lanes,
                 events = settled,
-                "events that another worker had published and not marked are marked"
+                "marked events that another worker had published"
             );
         }
         Ok(settled)
     }
 
     /// Makes the new owner known to Kafka, then says in the rows that it may send.
-    async fn open(&mut self, lanes: LaneRange, taken: Vec<(i16, i64)>) -> Result<(), TurnError> {
-        let marks = taken.iter().map(|(lane, epoch)| (*lane, *epoch, Vec::new())).collect();
-        self.commit_progress(marks).await?;
-        let owned = within(self.shared.transaction.begin(self.conn, lanes)).await?;
-        let locked: Vec<_> = taken.into_iter().filter(|(lane, _)| owned.lanes.contains(lane)).collect();
+    async fn open(
+        &mut self,
+        lanes: LaneRange,
+        taken: Vec<(i16, i64)>,
+        sealed: &BTreeMap<i16, i64>,
+    ) -> Result<(), CycleError> {
+        let owner = owner_of(&self.ownership.transactional_id);
+        let progress = |(lane, epoch): &(i16, i64)| {
+            let nonce = sealed.get(lane).copied().unwrap_or_default();
+            let digest = digest(&[]);
+            (*lane, Progress { owner, epoch: *epoch, before: nonce, after: nonce, digest, ids: Vec::new() })
+        };
+        self.commit_progress(taken.iter().map(progress).collect()).await?;
+        let begun = within(self.shared.transaction.begin(self.conn, Wanted::Free(lanes))).await?;
+        let is_locked = |lane: i16| begun.lanes.iter().any(|row| row.lane == lane);
+        let locked: Vec<_> = taken.into_iter().filter(|(lane, _)| is_locked(*lane)).collect();
         let (id, persistent) = (&self.ownership.transactional_id, self.shared.options.prepared_statements);
         let opened = within(self.shared.delivery.open(self.conn, &locked, id, persistent)).await?;
         within(session::commit(self.conn)).await?;
@@ -230,18 +272,12 @@ impl Hands<'_> {
         Ok(())
     }
 
-    /// Commits to Kafka what was sent since the transaction began, with the progress of these lanes: epoch and ids.
-    async fn commit_progress(&mut self, lanes: Vec<(i16, i64, Vec<i64>)>) -> Result<(), TurnError> {
+    /// Commits to Kafka what was sent since the transaction began, with the progress of these lanes.
+    async fn commit_progress(&mut self, lanes: Vec<(i16, Progress)>) -> Result<(), CycleError> {
         let member = self.shared.progress.prepare().await?;
         let producer = self.producer.as_mut().ok_or(BrokerDown)?;
         producer.begin_transaction().map_err(TransactionError::from)?;
-        let owner = owner_of(&self.ownership.transactional_id);
-        let progress = |(lane, epoch, ids)| (lane, Progress { owner, epoch, ids });
-        let offsets = Offsets {
-            topic: self.shared.progress.name().to_owned(),
-            lanes: lanes.into_iter().map(progress).collect(),
-            member,
-        };
+        let offsets = Offsets { topic: self.shared.progress.name().to_owned(), lanes, member };
         let committed = producer.commit_transaction(offsets, self.shared.options.publish_timeout).await;
         match committed.as_ref().err().and_then(TransactionError::code) {
             Some(RDKafkaErrorCode::OffsetMetadataTooLarge) => self.ownership.metadata_was_refused(),
@@ -253,22 +289,34 @@ impl Hands<'_> {
         Ok(committed?)
     }
 
-    /// Commits the batch to Kafka. What goes wrong is what becomes of the batch: it may be committed, and progress will tell.
-    pub(super) async fn seal(&mut self, claim: &Claim, sent: &Sent) -> Result<(), TurnError> {
-        let mut ids: BTreeMap<i16, Vec<i64>> = BTreeMap::new();
-        for (row, fate) in claim.rows.iter().zip(&sent.fates) {
-            if matches!(fate, Fate::Sent { .. }) {
-                ids.entry(row.lane()?).or_default().push(row.id()?.0);
+    /// Commits the batch to Kafka, and decides the nonce that the lanes' rows get with it. What goes wrong is what becomes of the batch: it
+    /// may be committed, and progress will tell.
+    pub(super) async fn seal(
+        &mut self,
+        assignment: &LaneAssignment,
+        batch: &Batch,
+        sent: &Sent,
+    ) -> Result<(), CycleError> {
+        let mut rows: BTreeMap<i16, Vec<(i64, uuid::Uuid)>> = BTreeMap::new();
+        for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
+            if matches!(outcome, RowOutcome::Sent { .. }) {
+                rows.entry(row.lane()?).or_default().push((row.id()?.0, row.event_id()?.0));
             }
         }
-        let epoch = |lane: &i16| self.ownership.settled.get(lane).copied().ok_or(sqlx::Error::RowNotFound);
-        let lanes = ids.into_iter().map(|(lane, ids)| Ok((lane, epoch(&lane)?, ids)));
+        let owner = owner_of(&self.ownership.transactional_id);
+        let Some(owned) = &assignment.owned else { return Err(sqlx::Error::PoolClosed.into()) };
+        let lanes = rows.into_iter().map(|(lane, rows)| {
+            let epoch = self.ownership.settled.get(&lane).copied().ok_or(sqlx::Error::RowNotFound)?;
+            let before = owned.sealed.get(&lane).copied().unwrap_or_default();
+            let (digest, ids) = (digest(&rows), rows.into_iter().map(|(id, _)| id).collect());
+            Ok((lane, Progress { owner, epoch, before, after: owned.next_nonce, digest, ids }))
+        });
         let lanes = lanes.collect::<Result<Vec<_>, sqlx::Error>>()?;
         self.commit_progress(lanes).await
     }
 
     /// Gives up the lanes outside `keep`, of which nothing is in doubt.
-    pub(crate) async fn let_go_of_lanes(&mut self, keep: Option<LaneRange>) -> Result<(), TurnError> {
+    pub(crate) async fn release_lanes(&mut self, keep: Option<LaneRange>) -> Result<(), CycleError> {
         let is_kept = |lane: i16| keep.is_some_and(|keep| (keep.first..=keep.last).contains(&lane));
         let given_up: Vec<_> = self
             .ownership
@@ -286,27 +334,22 @@ impl Hands<'_> {
         Ok(())
     }
 
-    /// Leaves to the next claim what does not fit into the progress of this one. The first `due` rows are scheduled ones.
-    pub(super) fn cut(&mut self, claim: &mut Claim, due: usize) -> Result<(), sqlx::Error> {
+    /// How many rows of the batch fit into the progress that is committed with them; the rest is the next claim's.
+    pub(super) fn fitting_rows(&mut self, batch: &Batch) -> Result<usize, sqlx::Error> {
+        if !self.shared.options.is_exactly_once() {
+            return Ok(batch.rows.len());
+        }
         let mut rooms: BTreeMap<i16, Room> = BTreeMap::new();
         let mut fitting = 0;
-        for row in &claim.rows {
+        for row in &batch.rows {
             let room = rooms.entry(row.lane()?).or_insert_with(|| Room::new(self.ownership.metadata_bytes));
             if !room.take(row.id()?.0) {
+                self.budget.rows = fitting.max(1);
                 break;
             }
             fitting += 1;
         }
-        if fitting == claim.rows.len() {
-            return Ok(());
-        }
-        claim.rows.truncate(fitting);
-        claim.full = true;
-        claim.last = claim.rows.get(due..).and_then(<[_]>::last).map(ClaimedRow::id).transpose()?;
-        // What is behind the last row is the next claim's.
-        claim.skipped.retain(|row| Some(row.id) <= claim.last);
-        *self.limit = fitting.max(1);
-        Ok(())
+        Ok(fitting)
     }
 }
 

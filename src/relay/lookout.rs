@@ -20,7 +20,7 @@ use crate::observe::health::{Cause, Readiness, Reason};
 use crate::observe::metrics::Outbox;
 use crate::relay::outage::Side;
 use crate::relay::shared::Shared;
-use crate::relay::turn::within;
+use crate::relay::worker::context::within;
 use crate::store::waiting::{self, Waiting};
 use crate::store::{pauses, session, stats};
 use cause::{Evidence, of_rights};
@@ -131,7 +131,7 @@ impl Lookout {
         let lanes = shared.own_lanes();
         let seen = match lanes {
             None => Ok(Waiting::default()),
-            Some(lanes) => waiting::waiting(conn, &options.names, lanes, shared.floor()).await,
+            Some(lanes) => waiting::waiting(conn, &options.names, lanes).await,
         };
         let (seen, waiting) = match seen {
             Ok(waiting) => (waiting.head().map_or(Seen::Nothing, Seen::Head), waiting),
@@ -205,7 +205,7 @@ impl Lookout {
     async fn measure(&mut self) -> Result<(), sqlx::Error> {
         let Some(conn) = self.conn.as_mut() else { return Ok(()) };
         let (began, names) = (Instant::now(), &self.shared.options.names);
-        let backlog = stats::backlog(conn, names, self.shared.floor_of_all()).await?;
+        let backlog = stats::backlog(conn, names).await?;
         let active = pauses::active(conn, names).await?;
         let vacuum = waiting::vacuum(conn, names).await?;
         let paused = |is: fn(&pauses::Scope) -> bool| active.iter().filter(|pause| is(&pause.scope)).count() as i64;

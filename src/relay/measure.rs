@@ -1,9 +1,9 @@
-//! What a batch adds to the metrics: once per batch, with one look at each record's fate and at a few rows.
+//! What a batch adds to the metrics: once per batch, with one look at each record's outcome and at a few rows.
 
 use chrono::Utc;
 
 use crate::observe::metrics::Metrics;
-use crate::relay::batch::{Fate, Sent};
+use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::sink::delivery::Outcome;
 use crate::store::claim::ClaimedRow;
 
@@ -12,8 +12,8 @@ pub(super) fn acknowledged(metrics: &Metrics, rows: &[ClaimedRow], sent: &Sent, 
     let now = Utc::now();
     let mut by_topic = vec![0_u64; sent.topics.len()];
     let mut acked = Vec::with_capacity(sent.records);
-    for (row, fate) in sent.fates.iter().enumerate() {
-        if let Fate::Sent { slot, topic } = fate
+    for (row, outcome) in sent.outcomes.iter().enumerate() {
+        if let RowOutcome::Sent { slot, topic } = outcome
             && outcomes.get(*slot) == Some(&Outcome::Acked)
         {
             by_topic[*topic] += 1;

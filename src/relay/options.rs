@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::config::{Delivery, KafkaSettings, OnPoison, RetentionSettings, Settings};
 use crate::envelope::Envelope;
 use crate::observe::Vitals;
-use crate::relay::turn::DATABASE_TIMEOUT;
+use crate::relay::worker::context::DATABASE_TIMEOUT;
 use crate::route::TopicTemplate;
 use crate::sink::client::ClientSettings;
 use crate::store::Names;

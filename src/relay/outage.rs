@@ -133,7 +133,7 @@ impl Outages {
     async fn waiting_events(&self) -> String {
         let counted = async {
             let mut conn = session::connect(&self.database, "outbox-relay outage", self.connect_timeout).await?;
-            stats::backlog(&mut conn, &self.names, 0).await
+            stats::backlog(&mut conn, &self.names).await
         };
         let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await;
         match counted.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {

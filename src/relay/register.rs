@@ -11,7 +11,7 @@ use crate::relay::crew::Standing;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pauses::Told;
 use crate::relay::shared::Shared;
-use crate::relay::turn::DATABASE_TIMEOUT;
+use crate::relay::worker::context::DATABASE_TIMEOUT;
 use crate::store::members::{Beat, Member, MemberSql};
 use crate::store::session;
 use crate::store::stats::{self, Backlog, COUNT_LIMIT};
@@ -93,9 +93,9 @@ impl Register {
     async fn tell_status(&mut self) {
         let elapsed = self.told_at.elapsed();
         self.told_at = Instant::now();
-        let (names, floor) = (self.shared.options.names.clone(), self.shared.floor_of_all());
+        let names = self.shared.options.names.clone();
         let backlog = match self.connection().await {
-            Ok(conn) => tokio::time::timeout(DATABASE_TIMEOUT, stats::backlog(conn, &names, floor)).await.ok(),
+            Ok(conn) => tokio::time::timeout(DATABASE_TIMEOUT, stats::backlog(conn, &names)).await.ok(),
             Err(error) => Some(Err(error)),
         };
         let backlog = match backlog {

@@ -14,7 +14,7 @@ use crate::fault::{self, Class};
 use crate::observe::code::Code;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
-use crate::relay::turn::within;
+use crate::relay::worker::context::within;
 use crate::store::retention::{self, Removal};
 use crate::store::session;
 use crate::window::{self, Breach, Question, Unknown};

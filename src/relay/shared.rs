@@ -1,7 +1,7 @@
 //! What the tasks of a relay share.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use crate::store::claim::ClaimSql;
 use crate::store::delivery::DeliverySql;
 use crate::store::holds::HoldSql;
 use crate::store::session::Transaction;
-use crate::store::settle::{Ctid, SettleSql};
+use crate::store::settle::SettleSql;
 
 /// When something last happened.
 #[derive(Debug, Default)]
@@ -54,9 +54,6 @@ pub(crate) struct Shared {
     pub(crate) holds: HoldSql,
     pub(crate) standing: watch::Sender<Standing>,
     published: AtomicU64,
-    reached: AtomicI64,
-    /// Up to which id nothing waits in each worker's lanes, as far as it knows.
-    floors: Vec<AtomicI64>,
     pub(crate) stages: Stages,
     /// When the database last refused a worker's marks.
     pub(crate) marks_refused: Lately,
@@ -79,7 +76,7 @@ impl Shared {
             broker,
             topics: Topics::default(),
             outages,
-            transaction: Transaction::new(names, sequence, longest, prepared, durable),
+            transaction: Transaction::new(names, longest, prepared, durable),
             claim: ClaimSql::new(names, sequence),
             settle: SettleSql::new(names),
             delivery: DeliverySql::new(names),
@@ -93,8 +90,6 @@ impl Shared {
                 alone: options.workers > 1,
             }),
             published: AtomicU64::new(0),
-            reached: AtomicI64::new(0),
-            floors: std::iter::repeat_with(AtomicI64::default).take(options.workers).collect(),
             stages: Stages::default(),
             marks_refused: Lately::default(),
             full_claim: Lately::default(),
@@ -104,41 +99,14 @@ impl Shared {
         }
     }
 
-    /// A batch has been committed; `held` are its held rows by reason and by attempts counted.
-    pub(crate) fn settled(&self, published: usize, dead: usize, held: &HashMap<(&str, i32), Vec<Ctid>>) {
+    /// A batch has been committed; `refused` of its events are refused for their own fault.
+    pub(crate) fn settled(&self, published: usize, refused: usize) {
         self.published.fetch_add(published as u64, Ordering::Relaxed);
         let metrics = &self.options.vitals.metrics;
         metrics.settled(published);
-        let refused = held.iter().filter(|((_, attempts), _)| *attempts > 0).map(|(_, rows)| rows.len());
-        let refused = dead + refused.sum::<usize>();
         if refused > 0 {
             metrics.failed(Class::Row, refused as u64);
         }
-    }
-
-    /// A worker has got as far as this id; returns how far any has.
-    pub(crate) fn reach(&self, id: i64) -> i64 {
-        self.reached.fetch_max(id, Ordering::Relaxed).max(id)
-    }
-
-    /// Nothing waits up to this id in the lanes of worker `index`; `None`: it has none.
-    pub(crate) fn set_floor(&self, index: usize, id: Option<i64>) {
-        if let Some(floor) = self.floors.get(index) {
-            floor.store(id.unwrap_or(i64::MAX), Ordering::Relaxed);
-        }
-    }
-
-    /// Up to which id nothing waits in this relay's lanes, as far as its workers know: where a look that nothing but a message depends on may
-    /// begin. Under a held snapshot the index entries of all that was published since are below.
-    pub(crate) fn floor(&self) -> i64 {
-        let lowest = self.floors.iter().map(|floor| floor.load(Ordering::Relaxed)).min();
-        lowest.filter(|lowest| *lowest < i64::MAX).unwrap_or(0)
-    }
-
-    /// The same for all lanes; zero where others have some of them.
-    pub(crate) fn floor_of_all(&self) -> i64 {
-        let has_all = self.own_lanes().is_some_and(|own| own.len() == usize::from(self.lanes));
-        if has_all { self.floor() } else { 0 }
     }
 
     /// Events marked PUBLISHED since the start.

@@ -1,5 +1,24 @@
-//! The loop of a worker: wait until the broker is up, have a connection and a producer, take turns on its own lanes, and now and
-//! then on lanes nobody else works on.
+//! The loop of a worker: wait until the broker is up, have a connection and a producer, run cycles on its lanes.
+//!
+//! - [`context`]: what the steps of a cycle share
+//! - [`lane_assignment`]: what a worker knows of its lanes
+//! - [`cycle`]: one serial cycle
+//! - [`lanes`]: its first part: lanes locked, verified, taken over
+//! - [`claim`]: which rows, and how far the progress may move with them
+//! - [`outcome`]: what becomes of each row
+//! - [`settle`]: its last part: marks, progress, holds
+//! - [`pauses`]: what operators have paused
+//! - [`topics`]: asked about, held, released
+
+pub(crate) mod claim;
+pub(crate) mod context;
+pub(crate) mod cycle;
+pub(crate) mod lane_assignment;
+mod lanes;
+pub(crate) mod outcome;
+pub(crate) mod pauses;
+mod settle;
+mod topics;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,17 +30,16 @@ use crate::fault::Class;
 use crate::lane::LaneRange;
 use crate::observe::code::Code;
 use crate::observe::health::Pulse;
-use crate::relay::claiming::lock_in;
 use crate::relay::exactly_once::{Ownership, class_of, describe_transaction, transactions_of};
-use crate::relay::orphans::Orphans;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{Backoff, Pace};
 use crate::relay::shared::Shared;
-use crate::relay::stint::Stint;
-use crate::relay::turn::{DATABASE_TIMEOUT, Hands, Turn, TurnError, acks_of, within};
 use crate::sink::producer::KafkaProducer;
 use crate::sink::transactions::TransactionError;
-use crate::store::session::{self, Owned};
+use crate::store::session::{self, Begun};
+use context::{Budget, Cycle, CycleError, DATABASE_TIMEOUT, WorkerContext, acks_of, within};
+use cycle::lock_in;
+use lane_assignment::LaneAssignment;
 
 /// How long a transactional id may take to be had: what was left open under it has to be rolled back first.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -31,18 +49,16 @@ pub(super) struct Worker {
     pub(super) index: usize,
     conn: Option<PgConnection>,
     /// A transaction that is begun on the connection, and its lanes.
-    begun: Option<(Owned, LaneRange)>,
+    begun: Option<(Begun, LaneRange)>,
     producer: Option<KafkaProducer>,
-    pub(super) stint: Option<Stint>,
-    limit: usize,
+    assignment: Option<LaneAssignment>,
+    budget: Budget,
     ownership: Ownership,
     pace: Pace,
     backoff: Backoff,
-    /// `None`: the lanes have not been shared out yet.
-    pub(super) orphans: Option<Orphans>,
 }
 
-/// Works until `stop` becomes true. A turn is never cut short: what is in flight is settled first.
+/// Works until `stop` becomes true. A cycle is never cut short: what is in flight is settled first.
 pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Receiver<bool>) {
     let mut up = shared.broker.state();
     let mut standing = shared.standing.subscribe();
@@ -51,12 +67,11 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         conn: None,
         begun: None,
         producer: None,
-        stint: None,
-        limit: shared.options.batch_size,
+        assignment: None,
+        budget: Budget::new(shared.options.batch_size),
         ownership: Ownership::new(shared.progress.name(), shared.id, index),
         pace: Pace::new(shared.options.poll_interval),
         backoff: Backoff::default(),
-        orphans: None,
         shared,
     };
     let pulse = worker.pulse();
@@ -65,7 +80,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         pulse.beat();
         if !*up.borrow_and_update() {
             // No connection, no transaction, no polling: the watch tells when to go on.
-            worker.put_down();
+            worker.release_all();
             pulse.rest();
             tokio::select! {
                 biased;
@@ -73,19 +88,18 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
                 _ = up.wait_for(|up| *up) => continue,
             }
         }
-        let turned = worker.take_turn(idle).await;
-        worker.note_floor();
-        if turned.is_ok() {
+        let done = worker.run_cycle(idle).await;
+        if done.is_ok() {
             worker.shared.outages.end(Side::Postgres, Party::Worker(index)).await;
         }
-        let pause = match turned {
-            Ok(Turn::Worked) => {
+        let pause = match done {
+            Ok(Cycle::Worked) => {
                 worker.pace.found();
                 worker.backoff.reset();
                 idle = false;
                 continue;
             }
-            Ok(Turn::Idle) => {
+            Ok(Cycle::Idle) => {
                 idle = true;
                 worker.pace.empty()
             }
@@ -101,42 +115,28 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
             () = tokio::time::sleep(pause) => {}
         }
     }
-    worker.let_go_of_lanes(None).await;
-    worker.put_down();
+    worker.release_lanes().await;
+    worker.release_all();
 }
 
 impl Worker {
-    /// A round is a turn on its own lanes and perhaps one on others'. Every step of a turn has a bound, and the first that meets it ends
-    /// the turn; two that wait for the brokers are the longest that works.
+    /// Every step of a cycle has a bound, and the first that meets it ends the cycle; two that wait for the brokers are the longest that
+    /// works.
     fn pulse(&self) -> Pulse {
         let options = &self.shared.options;
         let longest = 2 * options.publish_timeout + 4 * DATABASE_TIMEOUT + options.connect_timeout;
         options.vitals.health.pulse(format!("worker {}", self.index), longest)
     }
 
-    fn note_floor(&self) {
-        let floor = match &self.stint {
-            Some(stint) => Some(stint.frontier.start(Instant::now())),
-            // What there was of it is gone with the connection.
-            None => self.shared.share(self.index).map(|_| 0),
-        };
-        self.shared.set_floor(self.index, floor);
-        // The lanes may be another worker's since it got that far.
-        let reached = self.shared.reach(self.stint.as_ref().map_or(0, |stint| stint.reached));
-        let lag = floor.filter(|_| self.stint.is_some()).map_or(0, |floor| reached - floor);
-        self.shared.options.vitals.metrics.set_floor_lag(self.index, lag.max(0));
-    }
-
     /// Dropping the connection ends its session, and with it any transaction.
-    fn hang_up(&mut self) {
+    fn disconnect(&mut self) {
         self.conn = None;
         self.begun = None;
     }
 
-    /// Lets go of everything.
-    fn put_down(&mut self) {
-        self.hang_up();
-        self.end_stint();
+    fn release_all(&mut self) {
+        self.disconnect();
+        self.end_assignment();
         self.drop_producer();
     }
 
@@ -148,76 +148,63 @@ impl Worker {
         }
     }
 
-    /// Gives up the lanes outside `keep`. Where that fails whoever takes them fences this worker, and no harm is done.
-    async fn let_go_of_lanes(&mut self, keep: Option<LaneRange>) {
+    /// Gives up all lanes. Where that fails whoever takes them fences this worker, and no harm is done.
+    async fn release_lanes(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let Ok(mut hands) = self.hands(&shared) else { return };
-        let gone = async {
-            hands.let_go(None).await?;
-            hands.let_go_of_lanes(keep).await
+        let Ok(mut context) = self.context(&shared) else { return };
+        let released = async {
+            context.rollback_begun(None).await?;
+            context.release_lanes(None).await
         };
-        if gone.await.is_err() {
-            self.hang_up();
+        if released.await.is_err() {
+            self.disconnect();
         }
     }
 
-    /// A turn on the worker's own lanes; when it is time for it, one on orphaned lanes as well.
-    async fn take_turn(&mut self, probe_first: bool) -> Result<Turn, TurnError> {
+    async fn run_cycle(&mut self, probe_first: bool) -> Result<Cycle, CycleError> {
         self.connect().await?;
         let shared = Arc::clone(&self.shared);
         let share = self.share();
-        let is_paused = self.stint.as_ref().is_some_and(|stint| stint.gate.is_shut());
-        let orphans_due = !is_paused && self.are_orphans_due();
-        let settled_in = self.stint.as_ref().is_none_or(|stint| stint.generation.is_some());
-        if orphans_due && probe_first && settled_in && !self.anything_waits(&shared).await? {
-            return Ok(Turn::Idle);
-        }
-        self.hands(&shared)?.let_go(share).await?;
-        self.hands(&shared)?.let_go_of_lanes(share).await?;
-        let mut stint = self.stint.take();
-        let mut turned = match &mut stint {
-            // Orphans are looked for by transactions of their own.
-            Some(stint) => self.hands(&shared)?.turn(stint, probe_first, !orphans_due, true).await,
-            None => Ok(Turn::Idle),
+        self.context(&shared)?.rollback_begun(share).await?;
+        self.context(&shared)?.release_lanes(share).await?;
+        let mut assignment = self.assignment.take();
+        let done = match &mut assignment {
+            Some(assignment) => self.context(&shared)?.cycle(assignment, probe_first, true).await,
+            None => Ok(Cycle::Idle),
         };
-        self.stint = stint;
-        if orphans_due && turned.is_ok() {
-            let adopted = self.adopt(&shared, share).await?;
-            turned = turned.map(|turn| if adopted == Turn::Worked { adopted } else { turn });
-        }
-        turned
+        self.assignment = assignment;
+        done
     }
 
-    /// The lanes this worker is due. What is known of other lanes is forgotten.
+    /// The lanes this worker gets. What is known of other lanes is dropped.
     fn share(&mut self) -> Option<LaneRange> {
         let share = self.shared.share(self.index);
-        if self.orphans.is_none() || self.stint.as_ref().map(|stint| stint.range) != share {
-            self.end_stint();
-            self.stint = share.map(|range| Stint::new(range, Instant::now()));
-            self.orphans = Some(Orphans::beside(share, self.shared.lanes, Instant::now()));
+        if self.assignment.as_ref().map(|assignment| assignment.range) != share {
+            self.end_assignment();
+            self.assignment = share.map(|range| LaneAssignment::new(range, Instant::now()));
             if share.is_none() {
                 // Whoever has the lanes now has its own obstacles.
                 self.shared.unblock(&acks_of(self.index));
             }
             let lanes = share.map_or_else(|| "none".to_owned(), |range| range.to_string());
-            tracing::debug!(worker = self.index, lanes, "lanes are shared out anew");
+            tracing::debug!(worker = self.index, lanes, "lanes are assigned");
         }
         share
     }
 
-    fn end_stint(&mut self) {
-        if let Some(stint) = self.stint.take() {
-            self.shared.unblock(&lock_in(stint.range));
+    fn end_assignment(&mut self) {
+        if let Some(assignment) = self.assignment.take() {
+            self.shared.unblock(&lock_in(assignment.range));
         }
     }
 
-    pub(super) fn hands<'w>(&'w mut self, shared: &'w Shared) -> Result<Hands<'w>, TurnError> {
+    fn context<'w>(&'w mut self, shared: &'w Shared) -> Result<WorkerContext<'w>, CycleError> {
         let conn = self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
-        let Self { index: worker, producer, begun, limit, ownership, .. } = self;
-        Ok(Hands { worker: *worker, shared, conn, producer, begun, limit, ownership })
+        let Self { index: worker, producer, begun, budget, ownership, .. } = self;
+        Ok(WorkerContext { worker: *worker, shared, conn, producer, begun, budget, ownership })
     }
 
-    async fn connect(&mut self) -> Result<(), TurnError> {
+    async fn connect(&mut self) -> Result<(), CycleError> {
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
         if self.conn.is_none() {
@@ -226,7 +213,8 @@ impl Worker {
             within(shared.transaction.prepare(&mut conn)).await?;
             self.conn = Some(conn);
             self.begun = None;
-            self.end_stint();
+            self.budget.is_unproved = true;
+            self.end_assignment();
         }
         if self.producer.is_none() {
             let made = match shared.options.is_exactly_once() {
@@ -243,7 +231,7 @@ impl Worker {
                 Ok(producer) => self.producer = Some(producer),
                 // The same settings made the watching client, so this is about threads or memory.
                 Err(error) => {
-                    return Err(TurnError::Unacknowledged {
+                    return Err(CycleError::Unacknowledged {
                         unacknowledged: 0,
                         records: 0,
                         reason: error.to_string(),
@@ -256,7 +244,7 @@ impl Worker {
     }
 
     /// Before any transaction of Postgres begins in which the lanes are looked at: see `exactly_once`.
-    async fn init_transactions(&mut self, producer: KafkaProducer) -> Result<(), TurnError> {
+    async fn init_transactions(&mut self, producer: KafkaProducer) -> Result<(), CycleError> {
         self.ownership.doubt();
         let ready = async {
             self.shared.progress.prepare().await?;
@@ -297,38 +285,39 @@ impl Worker {
         }
     }
 
-    /// Tells what has to be told, and lets go of what cannot be trusted any more.
-    fn failed(&mut self, error: TurnError) {
+    /// Logs what has to be logged, and drops what cannot be trusted any more.
+    fn failed(&mut self, error: CycleError) {
         self.shared.call_all_workers();
         if self.shared.options.is_exactly_once() {
             self.drop_producer();
         }
-        // Topics and rows are counted where they are told.
+        // Topics and rows are counted where they are logged.
         if let class @ (Class::Outage | Class::Operator) = error.class() {
             self.shared.options.vitals.metrics.failed(class, 1);
         }
         match error {
-            TurnError::Database(error) => {
-                self.hang_up();
+            CycleError::Database(error) => {
+                self.disconnect();
                 self.shared.outages.database(Party::Worker(self.index), &error);
             }
-            TurnError::NotOwned { lanes, source } => {
-                self.hang_up();
+            CycleError::NotOwned { lanes, source } => {
+                self.disconnect();
                 tracing::error!(
                     code = %Code::MarksNotMade,
                     worker = self.index,
                     %lanes,
                     error = %source,
-                    next_step = "look for another writer of the outbox's rows; the events may be sent again",
-                    "the marks were not made: rows of these lanes are not this relay's any more"
+                    next_step = "look for a trigger, a rule or a row level security policy that keeps rows of the outbox from being \
+                                 updated; `outbox-relay check` names them. Nothing is published until the marks succeed in a savepoint",
+                    "published events cannot be marked"
                 );
             }
-            TurnError::BrokerDown(_) => self.hang_up(),
-            TurnError::Transaction(error) => {
-                self.hang_up();
+            CycleError::BrokerDown(_) => self.disconnect(),
+            CycleError::Transaction(error) => {
+                self.disconnect();
                 self.transaction_failed(&error);
             }
-            TurnError::Unacknowledged { unacknowledged, records, reason, class } => match class {
+            CycleError::Unacknowledged { unacknowledged, records, reason, class } => match class {
                 Class::Destination | Class::Row => {
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records were refused");
                 }

@@ -51,6 +51,9 @@ pub(crate) struct ClientSettings {
 /// With librdkafka's default of 100 ms each small transaction waits for it once: 105 ms instead of 5.
 const TRANSACTION_RETRY_MS: &str = "10";
 
+/// librdkafka's default of `message.max.bytes`.
+const MESSAGE_MAX_BYTES: usize = 1_000_000;
+
 /// What a broker allows unless told otherwise (`transaction.max.timeout.ms`).
 const LONGEST_TRANSACTION: Duration = Duration::from_secs(15 * 60);
 
@@ -106,6 +109,12 @@ impl ClientSettings {
         let mut config = self.config.clone();
         config.set("linger.ms", "0");
         (!self.lingers_as_told).then_some(config)
+    }
+
+    /// The largest record that the producers accept, in bytes (`message.max.bytes`).
+    pub(crate) fn message_max_bytes(&self) -> usize {
+        let told = ["message.max.bytes", "max.request.size"].iter().find_map(|name| self.config.get(name));
+        told.and_then(|bytes| bytes.parse().ok()).unwrap_or(MESSAGE_MAX_BYTES)
     }
 
     pub(crate) fn config(&self) -> &ClientConfig {

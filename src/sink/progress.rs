@@ -1,22 +1,24 @@
-//! The progress of a lane: who committed it, and the ids of the batch it was committed with. It travels as the metadata of a committed
-//! offset, which is text, so a few bytes per thousand events must do.
+//! The progress of a lane: who committed it, and the batch it was committed with. It travels as the metadata of a committed offset, which
+//! is text, so a few bytes per thousand events must do.
 //!
 //! ```text
-//! "1" base64url( owner: 8 bytes, epoch, count, ids: each as the difference to the one before, check: 4 bytes )
+//! "2" base64url( owner, before, after, digest: 8 bytes each, epoch, count, ids: each as the difference to the one before, check: 4 bytes )
 //! ```
 //!
 //! Numbers are varints (<https://protobuf.dev/programming-guides/encoding/#varints>), differences zigzag ones: the ids of a batch are in
 //! the order in which they were claimed, which is not quite ascending where scheduled events are due.
+
+use uuid::Uuid;
 
 use crate::store::hash::fnv1a;
 
 /// What a broker accepts unless told otherwise (`offset.metadata.max.bytes`).
 pub(crate) const METADATA_MAX_BYTES: usize = 4096;
 
-const VERSION: char = '1';
+const VERSION: char = '2';
 
-/// Owner, epoch, count and check, at their longest.
-const FRAME_BYTES: usize = 8 + 10 + 10 + 4;
+/// Owner, before, after, digest, epoch, count and check, at their longest.
+const FRAME_BYTES: usize = 8 * 4 + 10 + 10 + 4;
 
 /// RFC 4648, section 5.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -28,8 +30,23 @@ pub(crate) struct Progress {
     pub(crate) owner: u64,
     /// The owner's epoch of the lane.
     pub(crate) epoch: i64,
+    /// What the lane's row in Postgres has as `sealed` before the batch is settled, and after. Equal right after the lane was taken.
+    pub(crate) before: i64,
+    pub(crate) after: i64,
+    /// [`digest`] of the batch.
+    pub(crate) digest: u64,
     /// Of the batch; none right after the lane was taken.
     pub(crate) ids: Vec<i64>,
+}
+
+/// Tells the events of a batch from others that have drawn the same ids after Postgres lost commits.
+pub(crate) fn digest(rows: &[(i64, Uuid)]) -> u64 {
+    let mut bytes = Vec::with_capacity(rows.len() * 24);
+    for (id, event_id) in rows {
+        bytes.extend_from_slice(&id.to_be_bytes());
+        bytes.extend_from_slice(event_id.as_bytes());
+    }
+    fnv1a(&bytes)
 }
 
 /// A transactional id, short.
@@ -45,6 +62,9 @@ impl Progress {
 
     pub(crate) fn encode(&self) -> String {
         let mut bytes = self.owner.to_be_bytes().to_vec();
+        bytes.extend(self.before.to_be_bytes());
+        bytes.extend(self.after.to_be_bytes());
+        bytes.extend(self.digest.to_be_bytes());
         push_varint(&mut bytes, self.epoch as u64);
         push_varint(&mut bytes, self.ids.len() as u64);
         let mut last = 0;
@@ -72,7 +92,10 @@ impl Progress {
         if found != check(body) {
             return None;
         }
-        let (owner, mut rest) = body.split_first_chunk::<8>()?;
+        let (owner, rest) = body.split_first_chunk::<8>()?;
+        let (before, rest) = rest.split_first_chunk::<8>()?;
+        let (after, rest) = rest.split_first_chunk::<8>()?;
+        let (digest, mut rest) = rest.split_first_chunk::<8>()?;
         let epoch = varint(&mut rest)? as i64;
         let count = varint(&mut rest)?;
         let (mut ids, mut last) = (Vec::new(), 0_i64);
@@ -80,7 +103,9 @@ impl Progress {
             last = last.wrapping_add(unzigzag(varint(&mut rest)?));
             ids.push(last);
         }
-        rest.is_empty().then(|| Self { owner: u64::from_be_bytes(*owner), epoch, ids })
+        let (before, after) = (i64::from_be_bytes(*before), i64::from_be_bytes(*after));
+        let (owner, digest) = (u64::from_be_bytes(*owner), u64::from_be_bytes(*digest));
+        rest.is_empty().then_some(Self { owner, epoch, before, after, digest, ids })
     }
 }
 
@@ -164,8 +189,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn progress_survives_its_text(owner: u64, epoch in 0i64.., ids: Vec<i64>) {
-            let progress = Progress { owner, epoch, ids };
+        fn progress_survives_its_text(owner: u64, epoch in 0i64.., before: i64, after: i64, digest: u64, ids: Vec<i64>) {
+            let progress = Progress { owner, epoch, before, after, digest, ids };
             prop_assert_eq!(Progress::decode(&progress.encode()), Some(progress));
         }
 
@@ -181,13 +206,14 @@ mod tests {
                 }
                 ids.push(id);
             }
-            let text = Progress { owner: u64::MAX, epoch: i64::MAX, ids }.encode();
+            let text = Progress { owner: u64::MAX, epoch: i64::MAX, before: -1, after: -1, digest: 7, ids }.encode();
             prop_assert!(text.len() <= max, "{} of {max} bytes", text.len());
         }
 
         #[test]
         fn a_changed_letter_is_seen(ids: Vec<u16>, at: prop::sample::Index, letter in 0usize..64) {
-            let text = Progress { owner: 7, epoch: 3, ids: ids.into_iter().map(i64::from).collect() }.encode();
+            let ids = ids.into_iter().map(i64::from).collect();
+            let text = Progress { owner: 7, epoch: 3, before: 1, after: 2, digest: 9, ids }.encode();
             let at = 1 + at.index(text.len() - 1);
             let mut changed = text.clone().into_bytes();
             changed[at] = ALPHABET[letter];
@@ -206,8 +232,16 @@ mod tests {
     }
 
     #[test]
+    fn other_events_under_the_same_ids_have_another_digest() {
+        let batch = |last: u128| digest(&[(1, Uuid::from_u128(7)), (2, Uuid::from_u128(last))]);
+        assert_eq!(batch(8), batch(8));
+        assert_ne!(batch(8), batch(9));
+        assert_ne!(digest(&[(1, Uuid::nil())]), digest(&[(2, Uuid::nil())]));
+    }
+
+    #[test]
     fn foreign_metadata_is_no_progress() {
-        for text in ["", "1", "1AAAA", "2AAAAAAAAAAAAAAAAAAAA", "{\"a\": 1}", "1\u{e9}\u{e9}\u{e9}\u{e9}"] {
+        for text in ["", "1", "2", "2AAAA", "2AAAAAAAAAAAAAAAAAAAA", "{\"a\": 1}", "1\u{e9}\u{e9}\u{e9}\u{e9}"] {
             assert_eq!(Progress::decode(text), None, "{text}");
         }
     }

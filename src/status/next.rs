@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::Status;
 use crate::store::activity::span;
 use crate::store::backlog::HeldGroup;
+use crate::store::pending::HoldKind;
 
 /// A transaction older than this is worth a look.
 const LONG_TRANSACTION_S: f64 = 300.0;
@@ -65,16 +66,19 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
     for pause in &status.pauses {
         steps.push(paused(pause));
     }
-    // What a pause holds is told with the pause.
-    let is_told = |held: &&HeldGroup| !status.pauses.is_empty() && held.reason.starts_with("paused ");
+    // What a pause holds is told with the pause, and a locked row with the session that has it.
+    let is_told = |held: &&HeldGroup| match HoldKind::parse(&held.reason) {
+        HoldKind::Paused => !status.pauses.is_empty(),
+        HoldKind::Locked => !status.blockers.is_empty(),
+        HoldKind::Topic | HoldKind::Entity => false,
+    };
     for held in status.held.iter().filter(|held| !is_told(held)) {
         let (about, next) = about_held(&held.reason);
         steps.push(step(
             about,
             format!(
-                "{} events of {} entities are held for {}: {}",
-                held.events,
-                held.entities,
+                "{} are held for {}: {}",
+                held.count(),
                 span(held.oldest_s),
                 held.reason
             ),
@@ -105,12 +109,13 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
 
 /// What a row waits for, by the reason it carries, and what to do about it.
 pub(crate) fn about_held(reason: &str) -> (About, &'static str) {
-    if reason.starts_with("held topic ") {
-        (About::Topic, "create the topic or grant WRITE on it; the relay notices within seconds")
-    } else if reason.starts_with("paused ") {
-        (About::Pause, "outbox-relay resume, when the reason is gone")
-    } else {
-        (About::Entity, "mend the refused event's cause, then `outbox-relay dead retry` or `dead discard` it")
+    match HoldKind::parse(reason) {
+        HoldKind::Topic => (About::Topic, "create the topic or grant WRITE on it; the relay notices within seconds"),
+        HoldKind::Paused => (About::Pause, "outbox-relay resume, when the reason is gone"),
+        HoldKind::Locked => (About::Lock, "end the transaction of the session that has the event locked"),
+        HoldKind::Entity => {
+            (About::Entity, "mend the refused event's cause, then `outbox-relay dead retry` or `dead discard` it")
+        }
     }
 }
 

@@ -4,12 +4,12 @@ use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use crate::store::claim::PENDING;
 use crate::store::names::{Names, literal};
+use crate::store::pending::pending;
 use crate::store::reading::read;
 
 /// How many pending rows, from the first, are looked at for foreign locks.
-const ROWS_LOOKED_AT: u32 = 1_000;
+const ROWS_LOOKED_AT: i64 = 1_000;
 
 /// A session of the server, as far as this user may see it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -129,10 +129,12 @@ pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Re
 ///
 /// A shared lock of several sessions at once is not seen.
 pub(crate) async fn row_blockers(conn: &mut PgConnection, names: &Names) -> Result<Vec<Blocker>, sqlx::Error> {
-    let outbox = names.outbox();
+    let (outbox, hold) = (names.outbox(), names.companion("hold"));
+    let first = pending(names, "id, xmax::text::int8 as locker", "true", ROWS_LOOKED_AT);
     let query = format!(
         "with head as materialized (\
-           select id, xmax::text::int8 as locker from {outbox} where {PENDING} order by (id + 0) limit {ROWS_LOOKED_AT}), \
+           select id, locker from {first} first union \
+           select o.id, o.xmax::text::int8 from {outbox} o join {hold} h on h.head_id = o.id and h.why = 'locked'), \
          held as materialized (\
            select l.pid, count(*) as held, min(head.id) as first from head \
              join pg_locks l on l.locktype = 'transactionid' and l.granted and l.transactionid::text::int8 = head.locker \

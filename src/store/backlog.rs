@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use crate::store::claim::{PENDING, WAITING};
 use crate::store::names::Names;
+use crate::store::pending::{REASON, pending};
 use crate::store::reading::read;
 
 /// How many pending rows, from the first, are told apart by lane and route.
@@ -31,9 +31,8 @@ pub(crate) async fn head(conn: &mut PgConnection, names: &Names) -> Result<Vec<H
     let query = format!(
         "select lane::int8, entity_type, event_type, topic, count(*), \
          greatest(0, extract(epoch from clock_timestamp() - min(created_at)))::float8 \
-         from (select lane, entity_type, event_type, topic, created_at from {} where {PENDING} order by (id + 0) limit {HEAD_LIMIT}) head \
-         group by 1, 2, 3, 4 order by 5 desc limit 10000",
-        names.outbox()
+         from {} head group by 1, 2, 3, 4 order by 5 desc limit 10000",
+        pending(names, "id, lane, entity_type, event_type, topic, created_at", "true", HEAD_LIMIT)
     );
     let rows = read(conn, &query).await?;
     rows.iter()
@@ -50,28 +49,38 @@ pub(crate) async fn head(conn: &mut PgConnection, names: &Names) -> Result<Vec<H
         .collect()
 }
 
-/// Held rows with one reason.
+/// Events that are held for one reason.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct HeldGroup {
-    /// `last_error`: what they wait for, and why.
+    /// What they wait for, and why.
     pub(crate) reason: String,
+    /// As claims have counted them.
     pub(crate) events: i64,
-    pub(crate) entities: i64,
+    /// Entities that are held one by one; missing where a whole topic is.
+    pub(crate) entities: Option<i64>,
     /// One of the entities, as `type/id`.
     pub(crate) example: Option<String>,
     pub(crate) oldest_s: f64,
 }
 
-/// The first [`HEAD_LIMIT`] held rows by reason, the most frequent first.
+impl HeldGroup {
+    /// `7 events of 2 entities`.
+    pub(crate) fn count(&self) -> String {
+        match self.entities {
+            Some(entities) => format!("{} events of {entities} entities", self.events),
+            None => format!("{} events", self.events),
+        }
+    }
+}
+
+/// What is held, by reason, the most frequent first.
 pub(crate) async fn held(conn: &mut PgConnection, names: &Names) -> Result<Vec<HeldGroup>, sqlx::Error> {
     let query = format!(
-        "select last_error, count(*), count(distinct (entity_type, entity_id)), min(entity_type || '/' || entity_id), \
-         greatest(0, extract(epoch from clock_timestamp() - min(created_at)))::float8 \
-         from (select last_error, entity_type, entity_id, created_at from {} \
-               where {WAITING} and available_at = 'infinity' and last_error is not null \
-               order by available_at, id limit {HEAD_LIMIT}) held \
-         group by 1 order by 2 desc limit 100",
-        names.outbox()
+        "select {REASON}, sum(h.events)::int8, nullif(count(*) filter (where h.kind <> 'topic'), 0), \
+         min(concat_ws('/', h.entity_type, h.entity_id)) filter (where h.kind = 'entity'), \
+         greatest(0, extract(epoch from clock_timestamp() - min(h.since)))::float8 \
+         from {} h group by 1 order by 2 desc, 1 limit 100",
+        names.companion("hold")
     );
     let rows = read(conn, &query).await?;
     rows.iter()
@@ -137,7 +146,8 @@ pub(crate) async fn mark(conn: &mut PgConnection, names: &Names) -> Result<FlowM
     let outbox = names.outbox();
     let query = format!(
         "select count(*), coalesce(max(id), 0)::int8, coalesce((select id from {outbox} order by id desc limit 1), 0)::int8 \
-         from (select id from {outbox} where {PENDING} order by (id + 0) limit {FLOW_LIMIT}) head"
+         from {} head",
+        pending(names, "id", "true", FLOW_LIMIT)
     );
     let rows = read(conn, &query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
@@ -148,9 +158,10 @@ pub(crate) async fn mark(conn: &mut PgConnection, names: &Names) -> Result<FlowM
 pub(crate) async fn flow(conn: &mut PgConnection, names: &Names, mark: &FlowMark) -> Result<Flow, sqlx::Error> {
     let (outbox, FlowMark { cut, highest, .. }) = (names.outbox(), mark);
     let query = format!(
-        "select (select count(*) from {outbox} where {PENDING} and (id + 0) > 0 and (id + 0) <= {cut}), \
+        "select (select count(*) from {} head where id <= {cut}), \
          count(*), count(*) filter (where status <> 'PENDING') \
-         from (select status from {outbox} where id > {highest} order by id limit 1000000) new"
+         from (select status from {outbox} where id > {highest} order by id limit 1000000) new",
+        pending(names, "id", "true", FLOW_LIMIT)
     );
     let rows = read(conn, &query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;

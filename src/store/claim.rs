@@ -1,142 +1,208 @@
-//! Claiming: the rows of a batch, locked, in the order of publishing.
+//! Claiming: the rows of a batch, locked, in the order of publishing. ADR 10 has the reasons; no statement here may start from a guess
+//! of time.
+//!
+//! A claim is one statement with one snapshot. It takes the late rows (at or below what was scanned, not seen by the progress's snapshot)
+//! and the new ones above, never one without the other.
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Row, ValueRef};
+use sqlx::{AssertSqlSafe, Connection, Row, ValueRef};
 use uuid::Uuid;
 
-use crate::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use crate::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use crate::lane::LaneRange;
+use crate::lane::progress::Progress;
+use crate::lane::snapshot::Snapshot;
+use crate::observe::code::Code;
 use crate::store::names::Names;
-use crate::store::pauses;
 use crate::store::session::Sequence;
 use crate::store::settle::Ctid;
-use crate::store::snapshot::Snapshot;
 
-/// The predicate of the pending index, word for word: the planner proves the index by it.
-pub(super) const PENDING: &str = "status = 'PENDING' and (available_at is null or available_at <= created_at)";
+/// Rows that no claim has met or that wait behind a hold. `due` is set for scheduled rows, which are claimed apart.
+pub(crate) const ORDINARY: &str = "status = 'PENDING' and due is null";
 
-/// The predicate of the waiting index, word for word.
-pub(super) const WAITING: &str = "status = 'PENDING' and available_at > created_at";
+/// The most bytes of an entity id, an entity type or an event type, and of a topic. A row with more goes DEAD without being read.
+pub(crate) const NAME_MAX_BYTES: usize = 64 * 1024;
 
-/// What a claim reads of a row; the tally's columns follow.
-const COLUMNS: &str = "ctid, id, event_id, entity_type, entity_id, event_type, event_version, payload::text, payload_bytes, \
-                       headers::text, topic, created_at, lane";
-
-const NO_TALLY: &str = "null::int8 as rows, null::int8 as last, null::text as snapshot";
-
-/// Where the columns of the tally begin.
-const TALLY: usize = 13;
+/// The most bytes of the text of `headers`.
+pub(crate) const HEADERS_MAX_BYTES: usize = 1024 * 1024;
 
 /// Microseconds from the Unix epoch to Postgres' (2000-01-01), in which `timestamptz` travels.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
-/// The statements that find work, rendered once per worker.
+/// Where the columns of the summary begin.
+const SUMMARY: usize = 16;
+
+/// The statements that find work, rendered once per relay.
 #[derive(Debug, Clone)]
 pub(crate) struct ClaimSql {
     outbox: String,
-    lane_table: String,
-    drawn: String,
-    pauses: String,
+    last_allocated: String,
     claim: String,
-    claim_around: String,
-    claim_due: String,
-    skipped: String,
+    claim_heads: String,
+    late: String,
+    by_id: String,
+    by_id_heads: String,
+    walk: String,
+    walk_heads: String,
+    due: String,
+    due_heads: String,
+    read: String,
+    owners: String,
+    locked: String,
 }
 
-/// Where a claim looks: above `start` and no higher than `upto`, in these lanes, not at the entities `around` which it is to go.
+/// How much a claim takes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Reach<'a> {
-    pub(crate) start: i64,
-    /// `None`: to the end.
-    pub(crate) upto: Option<i64>,
-    pub(crate) lanes: LaneRange,
-    pub(crate) around: &'a [String],
+pub(crate) struct Limits {
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Bytes as they are stored, that is, compressed.
+    pub(crate) stored_bytes: i64,
+    /// Bytes of text or `payload_bytes` of one row; more is not read.
+    pub(crate) row_bytes: i64,
+    /// Bytes of text kept in memory; what comes on top of it is dropped.
+    pub(crate) kept_bytes: usize,
+    /// The contents are left out: they are read row by row.
+    pub(crate) heads_only: bool,
+    pub(crate) persistent: bool,
+}
+
+/// What a statement saw, besides the rows it locked.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    pub(crate) snapshot: Snapshot,
+    /// The relay's own transaction, if it has an id.
+    pub(crate) own_xid: Option<u64>,
+    /// The first late ids, one more than the limit at the most.
+    pub(crate) late: Vec<i64>,
+    /// Ids of the rows that it tried to lock, ascending.
+    pub(crate) chosen: Vec<i64>,
+    /// Rows that were found; more than `chosen` where the bytes were the limit.
+    pub(crate) candidates: i64,
+    /// Stored bytes of what was chosen.
+    pub(crate) stored_bytes: i64,
+    /// See [`crate::lane::progress::Scan`].
+    pub(crate) last_allocated: i64,
+}
+
+/// The rows of a claim, in the order of their ids.
+#[derive(Debug, Default)]
+pub(crate) struct Claimed {
+    pub(crate) rows: Vec<ClaimedRow>,
+    pub(crate) summary: Summary,
+    /// Bytes of text that arrived.
+    pub(crate) text_bytes: usize,
+    /// More arrived than is kept: nothing of it can be used.
+    pub(crate) overflowed: bool,
+}
+
+/// A row that was chosen and not locked, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Skipped {
+    pub(crate) id: i64,
+    pub(crate) lane: i16,
+    /// Without a value for one that is too long to be compared.
+    pub(crate) entity_id: Option<String>,
 }
 
 /// What a probe saw.
 #[derive(Debug)]
 pub(crate) struct Probed {
     pub(crate) snapshot: Snapshot,
-    /// The first row that is pending where it looked.
-    pub(crate) first: Option<i64>,
+    /// A row can be claimed.
+    pub(crate) has_work: bool,
     /// A scheduled row is due.
-    pub(crate) due: bool,
-    /// Sum over the lanes, and the counter of pauses: changes whenever somebody holds, releases or pauses rows of them.
+    pub(crate) is_due: bool,
+    /// Sum over the lanes, and the counter of pauses: changes whenever somebody else changes what is held or paused.
     pub(crate) generation: i64,
-    /// The last event id drawn, read after the snapshot was taken; `None` without the right to read the sequence.
-    pub(crate) drawn: Option<i64>,
-}
-
-/// The rows a claim ought to have found, by its own snapshot: as many as its limit allows. Others than it found means that rows were
-/// passed over.
-#[derive(Debug)]
-pub(crate) struct Tally {
-    /// The claim's.
-    pub(crate) snapshot: Snapshot,
-    pub(crate) rows: usize,
-    /// The last of them.
-    pub(crate) last: Option<OutboxId>,
-}
-
-/// A pending row the claim did not get: another session has it locked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Skipped {
-    pub(crate) id: OutboxId,
-    pub(crate) entity_id: Option<String>,
-}
-
-/// The rows of a claim, and whether the limits cut it.
-#[derive(Debug, Default)]
-pub(crate) struct Claimed {
-    pub(crate) rows: Vec<ClaimedRow>,
-    /// More may be pending above the last row, within its reach.
-    pub(crate) full: bool,
-    /// The bytes were the limit: fewer rows the next time, they are all read.
-    pub(crate) cut: bool,
-    /// Rows read, with those beyond the bytes, and the last of them.
-    pub(crate) read: usize,
-    pub(crate) last_read: Option<OutboxId>,
-    pub(crate) tally: Option<Tally>,
-}
-
-impl Claimed {
-    /// True when another session has rows locked that the claim ought to have found.
-    pub(crate) fn has_passed_over(&self) -> bool {
-        self.tally.as_ref().is_some_and(|tally| tally.rows != self.read || tally.last != self.last_read)
-    }
+    pub(crate) last_allocated: i64,
 }
 
 impl ClaimSql {
     pub(crate) fn new(names: &Names, sequence: &Sequence) -> Self {
         let outbox = names.outbox();
-        // `id + 0` is the first column of the pending index: see migration 0001 for why it is not `id`.
-        let range = "(id + 0) > $1 and lane between $2 and $3";
-        let bounded = format!("{PENDING} and {range} and (id + 0) <= $5");
-        let around = |parameter: &str| format!("(entity_id is null or entity_id <> all ({parameter}))");
+        let last_allocated = last_allocated(&outbox, sequence);
+        let both = |candidates: &str, late: &str| {
+            let text = |heads| claim(&outbox, candidates, late, &last_allocated, heads);
+            (text(false), text(true))
+        };
+        // $1 xmax and $2 running transactions of the progress's snapshot, $3 scanned_through, $4 and $5 lanes, $6 rows, $7 upto.
+        // `xid < xmax of the claim's snapshot`: rows of a restored backup carry ids that are still to come. Two arms: `or` walks the
+        // whole index. `offset 0` keeps the planner from merging them with the sort outside, for which it would walk the key.
+        let arms = |select: &str, condition: &str| {
+            format!(
+                "(select {select} from {outbox} where xid >= $1::text::xid8 and xid < pg_snapshot_xmax(pg_current_snapshot()) \
+                    and id <= $3 {condition} and lane between $4 and $5 order by xid offset 0) \
+                 union all \
+                 (select {select} from {outbox} where xid = any (array(\
+                    select x::xid8 from unnest($2::text[]) x where pg_visible_in_snapshot(x::xid8, pg_current_snapshot()))) \
+                    and id <= $3 {condition} and lane between $4 and $5 order by xid offset 0)"
+            )
+        };
+        let late = format!("select id from ({}) late order by id limit $6 + 1", arms("id", ""));
+        let columns = candidate_columns();
+        let lanes = format!("{ORDINARY} and lane between $4 and $5");
+        let (claim, claim_heads) = both(
+            &format!(
+                "(select {columns} from {outbox} where id = any (array(select id from late order by id limit $6)) and {lanes}) \
+                 union all \
+                 (select {columns} from {outbox} where id > $3 and id <= $7 and {lanes} and (select count(*) from late) <= $6 \
+                  order by id limit greatest($6 - (select count(*) from late), 0))"
+            ),
+            &late,
+        );
+        // $1 ids, $4 and $5 lanes.
+        let (by_id, by_id_heads) =
+            both(&format!("select {columns} from {outbox} where id = any ($1::int8[]) and {lanes}"), NO_LATE);
+        // $1 from, $2 upto, $7 snapshot, $4 and $5 lanes, $6 rows. The snapshot is parsed once, not for each row.
+        let (walk, walk_heads) = both(
+            &format!(
+                "select {columns} from {outbox} where id >= $1 and id <= $2 and {lanes} \
+                 and pg_visible_in_snapshot(xid, (select $7::text::pg_snapshot)) order by id limit $6"
+            ),
+            NO_LATE,
+        );
+        // $4 and $5 lanes, $6 rows. Rows without an order of ids: those that are due first come first.
+        let (due, due_heads) = both(
+            &format!(
+                "select {columns} from {outbox} where status = 'PENDING' and due <= now() and lane between $4 and $5 \
+                 order by due, id limit $6"
+            ),
+            NO_LATE,
+        );
         Self {
-            outbox: outbox.clone(),
-            lane_table: names.companion("lane"),
-            drawn: sequence.drawn(),
-            claim: claim(&outbox, &bounded),
-            claim_around: claim(&outbox, &format!("{bounded} and {}", around("$6"))),
-            pauses: pauses::counter(names),
-            claim_due: format!(
-                "select {COLUMNS}, {NO_TALLY} from {outbox} \
-                 where {WAITING} and available_at <= now() and lane between $1 and $2 \
-                 order by available_at, id limit $3 for update skip locked"
+            claim,
+            claim_heads,
+            by_id,
+            by_id_heads,
+            walk,
+            walk_heads,
+            due,
+            due_heads,
+            // $7 swept_through, $8 the sweep's snapshot.
+            late: format!(
+                "select id from ({}) late order by id limit $6",
+                arms("id", "and id > $7 and pg_visible_in_snapshot(xid, (select $8::text::pg_snapshot))")
             ),
-            skipped: format!(
-                "select id, entity_id from {outbox} \
-                 where {PENDING} and {range} and (id + 0) <= $4 and {} and id <> all ($6) order by (id + 0)",
-                around("$5")
+            read: format!(
+                "{} from (select *, payload::text as text, headers::text as header_text from {outbox} where ctid = $1 offset 0) o",
+                contents("$2")
             ),
+            owners: format!(
+                "select id, lane, case when octet_length(entity_id) <= {NAME_MAX_BYTES} then entity_id end from {outbox} \
+                 where id = any ($1) and {ORDINARY} and lane between $2 and $3 order by id"
+            ),
+            locked: format!("select id from {outbox} where id = any ($1) and {ORDINARY} for update skip locked"),
+            last_allocated,
+            outbox,
         }
     }
 
-    /// The claim's text, for EXPLAIN: `$1` start, `$2` and `$3` lanes, `$4` limit, `$5` the last id it may look at.
+    /// The claim's text, for EXPLAIN: `$1` xmax, `$2` running, `$3` scanned_through, `$4` and `$5` lanes, `$6` rows, `$7` upto, `$8`
+    /// stored bytes, `$9` bytes of a row.
     pub(crate) fn claim_text(&self) -> &str {
         &self.claim
     }
@@ -144,178 +210,397 @@ impl ClaimSql {
     /// Looks for work without locks and without writes: an idle relay takes no transaction id and writes no WAL.
     ///
     /// One simple query, planned each time: a plan cached while the table was small would scan it when it is large, and a pooler
-    /// cannot tear it apart. `settings_hold`: the session has the worker's settings. The server gives up before the relay does: a backend that waits for a lock does not notice that its
-    /// client is gone.
+    /// cannot tear it apart. `settings_hold`: the session has the worker's settings. The server gives up before the relay does: a
+    /// backend that waits for a lock does not notice that its client is gone.
     pub(crate) async fn probe(
         &self,
         conn: &mut PgConnection,
-        reach: Reach<'_>,
+        generation: &str,
+        progress: &Progress,
+        lanes: LaneRange,
+        upto: i64,
         settings_hold: bool,
     ) -> Result<Probed, sqlx::Error> {
-        let mut sql = self.probe_text(reach);
+        let mut sql = self.probe_text(generation, progress, lanes, upto);
         if !settings_hold {
             sql = format!(
-                "begin read only; set local jit = off; set local enable_seqscan = off; \
-                 set local lock_timeout = '5s'; set local statement_timeout = '14s'; {sql}; commit"
+                "begin read only; set local search_path = pg_catalog, pg_temp; set local jit = off; set local enable_seqscan = off; \
+                 set local enable_bitmapscan = off; set local lock_timeout = '5s'; set local statement_timeout = '14s'; {sql}; commit"
             );
         }
         let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(conn).await?;
         Ok(Probed {
             snapshot: snapshot(&row, 0)?,
-            first: row.try_get(1)?,
-            due: row.try_get(2)?,
+            has_work: row.try_get(1)?,
+            is_due: row.try_get(2)?,
             generation: row.try_get(3)?,
-            drawn: row.try_get(4)?,
+            last_allocated: row.try_get(4)?,
         })
     }
 
-    pub(crate) fn probe_text(&self, reach: Reach<'_>) -> String {
-        let Self { outbox, lane_table, drawn, pauses, .. } = self;
-        let first = self.first_text(reach);
-        let lanes = format!("lane between {} and {}", reach.lanes.first, reach.lanes.last);
+    /// `generation`: an expression.
+    pub(crate) fn probe_text(&self, generation: &str, progress: &Progress, lanes: LaneRange, upto: i64) -> String {
+        let Self { outbox, .. } = self;
+        let Progress { scanned_through, snapshot, .. } = progress;
+        let lanes = format!("lane between {} and {}", lanes.first, lanes.last);
+        let running = snapshot.running.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        // Settled late rows count as work, too: a claim moves the snapshot past them.
+        let has_work = format!(
+            "exists (select from {outbox} where id > {scanned_through} and id <= {upto} and {ORDINARY} and {lanes} order by id limit 1) \
+             or exists (select from (select id from {outbox} where xid >= '{xmax}'::xid8 and xid < pg_snapshot_xmax(pg_current_snapshot()) \
+                  and id <= {scanned_through} and {lanes} order by xid offset 0) ended) \
+             or exists (select from (select id from {outbox} where xid = any (array(select x::xid8 from unnest('{{{running}}}'::text[]) x \
+                  where pg_visible_in_snapshot(x::xid8, pg_current_snapshot()))) and id <= {scanned_through} and {lanes} \
+                  order by xid offset 0) listed)",
+            xmax = snapshot.xmax,
+        );
+        let last_allocated = self.last_allocated.replace("$3", &scanned_through.to_string());
         format!(
-            "select pg_current_snapshot()::text, ({first}), \
-             (select true from {outbox} where {WAITING} and available_at <= now() and {lanes} \
-              order by available_at limit 1) is not null, \
-             (select sum(generation)::int8 from {lane_table} where {lanes}) + {pauses}, ({drawn})"
+            "select pg_current_snapshot()::text, {has_work}, \
+             exists (select from {outbox} where status = 'PENDING' and due <= now() and {lanes} order by due limit 1), \
+             ({generation})::int8, ({last_allocated})::int8"
         )
     }
 
-    /// The first pending row that a claim could find, whoever has it locked.
-    pub(crate) async fn first(&self, conn: &mut PgConnection, reach: Reach<'_>) -> Result<Option<i64>, sqlx::Error> {
-        let first = sqlx::raw_sql(AssertSqlSafe(self.first_text(reach))).fetch_optional(conn).await?;
-        first.map(|row| row.try_get(0)).transpose()
-    }
-
-    fn first_text(&self, Reach { start, upto, lanes, .. }: Reach<'_>) -> String {
-        let LaneRange { first, last } = lanes;
-        let bound = upto.map(|upto| format!(" and (id + 0) <= {upto}")).unwrap_or_default();
-        format!(
-            "select id from {} where {PENDING} and (id + 0) > {start}{bound} and lane between {first} and {last} \
-             order by (id + 0) limit 1",
-            self.outbox
-        )
-    }
-
-    /// Locks up to `limit` rows and `byte_limit` bytes of payload within `reach`, in the order of their ids. Rows that another session has locked are passed over; the tally tells.
+    /// Takes late and new rows.
     pub(crate) async fn claim(
         &self,
         conn: &mut PgConnection,
-        reach: Reach<'_>,
-        limit: usize,
-        byte_limit: usize,
-        persistent: bool,
+        progress: &Progress,
+        lanes: LaneRange,
+        upto: i64,
+        limits: Limits,
     ) -> Result<Claimed, sqlx::Error> {
-        let sql = if reach.around.is_empty() { &self.claim } else { &self.claim_around };
-        let mut query = sqlx::query(AssertSqlSafe(sql.as_str()))
-            .bind(reach.start)
-            .bind(reach.lanes.first)
-            .bind(reach.lanes.last)
-            .bind(limit as i64)
-            .bind(reach.upto.unwrap_or(i64::MAX))
-            .persistent(persistent);
-        if !reach.around.is_empty() {
-            query = query.bind(reach.around);
-        }
-        collect(query.fetch(conn), limit, byte_limit).await
+        let sql = if limits.heads_only { &self.claim_heads } else { &self.claim };
+        let query = sqlx::query(AssertSqlSafe(sql.as_str()))
+            .bind(progress.snapshot.xmax.to_string())
+            .bind(progress.snapshot.running.iter().map(u64::to_string).collect::<Vec<_>>())
+            .bind(progress.scanned_through)
+            .bind(lanes.first)
+            .bind(lanes.last)
+            .bind(limits.rows as i64)
+            .bind(upto)
+            .bind(limits.stored_bytes)
+            .bind(limits.row_bytes);
+        collect(query.persistent(limits.persistent).fetch(conn), limits.kept_bytes).await
     }
 
-    /// Locks scheduled rows that are due, in the order they became due.
-    pub(crate) async fn claim_due(
+    /// The first `most` ids that a sweep has still to take, ascending.
+    pub(crate) async fn late_ids(
+        &self,
+        conn: &mut PgConnection,
+        progress: &Progress,
+        lanes: LaneRange,
+        most: usize,
+        persistent: bool,
+    ) -> Result<Vec<i64>, sqlx::Error> {
+        let Some(sweep) = &progress.sweep else { return Ok(Vec::new()) };
+        sqlx::query_scalar(AssertSqlSafe(self.late.as_str()))
+            .bind(progress.snapshot.xmax.to_string())
+            .bind(progress.snapshot.running.iter().map(u64::to_string).collect::<Vec<_>>())
+            .bind(progress.scanned_through)
+            .bind(lanes.first)
+            .bind(lanes.last)
+            .bind(most as i64)
+            .bind(sweep.through)
+            .bind(sweep.snapshot.to_string())
+            .persistent(persistent)
+            .fetch_all(conn)
+            .await
+    }
+
+    /// Takes those of the rows `ids` that can still be published in these lanes.
+    pub(crate) async fn by_id(
+        &self,
+        conn: &mut PgConnection,
+        ids: &[i64],
+        lanes: LaneRange,
+        limits: Limits,
+    ) -> Result<Claimed, sqlx::Error> {
+        let sql = if limits.heads_only { &self.by_id_heads } else { &self.by_id };
+        let query = sqlx::query(AssertSqlSafe(sql.as_str()))
+            .bind(ids)
+            .bind(0_i64)
+            .bind(0_i64)
+            .bind(lanes.first)
+            .bind(lanes.last)
+            .bind(limits.rows as i64)
+            .bind(0_i64)
+            .bind(limits.stored_bytes)
+            .bind(limits.row_bytes);
+        collect(query.persistent(limits.persistent).fetch(conn), limits.kept_bytes).await
+    }
+
+    /// Takes rows in `from..=upto` that the progress counts as settled or held.
+    pub(crate) async fn walk(
+        &self,
+        conn: &mut PgConnection,
+        from: i64,
+        upto: i64,
+        seen_by: &Snapshot,
+        lanes: LaneRange,
+        limits: Limits,
+    ) -> Result<Claimed, sqlx::Error> {
+        let sql = if limits.heads_only { &self.walk_heads } else { &self.walk };
+        let query = sqlx::query(AssertSqlSafe(sql.as_str()))
+            .bind(from)
+            .bind(upto)
+            .bind(0_i64)
+            .bind(lanes.first)
+            .bind(lanes.last)
+            .bind(limits.rows as i64)
+            .bind(seen_by.to_string())
+            .bind(limits.stored_bytes)
+            .bind(limits.row_bytes);
+        collect(query.persistent(limits.persistent).fetch(conn), limits.kept_bytes).await
+    }
+
+    /// Takes scheduled rows that are due.
+    pub(crate) async fn due(
         &self,
         conn: &mut PgConnection,
         lanes: LaneRange,
-        limit: usize,
-        byte_limit: usize,
-        persistent: bool,
+        limits: Limits,
     ) -> Result<Claimed, sqlx::Error> {
-        let query = sqlx::query(AssertSqlSafe(self.claim_due.as_str()))
+        let sql = if limits.heads_only { &self.due_heads } else { &self.due };
+        let query = sqlx::query(AssertSqlSafe(sql.as_str()))
+            .bind(0_i64)
+            .bind(0_i64)
+            .bind(0_i64)
             .bind(lanes.first)
             .bind(lanes.last)
-            .bind(limit as i64)
-            .persistent(persistent);
-        collect(query.fetch(conn), limit, byte_limit).await
+            .bind(limits.rows as i64)
+            .bind(0_i64)
+            .bind(limits.stored_bytes)
+            .bind(limits.row_bytes);
+        collect(query.persistent(limits.persistent).fetch(conn), limits.kept_bytes).await
     }
 
-    /// The pending rows in `start < id <= last` that were not claimed.
+    /// Reads the contents of a row that is locked. In a savepoint: an error that is the row's own leaves the transaction usable.
+    pub(crate) async fn read(
+        &self,
+        conn: &mut PgConnection,
+        row: Ctid,
+        row_bytes: i64,
+    ) -> Result<Option<ClaimedRow>, sqlx::Error> {
+        let mut savepoint = conn.begin().await?;
+        let query = sqlx::query(AssertSqlSafe(self.read.as_str())).bind(row).bind(row_bytes).persistent(false);
+        let found = query.fetch_optional(&mut *savepoint).await;
+        match found {
+            Ok(found) => {
+                savepoint.commit().await?;
+                Ok(found.map(|row| ClaimedRow { row, unread: None }))
+            }
+            Err(error) => {
+                savepoint.rollback().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// What the rows `ids` are now, if they are still pending in these lanes.
     pub(crate) async fn skipped(
         &self,
         conn: &mut PgConnection,
-        reach: Reach<'_>,
-        last: OutboxId,
-        claimed: &[i64],
+        ids: &[i64],
+        lanes: LaneRange,
         persistent: bool,
     ) -> Result<Vec<Skipped>, sqlx::Error> {
-        let rows = sqlx::query(AssertSqlSafe(self.skipped.as_str()))
-            .bind(reach.start)
-            .bind(reach.lanes.first)
-            .bind(reach.lanes.last)
-            .bind(last.0)
-            .bind(reach.around)
-            .bind(claimed)
-            .persistent(persistent)
-            .fetch_all(conn)
-            .await?;
-        rows.iter().map(|row| Ok(Skipped { id: OutboxId(row.try_get(0)?), entity_id: row.try_get(1)? })).collect()
+        let query = sqlx::query(AssertSqlSafe(self.owners.as_str())).bind(ids).bind(lanes.first).bind(lanes.last);
+        let rows = query.persistent(persistent).fetch_all(conn).await?;
+        rows.iter()
+            .map(|row| Ok(Skipped { id: row.try_get(0)?, lane: row.try_get(1)?, entity_id: row.try_get(2)? }))
+            .collect()
+    }
+
+    /// Of the pending rows `ids` those that nobody else has locked; locks them.
+    pub(crate) async fn lockable(
+        &self,
+        conn: &mut PgConnection,
+        ids: &[i64],
+        persistent: bool,
+    ) -> Result<Vec<i64>, sqlx::Error> {
+        sqlx::query_scalar(AssertSqlSafe(self.locked.as_str())).bind(ids).persistent(persistent).fetch_all(conn).await
     }
 }
 
-/// The rows `that`, and one more with the tally of what they ought to be: in one statement, so that both go by the same snapshot.
-fn claim(outbox: &str, that: &str) -> String {
+/// The last id that was drawn; where it cannot be read or ids have gone back, the highest of the table if that is higher.
+fn last_allocated(outbox: &str, sequence: &Sequence) -> String {
+    let drawn = sequence.drawn();
+    let highest = format!("(select id from {outbox} order by id desc limit 1)");
     format!(
-        "select claimed.*, {NO_TALLY} from (\
-           select {COLUMNS} from {outbox} where {that} order by (id + 0) limit $4 for update skip locked) claimed \
-         union all \
-         select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::bytea, null, null, null::timestamptz, null::int2, \
-           count(*), max(id), pg_current_snapshot()::text \
-         from (select id from {outbox} where {that} order by (id + 0) limit $4) ought"
+        "select case when drawn.id >= $3 then drawn.id else greatest(drawn.id, {highest}, 0) end from (select ({drawn}) as id) drawn"
     )
 }
 
-/// Rows beyond the bytes are read and dropped: still pending, theirs is the next batch. The first row always fits.
+const NO_LATE: &str = "select null::int8 as id where false";
+
+/// What is known of a row before it is locked: `size` is what it takes in the table, without decompressing anything.
+fn candidate_columns() -> String {
+    "id, ctid as place, coalesce(pg_column_size(payload), 0) + coalesce(pg_column_size(payload_bytes), 0) + pg_column_size(headers) + 100 \
+     as size"
+        .to_owned()
+}
+
+/// A claim: `candidates` are rows (id, place, size); those within the bytes are locked, read and returned in any order; one more row has
+/// the summary. All by one snapshot. `$8` stored bytes, `$9` bytes of a row.
+fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads: bool) -> String {
+    let texts = match heads {
+        true => "null::text as text, null::text as header_text, null::bytea as bytes",
+        false => "payload::text as text, headers::text as header_text, payload_bytes as bytes",
+    };
+    // Conditions on the locked row are looked at again should it have changed since the snapshot.
+    let columns = "ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
+    format!(
+        "with late as materialized ({late}), \
+         candidates as materialized ({candidates}), \
+         chosen as materialized (\
+           select id, place, size from (\
+             select id, place, size, sum(size) over (order by id rows unbounded preceding) - size as before from candidates) sized \
+           where before < $8) \
+         {contents} from (\
+           select {columns}, {texts}, due is not null as scheduled, octet_length(payload_bytes) as bytes_len from {outbox} \
+            where ctid = any (array(select place from chosen)) and status = 'PENDING' and lane between $4 and $5 for update skip locked) o \
+         union all \
+         select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::timestamptz, null::int2, \
+           null, null::bytea, null, null::int8, null::bool, null::bool, \
+           pg_current_snapshot()::text, pg_current_xact_id_if_assigned()::text, \
+           array(select id from late order by id), array(select id from chosen order by id), \
+           (select count(*) from candidates), (select coalesce(sum(size), 0) from chosen)::int8, ({last_allocated})::int8",
+        contents = claim_contents(),
+    )
+}
+
+/// The columns of a [`ClaimedRow`] and room for the summary. Names that are too long are left out, and so is a payload that no record
+/// can carry: its length is there.
+fn claim_contents() -> String {
+    let name = |column: &str| format!("case when octet_length({column}) <= {NAME_MAX_BYTES} then {column} end");
+    format!(
+        "select place, id, event_id, {}, {}, {}, event_version, {}, created_at, lane, \
+           case when octet_length(text) <= $9 then text end, case when bytes_len <= $9 then bytes end, \
+           case when octet_length(header_text) <= {HEADERS_MAX_BYTES} then header_text end, \
+           greatest(octet_length(text), bytes_len)::int8, \
+           octet_length(entity_type) > {NAME_MAX_BYTES} or coalesce(octet_length(entity_id), 0) > {NAME_MAX_BYTES} \
+             or octet_length(event_type) > {NAME_MAX_BYTES} or coalesce(octet_length(topic), 0) > {NAME_MAX_BYTES}, \
+           scheduled, \
+           null::text, null::text, null::int8[], null::int8[], null::int8, null::int8, null::int8",
+        name("entity_type"),
+        name("entity_id"),
+        name("event_type"),
+        name("topic"),
+    )
+}
+
+/// The same of one row, without a summary.
+fn contents(row_bytes: &str) -> String {
+    let name = |column: &str| format!("case when octet_length({column}) <= {NAME_MAX_BYTES} then {column} end");
+    format!(
+        "select ctid, id, event_id, {}, {}, {}, event_version, {}, created_at, lane, \
+           case when octet_length(text) <= {row_bytes} then text end, \
+           case when octet_length(payload_bytes) <= {row_bytes} then payload_bytes end, \
+           case when octet_length(header_text) <= {HEADERS_MAX_BYTES} then header_text end, \
+           greatest(octet_length(text), octet_length(payload_bytes))::int8, \
+           octet_length(entity_type) > {NAME_MAX_BYTES} or coalesce(octet_length(entity_id), 0) > {NAME_MAX_BYTES} \
+             or octet_length(event_type) > {NAME_MAX_BYTES} or coalesce(octet_length(topic), 0) > {NAME_MAX_BYTES}, \
+           due is not null",
+        name("entity_type"),
+        name("entity_id"),
+        name("event_type"),
+        name("topic"),
+    )
+}
+
+/// Rows arrive in the order of their places.
 async fn collect(
     mut rows: BoxStream<'_, Result<PgRow, sqlx::Error>>,
-    limit: usize,
-    byte_limit: usize,
+    kept_bytes: usize,
 ) -> Result<Claimed, sqlx::Error> {
-    let (mut claimed, mut bytes) = (Claimed::default(), 0);
+    let mut claimed = Claimed::default();
     while let Some(row) = rows.try_next().await? {
         if row.try_get_raw(0)?.is_null() {
-            claimed.tally = Some(tally(&row)?);
+            claimed.summary = summary(&row)?;
             continue;
         }
-        let row = ClaimedRow(row);
-        bytes += row.byte_len();
-        claimed.read += 1;
-        claimed.last_read = Some(row.id()?);
-        if bytes > byte_limit && !claimed.rows.is_empty() {
-            claimed.cut = true;
-        }
-        if !claimed.cut {
+        let row = ClaimedRow { row, unread: None };
+        claimed.text_bytes += row.byte_len();
+        if claimed.text_bytes > kept_bytes && !claimed.rows.is_empty() {
+            claimed.overflowed = true;
+            claimed.rows.truncate(1);
+        } else {
             claimed.rows.push(row);
         }
     }
-    claimed.full = claimed.cut || claimed.rows.len() == limit;
+    let mut keyed = Vec::with_capacity(claimed.rows.len());
+    for row in claimed.rows.drain(..) {
+        keyed.push((row.id()?, row));
+    }
+    keyed.sort_unstable_by_key(|(id, _)| *id);
+    claimed.rows.extend(keyed.into_iter().map(|(_, row)| row));
     Ok(claimed)
 }
 
-fn tally(row: &PgRow) -> Result<Tally, sqlx::Error> {
-    let rows: i64 = row.try_get(TALLY)?;
-    let last: Option<i64> = row.try_get(TALLY + 1)?;
-    Ok(Tally { snapshot: snapshot(row, TALLY + 2)?, rows: rows as usize, last: last.map(OutboxId) })
+fn summary(row: &PgRow) -> Result<Summary, sqlx::Error> {
+    let own_xid: Option<String> = row.try_get(SUMMARY + 1)?;
+    Ok(Summary {
+        snapshot: snapshot(row, SUMMARY)?,
+        own_xid: own_xid.and_then(|xid| xid.parse().ok()),
+        late: row.try_get(SUMMARY + 2)?,
+        chosen: row.try_get(SUMMARY + 3)?,
+        candidates: row.try_get(SUMMARY + 4)?,
+        stored_bytes: row.try_get(SUMMARY + 5)?,
+        last_allocated: row.try_get(SUMMARY + 6)?,
+    })
 }
 
 fn snapshot(row: &PgRow, column: usize) -> Result<Snapshot, sqlx::Error> {
     row.try_get::<&str, _>(column)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
+/// Why a row can never become a record, whatever the brokers say.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RowFault {
+    #[error("the {column} is not valid UTF-8, which Kafka's clients expect of it")]
+    NotUtf8 { column: &'static str },
+    #[error("its entity id, entity type, event type or topic is longer than {NAME_MAX_BYTES} bytes")]
+    NameTooLong,
+    #[error("its headers have more than {HEADERS_MAX_BYTES} bytes")]
+    HeadersTooLong,
+    #[error("its payload has {bytes} bytes, more than message.max.bytes")]
+    PayloadTooLong { bytes: i64 },
+    #[error("Postgres cannot read it (SQLSTATE {sqlstate})")]
+    Unreadable { sqlstate: String },
+    #[error("{0}")]
+    Headers(String),
+}
+
 /// A claimed row in the buffer it arrived in; columns are read in place, in Postgres' binary format.
 #[derive(Debug)]
-pub(crate) struct ClaimedRow(PgRow);
+pub(crate) struct ClaimedRow {
+    row: PgRow,
+    /// Its contents could not be read.
+    unread: Option<RowFault>,
+}
+
+impl RowFault {
+    /// The code under which the log names it.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::NotUtf8 { .. } | Self::Unreadable { .. } => Code::EventUnreadable,
+            Self::NameTooLong | Self::HeadersTooLong => Code::NameTooLong,
+            Self::PayloadTooLong { .. } => Code::MessageTooLarge,
+            Self::Headers(_) => Code::EventRefused,
+        }
+    }
+}
 
 impl ClaimedRow {
+    /// Marks a row whose contents could not be read.
+    pub(crate) fn with_fault(self, fault: RowFault) -> Self {
+        Self { unread: Some(fault), ..self }
+    }
+
     fn bytes(&self, column: usize) -> Result<Option<&[u8]>, sqlx::Error> {
-        let value = self.0.try_get_raw(column)?;
+        let value = self.row.try_get_raw(column)?;
         if value.is_null() {
             return Ok(None);
         }
@@ -329,11 +614,13 @@ impl ClaimedRow {
             .map_err(|_| sqlx::Error::Decode(format!("column {column} has {} bytes, not {N}", bytes.len()).into()))
     }
 
+    /// Text that is not UTF-8 reads as missing; [`ClaimedRow::fault`] tells.
     fn text(&self, column: usize) -> Result<Option<&str>, sqlx::Error> {
-        match self.bytes(column)? {
-            None => Ok(None),
-            Some(bytes) => std::str::from_utf8(bytes).map(Some).map_err(|error| sqlx::Error::Decode(error.into())),
-        }
+        Ok(self.bytes(column)?.and_then(|bytes| std::str::from_utf8(bytes).ok()))
+    }
+
+    fn flag(&self, column: usize) -> Result<bool, sqlx::Error> {
+        Ok(self.bytes(column)?.is_some_and(|bytes| bytes == [1]))
     }
 
     /// Where the row is; stable while it is locked.
@@ -343,10 +630,6 @@ impl ClaimedRow {
 
     pub(crate) fn id(&self) -> Result<OutboxId, sqlx::Error> {
         self.fixed(1).map(|bytes| OutboxId(i64::from_be_bytes(bytes)))
-    }
-
-    pub(crate) fn lane(&self) -> Result<i16, sqlx::Error> {
-        self.fixed(12).map(i16::from_be_bytes)
     }
 
     pub(crate) fn event_id(&self) -> Result<EventId, sqlx::Error> {
@@ -364,22 +647,73 @@ impl ClaimedRow {
 
     /// When its transaction began.
     pub(crate) fn created_at(&self) -> Result<DateTime<Utc>, sqlx::Error> {
-        self.fixed(11).map(|bytes| timestamp(i64::from_be_bytes(bytes)))
+        self.fixed(8).map(|bytes| timestamp(i64::from_be_bytes(bytes)))
+    }
+
+    pub(crate) fn lane(&self) -> Result<i16, sqlx::Error> {
+        self.fixed(9).map(i16::from_be_bytes)
     }
 
     /// Payload and headers: what a row may have much of.
     fn byte_len(&self) -> usize {
         let len = |column| self.bytes(column).ok().flatten().map_or(0, <[u8]>::len);
-        len(7) + len(8) + len(9)
+        len(10) + len(11) + len(12)
     }
 
-    /// The event; headers that are not strings are the row's own fault.
-    pub(crate) fn event(&self) -> Result<Result<StoredEvent<'_>, BadHeaders>, sqlx::Error> {
-        let headers = match EventHeaders::parse(self.text(9)?.unwrap_or("{}")) {
+    /// Why the row can never become a record.
+    pub(crate) fn fault(&self) -> Result<Option<RowFault>, sqlx::Error> {
+        if let Some(fault) = &self.unread {
+            return Ok(Some(fault.clone()));
+        }
+        if self.flag(14)? {
+            return Ok(Some(RowFault::NameTooLong));
+        }
+        for (column, name) in [(3, "entity type"), (4, "entity id"), (5, "event type"), (7, "topic"), (12, "headers")] {
+            if self.bytes(column)?.is_some_and(|bytes| std::str::from_utf8(bytes).is_err()) {
+                return Ok(Some(RowFault::NotUtf8 { column: name }));
+            }
+        }
+        if self.bytes(12)?.is_none() {
+            return Ok(Some(RowFault::HeadersTooLong));
+        }
+        let payload = self.bytes(10)?.is_some() || self.bytes(11)?.is_some();
+        match self.bytes(13)? {
+            Some(_) if !payload => {
+                Ok(Some(RowFault::PayloadTooLong { bytes: self.fixed(13).map(i64::from_be_bytes)? }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The event without its contents, of a row that was not read; `None` where its names are too long.
+    pub(crate) fn head(&self) -> Result<Option<StoredEvent<'_>>, sqlx::Error> {
+        if self.flag(14)? {
+            return Ok(None);
+        }
+        Ok(Some(StoredEvent {
+            id: self.id()?,
+            event_id: self.event_id()?,
+            entity_type: self.entity_type()?,
+            entity_id: self.entity_id()?,
+            event_type: self.text(5)?.unwrap_or_default(),
+            event_version: i32::from_be_bytes(self.fixed(6)?),
+            payload: Payload::Tombstone,
+            headers: EventHeaders::default(),
+            topic: self.text(7)?,
+            created_at: self.created_at()?,
+        }))
+    }
+
+    /// The event of a row without a [`RowFault`]; headers that are not strings are one.
+    pub(crate) fn event(&self) -> Result<Result<StoredEvent<'_>, RowFault>, sqlx::Error> {
+        if let Some(fault) = self.fault()? {
+            return Ok(Err(fault));
+        }
+        let headers = match EventHeaders::parse(self.text(12)?.unwrap_or("{}")) {
             Ok(headers) => headers,
-            Err(bad) => return Ok(Err(bad)),
+            Err(bad) => return Ok(Err(RowFault::Headers(bad.to_string()))),
         };
-        let payload = match (self.bytes(7)?, self.bytes(8)?) {
+        let payload = match (self.bytes(10)?, self.bytes(11)?) {
             (Some(json), _) => Payload::Json(json),
             (None, Some(bytes)) => Payload::Bytes(bytes),
             (None, None) => Payload::Tombstone,
@@ -393,7 +727,7 @@ impl ClaimedRow {
             event_version: i32::from_be_bytes(self.fixed(6)?),
             payload,
             headers,
-            topic: self.text(10)?,
+            topic: self.text(7)?,
             created_at: self.created_at()?,
         }))
     }

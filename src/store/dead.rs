@@ -1,10 +1,11 @@
 //! Events that need a decision: DEAD ones, and poison that holds its entity. Found by cause, retried in order, or discarded.
 //!
-//! States: dead (`DEAD`), held (`PENDING` until infinity, with the error; its successors wait behind it), discarded (`DEAD`, and
-//! `last_error` begins with [`DISCARDED`]: somebody has decided, no list and no alert counts it).
+//! States: dead (`DEAD`), held (`PENDING` with an error, and a hold of its entity that names it; its successors wait behind it), discarded
+//! (`DEAD`, and `last_error` begins with [`DISCARDED`]: somebody has decided, no list and no alert counts it).
 //! retry: dead, held, discarded -> pending. discard: dead, held -> discarded. What waits behind a held row goes on with it.
 //!
-//! A change owns the lanes of its rows, like a worker's batch: no worker decides about a successor by what it knew before.
+//! A change touches rows of the outbox alone, and the counter that workers compare before each claim: a row that is made pending comes
+//! late to its lane's claims, and a hold whose event has no error any more is released by the lane's owner.
 
 use std::time::Duration;
 
@@ -15,12 +16,11 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
+use crate::check::routes;
 use crate::route::TopicTemplate;
 use crate::store::audit::Author;
-use crate::store::claim::WAITING;
-use crate::store::holds::{BEHIND, ENTITY_PREFIX};
 use crate::store::names::{Names, literal};
-use crate::store::session;
+use crate::store::pauses;
 
 /// What `last_error` begins with once somebody has decided about the event.
 pub(crate) const DISCARDED: &str = "discarded: ";
@@ -99,22 +99,25 @@ impl Filter {
         let columns = "id, event_id, entity_type, entity_id, event_type, topic, attempts, created_at, lane, last_error";
         let decided = format!("starts_with(coalesce(last_error, ''), '{DISCARDED}')");
         let states = if self.discarded {
-            format!("select {columns}, 'discarded' as state from {outbox} where status = 'DEAD' and {decided}")
+            format!(
+                "select {columns}, 'discarded' as state, 0 as behind from {outbox} \
+                 where status = 'DEAD' and last_error is not null and {decided}"
+            )
         } else {
             format!(
-                "select {columns}, 'dead' as state from {outbox} where status = 'DEAD' and not {decided} \
-                 union all select {columns}, 'held' as state from {outbox} where {POISON}"
+                "select {columns}, 'dead' as state, 0 as behind from {outbox} \
+                 where status = 'DEAD' and last_error is not null and not {decided} \
+                 union all select {held}, 'held' as state, greatest(h.events - 1, 0) as behind from {outbox} o \
+                   join {hold} h on h.head_id = o.id and h.why = 'poison' where o.status = 'PENDING' and o.last_error is not null",
+                held = columns.split(", ").map(|column| format!("o.{column}")).collect::<Vec<_>>().join(", "),
+                hold = names.companion("hold"),
             )
         };
-        // What the relay would route it to.
-        let template = format!(
-            "replace(replace({}, '{{entity_type}}', entity_type), '{{event_type}}', event_type)",
-            literal(&topic.to_string())
-        );
+        let topic = routes::topic_sql(topic, "");
         let (cause, conditions) = (cause("last_error"), self.conditions());
         format!(
-            "(select * from (select id, event_id, entity_type, entity_id, event_type, coalesce(topic, {template}) as topic, \
-              attempts, created_at, lane, last_error, state, {cause} as fingerprint from ({states}) s) t where {conditions})"
+            "(select * from (select id, event_id, entity_type, entity_id, event_type, {topic} as topic, \
+              attempts, created_at, lane, last_error, state, behind, {cause} as fingerprint from ({states}) s) t where {conditions})"
         )
     }
 
@@ -146,14 +149,9 @@ impl Filter {
     }
 }
 
-/// A held row that is the cause, not one that waits behind it. `waiting` is the predicate of its index, word for word.
-const POISON: &str = "status = 'PENDING' and available_at > created_at and available_at = 'infinity' \
-                      and starts_with(last_error, 'held entity: ') \
-                      and last_error <> 'held entity: waits behind an event that was refused'";
-
 /// SQL for the fingerprint of an error: what differs from event to event is left out, so that one cause has one.
 fn cause(error: &str) -> String {
-    let plain = format!("regexp_replace(coalesce({error}, ''), '^({DISCARDED}|{ENTITY_PREFIX})+', '')");
+    let plain = format!("regexp_replace(coalesce({error}, ''), '^({DISCARDED})+', '')");
     let uuid = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}";
     let quoted = r#"E'"[^"]*"|\'[^\']*\'|`[^`]*`'"#;
     format!(
@@ -192,19 +190,12 @@ pub(crate) async fn causes(
     filter: &Filter,
     topic: &TopicTemplate,
 ) -> Result<Vec<Cause>, sqlx::Error> {
-    let (outbox, events) = (names.outbox(), filter.events(names, topic));
+    let events = filter.events(names, topic);
     let sql = format!(
-        "with chosen as materialized {events}, \
-         behind as (select entity_type, entity_id, count(*) as events from {outbox} \
-           where {WAITING} and available_at = 'infinity' and last_error = '{BEHIND}' group by 1, 2), \
-         held as (select fingerprint, state, sum(events)::int8 as events from behind join \
-           (select distinct fingerprint, state, entity_type, entity_id from chosen where state = 'held') h \
-           using (entity_type, entity_id) group by 1, 2) \
-         select fingerprint, state, count(*), count(distinct (entity_type, entity_id)), \
-           coalesce((select h.events from held h where h.fingerprint = c.fingerprint and h.state = c.state), 0)::int8, \
+        "select fingerprint, state, count(*), count(distinct (entity_type, entity_id)), sum(behind)::int8, \
            min(id), max(id), min(created_at), max(created_at), \
            array_to_string((array_agg(distinct event_type))[1:5], E'\\n'), (array_agg(coalesce(last_error, '') order by id))[1] \
-         from chosen c group by fingerprint, state order by count(*) desc, fingerprint, state"
+         from {events} c group by fingerprint, state order by count(*) desc, fingerprint, state"
     );
     let rows = read(conn, sql).await?;
     let cause = |row: &PgRow| {
@@ -355,8 +346,8 @@ pub(crate) struct Changed {
     pub(crate) released: i64,
 }
 
-/// Retries or discards the events of the filter, with its audit entry, in one transaction that owns their lanes. Waits no longer than
-/// `longest` for a batch that is in flight.
+/// Retries or discards the events of the filter, with its audit entry, in one transaction. Waits no longer than `longest` for a batch that
+/// has one of them in flight.
 ///
 /// # Errors
 /// Any database error; nothing is changed then.
@@ -372,20 +363,12 @@ pub(crate) async fn decide(
     let mut tx = conn.begin().await?;
     let events = filter.events(names, topic);
     let settings = format!(
-        "set local jit = off; set local enable_seqscan = off; set local lock_timeout = {}",
+        "set local search_path = pg_catalog, pg_temp; set local jit = off; set local enable_seqscan = off; \
+         set local lock_timeout = {}",
         longest.as_millis().max(1)
     );
     tx.execute(sqlx::raw_sql(AssertSqlSafe(settings))).await?;
-    let sql = format!("select distinct lane from {events} e order by lane");
-    let lanes: Vec<i16> = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *tx).await?;
-    // One after the other, upwards: two commands at once cannot wait for each other.
-    for lane in &lanes {
-        let sql = format!("select pg_advisory_xact_lock({}, {lane})", session::lane_key(names));
-        tx.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
-    }
-    // A later statement than the locks: it sees what the lanes' last owners have committed.
     let row = sqlx::query(AssertSqlSafe(change(names, &events, verdict)))
-        .bind(&lanes)
         .bind(&author.by)
         .bind(verdict.command())
         .bind(filter.to_json().to_string())
@@ -393,68 +376,42 @@ pub(crate) async fn decide(
         .persistent(false)
         .fetch_one(&mut *tx)
         .await?;
-    // Rows below the start of the workers' claims are pending again: the new generation makes them look from zero.
-    let sql = format!("update {} set generation = generation + 1 where lane = any ($1)", names.companion("lane"));
-    sqlx::query(AssertSqlSafe(sql)).bind(&lanes).persistent(false).execute(&mut *tx).await?;
+    // Workers look again at what they hold.
+    pauses::count_up(&mut tx, names).await?;
     tx.commit().await?;
     Ok(Changed { events: row.try_get(0)?, released: row.try_get(1)? })
 }
 
-/// The statement that changes rows and writes it down. `$1` lanes, `$2` by, `$3` command, `$4` filter, `$5` reason.
+/// The statement that changes rows and writes it down. `$1` by, `$2` command, `$3` filter, `$4` reason.
 fn change(names: &Names, events: &str, verdict: Verdict) -> String {
     let (outbox, audit, audit_row) = (names.outbox(), names.companion("audit"), names.companion("audit_row"));
-    let chain = format!("{WAITING} and available_at = 'infinity' and starts_with(last_error, '{ENTITY_PREFIX}')");
-    let (set, action, behind) = match verdict {
-        // With all that is held of its entity: what is left would be held for an event that is not.
+    let (set, action) = match verdict {
         Verdict::Retry => (
             "status = 'PENDING', available_at = null, last_error = null".to_owned(),
             // Only a row that was DEAD may be overtaken by what went out before.
             "case when c.state = 'held' then 'released' else 'retried' end",
-            chain,
         ),
-        // Unless another refused event of the entity still holds it.
         Verdict::Discard => (
-            format!(
-                "status = 'DEAD', available_at = null, \
-                 last_error = '{DISCARDED}' || regexp_replace(coalesce(o.last_error, ''), '^{ENTITY_PREFIX}', '')"
-            ),
+            format!("status = 'DEAD', available_at = null, last_error = '{DISCARDED}' || coalesce(o.last_error, '')"),
             "'discarded'",
-            format!(
-                "{chain} and not exists (select from {outbox} p where p.entity_type = w.entity_type \
-                 and p.entity_id = w.entity_id and {} and p.id not in (select id from chosen))",
-                POISON
-                    .replace("status", "p.status")
-                    .replace("available_at", "p.available_at")
-                    .replace("created_at", "p.created_at")
-                    .replace("last_error", "p.last_error")
-            ),
         ),
     };
+    // Locked one after the other, upwards: two commands at once cannot wait for each other.
     format!(
-        "with chosen as materialized (select * from {events} e where lane = any ($1)), \
-         behind as materialized (select id, event_id, last_error from {outbox} w where {behind} and lane = any ($1) \
-           and (entity_type, entity_id) in (select entity_type, entity_id from chosen where state = 'held') \
-           and id not in (select id from chosen)), \
-         changed as (update {outbox} o set {set} where o.id in (select id from chosen) returning o.id), \
-         released as (update {outbox} o set available_at = null, last_error = null \
-           where o.id in (select id from behind) returning o.id), \
+        "with chosen as materialized (select * from {events} e), \
+         locked as materialized (select o.id from {outbox} o where o.id in (select id from chosen) order by o.id for update), \
+         changed as (update {outbox} o set {set} where o.id in (select id from locked) returning o.id), \
          entry as (insert into {audit} (actor, acted_by, command, filter, reason, affected) \
-           select session_user, $2, $3, $4::text::jsonb, $5, (select count(*) from changed) returning id), \
+           select session_user, $1, $2, $3::text::jsonb, $4, (select count(*) from changed) returning id), \
          noted as (insert into {audit_row} (audit_id, outbox_id, event_id, action, error) \
-           select entry.id, c.id, c.event_id, {action}, c.last_error from entry, chosen c \
-           union all select entry.id, b.id, b.event_id, 'released', b.last_error from entry, behind b) \
-         select (select count(*) from changed), (select count(*) from released)"
+           select entry.id, c.id, c.event_id, {action}, c.last_error from entry, chosen c) \
+         select (select count(*) from changed), coalesce((select sum(behind) from chosen where state = 'held'), 0)::int8"
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_rows_that_are_a_cause_are_told_by_the_texts_that_are_written() {
-        assert!(POISON.starts_with(WAITING) && POISON.contains(ENTITY_PREFIX) && POISON.contains(BEHIND));
-    }
 
     #[test]
     fn an_id_is_a_number_or_a_uuid() {

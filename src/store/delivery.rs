@@ -1,11 +1,13 @@
 //! Which worker publishes a lane in Kafka transactions: what the lane's row says, and each change of it. The protocol these belong to
 //! is in `relay/exactly_once.rs`.
 
+use std::collections::HashMap;
 use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
 
 use crate::lane::LaneRange;
 use crate::store::Names;
@@ -56,6 +58,7 @@ pub(crate) struct DeliverySql {
     take: String,
     open: String,
     let_go: String,
+    events: String,
     settle: String,
 }
 
@@ -80,8 +83,9 @@ impl DeliverySql {
                  from unnest($1::smallint[], $2::bigint[]) as ours (lane, epoch) \
                  where l.lane = ours.lane and l.epoch = ours.epoch and l.transactional_id = $3"
             ),
+            events: format!("select id, event_id from {outbox} where id = any ($1) and lane = $2"),
             settle: format!(
-                "update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp() \
+                "update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp(), due = null \
                  where id = any ($1) and lane between $2 and $3 and status = 'PENDING'"
             ),
         }
@@ -145,6 +149,18 @@ impl DeliverySql {
         let (lanes, epochs): (Vec<i16>, Vec<i64>) = lanes.iter().copied().unzip();
         let query = sqlx::query(AssertSqlSafe(self.let_go.as_str())).bind(lanes).bind(epochs);
         query.bind(transactional_id).persistent(persistent).execute(conn).await.map(drop)
+    }
+
+    /// The event ids of those of these rows that are in the lane, whatever their status.
+    pub(crate) async fn events(
+        &self,
+        conn: &mut PgConnection,
+        ids: &[i64],
+        lane: i16,
+        persistent: bool,
+    ) -> Result<HashMap<i64, Uuid>, sqlx::Error> {
+        let query = sqlx::query(AssertSqlSafe(self.events.as_str())).bind(ids).bind(lane).persistent(persistent);
+        query.fetch_all(conn).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
     /// PENDING -> PUBLISHED for what a former owner has published; returns how many were pending still.

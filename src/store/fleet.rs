@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use crate::store::names::{Names, literal};
+use crate::store::names::Names;
 use crate::store::reading::read;
 
 /// A relay as the register knows it.
@@ -82,14 +82,14 @@ pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec
         .collect()
 }
 
-/// The lanes that are locked: a worker locks its lanes while a batch is under way, and none while there is nothing to do.
+/// The lanes that are locked: a worker locks its lanes' rows while a batch is under way, and none while there is nothing to do.
 pub(crate) async fn lanes_held(conn: &mut PgConnection, names: &Names) -> Result<Vec<LaneHeld>, sqlx::Error> {
     let query = format!(
-        "select l.objid::int8, l.pid::int8, coalesce(a.application_name, '') \
-         from pg_locks l left join pg_stat_activity a using (pid) \
-         where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.classid = {}::regclass::oid \
-         and l.database = (select oid from pg_database where datname = current_database()) order by 1",
-        literal(&names.companion("lane"))
+        "select lanes.lane::int8, l.pid::int8, coalesce(a.application_name, '') \
+         from (select lane, xmax::text::int8 as locker from {}) lanes \
+         join pg_locks l on l.locktype = 'transactionid' and l.granted and l.transactionid::text::int8 = lanes.locker \
+         left join pg_stat_activity a using (pid) where lanes.locker <> 0 order by 1",
+        names.companion("lane")
     );
     let rows = read(conn, &query).await?;
     rows.iter()

@@ -1,182 +1,183 @@
-//! Rows held back: PENDING with `available_at = 'infinity'` and the reason in `last_error`. The rows themselves are the record
-//! of what is held, so a worker that takes a lane over learns it from them, and nothing can disagree with them.
+//! The records of holds: written by a lane's owner in the transaction that steps over the events, read when lanes are taken over or when
+//! an operator has changed them. Records are found by their place: see migration 0007.
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use crate::event::OutboxId;
 use crate::lane::LaneRange;
-use crate::store::claim::WAITING;
+use crate::lane::hold::{Hold, HoldCause, HoldSet, HoldValue};
 use crate::store::names::Names;
+use crate::store::settle::{Ctid, SettleError, owned, postgres_text};
 
-const TOPIC_PREFIX: &str = "held topic ";
-pub(crate) const ENTITY_PREFIX: &str = "held entity: ";
-const PAUSED_TOPIC_PREFIX: &str = "paused topic ";
-const PAUSED_ENTITY_PREFIX: &str = "paused entity: ";
+/// The columns of a record, as [`hold_of`] reads them.
+const COLUMNS: &str = "lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events";
 
-/// What a row says that waits behind another of its entity. The other says why.
-pub(crate) const BEHIND: &str = "held entity: waits behind an event that was refused";
+/// The longest reason that is stored, in characters.
+const REASON_MAX: usize = 1_000;
 
-/// What a held row waits for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Hold {
-    /// The topic cannot be written: it does not exist, or a right is missing.
-    Topic(String),
-    /// An event of this entity (type, id) was refused, and its successors wait behind it.
-    Entity(String, String),
-    /// The topic is or was paused.
-    PausedTopic(String),
-    /// The entity (type, id) is or was paused.
-    PausedEntity(String, String),
-}
-
-impl Hold {
-    /// True when it ends with a pause.
-    pub(crate) fn is_pause(&self) -> bool {
-        matches!(self, Hold::PausedTopic(_) | Hold::PausedEntity(..))
-    }
-}
-
-/// `last_error` of a row that waits for its topic. A topic's name has no colon, so the prefix can be read back.
-pub(crate) fn topic_reason(topic: &str, why: &str) -> String {
-    format!("{TOPIC_PREFIX}{topic}: {why}")
-}
-
-/// `last_error` of a row that waits for its entity.
-pub(crate) fn entity_reason(why: &str) -> String {
-    format!("{ENTITY_PREFIX}{why}")
-}
-
-/// `last_error` of a row that waits because its topic is paused.
-pub(crate) fn paused_topic_reason(topic: &str, why: &str) -> String {
-    format!("{PAUSED_TOPIC_PREFIX}{topic}: {why}")
-}
-
-/// `last_error` of a row that waits because its entity is paused.
-pub(crate) fn paused_entity_reason(why: &str) -> String {
-    format!("{PAUSED_ENTITY_PREFIX}{why}")
-}
-
-/// True for the `last_error` of a row that waits for its entity.
-pub(crate) fn waits_for_entity(reason: &str) -> bool {
-    reason.starts_with(ENTITY_PREFIX)
-}
-
-/// The statements about held rows, rendered once per worker.
+/// The statements about holds, rendered once per relay.
 #[derive(Debug, Clone)]
 pub(crate) struct HoldSql {
-    learn: String,
-    release: String,
+    load: String,
+    insert: String,
+    update: String,
+    delete: String,
 }
 
 impl HoldSql {
     pub(crate) fn new(names: &Names) -> Self {
-        let outbox = names.outbox();
-        let held =
-            format!("{WAITING} and available_at = 'infinity' and last_error is not null and lane between $1 and $2");
-        let of_entity = format!(
-            "case when starts_with(last_error, '{ENTITY_PREFIX}') then '{ENTITY_PREFIX}' \
-                  when starts_with(last_error, '{PAUSED_ENTITY_PREFIX}') then '{PAUSED_ENTITY_PREFIX}' end"
-        );
+        let table = names.companion("hold");
         Self {
-            // Reasons of topics repeat; of entities the reason is dropped and the entity kept.
-            learn: format!(
-                "select distinct coalesce({of_entity}, last_error), \
-                   case when {of_entity} is not null then entity_type end, \
-                   case when {of_entity} is not null then entity_id end \
-                 from {outbox} where {held}"
+            // An operator releases what a refused event holds by deciding about that event: it is DEAD then, or its error is gone.
+            load: format!(
+                "select {COLUMNS}, ctid, why = 'poison' and not exists (select from {} head where head.id = hold.head_id \
+                   and head.status = 'PENDING' and head.last_error is not null) \
+                 from {table} hold where lane between $1 and $2",
+                names.outbox()
             ),
-            // In the order of their ids, a batch at a time: a million at once would outlast every timeout, and a topic that still
-            // refuses gets no more than one batch to refuse.
-            release: format!(
-                "with released as (\
-                   update {outbox} set available_at = null, last_error = null where ctid = any (array(\
-                     select ctid from {outbox} where {held} and starts_with(last_error, $3) \
-                       and ($5::text is null or (entity_type, entity_id) = ($5, $6)) order by id limit $4)) \
-                   returning id) \
-                 select count(*), max(id) from released"
+            insert: format!(
+                "with new as (insert into {table} ({COLUMNS}) \
+                   select lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events \
+                   from unnest($1::int2[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::int8[], $9::int8[], $10::int8[]) \
+                     as v (lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events) \
+                   returning {COLUMNS}, ctid) \
+                 select * from new"
             ),
+            update: format!(
+                "update {table} h set why = v.why, reason = v.reason, from_id = v.from_id, head_id = v.head_id, events = v.events \
+                 from unnest($1::tid[], $2::int8[], $3::text[], $4::text[], $5::int8[], $6::int8[], $7::int8[]) \
+                   as v (place, index, why, reason, from_id, head_id, events) \
+                 where h.ctid = v.place returning v.index, h.ctid"
+            ),
+            delete: format!("delete from {table} where ctid = any ($1)"),
         }
     }
 
-    /// What is held in these lanes.
-    pub(crate) async fn learn(
+    /// Reads the holds of these lanes.
+    ///
+    /// # Errors
+    /// Any database error.
+    pub(crate) async fn load(
         &self,
         conn: &mut PgConnection,
         lanes: LaneRange,
         persistent: bool,
-    ) -> Result<Vec<Hold>, sqlx::Error> {
-        let rows = sqlx::query(AssertSqlSafe(self.learn.as_str()))
-            .bind(lanes.first)
-            .bind(lanes.last)
-            .persistent(persistent)
-            .fetch_all(conn)
-            .await?;
-        let mut holds = Vec::new();
-        for row in rows {
-            let reason: &str = row.try_get(0)?;
-            if let Some(hold) = topic_of(reason) {
-                holds.push(hold);
-            } else if let (Some(entity_type), Some(entity_id)) = (row.try_get(1)?, row.try_get(2)?) {
-                holds.push(if waits_for_entity(reason) {
-                    Hold::Entity(entity_type, entity_id)
-                } else {
-                    Hold::PausedEntity(entity_type, entity_id)
-                });
-            }
+    ) -> Result<HoldSet, sqlx::Error> {
+        let query = sqlx::query(AssertSqlSafe(self.load.as_str())).bind(lanes.first).bind(lanes.last);
+        let mut holds = HoldSet::default();
+        for row in query.persistent(persistent).fetch_all(conn).await? {
+            let (lane, hold) = hold_of(&row)?;
+            let is_released = row.try_get(11)?;
+            holds.load(lane, Hold { released: is_released, ..hold }, place_of(&row, 10)?);
         }
         Ok(holds)
     }
 
-    /// Makes the first `limit` rows that `hold` keeps waiting claimable again; returns the highest of them, and `None` when none is
-    /// left behind them. Until then later rows of the same have to be held.
-    pub(crate) async fn release(
+    /// Writes what has changed, in the transaction that owns the lanes.
+    ///
+    /// # Errors
+    /// [`SettleError::NotOwned`] when a record is not where it was: another session has changed it without the lanes' locks.
+    pub(crate) async fn save(
         &self,
         conn: &mut PgConnection,
-        lanes: LaneRange,
-        hold: &Hold,
-        limit: usize,
+        holds: &HoldSet,
         persistent: bool,
-    ) -> Result<Option<OutboxId>, sqlx::Error> {
-        let (prefix, entity) = match hold {
-            Hold::Topic(topic) => (format!("{TOPIC_PREFIX}{topic}:"), None),
-            Hold::PausedTopic(topic) => (format!("{PAUSED_TOPIC_PREFIX}{topic}:"), None),
-            Hold::Entity(kind, id) => (ENTITY_PREFIX.to_owned(), Some((kind, id))),
-            Hold::PausedEntity(kind, id) => (PAUSED_ENTITY_PREFIX.to_owned(), Some((kind, id))),
-        };
-        let row = sqlx::query(AssertSqlSafe(self.release.as_str()))
-            .bind(lanes.first)
-            .bind(lanes.last)
-            .bind(prefix)
-            .bind(limit as i64)
-            .bind(entity.map(|(kind, _)| kind))
-            .bind(entity.map(|(_, id)| id))
-            .persistent(persistent)
-            .fetch_one(conn)
-            .await?;
-        let highest = row.try_get::<Option<i64>, _>(1)?.map(OutboxId);
-        Ok(highest.filter(|_| row.try_get::<i64, _>(0).is_ok_and(|released| released >= limit as i64)))
+    ) -> Result<Vec<(u32, [u8; 6])>, SettleError> {
+        let mut moved = Vec::new();
+        if !holds.gone().is_empty() {
+            let places: Vec<Ctid> = holds.gone().iter().copied().map(Ctid).collect();
+            let query = sqlx::query(AssertSqlSafe(self.delete.as_str())).bind(&places).persistent(persistent);
+            owned(places.len(), query.execute(&mut *conn).await?.rows_affected())?;
+        }
+        let (changed, new): (Vec<_>, Vec<_>) = holds.dirty().partition(|(_, held)| held.place.is_some());
+        if !changed.is_empty() {
+            let query = sqlx::query(AssertSqlSafe(self.update.as_str()))
+                .bind(changed.iter().filter_map(|(_, held)| held.place.map(Ctid)).collect::<Vec<_>>())
+                .bind(changed.iter().map(|(index, _)| i64::from(*index)).collect::<Vec<_>>())
+                .bind(changed.iter().map(|(_, held)| held.hold.cause.word()).collect::<Vec<_>>())
+                .bind(changed.iter().map(|(_, held)| short(&held.hold.reason)).collect::<Vec<_>>())
+                .bind(changed.iter().map(|(_, held)| held.hold.from_id).collect::<Vec<_>>())
+                .bind(changed.iter().map(|(_, held)| held.hold.head_id).collect::<Vec<_>>())
+                .bind(changed.iter().map(|(_, held)| held.hold.events).collect::<Vec<_>>());
+            let rows = query.persistent(persistent).fetch_all(&mut *conn).await?;
+            owned(changed.len(), rows.len() as u64)?;
+            for row in &rows {
+                moved.push((row.try_get::<i64, _>(0)? as u32, place_of(row, 1)?));
+            }
+        }
+        if !new.is_empty() {
+            let rows = self.insert(conn, &new, persistent).await?;
+            for row in &rows {
+                let (lane, hold) = hold_of(row)?;
+                if let Some(index) = holds.find(lane, &hold.value) {
+                    moved.push((index, place_of(row, 10)?));
+                }
+            }
+            owned(new.len(), rows.len() as u64)?;
+        }
+        Ok(moved)
+    }
+
+    async fn insert(
+        &self,
+        conn: &mut PgConnection,
+        new: &[(u32, &crate::lane::hold::Held)],
+        persistent: bool,
+    ) -> Result<Vec<PgRow>, sqlx::Error> {
+        let values = || new.iter().map(|(_, held)| &held.hold.value);
+        let text = |of: fn(&HoldValue) -> Option<&str>| values().map(of).collect::<Vec<_>>();
+        let query = sqlx::query(AssertSqlSafe(self.insert.as_str()))
+            .bind(new.iter().map(|(_, held)| held.lane).collect::<Vec<_>>())
+            .bind(values().map(kind).collect::<Vec<_>>())
+            .bind(text(|value| if let HoldValue::Topic(topic) = value { Some(topic) } else { None }))
+            .bind(text(|value| if let HoldValue::Entity { entity_type, .. } = value { entity_type.as_deref() } else { None }))
+            .bind(text(|value| if let HoldValue::Entity { entity_id, .. } = value { Some(entity_id) } else { None }))
+            .bind(new.iter().map(|(_, held)| held.hold.cause.word()).collect::<Vec<_>>())
+            .bind(new.iter().map(|(_, held)| short(&held.hold.reason)).collect::<Vec<_>>())
+            .bind(new.iter().map(|(_, held)| held.hold.from_id).collect::<Vec<_>>())
+            .bind(new.iter().map(|(_, held)| held.hold.head_id).collect::<Vec<_>>())
+            .bind(new.iter().map(|(_, held)| held.hold.events).collect::<Vec<_>>());
+        query.persistent(persistent).fetch_all(conn).await
     }
 }
 
-/// The hold of a row that waits for its topic.
-fn topic_of(reason: &str) -> Option<Hold> {
-    let topic = |rest: &str| rest.split_once(':').map(|(topic, _)| topic.to_owned());
-    if let Some(rest) = reason.strip_prefix(TOPIC_PREFIX) {
-        return topic(rest).map(Hold::Topic);
+fn kind(value: &HoldValue) -> &'static str {
+    match value {
+        HoldValue::Row(_) => "row",
+        HoldValue::Entity { .. } => "entity",
+        HoldValue::Topic(_) => "topic",
     }
-    topic(reason.strip_prefix(PAUSED_TOPIC_PREFIX)?).map(Hold::PausedTopic)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn short(reason: &str) -> String {
+    postgres_text(reason).chars().take(REASON_MAX).collect()
+}
 
-    #[test]
-    fn the_topic_is_read_back_from_the_reason() {
-        let topic = || "order-events".to_owned();
-        assert_eq!(topic_of(&topic_reason(&topic(), "it does not exist: create it")), Some(Hold::Topic(topic())));
-        assert_eq!(topic_of(&paused_topic_reason(&topic(), "held topic x: y")), Some(Hold::PausedTopic(topic())));
-        assert_eq!(topic_of(&entity_reason("held topic x: y")), None);
-        assert_eq!(topic_of(&paused_entity_reason("paused topic x: y")), None);
-    }
+fn hold_of(row: &PgRow) -> Result<(i16, Hold), sqlx::Error> {
+    let (topic, entity_type, entity_id): (Option<String>, _, Option<String>) =
+        (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+    let head_id: Option<i64> = row.try_get(8)?;
+    let value = match row.try_get::<&str, _>(1)? {
+        "row" => head_id.map(HoldValue::Row),
+        "topic" => topic.map(HoldValue::Topic),
+        _ => entity_id.map(|entity_id| HoldValue::Entity { entity_type, entity_id }),
+    };
+    let cause = HoldCause::parse(row.try_get(5)?);
+    let (Some(value), Some(cause)) = (value, cause) else {
+        return Err(sqlx::Error::Decode("a record of the table of holds is damaged".into()));
+    };
+    let hold = Hold {
+        value,
+        cause,
+        reason: row.try_get(6)?,
+        from_id: row.try_get(7)?,
+        head_id,
+        events: row.try_get(9)?,
+        released: false,
+    };
+    Ok((row.try_get(0)?, hold))
+}
+
+fn place_of(row: &PgRow, column: usize) -> Result<[u8; 6], sqlx::Error> {
+    Ok(row.try_get::<Ctid, _>(column)?.0)
 }

@@ -1,7 +1,7 @@
 //! What is paused: kept in the database, so that every relay knows of it and a restart forgets nothing.
 //!
 //! Whoever changes it adds to the counter `pauses` in the same transaction. Workers compare the counter before each claim; so once a
-//! pause has committed and the batches in flight have ended ([`until_in_force`]), nothing that it names goes out.
+//! pause has committed and the batches in flight have ended ([`until_in_force`]), nothing that it names is published.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -13,7 +13,6 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::store::audit::{self, Author, Entry};
 use crate::store::names::{Names, literal};
-use crate::store::session;
 
 /// What a pause names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -163,41 +162,57 @@ pub(crate) async fn resume(
     Ok(ended)
 }
 
-/// Waits until every batch that began before has ended, lane by lane; false when one was still in flight after `longest`.
+/// How often the lanes are looked at while a batch is in flight.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A lane at one moment: its nonce, which each settled batch changes, and the transaction that has it locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LaneLook {
+    lane: i64,
+    nonce: i64,
+    locker: Option<i64>,
+}
+
+/// Waits until every batch that began before has ended; false when one was still in flight after `longest`.
 ///
-/// A lane's lock is asked for and given back at once: whoever begins a batch later sees what has committed before this.
+/// A lane is done once nobody has it locked, or somebody else has, or its nonce has changed: whoever begins a batch later sees what has
+/// committed before this.
 ///
 /// # Errors
 /// Any database error.
 pub(crate) async fn until_in_force(
     conn: &mut PgConnection,
     names: &Names,
-    lanes: u16,
     longest: Duration,
 ) -> Result<bool, sqlx::Error> {
-    let (key, deadline) = (session::lane_key(names), Instant::now() + longest);
-    for lane in 0..lanes {
-        // 0 would mean for ever.
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
-        let sql = format!(
-            "begin; set local search_path = pg_catalog; set local lock_timeout = {left}; \
-             select pg_advisory_xact_lock({key}, {lane}); commit"
-        );
-        match conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await {
-            Ok(_) => {}
-            Err(error) if is_lock_timeout(&error) => {
-                conn.execute("rollback").await?;
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
+    let deadline = Instant::now() + longest;
+    let mut before = look_at_lanes(conn, names).await?;
+    loop {
+        before.retain(|look| look.locker.is_some());
+        if before.is_empty() {
+            return Ok(true);
         }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let now = look_at_lanes(conn, names).await?;
+        before.retain(|look| now.contains(look));
     }
-    Ok(true)
 }
 
-/// 55P03 lock_not_available.
-pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+async fn look_at_lanes(conn: &mut PgConnection, names: &Names) -> Result<Vec<LaneLook>, sqlx::Error> {
+    let sql = format!(
+        "begin read only; set local search_path = pg_catalog, pg_temp; \
+         select lanes.lane::int8, lanes.nonce, l.transactionid::text::int8 \
+         from (select lane, nonce, xmax::text::int8 as locker from {}) lanes \
+         left join pg_locks l on l.locktype = 'transactionid' and l.granted and l.transactionid::text::int8 = lanes.locker; commit",
+        names.companion("lane")
+    );
+    let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+    rows.iter()
+        .map(|row| Ok(LaneLook { lane: row.try_get(0)?, nonce: row.try_get(1)?, locker: row.try_get(2)? }))
+        .collect()
 }
 
 fn columns(scope: &Scope) -> (&'static str, Option<&str>, Option<&str>, Option<&str>) {
@@ -223,7 +238,8 @@ async fn remove(conn: &mut PgConnection, names: &Names, scope: &Scope) -> Result
     conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
 }
 
-async fn count_up(conn: &mut PgConnection, names: &Names) -> Result<(), sqlx::Error> {
+/// Has every worker read pauses and holds again before its next claim.
+pub(crate) async fn count_up(conn: &mut PgConnection, names: &Names) -> Result<(), sqlx::Error> {
     let sql = format!("update {} set value = value + 1 where name = 'pauses'", names.companion("control"));
     conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
 }

@@ -3,14 +3,6 @@
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use crate::store::claim;
-
-/// Rows that can be claimed, in the words of the pending index.
-pub(crate) const PENDING: &str = claim::PENDING;
-
-/// Rows that wait, in the words of the waiting index.
-pub(crate) const WAITING: &str = claim::WAITING;
-
 /// The rows of one query, given as text: a simple query, which a pooler cannot tear apart.
 ///
 /// Without sequential scans: a count of few rows may be planned as a scan of the whole table otherwise.
@@ -27,7 +19,7 @@ pub(crate) async fn read(conn: &mut PgConnection, query: &str) -> Result<Vec<PgR
 /// As [`read`].
 pub(crate) async fn read_within(conn: &mut PgConnection, query: &str, seconds: u32) -> Result<Vec<PgRow>, sqlx::Error> {
     let script = format!(
-        "begin read only; set local search_path = pg_catalog; set local jit = off; set local enable_seqscan = off; \
+        "begin read only; set local search_path = pg_catalog, pg_temp; set local jit = off; set local enable_seqscan = off; \
          set local lock_timeout = '1s'; set local statement_timeout = '{seconds}s'; {query}; commit"
     );
     let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await;

@@ -8,6 +8,7 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
+use crate::check::routes;
 use crate::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use crate::route::TopicTemplate;
 use crate::store::dead::DISCARDED;
@@ -58,12 +59,7 @@ impl Filter {
             all.extend(value.as_ref().map(|value| format!("{column} is not distinct from {}", literal(value))));
         }
         all.extend(self.topic.as_ref().map(|topic| {
-            // What the relay would route it to.
-            format!(
-                "coalesce(topic, replace(replace({}, '{{entity_type}}', entity_type), '{{event_type}}', event_type)) = {}",
-                literal(&template.to_string()),
-                literal(topic)
-            )
+            format!("{} = {}", routes::topic_sql(template, ""), literal(topic))
         }));
         for (comparison, moment) in [(">=", self.since), ("<", self.until)] {
             all.extend(moment.map(|moment| format!("created_at {comparison} '{}'", moment.to_rfc3339())));

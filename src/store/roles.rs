@@ -18,7 +18,10 @@ const WRITTEN: &str =
 
 /// All of an event but what it says.
 const SEEN: &str = "id, event_id, entity_type, entity_id, event_type, event_version, topic, available_at, created_at, status, \
-                    published_at, attempts, last_error, lane";
+                    published_at, attempts, last_error, lane, xid, due";
+
+/// What a relay writes of a lane.
+const PROGRESS: &str = "nonce, sealed, scanned_through, snapshot, swept_through, sweep_snapshot, system, relation";
 
 const SUFFIXES: [&str; 4] = ["writer", "relay", "operator", "monitor"];
 
@@ -64,7 +67,7 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     let mut statements = vec![turn];
     statements.extend(all.iter().map(|role| create(names, role)));
     // What an older binary has granted and this one does not.
-    let tables = ["lane", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"]
+    let tables = ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"]
         .map(|part| names.companion(part));
     let tables = [&[names.outbox(), names.processed()][..], &tables].concat().join(", ");
     let roles = all.join(", ");
@@ -76,8 +79,9 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
 
     grant(&format!("insert ({WRITTEN}), select (id, event_id)"), outbox.clone(), writer);
 
-    grant("select, update (status, published_at, attempts, last_error, available_at)", outbox.clone(), relay);
-    grant("select, update (generation)", companion("lane"), relay);
+    grant("select, update (status, published_at, attempts, last_error, due)", outbox.clone(), relay);
+    grant(&format!("select, update ({PROGRESS})"), companion("lane"), relay);
+    grant("select, insert, update, delete", companion("hold"), relay);
     grant("select, update (epoch, transactional_id, opened)", companion("delivery"), relay);
     grant("select, insert, update, delete", companion("relay"), relay);
     for part in ["migration", "control", "pause"] {
@@ -91,7 +95,9 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     }
 
     grant(&format!("select ({SEEN}), update (status, available_at, last_error)"), outbox.clone(), operator);
-    grant("select, update (generation)", companion("lane"), operator);
+    for part in ["lane", "hold"] {
+        grant("select", companion(part), operator);
+    }
     grant("select, update (value)", companion("control"), operator);
     grant("select, insert, delete", companion("pause"), operator);
     for part in ["audit", "audit_row"] {
@@ -104,7 +110,7 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     grant(&format!("select ({SEEN})"), outbox, monitor);
     grant(&format!("select ({SEEN}, archived_at)"), companion("archive"), monitor);
     grant("select (consumer_group, processed_at)", names.processed(), monitor);
-    for part in ["lane", "relay", "migration", "control", "pause", "audit", "audit_row", "delivery"] {
+    for part in ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "delivery"] {
         grant("select", companion(part), monitor);
     }
     statements.push(format!(

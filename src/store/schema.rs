@@ -20,15 +20,29 @@ struct Migration {
     version: i32,
     name: &'static str,
     template: &'static str,
+    /// Builds or drops indexes. On an outbox in use each statement runs by itself with `concurrently`, outside any transaction.
+    is_concurrent: bool,
+}
+
+const fn migration(version: i32, name: &'static str, template: &'static str) -> Migration {
+    Migration { version, name, template, is_concurrent: false }
+}
+
+const fn concurrent(version: i32, name: &'static str, template: &'static str) -> Migration {
+    Migration { version, name, template, is_concurrent: true }
 }
 
 const MIGRATIONS: &[Migration] = &[
-    Migration { version: 1, name: "outbox", template: include_str!("../../migrations/0001_outbox.sql") },
-    Migration { version: 2, name: "control", template: include_str!("../../migrations/0002_control.sql") },
-    Migration { version: 3, name: "retention", template: include_str!("../../migrations/0003_retention.sql") },
-    Migration { version: 4, name: "health", template: include_str!("../../migrations/0004_health.sql") },
-    Migration { version: 5, name: "held keys", template: include_str!("../../migrations/0005_held_keys.sql") },
-    Migration { version: 6, name: "delivery", template: include_str!("../../migrations/0006_delivery.sql") },
+    migration(1, "outbox", include_str!("../../migrations/0001_outbox.sql")),
+    migration(2, "control", include_str!("../../migrations/0002_control.sql")),
+    migration(3, "retention", include_str!("../../migrations/0003_retention.sql")),
+    migration(4, "health", include_str!("../../migrations/0004_health.sql")),
+    migration(5, "held keys", include_str!("../../migrations/0005_held_keys.sql")),
+    migration(6, "delivery", include_str!("../../migrations/0006_delivery.sql")),
+    migration(7, "claims", include_str!("../../migrations/0007_claims.sql")),
+    concurrent(8, "claim indexes", include_str!("../../migrations/0008_claim_indexes.sql")),
+    migration(9, "lane progress", include_str!("../../migrations/0009_lane_progress.sql")),
+    concurrent(10, "without partial indexes", include_str!("../../migrations/0010_without_partial_indexes.sql")),
 ];
 
 /// The schema version this binary works on.
@@ -102,6 +116,12 @@ pub enum SchemaError {
         /// The server's own description of its version.
         found: String,
     },
+    /// The outbox is a partitioned table.
+    #[error("{table} is a partitioned table: a row's place is not unique in it, and marks would meet other rows")]
+    Partitioned {
+        /// The outbox table.
+        table: String,
+    },
     /// The lanes' rows are not 0..n.
     #[error("{table} does not hold the lanes 0..n without gaps ({found} rows)")]
     BrokenLanes {
@@ -120,8 +140,11 @@ pub enum SchemaError {
 
 /// Brings the outbox `names` to [`CURRENT_VERSION`]. May be called by any number of processes at once.
 ///
+/// A new outbox is made in one transaction. An outbox in use is upgraded step by step: each migration in a transaction of its own, the
+/// ones that build indexes without any. A step that fails changes nothing, and the next call goes on from there.
+///
 /// # Errors
-/// [`SchemaError`]; nothing is changed then, everything happens in one transaction.
+/// [`SchemaError`].
 pub async fn migrate(
     conn: &mut PgConnection,
     names: &Names,
@@ -133,37 +156,72 @@ pub async fn migrate(
     if found == Some(CURRENT_VERSION) {
         return Ok(Migrated { from: found, to: CURRENT_VERSION });
     }
-    let mut tx = conn.begin().await?;
-    let result = migrate_in_turn(&mut tx, names, options).await;
-    match result {
-        Ok(done) => {
-            tx.commit().await?;
-            Ok(done)
-        }
-        Err(error) => Err(error),
+    if found.is_none()
+        && let Some(done) = create(conn, names, options).await?
+    {
+        return Ok(done);
     }
+    upgrade(conn, names, options).await
 }
 
-async fn migrate_in_turn(
+/// Makes a new outbox; `None` where another process was quicker.
+async fn create(
+    conn: &mut PgConnection,
+    names: &Names,
+    options: &MigrateOptions,
+) -> Result<Option<Migrated>, SchemaError> {
+    let mut tx = conn.begin().await?;
+    set_lock_timeout(&mut tx, options.turn_timeout).await?;
+    let lock = sqlx::query("select pg_advisory_xact_lock($1)").bind(migration_key(names)).execute(&mut *tx);
+    lock.await.map_err(lock_or_database)?;
+    set_lock_timeout(&mut tx, options.lock_timeout).await?;
+    if version(&mut tx, names).await?.is_some() {
+        return Ok(None);
+    }
+    create_version_table(&mut tx, names).await?;
+    for migration in MIGRATIONS {
+        run(&mut tx, &migration.render(names, options.lanes, Mode::New)).await?;
+    }
+    tx.commit().await?;
+    Ok(Some(Migrated { from: None, to: CURRENT_VERSION }))
+}
+
+/// Holds the turn for the session: the steps are several transactions.
+async fn upgrade(
     conn: &mut PgConnection,
     names: &Names,
     options: &MigrateOptions,
 ) -> Result<Migrated, SchemaError> {
-    set_lock_timeout(conn, options.turn_timeout).await?;
-    // Per schema and not per outbox: outboxes of one schema share the inbox table and the schema itself.
-    let key = fnv1a(format!("outbox-relay migrate {}", names.schema_raw()).as_bytes()) as i64;
-    sqlx::query("select pg_advisory_xact_lock($1)").bind(key).execute(&mut *conn).await.map_err(lock_or_database)?;
-    set_lock_timeout(conn, options.lock_timeout).await?;
+    let key = migration_key(names);
+    let timeout = |timeout: Duration| format!("set lock_timeout = '{}ms'", timeout.as_millis());
+    run(conn, &timeout(options.turn_timeout)).await?;
+    let lock = sqlx::query("select pg_advisory_lock($1)").bind(key).persistent(false).execute(&mut *conn);
+    lock.await.map_err(lock_or_database)?;
+    let mut upgraded = async || {
+        run(conn, &timeout(options.lock_timeout)).await?;
+        let found = version(conn, names).await?;
+        refuse_newer(names, found)?;
+        for migration in MIGRATIONS.iter().filter(|migration| migration.version > found.unwrap_or(0)) {
+            if migration.is_concurrent {
+                migration.run_concurrently(conn, names).await?;
+            } else {
+                let mut tx = conn.begin().await?;
+                run(&mut tx, &migration.render(names, options.lanes, Mode::InUse)).await?;
+                tx.commit().await?;
+            }
+        }
+        Ok(Migrated { from: found, to: CURRENT_VERSION })
+    };
+    let upgraded = upgraded().await;
+    // Ends with the session at the latest.
+    let _ = sqlx::query("select pg_advisory_unlock($1)").bind(key).persistent(false).execute(&mut *conn).await;
+    let _ = run(conn, "reset lock_timeout").await;
+    upgraded
+}
 
-    let found = version(conn, names).await?;
-    refuse_newer(names, found)?;
-    if found.is_none() {
-        create_version_table(conn, names).await?;
-    }
-    for migration in MIGRATIONS.iter().filter(|migration| migration.version > found.unwrap_or(0)) {
-        run(conn, &migration.render(names, options.lanes)).await?;
-    }
-    Ok(Migrated { from: found, to: CURRENT_VERSION })
+/// Per schema and not per outbox: outboxes of one schema share the inbox table and the schema itself.
+fn migration_key(names: &Names) -> i64 {
+    fnv1a(format!("outbox-relay migrate {}", names.schema_raw()).as_bytes()) as i64
 }
 
 async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
@@ -182,14 +240,23 @@ async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<
     run(conn, &version_table(names)).await
 }
 
-/// The migrations as one SQL script for a tool of the team's own.
-pub fn print(names: &Names, lanes: u16) -> String {
-    let mut script = format!("begin;\n{}\n{}\n", create_schema(names), version_table(names));
-    for migration in MIGRATIONS {
-        script.push_str(&migration.render(names, lanes));
-    }
-    script.push_str("commit;\n");
-    script
+/// The migrations above version `from` as one SQL script for a tool of the team's own; `None`: those of a new outbox.
+///
+/// An upgrade has statements that cannot run inside a transaction (`create index concurrently`): the script begins and commits by itself.
+pub fn print(names: &Names, lanes: u16, from: Option<i32>) -> String {
+    let Some(from) = from else {
+        let mut script = format!("begin;\n{}\n{}\n", create_schema(names), version_table(names));
+        for migration in MIGRATIONS {
+            script.push_str(&migration.render(names, lanes, Mode::New));
+        }
+        script.push_str("commit;\n");
+        return script;
+    };
+    let step = |migration: &Migration| match migration.is_concurrent {
+        true => migration.render(names, lanes, Mode::InUse),
+        false => format!("begin;\n{}commit;\n", migration.render(names, lanes, Mode::InUse)),
+    };
+    MIGRATIONS.iter().filter(|migration| migration.version > from).map(step).collect()
 }
 
 /// The schema version of the outbox, `None` where it was never migrated.
@@ -233,6 +300,9 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
         }
         found => refuse_newer(names, found)?,
     }
+    if is_partitioned(conn, names).await? {
+        return Err(SchemaError::Partitioned { table: names.outbox() });
+    }
     let table = names.companion("lane");
     let row = sqlx::query(AssertSqlSafe(format!(
         "select count(*), coalesce(min(lane), 0) = 0 and coalesce(max(lane), 0) = count(*) - 1 from {table}"
@@ -245,6 +315,19 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
         Ok(lanes) if lanes > 0 && lanes <= MAX_LANES && row.try_get::<bool, _>(1)? => Ok(lanes),
         _ => Err(SchemaError::BrokenLanes { table, found }),
     }
+}
+
+/// True for a partitioned table, and for one that others inherit from.
+async fn is_partitioned(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select c.relkind <> 'r' or exists (select from pg_inherits where inhparent = c.oid) \
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 and c.relname = $2",
+    )
+    .bind(names.schema_raw())
+    .bind(names.table_raw())
+    .persistent(false)
+    .fetch_one(conn)
+    .await
 }
 
 async fn server_is_new_enough(conn: &mut PgConnection) -> Result<(), SchemaError> {
@@ -299,34 +382,91 @@ fn version_table(names: &Names) -> String {
     )
 }
 
+/// For which outbox a migration is rendered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Empty and unknown to others: indexes are built at once.
+    New,
+    /// Applications and relays use it.
+    InUse,
+}
+
 impl Migration {
     /// The statements of this migration and the row that records it.
-    fn render(&self, names: &Names, lanes: u16) -> String {
-        let body = fill(self.template, |placeholder| {
+    fn render(&self, names: &Names, lanes: u16, mode: Mode) -> String {
+        format!("{}\n{}", self.body(names, lanes, mode), self.record(names))
+    }
+
+    fn body(&self, names: &Names, lanes: u16, mode: Mode) -> String {
+        fill(self.template, |placeholder| {
             Some(match placeholder {
                 "outbox" => names.outbox(),
-                "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery" => {
-                    names.companion(placeholder)
-                }
+                "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery"
+                | "hold" | "stamp" => names.companion(placeholder),
                 "processed" => names.processed(),
                 "held" => names.held(),
                 "emit" => names.emit(),
                 "once" => names.once(),
                 "lanes" => lanes.to_string(),
                 "quote" => dollar_quote(names),
+                // For `create index`, which takes the table's schema, and `drop index`, which needs it said.
+                "concurrently" if mode == Mode::InUse => match self.template.contains("drop index") {
+                    true => "concurrently if exists".to_owned(),
+                    false => "concurrently".to_owned(),
+                },
+                "concurrently" => String::new(),
+                "outbox_pending_index" | "outbox_waiting_index" | "outbox_dead_index" => {
+                    let suffix = placeholder.strip_prefix("outbox_")?.strip_suffix("_index")?;
+                    format!("{}.{}", names.schema(), names.part(suffix))
+                }
                 // For a cast to regclass.
                 "outbox_regclass" => literal(&names.outbox()),
+                "lane_regclass" => literal(&names.companion("lane")),
+                "hold_regclass" => literal(&names.companion("hold")),
                 _ => names.part(placeholder.strip_prefix("outbox_")?),
             })
-        });
+        })
+    }
+
+    fn record(&self, names: &Names) -> String {
         format!(
-            "{body}\ninsert into {} (version, name, applied_by) values ({}, {}, {});\n",
+            "insert into {} (version, name, applied_by) values ({}, {}, {});\n",
             names.companion("migration"),
             self.version,
             literal(self.name),
             literal(concat!("outbox-relay ", env!("CARGO_PKG_VERSION"))),
         )
     }
+
+    /// Runs each statement by itself. An index that an interrupted run has left behind is built anew.
+    async fn run_concurrently(&self, conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
+        for suffix in ["late", "due", "failed"].into_iter().filter(|_| !self.template.contains("drop index")) {
+            run(conn, &format!("drop index concurrently if exists {}.{}", names.schema(), names.part(suffix))).await?;
+        }
+        let body = self.body(names, 0, Mode::InUse);
+        let plain: String =
+            body.lines().filter(|line| !line.trim_start().starts_with("--")).flat_map(|line| [line, "\n"]).collect();
+        for statement in statements(&plain) {
+            run(conn, statement).await?;
+        }
+        run(conn, &self.record(names)).await
+    }
+}
+
+/// The statements of a script without comments and function bodies. A semicolon inside a quoted name does not end one.
+fn statements(script: &str) -> Vec<&str> {
+    let (mut found, mut from, mut quoted) = (Vec::new(), 0, false);
+    for (at, letter) in script.char_indices() {
+        match letter {
+            '"' => quoted = !quoted,
+            ';' if !quoted => {
+                found.push(script[from..at].trim());
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// A dollar quote that no name of the outbox contains.
@@ -365,7 +505,7 @@ mod tests {
 
     #[test]
     fn the_script_has_no_placeholder_left_and_keeps_empty_objects() {
-        let script = print(&Names::new("public", "event_outbox", "processed_events"), 16);
+        let script = print(&Names::new("public", "event_outbox", "processed_events"), 16, None);
         for placeholder in [
             "{outbox",
             "{lane",
@@ -379,6 +519,9 @@ mod tests {
             "{control",
             "{delivery",
             "{pause",
+            "{hold",
+            "{stamp",
+            "{concurrently",
         ] {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");
         }
@@ -388,15 +531,35 @@ mod tests {
 
     #[test]
     fn a_table_called_like_a_placeholder_is_not_filled_twice() {
-        let script = print(&Names::new("public", "{lanes}", "processed_events"), 16);
+        let script = print(&Names::new("public", "{lanes}", "processed_events"), 16, None);
         assert!(script.contains(r#"create table "public"."{lanes}" ("#));
     }
 
     #[test]
     fn a_name_cannot_end_a_function_body() {
-        let script = print(&Names::new("public", "a$outbox0$b", "processed_events"), 16);
+        let script = print(&Names::new("public", "a$outbox0$b", "processed_events"), 16, None);
         assert!(script.contains("$outbox1$;"));
         assert!(!script.contains("\n$outbox0$;"));
+    }
+
+    #[test]
+    fn an_upgrade_builds_indexes_outside_of_transactions() {
+        let script = print(&Names::default(), 16, Some(6));
+        assert!(script.contains("create index concurrently") && script.contains("drop index concurrently if exists"));
+        let mut is_open = false;
+        for line in script.lines() {
+            match line {
+                "begin;" => is_open = true,
+                "commit;" => is_open = false,
+                _ => assert!(!is_open || !line.contains(" concurrently "), "{line}"),
+            }
+        }
+        assert!(!script.contains("create table \"public\".\"event_outbox\" ("), "what is there already");
+    }
+
+    #[test]
+    fn a_semicolon_in_a_name_does_not_end_a_statement() {
+        assert_eq!(statements("create \"a;b\" (c);\n drop d;"), ["create \"a;b\" (c)", "drop d"]);
     }
 
     #[test]

@@ -1,20 +1,21 @@
 //! A worker's connection, and the transaction in which it owns lanes.
 //!
-//! Everything the transaction needs travels as one simple query: the settings (`set local`, so that nothing is left behind in
-//! a pooler's server connection), the locks, the snapshot. The locks end with the transaction or the session, so a relay that
-//! dies hands over at once.
+//! A lane is owned by the lock on its row. The lock ends with the transaction or the session, so a relay that dies hands over at once.
+//! The same row holds the lane's progress and a nonce that each settled batch changes: a worker that finds the nonce it wrote knows that
+//! what it remembers is what is stored.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row};
 
 use crate::lane::LaneRange;
+use crate::lane::progress::{Progress, Sweep};
+use crate::lane::snapshot::Snapshot;
 use crate::store::delivery::{self, Owner};
 use crate::store::names::{Names, literal};
 use crate::store::pauses;
-use crate::store::settle::{Ctid, SettleError};
-use crate::store::snapshot::Snapshot;
+use crate::store::settle::{Ctid, SettleError, owned};
 
 /// `division_by_zero`.
 const DIVISION_BY_ZERO: &str = "22012";
@@ -49,15 +50,8 @@ async fn learn_types(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     }
 }
 
-/// The first key of the advisory locks on the lanes; the second is the lane. SQL text.
-pub(crate) fn lane_key(names: &Names) -> String {
-    // The table's oid is unsigned and the lock's key is signed: the same 32 bits.
-    let oid = format!("{}::regclass::oid::int8", literal(&names.companion("lane")));
-    format!("({oid} - case when {oid} > 2147483647 then 4294967296 else 0 end)::int4")
-}
-
-/// The statements of a worker's transaction that go as simple queries: those that begin it and own lanes in it, and the mark that
-/// ends it. Fixed per worker but for the range.
+/// The statements of a worker's transaction that go as simple queries: those that begin it and lock lanes in it, and those that end it.
+/// Fixed per relay but for the lanes and the progress.
 ///
 /// On a session of its own the settings hold for the session and the statements are prepared once. Behind a pooler both travel with
 /// each transaction.
@@ -65,45 +59,102 @@ pub(crate) fn lane_key(names: &Names) -> String {
 pub(crate) struct Transaction {
     settings: String,
     lane_table: String,
-    lock: String,
+    outbox_literal: String,
     pauses: String,
-    drawn: String,
     /// Of the rows at certain places, up to the places.
-    change: String,
+    mark: String,
     names: Names,
     prepared: bool,
 }
 
-/// What the transaction owns and saw.
+/// A lane that the transaction has locked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LaneRow {
+    pub(crate) lane: i16,
+    pub(crate) nonce: i64,
+    pub(crate) place: Ctid,
+}
+
+/// A lane's row, read whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LaneState {
+    pub(crate) row: LaneRow,
+    /// Nothing is known when the row was written on another server or for another table.
+    pub(crate) progress: Progress,
+    /// See migration 0009.
+    pub(crate) sealed: i64,
+    /// The row was written on this server and for this table.
+    pub(crate) is_of_here: bool,
+    /// It was written on another one: not new.
+    pub(crate) was_of_elsewhere: bool,
+}
+
+/// What the transaction locked and saw.
 #[derive(Debug)]
-pub(crate) struct Owned {
-    /// Lanes locked, ascending.
-    pub(crate) lanes: Vec<i16>,
-    /// Taken after the locks.
-    pub(crate) snapshot: Snapshot,
-    /// Before the locks were asked for.
-    pub(crate) asked: Instant,
-    /// The last event id drawn, read after the snapshot was taken; `None` without the right to read the sequence.
-    pub(crate) drawn: Option<i64>,
-    /// Sum over the wanted lanes: changes whenever somebody changes what is held or paused.
+pub(crate) struct Begun {
+    /// Ascending.
+    pub(crate) lanes: Vec<LaneRow>,
+    /// Changes whenever an operator changes what is held or paused.
     pub(crate) generation: i64,
     /// Of the wanted lanes those that a worker publishes in Kafka transactions.
     pub(crate) owners: Vec<Owner>,
+    /// When the server started: another time means that another server may answer.
+    pub(crate) server_started: String,
+}
+
+/// Which lanes a transaction locks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wanted<'a> {
+    /// Rows whose places are known: their cost stays flat when old versions cannot be removed.
+    Places(LaneRange, &'a [Ctid]),
+    /// All that are free of these lanes.
+    Free(LaneRange),
+}
+
+/// What the end of a batch writes about its lanes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LaneUpdate<'a> {
+    pub(crate) places: &'a [Ctid],
+    pub(crate) nonce: i64,
+    pub(crate) progress: &'a Progress,
+    /// Lanes of which the batch has committed events to Kafka in a transaction.
+    pub(crate) sealed: &'a [i16],
+}
+
+/// How the transaction after a settled batch begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// In the same round trip, on the same lanes.
+    Begin(LaneRange),
+    /// Later.
+    None,
+}
+
+/// What a settled batch leaves behind.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    /// Where the lanes' rows are now; empty when they were not written.
+    pub(crate) places: Vec<Ctid>,
+    pub(crate) begun: Option<Begun>,
 }
 
 const BEGIN: &str = "begin isolation level read committed read write";
+
+/// A session variable that carries the new places of the lanes' rows from the statement that writes them to the one that locks them.
+const PLACES: &str = "outbox_relay.lanes";
 
 impl Transaction {
     /// The isolation is the one in which a statement after the locks sees what their last owner has committed. The server gives a
     /// statement up before the relay gives up the connection, or its backend would stay behind, with its locks.
     ///
-    /// `longest` bounds how long the transaction may idle: a relay frozen for longer loses its session, and with it the lanes.
+    /// `longest` bounds how long the transaction may idle: a relay frozen for longer loses its session, and with it the lanes. A relay
+    /// frozen while a claim is being sent to it is bounded by `tcp_user_timeout`: a backend that writes obeys no other.
     /// `durable`: a mark that a crash of Postgres forgets would be a duplicate, and none is allowed.
-    pub(crate) fn new(names: &Names, sequence: &Sequence, longest: Duration, prepared: bool, durable: bool) -> Self {
+    pub(crate) fn new(names: &Names, longest: Duration, prepared: bool, durable: bool) -> Self {
         let scope = if prepared { "set" } else { "set local" };
         let idle = format!("idle_in_transaction_session_timeout = {}", longest.as_millis());
         let settings = [
-            "search_path = pg_catalog",
+            "search_path = pg_catalog, pg_temp",
             "jit = off",
             if durable { "synchronous_commit = on" } else { "synchronous_commit = off" },
             "enable_seqscan = off",
@@ -112,52 +163,60 @@ impl Transaction {
             "plan_cache_mode = force_generic_plan",
             "lock_timeout = '5s'",
             "statement_timeout = '14s'",
+            "tcp_user_timeout = '10s'",
             &idle,
         ]
         .map(|setting| format!("{scope} {setting}; "))
         .concat();
-        let (outbox, lane_table) = (names.outbox(), names.companion("lane"));
-        let lock = format!("pg_try_advisory_xact_lock({}, lane)", lane_key(names));
-        let change =
-            format!("update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp() where ctid");
+        let mark = format!(
+            "update {} set status = 'PUBLISHED', published_at = statement_timestamp(), due = null where ctid",
+            names.outbox()
+        );
         Self {
             settings,
-            lane_table,
-            lock,
+            lane_table: names.companion("lane"),
+            outbox_literal: literal(&names.outbox()),
             pauses: pauses::counter(names),
-            drawn: sequence.drawn(),
-            change,
+            mark,
             names: names.clone(),
             prepared,
         }
     }
 
-    /// The lock is tried outside the scan, on a materialized list, so that no plan can try it for other lanes.
-    fn own(&self, first: &str, last: &str) -> String {
-        let Self { lane_table, lock, .. } = self;
+    /// An expression for what [`Begun`] calls generation, for a probe.
+    pub(crate) fn generation(&self) -> &str {
+        &self.pauses
+    }
+
+    fn lock(&self, condition: &str) -> String {
         format!(
-            "with wanted as materialized (select lane from {lane_table} where lane between {first} and {last}) \
-             select lane::int8, null::text, null::int8 from wanted where {lock}"
+            "select lane::int8, nonce, ctid::text from {} where {condition} for update skip locked",
+            self.lane_table
         )
     }
 
-    /// By a later statement than the lock: its snapshot sees what the last owner of the lock has committed.
     fn see(&self, first: &str, last: &str) -> String {
-        let Self { lane_table, pauses, drawn, .. } = self;
+        let owners = delivery::owners_between(&self.names, first, last);
+        format!("select {}, ({owners}), pg_postmaster_start_time()::text", self.pauses)
+    }
+
+    /// Another number of rows than asked for means that they could not be marked: the division fails, and with it the transaction,
+    /// before it can commit.
+    fn mark(&self, places: &str, count: &str) -> String {
+        let mark = &self.mark;
         format!(
-            "select sum(generation)::int8 + {pauses}, pg_current_snapshot()::text, ({drawn}), ({owners}) from {lane_table} \
-             where lane between {first} and {last}",
-            owners = delivery::owners_between(&self.names, first, last)
+            "with changed as ({mark} = any ({places}::tid[]) and status = 'PENDING' returning 1) \
+             select 1 / (count(*) = {count})::int from changed"
         )
     }
 
-    /// Another number of rows than asked for means that they were not ours: the division fails, and with it the transaction, before
-    /// it can commit.
-    fn mark(&self, places: &str, count: &str) -> String {
-        let change = &self.change;
+    fn advance(&self, [places, count, nonce, scanned, snapshot, swept, sweep, sealed]: [&str; 8]) -> String {
+        let lane_table = &self.lane_table;
         format!(
-            "with changed as ({change} = any ({places}::tid[]) and status = 'PENDING' returning 1) \
-             select 1 / (count(*) = {count})::int from changed"
+            "with moved as (update {lane_table} set nonce = {nonce}, sealed = case when lane = any ({sealed}::smallint[]) then {nonce} else sealed end, \
+               scanned_through = {scanned}, snapshot = {snapshot}::pg_snapshot, swept_through = {swept}, \
+               sweep_snapshot = {sweep}::pg_snapshot where ctid = any ({places}::tid[]) returning ctid) \
+             select set_config('{PLACES}', coalesce(array_agg(ctid)::text, '{{}}'), false), 1 / (count(*) = {count})::int from moved"
         )
     }
 
@@ -169,12 +228,15 @@ impl Transaction {
         if !self.prepared {
             return learn_types(conn).await;
         }
-        let (settings, own, see) = (&self.settings, self.own("$1", "$2"), self.see("$1", "$2"));
-        let mark = self.mark("$1", "$2");
+        let settings = &self.settings;
+        let lock = self.lock("ctid = any ($1::tid[])");
+        let (see, mark) = (self.see("$1", "$2"), self.mark("$1", "$2"));
+        let advance = self.advance(["$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8"]);
         let sql = format!(
-            "{settings} prepare outbox_relay_own (smallint, smallint) as {own}; \
+            "{settings} prepare outbox_relay_lock (text) as {lock}; \
              prepare outbox_relay_see (smallint, smallint) as {see}; \
-             prepare outbox_relay_mark (text, bigint) as {mark}",
+             prepare outbox_relay_mark (text, bigint) as {mark}; \
+             prepare outbox_relay_advance (text, bigint, bigint, bigint, text, bigint, text, text) as {advance}",
         );
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await.map(drop)
     }
@@ -184,28 +246,81 @@ impl Transaction {
         format!("{BEGIN}; {}", self.settings)
     }
 
-    /// Begins a transaction and takes what is free of `want`.
+    /// Begins a transaction and locks lanes. The locks come in a statement before the claim: its snapshot then sees what their last owner
+    /// has committed.
     ///
     /// # Errors
     /// Any database error. The connection must be dropped then: it may be inside a transaction.
-    pub(crate) async fn begin(&self, conn: &mut PgConnection, want: LaneRange) -> Result<Owned, sqlx::Error> {
-        let asked = Instant::now();
-        let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(self.begin_text(want)))).await?;
-        owned(&rows, asked)
+    pub(crate) async fn begin(&self, conn: &mut PgConnection, wanted: Wanted<'_>) -> Result<Begun, sqlx::Error> {
+        let text = match wanted {
+            Wanted::Places(lanes, places) => self.begin_text(lanes, &format!("'{}'", Ctid::array(places))),
+            Wanted::Free(lanes) => {
+                let LaneRange { first, last } = lanes;
+                let lock = self.lock(&format!("lane between {first} and {last}"));
+                self.script(lanes, &lock)
+            }
+        };
+        begun(&conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(text))).await?)
     }
 
-    fn begin_text(&self, LaneRange { first, last }: LaneRange) -> String {
+    /// `places`: an expression.
+    fn begin_text(&self, lanes: LaneRange, places: &str) -> String {
+        let lock = match self.prepared {
+            true => format!("execute outbox_relay_lock ({places})"),
+            false => self.lock(&format!("ctid = any ({places}::tid[])")),
+        };
+        self.script(lanes, &lock)
+    }
+
+    fn script(&self, LaneRange { first, last }: LaneRange, lock: &str) -> String {
         if self.prepared {
-            return format!(
-                "{BEGIN}; execute outbox_relay_own ({first}, {last}); execute outbox_relay_see ({first}, {last})"
-            );
+            return format!("{BEGIN}; {lock}; execute outbox_relay_see ({first}, {last})");
         }
-        let (first, last) = (first.to_string(), last.to_string());
-        format!("{BEGIN}; {} {}; {}", self.settings, self.own(&first, &last), self.see(&first, &last))
+        format!("{BEGIN}; {} {lock}; {}", self.settings, self.see(&first.to_string(), &last.to_string()))
     }
 
-    /// PENDING -> PUBLISHED, and commits; only after the broker has acknowledged. Where there will be more to do it begins
-    /// the next transaction on `next`, all in one round trip.
+    /// Reads the rows of lanes that the transaction has locked.
+    ///
+    /// # Errors
+    /// Any database error.
+    pub(crate) async fn read_lanes(
+        &self,
+        conn: &mut PgConnection,
+        LaneRange { first, last }: LaneRange,
+    ) -> Result<Vec<LaneState>, sqlx::Error> {
+        let sql = format!(
+            "select lane::int8, nonce, ctid::text, scanned_through, snapshot::text, swept_through, sweep_snapshot::text, sealed, \
+               system is not distinct from (select system_identifier from pg_control_system()) \
+                 and relation is not distinct from {}::regclass::oid, system is not null \
+             from {} where lane between {first} and {last}",
+            self.outbox_literal, self.lane_table
+        );
+        let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+        let mut lanes = rows.iter().map(lane_state).collect::<Result<Vec<_>, _>>()?;
+        lanes.sort_by_key(|state| state.row.lane);
+        Ok(lanes)
+    }
+
+    /// Forgets the progress of lanes that was written on another server or for another table: its ids and transaction ids are drawn again
+    /// here.
+    ///
+    /// # Errors
+    /// [`SettleError::NotOwned`] when not all rows could be written.
+    pub(crate) async fn reset_lanes(&self, conn: &mut PgConnection, lanes: &[Ctid], nonce: i64) -> Result<(), SettleError> {
+        let sql = format!(
+            "update {} set nonce = {nonce}, scanned_through = 0, snapshot = '3:3:', swept_through = 0, sweep_snapshot = null, \
+               system = (select system_identifier from pg_control_system()), relation = {}::regclass::oid \
+             where ctid = any ('{}'::tid[])",
+            self.lane_table,
+            self.outbox_literal,
+            Ctid::array(lanes)
+        );
+        let changed = conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+        owned(lanes.len(), changed.rows_affected())
+    }
+
+    /// PENDING -> PUBLISHED, and the lanes' new progress, and commits; only after the broker has acknowledged. Where there will be more
+    /// to do it begins the next transaction, all in one round trip.
     ///
     /// # Errors
     /// [`SettleError::NotOwned`] when another number of rows would have been changed: nothing is.
@@ -213,18 +328,44 @@ impl Transaction {
         &self,
         conn: &mut PgConnection,
         rows: &[Ctid],
-        next: Option<LaneRange>,
-    ) -> Result<Option<Owned>, SettleError> {
+        lanes: Option<LaneUpdate<'_>>,
+        next: Next,
+    ) -> Result<Settled, SettleError> {
         let mut sql = self.mark_text(rows);
-        sql.push_str("commit; ");
-        if let Some(next) = next {
-            sql.push_str(&self.begin_text(next));
+        if let Some(lanes) = &lanes {
+            sql.push_str(&self.advance_text(lanes));
+            sql.push_str("; ");
         }
-        let asked = Instant::now();
-        match conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await {
-            Ok(answers) if next.is_some() => Ok(Some(owned(&answers[usize::from(!rows.is_empty())..], asked)?)),
-            Ok(_) => Ok(None),
-            Err(error) => Err(unmarked(error, rows)),
+        sql.push_str("commit; ");
+        // Behind a pooler the next transaction may be another session's, which does not have the variable.
+        let next = if self.prepared && lanes.is_some() { next } else { Next::None };
+        if let Next::Begin(range) = next {
+            sql.push_str(&self.begin_text(range, &format!("current_setting('{PLACES}')")));
+        }
+        let answers = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+        let answers = answers.map_err(|error| unmarked(error, rows))?;
+        let mut answers = &answers[usize::from(!rows.is_empty()).min(answers.len())..];
+        let mut places = Vec::new();
+        if lanes.is_some() {
+            let (moved, rest) = answers.split_first().ok_or(sqlx::Error::RowNotFound)?;
+            places = Ctid::parse_array(moved.try_get(0)?).ok_or(sqlx::Error::RowNotFound)?;
+            answers = rest;
+        }
+        let begun = if let Next::Begin(_) = next { Some(begun(answers)?) } else { None };
+        Ok(Settled { places, begun })
+    }
+
+    fn advance_text(&self, lanes: &LaneUpdate<'_>) -> String {
+        let (places, count) = (format!("'{}'", Ctid::array(lanes.places)), lanes.places.len().to_string());
+        let Progress { scanned_through, snapshot, sweep } = lanes.progress;
+        let (nonce, scanned, snapshot) = (lanes.nonce.to_string(), scanned_through.to_string(), format!("'{snapshot}'"));
+        let swept = sweep.as_ref().map_or_else(|| "0".to_owned(), |sweep| sweep.through.to_string());
+        let sweep = sweep.as_ref().map_or_else(|| "null".to_owned(), |sweep| format!("'{}'", sweep.snapshot));
+        let sealed = lanes.sealed.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
+        let values = [&places, &count, &nonce, &scanned, &snapshot, &swept, &sweep, &format!("'{{{sealed}}}'")];
+        match self.prepared {
+            true => format!("execute outbox_relay_advance ({})", values.map(String::as_str).join(", ")),
+            false => self.advance(values.map(String::as_str)),
         }
     }
 
@@ -243,11 +384,7 @@ impl Transaction {
         if rows.is_empty() {
             return String::new();
         }
-        let (mut places, count) = (String::with_capacity(rows.len() * 18 + 200), rows.len().to_string());
-        places.push('{');
-        rows.iter().for_each(|place| place.push_to(&mut places));
-        places.pop();
-        places.push('}');
+        let (places, count) = (Ctid::array(rows), rows.len().to_string());
         if self.prepared {
             format!("execute outbox_relay_mark ('{places}', {count}); ")
         } else {
@@ -295,20 +432,48 @@ impl Sequence {
     }
 }
 
-fn owned(rows: &[PgRow], asked: Instant) -> Result<Owned, sqlx::Error> {
+/// The rows of a script that begins: one per lane, and one of what it saw.
+fn begun(rows: &[PgRow]) -> Result<Begun, sqlx::Error> {
     let (seen, locked) = rows.split_last().ok_or(sqlx::Error::RowNotFound)?;
-    let mut lanes =
-        locked.iter().map(|row| row.try_get::<i64, _>(0).map(|lane| lane as i16)).collect::<Result<Vec<_>, _>>()?;
-    lanes.sort_unstable();
-    let snapshot: String = seen.try_get(1)?;
-    Ok(Owned {
+    let mut lanes = locked.iter().map(lane_row).collect::<Result<Vec<_>, _>>()?;
+    lanes.sort_by_key(|row| row.lane);
+    Ok(Begun {
         lanes,
-        snapshot: snapshot.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
-        asked,
-        drawn: seen.try_get(2)?,
         generation: seen.try_get(0)?,
-        owners: delivery::owners(seen.try_get(3)?)?,
+        owners: delivery::owners(seen.try_get(1)?)?,
+        server_started: seen.try_get(2)?,
     })
+}
+
+fn lane_row(row: &PgRow) -> Result<LaneRow, sqlx::Error> {
+    Ok(LaneRow {
+        lane: row.try_get::<i64, _>(0)? as i16,
+        nonce: row.try_get(1)?,
+        place: place(row.try_get(2)?)?,
+    })
+}
+
+fn place(text: &str) -> Result<Ctid, sqlx::Error> {
+    Ctid::parse(text).ok_or_else(|| sqlx::Error::Decode("not the place of a row".into()))
+}
+
+fn lane_state(row: &PgRow) -> Result<LaneState, sqlx::Error> {
+    let snapshot = |text: &str| -> Result<Snapshot, sqlx::Error> {
+        text.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+    };
+    let is_of_here: bool = row.try_get(8)?;
+    let sweep: Option<&str> = row.try_get(6)?;
+    let through = row.try_get(5)?;
+    let progress = match is_of_here {
+        true => Progress {
+            scanned_through: row.try_get(3)?,
+            snapshot: snapshot(row.try_get(4)?)?,
+            sweep: sweep.map(|text| Ok::<_, sqlx::Error>(Sweep { through, snapshot: snapshot(text)? })).transpose()?,
+        },
+        false => Progress::default(),
+    };
+    let was_of_elsewhere = !is_of_here && row.try_get::<bool, _>(9)?;
+    Ok(LaneState { row: lane_row(row)?, progress, sealed: row.try_get(7)?, is_of_here, was_of_elsewhere })
 }
 
 /// Commits. An error leaves it open whether the marks are there; the rows are then claimed again or not at all.

@@ -1,16 +1,14 @@
-//! Settling: what becomes of claimed rows that were not published (those are marked by the statement that commits:
-//! [`crate::store::session`]). Each statement changes rows by their place (ctid), which their locks keep still,
-//! and tells how many it changed: another number than asked for means the rows were not ours.
+//! Settles claimed rows that were not published. (Published ones are marked by the statement that commits: [`crate::store::session`].)
+//! Each statement changes rows by their place (ctid), which their locks keep still, and checks how many it changed.
 
 use std::fmt::Write;
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
-use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgHasArrayType, PgTypeInfo};
-use sqlx::{AssertSqlSafe, Encode, Postgres, Type};
+use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{AssertSqlSafe, Decode, Encode, Postgres, Type};
 
-use crate::lane::LaneRange;
 use crate::store::names::Names;
 
 /// `tid` and `_tid` in `pg_type`: fixed oids (<https://github.com/postgres/postgres/blob/master/src/include/catalog/pg_type.dat>).
@@ -34,6 +32,35 @@ impl Ctid {
         number(list, u16::from_be_bytes([e, f]).into());
         list.push_str(")\",");
     }
+
+    /// From its text, `(block,offset)`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (block, offset) = text.strip_prefix('(')?.strip_suffix(')')?.split_once(',')?;
+        let (block, offset): (u32, u16) = (block.parse().ok()?, offset.parse().ok()?);
+        let ([a, b, c, d], [e, f]) = (block.to_be_bytes(), offset.to_be_bytes());
+        Some(Self([a, b, c, d, e, f]))
+    }
+
+    /// From the text of a `tid[]`.
+    pub(crate) fn parse_array(text: &str) -> Option<Vec<Self>> {
+        let inner = text.strip_prefix('{')?.strip_suffix('}')?;
+        if inner.is_empty() {
+            return Some(Vec::new());
+        }
+        inner.split("\",\"").map(|place| Self::parse(place.trim_matches('"'))).collect()
+    }
+
+    /// The text of a `tid[]` with these places.
+    pub(crate) fn array(places: &[Self]) -> String {
+        let mut text = String::with_capacity(places.len() * 18 + 2);
+        text.push('{');
+        places.iter().for_each(|place| place.push_to(&mut text));
+        if !places.is_empty() {
+            text.pop();
+        }
+        text.push('}');
+        text
+    }
 }
 
 impl Type<Postgres> for Ctid {
@@ -55,93 +82,121 @@ impl Encode<'_, Postgres> for Ctid {
     }
 }
 
+impl Decode<'_, Postgres> for Ctid {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        match value.format() {
+            PgValueFormat::Binary => Ok(Self(value.as_bytes()?.try_into()?)),
+            PgValueFormat::Text => Self::parse(value.as_str()?).ok_or_else(|| "not the place of a row".into()),
+        }
+    }
+}
+
 /// A statement changed another number of rows than it was given.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettleError {
-    #[error("not all of {rows} rows could be changed: some are not this relay's any more")]
+    #[error("not all of {rows} rows could be changed")]
     NotOwned { rows: usize },
     #[error(transparent)]
     Database(#[from] sqlx::Error),
 }
 
-/// The statements that settle, rendered once per worker.
+/// The statements that settle rows which are not published, rendered once per relay.
 #[derive(Debug, Clone)]
 pub(crate) struct SettleSql {
     dead: String,
-    held: String,
-    generation: String,
+    refused: String,
+    unschedule: String,
 }
 
 impl SettleSql {
     pub(crate) fn new(names: &Names) -> Self {
         let outbox = names.outbox();
         // `status = 'PENDING'` keeps G6 even if a place held another row by mistake: PUBLISHED and DEAD rows stay what they are.
-        let ours = "where ctid = any ($1) and status = 'PENDING'";
+        let of = "from unnest($1::tid[], $2::text[]) as v (place, error) where o.ctid = v.place and o.status = 'PENDING'";
         Self {
-            dead: format!("update {outbox} set status = 'DEAD', attempts = attempts + 1, last_error = $2 {ours}"),
-            // `infinity` moves the row from the pending to the waiting index: no claim walks it until it is released.
-            held: format!(
-                "update {outbox} set available_at = 'infinity', attempts = attempts + $3, last_error = $2 {ours}"
+            dead: format!(
+                "update {outbox} o set status = 'DEAD', due = null, attempts = o.attempts + 1, last_error = v.error {of}"
             ),
-            generation: format!(
-                "update {} set generation = generation + 1 where lane between $1 and $2",
-                names.companion("lane")
-            ),
+            refused: format!("update {outbox} o set due = null, attempts = o.attempts + 1, last_error = v.error {of}"),
+            // The trigger gives the row this transaction's id: it comes again as a late one, in the order of ids.
+            unschedule: format!("update {outbox} set due = null where ctid = any ($1) and status = 'PENDING'"),
         }
     }
 
-    /// PENDING -> DEAD, by the row's own fault.
+    /// PENDING -> DEAD, by the rows' own fault. Neither reads nor writes what the rows say.
+    ///
+    /// # Errors
+    /// [`SettleError::NotOwned`] when not all of them could be changed.
     pub(crate) async fn mark_dead(
         &self,
         conn: &mut PgConnection,
-        row: Ctid,
-        error: &str,
+        rows: &[(Ctid, String)],
         persistent: bool,
     ) -> Result<(), SettleError> {
-        let query = sqlx::query(AssertSqlSafe(self.dead.as_str()))
-            .bind([row])
-            .bind(postgres_text(error))
-            .persistent(persistent);
-        owned(1, query.execute(conn).await?.rows_affected())
+        change(&self.dead, conn, rows, persistent).await
     }
 
-    /// PENDING and claimable -> PENDING and held until released. `attempts` is added for a row's own fault only.
-    pub(crate) async fn hold(
+    /// Counts an attempt of rows that hold their entity from here on, and notes why.
+    ///
+    /// # Errors
+    /// [`SettleError::NotOwned`] when not all of them could be changed.
+    pub(crate) async fn mark_refused(
+        &self,
+        conn: &mut PgConnection,
+        rows: &[(Ctid, String)],
+        persistent: bool,
+    ) -> Result<(), SettleError> {
+        change(&self.refused, conn, rows, persistent).await
+    }
+
+    /// Gives scheduled rows that are due and held a place in the order of ids.
+    ///
+    /// # Errors
+    /// [`SettleError::NotOwned`] when not all of them could be changed.
+    pub(crate) async fn unschedule(
         &self,
         conn: &mut PgConnection,
         rows: &[Ctid],
-        reason: &str,
-        attempts: i32,
         persistent: bool,
     ) -> Result<(), SettleError> {
-        let query = sqlx::query(AssertSqlSafe(self.held.as_str()))
-            .bind(rows)
-            .bind(postgres_text(reason))
-            .bind(attempts)
-            .persistent(persistent);
+        let query = sqlx::query(AssertSqlSafe(self.unschedule.as_str())).bind(rows).persistent(persistent);
         owned(rows.len(), query.execute(conn).await?.rows_affected())
-    }
-
-    /// Tells the other workers that rows of these lanes were held or released; returns by how much the sum of generations grew.
-    pub(crate) async fn bump_generation(
-        &self,
-        conn: &mut PgConnection,
-        lanes: LaneRange,
-        persistent: bool,
-    ) -> Result<i64, sqlx::Error> {
-        let query = sqlx::query(AssertSqlSafe(self.generation.as_str()))
-            .bind(lanes.first)
-            .bind(lanes.last)
-            .persistent(persistent);
-        Ok(query.execute(conn).await?.rows_affected() as i64)
     }
 }
 
-fn owned(expected: usize, changed: u64) -> Result<(), SettleError> {
+async fn change(
+    sql: &str,
+    conn: &mut PgConnection,
+    rows: &[(Ctid, String)],
+    persistent: bool,
+) -> Result<(), SettleError> {
+    let (places, errors): (Vec<_>, Vec<_>) = rows.iter().map(|(place, error)| (*place, postgres_text(error))).unzip();
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(&places).bind(&errors).persistent(persistent);
+    owned(rows.len(), query.execute(conn).await?.rows_affected())
+}
+
+/// True only for the number that was asked for.
+pub(super) fn owned(expected: usize, changed: u64) -> Result<(), SettleError> {
     if changed == expected as u64 { Ok(()) } else { Err(SettleError::NotOwned { rows: expected }) }
 }
 
 /// Postgres' text cannot hold NUL, and an error that quotes a client library might.
-fn postgres_text(text: &str) -> String {
+pub(super) fn postgres_text(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_written_as_it_is_read() {
+        let place = Ctid::parse("(70000,258)").expect("a place");
+        assert_eq!(place, Ctid([0, 1, 0x11, 0x70, 1, 2]));
+        let mut list = String::new();
+        place.push_to(&mut list);
+        assert_eq!(list, "\"(70000,258)\",");
+        assert_eq!(Ctid::parse_array("{\"(70000,258)\",\"(0,1)\"}"), Some(vec![place, Ctid([0, 0, 0, 0, 0, 1])]));
+        assert_eq!((Ctid::parse_array("{}"), Ctid::parse("7,1"), Ctid::parse_array("x")), (Some(Vec::new()), None, None));
+    }
 }

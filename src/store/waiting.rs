@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::{PgConnection, Row};
 
 use crate::lane::LaneRange;
-use crate::store::claim::{PENDING, WAITING};
 use crate::store::names::{Names, literal};
+use crate::store::pending::{REASON, pending};
 use crate::store::reading::read;
 
 /// The first rows of these lanes that are due and have not gone out.
@@ -28,23 +28,17 @@ impl Waiting {
     }
 }
 
-/// Looks at the heads. Each is the first entry of a partial index: the order is the index's own. No event up to `floor` can be claimed.
-pub(crate) async fn waiting(
-    conn: &mut PgConnection,
-    names: &Names,
-    lanes: LaneRange,
-    floor: i64,
-) -> Result<Waiting, sqlx::Error> {
+/// Looks at the first of each kind.
+pub(crate) async fn waiting(conn: &mut PgConnection, names: &Names, lanes: LaneRange) -> Result<Waiting, sqlx::Error> {
     let (outbox, lanes) = (names.outbox(), format!("lane between {} and {}", lanes.first, lanes.last));
     let query = format!(
-        "select p.id, p.lane::int8, h.id, h.last_error, d.id from (select 1) one \
-         left join lateral (select id, lane from {outbox} where {PENDING} and (id + 0) > {floor} and {lanes} \
-           order by (id + 0) limit 1) p on true \
-         left join lateral (select id, last_error from {outbox} \
-           where {WAITING} and available_at = 'infinity' and last_error is not null and {lanes} \
-           order by available_at, id limit 1) h on true \
-         left join lateral (select id from {outbox} where {WAITING} and available_at <= now() and {lanes} \
-           order by available_at limit 1) d on true"
+        "select p.id, p.lane::int8, h.from_id, h.reason, d.id from (select 1) one \
+         left join lateral (select id, lane from {first} first) p on true \
+         left join lateral (select h.from_id, {REASON} as reason from {hold} h where h.{lanes} order by h.from_id limit 1) h on true \
+         left join lateral (select id from {outbox} where status = 'PENDING' and due <= now() and {lanes} \
+           order by due limit 1) d on true",
+        first = pending(names, "id, lane", &lanes, 1),
+        hold = names.companion("hold"),
     );
     let rows = read(conn, &query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;

@@ -7,7 +7,10 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::now_s;
+use crate::check::routes;
+use crate::route::TopicTemplate;
 use crate::store::Names;
+use crate::store::pending::held_by;
 use crate::store::reading::read;
 
 /// A lower id may commit later than a higher one: so many ids back are looked at again.
@@ -34,20 +37,26 @@ pub(super) struct Row {
     pub(super) published_after_ms: Option<f64>,
 }
 
+/// `{held_by}` is [`crate::store::pending::held_by`].
 const COLUMNS: &str = "id, event_id::text, entity_type, entity_id, event_type, topic, status, \
-     coalesce(available_at = 'infinity' and last_error is not null, false), last_error, \
+     coalesce(last_error, {held_by}), {held_by} is not null, \
      extract(epoch from created_at)::float8 * 1000, extract(epoch from clock_timestamp() - created_at)::float8 * 1000, \
      extract(epoch from published_at - created_at)::float8 * 1000";
 
 pub(super) struct Table<'a> {
     names: &'a Names,
+    columns: String,
     highest: i64,
     known: BTreeSet<i64>,
 }
 
 impl<'a> Table<'a> {
     /// From now on; also tells by how many seconds the database's clock is ahead of this machine's.
-    pub(super) async fn begin(conn: &mut PgConnection, names: &'a Names) -> Result<(Self, f64), sqlx::Error> {
+    pub(super) async fn begin(
+        conn: &mut PgConnection,
+        names: &'a Names,
+        topic: &TopicTemplate,
+    ) -> Result<(Self, f64), sqlx::Error> {
         let query = format!(
             "select id, extract(epoch from clock_timestamp())::float8 from {} order by id desc limit {LOOK_BACK}",
             names.outbox()
@@ -58,12 +67,14 @@ impl<'a> Table<'a> {
         let server = read(conn, "select extract(epoch from clock_timestamp())::float8").await?;
         let server: f64 = server.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
         let ahead_s = server - (asked + now_s()) / 2.0;
-        Ok((Self { names, highest: known.last().copied().unwrap_or(0), known }, ahead_s))
+        let columns = COLUMNS.replace("{held_by}", &held_by(names, &routes::topic_sql(topic, "o.")));
+        Ok((Self { names, columns, highest: known.last().copied().unwrap_or(0), known }, ahead_s))
     }
 
     pub(super) async fn new_rows(&mut self, conn: &mut PgConnection) -> Result<Vec<Row>, sqlx::Error> {
         let query = format!(
-            "select {COLUMNS} from {} where id > {} order by id limit {MOST_ROWS}",
+            "select {} from {} o where id > {} order by id limit {MOST_ROWS}",
+            self.columns,
             self.names.outbox(),
             self.highest - LOOK_BACK
         );
@@ -85,7 +96,8 @@ impl<'a> Table<'a> {
         }
         let list: Vec<_> = ids.iter().map(ToString::to_string).collect();
         let query = format!(
-            "select {COLUMNS} from {} where id = any (array[{}]::int8[]) order by id",
+            "select {} from {} o where id = any (array[{}]::int8[]) order by id",
+            self.columns,
             self.names.outbox(),
             list.join(",")
         );
@@ -103,8 +115,8 @@ fn row(row: &PgRow) -> Result<Row, sqlx::Error> {
         event_type: row.try_get(4)?,
         topic: row.try_get(5)?,
         status: row.try_get(6)?,
-        held: row.try_get(7)?,
-        last_error: row.try_get(8)?,
+        last_error: row.try_get(7)?,
+        held: row.try_get(8)?,
         created_ms: created_exact_ms.floor() as i64,
         created_exact_ms,
         age_ms: row.try_get(10)?,

@@ -120,7 +120,7 @@ async fn metrics_tell_what_vacuum_and_the_floor_wait_for(
     let named = |text: &str, name: &str| value(text, &format!("outbox_relay_{name}"));
     eventually("floor, vacuum and dead rows are told", SOON, || async {
         let text = admin.get("/metrics").await.map_err(|error| format!("{error:?}"))?.body;
-        let lags = ["0", "1", "2"].map(|worker| named(&text, &format!("floor_lag_events{{worker=\"{worker}\"}}")));
+        let lags = ["0", "1", "2"].map(|worker| named(&text, &format!("unscanned_events{{worker=\"{worker}\"}}")));
         let seen =
             ["vacuum_held_back_seconds", "dead_tuples", "looked_at_timestamp_seconds"].map(|name| named(&text, name));
         let held_back = lags.iter().flatten().any(|lag| *lag > 100.0) && lags.iter().all(Option::is_some);
@@ -133,7 +133,7 @@ async fn metrics_tell_what_vacuum_and_the_floor_wait_for(
     outbox.until_settled().await;
     eventually("the floor follows", SOON, || async {
         let text = admin.get("/metrics").await.map_err(|error| format!("{error:?}"))?.body;
-        let lags = ["0", "1", "2"].map(|worker| named(&text, &format!("floor_lag_events{{worker=\"{worker}\"}}")));
+        let lags = ["0", "1", "2"].map(|worker| named(&text, &format!("unscanned_events{{worker=\"{worker}\"}}")));
         if lags.iter().all(|lag| *lag < Some(100.0)) { Ok(()) } else { Err(format!("{lags:?}")) }
     })
     .await;

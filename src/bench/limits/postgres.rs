@@ -11,8 +11,9 @@ use crate::bench::cost::Meter;
 use crate::bench::failure::BenchError;
 use crate::bench::fill::{As, Filler, Keys};
 use crate::lane::LaneRange;
-use crate::store::claim::{ClaimSql, ClaimedRow, Reach};
-use crate::store::session::{Sequence, Transaction};
+use crate::lane::progress::{Progress, Scan};
+use crate::store::claim::{ClaimSql, ClaimedRow, Limits};
+use crate::store::session::{LaneUpdate, Next, Sequence, Transaction, Wanted};
 
 /// The relay's bound on an idle transaction; nothing idles here.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -22,7 +23,7 @@ pub(super) struct Claimed {
     pub(super) wal_bytes_per_event: f64,
 }
 
-/// One session's share, by the relay's statements, in the relay's order, from an exact start: no sweep.
+/// One session's share, by the relay's statements, in the relay's order.
 struct Session {
     conn: PgConnection,
     transaction: Transaction,
@@ -72,7 +73,7 @@ impl Session {
         let (relay, prepared) = (&bench.settings.relay, bench.settings.database.prepared_statements);
         let mut conn = bench.arenas.connect().await?;
         let sequence = Sequence::of(&mut conn, &arena.names).await?;
-        let transaction = Transaction::new(&arena.names, &sequence, LONGEST, prepared, false);
+        let transaction = Transaction::new(&arena.names, LONGEST, prepared, false);
         transaction.prepare(&mut conn).await?;
         Ok(Self {
             conn,
@@ -87,18 +88,40 @@ impl Session {
 
     /// Rows marked.
     async fn run(mut self) -> Result<u64, BenchError> {
-        let (mut start, mut marked) = (0, 0);
+        let mut marked = 0;
         let Self { conn, transaction, claim, lanes, batch_size, batch_bytes, prepared } = &mut self;
-        transaction.begin(conn, *lanes).await?;
+        let limits = Limits {
+            rows: *batch_size,
+            stored_bytes: *batch_bytes as i64,
+            row_bytes: i64::MAX,
+            kept_bytes: usize::MAX,
+            heads_only: false,
+            persistent: *prepared,
+        };
+        let mut begun = transaction.begin(conn, Wanted::Free(*lanes)).await?;
+        let mut progress = Progress::default();
         loop {
-            let reach = Reach { start, upto: None, lanes: *lanes, around: &[] };
-            let claimed = claim.claim(conn, reach, *batch_size, *batch_bytes, *prepared).await?;
-            let places = claimed.rows.iter().map(ClaimedRow::ctid).collect::<Result<Vec<_>, _>>()?;
-            let next = (!places.is_empty()).then_some(*lanes);
-            transaction.mark_and_commit(conn, &places, next).await?;
-            let Some(last) = claimed.rows.last() else { return Ok(marked) };
-            start = last.id()?.0;
-            marked += places.len() as u64;
+            let claimed = claim.claim(conn, &progress, *lanes, i64::MAX, limits).await?;
+            let rows = claimed.rows.iter().map(ClaimedRow::ctid).collect::<Result<Vec<_>, _>>()?;
+            let summary = claimed.summary;
+            progress = progress.after(&Scan {
+                snapshot: summary.snapshot,
+                late_cut_at: None,
+                new_cut_at: summary.chosen.last().copied(),
+                upto: i64::MAX,
+                last_allocated: summary.last_allocated,
+            });
+            let places: Vec<_> = begun.lanes.iter().map(|row| row.place).collect();
+            let update = LaneUpdate { places: &places, nonce: 0, progress: &progress, sealed: &[] };
+            let next = if rows.is_empty() { Next::None } else { Next::Begin(*lanes) };
+            let settled = transaction.mark_and_commit(conn, &rows, Some(update), next).await?;
+            marked += rows.len() as u64;
+            match settled.begun {
+                Some(next) => begun = next,
+                None if rows.is_empty() => return Ok(marked),
+                // Behind a pooler the next transaction is begun by itself.
+                None => begun = transaction.begin(conn, Wanted::Free(*lanes)).await?,
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::check::Finding;
 use crate::observe::health::{Cause, Reason};
 use crate::relay::outage::Side;
 use crate::relay::shared::Shared;
-use crate::relay::turn::acks_of;
+use crate::relay::worker::context::acks_of;
 use crate::status::{About, Look, Status, about_held};
 use crate::store::waiting::Waiting;
 
@@ -81,12 +81,13 @@ impl Evidence<'_> {
         let cause = match of {
             About::Topic => Cause::Topic,
             About::Pause => Cause::Paused,
+            About::Lock => Cause::Lock,
             _ => Cause::Held,
         };
         let held = status.held.iter().find(|held| held.reason == *reason);
         let sentence = held.map_or_else(
             || format!("events are held: {reason}"),
-            |held| format!("{} events of {} entities are held: {reason}", held.events, held.entities),
+            |held| format!("{} are held: {reason}", held.count()),
         );
         Some(Reason::new(cause, sentence, next_step))
     }

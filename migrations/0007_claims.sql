@@ -1,0 +1,80 @@
+-- 0007 claims: what a claim by snapshots needs of a row: the transaction that made it pending, and when it is due. ADR 10.
+-- The previous binary: goes on publishing on it. Rewrites nothing: `alter table` waits for open writers and is over at once.
+
+-- The default is one value for all rows that exist: the transaction of this migration.
+alter table {outbox}
+    add column xid xid8        not null default pg_catalog.pg_current_xact_id(),
+    -- Set while a scheduled event waits (`available_at > created_at`); null for all others and once it is settled.
+    add column due timestamptz;
+
+-- Keeps the one invariant that claims rest on: `xid` is the local transaction that made the row pending in its lane. A claim finds
+-- a row that committed late by this column alone.
+create function {stamp}() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as {quote}
+begin
+    if tg_op = 'INSERT' then
+        new.due := case when new.available_at > new.created_at then new.available_at end;
+    elsif new.id is distinct from old.id then
+        raise exception 'the id of an event cannot change: it is its place in the order'
+            using errcode = 'integrity_constraint_violation', hint = 'Insert a new event instead.';
+    elsif new.available_at is distinct from old.available_at then
+        new.due := case when new.available_at > new.created_at then new.available_at end;
+    elsif new.status = 'PENDING' and old.status <> 'PENDING' then
+        new.due := case when new.available_at > pg_catalog.now() then new.available_at end;
+    end if;
+    -- An event that is discarded by hand carries a reason, like one that the relay gave up.
+    if new.status = 'DEAD' and new.last_error is null then
+        new.last_error := 'set to DEAD by hand';
+    end if;
+    if tg_op = 'INSERT' or new.status = 'PENDING' then
+        new.xid := pg_catalog.pg_current_xact_id();
+    end if;
+    return new;
+end
+{quote};
+
+-- The conditions are evaluated without a call, so an ordinary insert and the relay's own marks cost nothing.
+create trigger {outbox_stamp_insert} before insert on {outbox} for each row
+    when (new.xid is distinct from pg_catalog.pg_current_xact_id() or new.available_at is not null or new.due is not null
+          or new.status = 'DEAD')
+    execute function {stamp}();
+create trigger {outbox_stamp_update} before update on {outbox} for each row
+    when (new.id is distinct from old.id
+          or new.status = 'DEAD' and new.last_error is null
+          or new.status = 'PENDING' and (
+                 old.status <> 'PENDING'
+                 or new.xid is distinct from old.xid
+                 or new.due is distinct from old.due
+                 or new.available_at is distinct from old.available_at
+                 or new.entity_id is distinct from old.entity_id
+                 or new.entity_type is distinct from old.entity_type
+                 or new.event_type is distinct from old.event_type
+                 or new.topic is distinct from old.topic))
+    execute function {stamp}();
+-- Also for rows that logical replication applies: their `xid` is of another server.
+alter table {outbox} enable always trigger {outbox_stamp_insert};
+alter table {outbox} enable always trigger {outbox_stamp_update};
+
+-- What keeps events from being published although claims have passed them: one row for a lane and an entity, a topic or an event, however
+-- many events wait. Written by the lane's owner in the transaction that passes the events. No index: under a held snapshot the check of
+-- a key would walk every old version of its row.
+create table {hold} (
+    id          bigint generated always as identity,
+    lane        smallint    not null,
+    kind        text        not null,
+    topic       text,
+    -- Null with `kind = 'entity'`: the entities of that id, whatever their type.
+    entity_type text,
+    entity_id   text,
+    -- locked: another session has the row locked. poison: an event was refused. topic: it cannot be written. paused: by an operator.
+    why         text        not null,
+    reason      text        not null,
+    -- No event of this hold with a lower id is pending.
+    from_id     bigint      not null,
+    -- The locked row, or the event that was refused.
+    head_id     bigint,
+    -- How many events claims have passed.
+    events      bigint      not null default 0,
+    since       timestamptz not null default now(),
+    constraint {outbox_hold_kind} check (kind in ('row', 'entity', 'topic')),
+    constraint {outbox_hold_why} check (why in ('locked', 'poison', 'topic', 'paused'))
+) with (fillfactor = 50);

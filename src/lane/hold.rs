@@ -1,0 +1,328 @@
+//! Holds: what keeps events from being published although claims have passed them.
+//!
+//! A hold names a lane and a value: an event, an entity or a topic. While it is there, claims step over the events of the value, however
+//! many they are. `from_id` is where they begin: no event of the value with a lower id is pending.
+//!
+//! ```text
+//! none --a claim steps over an event--> active --its causes are gone--> releasing --the walk has reached the end--> none
+//!                                         ^---an event of it cannot be sent---'
+//! ```
+//!
+//! While a hold is releasing, a walk from `from_id` publishes what waited, in the order of ids; other claims still step over its value.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+/// What a hold names, besides its lane.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum HoldValue {
+    /// One event without an entity.
+    Row(i64),
+    /// An entity; without a type, every entity of that id.
+    Entity { entity_type: Option<String>, entity_id: String },
+    /// A topic.
+    Topic(String),
+}
+
+/// Why events are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HoldCause {
+    /// Another session has the first event locked.
+    Locked,
+    /// An event was refused, and `on_poison` is `hold_entity`.
+    Poison,
+    /// The topic cannot be written.
+    Topic,
+    /// By an operator.
+    Paused,
+}
+
+impl HoldCause {
+    /// The word in the table of holds.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Locked => "locked",
+            Self::Poison => "poison",
+            Self::Topic => "topic",
+            Self::Paused => "paused",
+        }
+    }
+
+    /// From the word in the table of holds.
+    pub(crate) fn parse(word: &str) -> Option<Self> {
+        [Self::Locked, Self::Poison, Self::Topic, Self::Paused].into_iter().find(|cause| cause.word() == word)
+    }
+}
+
+/// One hold of a lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) value: HoldValue,
+    pub(crate) cause: HoldCause,
+    pub(crate) reason: String,
+    pub(crate) from_id: i64,
+    /// The locked event, or the one that was refused.
+    pub(crate) head_id: Option<i64>,
+    /// Events that claims have stepped over.
+    pub(crate) events: i64,
+    /// An operator has decided about the event that was refused.
+    pub(crate) released: bool,
+}
+
+/// A hold and what a worker knows of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) hold: Hold,
+    pub(crate) lane: i16,
+    /// Its causes are gone: a walk publishes what waited.
+    pub(crate) is_releasing: bool,
+    /// When a locked event is looked at again, and after which pause.
+    pub(crate) look: Option<(Instant, Duration)>,
+    /// Where its record is in the table of holds; `None`: not stored yet.
+    pub(crate) place: Option<[u8; 6]>,
+}
+
+/// The first pause before a locked event is looked at again, and the longest.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
+impl Held {
+    /// Looks again after a longer pause.
+    pub(crate) fn look_later(&mut self, now: Instant) {
+        let pause = self.look.map_or(FIRST_LOOK, |(_, pause)| (pause * 2).min(LONGEST_LOOK));
+        self.look = Some((now + pause, pause));
+    }
+}
+
+type Key = (i16, HoldValue);
+
+/// The holds of the lanes that a worker has.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HoldSet {
+    held: BTreeMap<u32, Held>,
+    by_key: HashMap<Key, u32>,
+    /// Entity holds by their entity's id, whatever the type.
+    entities: HashMap<String, Vec<u32>>,
+    next: u32,
+    /// Holds that differ from their records.
+    dirty: BTreeSet<u32>,
+    /// Records of holds that are gone.
+    gone: Vec<[u8; 6]>,
+}
+
+/// An event as holds see it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Candidate<'a> {
+    pub(crate) id: i64,
+    pub(crate) lane: i16,
+    pub(crate) entity_type: &'a str,
+    pub(crate) entity_id: Option<&'a str>,
+    /// `None`: it has no legal topic.
+    pub(crate) topic: Option<&'a str>,
+}
+
+impl HoldSet {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Held)> {
+        self.held.iter().map(|(index, held)| (*index, held))
+    }
+
+    /// To change what is not stored.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Held)> {
+        self.held.iter_mut().map(|(index, held)| (*index, held))
+    }
+
+    /// Holds without a record, or with another one.
+    pub(crate) fn dirty(&self) -> impl Iterator<Item = (u32, &Held)> {
+        self.dirty.iter().filter_map(|index| Some((*index, self.held.get(index)?)))
+    }
+
+    /// Records of holds that are gone.
+    pub(crate) fn gone(&self) -> &[[u8; 6]] {
+        &self.gone
+    }
+
+    /// True when the records have to be changed.
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.dirty.is_empty() || !self.gone.is_empty()
+    }
+
+    /// The records are what the holds are; `places` are those that have moved.
+    pub(crate) fn stored(&mut self, places: impl IntoIterator<Item = (u32, [u8; 6])>) {
+        for (index, place) in places {
+            if let Some(held) = self.held.get_mut(&index) {
+                held.place = Some(place);
+            }
+        }
+        self.dirty.clear();
+        self.gone.clear();
+    }
+
+    pub(crate) fn peek(&self, index: u32) -> Option<&Held> {
+        self.held.get(&index)
+    }
+
+    /// To change what is stored.
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Held> {
+        self.dirty.insert(index);
+        self.held.get_mut(&index)
+    }
+
+    /// A claim has stepped over an event. `counts`: for the first time.
+    pub(crate) fn step_over(&mut self, index: u32, id: i64, counts: bool) {
+        if let Some(held) = self.get_mut(index) {
+            held.hold.from_id = held.hold.from_id.min(id);
+            held.hold.events += i64::from(counts);
+        }
+    }
+
+    /// The hold of exactly this value.
+    pub(crate) fn find(&self, lane: i16, value: &HoldValue) -> Option<u32> {
+        self.by_key.get(&(lane, value.clone())).copied()
+    }
+
+    /// Adds a hold; a second one of the same value replaces the first.
+    pub(crate) fn insert(&mut self, lane: i16, hold: Hold) -> u32 {
+        if let Some(index) = self.find(lane, &hold.value) {
+            self.remove(index);
+        }
+        let index = self.next;
+        self.next += 1;
+        if let HoldValue::Entity { entity_id, .. } = &hold.value {
+            self.entities.entry(entity_id.clone()).or_default().push(index);
+        }
+        self.by_key.insert((lane, hold.value.clone()), index);
+        self.held.insert(index, Held { hold, lane, is_releasing: false, look: None, place: None });
+        self.dirty.insert(index);
+        index
+    }
+
+    /// Adds a hold that is stored.
+    pub(crate) fn load(&mut self, lane: i16, hold: Hold, place: [u8; 6]) {
+        let index = self.insert(lane, hold);
+        self.dirty.remove(&index);
+        if let Some(held) = self.held.get_mut(&index) {
+            held.is_releasing = held.hold.released;
+            held.place = Some(place);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, index: u32) -> Option<Held> {
+        let held = self.held.remove(&index)?;
+        self.dirty.remove(&index);
+        self.gone.extend(held.place);
+        self.by_key.remove(&(held.lane, held.hold.value.clone()));
+        if let HoldValue::Entity { entity_id, .. } = &held.hold.value
+            && let Some(of_id) = self.entities.get_mut(entity_id)
+        {
+            of_id.retain(|other| *other != index);
+            if of_id.is_empty() {
+                self.entities.remove(entity_id);
+            }
+        }
+        Some(held)
+    }
+
+    /// A hold that keeps the event: an active one first, then one that is releasing.
+    pub(crate) fn blocking(&self, event: Candidate<'_>) -> Option<u32> {
+        if self.held.is_empty() {
+            return None;
+        }
+        let topic = event.topic.and_then(|topic| self.find(event.lane, &HoldValue::Topic(topic.to_owned())));
+        let of_entity = event.entity_id.and_then(|id| self.entities.get(id)).into_iter().flatten().copied();
+        let row = event.entity_id.is_none().then(|| self.find(event.lane, &HoldValue::Row(event.id))).flatten();
+        let matches = |index: &u32| match self.held.get(index) {
+            Some(Held { hold: Hold { value: HoldValue::Entity { entity_type, .. }, .. }, lane, .. }) => {
+                *lane == event.lane && entity_type.as_deref().is_none_or(|of| of == event.entity_type)
+            }
+            Some(_) => true,
+            None => false,
+        };
+        let mut found = topic.into_iter().chain(row).chain(of_entity).filter(matches);
+        let first = found.next()?;
+        let is_active = |index: &u32| self.held.get(index).is_some_and(|held| !held.is_releasing);
+        if is_active(&first) { Some(first) } else { Some(found.find(is_active).unwrap_or(first)) }
+    }
+
+    /// Locked events of a lane.
+    pub(crate) fn locked_of(&self, lane: i16) -> usize {
+        self.held.values().filter(|held| held.lane == lane && held.hold.cause == HoldCause::Locked).count()
+    }
+
+    /// From where the walk of all releasing holds goes on.
+    pub(crate) fn releasing_from(&self) -> Option<i64> {
+        self.held.values().filter(|held| held.is_releasing).map(|held| held.hold.from_id).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hold(value: HoldValue, cause: HoldCause) -> Hold {
+        Hold { value, cause, reason: "why".to_owned(), from_id: 5, head_id: None, events: 0, released: false }
+    }
+
+    fn entity(entity_type: Option<&str>, entity_id: &str) -> HoldValue {
+        HoldValue::Entity { entity_type: entity_type.map(str::to_owned), entity_id: entity_id.to_owned() }
+    }
+
+    fn event(lane: i16, entity_id: Option<&'static str>) -> Candidate<'static> {
+        Candidate { id: 9, lane, entity_type: "order", entity_id, topic: Some("order-events") }
+    }
+
+    #[test]
+    fn a_hold_keeps_the_events_of_its_value_and_lane_alone() {
+        let mut holds = HoldSet::default();
+        assert_eq!(holds.blocking(event(1, Some("a"))), None);
+        let typed = holds.insert(1, hold(entity(Some("order"), "a"), HoldCause::Poison));
+        let any = holds.insert(1, hold(entity(None, "b"), HoldCause::Locked));
+        let topic = holds.insert(2, hold(HoldValue::Topic("order-events".to_owned()), HoldCause::Topic));
+        let row = holds.insert(1, hold(HoldValue::Row(9), HoldCause::Locked));
+        assert_eq!(holds.blocking(event(1, Some("a"))), Some(typed));
+        assert_eq!(holds.blocking(Candidate { entity_type: "customer", ..event(1, Some("a")) }), None);
+        assert_eq!(holds.blocking(event(1, Some("b"))), Some(any));
+        assert_eq!(holds.blocking(event(3, Some("b"))), None);
+        assert_eq!(holds.blocking(event(2, Some("c"))), Some(topic));
+        assert_eq!(holds.blocking(event(1, None)), Some(row));
+        assert_eq!(holds.blocking(Candidate { id: 10, ..event(1, None) }), None);
+        assert_eq!(holds.locked_of(1), 2);
+        holds.remove(typed);
+        assert_eq!(holds.blocking(event(1, Some("a"))), None);
+    }
+
+    #[test]
+    fn an_active_hold_comes_before_one_that_is_releasing() {
+        let mut holds = HoldSet::default();
+        let topic = holds.insert(1, hold(HoldValue::Topic("order-events".to_owned()), HoldCause::Topic));
+        let of_entity = holds.insert(1, hold(entity(Some("order"), "a"), HoldCause::Poison));
+        holds.get_mut(topic).unwrap().is_releasing = true;
+        assert_eq!(holds.blocking(event(1, Some("a"))), Some(of_entity));
+        holds.get_mut(of_entity).unwrap().is_releasing = true;
+        assert_eq!(holds.blocking(event(1, Some("a"))), Some(topic));
+        holds.get_mut(topic).unwrap().hold.from_id = 3;
+        assert_eq!(holds.releasing_from(), Some(3));
+    }
+
+    #[test]
+    fn what_is_not_stored_is_known() {
+        let mut holds = HoldSet::default();
+        holds.load(1, hold(entity(None, "a"), HoldCause::Locked), [7; 6]);
+        assert!(!holds.has_changes());
+        let index = holds.blocking(event(1, Some("a"))).unwrap();
+        holds.step_over(index, 3, true);
+        holds.step_over(index, 8, false);
+        assert_eq!(holds.dirty().map(|(index, held)| (index, held.hold.from_id, held.hold.events)).collect::<Vec<_>>(), [(index, 3, 1)]);
+        holds.stored([(index, [8; 6])]);
+        assert!(!holds.has_changes() && holds.peek(index).unwrap().place == Some([8; 6]));
+        holds.remove(index);
+        assert_eq!((holds.gone(), holds.dirty().count()), (&[[8; 6]][..], 0));
+    }
+
+    #[test]
+    fn a_second_hold_of_a_value_replaces_the_first() {
+        let mut holds = HoldSet::default();
+        holds.insert(1, hold(entity(None, "a"), HoldCause::Locked));
+        let second = holds.insert(1, hold(entity(None, "a"), HoldCause::Paused));
+        assert_eq!((holds.iter().count(), holds.find(1, &entity(None, "a"))), (1, Some(second)));
+    }
+}

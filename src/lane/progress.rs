@@ -1,0 +1,143 @@
+//! How far the claims of a lane have come. The specification is ADR 10; `tests/model` walks through it.
+//!
+//! Invariant: an event of the lane is settled or covered by a hold if
+//! - no sweep is under way, its id is at or below `scanned_through`, and `snapshot` sees its transaction; or
+//! - a sweep is under way, its id is at or below `sweep.through`, and `sweep.snapshot` sees its transaction; or
+//! - a sweep is under way, its id is above `sweep.through` and at or below `scanned_through`, and `snapshot` sees its transaction.
+//!
+//! A weaker progress (a lower `scanned_through`, an older `snapshot`, no sweep) is true as well: claims pass over what is settled.
+
+use super::snapshot::Snapshot;
+
+/// See the head of this file. Lanes that one worker has share one progress.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Progress {
+    pub(crate) scanned_through: i64,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) sweep: Option<Sweep>,
+}
+
+/// A claim found more late events than it may take: the rest is taken in the order of ids, under the snapshot that found them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sweep {
+    pub(crate) through: i64,
+    pub(crate) snapshot: Snapshot,
+}
+
+/// What a claim saw and how far it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Scan {
+    /// The claim's own.
+    pub(crate) snapshot: Snapshot,
+    /// The last late event that was taken, when there are more.
+    pub(crate) late_cut_at: Option<i64>,
+    /// The last new event that was taken, when there may be more. Equals the old `scanned_through` when none was taken.
+    pub(crate) new_cut_at: Option<i64>,
+    /// How far new events were looked for: `scanned_through` + the slice.
+    pub(crate) upto: i64,
+    /// The last id that was drawn when the claim looked; the highest of the table, should that be higher.
+    pub(crate) last_allocated: i64,
+}
+
+impl Progress {
+    /// The weaker of two: true for the lanes of both.
+    pub(crate) fn merge(self, other: Self) -> Self {
+        if self == other {
+            return self;
+        }
+        Self {
+            scanned_through: self.scanned_through.min(other.scanned_through),
+            snapshot: self.snapshot.older(other.snapshot),
+            sweep: None,
+        }
+    }
+
+    /// After a claim without a sweep.
+    pub(crate) fn after(&self, scan: &Scan) -> Self {
+        if let Some(through) = scan.late_cut_at {
+            return Self { sweep: Some(Sweep { through, snapshot: scan.snapshot.clone() }), ..self.clone() };
+        }
+        let scanned_through = match scan.new_cut_at {
+            Some(cut) => cut,
+            // Any id is right where nothing was cut. Ids that are drawn and not committed are passed: their events come late. Beyond
+            // the last one drawn there is nothing to pass, and after `truncate … restart identity` the ids begin again.
+            None => scan.last_allocated.min(scan.upto),
+        };
+        Self { scanned_through, snapshot: scan.snapshot.clone(), sweep: None }
+    }
+
+    /// After a part of a sweep; `through`: the last event that was taken, `None`: all of them.
+    pub(crate) fn swept(&self, through: Option<i64>) -> Self {
+        let Some(sweep) = &self.sweep else { return self.clone() };
+        match through {
+            Some(through) => Self { sweep: Some(Sweep { through, snapshot: sweep.snapshot.clone() }), ..self.clone() },
+            None => Self { snapshot: sweep.snapshot.clone(), sweep: None, ..self.clone() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(text: &str) -> Snapshot {
+        text.parse().expect("a snapshot")
+    }
+
+    fn progress() -> Progress {
+        Progress { scanned_through: 100, snapshot: snapshot("10:20:10"), sweep: None }
+    }
+
+    fn scan() -> Scan {
+        Scan {
+            snapshot: snapshot("30:30:"),
+            late_cut_at: None,
+            new_cut_at: None,
+            upto: 200,
+            last_allocated: 150,
+        }
+    }
+
+    #[test]
+    fn a_claim_that_was_not_cut_passes_what_is_drawn_and_not_committed() {
+        let after = progress().after(&scan());
+        assert_eq!(after, Progress { scanned_through: 150, snapshot: snapshot("30:30:"), sweep: None });
+        let sliced = progress().after(&Scan { last_allocated: 1000, ..scan() });
+        assert_eq!(sliced.scanned_through, 200);
+    }
+
+    #[test]
+    fn ids_that_begin_again_are_followed() {
+        assert_eq!(progress().after(&Scan { last_allocated: 3, ..scan() }).scanned_through, 3);
+    }
+
+    #[test]
+    fn a_cut_among_late_events_begins_a_sweep_and_keeps_the_snapshot() {
+        let cut = progress().after(&Scan { late_cut_at: Some(40), ..scan() });
+        assert_eq!((cut.scanned_through, &cut.snapshot), (100, &snapshot("10:20:10")));
+        let further = cut.swept(Some(60));
+        assert_eq!(further.sweep, Some(Sweep { through: 60, snapshot: snapshot("30:30:") }));
+        assert_eq!(
+            further.swept(None),
+            Progress { scanned_through: 100, snapshot: snapshot("30:30:"), sweep: None }
+        );
+    }
+
+    #[test]
+    fn a_cut_among_new_events_moves_the_snapshot() {
+        let cut = progress().after(&Scan { new_cut_at: Some(120), ..scan() });
+        assert_eq!(cut, Progress { scanned_through: 120, snapshot: snapshot("30:30:"), sweep: None });
+    }
+
+    #[test]
+    fn merged_lanes_have_the_weaker_progress() {
+        let other = Progress {
+            scanned_through: 80,
+            snapshot: snapshot("25:30:25"),
+            sweep: Some(Sweep { through: 5, snapshot: snapshot("40:40:") }),
+        };
+        let merged = Progress { scanned_through: 80, snapshot: snapshot("10:20:10"), sweep: None };
+        assert_eq!(progress().merge(other.clone()), merged);
+        assert_eq!(other.clone().merge(other.clone()), other);
+    }
+}

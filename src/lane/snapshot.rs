@@ -1,0 +1,131 @@
+//! A snapshot as `pg_current_snapshot()` prints it: which transactions had ended when a statement began.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::str::FromStr;
+
+/// `xmin:xmax:xip_list`. Transaction ids are 64 bits with the epoch and never wrap
+/// (<https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT>).
+///
+/// `xmax` is the last transaction that has *ended*, plus one. Transactions from there on may be running, and are not listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    /// Every transaction below has ended.
+    pub(crate) xmin: u64,
+    /// No transaction from here on has ended.
+    pub(crate) xmax: u64,
+    /// Transactions in `xmin..xmax` that are running, ascending.
+    pub(crate) running: Vec<u64>,
+}
+
+impl Default for Snapshot {
+    /// The oldest snapshot that Postgres accepts (`3:3:`): sees no transaction of an application.
+    fn default() -> Self {
+        Self { xmin: 3, xmax: 3, running: Vec::new() }
+    }
+}
+
+impl Snapshot {
+    /// True when the transaction had ended: what it committed was visible. `pg_visible_in_snapshot`.
+    pub(crate) fn sees(&self, xid: u64) -> bool {
+        xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
+    }
+
+    /// The same snapshot with `xid` as running. A snapshot does not list the transaction that takes it, so rows which that transaction
+    /// makes pending later would count as seen.
+    pub(crate) fn without(mut self, xid: u64) -> Self {
+        if self.sees(xid) {
+            let at = self.running.partition_point(|running| *running < xid);
+            self.running.insert(at, xid);
+            self.xmin = self.xmin.min(xid);
+        }
+        self
+    }
+
+    /// The one that sees less. Snapshots of one running server are ordered by what they see: the later sees all that the earlier sees.
+    pub(crate) fn older(self, other: Self) -> Self {
+        match self.age(&other) {
+            Ordering::Greater => other,
+            _ => self,
+        }
+    }
+
+    /// `Less`: sees less than `other`.
+    fn age(&self, other: &Self) -> Ordering {
+        self.xmax.cmp(&other.xmax).then_with(|| other.running.len().cmp(&self.running.len()))
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:", self.xmin, self.xmax)?;
+        for (at, xid) in self.running.iter().enumerate() {
+            write!(f, "{}{xid}", if at == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+/// The text was not a snapshot.
+#[derive(Debug, thiserror::Error)]
+#[error("not a snapshot: {0:?}")]
+pub(crate) struct BadSnapshot(String);
+
+impl FromStr for Snapshot {
+    type Err = BadSnapshot;
+
+    fn from_str(text: &str) -> Result<Self, BadSnapshot> {
+        let parse = || {
+            let mut parts = text.splitn(3, ':');
+            let xmin = parts.next()?.parse().ok()?;
+            let xmax = parts.next()?.parse().ok()?;
+            let list = parts.next()?;
+            let mut running: Vec<u64> = if list.is_empty() {
+                Vec::new()
+            } else {
+                list.split(',').map(str::parse).collect::<Result<_, _>>().ok()?
+            };
+            running.sort_unstable();
+            Some(Self { xmin, xmax, running })
+        };
+        parse().ok_or_else(|| BadSnapshot(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(text: &str) -> Snapshot {
+        text.parse().expect("a snapshot")
+    }
+
+    #[test]
+    fn a_snapshot_tells_ended_from_running_and_later_transactions() {
+        let seen = snapshot("10:20:10,14,15");
+        assert!(seen.sees(9) && seen.sees(11) && seen.sees(19));
+        assert!(!seen.sees(10) && !seen.sees(14) && !seen.sees(20));
+        assert_eq!(snapshot("7:7:").running, Vec::<u64>::new());
+        assert!("7:7".parse::<Snapshot>().is_err() && "a:b:".parse::<Snapshot>().is_err());
+        assert_eq!(seen.to_string(), "10:20:10,14,15");
+        assert!(!Snapshot::default().sees(3));
+    }
+
+    #[test]
+    fn the_own_transaction_is_running_until_it_is_not() {
+        let seen = snapshot("20:30:20,25").without(17);
+        assert_eq!(seen.to_string(), "17:30:17,20,25");
+        assert_eq!(snapshot("20:30:20,25").without(22).to_string(), "20:30:20,22,25");
+        // Not seen anyway.
+        assert_eq!(snapshot("20:30:20").without(30).to_string(), "20:30:20");
+        assert_eq!(snapshot("20:30:20").without(20).to_string(), "20:30:20");
+    }
+
+    #[test]
+    fn the_older_of_two_sees_less() {
+        let (older, newer) = (snapshot("10:20:10,14"), snapshot("14:20:14"));
+        assert_eq!(older.clone().older(newer.clone()), older);
+        assert_eq!(newer.older(older.clone()), older);
+        assert_eq!(snapshot("14:21:14").older(older.clone()), older);
+    }
+}

@@ -1,0 +1,434 @@
+//! The claim of a cycle: which rows, from where, and how far the progress may move with them.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use sqlx::error::DatabaseError;
+
+use crate::lane::LaneRange;
+use crate::lane::progress::{Progress, Scan};
+use crate::lane::snapshot::Snapshot;
+use crate::relay::worker::context::{CycleError, WorkerContext, within};
+use crate::relay::worker::lane_assignment::{LaneAssignment, OwnedLanes, next_slice};
+use crate::store::claim::{Claimed, ClaimedRow, Limits, RowFault, Skipped};
+
+/// How often scheduled rows are looked for while a backlog keeps the probe from doing so.
+const DUE_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Ids of a sweep that are kept in memory: enumerated at once, they cost each claim nothing.
+const SWEEP_IDS: usize = 65_536;
+
+/// A claim whose text does not fit is made again with fewer rows, so often.
+const OVERFLOWS: usize = 6;
+
+/// How many times the bytes of a batch may be kept in memory before rows are dropped.
+const KEPT_BATCHES: usize = 2;
+
+/// The claimed rows of a cycle.
+pub(crate) struct Batch {
+    /// The first `due` are scheduled ones; the others are in the order of their ids.
+    pub(crate) rows: Vec<ClaimedRow>,
+    pub(super) due: usize,
+    /// Rows that ought to be in the batch and that another session has locked, in the order of their ids.
+    pub(super) skipped: Vec<Skipped>,
+    pub(super) extent: Extent,
+    /// The claim took as much as it may.
+    pub(super) is_full: bool,
+}
+
+/// Where the rows of a batch come from, and what was looked at.
+pub(crate) enum Extent {
+    /// Late and new events.
+    Claim(ClaimExtent),
+    /// The next events of a sweep: these ids, which may be all.
+    Sweep { ids: Vec<i64>, is_all: bool, cut_at: Option<i64> },
+    /// What holds have released: up to this id.
+    Walk { upto: i64, cut_at: Option<i64> },
+    /// Scheduled events alone.
+    Due,
+}
+
+/// What a claim of late and new events saw.
+pub(crate) struct ClaimExtent {
+    pub(super) snapshot: Snapshot,
+    /// The first late ids, one more than `rows` where there are more.
+    pub(super) late: Vec<i64>,
+    /// The most events it may take.
+    pub(super) rows: usize,
+    /// Ids of the events that it chose, ascending.
+    pub(super) chosen: Vec<i64>,
+    /// The bytes were the limit.
+    pub(super) is_cut: bool,
+    pub(super) upto: i64,
+    pub(super) last_allocated: i64,
+}
+
+impl ClaimExtent {
+    /// How the progress moves. `cut`: nothing behind this id was taken, `Some(None)`: nothing at all.
+    pub(super) fn scan(&self, scanned_through: i64, cut: Option<Option<i64>>) -> Scan {
+        let (late_cut_at, new_cut_at) = match cut.or_else(|| self.is_cut.then(|| self.chosen.last().copied())) {
+            Some(last) => self.cut_behind(scanned_through, last),
+            None if self.late.len() > self.rows => (self.late.get(self.rows.saturating_sub(1)).copied(), None),
+            None => (None, self.new_limit(scanned_through)),
+        };
+        Scan {
+            snapshot: self.snapshot.clone(),
+            late_cut_at,
+            new_cut_at,
+            upto: self.upto,
+            last_allocated: self.last_allocated,
+        }
+    }
+
+    fn cut_behind(&self, scanned_through: i64, last: Option<i64>) -> (Option<i64>, Option<i64>) {
+        let taken = last.unwrap_or(i64::MIN);
+        if self.late.iter().any(|id| *id > taken) {
+            let first = self.late.first().copied().unwrap_or_default();
+            return (Some(last.unwrap_or(first.saturating_sub(1))), None);
+        }
+        (None, Some(taken.max(scanned_through)))
+    }
+
+    /// The last new event where the claim took as many as it may.
+    fn new_limit(&self, scanned_through: i64) -> Option<i64> {
+        let new = self.chosen.iter().filter(|id| **id > scanned_through).count();
+        let is_limited = new >= self.rows.saturating_sub(self.late.len());
+        is_limited.then(|| self.chosen.last().copied().unwrap_or(scanned_through).max(scanned_through))
+    }
+}
+
+/// The progress after a batch, with the cut that the batch was given; a walk and scheduled events leave it as it is.
+pub(super) fn progress_after(before: &Progress, extent: &Extent, cut: Option<Option<i64>>) -> Progress {
+    match extent {
+        Extent::Claim(claim) => before.after(&claim.scan(before.scanned_through, cut)),
+        Extent::Sweep { ids, is_all, cut_at } => {
+            let before_first = || ids.first().map_or(0, |first| first - 1);
+            match cut.or(cut_at.map(Some)) {
+                Some(last) => before.swept(Some(last.unwrap_or_else(before_first))),
+                None if *is_all => before.swept(None),
+                None => before.swept(ids.last().copied().or(before.sweep.as_ref().map(|sweep| sweep.through))),
+            }
+        }
+        Extent::Walk { .. } | Extent::Due => before.clone(),
+    }
+}
+
+/// Which rows a statement claims.
+enum Rows<'a> {
+    Due,
+    New { progress: &'a Progress, upto: i64 },
+    Ids(&'a [i64]),
+    Walk { from: i64, upto: i64, snapshot: &'a Snapshot },
+}
+
+impl WorkerContext<'_> {
+    /// Locks the rows of a batch.
+    pub(super) async fn claim(&mut self, assignment: &mut LaneAssignment) -> Result<Batch, CycleError> {
+        let claimed = self.claim_rows(assignment).await;
+        if let Err(error) = &claimed
+            && may_be_a_row(error)
+        {
+            // Timeouts and errors of one row look alike from here: ask for less, and read row by row for a while.
+            self.budget.shrink();
+        }
+        claimed
+    }
+
+    async fn claim_rows(&mut self, assignment: &mut LaneAssignment) -> Result<Batch, CycleError> {
+        let rows = self.budget.next_rows();
+        let due = self.claim_due(assignment, rows).await?;
+        let room = rows - due.rows.len().min(rows);
+        let Some(owned) = assignment.owned.as_mut() else { return Err(sqlx::Error::PoolClosed.into()) };
+        let due_rows = due.rows.len();
+        let mut batch = if room == 0 {
+            Batch { rows: Vec::new(), due: 0, skipped: Vec::new(), extent: Extent::Due, is_full: true }
+        } else if owned.progress.sweep.is_some() {
+            self.claim_sweep(owned, room).await?
+        } else if let Some(from) = assignment.holds.releasing_from().filter(|_| assignment.walks_next) {
+            let slice = &mut assignment.walk_slice;
+            self.claim_walk(owned, from, slice, room).await?
+        } else {
+            self.claim_new(owned, room).await?
+        };
+        batch.due = due_rows;
+        batch.rows.splice(0..0, due.rows);
+        Ok(batch)
+    }
+
+    /// Leaves out what does not fit into the progress of an exactly-once batch; returns the cut that makes.
+    pub(super) fn cut(&mut self, batch: &mut Batch) -> Result<Option<Option<i64>>, CycleError> {
+        let fitting = self.fitting_rows(batch)?;
+        if fitting == batch.rows.len() {
+            return Ok(None);
+        }
+        batch.rows.truncate(fitting);
+        batch.is_full = true;
+        batch.due = batch.due.min(fitting);
+        let last = batch.rows.get(batch.due..).and_then(<[_]>::last).map(ClaimedRow::id).transpose()?.map(|id| id.0);
+        // What is behind the last row is the next claim's.
+        batch.skipped.retain(|row| last.is_some_and(|last| row.id <= last));
+        Ok(Some(last))
+    }
+
+    fn limits(&self, rows: usize) -> Limits {
+        let options = &self.shared.options;
+        Limits {
+            rows,
+            stored_bytes: self.budget.stored_bytes(options.batch_bytes),
+            row_bytes: options.kafka.message_max_bytes() as i64,
+            kept_bytes: options.batch_bytes.saturating_mul(KEPT_BATCHES),
+            heads_only: self.budget.careful > 0,
+            persistent: options.prepared_statements,
+        }
+    }
+
+    async fn claim_due(&mut self, assignment: &mut LaneAssignment, rows: usize) -> Result<Claimed, CycleError> {
+        let Some(owned) = &assignment.owned else { return Ok(Claimed::default()) };
+        if assignment.due_checked.is_some_and(|checked| checked.elapsed() < DUE_INTERVAL) {
+            return Ok(Claimed::default());
+        }
+        assignment.due_checked = Some(Instant::now());
+        let lanes = owned.lanes;
+        // Half of a batch: others are not to wait for a million events that become due at once.
+        let (claimed, _) = self.fitting(rows.div_ceil(2), &Rows::Due, lanes).await?;
+        if !claimed.rows.is_empty() {
+            assignment.due_checked = None;
+        }
+        Ok(claimed)
+    }
+
+    /// Late and new events.
+    async fn claim_new(&mut self, owned: &mut OwnedLanes, rows: usize) -> Result<Batch, CycleError> {
+        let (upto, lanes, began) = (owned.upto(), owned.lanes, Instant::now());
+        let progress = owned.progress.clone();
+        let (claimed, asked) = self.fitting(rows, &Rows::New { progress: &progress, upto }, lanes).await?;
+        let summary = &claimed.summary;
+        let is_cut = (summary.chosen.len() as i64) < summary.candidates;
+        let extent = ClaimExtent {
+            snapshot: summary.own_xid.map_or_else(
+                || summary.snapshot.clone(),
+                // The transaction does not see itself as running, and rows that it makes pending are to come late.
+                |own| summary.snapshot.clone().without(own),
+            ),
+            late: summary.late.clone(),
+            rows: asked,
+            chosen: summary.chosen.clone(),
+            is_cut,
+            upto,
+            last_allocated: summary.last_allocated,
+        };
+        let scan = extent.scan(progress.scanned_through, None);
+        let is_full = scan.late_cut_at.is_some() || scan.new_cut_at.is_some();
+        if !is_full {
+            owned.walked(began.elapsed());
+        }
+        let skipped = self.skipped(&claimed, lanes).await?;
+        Ok(Batch { rows: claimed.rows, due: 0, skipped, extent: Extent::Claim(extent), is_full })
+    }
+
+    /// The next events of a sweep.
+    async fn claim_sweep(&mut self, owned: &mut OwnedLanes, rows: usize) -> Result<Batch, CycleError> {
+        let persistent = self.shared.options.prepared_statements;
+        if owned.late.is_empty() && !owned.late_is_all {
+            let sql = &self.shared.claim;
+            let ids = within(sql.late_ids(self.conn, &owned.progress, owned.lanes, SWEEP_IDS, persistent)).await?;
+            owned.late_is_all = ids.len() < SWEEP_IDS;
+            owned.late = ids.into();
+        }
+        let lanes = owned.lanes;
+        let mut ids: Vec<i64> = owned.late.iter().take(rows).copied().collect();
+        let (claimed, asked) = self.fitting(rows, &Rows::Ids(&ids), lanes).await?;
+        ids.truncate(asked);
+        let is_all = owned.late_is_all && ids.len() == owned.late.len();
+        let summary = &claimed.summary;
+        let is_cut = (summary.chosen.len() as i64) < summary.candidates;
+        let cut_at = is_cut.then(|| summary.chosen.last().copied()).flatten();
+        let skipped = self.skipped(&claimed, lanes).await?;
+        let extent = Extent::Sweep { ids, is_all, cut_at };
+        Ok(Batch { rows: claimed.rows, due: 0, skipped, extent, is_full: true })
+    }
+
+    /// What holds have released, from `from` on.
+    async fn claim_walk(
+        &mut self,
+        owned: &OwnedLanes,
+        from: i64,
+        slice: &mut i64,
+        rows: usize,
+    ) -> Result<Batch, CycleError> {
+        let progress = &owned.progress;
+        let (lanes, began) = (owned.lanes, Instant::now());
+        let upto = from.saturating_add(*slice).min(progress.scanned_through);
+        let walk = Rows::Walk { from, upto, snapshot: &progress.snapshot };
+        let (claimed, asked) = self.fitting(rows, &walk, lanes).await?;
+        let summary = &claimed.summary;
+        let is_cut = (summary.chosen.len() as i64) < summary.candidates || summary.chosen.len() == asked;
+        let cut_at = is_cut.then(|| summary.chosen.last().copied()).flatten();
+        if !is_cut {
+            *slice = next_slice(*slice, began.elapsed());
+        }
+        let skipped = self.skipped(&claimed, lanes).await?;
+        Ok(Batch { rows: claimed.rows, due: 0, skipped, extent: Extent::Walk { upto, cut_at }, is_full: is_cut })
+    }
+
+    /// Claims so few rows that their text fits into memory; reads them one by one where that is called for. Returns how many it asked for
+    /// as well.
+    async fn fitting(
+        &mut self,
+        rows: usize,
+        which: &Rows<'_>,
+        lanes: LaneRange,
+    ) -> Result<(Claimed, usize), CycleError> {
+        let (mut rows, shared) = (rows, self.shared);
+        let sql = &shared.claim;
+        for _ in 0..OVERFLOWS {
+            let limits = self.limits(rows);
+            let conn = &mut *self.conn;
+            let mut claimed = match which {
+                Rows::Due => within(sql.due(conn, lanes, limits)).await?,
+                Rows::New { progress, upto } => within(sql.claim(conn, progress, lanes, *upto, limits)).await?,
+                Rows::Ids(ids) => within(sql.by_id(conn, &ids[..rows.min(ids.len())], lanes, limits)).await?,
+                Rows::Walk { from, upto, snapshot } => {
+                    within(sql.walk(conn, *from, *upto, snapshot, lanes, limits)).await?
+                }
+            };
+            self.budget.has_read(claimed.text_bytes, claimed.summary.stored_bytes);
+            if claimed.overflowed {
+                rows = (rows / 4).max(1);
+                continue;
+            }
+            if limits.heads_only {
+                self.read_one_by_one(&mut claimed, limits).await?;
+            }
+            return Ok((claimed, rows));
+        }
+        Err(sqlx::Error::Decode("the rows of a claim do not fit into memory".into()).into())
+    }
+
+    /// A row that Postgres cannot read, or not as text, is known by itself then.
+    async fn read_one_by_one(&mut self, claimed: &mut Claimed, limits: Limits) -> Result<(), CycleError> {
+        for head in std::mem::take(&mut claimed.rows) {
+            let read = within(self.shared.claim.read(self.conn, head.ctid()?, limits.row_bytes)).await;
+            match read {
+                Ok(Some(row)) => claimed.rows.push(row),
+                // It is locked, so it is there.
+                Ok(None) => return Err(sqlx::Error::RowNotFound.into()),
+                Err(error) => match unreadable(&error) {
+                    Some(fault) => claimed.rows.push(head.with_fault(fault)),
+                    None => return Err(error.into()),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// What was chosen and not locked, as it is now. Rows that are settled or gone are nobody's any more.
+    async fn skipped(&mut self, claimed: &Claimed, lanes: LaneRange) -> Result<Vec<Skipped>, CycleError> {
+        if claimed.rows.len() == claimed.summary.chosen.len() {
+            return Ok(Vec::new());
+        }
+        let mut locked = HashSet::with_capacity(claimed.rows.len());
+        for row in &claimed.rows {
+            locked.insert(row.id()?.0);
+        }
+        let ids: Vec<i64> = claimed.summary.chosen.iter().copied().filter(|id| !locked.contains(id)).collect();
+        let persistent = self.shared.options.prepared_statements;
+        Ok(within(self.shared.claim.skipped(self.conn, &ids, lanes, persistent)).await?)
+    }
+}
+
+/// True for an error of the database that one row may cause.
+fn may_be_a_row(error: &CycleError) -> bool {
+    let CycleError::Database(error) = error else { return false };
+    let timed_out = matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut);
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    // 57014 query_canceled: the statement's time was up.
+    timed_out || code.is_some_and(|code| code == "57014" || is_of_a_value(&code)) || matches!(error, sqlx::Error::Decode(_))
+}
+
+/// What Postgres says of a value that it cannot print, convert or hold: 22 data exception, 53200 out of memory, 54 a limit of the program,
+/// XX000 an allocation that is too large, XX001 and XX002 damaged data.
+fn is_of_a_value(code: &str) -> bool {
+    ["22", "54"].iter().any(|class| code.starts_with(class)) || matches!(code, "53200" | "XX000" | "XX001" | "XX002")
+}
+
+/// The fault of a row that was read alone.
+fn unreadable(error: &sqlx::Error) -> Option<RowFault> {
+    let code = error.as_database_error()?.code()?;
+    is_of_a_value(&code).then(|| RowFault::Unreadable { sqlstate: code.into_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lane::progress::Sweep;
+
+    fn extent(late: &[i64], chosen: &[i64]) -> ClaimExtent {
+        ClaimExtent {
+            snapshot: Snapshot { xmin: 50, xmax: 50, running: Vec::new() },
+            late: late.to_vec(),
+            rows: 4,
+            chosen: chosen.to_vec(),
+            is_cut: false,
+            upto: 200,
+            last_allocated: 150,
+        }
+    }
+
+    fn cuts(extent: &ClaimExtent, cut: Option<Option<i64>>) -> (Option<i64>, Option<i64>) {
+        let scan = extent.scan(100, cut);
+        (scan.late_cut_at, scan.new_cut_at)
+    }
+
+    #[test]
+    fn a_claim_with_room_left_is_not_cut() {
+        assert_eq!(cuts(&extent(&[7], &[7, 101, 102]), None), (None, None));
+        assert_eq!(cuts(&extent(&[], &[]), None), (None, None));
+    }
+
+    #[test]
+    fn as_many_new_events_as_it_may_take_cut_a_claim_at_the_last() {
+        assert_eq!(cuts(&extent(&[], &[101, 102, 103, 104]), None), (None, Some(104)));
+        assert_eq!(cuts(&extent(&[7, 8], &[8, 103, 104]), None), (None, Some(104)), "one of the late ones was settled");
+        assert_eq!(cuts(&extent(&[6, 7, 8, 9], &[6, 7, 8, 9]), None), (None, Some(100)), "no room for new ones");
+    }
+
+    #[test]
+    fn more_late_events_than_it_may_take_begin_a_sweep() {
+        assert_eq!(cuts(&extent(&[5, 6, 7, 8, 9], &[6, 8]), None), (Some(8), None));
+    }
+
+    #[test]
+    fn bytes_cut_a_claim_behind_what_was_chosen() {
+        let cut = |late: &[i64], chosen: &[i64]| cuts(&ClaimExtent { is_cut: true, ..extent(late, chosen) }, None);
+        assert_eq!(cut(&[5, 6, 7], &[5, 6]), (Some(6), None));
+        assert_eq!(cut(&[5, 6], &[5, 6, 101]), (None, Some(101)));
+        assert_eq!(cut(&[5, 6], &[5, 6]), (None, Some(100)), "all late ones, no new one");
+    }
+
+    #[test]
+    fn a_cut_in_front_of_everything_takes_nothing() {
+        assert_eq!(cuts(&extent(&[5, 6], &[5, 6, 101]), Some(None)), (Some(4), None));
+        assert_eq!(cuts(&extent(&[], &[101, 102]), Some(None)), (None, Some(100)));
+        assert_eq!(cuts(&extent(&[5], &[5, 101, 102]), Some(Some(101))), (None, Some(101)));
+    }
+
+    #[test]
+    fn a_sweep_ends_with_its_last_event() {
+        let snapshot = |text: &str| text.parse::<Snapshot>().unwrap();
+        let before = Progress {
+            scanned_through: 100,
+            snapshot: snapshot("10:10:"),
+            sweep: Some(Sweep { through: 5, snapshot: snapshot("40:40:") }),
+        };
+        let after = |ids: &[i64], is_all, cut_at, cut| {
+            progress_after(&before, &Extent::Sweep { ids: ids.to_vec(), is_all, cut_at }, cut)
+        };
+        let through = |progress: Progress| progress.sweep.map(|sweep| sweep.through);
+        assert_eq!(through(after(&[6, 8], false, None, None)), Some(8));
+        assert_eq!(after(&[6, 8], true, None, None).snapshot, snapshot("40:40:"));
+        assert_eq!(through(after(&[6, 8], true, Some(6), None)), Some(6));
+        assert_eq!(through(after(&[6, 8], true, None, Some(None))), Some(5));
+        assert_eq!(through(after(&[], true, None, None)), None);
+    }
+}

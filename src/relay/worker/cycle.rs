@@ -1,0 +1,364 @@
+//! One cycle of a worker, strictly serial:
+//!
+//! probe -> begin (lock lanes, verify) -> claim -> decide -> send -> await acks -> settle -> commit
+//!
+//! Whatever fails on the way, the rows that were not marked are still pending, the producer that may hold them is dropped, and the next
+//! cycle claims and sends them again in order. Only rows the broker has acknowledged are ever marked.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use sqlx::error::DatabaseError;
+
+use crate::lane::hold::HoldCause;
+use crate::observe::code::Code;
+use crate::relay::measure;
+use crate::relay::stages::Stage;
+use crate::relay::worker::claim::{Batch, Extent};
+use crate::relay::worker::context::{Cycle, CycleError, Waited, WorkerContext, acks_of, within};
+use crate::relay::worker::lane_assignment::LaneAssignment;
+use crate::relay::worker::outcome::{Decider, Plan, Sent};
+use crate::relay::worker::settle::lanes_of;
+use crate::sink::broker::BrokerDown;
+use crate::sink::producer::KafkaProducer;
+use crate::sink::transactions::{TransactionError, is_fenced};
+use crate::store::claim::ClaimedRow;
+use crate::store::session;
+use crate::store::settle::SettleError;
+
+/// Marks are tried in a savepoint before publishing for so long after some were refused: longer than between two attempts.
+const REHEARSED: Duration = Duration::from_secs(60);
+
+/// A locked event is reported after this long.
+const LOCKED_REPORT: Duration = Duration::from_secs(5);
+
+/// Locked events that one cycle looks at again.
+const MOST_LOOKS: usize = 200;
+
+/// A probe that takes longer is worth a claim that stores how far it came.
+const SLOW_PROBE: Duration = Duration::from_millis(5);
+
+impl WorkerContext<'_> {
+    /// One cycle. After an error the connection must be dropped, unless it is [`CycleError::Unacknowledged`].
+    ///
+    /// With `goes_on` a cycle that settled rows has begun the transaction of the next one, which the next cycle on the same lanes takes
+    /// over; whoever does something else with the connection has to [`WorkerContext::rollback_begun`] first.
+    pub(crate) async fn cycle(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        probe_first: bool,
+        goes_on: bool,
+    ) -> Result<Cycle, CycleError> {
+        if assignment.pauses.has_ended(Instant::now()) {
+            assignment.generation = None;
+        }
+        let may_probe = probe_first || assignment.pauses.blocks_everything();
+        if may_probe && self.begun.is_none() && !self.probe(assignment).await? {
+            return Ok(Cycle::Idle);
+        }
+        if self.begun.is_none() {
+            self.ask_for_held_topics(assignment).await?;
+        }
+        let done = self.cycle_in_transaction(assignment, goes_on).await;
+        match &done {
+            Ok(_) => {}
+            // Its transaction has committed what was acknowledged, and left the lanes' rows as they were.
+            Err(CycleError::Unacknowledged { .. }) if !self.shared.options.is_exactly_once() => {}
+            Err(_) => assignment.invalidate(),
+        }
+        done
+    }
+
+    /// True when there may be work. Without locks and without writes.
+    async fn probe(&mut self, assignment: &mut LaneAssignment) -> Result<bool, CycleError> {
+        let Some(owned) = &mut assignment.owned else { return Ok(true) };
+        let (asked, upto) = (Instant::now(), owned.upto());
+        let generation = self.shared.transaction.generation();
+        let settings_hold = self.shared.options.prepared_statements;
+        let sql = &self.shared.claim;
+        let probe = sql.probe(self.conn, generation, &owned.progress, owned.lanes, upto, settings_hold);
+        let probed = within(probe).await?;
+        let has_changed = assignment.generation != Some(probed.generation);
+        if assignment.pauses.blocks_everything() && !has_changed {
+            return Ok(false);
+        }
+        let is_due = probed.is_due;
+        if is_due {
+            assignment.due_checked = None;
+        }
+        // Ids that begin again are a claim's to note.
+        let is_behind = probed.last_allocated > upto || probed.last_allocated < owned.progress.scanned_through;
+        if !probed.has_work && !is_behind && owned.progress.sweep.is_none() && asked.elapsed() < SLOW_PROBE {
+            // Nothing came late: what this snapshot sees at or below what was scanned is settled or held.
+            owned.progress.snapshot = probed.snapshot;
+        }
+        let sweeps = owned.progress.sweep.is_some();
+        let now = Instant::now();
+        self.refresh_causes(assignment, now);
+        let releases = assignment.holds.releasing_from().is_some() || has_look_due(assignment, now);
+        Ok(probed.has_work || is_due || is_behind || has_changed || sweeps || releases)
+    }
+
+    async fn cycle_in_transaction(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        goes_on: bool,
+    ) -> Result<Cycle, CycleError> {
+        let began = Instant::now();
+        if !self.own(assignment).await? {
+            return Ok(Cycle::Idle);
+        }
+        if assignment.pauses.blocks_everything() {
+            within(session::commit(self.conn)).await?;
+            return Ok(Cycle::Idle);
+        }
+        self.look_at_locked(assignment).await?;
+        self.refresh_causes(assignment, Instant::now());
+        let mut batch = self.claim(assignment).await?;
+        let cut = self.cut(&mut batch)?;
+        self.note_progress(assignment, &batch);
+        if batch.rows.is_empty() && batch.skipped.is_empty() {
+            let lanes = lanes_of(assignment);
+            let settled = self.settle_nothing(assignment, &batch, began).await;
+            settled.map_err(|error| self.not_marked(error, lanes))?;
+            let went_on = self.went_on(assignment, &batch);
+            assignment.walks_next = !assignment.walks_next;
+            return Ok(if went_on { Cycle::Worked } else { Cycle::Idle });
+        }
+        self.shared.note_claim(batch.rows.len(), batch.is_full);
+        self.shared.stages.add(Stage::Claim, began);
+        self.publish(assignment, &batch, cut, goes_on).await?;
+        assignment.walks_next = !assignment.walks_next;
+        Ok(Cycle::Worked)
+    }
+
+    /// True when an empty claim has come further and there is more to look at.
+    fn went_on(&self, assignment: &LaneAssignment, batch: &Batch) -> bool {
+        let Some(owned) = &assignment.owned else { return false };
+        match &batch.extent {
+            Extent::Claim(claim) => {
+                owned.progress.sweep.is_some()
+                    || claim.last_allocated > owned.progress.scanned_through && claim.upto < claim.last_allocated
+                    || assignment.holds.releasing_from().is_some()
+            }
+            Extent::Sweep { .. } | Extent::Walk { .. } => true,
+            Extent::Due => false,
+        }
+    }
+
+    /// Looks whether events that another session had locked are free by now.
+    async fn look_at_locked(&mut self, assignment: &mut LaneAssignment) -> Result<(), CycleError> {
+        let now = Instant::now();
+        let due: Vec<(u32, i64)> = assignment
+            .holds
+            .iter()
+            .filter(|(_, held)| held.hold.cause == HoldCause::Locked && !held.is_releasing)
+            .filter(|(_, held)| held.look.is_none_or(|(at, _)| at <= now))
+            .filter_map(|(index, held)| Some((index, held.hold.head_id?)))
+            .take(MOST_LOOKS)
+            .collect();
+        if due.is_empty() {
+            self.report_locked(assignment);
+            return Ok(());
+        }
+        let Some(owned) = &assignment.owned else { return Ok(()) };
+        let (lanes, persistent) = (owned.lanes, self.shared.options.prepared_statements);
+        let ids: Vec<i64> = due.iter().map(|(_, id)| *id).collect();
+        let free = within(self.shared.claim.lockable(self.conn, &ids, persistent)).await?;
+        // What is settled, gone or in another lane is nobody's any more.
+        let pending = within(self.shared.claim.skipped(self.conn, &ids, lanes, persistent)).await?;
+        let is_locked = |id: &i64| !free.contains(id) && pending.iter().any(|row| row.id == *id);
+        for (_, held) in assignment.holds.iter_mut().filter(|(index, _)| due.iter().any(|(due, _)| due == index)) {
+            match held.hold.head_id.filter(|id| is_locked(id)) {
+                Some(_) => held.look_later(now),
+                None => held.is_releasing = true,
+            }
+        }
+        self.report_locked(assignment);
+        Ok(())
+    }
+
+    fn report_locked(&self, assignment: &mut LaneAssignment) {
+        let what = lock_in(assignment.range);
+        let first = assignment
+            .holds
+            .iter()
+            .filter(|(_, held)| held.hold.cause == HoldCause::Locked && !held.is_releasing)
+            .filter_map(|(_, held)| held.hold.head_id)
+            .min();
+        match (first, assignment.locked) {
+            (Some(id), Some((known, since))) if id == known => {
+                let why = format!("event {id} is locked by another session, its entity waits");
+                if since.elapsed() >= LOCKED_REPORT && self.shared.block(&what, &why) {
+                    tracing::warn!(
+                        code = %Code::EventLocked,
+                        event.sequence = id,
+                        next_step = "`outbox-relay status` names the session: end its transaction",
+                        "another session has locked a pending event: its entity waits"
+                    );
+                }
+            }
+            (Some(id), _) => assignment.locked = Some((id, Instant::now())),
+            (None, Some((id, _))) => {
+                assignment.locked = None;
+                if self.shared.unblock(&what) {
+                    tracing::info!(event.sequence = id, "the event is no longer locked by another session");
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn note_progress(&self, assignment: &LaneAssignment, batch: &Batch) {
+        let (Some(owned), Extent::Claim(claim)) = (&assignment.owned, &batch.extent) else { return };
+        let behind = (claim.last_allocated - owned.progress.scanned_through).max(0);
+        self.shared.options.vitals.metrics.set_unscanned(self.worker, behind);
+    }
+
+    /// Sends, awaits the acks, settles and commits.
+    async fn publish(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        batch: &Batch,
+        cut: Option<Option<i64>>,
+        goes_on: bool,
+    ) -> Result<(), CycleError> {
+        let (options, stages) = (&self.shared.options, &self.shared.stages);
+        let lanes = lanes_of(assignment);
+        let began = Instant::now();
+        let plan = Plan::new(&batch.rows, options)?;
+        let closed = self.closed_topics(assignment, &plan.topics).await?;
+        self.rehearse(lanes, &batch.rows).await?;
+        let mut sent = self.send(assignment, batch, plan, &closed)?;
+        sent.cut = sent.cut.or(cut);
+        let began = stages.add(Stage::Send, began);
+        let waited = if sent.records == 0 { Waited::Settled } else { self.acks().await };
+        let mut reports = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
+        let mut missing = self.judge(assignment, batch, &mut sent, &reports, waited)?;
+        if options.is_exactly_once() {
+            missing = self.judge_transaction(assignment, batch, &sent, missing).await;
+            if missing.is_some() {
+                // Rolled back, or for the progress to tell.
+                reports.clear();
+            }
+        }
+        let began = stages.add(Stage::Acks, began);
+        measure::acknowledged(&options.vitals.metrics, &batch.rows, &sent, &reports);
+        let settled = match missing {
+            None => self.settle(assignment, batch, &sent, &reports, goes_on).await.map(drop),
+            Some(_) => {
+                // Nothing it still holds may be sent behind what the next producer sends.
+                if let Some(producer) = self.producer.take() {
+                    producer.retire();
+                }
+                self.settle_partly(assignment, batch, &sent, &reports).await
+            }
+        };
+        if settled.is_err()
+            && let Some(error @ CycleError::Transaction(_)) = missing
+        {
+            // Whoever fenced this worker has its lanes, because its session has ended: this is the cause to report.
+            return Err(error);
+        }
+        settled.map_err(|error| self.not_marked(error, lanes))?;
+        stages.add(Stage::Settle, began);
+        self.log_reopened(&sent, &reports);
+        match missing {
+            Some(error) => Err(error),
+            None => {
+                self.budget.is_unproved = false;
+                if self.shared.unblock(&acks_of(self.worker)) {
+                    tracing::info!("records are acknowledged again");
+                }
+                self.budget.grow(options.batch_size);
+                Ok(())
+            }
+        }
+    }
+
+    fn send(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        batch: &Batch,
+        plan: Plan<'_>,
+        closed: &HashMap<String, String>,
+    ) -> Result<Sent, CycleError> {
+        let options = &self.shared.options;
+        let producer = self.producer.as_mut().ok_or(BrokerDown)?;
+        if options.is_exactly_once() {
+            producer.begin_transaction().map_err(TransactionError::from)?;
+        }
+        Ok(Decider { assignment, producer, options, closed }.decide(batch, plan)?)
+    }
+
+    /// If Postgres accepts a claim but rejects the marks (disk full, a failing trigger, a policy), every retry would publish the same
+    /// events again. So the first batch of a session, and each one for a while after such a failure, tries the marks in a savepoint before
+    /// it publishes. In exactly-once mode the lanes' progress keeps events from being published again.
+    async fn rehearse(&mut self, lanes: crate::lane::LaneRange, rows: &[ClaimedRow]) -> Result<(), CycleError> {
+        let is_called_for = self.budget.is_unproved || self.shared.marks_refused.was(REHEARSED);
+        if self.shared.options.is_exactly_once() || !is_called_for || rows.is_empty() {
+            return Ok(());
+        }
+        let places = rows.iter().map(ClaimedRow::ctid).collect::<Result<Vec<_>, _>>()?;
+        let rehearsed = within(self.shared.transaction.rehearse_mark(self.conn, &places)).await;
+        rehearsed.map_err(|error| self.not_marked(error, lanes))
+    }
+
+    fn not_marked(&self, error: SettleError, lanes: crate::lane::LaneRange) -> CycleError {
+        match error {
+            SettleError::Database(error) => {
+                // Not when the session is gone: that says nothing of the marks.
+                if error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| !code.starts_with("57P"))
+                {
+                    self.shared.marks_refused.note();
+                }
+                CycleError::Database(error)
+            }
+            source => {
+                self.shared.marks_refused.note();
+                CycleError::NotOwned { lanes, source }
+            }
+        }
+    }
+
+    /// The records are there; the batch is, when its transaction is committed.
+    async fn judge_transaction(
+        &mut self,
+        assignment: &LaneAssignment,
+        batch: &Batch,
+        sent: &Sent,
+        missing: Option<CycleError>,
+    ) -> Option<CycleError> {
+        let fatal = self.producer.as_ref().and_then(KafkaProducer::fatal);
+        match missing {
+            Some(_) if fatal.is_some_and(is_fenced) => Some(TransactionError::Fenced.into()),
+            None if sent.records > 0 => self.seal(assignment, batch, sent).await.err(),
+            missing => missing,
+        }
+    }
+
+    async fn acks(&self) -> Waited {
+        let Some(producer) = self.producer.as_ref() else {
+            return Waited::BrokerDown;
+        };
+        let mut up = self.shared.broker.state();
+        tokio::select! {
+            // Acks first: what has arrived is marked even when the broker went away with the last one.
+            biased;
+            () = producer.deliveries().all_settled() => Waited::Settled,
+            _ = up.wait_for(|up| !*up) => Waited::BrokerDown,
+            () = tokio::time::sleep(self.shared.options.publish_timeout) => Waited::TimedOut,
+        }
+    }
+}
+
+/// What [`Shared::block`](crate::relay::shared::Shared::block) calls an event of these lanes that another session has locked.
+pub(crate) fn lock_in(lanes: crate::lane::LaneRange) -> String {
+    format!("lanes {lanes}")
+}
+
+fn has_look_due(assignment: &LaneAssignment, now: Instant) -> bool {
+    assignment.holds.iter().any(|(_, held)| {
+        held.hold.cause == HoldCause::Locked && !held.is_releasing && held.look.is_none_or(|(at, _)| at <= now)
+    })
+}

@@ -1,0 +1,225 @@
+//! What a worker knows of the lanes it works on. Everything here is dropped when the lanes change, and after any error: memory that does
+//! not equal what is stored loses events (ADR 10).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::lane::LaneRange;
+use crate::lane::hold::HoldSet;
+use crate::lane::progress::Progress;
+use crate::lane::snapshot::Snapshot;
+use crate::relay::worker::pauses::PauseFilter;
+use crate::store::session::{Begun, LaneState};
+use crate::store::settle::Ctid;
+
+/// How many ids a claim looks at above what was scanned.
+const FIRST_SLICE: i64 = 1 << 14;
+const LONGEST_SLICE: i64 = 1 << 22;
+
+/// A slice that took less makes the next one twice as long, one that took [`SLOW`] times as long half as long.
+const SLICE_TIME: Duration = Duration::from_millis(15);
+const SLOW: u32 = 4;
+
+/// A snapshot that lists more transactions is stored once a second: it is long, and an older one is true as well.
+const LONG_SNAPSHOT: usize = 64;
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One worker on one range of lanes.
+#[derive(Debug)]
+pub(crate) struct LaneAssignment {
+    /// The lanes wanted.
+    pub(crate) range: LaneRange,
+    /// The lanes that were locked and read; `None`: nothing is known.
+    pub(crate) owned: Option<OwnedLanes>,
+    pub(crate) holds: HoldSet,
+    pub(crate) pauses: PauseFilter,
+    /// By which generation holds and pauses were read; `None`: not yet.
+    pub(crate) generation: Option<i64>,
+    /// When scheduled rows were last looked for.
+    pub(crate) due_checked: Option<Instant>,
+    /// When the holds' causes were last looked at.
+    pub(crate) causes_checked: Option<Instant>,
+    /// When topics that are held were last asked for.
+    pub(crate) topics_checked: Instant,
+    /// When lanes that were not free are asked for again.
+    pub(crate) widen_at: Instant,
+    /// The next cycle walks what holds have released; the one after it claims.
+    pub(crate) walks_next: bool,
+    /// How many ids a walk looks at.
+    pub(crate) walk_slice: i64,
+    /// The first event that another session has locked, and since when.
+    pub(crate) locked: Option<(i64, Instant)>,
+}
+
+/// Lanes whose rows this worker has locked, and what is stored in them.
+#[derive(Debug)]
+pub(crate) struct OwnedLanes {
+    pub(crate) lanes: LaneRange,
+    /// Of the lanes' rows.
+    pub(crate) places: Vec<Ctid>,
+    /// By lane.
+    pub(crate) nonces: BTreeMap<i16, i64>,
+    /// What the next settled batch writes as nonce.
+    pub(crate) next_nonce: i64,
+    /// Equals what is stored, but for its snapshot, which may be newer.
+    pub(crate) progress: Progress,
+    pub(crate) server_started: String,
+    /// By lane: up to which id its events were counted in holds, before lanes of unequal progress were merged.
+    pub(crate) counted_through: BTreeMap<i16, i64>,
+    /// By lane: the nonce of the last batch that was committed exactly once.
+    pub(crate) sealed: BTreeMap<i16, i64>,
+    /// The last snapshot that was stored, and when.
+    pub(crate) stored: (Snapshot, Instant),
+    /// Ids of a sweep that are still to be taken, and whether they are all.
+    pub(crate) late: VecDeque<i64>,
+    pub(crate) late_is_all: bool,
+    slice: i64,
+}
+
+impl OwnedLanes {
+    /// From the lanes' rows. Lanes of unequal progress go on from the one that is behind.
+    pub(crate) fn new(lanes: LaneRange, states: &[LaneState], server_started: String) -> Self {
+        let progress = states.iter().map(|state| state.progress.clone()).reduce(Progress::merge).unwrap_or_default();
+        let by_lane = |of: fn(&LaneState) -> i64| states.iter().map(|state| (state.row.lane, of(state))).collect();
+        let ahead = states.iter().filter(|state| state.progress.scanned_through > progress.scanned_through);
+        Self {
+            lanes,
+            places: states.iter().map(|state| state.row.place).collect(),
+            nonces: by_lane(|state| state.row.nonce),
+            next_nonce: rand::random(),
+            server_started,
+            counted_through: ahead.map(|state| (state.row.lane, state.progress.scanned_through)).collect(),
+            sealed: by_lane(|state| state.sealed),
+            stored: (progress.snapshot.clone(), Instant::now()),
+            progress,
+            late: VecDeque::new(),
+            late_is_all: false,
+            slice: FIRST_SLICE,
+        }
+    }
+
+    /// True when what is remembered is what is stored: every lane is locked and has the nonce that this worker knows.
+    pub(crate) fn matches(&self, begun: &Begun) -> bool {
+        begun.lanes.len() == self.lanes.len()
+            && begun.server_started == self.server_started
+            && begun.lanes.iter().all(|row| self.nonces.get(&row.lane) == Some(&row.nonce))
+    }
+
+    /// How far the next claim looks: `id <= upto`.
+    pub(crate) fn upto(&self) -> i64 {
+        self.progress.scanned_through.saturating_add(self.slice)
+    }
+
+    /// A slice was walked to its end in this time.
+    pub(crate) fn walked(&mut self, took: Duration) {
+        self.slice = next_slice(self.slice, took);
+    }
+
+    /// The progress to store: with an older snapshot where the new one is long and one was stored a moment ago.
+    pub(crate) fn to_store(&self, progress: &Progress, now: Instant) -> Progress {
+        let (stored, at) = &self.stored;
+        let is_long = progress.snapshot.running.len() > LONG_SNAPSHOT;
+        if is_long && progress.sweep.is_none() && now - *at < SNAPSHOT_INTERVAL {
+            return Progress { snapshot: stored.clone(), ..progress.clone() };
+        }
+        progress.clone()
+    }
+}
+
+/// The length of the next slice, after one of this length took this time.
+pub(crate) fn next_slice(slice: i64, took: Duration) -> i64 {
+    if took < SLICE_TIME {
+        (slice * 2).min(LONGEST_SLICE)
+    } else if took > SLICE_TIME * SLOW {
+        (slice / 2).max(1)
+    } else {
+        slice
+    }
+}
+
+impl LaneAssignment {
+    pub(crate) fn new(range: LaneRange, now: Instant) -> Self {
+        Self {
+            range,
+            owned: None,
+            holds: HoldSet::default(),
+            pauses: PauseFilter::default(),
+            generation: None,
+            due_checked: None,
+            causes_checked: None,
+            topics_checked: now,
+            widen_at: now,
+            walks_next: false,
+            walk_slice: FIRST_SLICE,
+            locked: None,
+        }
+    }
+
+    /// Forgets everything: it may not be what is stored.
+    pub(crate) fn invalidate(&mut self) {
+        self.owned = None;
+        self.reload_holds();
+    }
+
+    /// Has holds and pauses read again before the next claim.
+    pub(crate) fn reload_holds(&mut self) {
+        self.generation = None;
+        self.holds = HoldSet::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::session::LaneRow;
+    use crate::store::settle::Ctid;
+
+    #[test]
+    fn slices_follow_the_time_they_take() {
+        assert_eq!(next_slice(FIRST_SLICE, SLICE_TIME / 2), 2 * FIRST_SLICE);
+        assert_eq!(next_slice(FIRST_SLICE, SLICE_TIME), FIRST_SLICE);
+        assert_eq!(next_slice(FIRST_SLICE, SLICE_TIME * SLOW * 2), FIRST_SLICE / 2);
+        assert_eq!(next_slice(1, SLICE_TIME * SLOW * 2), 1);
+        assert_eq!(next_slice(LONGEST_SLICE, Duration::ZERO), LONGEST_SLICE);
+    }
+
+    #[test]
+    fn a_long_snapshot_is_stored_now_and_then() {
+        let lanes = LaneRange { first: 0, last: 3 };
+        let owned = OwnedLanes::new(lanes, &[], String::new());
+        let long = Snapshot { xmin: 10, xmax: 200, running: (10..100).collect() };
+        let progress = Progress { scanned_through: 5, snapshot: long, sweep: None };
+        let (now, second) = (owned.stored.1, SNAPSHOT_INTERVAL);
+        let stored = owned.to_store(&progress, now);
+        assert_eq!((stored.scanned_through, stored.snapshot), (5, Snapshot::default()));
+        assert_eq!(owned.to_store(&progress, now + second), progress);
+        let short = Progress { snapshot: Snapshot::default(), ..progress };
+        assert_eq!(owned.to_store(&short, now), short);
+    }
+
+    #[test]
+    fn lanes_of_unequal_progress_go_on_from_the_one_that_is_behind() {
+        let state = |lane, scanned_through| LaneState {
+            row: LaneRow { lane, nonce: 10 + i64::from(lane), place: Ctid([0; 6]) },
+            progress: Progress { scanned_through, ..Progress::default() },
+            sealed: 0,
+            is_of_here: true,
+            was_of_elsewhere: false,
+        };
+        let lanes = LaneRange { first: 3, last: 5 };
+        let owned = OwnedLanes::new(lanes, &[state(3, 40), state(4, 10), state(5, 30)], "now".to_owned());
+        assert_eq!(owned.progress.scanned_through, 10);
+        assert_eq!(owned.counted_through, BTreeMap::from([(3, 40), (5, 30)]));
+        let begun = |nonces: &[(i16, i64)], started: &str| Begun {
+            lanes: nonces.iter().map(|(lane, nonce)| LaneRow { lane: *lane, nonce: *nonce, place: Ctid([1; 6]) }).collect(),
+            generation: 0,
+            owners: Vec::new(),
+            server_started: started.to_owned(),
+        };
+        let known = [(3, 13), (4, 14), (5, 15)];
+        assert!(owned.matches(&begun(&known, "now")));
+        assert!(!owned.matches(&begun(&known, "later")), "another server");
+        assert!(!owned.matches(&begun(&known[..2], "now")), "a lane is not free");
+        assert!(!owned.matches(&begun(&[(3, 13), (4, 99), (5, 15)], "now")), "another worker has settled a batch");
+    }
+}

@@ -1,0 +1,143 @@
+//! Lanes: locked, verified, taken over.
+//!
+//! A cycle that finds its lanes locked by nobody else, with the nonces it knows, goes on with what it remembers. In every other case it
+//! forgets everything, locks what is free and reads it.
+
+use std::time::{Duration, Instant};
+
+use crate::lane::LaneRange;
+use crate::observe::code::Code;
+use crate::relay::worker::context::{CycleError, WorkerContext, within};
+use crate::relay::worker::lane_assignment::{LaneAssignment, OwnedLanes};
+use crate::relay::worker::pauses::PauseFilter;
+use crate::store::pauses;
+use crate::store::session::{self, Begun, LaneState, Wanted};
+use crate::store::settle::SettleError;
+
+/// A takeover takes a transaction or two of its own, and another worker may be quicker on a part of the lanes.
+const ATTEMPTS: usize = 5;
+
+/// How often lanes that were not free are asked for again.
+const WIDEN_INTERVAL: Duration = Duration::from_millis(100);
+
+impl WorkerContext<'_> {
+    /// Begins a transaction that has lanes locked of which everything is known; false where none of them is free.
+    pub(super) async fn own(&mut self, assignment: &mut LaneAssignment) -> Result<bool, CycleError> {
+        for _ in 0..ATTEMPTS {
+            let (begun, are_all_free) = self.begin(assignment).await?;
+            let is_known = assignment.owned.as_ref().is_some_and(|owned| owned.matches(&begun));
+            if is_known && self.are_settled(&begun) {
+                self.load_holds(assignment, begun.generation).await?;
+                return Ok(true);
+            }
+            assignment.invalidate();
+            if !are_all_free {
+                within(session::rollback(self.conn)).await?;
+                continue;
+            }
+            match self.lanes_to_work_on(&begun).await? {
+                None => {
+                    within(session::rollback(self.conn)).await?;
+                    return Ok(false);
+                }
+                Some((lanes, unsettled)) if unsettled.is_empty() => {
+                    if self.read_lanes(assignment, &begun, lanes).await? {
+                        self.load_holds(assignment, begun.generation).await?;
+                        return Ok(true);
+                    }
+                }
+                // Its transaction is over then.
+                Some((lanes, unsettled)) => self.take(&begun, lanes, &unsettled).await?,
+            }
+        }
+        Ok(false)
+    }
+
+    /// The transaction that was begun with the last commit, or a new one. True: it has locked whatever was free.
+    async fn begin(&mut self, assignment: &mut LaneAssignment) -> Result<(Begun, bool), CycleError> {
+        if let Some((begun, _)) = self.begun.take() {
+            return Ok((begun, false));
+        }
+        let now = Instant::now();
+        if let Some(owned) = &assignment.owned
+            && (owned.lanes == assignment.range || now < assignment.widen_at)
+        {
+            let wanted = Wanted::Places(owned.lanes, &owned.places);
+            return Ok((within(self.shared.transaction.begin(self.conn, wanted)).await?, false));
+        }
+        assignment.widen_at = now + WIDEN_INTERVAL;
+        let wanted = Wanted::Free(assignment.range);
+        Ok((within(self.shared.transaction.begin(self.conn, wanted)).await?, true))
+    }
+
+    /// Reads what is stored of lanes that are locked. False: they were written on another server, and the transaction that resets them has
+    /// been committed.
+    async fn read_lanes(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        begun: &Begun,
+        lanes: LaneRange,
+    ) -> Result<bool, CycleError> {
+        let states = within(self.shared.transaction.read_lanes(self.conn, lanes)).await?;
+        let foreign: Vec<_> = states.iter().filter(|state| !state.is_of_here).map(|state| state.row.place).collect();
+        if !foreign.is_empty() {
+            let reset = self.shared.transaction.reset_lanes(self.conn, &foreign, rand::random());
+            within(reset).await.map_err(|error| not_owned(error, lanes))?;
+            within(session::commit(self.conn)).await?;
+            log_reset(&states, lanes);
+            return Ok(false);
+        }
+        let owned = OwnedLanes::new(lanes, &states, begun.server_started.clone());
+        tracing::debug!(
+            worker = self.worker,
+            %lanes,
+            scanned_through = owned.progress.scanned_through,
+            "lanes are taken over"
+        );
+        assignment.owned = Some(owned);
+        Ok(true)
+    }
+
+    /// Reads holds and pauses when somebody else has changed them.
+    async fn load_holds(&mut self, assignment: &mut LaneAssignment, generation: i64) -> Result<(), CycleError> {
+        if assignment.generation == Some(generation) {
+            return Ok(());
+        }
+        let Some(owned) = &assignment.owned else { return Ok(()) };
+        let persistent = self.shared.options.prepared_statements;
+        assignment.holds = within(self.shared.holds.load(self.conn, owned.lanes, persistent)).await?;
+        let active = within(pauses::active(self.conn, &self.shared.options.names)).await?;
+        assignment.pauses = PauseFilter::new(&active, Instant::now());
+        assignment.generation = Some(generation);
+        assignment.causes_checked = None;
+        Ok(())
+    }
+
+    /// Ends a transaction that was begun for another cycle, unless it is on `lanes`.
+    pub(crate) async fn rollback_begun(&mut self, lanes: Option<LaneRange>) -> Result<(), CycleError> {
+        if self.begun.as_ref().is_some_and(|(_, begun)| Some(*begun) != lanes) {
+            within(session::rollback(self.conn)).await?;
+            *self.begun = None;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn not_owned(error: SettleError, lanes: LaneRange) -> CycleError {
+    match error {
+        SettleError::Database(error) => CycleError::Database(error),
+        source => CycleError::NotOwned { lanes, source },
+    }
+}
+
+fn log_reset(states: &[LaneState], lanes: LaneRange) {
+    if states.iter().any(|state| state.was_of_elsewhere) {
+        tracing::warn!(
+            code = %Code::LanesReset,
+            %lanes,
+            next_step = "none if this database was restored or upgraded: the relay looks at all events once. Otherwise find out \
+                         whether two databases share one address",
+            "progress is of another server"
+        );
+    }
+}

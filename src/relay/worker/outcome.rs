@@ -1,0 +1,306 @@
+//! What becomes of each claimed row. Everything that can be known to fail is found out here, before its successors are sent.
+//!
+//! Rows are looked at in the order of their ids, those that another session has locked among them: what stands behind a hold is stepped
+//! over, and the hold is where it is found again.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use rdkafka::error::RDKafkaErrorCode;
+
+use crate::config::OnPoison;
+use crate::event::StoredEvent;
+use crate::fault::{self, Class};
+use crate::observe::code::Code;
+use crate::lane::hold::{Candidate, Hold, HoldCause, HoldValue};
+use crate::relay::options::RelayOptions;
+use crate::relay::worker::claim::{Batch, Extent};
+use crate::relay::worker::lane_assignment::LaneAssignment;
+use crate::relay::worker::pauses::PausedBy;
+use crate::sink::producer::KafkaProducer;
+use crate::store::claim::{ClaimedRow, Skipped};
+
+/// A lane with more locked events claims nothing behind them until some are free: the memory for them is bounded.
+const MOST_LOCKED: usize = 1_000;
+
+/// What becomes of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RowOutcome {
+    /// Given to the producer, as this record of its batch.
+    Sent { slot: usize, topic: usize },
+    /// DEAD by its own fault.
+    Dead { error: String, code: Code },
+    /// Refused by its own fault: it holds its entity until an operator decides.
+    Refused { error: String, code: Code },
+    /// A hold covers it.
+    Held,
+    /// Not in this batch: still pending, and the progress stays in front of it.
+    Left,
+}
+
+/// A row and where it would go.
+enum Routed<'r> {
+    Ready { event: StoredEvent<'r>, topic: usize },
+    Poison { error: String, code: Code },
+}
+
+/// The rows of a batch, parsed and routed.
+pub(crate) struct Plan<'r> {
+    rows: Vec<Routed<'r>>,
+    /// The topics of the batch.
+    pub(crate) topics: Vec<String>,
+}
+
+/// A batch that has been given to the producer.
+pub(crate) struct Sent {
+    /// One per claimed row, in order.
+    pub(crate) outcomes: Vec<RowOutcome>,
+    pub(crate) topics: Vec<String>,
+    /// How many went to the producer.
+    pub(crate) records: usize,
+    /// Nothing behind this id belongs to the batch any more; `Some(None)`: nothing at all.
+    pub(crate) cut: Option<Option<i64>>,
+}
+
+impl<'r> Plan<'r> {
+    pub(crate) fn new(rows: &'r [ClaimedRow], options: &RelayOptions) -> Result<Self, sqlx::Error> {
+        let mut plan = Self { rows: Vec::with_capacity(rows.len()), topics: Vec::new() };
+        let mut scratch = String::new();
+        for row in rows {
+            let routed = plan.route(row, options, &mut scratch)?;
+            plan.rows.push(routed);
+        }
+        Ok(plan)
+    }
+
+    fn route(
+        &mut self,
+        row: &'r ClaimedRow,
+        options: &RelayOptions,
+        scratch: &mut String,
+    ) -> Result<Routed<'r>, sqlx::Error> {
+        let event = match row.event()? {
+            Ok(event) => event,
+            Err(fault) => return Ok(Routed::Poison { error: fault.to_string(), code: fault.code() }),
+        };
+        Ok(match options.topic.resolve(&event, scratch) {
+            Ok(topic) => Routed::Ready { topic: self.intern(topic), event },
+            Err(bad) => Routed::Poison { error: bad.to_string(), code: Code::EventRefused },
+        })
+    }
+
+    /// A batch has few topics, most often the same as the row before.
+    fn intern(&mut self, topic: &str) -> usize {
+        self.topics.iter().rposition(|known| known == topic).unwrap_or_else(|| {
+            self.topics.push(topic.to_owned());
+            self.topics.len() - 1
+        })
+    }
+}
+
+/// Decides about the rows of one batch.
+pub(super) struct Decider<'a> {
+    pub(super) assignment: &'a mut LaneAssignment,
+    pub(super) producer: &'a mut KafkaProducer,
+    pub(super) options: &'a RelayOptions,
+    /// The topics that cannot be written, and why.
+    pub(super) closed: &'a HashMap<String, String>,
+}
+
+impl Decider<'_> {
+    /// Sends what can be sent, in order.
+    pub(super) fn decide(&mut self, batch: &Batch, plan: Plan<'_>) -> Result<Sent, sqlx::Error> {
+        self.producer.begin(plan.rows.len());
+        let mut sent =
+            Sent { outcomes: Vec::with_capacity(plan.rows.len()), topics: plan.topics, records: 0, cut: None };
+        let mut skipped = batch.skipped.iter().peekable();
+        // Once the producer has refused a record for a reason of its own, nothing may follow it: it might be taken again.
+        let mut is_broken = false;
+        let mut last = None;
+        for (slot, (row, routed)) in batch.rows.iter().zip(&plan.rows).enumerate() {
+            let id = row.id()?.0;
+            if slot >= batch.due {
+                while let Some(before) = skipped.next_if(|skipped| skipped.id < id) {
+                    if sent.cut.is_none() && !self.hold_locked(before, &batch.extent) {
+                        sent.cut = Some(last);
+                    }
+                    last = Some(before.id);
+                }
+            }
+            let outcome = match routed {
+                _ if is_broken || sent.cut.is_some() => RowOutcome::Left,
+                routed => self.decide_one(batch, slot, row, routed, &sent.topics, &mut is_broken)?,
+            };
+            match outcome {
+                RowOutcome::Sent { .. } => sent.records += 1,
+                // Nothing to wait for.
+                _ => self.producer.skip(slot, RDKafkaErrorCode::NoError),
+            }
+            sent.outcomes.push(outcome);
+            if slot >= batch.due {
+                last = Some(id);
+            }
+        }
+        for behind in skipped {
+            if sent.cut.is_none() && !self.hold_locked(behind, &batch.extent) {
+                sent.cut = Some(last);
+            }
+            last = Some(behind.id);
+        }
+        Ok(sent)
+    }
+
+    fn decide_one(
+        &mut self,
+        batch: &Batch,
+        slot: usize,
+        row: &ClaimedRow,
+        routed: &Routed<'_>,
+        topics: &[String],
+        is_broken: &mut bool,
+    ) -> Result<RowOutcome, sqlx::Error> {
+        let topic = match routed {
+            Routed::Ready { topic, .. } => topics.get(*topic).map(String::as_str),
+            Routed::Poison { .. } => None,
+        };
+        let (id, lane) = (row.id()?.0, row.lane()?);
+        let candidate =
+            Candidate { id, lane, entity_type: row.entity_type()?, entity_id: row.entity_id()?, topic };
+        if let Some(index) = self.holding(candidate, &batch.extent) {
+            // Scheduled rows get a place in the order of ids, and are stepped over there.
+            if slot >= batch.due {
+                self.step_over(index, candidate, &batch.extent);
+            }
+            return Ok(RowOutcome::Held);
+        }
+        Ok(match routed {
+            Routed::Poison { error, code } => self.refuse(candidate, error.clone(), *code),
+            Routed::Ready { event, topic } => match self.send(slot, &topics[*topic], event) {
+                Ok(()) => RowOutcome::Sent { slot, topic: *topic },
+                Err(code) if fault::of_kafka(code).class == Class::Row => self.refuse(candidate, refused(code), fault::of_kafka(code).code),
+                // The outcome of the slot tells.
+                Err(_) => {
+                    *is_broken = true;
+                    RowOutcome::Sent { slot, topic: *topic }
+                }
+            },
+        })
+    }
+
+    fn send(&mut self, slot: usize, topic: &str, event: &StoredEvent<'_>) -> Result<(), RDKafkaErrorCode> {
+        self.producer.send(slot, topic, event, self.options.envelope, self.options.source.as_deref())
+    }
+
+    /// The hold that keeps the event: one that is there, or one that begins here.
+    fn holding(&mut self, event: Candidate<'_>, extent: &Extent) -> Option<u32> {
+        let is_walk = matches!(extent, Extent::Walk { .. });
+        let there = self.assignment.holds.blocking(event);
+        // A walk publishes what releasing holds have kept.
+        let keeps = |index: &u32| !is_walk || self.assignment.holds.peek(*index).is_some_and(|held| !held.is_releasing);
+        if let Some(index) = there.filter(keeps) {
+            return Some(index);
+        }
+        if let Some((by, reason)) = self.assignment.pauses.blocking(event.topic, event.entity_type, event.entity_id) {
+            let value = match by {
+                PausedBy::Topic(topic) => HoldValue::Topic(topic),
+                PausedBy::Entity(entity_type, entity_id) => HoldValue::Entity { entity_type, entity_id },
+            };
+            let reason = reason.to_owned();
+            return Some(self.hold(event.lane, value, HoldCause::Paused, reason, event.id, None));
+        }
+        if let Some((topic, why)) = event.topic.and_then(|topic| self.closed.get_key_value(topic)) {
+            let value = HoldValue::Topic(topic.clone());
+            return Some(self.hold(event.lane, value, HoldCause::Topic, why.clone(), event.id, None));
+        }
+        if is_walk && let Some(released) = there.and_then(|index| self.assignment.holds.get_mut(index)) {
+            released.hold.events = (released.hold.events - 1).max(0);
+        }
+        None
+    }
+
+    fn step_over(&mut self, index: u32, event: Candidate<'_>, extent: &Extent) {
+        let is_walk = matches!(extent, Extent::Walk { .. });
+        let owned = self.assignment.owned.as_ref();
+        let counted = owned.and_then(|owned| owned.counted_through.get(&event.lane).copied()).unwrap_or(i64::MIN);
+        self.assignment.holds.step_over(index, event.id, !is_walk && event.id > counted);
+    }
+
+    /// Begins a hold, or makes one active again from this event on: what was before it has been published.
+    fn hold(
+        &mut self,
+        lane: i16,
+        value: HoldValue,
+        cause: HoldCause,
+        reason: String,
+        from_id: i64,
+        head_id: Option<i64>,
+    ) -> u32 {
+        let holds = &mut self.assignment.holds;
+        let found = holds.find(lane, &value);
+        let index = found.unwrap_or_else(|| {
+            let reason = reason.clone();
+            holds.insert(lane, Hold { value, cause, reason, from_id, head_id, events: 0, released: false })
+        });
+        if let Some(held) = holds.get_mut(index) {
+            if held.is_releasing {
+                held.hold.from_id = from_id;
+            }
+            held.is_releasing = false;
+            held.hold.cause = cause;
+            held.hold.reason = reason;
+            held.hold.head_id = head_id;
+            held.look = None;
+            if cause == HoldCause::Locked {
+                held.look_later(Instant::now());
+            }
+        }
+        index
+    }
+
+    /// Holds the entity of an event that another session has locked; false where the lane has too many of them.
+    fn hold_locked(&mut self, row: &Skipped, extent: &Extent) -> bool {
+        let event =
+            Candidate { id: row.id, lane: row.lane, entity_type: "", entity_id: row.entity_id.as_deref(), topic: None };
+        let value = match &row.entity_id {
+            Some(entity_id) => HoldValue::Entity { entity_type: None, entity_id: entity_id.clone() },
+            None => HoldValue::Row(row.id),
+        };
+        let there = self.assignment.holds.find(row.lane, &value);
+        let is_kept = there.and_then(|index| self.assignment.holds.peek(index)).is_some_and(|held| !held.is_releasing);
+        if let Some(index) = there.filter(|_| is_kept) {
+            self.step_over(index, event, extent);
+            return true;
+        }
+        if self.assignment.holds.locked_of(row.lane) >= MOST_LOCKED {
+            return false;
+        }
+        let reason = "another session has the first event locked".to_owned();
+        let index = self.hold(row.lane, value, HoldCause::Locked, reason, row.id, Some(row.id));
+        self.step_over(index, event, extent);
+        true
+    }
+
+    /// What `on_poison` says of an event that cannot be sent.
+    pub(super) fn refuse(&mut self, event: Candidate<'_>, error: String, code: Code) -> RowOutcome {
+        match self.options.on_poison {
+            OnPoison::DeadLetter => RowOutcome::Dead { error, code },
+            OnPoison::HoldEntity => {
+                let value = match event.entity_id {
+                    Some(entity_id) => HoldValue::Entity {
+                        entity_type: Some(event.entity_type.to_owned()),
+                        entity_id: entity_id.to_owned(),
+                    },
+                    None => HoldValue::Row(event.id),
+                };
+                let index = self.hold(event.lane, value, HoldCause::Poison, error.clone(), event.id, Some(event.id));
+                self.assignment.holds.step_over(index, event.id, true);
+                RowOutcome::Refused { error, code }
+            }
+        }
+    }
+}
+
+/// The reason kept for a record that Kafka refused.
+pub(crate) fn refused(code: RDKafkaErrorCode) -> String {
+    format!("{code:?}: {}", fault::of_kafka(code).next_step)
+}

@@ -1,0 +1,378 @@
+//! The end of a cycle: what the reports mean for each row, and how it is written down.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use rdkafka::error::RDKafkaErrorCode;
+
+use crate::fault::{self, Class};
+use crate::lane::LaneRange;
+use crate::lane::hold::{Candidate, HoldSet};
+use crate::lane::progress::Progress;
+use crate::observe::code::Code;
+use crate::relay::worker::claim::{Batch, Extent, progress_after};
+use crate::relay::worker::context::{CycleError, Waited, WorkerContext, within};
+use crate::relay::worker::lane_assignment::LaneAssignment;
+use crate::relay::worker::outcome::{Decider, RowOutcome, Sent, refused};
+use crate::sink::broker::BrokerDown;
+use crate::sink::delivery::Outcome;
+use crate::sink::producer::KafkaProducer;
+use crate::store::claim::ClaimedRow;
+use crate::store::session::{LaneUpdate, Next};
+use crate::store::settle::{Ctid, SettleError};
+
+/// An empty claim that moves the progress by more ids, or takes longer, is written down.
+const WORTH_STORING: i64 = 1_000;
+const WORTH_STORING_TIME: std::time::Duration = std::time::Duration::from_millis(5);
+
+/// What a batch changes.
+struct Changes {
+    published: Vec<Ctid>,
+    dead: Vec<(Ctid, String)>,
+    refused: Vec<(Ctid, String)>,
+    unscheduled: Vec<Ctid>,
+}
+
+impl WorkerContext<'_> {
+    /// Turns refusals into outcomes; returns what is missing.
+    pub(super) fn judge(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        batch: &Batch,
+        sent: &mut Sent,
+        reports: &[Outcome],
+        waited: Waited,
+    ) -> Result<Option<CycleError>, sqlx::Error> {
+        let mut unacknowledged = 0;
+        let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+        let mut class = Class::Outage;
+        let fatal = self.producer.as_ref().and_then(KafkaProducer::fatal);
+        for (row, outcome) in batch.rows.iter().zip(&mut sent.outcomes) {
+            let RowOutcome::Sent { slot, topic } = *outcome else { continue };
+            let code = match reports.get(slot) {
+                Some(Outcome::Acked) => continue,
+                // Records that fail with a broken producer say no more than that; the producer knows why.
+                Some(Outcome::Failed(RDKafkaErrorCode::Fatal)) => Some(fatal.unwrap_or(RDKafkaErrorCode::Fatal)),
+                Some(Outcome::Failed(code)) => Some(*code),
+                _ => None,
+            };
+            let found = code.map(|code| fault::of_kafka(code).class);
+            if let (Some(code), Some(Class::Row), 1) = (code, found, sent.records) {
+                // Alone in its batch it is the culprit. In company it may be the size of the batch: fewer the next time.
+                *outcome = self.refuse_alone(assignment, row, code)?;
+                continue;
+            }
+            unacknowledged += 1;
+            *reasons.entry(code.map_or_else(|| "no answer".to_owned(), |code| format!("{code:?}"))).or_default() += 1;
+            match (code, found) {
+                (Some(code), Some(Class::Destination)) => {
+                    self.topic_refused(&sent.topics[topic], code);
+                    class = Class::Destination;
+                }
+                (_, Some(Class::Row)) => {
+                    self.budget.rows = (sent.records / 4).max(1);
+                    class = Class::Row;
+                }
+                (_, Some(found)) if class == Class::Outage => class = found,
+                _ => {}
+            }
+        }
+        if unacknowledged == 0 {
+            return Ok(None);
+        }
+        let how = match waited {
+            Waited::Settled => "",
+            // The watch logs it.
+            Waited::BrokerDown => return Ok(Some(BrokerDown.into())),
+            Waited::TimedOut => "RELAY_PUBLISH_TIMEOUT passed; ",
+        };
+        let reasons: Vec<_> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let reason = format!("{how}{}", reasons.join(", "));
+        Ok(Some(CycleError::Unacknowledged { unacknowledged, records: sent.records, reason, class }))
+    }
+
+    fn refuse_alone(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        row: &ClaimedRow,
+        code: RDKafkaErrorCode,
+    ) -> Result<RowOutcome, sqlx::Error> {
+        let event = Candidate {
+            id: row.id()?.0,
+            lane: row.lane()?,
+            entity_type: row.entity_type()?,
+            entity_id: row.entity_id()?,
+            topic: None,
+        };
+        let Some(producer) = self.producer.as_mut() else { return Ok(RowOutcome::Left) };
+        let closed = Default::default();
+        let mut decider = Decider { assignment, producer, options: &self.shared.options, closed: &closed };
+        Ok(decider.refuse(event, refused(code), fault::of_kafka(code).code))
+    }
+
+    /// Writes the whole batch down with the lanes' new progress, and commits; returns how many rows changed. With `goes_on` the next
+    /// transaction is begun, too.
+    pub(super) async fn settle(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        batch: &Batch,
+        sent: &Sent,
+        reports: &[Outcome],
+        goes_on: bool,
+    ) -> Result<usize, SettleError> {
+        let changes = changes(batch, sent, reports)?;
+        let Some(owned) = assignment.owned.as_ref() else { return Err(sqlx::Error::PoolClosed.into()) };
+        let after = progress_after(&owned.progress, &batch.extent, sent.cut);
+        if let Extent::Walk { upto, cut_at } = &batch.extent {
+            let walked = sent.cut.map_or(cut_at.unwrap_or(*upto), |last| last.unwrap_or(i64::MIN));
+            finish_walk(&mut assignment.holds, walked, after.scanned_through);
+        }
+        self.write(&changes).await?;
+        let sealed = self.sealed_lanes(batch, sent)?;
+        let changed = changes.count();
+        self.store(assignment, after, &changes.published, &sealed, goes_on).await?;
+        self.shared.settled(changes.published.len(), changes.dead.len() + changes.refused.len());
+        self.log_refused(batch, sent)?;
+        Ok(changed)
+    }
+
+    /// Marks what was acknowledged and leaves the lanes' progress as it is: the rest is claimed again.
+    pub(super) async fn settle_partly(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        batch: &Batch,
+        sent: &Sent,
+        reports: &[Outcome],
+    ) -> Result<(), SettleError> {
+        let mut changes = changes(batch, sent, reports)?;
+        changes.refused.clear();
+        changes.unscheduled.clear();
+        self.write(&changes).await?;
+        let transaction = &self.shared.transaction;
+        within(transaction.mark_and_commit(self.conn, &changes.published, None, Next::None)).await?;
+        self.shared.settled(changes.published.len(), changes.dead.len());
+        // Holds that began with this batch are not stored.
+        assignment.reload_holds();
+        Ok(())
+    }
+
+    /// Ends a transaction in which nothing was claimed. The progress is stored where it would be found out again at a cost.
+    pub(super) async fn settle_nothing(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        batch: &Batch,
+        began: Instant,
+    ) -> Result<(), SettleError> {
+        let Some(owned) = assignment.owned.as_mut() else { return Err(sqlx::Error::PoolClosed.into()) };
+        let before = owned.progress.clone();
+        let after = progress_after(&before, &batch.extent, None);
+        if let Extent::Walk { upto, cut_at } = &batch.extent {
+            finish_walk(&mut assignment.holds, cut_at.unwrap_or(*upto), after.scanned_through);
+        }
+        if after.scanned_through < before.scanned_through {
+            tracing::warn!(
+                code = %Code::IdsWentBack,
+                scanned_through = before.scanned_through,
+                last_id = after.scanned_through,
+                next_step = "none after `truncate … restart identity`; otherwise find out who has set the sequence back",
+                "event ids begin again"
+            );
+        }
+        let moved = (after.scanned_through - before.scanned_through).abs();
+        let is_worth_it = after.sweep != before.sweep || moved > WORTH_STORING || began.elapsed() > WORTH_STORING_TIME;
+        if assignment.holds.has_changes() || is_worth_it {
+            self.store(assignment, after, &[], &[], false).await?;
+        } else {
+            within(crate::store::session::commit(self.conn)).await?;
+            // Only the snapshot may be ahead of what is stored: CLAIM 6.
+            owned.progress.snapshot = after.snapshot;
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, changes: &Changes) -> Result<(), SettleError> {
+        let (sql, persistent) = (&self.shared.settle, self.shared.options.prepared_statements);
+        if !changes.dead.is_empty() {
+            within(sql.mark_dead(self.conn, &changes.dead, persistent)).await?;
+        }
+        if !changes.refused.is_empty() {
+            within(sql.mark_refused(self.conn, &changes.refused, persistent)).await?;
+        }
+        if !changes.unscheduled.is_empty() {
+            within(sql.unschedule(self.conn, &changes.unscheduled, persistent)).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes marks, progress and holds in one commit. What is remembered changes only with it.
+    async fn store(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        after: Progress,
+        published: &[Ctid],
+        sealed: &[i16],
+        goes_on: bool,
+    ) -> Result<(), SettleError> {
+        let Some(owned) = assignment.owned.as_mut() else { return Err(sqlx::Error::PoolClosed.into()) };
+        let persistent = self.shared.options.prepared_statements;
+        let mut moved = Vec::new();
+        if assignment.holds.has_changes() {
+            moved = within(self.shared.holds.save(self.conn, &assignment.holds, persistent)).await?;
+        }
+        let (now, nonce) = (Instant::now(), owned.next_nonce);
+        let stored = owned.to_store(&after, now);
+        let update = LaneUpdate { places: &owned.places, nonce, progress: &stored, sealed };
+        let lanes = owned.lanes;
+        let next = if goes_on && lanes == assignment.range { Next::Begin(lanes) } else { Next::None };
+        let transaction = &self.shared.transaction;
+        let settled = within(transaction.mark_and_commit(self.conn, published, Some(update), next)).await?;
+        *self.begun = settled.begun.map(|begun| (begun, lanes));
+        assignment.holds.stored(moved);
+        owned.places = settled.places;
+        owned.nonces.values_mut().for_each(|known| *known = nonce);
+        owned.next_nonce = rand::random();
+        owned.sealed.extend(sealed.iter().map(|lane| (*lane, nonce)));
+        if stored.snapshot == after.snapshot {
+            owned.stored = (stored.snapshot, now);
+        }
+        match &after.sweep {
+            Some(sweep) => owned.late.retain(|id| *id > sweep.through),
+            None => {
+                owned.late.clear();
+                owned.late_is_all = false;
+            }
+        }
+        owned.progress = after;
+        Ok(())
+    }
+
+    /// The lanes of which this batch has committed records to Kafka.
+    fn sealed_lanes(&self, batch: &Batch, sent: &Sent) -> Result<Vec<i16>, sqlx::Error> {
+        if !self.shared.options.is_exactly_once() {
+            return Ok(Vec::new());
+        }
+        let mut lanes = Vec::new();
+        for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
+            if matches!(outcome, RowOutcome::Sent { .. }) {
+                lanes.push(row.lane()?);
+            }
+        }
+        lanes.sort_unstable();
+        lanes.dedup();
+        Ok(lanes)
+    }
+
+    fn log_refused(&self, batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
+        for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
+            match outcome {
+                RowOutcome::Dead { error, code } => {
+                    log_poison(row, error, *code, "the event is DEAD, its successors go on")?;
+                }
+                RowOutcome::Refused { error, code } => {
+                    log_poison(row, error, *code, "the entity waits until the event is retried or discarded")?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Changes {
+    fn count(&self) -> usize {
+        self.published.len() + self.dead.len() + self.refused.len() + self.unscheduled.len()
+    }
+}
+
+fn changes(batch: &Batch, sent: &Sent, reports: &[Outcome]) -> Result<Changes, sqlx::Error> {
+    let mut changes = Changes {
+        published: Vec::with_capacity(sent.records),
+        dead: Vec::new(),
+        refused: Vec::new(),
+        unscheduled: Vec::new(),
+    };
+    for (at, (row, outcome)) in batch.rows.iter().zip(&sent.outcomes).enumerate() {
+        match outcome {
+            RowOutcome::Sent { slot, .. } if reports.get(*slot) == Some(&Outcome::Acked) => {
+                changes.published.push(row.ctid()?);
+            }
+            RowOutcome::Sent { .. } | RowOutcome::Left => {}
+            RowOutcome::Dead { error, .. } => changes.dead.push((row.ctid()?, error.clone())),
+            RowOutcome::Refused { error, .. } => changes.refused.push((row.ctid()?, error.clone())),
+            RowOutcome::Held if at < batch.due => changes.unscheduled.push(row.ctid()?),
+            RowOutcome::Held => {}
+        }
+    }
+    Ok(changes)
+}
+
+/// Releasing holds whose events have been published up to `walked` begin behind it; those with nothing left are gone.
+fn finish_walk(holds: &mut HoldSet, walked: i64, scanned_through: i64) {
+    let releasing: Vec<u32> = holds
+        .iter()
+        .filter(|(_, held)| held.is_releasing && (held.hold.from_id <= walked || held.hold.from_id > scanned_through))
+        .map(|(index, _)| index)
+        .collect();
+    for index in releasing {
+        // Events above what was scanned are new to the claims.
+        let is_beyond = holds.peek(index).is_some_and(|held| held.hold.from_id > scanned_through);
+        if walked >= scanned_through || is_beyond {
+            holds.remove(index);
+        } else if let Some(held) = holds.get_mut(index) {
+            held.hold.from_id = walked + 1;
+        }
+    }
+}
+
+fn log_poison(row: &ClaimedRow, error: &str, code: Code, consequence: &str) -> Result<(), sqlx::Error> {
+    tracing::error!(
+        code = %code,
+        event.id = %row.event_id()?,
+        event.sequence = row.id()?.0,
+        entity.r#type = row.entity_type()?,
+        entity.id = row.entity_id()?,
+        error,
+        consequence,
+        "event cannot be sent"
+    );
+    Ok(())
+}
+
+/// For the end of a cycle that failed to mark.
+pub(super) fn lanes_of(assignment: &LaneAssignment) -> LaneRange {
+    assignment.owned.as_ref().map_or(assignment.range, |owned| owned.lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lane::hold::{Hold, HoldCause, HoldValue};
+
+    #[test]
+    fn a_walk_moves_the_holds_it_has_emptied_and_removes_them_at_the_end() {
+        let mut holds = HoldSet::default();
+        let hold = |topic: &str, from_id| Hold {
+            value: HoldValue::Topic(topic.to_owned()),
+            cause: HoldCause::Topic,
+            reason: String::new(),
+            from_id,
+            head_id: None,
+            events: 9,
+            released: false,
+        };
+        let (first, later, active) =
+            (holds.insert(1, hold("a", 5)), holds.insert(1, hold("b", 50)), holds.insert(1, hold("c", 5)));
+        for (_, held) in holds.iter_mut() {
+            held.is_releasing = held.hold.value != HoldValue::Topic("c".to_owned());
+        }
+        finish_walk(&mut holds, 20, 100);
+        let from = |holds: &HoldSet, index| holds.peek(index).map(|held| held.hold.from_id);
+        assert_eq!([first, later, active].map(|index| from(&holds, index)), [Some(21), Some(50), Some(5)]);
+        finish_walk(&mut holds, 100, 100);
+        assert_eq!([first, later, active].map(|index| from(&holds, index)), [None, None, Some(5)]);
+        let beyond = holds.insert(1, hold("b", 500));
+        holds.iter_mut().for_each(|(_, held)| held.is_releasing = held.hold.value == HoldValue::Topic("b".to_owned()));
+        finish_walk(&mut holds, i64::MIN, 100);
+        assert_eq!([active, beyond].map(|index| from(&holds, index)), [Some(5), None]);
+    }
+}

@@ -1,0 +1,97 @@
+//! SQL for people who look: the events that claims have not met, and the hold that keeps an event. The same rules as the claim's
+//! (ADR 10), by the progress that is stored: the relay itself is up to a batch ahead of it.
+
+use crate::store::claim::ORDINARY;
+use crate::store::names::Names;
+
+/// The first `limit` pending events that no claim has met, ascending: a table expression with `columns`, which include `id`.
+///
+/// Above what every lane has scanned, and those at or below it that the progress's snapshot did not see.
+pub(crate) fn pending(names: &Names, columns: &str, condition: &str, limit: i64) -> String {
+    let (outbox, lane) = (names.outbox(), names.companion("lane"));
+    let scanned = format!("(select min(scanned_through) from {lane})");
+    let snapshot = |part: &str| {
+        format!(
+            "(select {part}(snapshot) from (select snapshot from {lane} \
+               order by pg_snapshot_xmax(snapshot), pg_snapshot_xmin(snapshot) limit 1) oldest)"
+        )
+    };
+    let (xmax, running) = (snapshot("pg_snapshot_xmax"), snapshot("pg_snapshot_xip"));
+    let late = |ids: &str| {
+        format!(
+            "(select {columns} from {outbox} where {ORDINARY} and id <= {scanned} and {ids} and {condition} limit {limit})"
+        )
+    };
+    format!(
+        "(select * from (\
+           (select {columns} from {outbox} where {ORDINARY} and id > {scanned} and {condition} order by id limit {limit}) \
+           union all {} union all {}) arms order by id limit {limit})",
+        late(&format!("xid >= {xmax}")),
+        late(&format!("xid = any (array{running})")),
+    )
+}
+
+/// How the reason of a hold `h` reads: what kind it is, what it names, why. Read back by [`HoldKind::parse`].
+pub(crate) const REASON: &str = "case h.why when 'locked' then 'locked: ' when 'poison' then 'held entity: ' \
+     when 'topic' then 'held topic ' || h.topic || ': ' \
+     else case h.kind when 'topic' then 'paused topic ' || h.topic || ': ' else 'paused entity: ' end end || h.reason";
+
+/// The reason of the hold that keeps the pending event `o`, as a scalar; null where none does. `topic`: SQL for the event's topic.
+pub(crate) fn held_by(names: &Names, topic: &str) -> String {
+    format!(
+        "(select {REASON} from {} h where o.status = 'PENDING' and h.lane = o.lane and h.from_id <= o.id \
+           and (h.kind = 'topic' and h.topic = {topic} \
+             or h.kind = 'entity' and h.entity_id = o.entity_id and (h.entity_type is null or h.entity_type = o.entity_type) \
+             or h.kind = 'row' and h.head_id = o.id) \
+         order by h.why = 'paused', h.from_id limit 1)",
+        names.companion("hold")
+    )
+}
+
+/// What an event waits for, by the reason that people are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HoldKind {
+    /// Its topic cannot be written.
+    Topic,
+    /// An event of its entity was refused.
+    Entity,
+    /// An operator has paused it.
+    Paused,
+    /// Another session has an event of its entity locked.
+    Locked,
+}
+
+impl HoldKind {
+    /// From a reason as [`REASON`] makes it.
+    pub(crate) fn parse(reason: &str) -> Self {
+        if reason.starts_with("held topic ") {
+            Self::Topic
+        } else if reason.starts_with("paused ") {
+            Self::Paused
+        } else if reason.starts_with("locked: ") {
+            Self::Locked
+        } else {
+            Self::Entity
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_a_hold_is_read_back_from_its_reason() {
+        for (reason, kind) in [
+            ("held topic t: it does not exist", HoldKind::Topic),
+            ("held entity: paused topic x", HoldKind::Entity),
+            ("paused topic t: maintenance", HoldKind::Paused),
+            ("paused entity: maintenance", HoldKind::Paused),
+            ("locked: another session", HoldKind::Locked),
+        ] {
+            assert_eq!(HoldKind::parse(reason), kind, "{reason}");
+            let prefix = reason.split([':', ' ']).next().unwrap_or_default();
+            assert!(REASON.contains(prefix), "{prefix}");
+        }
+    }
+}
