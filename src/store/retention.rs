@@ -63,12 +63,14 @@ pub(crate) async fn step(
         return Ok(None);
     }
     let outbox = names.outbox();
+    // What claims have passed and is pending is held: it may stay so for long.
+    let scanned = format!("(select coalesce(min(scanned_through), 0) from {})", names.companion("lane"));
     // The rows' payloads are not touched. `least` passes over the missing `published_at` of a row that is not published.
     let walk = format!(
         "select count(*), coalesce(max(id), 0), \
-           coalesce(bool_or(least(created_at, published_at) >= {CUTOFF} or status = 'PENDING' and available_at is null), false), \
+           coalesce(bool_or(least(created_at, published_at) >= {CUTOFF} or status = 'PENDING' and due is null and id > {scanned}), false), \
            coalesce(array_agg(id) filter (where status = 'PUBLISHED' and published_at < {CUTOFF}), '{{}}') \
-         from (select id, status, available_at, created_at, published_at from {outbox} where id > $2 order by id limit $3) walked"
+         from (select id, status, due, created_at, published_at from {outbox} where id > $2 order by id limit $3) walked"
     );
     let row = sqlx::query(AssertSqlSafe(walk))
         .bind(after.as_secs_f64())

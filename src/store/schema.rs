@@ -1,6 +1,6 @@
 //! Migrations: rendered for one outbox's names, applied under a lock, printed for teams with a migration tool of their own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
@@ -15,6 +15,10 @@ pub const MAX_LANES: u16 = 1024;
 
 /// The oldest server the suite is meant for: older ones get no fixes any more.
 const OLDEST_SERVER: i32 = 140_000;
+
+/// How long a statement of an upgrade waits for a lock at a time, and the pause until it tries again.
+const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
+const LOCK_PAUSE: Duration = Duration::from_millis(500);
 
 struct Migration {
     version: i32,
@@ -53,7 +57,7 @@ pub const CURRENT_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
 pub struct MigrateOptions {
     /// Number of lanes of a new outbox; fixed from then on. 1 to [`MAX_LANES`].
     pub lanes: u16,
-    /// How long a statement waits for a lock on a table that others use.
+    /// How long to wait for a lock on a table that others use. Half a second at a time: others wait behind it meanwhile.
     pub lock_timeout: Duration,
     /// How long to wait for another `migrate` of the same schema.
     pub turn_timeout: Duration,
@@ -198,16 +202,15 @@ async fn upgrade(
     let lock = sqlx::query("select pg_advisory_lock($1)").bind(key).persistent(false).execute(&mut *conn);
     lock.await.map_err(lock_or_database)?;
     let mut upgraded = async || {
-        run(conn, &timeout(options.lock_timeout)).await?;
         let found = version(conn, names).await?;
         refuse_newer(names, found)?;
         for migration in MIGRATIONS.iter().filter(|migration| migration.version > found.unwrap_or(0)) {
             if migration.is_concurrent {
+                // It waits for older transactions, and nobody waits for it.
+                run(conn, "set lock_timeout = 0").await?;
                 migration.run_concurrently(conn, names).await?;
             } else {
-                let mut tx = conn.begin().await?;
-                run(&mut tx, &migration.render(names, options.lanes, Mode::InUse)).await?;
-                tx.commit().await?;
+                migration.run_in_use(conn, names, options).await?;
             }
         }
         Ok(Migrated { from: found, to: CURRENT_VERSION })
@@ -436,6 +439,28 @@ impl Migration {
             literal(self.name),
             literal(concat!("outbox-relay ", env!("CARGO_PKG_VERSION"))),
         )
+    }
+
+    /// Runs in a transaction. Whoever comes after a statement that waits for a lock waits as well, so it gives up soon and tries again.
+    async fn run_in_use(
+        &self,
+        conn: &mut PgConnection,
+        names: &Names,
+        options: &MigrateOptions,
+    ) -> Result<(), SchemaError> {
+        let began = Instant::now();
+        loop {
+            let mut tx = conn.begin().await?;
+            set_lock_timeout(&mut tx, options.lock_timeout.min(LOCK_ATTEMPT)).await?;
+            match run(&mut tx, &self.render(names, options.lanes, Mode::InUse)).await {
+                Ok(()) => return Ok(tx.commit().await?),
+                Err(SchemaError::Locked(_)) if began.elapsed() < options.lock_timeout => {
+                    tx.rollback().await?;
+                    tokio::time::sleep(LOCK_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Runs each statement by itself. An index that an interrupted run has left behind is built anew.

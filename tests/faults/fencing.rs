@@ -14,7 +14,7 @@ use crate::stage::Stage;
 use crate::support::kafka::RealKafka;
 use crate::support::{Outbox, Relay, TestDatabase, trials};
 
-const NOT_OWNED: &str = "the marks were not made: rows of these lanes are not this relay's any more";
+const NOT_OWNED: &str = "published events cannot be marked";
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

@@ -228,7 +228,7 @@ async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: 
     let admin = Admin::of(&relay).await?;
     let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
     let grant = body["next_step"].as_str().unwrap_or_default().to_owned();
-    ensure!(grant == format!("grant update (available_at) on \"public\".\"event_outbox\" to {user};"), "{body}");
+    ensure!(grant == format!("grant update (due) on \"public\".\"event_outbox\" to {user};"), "{body}");
     // Nothing of it was needed to publish these.
     outbox.until_settled().await;
 

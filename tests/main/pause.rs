@@ -131,8 +131,8 @@ async fn while_everything_is_paused_nothing_is_published_and_no_transaction_is_b
     let fates = outbox.fates_of("a").await?;
     let untouched = |fate: &&crate::support::outbox::Fate| fate.status == "PENDING" && fate.last_error.is_none();
     ensure!(fates.iter().filter(untouched).count() == 3, "{fates:?}");
-    let locks = "select count(*) from pg_locks where locktype = 'advisory' \
-                 and database = (select oid from pg_database where datname = current_database())";
+    let locks = "select count(*) from (select xmax::text::int8 as locker from event_outbox_lane) lanes \
+                 join pg_locks l on l.locktype = 'transactionid' and l.transactionid::text::int8 = locker";
     let owned = outbox.number(locks).await?;
     ensure!(owned == 0, "{owned} lanes are owned");
     resume(&database, &["--all"]).await?;
@@ -220,7 +220,7 @@ async fn a_pause_outlives_the_relay_and_ends_when_it_expires(
     let first = outbox.relay(&kafka).start("first")?;
     pause(&database, &["--topic", &outbox.topic, "--for", "1h"]).await?;
     outbox.write("a", 1, 5).await?;
-    let held = "select count(*) from event_outbox where available_at = 'infinity' and last_error like 'paused topic %'";
+    let held = "select coalesce(sum(events), 0) from event_outbox_hold where why = 'paused' and kind = 'topic'";
     until(&outbox, "five are held", held, 5).await;
     ensure!(first.stop().await? == Some(0));
     let second = outbox.relay(&kafka).start("second")?;
@@ -253,10 +253,9 @@ async fn a_paused_event_is_held_once_and_no_claim_walks_it(
     pause(&database, &["--topic", &outbox.topic]).await?;
     outbox.write_backlog(5_000, 50).await?;
     let _relay = outbox.relay(&kafka).start("held")?;
-    let held = "select count(*) from event_outbox where available_at = 'infinity'";
+    let held = "select coalesce(sum(events), 0) from event_outbox_hold";
     until(&outbox, "all are held", held, 5_000).await;
-    let places =
-        "select sum(hashtext(id::text || ctid::text)::bigint) from event_outbox where available_at = 'infinity'";
+    let places = "select sum(hashtext(id::text || ctid::text)::bigint) from event_outbox where topic is null";
     let before = outbox.number(places).await?;
     for n in 1..=20 {
         to(&outbox, "b", n, &other).await?;

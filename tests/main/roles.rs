@@ -198,7 +198,7 @@ async fn what_a_role_must_not_do_is_refused(database: TestDatabase) -> anyhow::R
                 "update event_outbox set status = 'PENDING'",
                 "insert into event_outbox_pause (scope, reason, paused_by) values ('all', 'x', 'x')",
                 "delete from event_outbox_pause",
-                "update event_outbox_lane set generation = 0",
+                "update event_outbox_lane set nonce = 0",
                 "insert into event_outbox_audit (command, affected) values ('x', 0)",
             ],
         ),

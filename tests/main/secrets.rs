@@ -135,7 +135,7 @@ async fn nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it(
         ))
         .await?;
     outbox.until_published(50).await;
-    until_it_says(&running, "an event cannot be sent").await;
+    until_it_says(&running, "event cannot be sent").await;
     let topic = outbox.topic.as_str();
     let commands: &[(&str, &[&str])] = &[
         ("check", &[]),

@@ -134,8 +134,9 @@ async fn the_health_view_is_for_a_monitor_without_rights_on_the_tables(database:
     outbox
         .execute(
             "insert into event_outbox (entity_type, entity_id, event_type, status, available_at, last_error) values \
-             ('order', 'd', 'X', 'DEAD', null, 'refused'), ('order', 'h', 'X', 'PENDING', 'infinity', 'held topic x: y'), \
-             ('order', 's', 'X', 'PENDING', now() + interval '1 day', null)",
+             ('order', 'd', 'X', 'DEAD', null, 'refused'), ('order', 's', 'X', 'PENDING', now() + interval '1 day', null); \
+             insert into event_outbox_hold (lane, kind, topic, why, reason, from_id, events) \
+             values (0, 'topic', 'x', 'topic', 'y', 1, 1)",
         )
         .await?;
     let user = format!("monitor_of_{}", database.name());

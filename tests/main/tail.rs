@@ -162,10 +162,13 @@ async fn a_waiting_event_is_explained_with_the_reason_and_what_to_do(
         .execute(
             "insert into event_outbox (entity_type, entity_id, event_type, payload, status, available_at, last_error) values \
              ('order', 'dead', 'X', '{}', 'DEAD', null, 'too large'), \
-             ('order', 'held', 'X', '{}', 'PENDING', 'infinity', 'held topic x: it does not exist'), \
+             ('order', 'held', 'X', '{}', 'PENDING', null, null), \
              ('order', 'scheduled', 'X', '{}', 'PENDING', now() + interval '1 day', null), \
              ('order', 'behind', 'X', '{}', 'PENDING', null, null), ('order', 'behind', 'Y', '{}', 'PENDING', null, null), \
-             ('order', 'locked', 'X', '{}', 'PENDING', null, null), ('order', 'alone', 'X', '{}', 'PENDING', null, null)",
+             ('order', 'locked', 'X', '{}', 'PENDING', null, null), ('order', 'alone', 'X', '{}', 'PENDING', null, null); \
+             update event_outbox set topic = 'x' where entity_id = 'held'; \
+             insert into event_outbox_hold (lane, kind, topic, why, reason, from_id, events) \
+             select lane, 'topic', 'x', 'topic', 'it does not exist', id, 1 from event_outbox where entity_id = 'held'",
         )
         .await?;
     let relay = outbox.relay(&kafka);
