@@ -14,6 +14,10 @@ demo *arguments:
 soak *arguments:
     cargo test --locked --test faults -- soak {{ arguments }}
 
+# Thousands of random histories on quiet, busy and stalled servers: just histories --minutes 10 --seed 1
+histories *arguments:
+    cargo test --locked --test histories -- histories {{ arguments }}
+
 # Measure against a Postgres and a Kafka of its own: just bench drain --events 1000000
 bench *arguments:
     cargo bench --bench servers -- {{ arguments }}

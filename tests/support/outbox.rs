@@ -48,9 +48,14 @@ impl Outbox {
 
     /// In a server of the test's own; migrates it.
     pub(crate) async fn on(postgres: &PrivatePostgres, topic: &str) -> anyhow::Result<Self> {
-        let url = postgres.url("postgres");
+        Self::on_database(postgres, "postgres", topic).await
+    }
+
+    /// In one of the databases of such a server; migrates it.
+    pub(crate) async fn on_database(postgres: &PrivatePostgres, database: &str, topic: &str) -> anyhow::Result<Self> {
+        let url = postgres.url(database);
         migrate(url.clone()).await?;
-        Ok(Self { options: postgres.connect_options("postgres"), url, topic: topic.to_owned() })
+        Ok(Self { options: postgres.connect_options(database), url, topic: topic.to_owned() })
     }
 
     /// The same outbox, seen by another topic that some of its events go to.

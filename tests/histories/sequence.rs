@@ -1,0 +1,89 @@
+//! Ids that go back under a running relay: a truncated outbox whose sequence starts again, and a sequence that was set back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::bed::{Bed, server};
+use crate::support::kafka::RealKafka;
+use crate::support::trials;
+
+/// More than the 5 s between two sweeps of a relay that misses the events: some of them are late for certain.
+const EVENTS: u32 = 32;
+const BETWEEN: Duration = Duration::from_millis(200);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_kafka:
+            events_after_a_truncate_that_restarts_the_ids_are_not_late,
+            events_after_a_sequence_was_set_back_are_not_late,
+            events_after_a_truncate_that_restarts_the_ids_are_in_order;
+    }
+}
+
+async fn events_after_a_truncate_that_restarts_the_ids_are_not_late(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    not_late_after("truncated", "truncate event_outbox restart identity", &kafka).await
+}
+
+/// The ids between have not been drawn yet.
+async fn events_after_a_sequence_was_set_back_are_not_late(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    not_late_after("set-back", "select setval(pg_get_serial_sequence('event_outbox', 'id'), 100000)", &kafka).await
+}
+
+async fn not_late_after(name: &str, sql: &str, kafka: &RealKafka) -> anyhow::Result<()> {
+    let postgres = server().await?;
+    let bed = Bed::open(&postgres, kafka, name, 1).await?;
+    bed.outbox.execute("select setval(pg_get_serial_sequence('event_outbox', 'id'), 1000000)").await?;
+    let mut writer = bed.outbox.connect().await?;
+    for number in 0..50 {
+        bed.insert(&mut writer, &format!("before{}", number % 5)).await?;
+    }
+    bed.until_settled().await?;
+    bed.outbox.execute(sql).await?;
+    for number in 0..EVENTS {
+        bed.insert(&mut writer, &format!("after{number}")).await?;
+        sleep(BETWEEN).await;
+    }
+    let verdict = bed.close(kafka, Some(Vec::new())).await?;
+    eprintln!("{name}: {verdict}");
+    postgres.stop().await;
+    verdict.ensure_clean()
+}
+
+/// The ids pass those of before the truncate while entities go on.
+async fn events_after_a_truncate_that_restarts_the_ids_are_in_order(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let postgres = server().await?;
+    let bed = Arc::new(Bed::open(&postgres, &kafka, "truncated-order", 1).await?);
+    write(&bed, 100).await?;
+    bed.until_settled().await?;
+    bed.outbox.execute("truncate event_outbox restart identity").await?;
+    write(&bed, 400).await?;
+    let bed = Arc::into_inner(bed).expect("the writers have ended");
+    let verdict = bed.close(&kafka, Some(Vec::new())).await?;
+    eprintln!("truncated-order: {verdict}");
+    postgres.stop().await;
+    verdict.ensure_clean()
+}
+
+/// Four connections write so many events each, in turn of five entities of their own.
+async fn write(bed: &Arc<Bed>, events: usize) -> anyhow::Result<()> {
+    let mut writers = JoinSet::new();
+    for writer in 0..4 {
+        let bed = Arc::clone(bed);
+        writers.spawn(async move {
+            let mut connection = bed.outbox.connect().await?;
+            for number in 0..events {
+                bed.insert(&mut connection, &format!("w{writer}-{}", number % 5)).await?;
+                sleep(Duration::from_millis(3)).await;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(writer) = writers.join_next().await {
+        writer??;
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! What the sessions of a run know: each event with its place in the order of commits, and what became of its transaction. Compares
+//! that with the table and the topic by the ledger, and the commits with the times of append.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use outbox_relay::event::{EventId, OutboxId};
+use outbox_relay::ledger::{Committed, EntityKey, Fingerprint, Ledger, Report, RowStatus, Rules, TopicRecord};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::support::book::status;
+use crate::support::kafka::Record;
+use crate::support::murmur2::java_partition;
+use crate::support::outbox::data;
+use crate::support::{Outbox, PARTITIONS};
+
+/// An event has to be on the topic so long after its commit, plus the time in which nothing could move ([`Standstill`]). A relay that
+/// has missed an event finds it by a sweep, 0 to 5 s later: of many missed events some are always later than this.
+pub(crate) const BOUND: Duration = Duration::from_secs(3);
+
+/// The time within which each event should be published; counted, not asserted.
+const SHOULD: Duration = Duration::from_secs(1);
+
+/// An event that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) event: Uuid,
+    pub(crate) entity: String,
+    /// The place among the events of its entity: drawn while the session had its turn.
+    pub(crate) n: i64,
+    /// Neither its order nor its delay is judged: the event cannot be sent, or is not sent before somebody repairs its row.
+    pub(crate) poison: bool,
+}
+
+/// What became of an event's transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Committed; the commit's answer was there at this time.
+    Committed(Millis),
+    RolledBack,
+}
+
+/// Milliseconds since 1970, as Kafka counts them.
+pub(crate) type Millis = i64;
+
+/// The clock that the broker reads as well.
+pub(crate) fn now() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    i64::try_from(since.as_millis()).expect("the clock is before the year 292,000,000")
+}
+
+/// A stretch of time in which nothing could move, whatever the relay does: a stall of the machine or of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standstill {
+    pub(crate) from: Millis,
+    pub(crate) to: Millis,
+}
+
+/// A row at the end of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) id: i64,
+    pub(crate) event_id: Uuid,
+    pub(crate) entity_id: String,
+    pub(crate) status: String,
+    pub(crate) payload: String,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    counters: HashMap<String, i64>,
+    written: Vec<(Written, Outcome)>,
+    moved: HashSet<Uuid>,
+    removed: HashSet<Uuid>,
+    /// Beginnings of entity ids whose rows somebody locks: their delay is not judged.
+    touched: Vec<String>,
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(crate) struct Truth(Mutex<Known>);
+
+impl Truth {
+    /// Draws the next place of an entity. To be called while the session has its turn.
+    pub(crate) fn next(&self, entity: &str) -> i64 {
+        let mut known = self.known();
+        let counter = known.counters.entry(entity.to_owned()).or_default();
+        *counter += 1;
+        *counter
+    }
+
+    /// The transaction of these events has ended.
+    pub(crate) fn ended(&self, events: Vec<Written>, outcome: Outcome) {
+        self.known().written.extend(events.into_iter().map(|written| (written, outcome)));
+    }
+
+    /// The application gave the rows of these events another entity: they have to be published, in any order.
+    pub(crate) fn moved(&self, events: &[Uuid]) {
+        self.known().moved.extend(events);
+    }
+
+    /// The application deleted the rows of these events: they may be published or not.
+    pub(crate) fn removed(&self, events: &[Uuid]) {
+        self.known().removed.extend(events);
+    }
+
+    /// The application locks rows of entities with that prefix.
+    pub(crate) fn touched(&self, prefix: String) {
+        self.known().touched.push(prefix);
+    }
+
+    /// Compares everything with the table and the topic. `standstills` lengthen the bound of the delay; `None` does not judge it.
+    pub(crate) fn judge(&self, rows: &[Row], records: &[Record], standstills: Option<&[Standstill]>) -> Verdict {
+        let known = self.known();
+        let report = report(&known, rows, records);
+        let delays = standstills.map(|standstills| delays(&known, records, standstills)).unwrap_or_default();
+        Verdict { report, delays }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.0.lock().expect("nobody panics while holding the truth")
+    }
+}
+
+/// Reads every row of the outbox.
+pub(crate) async fn rows(outbox: &Outbox) -> anyhow::Result<Vec<Row>> {
+    let mut connection: PgConnection = outbox.connect().await?;
+    let sql = "select id, event_id, entity_id, status, payload::text as payload from event_outbox order by id";
+    let rows: Vec<(i64, Uuid, String, String, String)> = sqlx::query_as(sql).fetch_all(&mut connection).await?;
+    let row = |(id, event_id, entity_id, status, payload)| Row { id, event_id, entity_id, status, payload };
+    Ok(rows.into_iter().map(row).collect())
+}
+
+/// Feeds the ledger: the place of an event in the order of commits stands for its id.
+fn report(known: &Known, rows: &[Row], records: &[Record]) -> Report {
+    let mut ledger = Ledger::new(Rules::default());
+    let rows: HashMap<Uuid, &Row> = rows.iter().map(|row| (row.event_id, row)).collect();
+    let unjudged = |event: &Uuid| known.removed.contains(event);
+    for (Written { event, entity, n, poison }, outcome) in &known.written {
+        match outcome {
+            _ if unjudged(event) => {}
+            Outcome::RolledBack => ledger.rolled_back(EventId(*event)),
+            Outcome::Committed(_) => {
+                let (row, free) = (rows.get(event), *poison || known.moved.contains(event));
+                ledger.committed(Committed {
+                    id: OutboxId(row.map_or(0, |row| row.id)),
+                    event_id: EventId(*event),
+                    entity: (!free).then_some(EntityKey { entity_type: "order", entity_id: entity }),
+                    order: *n,
+                    scheduled: false,
+                    fingerprint: row.filter(|_| !free).map(|row| fingerprint(row)),
+                });
+                if let Some(row) = row {
+                    ledger.status(EventId(*event), status(&row.status).unwrap_or(RowStatus::Pending));
+                }
+            }
+        }
+    }
+    for record in records {
+        let event = event_of(record);
+        if event.is_some_and(|event| unjudged(&event)) {
+            continue;
+        }
+        ledger.observe(TopicRecord {
+            event_id: event.map(EventId),
+            topic: "topic",
+            partition: record.partition,
+            offset: record.offset,
+            fingerprint: Some(Fingerprint::of(record.key.as_deref(), record.value.as_deref().map(data))),
+            expected_partition: record.key.as_deref().map(|key| java_partition(key, PARTITIONS)),
+        });
+    }
+    ledger.finish()
+}
+
+fn fingerprint(row: &Row) -> Fingerprint {
+    Fingerprint::of(Some(row.entity_id.as_bytes()), Some(row.payload.as_bytes()))
+}
+
+fn event_of(record: &Record) -> Option<Uuid> {
+    record.header("event-id").and_then(|id| id.parse().ok())
+}
+
+/// The delay of each committed event that is on the topic, from its commit to its first append.
+fn delays(known: &Known, records: &[Record], standstills: &[Standstill]) -> Delays {
+    let mut appended: HashMap<Uuid, Millis> = HashMap::new();
+    for record in records {
+        if let (Some(event), Some(at)) = (event_of(record), record.timestamp) {
+            appended.entry(event).and_modify(|first| *first = at.min(*first)).or_insert(at);
+        }
+    }
+    let judged = |written: &Written| {
+        let touched = known.touched.iter().any(|prefix| written.entity.starts_with(prefix.as_str()));
+        !(written.poison || touched)
+    };
+    let mut delays = Delays::default();
+    for (written, outcome) in &known.written {
+        if let (Outcome::Committed(at), Some(appended)) = (outcome, appended.get(&written.event))
+            && judged(written)
+        {
+            delays.record(written, *at, *appended, standstills);
+        }
+    }
+    delays
+}
+
+/// Delays of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Delays {
+    pub(crate) judged: u64,
+    pub(crate) worst: Duration,
+    pub(crate) above_one_second: u64,
+    /// Events later than [`BOUND`], with their delays.
+    pub(crate) late: Vec<(String, i64, Duration)>,
+}
+
+impl Delays {
+    fn record(&mut self, written: &Written, committed: Millis, appended: Millis, standstills: &[Standstill]) {
+        let delay = appended.saturating_sub(committed);
+        let stood = overlap(committed, appended, standstills);
+        let moving = Duration::from_millis(u64::try_from(delay - stood).unwrap_or(0));
+        self.judged += 1;
+        self.worst = self.worst.max(moving);
+        self.above_one_second += u64::from(moving > SHOULD);
+        if moving > BOUND {
+            self.late.push((written.entity.clone(), written.n, moving));
+        }
+    }
+}
+
+/// How much of the time from `from` to `to` was a standstill. Standstills may overlap.
+fn overlap(from: Millis, to: Millis, standstills: &[Standstill]) -> Millis {
+    let mut parts: Vec<(Millis, Millis)> = standstills
+        .iter()
+        .map(|standstill| (standstill.from.max(from), standstill.to.min(to)))
+        .filter(|(from, to)| from < to)
+        .collect();
+    parts.sort_unstable();
+    let (mut sum, mut end) = (0, Millis::MIN);
+    for (from, to) in parts {
+        sum += (to - from.max(end)).max(0);
+        end = end.max(to);
+    }
+    sum
+}
+
+/// The result of a run.
+#[derive(Debug, Clone)]
+pub(crate) struct Verdict {
+    pub(crate) report: Report,
+    pub(crate) delays: Delays,
+}
+
+impl Verdict {
+    /// Nothing lost, nothing invented, every entity in order, nothing late.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.report.is_clean() && self.delays.late.is_empty()
+    }
+
+    /// Fails unless the verdict is clean.
+    pub(crate) fn ensure_clean(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.is_clean(), "{self}");
+        Ok(())
+    }
+
+    /// The entities of the violations that the verdict shows.
+    pub(crate) fn entities(&self) -> BTreeSet<String> {
+        let examples = self.report.violations().filter_map(|finding| self.report.examples.get(&finding)).flatten();
+        let examples = examples.filter_map(|example| example.entity.clone());
+        let late = self.delays.late.iter().map(|(entity, ..)| entity.clone());
+        examples.map(|entity| entity.trim_start_matches("order/").to_owned()).chain(late).collect()
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Delays { judged, worst, above_one_second, late } = &self.delays;
+        writeln!(f, "{}", self.report)?;
+        write!(
+            f,
+            "delays of {judged} events: worst {} ms, {above_one_second} above {SHOULD:?}, {} above {BOUND:?}",
+            worst.as_millis(),
+            late.len()
+        )?;
+        for (entity, n, delay) in late.iter().take(5) {
+            write!(f, "; {entity} n {n}: {} ms", delay.as_millis())?;
+        }
+        Ok(())
+    }
+}
