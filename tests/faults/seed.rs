@@ -21,7 +21,7 @@ pub(crate) fn seed() -> u64 {
     *SEED.get_or_init(|| {
         let given = std::env::var(VARIABLE).ok().map(|seed| seed.parse().expect("OUTBOX_RELAY_SEED is a number"));
         let seed = given.unwrap_or_else(|| u64::from(rand::rng().random::<u32>()));
-        eprintln!("seed {seed}; to replay: {VARIABLE}={seed} cargo test --test faults -- <trial>");
+        eprintln!("seed {seed}; to replay: {VARIABLE}={seed} cargo test --test <suite> -- <trial>");
         seed
     })
 }

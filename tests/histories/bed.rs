@@ -32,12 +32,18 @@ pub(crate) struct Bed {
 }
 
 impl Bed {
-    /// Creates the database and the topic of that name, and starts the relays.
-    pub(crate) async fn open(
+    /// Creates the database and the topic of that name, and starts a relay.
+    pub(crate) async fn open(postgres: &PrivatePostgres, kafka: &RealKafka, name: &str) -> anyhow::Result<Self> {
+        Self::open_with(postgres, kafka, name, 1, |relay| relay).await
+    }
+
+    /// The same with several relays, of other settings.
+    pub(crate) async fn open_with(
         postgres: &PrivatePostgres,
         kafka: &RealKafka,
         name: &str,
         relays: usize,
+        tune: impl Fn(Relay) -> Relay,
     ) -> anyhow::Result<Self> {
         let mut connection = postgres.connect("postgres").await?;
         connection.execute(AssertSqlSafe(format!("create database \"{name}\""))).await?;
@@ -46,7 +52,7 @@ impl Bed {
         outbox.connect().await?.execute(player::SETUP).await?;
         // The broker's clock is the machine's: the time of append is comparable with the time of the commit.
         kafka.create_topic(name, PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]).await?;
-        let (settings, pulse) = (outbox.relay(kafka), Pulse::start(&outbox, kafka).await?);
+        let (settings, pulse) = (tune(outbox.relay(kafka)), Pulse::start(&outbox, kafka).await?);
         let (truth, name) = (Arc::new(Truth::default()), name.to_owned());
         let mut bed = Self { outbox, truth, settings, name, relays: Vec::new(), pulse };
         for _ in 0..relays {

@@ -18,7 +18,7 @@ const SIDE_BY_SIDE: [&[Regime]; 4] = [
     &[Regime::Quiet],
     &[Regime::Quiet],
     &[Regime::Quiet],
-    &[Regime::Busy, Regime::Stalled, Regime::Killed],
+    &[Regime::Busy, Regime::Narrow, Regime::Stalled, Regime::Killed],
 ];
 
 /// Histories of each of them have numbers from a multiple of this.
@@ -73,7 +73,7 @@ impl Options {
                 "--show" => options.show = Some(value.parse().context("--show needs the number of a history")?),
                 "--regime" => {
                     let regime = Regime::ALL.into_iter().find(|regime| regime.name() == value);
-                    options.regime = Some(regime.context("--regime needs quiet, busy, stalled or killed")?);
+                    options.regime = Some(regime.context("--regime needs quiet, busy, narrow, stalled or killed")?);
                 }
                 other => anyhow::bail!("unknown argument {other}; known: --minutes, --seed, --regime, --show"),
             }
@@ -89,7 +89,8 @@ async fn rounds(options: &Options) -> anyhow::Result<bool> {
     let kafka = Arc::new(kafka);
     let mut tasks = tokio::task::JoinSet::new();
     for (index, regimes) in (0..).zip(SIDE_BY_SIDE) {
-        let regimes: Vec<Regime> = regimes.iter().copied().filter(|regime| options.regime.is_none_or(|only| only == *regime)).collect();
+        let regimes: Vec<Regime> =
+            regimes.iter().copied().filter(|regime| options.regime.is_none_or(|only| only == *regime)).collect();
         if !regimes.is_empty() {
             tasks.spawn(rounds_of(regimes, index * NUMBERS, until, Arc::clone(&kafka)));
         }

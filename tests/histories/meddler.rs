@@ -19,7 +19,8 @@ const LOOKS_FOR: Duration = Duration::from_millis(1_500);
 /// Plays the meddling of a history.
 pub(crate) async fn play(history: &History, outbox: &Outbox, truth: &Truth) -> anyhow::Result<()> {
     let mut connection = outbox.connect().await?;
-    let floor: i64 = sqlx::query_scalar("select coalesce(max(id), 0) from event_outbox").fetch_one(&mut connection).await?;
+    let floor: i64 =
+        sqlx::query_scalar("select coalesce(max(id), 0) from event_outbox").fetch_one(&mut connection).await?;
     for meddling in history.meddling.iter().filter(|meddling| meddling.action != Action::Revive) {
         let began = Instant::now();
         while began.elapsed() < LOOKS_FOR && !meddle(&mut connection, history, floor, *meddling, truth).await? {

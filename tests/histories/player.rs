@@ -21,12 +21,7 @@ create trigger history_slow before insert on event_outbox
 ";
 
 /// Plays one session to its end.
-pub(crate) async fn play(
-    history: &History,
-    session: usize,
-    outbox: &Outbox,
-    truth: &Truth,
-) -> anyhow::Result<()> {
+pub(crate) async fn play(history: &History, session: usize, outbox: &Outbox, truth: &Truth) -> anyhow::Result<()> {
     let script = &history.sessions[session];
     let mut connection = outbox.connect().await?;
     if !script.waits_for_standby {
@@ -34,7 +29,8 @@ pub(crate) async fn play(
     }
     for (number, transaction) in script.transactions.iter().enumerate() {
         let name = format!("{}{session}-{number}", history.prefix());
-        let mut open = Open { connection: &mut connection, history, truth, name, written: Vec::new(), marks: Vec::new() };
+        let mut open =
+            Open { connection: &mut connection, history, truth, name, written: Vec::new(), marks: Vec::new() };
         open.play(transaction).await?;
     }
     Ok(())

@@ -58,7 +58,11 @@ async fn beat(
         tokio::time::sleep(BETWEEN_BEATS).await;
         connection.execute("select 1").await.context("the pulse's query")?;
         let record = FutureRecord::<(), [u8]>::to(&topic).payload(b"beat");
-        producer.send(record, Duration::from_secs(60)).await.map_err(|(error, _)| error).context("the pulse's record")?;
+        producer
+            .send(record, Duration::from_secs(60))
+            .await
+            .map_err(|(error, _)| error)
+            .context("the pulse's record")?;
         let ended = now();
         if ended - due > ORDINARY {
             standstills.push(Standstill { from: due, to: ended });

@@ -39,7 +39,7 @@ async fn on_a_quiet_server<F>(
     run: impl AsyncFnOnce(&Bed, PgConnection, PgConnection) -> anyhow::Result<F>,
 ) -> anyhow::Result<()> {
     let postgres: PrivatePostgres = server().await?;
-    let bed = Bed::open(&postgres, kafka, name, 1).await?;
+    let bed = Bed::open(&postgres, kafka, name).await?;
     let (writer, next) = (bed.outbox.connect().await?, bed.outbox.connect().await?);
     run(&bed, writer, next).await?;
     let verdict = bed.close(kafka, Some(Vec::new())).await?;

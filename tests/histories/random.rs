@@ -27,6 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_kafka:
             histories_on_quiet_servers,
             histories_on_a_busy_server,
+            histories_in_claims_of_a_few_rows,
             histories_on_a_server_whose_commits_stall,
             histories_with_two_relays_that_are_killed;
         alone:
@@ -47,6 +48,10 @@ async fn histories_on_quiet_servers(kafka: Arc<RealKafka>) -> anyhow::Result<()>
 
 async fn histories_on_a_busy_server(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     play(Regime::Busy, 0, &kafka).await
+}
+
+async fn histories_in_claims_of_a_few_rows(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    play(Regime::Narrow, 0, &kafka).await
 }
 
 async fn histories_on_a_server_whose_commits_stall(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
@@ -87,8 +92,7 @@ async fn a_history_that_goes_wrong_is_found_out() -> anyhow::Result<()> {
     truth.ended(vec![event(5, "deleted")], Outcome::Committed(1_000));
     truth.removed(&[Uuid::from_u128(5)]);
     let judge = |events: &[(u128, i64)], standstills: &[Standstill]| {
-        let records: Vec<Record> =
-            (0..).zip(events).map(|(offset, (event, at))| record(*event, offset, *at)).collect();
+        let records: Vec<Record> = (0..).zip(events).map(|(offset, (event, at))| record(*event, offset, *at)).collect();
         truth.judge(&[], &records, Some(standstills))
     };
     ensure!(judge(&[(1, 1_001), (2, 1_002), (3, 1_900)], &[]).is_clean());

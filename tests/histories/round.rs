@@ -18,12 +18,15 @@ use crate::bed::Bed;
 use crate::script::{Action, History, Regime, Step, Turns, Write};
 use crate::seed::{random_of, seed};
 use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, SOON, eventually};
+use crate::support::{Outbox, Relay, SOON, eventually};
 use crate::truth::{Standstill, Truth, Verdict, now};
 use crate::{meddler, player};
 
 /// Histories side by side, other than on a quiet server.
 const AT_A_TIME: usize = 8;
+
+/// Rows of a claim in the narrow regime.
+const NARROW: u32 = 10;
 
 /// Scripts to show when a round fails.
 const SHOWN: usize = 2;
@@ -53,7 +56,11 @@ impl Round {
     pub(crate) async fn play(&self, postgres: &PrivatePostgres, kafka: &RealKafka) -> anyhow::Result<Played> {
         let name = format!("{}-{}", self.regime.name(), self.first);
         let relays = if self.regime == Regime::Killed { 2 } else { 1 };
-        let mut bed = Bed::open(postgres, kafka, &name, relays).await?;
+        let tune = |relay: Relay| match self.regime {
+            Regime::Narrow => relay.with("RELAY_BATCH_SIZE", NARROW),
+            _ => relay,
+        };
+        let mut bed = Bed::open_with(postgres, kafka, &name, relays, tune).await?;
         let (outbox, truth) = (bed.outbox.clone(), Arc::clone(&bed.truth));
         let (mut disturbances, mut standstills) = (0, Vec::new());
         let last = tokio::select! {
@@ -92,7 +99,7 @@ impl Round {
     async fn disturb(&self, bed: &mut Bed, count: &mut u64, standstills: &mut Vec<Standstill>) -> anyhow::Result<()> {
         let mut random = random_of(&format!("{} {}", self.regime.name(), self.first));
         match self.regime {
-            Regime::Quiet | Regime::Busy => pending().await,
+            Regime::Quiet | Regime::Busy | Regime::Narrow => pending().await,
             Regime::Stalled => stall_commits(bed, &mut random, count, standstills).await,
             Regime::Killed => loop {
                 sleep(Duration::from_millis(random.random_range(300..3_000))).await;
@@ -176,7 +183,9 @@ async fn create_entities(history: &History, outbox: &Outbox) -> anyhow::Result<(
 
 fn has_poison(history: &History) -> bool {
     let transactions = history.sessions.iter().flat_map(|session| &session.transactions);
-    transactions.flat_map(|transaction| &transaction.steps).any(|step| matches!(step, Step::Write { how: Write::Poison, .. }))
+    transactions
+        .flat_map(|transaction| &transaction.steps)
+        .any(|step| matches!(step, Step::Write { how: Write::Poison, .. }))
 }
 
 async fn until_dead(history: &History, outbox: &Outbox) {

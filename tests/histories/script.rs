@@ -13,6 +13,8 @@ pub(crate) enum Regime {
     Quiet,
     /// Many histories side by side and one relay.
     Busy,
+    /// As `Busy`, with claims of a few rows: limits cut transactions in pieces.
+    Narrow,
     /// As `Busy`, while commits hang for a moment because a synchronous standby is missing.
     Stalled,
     /// As `Busy`, with two relays that are killed again and again.
@@ -21,13 +23,14 @@ pub(crate) enum Regime {
 
 impl Regime {
     /// All regimes.
-    pub(crate) const ALL: [Self; 4] = [Self::Quiet, Self::Busy, Self::Stalled, Self::Killed];
+    pub(crate) const ALL: [Self; 5] = [Self::Quiet, Self::Busy, Self::Narrow, Self::Stalled, Self::Killed];
 
     /// The name, for databases, topics and reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Quiet => "quiet",
             Self::Busy => "busy",
+            Self::Narrow => "narrow",
             Self::Stalled => "stalled",
             Self::Killed => "killed",
         }

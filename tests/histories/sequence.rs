@@ -1,15 +1,19 @@
-//! Ids that go back under a running relay: a truncated outbox whose sequence starts again, and a sequence that was set back.
+//! Rows that become pending below the ids that a running relay has published: a truncated outbox whose sequence starts again, a
+//! sequence that was set back, a DEAD row that somebody sets PENDING.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::ensure;
 use libtest_mimic::Trial;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use crate::bed::{Bed, server};
 use crate::support::kafka::RealKafka;
 use crate::support::trials;
+use crate::truth::{Outcome, Written, now};
 
 /// More than the 5 s between two sweeps of a relay that misses the events: some of them are late for certain.
 const EVENTS: u32 = 32;
@@ -20,7 +24,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_kafka:
             events_after_a_truncate_that_restarts_the_ids_are_not_late,
             events_after_a_sequence_was_set_back_are_not_late,
-            events_after_a_truncate_that_restarts_the_ids_are_in_order;
+            events_after_a_truncate_that_restarts_the_ids_are_in_order,
+            dead_rows_that_somebody_sets_pending_are_not_late;
     }
 }
 
@@ -35,7 +40,7 @@ async fn events_after_a_sequence_was_set_back_are_not_late(kafka: Arc<RealKafka>
 
 async fn not_late_after(name: &str, sql: &str, kafka: &RealKafka) -> anyhow::Result<()> {
     let postgres = server().await?;
-    let bed = Bed::open(&postgres, kafka, name, 1).await?;
+    let bed = Bed::open(&postgres, kafka, name).await?;
     bed.outbox.execute("select setval(pg_get_serial_sequence('event_outbox', 'id'), 1000000)").await?;
     let mut writer = bed.outbox.connect().await?;
     for number in 0..50 {
@@ -56,7 +61,7 @@ async fn not_late_after(name: &str, sql: &str, kafka: &RealKafka) -> anyhow::Res
 /// The ids pass those of before the truncate while entities go on.
 async fn events_after_a_truncate_that_restarts_the_ids_are_in_order(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let postgres = server().await?;
-    let bed = Arc::new(Bed::open(&postgres, &kafka, "truncated-order", 1).await?);
+    let bed = Arc::new(Bed::open(&postgres, &kafka, "truncated-order").await?);
     write(&bed, 100).await?;
     bed.until_settled().await?;
     bed.outbox.execute("truncate event_outbox restart identity").await?;
@@ -86,4 +91,30 @@ async fn write(bed: &Arc<Bed>, events: usize) -> anyhow::Result<()> {
         writer??;
     }
     Ok(())
+}
+
+async fn dead_rows_that_somebody_sets_pending_are_not_late(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let postgres = server().await?;
+    let bed = Bed::open(&postgres, &kafka, "set-pending").await?;
+    let mut connection = bed.outbox.connect().await?;
+    let mut dead = Vec::new();
+    for number in 0..EVENTS {
+        let (entity, event) = (format!("dead{number}"), Uuid::new_v4());
+        let sql = "insert into event_outbox (event_id, entity_type, entity_id, event_type, payload, headers) \
+                   values ($1, 'order', $2, 'Poison', '{}', '{\"number\": 1}')";
+        sqlx::query(sql).bind(event).bind(&entity).execute(&mut connection).await?;
+        dead.push(Written { event, n: bed.truth.next(&entity), entity, poison: false });
+    }
+    bed.until_settled().await?;
+    for written in dead {
+        let sql = "update event_outbox set status = 'PENDING', headers = '{}' where event_id = $1 and status = 'DEAD'";
+        let updated = sqlx::query(sql).bind(written.event).execute(&mut connection).await?.rows_affected();
+        ensure!(updated == 1, "the row of {} is not DEAD", written.entity);
+        bed.truth.ended(vec![written], Outcome::Committed(now()));
+        sleep(BETWEEN).await;
+    }
+    let verdict = bed.close(&kafka, Some(Vec::new())).await?;
+    eprintln!("set-pending: {verdict}");
+    postgres.stop().await;
+    verdict.ensure_clean()
 }
