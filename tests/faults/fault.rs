@@ -179,6 +179,7 @@ async fn lock_row(stage: &mut Stage) -> anyhow::Result<()> {
     for member in &stage.crew {
         member.postgres.weather(Weather::Still(Way::Requests));
     }
+    stage.probe_if_quiet().await;
     let mut other = stage.outbox.connect().await?;
     let mut lock = other.begin().await?;
     let (id, entity) = lock_any_row(&mut lock).await;

@@ -1,4 +1,5 @@
-//! All faults at random, again and again, against servers of its own: `just soak --minutes 10`. The suite runs a small one.
+//! All faults at random, again and again, against servers of its own: `just soak --minutes 10`. The suite runs a small one. The load
+//! changes as well, from one transaction a minute to all that the servers take.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use crate::fault::Fault;
 use crate::seed::{seed, use_seed};
 use crate::stage::Stage;
 use crate::support::kafka::RealKafka;
+use crate::support::load::Pace;
 use crate::support::{Outbox, trials};
 
 /// Relays, besides those that join.
@@ -26,6 +28,9 @@ const CROWD: usize = 5;
 
 /// One in so many faults is one of a server.
 const SERVER_FAULT_IN: u32 = 15;
+
+/// The pace of the load changes before one in so many faults.
+const PACE_CHANGES_IN: u32 = 3;
 
 /// Every other fault is a SIGKILL: it is what the figure counts.
 const KILL_SHARE: f64 = 0.5;
@@ -44,10 +49,17 @@ enum ServerFault {
     CrashPostgres,
     RestartKafka,
     KillKafka,
+    /// Commits that are to wait for a standby wait, because there is none.
+    StallCommits,
 }
 
-const SERVER_FAULTS: [ServerFault; 4] =
-    [ServerFault::RestartPostgres, ServerFault::CrashPostgres, ServerFault::RestartKafka, ServerFault::KillKafka];
+const SERVER_FAULTS: [ServerFault; 5] = [
+    ServerFault::RestartPostgres,
+    ServerFault::CrashPostgres,
+    ServerFault::RestartKafka,
+    ServerFault::KillKafka,
+    ServerFault::StallCommits,
+];
 
 struct Servers {
     postgres: PrivatePostgres,
@@ -61,6 +73,7 @@ struct Figure {
     faults: u32,
     server_faults: u32,
     kills: u32,
+    paces: u32,
     report: Report,
 }
 
@@ -117,12 +130,18 @@ async fn soak(length: Length) -> anyhow::Result<Figure> {
     let mut servers = Servers { postgres: durable().await?, kafka };
     let outbox = Outbox::on(&servers.postgres, "soak").await?;
     let mut stage = Stage::open("soak", &outbox, &servers.kafka, RELAYS).await?;
-    let (mut faults, mut server_faults, mut kills) = (0, 0, 0);
+    let (mut faults, mut server_faults, mut kills, mut paces) = (0, 0, 0, 0);
     loop {
         match length {
             Length::Faults(count) if faults + server_faults >= count => break,
             Length::Time(time) if began.elapsed() >= time => break,
             _ => {}
+        }
+        if stage.random.random_ratio(1, PACE_CHANGES_IN) {
+            let pace = *Pace::ALL.choose(&mut stage.random).context("no pace")?;
+            tell(began, &pace);
+            stage.set_pace(pace);
+            paces += 1;
         }
         stage.moment().await;
         if stage.random.random_ratio(1, SERVER_FAULT_IN) {
@@ -144,7 +163,7 @@ async fn soak(length: Length) -> anyhow::Result<Figure> {
     }
     let lasted = began.elapsed();
     let report = stage.close(&servers.kafka).await?;
-    Ok(Figure { seed: seed(), lasted, faults, server_faults, kills, report })
+    Ok(Figure { seed: seed(), lasted, faults, server_faults, kills, paces, report })
 }
 
 fn any_fault(stage: &mut Stage) -> anyhow::Result<Fault> {
@@ -188,6 +207,14 @@ impl ServerFault {
                 stage.moment().await;
                 servers.kafka.start_again()?;
             }
+            Self::StallCommits => {
+                let stall = Duration::from_millis(stage.random.random_range(50..3_000));
+                stage.outbox.execute("alter system set synchronous_standby_names = 'missing'").await?;
+                stage.outbox.number("select pg_reload_conf()::int").await?;
+                tokio::time::sleep(stall).await;
+                stage.outbox.execute("alter system reset synchronous_standby_names").await?;
+                stage.outbox.number("select pg_reload_conf()::int").await?;
+            }
         }
         stage.until_moving().await
     }
@@ -201,6 +228,7 @@ impl fmt::Display for Figure {
         writeln!(f, "minutes          {:>10.1}", self.lasted.as_secs_f64() / 60.0)?;
         writeln!(f, "SIGKILLs         {:>10}", self.kills)?;
         writeln!(f, "other faults     {:>10}", self.faults - self.kills + self.server_faults)?;
+        writeln!(f, "changes of pace  {:>10}", self.paces)?;
         writeln!(f, "committed        {committed:>10}")?;
         writeln!(f, "published        {published:>10}")?;
         writeln!(f, "dead (poison)    {dead:>10}")?;

@@ -1,6 +1,7 @@
 //! A trial's run: relays behind proxies, an application that writes all the while, somebody who watches the rows, and the reckoning.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use outbox_relay::ledger::{Report, Rules};
@@ -12,15 +13,21 @@ use crate::proxy::{Catch, Spot};
 use crate::sampler::Sampler;
 use crate::seed::random_of;
 use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Plan};
+use crate::support::load::{Load, Pace, Plan};
 use crate::support::rough::POISON;
-use crate::support::{Outbox, Relay};
+use crate::support::{Outbox, Relay, SOON, eventually};
 
 /// Entities of the load.
 const ENTITIES: i64 = 320;
 
 /// Events between two faults.
 const BETWEEN_FAULTS: std::ops::Range<i64> = 40..240;
+
+/// Milliseconds between two faults where hardly anything commits.
+const BETWEEN_FAULTS_IN_QUIET: std::ops::Range<u64> = 200..3_000;
+
+/// The entity of events that the stage writes itself.
+const PROBE: &str = "probe";
 
 /// See the head of this file.
 pub(crate) struct Stage {
@@ -122,12 +129,34 @@ impl Stage {
 
     /// Lets the load go on for a random while.
     pub(crate) async fn moment(&mut self) {
+        if self.load.pace().is_quiet() {
+            let millis = self.random.random_range(BETWEEN_FAULTS_IN_QUIET);
+            return tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
         let events = self.random.random_range(BETWEEN_FAULTS);
         self.load.until_committed(self.load.committed() + events).await;
     }
 
+    /// Changes how much the application writes.
+    pub(crate) fn set_pace(&self, pace: Pace) {
+        self.load.set_pace(pace);
+    }
+
+    /// Writes an event where the application hardly writes any, so that there is one to wait for or to lock.
+    pub(crate) async fn probe_if_quiet(&self) -> bool {
+        let quiet = self.load.pace().is_quiet();
+        if quiet {
+            eventually("an event can be written", SOON * 2, || self.outbox.write(PROBE, 1, 1)).await;
+        }
+        quiet
+    }
+
     /// Until events that commit from now on are on the topic: the relays work.
     pub(crate) async fn until_moving(&self) -> anyhow::Result<()> {
+        if self.probe_if_quiet().await {
+            self.outbox.until_settled_of(PROBE).await;
+            return Ok(());
+        }
         let sql = "select count(*) from event_outbox where status = 'PUBLISHED'";
         let published = self.outbox.number(sql).await?;
         self.outbox.until_published(published + 1).await;

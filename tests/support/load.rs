@@ -3,10 +3,10 @@
 //! An entity is either one connection's own, written by plain inserts, or shared by all and written by `outbox_emit`. Either way
 //! the order of its ids is the order of its commits. One connection keeps its transactions open while the others commit hundreds.
 //!
-//! A rough load goes on, at a moderate rate, until it is told to end, and is what applications write at their worst (`rough`).
+//! A rough load goes on, at a pace that may change, until it is told to end, and is what applications write at their worst (`rough`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use outbox_relay::ledger::Rules;
@@ -34,8 +34,8 @@ const OUTLASTS: i64 = 300;
 /// And for how long at most: who waits for the table waits for it, and holds up the others.
 const OUTLASTS_FOR: Duration = Duration::from_secs(2);
 
-/// Milliseconds between two transactions of a connection under a rough load.
-const PAUSE: std::ops::Range<u64> = 10..60;
+/// A resting writer looks so often whether the pace has changed.
+const LOOKS_UP: Duration = Duration::from_millis(20);
 
 /// Whatever the machine does, no commit takes that long.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
@@ -63,19 +63,66 @@ impl Plan {
     }
 }
 
+/// How much a rough load writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// One connection, one transaction a minute.
+    OneAMinute,
+    /// One connection, one transaction a second, open for 2 s now and then: the newest transaction of the server is the open one.
+    OneASecond,
+    /// Two connections, about ten transactions a second.
+    Slow,
+    /// All connections, some hundred transactions a second.
+    Moderate,
+    /// All connections without a pause.
+    Saturated,
+}
+
+impl Pace {
+    /// All paces.
+    pub(crate) const ALL: [Self; 5] = [Self::OneAMinute, Self::OneASecond, Self::Slow, Self::Moderate, Self::Saturated];
+
+    /// True when nothing may commit for seconds: who waits for an event has to write one.
+    pub(crate) fn is_quiet(self) -> bool {
+        matches!(self, Self::OneAMinute | Self::OneASecond | Self::Slow)
+    }
+
+    /// Connections that write; the first one keeps its transactions open.
+    fn writers(self) -> i64 {
+        match self {
+            Self::OneAMinute | Self::OneASecond => 1,
+            Self::Slow => 2,
+            Self::Moderate | Self::Saturated => WRITERS,
+        }
+    }
+
+    /// The time between two transactions of a connection.
+    fn pause(self) -> std::ops::Range<Duration> {
+        let (shortest, longest) = match self {
+            Self::OneAMinute => (55_000, 65_000),
+            Self::OneASecond => (500, 1_500),
+            Self::Slow => (100, 300),
+            Self::Moderate => (10, 60),
+            Self::Saturated => (0, 1),
+        };
+        Duration::from_millis(shortest)..Duration::from_millis(longest)
+    }
+}
+
 /// A running load.
 #[derive(Debug)]
 pub(crate) struct Load {
     writers: JoinSet<anyhow::Result<(Vec<Uuid>, Vec<Uuid>)>>,
     committed_by_all: Arc<AtomicI64>,
     ends: Arc<AtomicBool>,
+    pace: Arc<Mutex<Pace>>,
     rough: bool,
 }
 
 impl Load {
     pub(crate) fn start(outbox: &Outbox, plan: Plan) -> Self {
         let (committed_by_all, ends) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
-        let mut writers = JoinSet::new();
+        let (mut writers, pace) = (JoinSet::new(), Arc::new(Mutex::new(Pace::Moderate)));
         for index in 0..WRITERS {
             let (outbox, committed_by_all, ends) = (outbox.clone(), Arc::clone(&committed_by_all), Arc::clone(&ends));
             let random = StdRng::seed_from_u64(plan.seed.wrapping_add(index as u64));
@@ -85,13 +132,24 @@ impl Load {
                 outbox,
                 committed_by_all,
                 ends,
+                pace: Arc::clone(&pace),
                 random,
                 committed: Vec::new(),
                 rolled_back: Vec::new(),
             };
             writers.spawn(async move { writer.run().await.map(|()| (writer.committed, writer.rolled_back)) });
         }
-        Self { writers, committed_by_all, ends, rough: plan.rough }
+        Self { writers, committed_by_all, ends, pace, rough: plan.rough }
+    }
+
+    /// The pace of a rough load.
+    pub(crate) fn pace(&self) -> Pace {
+        *self.pace.lock().expect("the pace")
+    }
+
+    /// Changes the pace of a rough load.
+    pub(crate) fn set_pace(&self, pace: Pace) {
+        *self.pace.lock().expect("the pace") = pace;
     }
 
     /// Events committed so far.
@@ -148,6 +206,7 @@ struct Writer {
     outbox: Outbox,
     committed_by_all: Arc<AtomicI64>,
     ends: Arc<AtomicBool>,
+    pace: Arc<Mutex<Pace>>,
     random: StdRng,
     committed: Vec<Uuid>,
     rolled_back: Vec<Uuid>,
@@ -158,6 +217,10 @@ impl Writer {
         let share = (self.plan.events / WRITERS) as usize;
         let mut connection = None;
         while self.committed.len() < share && !self.ends.load(Ordering::Relaxed) {
+            if self.plan.rough && self.index >= self.pace().writers() {
+                tokio::time::sleep(LOOKS_UP).await;
+                continue;
+            }
             let open = match connection.take() {
                 Some(open) => open,
                 // Postgres may be away: it comes back.
@@ -176,10 +239,28 @@ impl Writer {
                 Err(error) => return Err(error),
             };
             if self.plan.rough {
-                tokio::time::sleep(Duration::from_millis(self.random.random_range(PAUSE))).await;
+                self.rest().await;
             }
         }
         Ok(())
+    }
+
+    fn pace(&self) -> Pace {
+        *self.pace.lock().expect("the pace")
+    }
+
+    /// Pauses as the pace asks; a change of the pace counts at once.
+    async fn rest(&mut self) {
+        let (began, share) = (Instant::now(), self.random.random::<f64>());
+        while !self.ends.load(Ordering::Relaxed) {
+            let pause = self.pace().pause();
+            let pause = pause.start + (pause.end - pause.start).mul_f64(share);
+            let left = pause.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(LOOKS_UP)).await;
+        }
     }
 
     async fn transaction(&mut self, mut connection: PgConnection) -> anyhow::Result<PgConnection> {
@@ -217,7 +298,9 @@ impl Writer {
 
     /// `s...` and `hot` are shared; the others belong to one writer each.
     fn entity(&mut self, shared: bool) -> String {
-        let number = self.random.random_range(0..self.plan.entities / WRITERS);
+        // Few events and still one after the other of an entity: nothing else shows whether they are in order.
+        let entities = if self.pace().is_quiet() { 1 } else { self.plan.entities / WRITERS };
+        let number = self.random.random_range(0..entities);
         if shared && self.plan.rough && self.random.random_bool(0.5) {
             return "hot".to_owned();
         }
