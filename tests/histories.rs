@@ -6,7 +6,8 @@
 //! - `truth`: what the sessions know, compared with table, topic and times of append; `pulse`: when nothing could move.
 //! - `bed`: a database, a topic and relays; `round`: many histories on one bed.
 //! - `random`: a few histories of each regime; `command`: `just histories --minutes N --seed S`.
-//! - `quiet`: the newest transaction of a quiet server is open; `sequence`: ids that go back.
+//! - `quiet`: the newest transaction of a quiet server is open; `sequence`: rows that become pending below ids already published;
+//!   `locked`: a row that another session locks.
 
 #[expect(dead_code, unused_imports, reason = "shared with the other suites, which use the rest")]
 mod support;
@@ -17,6 +18,8 @@ mod bed;
 mod command;
 #[path = "histories/generate.rs"]
 mod generate;
+#[path = "histories/locked.rs"]
+mod locked;
 #[path = "histories/meddler.rs"]
 mod meddler;
 #[path = "histories/player.rs"]
@@ -48,7 +51,7 @@ fn main() -> ExitCode {
     if let Some(code) = command::run(&arguments) {
         return code;
     }
-    let trials = [quiet::trials(), sequence::trials(), random::trials()];
+    let trials = [quiet::trials(), sequence::trials(), locked::trials(), random::trials()];
     let mut arguments = Arguments::from_args();
     // Delays are judged: more trials at a time would only measure each other.
     arguments.test_threads.get_or_insert(2);
