@@ -14,6 +14,8 @@ mod crew;
 mod database;
 #[path = "faults/exactly_once.rs"]
 mod exactly_once;
+#[path = "faults/failover.rs"]
+mod failover;
 #[path = "faults/fault.rs"]
 mod fault;
 #[path = "faults/fencing.rs"]
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         fencing::trials(),
         exactly_once::trials(),
         volume::trials(),
+        failover::trials(),
         soak::trials(),
     ];
     let mut arguments = Arguments::from_args();

@@ -10,6 +10,8 @@
 //! - `outbox`: a test's events, from the insert to the record.
 //! - `load`: an application under load; `rough`: what it writes at its worst.
 //! - `book`: what the application did against table and topic, by the ledger.
+//! - `failover`: a server with a standby behind one address; `front`: that address.
+//! - `process`: CPU time and memory of a process.
 //! - `murmur2`: where Java would put a key.
 //! - `pgbouncer`: a pooler before a database.
 //! - `eventually`: waiting without sleeping.
@@ -22,6 +24,10 @@ pub(crate) mod book;
 mod database;
 #[path = "support/eventually.rs"]
 mod eventually;
+#[path = "support/failover.rs"]
+pub(crate) mod failover;
+#[path = "support/front.rs"]
+mod front;
 #[path = "support/kafka.rs"]
 pub(crate) mod kafka;
 #[path = "support/languages.rs"]
@@ -34,6 +40,8 @@ pub(crate) mod murmur2;
 pub(crate) mod outbox;
 #[path = "support/pgbouncer.rs"]
 pub(crate) mod pgbouncer;
+#[path = "support/process.rs"]
+pub(crate) mod process;
 #[path = "support/relay.rs"]
 pub(crate) mod relay;
 #[path = "support/rough.rs"]
@@ -48,4 +56,4 @@ pub(crate) use eventually::{SOON, eventually};
 pub(crate) use outbox::{Outbox, PARTITIONS};
 pub(crate) use relay::{Relay, RelayProcess};
 pub(crate) use shared::{migrate_template_with, options_for_tests};
-pub(crate) use trial::{Missing, Skip, alone, run, trials, with_both, with_kafka, with_postgres};
+pub(crate) use trial::{Missing, Skip, alone, long, run, trials, with_both, with_kafka, with_postgres};

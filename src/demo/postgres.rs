@@ -4,6 +4,7 @@
 //! [`PrivatePostgres::kill`]), from where [`PrivatePostgres::start_again`] brings it back on the same port. Dropping it in either state
 //! removes everything.
 
+mod copy;
 mod initdb;
 
 use std::io;
@@ -74,6 +75,9 @@ pub enum PostgresError {
     /// `initdb` refused.
     #[error("initdb failed:\n{0}")]
     Initdb(String),
+    /// `pg_basebackup` refused.
+    #[error("the server cannot be copied:\n{0}")]
+    Copy(String),
     /// The server ended while it was starting.
     #[error("the private Postgres server ended while it started; its log ends with:\n{log}")]
     Ended {
@@ -114,6 +118,17 @@ impl PrivatePostgres {
         let binaries = ServerBinaries::find(&options.binaries, user.as_ref(), directory.path()).await?;
         let password = SecretString::from(random_password());
         initdb::run(&binaries, directory.path(), user.as_ref(), &password).await?;
+        Self::start_in(directory, user, binaries, options, password).await
+    }
+
+    /// Starts the server on the data in the directory and waits until it accepts connections.
+    async fn start_in(
+        directory: TetheredDirectory,
+        user: Option<ServerUser>,
+        binaries: ServerBinaries,
+        options: PostgresOptions,
+        password: SecretString,
+    ) -> Result<Self, PostgresError> {
         let port = free_port()?;
         let server = Tether::start(&command(&binaries, &directory, &options, port, user.as_ref()))?;
         let mut postgres = Self { server, directory, user, binaries, options, port, password };

@@ -58,6 +58,25 @@ impl Outbox {
         Ok(Self { options: postgres.connect_options(database), url, topic: topic.to_owned() })
     }
 
+    /// In a server of the test's own, reached at another port of 127.0.0.1; migrates it.
+    pub(crate) async fn behind(postgres: &PrivatePostgres, port: u16, topic: &str) -> anyhow::Result<Self> {
+        let outbox = Self::on(postgres, topic).await?;
+        let (own, other) = (format!("@127.0.0.1:{}/", postgres.port()), format!("@127.0.0.1:{port}/"));
+        Ok(Self { url: outbox.url.replace(&own, &other), options: outbox.options.port(port), topic: outbox.topic })
+    }
+
+    /// In a server of the test's own that holds a migrated outbox already.
+    pub(crate) fn found_on(postgres: &PrivatePostgres, topic: &str) -> Self {
+        Self { options: postgres.connect_options("postgres"), url: postgres.url("postgres"), topic: topic.to_owned() }
+    }
+
+    /// In any database; migrates it.
+    pub(crate) async fn in_database(postgres: &TestDatabase, name: &str, topic: &str) -> anyhow::Result<Self> {
+        let url = postgres.url().replace(&format!("/{}?", postgres.name()), &format!("/{name}?"));
+        migrate(url.clone()).await?;
+        Ok(Self { options: postgres.connect_options().database(name), url, topic: topic.to_owned() })
+    }
+
     /// The same outbox, seen by another topic that some of its events go to.
     pub(crate) fn seen_by(&self, topic: &str) -> Self {
         Self { topic: topic.to_owned(), ..self.clone() }

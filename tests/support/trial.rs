@@ -84,6 +84,11 @@ where
     })
 }
 
+/// Leaves the trials out of a plain run: `-- --include-ignored <trial>` runs them.
+pub(crate) fn long(trials: Vec<Trial>) -> Vec<Trial> {
+    trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect()
+}
+
 /// Runs the trials, stops the shared servers and says what was skipped.
 pub(crate) fn run(mut arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
     arguments.test_threads.get_or_insert(THREADS);

@@ -1,0 +1,254 @@
+//! A Postgres that goes back in time: a failover to a standby that lacks the last commits, a crash that loses them, a restore, an upgrade.
+//!
+//! Rows that come after draw the same ids again as rows that were published and lost. Every row that is in the table at the end must be on
+//! the topic, in order; records of lost rows are on the topic too, and belong to no row.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use outbox_relay::demo::{PostgresOptions, PrivatePostgres};
+use outbox_relay::ledger::Rules;
+
+use crate::seed::size;
+use crate::support::book::Book;
+use crate::support::failover::FailoverPair;
+use crate::support::kafka::RealKafka;
+use crate::support::{Missing, Outbox, Relay, options_for_tests, trials};
+
+/// How often a trial loses the last commits.
+const LOSSES: &str = "OUTBOX_RELAY_TEST_LOSSES";
+const LOSSES_BY_DEFAULT: u64 = 2;
+
+/// Events that stay, that are lost, and that come after. A server draws up to 32 ids fewer than it has logged, so more are lost than come after.
+const BEFORE: i64 = 60;
+const LOST: i64 = 200;
+const AFTER: i64 = 60;
+
+/// Entities of the events.
+const ENTITIES: i64 = 20;
+
+const AT_LEAST_ONCE: &str = "at_least_once";
+const EXACTLY_ONCE: &str = "exactly_once";
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_kafka:
+            events_after_a_failover_that_lost_the_last_commits_are_published,
+            events_after_a_failover_that_lost_the_last_commits_are_published_exactly_once,
+            events_after_a_crash_that_lost_the_last_commits_are_published,
+            events_after_a_crash_that_lost_the_last_commits_are_published_exactly_once,
+            a_dump_restored_into_another_cluster_is_published,
+            a_dump_restored_into_another_cluster_is_published_exactly_once,
+            a_dump_older_than_the_last_events_is_published,
+            a_dump_older_than_the_last_events_is_published_exactly_once,
+            an_outbox_moved_by_pg_upgrade_is_published,
+            an_outbox_moved_by_pg_upgrade_is_published_exactly_once;
+    }
+}
+
+fn relay(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> Relay {
+    outbox.relay(kafka).with("RELAY_DELIVERY", delivery)
+}
+
+/// Fails unless every row is on the topic, in order. Counts what lost rows have left there, and asserts nothing about it.
+async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<()> {
+    outbox.until_settled().await;
+    let report = Book::new(Rules { duplicates_allowed: None, pending_allowed: false }).judge(outbox, kafka).await?;
+    eprintln!(
+        "{}: {} rows, {} missing, {} inverted, {} duplicates, {} records of lost rows",
+        outbox.topic, report.committed, report.missing, report.inversions, report.duplicates, report.unknown
+    );
+    let broken = report.missing + report.inversions + report.mismatched + report.unpublished + report.dead;
+    ensure!(broken == 0, "{report}");
+    Ok(())
+}
+
+/// Fails unless new events draw ids that lost ones had, which is what the trials here are about.
+async fn write_over_lost_ids(outbox: &Outbox, last_lost: i64) -> anyhow::Result<()> {
+    outbox.write_backlog(AFTER, ENTITIES).await?;
+    let drawn_again =
+        outbox.number(&format!("select count(*) from event_outbox where id > {}", last_lost - LOST)).await?
+            - outbox.number(&format!("select count(*) from event_outbox where id > {last_lost}")).await?;
+    ensure!(drawn_again > 0, "no id was drawn again");
+    Ok(())
+}
+
+async fn last_id(outbox: &Outbox) -> anyhow::Result<i64> {
+    outbox.number("select max(id) from event_outbox").await
+}
+
+async fn events_after_a_failover_that_lost_the_last_commits_are_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_failovers("failover", AT_LEAST_ONCE, &kafka).await
+}
+
+async fn events_after_a_failover_that_lost_the_last_commits_are_published_exactly_once(
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    after_failovers("failover-exactly-once", EXACTLY_ONCE, &kafka).await
+}
+
+async fn after_failovers(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::Result<()> {
+    let mut pair = FailoverPair::start().await?;
+    let outbox = pair.outbox(topic).await?;
+    outbox.create_topic(kafka).await?;
+    let _relay = relay(&outbox, kafka, delivery).start_ready(topic).await?;
+    for _ in 0..size(LOSSES, LOSSES_BY_DEFAULT) {
+        outbox.write_backlog(BEFORE, ENTITIES).await?;
+        outbox.until_settled().await;
+        pair.cut_replication_when_caught_up().await?;
+        outbox.write_backlog(LOST, ENTITIES).await?;
+        outbox.until_settled().await;
+        let last_lost = last_id(&outbox).await?;
+        pair.fail_over().await?;
+        write_over_lost_ids(&outbox, last_lost).await?;
+        every_row_is_published_in_order(&outbox, kafka).await?;
+    }
+    Ok(())
+}
+
+async fn events_after_a_crash_that_lost_the_last_commits_are_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_crashes("lost-tail", AT_LEAST_ONCE, &kafka).await
+}
+
+async fn events_after_a_crash_that_lost_the_last_commits_are_published_exactly_once(
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    after_crashes("lost-tail-exactly-once", EXACTLY_ONCE, &kafka).await
+}
+
+/// All commits are asynchronous, and the process that writes the WAL is frozen: an immediate stop loses what it has not written.
+async fn after_crashes(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::Result<()> {
+    let mut options = options_for_tests();
+    options.settings.push(("synchronous_commit".to_owned(), "off".to_owned()));
+    options.settings.push(("wal_buffers".to_owned(), "16MB".to_owned()));
+    options.settings.push(("autovacuum".to_owned(), "off".to_owned()));
+    let mut postgres = PrivatePostgres::start(PostgresOptions { durable: true, ..options }).await?;
+    let outbox = Outbox::on(&postgres, topic).await?;
+    outbox.create_topic(kafka).await?;
+    let _relay = relay(&outbox, kafka, delivery).start_ready(topic).await?;
+    for _ in 0..size(LOSSES, LOSSES_BY_DEFAULT) {
+        outbox.write_backlog(BEFORE, ENTITIES).await?;
+        outbox.until_settled().await;
+        // A synchronous commit writes all WAL before it.
+        outbox
+            .execute(
+                "set synchronous_commit = on; create table if not exists flush (n int); insert into flush values (1)",
+            )
+            .await?;
+        let writer = "select pid from pg_stat_activity where backend_type = 'walwriter'";
+        let writer = Pid::from_raw(i32::try_from(outbox.number(writer).await?)?);
+        kill(writer, Signal::SIGSTOP)?;
+        outbox.write_backlog(LOST, ENTITIES).await?;
+        outbox.until_settled().await;
+        let last_lost = last_id(&outbox).await?;
+        postgres.stop_hard().await;
+        postgres.start_again().await?;
+        ensure!(last_id(&outbox).await? < last_lost, "the last commits were not lost");
+        write_over_lost_ids(&outbox, last_lost).await?;
+        every_row_is_published_in_order(&outbox, kafka).await?;
+    }
+    Ok(())
+}
+
+async fn a_dump_restored_into_another_cluster_is_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_a_restore("restore", AT_LEAST_ONCE, 0, &kafka).await
+}
+
+async fn a_dump_restored_into_another_cluster_is_published_exactly_once(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_a_restore("restore-exactly-once", EXACTLY_ONCE, 0, &kafka).await
+}
+
+async fn a_dump_older_than_the_last_events_is_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_a_restore("old-restore", AT_LEAST_ONCE, LOST, &kafka).await
+}
+
+async fn a_dump_older_than_the_last_events_is_published_exactly_once(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_a_restore("old-restore-exactly-once", EXACTLY_ONCE, LOST, &kafka).await
+}
+
+/// Dumps an outbox with published and pending rows while no relay runs. `lost` events are written and published after the dump.
+async fn after_a_restore(topic: &str, delivery: &str, lost: i64, kafka: &RealKafka) -> anyhow::Result<()> {
+    let old = PrivatePostgres::start(options_for_tests()).await?;
+    needs(&old, &["pg_dump", "pg_restore"])?;
+    let outbox = Outbox::on(&old, topic).await?;
+    outbox.create_topic(kafka).await?;
+    publish_some_and_leave_some(&outbox, kafka, delivery).await?;
+    let dump = old.directory().join("dump");
+    run(&old, "pg_dump", &["-Fc", "-f", path(&dump)?, "postgres"]).await?;
+    if lost > 0 {
+        let relay = relay(&outbox, kafka, delivery).start_ready("after the dump").await?;
+        outbox.write_backlog(lost, ENTITIES).await?;
+        outbox.until_settled().await;
+        ensure!(relay.stop().await? == Some(0));
+    }
+    let new = old.empty_twin().await?;
+    run(&new, "pg_restore", &["--exit-on-error", "-d", "postgres", path(&dump)?]).await?;
+    goes_on(&Outbox::found_on(&new, topic), kafka, delivery).await
+}
+
+async fn an_outbox_moved_by_pg_upgrade_is_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_an_upgrade("upgrade", AT_LEAST_ONCE, &kafka).await
+}
+
+async fn an_outbox_moved_by_pg_upgrade_is_published_exactly_once(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_an_upgrade("upgrade-exactly-once", EXACTLY_ONCE, &kafka).await
+}
+
+/// To the same major version: the new cluster has another system identifier, as after any upgrade.
+async fn after_an_upgrade(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::Result<()> {
+    let mut old = PrivatePostgres::start(options_for_tests()).await?;
+    needs(&old, &["pg_upgrade", "pg_dump", "pg_restore", "pg_resetwal"])?;
+    let outbox = Outbox::on(&old, topic).await?;
+    outbox.create_topic(kafka).await?;
+    publish_some_and_leave_some(&outbox, kafka, delivery).await?;
+    let mut new = old.empty_twin().await?;
+    old.shut_down().await;
+    new.shut_down().await;
+    let (programs, from, to) = (path(old.programs())?, old.data_directory(), new.data_directory());
+    let ports = [old.port().to_string(), new.port().to_string()];
+    let arguments =
+        ["-b", programs, "-B", programs, "-d", path(&from)?, "-D", path(&to)?, "-p", &ports[0], "-P", &ports[1]];
+    run(&new, "pg_upgrade", &arguments).await?;
+    new.start_again().await?;
+    goes_on(&Outbox::found_on(&new, topic), kafka, delivery).await
+}
+
+async fn publish_some_and_leave_some(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
+    let relay = relay(outbox, kafka, delivery).start_ready("before").await?;
+    outbox.write_backlog(BEFORE, ENTITIES).await?;
+    outbox.until_settled().await;
+    ensure!(relay.stop().await? == Some(0));
+    outbox.write_backlog(BEFORE, ENTITIES).await
+}
+
+/// What was pending is published, and then what is new.
+async fn goes_on(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
+    let relay = relay(outbox, kafka, delivery).start_ready("after").await?;
+    outbox.write_backlog(AFTER, ENTITIES).await?;
+    every_row_is_published_in_order(outbox, kafka).await?;
+    outbox.write_backlog(AFTER, ENTITIES).await?;
+    every_row_is_published_in_order(outbox, kafka).await?;
+    ensure!(relay.stop().await? == Some(0));
+    Ok(())
+}
+
+fn needs(postgres: &PrivatePostgres, programs: &[&str]) -> anyhow::Result<()> {
+    match programs.iter().find(|program| !postgres.has_program(program)) {
+        Some(program) => Err(Missing(format!("these Postgres binaries have no {program}")).into()),
+        None => Ok(()),
+    }
+}
+
+async fn run(postgres: &PrivatePostgres, program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    let output = postgres.client_program(program, arguments).await.context(program.to_owned())?;
+    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{program}: {}\n{said}\n{error}", output.status);
+    Ok(())
+}
+
+fn path(path: &std::path::Path) -> anyhow::Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
+}
