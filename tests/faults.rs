@@ -20,8 +20,16 @@ mod failover;
 mod fault;
 #[path = "faults/fencing.rs"]
 mod fencing;
+#[path = "faults/hostile_rows.rs"]
+mod hostile_rows;
+#[path = "faults/locks.rs"]
+mod locks;
+#[path = "faults/many_topics.rs"]
+mod many_topics;
 #[path = "faults/proxy.rs"]
 mod proxy;
+#[path = "faults/refused_marks.rs"]
+mod refused_marks;
 #[path = "faults/relays.rs"]
 mod relays;
 #[path = "faults/sampler.rs"]
@@ -32,6 +40,10 @@ mod seed;
 mod soak;
 #[path = "faults/stage.rs"]
 mod stage;
+#[path = "faults/table_shapes.rs"]
+mod table_shapes;
+#[path = "faults/takeover.rs"]
+mod takeover;
 #[path = "faults/volume.rs"]
 mod volume;
 
@@ -53,6 +65,12 @@ fn main() -> ExitCode {
         exactly_once::trials(),
         volume::trials(),
         failover::trials(),
+        takeover::trials(),
+        locks::trials(),
+        refused_marks::trials(),
+        hostile_rows::trials(),
+        many_topics::trials(),
+        table_shapes::trials(),
         soak::trials(),
     ];
     let mut arguments = Arguments::from_args();

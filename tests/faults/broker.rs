@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
@@ -24,6 +25,13 @@ use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, 
 const DOWN: &str = "OUTBOX_RELAY_TEST_DOWN_EVENTS";
 const DOWN_BY_DEFAULT: u64 = 1_000;
 
+/// Events that are on their way when the broker pauses, and how long it pauses.
+const PAUSED_BACKLOG: i64 = 30_000;
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// A tenth of one default batch.
+const DUPLICATES_OF_PAUSES: u64 = 200;
+
 const TOPIC_HELD: &str = "topic cannot be written: its events are held";
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -40,6 +48,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_broker_that_restarts,
             a_broker_that_is_killed_and_down_for_a_while,
             a_broker_that_is_frozen,
+            a_broker_that_pauses_for_seconds_under_load_causes_few_duplicates,
             a_broker_that_refuses_the_password_and_then_the_topic;
     }
 }
@@ -320,4 +329,26 @@ fn replace(kafka: &RealKafka, from: &str, to: &str) -> anyhow::Result<()> {
     let text = fs::read_to_string(&properties)?;
     ensure!(text.contains(from), "{from} is not in the broker's properties");
     Ok(fs::write(&properties, text.replace(from, to))?)
+}
+
+/// Backlogs are on their way when the broker pauses, for much less than a batch may wait: no batch is dropped and sent again.
+async fn a_broker_that_pauses_for_seconds_under_load_causes_few_duplicates(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let mut kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let _relay = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "30s").start_ready("pauses").await?;
+    for _ in 0..3 {
+        let published = outbox.number("select count(*) from event_outbox where status = 'PUBLISHED'").await?;
+        outbox.write_backlog(PAUSED_BACKLOG, 500).await?;
+        outbox.until_published(published + PAUSED_BACKLOG / 10).await;
+        kafka.signal(Signal::SIGSTOP)?;
+        tokio::time::sleep(PAUSE).await;
+        kafka.signal(Signal::SIGCONT)?;
+        outbox.until_settled().await;
+    }
+    outbox.all_published().await?;
+    let rules = Rules { duplicates_allowed: Some(DUPLICATES_OF_PAUSES), pending_allowed: false };
+    outbox.reconcile(&kafka, rules).await
 }

@@ -51,13 +51,22 @@ impl FailoverPair {
         Ok(())
     }
 
-    /// Kills the primary, promotes the standby, and moves the address to it. A new standby follows the new primary.
-    pub(crate) async fn fail_over(&mut self) -> anyhow::Result<()> {
+    /// Kills the primary and promotes the standby. The address leads nowhere until it is moved.
+    pub(crate) async fn promote(&mut self) -> anyhow::Result<()> {
         self.primary.kill().await;
         let mut standby = self.standby.connect("postgres").await?;
         let promoted: bool = sqlx::query_scalar("select pg_promote()").fetch_one(&mut standby).await?;
         ensure!(promoted, "the standby was not promoted");
-        standby.close().await?;
+        Ok(standby.close().await?)
+    }
+
+    /// The outbox on the promoted server, before the address is moved.
+    pub(crate) fn promoted_outbox(&self, topic: &str) -> Outbox {
+        Outbox::found_on(&self.standby, topic)
+    }
+
+    /// Moves the address to the promoted server, which becomes the primary and gets a new standby.
+    pub(crate) async fn move_address(&mut self) -> anyhow::Result<()> {
         self.front.move_to(self.standby.port());
         let next = self.standby.standby().await?;
         self.primary = std::mem::replace(&mut self.standby, next);

@@ -1,0 +1,86 @@
+//! A row that another session has locked: only its entity waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+use outbox_relay::ledger::Rules;
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+use crate::seed::size;
+use crate::support::kafka::RealKafka;
+use crate::support::process::cpu_time;
+use crate::support::{Outbox, SOON, TestDatabase, eventually, trials};
+
+/// Events of other entities behind the locked row.
+const BEHIND: &str = "OUTBOX_RELAY_TEST_BEHIND_A_LOCK";
+const BEHIND_BY_DEFAULT: u64 = 100_000;
+
+/// How long the relay is observed while nothing but the locked entity waits, and the CPU time that this may cost: a fifth of a core.
+const OBSERVED: Duration = Duration::from_secs(5);
+const CPU_ALLOWED: Duration = Duration::from_secs(1);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            a_locked_row_keeps_only_its_own_entity_waiting,
+            a_row_under_an_open_foreign_key_insert_keeps_only_its_own_entity_waiting;
+    }
+}
+
+async fn a_locked_row_keeps_only_its_own_entity_waiting(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    only_its_entity_waits(&database, &kafka, "select from event_outbox order by id limit 1 for update").await
+}
+
+async fn a_row_under_an_open_foreign_key_insert_keeps_only_its_own_entity_waiting(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    Outbox::of(&database).execute("create table delivery_note (event bigint references event_outbox (id))").await?;
+    only_its_entity_waits(&database, &kafka, "insert into delivery_note select min(id) from event_outbox").await
+}
+
+async fn only_its_entity_waits(database: &TestDatabase, kafka: &RealKafka, lock: &str) -> anyhow::Result<()> {
+    let outbox = Outbox::of(database);
+    outbox.create_topic(kafka).await?;
+    outbox.write("locked", 1, 3).await?;
+    outbox.write_backlog(size(BEHIND, BEHIND_BY_DEFAULT) as i64, 500).await?;
+    outbox.write("locked", 4, 2).await?;
+    let mut other = outbox.connect().await?;
+    let mut transaction = other.begin().await?;
+    transaction.execute(AssertSqlSafe(lock.to_owned())).await?;
+
+    let relay = outbox.relay(kafka).start_ready("locks").await?;
+    until_only_the_locked_entity_waits(&outbox).await;
+    let waiting = outbox.fates_of("locked").await?;
+    ensure!(waiting.iter().all(|fate| fate.status == "PENDING" && fate.attempts == 0), "{waiting:?}");
+    let before = cpu_time(relay.pid())?;
+    tokio::time::sleep(OBSERVED).await;
+    let used = cpu_time(relay.pid())? - before;
+    eprintln!("{used:?} of CPU in {OBSERVED:?} while one row is locked");
+    ensure!(used < CPU_ALLOWED, "{used:?} of CPU in {OBSERVED:?} while nothing but a locked entity waits");
+    outbox.write("other", 1, 5).await?;
+    outbox.until_settled_of("other").await;
+
+    transaction.rollback().await?;
+    outbox.until_settled().await;
+    outbox.all_published().await?;
+    let numbers = outbox.published_numbers(kafka).await?;
+    ensure!(numbers["locked"] == [1, 2, 3, 4, 5], "{:?}", numbers["locked"]);
+    outbox.reconcile(kafka, Rules { duplicates_allowed: Some(0), pending_allowed: false }).await
+}
+
+async fn until_only_the_locked_entity_waits(outbox: &Outbox) {
+    let others = "select count(*) from event_outbox where status = 'PENDING' and entity_id <> 'locked'";
+    eventually("only the locked entity waits; the number that do", SOON * 2, || async {
+        match outbox.number(others).await {
+            Ok(0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
