@@ -27,8 +27,9 @@ const BEFORE: i64 = 60;
 const LOST: i64 = 200;
 const AFTER: i64 = 60;
 
-/// Entities of the events.
+/// Entities of the events. With one, the rows that draw lost ids are of the same lane as the lost rows were.
 const ENTITIES: i64 = 20;
+const FEW_AND_MANY: [i64; 2] = [1, ENTITIES];
 
 const AT_LEAST_ONCE: &str = "at_least_once";
 const EXACTLY_ONCE: &str = "exactly_once";
@@ -66,8 +67,8 @@ async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &RealKafka) -> 
 }
 
 /// Fails unless new events draw ids that lost ones had, which is what the trials here are about.
-async fn write_over_lost_ids(outbox: &Outbox, last_lost: i64) -> anyhow::Result<()> {
-    outbox.write_backlog(AFTER, ENTITIES).await?;
+async fn write_over_lost_ids(outbox: &Outbox, last_lost: i64, entities: i64) -> anyhow::Result<()> {
+    outbox.write_backlog(AFTER, entities).await?;
     let drawn_again =
         outbox.number(&format!("select count(*) from event_outbox where id > {}", last_lost - LOST)).await?
             - outbox.number(&format!("select count(*) from event_outbox where id > {last_lost}")).await?;
@@ -94,18 +95,18 @@ async fn after_failovers(topic: &str, delivery: &str, kafka: &RealKafka) -> anyh
     let outbox = pair.outbox(topic).await?;
     outbox.create_topic(kafka).await?;
     let _relay = relay(&outbox, kafka, delivery).start_ready(topic).await?;
-    for _ in 0..size(LOSSES, LOSSES_BY_DEFAULT) {
-        outbox.write_backlog(BEFORE, ENTITIES).await?;
+    for entities in FEW_AND_MANY.into_iter().cycle().take(size(LOSSES, LOSSES_BY_DEFAULT) as usize) {
+        outbox.write_backlog(BEFORE, entities).await?;
         outbox.until_settled().await;
         pair.cut_replication_when_caught_up().await?;
-        outbox.write_backlog(LOST, ENTITIES).await?;
+        outbox.write_backlog(LOST, entities).await?;
         outbox.until_settled().await;
         let last_lost = last_id(&outbox).await?;
         pair.promote().await?;
         // The application is back before the relay is, and goes on after.
-        write_over_lost_ids(&pair.promoted_outbox(topic), last_lost).await?;
+        write_over_lost_ids(&pair.promoted_outbox(topic), last_lost, entities).await?;
         pair.move_address().await?;
-        outbox.write_backlog(AFTER, ENTITIES).await?;
+        outbox.write_backlog(AFTER, entities).await?;
         every_row_is_published_in_order(&outbox, kafka).await?;
     }
     Ok(())
@@ -124,8 +125,8 @@ async fn events_after_a_crash_that_lost_the_last_commits_are_published(kafka: Ar
     let outbox = Outbox::on(&postgres, topic).await?;
     outbox.create_topic(&kafka).await?;
     let _relay = relay(&outbox, &kafka, AT_LEAST_ONCE).start_ready(topic).await?;
-    for _ in 0..size(LOSSES, LOSSES_BY_DEFAULT) {
-        outbox.write_backlog(BEFORE, ENTITIES).await?;
+    for entities in FEW_AND_MANY.into_iter().cycle().take(size(LOSSES, LOSSES_BY_DEFAULT) as usize) {
+        outbox.write_backlog(BEFORE, entities).await?;
         outbox.until_settled().await;
         // A synchronous commit writes all WAL before it.
         outbox
@@ -136,13 +137,13 @@ async fn events_after_a_crash_that_lost_the_last_commits_are_published(kafka: Ar
         let writer = "select pid from pg_stat_activity where backend_type = 'walwriter'";
         let writer = Pid::from_raw(i32::try_from(outbox.number(writer).await?)?);
         kill(writer, Signal::SIGSTOP)?;
-        outbox.write_backlog(LOST, ENTITIES).await?;
+        outbox.write_backlog(LOST, entities).await?;
         outbox.until_settled().await;
         let last_lost = last_id(&outbox).await?;
         postgres.stop_hard().await;
         postgres.start_again().await?;
         ensure!(last_id(&outbox).await? < last_lost, "the last commits were not lost");
-        write_over_lost_ids(&outbox, last_lost).await?;
+        write_over_lost_ids(&outbox, last_lost, entities).await?;
         every_row_is_published_in_order(&outbox, &kafka).await?;
     }
     Ok(())

@@ -8,9 +8,9 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use outbox_relay::ledger::Rules;
 
-use crate::proxy::{Protocol, Proxy, Weather};
+use crate::proxy::{Protocol, Proxy, Weather, port_of};
 use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, SOON, TestDatabase, eventually, trials};
+use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
 
 /// Rows of a claim that takes long to send, and bytes of each.
 const LARGE_ROWS: i64 = 80;
@@ -38,12 +38,11 @@ async fn a_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes(
     let outbox = Outbox::of(&database);
     outbox.create_topic(&kafka).await?;
     let proxy = Proxy::start(Protocol::Postgres, outbox.postgres_port()).await?;
-    let patient = |relay: crate::support::Relay| {
+    let patient = |relay: Relay| {
         relay.with("RELAY_PUBLISH_TIMEOUT", "5s").with("RELAY_BATCH_BYTES", "64MiB").with("RELAY_WORKERS", 2)
     };
-    let (_, port) =
-        kafka.bootstrap().rsplit_once(':').map(|(host, port)| (host.to_owned(), port.to_owned())).unwrap_or_default();
-    let frozen = patient(outbox.relay_through(proxy.port(), port.parse()?)?).start_ready("frozen").await?;
+    let frozen =
+        patient(outbox.relay_through(proxy.port(), port_of(&kafka.bootstrap())?)?).start_ready("frozen").await?;
     outbox.write_backlog(20, 20).await?;
     outbox.until_settled().await;
 
