@@ -16,7 +16,7 @@ use crate::seed::size;
 use crate::support::book::Book;
 use crate::support::failover::FailoverPair;
 use crate::support::kafka::RealKafka;
-use crate::support::{Missing, Outbox, Relay, options_for_tests, trials};
+use crate::support::{Missing, Outbox, Relay, long, options_for_tests, trials};
 
 /// How often a trial loses the last commits.
 const LOSSES: &str = "OUTBOX_RELAY_TEST_LOSSES";
@@ -35,18 +35,22 @@ const AT_LEAST_ONCE: &str = "at_least_once";
 const EXACTLY_ONCE: &str = "exactly_once";
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials! {
+    let mut all = trials! {
         with_kafka:
             events_after_a_failover_that_lost_the_last_commits_are_published,
             events_after_a_failover_that_lost_the_last_commits_are_published_exactly_once,
             events_after_a_crash_that_lost_the_last_commits_are_published,
-            a_dump_restored_into_another_cluster_is_published,
             a_dump_restored_into_another_cluster_is_published_exactly_once,
-            a_dump_older_than_the_last_events_is_published,
             a_dump_older_than_the_last_events_is_published_exactly_once,
-            an_outbox_moved_by_pg_upgrade_is_published,
             an_outbox_moved_by_pg_upgrade_is_published_exactly_once;
-    }
+    };
+    all.extend(long(trials! {
+        with_kafka:
+            a_dump_restored_into_another_cluster_is_published,
+            a_dump_older_than_the_last_events_is_published,
+            an_outbox_moved_by_pg_upgrade_is_published;
+    }));
+    all
 }
 
 fn relay(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> Relay {

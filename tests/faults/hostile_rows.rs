@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use libtest_mimic::Trial;
-use sqlx::{Connection, Executor};
+use outbox_relay::store::schema::MigrateOptions;
 
 use crate::seed::size;
 use crate::support::kafka::RealKafka;
@@ -90,15 +90,9 @@ async fn a_key_that_is_not_utf8_in_a_database_without_encoding_goes_dead(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let name = format!("{}_ascii", database.name());
-    let mut connection = database.connect().await?;
-    let create = format!("create database {name} encoding 'SQL_ASCII' locale 'C' template template0");
-    connection.execute(sqlx::AssertSqlSafe(create)).await?;
-    let outbox = Outbox::in_database(&database, &name, &name).await?;
-    let bad = "select 'order', E'\\xff\\xfe', 'Bad', '{}'::jsonb, null, '{}'";
-    let outcome = go_dead(&outbox, &kafka, &[bad]).await;
-    connection.execute(sqlx::AssertSqlSafe(format!("drop database {name} with (force)"))).await?;
-    connection.close().await?;
-    outcome
+    let clause = "encoding 'SQL_ASCII' locale 'C' template template0";
+    let outbox = Outbox::in_new_database(&database, &name, clause, &MigrateOptions::default()).await?;
+    go_dead(&outbox, &kafka, &["select 'order', E'\\xff\\xfe', 'Bad', '{}'::jsonb, null, '{}'"]).await
 }
 
 /// Writes good events, the bad ones, and good ones behind. `rows` select entity_type, entity_id, event_type, payload, topic, headers.

@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 
 use crate::seed::size;
 use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, SOON, TestDatabase, eventually, trials};
+use crate::support::{Outbox, SOON, TestDatabase, eventually, long, trials};
 
 /// Missing topics, each with one event.
 const TOPICS: &str = "OUTBOX_RELAY_TEST_MISSING_TOPICS";
@@ -19,11 +19,15 @@ const TOPICS_AT_START: i64 = 5_000;
 const GOOD: i64 = 500;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials! {
+    let mut all = trials! {
         with_both:
-            events_behind_those_of_many_missing_topics_are_published,
+            events_behind_those_of_many_missing_topics_are_published;
+    };
+    all.extend(long(trials! {
+        with_both:
             events_are_published_by_a_relay_that_starts_with_many_held_topics;
-    }
+    }));
+    all
 }
 
 async fn events_behind_those_of_many_missing_topics_are_published(

@@ -9,7 +9,7 @@ use outbox_relay::ledger::Rules;
 use serde_json::Value;
 
 use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, trials};
+use crate::support::{Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, long, trials};
 
 const EVENTS: i64 = 500;
 const BATCH: usize = 100;
@@ -22,13 +22,17 @@ const RECORDS_ALLOWED: usize = 2 * BATCH * WORKERS;
 const OBSERVED: Duration = Duration::from_secs(10);
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials! {
+    let mut all = trials! {
         with_both:
             marks_that_a_trigger_suppresses_stop_the_claims,
+            rows_that_a_policy_hides_from_updates_stop_the_claims;
+    };
+    all.extend(long(trials! {
+        with_both:
             marks_that_a_rule_suppresses_stop_the_claims,
-            rows_that_a_policy_hides_from_updates_stop_the_claims,
             marks_that_a_policy_refuses_stop_the_claims;
-    }
+    }));
+    all
 }
 
 async fn marks_that_a_trigger_suppresses_stop_the_claims(

@@ -70,11 +70,19 @@ impl Outbox {
         Self { options: postgres.connect_options("postgres"), url: postgres.url("postgres"), topic: topic.to_owned() }
     }
 
-    /// In any database; migrates it.
-    pub(crate) async fn in_database(postgres: &TestDatabase, name: &str, topic: &str) -> anyhow::Result<Self> {
-        let url = postgres.url().replace(&format!("/{}?", postgres.name()), &format!("/{name}?"));
-        migrate(url.clone()).await?;
-        Ok(Self { options: postgres.connect_options().database(name), url, topic: topic.to_owned() })
+    /// In a further database of a test's server, created with `clause` of `create database` and migrated with `options`. Goes with the server.
+    pub(crate) async fn in_new_database(
+        beside: &TestDatabase,
+        name: &str,
+        clause: &str,
+        options: &MigrateOptions,
+    ) -> anyhow::Result<Self> {
+        let mut connection = beside.connect().await?;
+        connection.execute(AssertSqlSafe(format!("create database {name} {clause}"))).await?;
+        connection.close().await?;
+        let url = beside.url().replace(&format!("/{}?", beside.name()), &format!("/{name}?"));
+        migrate_with(url.clone(), options).await?;
+        Ok(Self { options: beside.connect_options().database(name), url, topic: name.to_owned() })
     }
 
     /// The same outbox, seen by another topic that some of its events go to.
@@ -220,9 +228,13 @@ impl Outbox {
 
 /// Brings the outbox of the default names up to date.
 pub(crate) async fn migrate(url: String) -> anyhow::Result<()> {
+    migrate_with(url, &MigrateOptions::default()).await
+}
+
+async fn migrate_with(url: String, options: &MigrateOptions) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(&url).await?;
     let names = Names::new("public", "event_outbox", "processed_events");
-    schema::migrate(&mut connection, &names, &MigrateOptions::default()).await?;
+    schema::migrate(&mut connection, &names, options).await?;
     Ok(connection.close().await?)
 }
 
