@@ -3,6 +3,7 @@
 //! Rows that come after draw the same ids again as rows that were published and lost. Every row that is in the table at the end must be on
 //! the topic, in order; records of lost rows are on the topic too, and belong to no row.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -11,11 +12,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outbox_relay::demo::{PostgresOptions, PrivatePostgres};
 use outbox_relay::ledger::Rules;
+use rand::Rng;
 
-use crate::seed::size;
+use crate::seed::{random_of, size};
 use crate::support::book::Book;
 use crate::support::failover::FailoverPair;
 use crate::support::kafka::RealKafka;
+use crate::support::load::{Load, Plan};
+use crate::support::rough::POISON;
 use crate::support::{Missing, Outbox, Relay, long, options_for_tests, trials};
 
 /// How often a trial loses the last commits.
@@ -39,6 +43,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_kafka:
             events_after_a_failover_that_lost_the_last_commits_are_published,
             events_after_a_failover_that_lost_the_last_commits_are_published_exactly_once,
+            failovers_under_load_lose_no_row_exactly_once,
             events_after_a_crash_that_lost_the_last_commits_are_published,
             a_dump_restored_into_another_cluster_is_published_exactly_once,
             a_dump_older_than_the_last_events_is_published_exactly_once,
@@ -46,6 +51,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     };
     all.extend(long(trials! {
         with_kafka:
+            failovers_under_load_lose_no_row,
             a_dump_restored_into_another_cluster_is_published,
             a_dump_older_than_the_last_events_is_published,
             an_outbox_moved_by_pg_upgrade_is_published;
@@ -57,17 +63,20 @@ fn relay(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> Relay {
     outbox.relay(kafka).with("RELAY_DELIVERY", delivery)
 }
 
-/// Fails unless every row is on the topic, in order. Counts what lost rows have left there, and asserts nothing about it.
-async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<()> {
+/// Fails unless every row is on the topic, in order, or was refused as poison. Records of lost rows are counted, and nothing is asserted
+/// about them. Returns the duplicates.
+async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<u64> {
     outbox.until_settled().await;
     let report = Book::new(Rules { duplicates_allowed: None, pending_allowed: false }).judge(outbox, kafka).await?;
     eprintln!(
         "{}: {} rows, {} missing, {} inverted, {} duplicates, {} records of lost rows",
         outbox.topic, report.committed, report.missing, report.inversions, report.duplicates, report.unknown
     );
-    let broken = report.missing + report.inversions + report.mismatched + report.unpublished + report.dead;
+    let broken = report.missing + report.inversions + report.mismatched + report.unpublished;
     ensure!(broken == 0, "{report}");
-    Ok(())
+    let dead = format!("select count(*) from event_outbox where status = 'DEAD' and event_type <> '{POISON}'");
+    ensure!(outbox.number(&dead).await? == 0, "good events are DEAD");
+    Ok(report.duplicates)
 }
 
 /// Fails unless new events draw ids that lost ones had, which is what the trials here are about.
@@ -111,9 +120,40 @@ async fn after_failovers(topic: &str, delivery: &str, kafka: &RealKafka) -> anyh
         write_over_lost_ids(&pair.promoted_outbox(topic), last_lost, entities).await?;
         pair.move_address().await?;
         outbox.write_backlog(AFTER, entities).await?;
-        every_row_is_published_in_order(&outbox, kafka).await?;
+        let duplicates = every_row_is_published_in_order(&outbox, kafka).await?;
+        // The standby has all marks of the rows that it has.
+        ensure!(duplicates == 0, "{duplicates} duplicates");
     }
     Ok(())
+}
+
+async fn failovers_under_load_lose_no_row(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under_load("failover-load", AT_LEAST_ONCE, &kafka).await
+}
+
+async fn failovers_under_load_lose_no_row_exactly_once(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    under_load("failover-load-exactly-once", EXACTLY_ONCE, &kafka).await
+}
+
+/// Writers and two relays go on while the address moves; what either had in flight is lost or repeated.
+async fn under_load(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::Result<()> {
+    let mut pair = FailoverPair::start().await?;
+    let outbox = pair.outbox(topic).await?;
+    outbox.create_topic(kafka).await?;
+    let settings = relay(&outbox, kafka, delivery).with("RELAY_BATCH_SIZE", 100);
+    let _relays = [settings.start_ready("relay-1").await?, settings.start_ready("relay-2").await?];
+    let load = Load::start(&outbox, Plan::rough(320, random_of(topic).random()));
+    for _ in 0..size(LOSSES, LOSSES_BY_DEFAULT) {
+        load.until_committed(load.committed() + 500).await;
+        pair.cut_replication_when_caught_up().await?;
+        load.until_committed(load.committed() + 500).await;
+        pair.promote().await?;
+        pair.move_address().await?;
+    }
+    load.until_committed(load.committed() + 500).await;
+    // The load knows of commits that the failovers lost: the table says which rows there are.
+    drop(load.end(Rules::default()).await?);
+    every_row_is_published_in_order(&outbox, kafka).await.map(drop)
 }
 
 /// All commits are asynchronous, and the process that writes the WAL is frozen: an immediate stop loses what it has not written.
@@ -154,39 +194,62 @@ async fn events_after_a_crash_that_lost_the_last_commits_are_published(kafka: Ar
 }
 
 async fn a_dump_restored_into_another_cluster_is_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    after_a_restore("restore", AT_LEAST_ONCE, 0, &kafka).await
+    after_a_restore("restore", AT_LEAST_ONCE, &kafka).await
 }
 
 async fn a_dump_restored_into_another_cluster_is_published_exactly_once(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    after_a_restore("restore-exactly-once", EXACTLY_ONCE, 0, &kafka).await
+    after_a_restore("restore-exactly-once", EXACTLY_ONCE, &kafka).await
 }
 
-async fn a_dump_older_than_the_last_events_is_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    after_a_restore("old-restore", AT_LEAST_ONCE, LOST, &kafka).await
-}
-
-async fn a_dump_older_than_the_last_events_is_published_exactly_once(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    after_a_restore("old-restore-exactly-once", EXACTLY_ONCE, LOST, &kafka).await
-}
-
-/// Dumps an outbox with published and pending rows while no relay runs. `lost` events are written and published after the dump.
-async fn after_a_restore(topic: &str, delivery: &str, lost: i64, kafka: &RealKafka) -> anyhow::Result<()> {
+/// Dumps an outbox with published and pending rows while no relay runs.
+async fn after_a_restore(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::Result<()> {
     let old = PrivatePostgres::start(options_for_tests()).await?;
-    needs(&old, &["pg_dump", "pg_restore"])?;
     let outbox = Outbox::on(&old, topic).await?;
     outbox.create_topic(kafka).await?;
     publish_some_and_leave_some(&outbox, kafka, delivery).await?;
-    let dump = old.directory().join("dump");
-    run(&old, "pg_dump", &["-Fc", "-f", path(&dump)?, "postgres"]).await?;
-    if lost > 0 {
-        let relay = relay(&outbox, kafka, delivery).start_ready("after the dump").await?;
-        outbox.write_backlog(lost, ENTITIES).await?;
-        outbox.until_settled().await;
-        ensure!(relay.stop().await? == Some(0));
-    }
-    let new = old.empty_twin().await?;
-    run(&new, "pg_restore", &["--exit-on-error", "-d", "postgres", path(&dump)?]).await?;
-    goes_on(&Outbox::found_on(&new, topic), kafka, delivery).await
+    let dump = dump(&old).await?;
+    let new = restore(&old, &dump).await?;
+    goes_on(&Outbox::found_on(&new, topic), kafka, delivery, 0).await
+}
+
+async fn a_dump_older_than_the_last_events_is_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_an_old_restore("old-restore", AT_LEAST_ONCE, &kafka).await
+}
+
+async fn a_dump_older_than_the_last_events_is_published_exactly_once(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    after_an_old_restore("old-restore-exactly-once", EXACTLY_ONCE, &kafka).await
+}
+
+/// Dumps an outbox under a relay, which publishes more and is lost with its server. The application is back before the relay is.
+async fn after_an_old_restore(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::Result<()> {
+    let old = PrivatePostgres::start(options_for_tests()).await?;
+    let outbox = Outbox::on(&old, topic).await?;
+    outbox.create_topic(kafka).await?;
+    let lost = relay(&outbox, kafka, delivery).start_ready("lost").await?;
+    outbox.write_backlog(BEFORE, 1).await?;
+    outbox.until_settled().await;
+    let dump = dump(&old).await?;
+    outbox.write_backlog(LOST, 1).await?;
+    outbox.until_settled().await;
+    let last_lost = last_id(&outbox).await?;
+    lost.kill()?;
+    let new = restore(&old, &dump).await?;
+    let restored = Outbox::found_on(&new, topic);
+    write_over_lost_ids(&restored, last_lost, 1).await?;
+    goes_on(&restored, kafka, delivery, 0).await
+}
+
+async fn dump(postgres: &PrivatePostgres) -> anyhow::Result<PathBuf> {
+    needs(postgres, &["pg_dump", "pg_restore"])?;
+    let file = postgres.directory().join("dump");
+    run(postgres, "pg_dump", &["-Fc", "-f", path(&file)?, "postgres"]).await?;
+    Ok(file)
+}
+
+async fn restore(postgres: &PrivatePostgres, dump: &Path) -> anyhow::Result<PrivatePostgres> {
+    let new = postgres.empty_twin().await?;
+    run(&new, "pg_restore", &["--exit-on-error", "-d", "postgres", path(dump)?]).await?;
+    Ok(new)
 }
 
 async fn an_outbox_moved_by_pg_upgrade_is_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
@@ -213,7 +276,7 @@ async fn after_an_upgrade(topic: &str, delivery: &str, kafka: &RealKafka) -> any
         ["-b", programs, "-B", programs, "-d", path(&from)?, "-D", path(&to)?, "-p", &ports[0], "-P", &ports[1]];
     run(&new, "pg_upgrade", &arguments).await?;
     new.start_again().await?;
-    goes_on(&Outbox::found_on(&new, topic), kafka, delivery).await
+    goes_on(&Outbox::found_on(&new, topic), kafka, delivery, 0).await
 }
 
 async fn publish_some_and_leave_some(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
@@ -225,12 +288,13 @@ async fn publish_some_and_leave_some(outbox: &Outbox, kafka: &RealKafka, deliver
 }
 
 /// What was pending is published, and then what is new.
-async fn goes_on(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
+async fn goes_on(outbox: &Outbox, kafka: &RealKafka, delivery: &str, duplicates_allowed: u64) -> anyhow::Result<()> {
     let relay = relay(outbox, kafka, delivery).start_ready("after").await?;
     outbox.write_backlog(AFTER, ENTITIES).await?;
     every_row_is_published_in_order(outbox, kafka).await?;
     outbox.write_backlog(AFTER, ENTITIES).await?;
-    every_row_is_published_in_order(outbox, kafka).await?;
+    let duplicates = every_row_is_published_in_order(outbox, kafka).await?;
+    ensure!(duplicates <= duplicates_allowed, "{duplicates} duplicates");
     ensure!(relay.stop().await? == Some(0));
     Ok(())
 }
@@ -249,6 +313,6 @@ async fn run(postgres: &PrivatePostgres, program: &str, arguments: &[&str]) -> a
     Ok(())
 }
 
-fn path(path: &std::path::Path) -> anyhow::Result<&str> {
+fn path(path: &Path) -> anyhow::Result<&str> {
     path.to_str().context("a path that is not UTF-8")
 }

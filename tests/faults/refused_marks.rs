@@ -29,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     };
     all.extend(long(trials! {
         with_both:
+            exactly_once_marks_that_a_trigger_suppresses_stop_the_claims,
             marks_that_a_rule_suppresses_stop_the_claims,
             marks_that_a_policy_refuses_stop_the_claims;
     }));
@@ -39,11 +40,23 @@ async fn marks_that_a_trigger_suppresses_stop_the_claims(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    by_trigger(&database, &kafka, "at_least_once").await
+}
+
+async fn exactly_once_marks_that_a_trigger_suppresses_stop_the_claims(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    by_trigger(&database, &kafka, "exactly_once").await
+}
+
+async fn by_trigger(database: &TestDatabase, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
+    let outbox = Outbox::of(database);
+    let relay = outbox.relay(kafka).with("RELAY_DELIVERY", delivery);
     let refuse = "create function keep_status() returns trigger language plpgsql as 'begin return null; end'; \
                   create trigger keep_status before update on event_outbox for each row \
                   when (new.status is distinct from old.status) execute function keep_status()";
-    refused(&outbox, outbox.relay(&kafka), &kafka, refuse, "drop trigger keep_status on event_outbox").await
+    refused(&outbox, relay, kafka, refuse, "drop trigger keep_status on event_outbox").await
 }
 
 async fn marks_that_a_rule_suppresses_stop_the_claims(

@@ -11,7 +11,7 @@ use outbox_relay::store::schema::MigrateOptions;
 
 use crate::proxy::{Protocol, Proxy, Weather, port_of};
 use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
+use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, long, trials};
 
 /// Rows of a claim that takes long to send, and bytes of each.
 const LARGE_ROWS: i64 = 80;
@@ -24,24 +24,44 @@ const DELAY: Duration = Duration::from_millis(50);
 const TAKEN_WITHIN: Duration = Duration::from_secs(40);
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials! {
+    let mut all = trials! {
         with_both:
             a_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes,
             lanes_of_a_killed_relay_are_taken_at_once,
             many_lanes_of_a_killed_relay_are_taken_at_once;
-    }
+    };
+    all.extend(long(trials! {
+        with_both:
+            an_exactly_once_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes;
+    }));
+    all
 }
 
-/// The backend waits in `ClientWrite`, where no timeout of Postgres reaches it.
 async fn a_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
-    outbox.create_topic(&kafka).await?;
+    frozen_in_transfer(&database, &kafka, "at_least_once").await
+}
+
+async fn an_exactly_once_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    frozen_in_transfer(&database, &kafka, "exactly_once").await
+}
+
+/// The backend waits in `ClientWrite`, where no timeout of Postgres reaches it.
+async fn frozen_in_transfer(database: &TestDatabase, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
+    let outbox = Outbox::of(database);
+    outbox.create_topic(kafka).await?;
     let proxy = Proxy::start(Protocol::Postgres, outbox.postgres_port()).await?;
     let patient = |relay: Relay| {
-        relay.with("RELAY_PUBLISH_TIMEOUT", "5s").with("RELAY_BATCH_BYTES", "64MiB").with("RELAY_WORKERS", 2)
+        relay
+            .with("RELAY_DELIVERY", delivery)
+            .with("RELAY_PUBLISH_TIMEOUT", "5s")
+            .with("RELAY_BATCH_BYTES", "64MiB")
+            .with("RELAY_WORKERS", 2)
     };
     let frozen =
         patient(outbox.relay_through(proxy.port(), port_of(&kafka.bootstrap())?)?).start_ready("frozen").await?;
@@ -67,7 +87,7 @@ async fn a_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes(
     .await;
     frozen.signal(Signal::SIGSTOP)?;
     let began = Instant::now();
-    let second = patient(outbox.relay(&kafka)).start_ready("second").await?;
+    let second = patient(outbox.relay(kafka)).start_ready("second").await?;
     let pending = "select count(*) from event_outbox where status = 'PENDING'";
     eventually("the second relay has published everything", TAKEN_WITHIN, || async {
         match outbox.number(pending).await {
@@ -87,7 +107,7 @@ async fn a_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes(
     outbox.all_published().await?;
     ensure!(second.stop().await? == Some(0));
     let rules = Rules { duplicates_allowed: Some(LARGE_ROWS as u64), pending_allowed: false };
-    outbox.reconcile(&kafka, rules).await
+    outbox.reconcile(kafka, rules).await
 }
 
 async fn lanes_of_a_killed_relay_are_taken_at_once(
