@@ -22,12 +22,16 @@ mod fault;
 mod fencing;
 #[path = "faults/hostile_rows.rs"]
 mod hostile_rows;
+#[path = "faults/ids_go_back.rs"]
+mod ids_go_back;
 #[path = "faults/locks.rs"]
 mod locks;
 #[path = "faults/many_topics.rs"]
 mod many_topics;
 #[path = "faults/proxy.rs"]
 mod proxy;
+#[path = "faults/quiet.rs"]
+mod quiet;
 #[path = "faults/refused_marks.rs"]
 mod refused_marks;
 #[path = "faults/relays.rs"]
@@ -65,6 +69,8 @@ fn main() -> ExitCode {
         exactly_once::trials(),
         volume::trials(),
         failover::trials(),
+        ids_go_back::trials(),
+        quiet::trials(),
         takeover::trials(),
         locks::trials(),
         refused_marks::trials(),

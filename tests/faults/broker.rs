@@ -25,9 +25,10 @@ use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, 
 const DOWN: &str = "OUTBOX_RELAY_TEST_DOWN_EVENTS";
 const DOWN_BY_DEFAULT: u64 = 1_000;
 
-/// Events that are on their way when the broker pauses, and how long it pauses.
+/// Events that are on their way when the broker pauses, and how long it pauses: longer than a watch waits for metadata, and much less than
+/// a batch waits for its acks.
 const PAUSED_BACKLOG: i64 = 30_000;
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(7);
 
 /// A tenth of one default batch.
 const DUPLICATES_OF_PAUSES: u64 = 200;
@@ -331,7 +332,7 @@ fn replace(kafka: &RealKafka, from: &str, to: &str) -> anyhow::Result<()> {
     Ok(fs::write(&properties, text.replace(from, to))?)
 }
 
-/// Backlogs are on their way when the broker pauses, for much less than a batch may wait: no batch is dropped and sent again.
+/// Backlogs are on their way when the broker pauses: no batch is dropped and sent again.
 async fn a_broker_that_pauses_for_seconds_under_load_causes_few_duplicates(
     database: TestDatabase,
 ) -> anyhow::Result<()> {

@@ -65,7 +65,7 @@ fn relay(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> Relay {
 
 /// Fails unless every row is on the topic, in order, or was refused as poison. Records of lost rows are counted, and nothing is asserted
 /// about them. Returns the duplicates.
-async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<u64> {
+pub(crate) async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<u64> {
     outbox.until_settled().await;
     let report = Book::new(Rules { duplicates_allowed: None, pending_allowed: false }).judge(outbox, kafka).await?;
     eprintln!(
