@@ -25,10 +25,10 @@ use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, 
 const DOWN: &str = "OUTBOX_RELAY_TEST_DOWN_EVENTS";
 const DOWN_BY_DEFAULT: u64 = 1_000;
 
-/// Events that are on their way when the broker pauses, and how long it pauses: longer than a watch waits for metadata, and much less than
-/// a batch waits for its acks.
+/// Events that are on their way when the broker pauses, and how long it pauses: long enough for a look at the cluster to fail, and less
+/// than a batch waits for its acks.
 const PAUSED_BACKLOG: i64 = 30_000;
-const PAUSE: Duration = Duration::from_secs(7);
+const PAUSE: Duration = Duration::from_secs(14);
 
 /// A tenth of one default batch.
 const DUPLICATES_OF_PAUSES: u64 = 200;
@@ -340,7 +340,7 @@ async fn a_broker_that_pauses_for_seconds_under_load_causes_few_duplicates(
     let outbox = Outbox::of(&database);
     outbox.create_topic(&kafka).await?;
     let _relay = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "30s").start_ready("pauses").await?;
-    for _ in 0..3 {
+    for _ in 0..2 {
         let published = outbox.number("select count(*) from event_outbox where status = 'PUBLISHED'").await?;
         outbox.write_backlog(PAUSED_BACKLOG, 500).await?;
         outbox.until_published(published + PAUSED_BACKLOG / 10).await;
