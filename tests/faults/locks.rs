@@ -88,7 +88,7 @@ async fn only_its_entity_waits(
 
 async fn until_only_the_locked_entity_waits(outbox: &Outbox, relay: u32) {
     let others = "select count(*) from event_outbox where status = 'PENDING' and entity_id <> 'locked'";
-    eventually("only the locked entity waits; the others that do, and the relay's CPU time", SOON * 2, || async {
+    eventually("only the locked entity waits; the others that do, and the relay's CPU time", SOON * 4, || async {
         match outbox.number(others).await {
             Ok(0) => Ok(()),
             other => Err((other, cpu_time(relay))),
