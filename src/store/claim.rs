@@ -144,10 +144,12 @@ impl ClaimSql {
         };
         let late = format!("select id from ({}) late order by id limit $6 + 1", arms("id", ""));
         let columns = candidate_columns();
-        let lanes = format!("{ORDINARY} and lane between $4 and $5");
+        // `lane + 0` and the orders: by the lane or the id alone the planner would walk the index of late rows.
+        let lanes = format!("{ORDINARY} and lane + 0 between $4 and $5");
         let (claim, claim_heads) = both(
             &format!(
-                "(select {columns} from {outbox} where id = any (array(select id from late order by id limit $6)) and {lanes}) \
+                "(select {columns} from {outbox} where id = any (array(select id from late order by id limit $6)) and {lanes} \
+                  order by id limit $6) \
                  union all \
                  (select {columns} from {outbox} where id > $3 and id <= $7 and {lanes} and (select count(*) from late) <= $6 \
                   order by id limit greatest($6 - (select count(*) from late), 0))"
@@ -156,7 +158,10 @@ impl ClaimSql {
         );
         // $1 ids, $4 and $5 lanes.
         let (by_id, by_id_heads) =
-            both(&format!("select {columns} from {outbox} where id = any ($1::int8[]) and {lanes}"), NO_LATE);
+            both(
+            &format!("select {columns} from {outbox} where id = any ($1::int8[]) and {lanes} order by id limit $6"),
+            NO_LATE,
+        );
         // $1 from, $2 upto, $7 snapshot, $4 and $5 lanes, $6 rows. The snapshot is parsed once, not for each row.
         let (walk, walk_heads) = both(
             &format!(
@@ -193,9 +198,9 @@ impl ClaimSql {
             ),
             owners: format!(
                 "select id, lane, case when octet_length(entity_id) <= {NAME_MAX_BYTES} then entity_id end from {outbox} \
-                 where id = any ($1) and {ORDINARY} and lane between $2 and $3 order by id"
+                 where id = any ($1) and {ORDINARY} and lane + 0 between $2 and $3 order by id"
             ),
-            locked: format!("select id from {outbox} where id = any ($1) and {ORDINARY} for update skip locked"),
+            locked: format!("select id from {outbox} where id = any ($1) and {ORDINARY} order by id for update skip locked"),
             last_allocated,
             outbox,
         }
@@ -460,7 +465,7 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
            where before < $8) \
          {contents} from (\
            select {columns}, {texts}, due is not null as scheduled, octet_length(payload_bytes) as bytes_len from {outbox} \
-            where ctid = any (array(select place from chosen)) and status = 'PENDING' and lane between $4 and $5 for update skip locked) o \
+            where ctid = any (array(select place from chosen)) and status = 'PENDING' and lane + 0 between $4 and $5 for update skip locked) o \
          union all \
          select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::timestamptz, null::int2, \
            null, null::bytea, null, null::int8, null::bool, null::bool, \
