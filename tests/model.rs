@@ -1,61 +1,68 @@
-//! The lane protocol, model checked: every interleaving of two relays, the application, Kafka and a few faults. The model is
-//! `docs/model.md`; `cargo test --test model` checks it.
+//! The relay's protocols, model checked: every interleaving of two relays, the application, Kafka and a few faults, and random histories
+//! of more of each. The model is described in `docs/model.md`; `cargo test --test model` checks it.
 //!
-//! - `protocol`: the steps.
-//! - `state`, `rows`: what they change.
-//! - `frontier`: from which id a claim looks.
+//! - `database`: Postgres. `claim`: one claim by (c, S). `relays`: the protocol around it.
+//! - `properties`: what must hold in every state. `progress`: what must be reached from every state. `histories`: random walks.
+//! - `old_frontier`: the rule before, which this model of Postgres refutes.
 //! - `once`: exactly-once, a model of its own.
-//! - `properties`: what must hold in every state; `progress`: what must be reached from every state.
 
-#[path = "model/frontier.rs"]
-mod frontier;
+#[path = "model/claim.rs"]
+mod claim;
+#[path = "model/database.rs"]
+mod database;
 #[path = "model/once.rs"]
 mod once;
 #[path = "model/progress.rs"]
 mod progress;
 #[path = "model/properties.rs"]
 mod properties;
-#[path = "model/protocol.rs"]
-mod protocol;
-#[path = "model/rows.rs"]
-mod rows;
-#[path = "model/state.rs"]
-mod state;
+#[path = "model/relays.rs"]
+mod relays;
 
-use properties::{IN_ORDER, ONLY_ACKNOWLEDGED, ONLY_OWNERS, TERMINAL};
-use protocol::{Flaw, Protocol};
-use state::Faults;
+use claim::Limits;
+use properties::{COVERED, IN_ORDER, ONLY_ACKNOWLEDGED, ONLY_OWNERS, TERMINAL};
+use relays::{Faults, Flaw, Protocol, Writer};
 use stateright::{Checker, HasDiscoveries, Model};
 
-/// Two relays that both want the only lane.
-const ONE_LANE: &[(u8, u8)] = &[(0, 0), (0, 0)];
+/// Writes these rows in one transaction, without a lock.
+fn writer(rows: &str) -> Writer {
+    Writer { rows: rows.chars().collect(), locks: false, may_roll_back: false, may_prepare: false }
+}
 
-/// One entity, written in turns.
-fn one_entity() -> Protocol {
+/// As `outbox_emit` does.
+fn emitter(rows: &str) -> Writer {
+    Writer { locks: true, ..writer(rows) }
+}
+
+/// Two relays contend for the only lane.
+fn one_lane(writers: &[Writer]) -> Protocol {
     Protocol {
-        rows: &[('a', 0), ('a', 0), ('a', 0)],
-        emit: true,
-        rollbacks: &[],
-        shares: ONE_LANE,
-        batch: 2,
+        writers: writers.to_vec(),
+        lanes: &['z'],
+        relays: &[&[0], &[0]],
+        limits: Limits { rows: 2, window: 8, flaw: None },
+        deletes: false,
+        poison: &[],
         pooler: false,
+        moves_to: &[],
         faults: Faults::default(),
         flaw: None,
     }
 }
 
-/// Two entities whose transactions run side by side, and may roll back.
-fn side_by_side() -> Protocol {
-    Protocol { rows: &[('a', 0), ('b', 0), ('a', 0)], emit: false, rollbacks: &[1], ..one_entity() }
+/// One relay has the only lane.
+fn one_relay(writers: &[Writer]) -> Protocol {
+    Protocol { relays: &[&[0]], ..one_lane(writers) }
 }
 
-/// Checks every state for the properties; and, with the first two rows alone, that every state leads to the end.
+/// Checks every state: the properties hold, and steps without a further fault lead to the end.
 fn holds(protocol: Protocol) {
-    let checker = protocol.clone().checker().spawn_bfs().join();
-    println!("{} states", checker.unique_state_count());
-    checker.assert_properties();
-    let smaller = Protocol { rows: &protocol.rows[..2], ..protocol };
-    if let Some(state) = progress::stuck(&smaller) {
+    let explored = progress::explore(&protocol);
+    println!("{} states", explored.states);
+    if let Some((name, state)) = explored.violated {
+        panic!("{name}: {state:#?}");
+    }
+    if let Some(state) = explored.stuck {
         panic!("from here not all is published: {state:#?}");
     }
 }
@@ -65,107 +72,24 @@ fn breaks(flaw: Flaw, property: &'static str, protocol: Protocol) {
     let flawed = Protocol { flaw: Some(flaw), ..protocol };
     let wanted = HasDiscoveries::AnyOf([property].into());
     let checker = flawed.checker().finish_when(wanted).spawn_bfs().join();
-    let path = checker.discovery(property).unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
-    println!("{flaw:?}, {property}:");
+    let path = checker.discovery(property).unwrap_or_else(|| panic!("{flaw:?} goes unnoticed in {} states", checker.unique_state_count()));
+    println!("{flaw:?}, {property}, {} states:", checker.unique_state_count());
     path.into_actions().iter().for_each(|step| println!("  {step:?}"));
 }
 
 #[test]
-fn one_of_two_relays_dies_and_the_other_freezes() {
-    holds(Protocol { faults: Faults { crashes: 1, sessions: 1, ..Faults::default() }, ..one_entity() });
+fn rows_of_one_entity_are_sent_in_order() {
+    holds(one_relay(&[writer("a"), writer("a"), emitter("a")]));
 }
 
 #[test]
-fn acks_stay_away_and_a_relay_freezes() {
-    holds(Protocol { faults: Faults { timeouts: 1, sessions: 1, ..Faults::default() }, ..one_entity() });
+fn two_relays_contend_for_a_lane() {
+    holds(one_lane(&[writer("a"), writer("a")]));
 }
 
 #[test]
-fn transactions_of_two_entities_run_side_by_side() {
-    holds(side_by_side());
-}
-
-#[test]
-fn transactions_run_side_by_side_while_a_relay_freezes() {
-    holds(Protocol {
-        rows: &[('a', 0), ('a', 0)],
-        faults: Faults { sessions: 1, ..Faults::default() },
-        ..side_by_side()
-    });
-}
-
-#[test]
-fn another_session_locks_a_row() {
-    holds(Protocol { faults: Faults { locks: 1, ..Faults::default() }, ..one_entity() });
-}
-
-#[test]
-fn postgres_crashes_and_loses_marks() {
-    holds(Protocol { faults: Faults { databases: 1, ..Faults::default() }, ..one_entity() });
-}
-
-#[test]
-fn marks_lost_behind_a_pooler_are_found_by_the_sweep_alone() {
-    let faults = Faults { databases: 1, ..Faults::default() };
-    let behind_a_pooler =
-        Protocol { pooler: true, rows: &[('a', 0), ('a', 0)], shares: &[(0, 0)], faults, ..one_entity() };
-    behind_a_pooler.clone().checker().spawn_bfs().join().assert_properties();
-    // The model has no sweep.
-    let stuck = progress::stuck(&behind_a_pooler).expect("a relay that does not hear of the crash does not look back");
-    assert!(stuck.committed.iter().all(|row| stuck.topic.contains(row)), "lost: {stuck:#?}");
-}
-
-#[test]
-fn two_lanes_change_hands() {
-    holds(Protocol {
-        rows: &[('a', 0), ('b', 1), ('a', 0)],
-        shares: &[(0, 1), (1, 1)],
-        faults: Faults { shares: 1, ..Faults::default() },
-        ..one_entity()
-    });
-}
-
-#[test]
-fn a_frontier_that_forgets_running_transactions_breaks_the_order() {
-    breaks(Flaw::FrontierTooEarly, IN_ORDER, side_by_side());
-}
-
-#[test]
-fn a_frontier_that_forgets_running_transactions_loses_their_rows() {
-    // A second relay would find them: what one has seen the other does not know.
-    let alone = Protocol { rows: &[('a', 0), ('b', 0)], shares: &[(0, 0)], ..side_by_side() };
-    assert_eq!(progress::stuck(&alone), None);
-    assert!(progress::stuck(&Protocol { flaw: Some(Flaw::FrontierTooEarly), ..alone }).is_some());
-}
-
-#[test]
-fn a_retry_of_a_middle_event_breaks_the_order() {
-    let faults = Faults { timeouts: 1, ..Faults::default() };
-    breaks(Flaw::RetryOfAMiddleEvent, IN_ORDER, Protocol { faults, ..one_entity() });
-}
-
-#[test]
-fn a_mark_without_ownership_is_found() {
-    let faults = Faults { sessions: 1, ..Faults::default() };
-    breaks(Flaw::MarkWithoutOwnership, ONLY_OWNERS, Protocol { faults, ..one_entity() });
-}
-
-#[test]
-fn overtaking_a_locked_row_breaks_the_order() {
-    let faults = Faults { locks: 1, ..Faults::default() };
-    breaks(Flaw::OvertakeLockedRows, IN_ORDER, Protocol { faults, ..one_entity() });
-}
-
-#[test]
-fn acks_of_an_earlier_producer_mark_what_is_not_there() {
-    let faults = Faults { timeouts: 1, ..Faults::default() };
-    breaks(Flaw::AcksOfAnEarlierProducer, ONLY_ACKNOWLEDGED, Protocol { faults, ..one_entity() });
-}
-
-#[test]
-fn giving_back_what_one_does_not_own_reopens_published_rows() {
-    let faults = Faults { sessions: 1, ..Faults::default() };
-    breaks(Flaw::GiveBackWithoutOwnership, TERMINAL, Protocol { faults, ..one_entity() });
+fn a_relay_dies_and_its_records_arrive_late() {
+    holds(Protocol { faults: Faults { crashes: 1, ..Faults::default() }, ..one_lane(&[writer("a"), writer("a")]) });
 }
 
 /// Two rows in batches of one.

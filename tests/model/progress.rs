@@ -6,16 +6,25 @@ use std::hash::{BuildHasher, RandomState};
 
 use stateright::Model;
 
-use crate::protocol::Protocol;
-use crate::state::State;
+use crate::properties::violated;
+use crate::relays::{Protocol, World};
 
-/// A state from which nothing but luck leads on, if there is one.
-pub(crate) fn stuck(protocol: &Protocol) -> Option<State> {
+/// What an exploration of every state found.
+pub(crate) struct Explored {
+    pub(crate) states: usize,
+    /// A property, and a state in which it does not hold.
+    pub(crate) violated: Option<(&'static str, World)>,
+    /// A state from which nothing but luck leads on.
+    pub(crate) stuck: Option<World>,
+}
+
+/// Visits every state that can be reached; stops at the first in which a property does not hold.
+pub(crate) fn explore(protocol: &Protocol) -> Explored {
     // By hash, as the checker does it: a set of whole states would take twice the memory.
     let (mut places, hasher) = (HashMap::<u64, usize>::new(), RandomState::new());
-    let mut states: Vec<State> = Vec::new();
+    let mut states: Vec<World> = Vec::new();
     let mut earlier: Vec<Vec<usize>> = Vec::new();
-    let mut add = |state: State, states: &mut Vec<State>, earlier: &mut Vec<Vec<usize>>| {
+    let mut add = |state: World, states: &mut Vec<World>, earlier: &mut Vec<Vec<usize>>| {
         *places.entry(hasher.hash_one(&state)).or_insert_with(|| {
             states.push(state);
             earlier.push(Vec::new());
@@ -28,6 +37,9 @@ pub(crate) fn stuck(protocol: &Protocol) -> Option<State> {
     let (mut at, mut steps) = (0, Vec::new());
     while at < states.len() {
         let state = states[at].clone();
+        if let Some(name) = violated(protocol, &state) {
+            return Explored { states: states.len(), violated: Some((name, state)), stuck: None };
+        }
         protocol.actions(&state, &mut steps);
         for step in steps.drain(..) {
             let Some(next) = protocol.next_state(&state, step) else { continue };
@@ -38,7 +50,7 @@ pub(crate) fn stuck(protocol: &Protocol) -> Option<State> {
         }
         at += 1;
     }
-    let mut good: Vec<bool> = states.iter().map(State::is_done).collect();
+    let mut good: Vec<bool> = states.iter().map(World::is_done).collect();
     let mut open: Vec<usize> = (0..states.len()).filter(|at| good[*at]).collect();
     while let Some(at) = open.pop() {
         for before in &earlier[at] {
@@ -47,5 +59,7 @@ pub(crate) fn stuck(protocol: &Protocol) -> Option<State> {
             }
         }
     }
-    states.into_iter().zip(good).find(|(_, good)| !good).map(|(state, _)| state)
+    let count = states.len();
+    let stuck = states.into_iter().zip(good).find(|(_, good)| !good).map(|(state, _)| state);
+    Explored { states: count, violated: None, stuck }
 }

@@ -2,43 +2,34 @@
 
 use stateright::Property;
 
-use crate::protocol::Protocol;
-use crate::state::{Row, State};
+use crate::database::Status;
+use crate::relays::{Protocol, World};
 
+pub(crate) const COVERED: &str = "I2: what a lane's progress covers is settled or held";
+pub(crate) const IN_ORDER: &str = "I3: an event is on the topic after those that were over before its writer began";
 pub(crate) const ONLY_ACKNOWLEDGED: &str = "a row is marked only when it is on the topic";
-pub(crate) const ONLY_COMMITTED: &str = "nothing that rolled back is published";
-pub(crate) const IN_ORDER: &str = "first occurrences of an entity are in order";
 pub(crate) const ONLY_OWNERS: &str = "only the session that locked a row marks it";
 pub(crate) const TERMINAL: &str = "a published row stays published";
 pub(crate) const DONE: &str = "all is published";
 
 pub(crate) fn all() -> Vec<Property<Protocol>> {
     vec![
-        Property::always(ONLY_ACKNOWLEDGED, |_, state: &State| {
-            state.all(Row::Published).iter().all(|row| state.topic.contains(&row))
+        Property::always(COVERED, |protocol: &Protocol, world: &World| world.overlooked(protocol).is_none()),
+        Property::always(IN_ORDER, |_, world: &World| world.inverted.is_none()),
+        Property::always(ONLY_ACKNOWLEDGED, |_, world: &World| {
+            let mut published = world.database.data.rows.values().filter(|row| row.status == Status::Published);
+            published.all(|row| world.topic.contains(row.event))
         }),
-        Property::always(ONLY_COMMITTED, |_, state: &State| {
-            state.topic.iter().all(|row| state.committed.contains(row))
-        }),
-        Property::always(IN_ORDER, in_order),
-        Property::always(ONLY_OWNERS, |_, state: &State| !state.marked_by_a_stranger),
-        Property::always(TERMINAL, |_, state: &State| !state.regressed),
+        Property::always(ONLY_OWNERS, |_, world: &World| !world.marked_by_a_stranger),
+        Property::always(TERMINAL, |_, world: &World| !world.regressed),
         // Without it, the others might hold because nothing happens.
-        Property::sometimes(DONE, |_, state: &State| state.is_done() && state.topic.len() == state.rows.len()),
+        Property::sometimes(DONE, |_, world: &World| world.is_done() && world.topic.iter().count() > 0),
     ]
 }
 
-/// Of two events of an entity of which the first to draw its id was also the first to commit, it is the first on the topic. Of
-/// transactions that wrote the entity side by side without a lock, and committed the other way round, either may be.
-fn in_order(protocol: &Protocol, state: &State) -> bool {
-    let place = |row: &u8, list: &[u8]| list.iter().position(|other| other == row);
-    state.topic.iter().enumerate().all(|(at, row)| {
-        let committed = place(row, &state.committed);
-        let before = |other: &&u8| {
-            **other < *row
-                && protocol.entity(**other) == protocol.entity(*row)
-                && place(other, &state.committed) < committed
-        };
-        state.committed.iter().filter(before).all(|other| place(other, &state.topic).is_some_and(|found| found < at))
-    })
+/// The first property that does not hold.
+pub(crate) fn violated(protocol: &Protocol, world: &World) -> Option<&'static str> {
+    let always = |property: &Property<Protocol>| property.expectation == stateright::Expectation::Always;
+    let all = all();
+    all.iter().filter(|property| always(property)).find(|p| !(p.condition)(protocol, world)).map(|property| property.name)
 }

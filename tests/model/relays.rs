@@ -1,0 +1,908 @@
+//! The protocol of CLAIM.md around the claim: relays that contend for lanes, writers, an application that changes pending rows, an
+//! operator, Kafka, and faults. A step is one message to a server, or one answer; between two steps anything else may happen. So a relay
+//! that SIGSTOP freezes is one that takes no step.
+//!
+//! A relay's cycle: idle -> locked -> looked -> sent -> settled -> idle.
+//!
+//! [`Protocol`] is the model for stateright; `histories` walks through the same steps at random with larger bounds.
+
+use std::collections::BTreeMap;
+
+use stateright::{Model, Property};
+
+use crate::claim::{self, Limits, Look, Taken, merge};
+use crate::database::{
+    Database, Entity, Event, Events, Hold, Id, Lane, Progress, Row, Session, Snapshot, Stage, Status, Why, Write, Xid,
+};
+
+/// A mistake built in on purpose; each is caught by a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    Claim(claim::Flaw),
+    /// N1: the lanes are locked by the claim's own statement, whose snapshot is older than the lock.
+    LockAndClaimTogether,
+    /// B3: a change of the entity keeps the row's `xid`.
+    MovedRowKeepsXid,
+    /// B4: an insert brings a `xid` of its own.
+    ForeignXid,
+    /// B5: a hold is released by an `update … set xid` over its rows.
+    ReleaseByXid,
+    /// B6: memory is trusted whatever the lane's nonce is.
+    MemoryOutlivesConnection,
+    /// Rule 7 to the letter: the nonce and `pg_postmaster_start_time()` are compared, and behind a pooler neither changes when Postgres
+    /// recovers from the crash of one backend.
+    ComparesPostmasterOnly,
+    /// N5, N6: the new state is committed while records of the batch are not acknowledged.
+    NewStateInFlight,
+    /// An operator changes a hold and leaves the lane's nonce as it is.
+    OperatorKeepsNonce,
+    /// A record that failed is sent again by the same producer, behind those that went through.
+    RetryOfAMiddleEvent,
+    /// Marks are made in a new session when the old one is gone.
+    MarkWithoutOwnership,
+    /// Not the relay's: Postgres gives up a transaction's locks before it leaves the running list.
+    LocksReleasedFirst,
+}
+
+/// A transaction of the application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Writer {
+    /// Entities of its rows, in order.
+    pub(crate) rows: Vec<Entity>,
+    /// It locks the first row's entity before it draws an id, as `outbox_emit` does.
+    pub(crate) locks: bool,
+    pub(crate) may_roll_back: bool,
+    pub(crate) may_prepare: bool,
+}
+
+/// How often each may still happen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Faults {
+    /// A relay is killed and starts again.
+    pub(crate) crashes: u8,
+    /// The server ends a relay's session, of which the relay learns by its next statement.
+    pub(crate) sessions: u8,
+    /// The wait for acknowledgements ends with some unknown.
+    pub(crate) timeouts: u8,
+    /// Postgres loses its last commits.
+    pub(crate) tails: u8,
+    /// The application locks a pending row, and may change it.
+    pub(crate) locks: u8,
+    /// Of these: the row goes to another entity.
+    pub(crate) moves: u8,
+    pub(crate) deletes: u8,
+    /// An operator pauses an entity.
+    pub(crate) pauses: u8,
+    /// An operator makes a DEAD row PENDING.
+    pub(crate) revivals: u8,
+    /// A transaction of no concern completes.
+    pub(crate) others: u8,
+    /// The sequence is set back to where it began.
+    pub(crate) resets: u8,
+    /// A relay looks without locks.
+    pub(crate) probes: u8,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Protocol {
+    pub(crate) writers: Vec<Writer>,
+    /// The last entity of each lane: `a..=lanes[0]` are lane 0.
+    pub(crate) lanes: &'static [Entity],
+    /// The lanes each relay is due.
+    pub(crate) relays: &'static [&'static [usize]],
+    pub(crate) limits: Limits,
+    /// Settled rows are deleted.
+    pub(crate) deletes: bool,
+    /// Events that go DEAD, and not to the topic, as long as nobody has touched their row.
+    pub(crate) poison: &'static [Event],
+    /// Between two cycles a relay's connection is to a pooler, and survives a crash of Postgres.
+    pub(crate) pooler: bool,
+    /// Where the application moves rows.
+    pub(crate) moves_to: &'static [Entity],
+    pub(crate) faults: Faults,
+    pub(crate) flaw: Option<Flaw>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum WriterStage {
+    Waiting,
+    /// So many of its rows have an id.
+    Open(usize),
+    Ended,
+}
+
+/// A record on its way to the topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Record {
+    event: Event,
+    entity: Entity,
+    follows: Events,
+}
+
+/// Where in its cycle a relay is, as it believes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Phase {
+    Idle,
+    /// The claim's statement has its snapshot, and no lock yet.
+    Snapped(Box<Database>),
+    /// It has these lanes. The snapshot is the lock statement's.
+    Locked(Vec<usize>, Snapshot, Option<Box<Database>>),
+    Looked(Box<Look>),
+    /// The records are with the producer; these are not on the topic yet.
+    Sent(Box<Look>, Taken, Vec<Record>),
+    /// The commit is on its way; then the relay knows this of its lanes.
+    Settled(BTreeMap<usize, Lane>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Relay {
+    pub(crate) phase: Phase,
+    /// The lanes' rows as the relay knows them. Only S may be ahead.
+    pub(crate) memory: BTreeMap<usize, Lane>,
+    /// Since when the server has been up.
+    started: u8,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    pub(crate) database: Database,
+    pub(crate) writers: Vec<WriterStage>,
+    pub(crate) relays: Vec<Relay>,
+    pub(crate) topic: Events,
+    /// Records of dropped, killed and frozen producers: each list may yet arrive, in its order, wholly or in part.
+    adrift: Vec<Vec<Record>>,
+    next_nonce: u8,
+    faults: Faults,
+    /// An event got to the topic before one that it follows.
+    pub(crate) inverted: Option<(Event, Event)>,
+    pub(crate) marked_by_a_stranger: bool,
+    pub(crate) regressed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Step {
+    // Writers.
+    LockEntity(usize),
+    AssignXid(usize),
+    DrawId(usize),
+    Prepare(usize),
+    WriteCommit(usize),
+    Leave(usize),
+    ReleaseLocks(usize),
+    RollBack(usize),
+    /// Of another transaction, or of a savepoint that rolls back.
+    AnotherCompletes,
+    SetSequenceBack,
+    // A relay's cycle.
+    Probe(usize),
+    Snap(usize),
+    Lock(usize),
+    /// With a look at the `locked` holds, or without.
+    Look(usize, bool),
+    Take(usize),
+    Append(usize, Entity),
+    Settle(usize),
+    CommitLeaves(Session),
+    // Kafka.
+    ArriveLate(usize, Event),
+    Refuse(usize, Entity),
+    // The application and the operator.
+    LockRow(Id),
+    MoveRow(Id, Entity),
+    PatchRow(Id),
+    DeleteRow(Id),
+    ApplicationEnds(bool),
+    Pause(Entity),
+    Release(Entity),
+    ReleaseByXid(Entity),
+    OperatorCommits,
+    Revive(Id),
+    // Faults.
+    Crash(usize),
+    SessionEnds(usize),
+    Timeout(usize),
+    /// No later commit gets to the disk.
+    StopFlushing,
+    LoseTail,
+}
+
+impl Step {
+    /// What the environment does to the protocol; without it, all must end well.
+    pub(crate) fn is_fault(self) -> bool {
+        use Step::{
+            AnotherCompletes, ArriveLate, Crash, DeleteRow, LockRow, LoseTail, MoveRow, PatchRow, Pause, Prepare, Probe, Refuse,
+            Revive, RollBack, SessionEnds, SetSequenceBack, StopFlushing, Timeout,
+        };
+        let of_servers = matches!(self, Crash(_) | SessionEnds(_) | Timeout(_) | StopFlushing | LoseTail | ArriveLate(..));
+        let of_people = matches!(self, LockRow(_) | MoveRow(..) | PatchRow(_) | DeleteRow(_) | Pause(_) | Revive(_) | Refuse(..));
+        of_servers || of_people || matches!(self, RollBack(_) | Prepare(_) | AnotherCompletes | SetSequenceBack | Probe(_))
+    }
+}
+
+impl Protocol {
+    fn has(&self, flaw: Flaw) -> bool {
+        self.flaw == Some(flaw)
+    }
+
+    pub(crate) fn lane_of(&self, entity: Entity) -> usize {
+        self.lanes.iter().position(|last| entity <= *last).unwrap_or_default()
+    }
+
+    fn limits(&self) -> Limits {
+        let flaw = match self.flaw {
+            Some(Flaw::Claim(flaw)) => Some(flaw),
+            _ => None,
+        };
+        Limits { flaw, ..self.limits }
+    }
+
+    /// The number of the writer's event.
+    fn event(&self, writer: usize, row: usize) -> Event {
+        let before: usize = self.writers[..writer].iter().map(|writer| writer.rows.len()).sum();
+        (before + row) as Event
+    }
+}
+
+impl Model for Protocol {
+    type State = World;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<World> {
+        let relay = Relay { phase: Phase::Idle, memory: BTreeMap::new(), started: 0 };
+        vec![World {
+            database: Database::new(self.lanes.len()),
+            writers: vec![WriterStage::Waiting; self.writers.len()],
+            relays: vec![relay; self.relays.len()],
+            topic: Events::default(),
+            adrift: Vec::new(),
+            next_nonce: 1,
+            faults: self.faults,
+            inverted: None,
+            marked_by_a_stranger: false,
+            regressed: false,
+        }]
+    }
+
+    fn actions(&self, world: &World, steps: &mut Vec<Step>) {
+        (0..self.writers.len()).for_each(|writer| self.writer_steps(world, writer, steps));
+        (0..self.relays.len()).for_each(|relay| self.relay_steps(world, relay, steps));
+        for (index, records) in world.adrift.iter().enumerate() {
+            steps.extend(firsts(records).map(|record| Step::ArriveLate(index, record.event)));
+        }
+        self.people_steps(world, steps);
+        let faults = &world.faults;
+        steps.extend((faults.others > 0).then_some(Step::AnotherCompletes));
+        steps.extend((faults.resets > 0).then_some(Step::SetSequenceBack));
+        if faults.tails > 0 {
+            steps.push(if world.database.flushes() { Step::StopFlushing } else { Step::LoseTail });
+        }
+        for session in world.database.transactions.keys() {
+            if matches!(session, Session::Orphan(_)) {
+                steps.push(Step::CommitLeaves(*session));
+            }
+        }
+    }
+
+    fn next_state(&self, last: &World, step: Step) -> Option<World> {
+        let mut world = last.clone();
+        self.apply(&mut world, step)?;
+        for (id, row) in &last.database.data.rows {
+            let after = world.database.data.rows.get(id).filter(|after| after.event == row.event);
+            let went_back = row.status == Status::Published && after.is_some_and(|row| row.status != Status::Published);
+            world.regressed |= went_back && step != Step::LoseTail;
+        }
+        // What is on the topic already changes nothing by arriving.
+        world.adrift.iter_mut().for_each(|records| records.retain(|record| !world.topic.contains(record.event)));
+        world.adrift.retain(|records| !records.is_empty());
+        world.adrift.sort();
+        world.adrift.dedup();
+        world.rename();
+        (world != *last).then_some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        crate::properties::all()
+    }
+}
+
+/// The first record of each entity: one partition's records arrive in order.
+fn firsts(records: &[Record]) -> impl Iterator<Item = &Record> {
+    let first = |at: usize| !records[..at].iter().any(|record| record.entity == records[at].entity);
+    records.iter().enumerate().filter(move |(at, _)| first(*at)).map(|(_, record)| record)
+}
+
+/// Which steps are possible.
+impl Protocol {
+    fn writer_steps(&self, world: &World, index: usize, steps: &mut Vec<Step>) {
+        let writer = &self.writers[index];
+        let database = &world.database;
+        let transaction = database.transactions.get(&Session::Writer(index));
+        let drawn = match world.writers[index] {
+            WriterStage::Waiting => {
+                match writer.locks {
+                    true if database.entity_is_locked(writer.rows[0]) => {}
+                    true => steps.push(Step::LockEntity(index)),
+                    false => steps.extend([Step::AssignXid(index), Step::DrawId(index)]),
+                }
+                return;
+            }
+            WriterStage::Open(drawn) => drawn,
+            WriterStage::Ended => return,
+        };
+        let Some(transaction) = transaction else { return };
+        let has_xid = transaction.xid.is_some();
+        match transaction.stage {
+            Stage::Left => return steps.push(Step::ReleaseLocks(index)),
+            Stage::OnDisk if self.has(Flaw::LocksReleasedFirst) && !transaction.unlocked => {
+                return steps.push(Step::ReleaseLocks(index));
+            }
+            Stage::OnDisk => return steps.push(Step::Leave(index)),
+            Stage::Prepared => {}
+            Stage::Open => {
+                if !has_xid {
+                    steps.push(Step::AssignXid(index));
+                }
+                // A row is written with the transaction id before the next id is drawn.
+                if drawn < writer.rows.len() && (drawn == 0 || has_xid) {
+                    steps.push(Step::DrawId(index));
+                }
+            }
+        }
+        let whole = drawn == writer.rows.len() && has_xid;
+        if whole {
+            let in_two = world.faults.tails > 0 || self.has(Flaw::LocksReleasedFirst);
+            steps.push(if in_two { Step::WriteCommit(index) } else { Step::Leave(index) });
+            if writer.may_prepare && transaction.stage == Stage::Open {
+                steps.push(Step::Prepare(index));
+            }
+        }
+        if writer.may_roll_back && has_xid {
+            steps.push(Step::RollBack(index));
+        }
+    }
+
+    fn relay_steps(&self, world: &World, index: usize, steps: &mut Vec<Step>) {
+        let (relay, faults) = (&world.relays[index], &world.faults);
+        let in_transaction = world.database.transactions.contains_key(&Session::Relay(index));
+        match &relay.phase {
+            Phase::Idle => {
+                if self.has(Flaw::LockAndClaimTogether) {
+                    steps.push(Step::Snap(index));
+                } else if self.relays[index].iter().any(|lane| !world.database.lane_is_locked(*lane)) {
+                    steps.push(Step::Lock(index));
+                }
+                if faults.probes > 0 {
+                    steps.push(Step::Probe(index));
+                }
+            }
+            Phase::Snapped(_) => steps.push(Step::Lock(index)),
+            Phase::Locked(lanes, ..) => {
+                steps.push(Step::Look(index, true));
+                if lanes.iter().any(|lane| !world.database.data.lanes[*lane].holds.is_empty()) {
+                    steps.push(Step::Look(index, false));
+                }
+            }
+            Phase::Looked(_) => steps.push(Step::Take(index)),
+            Phase::Sent(_, _, queued) => {
+                steps.extend(firsts(queued).map(|record| Step::Append(index, record.entity)));
+                if queued.is_empty() {
+                    steps.push(Step::Settle(index));
+                } else if faults.timeouts > 0 {
+                    steps.push(Step::Timeout(index));
+                    if self.has(Flaw::RetryOfAMiddleEvent) {
+                        steps.extend(firsts(queued).map(|record| Step::Refuse(index, record.entity)));
+                    }
+                }
+            }
+            Phase::Settled(_) => steps.push(Step::CommitLeaves(Session::Relay(index))),
+        }
+        if faults.crashes > 0 && (relay.phase != Phase::Idle || !relay.memory.is_empty()) {
+            steps.push(Step::Crash(index));
+        }
+        if faults.sessions > 0 && in_transaction && !matches!(relay.phase, Phase::Settled(_)) {
+            steps.push(Step::SessionEnds(index));
+        }
+    }
+
+    fn people_steps(&self, world: &World, steps: &mut Vec<Step>) {
+        let (database, faults) = (&world.database, &world.faults);
+        let pending = database.data.rows.iter().filter(|(_, row)| row.status == Status::Pending);
+        match database.transactions.get(&Session::Application) {
+            Some(transaction) => {
+                steps.extend([Step::ApplicationEnds(true), Step::ApplicationEnds(false)]);
+                if let (Some(id), true) = (transaction.rows.first().copied(), transaction.writes.is_empty()) {
+                    steps.push(Step::PatchRow(id));
+                    if faults.moves > 0 {
+                        steps.extend(self.moves_to.iter().map(|entity| Step::MoveRow(id, *entity)));
+                    }
+                    steps.extend((faults.deletes > 0).then_some(Step::DeleteRow(id)));
+                }
+            }
+            None if faults.locks > 0 => {
+                let free = pending.filter(|(id, _)| !database.row_is_locked(**id, Session::Application));
+                steps.extend(free.map(|(id, _)| Step::LockRow(*id)));
+            }
+            None => {}
+        }
+        if faults.revivals > 0 {
+            let dead = database.data.rows.iter().filter(|(_, row)| row.status == Status::Dead);
+            steps.extend(dead.map(|(id, _)| Step::Revive(*id)));
+        }
+        if database.transactions.contains_key(&Session::Operator) {
+            return steps.push(Step::OperatorCommits);
+        }
+        for lane in 0..self.lanes.len() {
+            // It waits for the lane's lock.
+            if database.lane_is_locked(lane) && !self.has(Flaw::OperatorKeepsNonce) {
+                continue;
+            }
+            for hold in database.data.lanes[lane].holds.iter().filter(|hold| hold.why == Why::Pause && !hold.released) {
+                let by_xid = self.has(Flaw::ReleaseByXid);
+                steps.push(if by_xid { Step::ReleaseByXid(hold.entity) } else { Step::Release(hold.entity) });
+            }
+            if faults.pauses > 0 && database.data.lanes[lane].holds.is_empty() {
+                let entity = self.writers.iter().map(|writer| writer.rows[0]).find(|e| self.lane_of(*e) == lane);
+                steps.extend(entity.map(Step::Pause));
+            }
+        }
+    }
+}
+
+/// What they do. `None`: nothing.
+impl Protocol {
+    fn apply(&self, world: &mut World, step: Step) -> Option<()> {
+        let database = &mut world.database;
+        match step {
+            Step::LockEntity(index) => {
+                database.begin(Session::Writer(index)).entity = Some(self.writers[index].rows[0]);
+                world.writers[index] = WriterStage::Open(0);
+            }
+            Step::AssignXid(index) => {
+                database.assign_xid(Session::Writer(index));
+                if world.writers[index] == WriterStage::Waiting {
+                    world.writers[index] = WriterStage::Open(0);
+                }
+            }
+            Step::DrawId(index) => self.draw_id(world, index),
+            Step::Prepare(index) => database.begin(Session::Writer(index)).stage = Stage::Prepared,
+            Step::WriteCommit(index) => database.write_commit(Session::Writer(index)),
+            Step::Leave(index) => {
+                database.leave(Session::Writer(index));
+                if !self.writers[index].locks || self.has(Flaw::LocksReleasedFirst) {
+                    world.writers[index] = WriterStage::Ended;
+                }
+            }
+            Step::ReleaseLocks(index) if self.has(Flaw::LocksReleasedFirst) => {
+                let transaction = database.begin(Session::Writer(index));
+                transaction.entity = None;
+                transaction.unlocked = true;
+            }
+            Step::ReleaseLocks(index) => {
+                database.release_locks(Session::Writer(index));
+                world.writers[index] = WriterStage::Ended;
+            }
+            Step::RollBack(index) => {
+                database.roll_back(Session::Writer(index));
+                world.writers[index] = WriterStage::Ended;
+            }
+            Step::AnotherCompletes => {
+                world.faults.others -= 1;
+                database.complete_another();
+            }
+            Step::SetSequenceBack => {
+                world.faults.resets -= 1;
+                // Ids that are in the table cannot be drawn.
+                database.data.rows.is_empty().then_some(())?;
+                database.last_id = 0;
+            }
+            Step::Probe(index) => self.probe(world, index)?,
+            Step::Snap(index) => world.relays[index].phase = Phase::Snapped(Box::new(database.clone())),
+            Step::Lock(index) => self.lock(world, index)?,
+            Step::Look(index, at_holds) => self.look(world, index, at_holds),
+            Step::Take(index) => self.take(world, index),
+            Step::Append(index, entity) => {
+                let Phase::Sent(_, _, queued) = &mut world.relays[index].phase else { return None };
+                let at = queued.iter().position(|record| record.entity == entity)?;
+                let record = queued.remove(at);
+                world.append(&record);
+            }
+            Step::Refuse(index, entity) => {
+                world.faults.timeouts -= 1;
+                let Phase::Sent(_, _, queued) = &mut world.relays[index].phase else { return None };
+                let at = queued.iter().position(|record| record.entity == entity)?;
+                let record = queued.remove(at);
+                queued.push(record);
+            }
+            Step::Settle(index) => self.settle(world, index, false),
+            Step::Timeout(index) => {
+                world.faults.timeouts -= 1;
+                self.settle(world, index, true);
+            }
+            Step::CommitLeaves(session) => {
+                let alive = database.transactions.contains_key(&session);
+                database.leave(session);
+                if let Session::Relay(index) = session {
+                    let relay = &mut world.relays[index];
+                    if let (Phase::Settled(lanes), true) = (std::mem::replace(&mut relay.phase, Phase::Idle), alive) {
+                        relay.memory.extend(lanes);
+                    } else {
+                        relay.memory.clear();
+                    }
+                }
+            }
+            Step::ArriveLate(list, event) => {
+                let at = world.adrift[list].iter().position(|record| record.event == event)?;
+                let record = world.adrift[list].remove(at);
+                world.append(&record);
+            }
+            Step::Crash(index) => {
+                world.faults.crashes -= 1;
+                world.drop_producer(index);
+                let database = &mut world.database;
+                match &world.relays[index].phase {
+                    Phase::Settled(_) => {
+                        if let Some(transaction) = database.transactions.remove(&Session::Relay(index)) {
+                            database.transactions.insert(Session::Orphan(index), transaction);
+                        }
+                    }
+                    _ => database.roll_back(Session::Relay(index)),
+                }
+                world.relays[index].phase = Phase::Idle;
+                world.relays[index].memory.clear();
+            }
+            Step::SessionEnds(index) => {
+                world.faults.sessions -= 1;
+                database.roll_back(Session::Relay(index));
+            }
+            Step::StopFlushing => database.stop_flushing(),
+            Step::LoseTail => self.lose_tail(world),
+            _ => return self.people(world, step),
+        }
+        Some(())
+    }
+
+    fn people(&self, world: &mut World, step: Step) -> Option<()> {
+        let database = &mut world.database;
+        match step {
+            Step::LockRow(id) => {
+                world.faults.locks -= 1;
+                database.assign_xid(Session::Application);
+                database.begin(Session::Application).rows.insert(id);
+            }
+            Step::PatchRow(id) => database.begin(Session::Application).writes.push(Write::Patch(id)),
+            Step::DeleteRow(id) => {
+                world.faults.deletes -= 1;
+                database.begin(Session::Application).writes.push(Write::Delete(id));
+            }
+            Step::MoveRow(id, entity) => {
+                world.faults.moves -= 1;
+                let row = database.data.rows.get(&id).filter(|row| row.entity != entity)?.clone();
+                let follows = database.over(entity, id);
+                let writes = &mut database.begin(Session::Application).writes;
+                writes.push(Write::Reopen(id, entity, follows));
+                if self.has(Flaw::MovedRowKeepsXid) {
+                    writes.push(Write::ForeignXid(id, row.xid));
+                }
+            }
+            Step::ApplicationEnds(true) => database.leave(Session::Application),
+            Step::ApplicationEnds(false) => database.roll_back(Session::Application),
+            Step::Revive(id) => {
+                world.faults.revivals -= 1;
+                let entity = database.data.rows.get(&id)?.entity;
+                let mut follows = database.over(entity, id);
+                follows.remove(database.data.rows.get(&id)?.event);
+                database.assign_xid(Session::Operator);
+                database.begin(Session::Operator).writes.push(Write::Reopen(id, entity, follows));
+            }
+            Step::Pause(entity) => {
+                world.faults.pauses -= 1;
+                let hold = Hold { entity, from: Id::MAX, why: Why::Pause, released: false };
+                self.operate(world, entity, |holds| holds.push(hold));
+            }
+            Step::Release(entity) => self.operate(world, entity, |holds| {
+                holds.iter_mut().filter(|hold| hold.entity == entity).for_each(|hold| hold.released = true);
+            }),
+            Step::ReleaseByXid(entity) => {
+                let held = database.data.rows.iter();
+                let held = held.filter(|(_, row)| row.entity == entity && row.status == Status::Pending);
+                let mut writes: Vec<Write> = held.map(|(id, _)| Write::SetXid(*id)).collect();
+                writes.push(Write::DeleteHold(self.lane_of(entity), entity));
+                database.assign_xid(Session::Operator);
+                database.begin(Session::Operator).writes = writes;
+            }
+            Step::OperatorCommits => database.leave(Session::Operator),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// An operator's change of a lane's holds, in one transaction: it has the lane's lock, and gives the lane a new nonce.
+    fn operate(&self, world: &mut World, entity: Entity, change: impl FnOnce(&mut Vec<Hold>)) {
+        let lane = &mut world.database.data.lanes[self.lane_of(entity)];
+        change(&mut lane.holds);
+        if !self.has(Flaw::OperatorKeepsNonce) {
+            lane.nonce = world.next_nonce;
+            world.next_nonce += 1;
+        }
+    }
+
+    fn draw_id(&self, world: &mut World, index: usize) {
+        let drawn = match world.writers[index] {
+            WriterStage::Open(drawn) => drawn,
+            _ => 0,
+        };
+        let database = &mut world.database;
+        let id = database.draw_id();
+        let (entity, event) = (self.writers[index].rows[drawn], self.event(index, drawn));
+        let mut follows = database.over(entity, id);
+        let transaction = database.begin(Session::Writer(index));
+        for write in &transaction.writes {
+            if let Write::Insert(_, of, event, _) = write
+                && *of == entity
+            {
+                follows.insert(*event);
+            }
+        }
+        transaction.writes.push(Write::Insert(id, entity, event, follows));
+        if self.has(Flaw::ForeignXid) {
+            transaction.writes.push(Write::ForeignXid(id, 0));
+        }
+        world.writers[index] = WriterStage::Open(drawn + 1);
+    }
+
+    /// Rule 12's idle poll: no lock, no transaction id; S may move in memory.
+    fn probe(&self, world: &mut World, index: usize) -> Option<()> {
+        world.faults.probes -= 1;
+        let relay = &world.relays[index];
+        let lanes = self.relays[index];
+        let known: Vec<&Lane> = lanes.iter().filter_map(|lane| relay.memory.get(lane)).collect();
+        (known.len() == lanes.len()).then_some(())?;
+        let holds = known.iter().flat_map(|lane| lane.holds.clone()).collect();
+        let progress = merge(&known.iter().map(|lane| &lane.progress).collect::<Vec<_>>(), None);
+        let session = Session::Relay(index);
+        let snapshot = world.database.snapshot(session);
+        let claim = (lanes, progress, holds);
+        let look = Look::new(&world.database, session, claim, (&snapshot, false), self.limits(), |e| self.lane_of(e));
+        let taken = look.take(&world.database, session, self.limits());
+        if !taken.stores && known.iter().all(|lane| lane.progress.sweep.is_none()) {
+            world.relays[index].memory.values_mut().for_each(|lane| lane.progress.s = snapshot.clone());
+        }
+        Some(())
+    }
+
+    /// Rule 7, the first statement.
+    fn lock(&self, world: &mut World, index: usize) -> Option<()> {
+        let session = Session::Relay(index);
+        let relay = &mut world.relays[index];
+        let snapped = match std::mem::replace(&mut relay.phase, Phase::Idle) {
+            Phase::Snapped(database) => Some(database),
+            _ => None,
+        };
+        let free: Vec<usize> =
+            self.relays[index].iter().copied().filter(|lane| !world.database.lane_is_locked(*lane)).collect();
+        if free.is_empty() {
+            return snapped.map(|_| ());
+        }
+        world.database.assign_xid(session);
+        world.database.begin(session).lanes.extend(free.iter().copied());
+        let stored = |lane: &usize| &world.database.data.lanes[*lane];
+        let trusted = self.has(Flaw::MemoryOutlivesConnection);
+        let restarted = relay.started != world.database.started && !self.has(Flaw::ComparesPostmasterOnly);
+        let same = |lane: &usize| relay.memory.get(lane).is_none_or(|known| known.nonce == stored(lane).nonce);
+        if !trusted && (restarted || !free.iter().all(same)) {
+            relay.memory.clear();
+        }
+        relay.started = world.database.started;
+        for lane in &free {
+            let holds_seen = snapped.as_ref().map(|snapped| snapped.data.lanes[*lane].holds.clone());
+            let known = relay.memory.entry(*lane).or_insert_with(|| stored(lane).clone());
+            known.nonce = stored(lane).nonce;
+            known.holds = holds_seen.unwrap_or_else(|| known.holds.clone());
+        }
+        let snapshot = world.database.snapshot(session);
+        relay.phase = Phase::Locked(free, snapshot, snapped);
+        Some(())
+    }
+
+    /// Rule 8, the second statement: its snapshot, and what it reads by it.
+    fn look(&self, world: &mut World, index: usize, at_holds: bool) {
+        let session = Session::Relay(index);
+        if !world.database.transactions.contains_key(&session) {
+            return world.fail(index);
+        }
+        let relay = &world.relays[index];
+        let Phase::Locked(lanes, earlier, snapped) = &relay.phase else { return };
+        let known: Vec<&Lane> = lanes.iter().filter_map(|lane| relay.memory.get(lane)).collect();
+        let progress = merge(&known.iter().map(|lane| &lane.progress).collect::<Vec<_>>(), self.limits().flaw);
+        let holds = known.iter().flat_map(|lane| lane.holds.clone()).collect();
+        let database = snapped.as_deref().unwrap_or(&world.database);
+        let claim = (&lanes[..], progress, holds);
+        let look = Look::new(database, session, claim, (earlier, at_holds), self.limits(), |e| self.lane_of(e));
+        world.relays[index].phase = Phase::Looked(Box::new(look));
+    }
+
+    /// The same statement, a moment later: rows are locked, and then sent.
+    fn take(&self, world: &mut World, index: usize) {
+        let session = Session::Relay(index);
+        if !world.database.transactions.contains_key(&session) {
+            return world.fail(index);
+        }
+        let Phase::Looked(look) = world.relays[index].phase.clone() else { return };
+        let mut taken = look.take(&world.database, session, self.limits());
+        let relay = &mut world.relays[index];
+        // Lanes that were behind have something to store even if nothing was found.
+        let equal = look.lanes.iter().all(|lane| relay.memory.get(lane).is_some_and(|l| l.progress == look.progress));
+        if !taken.stores && equal {
+            for lane in &look.lanes {
+                relay.memory.entry(*lane).and_modify(|lane| lane.progress = taken.next.clone());
+            }
+            relay.phase = Phase::Idle;
+            return world.database.roll_back(session);
+        }
+        if !taken.stores {
+            taken.next = look.progress.clone();
+        }
+        world.database.begin(session).rows.extend(taken.batch.iter().map(|(id, _)| *id));
+        let live = taken.batch.iter().filter(|(_, row)| !self.is_poison(row));
+        let queued = live.map(|(_, row)| Record { event: row.event, entity: row.entity, follows: row.follows }).collect();
+        relay.phase = Phase::Sent(look, taken, queued);
+    }
+
+    fn is_poison(&self, row: &Row) -> bool {
+        row.version == 0 && self.poison.contains(&row.event)
+    }
+
+    /// Rules 13 to 15: marks and the new state, in one transaction; or the marks of what is known to be there, and the old state.
+    fn settle(&self, world: &mut World, index: usize, partial: bool) {
+        let session = Session::Relay(index);
+        let Phase::Sent(look, taken, queued) = world.relays[index].phase.clone() else { return };
+        let missing = |row: &Row| queued.iter().any(|record| record.event == row.event);
+        // Of an entity the prefix: a row that goes DEAD is not ahead of one that is missing.
+        let behind = |at: usize| taken.batch[..=at].iter().any(|(_, row)| row.entity == taken.batch[at].1.entity && missing(row));
+        let settled = (0..taken.batch.len()).filter(|at| !behind(*at)).map(|at| &taken.batch[at]);
+        let status = |row: &Row| if self.is_poison(row) { Status::Dead } else { Status::Published };
+        let marks: Vec<Write> = settled
+            .map(|(id, row)| match self.deletes && !self.is_poison(row) {
+                true => Write::Delete(*id),
+                false => Write::Mark(*id, status(row)),
+            })
+            .collect();
+        if partial {
+            world.drop_producer(index);
+        }
+        if !world.database.transactions.contains_key(&session) {
+            if self.has(Flaw::MarkWithoutOwnership) {
+                world.marked_by_a_stranger |= !marks.is_empty();
+            }
+            return world.fail(index);
+        }
+        let mut lanes = BTreeMap::new();
+        if !partial || self.has(Flaw::NewStateInFlight) {
+            for lane in &look.lanes {
+                let of_lane = taken.holds.iter().filter(|hold| self.lane_of(hold.entity) == *lane).cloned().collect();
+                let next = Lane { nonce: world.next_nonce, progress: taken.next.clone(), holds: of_lane };
+                lanes.insert(*lane, next);
+            }
+            world.next_nonce += 1;
+        }
+        let database = &mut world.database;
+        let locked = database.begin(session).rows.clone();
+        world.marked_by_a_stranger |= marks.iter().any(|write| match write {
+            Write::Mark(id, _) | Write::Delete(id) => !locked.contains(id),
+            _ => false,
+        });
+        let writes = &mut database.begin(session).writes;
+        writes.extend(marks);
+        writes.extend(lanes.iter().map(|(lane, next)| Write::Lane(*lane, next.clone())));
+        database.write_commit(session);
+        world.relays[index].phase = Phase::Settled(lanes);
+    }
+
+    fn lose_tail(&self, world: &mut World) {
+        world.faults.tails -= 1;
+        world.database.lose_tail();
+        for index in 0..world.writers.len() {
+            let lost = !world.database.transactions.contains_key(&Session::Writer(index));
+            if lost && world.writers[index] != WriterStage::Waiting {
+                world.writers[index] = WriterStage::Ended;
+            }
+        }
+        for relay in &mut world.relays {
+            if relay.phase == Phase::Idle && !self.pooler && !self.has(Flaw::MemoryOutlivesConnection) {
+                relay.memory.clear();
+            }
+        }
+    }
+}
+
+impl World {
+    /// A record arrives. What is there already is a duplicate and changes no first occurrence.
+    fn append(&mut self, record: &Record) {
+        if self.topic.contains(record.event) {
+            return;
+        }
+        let waits = |row: &Row| row.entity == record.entity && row.status == Status::Pending;
+        let early = record.follows.iter().filter(|event| !self.topic.contains(*event)).find(|event| {
+            self.database.data.rows.values().any(|row| row.event == *event && waits(row))
+        });
+        self.inverted = self.inverted.or(early.map(|before| (before, record.event)));
+        self.topic.insert(record.event);
+    }
+
+    /// What the producer has sent may arrive at any time, or never.
+    fn drop_producer(&mut self, index: usize) {
+        if let Phase::Sent(_, _, queued) = &mut self.relays[index].phase {
+            self.adrift.push(std::mem::take(queued));
+        }
+    }
+
+    /// The relay hears that its session is gone: it knows nothing any more.
+    fn fail(&mut self, index: usize) {
+        self.drop_producer(index);
+        self.relays[index].phase = Phase::Idle;
+        self.relays[index].memory.clear();
+    }
+
+    /// Gives transaction ids and nonces the smallest numbers that leave their order as it is. What a snapshot sees depends on the order
+    /// alone, so states that differ in nothing else are one.
+    fn rename(&mut self) {
+        let mut xids = self.database.xids();
+        for relay in &mut self.relays {
+            xids.extend(relay.memory.values_mut().flat_map(|lane| lane.progress.xids()));
+            match &mut relay.phase {
+                Phase::Idle => {}
+                Phase::Snapped(database) => xids.extend(database.xids()),
+                Phase::Locked(_, snapshot, database) => {
+                    xids.extend(snapshot.xids());
+                    xids.extend(database.iter_mut().flat_map(|database| database.xids()));
+                }
+                Phase::Looked(look) => xids.extend(look.xids()),
+                Phase::Sent(look, taken, _) => xids.extend(look.xids().into_iter().chain(taken.xids())),
+                Phase::Settled(lanes) => xids.extend(lanes.values_mut().flat_map(|lane| lane.progress.xids())),
+            }
+        }
+        compact(xids);
+        let mut nonces = self.database.nonces();
+        nonces.push(&mut self.next_nonce);
+        for relay in &mut self.relays {
+            nonces.extend(relay.memory.values_mut().map(|lane| &mut lane.nonce));
+            match &mut relay.phase {
+                Phase::Snapped(database) | Phase::Locked(_, _, Some(database)) => nonces.extend(database.nonces()),
+                Phase::Settled(lanes) => nonces.extend(lanes.values_mut().map(|lane| &mut lane.nonce)),
+                _ => {}
+            }
+        }
+        compact(nonces);
+        let relays = self.relays.iter_mut().map(|relay| &mut relay.started);
+        compact(relays.chain([&mut self.database.started]).collect());
+    }
+
+    /// All is written, and all that is committed is settled.
+    pub(crate) fn is_done(&self) -> bool {
+        self.writers.iter().all(|writer| *writer == WriterStage::Ended)
+            && self.database.data.rows.values().all(|row| row.status != Status::Pending)
+            && !self.database.transactions.contains_key(&Session::Application)
+            && !self.database.transactions.contains_key(&Session::Operator)
+    }
+
+    /// The invariant I2, of what is stored: the first row that is neither settled nor held although its lane's progress covers it.
+    pub(crate) fn overlooked(&self, protocol: &Protocol) -> Option<Id> {
+        self.database.data.rows.iter().find_map(|(id, row)| {
+            let lane = &self.database.data.lanes[protocol.lane_of(row.entity)];
+            let held = |hold: &Hold| hold.entity == row.entity && hold.from <= *id;
+            let open = row.status == Status::Pending && lane.progress.covers(*id, row.xid);
+            (open && !lane.holds.iter().any(held)).then_some(*id)
+        })
+    }
+}
+
+/// Renumbers from zero, which stays zero.
+fn compact(mut numbers: Vec<&mut Xid>) {
+    let mut values: Vec<Xid> = std::iter::once(0).chain(numbers.iter().map(|number| **number)).collect();
+    values.sort_unstable();
+    values.dedup();
+    for number in &mut numbers {
+        let rank = values.binary_search(number).unwrap_or_default();
+        **number = rank as Xid;
+    }
+}
