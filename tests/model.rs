@@ -10,6 +10,8 @@
 mod claim;
 #[path = "model/database.rs"]
 mod database;
+#[path = "model/histories.rs"]
+mod histories;
 #[path = "model/once.rs"]
 mod once;
 #[path = "model/progress.rs"]
@@ -20,7 +22,7 @@ mod properties;
 mod relays;
 
 use claim::Limits;
-use properties::{COVERED, IN_ORDER, ONLY_ACKNOWLEDGED, ONLY_OWNERS, TERMINAL};
+use properties::{COVERED, IN_ORDER, ONLY_OWNERS, PAUSES};
 use relays::{Faults, Flaw, Protocol, Writer};
 use stateright::{Checker, HasDiscoveries, Model};
 
@@ -44,6 +46,7 @@ fn one_lane(writers: &[Writer]) -> Protocol {
         deletes: false,
         poison: &[],
         pooler: false,
+        coarse: true,
         moves_to: &[],
         faults: Faults::default(),
         flaw: None,
@@ -60,6 +63,7 @@ fn holds(protocol: Protocol) {
     let explored = progress::explore(&protocol);
     println!("{} states", explored.states);
     if let Some((name, state)) = explored.violated {
+        println!("{:#?}", path(&protocol, name));
         panic!("{name}: {state:#?}");
     }
     if let Some(state) = explored.stuck {
@@ -67,29 +71,267 @@ fn holds(protocol: Protocol) {
     }
 }
 
+/// The shortest way to a state in which the property does not hold.
+fn path(protocol: &Protocol, property: &'static str) -> Option<Vec<relays::Step>> {
+    let wanted = HasDiscoveries::AnyOf([property].into());
+    let checker = protocol.clone().checker().finish_when(wanted).spawn_bfs().join();
+    println!("{} states", checker.unique_state_count());
+    checker.discovery(property).map(stateright::Path::into_actions)
+}
+
 /// The flawed protocol violates the property, and nothing else has to be wrong for it.
 fn breaks(flaw: Flaw, property: &'static str, protocol: Protocol) {
     let flawed = Protocol { flaw: Some(flaw), ..protocol };
-    let wanted = HasDiscoveries::AnyOf([property].into());
-    let checker = flawed.checker().finish_when(wanted).spawn_bfs().join();
-    let path = checker.discovery(property).unwrap_or_else(|| panic!("{flaw:?} goes unnoticed in {} states", checker.unique_state_count()));
-    println!("{flaw:?}, {property}, {} states:", checker.unique_state_count());
-    path.into_actions().iter().for_each(|step| println!("  {step:?}"));
+    println!("{flaw:?}, {property}:");
+    let path = path(&flawed, property).unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+    path.iter().for_each(|step| println!("  {step:?}"));
 }
 
 #[test]
-fn rows_of_one_entity_are_sent_in_order() {
+fn transactions_of_one_entity_run_side_by_side() {
     holds(one_relay(&[writer("a"), writer("a"), emitter("a")]));
 }
 
 #[test]
+fn every_message_of_a_cycle_is_a_step_of_its_own() {
+    let faults = Faults { probes: 1, ..Faults::default() };
+    holds(Protocol { coarse: false, faults, ..one_relay(&[writer("a"), writer("a")]) });
+}
+
+#[test]
 fn two_relays_contend_for_a_lane() {
-    holds(one_lane(&[writer("a"), writer("a")]));
+    holds(Protocol { coarse: false, ..one_lane(&[writer("a"), writer("a")]) });
 }
 
 #[test]
 fn a_relay_dies_and_its_records_arrive_late() {
     holds(Protocol { faults: Faults { crashes: 1, ..Faults::default() }, ..one_lane(&[writer("a"), writer("a")]) });
+}
+
+#[test]
+fn a_relay_freezes_and_its_records_arrive_late() {
+    holds(Protocol { faults: Faults { sessions: 1, ..Faults::default() }, ..one_lane(&[writer("a"), writer("aa")]) });
+}
+
+#[test]
+fn acknowledgements_stay_away() {
+    holds(Protocol { faults: Faults { timeouts: 1, ..Faults::default() }, ..one_relay(&[writer("ab"), writer("a")]) });
+}
+
+#[test]
+fn the_application_locks_a_pending_row() {
+    let faults = Faults { locks: 1, deletes: 1, ..Faults::default() };
+    holds(Protocol { faults, ..one_relay(&[writer("a"), writer("aa")]) });
+}
+
+#[test]
+fn the_application_moves_a_pending_row_to_another_lane() {
+    let faults = Faults { locks: 1, moves: 1, ..Faults::default() };
+    let two = Protocol { lanes: &['a', 'z'], relays: &[&[0], &[1]], moves_to: &['b'], ..one_relay(&[writer("a"), writer("b")]) };
+    holds(Protocol { faults, ..two });
+}
+
+#[test]
+fn a_limit_cuts_inside_late_rows() {
+    let limits = Limits { rows: 1, window: 8, flaw: None };
+    holds(Protocol { limits, ..one_relay(&[writer("aaa"), writer("a")]) });
+}
+
+#[test]
+fn lanes_of_unequal_progress_are_claimed_together() {
+    let limits = Limits { rows: 1, window: 8, flaw: None };
+    let both: &[&[usize]] = &[&[0, 1], &[1, 0]];
+    holds(Protocol { limits, lanes: &['a', 'z'], relays: both, ..one_lane(&[writer("a"), writer("b"), writer("a")]) });
+}
+
+#[test]
+fn an_operator_pauses_an_entity_and_releases_it() {
+    let faults = Faults { pauses: 1, ..Faults::default() };
+    holds(Protocol { faults, ..one_relay(&[writer("a"), writer("aa")]) });
+}
+
+#[test]
+fn a_dead_row_is_made_pending_by_hand() {
+    let faults = Faults { revivals: 1, ..Faults::default() };
+    holds(Protocol { faults, poison: &[0], ..one_relay(&[writer("a"), writer("aa")]) });
+}
+
+#[test]
+fn settled_rows_are_deleted() {
+    holds(Protocol { deletes: true, faults: Faults { crashes: 1, ..Faults::default() }, ..one_relay(&[writer("a"), writer("aa")]) });
+}
+
+#[test]
+fn postgres_loses_its_last_commits() {
+    let faults = Faults { tails: 1, ..Faults::default() };
+    holds(Protocol { faults, ..one_relay(&[writer("a"), writer("aa")]) });
+}
+
+#[test]
+fn a_small_window_walks_over_gaps() {
+    let limits = Limits { rows: 2, window: 1, flaw: None };
+    let back = Writer { may_roll_back: true, ..writer("aa") };
+    holds(Protocol { limits, ..one_relay(&[back, writer("a")]) });
+}
+
+
+/// Claims of one row.
+fn one_by_one(writers: &[Writer]) -> Protocol {
+    Protocol { limits: Limits { rows: 1, window: 8, flaw: None }, ..one_relay(writers) }
+}
+
+#[test]
+fn b1_a_cut_inside_late_rows_that_moves_the_snapshot_on_loses_rows() {
+    breaks(Flaw::Claim(claim::Flaw::CutMovesSnapshot), COVERED, one_by_one(&[writer("aaa"), writer("a")]));
+}
+
+/// Two lanes with a relay each, and an application that moves rows to the second.
+fn moving(writers: &[Writer]) -> Protocol {
+    let faults = Faults { locks: 1, moves: 1, ..Faults::default() };
+    Protocol { lanes: &['a', 'z'], relays: &[&[0], &[1]], moves_to: &['b'], faults, ..one_relay(writers) }
+}
+
+#[test]
+fn b3_a_moved_row_that_keeps_its_xid_is_lost() {
+    breaks(Flaw::MovedRowKeepsXid, COVERED, moving(&[writer("a"), writer("b")]));
+}
+
+#[test]
+fn b4_a_row_with_a_foreign_xid_is_lost() {
+    breaks(Flaw::ForeignXid, COVERED, one_relay(&[writer("a"), writer("a")]));
+}
+
+#[test]
+fn b5_a_release_by_new_xids_loses_rows() {
+    let faults = Faults { pauses: 1, ..Faults::default() };
+    breaks(Flaw::ReleaseByXid, COVERED, Protocol { faults, ..one_relay(&[writer("a"), writer("a")]) });
+}
+
+#[test]
+fn n4_a_look_at_a_hold_that_is_cut_short_and_ends_it_loses_rows() {
+    let faults = Faults { locks: 1, ..Faults::default() };
+    breaks(Flaw::Claim(claim::Flaw::CutLookDeletesHold), COVERED, Protocol { faults, ..one_by_one(&[writer("aaa")]) });
+}
+
+#[test]
+fn n5_and_n6_a_new_state_with_records_in_flight_loses_rows() {
+    let faults = Faults { timeouts: 1, ..Faults::default() };
+    breaks(Flaw::NewStateInFlight, COVERED, Protocol { faults, ..one_relay(&[writer("a")]) });
+}
+
+#[test]
+fn skipped_rows_without_a_hold_are_overtaken() {
+    let faults = Faults { locks: 1, ..Faults::default() };
+    let protocol = Protocol { faults, ..one_relay(&[writer("aa")]) };
+    breaks(Flaw::Claim(claim::Flaw::NoHoldForSkipped), IN_ORDER, protocol.clone());
+    breaks(Flaw::Claim(claim::Flaw::NoHoldForSkipped), COVERED, protocol);
+}
+
+#[test]
+fn a_released_hold_that_forgets_rows_above_c_loses_them() {
+    let faults = Faults { pauses: 1, ..Faults::default() };
+    breaks(Flaw::Claim(claim::Flaw::ReleaseForgetsNewRows), COVERED, Protocol { faults, ..one_relay(&[writer("a"), writer("a")]) });
+}
+
+/// The flawed protocol reaches a state from which nothing leads to the end; the protocol without the flaw does not.
+fn gets_stuck(flaw: Flaw, protocol: Protocol) {
+    let explored = progress::explore(&Protocol { flaw: Some(flaw), ..protocol.clone() });
+    assert!(explored.stuck.is_some(), "{flaw:?} goes unnoticed in {} states, {:?}", explored.states, explored.violated);
+    holds(protocol);
+}
+
+#[test]
+fn b2_running_transactions_judged_by_an_earlier_look_lose_rows() {
+    let protocol = Protocol { coarse: false, ..one_relay(&[writer("a"), writer("a")]) };
+    gets_stuck(Flaw::Claim(claim::Flaw::RunningByEarlierLook), protocol);
+}
+
+#[test]
+fn a_memory_behind_a_pooler_that_compares_only_the_postmaster_loses_rows() {
+    let faults = Faults { tails: 1, revivals: 1, probes: 1, others: 1, ..Faults::default() };
+    let protocol = Protocol { pooler: true, poison: &[0], faults, ..one_relay(&[writer("a")]) };
+    gets_stuck(Flaw::ComparesPostmasterOnly, protocol);
+}
+
+#[test]
+fn an_operator_who_leaves_the_nonce_as_it_is_is_not_heard() {
+    let faults = Faults { pauses: 1, ..Faults::default() };
+    breaks(Flaw::OperatorKeepsNonce, PAUSES, Protocol { faults, ..one_relay(&[writer("a"), writer("a")]) });
+}
+
+#[test]
+fn an_empty_window_that_stores_nothing_gets_stuck() {
+    let back = Writer { may_roll_back: true, ..writer("aa") };
+    let limits = Limits { rows: 2, window: 1, flaw: None };
+    gets_stuck(Flaw::Claim(claim::Flaw::EmptyWindowStoresNothing), Protocol { limits, ..one_relay(&[back, writer("a")]) });
+}
+
+#[test]
+fn a_c_that_only_the_sequence_bounds_gets_stuck() {
+    let faults = Faults { resets: 1, ..Faults::default() };
+    let limits = Limits { rows: 2, window: 1, flaw: None };
+    gets_stuck(Flaw::Claim(claim::Flaw::OnlySequenceBoundsC), Protocol { limits, faults, ..one_relay(&[writer("aaa")]) });
+}
+
+#[test]
+fn a_retry_of_a_middle_event_breaks_the_order() {
+    let faults = Faults { timeouts: 1, ..Faults::default() };
+    breaks(Flaw::RetryOfAMiddleEvent, IN_ORDER, Protocol { faults, ..one_relay(&[writer("aa")]) });
+}
+
+#[test]
+fn a_mark_without_ownership_is_found() {
+    let faults = Faults { sessions: 1, ..Faults::default() };
+    breaks(Flaw::MarkWithoutOwnership, ONLY_OWNERS, Protocol { faults, ..one_lane(&[writer("a")]) });
+}
+
+/// A check of the model: were this Postgres' order, `outbox_emit` would not be enough.
+#[test]
+fn locks_that_are_released_before_the_commit_is_visible_break_the_order() {
+    breaks(Flaw::LocksReleasedFirst, IN_ORDER, one_relay(&[emitter("a"), emitter("a")]));
+}
+
+/// Random histories of the flawed protocol go wrong.
+fn histories_catch(flaw: Flaw) {
+    let caught = histories::run(Some(flaw), 3000).expect_err("goes unnoticed");
+    println!("{flaw:?}: {caught}");
+}
+
+#[test]
+fn random_histories_hold() {
+    if let Err(history) = histories::run(None, 1500) {
+        panic!("{history}");
+    }
+}
+
+#[test]
+fn b6_a_memory_that_outlives_a_lost_tail_loses_rows() {
+    histories_catch(Flaw::MemoryOutlivesConnection);
+}
+
+#[test]
+fn a_row_sent_as_it_is_after_the_snapshot_breaks_the_order() {
+    histories_catch(Flaw::Claim(claim::Flaw::TakesChangedVersion));
+}
+
+#[test]
+fn lanes_merged_at_one_of_two_snapshots_lose_rows() {
+    histories_catch(Flaw::Claim(claim::Flaw::MergeTakesOneSnapshot));
+}
+
+#[test]
+fn a_sweep_that_takes_new_rows_breaks_the_order() {
+    histories_catch(Flaw::Claim(claim::Flaw::SweepTakesNewRows));
+}
+
+#[test]
+fn n1_a_claim_older_than_its_lock_goes_wrong() {
+    histories_catch(Flaw::LockAndClaimTogether);
+}
+
+#[test]
+fn lanes_merged_at_the_highest_c_lose_rows() {
+    histories_catch(Flaw::Claim(claim::Flaw::MergeTakesHighestC));
 }
 
 /// Two rows in batches of one.

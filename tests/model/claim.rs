@@ -4,7 +4,7 @@
 //! - [`Look`]: what the claim's statement sees, by its own snapshot (8, 9, 16, 17).
 //! - [`Look::take`]: which of these rows it gets, and what it writes (10, 11, 12).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::database::{Database, Entity, Hold, Id, Progress, Row, Session, Snapshot, Status, Why};
 
@@ -245,10 +245,5 @@ impl Look {
 impl Taken {
     pub(crate) fn xids(&mut self) -> Vec<&mut u8> {
         self.batch.iter_mut().map(|(_, row)| &mut row.xid).chain(self.next.xids()).collect()
-    }
-
-    /// The rows of each entity, in order.
-    pub(crate) fn entities(&self) -> BTreeSet<Entity> {
-        self.batch.iter().map(|(_, row)| row.entity).collect()
     }
 }

@@ -10,6 +10,7 @@ pub(crate) const IN_ORDER: &str = "I3: an event is on the topic after those that
 pub(crate) const ONLY_ACKNOWLEDGED: &str = "a row is marked only when it is on the topic";
 pub(crate) const ONLY_OWNERS: &str = "only the session that locked a row marks it";
 pub(crate) const TERMINAL: &str = "a published row stays published";
+pub(crate) const PAUSES: &str = "nothing of a paused entity is sent";
 pub(crate) const DONE: &str = "all is published";
 
 pub(crate) fn all() -> Vec<Property<Protocol>> {
@@ -22,6 +23,7 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
         }),
         Property::always(ONLY_OWNERS, |_, world: &World| !world.marked_by_a_stranger),
         Property::always(TERMINAL, |_, world: &World| !world.regressed),
+        Property::always(PAUSES, |_, world: &World| !world.sent_in_a_pause),
         // Without it, the others might hold because nothing happens.
         Property::sometimes(DONE, |_, world: &World| world.is_done() && world.topic.iter().count() > 0),
     ]

@@ -12,7 +12,7 @@ use stateright::{Model, Property};
 
 use crate::claim::{self, Limits, Look, Taken, merge};
 use crate::database::{
-    Database, Entity, Event, Events, Hold, Id, Lane, Progress, Row, Session, Snapshot, Stage, Status, Why, Write, Xid,
+    Database, Entity, Event, Events, Hold, Id, Lane, Row, Session, Snapshot, Stage, Status, Why, Write, Xid,
 };
 
 /// A mistake built in on purpose; each is caught by a test.
@@ -97,6 +97,8 @@ pub(crate) struct Protocol {
     pub(crate) poison: &'static [Event],
     /// Between two cycles a relay's connection is to a pooler, and survives a crash of Postgres.
     pub(crate) pooler: bool,
+    /// Lock, look and take are one step, and so are a settle and the end of its commit. A claim that finds nothing is none.
+    pub(crate) coarse: bool,
     /// Where the application moves rows.
     pub(crate) moves_to: &'static [Entity],
     pub(crate) faults: Faults,
@@ -116,7 +118,6 @@ pub(crate) enum WriterStage {
 pub(crate) struct Record {
     event: Event,
     entity: Entity,
-    follows: Events,
 }
 
 /// Where in its cycle a relay is, as it believes.
@@ -157,6 +158,8 @@ pub(crate) struct World {
     pub(crate) inverted: Option<(Event, Event)>,
     pub(crate) marked_by_a_stranger: bool,
     pub(crate) regressed: bool,
+    /// A row of an entity was sent although the entity is paused.
+    pub(crate) sent_in_a_pause: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -174,6 +177,8 @@ pub(crate) enum Step {
     AnotherCompletes,
     SetSequenceBack,
     // A relay's cycle.
+    /// All up to [`Step::Take`].
+    Claim(usize, bool),
     Probe(usize),
     Snap(usize),
     Lock(usize),
@@ -236,6 +241,13 @@ impl Protocol {
         Limits { flaw, ..self.limits }
     }
 
+    /// The relay's lanes that nobody has locked, if any.
+    fn free_lanes(&self, world: &World, index: usize) -> Option<Vec<usize>> {
+        let lanes = self.relays[index].iter().copied();
+        let free: Vec<usize> = lanes.filter(|lane| !world.database.lane_is_locked(*lane)).collect();
+        (!free.is_empty()).then_some(free)
+    }
+
     /// The number of the writer's event.
     fn event(&self, writer: usize, row: usize) -> Event {
         let before: usize = self.writers[..writer].iter().map(|writer| writer.rows.len()).sum();
@@ -260,6 +272,7 @@ impl Model for Protocol {
             inverted: None,
             marked_by_a_stranger: false,
             regressed: false,
+            sent_in_a_pause: false,
         }]
     }
 
@@ -368,8 +381,14 @@ impl Protocol {
             Phase::Idle => {
                 if self.has(Flaw::LockAndClaimTogether) {
                     steps.push(Step::Snap(index));
-                } else if self.relays[index].iter().any(|lane| !world.database.lane_is_locked(*lane)) {
-                    steps.push(Step::Lock(index));
+                } else if let Some(lanes) = self.free_lanes(world, index) {
+                    if !self.coarse {
+                        steps.push(Step::Lock(index));
+                    } else {
+                        steps.push(Step::Claim(index, true));
+                        let held = |lane: &usize| !world.database.data.lanes[*lane].holds.is_empty();
+                        steps.extend(lanes.iter().any(held).then_some(Step::Claim(index, false)));
+                    }
                 }
                 if faults.probes > 0 {
                     steps.push(Step::Probe(index));
@@ -491,9 +510,19 @@ impl Protocol {
             }
             Step::SetSequenceBack => {
                 world.faults.resets -= 1;
-                // Ids that are in the table cannot be drawn.
-                database.data.rows.is_empty().then_some(())?;
+                // Ids that are in the table cannot be drawn again.
+                let drawn = |(writer, stage): (&Writer, &WriterStage)| match stage {
+                    WriterStage::Open(drawn) => *drawn == writer.rows.len(),
+                    stage => *stage == WriterStage::Ended,
+                };
+                self.writers.iter().zip(&world.writers).all(drawn).then_some(())?;
                 database.last_id = 0;
+            }
+            Step::Claim(index, at_holds) => {
+                self.lock(world, index)?;
+                self.look(world, index, at_holds);
+                self.take(world, index);
+                (world.relays[index].phase != Phase::Idle).then_some(())?;
             }
             Step::Probe(index) => self.probe(world, index)?,
             Step::Snap(index) => world.relays[index].phase = Phase::Snapped(Box::new(database.clone())),
@@ -504,7 +533,7 @@ impl Protocol {
                 let Phase::Sent(_, _, queued) = &mut world.relays[index].phase else { return None };
                 let at = queued.iter().position(|record| record.entity == entity)?;
                 let record = queued.remove(at);
-                world.append(&record);
+                self.append(world, &record);
             }
             Step::Refuse(index, entity) => {
                 world.faults.timeouts -= 1;
@@ -518,22 +547,11 @@ impl Protocol {
                 world.faults.timeouts -= 1;
                 self.settle(world, index, true);
             }
-            Step::CommitLeaves(session) => {
-                let alive = database.transactions.contains_key(&session);
-                database.leave(session);
-                if let Session::Relay(index) = session {
-                    let relay = &mut world.relays[index];
-                    if let (Phase::Settled(lanes), true) = (std::mem::replace(&mut relay.phase, Phase::Idle), alive) {
-                        relay.memory.extend(lanes);
-                    } else {
-                        relay.memory.clear();
-                    }
-                }
-            }
+            Step::CommitLeaves(session) => world.commit_leaves(session),
             Step::ArriveLate(list, event) => {
                 let at = world.adrift[list].iter().position(|record| record.event == event)?;
                 let record = world.adrift[list].remove(at);
-                world.append(&record);
+                self.append(world, &record);
             }
             Step::Crash(index) => {
                 world.faults.crashes -= 1;
@@ -673,18 +691,14 @@ impl Protocol {
     /// Rule 7, the first statement.
     fn lock(&self, world: &mut World, index: usize) -> Option<()> {
         let session = Session::Relay(index);
-        let relay = &mut world.relays[index];
-        let snapped = match std::mem::replace(&mut relay.phase, Phase::Idle) {
+        let snapped = match std::mem::replace(&mut world.relays[index].phase, Phase::Idle) {
             Phase::Snapped(database) => Some(database),
             _ => None,
         };
-        let free: Vec<usize> =
-            self.relays[index].iter().copied().filter(|lane| !world.database.lane_is_locked(*lane)).collect();
-        if free.is_empty() {
-            return snapped.map(|_| ());
-        }
+        let Some(free) = self.free_lanes(world, index) else { return snapped.map(|_| ()) };
         world.database.assign_xid(session);
         world.database.begin(session).lanes.extend(free.iter().copied());
+        let relay = &mut world.relays[index];
         let stored = |lane: &usize| &world.database.data.lanes[*lane];
         let trusted = self.has(Flaw::MemoryOutlivesConnection);
         let restarted = relay.started != world.database.started && !self.has(Flaw::ComparesPostmasterOnly);
@@ -742,9 +756,13 @@ impl Protocol {
         if !taken.stores {
             taken.next = look.progress.clone();
         }
+        world.sent_in_a_pause |= taken.batch.iter().any(|(_, row)| {
+            let holds = &world.database.data.lanes[self.lane_of(row.entity)].holds;
+            holds.iter().any(|hold| hold.entity == row.entity && hold.why == Why::Pause && !hold.released)
+        });
         world.database.begin(session).rows.extend(taken.batch.iter().map(|(id, _)| *id));
         let live = taken.batch.iter().filter(|(_, row)| !self.is_poison(row));
-        let queued = live.map(|(_, row)| Record { event: row.event, entity: row.entity, follows: row.follows }).collect();
+        let queued = live.map(|(_, row)| Record { event: row.event, entity: row.entity }).collect();
         relay.phase = Phase::Sent(look, taken, queued);
     }
 
@@ -796,6 +814,23 @@ impl Protocol {
         writes.extend(lanes.iter().map(|(lane, next)| Write::Lane(*lane, next.clone())));
         database.write_commit(session);
         world.relays[index].phase = Phase::Settled(lanes);
+        if self.coarse {
+            world.commit_leaves(session);
+        }
+    }
+
+    /// A record arrives. What is there already is a duplicate and changes no first occurrence.
+    fn append(&self, world: &mut World, record: &Record) {
+        if world.topic.contains(record.event) {
+            return;
+        }
+        // Of a row that is gone or another entity's by now, nothing is asked.
+        let rows = || world.database.data.rows.values().filter(|row| row.entity == record.entity);
+        let follows = rows().find(|row| row.event == record.event).map(|row| row.follows).unwrap_or_default();
+        let waits = |row: &Row| row.status == Status::Pending && follows.contains(row.event) && !self.is_poison(row);
+        let early = rows().find(|row| waits(row) && !world.topic.contains(row.event)).map(|row| row.event);
+        world.inverted = world.inverted.or(early.map(|before| (before, record.event)));
+        world.topic.insert(record.event);
     }
 
     fn lose_tail(&self, world: &mut World) {
@@ -816,17 +851,17 @@ impl Protocol {
 }
 
 impl World {
-    /// A record arrives. What is there already is a duplicate and changes no first occurrence.
-    fn append(&mut self, record: &Record) {
-        if self.topic.contains(record.event) {
-            return;
+    /// The relay's commit leaves the running list, and the relay hears of it.
+    fn commit_leaves(&mut self, session: Session) {
+        let alive = self.database.transactions.contains_key(&session);
+        self.database.leave(session);
+        if let Session::Relay(index) = session {
+            let relay = &mut self.relays[index];
+            match std::mem::replace(&mut relay.phase, Phase::Idle) {
+                Phase::Settled(lanes) if alive => relay.memory.extend(lanes),
+                _ => relay.memory.clear(),
+            }
         }
-        let waits = |row: &Row| row.entity == record.entity && row.status == Status::Pending;
-        let early = record.follows.iter().filter(|event| !self.topic.contains(*event)).find(|event| {
-            self.database.data.rows.values().any(|row| row.event == *event && waits(row))
-        });
-        self.inverted = self.inverted.or(early.map(|before| (before, record.event)));
-        self.topic.insert(record.event);
     }
 
     /// What the producer has sent may arrive at any time, or never.
