@@ -25,6 +25,8 @@ pub(crate) enum Flaw {
     MergeTakesHighestC,
     /// Of two snapshots, the one with the lower xmax is the older one; with the same xmax, the one with the longer list.
     MergeTakesOneSnapshot,
+    /// Lanes that are claimed together forget their sweeps: true, but two relays that take turns may begin the same one for ever.
+    MergeDropsSweep,
     /// Rule 12 to the letter: a claim that found nothing stores nothing, wherever its window ended.
     EmptyWindowStoresNothing,
     /// Rule 11 to the letter: c never moves past the sequence's last value.
@@ -45,20 +47,31 @@ pub(crate) struct Limits {
     pub(crate) flaw: Option<Flaw>,
 }
 
-/// The weakest progress of all: the smallest c, what all snapshots see, and no sweep. True for each lane, because a weaker state is.
+/// What all lanes have in common: the smallest c and k, and what all their snapshots see. A lane without a sweep is one whose sweep has come
+/// to its end, k = c and T = S. True for each lane, because a weaker state is. Of two snapshots neither needs to be the older one: a
+/// snapshot does not list the transaction that took it, and another one taken meanwhile does.
 pub(crate) fn merge(all: &[&Progress], flaw: Option<Flaw>) -> Progress {
     let Some((first, others)) = all.split_first() else { return Progress::none() };
     if others.iter().all(|progress| progress == first) {
         return (*first).clone();
     }
-    others.iter().fold(Progress { sweep: None, ..(*first).clone() }, |merged, next| Progress {
-        c: if flaw == Some(Flaw::MergeTakesHighestC) { merged.c.max(next.c) } else { merged.c.min(next.c) },
-        s: match flaw {
-            Some(Flaw::MergeTakesOneSnapshot) => older(merged.s, &next.s),
-            _ => merged.s.intersection(&next.s),
-        },
-        sweep: None,
-    })
+    let flaw = |other| flaw == Some(other);
+    let snapshot = |one: &Snapshot, other: &Snapshot| match flaw(Flaw::MergeTakesOneSnapshot) {
+        true => older(one.clone(), other),
+        false => one.intersection(other),
+    };
+    let swept = |progress: &Progress| progress.sweep.clone().unwrap_or((progress.c, progress.s.clone()));
+    let start = (first.c, first.s.clone(), swept(first));
+    let (c, s, (k, t)) = others.iter().fold(start, |(c, s, (k, t)), next| {
+        let (next_k, next_t) = swept(next);
+        let c = if flaw(Flaw::MergeTakesHighestC) { c.max(next.c) } else { c.min(next.c) };
+        (c, snapshot(&s, &next.s), (k.min(next_k), snapshot(&t, &next_t)))
+    });
+    match k < c && s != t {
+        _ if flaw(Flaw::MergeDropsSweep) => Progress { c, s, sweep: None },
+        true => Progress { c, s, sweep: Some((k, t)) },
+        false => Progress { c, s: if k < c { s } else { t }, sweep: None },
+    }
 }
 
 fn older(one: Snapshot, other: &Snapshot) -> Snapshot {

@@ -833,6 +833,14 @@ impl Protocol {
         world.topic.insert(record.event);
     }
 
+    /// The row's record arrives.
+    pub(crate) fn append_row(&self, world: &mut World, id: Id) {
+        let row = world.database.data.rows.get(&id);
+        if let Some(record) = row.map(|row| Record { event: row.event, entity: row.entity }) {
+            self.append(world, &record);
+        }
+    }
+
     fn lose_tail(&self, world: &mut World) {
         world.faults.tails -= 1;
         world.database.lose_tail();
@@ -880,7 +888,7 @@ impl World {
 
     /// Gives transaction ids and nonces the smallest numbers that leave their order as it is. What a snapshot sees depends on the order
     /// alone, so states that differ in nothing else are one.
-    fn rename(&mut self) {
+    pub(crate) fn rename(&mut self) {
         let mut xids = self.database.xids();
         for relay in &mut self.relays {
             xids.extend(relay.memory.values_mut().flat_map(|lane| lane.progress.xids()));

@@ -1,0 +1,189 @@
+//! The rule that decided before (c, S) where a claim starts, on this model of Postgres. A check of the checker: the rule breaks the order
+//! on real servers, so it has to break it here. One relay, and no fault.
+//!
+//! A claim starts above what had been claimed or was known to be drawn, and below the ids of transactions that a snapshot shows as running.
+//! Time is left out: the guard of 50 ms is "two observations ago", a transaction that ran for a second may become a straggler at any moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stateright::{Model, Property};
+
+use crate::database::{Database, Id, Session, Stage, Status, Write};
+use crate::properties::IN_ORDER;
+use crate::relays::{Protocol, Step, World};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Running {
+    /// Its event ids are above.
+    lower: Id,
+    straggler: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Frontier {
+    covered: Id,
+    seen: Id,
+    settled: Id,
+    /// What had been drawn at the last observation, and at the one before.
+    marks: Vec<Id>,
+    cautious: bool,
+    running: BTreeMap<Session, Running>,
+}
+
+impl Frontier {
+    fn observe(&mut self, running: &BTreeSet<Session>, drawn: Id) {
+        if self.marks.len() == 2 {
+            self.settled = self.marks.remove(0);
+        }
+        let covered = &mut self.covered;
+        self.running.retain(|transaction, known| {
+            let runs = running.contains(transaction);
+            if !runs {
+                *covered = known.lower.min(*covered);
+            }
+            runs
+        });
+        for transaction in running {
+            let young = Running { lower: self.settled, straggler: false };
+            self.running.entry(*transaction).or_insert(young);
+        }
+        self.marks.push(drawn.max(self.seen));
+    }
+
+    /// A claim's condition is `id > start`.
+    fn start(&self) -> Id {
+        let counted = self.running.values().filter(|running| self.cautious || !running.straggler);
+        counted.map(|running| running.lower).fold(self.covered.min(self.settled), Id::min)
+    }
+
+    /// True when a straggler has ended meanwhile: the claim is given up.
+    fn overlooks(&mut self, running: &BTreeSet<Session>) -> bool {
+        let ended = |(transaction, known): (&Session, &Running)| known.straggler && !running.contains(transaction);
+        self.cautious = !self.cautious && self.running.iter().any(ended);
+        self.cautious
+    }
+}
+
+/// The old rule; and Postgres as it is, or as it was taken for.
+#[derive(Debug, Clone)]
+pub(crate) struct OldFrontier {
+    pub(crate) protocol: Protocol,
+    /// A snapshot lists every transaction that runs, which it does not.
+    pub(crate) lists_all: bool,
+    /// A transaction has its transaction id before its event id, which is not so where an insert computes its payload.
+    pub(crate) xid_first: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct State {
+    world: World,
+    frontier: Frontier,
+    /// What the open claim has found above its start.
+    claim: Option<(Id, Vec<Id>)>,
+    /// The snapshot for the next claim has been taken, and the sequence was there.
+    observed: Option<Id>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    Writer(Step),
+    Observe,
+    Claim,
+    Send,
+    BecomesStraggler,
+}
+
+impl OldFrontier {
+    fn running(&self, database: &Database) -> BTreeSet<Session> {
+        let runs = |session: &Session| {
+            let transaction = &database.transactions[session];
+            let listed = |xid: u8| self.lists_all || xid < database.xmax;
+            transaction.stage != Stage::Left && transaction.xid.is_some_and(listed)
+        };
+        database.transactions.keys().copied().filter(runs).collect()
+    }
+
+    fn send(&self, state: &mut State) -> Option<()> {
+        let (start, rows) = state.claim.take()?;
+        let drawn = state.observed.take()?;
+        let running = self.running(&state.world.database);
+        let frontier = &mut state.frontier;
+        if frontier.overlooks(&running) {
+            frontier.covered = 0;
+            return Some(());
+        }
+        let last = rows.last().copied();
+        frontier.seen = frontier.seen.max(last.unwrap_or(drawn.max(start)));
+        let full = rows.len() == self.protocol.limits.rows;
+        frontier.covered = last.filter(|_| full).unwrap_or(frontier.seen);
+        if rows.is_empty() {
+            return Some(());
+        }
+        let relay = Session::Relay(0);
+        state.world.database.assign_xid(relay);
+        for id in rows {
+            self.protocol.append_row(&mut state.world, id);
+            state.world.database.begin(relay).writes.push(Write::Mark(id, Status::Published));
+        }
+        state.world.database.leave(relay);
+        Some(())
+    }
+}
+
+impl Model for OldFrontier {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let world = self.protocol.init_states().remove(0);
+        vec![State { world, frontier: Frontier::default(), claim: None, observed: None }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let mut steps = Vec::new();
+        self.protocol.actions(&state.world, &mut steps);
+        let has_xid = |writer: &usize| {
+            let transaction = state.world.database.transactions.get(&Session::Writer(*writer));
+            transaction.is_some_and(|transaction| transaction.xid.is_some())
+        };
+        steps.retain(|step| !matches!(step, Step::DrawId(writer) if self.xid_first && !has_xid(writer)));
+        actions.extend(steps.into_iter().map(Action::Writer));
+        actions.push(match (&state.claim, state.observed) {
+            (Some(_), _) => Action::Send,
+            (None, Some(_)) => Action::Claim,
+            (None, None) => Action::Observe,
+        });
+        if state.frontier.running.values().any(|running| !running.straggler) {
+            actions.push(Action::BecomesStraggler);
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        let drawn = state.world.database.last_id;
+        match action {
+            Action::Writer(step) => state.world = self.protocol.next_state(&state.world, step)?,
+            Action::Observe => {
+                let running = self.running(&state.world.database);
+                state.frontier.observe(&running, drawn);
+                state.observed = Some(drawn);
+            }
+            Action::Claim => {
+                let start = state.frontier.start();
+                let rows = state.world.database.data.rows.range(start + 1..);
+                let pending = rows.filter(|(_, row)| row.status == Status::Pending).map(|(id, _)| *id);
+                state.claim = Some((start, pending.take(self.protocol.limits.rows).collect()));
+            }
+            Action::Send => self.send(&mut state)?,
+            Action::BecomesStraggler => {
+                state.frontier.running.values_mut().for_each(|running| running.straggler = true);
+            }
+        }
+        state.world.rename();
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![Property::always(IN_ORDER, |_, state: &State| state.world.inverted.is_none())]
+    }
+}
