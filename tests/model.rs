@@ -451,3 +451,35 @@ fn a_worker_that_trusts_its_own_lane_after_a_doubt_repeats_events() {
 fn a_lost_progress_that_goes_unnoticed_repeats_events() {
     repeats(once::Flaw::LossUnnoticed, once::Faults { crashes: 1, losses: 1, ..once::Faults::default() });
 }
+
+const ONE_TAIL: once::Faults = once::Faults { crashes: 0, sessions: 0, answers: 0, timeouts: 0, losses: 0, tails: 1 };
+
+#[test]
+fn every_event_is_published_once_though_postgres_loses_its_last_commits() {
+    publishes_once(ONE_TAIL);
+}
+
+/// A row is marked whose event is not on the topic.
+fn loses_events(flaw: once::Flaw) {
+    let flawed = once::Once { flaw: Some(flaw), faults: ONE_TAIL, ..in_transactions() };
+    let wanted = HasDiscoveries::AnyOf([once::ONLY_PUBLISHED].into());
+    let checker = flawed.checker().finish_when(wanted).spawn_bfs().join();
+    let path = checker.discovery(once::ONLY_PUBLISHED).unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+    println!("{flaw:?}:");
+    path.into_actions().iter().for_each(|step| println!("  {step:?}"));
+}
+
+#[test]
+fn a_progress_that_names_ids_alone_loses_events_after_a_lost_tail() {
+    loses_events(once::Flaw::IdsAlone);
+}
+
+#[test]
+fn nonces_without_a_digest_lose_events_after_a_lost_tail() {
+    loses_events(once::Flaw::NoDigest);
+}
+
+#[test]
+fn an_owner_that_postgres_has_forgotten_is_fenced_or_repeats_events() {
+    repeats(once::Flaw::FenceByRowAlone, ONE_TAIL);
+}

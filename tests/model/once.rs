@@ -1,8 +1,15 @@
-//! The protocol of exactly-once (`src/relay/exactly_once.rs`): two relays, one lane, one entity, whose rows are all committed. What is
-//! modelled is who owns the lane, what Kafka's coordinator knows of transactions, and what Postgres knows of marks.
+//! The protocol of exactly-once: two relays, one lane, one entity, whose rows are all committed. What is modelled is who owns the lane, what
+//! Kafka's coordinator knows of transactions, and what Postgres knows of marks.
 //!
 //! A relay takes a step when it sends to a server or hears from one; frozen, it takes none. `Lock` asks Postgres for the lane's lock and
 //! reads the lane's row; every later step at Postgres fails if the session, and with it the lock, has ended meanwhile.
+//!
+//! A progress in Kafka names the ids of a batch, the lane's nonce before and after it, and a digest over (id, event) of the batch. Whoever takes
+//! the lane finds one of these:
+//!
+//! - the lane has the nonce after: the marks were made, nothing is in doubt;
+//! - the lane has the nonce before, and the digest over what is PENDING under these ids is the same: the ids are marked;
+//! - anything else, a lost progress or a lost tail of Postgres: the topics are searched for what is PENDING.
 
 use stateright::{Model, Property};
 
@@ -28,6 +35,12 @@ pub(crate) enum Flaw {
     OwnLaneWithoutProgress,
     /// A lost progress is taken for nothing in doubt.
     LossUnnoticed,
+    /// The protocol before the digest: a progress of the lane's owner and epoch is believed, and its ids are marked.
+    IdsAlone,
+    /// The nonces are compared, and the digest is not.
+    NoDigest,
+    /// Only the owner that the lane's row names is fenced. Postgres may have forgotten the last owner.
+    FenceByRowAlone,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -42,6 +55,8 @@ pub(crate) struct Faults {
     pub(crate) timeouts: u8,
     /// The group is deleted.
     pub(crate) losses: u8,
+    /// Postgres loses its last commits, and the ids of rows among them are drawn again.
+    pub(crate) tails: u8,
 }
 
 #[derive(Debug, Clone)]
@@ -58,13 +73,30 @@ pub(crate) struct Lane {
     owner: Option<usize>,
     epoch: u8,
     opened: bool,
+    /// Another one with each take and each settle.
+    nonce: u8,
 }
+
+/// A row by its id, and its event. Two events may have had one id.
+type Sent = (u8, u8);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Progress {
     owner: usize,
     epoch: u8,
-    ids: Vec<u8>,
+    before: u8,
+    after: u8,
+    /// The ids, with the events of which there is only a digest.
+    rows: Vec<Sent>,
+}
+
+/// What is on the standby.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Durable {
+    /// So many rows.
+    kept: usize,
+    marked: Vec<bool>,
+    lane: Lane,
 }
 
 /// Where in its turn a relay is, as it believes.
@@ -82,11 +114,12 @@ enum Phase {
     Taken,
     Known,
     /// It has the lock of a lane of which nothing is in doubt. The rows: published and not marked, which a flaw allows.
-    Own(Vec<u8>),
-    Claimed(Vec<u8>, Vec<u8>),
+    Own(Vec<Sent>),
+    Claimed(Vec<Sent>, Vec<Sent>),
     /// Its records are in an open transaction.
-    Sent(Vec<u8>, Vec<u8>),
-    Committed(Vec<u8>),
+    Sent(Vec<Sent>, Vec<Sent>),
+    /// In Kafka; the lane's nonce is to be this.
+    Committed(Vec<Sent>, u8),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -94,7 +127,7 @@ struct Relay {
     phase: Phase,
     /// Of its producer, as Kafka gave it.
     generation: u8,
-    /// The epoch under which nothing of the lane is in doubt.
+    /// The lane's nonce with which nothing of the lane is in doubt.
     settled: Option<u8>,
     /// The epoch under which it took the lane.
     epoch: u8,
@@ -102,6 +135,8 @@ struct Relay {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct State {
+    /// The event under each id.
+    events: Vec<u8>,
     marked: Vec<bool>,
     lane: Lane,
     locked_by: Option<usize>,
@@ -110,7 +145,9 @@ pub(crate) struct State {
     progress: Option<Progress>,
     /// By transactional id: the youngest producer's generation, and the rows of the transaction that is open.
     generations: [u8; RELAYS],
-    open: [Option<Vec<u8>>; RELAYS],
+    open: [Option<Vec<Sent>>; RELAYS],
+    next_nonce: u8,
+    durable: Option<Durable>,
     relays: [Relay; RELAYS],
     faults: Faults,
 }
@@ -124,6 +161,9 @@ pub(crate) enum Step {
     AnswerLost(usize),
     TimesOut(usize),
     ProgressLost,
+    /// No later commit of Postgres gets to the standby, which has so many rows.
+    StopFlushing(usize),
+    LoseTail,
 }
 
 impl Model for Once {
@@ -133,6 +173,9 @@ impl Model for Once {
     fn init_states(&self) -> Vec<State> {
         let relay = Relay { phase: Phase::Down, generation: 0, settled: None, epoch: 0 };
         vec![State {
+            events: (0..self.rows).collect(),
+            next_nonce: 1,
+            durable: None,
             marked: vec![false; usize::from(self.rows)],
             lane: Lane::default(),
             locked_by: None,
@@ -158,6 +201,11 @@ impl Model for Once {
             steps.extend(faults.into_iter().filter(|(left, _)| *left > 0).map(|(_, step)| step));
         }
         steps.extend((left.losses > 0).then_some(Step::ProgressLost));
+        match state.durable {
+            _ if left.tails == 0 => {}
+            Some(_) => steps.push(Step::LoseTail),
+            None => steps.extend((0..=usize::from(self.rows)).map(Step::StopFlushing)),
+        }
     }
 
     fn next_state(&self, before: &State, step: Step) -> Option<State> {
@@ -191,6 +239,19 @@ impl Model for Once {
                 state.faults.losses -= 1;
                 state.progress.take()?;
             }
+            Step::StopFlushing(kept) => {
+                state.durable = Some(Durable { kept, marked: state.marked.clone(), lane: state.lane });
+            }
+            Step::LoseTail => {
+                state.faults.tails -= 1;
+                let Durable { kept, marked, lane } = state.durable.take()?;
+                state.locked_by = None;
+                state.lane = lane;
+                for id in 0..state.marked.len() {
+                    state.marked[id] = id < kept && marked[id];
+                    state.events[id] += if id < kept { 0 } else { self.rows };
+                }
+            }
         }
         // A step that changes nothing is none.
         (state != *before).then_some(state)
@@ -212,7 +273,7 @@ impl Model for Once {
                 first.is_sorted()
             }),
             Property::always(ONLY_PUBLISHED, |_, state: &State| {
-                (0..).zip(&state.marked).all(|(row, marked)| !marked || state.topic.contains(&row))
+                state.events.iter().zip(&state.marked).all(|(event, marked)| !marked || state.topic.contains(event))
             }),
             Property::sometimes(DONE, done),
         ]
@@ -245,22 +306,27 @@ impl Once {
                 }
             },
             Phase::Looked(lane) => {
-                match lane.owner {
-                    Some(former) if former != me && !self.has(Flaw::NoFence) => state.roll_back(former),
-                    _ => {}
+                let in_kafka = state.progress.as_ref().map(|progress| progress.owner);
+                let in_kafka = in_kafka.filter(|_| !self.has(Flaw::FenceByRowAlone) && !self.has(Flaw::IdsAlone));
+                let mut former: Vec<usize> = lane.owner.into_iter().chain(in_kafka).filter(|id| *id != me).collect();
+                former.dedup();
+                if !self.has(Flaw::NoFence) {
+                    former.into_iter().for_each(|former| state.roll_back(former));
                 }
                 Some(Phase::Fenced(lane))
             }
             Phase::Fenced(lane) => Some(Phase::Read(lane, self.read(state, lane))),
             Phase::Read(_, ids) => state.has_lock(me).then(|| {
                 state.mark(&ids);
-                state.lane = Lane { owner: Some(me), epoch: state.lane.epoch + 1, opened: false };
+                let nonce = state.fresh_nonce();
+                state.lane = Lane { owner: Some(me), epoch: state.lane.epoch + 1, opened: false, nonce };
                 state.relays[me].epoch = state.lane.epoch;
                 state.unlock(me);
                 Phase::Taken
             }),
             Phase::Taken => state.is_current(me).then(|| {
-                state.progress = Some(Progress { owner: me, epoch: state.relays[me].epoch, ids: Vec::new() });
+                let (epoch, nonce) = (state.relays[me].epoch, state.lane.nonce);
+                state.progress = Some(Progress { owner: me, epoch, before: nonce, after: nonce, rows: Vec::new() });
                 Phase::Known
             }),
             Phase::Known => match state.locked_by {
@@ -269,18 +335,19 @@ impl Once {
                     let epoch = state.relays[me].epoch;
                     (state.lane.owner == Some(me) && state.lane.epoch == epoch).then(|| {
                         state.lane.opened = true;
-                        state.relays[me].settled = Some(epoch);
+                        state.relays[me].settled = Some(state.lane.nonce);
                         Phase::Idle
                     })
                 }
             },
             Phase::Own(unmarked) => state.has_lock(me).then(|| {
-                let pending = |row: &u8| !state.marked[usize::from(*row)] && !unmarked.contains(row);
-                let batch: Vec<u8> = (0..self.rows).filter(pending).take(self.batch).collect();
+                let rows = (0..self.rows).zip(state.events.iter().copied());
+                let pending = |row: &Sent| !state.marked[usize::from(row.0)] && !unmarked.contains(row);
+                let batch: Vec<Sent> = rows.filter(pending).take(self.batch).collect();
                 if !batch.is_empty() {
                     return Phase::Claimed(unmarked, batch);
                 }
-                state.mark(&unmarked);
+                state.mark(&ids(&unmarked));
                 state.unlock(me);
                 Phase::Idle
             }),
@@ -295,16 +362,21 @@ impl Once {
                 })
             }
             Phase::Sent(mut unmarked, batch) => state.is_current(me).then(|| {
-                state.topic.extend(state.open[me].take().unwrap_or_default());
-                state.progress = Some(Progress { owner: me, epoch: state.relays[me].epoch, ids: batch.clone() });
+                let sent = state.open[me].take().unwrap_or_default();
+                state.topic.extend(sent.into_iter().map(|(_, event)| event));
+                let (epoch, before, after) = (state.relays[me].epoch, state.relays[me].settled, state.fresh_nonce());
+                let before = before.unwrap_or_default();
+                state.progress = Some(Progress { owner: me, epoch, before, after, rows: batch.clone() });
                 unmarked.extend(batch);
                 match self.has(Flaw::NextTransactionBeforeMarks) && unmarked.len() < usize::from(self.rows) {
                     true => Phase::Own(unmarked),
-                    false => Phase::Committed(unmarked),
+                    false => Phase::Committed(unmarked, after),
                 }
             }),
-            Phase::Committed(unmarked) => state.has_lock(me).then(|| {
-                state.mark(&unmarked);
+            Phase::Committed(unmarked, after) => state.has_lock(me).then(|| {
+                state.mark(&ids(&unmarked));
+                state.lane.nonce = after;
+                state.relays[me].settled = Some(after);
                 state.unlock(me);
                 Phase::Idle
             }),
@@ -320,26 +392,58 @@ impl Once {
 
     fn look(&self, state: &State, me: usize) -> Phase {
         let lane = state.lane;
-        let settled = state.relays[me].settled == Some(lane.epoch)
+        let settled = state.relays[me].settled == Some(lane.nonce)
+            || self.has(Flaw::IdsAlone) && state.relays[me].settled.is_some() && lane.epoch == state.relays[me].epoch
             || self.has(Flaw::OwnLaneWithoutProgress) && lane.epoch == state.relays[me].epoch;
         if lane.owner == Some(me) && lane.opened && settled { Phase::Own(Vec::new()) } else { Phase::Looked(lane) }
     }
 
     /// What the former owner has published and may not have marked.
     fn read(&self, state: &State, lane: Lane) -> Vec<u8> {
-        if lane.owner.is_none() || !lane.opened || self.has(Flaw::ClaimBeforeProgress) {
+        if self.has(Flaw::ClaimBeforeProgress) {
             return Vec::new();
         }
+        if self.has(Flaw::IdsAlone) {
+            return self.read_by_ids(state, lane);
+        }
         match &state.progress {
-            Some(found) if Some(found.owner) == lane.owner && found.epoch == lane.epoch => found.ids.clone(),
-            _ if self.has(Flaw::LossUnnoticed) => Vec::new(),
-            // The topic's tail.
-            _ => state.topic.clone(),
+            Some(found) if found.after == lane.nonce => Vec::new(),
+            Some(found) if found.before == lane.nonce => {
+                let pending = found.rows.iter().filter(|(id, _)| !state.marked[usize::from(*id)]);
+                let now: Vec<Sent> = pending.map(|(id, _)| (*id, state.events[usize::from(*id)])).collect();
+                if now == found.rows || self.has(Flaw::NoDigest) { ids(&found.rows) } else { state.search() }
+            }
+            // Nobody has ever sent anything.
+            None if lane == Lane::default() => Vec::new(),
+            None if self.has(Flaw::LossUnnoticed) => Vec::new(),
+            _ => state.search(),
+        }
+    }
+
+    fn read_by_ids(&self, state: &State, lane: Lane) -> Vec<u8> {
+        match &state.progress {
+            _ if lane.owner.is_none() || !lane.opened => Vec::new(),
+            Some(found) if Some(found.owner) == lane.owner && found.epoch == lane.epoch => ids(&found.rows),
+            _ => state.search(),
         }
     }
 }
 
+fn ids(rows: &[Sent]) -> Vec<u8> {
+    rows.iter().map(|(id, _)| *id).collect()
+}
+
 impl State {
+    fn fresh_nonce(&mut self) -> u8 {
+        self.next_nonce += 1;
+        self.next_nonce - 1
+    }
+
+    /// The ids of rows whose events are on the topic: by event id, which nobody draws twice.
+    fn search(&self) -> Vec<u8> {
+        (0..).zip(&self.events).filter(|(_, event)| self.topic.contains(event)).map(|(id, _)| id).collect()
+    }
+
     fn has_lock(&self, relay: usize) -> bool {
         self.locked_by == Some(relay)
     }
@@ -375,7 +479,7 @@ impl State {
         let settled = self.relays[me].settled;
         if self.relays[me].phase == Phase::Idle && settled.is_some() {
             self.relays[me].settled = None;
-            if self.lane.owner == Some(me) && Some(self.lane.epoch) == settled {
+            if self.lane.owner == Some(me) && self.lane.opened && self.lane.epoch == self.relays[me].epoch {
                 self.lane.owner = None;
                 self.lane.opened = false;
             }
