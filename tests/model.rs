@@ -129,7 +129,12 @@ fn the_application_locks_a_pending_row() {
 #[test]
 fn the_application_moves_a_pending_row_to_another_lane() {
     let faults = Faults { locks: 1, moves: 1, ..Faults::default() };
-    let two = Protocol { lanes: &['a', 'z'], relays: &[&[0], &[1]], moves_to: &['b'], ..one_relay(&[writer("a"), writer("b")]) };
+    let two = Protocol {
+        lanes: &['a', 'z'],
+        relays: &[&[0], &[1]],
+        moves_to: &['b'],
+        ..one_relay(&[writer("a"), writer("b")])
+    };
     holds(Protocol { faults, ..two });
 }
 
@@ -160,7 +165,11 @@ fn a_dead_row_is_made_pending_by_hand() {
 
 #[test]
 fn settled_rows_are_deleted() {
-    holds(Protocol { deletes: true, faults: Faults { crashes: 1, ..Faults::default() }, ..one_relay(&[writer("a"), writer("aa")]) });
+    holds(Protocol {
+        deletes: true,
+        faults: Faults { crashes: 1, ..Faults::default() },
+        ..one_relay(&[writer("a"), writer("aa")])
+    });
 }
 
 #[test]
@@ -175,7 +184,6 @@ fn a_small_window_walks_over_gaps() {
     let back = Writer { may_roll_back: true, ..writer("aa") };
     holds(Protocol { limits, ..one_relay(&[back, writer("a")]) });
 }
-
 
 /// Claims of one row.
 fn one_by_one(writers: &[Writer]) -> Protocol {
@@ -232,7 +240,11 @@ fn skipped_rows_without_a_hold_are_overtaken() {
 #[test]
 fn a_released_hold_that_forgets_rows_above_c_loses_them() {
     let faults = Faults { pauses: 1, ..Faults::default() };
-    breaks(Flaw::Claim(claim::Flaw::ReleaseForgetsNewRows), COVERED, Protocol { faults, ..one_relay(&[writer("a"), writer("a")]) });
+    breaks(
+        Flaw::Claim(claim::Flaw::ReleaseForgetsNewRows),
+        COVERED,
+        Protocol { faults, ..one_relay(&[writer("a"), writer("a")]) },
+    );
 }
 
 /// The flawed protocol reaches a state from which nothing leads to the end; the protocol without the flaw does not.
@@ -265,14 +277,20 @@ fn an_operator_who_leaves_the_nonce_as_it_is_is_not_heard() {
 fn an_empty_window_that_stores_nothing_gets_stuck() {
     let back = Writer { may_roll_back: true, ..writer("aa") };
     let limits = Limits { rows: 2, window: 1, flaw: None };
-    gets_stuck(Flaw::Claim(claim::Flaw::EmptyWindowStoresNothing), Protocol { limits, ..one_relay(&[back, writer("a")]) });
+    gets_stuck(
+        Flaw::Claim(claim::Flaw::EmptyWindowStoresNothing),
+        Protocol { limits, ..one_relay(&[back, writer("a")]) },
+    );
 }
 
 #[test]
 fn a_c_that_only_the_sequence_bounds_gets_stuck() {
     let faults = Faults { resets: 1, ..Faults::default() };
     let limits = Limits { rows: 2, window: 1, flaw: None };
-    gets_stuck(Flaw::Claim(claim::Flaw::OnlySequenceBoundsC), Protocol { limits, faults, ..one_relay(&[writer("aaa")]) });
+    gets_stuck(
+        Flaw::Claim(claim::Flaw::OnlySequenceBoundsC),
+        Protocol { limits, faults, ..one_relay(&[writer("aaa")]) },
+    );
 }
 
 #[test]
@@ -381,9 +399,14 @@ fn lanes_merged_without_their_sweeps_starve() {
     histories_catch(Flaw::Claim(claim::Flaw::MergeDropsSweep));
 }
 
+#[test]
+fn successors_of_a_row_that_goes_dead_break_the_order() {
+    histories_catch(Flaw::Claim(claim::Flaw::SuccessorsOfDead));
+}
+
 /// Two rows in batches of one.
 fn in_transactions() -> once::Once {
-    once::Once { rows: 2, batch: 1, faults: once::Faults::default(), flaw: None }
+    once::Once { rows: 2, batch: 1, epochs: 3, faults: once::Faults::default(), flaw: None }
 }
 
 fn publishes_once(faults: once::Faults) {
@@ -456,6 +479,14 @@ const ONE_TAIL: once::Faults = once::Faults { crashes: 0, sessions: 0, answers: 
 
 #[test]
 fn every_event_is_published_once_though_postgres_loses_its_last_commits() {
+    let checker = once::Once { faults: ONE_TAIL, epochs: 2, ..in_transactions() }.checker().spawn_bfs().join();
+    println!("{} states", checker.unique_state_count());
+    checker.assert_properties();
+}
+
+#[test]
+#[ignore = "six million states: for a release build, after a change of the protocol"]
+fn every_event_is_published_once_though_postgres_loses_its_last_commits_and_the_lane_goes_to_and_fro() {
     publishes_once(ONE_TAIL);
 }
 

@@ -33,6 +33,8 @@ pub(crate) enum Flaw {
     OnlySequenceBoundsC,
     /// Rule 17 to the letter: the walk of a released hold ends at c as it was, and the hold goes though rows above were left.
     ReleaseForgetsNewRows,
+    /// Successors of a row that goes DEAD are sent before that is committed.
+    SuccessorsOfDead,
     /// A sweep takes rows above c, too.
     SweepTakesNewRows,
 }
@@ -119,8 +121,13 @@ impl Look {
     ) -> Self {
         let flaw = |flaw| limits.flaw == Some(flaw);
         let snapshot = database.snapshot(session);
-        let rows: Vec<(Id, &Row)> =
-            database.data.rows.iter().filter(|(_, row)| lanes.contains(&lane_of(row.entity))).map(|(id, r)| (*id, r)).collect();
+        let rows: Vec<(Id, &Row)> = database
+            .data
+            .rows
+            .iter()
+            .filter(|(_, row)| lanes.contains(&lane_of(row.entity)))
+            .map(|(id, r)| (*id, r))
+            .collect();
         let ended = if flaw(Flaw::RunningByEarlierLook) { earlier } else { &snapshot };
         let Progress { c, s, sweep } = &progress;
         let is_late = |id: Id, row: &Row| match sweep {
@@ -130,11 +137,13 @@ impl Look {
                 id <= *c && (new || s.running.contains(&row.xid) && ended.sees(row.xid))
             }
         };
-        let late: Vec<Id> = rows.iter().filter(|(id, row)| is_late(*id, row)).map(|(id, _)| *id).take(limits.rows + 1).collect();
+        let late: Vec<Id> =
+            rows.iter().filter(|(id, row)| is_late(*id, row)).map(|(id, _)| *id).take(limits.rows + 1).collect();
         let pending = || rows.iter().filter(|(_, row)| row.status == Status::Pending);
         let mut candidates: BTreeMap<Id, Row> = BTreeMap::new();
         let mut add = |found: &[(Id, &Row)]| candidates.extend(found.iter().map(|(id, row)| (*id, (*row).clone())));
-        let in_time: Vec<_> = pending().filter(|(id, _)| late.iter().take(limits.rows).any(|l| l == id)).copied().collect();
+        let in_time: Vec<_> =
+            pending().filter(|(id, _)| late.iter().take(limits.rows).any(|l| l == id)).copied().collect();
         add(&in_time);
         let mut new_cut = None;
         if late.len() <= limits.rows && (sweep.is_none() || flaw(Flaw::SweepTakesNewRows)) {
@@ -171,7 +180,15 @@ impl Look {
     }
 
     /// Locks what it can, and decides. The same statement as [`Look::new`], a moment later.
-    pub(crate) fn take(&self, database: &Database, session: Session, limits: Limits) -> Taken {
+    ///
+    /// A row that goes `dead` blocks the rows behind it until that is committed: else a crash leaves it PENDING behind its successors.
+    pub(crate) fn take(
+        &self,
+        database: &Database,
+        session: Session,
+        limits: Limits,
+        dead: impl Fn(&Row) -> bool,
+    ) -> Taken {
         let flaw = |flaw| limits.flaw == Some(flaw);
         let mut holds: BTreeMap<Entity, Hold> = self.holds.iter().map(|hold| (hold.entity, hold.clone())).collect();
         // Blocked from this id on.
@@ -196,12 +213,18 @@ impl Look {
                 continue;
             }
             if blocked.get(&entity).is_some_and(|from| from <= id) {
-                let hold = holds.get_mut(&entity);
-                hold.into_iter().for_each(|hold| hold.from = hold.from.min(*id));
+                let locked = Hold { entity, from: *id, why: Why::Locked, released: false };
+                let hold = holds.entry(entity).or_insert(locked);
+                hold.from = hold.from.min(*id);
                 continue;
             }
             match self.lock(database, session, (*id, row), limits) {
-                Some(row) => batch.push((*id, row)),
+                Some(row) => {
+                    if dead(&row) && !flaw(Flaw::SuccessorsOfDead) {
+                        blocked.insert(entity, id + 1);
+                    }
+                    batch.push((*id, row));
+                }
                 None if flaw(Flaw::NoHoldForSkipped) => {}
                 None => {
                     blocked.insert(entity, *id);
@@ -215,10 +238,18 @@ impl Look {
         let holds: Vec<Hold> = holds.into_values().collect();
         let next = self.next(limits);
         let stays = next.c == self.progress.c && next.sweep.is_none() && self.progress.sweep.is_none();
-        let found = self.progress.sweep.is_some() || !self.late.is_empty() || !self.candidates.is_empty() || holds != self.holds;
+        let found = self.progress.sweep.is_some()
+            || !self.late.is_empty()
+            || !self.candidates.is_empty()
+            || holds != self.holds;
         let moves = self.progress.c.saturating_add(limits.window) < self.highest && !stays;
         let stores = found || moves && !flaw(Flaw::EmptyWindowStoresNothing);
-        Taken { next: if stores { next } else { Progress { s: next.s, ..self.progress.clone() } }, batch, holds, stores }
+        Taken {
+            next: if stores { next } else { Progress { s: next.s, ..self.progress.clone() } },
+            batch,
+            holds,
+            stores,
+        }
     }
 
     /// The row as it is sent, where the claim gets it: not locked by another, and the same version as in the snapshot.

@@ -269,7 +269,8 @@ impl Database {
 
     /// `pg_current_snapshot()`, asked by `own`.
     pub(crate) fn snapshot(&self, own: Session) -> Snapshot {
-        let others = self.transactions.iter().filter(|(session, _)| **session != own).map(|(_, transaction)| transaction);
+        let others =
+            self.transactions.iter().filter(|(session, _)| **session != own).map(|(_, transaction)| transaction);
         let running: BTreeSet<Xid> = others.filter_map(Transaction::running).filter(|xid| *xid < self.xmax).collect();
         Snapshot { xmax: self.xmax, running: running.into_iter().collect() }
     }
@@ -305,9 +306,9 @@ impl Database {
     /// True when a session other than `own` has the row; `SKIP LOCKED` skips it then.
     pub(crate) fn row_is_locked(&self, id: Id, own: Session) -> bool {
         let others = self.transactions.iter().filter(|(session, _)| **session != own);
-        others.filter(|(_, transaction)| transaction.stage != Stage::Left).any(|(_, transaction)| {
-            transaction.rows.contains(&id)
-        })
+        others
+            .filter(|(_, transaction)| transaction.stage != Stage::Left)
+            .any(|(_, transaction)| transaction.rows.contains(&id))
     }
 
     pub(crate) fn lane_is_locked(&self, lane: usize) -> bool {
@@ -371,8 +372,12 @@ impl Database {
         let mut data = self.data.clone();
         let on_disk: Vec<_> = self.transactions.values().filter(|t| t.stage == Stage::OnDisk).collect();
         on_disk.iter().for_each(|transaction| data.apply(transaction));
-        let prepared: BTreeMap<_, _> =
-            self.transactions.iter().filter(|(_, t)| t.stage == Stage::Prepared).map(|(s, t)| (*s, t.clone())).collect();
+        let prepared: BTreeMap<_, _> = self
+            .transactions
+            .iter()
+            .filter(|(_, t)| t.stage == Stage::Prepared)
+            .map(|(s, t)| (*s, t.clone()))
+            .collect();
         let inserted = prepared.values().flat_map(|t| &t.writes).filter_map(Write::row);
         let kept = on_disk.into_iter().chain(prepared.values()).filter_map(|transaction| transaction.xid);
         self.durable = Some(Box::new(Durable {
@@ -442,14 +447,8 @@ impl Data {
         let xid = transaction.xid.unwrap_or_default();
         for write in &transaction.writes {
             if let Write::Insert(id, entity, event, follows) = write {
-                let row = Row {
-                    entity: *entity,
-                    event: *event,
-                    xid,
-                    status: Status::Pending,
-                    version: 0,
-                    follows: *follows,
-                };
+                let row =
+                    Row { entity: *entity, event: *event, xid, status: Status::Pending, version: 0, follows: *follows };
                 self.rows.insert(*id, row);
             }
             if let Some(row) = write.row().and_then(|id| self.rows.get_mut(&id)) {

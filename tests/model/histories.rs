@@ -18,8 +18,11 @@ pub(crate) fn run(flaw: Option<Flaw>, histories: u32) -> Result<(), String> {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let choices = prop::collection::vec(any::<u16>(), 20..220);
-    runner.run(&(protocol(flaw), choices), |(protocol, choices)| walk(&protocol, &choices)).map_err(|error| match error {
-        TestError::Fail(reason, (protocol, choices)) => format!("{reason}\n{protocol:?}\n{:?}", steps(&protocol, &choices)),
+    runner.run(&(protocol(flaw), choices), |(protocol, choices)| walk(&protocol, &choices)).map_err(|error| match error
+    {
+        TestError::Fail(reason, (protocol, choices)) => {
+            format!("{reason}\n{protocol:?}\n{:?}", steps(&protocol, &choices))
+        }
         TestError::Abort(reason) => reason.to_string(),
     })
 }
@@ -33,14 +36,15 @@ fn protocol(flaw: Option<Flaw>) -> impl Strategy<Value = Protocol> {
             Writer { rows, locks, may_roll_back, may_prepare }
         },
     );
-    let relays: Vec<&'static [&'static [usize]]> = vec![&[&[0, 1], &[1, 0]], &[&[0], &[1]], &[&[0, 1]], &[&[1, 0], &[1]]];
+    let relays: Vec<&'static [&'static [usize]]> =
+        vec![&[&[0, 1], &[1, 0]], &[&[0], &[1]], &[&[0, 1]], &[&[1, 0], &[1]]];
     let few = || prop_oneof![3 => Just(0u8), 1 => Just(1), 1 => Just(2)];
     let of_servers = (few(), few(), few(), 0u8..2, few(), few());
     let of_people = (few(), few(), few(), 0u8..2, 0u8..2);
     let switches = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let limits = (1usize..5, prop_oneof![1u8..4, Just(100)]);
-    (prop::collection::vec(writer, 3..9), prop::sample::select(relays), limits, of_servers, of_people, switches).prop_map(
-        move |(writers, relays, (rows, window), of_servers, of_people, (deletes, pooler, coarse, poison))| {
+    (prop::collection::vec(writer, 3..9), prop::sample::select(relays), limits, of_servers, of_people, switches)
+        .prop_map(move |(writers, relays, (rows, window), of_servers, of_people, (deletes, pooler, coarse, poison))| {
             let (crashes, sessions, timeouts, tails, others, probes) = of_servers;
             let (locks, moves, deleted, pauses, revivals) = of_people;
             Protocol {
@@ -69,8 +73,7 @@ fn protocol(flaw: Option<Flaw>) -> impl Strategy<Value = Protocol> {
                 },
                 flaw,
             }
-        },
-    )
+        })
 }
 
 fn walk(protocol: &Protocol, choices: &[u16]) -> Result<(), TestCaseError> {

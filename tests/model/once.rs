@@ -63,6 +63,8 @@ pub(crate) struct Faults {
 pub(crate) struct Once {
     pub(crate) rows: u8,
     pub(crate) batch: usize,
+    /// Relays that take the lane from each other could do so for ever.
+    pub(crate) epochs: u8,
     pub(crate) faults: Faults,
     pub(crate) flaw: Option<Flaw>,
 }
@@ -131,6 +133,8 @@ struct Relay {
     settled: Option<u8>,
     /// The epoch under which it took the lane.
     epoch: u8,
+    /// The nonce that it gave the lane then. The lane's row may have gone back since.
+    taken: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -171,7 +175,7 @@ impl Model for Once {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        let relay = Relay { phase: Phase::Down, generation: 0, settled: None, epoch: 0 };
+        let relay = Relay { phase: Phase::Down, generation: 0, settled: None, epoch: 0, taken: 0 };
         vec![State {
             events: (0..self.rows).collect(),
             next_nonce: 1,
@@ -258,7 +262,7 @@ impl Model for Once {
     }
 
     fn within_boundary(&self, state: &State) -> bool {
-        state.lane.epoch <= EPOCHS && state.generations.iter().all(|generation| *generation <= EPOCHS + 1)
+        state.lane.epoch <= self.epochs && state.generations.iter().all(|generation| *generation <= self.epochs + 1)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
@@ -279,9 +283,6 @@ impl Model for Once {
         ]
     }
 }
-
-/// Relays that take the lane from each other could do so for ever.
-const EPOCHS: u8 = 3;
 
 impl Once {
     fn has(&self, flaw: Flaw) -> bool {
@@ -321,11 +322,12 @@ impl Once {
                 let nonce = state.fresh_nonce();
                 state.lane = Lane { owner: Some(me), epoch: state.lane.epoch + 1, opened: false, nonce };
                 state.relays[me].epoch = state.lane.epoch;
+                state.relays[me].taken = nonce;
                 state.unlock(me);
                 Phase::Taken
             }),
             Phase::Taken => state.is_current(me).then(|| {
-                let (epoch, nonce) = (state.relays[me].epoch, state.lane.nonce);
+                let (epoch, nonce) = (state.relays[me].epoch, state.relays[me].taken);
                 state.progress = Some(Progress { owner: me, epoch, before: nonce, after: nonce, rows: Vec::new() });
                 Phase::Known
             }),
@@ -333,9 +335,10 @@ impl Once {
                 Some(_) => Some(Phase::Known),
                 None => {
                     let epoch = state.relays[me].epoch;
-                    (state.lane.owner == Some(me) && state.lane.epoch == epoch).then(|| {
+                    let taken = self.has(Flaw::IdsAlone) || state.lane.nonce == state.relays[me].taken;
+                    (state.lane.owner == Some(me) && state.lane.epoch == epoch && taken).then(|| {
                         state.lane.opened = true;
-                        state.relays[me].settled = Some(state.lane.nonce);
+                        state.relays[me].settled = Some(state.relays[me].taken);
                         Phase::Idle
                     })
                 }

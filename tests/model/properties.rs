@@ -33,5 +33,8 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
 pub(crate) fn violated(protocol: &Protocol, world: &World) -> Option<&'static str> {
     let always = |property: &Property<Protocol>| property.expectation == stateright::Expectation::Always;
     let all = all();
-    all.iter().filter(|property| always(property)).find(|p| !(p.condition)(protocol, world)).map(|property| property.name)
+    all.iter()
+        .filter(|property| always(property))
+        .find(|p| !(p.condition)(protocol, world))
+        .map(|property| property.name)
 }

@@ -215,12 +215,16 @@ impl Step {
     /// What the environment does to the protocol; without it, all must end well.
     pub(crate) fn is_fault(self) -> bool {
         use Step::{
-            AnotherCompletes, ArriveLate, Crash, DeleteRow, LockRow, LoseTail, MoveRow, PatchRow, Pause, Prepare, Probe, Refuse,
-            Revive, RollBack, SessionEnds, SetSequenceBack, StopFlushing, Timeout,
+            AnotherCompletes, ArriveLate, Crash, DeleteRow, LockRow, LoseTail, MoveRow, PatchRow, Pause, Prepare,
+            Probe, Refuse, Revive, RollBack, SessionEnds, SetSequenceBack, StopFlushing, Timeout,
         };
-        let of_servers = matches!(self, Crash(_) | SessionEnds(_) | Timeout(_) | StopFlushing | LoseTail | ArriveLate(..));
-        let of_people = matches!(self, LockRow(_) | MoveRow(..) | PatchRow(_) | DeleteRow(_) | Pause(_) | Revive(_) | Refuse(..));
-        of_servers || of_people || matches!(self, RollBack(_) | Prepare(_) | AnotherCompletes | SetSequenceBack | Probe(_))
+        let of_servers =
+            matches!(self, Crash(_) | SessionEnds(_) | Timeout(_) | StopFlushing | LoseTail | ArriveLate(..));
+        let of_people =
+            matches!(self, LockRow(_) | MoveRow(..) | PatchRow(_) | DeleteRow(_) | Pause(_) | Revive(_) | Refuse(..));
+        of_servers
+            || of_people
+            || matches!(self, RollBack(_) | Prepare(_) | AnotherCompletes | SetSequenceBack | Probe(_))
     }
 }
 
@@ -681,7 +685,7 @@ impl Protocol {
         let snapshot = world.database.snapshot(session);
         let claim = (lanes, progress, holds);
         let look = Look::new(&world.database, session, claim, (&snapshot, false), self.limits(), |e| self.lane_of(e));
-        let taken = look.take(&world.database, session, self.limits());
+        let taken = look.take(&world.database, session, self.limits(), |row| self.is_poison(row));
         if !taken.stores && known.iter().all(|lane| lane.progress.sweep.is_none()) {
             world.relays[index].memory.values_mut().for_each(|lane| lane.progress.s = snapshot.clone());
         }
@@ -742,7 +746,7 @@ impl Protocol {
             return world.fail(index);
         }
         let Phase::Looked(look) = world.relays[index].phase.clone() else { return };
-        let mut taken = look.take(&world.database, session, self.limits());
+        let mut taken = look.take(&world.database, session, self.limits(), |row| self.is_poison(row));
         let relay = &mut world.relays[index];
         // Lanes that were behind have something to store even if nothing was found.
         let equal = look.lanes.iter().all(|lane| relay.memory.get(lane).is_some_and(|l| l.progress == look.progress));
@@ -776,7 +780,9 @@ impl Protocol {
         let Phase::Sent(look, taken, queued) = world.relays[index].phase.clone() else { return };
         let missing = |row: &Row| queued.iter().any(|record| record.event == row.event);
         // Of an entity the prefix: a row that goes DEAD is not ahead of one that is missing.
-        let behind = |at: usize| taken.batch[..=at].iter().any(|(_, row)| row.entity == taken.batch[at].1.entity && missing(row));
+        let behind = |at: usize| {
+            taken.batch[..=at].iter().any(|(_, row)| row.entity == taken.batch[at].1.entity && missing(row))
+        };
         let settled = (0..taken.batch.len()).filter(|at| !behind(*at)).map(|at| &taken.batch[at]);
         let status = |row: &Row| if self.is_poison(row) { Status::Dead } else { Status::Published };
         let marks: Vec<Write> = settled
@@ -845,9 +851,11 @@ impl Protocol {
         world.faults.tails -= 1;
         world.database.lose_tail();
         for index in 0..world.writers.len() {
-            let lost = !world.database.transactions.contains_key(&Session::Writer(index));
-            if lost && world.writers[index] != WriterStage::Waiting {
-                world.writers[index] = WriterStage::Ended;
+            // A prepared transaction is there again, though its commit may have been heard of.
+            let prepared = world.database.transactions.contains_key(&Session::Writer(index));
+            if world.writers[index] != WriterStage::Waiting {
+                let rows = self.writers[index].rows.len();
+                world.writers[index] = if prepared { WriterStage::Open(rows) } else { WriterStage::Ended };
             }
         }
         for relay in &mut world.relays {
