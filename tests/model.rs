@@ -312,52 +312,75 @@ fn locks_that_are_released_before_the_commit_is_visible_break_the_order() {
 }
 
 /// Random histories of the flawed protocol go wrong.
-fn histories_catch(flaw: Flaw) {
-    let caught = histories::run(Some(flaw), 5000).expect_err("goes unnoticed");
+fn histories_catch(flaw: Flaw, tune: fn(&mut Protocol)) {
+    let caught = histories::run(Some(flaw), 3000, tune).expect_err("goes unnoticed");
     println!("{flaw:?}: {caught}");
+}
+
+/// Nothing goes wrong but the flaw.
+fn undisturbed(protocol: &mut Protocol) {
+    protocol.faults = Faults { others: 2, ..Faults::default() };
+    protocol.poison = &[];
+}
+
+/// Two relays take lanes from each other.
+fn contended(protocol: &mut Protocol) {
+    undisturbed(protocol);
+    protocol.relays = &[&[1, 0], &[1]];
+    protocol.limits.rows = 1;
+    protocol.coarse = false;
 }
 
 #[test]
 fn random_histories_hold() {
-    if let Err(history) = histories::run(None, 1500) {
+    if let Err(history) = histories::run(None, 600, |_| {}) {
         panic!("{history}");
     }
 }
 
 #[test]
 fn b6_a_memory_that_outlives_a_lost_tail_loses_rows() {
-    histories_catch(Flaw::MemoryOutlivesConnection);
+    histories_catch(Flaw::MemoryOutlivesConnection, |protocol| protocol.faults.tails = 1);
 }
 
 #[test]
 fn a_row_sent_as_it_is_after_the_snapshot_breaks_the_order() {
-    histories_catch(Flaw::Claim(claim::Flaw::TakesChangedVersion));
+    histories_catch(Flaw::Claim(claim::Flaw::TakesChangedVersion), |protocol| {
+        undisturbed(protocol);
+        (protocol.coarse, protocol.faults.locks, protocol.faults.moves) = (false, 3, 3);
+    });
 }
 
 #[test]
 fn lanes_merged_at_one_of_two_snapshots_lose_rows() {
-    histories_catch(Flaw::Claim(claim::Flaw::MergeTakesOneSnapshot));
+    histories_catch(Flaw::Claim(claim::Flaw::MergeTakesOneSnapshot), contended);
 }
 
 #[test]
 fn a_sweep_that_takes_new_rows_breaks_the_order() {
-    histories_catch(Flaw::Claim(claim::Flaw::SweepTakesNewRows));
+    histories_catch(Flaw::Claim(claim::Flaw::SweepTakesNewRows), |protocol| {
+        undisturbed(protocol);
+        protocol.limits.rows = 1;
+    });
 }
 
 #[test]
 fn n1_a_claim_older_than_its_lock_goes_wrong() {
-    histories_catch(Flaw::LockAndClaimTogether);
+    histories_catch(Flaw::LockAndClaimTogether, |protocol| {
+        undisturbed(protocol);
+        (protocol.coarse, protocol.faults.locks) = (false, 3);
+    });
 }
 
 #[test]
 fn lanes_merged_at_the_highest_c_lose_rows() {
-    histories_catch(Flaw::Claim(claim::Flaw::MergeTakesHighestC));
+    histories_catch(Flaw::Claim(claim::Flaw::MergeTakesHighestC), contended);
 }
 
 #[test]
 #[ignore = "takes minutes: for a release build, after a change of the protocol"]
 fn many_random_histories_hold() {
-    if let Err(history) = histories::run(None, 200_000) {
+    if let Err(history) = histories::run(None, 200_000, |_| {}) {
         panic!("{history}");
     }
 }
@@ -396,12 +419,18 @@ fn the_old_rule_holds_in_the_postgres_it_was_made_for() {
 
 #[test]
 fn lanes_merged_without_their_sweeps_starve() {
-    histories_catch(Flaw::Claim(claim::Flaw::MergeDropsSweep));
+    histories_catch(Flaw::Claim(claim::Flaw::MergeDropsSweep), |protocol| {
+        contended(protocol);
+        protocol.coarse = true;
+    });
 }
 
 #[test]
 fn successors_of_a_row_that_goes_dead_break_the_order() {
-    histories_catch(Flaw::Claim(claim::Flaw::SuccessorsOfDead));
+    let faults = Faults { sessions: 1, locks: 1, ..Faults::default() };
+    let protocol = Protocol { poison: &[0], faults, ..one_relay(&[writer("aa")]) };
+    breaks(Flaw::Claim(claim::Flaw::SuccessorsOfDead), IN_ORDER, protocol.clone());
+    holds(protocol);
 }
 
 /// Two rows in batches of one.
