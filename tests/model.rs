@@ -433,6 +433,13 @@ fn successors_of_a_row_that_goes_dead_break_the_order() {
     holds(protocol);
 }
 
+#[test]
+fn a_look_at_a_hold_that_takes_late_rows_breaks_the_order() {
+    let faults = Faults { locks: 1, ..Faults::default() };
+    let protocol = Protocol { faults, ..one_relay(&[writer("aaaa"), writer("a")]) };
+    breaks(Flaw::Claim(claim::Flaw::LookTakesLateRows), IN_ORDER, protocol);
+}
+
 /// Two rows in batches of one.
 fn in_transactions() -> once::Once {
     once::Once { rows: 2, batch: 1, epochs: 3, faults: once::Faults::default(), flaw: None }

@@ -35,6 +35,9 @@ pub(crate) enum Flaw {
     ReleaseForgetsNewRows,
     /// Successors of a row that goes DEAD are sent before that is committed.
     SuccessorsOfDead,
+    /// Rule 16 to the letter: a look takes all rows of the entity that its snapshot sees from the hold's first on; late ones, too, though
+    /// the limit may have cut off a late one below.
+    LookTakesLateRows,
     /// A sweep takes rows above c, too.
     SweepTakesNewRows,
 }
@@ -156,7 +159,10 @@ impl Look {
         let mut looked = BTreeMap::new();
         let due = |hold: &&Hold| hold.released || hold.why == Why::Locked && at_holds;
         for hold in holds.iter().filter(due) {
-            let of_hold = |(id, row): &&(Id, &Row)| row.entity == hold.entity && (hold.from..=*c).contains(id);
+            let of_hold = |(id, row): &&(Id, &Row)| {
+                let covered = progress.covers(*id, row.xid) || flaw(Flaw::LookTakesLateRows);
+                row.entity == hold.entity && (hold.from..=*c).contains(id) && covered
+            };
             let held: Vec<_> = pending().filter(of_hold).copied().collect();
             let cut = (held.len() > limits.rows).then(|| held[limits.rows - 1].0);
             looked.insert(hold.entity, cut);
