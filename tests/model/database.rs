@@ -342,17 +342,23 @@ impl Database {
             _ => None,
         });
         // Nobody who began earlier has to wait for them.
-        for event in reopened.collect::<Vec<_>>() {
-            self.data.rows.values_mut().for_each(|row| row.follows.remove(event));
-            for write in self.transactions.values_mut().flat_map(|transaction| &mut transaction.writes) {
-                if let Write::Insert(_, _, _, follows) | Write::Reopen(_, _, follows) = write {
-                    follows.remove(event);
-                }
-            }
-        }
+        let reopened: Vec<Event> = reopened.collect();
+        self.free_followers(&reopened);
         if transaction.entity.is_some() {
             let entity = transaction.entity.take();
             self.transactions.insert(session, Transaction { stage: Stage::Left, entity, ..Transaction::default() });
+        }
+    }
+
+    /// Nothing has to follow these events any more.
+    fn free_followers(&mut self, events: &[Event]) {
+        let written = self.transactions.values_mut().flat_map(|transaction| &mut transaction.writes);
+        let written = written.filter_map(|write| match write {
+            Write::Insert(_, _, _, follows) | Write::Reopen(_, _, follows) => Some(follows),
+            _ => None,
+        });
+        for follows in self.data.rows.values_mut().map(|row| &mut row.follows).chain(written) {
+            events.iter().for_each(|event| follows.remove(*event));
         }
     }
 
@@ -396,8 +402,18 @@ impl Database {
     /// as a restore does.
     pub(crate) fn lose_tail(&mut self) {
         let Some(durable) = self.durable.take() else { return };
+        let before: BTreeSet<_> = self.data.rows.values().map(|row| (row.entity, row.event)).collect();
         self.data = durable.data;
         self.transactions = durable.prepared;
+        // Rows whose delete or move was lost come back; what was sent meanwhile was right to pass them.
+        let back: Vec<Event> = self
+            .data
+            .rows
+            .values()
+            .filter(|row| !before.contains(&(row.entity, row.event)))
+            .map(|row| row.event)
+            .collect();
+        self.free_followers(&back);
         self.last_id = durable.next_id;
         self.next_xid = durable.next_xid;
         self.xmax = durable.next_xid;
