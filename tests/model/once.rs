@@ -251,9 +251,10 @@ impl Model for Once {
                 let Durable { kept, marked, lane } = state.durable.take()?;
                 state.locked_by = None;
                 state.lane = lane;
-                for id in 0..state.marked.len() {
-                    state.marked[id] = id < kept && marked[id];
-                    state.events[id] += if id < kept { 0 } else { self.rows };
+                let rows = state.marked.iter_mut().zip(&mut state.events).zip(marked).enumerate();
+                for (id, ((mark, event), durable)) in rows {
+                    *mark = id < kept && durable;
+                    *event += if id < kept { 0 } else { self.rows };
                 }
             }
         }
