@@ -40,15 +40,26 @@ pub(crate) struct Scan {
 }
 
 impl Progress {
-    /// The weaker of two: true for the lanes of both.
+    /// What is true for the lanes of both. A sweep of one goes on: without that, lanes that change hands often would never end one.
     pub(crate) fn merge(self, other: Self) -> Self {
         if self == other {
             return self;
         }
-        Self {
-            scanned_through: self.scanned_through.min(other.scanned_through),
-            snapshot: self.snapshot.older(other.snapshot),
-            sweep: None,
+        let scanned_through = self.scanned_through.min(other.scanned_through);
+        let snapshot = self.snapshot.intersection(&other.snapshot);
+        // Without a sweep all that was scanned is swept, by the same snapshot.
+        let (one, two) = (self.swept_so_far(), other.swept_so_far());
+        let sweep = Sweep { through: one.0.min(two.0), snapshot: one.1.intersection(two.1) };
+        if sweep.through >= scanned_through {
+            return Self { scanned_through, snapshot: sweep.snapshot, sweep: None };
+        }
+        Self { scanned_through, snapshot, sweep: Some(sweep) }
+    }
+
+    fn swept_so_far(&self) -> (i64, &Snapshot) {
+        match &self.sweep {
+            Some(sweep) => (sweep.through, &sweep.snapshot),
+            None => (self.scanned_through, &self.snapshot),
         }
     }
 
@@ -131,13 +142,32 @@ mod tests {
 
     #[test]
     fn merged_lanes_have_the_weaker_progress() {
-        let other = Progress {
-            scanned_through: 80,
-            snapshot: snapshot("25:30:25"),
-            sweep: Some(Sweep { through: 5, snapshot: snapshot("40:40:") }),
-        };
+        let other = Progress { scanned_through: 80, snapshot: snapshot("25:30:25"), sweep: None };
         let merged = Progress { scanned_through: 80, snapshot: snapshot("10:20:10"), sweep: None };
         assert_eq!(progress().merge(other.clone()), merged);
+        assert_eq!(other.clone().merge(progress()), merged);
         assert_eq!(other.clone().merge(other.clone()), other);
+    }
+
+    #[test]
+    fn a_sweep_of_one_lane_goes_on_in_all() {
+        let sweeping = Progress {
+            scanned_through: 80,
+            snapshot: snapshot("8:15:8"),
+            sweep: Some(Sweep { through: 5, snapshot: snapshot("40:40:") }),
+        };
+        let merged = Progress {
+            scanned_through: 80,
+            snapshot: snapshot("8:15:8,10"),
+            sweep: Some(Sweep { through: 5, snapshot: snapshot("10:20:10") }),
+        };
+        assert_eq!(progress().merge(sweeping.clone()), merged);
+        assert_eq!(sweeping.merge(progress()), merged);
+        let swept = Progress {
+            scanned_through: 200,
+            snapshot: snapshot("8:15:8"),
+            sweep: Some(Sweep { through: 150, snapshot: snapshot("40:40:") }),
+        };
+        assert_eq!(progress().merge(swept), progress(), "all of the common part is swept");
     }
 }

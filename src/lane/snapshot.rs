@@ -1,6 +1,5 @@
 //! A snapshot as `pg_current_snapshot()` prints it: which transactions had ended when a statement began.
 
-use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -42,17 +41,14 @@ impl Snapshot {
         self
     }
 
-    /// The one that sees less. Snapshots of one running server are ordered by what they see: the later sees all that the earlier sees.
-    pub(crate) fn older(self, other: Self) -> Self {
-        match self.age(&other) {
-            Ordering::Greater => other,
-            _ => self,
-        }
-    }
-
-    /// `Less`: sees less than `other`.
-    fn age(&self, other: &Self) -> Ordering {
-        self.xmax.cmp(&other.xmax).then_with(|| other.running.len().cmp(&self.running.len()))
+    /// What both see. Neither has to see all that the other sees: a snapshot does not list the transaction that takes it.
+    pub(crate) fn intersection(&self, other: &Self) -> Self {
+        let xmax = self.xmax.min(other.xmax);
+        let mut running: Vec<u64> =
+            self.running.iter().chain(&other.running).copied().filter(|xid| *xid < xmax).collect();
+        running.sort_unstable();
+        running.dedup();
+        Self { xmin: running.first().copied().unwrap_or(xmax), xmax, running }
     }
 }
 
@@ -122,10 +118,34 @@ mod tests {
     }
 
     #[test]
-    fn the_older_of_two_sees_less() {
-        let (older, newer) = (snapshot("10:20:10,14"), snapshot("14:20:14"));
-        assert_eq!(older.clone().older(newer.clone()), older);
-        assert_eq!(newer.older(older.clone()), older);
-        assert_eq!(snapshot("14:21:14").older(older.clone()), older);
+    fn an_intersection_sees_what_both_see() {
+        let both = |one: &str, other: &str| {
+            let (one, other) = (snapshot(one), snapshot(other));
+            assert_eq!(one.intersection(&other), other.intersection(&one));
+            one.intersection(&other).to_string()
+        };
+        assert_eq!(both("10:20:10,14", "14:20:14"), "10:20:10,14");
+        assert_eq!(both("14:21:14", "10:20:10,14"), "10:20:10,14");
+        // Each was taken by a transaction that the other lists.
+        assert_eq!(both("9:12:9", "10:12:10"), "9:12:9,10");
+        assert_eq!(both("20:30:25", "18:18:"), "18:18:");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn an_intersection_sees_no_more_and_no_less(
+            one in (3u64..40, proptest::collection::btree_set(3u64..40, 0..6)),
+            other in (3u64..40, proptest::collection::btree_set(3u64..40, 0..6)),
+        ) {
+            let of = |(xmax, running): (u64, std::collections::BTreeSet<u64>)| {
+                let running: Vec<u64> = running.into_iter().filter(|xid| *xid < xmax).collect();
+                Snapshot { xmin: running.first().copied().unwrap_or(xmax), xmax, running }
+            };
+            let (one, other) = (of(one), of(other));
+            let both = one.intersection(&other);
+            for xid in 3..45 {
+                proptest::prop_assert_eq!(both.sees(xid), one.sees(xid) && other.sees(xid), "{}", xid);
+            }
+        }
     }
 }

@@ -42,7 +42,7 @@ use crate::relay::worker::context::{CycleError, WorkerContext, within};
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::sink::broker::BrokerDown;
-use crate::sink::progress::{METADATA_MAX_BYTES, Progress, Room, digest, owner_of};
+use crate::sink::progress::{METADATA_MAX_BYTES, Progress, Room, digest};
 use crate::sink::transactions::{Offsets, TransactionError};
 use crate::store::delivery::Owner;
 use crate::store::session::{self, Begun, Wanted};
@@ -172,13 +172,10 @@ impl WorkerContext<'_> {
     /// Takes lanes, in the transaction that has them locked, which it commits.
     pub(super) async fn take(&mut self, begun: &Begun, lanes: LaneRange, wanted: &[i16]) -> Result<(), CycleError> {
         let former: Vec<_> = begun.owners.iter().filter(|owner| wanted.contains(&owner.lane)).collect();
-        let ids: BTreeSet<_> = former.iter().map(|owner| owner.transactional_id.as_str()).collect();
-        for id in ids.into_iter().filter(|id| *id != self.ownership.transactional_id) {
-            self.shared.progress.fence(id, self.shared.options.longest_transaction()).await?;
-        }
+        self.fence_former(lanes, wanted, &former).await?;
         let states = within(self.shared.transaction.read_lanes(self.conn, lanes)).await?;
         let sealed: BTreeMap<i16, i64> = states.iter().map(|state| (state.row.lane, state.sealed)).collect();
-        let settled = self.settle_former(lanes, &former, &sealed).await?;
+        let settled = self.settle_former(lanes, wanted, &former, &sealed).await?;
         let shared = self.shared;
         let persistent = shared.options.prepared_statements;
         let heir = shared.options.is_exactly_once().then_some(self.ownership.transactional_id.as_str());
@@ -195,6 +192,39 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
+    /// The lanes whose progress in Kafka has to be looked at: also those whose row names nobody, because the row may have lost commits.
+    fn lanes_in_doubt(&self, wanted: &[i16], former: &[&Owner]) -> Vec<i16> {
+        match self.shared.options.is_exactly_once() {
+            true => wanted.to_vec(),
+            false => former.iter().filter(|owner| owner.opened).map(|owner| owner.lane).collect(),
+        }
+    }
+
+    /// Stops the former owners for good: those that the lanes' rows name, and those that only Kafka knows, because Postgres has lost the
+    /// commit that made them owners.
+    async fn fence_former(
+        &mut self,
+        lanes: LaneRange,
+        wanted: &[i16],
+        former: &[&Owner],
+    ) -> Result<(), CycleError> {
+        let mut ids: BTreeSet<String> = former.iter().map(|owner| owner.transactional_id.clone()).collect();
+        let read = self.lanes_in_doubt(wanted, former);
+        if !read.is_empty() {
+            let persistent = self.shared.options.prepared_statements;
+            let epochs = within(self.shared.delivery.epochs(self.conn, lanes, persistent)).await?;
+            for (lane, found) in self.shared.progress.read(read).await? {
+                if epochs.get(&lane).is_none_or(|epoch| found.epoch > *epoch) {
+                    ids.insert(found.owner);
+                }
+            }
+        }
+        for id in ids.into_iter().filter(|id| *id != self.ownership.transactional_id) {
+            self.shared.progress.fence(&id, self.shared.options.longest_transaction()).await?;
+        }
+        Ok(())
+    }
+
     /// Marks what the former owners have published and could not mark; returns how many events that were.
     ///
     /// What Kafka says names ids. They stand for the events that were sent only if the table has not lost commits since, in a failover
@@ -203,31 +233,35 @@ impl WorkerContext<'_> {
     async fn settle_former(
         &mut self,
         lanes: LaneRange,
+        wanted: &[i16],
         former: &[&Owner],
         sealed: &BTreeMap<i16, i64>,
     ) -> Result<u64, CycleError> {
-        let opened: Vec<_> = former.iter().filter(|owner| owner.opened).collect();
-        if opened.is_empty() {
+        let read = self.lanes_in_doubt(wanted, former);
+        if read.is_empty() {
             return Ok(0);
         }
-        let progress = self.shared.progress.read(opened.iter().map(|owner| owner.lane).collect()).await?;
+        let progress = self.shared.progress.read(read.clone()).await?;
         let persistent = self.shared.options.prepared_statements;
         let (mut ids, mut lost) = (Vec::new(), Vec::new());
-        for owner in opened {
-            let stored = sealed.get(&owner.lane).copied().unwrap_or_default();
-            match progress.get(&owner.lane) {
-                Some(found) if !found.is_of(&owner.transactional_id, owner.epoch) => lost.push(owner.lane),
+        for lane in read {
+            let stored = sealed.get(&lane).copied().unwrap_or_default();
+            let owner = former.iter().find(|owner| owner.lane == lane && owner.opened);
+            match (progress.get(&lane), owner) {
+                // Never published exactly once.
+                (None, None) => {}
+                (Some(found), Some(owner)) if !found.is_of(&owner.transactional_id, owner.epoch) => lost.push(lane),
                 // Settled: the table has the batch.
-                Some(found) if found.after == stored => {}
-                Some(found) if found.before == stored => {
-                    let rows = within(self.shared.delivery.events(self.conn, &found.ids, owner.lane, persistent)).await?;
+                (Some(found), _) if found.after == stored => {}
+                (Some(found), _) if found.before == stored => {
+                    let rows = within(self.shared.delivery.events(self.conn, &found.ids, lane, persistent)).await?;
                     let of_batch: Option<Vec<_>> = found.ids.iter().map(|id| Some((*id, *rows.get(id)?))).collect();
                     match of_batch {
                         Some(rows) if digest(&rows) == found.digest => ids.extend_from_slice(&found.ids),
-                        _ => lost.push(owner.lane),
+                        _ => lost.push(lane),
                     }
                 }
-                _ => lost.push(owner.lane),
+                _ => lost.push(lane),
             }
         }
         if !lost.is_empty() {
@@ -255,10 +289,11 @@ impl WorkerContext<'_> {
         taken: Vec<(i16, i64)>,
         sealed: &BTreeMap<i16, i64>,
     ) -> Result<(), CycleError> {
-        let owner = owner_of(&self.ownership.transactional_id);
+        let owner = &self.ownership.transactional_id;
         let progress = |(lane, epoch): &(i16, i64)| {
             let nonce = sealed.get(lane).copied().unwrap_or_default();
             let digest = digest(&[]);
+            let owner = owner.clone();
             (*lane, Progress { owner, epoch: *epoch, before: nonce, after: nonce, digest, ids: Vec::new() })
         };
         self.commit_progress(taken.iter().map(progress).collect()).await?;
@@ -303,12 +338,12 @@ impl WorkerContext<'_> {
                 rows.entry(row.lane()?).or_default().push((row.id()?.0, row.event_id()?.0));
             }
         }
-        let owner = owner_of(&self.ownership.transactional_id);
         let Some(owned) = &assignment.owned else { return Err(sqlx::Error::PoolClosed.into()) };
         let lanes = rows.into_iter().map(|(lane, rows)| {
             let epoch = self.ownership.settled.get(&lane).copied().ok_or(sqlx::Error::RowNotFound)?;
             let before = owned.sealed.get(&lane).copied().unwrap_or_default();
             let (digest, ids) = (digest(&rows), rows.into_iter().map(|(id, _)| id).collect());
+            let owner = self.ownership.transactional_id.clone();
             Ok((lane, Progress { owner, epoch, before, after: owned.next_nonce, digest, ids }))
         });
         let lanes = lanes.collect::<Result<Vec<_>, sqlx::Error>>()?;

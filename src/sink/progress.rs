@@ -2,7 +2,8 @@
 //! is text, so a few bytes per thousand events must do.
 //!
 //! ```text
-//! "2" base64url( owner, before, after, digest: 8 bytes each, epoch, count, ids: each as the difference to the one before, check: 4 bytes )
+//! "2" base64url( before, after, digest: 8 bytes each, owner: length and text, epoch, count,
+//!                ids: each as the difference to the one before, check: 4 bytes )
 //! ```
 //!
 //! Numbers are varints (<https://protobuf.dev/programming-guides/encoding/#varints>), differences zigzag ones: the ids of a batch are in
@@ -17,8 +18,11 @@ pub(crate) const METADATA_MAX_BYTES: usize = 4096;
 
 const VERSION: char = '2';
 
-/// Owner, before, after, digest, epoch, count and check, at their longest.
-const FRAME_BYTES: usize = 8 * 4 + 10 + 10 + 4;
+/// A transactional id is not longer.
+const OWNER_MAX_BYTES: usize = 100;
+
+/// Before, after, digest, owner, epoch, count and check, at their longest.
+const FRAME_BYTES: usize = 8 * 3 + 1 + OWNER_MAX_BYTES + 10 + 10 + 4;
 
 /// RFC 4648, section 5.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -26,8 +30,8 @@ const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 /// See the head of this file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// [`owner_of`] the transactional id.
-    pub(crate) owner: u64,
+    /// The transactional id: whoever finds that the lane's row has forgotten it can fence it.
+    pub(crate) owner: String,
     /// The owner's epoch of the lane.
     pub(crate) epoch: i64,
     /// What the lane's row in Postgres has as `sealed` before the batch is settled, and after. Equal right after the lane was taken.
@@ -49,22 +53,19 @@ pub(crate) fn digest(rows: &[(i64, Uuid)]) -> u64 {
     fnv1a(&bytes)
 }
 
-/// A transactional id, short.
-pub(crate) fn owner_of(transactional_id: &str) -> u64 {
-    fnv1a(transactional_id.as_bytes())
-}
-
 impl Progress {
     /// True when it is of this worker and this epoch: what the lane's row says of its owner.
     pub(crate) fn is_of(&self, transactional_id: &str, epoch: i64) -> bool {
-        self.owner == owner_of(transactional_id) && self.epoch == epoch
+        self.owner == transactional_id && self.epoch == epoch
     }
 
     pub(crate) fn encode(&self) -> String {
-        let mut bytes = self.owner.to_be_bytes().to_vec();
-        bytes.extend(self.before.to_be_bytes());
+        let mut bytes = self.before.to_be_bytes().to_vec();
         bytes.extend(self.after.to_be_bytes());
         bytes.extend(self.digest.to_be_bytes());
+        debug_assert!(self.owner.len() <= OWNER_MAX_BYTES, "{}", self.owner);
+        push_varint(&mut bytes, self.owner.len() as u64);
+        bytes.extend(self.owner.as_bytes());
         push_varint(&mut bytes, self.epoch as u64);
         push_varint(&mut bytes, self.ids.len() as u64);
         let mut last = 0;
@@ -92,10 +93,13 @@ impl Progress {
         if found != check(body) {
             return None;
         }
-        let (owner, rest) = body.split_first_chunk::<8>()?;
-        let (before, rest) = rest.split_first_chunk::<8>()?;
+        let (before, rest) = body.split_first_chunk::<8>()?;
         let (after, rest) = rest.split_first_chunk::<8>()?;
         let (digest, mut rest) = rest.split_first_chunk::<8>()?;
+        let length = usize::try_from(varint(&mut rest)?).ok()?;
+        let owner;
+        (owner, rest) = rest.split_at_checked(length)?;
+        let owner = std::str::from_utf8(owner).ok()?.to_owned();
         let epoch = varint(&mut rest)? as i64;
         let count = varint(&mut rest)?;
         let (mut ids, mut last) = (Vec::new(), 0_i64);
@@ -104,7 +108,7 @@ impl Progress {
             ids.push(last);
         }
         let (before, after) = (i64::from_be_bytes(*before), i64::from_be_bytes(*after));
-        let (owner, digest) = (u64::from_be_bytes(*owner), u64::from_be_bytes(*digest));
+        let digest = u64::from_be_bytes(*digest);
         rest.is_empty().then_some(Self { owner, epoch, before, after, digest, ids })
     }
 }
@@ -189,13 +193,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn progress_survives_its_text(owner: u64, epoch in 0i64.., before: i64, after: i64, digest: u64, ids: Vec<i64>) {
+        fn progress_survives_its_text(owner in "[a-z.0-9]{0,100}", epoch in 0i64.., before: i64, after: i64, digest: u64, ids: Vec<i64>) {
             let progress = Progress { owner, epoch, before, after, digest, ids };
             prop_assert_eq!(Progress::decode(&progress.encode()), Some(progress));
         }
 
         #[test]
-        fn what_room_was_taken_for_fits(max in 64usize..5000, first in 0i64.., steps: Vec<i16>) {
+        fn what_room_was_taken_for_fits(max in 256usize..5000, first in 0i64.., steps: Vec<i16>) {
             let mut room = Room::new(max);
             let mut ids = Vec::new();
             let mut id = first;
@@ -206,14 +210,14 @@ mod tests {
                 }
                 ids.push(id);
             }
-            let text = Progress { owner: u64::MAX, epoch: i64::MAX, before: -1, after: -1, digest: 7, ids }.encode();
+            let text = Progress { owner: "x".repeat(OWNER_MAX_BYTES), epoch: i64::MAX, before: -1, after: -1, digest: 7, ids }.encode();
             prop_assert!(text.len() <= max, "{} of {max} bytes", text.len());
         }
 
         #[test]
         fn a_changed_letter_is_seen(ids: Vec<u16>, at: prop::sample::Index, letter in 0usize..64) {
             let ids = ids.into_iter().map(i64::from).collect();
-            let text = Progress { owner: 7, epoch: 3, before: 1, after: 2, digest: 9, ids }.encode();
+            let text = Progress { owner: "outbox-relay.7".to_owned(), epoch: 3, before: 1, after: 2, digest: 9, ids }.encode();
             let at = 1 + at.index(text.len() - 1);
             let mut changed = text.clone().into_bytes();
             changed[at] = ALPHABET[letter];

@@ -119,6 +119,8 @@ pub(crate) struct Probed {
     /// Sum over the lanes, and the counter of pauses: changes whenever somebody else changes what is held or paused.
     pub(crate) generation: i64,
     pub(crate) last_allocated: i64,
+    /// The highest id of the table, if it was asked for.
+    pub(crate) highest: Option<i64>,
 }
 
 impl ClaimSql {
@@ -217,6 +219,7 @@ impl ClaimSql {
     /// One simple query, planned each time: a plan cached while the table was small would scan it when it is large, and a pooler
     /// cannot tear it apart. `settings_hold`: the session has the worker's settings. The server gives up before the relay does: a
     /// backend that waits for a lock does not notice that its client is gone.
+    #[expect(clippy::too_many_arguments, reason = "one call; a struct would only rename them")]
     pub(crate) async fn probe(
         &self,
         conn: &mut PgConnection,
@@ -224,9 +227,10 @@ impl ClaimSql {
         progress: &Progress,
         lanes: LaneRange,
         upto: i64,
+        asks_highest: bool,
         settings_hold: bool,
     ) -> Result<Probed, sqlx::Error> {
-        let mut sql = self.probe_text(generation, progress, lanes, upto);
+        let mut sql = self.probe_text(generation, progress, lanes, upto, asks_highest);
         if !settings_hold {
             sql = format!(
                 "begin read only; set local search_path = pg_catalog, pg_temp; set local jit = off; set local enable_seqscan = off; \
@@ -240,11 +244,19 @@ impl ClaimSql {
             is_due: row.try_get(2)?,
             generation: row.try_get(3)?,
             last_allocated: row.try_get(4)?,
+            highest: row.try_get(5)?,
         })
     }
 
-    /// `generation`: an expression.
-    pub(crate) fn probe_text(&self, generation: &str, progress: &Progress, lanes: LaneRange, upto: i64) -> String {
+    /// `generation`: an expression. `asks_highest`: with the highest id of the table, which may be above the last one drawn.
+    pub(crate) fn probe_text(
+        &self,
+        generation: &str,
+        progress: &Progress,
+        lanes: LaneRange,
+        upto: i64,
+        asks_highest: bool,
+    ) -> String {
         let Self { outbox, .. } = self;
         let Progress { scanned_through, snapshot, .. } = progress;
         let lanes = format!("lane between {} and {}", lanes.first, lanes.last);
@@ -260,10 +272,14 @@ impl ClaimSql {
             xmax = snapshot.xmax,
         );
         let last_allocated = self.last_allocated.replace("$3", &scanned_through.to_string());
+        let highest = match asks_highest {
+            true => format!("(select id from {outbox} order by id desc limit 1)"),
+            false => "null::int8".to_owned(),
+        };
         format!(
             "select pg_current_snapshot()::text, {has_work}, \
              exists (select from {outbox} where status = 'PENDING' and due <= now() and {lanes} order by due limit 1), \
-             ({generation})::int8, ({last_allocated})::int8"
+             ({generation})::int8, ({last_allocated})::int8, {highest}"
         )
     }
 
@@ -455,6 +471,7 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
         false => "payload::text as text, headers::text as header_text, payload_bytes as bytes",
     };
     // Conditions on the locked row are looked at again should it have changed since the snapshot.
+    // An older minor version of Postgres returns another version of it than the one that was chosen: at another place.
     let columns = "ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
     format!(
         "with late as materialized ({late}), \
@@ -464,7 +481,7 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
              select id, place, size, sum(size) over (order by id rows unbounded preceding) - size as before from candidates) sized \
            where before < $8) \
          {contents} from (\
-           select {columns}, {texts}, due is not null as scheduled, octet_length(payload_bytes) as bytes_len from {outbox} \
+           select {columns}, {texts}, octet_length(payload_bytes) as bytes_len from {outbox} \
             where ctid = any (array(select place from chosen)) and status = 'PENDING' and lane + 0 between $4 and $5 for update skip locked) o \
          union all \
          select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::timestamptz, null::int2, \
@@ -487,7 +504,7 @@ fn claim_contents() -> String {
            greatest(octet_length(text), bytes_len)::int8, \
            octet_length(entity_type) > {NAME_MAX_BYTES} or coalesce(octet_length(entity_id), 0) > {NAME_MAX_BYTES} \
              or octet_length(event_type) > {NAME_MAX_BYTES} or coalesce(octet_length(topic), 0) > {NAME_MAX_BYTES}, \
-           scheduled, \
+           place in (select place from chosen), \
            null::text, null::text, null::int8[], null::int8[], null::int8, null::int8, null::int8",
         name("entity_type"),
         name("entity_id"),
@@ -507,7 +524,7 @@ fn contents(row_bytes: &str) -> String {
            greatest(octet_length(text), octet_length(payload_bytes))::int8, \
            octet_length(entity_type) > {NAME_MAX_BYTES} or coalesce(octet_length(entity_id), 0) > {NAME_MAX_BYTES} \
              or octet_length(event_type) > {NAME_MAX_BYTES} or coalesce(octet_length(topic), 0) > {NAME_MAX_BYTES}, \
-           due is not null",
+           true",
         name("entity_type"),
         name("entity_id"),
         name("event_type"),
@@ -527,6 +544,10 @@ async fn collect(
             continue;
         }
         let row = ClaimedRow { row, unread: None };
+        if !row.flag(15)? {
+            // Changed since the claim's snapshot: not what was chosen, and not skipped either; the next claim sees it as it is.
+            continue;
+        }
         claimed.text_bytes += row.byte_len();
         if claimed.text_bytes > kept_bytes && !claimed.rows.is_empty() {
             claimed.overflowed = true;

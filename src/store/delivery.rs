@@ -58,6 +58,7 @@ pub(crate) struct DeliverySql {
     take: String,
     open: String,
     let_go: String,
+    epochs: String,
     events: String,
     settle: String,
 }
@@ -83,6 +84,7 @@ impl DeliverySql {
                  from unnest($1::smallint[], $2::bigint[]) as ours (lane, epoch) \
                  where l.lane = ours.lane and l.epoch = ours.epoch and l.transactional_id = $3"
             ),
+            epochs: format!("select lane, epoch from {lane} where lane between $1 and $2"),
             events: format!("select id, event_id from {outbox} where id = any ($1) and lane = $2"),
             settle: format!(
                 "update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp(), due = null \
@@ -149,6 +151,18 @@ impl DeliverySql {
         let (lanes, epochs): (Vec<i16>, Vec<i64>) = lanes.iter().copied().unzip();
         let query = sqlx::query(AssertSqlSafe(self.let_go.as_str())).bind(lanes).bind(epochs);
         query.bind(transactional_id).persistent(persistent).execute(conn).await.map(drop)
+    }
+
+    /// The epochs of these lanes.
+    pub(crate) async fn epochs(
+        &self,
+        conn: &mut PgConnection,
+        range: LaneRange,
+        persistent: bool,
+    ) -> Result<HashMap<i16, i64>, sqlx::Error> {
+        let query = sqlx::query(AssertSqlSafe(self.epochs.as_str())).bind(range.first).bind(range.last);
+        let rows = query.persistent(persistent).fetch_all(conn).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
     /// The event ids of those of these rows that are in the lane, whatever their status.

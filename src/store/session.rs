@@ -98,8 +98,15 @@ pub(crate) struct Begun {
     pub(crate) generation: i64,
     /// Of the wanted lanes those that a worker publishes in Kafka transactions.
     pub(crate) owners: Vec<Owner>,
+    pub(crate) server: ServerProcess,
+}
+
+/// Which process of which server answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServerProcess {
     /// When the server started: another time means that another server may answer.
-    pub(crate) server_started: String,
+    pub(crate) started: String,
+    pub(crate) pid: i32,
 }
 
 /// Which lanes a transaction locks.
@@ -197,7 +204,7 @@ impl Transaction {
 
     fn see(&self, first: &str, last: &str) -> String {
         let owners = delivery::owners_between(&self.names, first, last);
-        format!("select {}, ({owners}), pg_postmaster_start_time()::text", self.pauses)
+        format!("select {}, ({owners}), pg_postmaster_start_time()::text, pg_backend_pid()::int8", self.pauses)
     }
 
     /// Another number of rows than asked for means that they could not be marked: the division fails, and with it the transaction,
@@ -441,7 +448,7 @@ fn begun(rows: &[PgRow]) -> Result<Begun, sqlx::Error> {
         lanes,
         generation: seen.try_get(0)?,
         owners: delivery::owners(seen.try_get(1)?)?,
-        server_started: seen.try_get(2)?,
+        server: ServerProcess { started: seen.try_get(2)?, pid: seen.try_get::<i64, _>(3)? as i32 },
     })
 }
 

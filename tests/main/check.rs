@@ -217,6 +217,8 @@ async fn what_is_wrong_with_the_table_is_found_and_mended(
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     let relay = outbox.relay(&kafka);
+    outbox.execute("alter table event_outbox enable trigger event_outbox_stamp_insert").await?;
+    expect_and_mend(&outbox, &relay, "stamp-triggers", "error").await?;
     outbox.execute("alter table event_outbox set unlogged").await?;
     expect_and_mend(&outbox, &relay, "table-unlogged", "error").await?;
     outbox.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;

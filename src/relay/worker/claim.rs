@@ -215,7 +215,7 @@ impl WorkerContext<'_> {
             chosen: summary.chosen.clone(),
             is_cut,
             upto,
-            last_allocated: summary.last_allocated,
+            last_allocated: summary.last_allocated.max(owned.highest.0),
         };
         let scan = extent.scan(progress.scanned_through, None);
         let is_full = scan.late_cut_at.is_some() || scan.new_cut_at.is_some();

@@ -5,7 +5,7 @@
 //! Whatever fails on the way, the rows that were not marked are still pending, the producer that may hold them is dropped, and the next
 //! cycle claims and sends them again in order. Only rows the broker has acknowledged are ever marked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use sqlx::error::DatabaseError;
@@ -34,6 +34,9 @@ const LOCKED_REPORT: Duration = Duration::from_secs(5);
 
 /// Locked events that one cycle looks at again.
 const MOST_LOOKS: usize = 200;
+
+/// How often a probe asks for the highest id of the table.
+const HIGHEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A probe that takes longer is worth a claim that stores how far it came.
 const SLOW_PROBE: Duration = Duration::from_millis(5);
@@ -76,8 +79,14 @@ impl WorkerContext<'_> {
         let generation = self.shared.transaction.generation();
         let settings_hold = self.shared.options.prepared_statements;
         let sql = &self.shared.claim;
-        let probe = sql.probe(self.conn, generation, &owned.progress, owned.lanes, upto, settings_hold);
-        let probed = within(probe).await?;
+        // Ids that were not drawn from the sequence may be far above it.
+        let asks = owned.highest.1.is_none_or(|asked| asked.elapsed() >= HIGHEST_INTERVAL);
+        let probe = sql.probe(self.conn, generation, &owned.progress, owned.lanes, upto, asks, settings_hold);
+        let mut probed = within(probe).await?;
+        if asks {
+            owned.highest = (probed.highest.unwrap_or(0), Some(asked));
+        }
+        probed.last_allocated = probed.last_allocated.max(owned.highest.0);
         let has_changed = assignment.generation != Some(probed.generation);
         if assignment.pauses.blocks_everything() && !has_changed {
             return Ok(false);
@@ -288,7 +297,7 @@ impl WorkerContext<'_> {
         if options.is_exactly_once() {
             producer.begin_transaction().map_err(TransactionError::from)?;
         }
-        Ok(Decider { assignment, producer, options, closed }.decide(batch, plan)?)
+        Ok(Decider { assignment, producer, options, closed, dead: HashSet::new() }.decide(batch, plan)?)
     }
 
     /// If Postgres accepts a claim but rejects the marks (disk full, a failing trigger, a policy), every retry would publish the same

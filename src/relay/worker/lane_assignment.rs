@@ -9,7 +9,7 @@ use crate::lane::hold::HoldSet;
 use crate::lane::progress::Progress;
 use crate::lane::snapshot::Snapshot;
 use crate::relay::worker::pauses::PauseFilter;
-use crate::store::session::{Begun, LaneState};
+use crate::store::session::{Begun, LaneState, ServerProcess};
 use crate::store::settle::Ctid;
 
 /// How many ids a claim looks at above what was scanned.
@@ -63,7 +63,7 @@ pub(crate) struct OwnedLanes {
     pub(crate) next_nonce: i64,
     /// Equals what is stored, but for its snapshot, which may be newer.
     pub(crate) progress: Progress,
-    pub(crate) server_started: String,
+    pub(crate) server: ServerProcess,
     /// By lane: up to which id its events were counted in holds, before lanes of unequal progress were merged.
     pub(crate) counted_through: BTreeMap<i16, i64>,
     /// By lane: the nonce of the last batch that was committed exactly once.
@@ -73,12 +73,14 @@ pub(crate) struct OwnedLanes {
     /// Ids of a sweep that are still to be taken, and whether they are all.
     pub(crate) late: VecDeque<i64>,
     pub(crate) late_is_all: bool,
+    /// The highest id of the table, and when it was last asked for.
+    pub(crate) highest: (i64, Option<Instant>),
     slice: i64,
 }
 
 impl OwnedLanes {
     /// From the lanes' rows. Lanes of unequal progress go on from the one that is behind.
-    pub(crate) fn new(lanes: LaneRange, states: &[LaneState], server_started: String) -> Self {
+    pub(crate) fn new(lanes: LaneRange, states: &[LaneState], server: ServerProcess) -> Self {
         let progress = states.iter().map(|state| state.progress.clone()).reduce(Progress::merge).unwrap_or_default();
         let by_lane = |of: fn(&LaneState) -> i64| states.iter().map(|state| (state.row.lane, of(state))).collect();
         let ahead = states.iter().filter(|state| state.progress.scanned_through > progress.scanned_through);
@@ -87,21 +89,29 @@ impl OwnedLanes {
             places: states.iter().map(|state| state.row.place).collect(),
             nonces: by_lane(|state| state.row.nonce),
             next_nonce: rand::random(),
-            server_started,
+            server,
             counted_through: ahead.map(|state| (state.row.lane, state.progress.scanned_through)).collect(),
             sealed: by_lane(|state| state.sealed),
             stored: (progress.snapshot.clone(), Instant::now()),
             progress,
             late: VecDeque::new(),
             late_is_all: false,
+            highest: (0, None),
             slice: FIRST_SLICE,
         }
     }
 
     /// True when what is remembered is what is stored: every lane is locked and has the nonce that this worker knows.
-    pub(crate) fn matches(&self, begun: &Begun) -> bool {
+    ///
+    /// Behind a pooler another backend may answer, perhaps after the server has recovered from a crash and forgotten what was committed
+    /// asynchronously: then only what is stored counts.
+    pub(crate) fn matches(&mut self, begun: &Begun) -> bool {
+        if begun.server.pid != self.server.pid {
+            self.progress.snapshot = self.stored.0.clone();
+            self.server.pid = begun.server.pid;
+        }
         begun.lanes.len() == self.lanes.len()
-            && begun.server_started == self.server_started
+            && begun.server.started == self.server.started
             && begun.lanes.iter().all(|row| self.nonces.get(&row.lane) == Some(&row.nonce))
     }
 
@@ -186,7 +196,7 @@ mod tests {
     #[test]
     fn a_long_snapshot_is_stored_now_and_then() {
         let lanes = LaneRange { first: 0, last: 3 };
-        let owned = OwnedLanes::new(lanes, &[], String::new());
+        let owned = OwnedLanes::new(lanes, &[], server("now", 1));
         let long = Snapshot { xmin: 10, xmax: 200, running: (10..100).collect() };
         let progress = Progress { scanned_through: 5, snapshot: long, sweep: None };
         let (now, second) = (owned.stored.1, SNAPSHOT_INTERVAL);
@@ -195,6 +205,20 @@ mod tests {
         assert_eq!(owned.to_store(&progress, now + second), progress);
         let short = Progress { snapshot: Snapshot::default(), ..progress };
         assert_eq!(owned.to_store(&short, now), short);
+    }
+
+    fn server(started: &str, pid: i32) -> ServerProcess {
+        ServerProcess { started: started.to_owned(), pid }
+    }
+
+    #[test]
+    fn another_backend_knows_only_the_snapshot_that_is_stored() {
+        let mut owned = OwnedLanes::new(LaneRange { first: 0, last: 0 }, &[], server("now", 1));
+        owned.lanes = LaneRange { first: 0, last: -1 };
+        owned.progress.snapshot = Snapshot { xmin: 9, xmax: 9, running: Vec::new() };
+        let begun = |pid| Begun { lanes: Vec::new(), generation: 0, owners: Vec::new(), server: server("now", pid) };
+        assert!(owned.matches(&begun(1)) && owned.progress.snapshot.xmax == 9);
+        assert!(owned.matches(&begun(2)) && owned.progress.snapshot == Snapshot::default());
     }
 
     #[test]
@@ -207,14 +231,14 @@ mod tests {
             was_of_elsewhere: false,
         };
         let lanes = LaneRange { first: 3, last: 5 };
-        let owned = OwnedLanes::new(lanes, &[state(3, 40), state(4, 10), state(5, 30)], "now".to_owned());
+        let mut owned = OwnedLanes::new(lanes, &[state(3, 40), state(4, 10), state(5, 30)], server("now", 1));
         assert_eq!(owned.progress.scanned_through, 10);
         assert_eq!(owned.counted_through, BTreeMap::from([(3, 40), (5, 30)]));
         let begun = |nonces: &[(i16, i64)], started: &str| Begun {
             lanes: nonces.iter().map(|(lane, nonce)| LaneRow { lane: *lane, nonce: *nonce, place: Ctid([1; 6]) }).collect(),
             generation: 0,
             owners: Vec::new(),
-            server_started: started.to_owned(),
+            server: server(started, 1),
         };
         let known = [(3, 13), (4, 14), (5, 15)];
         assert!(owned.matches(&begun(&known, "now")));

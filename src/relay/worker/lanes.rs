@@ -25,7 +25,7 @@ impl WorkerContext<'_> {
     pub(super) async fn own(&mut self, assignment: &mut LaneAssignment) -> Result<bool, CycleError> {
         for _ in 0..ATTEMPTS {
             let (begun, are_all_free) = self.begin(assignment).await?;
-            let is_known = assignment.owned.as_ref().is_some_and(|owned| owned.matches(&begun));
+            let is_known = assignment.owned.as_mut().is_some_and(|owned| owned.matches(&begun));
             if is_known && self.are_settled(&begun) {
                 self.load_holds(assignment, begun.generation).await?;
                 return Ok(true);
@@ -87,7 +87,7 @@ impl WorkerContext<'_> {
             log_reset(&states, lanes);
             return Ok(false);
         }
-        let owned = OwnedLanes::new(lanes, &states, begun.server_started.clone());
+        let owned = OwnedLanes::new(lanes, &states, begun.server.clone());
         tracing::debug!(
             worker = self.worker,
             %lanes,

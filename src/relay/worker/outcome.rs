@@ -3,7 +3,7 @@
 //! Rows are looked at in the order of their ids, those that another session has locked among them: what stands behind a hold is stepped
 //! over, and the hold is where it is found again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use rdkafka::error::RDKafkaErrorCode;
@@ -105,6 +105,9 @@ pub(super) struct Decider<'a> {
     pub(super) options: &'a RelayOptions,
     /// The topics that cannot be written, and why.
     pub(super) closed: &'a HashMap<String, String>,
+    /// Entities with an event that goes DEAD in this batch. Its successors are sent once that is committed: should the session end before,
+    /// and somebody correct the event, it would follow them.
+    pub(super) dead: HashSet<String>,
 }
 
 impl Decider<'_> {
@@ -127,6 +130,9 @@ impl Decider<'_> {
                     last = Some(before.id);
                 }
             }
+            if slot >= batch.due && sent.cut.is_none() && self.is_behind_a_dead_event(row, routed)? {
+                sent.cut = Some(last);
+            }
             let outcome = match routed {
                 _ if is_broken || sent.cut.is_some() => RowOutcome::Left,
                 routed => self.decide_one(batch, slot, row, routed, &sent.topics, &mut is_broken)?,
@@ -148,6 +154,13 @@ impl Decider<'_> {
             last = Some(behind.id);
         }
         Ok(sent)
+    }
+
+    fn is_behind_a_dead_event(&self, row: &ClaimedRow, routed: &Routed<'_>) -> Result<bool, sqlx::Error> {
+        if self.dead.is_empty() || matches!(routed, Routed::Poison { .. }) {
+            return Ok(false);
+        }
+        Ok(row.entity_id()?.is_some_and(|entity| self.dead.contains(entity)))
     }
 
     fn decide_one(
@@ -283,7 +296,10 @@ impl Decider<'_> {
     /// What `on_poison` says of an event that cannot be sent.
     pub(super) fn refuse(&mut self, event: Candidate<'_>, error: String, code: Code) -> RowOutcome {
         match self.options.on_poison {
-            OnPoison::DeadLetter => RowOutcome::Dead { error, code },
+            OnPoison::DeadLetter => {
+                self.dead.extend(event.entity_id.map(str::to_owned));
+                RowOutcome::Dead { error, code }
+            }
             OnPoison::HoldEntity => {
                 let value = match event.entity_id {
                     Some(entity_id) => HoldValue::Entity {
