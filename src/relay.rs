@@ -11,7 +11,9 @@
 //! - [`lookout`]: notices that nothing moves, and why; what the probes answer
 //! - [`measure`]: what a batch adds to the metrics
 //! - [`pace`]: how long to wait when there is nothing to do
-//! - [`register`]: heartbeat, shares, status line
+//! - [`register`]: heartbeat and shares
+//! - [`relay_registry`]: which relays are alive
+//! - [`status_line`]: counts what waits, and logs it
 //! - [`outage`]: incidents, logged once when they start and once when they end
 
 mod crew;
@@ -24,9 +26,11 @@ mod outage;
 mod pace;
 mod pauses;
 mod register;
+mod relay_registry;
 mod retention;
 mod shared;
 mod stages;
+mod status_line;
 mod worker;
 
 use std::sync::Arc;
@@ -81,7 +85,8 @@ pub enum Ended {
 pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Result<Ended, RelayError> {
     let started = Instant::now();
     let (broker, doubts) = Broker::new(&options.kafka).map_err(RelayError::Client)?;
-    let outages = Arc::new(Outages::new(options.names.clone(), options.database.clone(), options.connect_timeout));
+    let (outages, ends) = Outages::new(options.names.clone(), options.database.clone(), options.connect_timeout);
+    let outages = Arc::new(outages);
 
     let found = tokio::select! {
         found = look_at_outbox(&options, &outages) => found?,
@@ -98,13 +103,16 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     );
 
     let (changes, changed) = mpsc::unbounded_channel();
-    let watching = tokio::spawn(broker.watch(doubts, changes));
-    let telling = tokio::spawn(tell_broker(changed, outages));
+    let watching = tokio::spawn(Arc::clone(&broker).watch(Arc::clone(&shared.topics), doubts, changes));
+    let asking = tokio::spawn(Arc::clone(&shared.topics).run(broker));
+    let telling = tokio::spawn(tell_broker(changed, Arc::clone(&outages)));
+    let ending = tokio::spawn(outages.log_ends(ends));
     let mut tasks = JoinSet::new();
     for index in 0..shared.options.workers {
         tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
     tasks.spawn(register::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(status_line::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(lookout::run(Arc::clone(&shared), stop.clone()));
     let kept = shared.options.retention;
     if kept.prunes() {
@@ -124,7 +132,9 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     tracing::info!("stopping: no more claims, waiting for what is in flight");
     let ended = drain(&mut tasks, shutdown_timeout).await;
     watching.abort();
+    asking.abort();
     telling.abort();
+    ending.abort();
     let seconds = |stage| (shared.stages.seconds(stage) * 1e3).round() / 1e3;
     tracing::info!(
         published_total = shared.published_total(),
@@ -145,7 +155,7 @@ async fn tell_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages
     while let Some(change) = changed.recv().await {
         match change {
             BrokerChange::Down { reason, fault } => outages.begin(Side::Kafka, Party::Watch, &reason, fault),
-            BrokerChange::Up => outages.end(Side::Kafka, Party::Watch).await,
+            BrokerChange::Up => outages.end(Side::Kafka, Party::Watch),
         }
     }
 }
@@ -181,7 +191,7 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
         let failed = match connected {
             Ok(mut conn) => match worker::context::within(look(&mut conn, &options.names)).await {
                 Ok(found) => {
-                    outages.end(Side::Postgres, Party::Start).await;
+                    outages.end(Side::Postgres, Party::Start);
                     return Ok(found);
                 }
                 Err(SchemaError::Database(error)) => error,

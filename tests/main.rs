@@ -43,6 +43,8 @@ mod pause;
 mod plans;
 #[path = "main/poison.rs"]
 mod poison;
+#[path = "main/registry.rs"]
+mod registry;
 #[path = "main/replay.rs"]
 mod replay;
 #[path = "main/retention.rs"]
@@ -59,6 +61,8 @@ mod snippets;
 mod status;
 #[path = "main/tail.rs"]
 mod tail;
+#[path = "main/topics.rs"]
+mod topics;
 #[path = "main/verify.rs"]
 mod verify;
 
@@ -85,6 +89,8 @@ fn main() -> ExitCode {
         guarantees::trials(),
         order::trials(),
         poison::trials(),
+        topics::trials(),
+        registry::trials(),
         dead::trials(),
         dlq::trials(),
         replay::trials(),

@@ -10,6 +10,7 @@ use super::finding::Finding;
 use crate::config::KafkaSettings;
 use crate::fault;
 use crate::observe::code::Code;
+use crate::sink::client;
 use crate::sink::reader::{ANSWER_WITHIN, Partition, Reader};
 
 /// The clients of a check.
@@ -18,6 +19,8 @@ pub(super) struct Cluster {
     admin: AdminClient<DefaultClientContext>,
     pub(super) brokers: usize,
     first_broker: i32,
+    /// The relay's clients let the brokers create a topic.
+    lets_create: bool,
 }
 
 impl Cluster {
@@ -26,6 +29,7 @@ impl Cluster {
         let reader = Arc::new(Reader::new(kafka)?);
         let mut config = kafka.producer_config(&[("client.id", "outbox-relay")]);
         config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
+        let lets_create = client::creates_topics(&config);
         let admin = config.create()?;
         let asking = Arc::clone(&reader);
         let (answer, complaint) = blocking(move || {
@@ -36,7 +40,7 @@ impl Cluster {
         Ok(match answer.as_deref() {
             Ok([first, ..]) => {
                 let brokers = answer.as_ref().map_or(0, Vec::len);
-                Ok(Self { reader, admin, brokers, first_broker: *first })
+                Ok(Self { reader, admin, brokers, first_broker: *first, lets_create })
             }
             _ => Err(away(kafka.brokers(), complaint)),
         })
@@ -59,9 +63,9 @@ impl Cluster {
         self.config(&ResourceSpecifier::Topic(topic)).await
     }
 
-    /// True when the brokers make a topic that a producer asks for.
+    /// Returns true when the brokers make a topic that the relay asks for, and the relay lets them.
     pub(super) async fn creates_topics(&self) -> bool {
-        value(&self.broker_config().await, "auto.create.topics.enable") == Some("true")
+        self.lets_create && value(&self.broker_config().await, "auto.create.topics.enable") == Some("true")
     }
 
     /// A broker's configuration; empty when the right to see it is missing.

@@ -131,12 +131,27 @@ async fn lacking_not(conn: &mut PgConnection, table: &str, privileges: &[&str]) 
         .collect())
 }
 
-/// True when row level security hides rows from this user.
-pub(super) async fn hidden_rows(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+/// Returns a finding when row level security may hide rows of the outbox from this user, or refuse its marks. Policies that let the user
+/// read and update every row are fine; an expression other than `true` may hide some.
+pub(crate) async fn hidden_rows(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
     let outbox = names.outbox();
-    let active: bool = first(conn, &format!("select row_security_active({})", literal(&outbox))).await?;
-    let user: String = first(conn, "select current_user::text").await?;
-    Ok(active.then(|| {
+    let table = literal(&outbox);
+    let applies = "p.polrelid = t.oid and (0 = any (p.polroles) or exists (\
+                     select from unnest(p.polroles) r where r <> 0 and pg_has_role(current_user, r, 'usage')))";
+    let expression = |column: &str| format!("coalesce(pg_get_expr(p.{column}, p.polrelid), 'true') = 'true'");
+    let (reads, writes) = (expression("polqual"), expression("polwithcheck"));
+    let query = format!(
+        "select row_security_active(t.oid) and (\
+           not exists (select from pg_policy p where {applies} and p.polpermissive and p.polcmd in ('*', 'r') and {reads}) \
+           or not exists (select from pg_policy p where {applies} and p.polpermissive and p.polcmd in ('*', 'w') and {reads} and {writes}) \
+           or exists (select from pg_policy p where {applies} and not p.polpermissive and p.polcmd in ('*', 'r', 'w') \
+             and not ({reads} and {writes}))), current_user::text \
+         from (select {table}::regclass::oid) t (oid)"
+    );
+    let rows = read(conn, &query).await?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let (hides, user): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(hides.then(|| {
         let policy = quote(&format!("{user} sees all"));
         Finding::error(
             Code::RowSecurity,

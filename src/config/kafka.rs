@@ -110,6 +110,8 @@ impl KafkaSettings {
     ) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("metadata.broker.list", &self.brokers);
+        // An entity id written into entity_type by mistake must not create a hundred topics.
+        config.set("allow.auto.create.topics", "false");
         for (name, value) in defaults {
             config.set(canonical(name), *value);
         }

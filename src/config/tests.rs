@@ -494,7 +494,9 @@ fn example() -> String {
          # KAFKA_SASL_PASSWORD_FILE=/run/secrets/kafka-password\n\
          # KAFKA_SSL_CA_LOCATION=/etc/ssl/certs/kafka-ca.pem\n\
          # KAFKA_LINGER_MS=5\n\
-         # KAFKA_COMPRESSION_TYPE=zstd\n";
+         # KAFKA_COMPRESSION_TYPE=zstd\n\
+         # Lets the brokers create a topic that an event names; off, so that a mistake creates none:\n\
+         # KAFKA_ALLOW_AUTO_CREATE_TOPICS=true\n";
     text
 }
 

@@ -311,7 +311,10 @@ mod tests {
         let index = holds.blocking(event(1, Some("a"))).unwrap();
         holds.step_over(index, 3, true);
         holds.step_over(index, 8, false);
-        assert_eq!(holds.dirty().map(|(index, held)| (index, held.hold.from_id, held.hold.events)).collect::<Vec<_>>(), [(index, 3, 1)]);
+        assert_eq!(
+            holds.dirty().map(|(index, held)| (index, held.hold.from_id, held.hold.events)).collect::<Vec<_>>(),
+            [(index, 3, 1)]
+        );
         holds.stored([(index, [8; 6])]);
         assert!(!holds.has_changes() && holds.peek(index).unwrap().place == Some([8; 6]));
         holds.remove(index);

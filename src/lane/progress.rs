@@ -100,13 +100,7 @@ mod tests {
     }
 
     fn scan() -> Scan {
-        Scan {
-            snapshot: snapshot("30:30:"),
-            late_cut_at: None,
-            new_cut_at: None,
-            upto: 200,
-            last_allocated: 150,
-        }
+        Scan { snapshot: snapshot("30:30:"), late_cut_at: None, new_cut_at: None, upto: 200, last_allocated: 150 }
     }
 
     #[test]
@@ -128,10 +122,7 @@ mod tests {
         assert_eq!((cut.scanned_through, &cut.snapshot), (100, &snapshot("10:20:10")));
         let further = cut.swept(Some(60));
         assert_eq!(further.sweep, Some(Sweep { through: 60, snapshot: snapshot("30:30:") }));
-        assert_eq!(
-            further.swept(None),
-            Progress { scanned_through: 100, snapshot: snapshot("30:30:"), sweep: None }
-        );
+        assert_eq!(further.swept(None), Progress { scanned_through: 100, snapshot: snapshot("30:30:"), sweep: None });
     }
 
     #[test]

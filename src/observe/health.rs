@@ -3,6 +3,7 @@
 //! States: unready (starting) -> ready -> unready (a server is away, a right is missing) or stalled (events wait and none moves)
 //! -> ready -> unready (stopping).
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -82,9 +83,22 @@ pub(crate) struct Reason {
     pub(crate) next_step: String,
 }
 
+/// The longest reason, in bytes: a server's message or an operator's text may be of any length, and is repeated with every status line.
+const REASON_MAX_BYTES: usize = 600;
+
+/// Returns the text, cut where it is too long to be repeated.
+pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= REASON_MAX_BYTES {
+        return Cow::Borrowed(text);
+    }
+    let end = text.floor_char_boundary(REASON_MAX_BYTES);
+    Cow::Owned(format!("{}...", &text[..end]))
+}
+
 impl Reason {
-    pub(crate) fn new(cause: Cause, sentence: impl Into<String>, next_step: impl Into<String>) -> Self {
-        Self { cause, sentence: sentence.into(), next_step: next_step.into() }
+    pub(crate) fn new(cause: Cause, sentence: impl AsRef<str>, next_step: impl AsRef<str>) -> Self {
+        let [sentence, next_step] = [sentence.as_ref(), next_step.as_ref()].map(|text| shortened(text).into_owned());
+        Self { cause, sentence, next_step }
     }
 }
 
@@ -252,6 +266,13 @@ mod tests {
         assert!(json.starts_with(r#"{"state":"stuck","cause":"loop","sentence":"worker 0 has not moved"#), "{json}");
         drop(one);
         assert!(health.live_after(3 * MINUTE).is_fine());
+    }
+
+    #[test]
+    fn a_reason_of_any_length_is_cut_and_stays_text() {
+        assert_eq!(shortened("short"), "short");
+        let long = Reason::new(Cause::Unknown, "ü".repeat(100_000), "none");
+        assert!(long.sentence.len() <= REASON_MAX_BYTES + 3 && long.sentence.ends_with("ü..."), "{}", long.sentence);
     }
 
     #[test]

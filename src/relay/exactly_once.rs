@@ -128,11 +128,7 @@ impl WorkerContext<'_> {
     }
 
     /// A worker that is alive releases by itself what is another's share; fencing it would cost it what it has in flight.
-    async fn without_those_of_the_living(
-        &mut self,
-        begun: &Begun,
-        locked: Vec<i16>,
-    ) -> Result<Vec<i16>, CycleError> {
+    async fn without_those_of_the_living(&mut self, begun: &Begun, locked: Vec<i16>) -> Result<Vec<i16>, CycleError> {
         let own = &self.ownership.transactional_id;
         let others: Vec<_> =
             begun.owners.iter().filter(|o| o.transactional_id != *own && locked.contains(&o.lane)).collect();
@@ -142,10 +138,12 @@ impl WorkerContext<'_> {
         }
         let options = &self.shared.options;
         let silence = options.heartbeat_interval / 2 * SILENT_HALVES;
-        let persistent = options.prepared_statements;
-        let alive = within(self.shared.delivery.alive(self.conn, silence, persistent)).await?;
+        let members = within(self.shared.members.all_of(self.conn)).await?;
+        let (relays, now) = (&self.shared.relays, Instant::now());
+        relays.observe(&members, now);
         let lives = |owner: &Owner| {
-            relay_of(&owner.transactional_id).is_some_and(|relay| alive.iter().any(|alive| alive == relay))
+            let relay = relay_of(&owner.transactional_id).and_then(|relay| relay.parse().ok());
+            relay.is_some_and(|relay| relays.is_alive(relay, silence, now))
         };
         let since = *self.ownership.contested_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= options.heartbeat_interval * PATIENT_BEATS {
@@ -202,12 +200,7 @@ impl WorkerContext<'_> {
 
     /// Stops the former owners for good: those that the lanes' rows name, and those that only Kafka knows, because Postgres has lost the
     /// commit that made them owners.
-    async fn fence_former(
-        &mut self,
-        lanes: LaneRange,
-        wanted: &[i16],
-        former: &[&Owner],
-    ) -> Result<(), CycleError> {
+    async fn fence_former(&mut self, lanes: LaneRange, wanted: &[i16], former: &[&Owner]) -> Result<(), CycleError> {
         let mut ids: BTreeSet<String> = former.iter().map(|owner| owner.transactional_id.clone()).collect();
         let read = self.lanes_in_doubt(wanted, former);
         if !read.is_empty() {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 
-use crate::check::rights;
+use crate::check::{Finding, rights};
 use crate::lane::LaneRange;
 use crate::observe::code::Code;
 use crate::observe::health::{Cause, Readiness, Reason};
@@ -45,6 +45,9 @@ const RIGHTS_INTERVAL: Duration = Duration::from_secs(60);
 /// What [`Shared::block`] calls a stall.
 const STALLED: &str = "stalled";
 
+/// What [`Shared::block`] calls policies that hide rows.
+const HIDDEN: &str = "row level security";
+
 struct Lookout {
     shared: Arc<Shared>,
     conn: Option<PgConnection>,
@@ -52,6 +55,8 @@ struct Lookout {
     /// What was seen last; `None`: the database could not be asked.
     waiting: Option<Waiting>,
     lacking: Option<Reason>,
+    /// Row level security may hide rows.
+    hides: bool,
     why: Option<Reason>,
     look_at: Instant,
     rights_at: Instant,
@@ -66,6 +71,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         stall: Stall::new(shared.options.stall_after, now),
         waiting: None,
         lacking: None,
+        hides: false,
         why: None,
         look_at: now,
         rights_at: now,
@@ -127,6 +133,12 @@ impl Lookout {
         if lacked || self.lacking.is_some() || Instant::now() >= self.rights_at {
             self.lacking = rights::missing_rights(conn, &options.names).await?.map(of_rights);
             self.rights_at = Instant::now() + RIGHTS_INTERVAL;
+        }
+        if self.lacking.is_none() {
+            // At each look: rows that are hidden look like an outbox without any.
+            let hidden = rights::hidden_rows(conn, &options.names).await?;
+            self.lacking = hidden.clone().map(of_rights);
+            log_hidden(&shared, &mut self.hides, hidden.as_ref());
         }
         let lanes = shared.own_lanes();
         let seen = match lanes {
@@ -228,5 +240,25 @@ impl Lookout {
         self.shared.options.vitals.metrics.set_outbox(&seen, at);
         self.figures_at = Instant::now() + began.elapsed() * LOOK_SHARE * 2;
         Ok(())
+    }
+}
+
+/// One line when policies begin to hide rows, one when they no longer do. Nobody else meets an error then.
+fn log_hidden(shared: &Shared, hides: &mut bool, hidden: Option<&Finding>) {
+    match (hidden, std::mem::replace(hides, hidden.is_some())) {
+        (Some(Finding { code, sentence, mend, .. }), false) => {
+            shared.block(HIDDEN, sentence);
+            tracing::warn!(
+                code = %code,
+                reason = sentence,
+                next_step = mend,
+                "row level security may hide events: they wait"
+            );
+        }
+        (None, true) => {
+            shared.unblock(HIDDEN);
+            tracing::info!("row level security hides no events any more");
+        }
+        _ => {}
     }
 }

@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::mpsc;
 
 use crate::fault::{self, Fault};
 use crate::observe::code::Code;
-use crate::observe::health::{Cause, Reason};
+use crate::observe::health::{Cause, Reason, shortened};
 use crate::store::stats::{self, COUNT_LIMIT};
 use crate::store::{Names, session};
 
@@ -53,17 +54,31 @@ struct Incident {
     parties: BTreeSet<Party>,
 }
 
+/// An incident that is over.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    side: Side,
+    lasted: Duration,
+}
+
 /// The incidents that are open now.
 pub(crate) struct Outages {
     open: Mutex<BTreeMap<Side, Incident>>,
+    ended: mpsc::UnboundedSender<Ended>,
     names: Names,
     database: PgConnectOptions,
     connect_timeout: Duration,
 }
 
 impl Outages {
-    pub(crate) fn new(names: Names, database: PgConnectOptions, connect_timeout: Duration) -> Self {
-        Self { open: Mutex::default(), names, database, connect_timeout }
+    /// With the incidents that end, for [`Outages::log_ends`].
+    pub(crate) fn new(
+        names: Names,
+        database: PgConnectOptions,
+        connect_timeout: Duration,
+    ) -> (Self, mpsc::UnboundedReceiver<Ended>) {
+        let (ended, ends) = mpsc::unbounded_channel();
+        (Self { open: Mutex::default(), ended, names, database, connect_timeout }, ends)
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<Side, Incident>> {
@@ -97,21 +112,25 @@ impl Outages {
         self.begin(Side::Postgres, party, &describe(error), fault::of_database(error));
     }
 
-    /// `party` got on; told with how long the incident lasted when it was the last one.
-    pub(crate) async fn end(&self, side: Side, party: Party) {
-        let ended = {
-            let mut open = self.open();
-            match open.get_mut(&side) {
-                Some(incident) => incident.parties.remove(&party) && incident.parties.is_empty(),
-                None => false,
-            }
-            .then(|| open.remove(&side))
-            .flatten()
-        };
-        let Some(incident) = ended else { return };
-        let lasted_ms = incident.since.elapsed().as_millis() as u64;
-        let waited = self.waiting_events().await;
-        tracing::info!(server = %side, lasted_ms, events_waited = waited, "outage ended");
+    /// Notes that `party` gets on. The incident ends with the last of them; the task of [`Outages::log_ends`] logs it, so nobody waits for the
+    /// count of the events that waited.
+    pub(crate) fn end(&self, side: Side, party: Party) {
+        let mut open = self.open();
+        let Some(incident) = open.get_mut(&side) else { return };
+        if incident.parties.remove(&party) && incident.parties.is_empty() {
+            let lasted = incident.since.elapsed();
+            open.remove(&side);
+            // Fails only when the relay is gone.
+            let _ = self.ended.send(Ended { side, lasted });
+        }
+    }
+
+    /// Logs each end of an incident, with how many events waited. Never ends.
+    pub(crate) async fn log_ends(self: Arc<Self>, mut ends: mpsc::UnboundedReceiver<Ended>) {
+        while let Some(Ended { side, lasted }) = ends.recv().await {
+            let waited = self.waiting_events().await;
+            tracing::info!(server = %side, lasted_ms = lasted.as_millis() as u64, events_waited = waited, "outage ended");
+        }
     }
 
     /// What blocks now, for the status line.
@@ -157,8 +176,8 @@ fn cause(side: Side, code: Code) -> Cause {
 pub(crate) fn describe(error: &sqlx::Error) -> String {
     match error.as_database_error() {
         Some(database) => {
-            format!("{} (SQLSTATE {})", database.message(), database.code().unwrap_or_default())
+            format!("{} (SQLSTATE {})", shortened(database.message()), database.code().unwrap_or_default())
         }
-        None => error.to_string(),
+        None => shortened(&error.to_string()).into_owned(),
     }
 }

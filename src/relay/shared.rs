@@ -9,10 +9,12 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::fault::Class;
+use crate::observe::health::shortened;
 use crate::relay::Fixed;
 use crate::relay::crew::Standing;
 use crate::relay::options::RelayOptions;
 use crate::relay::outage::Outages;
+use crate::relay::relay_registry::RelayRegistry;
 use crate::relay::stages::Stages;
 use crate::sink::broker::Broker;
 use crate::sink::topics::Topics;
@@ -20,8 +22,12 @@ use crate::sink::transactions::ProgressGroup;
 use crate::store::claim::ClaimSql;
 use crate::store::delivery::DeliverySql;
 use crate::store::holds::HoldSql;
+use crate::store::members::MemberSql;
 use crate::store::session::Transaction;
 use crate::store::settle::SettleSql;
+
+/// So many obstacles are shown at once.
+const BLOCKED_SHOWN: usize = 8;
 
 /// When something last happened.
 #[derive(Debug, Default)]
@@ -44,7 +50,7 @@ pub(crate) struct Shared {
     pub(crate) options: RelayOptions,
     pub(crate) lanes: u16,
     pub(crate) broker: Arc<Broker>,
-    pub(crate) topics: Topics,
+    pub(crate) topics: Arc<Topics>,
     pub(crate) outages: Arc<Outages>,
     pub(crate) transaction: Transaction,
     pub(crate) claim: ClaimSql,
@@ -52,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) delivery: DeliverySql,
     pub(crate) progress: ProgressGroup,
     pub(crate) holds: HoldSql,
+    pub(crate) members: MemberSql,
+    pub(crate) relays: RelayRegistry,
     pub(crate) standing: watch::Sender<Standing>,
     published: AtomicU64,
     pub(crate) stages: Stages,
@@ -74,7 +82,7 @@ impl Shared {
             id: Uuid::new_v4(),
             lanes,
             broker,
-            topics: Topics::default(),
+            topics: Arc::new(Topics::new(options.kafka.creates_topics())),
             outages,
             transaction: Transaction::new(names, longest, prepared, durable),
             claim: ClaimSql::new(names, sequence),
@@ -82,6 +90,8 @@ impl Shared {
             delivery: DeliverySql::new(names),
             progress: ProgressGroup::new(options.kafka.clone(), found.identity, lanes),
             holds: HoldSql::new(names),
+            members: MemberSql::new(names, options.prepared_statements),
+            relays: RelayRegistry::default(),
             // Alone until the register has looked: others' locks keep it from doing harm.
             standing: watch::Sender::new(Standing {
                 first: 0,
@@ -117,7 +127,7 @@ impl Shared {
     /// Something blocks a part of the events; true when it is new and has to be told.
     pub(crate) fn block(&self, what: &str, why: &str) -> bool {
         let mut obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
-        obstacles.insert(what.to_owned(), why.to_owned()).is_none()
+        obstacles.insert(what.to_owned(), shortened(why).into_owned()).is_none()
     }
 
     /// It does no more; true when it did.
@@ -130,10 +140,23 @@ impl Shared {
         self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).get(what).cloned()
     }
 
-    /// All that blocks now.
-    pub(crate) fn blocked(&self) -> Vec<String> {
+    /// Returns what blocks now, but for `except`, in a text of bounded length; `None` when nothing does.
+    pub(crate) fn blocked(&self, except: Option<&str>) -> Option<String> {
         let obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
-        let obstacles = obstacles.iter().map(|(what, why)| format!("{what}: {why}"));
-        self.outages.current().into_iter().chain(obstacles).collect()
+        let obstacles = obstacles.iter().filter(|(what, _)| Some(what.as_str()) != except);
+        let obstacles = obstacles.map(|(what, why)| format!("{what}: {why}"));
+        let mut all: Vec<_> = self.outages.current().into_iter().chain(obstacles).collect();
+        let more = all.len().saturating_sub(BLOCKED_SHOWN);
+        all.truncate(BLOCKED_SHOWN);
+        if more > 0 {
+            all.push(format!("and {more} more"));
+        }
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// Returns the lanes of each worker that has some, as text.
+    pub(crate) fn owned_lanes(&self) -> String {
+        let shares: Vec<_> = self.shares().into_iter().flatten().map(|share| share.to_string()).collect();
+        if shares.is_empty() { "none".to_owned() } else { shares.join(",") }
     }
 }

@@ -90,7 +90,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         }
         let done = worker.run_cycle(idle).await;
         if done.is_ok() {
-            worker.shared.outages.end(Side::Postgres, Party::Worker(index)).await;
+            worker.shared.outages.end(Side::Postgres, Party::Worker(index));
         }
         let pause = match done {
             Ok(Cycle::Worked) => {
@@ -207,6 +207,13 @@ impl Worker {
     async fn connect(&mut self) -> Result<(), CycleError> {
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
+        if self.producer.as_ref().is_some_and(KafkaProducer::is_outdated) {
+            self.drop_producer();
+            if options.is_exactly_once() {
+                // A producer takes its transactional id before lanes are looked at: see `exactly_once`.
+                self.disconnect();
+            }
+        }
         if self.conn.is_none() {
             let mut conn =
                 session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
@@ -223,8 +230,9 @@ impl Worker {
                     self.ownership.transactional_id(),
                     shared.options.longest_transaction(),
                     &shared.broker.suspicions(),
+                    &shared.topics,
                 ),
-                false => KafkaProducer::new(&options.kafka, &shared.broker.suspicions()),
+                false => KafkaProducer::new(&options.kafka, &shared.broker.suspicions(), &shared.topics),
             };
             match made {
                 Ok(producer) if shared.options.is_exactly_once() => self.init_transactions(producer).await?,

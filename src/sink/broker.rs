@@ -1,22 +1,29 @@
 //! Whether the cluster can be reached. One client of the relay watches; the workers' producers tell it when they doubt.
 //!
+//! The client is a plain producer that sends nothing. An idempotent one is broken for good when the right to be one is missing, and
+//! then does not connect again. A client that gets no answer for long is made anew.
+//!
 //! States: unknown -> up; up -> suspected (a client lost all brokers, a batch timed out, or it was not asked for a while) -> up or
 //! down (it did not answer);
 //! down -> up. While it is not up, no worker opens a transaction.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rand::Rng;
+use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use tokio::sync::{mpsc, watch};
 
 use crate::fault::{self, Class, Fault};
 use crate::sink::client::ClientSettings;
 use crate::sink::delivery::log_line;
+use crate::sink::topics::{Answer, Topics};
 
 /// How long the cluster may take to answer before it counts as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -30,6 +37,16 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// How often it is asked when nobody doubts: a client with nothing to send does not notice that its brokers are gone.
 const ASK_EVERY: Duration = Duration::from_secs(10);
+
+/// A client without an answer for this long is made anew.
+const CLIENT_KEPT: Duration = Duration::from_secs(10);
+
+/// librdkafka keeps every topic it was asked for, and asks for those that are missing once a second: a client that has asked for more
+/// is made anew.
+const NAMES_KEPT: usize = 64;
+
+/// What the watch asks for while no topic is known: any answer will do, and this topic is on most clusters.
+const ANY_TOPIC: &str = "__consumer_offsets";
 
 /// The cluster did not answer, or is known to be down.
 #[derive(Debug, thiserror::Error)]
@@ -101,9 +118,24 @@ impl Suspicions {
 
 /// The watching client.
 pub(crate) struct Broker {
-    client: BaseProducer<WatchContext>,
+    config: ClientConfig,
+    client: Mutex<Client>,
     state: watch::Sender<bool>,
     suspicions: Suspicions,
+}
+
+struct Client {
+    producer: Arc<BaseProducer<WatchContext>>,
+    /// The topics it was asked for.
+    names: HashSet<String>,
+    made_at: Instant,
+}
+
+impl Client {
+    fn new(config: &ClientConfig, suspicions: &Suspicions) -> Result<Self, KafkaError> {
+        let producer = config.create_with_context(WatchContext(suspicions.clone()))?;
+        Ok(Self { producer: Arc::new(producer), names: HashSet::new(), made_at: Instant::now() })
+    }
 }
 
 struct WatchContext(Suspicions);
@@ -136,8 +168,9 @@ impl Broker {
     pub(crate) fn new(settings: &ClientSettings) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Doubt>), KafkaError> {
         let (sender, doubts) = mpsc::unbounded_channel();
         let suspicions = Suspicions(sender);
-        let client = settings.config().create_with_context(WatchContext(suspicions.clone()))?;
-        let broker = Self { client, state: watch::Sender::new(false), suspicions };
+        let config = settings.watching();
+        let client = Mutex::new(Client::new(&config, &suspicions)?);
+        let broker = Self { config, client, state: watch::Sender::new(false), suspicions };
         Ok((Arc::new(broker), doubts))
     }
 
@@ -151,15 +184,17 @@ impl Broker {
         self.state.subscribe()
     }
 
-    /// Watches until nobody listens to `changes`: one when the cluster goes away, one when it is back.
+    /// Watches until nobody listens to `changes`: one when the cluster goes away, one when it is back. What it hears of `topics` is
+    /// theirs to know.
     pub(crate) async fn watch(
         self: Arc<Self>,
+        topics: Arc<Topics>,
         mut doubts: mpsc::UnboundedReceiver<Doubt>,
         changes: mpsc::UnboundedSender<BrokerChange>,
     ) {
         let mut doubt = Doubt::silence();
         loop {
-            if !self.answers().await {
+            if !self.answers(&topics).await {
                 while let Ok(later) = doubts.try_recv() {
                     doubt = doubt.or(later);
                 }
@@ -168,7 +203,7 @@ impl Broker {
                     changes.send(BrokerChange::Down { reason: doubt.reason.clone(), fault: doubt.fault })
                 };
                 let told = tell(&doubt);
-                self.until_it_answers(&mut doubts, |doubt| drop(tell(&doubt))).await;
+                self.until_it_answers(&topics, &mut doubts, |doubt| drop(tell(&doubt))).await;
                 if told.and_then(|()| changes.send(BrokerChange::Up)).is_err() {
                     return;
                 }
@@ -191,14 +226,16 @@ impl Broker {
     /// What keeps it away may change meanwhile: a broker comes back, and with another password.
     async fn until_it_answers(
         self: &Arc<Self>,
+        topics: &Topics,
         doubts: &mut mpsc::UnboundedReceiver<Doubt>,
         mut tell: impl FnMut(Doubt),
     ) {
-        let mut pause = RETRY_MIN;
+        let (down_at, mut pause) = (Instant::now(), RETRY_MIN);
         loop {
             let jitter = rand::rng().random_range(0.75..1.0);
             tokio::time::sleep(pause.mul_f64(jitter)).await;
-            if self.answers().await {
+            self.renew_client(down_at);
+            if self.answers(topics).await {
                 return;
             }
             let raised = std::iter::from_fn(|| doubts.try_recv().ok()).reduce(Doubt::or);
@@ -209,12 +246,51 @@ impl Broker {
         }
     }
 
-    async fn answers(self: &Arc<Self>) -> bool {
-        self.ask(|broker| {
-            broker.client.client().fetch_metadata(None, ANSWER_TIMEOUT).map(|all| !all.brokers().is_empty())
-        })
-        .await
-        .unwrap_or(false)
+    /// Asks for one topic: a large cluster takes long to list them all.
+    async fn answers(self: &Arc<Self>, topics: &Topics) -> bool {
+        let known = topics.stalest();
+        if known.is_some() {
+            self.let_go_of_any_topic();
+        }
+        let name = known.clone().unwrap_or_else(|| ANY_TOPIC.to_owned());
+        let asked = self.ask(vec![name.clone()], move |client| {
+            let metadata = client.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT)?;
+            Ok((!metadata.brokers().is_empty(), answer_in(metadata.topics(), &name)))
+        });
+        let Ok((is_up, answer)) = asked.await else { return false };
+        if let Some(topic) = known {
+            topics.learn(&topic, answer);
+        }
+        is_up
+    }
+
+    /// Asks for topics one by one.
+    ///
+    /// # Errors
+    /// [`BrokerDown`] when the cluster does not answer.
+    pub(crate) async fn describe(self: &Arc<Self>, topics: Vec<String>) -> Result<Vec<(String, Answer)>, BrokerDown> {
+        let asked = self.ask(topics.clone(), move |client| {
+            let mut answers = Vec::with_capacity(topics.len());
+            for topic in topics {
+                let metadata = client.client().fetch_metadata(Some(&topic), ANSWER_TIMEOUT)?;
+                let answer = answer_in(metadata.topics(), &topic);
+                answers.push((topic, answer));
+            }
+            Ok(answers)
+        });
+        self.or_doubt(asked.await)
+    }
+
+    /// Asks for all topics that may be seen, in one request.
+    ///
+    /// # Errors
+    /// [`BrokerDown`] when the cluster does not answer.
+    pub(crate) async fn describe_all(self: &Arc<Self>) -> Result<HashMap<String, Answer>, BrokerDown> {
+        let asked = self.ask(Vec::new(), |client| {
+            let metadata = client.client().fetch_metadata(None, ANSWER_TIMEOUT)?;
+            Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), answer_of(topic))).collect())
+        });
+        self.or_doubt(asked.await)
     }
 
     /// What the cluster says against writing `topic`, if anything.
@@ -222,36 +298,92 @@ impl Broker {
     /// # Errors
     /// [`BrokerDown`] when it does not answer.
     pub(crate) async fn topic_error(self: &Arc<Self>, topic: &str) -> Result<Option<RDKafkaErrorCode>, BrokerDown> {
-        let topic = topic.to_owned();
-        let answer = self
-            .ask(move |broker| {
-                let metadata = broker.client.client().fetch_metadata(Some(&topic), ANSWER_TIMEOUT)?;
-                let found = metadata.topics().iter().find(|found| found.name() == topic);
-                Ok(match found {
-                    Some(found) => found.error().map(RDKafkaErrorCode::from),
-                    None => Some(RDKafkaErrorCode::UnknownTopicOrPartition),
-                })
-            })
-            .await;
+        let answers = self.describe(vec![topic.to_owned()]).await?;
+        Ok(answers.into_iter().find_map(|(_, answer)| match answer {
+            Answer::Exists { .. } => None,
+            Answer::Error(code) => Some(code),
+        }))
+    }
+
+    fn or_doubt<T>(&self, answer: Result<T, KafkaError>) -> Result<T, BrokerDown> {
         answer.map_err(|error| {
             self.suspicions.raise(&error.to_string());
             BrokerDown
         })
     }
 
-    /// librdkafka's metadata calls block.
+    /// Asks by a client that has been asked for `names`. librdkafka's metadata calls block.
     async fn ask<T: Send + 'static>(
         self: &Arc<Self>,
-        question: impl FnOnce(&Self) -> Result<T, KafkaError> + Send + 'static,
+        names: Vec<String>,
+        question: impl FnOnce(&BaseProducer<WatchContext>) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, KafkaError> {
         let broker = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
-            let answer = question(&broker);
+            let producer = broker.client_for(names);
+            let answer = question(&producer);
             // Serves the callbacks: errors and log lines queue up otherwise. One event is served per call once the time is over.
-            broker.client.poll(SERVING_TIME);
+            producer.poll(SERVING_TIME);
             answer
         })
         .await
         .unwrap_or(Err(KafkaError::Canceled))
+    }
+
+    /// Blocks: the last user of a client that was replaced waits for its end.
+    fn client_for(&self, names: Vec<String>) -> Arc<BaseProducer<WatchContext>> {
+        let mut client = self.client();
+        let known = client.names.len();
+        client.names.extend(names.iter().cloned());
+        let is_full = client.names.len() > known && client.names.len() > NAMES_KEPT.max(names.len());
+        if is_full || client.producer.client().fatal_error().is_some() {
+            self.replace(&mut client);
+            client.names.extend(names);
+        }
+        Arc::clone(&client.producer)
+    }
+
+    /// A client that has got no answer for long may have given up.
+    fn renew_client(&self, down_at: Instant) {
+        let mut client = self.client();
+        if client.made_at.max(down_at).elapsed() >= CLIENT_KEPT {
+            self.replace(&mut client);
+        }
+    }
+
+    /// A topic of the relay's own is known: librdkafka need not ask for the other one any more, which may be missing.
+    fn let_go_of_any_topic(&self) {
+        let mut client = self.client();
+        if client.names.contains(ANY_TOPIC) {
+            self.replace(&mut client);
+        }
+    }
+
+    fn replace(&self, client: &mut Client) {
+        match Client::new(&self.config, &self.suspicions) {
+            Ok(new) => {
+                let old = std::mem::replace(client, new);
+                // librdkafka joins its threads.
+                std::thread::spawn(move || drop(old));
+            }
+            // The same settings made the first one, so this is about threads or memory.
+            Err(error) => tracing::debug!(%error, "the client that watches the cluster cannot be made anew"),
+        }
+    }
+
+    fn client(&self) -> MutexGuard<'_, Client> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn answer_in(topics: &[MetadataTopic], name: &str) -> Answer {
+    let found = topics.iter().find(|found| found.name() == name);
+    found.map_or(Answer::Error(RDKafkaErrorCode::UnknownTopicOrPartition), answer_of)
+}
+
+fn answer_of(topic: &MetadataTopic) -> Answer {
+    match topic.error() {
+        None => Answer::Exists { partitions: topic.partitions().len() as i32 },
+        Some(error) => Answer::Error(error.into()),
     }
 }

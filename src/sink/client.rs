@@ -117,7 +117,26 @@ impl ClientSettings {
         told.and_then(|bytes| bytes.parse().ok()).unwrap_or(MESSAGE_MAX_BYTES)
     }
 
+    /// For a client that asks and sends nothing. An idempotent one would be broken for good by a missing right, and not connect again.
+    pub(crate) fn watching(&self) -> ClientConfig {
+        let mut config = self.config.clone();
+        config.set("enable.idempotence", "false");
+        config.remove("enable.gapless.guarantee");
+        config
+    }
+
+    /// See [`creates_topics`].
+    pub(crate) fn creates_topics(&self) -> bool {
+        creates_topics(&self.config)
+    }
+
     pub(crate) fn config(&self) -> &ClientConfig {
         &self.config
     }
+}
+
+/// Returns true when a client of this configuration lets the brokers create a topic that it asks for.
+pub(crate) fn creates_topics(config: &ClientConfig) -> bool {
+    let allowed = config.get("allow.auto.create.topics");
+    allowed.is_some_and(|allowed| ["true", "t", "1"].iter().any(|yes| allowed.eq_ignore_ascii_case(yes)))
 }

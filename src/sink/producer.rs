@@ -1,6 +1,7 @@
 //! One idempotent producer. A worker gives it one batch at a time; after any failure the whole producer is dropped, and with it
 //! everything queued, so that a new one sends the unacknowledged suffix again in order.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
@@ -16,6 +17,8 @@ use crate::event::StoredEvent;
 use crate::sink::broker::Suspicions;
 use crate::sink::client::ClientSettings;
 use crate::sink::delivery::{Context, Deliveries, opaque};
+use crate::sink::murmur2;
+use crate::sink::topics::Topics;
 use crate::sink::transactions::{self, Offsets, TransactionError};
 
 /// Headers of an event without any of its own: room for the usual correlation and trace headers.
@@ -38,13 +41,18 @@ pub(crate) struct KafkaProducer {
     batch: u32,
     scratch: Vec<u8>,
     in_transaction: bool,
+    spread: Spread,
 }
 
 impl KafkaProducer {
     /// # Errors
     /// What librdkafka finds wrong with the settings; the message may quote one.
-    pub(crate) fn new(settings: &ClientSettings, suspicions: &Suspicions) -> Result<Self, KafkaError> {
-        Self::start(settings.config(), settings.prompt(), suspicions)
+    pub(crate) fn new(
+        settings: &ClientSettings,
+        suspicions: &Suspicions,
+        topics: &Arc<Topics>,
+    ) -> Result<Self, KafkaError> {
+        Self::start(settings.config(), settings.prompt(), suspicions, topics)
     }
 
     /// One that publishes in transactions under this id, none of which the brokers leave open for longer than `longest`.
@@ -56,19 +64,28 @@ impl KafkaProducer {
         id: &str,
         longest: Duration,
         suspicions: &Suspicions,
+        topics: &Arc<Topics>,
     ) -> Result<Self, KafkaError> {
-        Self::start(&settings.transactional(id, longest), None, suspicions)
+        Self::start(&settings.transactional(id, longest), None, suspicions, topics)
     }
 
     fn start(
         patient: &ClientConfig,
         prompt: Option<ClientConfig>,
         suspicions: &Suspicions,
+        topics: &Arc<Topics>,
     ) -> Result<Self, KafkaError> {
+        let spread = Spread::new(topics, patient);
         let deliveries = Arc::new(Deliveries::default());
         let start = |config: &ClientConfig| Reporting::start(config, &deliveries, suspicions);
         let (patient, prompt) = (start(patient)?, prompt.map(|config| start(&config)).transpose()?);
-        Ok(Self { patient, prompt, is_few: false, deliveries, batch: 0, scratch: Vec::new(), in_transaction: false })
+        let (is_few, batch, scratch, in_transaction) = (false, 0, Vec::new(), false);
+        Ok(Self { patient, prompt, is_few, deliveries, batch, scratch, in_transaction, spread })
+    }
+
+    /// Returns true when a new generation has to take its place before the next batch: a topic has more partitions.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.spread.is_outdated()
     }
 
     /// Makes this the only producer of its transactional id: what another one has open is rolled back.
@@ -139,6 +156,7 @@ impl KafkaProducer {
             .timestamp(event.created_at.timestamp_millis().max(1));
         record.headers = headers;
         record.key = event.entity_id.map(str::as_bytes);
+        record.partition = self.spread.partition(topic, record.key);
         let mut scratch = std::mem::take(&mut self.scratch);
         record.payload = envelope.value(event, source, &mut scratch);
         let sent = self.current().producer.send(record).map_err(|(error, record)| {
@@ -170,6 +188,39 @@ impl KafkaProducer {
         for reporting in self.prompt.into_iter().chain([self.patient]) {
             reporting.retire();
         }
+    }
+}
+
+/// Which partition a key belongs to, the same for all producers of the relay. Left to itself each producer of librdkafka hears of new
+/// partitions when it asks by itself, every 5 minutes, or when a leader moves; until all have, an entity's events would go to two partitions
+/// in turn. The counts hold for a generation of producers, and a new one is made between two batches.
+struct Spread {
+    topics: Arc<Topics>,
+    layout: u64,
+    /// Of the topics met so far. Empty where librdkafka computes the partition.
+    counts: HashMap<String, Option<i32>>,
+    is_murmur2: bool,
+}
+
+impl Spread {
+    fn new(topics: &Arc<Topics>, config: &ClientConfig) -> Self {
+        let is_murmur2 = matches!(config.get("partitioner"), Some("murmur2_random" | "murmur2"));
+        // Read first: counts that change after this make it outdated.
+        Self { layout: topics.layout(), topics: Arc::clone(topics), counts: HashMap::new(), is_murmur2 }
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.topics.layout() != self.layout
+    }
+
+    /// `None`: librdkafka decides, as it does for records without a key.
+    fn partition(&mut self, topic: &str, key: Option<&[u8]>) -> Option<i32> {
+        let key = key.filter(|_| self.is_murmur2)?;
+        let count = match self.counts.get(topic) {
+            Some(count) => *count,
+            None => *self.counts.entry(topic.to_owned()).or_insert_with(|| self.topics.partitions(topic)),
+        };
+        Some(murmur2::partition(murmur2::murmur2(key), count?))
     }
 }
 

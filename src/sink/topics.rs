@@ -1,124 +1,240 @@
 //! Whether a topic can be written, asked before anything is sent to it: a record that fails for good after its successors went
 //! out cannot be put right.
+//!
+//! Workers read the answers from memory. One task asks the cluster: for a few topics one by one, for many with one request for all of
+//! them, and again for those that are closed while somebody waits for them.
+//!
+//! - [`table`]: what is known
+
+mod table;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
+use tokio::sync::{Notify, watch};
 
 use crate::fault;
 use crate::observe::code::Code;
 use crate::sink::broker::{Broker, BrokerDown};
+pub(crate) use table::Answer;
+use table::{Due, LIST_VALID, Table};
 
-/// A broker that creates topics on demand answers "unknown" or "no leader yet" first.
-const ATTEMPTS: usize = 4;
+/// Up to this many topics are asked for one by one. librdkafka's bindings ask for one topic or for all.
+const FEW: usize = 8;
+
+/// A topic that is new to the relay is asked for again after this pause: it may have been created a moment ago.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(150);
+const ATTEMPTS: usize = 2;
+
+/// The same where asking may create the topic: the broker answers "unknown" or "no leader yet" first.
+const ATTEMPTS_TO_CREATE: usize = 4;
+
+/// How often it is looked whether a topic is due to be asked for.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Fetching the list of all topics may take this share of the time.
+const LIST_SHARE: u32 = 20;
+const LIST_INTERVAL_LONGEST: Duration = Duration::from_secs(30);
+
+/// With more topics than the watch asks for one by one in this time, the counts of their partitions come from the list.
+const COUNTS_INTERVAL: Duration = Duration::from_secs(300);
+const WATCHED: usize = 30;
 
 /// What is known of a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TopicState {
     /// It exists and may be seen.
     Writable,
-    /// It does not exist, or a right is missing; a sentence for the operator.
+    /// It does not exist, a right is missing, or it refuses records; a sentence for the operator.
     Closed(String),
+    /// The cluster has not answered yet.
+    Unknown,
 }
 
-/// A topic that exists but refuses records is tried again after this long, then after twice as long, up to the longest.
-const REFUSAL_PAUSE: Duration = Duration::from_secs(2);
-const REFUSAL_PAUSE_LONGEST: Duration = Duration::from_secs(60);
-
-/// A topic that does not exist is asked for again after this long.
-const MISSING_PAUSE: Duration = Duration::from_secs(1);
-
-#[derive(Debug, Clone, Copy)]
-enum Known {
-    Writable,
-    /// It refused a record, although the cluster shows it.
-    Refused {
-        until: Instant,
-        pause: Duration,
-    },
-    /// The cluster does not show it; other workers need not ask at once.
-    Missing {
-        until: Instant,
-    },
-}
-
-/// The topics seen so far; shared by the workers of a relay.
-#[derive(Debug, Default)]
+/// The topics of a relay; shared by its workers.
+#[derive(Debug)]
 pub(crate) struct Topics {
-    known: Mutex<HashMap<String, Known>>,
+    table: Mutex<Table>,
+    /// Somebody waits for an answer.
+    asked: Notify,
+    /// Changes with every answer.
+    answered: watch::Sender<()>,
+    /// Asking for a topic may create it, because the operator said so.
+    creates: bool,
+}
+
+/// The last list of all topics.
+struct Listed {
+    at: Option<Instant>,
+    /// To the next one, unless somebody waits for it.
+    interval: Duration,
+}
+
+impl Listed {
+    fn is_older_than(&self, time: Duration) -> bool {
+        self.at.is_none_or(|at| at.elapsed() >= time)
+    }
 }
 
 impl Topics {
-    /// True when the topic has been seen and has not refused a record since.
+    /// `creates`: the brokers may create a topic that is asked for (`allow.auto.create.topics`).
+    pub(crate) fn new(creates: bool) -> Self {
+        Self { table: Mutex::default(), asked: Notify::new(), answered: watch::Sender::new(()), creates }
+    }
+
+    /// Returns true when the topic can be written, as far as is known. Asks nobody.
     pub(crate) fn is_known(&self, topic: &str) -> bool {
-        matches!(self.lock().get(topic), Some(Known::Writable))
+        self.table().is_writable(topic, Instant::now())
     }
 
-    /// The topic refused a record.
+    /// Returns the state of each topic. Waits at most `wait` for those that are not known.
+    pub(crate) async fn resolve(&self, topics: &[String], wait: Duration) -> HashMap<String, TopicState> {
+        let deadline = tokio::time::Instant::now() + wait;
+        let mut answered = self.answered.subscribe();
+        loop {
+            let states = self.states(topics);
+            if !states.values().any(|state| *state == TopicState::Unknown) {
+                return states;
+            }
+            self.asked.notify_one();
+            // Fails only when the relay is gone.
+            if !matches!(tokio::time::timeout_at(deadline, answered.changed()).await, Ok(Ok(()))) {
+                return states;
+            }
+        }
+    }
+
+    fn states(&self, topics: &[String]) -> HashMap<String, TopicState> {
+        let (mut table, now) = (self.table(), Instant::now());
+        topics.iter().map(|topic| (topic.clone(), table.state(topic, now))).collect()
+    }
+
+    /// Returns those of the topics that are held which can be written again. Asks nobody; the others are asked for in the background for as
+    /// long as this is called for them.
+    pub(crate) fn reopened<'t>(&self, held: impl Iterator<Item = &'t str>) -> Vec<String> {
+        let (mut table, now) = (self.table(), Instant::now());
+        held.filter(|topic| table.state(topic, now) == TopicState::Writable).map(str::to_owned).collect()
+    }
+
+    /// Notes that the topic refused a record.
     pub(crate) fn refused(&self, topic: &str) {
-        let mut known = self.lock();
-        let pause = match known.get(topic) {
-            Some(Known::Refused { until, .. }) if *until > Instant::now() => return,
-            Some(Known::Refused { pause, .. }) => (*pause * 2).min(REFUSAL_PAUSE_LONGEST),
-            _ => REFUSAL_PAUSE,
-        };
-        known.insert(topic.to_owned(), Known::Refused { until: Instant::now() + pause, pause });
+        self.table().refused(topic, Instant::now());
     }
 
-    /// The topic took a record.
+    /// Notes that the topic took a record.
     pub(crate) fn acknowledged(&self, topic: &str) {
-        if let Some(known @ Known::Refused { .. }) = self.lock().get_mut(topic) {
-            *known = Known::Writable;
-        }
+        self.table().acknowledged(topic);
     }
 
-    /// Asks the cluster.
-    ///
-    /// # Errors
-    /// [`BrokerDown`] when it does not answer.
-    ///
-    /// A topic that is new to the relay is asked for more than once: the broker may be creating it. One that is held once.
-    pub(crate) async fn check(&self, broker: &Arc<Broker>, topic: &str, held: bool) -> Result<TopicState, BrokerDown> {
-        match self.lock().get(topic) {
-            Some(Known::Refused { until, .. }) if *until > Instant::now() => {
-                return Ok(TopicState::Closed("the topic refuses records; it is tried again before long".to_owned()));
-            }
-            Some(Known::Missing { until }) if *until > Instant::now() => {
-                return Ok(TopicState::Closed(closed(RDKafkaErrorCode::UnknownTopic)));
-            }
-            _ => {}
-        }
-        let mut last = None;
-        for attempt in 0..if held { 1 } else { ATTEMPTS } {
-            if attempt > 0 {
+    /// Returns the number of partitions to spread a topic's records over. All producers of a relay use this one and none its own: two that
+    /// learn of new partitions at different times would send an entity's events to two partitions in turn.
+    pub(crate) fn partitions(&self, topic: &str) -> Option<i32> {
+        self.table().partitions(topic)
+    }
+
+    /// Changes when a topic's records are to be spread over another number of partitions.
+    pub(crate) fn layout(&self) -> u64 {
+        self.table().layout()
+    }
+
+    /// Returns a topic whose answer tells the watch that the cluster is there, and is wanted anyway.
+    pub(super) fn stalest(&self) -> Option<String> {
+        self.table().stalest()
+    }
+
+    /// Takes in what the cluster says of a topic.
+    pub(super) fn learn(&self, topic: &str, answer: Answer) {
+        self.table().learn(topic, answer, Instant::now());
+        self.answered.send_replace(());
+    }
+
+    /// Asks the cluster for what workers wait for. Never ends.
+    pub(crate) async fn run(self: Arc<Self>, broker: Arc<Broker>) {
+        let mut up = broker.state();
+        let mut listed = Listed { at: None, interval: LIST_VALID };
+        // Fails only when the watch is gone, and with it the relay.
+        while up.wait_for(|up| *up).await.is_ok() {
+            // When it fails the cluster is doubted, and asked by the watch.
+            let asked = self.ask(&broker, &mut listed).await;
+            let pause = if asked.is_ok() { TICK } else { ATTEMPT_PAUSE };
+            drop(tokio::time::timeout(pause, self.asked.notified()).await);
+            if asked.is_ok_and(|waits| waits) {
                 tokio::time::sleep(ATTEMPT_PAUSE).await;
             }
-            match broker.topic_error(topic).await? {
-                None => {
-                    let mut known = self.lock();
-                    if !matches!(known.get(topic), Some(Known::Refused { .. })) {
-                        known.insert(topic.to_owned(), Known::Writable);
-                    }
-                    return Ok(TopicState::Writable);
-                }
-                Some(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic)) => {
-                    return Ok(TopicState::Closed(closed(code)));
-                }
-                Some(code) => last = Some(code),
-            }
         }
-        let mut known = self.lock();
-        if !matches!(known.get(topic), Some(Known::Refused { .. })) {
-            known.insert(topic.to_owned(), Known::Missing { until: Instant::now() + MISSING_PAUSE });
-        }
-        Ok(TopicState::Closed(last.map(closed).unwrap_or_default()))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Asks for what is due; returns true when new topics have to wait for the next list.
+    async fn ask(&self, broker: &Arc<Broker>, listed: &mut Listed) -> Result<bool, BrokerDown> {
+        let (Due { new, closed }, many_writable) = {
+            let (mut table, now) = (self.table(), Instant::now());
+            table.forget(now);
+            (table.due(now), table.writable() > WATCHED)
+        };
+        let (many_new, many_closed) = (new.len() > FEW, closed.len() > FEW);
+        let counts_due = many_writable && listed.is_older_than(COUNTS_INTERVAL);
+        let list_due = many_new && listed.is_older_than(LIST_VALID)
+            || many_closed && listed.is_older_than(listed.interval)
+            || counts_due;
+        if !many_new {
+            self.ask_singly(broker, new).await?;
+        }
+        if list_due {
+            let began = Instant::now();
+            self.ask_for_all(broker).await?;
+            listed.interval = (began.elapsed() * LIST_SHARE).clamp(LIST_VALID, LIST_INTERVAL_LONGEST);
+            listed.at = Some(Instant::now());
+        } else if !many_closed {
+            self.ask_singly(broker, closed).await?;
+        }
+        Ok(many_new && !list_due)
+    }
+
+    async fn ask_for_all(&self, broker: &Arc<Broker>) -> Result<(), BrokerDown> {
+        let list = broker.describe_all().await?;
+        self.table().learn_all(list, Instant::now());
+        self.answered.send_replace(());
+        if self.creates {
+            // The list creates none.
+            let mut missing = self.table().closed(Instant::now());
+            missing.truncate(FEW);
+            self.ask_singly(broker, missing).await?;
+        }
+        Ok(())
+    }
+
+    /// Topics that are missing are asked for more than once, together: the pauses do not add up.
+    async fn ask_singly(&self, broker: &Arc<Broker>, mut topics: Vec<String>) -> Result<(), BrokerDown> {
+        let attempts = if self.creates { ATTEMPTS_TO_CREATE } else { ATTEMPTS };
+        for attempt in 1..=attempts {
+            if topics.is_empty() {
+                break;
+            }
+            if attempt > 1 {
+                tokio::time::sleep(ATTEMPT_PAUSE).await;
+            }
+            let answers = broker.describe(std::mem::take(&mut topics)).await?;
+            for (topic, answer) in answers {
+                let is_new = self.table().is_unknown(&topic);
+                let settled = match answer {
+                    Answer::Exists { .. } => true,
+                    Answer::Error(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic) => true,
+                    Answer::Error(_) => attempt == attempts || !is_new,
+                };
+                if settled {
+                    self.learn(&topic, answer);
+                } else {
+                    topics.push(topic);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -76,12 +76,7 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
         let (about, next) = about_held(&held.reason);
         steps.push(step(
             about,
-            format!(
-                "{} are held for {}: {}",
-                held.count(),
-                span(held.oldest_s),
-                held.reason
-            ),
+            format!("{} are held for {}: {}", held.count(), span(held.oldest_s), held.reason),
             next,
         ));
     }

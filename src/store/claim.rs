@@ -159,8 +159,7 @@ impl ClaimSql {
             &late,
         );
         // $1 ids, $4 and $5 lanes.
-        let (by_id, by_id_heads) =
-            both(
+        let (by_id, by_id_heads) = both(
             &format!("select {columns} from {outbox} where id = any ($1::int8[]) and {lanes} order by id limit $6"),
             NO_LATE,
         );
@@ -202,7 +201,9 @@ impl ClaimSql {
                 "select id, lane, case when octet_length(entity_id) <= {NAME_MAX_BYTES} then entity_id end from {outbox} \
                  where id = any ($1) and {ORDINARY} and lane + 0 between $2 and $3 order by id"
             ),
-            locked: format!("select id from {outbox} where id = any ($1) and {ORDINARY} order by id for update skip locked"),
+            locked: format!(
+                "select id from {outbox} where id = any ($1) and {ORDINARY} order by id for update skip locked"
+            ),
             last_allocated,
             outbox,
         }
@@ -472,7 +473,8 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
     };
     // Conditions on the locked row are looked at again should it have changed since the snapshot.
     // An older minor version of Postgres returns another version of it than the one that was chosen: at another place.
-    let columns = "ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
+    let columns =
+        "ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
     format!(
         "with late as materialized ({late}), \
          candidates as materialized ({candidates}), \

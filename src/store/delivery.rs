@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::str::FromStr;
-use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
@@ -54,7 +53,6 @@ pub(crate) fn owners_between(names: &Names, first: &str, last: &str) -> String {
 #[derive(Debug, Clone)]
 pub(crate) struct DeliverySql {
     identity: String,
-    alive: String,
     take: String,
     open: String,
     let_go: String,
@@ -65,10 +63,9 @@ pub(crate) struct DeliverySql {
 
 impl DeliverySql {
     pub(crate) fn new(names: &Names) -> Self {
-        let (outbox, lane, relay) = (names.outbox(), names.companion("delivery"), names.companion("relay"));
+        let (outbox, lane) = (names.outbox(), names.companion("delivery"));
         Self {
             identity: format!("select value from {} where name = 'identity'", names.companion("control")),
-            alive: format!("select id::text from {relay} where seen_at > now() - make_interval(secs => $1)"),
             take: format!(
                 "update {lane} set epoch = epoch + 1, transactional_id = $3, opened = false \
                  where lane between $1 and $2 and lane = any ($4) returning lane, epoch"
@@ -96,17 +93,6 @@ impl DeliverySql {
     /// What tells this outbox from others on the same cluster.
     pub(crate) async fn identity(&self, conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(AssertSqlSafe(self.identity.as_str())).persistent(false).fetch_one(conn).await
-    }
-
-    /// The ids of the relays heard of within that time.
-    pub(crate) async fn alive(
-        &self,
-        conn: &mut PgConnection,
-        within: Duration,
-        persistent: bool,
-    ) -> Result<Vec<String>, sqlx::Error> {
-        let query = sqlx::query_scalar(AssertSqlSafe(self.alive.as_str())).bind(within.as_secs_f64());
-        query.persistent(persistent).fetch_all(conn).await
     }
 
     /// Another owner, or none: returns the lanes' epochs under it.

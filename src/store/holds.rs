@@ -130,7 +130,9 @@ impl HoldSql {
             .bind(new.iter().map(|(_, held)| held.lane).collect::<Vec<_>>())
             .bind(values().map(kind).collect::<Vec<_>>())
             .bind(text(|value| if let HoldValue::Topic(topic) = value { Some(topic) } else { None }))
-            .bind(text(|value| if let HoldValue::Entity { entity_type, .. } = value { entity_type.as_deref() } else { None }))
+            .bind(text(
+                |value| if let HoldValue::Entity { entity_type, .. } = value { entity_type.as_deref() } else { None },
+            ))
             .bind(text(|value| if let HoldValue::Entity { entity_id, .. } = value { Some(entity_id) } else { None }))
             .bind(new.iter().map(|(_, held)| held.hold.cause.word()).collect::<Vec<_>>())
             .bind(new.iter().map(|(_, held)| short(&held.hold.reason)).collect::<Vec<_>>())

@@ -1,7 +1,5 @@
 //! The relays that are alive, by their heartbeat. Decides only who is due which lanes; the locks decide who has them.
 
-use std::time::Duration;
-
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
@@ -9,11 +7,17 @@ use uuid::Uuid;
 use crate::store::names::{Names, literal};
 use crate::store::pauses::{self, Pause};
 
-/// A relay as the others see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A relay's row in the registry.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Member {
     pub(crate) id: Uuid,
     pub(crate) workers: usize,
+    /// The server's time of its last heartbeat, in microseconds since 1970. Only to be compared with itself.
+    pub(crate) seen_at: i64,
+    /// How long ago that was by the server's clock; below zero after the clock was set back.
+    pub(crate) age_s: f64,
+    /// The session that kept its heartbeat is gone: the relay was killed, or has lost its connection.
+    pub(crate) has_ended: bool,
 }
 
 /// The statements of the register.
@@ -21,6 +25,8 @@ pub(crate) struct Member {
 pub(crate) struct MemberSql {
     table: String,
     pauses: String,
+    /// The heartbeat has a session of its own. Behind a pooler a session says nothing about a relay.
+    own_session: bool,
 }
 
 /// What a relay says of itself.
@@ -31,24 +37,28 @@ pub(crate) struct Beat<'a> {
     pub(crate) workers: usize,
 }
 
-/// Of a row of [`MemberSql::alive`]; pauses have more.
-const MEMBER_COLUMNS: usize = 2;
+/// The time of a heartbeat as a number. SQL text.
+const SEEN_AT: &str = "(extract(epoch from seen_at) * 1000000)::int8";
+
+/// Of a row of [`MemberSql::all`]; pauses have more.
+const MEMBER_COLUMNS: usize = 5;
 
 impl MemberSql {
-    pub(crate) fn new(names: &Names) -> Self {
-        Self { table: names.companion("relay"), pauses: pauses::active_text(names) }
+    pub(crate) fn new(names: &Names, own_session: bool) -> Self {
+        Self { table: names.companion("relay"), pauses: pauses::active_text(names), own_session }
     }
 
-    /// Says that this relay is alive, if it is `beating`; returns the relays heard of within `alive`, in an order all of them agree on,
-    /// and the pauses in force. One round trip and one transaction.
+    /// Says that this relay is alive, if it is `beating`, and removes rows that are still as they were when their relays counted as
+    /// gone. Returns all relays, in an order all of them agree on, and the pauses in force. One round trip and one transaction.
     pub(crate) async fn look(
         &self,
         conn: &mut PgConnection,
         beating: Option<Beat<'_>>,
-        alive: Duration,
+        gone: &[(Uuid, i64)],
     ) -> Result<(Vec<Member>, Vec<Pause>), sqlx::Error> {
         let beat = beating.map(|beat| self.beat(&beat)).unwrap_or_default();
-        let sql = format!("{beat}{}; {}", self.alive(alive), self.pauses);
+        let forget: String = gone.iter().map(|(id, seen_at)| self.forget(*id, *seen_at)).collect();
+        let sql = format!("{beat}{forget}{}; {}", self.all(), self.pauses);
         let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
         let (members, pauses): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.len() == MEMBER_COLUMNS);
         let members = members.into_iter().map(member_of).collect::<Result<_, _>>()?;
@@ -58,27 +68,36 @@ impl MemberSql {
     fn beat(&self, beat: &Beat<'_>) -> String {
         let (id, name, version) = (beat.id, literal(beat.name), literal(env!("CARGO_PKG_VERSION")));
         let (table, workers) = (&self.table, beat.workers);
+        let pid = if self.own_session { "pg_backend_pid()" } else { "null" };
         format!(
-            "insert into {table} (id, name, version, workers) values ('{id}', {name}, {version}, {workers}) \
-             on conflict (id) do update set seen_at = now(); "
+            "insert into {table} (id, name, version, workers, pid) values ('{id}', {name}, {version}, {workers}, {pid}) \
+             on conflict (id) do update set seen_at = now(), pid = excluded.pid; "
         )
     }
 
-    fn alive(&self, alive: Duration) -> String {
-        let (table, alive) = (&self.table, alive.as_secs_f64());
+    /// All relays that have a row.
+    pub(crate) async fn all_of(&self, conn: &mut PgConnection) -> Result<Vec<Member>, sqlx::Error> {
+        let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(self.all()))).await?;
+        rows.iter().map(member_of).collect()
+    }
+
+    fn all(&self) -> String {
         format!(
-            "select id::text, workers::int8 from {table} where seen_at > now() - make_interval(secs => {alive}) \
-             order by started_at, id"
+            "select id::text, workers::int8, {SEEN_AT}, \
+             extract(epoch from clock_timestamp() - seen_at)::float8, \
+             pid is not null and not exists (select from pg_stat_activity a where a.pid = relay.pid) \
+             from {} relay order by started_at, id",
+            self.table
         )
     }
 
-    /// Takes this relay out, so that the others share its lanes at once; forgets those not heard of for long.
+    fn forget(&self, id: Uuid, seen_at: i64) -> String {
+        format!("delete from {} where id = '{id}' and {SEEN_AT} = {seen_at}; ", self.table)
+    }
+
+    /// Takes this relay out, so that the others share its lanes at once.
     pub(crate) async fn leave(&self, conn: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
-        self.execute(
-            conn,
-            format!("delete from {} where id = '{id}' or seen_at < now() - interval '1 hour'", self.table),
-        )
-        .await
+        self.execute(conn, format!("delete from {} where id = '{id}'", self.table)).await
     }
 
     /// Simple queries throughout: outside a transaction a pooler may send the parts of a prepared one to two servers.
@@ -89,5 +108,6 @@ impl MemberSql {
 
 fn member_of(row: &PgRow) -> Result<Member, sqlx::Error> {
     let id = row.try_get::<&str, _>(0)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    Ok(Member { id, workers: row.try_get::<i64, _>(1)?.max(0) as usize })
+    let workers = row.try_get::<i64, _>(1)?.max(0) as usize;
+    Ok(Member { id, workers, seen_at: row.try_get(2)?, age_s: row.try_get(3)?, has_ended: row.try_get(4)? })
 }

@@ -33,7 +33,9 @@ pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statemen
             let progress = Progress { scanned_through: 1000, ..Progress::default() };
             format!("explain {}", sql.probe_text("0", &progress, lanes, i64::MAX, false))
         }
-        Statement::Claim => prepared(names, sql.claim_text(), "'3', '{}', 1000, 0, 7, 2000, 9223372036854775807, 1000000, 1000000"),
+        Statement::Claim => {
+            prepared(names, sql.claim_text(), "'3', '{}', 1000, 0, 7, 2000, 9223372036854775807, 1000000, 1000000")
+        }
     };
     let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await?;
     rows.iter().map(|row| row.try_get(0)).collect()
@@ -47,9 +49,8 @@ pub fn costly_step(plan: &[String], names: &Names) -> Option<String> {
     let table = format!(" on {}", names.table_raw());
     let quoted = format!(" on {}", names::quote(names.table_raw()));
     let of_outbox = |line: &str| line.contains(&table) || line.contains(&quoted);
-    let costly = |line: &&String| {
-        !is_small(line) && of_outbox(line) && (line.contains("Seq Scan") || line.contains("Bitmap"))
-    };
+    let costly =
+        |line: &&String| !is_small(line) && of_outbox(line) && (line.contains("Seq Scan") || line.contains("Bitmap"));
     let by = |suffix: &str| {
         let index = names.part_raw(suffix);
         plan.iter().any(|line| line.contains("Index") && line.contains(&index))

@@ -58,9 +58,9 @@ impl Filter {
         {
             all.extend(value.as_ref().map(|value| format!("{column} is not distinct from {}", literal(value))));
         }
-        all.extend(self.topic.as_ref().map(|topic| {
-            format!("{} = {}", routes::topic_sql(template, ""), literal(topic))
-        }));
+        all.extend(
+            self.topic.as_ref().map(|topic| format!("{} = {}", routes::topic_sql(template, ""), literal(topic))),
+        );
         for (comparison, moment) in [(">=", self.since), ("<", self.until)] {
             all.extend(moment.map(|moment| format!("created_at {comparison} '{}'", moment.to_rfc3339())));
         }

@@ -67,8 +67,9 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     let mut statements = vec![turn];
     statements.extend(all.iter().map(|role| create(names, role)));
     // What an older binary has granted and this one does not.
-    let tables = ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"]
-        .map(|part| names.companion(part));
+    let tables =
+        ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"]
+            .map(|part| names.companion(part));
     let tables = [&[names.outbox(), names.processed()][..], &tables].concat().join(", ");
     let roles = all.join(", ");
     statements.push(format!("revoke all on {tables} from {roles}"));

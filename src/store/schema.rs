@@ -191,11 +191,7 @@ async fn create(
 }
 
 /// Holds the turn for the session: the steps are several transactions.
-async fn upgrade(
-    conn: &mut PgConnection,
-    names: &Names,
-    options: &MigrateOptions,
-) -> Result<Migrated, SchemaError> {
+async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOptions) -> Result<Migrated, SchemaError> {
     let key = migration_key(names);
     let timeout = |timeout: Duration| format!("set lock_timeout = '{}ms'", timeout.as_millis());
     run(conn, &timeout(options.turn_timeout)).await?;

@@ -313,7 +313,12 @@ impl Transaction {
     ///
     /// # Errors
     /// [`SettleError::NotOwned`] when not all rows could be written.
-    pub(crate) async fn reset_lanes(&self, conn: &mut PgConnection, lanes: &[Ctid], nonce: i64) -> Result<(), SettleError> {
+    pub(crate) async fn reset_lanes(
+        &self,
+        conn: &mut PgConnection,
+        lanes: &[Ctid],
+        nonce: i64,
+    ) -> Result<(), SettleError> {
         let sql = format!(
             "update {} set nonce = {nonce}, scanned_through = 0, snapshot = '3:3:', swept_through = 0, sweep_snapshot = null, \
                system = (select system_identifier from pg_control_system()), relation = {}::regclass::oid \
@@ -365,7 +370,8 @@ impl Transaction {
     fn advance_text(&self, lanes: &LaneUpdate<'_>) -> String {
         let (places, count) = (format!("'{}'", Ctid::array(lanes.places)), lanes.places.len().to_string());
         let Progress { scanned_through, snapshot, sweep } = lanes.progress;
-        let (nonce, scanned, snapshot) = (lanes.nonce.to_string(), scanned_through.to_string(), format!("'{snapshot}'"));
+        let (nonce, scanned, snapshot) =
+            (lanes.nonce.to_string(), scanned_through.to_string(), format!("'{snapshot}'"));
         let swept = sweep.as_ref().map_or_else(|| "0".to_owned(), |sweep| sweep.through.to_string());
         let sweep = sweep.as_ref().map_or_else(|| "null".to_owned(), |sweep| format!("'{}'", sweep.snapshot));
         let sealed = lanes.sealed.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
@@ -453,11 +459,7 @@ fn begun(rows: &[PgRow]) -> Result<Begun, sqlx::Error> {
 }
 
 fn lane_row(row: &PgRow) -> Result<LaneRow, sqlx::Error> {
-    Ok(LaneRow {
-        lane: row.try_get::<i64, _>(0)? as i16,
-        nonce: row.try_get(1)?,
-        place: place(row.try_get(2)?)?,
-    })
+    Ok(LaneRow { lane: row.try_get::<i64, _>(0)? as i16, nonce: row.try_get(1)?, place: place(row.try_get(2)?)? })
 }
 
 fn place(text: &str) -> Result<Ctid, sqlx::Error> {

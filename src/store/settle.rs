@@ -197,6 +197,9 @@ mod tests {
         place.push_to(&mut list);
         assert_eq!(list, "\"(70000,258)\",");
         assert_eq!(Ctid::parse_array("{\"(70000,258)\",\"(0,1)\"}"), Some(vec![place, Ctid([0, 0, 0, 0, 0, 1])]));
-        assert_eq!((Ctid::parse_array("{}"), Ctid::parse("7,1"), Ctid::parse_array("x")), (Some(Vec::new()), None, None));
+        assert_eq!(
+            (Ctid::parse_array("{}"), Ctid::parse("7,1"), Ctid::parse_array("x")),
+            (Some(Vec::new()), None, None)
+        );
     }
 }

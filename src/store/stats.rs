@@ -43,7 +43,9 @@ pub(crate) async fn backlog(conn: &mut PgConnection, names: &Names) -> Result<Ba
         first = pending(names, "id, created_at", "true", 1),
         hold = names.companion("hold"),
         scheduled = count("status = 'PENDING' and due is not null"),
-        dead = count(&format!("status = 'DEAD' and last_error is not null and not starts_with(last_error, '{DISCARDED}')")),
+        dead = count(&format!(
+            "status = 'DEAD' and last_error is not null and not starts_with(last_error, '{DISCARDED}')"
+        )),
     );
     let row = conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
     Ok(Backlog {

@@ -43,13 +43,15 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_kafka_that_is_slow,
             records_that_were_appended_and_whose_acks_were_lost_are_not_appended_twice,
             a_topic_that_is_created_late_and_deleted_while_relays_run,
-            a_topic_that_refuses_large_records;
+            a_topic_that_refuses_large_records,
+            a_cluster_that_is_doubted_is_not_asked_for_all_its_topics;
         with_postgres:
             a_leader_that_has_lost_its_quorum,
             a_broker_that_restarts,
             a_broker_that_is_killed_and_down_for_a_while,
             a_broker_that_is_frozen,
             a_broker_that_pauses_for_seconds_under_load_causes_few_duplicates,
+            a_broker_that_pauses_for_less_than_the_publish_timeout_gets_no_record_twice,
             a_broker_that_refuses_the_password_and_then_the_topic;
     }
 }
@@ -262,6 +264,66 @@ async fn a_broker_that_is_frozen(database: TestDatabase) -> anyhow::Result<()> {
     stage.moment().await;
     kafka.signal(Signal::SIGCONT)?;
     stage.until_moving().await?;
+    stage.close(&kafka).await.map(drop)
+}
+
+/// Until the watch has given the cluster up, and not until a batch gives its acks up: what is in flight is acknowledged late.
+async fn a_broker_that_pauses_for_less_than_the_publish_timeout_gets_no_record_twice(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let mut kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
+    let outbox = Outbox::of(&database);
+    let patient = |relay: Relay| relay.with("RELAY_PUBLISH_TIMEOUT", "60s").with("RELAY_BATCH_SIZE", 1_000);
+    let mut stage = Stage::open_with("broker pauses", &outbox, &kafka, 2, patient).await?;
+    let kafka_away = |line: &Value| line["server"] == "kafka";
+    for pause in 1..=3 {
+        stage.moment().await;
+        kafka.signal(Signal::SIGSTOP)?;
+        for (message, thaw) in [("outage started: events wait, none is lost", true), ("outage ended", false)] {
+            for member in &stage.crew {
+                let process = member.process()?;
+                eventually(message, SOON, || async {
+                    let told = process.lines(message).iter().filter(|line| kafka_away(line)).count();
+                    if told >= pause { Ok(()) } else { Err(told) }
+                })
+                .await;
+            }
+            if thaw {
+                kafka.signal(Signal::SIGCONT)?;
+            }
+        }
+        stage.until_moving().await?;
+    }
+    let report = stage.close(&kafka).await?;
+    ensure!(report.duplicates == 0, "{report}");
+    Ok(())
+}
+
+/// Connections that are lost raise doubts, and each is a question.
+async fn a_cluster_that_is_doubted_is_not_asked_for_all_its_topics(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let listening =
+        |relay: Relay| relay.with("KAFKA_DEBUG", "metadata").with("RELAY_LOG_LEVEL", "info,librdkafka=debug");
+    let mut stage = Stage::open_with("doubts", &outbox, &kafka, 1, listening).await?;
+    let asked = |stage: &Stage, what: &str| {
+        let log = stage.crew[0].process()?.log();
+        anyhow::Ok(log.iter().filter(|line| line.contains(what)).count())
+    };
+    let (all, one) = ("Request metadata for all topics", "Request metadata for 1 topic(s): application requested");
+    // The check at the start lists the brokers and the topics.
+    let before = (asked(&stage, all)?, asked(&stage, one)?);
+    for _ in 0..10 {
+        stage.moment().await;
+        stage.may_repeat(1);
+        stage.crew[0].kafka.cut();
+        stage.until_moving().await?;
+    }
+    let after = (asked(&stage, all)?, asked(&stage, one)?);
+    ensure!(after.0 <= 2, "{} requests for all topics: {before:?} -> {after:?}", after.0);
+    ensure!(after.1 > before.1, "the cluster was not asked at all: {before:?} -> {after:?}");
     stage.close(&kafka).await.map(drop)
 }
 

@@ -83,7 +83,11 @@ async fn expect_and_mend(outbox: &Outbox, relay: &Relay, id: &str, severity: &st
 }
 
 /// A user without rights, and the relay as that user. Users are the server's, hence named after the database.
-async fn with_user(database: &TestDatabase, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<(String, Relay)> {
+pub(crate) async fn with_user(
+    database: &TestDatabase,
+    outbox: &Outbox,
+    kafka: &RealKafka,
+) -> anyhow::Result<(String, Relay)> {
     let user = format!("relay_of_{}", database.name());
     outbox.execute(&format!("drop role if exists {user}")).await?;
     outbox.execute(&format!("create role {user} login password 'relay'")).await?;
@@ -94,7 +98,7 @@ async fn with_user(database: &TestDatabase, outbox: &Outbox, kafka: &RealKafka) 
 }
 
 /// As docs/operations.md has it.
-async fn grant(outbox: &Outbox, user: &str) -> anyhow::Result<()> {
+pub(crate) async fn grant(outbox: &Outbox, user: &str) -> anyhow::Result<()> {
     for grant in [
         "usage on schema public",
         "select, update (status, published_at, attempts, last_error, due) on event_outbox",
@@ -189,9 +193,7 @@ async fn a_missing_or_changed_index_is_found_and_mended(
         outbox.execute(&format!("drop index event_outbox_{index}")).await?;
         expect_and_mend(&outbox, &relay, "index-missing", "error").await?;
     }
-    outbox
-        .execute("update pg_index set indisvalid = false where indexrelid = 'event_outbox_late'::regclass")
-        .await?;
+    outbox.execute("update pg_index set indisvalid = false where indexrelid = 'event_outbox_late'::regclass").await?;
     expect_and_mend(&outbox, &relay, "index-invalid", "error").await?;
     outbox.execute("drop index event_outbox_late").await?;
     outbox.execute("create index event_outbox_late on event_outbox (xid, lane) include (id)").await?;

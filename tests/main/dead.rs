@@ -238,7 +238,12 @@ async fn a_held_entity_goes_on_in_order_when_its_event_is_retried(
     ensure!(cause["state"] == "held" && cause["events"] == 2 && cause["waiting_behind"] == 6, "{listed}");
     let waiter = outbox.number("select max(id) from event_outbox where entity_id = 'a'").await?.to_string();
     let output = command(&database, &["retry", "--id", &waiter, "--yes"]).await?;
-    ensure!(output.code == Some(1) && output.stderr.contains("is PENDING") && output.stderr.contains("outbox-relay explain"), "{output:?}");
+    ensure!(
+        output.code == Some(1)
+            && output.stderr.contains("is PENDING")
+            && output.stderr.contains("outbox-relay explain"),
+        "{output:?}"
+    );
     mend(&outbox).await?;
     let changed = json(&database, &["retry", "--entity", "a", "--yes"]).await?;
     ensure!(changed["changed"]["events"] == 1 && changed["changed"]["released"] == 3, "{changed}");

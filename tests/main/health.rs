@@ -32,6 +32,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_session_that_has_locked_an_event_is_named_by_the_probe,
             a_session_that_has_locked_the_table_is_named_by_the_probe,
             a_missing_right_is_named_with_its_grant,
+            policies_that_hide_events_are_named_with_their_mend,
+            a_reason_does_not_grow_while_a_stall_lasts,
             events_that_others_pass_by_are_told_once,
             callers_without_the_token_are_told_nothing,
             an_admin_address_that_is_taken_is_told_at_the_start,
@@ -336,5 +338,65 @@ async fn a_container_asks_by_the_command(database: TestDatabase, kafka: Arc<Real
     ensure!(gone.code == Some(1) && gone.stderr.contains("no answer from"), "{gone:?}");
     let unset = Relay::bare().with("DATABASE_URL", database.url()).output("health").await?;
     ensure!(unset.code == Some(2) && unset.stderr.contains("RELAY_ADMIN_ADDRESS is not set"), "{unset:?}");
+    Ok(())
+}
+
+/// Row level security that is switched on while the relay runs hides rows without any error.
+async fn policies_that_hide_events_are_named_with_their_mend(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let (user, settings) = crate::check::with_user(&database, &outbox, &kafka).await?;
+    crate::check::grant(&outbox, &user).await?;
+    let relay = with_admin(settings.with("RELAY_STALL_AFTER", "4s")).start_ready("hidden").await?;
+    let admin = Admin::of(&relay).await?;
+    outbox.write("before", 1, 1).await?;
+    outbox.until_settled().await;
+    admin.until_ready_says(200, |body| body["state"] == "ready").await;
+    outbox.execute("alter table event_outbox enable row level security").await?;
+    outbox.write("hidden", 1, 20).await?;
+    let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
+    let mend = body["next_step"].as_str().unwrap_or_default().to_owned();
+    ensure!(mend.starts_with("create policy"), "{body}");
+    let told = relay.wait_for("row level security may hide events: they wait").await;
+    ensure!(told["level"] == "WARN" && told["code"] == "OR-2204" && told["next_step"] == mend.as_str(), "{told}");
+    // The policy that it names makes it well, with row level security still on.
+    outbox.execute(&mend).await?;
+    admin.until_ready_says(200, |body| body["state"] == "ready").await;
+    relay.wait_for("row level security hides no events any more").await;
+    outbox.until_settled().await;
+    outbox.all_published().await?;
+    ensure!(relay.stop().await? == Some(0));
+    outbox.execute(&format!("drop owned by {user}")).await.map(drop)
+}
+
+/// Marks that change no row: events wait, and nothing that the relay knows of keeps them.
+async fn a_reason_does_not_grow_while_a_stall_lasts(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox.execute("create function keep() returns trigger language plpgsql as $$ begin return null; end $$").await?;
+    outbox.execute("create trigger keep before update on event_outbox for each row execute function keep()").await?;
+    outbox.write("waits", 1, 5).await?;
+    let settings = outbox.relay(&kafka).with("RELAY_STALL_AFTER", "1s").with("RELAY_STATUS_INTERVAL", "1s");
+    let relay = with_admin(settings).start_ready("stalled").await?;
+    let admin = Admin::of(&relay).await?;
+    admin.until_ready_says(503, |body| body["state"] == "stalled").await;
+    let count = relay.lines("status").len() + 12;
+    let lines = eventually("the status is told a few times", SOON * 2, || async {
+        let lines = relay.lines("status");
+        if lines.len() >= count { Ok(lines) } else { Err(lines.len()) }
+    })
+    .await;
+    for line in &lines {
+        let blocked = line["blocked"].as_str().unwrap_or_default();
+        ensure!(blocked.len() < 2_000 && blocked.matches("stalled").count() <= 1, "{} bytes: {blocked}", blocked.len());
+    }
+    let body = admin.get("/readyz").await?.body;
+    ensure!(body.len() < 2_000, "{} bytes: {body}", body.len());
     Ok(())
 }

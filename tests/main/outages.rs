@@ -71,7 +71,8 @@ async fn a_broker_that_goes_away_under_load_costs_nothing_and_pins_no_transactio
     let mut kafka = RealKafka::start(&[])?;
     let outbox = Outbox::of(&database);
     outbox.create_topic(&kafka).await?;
-    let relay = outbox.relay(&kafka).start_ready("kafka-away").await?;
+    // A batch in flight waits so long for its acks, and its transaction with it.
+    let relay = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "5s").start_ready("kafka-away").await?;
     let load = Load::start(&outbox, Plan::new(4_000, 100));
     load.until_committed(500).await;
     kafka.kill();

@@ -70,10 +70,14 @@ async fn uses_the_indexes(conn: &mut PgConnection, statements: &[Statement], sta
         // Late events by their index in both arms, new ones by the key; never a walk of the table.
         let late = plan.iter().filter(|line| line.contains("using event_outbox_late on")).count();
         let new = plan.iter().any(|line| line.contains("using event_outbox_pkey on"));
-        let costly = of_the_outbox()
-            .any(|line| line.contains("Bitmap") || line.contains("Seq Scan on event_outbox ") || line.ends_with("Seq Scan on event_outbox"));
+        let costly = of_the_outbox().any(|line| {
+            line.contains("Bitmap")
+                || line.contains("Seq Scan on event_outbox ")
+                || line.ends_with("Seq Scan on event_outbox")
+        });
         // The locked rows by their places.
-        let by_place = *statement != Statement::Claim || plan.iter().any(|line| line.contains("Tid Scan on event_outbox"));
+        let by_place =
+            *statement != Statement::Claim || plan.iter().any(|line| line.contains("Tid Scan on event_outbox"));
         ensure!(by_place, "{}:\n{text}", context());
         ensure!(late == 2 && new && !costly, "{}:\n{text}", context());
         // The condition on the transaction is the index's, not a filter on what it walks.

@@ -222,11 +222,7 @@ async fn a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_b
         outbox.write("there", n, 1).await?;
     }
     outbox.until_settled_of("there").await;
-    relay
-        .wait_for_line("topic cannot be written: its events are held", |line| {
-            line["topic"] == gone.as_str()
-        })
-        .await;
+    relay.wait_for_line("topic cannot be written: its events are held", |line| line["topic"] == gone.as_str()).await;
     kafka.create_topic(&gone, 1, &[]).await?;
     outbox.until_settled().await;
     outbox.all_published().await?;

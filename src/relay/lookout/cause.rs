@@ -2,6 +2,7 @@
 
 use sqlx::PgConnection;
 
+use super::STALLED;
 use super::stall::Seen;
 use crate::check::Finding;
 use crate::observe::health::{Cause, Reason};
@@ -131,8 +132,8 @@ impl Evidence<'_> {
     }
 
     fn unknown(&self, shared: &Shared) -> Reason {
-        let blocked = shared.blocked();
-        let blocked = if blocked.is_empty() { "nothing is known to block them".to_owned() } else { blocked.join("; ") };
+        // Without the stall itself, whose reason would grow by itself.
+        let blocked = shared.blocked(Some(STALLED)).unwrap_or_else(|| "nothing is known to block them".to_owned());
         let first = self.waiting.head().map(|id| format!(", the first is number {id}")).unwrap_or_default();
         Reason::new(
             Cause::Unknown,

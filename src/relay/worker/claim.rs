@@ -343,7 +343,9 @@ fn may_be_a_row(error: &CycleError) -> bool {
     let timed_out = matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut);
     let code = error.as_database_error().and_then(DatabaseError::code);
     // 57014 query_canceled: the statement's time was up.
-    timed_out || code.is_some_and(|code| code == "57014" || is_of_a_value(&code)) || matches!(error, sqlx::Error::Decode(_))
+    timed_out
+        || code.is_some_and(|code| code == "57014" || is_of_a_value(&code))
+        || matches!(error, sqlx::Error::Decode(_))
 }
 
 /// What Postgres says of a value that it cannot print, convert or hold: 22 data exception, 53200 out of memory, 54 a limit of the program,

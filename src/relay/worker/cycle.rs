@@ -59,9 +59,6 @@ impl WorkerContext<'_> {
         if may_probe && self.begun.is_none() && !self.probe(assignment).await? {
             return Ok(Cycle::Idle);
         }
-        if self.begun.is_none() {
-            self.ask_for_held_topics(assignment).await?;
-        }
         let done = self.cycle_in_transaction(assignment, goes_on).await;
         match &done {
             Ok(_) => {}
@@ -236,7 +233,7 @@ impl WorkerContext<'_> {
         let lanes = lanes_of(assignment);
         let began = Instant::now();
         let plan = Plan::new(&batch.rows, options)?;
-        let closed = self.closed_topics(assignment, &plan.topics).await?;
+        let closed = self.closed_topics(assignment, &plan.topics).await;
         self.rehearse(lanes, &batch.rows).await?;
         let mut sent = self.send(assignment, batch, plan, &closed)?;
         sent.cut = sent.cut.or(cut);
@@ -350,12 +347,10 @@ impl WorkerContext<'_> {
         let Some(producer) = self.producer.as_ref() else {
             return Waited::BrokerDown;
         };
-        let mut up = self.shared.broker.state();
+        // A cluster that does not answer the watch may acknowledge all the same: what is dropped now would be sent twice.
         tokio::select! {
-            // Acks first: what has arrived is marked even when the broker went away with the last one.
             biased;
             () = producer.deliveries().all_settled() => Waited::Settled,
-            _ = up.wait_for(|up| !*up) => Waited::BrokerDown,
             () = tokio::time::sleep(self.shared.options.publish_timeout) => Waited::TimedOut,
         }
     }

@@ -39,8 +39,6 @@ pub(crate) struct LaneAssignment {
     pub(crate) due_checked: Option<Instant>,
     /// When the holds' causes were last looked at.
     pub(crate) causes_checked: Option<Instant>,
-    /// When topics that are held were last asked for.
-    pub(crate) topics_checked: Instant,
     /// When lanes that were not free are asked for again.
     pub(crate) widen_at: Instant,
     /// The next cycle walks what holds have released; the one after it claims.
@@ -157,7 +155,6 @@ impl LaneAssignment {
             generation: None,
             due_checked: None,
             causes_checked: None,
-            topics_checked: now,
             widen_at: now,
             walks_next: false,
             walk_slice: FIRST_SLICE,
@@ -235,7 +232,10 @@ mod tests {
         assert_eq!(owned.progress.scanned_through, 10);
         assert_eq!(owned.counted_through, BTreeMap::from([(3, 40), (5, 30)]));
         let begun = |nonces: &[(i16, i64)], started: &str| Begun {
-            lanes: nonces.iter().map(|(lane, nonce)| LaneRow { lane: *lane, nonce: *nonce, place: Ctid([1; 6]) }).collect(),
+            lanes: nonces
+                .iter()
+                .map(|(lane, nonce)| LaneRow { lane: *lane, nonce: *nonce, place: Ctid([1; 6]) })
+                .collect(),
             generation: 0,
             owners: Vec::new(),
             server: server(started, 1),

@@ -11,8 +11,8 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::config::OnPoison;
 use crate::event::StoredEvent;
 use crate::fault::{self, Class};
-use crate::observe::code::Code;
 use crate::lane::hold::{Candidate, Hold, HoldCause, HoldValue};
+use crate::observe::code::Code;
 use crate::relay::options::RelayOptions;
 use crate::relay::worker::claim::{Batch, Extent};
 use crate::relay::worker::lane_assignment::LaneAssignment;
@@ -177,8 +177,7 @@ impl Decider<'_> {
             Routed::Poison { .. } => None,
         };
         let (id, lane) = (row.id()?.0, row.lane()?);
-        let candidate =
-            Candidate { id, lane, entity_type: row.entity_type()?, entity_id: row.entity_id()?, topic };
+        let candidate = Candidate { id, lane, entity_type: row.entity_type()?, entity_id: row.entity_id()?, topic };
         if let Some(index) = self.holding(candidate, &batch.extent) {
             // Scheduled rows get a place in the order of ids, and are stepped over there.
             if slot >= batch.due {
@@ -190,7 +189,9 @@ impl Decider<'_> {
             Routed::Poison { error, code } => self.refuse(candidate, error.clone(), *code),
             Routed::Ready { event, topic } => match self.send(slot, &topics[*topic], event) {
                 Ok(()) => RowOutcome::Sent { slot, topic: *topic },
-                Err(code) if fault::of_kafka(code).class == Class::Row => self.refuse(candidate, refused(code), fault::of_kafka(code).code),
+                Err(code) if fault::of_kafka(code).class == Class::Row => {
+                    self.refuse(candidate, refused(code), fault::of_kafka(code).code)
+                }
                 // The outcome of the slot tells.
                 Err(_) => {
                     *is_broken = true;

@@ -106,7 +106,8 @@ impl WorkerContext<'_> {
         };
         let Some(producer) = self.producer.as_mut() else { return Ok(RowOutcome::Left) };
         let closed = Default::default();
-        let mut decider = Decider { assignment, producer, options: &self.shared.options, closed: &closed, dead: Default::default() };
+        let mut decider =
+            Decider { assignment, producer, options: &self.shared.options, closed: &closed, dead: Default::default() };
         Ok(decider.refuse(event, refused(code), fault::of_kafka(code).code))
     }
 

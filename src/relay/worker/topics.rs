@@ -1,6 +1,6 @@
 //! Topics: asked about before they are used, held while they cannot be written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
@@ -8,7 +8,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::fault::Class;
 use crate::lane::hold::{HoldCause, HoldValue};
 use crate::observe::code::Code;
-use crate::relay::worker::context::{CycleError, WorkerContext};
+use crate::relay::worker::context::WorkerContext;
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::sink::delivery::Outcome;
@@ -17,33 +17,14 @@ use crate::sink::topics::TopicState;
 /// How often the causes of holds are looked at again: from memory.
 const CAUSES_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often a topic that is held is asked for.
-const TOPIC_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a cycle waits for topics that it does not know: it is in a transaction. Events of those without an answer are held until there
+/// is one.
+const ASKING_TIME: Duration = Duration::from_millis(250);
 
-/// How long a cycle may ask for topics it does not know; events of the others are held until they are known.
-const ASKING_TIME: Duration = Duration::from_secs(1);
+/// More topics than this that are closed at once share a log line.
+const LOGGED_EACH: usize = 5;
 
 impl WorkerContext<'_> {
-    /// Asks for topics that are held. Outside of any transaction.
-    pub(super) async fn ask_for_held_topics(&mut self, assignment: &mut LaneAssignment) -> Result<(), CycleError> {
-        if assignment.topics_checked.elapsed() < TOPIC_INTERVAL {
-            return Ok(());
-        }
-        let mut topics: Vec<&str> = held_topics(assignment).collect();
-        topics.sort_unstable();
-        topics.dedup();
-        let began = Instant::now();
-        for topic in topics {
-            if began.elapsed() >= ASKING_TIME {
-                break;
-            }
-            self.shared.topics.check(&self.shared.broker, topic, true).await?;
-        }
-        assignment.topics_checked = Instant::now();
-        assignment.causes_checked = None;
-        Ok(())
-    }
-
     /// Finds out which holds have lost their cause: a walk publishes what they kept. From memory, and for locked events from what this
     /// transaction could lock.
     pub(super) fn refresh_causes(&self, assignment: &mut LaneAssignment, now: Instant) {
@@ -51,18 +32,22 @@ impl WorkerContext<'_> {
             return;
         }
         assignment.causes_checked = Some(now);
+        // Also tells the task that asks the cluster which topics are waited for.
+        let waiting = assignment.holds.iter().filter_map(|(_, held)| match (&held.hold.value, held.hold.cause) {
+            (HoldValue::Topic(topic), HoldCause::Topic) => Some(topic.as_str()),
+            _ => None,
+        });
+        let reopened: HashSet<String> = self.shared.topics.reopened(waiting).into_iter().collect();
         let pauses = &assignment.pauses;
         for (_, held) in assignment.holds.iter_mut() {
             let is_paused = match &held.hold.value {
                 HoldValue::Topic(topic) => pauses.blocks_topic(topic),
-                HoldValue::Entity { entity_type, entity_id } => {
-                    pauses.blocks_entity(entity_type.as_deref(), entity_id)
-                }
+                HoldValue::Entity { entity_type, entity_id } => pauses.blocks_entity(entity_type.as_deref(), entity_id),
                 HoldValue::Row(_) => false,
             };
             held.is_releasing = !is_paused
                 && match (held.hold.cause, &held.hold.value) {
-                    (HoldCause::Topic, HoldValue::Topic(topic)) => self.shared.topics.is_known(topic),
+                    (HoldCause::Topic, HoldValue::Topic(topic)) => reopened.contains(topic),
                     (HoldCause::Poison, _) => held.hold.released,
                     (HoldCause::Locked, _) => held.is_releasing,
                     (HoldCause::Paused | HoldCause::Topic, _) => true,
@@ -78,31 +63,52 @@ impl WorkerContext<'_> {
         &mut self,
         assignment: &LaneAssignment,
         topics: &[String],
-    ) -> Result<HashMap<String, String>, CycleError> {
-        let began = Instant::now();
+    ) -> HashMap<String, String> {
+        // Nothing is sent to a paused topic, so nothing is asked.
+        let is_open = |topic: &&String| assignment.pauses.blocks_topic(topic) || self.shared.topics.is_known(topic);
+        let unknown: Vec<String> = topics.iter().filter(|topic| !is_open(topic)).cloned().collect();
         let mut closed = HashMap::new();
-        for topic in topics {
-            if assignment.pauses.blocks_topic(topic) || self.shared.topics.is_known(topic) {
-                // Nothing is sent to a paused topic, so nothing is asked.
-            } else if began.elapsed() >= ASKING_TIME {
-                closed.insert(topic.clone(), "the cluster has not been asked for it yet".to_owned());
-            } else if let TopicState::Closed(why) = self.shared.topics.check(&self.shared.broker, topic, false).await? {
-                self.log_closed(topic, &why);
-                closed.insert(topic.clone(), why);
+        if unknown.is_empty() {
+            return closed;
+        }
+        let mut newly_closed = Vec::new();
+        for (topic, state) in self.shared.topics.resolve(&unknown, ASKING_TIME).await {
+            match state {
+                TopicState::Writable => {}
+                TopicState::Unknown => drop(closed.insert(topic, "the cluster has not answered for it yet".to_owned())),
+                TopicState::Closed(why) => {
+                    newly_closed.push((topic.clone(), why.clone()));
+                    closed.insert(topic, why);
+                }
             }
         }
-        Ok(closed)
+        newly_closed.sort_unstable();
+        self.log_closed(&newly_closed);
+        closed
     }
 
     pub(super) fn topic_refused(&self, topic: &str, code: RDKafkaErrorCode) {
         self.shared.topics.refused(topic);
-        self.log_closed(topic, &crate::sink::topics::closed(code));
+        self.log_closed(&[(topic.to_owned(), crate::sink::topics::closed(code))]);
     }
 
-    fn log_closed(&self, topic: &str, why: &str) {
-        if self.shared.block(&format!("topic {topic}"), why) {
-            self.shared.options.vitals.metrics.failed(Class::Destination, 1);
-            tracing::warn!(code = %Code::TopicClosed, topic, reason = why, "topic cannot be written: its events are held");
+    /// One line for each topic, or one for all where a mistake of the application has named many.
+    fn log_closed(&self, closed: &[(String, String)]) {
+        let blocks = |(topic, why): &&(String, String)| self.shared.block(&format!("topic {topic}"), why);
+        let new: Vec<_> = closed.iter().filter(blocks).collect();
+        self.shared.options.vitals.metrics.failed(Class::Destination, new.len() as u64);
+        match new.as_slice() {
+            [] => {}
+            [(topic, reason), ..] if new.len() > LOGGED_EACH => {
+                let topics = new.len();
+                let next_step = "look at entity_type and topic of the newest events, and at RELAY_TOPIC";
+                tracing::warn!(code = %Code::TopicClosed, topics, topic, reason, next_step, "many topics cannot be written: their events are held");
+            }
+            few => {
+                for (topic, reason) in few {
+                    tracing::warn!(code = %Code::TopicClosed, topic, reason, "topic cannot be written: its events are held");
+                }
+            }
         }
     }
 
@@ -122,12 +128,4 @@ impl WorkerContext<'_> {
             }
         }
     }
-}
-
-/// Topics whose events wait for them.
-fn held_topics(assignment: &LaneAssignment) -> impl Iterator<Item = &str> {
-    assignment.holds.iter().filter_map(|(_, held)| match (&held.hold.value, held.hold.cause) {
-        (HoldValue::Topic(topic), HoldCause::Topic) if !held.is_releasing => Some(topic.as_str()),
-        _ => None,
-    })
 }

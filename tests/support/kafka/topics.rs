@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -78,6 +80,21 @@ impl RealKafka {
             result.map_err(|(_, code)| anyhow::anyhow!("cannot alter topic {name}: {code}"))?;
         }
         Ok(())
+    }
+
+    /// Raises the number of a topic's partitions, and waits until each has a leader.
+    pub(crate) async fn add_partitions(&self, name: &str, partitions: i32) -> anyhow::Result<()> {
+        let raised = NewPartitions::new(name, usize::try_from(partitions)?);
+        for result in self.admin()?.create_partitions([&raised], &answer_in_time()).await? {
+            result.map_err(|(topic, code)| anyhow::anyhow!("cannot raise the partitions of {topic}: {code}"))?;
+        }
+        self.until(name, move |leaders| leaders.is_some_and(|found| found == partitions)).await
+    }
+
+    /// The names of all topics.
+    pub(crate) fn topics(&self) -> anyhow::Result<Vec<String>> {
+        let metadata = self.consumer()?.fetch_metadata(None, ANSWER_WITHIN)?;
+        Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
     }
 
     /// Deletes a topic and waits until the broker does not know it any more.

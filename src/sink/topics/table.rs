@@ -1,0 +1,388 @@
+//! What is known of topics, in memory. Pure: answers of the cluster and the time go in, states come out.
+//!
+//! States of a topic: unknown -> writable | closed (by the cluster's answer), closed -> writable (by a later answer),
+//! writable -> refused (it refused a record) -> on trial (the pause is over and the cluster shows it) -> writable (it took a record)
+//! or refused again, for twice as long.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::{TopicState, closed};
+
+/// A topic that refused a record is tried again after this long, then after twice as long, up to the longest.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(2);
+const REFUSAL_PAUSE_LONGEST: Duration = Duration::from_secs(60);
+
+/// A topic that is closed is asked for again after this long, while somebody waits for it.
+const REASK_AFTER: Duration = Duration::from_secs(2);
+
+/// The answer that a topic is closed holds for this long: longer than it takes to ask again.
+const CLOSED_VALID: Duration = Duration::from_secs(5);
+
+/// A list of all topics answers for this long for topics that were not known when it was fetched.
+pub(super) const LIST_VALID: Duration = Duration::from_secs(2);
+
+/// A topic nobody has named for this long is forgotten; one that took records later.
+const CLOSED_KEPT: Duration = Duration::from_secs(60);
+const WRITABLE_KEPT: Duration = Duration::from_secs(3600);
+
+/// A higher partition count is believed when it was seen for this long: one broker may know it before the others do.
+const COUNT_SETTLES: Duration = Duration::from_secs(2);
+
+/// The cluster's answer about a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It exists and may be seen.
+    Exists { partitions: i32 },
+    /// It does not, or may not be seen.
+    Error(RDKafkaErrorCode),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Unknown,
+    Writable,
+    Closed(RDKafkaErrorCode),
+    Refused { until: Instant, pause: Duration },
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: State,
+    answered_at: Option<Instant>,
+    wanted_at: Instant,
+    /// The count that records are spread by.
+    partitions: Option<i32>,
+    /// A higher count, and since when it is seen.
+    rising: Option<(i32, Instant)>,
+    /// The topic may be another one of the same name: the next count is believed at once.
+    recount: bool,
+}
+
+impl Entry {
+    fn new(now: Instant) -> Self {
+        Self {
+            state: State::Unknown,
+            answered_at: None,
+            wanted_at: now,
+            partitions: None,
+            rising: None,
+            recount: false,
+        }
+    }
+
+    fn answered_within(&self, time: Duration, now: Instant) -> bool {
+        self.answered_at.is_some_and(|at| now - at < time)
+    }
+
+    fn is_on_trial(&self, now: Instant) -> bool {
+        let State::Refused { until, .. } = self.state else { return false };
+        until <= now && self.answered_at.is_some_and(|at| at >= until)
+    }
+
+    fn state(&self, now: Instant) -> TopicState {
+        match self.state {
+            State::Writable => TopicState::Writable,
+            State::Refused { .. } if self.is_on_trial(now) => TopicState::Writable,
+            State::Refused { until, .. } if until > now => {
+                TopicState::Closed("the topic refuses records; it is tried again before long".to_owned())
+            }
+            State::Closed(code) if self.answered_within(CLOSED_VALID, now) => TopicState::Closed(closed(code)),
+            State::Unknown | State::Closed(_) | State::Refused { .. } => TopicState::Unknown,
+        }
+    }
+
+    /// True when the cluster should be asked now.
+    fn is_due(&self, now: Instant) -> bool {
+        let confirms_count = self.rising.is_some_and(|(_, since)| now - since >= COUNT_SETTLES);
+        match self.state {
+            State::Unknown => true,
+            State::Writable => confirms_count,
+            State::Closed(_) => now - self.wanted_at < CLOSED_KEPT && !self.answered_within(REASK_AFTER, now),
+            State::Refused { until, .. } => until <= now && !self.is_on_trial(now),
+        }
+    }
+
+    /// Takes the count in; true when records are to be spread anew.
+    fn count(&mut self, seen: i32, now: Instant) -> bool {
+        let settled = match self.rising {
+            Some((count, since)) => count == seen && now - since >= COUNT_SETTLES,
+            None => false,
+        };
+        match self.partitions {
+            Some(current) if !self.recount && seen > current && !settled => {
+                if self.rising.is_none_or(|(count, _)| count != seen) {
+                    self.rising = Some((seen, now));
+                }
+                false
+            }
+            // A broker that has not heard of the new partitions yet. A topic that was made anew refuses a record first.
+            Some(current) if !self.recount && seen < current => false,
+            before => {
+                (self.rising, self.recount, self.partitions) = (None, false, Some(seen));
+                before.is_some_and(|before| before != seen)
+            }
+        }
+    }
+}
+
+/// The topics to ask for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Due {
+    /// Somebody waits for the answer.
+    pub(super) new: Vec<String>,
+    /// They were closed; they may be open now.
+    pub(super) closed: Vec<String>,
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    entries: HashMap<String, Entry>,
+    /// Every topic that may be seen, and when that was.
+    list: Option<(HashMap<String, Answer>, Instant)>,
+    /// Grows when records of a topic are to be spread over another number of partitions.
+    layout: u64,
+}
+
+impl Table {
+    /// What is known of `topic`, which somebody has a use for. Until it is known the cluster is to be asked.
+    pub(super) fn state(&mut self, topic: &str, now: Instant) -> TopicState {
+        let Some(entry) = self.entries.get_mut(topic) else {
+            self.entries.insert(topic.to_owned(), Entry::new(now));
+            return self.by_list(topic, now);
+        };
+        entry.wanted_at = now;
+        match entry.state(now) {
+            TopicState::Unknown if entry.state == State::Unknown => self.by_list(topic, now),
+            state => state,
+        }
+    }
+
+    fn by_list(&mut self, topic: &str, now: Instant) -> TopicState {
+        let Some((list, at)) = self.list.as_ref().filter(|(_, at)| now - *at < LIST_VALID) else {
+            return TopicState::Unknown;
+        };
+        let at = *at;
+        let answer = list.get(topic).copied().unwrap_or(Answer::Error(RDKafkaErrorCode::UnknownTopicOrPartition));
+        self.learn(topic, answer, at);
+        self.entries.get(topic).map_or(TopicState::Unknown, |entry| entry.state(now))
+    }
+
+    /// True when it can be written, as far as is known.
+    pub(super) fn is_writable(&mut self, topic: &str, now: Instant) -> bool {
+        let Some(entry) = self.entries.get_mut(topic) else { return false };
+        entry.wanted_at = now;
+        entry.state(now) == TopicState::Writable
+    }
+
+    /// Returns the topics to ask for now.
+    pub(super) fn due(&self, now: Instant) -> Due {
+        let (mut new, mut closed) = (Vec::new(), Vec::new());
+        for (topic, entry) in self.entries.iter().filter(|(_, entry)| entry.is_due(now)) {
+            let list = if matches!(entry.state, State::Closed(_)) { &mut closed } else { &mut new };
+            list.push(topic.clone());
+        }
+        Due { new, closed }
+    }
+
+    /// True when no answer about the topic is known, or it is forgotten.
+    pub(super) fn is_unknown(&self, topic: &str) -> bool {
+        self.entries.get(topic).is_none_or(|entry| entry.state == State::Unknown)
+    }
+
+    /// The topics that are closed and somebody waits for.
+    pub(super) fn closed(&self, now: Instant) -> Vec<String> {
+        let closed = |entry: &Entry| matches!(entry.state, State::Closed(_)) && now - entry.wanted_at < CLOSED_KEPT;
+        self.entries.iter().filter(|(_, entry)| closed(entry)).map(|(topic, _)| topic.clone()).collect()
+    }
+
+    /// How many topics take records.
+    pub(super) fn writable(&self) -> usize {
+        self.entries.values().filter(|entry| entry.state == State::Writable).count()
+    }
+
+    /// The topic that takes records whose last answer is the oldest.
+    pub(super) fn stalest(&self) -> Option<String> {
+        let writable = self.entries.iter().filter(|(_, entry)| entry.state == State::Writable);
+        writable.min_by_key(|(_, entry)| entry.answered_at).map(|(topic, _)| topic.clone())
+    }
+
+    /// Takes an answer in.
+    pub(super) fn learn(&mut self, topic: &str, answer: Answer, now: Instant) {
+        let Some(entry) = self.entries.get_mut(topic) else { return };
+        entry.answered_at = Some(now);
+        match (answer, entry.state) {
+            (Answer::Exists { partitions }, state) => {
+                if !matches!(state, State::Refused { .. }) {
+                    entry.state = State::Writable;
+                }
+                if partitions > 0 && entry.count(partitions, now) {
+                    self.layout += 1;
+                }
+            }
+            // One that took records is closed when it refuses one, not because a broker has not heard of it.
+            (Answer::Error(_), State::Writable) => {}
+            (Answer::Error(code), _) => entry.state = State::Closed(code),
+        }
+    }
+
+    /// Takes the list of all topics in.
+    pub(super) fn learn_all(&mut self, list: HashMap<String, Answer>, now: Instant) {
+        let topics: Vec<String> = self.entries.keys().cloned().collect();
+        for topic in topics {
+            match list.get(&topic) {
+                Some(answer) => self.learn(&topic, *answer, now),
+                None => self.learn_missing(&topic, now),
+            }
+        }
+        self.list = Some((list, now));
+    }
+
+    /// A list leaves out what may not be seen: a topic that was said to need a right still does.
+    fn learn_missing(&mut self, topic: &str, now: Instant) {
+        let code = match self.entries.get(topic).map(|entry| entry.state) {
+            Some(State::Closed(code)) => code,
+            _ => RDKafkaErrorCode::UnknownTopicOrPartition,
+        };
+        self.learn(topic, Answer::Error(code), now);
+    }
+
+    /// The topic refused a record.
+    pub(super) fn refused(&mut self, topic: &str, now: Instant) {
+        let entry = self.entries.entry(topic.to_owned()).or_insert_with(|| Entry::new(now));
+        let pause = match entry.state {
+            State::Refused { until, .. } if until > now => return,
+            State::Refused { pause, .. } => (pause * 2).min(REFUSAL_PAUSE_LONGEST),
+            _ => REFUSAL_PAUSE,
+        };
+        entry.state = State::Refused { until: now + pause, pause };
+        entry.recount = true;
+    }
+
+    /// The topic took a record.
+    pub(super) fn acknowledged(&mut self, topic: &str) {
+        if let Some(entry) = self.entries.get_mut(topic)
+            && matches!(entry.state, State::Refused { .. })
+        {
+            entry.state = State::Writable;
+        }
+    }
+
+    /// The partitions to spread records over.
+    pub(super) fn partitions(&self, topic: &str) -> Option<i32> {
+        self.entries.get(topic)?.partitions
+    }
+
+    pub(super) fn layout(&self) -> u64 {
+        self.layout
+    }
+
+    /// Forgets what nobody asks for any more.
+    pub(super) fn forget(&mut self, now: Instant) {
+        self.entries.retain(|_, entry| {
+            let kept = match entry.state {
+                State::Unknown | State::Closed(_) => CLOSED_KEPT,
+                State::Writable | State::Refused { .. } => WRITABLE_KEPT,
+            };
+            now - entry.wanted_at < kept
+        });
+        if self.list.as_ref().is_some_and(|(_, at)| now - *at >= LIST_VALID) {
+            self.list = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MISSING: Answer = Answer::Error(RDKafkaErrorCode::UnknownTopicOrPartition);
+    const SIX: Answer = Answer::Exists { partitions: 6 };
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_topic_is_unknown_until_the_cluster_has_answered_and_closed_only_for_a_while() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        assert_eq!(table.state("orders", now), TopicState::Unknown);
+        assert_eq!(table.due(now).new, ["orders"]);
+        table.learn("orders", MISSING, now);
+        assert!(matches!(table.state("orders", now), TopicState::Closed(_)));
+        assert_eq!(table.due(now), Due::default());
+        assert_eq!(table.due(now + REASK_AFTER).closed, ["orders"]);
+        assert_eq!(table.state("orders", now + CLOSED_VALID), TopicState::Unknown, "nobody has asked since");
+        table.learn("orders", SIX, now + CLOSED_VALID);
+        assert_eq!(table.state("orders", now + CLOSED_VALID), TopicState::Writable);
+        assert_eq!(table.partitions("orders"), Some(6));
+    }
+
+    #[test]
+    fn one_list_answers_for_topics_that_were_not_known_when_it_was_fetched() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        table.state("first", now);
+        table.learn_all(HashMap::from([("orders".to_owned(), SIX)]), now);
+        assert!(matches!(table.state("first", now), TopicState::Closed(_)));
+        for n in 0..20_000 {
+            assert!(matches!(table.state(&format!("missing-{n}"), now + seconds(1)), TopicState::Closed(_)));
+        }
+        assert_eq!(table.state("orders", now + seconds(1)), TopicState::Writable);
+        assert_eq!(table.state("late", now + LIST_VALID), TopicState::Unknown);
+        assert_eq!(table.due(now + seconds(1)).new, ["late"]);
+        table.forget(now + LIST_VALID + WRITABLE_KEPT);
+        assert!(table.entries.is_empty() && table.list.is_none(), "a mistake does not stay in memory");
+    }
+
+    #[test]
+    fn a_topic_that_a_list_leaves_out_may_still_be_one_that_needs_a_right() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        table.state("orders", now);
+        table.learn("orders", Answer::Error(RDKafkaErrorCode::TopicAuthorizationFailed), now);
+        table.learn_all(HashMap::new(), now);
+        let TopicState::Closed(why) = table.state("orders", now) else { panic!("it cannot be written") };
+        assert!(why.contains("right"), "{why}");
+    }
+
+    #[test]
+    fn a_topic_that_refuses_records_is_tried_again_ever_more_rarely() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        table.state("orders", now);
+        table.learn("orders", SIX, now);
+        table.refused("orders", now);
+        assert!(matches!(table.state("orders", now), TopicState::Closed(_)));
+        let later = now + REFUSAL_PAUSE;
+        assert_eq!(
+            (table.state("orders", later), table.due(later).new),
+            (TopicState::Unknown, vec!["orders".to_owned()])
+        );
+        table.learn("orders", SIX, later);
+        assert_eq!(table.state("orders", later), TopicState::Writable);
+        table.refused("orders", later);
+        assert!(matches!(table.state("orders", later + REFUSAL_PAUSE), TopicState::Closed(_)), "twice as long");
+        table.learn("orders", SIX, later + 2 * REFUSAL_PAUSE);
+        table.acknowledged("orders");
+        assert!(table.is_writable("orders", later + 2 * REFUSAL_PAUSE));
+    }
+
+    #[test]
+    fn a_higher_count_is_believed_once_it_has_stayed_and_a_lower_one_after_a_refusal() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        table.state("orders", now);
+        table.learn("orders", SIX, now);
+        let nine = Answer::Exists { partitions: 9 };
+        table.learn("orders", nine, now);
+        assert_eq!((table.partitions("orders"), table.layout()), (Some(6), 0));
+        assert_eq!(table.due(now + COUNT_SETTLES).new, ["orders"], "it is confirmed");
+        table.learn("orders", nine, now + COUNT_SETTLES);
+        assert_eq!((table.partitions("orders"), table.layout()), (Some(9), 1));
+        table.learn("orders", SIX, now + seconds(10));
+        assert_eq!((table.partitions("orders"), table.layout()), (Some(9), 1), "a broker that lags");
+        table.refused("orders", now + seconds(11));
+        table.learn("orders", SIX, now + seconds(20));
+        assert_eq!((table.partitions("orders"), table.layout()), (Some(6), 2), "it was made anew");
+    }
+}

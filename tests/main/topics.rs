@@ -1,0 +1,156 @@
+//! Topics: many that are missing beside those that are there, none that the relay creates by accident, and more partitions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+
+use crate::support::kafka::{RealKafka, Record};
+use crate::support::{Outbox, SOON, TestDatabase, eventually, trials};
+
+/// Entity ids that were written into `entity_type` by mistake.
+const MISTAKES: i64 = 20_000;
+
+/// Events that have a topic.
+const GOOD: i64 = 500;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials! {
+        with_both:
+            twenty_thousand_missing_topics_do_not_starve_the_others;
+        with_postgres:
+            a_topic_that_an_event_names_by_mistake_is_not_created,
+            an_entity_moves_once_to_another_partition_when_its_topic_gets_more;
+    }
+}
+
+async fn write_mistakes(outbox: &Outbox, count: i64) -> anyhow::Result<()> {
+    let sql = format!(
+        "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+         select 'customer-' || n, 'c' || n, 'Mistaken', '{{}}' from generate_series(1, {count}) n"
+    );
+    outbox.execute(&sql).await.map(drop)
+}
+
+async fn write_good(outbox: &Outbox, entity: &str) -> anyhow::Result<()> {
+    let sql = format!(
+        "insert into event_outbox (entity_type, entity_id, event_type, payload, topic) \
+         select 'order', '{entity}', 'Counted', jsonb_build_object('n', n), '{}' from generate_series(1, {GOOD}) n",
+        outbox.topic
+    );
+    outbox.execute(&sql).await.map(drop)
+}
+
+/// Behind the mistakes while they are new, and after a start that finds all of them held.
+async fn twenty_thousand_missing_topics_do_not_starve_the_others(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    write_mistakes(&outbox, MISTAKES).await?;
+    write_good(&outbox, "behind").await?;
+    let settings = outbox.relay(&kafka).with("RELAY_TOPIC", "{entity_type}-events");
+    let relay = settings.start_ready("new").await?;
+    outbox.until_settled_of("behind").await;
+    let held = "select count(*) from event_outbox where event_type = 'Mistaken' and available_at = 'infinity'";
+    eventually("all mistakes are held", SOON * 2, || async {
+        match outbox.number(held).await {
+            Ok(MISTAKES) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let told = relay.log().iter().filter(|line| line.contains("OR-3113")).count();
+    ensure!(told < 100, "{told} lines tell of closed topics");
+    ensure!(relay.stop().await? == Some(0));
+
+    let relay = settings.start_ready("held").await?;
+    write_good(&outbox, "after the start").await?;
+    outbox.until_settled_of("after the start").await;
+    ensure!(relay.stop().await? == Some(0));
+    let paid = "select count(*) from event_outbox where attempts <> 0 or status = 'DEAD'";
+    ensure!(outbox.number(paid).await? == 0, "mistakes have cost attempts");
+    Ok(())
+}
+
+/// The broker would.
+async fn a_topic_that_an_event_names_by_mistake_is_not_created(database: TestDatabase) -> anyhow::Result<()> {
+    let kafka = RealKafka::start(&[("auto.create.topics.enable", "true")])?;
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    write_mistakes(&outbox, 20).await?;
+    write_good(&outbox, "good").await?;
+    let settings = outbox.relay(&kafka).with("RELAY_TOPIC", "{entity_type}-events");
+    let relay = settings.start_ready("careful").await?;
+    outbox.until_settled_of("good").await;
+    let held = "select count(*) from event_outbox where event_type = 'Mistaken' and available_at = 'infinity'";
+    eventually("the mistakes are held", SOON, || async {
+        match outbox.number(held).await {
+            Ok(20) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    ensure!(relay.stop().await? == Some(0));
+    let created: Vec<String> = kafka.topics()?.into_iter().filter(|topic| topic.starts_with("customer-")).collect();
+    ensure!(created.is_empty(), "{created:?} were created");
+
+    // Who asks for it gets it.
+    let relay = settings.with("KAFKA_ALLOW_AUTO_CREATE_TOPICS", "true").start_ready("trusting").await?;
+    outbox.until_settled().await;
+    ensure!(relay.stop().await? == Some(0));
+    Ok(())
+}
+
+/// Small batches and large ones go through two producers, of which only one knows the topic when it gets more partitions.
+async fn an_entity_moves_once_to_another_partition_when_its_topic_gets_more(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let kafka = RealKafka::start(&[])?;
+    let outbox = Outbox::of(&database);
+    kafka.create_topic(&outbox.topic, 3, &[]).await?;
+    let relay = outbox.relay(&kafka).start_ready("spreads").await?;
+    outbox.write_backlog(400, 20).await?;
+    outbox.until_settled().await;
+    kafka.add_partitions(&outbox.topic, 16).await?;
+    let mut spread = 3;
+    for round in 0.. {
+        outbox
+            .execute(
+                "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+             select 'order', 'e' || n, 'Small', '{}' from generate_series(0, 9) n",
+            )
+            .await?;
+        outbox.until_settled().await;
+        outbox.write_backlog(400, 20).await?;
+        outbox.until_settled().await;
+        let records = kafka.read_topic(&outbox.topic).await?;
+        let moves = moves(&records);
+        ensure!(moves.values().all(|moves| *moves <= 1), "entities went back and forth: {moves:?}");
+        spread = records.iter().map(|record| record.partition).max().unwrap_or(0) + 1;
+        if spread > 3 && round > 3 || round > 60 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    }
+    ensure!(spread > 3, "the new partitions are not used");
+    ensure!(relay.stop().await? == Some(0));
+    Ok(())
+}
+
+/// How often each entity went from one partition to another.
+fn moves(records: &[Record]) -> BTreeMap<String, usize> {
+    let mut of_entity: BTreeMap<String, Vec<(i64, i32)>> = BTreeMap::new();
+    for record in records {
+        let key = record.key.as_deref().map(|key| String::from_utf8_lossy(key).into_owned()).unwrap_or_default();
+        let sequence = record.header("sequence").and_then(|number| number.parse().ok()).unwrap_or(0);
+        of_entity.entry(key).or_default().push((sequence, record.partition));
+    }
+    let count = |mut events: Vec<(i64, i32)>| {
+        events.sort_unstable();
+        events.windows(2).filter(|two| two[0].1 != two[1].1).count()
+    };
+    of_entity.into_iter().map(|(entity, events)| (entity, count(events))).collect()
+}
