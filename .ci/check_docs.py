@@ -39,9 +39,10 @@ def tests(document, text, sources):
         if not names:
             yield f"{document}: no test in {row[:6]}"
         for whole, name in names:
-            # `poison::name` is a trial of tests/main/poison.rs, a bare name a test of any file.
+            # `poison::name` is a trial of tests/<suite>/poison.rs, a bare name a test of any file.
             module = whole.removesuffix(name).removesuffix("::")
-            place = sources.get(f"tests/main/{module}.rs", "") if module else "\n".join(sources.values())
+            suites = (sources.get(f"tests/{suite}/{module}.rs", "") for suite in ("main", "faults", "histories"))
+            place = "\n".join(suites if module else sources.values())
             if not re.search(rf"\bfn {name}\b", place):
                 yield f"{document}: there is no test {whole}"
     if document.name in ("README.md", "guarantees.md") and len(rows) != 10:

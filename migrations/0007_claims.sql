@@ -6,6 +6,9 @@ alter table {outbox}
     add column xid xid8        not null default pg_catalog.pg_current_xact_id(),
     -- Set while a scheduled event waits (`available_at > created_at`); null for all others and once it is settled.
     add column due timestamptz;
+alter table {archive}
+    add column xid xid8,
+    add column due timestamptz;
 
 -- Keeps the one invariant that claims rest on: `xid` is the local transaction that made the row pending in its lane. A claim finds
 -- a row that committed late by this column alone.

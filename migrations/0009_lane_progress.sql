@@ -108,24 +108,24 @@ select pending.events as pending,
           (select from {outbox}
             where status = 'PENDING' and due is null and id > (select scanned_through from progress) order by id limit 1000000)
           union all
-          (select from {outbox}
-            where status = 'PENDING' and due is null and id <= (select scanned_through from progress)
-              and xid >= (select pg_catalog.pg_snapshot_xmax(snapshot) from progress) limit 1000000)
+          (select from (select id from {outbox} where status = 'PENDING' and due is null
+              and xid >= (select pg_catalog.pg_snapshot_xmax(snapshot) from progress) order by xid limit 1000000) late
+            where id <= (select scanned_through from progress))
           union all
-          (select from {outbox}
-            where status = 'PENDING' and due is null and id <= (select scanned_through from progress)
-              and xid = any (array(select pg_catalog.pg_snapshot_xip(snapshot) from progress)) limit 1000000)) counted) pending
+          (select from (select id from {outbox} where status = 'PENDING' and due is null
+              and xid = any (array(select pg_catalog.pg_snapshot_xip(snapshot) from progress)) order by xid limit 1000000) late
+            where id <= (select scanned_through from progress))) counted) pending
   left join lateral (select created_at from (
           (select id, created_at from {outbox}
             where status = 'PENDING' and due is null and id > (select scanned_through from progress) order by id limit 1)
           union all
-          (select id, created_at from {outbox}
-            where status = 'PENDING' and due is null and id <= (select scanned_through from progress)
-              and xid >= (select pg_catalog.pg_snapshot_xmax(snapshot) from progress) limit 10000)
+          (select id, created_at from (select id, created_at from {outbox} where status = 'PENDING' and due is null
+              and xid >= (select pg_catalog.pg_snapshot_xmax(snapshot) from progress) order by xid limit 10000) late
+            where id <= (select scanned_through from progress))
           union all
-          (select id, created_at from {outbox}
-            where status = 'PENDING' and due is null and id <= (select scanned_through from progress)
-              and xid = any (array(select pg_catalog.pg_snapshot_xip(snapshot) from progress)) limit 10000)) first
+          (select id, created_at from (select id, created_at from {outbox} where status = 'PENDING' and due is null
+              and xid = any (array(select pg_catalog.pg_snapshot_xip(snapshot) from progress)) order by xid limit 10000) late
+            where id <= (select scanned_through from progress))) first
          order by id limit 1) oldest on true
  cross join (select count(*) as events
           from (select from {outbox} where status = 'PENDING' and due is not null order by due, id limit 1000000) counted) scheduled

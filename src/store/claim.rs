@@ -593,7 +593,9 @@ pub(crate) enum RowFault {
     NameTooLong,
     #[error("its headers have more than {HEADERS_MAX_BYTES} bytes")]
     HeadersTooLong,
-    #[error("its payload has {bytes} bytes, more than message.max.bytes")]
+    #[error(
+        "MessageSizeTooLarge: its payload has {bytes} bytes; raise the topic's max.message.bytes and KAFKA_MESSAGE_MAX_BYTES, or discard the event"
+    )]
     PayloadTooLong { bytes: i64 },
     #[error("Postgres cannot read it (SQLSTATE {sqlstate})")]
     Unreadable { sqlstate: String },

@@ -4,6 +4,9 @@
 use crate::store::claim::ORDINARY;
 use crate::store::names::Names;
 
+/// Events of transactions that a progress has not seen are looked at up to this many.
+const MOST_LATE: i64 = 1_000_000;
+
 /// The first `limit` pending events that no claim has met, ascending: a table expression with `columns`, which include `id`.
 ///
 /// Above what every lane has scanned, and those at or below it that the progress's snapshot did not see.
@@ -17,9 +20,11 @@ pub(crate) fn pending(names: &Names, columns: &str, condition: &str, limit: i64)
         )
     };
     let (xmax, running) = (snapshot("pg_snapshot_xmax"), snapshot("pg_snapshot_xip"));
-    let late = |ids: &str| {
+    // In the order of the index of late events, so that no statistics make the planner walk the key up to what was scanned.
+    let late = |transactions: &str| {
         format!(
-            "(select {columns} from {outbox} where {ORDINARY} and id <= {scanned} and {ids} and {condition} limit {limit})"
+            "(select * from (select {columns} from {outbox} where {ORDINARY} and {transactions} and {condition} \
+               order by xid limit {MOST_LATE}) late where id <= {scanned} limit {limit})"
         )
     };
     format!(

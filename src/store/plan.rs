@@ -31,7 +31,8 @@ pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statemen
         // Outside a transaction, planned each time it runs.
         Statement::Probe => {
             let progress = Progress { scanned_through: 1000, ..Progress::default() };
-            format!("explain {}", sql.probe_text("0", &progress, lanes, i64::MAX, false))
+            let settings = Transaction::new(names, Duration::from_secs(60), false, false).settings_text();
+            format!("{settings} explain {}; rollback", sql.probe_text("0", &progress, lanes, i64::MAX, false))
         }
         Statement::Claim => {
             prepared(names, sql.claim_text(), "'3', '{}', 1000, 0, 7, 2000, 9223372036854775807, 1000000, 1000000")

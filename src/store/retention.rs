@@ -23,7 +23,7 @@ const SETTINGS: &str = "set local search_path = pg_catalog; set local jit = off;
 
 /// All columns but `lane`, which is generated: the archive holds it all the same.
 const COLUMNS: &str = "id, event_id, entity_type, entity_id, event_type, event_version, payload, payload_bytes, headers, topic, \
-                       available_at, created_at, status, published_at, attempts, last_error, lane";
+                       available_at, created_at, status, published_at, attempts, last_error, lane, xid, due";
 
 /// What is done with an event that is old enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

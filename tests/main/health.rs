@@ -220,6 +220,7 @@ async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: 
             "grant usage on schema public to {user}; \
              grant select on all tables in schema public to {user}; \
              grant insert, update, delete on event_outbox_relay to {user}; grant update on event_outbox_lane to {user}; \
+             grant insert, update, delete on event_outbox_hold to {user}; \
              grant update (status, published_at, attempts, last_error) on event_outbox to {user}"
         ))
         .await?;

@@ -206,10 +206,11 @@ async fn a_database_that_takes_claims_and_refuses_marks_is_not_asked_by_publishi
         }
     })
     .await;
+    // A session tries the marks before it publishes its first batch.
     let records = kafka.read_topic(&outbox.topic).await?.len();
-    ensure!(records == EVENTS as usize, "{records} records");
+    ensure!(records == 0, "{records} records");
     outbox.execute("drop trigger refuse on event_outbox").await?;
     outbox.until_settled().await;
     relay.wait_for_line(ENDED, |line| line["server"] == "postgres").await;
-    outbox.reconcile(&kafka, Rules { duplicates_allowed: Some(EVENTS as u64), pending_allowed: false }).await
+    outbox.reconcile(&kafka, ONCE).await
 }

@@ -22,7 +22,7 @@ async fn work_is_found_by_the_key_and_the_index_of_late_events_whatever_the_stat
     let conn = &mut database.connect().await?;
     conn.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;
     let (every, in_transaction) = (&[Statement::Probe, Statement::Claim], &[Statement::Claim]);
-    // The probe is planned each time it runs: of an empty table it may as well scan all of its no pages.
+    // The probe is planned each time it runs: of an empty table any plan will do.
     uses_the_indexes(conn, in_transaction, "nothing pending, no statistics").await?;
     conn.execute("analyze event_outbox").await?;
     uses_the_indexes(conn, in_transaction, "nothing pending, fresh statistics").await?;

@@ -79,6 +79,11 @@ impl Evidence<'_> {
         // Only rows that are held are left; the first says for what.
         let (_, reason) = self.waiting.held.as_ref()?;
         let (of, next_step) = about_held(reason);
+        if of == About::Lock
+            && let Some(named) = about(About::Lock, Cause::Lock)
+        {
+            return Some(named);
+        }
         let cause = match of {
             About::Topic => Cause::Topic,
             About::Pause => Cause::Paused,
