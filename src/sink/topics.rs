@@ -106,16 +106,11 @@ impl Topics {
         }
     }
 
-    fn states(&self, topics: &[String]) -> HashMap<String, TopicState> {
+    /// Returns the state of each topic, as far as is known. Asks nobody; those that cannot be written are asked for in the background for as
+    /// long as this is called for them.
+    pub(crate) fn states(&self, topics: &[String]) -> HashMap<String, TopicState> {
         let (mut table, now) = (self.table(), Instant::now());
         topics.iter().map(|topic| (topic.clone(), table.state(topic, now))).collect()
-    }
-
-    /// Returns those of the topics that are held which can be written again. Asks nobody; the others are asked for in the background for as
-    /// long as this is called for them.
-    pub(crate) fn reopened<'t>(&self, held: impl Iterator<Item = &'t str>) -> Vec<String> {
-        let (mut table, now) = (self.table(), Instant::now());
-        held.filter(|topic| table.state(topic, now) == TopicState::Writable).map(str::to_owned).collect()
     }
 
     /// Notes that the topic refused a record.

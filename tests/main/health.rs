@@ -221,7 +221,7 @@ async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: 
              grant select on all tables in schema public to {user}; \
              grant insert, update, delete on event_outbox_relay to {user}; grant update on event_outbox_lane to {user}; \
              grant insert, update, delete on event_outbox_hold to {user}; \
-             grant update (status, published_at, attempts, last_error) on event_outbox to {user}"
+             grant update (status, published_at, due, last_error) on event_outbox to {user}"
         ))
         .await?;
     let (_, place) = database.url().rsplit_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).context("a URL")?;
@@ -231,7 +231,7 @@ async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: 
     let admin = Admin::of(&relay).await?;
     let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
     let grant = body["next_step"].as_str().unwrap_or_default().to_owned();
-    ensure!(grant == format!("grant update (due) on \"public\".\"event_outbox\" to {user};"), "{body}");
+    ensure!(grant == format!("grant update (attempts) on \"public\".\"event_outbox\" to {user};"), "{body}");
     // Nothing of it was needed to publish these.
     outbox.until_settled().await;
 

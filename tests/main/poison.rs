@@ -89,6 +89,9 @@ async fn poison_is_dead_after_one_attempt_and_its_successors_go_on(
         ensure!(numbers[kind] == [1, 2, 3, 4], "{kind}: {:?}", numbers[kind]);
     }
     ensure!(numbers["good"] == [1, 2, 3, 4].repeat(POISON.len()), "{:?}", numbers["good"]);
+    for (kind, _, _) in POISON {
+        relay.wait_for_line("event cannot be sent", |line| line["entity.id"] == kind).await;
+    }
     let told = relay.lines("event cannot be sent");
     ensure!(told.len() == POISON.len(), "{told:?}");
     ensure!(told.iter().all(|line| line["consequence"] == "the event is DEAD, its successors go on"), "{told:?}");

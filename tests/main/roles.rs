@@ -172,7 +172,7 @@ async fn what_a_role_must_not_do_is_refused(database: TestDatabase) -> anyhow::R
                 "delete from event_outbox_pause",
                 "update event_outbox_control set value = 0",
                 "insert into event_outbox_audit (command, affected) values ('x', 0)",
-                "insert into event_outbox_archive select *, now() from event_outbox",
+                "insert into event_outbox_archive (id) values (1)",
             ],
         ),
         (

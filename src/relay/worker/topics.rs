@@ -1,6 +1,6 @@
 //! Topics: asked about before they are used, held while they cannot be written.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
@@ -14,8 +14,10 @@ use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::sink::delivery::Outcome;
 use crate::sink::topics::TopicState;
 
-/// How often the causes of holds are looked at again: from memory.
+/// How often the causes of holds are looked at again: from memory. With many holds it is done more rarely, so that it takes little of the
+/// time.
 const CAUSES_INTERVAL: Duration = Duration::from_millis(100);
+const CAUSE_TIME: Duration = Duration::from_micros(50);
 
 /// How long a cycle waits for topics that it does not know: it is in a transaction. Events of those without an answer are held until there
 /// is one.
@@ -28,34 +30,63 @@ impl WorkerContext<'_> {
     /// Finds out which holds have lost their cause: a walk publishes what they kept. From memory, and for locked events from what this
     /// transaction could lock.
     pub(super) fn refresh_causes(&self, assignment: &mut LaneAssignment, now: Instant) {
-        if assignment.causes_checked.is_some_and(|checked| now - checked < CAUSES_INTERVAL) {
+        let holds = u32::try_from(assignment.holds.iter().count()).unwrap_or(u32::MAX);
+        let interval = CAUSES_INTERVAL.max(CAUSE_TIME.saturating_mul(holds));
+        if holds == 0 || assignment.causes_checked.is_some_and(|checked| now - checked < interval) {
             return;
         }
         assignment.causes_checked = Some(now);
-        // Also tells the task that asks the cluster which topics are waited for.
-        let waiting = assignment.holds.iter().filter_map(|(_, held)| match (&held.hold.value, held.hold.cause) {
-            (HoldValue::Topic(topic), HoldCause::Topic) => Some(topic.as_str()),
-            _ => None,
-        });
-        let reopened: HashSet<String> = self.shared.topics.reopened(waiting).into_iter().collect();
-        let pauses = &assignment.pauses;
-        for (_, held) in assignment.holds.iter_mut() {
+        let topics = self.states_of_held_topics(assignment);
+        let (pauses, mut other_reasons) = (&assignment.pauses, Vec::new());
+        for (index, held) in assignment.holds.iter_mut() {
             let is_paused = match &held.hold.value {
                 HoldValue::Topic(topic) => pauses.blocks_topic(topic),
                 HoldValue::Entity { entity_type, entity_id } => pauses.blocks_entity(entity_type.as_deref(), entity_id),
                 HoldValue::Row(_) => false,
             };
-            held.is_releasing = !is_paused
-                && match (held.hold.cause, &held.hold.value) {
-                    (HoldCause::Topic, HoldValue::Topic(topic)) => reopened.contains(topic),
-                    (HoldCause::Poison, _) => held.hold.released,
-                    (HoldCause::Locked, _) => held.is_releasing,
-                    (HoldCause::Paused | HoldCause::Topic, _) => true,
-                };
+            let is_over = match (held.hold.cause, &held.hold.value) {
+                (HoldCause::Topic, HoldValue::Topic(topic)) => match topics.get(topic) {
+                    Some(TopicState::Writable) => true,
+                    Some(TopicState::Closed(why)) if *why != held.hold.reason => {
+                        other_reasons.push((index, why.clone()));
+                        false
+                    }
+                    _ => false,
+                },
+                (HoldCause::Poison, _) => held.hold.released,
+                (HoldCause::Locked, _) => held.is_releasing,
+                (HoldCause::Paused | HoldCause::Topic, _) => true,
+            };
+            held.is_releasing = is_over && !is_paused;
             if held.hold.cause == HoldCause::Locked && held.look.is_none() {
                 held.look_later(now);
             }
         }
+        for (index, why) in other_reasons {
+            if let Some(held) = assignment.holds.get_mut(index) {
+                held.hold.reason = why;
+            }
+        }
+    }
+
+    fn states_of_held_topics(&self, assignment: &LaneAssignment) -> HashMap<String, TopicState> {
+        let held = assignment.holds.iter().filter_map(|(_, held)| match (&held.hold.value, held.hold.cause) {
+            (HoldValue::Topic(topic), HoldCause::Topic) => Some(topic.clone()),
+            _ => None,
+        });
+        let held: BTreeSet<String> = held.collect();
+        if held.is_empty() {
+            return HashMap::new();
+        }
+        let states = self.shared.topics.states(&held.into_iter().collect::<Vec<_>>());
+        let closed = states.iter().filter_map(|(topic, state)| match state {
+            TopicState::Closed(why) => Some((topic.clone(), why.clone())),
+            TopicState::Writable | TopicState::Unknown => None,
+        });
+        let mut closed: Vec<_> = closed.collect();
+        closed.sort_unstable();
+        self.log_closed(&closed);
+        states
     }
 
     /// Of the topics of a batch, those that cannot be written, with the reason.
