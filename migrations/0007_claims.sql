@@ -81,3 +81,44 @@ create table {hold} (
     constraint {outbox_hold_kind} check (kind in ('row', 'entity', 'topic')),
     constraint {outbox_hold_why} check (why in ('locked', 'poison', 'topic', 'paused'))
 ) with (fillfactor = 50);
+
+-- As before, and bounded: the server's lock table is shared by all sessions, and one transaction that fills it makes the others fail.
+create or replace function {emit}(
+    entity_type   text,
+    entity_id     text,
+    event_type    text,
+    payload       jsonb,
+    headers       jsonb default '{}',
+    event_version integer default 1,
+    topic         text default null,
+    available_at  timestamptz default null,
+    payload_bytes bytea default null
+) returns uuid language plpgsql volatile as {quote}
+declare
+    entity   text := entity_type || '/' || entity_id;
+    entities integer;
+    emitted  uuid;
+begin
+    if entity is distinct from pg_catalog.current_setting('outbox_relay.entity', true) and entity_id is not null then
+        entities := coalesce(nullif(pg_catalog.current_setting('outbox_relay.entities', true), ''), '0')::integer + 1;
+        if entities % 256 = 0 and entities > pg_catalog.current_setting('max_locks_per_transaction')::integer
+            * (pg_catalog.current_setting('max_connections')::integer
+               + pg_catalog.current_setting('max_prepared_transactions')::integer) / 2
+        then
+            raise exception 'too many entities in one transaction: each takes a lock, and % of them are half of the lock table', entities
+                using errcode = 'program_limit_exceeded',
+                      hint = 'Commit more often, or lock the entities'' own rows and insert into the outbox instead.';
+        end if;
+        perform pg_catalog.set_config('outbox_relay.entities', entities::text, true),
+                pg_catalog.set_config('outbox_relay.entity', entity, true);
+    end if;
+    -- The lock before the id: whoever waits here draws its id after the one before it has committed.
+    if entity_id is not null then
+        perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(entity, 8317987319222330741));
+    end if;
+    insert into {outbox} (entity_type, entity_id, event_type, payload, headers, event_version, topic, available_at, payload_bytes)
+    values (entity_type, entity_id, event_type, payload, coalesce(headers, '{}'), coalesce(event_version, 1), topic, available_at, payload_bytes)
+    returning event_id into emitted;
+    return emitted;
+end
+{quote};

@@ -37,7 +37,7 @@ use crate::relay::shared::Shared;
 use crate::sink::producer::KafkaProducer;
 use crate::sink::transactions::TransactionError;
 use crate::store::session::{self, Begun};
-use context::{Budget, Cycle, CycleError, DATABASE_TIMEOUT, WorkerContext, acks_of, within};
+use context::{Budget, Cycle, CycleError, DATABASE_TIMEOUT, MARKS, WorkerContext, acks_of, within};
 use cycle::lock_in;
 use lane_assignment::LaneAssignment;
 
@@ -310,15 +310,18 @@ impl Worker {
             }
             CycleError::NotOwned { lanes, source } => {
                 self.disconnect();
-                tracing::error!(
-                    code = %Code::MarksNotMade,
-                    worker = self.index,
-                    %lanes,
-                    error = %source,
-                    next_step = "look for a trigger, a rule or a row level security policy that keeps rows of the outbox from being \
-                                 updated; `outbox-relay check` names them. Nothing is published until the marks succeed in a savepoint",
-                    "published events cannot be marked"
-                );
+                let reason = source.to_string();
+                if self.shared.block(MARKS, &reason) {
+                    tracing::error!(
+                        code = %Code::MarksNotMade,
+                        worker = self.index,
+                        %lanes,
+                        error = reason,
+                        next_step = "look for a trigger, a rule or a row level security policy that keeps rows of the outbox from being \
+                                     updated; `outbox-relay check` names them. Nothing is published until the marks succeed in a savepoint",
+                        "published events cannot be marked"
+                    );
+                }
             }
             CycleError::BrokerDown(_) => self.disconnect(),
             CycleError::Transaction(error) => {

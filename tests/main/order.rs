@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use outbox_relay::ledger::Rules;
@@ -21,7 +21,27 @@ pub(crate) fn trials() -> Vec<Trial> {
             events_of_many_open_transactions_are_published_before_their_successors,
             a_row_that_is_not_due_waits_and_one_that_was_due_long_ago_keeps_its_place,
             a_relay_frozen_with_a_batch_in_its_hands_changes_nothing_when_it_thaws;
+        with_postgres:
+            one_transaction_does_not_take_the_locks_of_all_others;
     }
+}
+
+/// The lock table is the server's: a transaction that fills it would make other sessions fail.
+async fn one_transaction_does_not_take_the_locks_of_all_others(database: TestDatabase) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    let many = |entity: &str| {
+        format!(
+            "do $$ begin for n in 1..20000 loop perform outbox_emit('order', {entity}, 'X', '{{}}'); end loop; end $$"
+        )
+    };
+    let refused =
+        outbox.connect().await?.execute(sqlx::AssertSqlSafe(many("n::text"))).await.err().context("no limit")?;
+    let code = refused.as_database_error().and_then(|error| error.code());
+    ensure!(code.as_deref() == Some("54000") && refused.to_string().contains("too many entities"), "{refused}");
+    // One entity is one lock, however many events it has.
+    outbox.execute(&many("'same'")).await?;
+    ensure!(outbox.number("select count(*) from event_outbox").await? == 20_000);
+    Ok(())
 }
 
 async fn a_row_that_another_session_has_locked_is_not_overtaken_by_its_entity(

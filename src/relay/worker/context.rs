@@ -139,6 +139,9 @@ pub(crate) async fn within<T, E: From<sqlx::Error>>(step: impl Future<Output = R
     }
 }
 
+/// What [`Shared::block`] calls marks that change no row.
+pub(crate) const MARKS: &str = "marks";
+
 /// What [`Shared::block`] calls records of a worker that are not acknowledged.
 pub(crate) fn acks_of(worker: usize) -> String {
     format!("acks of worker {worker}")

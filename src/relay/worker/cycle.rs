@@ -15,7 +15,7 @@ use crate::observe::code::Code;
 use crate::relay::measure;
 use crate::relay::stages::Stage;
 use crate::relay::worker::claim::{Batch, Extent};
-use crate::relay::worker::context::{Cycle, CycleError, Waited, WorkerContext, acks_of, within};
+use crate::relay::worker::context::{Cycle, CycleError, MARKS, Waited, WorkerContext, acks_of, within};
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{Decider, Plan, Sent};
 use crate::relay::worker::settle::lanes_of;
@@ -273,6 +273,9 @@ impl WorkerContext<'_> {
             Some(error) => Err(error),
             None => {
                 self.budget.is_unproved = false;
+                if self.shared.unblock(MARKS) {
+                    tracing::info!("published events can be marked again");
+                }
                 if self.shared.unblock(&acks_of(self.worker)) {
                     tracing::info!("records are acknowledged again");
                 }
