@@ -61,7 +61,7 @@ impl WorkerContext<'_> {
             stored_bytes: i64::try_from(options.batch_bytes.saturating_mul(4)).unwrap_or(i64::MAX),
             row_bytes: 0,
             kept_bytes: options.batch_bytes.saturating_mul(4),
-            heads_only: true,
+            heads_only: false,
             persistent: options.prepared_statements,
         };
         let due = within(sql.due(self.conn, lanes, limits)).await?;

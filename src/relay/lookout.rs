@@ -248,7 +248,7 @@ fn log_hidden(shared: &Shared, hides: &mut bool, hidden: Option<&Finding>) {
     match (hidden, std::mem::replace(hides, hidden.is_some())) {
         (Some(Finding { code, sentence, mend, .. }), false) => {
             shared.block(HIDDEN, sentence);
-            tracing::warn!(
+            tracing::error!(
                 code = %code,
                 reason = sentence,
                 next_step = mend,

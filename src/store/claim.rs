@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Connection, Row, ValueRef};
+use sqlx::{AssertSqlSafe, Executor, Row, ValueRef};
 use uuid::Uuid;
 
 use crate::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
@@ -65,7 +65,7 @@ pub(crate) struct Limits {
     pub(crate) row_bytes: i64,
     /// Bytes of text kept in memory; what comes on top of it is dropped.
     pub(crate) kept_bytes: usize,
-    /// The contents are left out: they are read row by row.
+    /// Names and contents are left out: they are read row by row.
     pub(crate) heads_only: bool,
     pub(crate) persistent: bool,
 }
@@ -405,17 +405,17 @@ impl ClaimSql {
         row: Ctid,
         row_bytes: i64,
     ) -> Result<Option<ClaimedRow>, sqlx::Error> {
-        let mut savepoint = conn.begin().await?;
+        // By hand: sqlx does not know of the transaction, which was begun by a script, and would begin and commit one.
+        conn.execute("savepoint one_row").await?;
         let query = sqlx::query(AssertSqlSafe(self.read.as_str())).bind(row).bind(row_bytes).persistent(false);
-        let found = query.fetch_optional(&mut *savepoint).await;
+        let found = query.fetch_optional(&mut *conn).await;
+        let end = if found.is_ok() { "release savepoint one_row" } else { "rollback to savepoint one_row" };
         match found {
-            Ok(found) => {
-                savepoint.commit().await?;
-                Ok(found.map(|row| ClaimedRow { row, unread: None }))
-            }
-            Err(error) => {
-                savepoint.rollback().await?;
-                Err(error)
+            // The connection is of no use then, and the first error is the one that counts.
+            Err(error) if error.as_database_error().is_none() => Err(error),
+            found => {
+                conn.execute(end).await?;
+                Ok(found?.map(|row| ClaimedRow { row, unread: None }))
             }
         }
     }
@@ -491,14 +491,18 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
            pg_current_snapshot()::text, pg_current_xact_id_if_assigned()::text, \
            array(select id from late order by id), array(select id from chosen order by id), \
            (select count(*) from candidates), (select coalesce(sum(size), 0) from chosen)::int8, ({last_allocated})::int8",
-        contents = claim_contents(),
+        contents = claim_contents(heads),
     )
 }
 
 /// The columns of a [`ClaimedRow`] and room for the summary. Names that are too long are left out, and so is a payload that no record
 /// can carry: its length is there.
-fn claim_contents() -> String {
-    let name = |column: &str| format!("case when octet_length({column}) <= {NAME_MAX_BYTES} then {column} end");
+fn claim_contents(heads: bool) -> String {
+    // Of a row that is read by itself not even the names: one of them may not be text in the client's encoding.
+    let name = |column: &str| match heads {
+        true => "null::text".to_owned(),
+        false => format!("case when octet_length({column}) <= {NAME_MAX_BYTES} then {column} end"),
+    };
     format!(
         "select place, id, event_id, {}, {}, {}, event_version, {}, created_at, lane, \
            case when octet_length(text) <= $9 then text end, case when bytes_len <= $9 then bytes end, \
@@ -715,7 +719,7 @@ impl ClaimedRow {
         }
     }
 
-    /// The event without its contents, of a row that was not read; `None` where its names are too long.
+    /// The event without its contents; `None` where its names are too long.
     pub(crate) fn head(&self) -> Result<Option<StoredEvent<'_>>, sqlx::Error> {
         if self.flag(14)? {
             return Ok(None);

@@ -362,7 +362,7 @@ async fn policies_that_hide_events_are_named_with_their_mend(
     let mend = body["next_step"].as_str().unwrap_or_default().to_owned();
     ensure!(mend.starts_with("create policy"), "{body}");
     let told = relay.wait_for("row level security may hide events: they wait").await;
-    ensure!(told["level"] == "WARN" && told["code"] == "OR-2204" && told["next_step"] == mend.as_str(), "{told}");
+    ensure!(told["level"] == "ERROR" && told["code"] == "OR-2204" && told["next_step"] == mend.as_str(), "{told}");
     // The policy that it names makes it well, with row level security still on.
     outbox.execute(&mend).await?;
     admin.until_ready_says(200, |body| body["state"] == "ready").await;
