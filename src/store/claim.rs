@@ -194,7 +194,8 @@ impl ClaimSql {
                 arms("id", "and id > $7 and pg_visible_in_snapshot(xid, (select $8::text::pg_snapshot))")
             ),
             read: format!(
-                "{} from (select *, payload::text as text, headers::text as header_text from {outbox} where ctid = $1 offset 0) o",
+                "{} from (select ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane, \
+                    payload::text as text, headers::text as header_text, payload_bytes as bytes from {outbox} where ctid = $1 offset 0) o",
                 contents("$2")
             ),
             owners: format!(
@@ -523,11 +524,11 @@ fn claim_contents(heads: bool) -> String {
 fn contents(row_bytes: &str) -> String {
     let name = |column: &str| format!("case when octet_length({column}) <= {NAME_MAX_BYTES} then {column} end");
     format!(
-        "select ctid, id, event_id, {}, {}, {}, event_version, {}, created_at, lane, \
+        "select place, id, event_id, {}, {}, {}, event_version, {}, created_at, lane, \
            case when octet_length(text) <= {row_bytes} then text end, \
-           case when octet_length(payload_bytes) <= {row_bytes} then payload_bytes end, \
+           case when octet_length(bytes) <= {row_bytes} then bytes end, \
            case when octet_length(header_text) <= {HEADERS_MAX_BYTES} then header_text end, \
-           greatest(octet_length(text), octet_length(payload_bytes))::int8, \
+           greatest(octet_length(text), octet_length(bytes))::int8, \
            octet_length(entity_type) > {NAME_MAX_BYTES} or coalesce(octet_length(entity_id), 0) > {NAME_MAX_BYTES} \
              or octet_length(event_type) > {NAME_MAX_BYTES} or coalesce(octet_length(topic), 0) > {NAME_MAX_BYTES}, \
            true",
