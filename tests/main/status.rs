@@ -161,8 +161,9 @@ async fn the_health_view_walks_the_backlog_and_not_the_table(database: TestDatab
     let plan_of = "explain select * from event_outbox_health";
     let fill = |status: &str, rows: i64| {
         format!(
-            "insert into event_outbox (entity_type, entity_id, event_type, payload, status) \
-             select 'order', (n % 500)::text, 'X', '{{}}', '{status}' from generate_series(1, {rows}) n"
+            "do $$ begin for i in 1..{rows} / 100 loop \
+             insert into event_outbox (entity_type, entity_id, event_type, payload, status) \
+             select 'order', (n % 500)::text, 'X', '{{}}', '{status}' from generate_series(1, 100) n; commit; end loop; end $$"
         )
     };
     // Statistics that call every row pending, while nearly all are published.

@@ -133,7 +133,8 @@ impl WorkerContext<'_> {
         let changed = changes.count();
         self.store(assignment, after, &changes.published, &sealed, goes_on).await?;
         self.shared.settled(changes.published.len(), changes.dead.len() + changes.refused.len());
-        self.log_refused(batch, sent)?;
+        log_dead(batch, sent)?;
+        log_refused(batch, sent)?;
         Ok(changed)
     }
 
@@ -152,6 +153,7 @@ impl WorkerContext<'_> {
         let transaction = &self.shared.transaction;
         within(transaction.mark_and_commit(self.conn, &changes.published, None, Next::None)).await?;
         self.shared.settled(changes.published.len(), changes.dead.len());
+        log_dead(batch, sent)?;
         // Holds that began with this batch are not stored.
         assignment.reload_holds();
         Ok(())
@@ -262,21 +264,6 @@ impl WorkerContext<'_> {
         lanes.dedup();
         Ok(lanes)
     }
-
-    fn log_refused(&self, batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
-        for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
-            match outcome {
-                RowOutcome::Dead { error, code } => {
-                    log_poison(row, error, *code, "the event is DEAD, its successors go on")?;
-                }
-                RowOutcome::Refused { error, code } => {
-                    log_poison(row, error, *code, "the entity waits until the event is retried or discarded")?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Changes {
@@ -323,6 +310,24 @@ fn finish_walk(holds: &mut HoldSet, walked: i64, scanned_through: i64) {
             held.hold.from_id = walked + 1;
         }
     }
+}
+
+fn log_dead(batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
+    for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
+        if let RowOutcome::Dead { error, code } = outcome {
+            log_poison(row, error, *code, "the event is DEAD, its successors go on")?;
+        }
+    }
+    Ok(())
+}
+
+fn log_refused(batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
+    for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
+        if let RowOutcome::Refused { error, code } = outcome {
+            log_poison(row, error, *code, "the entity waits until the event is retried or discarded")?;
+        }
+    }
+    Ok(())
 }
 
 fn log_poison(row: &ClaimedRow, error: &str, code: Code, consequence: &str) -> Result<(), sqlx::Error> {
