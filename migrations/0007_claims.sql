@@ -1,13 +1,15 @@
 -- 0007 claims: what a claim by snapshots needs of a row: the transaction that made it pending, and when it is due. ADR 10.
 -- The previous binary: goes on publishing on it. Rewrites nothing: `alter table` waits for open writers and is over at once.
 
+-- The archive first: the outbox is locked for the shortest time.
+alter table {archive}
+    add column xid xid8,
+    add column due timestamptz;
+
 -- The default is one value for all rows that exist: the transaction of this migration.
 alter table {outbox}
     add column xid xid8        not null default pg_catalog.pg_current_xact_id(),
     -- Set while a scheduled event waits (`available_at > created_at`); null for all others and once it is settled.
-    add column due timestamptz;
-alter table {archive}
-    add column xid xid8,
     add column due timestamptz;
 
 -- Keeps the one invariant that claims rest on: `xid` is the local transaction that made the row pending in its lane. A claim finds
@@ -81,6 +83,24 @@ create table {hold} (
     constraint {outbox_hold_kind} check (kind in ('row', 'entity', 'topic')),
     constraint {outbox_hold_why} check (why in ('locked', 'poison', 'topic', 'paused'))
 ) with (fillfactor = 50);
+-- A publication for all tables would refuse every change of a table without a key.
+alter table {hold} replica identity full;
+
+-- Who owns the outbox owns this, whoever migrates.
+do {quote}
+declare
+    owner text := (select pg_catalog.pg_get_userbyid(relowner) from pg_catalog.pg_class where oid = {outbox_regclass}::pg_catalog.regclass);
+begin
+    if owner <> current_user then
+        execute pg_catalog.format('grant select, insert, update, delete on %s to %I', {hold_regclass}, owner);
+        execute pg_catalog.format('alter table %s owner to %I', {hold_regclass}, owner);
+        execute pg_catalog.format('alter function %s() owner to %I', {stamp_text}, owner);
+    end if;
+exception when insufficient_privilege then
+    raise notice 'the owner of % stays %: %', {hold_regclass}, current_user, sqlerrm;
+    execute pg_catalog.format('grant select, insert, update, delete on %s to %I', {hold_regclass}, owner);
+end
+{quote};
 
 -- As before, and bounded: the server's lock table is shared by all sessions, and one transaction that fills it makes the others fail.
 create or replace function {emit}(
@@ -96,16 +116,20 @@ create or replace function {emit}(
 ) returns uuid language plpgsql volatile as {quote}
 declare
     entity   text := entity_type || '/' || entity_id;
+    most     integer;
     entities integer;
     emitted  uuid;
 begin
     if entity is distinct from pg_catalog.current_setting('outbox_relay.entity', true) and entity_id is not null then
         entities := coalesce(nullif(pg_catalog.current_setting('outbox_relay.entities', true), ''), '0')::integer + 1;
-        if entities % 256 = 0 and entities > pg_catalog.current_setting('max_locks_per_transaction')::integer
+        most := pg_catalog.current_setting('max_locks_per_transaction')::integer
             * (pg_catalog.current_setting('max_connections')::integer
-               + pg_catalog.current_setting('max_prepared_transactions')::integer) / 2
+               + pg_catalog.current_setting('max_prepared_transactions')::integer) / 2;
+        -- Entities that come again are counted again, and have one lock.
+        if entities % 256 = 0 and entities > most
+            and (select count(*) from pg_catalog.pg_locks where locktype = 'advisory' and pid = pg_catalog.pg_backend_pid()) > most - 256
         then
-            raise exception 'too many entities in one transaction: each takes a lock, and % of them are half of the lock table', entities
+            raise exception 'too many entities in one transaction: each takes a lock, and % of them are half of the lock table', most
                 using errcode = 'program_limit_exceeded',
                       hint = 'Commit more often, or lock the entities'' own rows and insert into the outbox instead.';
         end if;

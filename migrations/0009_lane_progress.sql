@@ -17,7 +17,9 @@ alter table {lane}
     add column relation        oid;
 
 -- The session that keeps a relay's heartbeat: when it is gone, so is the relay.
-alter table {relay} add column pid integer;
+-- The previous binary goes on with its heartbeat, and would be counted as the owner of lanes: it has no value for `protocol`.
+delete from {relay};
+alter table {relay} add column pid integer, add column protocol integer not null;
 
 -- Whoever could work as a relay or an operator before can do so now, without running `migrate --roles` again.
 do {quote}
@@ -50,6 +52,21 @@ begin
     loop
         execute pg_catalog.format('grant select on %s to %s', {hold_regclass}, grantee);
     end loop;
+    -- Column by column, as the roles of monitors and operators have it.
+    for grantee in
+        select case acl.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(acl.grantee)) end
+          from pg_catalog.pg_attribute seen, pg_catalog.aclexplode(seen.attacl) acl
+         where seen.attrelid = {outbox_regclass}::pg_catalog.regclass and seen.attname = 'status' and acl.privilege_type = 'SELECT'
+    loop
+        execute pg_catalog.format('grant select (xid, due) on %s to %s', {outbox_regclass}, grantee);
+    end loop;
+    for grantee in
+        select case acl.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(acl.grantee)) end
+          from pg_catalog.pg_attribute seen, pg_catalog.aclexplode(seen.attacl) acl
+         where seen.attrelid = {archive_regclass}::pg_catalog.regclass and seen.attname = 'status' and acl.privilege_type = 'SELECT'
+    loop
+        execute pg_catalog.format('grant select (xid, due) on %s to %s', {archive_regclass}, grantee);
+    end loop;
 end
 {quote};
 
@@ -61,6 +78,7 @@ begin
 end
 {quote};
 alter table {lane} drop column generation;
+alter table {lane} replica identity full;
 alter table {lane} set (fillfactor = 10, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 
 -- What the previous binary held goes through the claims again, which hold it in the new form. Scheduled events get their column.
@@ -68,6 +86,8 @@ update {outbox} set available_at = null, last_error = null
  where status = 'PENDING' and available_at > created_at and available_at = 'infinity' and last_error is not null;
 update {outbox} set due = available_at
  where status = 'PENDING' and available_at > created_at and due is null;
+-- Those that the previous binary has settled since 0007.
+update {outbox} set due = null where due is not null and status <> 'PENDING';
 
 -- One statement and one snapshot: below the first pending event that it sees, everything that it sees is settled.
 update {lane}

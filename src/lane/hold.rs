@@ -54,6 +54,13 @@ impl HoldCause {
     }
 }
 
+/// Where a hold's record is, and its key: VACUUM FULL puts another record at the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HoldPlace {
+    pub(crate) ctid: [u8; 6],
+    pub(crate) id: i64,
+}
+
 /// One hold of a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hold {
@@ -79,7 +86,7 @@ pub(crate) struct Held {
     /// When a locked event is looked at again, and after which pause.
     pub(crate) look: Option<(Instant, Duration)>,
     /// Where its record is in the table of holds; `None`: not stored yet.
-    pub(crate) place: Option<[u8; 6]>,
+    pub(crate) place: Option<HoldPlace>,
 }
 
 /// The first pause before a locked event is looked at again, and the longest.
@@ -107,7 +114,7 @@ pub(crate) struct HoldSet {
     /// Holds that differ from their records.
     dirty: BTreeSet<u32>,
     /// Records of holds that are gone.
-    gone: Vec<[u8; 6]>,
+    gone: Vec<HoldPlace>,
 }
 
 /// An event as holds see it.
@@ -137,7 +144,7 @@ impl HoldSet {
     }
 
     /// Records of holds that are gone.
-    pub(crate) fn gone(&self) -> &[[u8; 6]] {
+    pub(crate) fn gone(&self) -> &[HoldPlace] {
         &self.gone
     }
 
@@ -147,7 +154,7 @@ impl HoldSet {
     }
 
     /// The records are what the holds are; `places` are those that have moved.
-    pub(crate) fn stored(&mut self, places: impl IntoIterator<Item = (u32, [u8; 6])>) {
+    pub(crate) fn stored(&mut self, places: impl IntoIterator<Item = (u32, HoldPlace)>) {
         for (index, place) in places {
             if let Some(held) = self.held.get_mut(&index) {
                 held.place = Some(place);
@@ -197,7 +204,7 @@ impl HoldSet {
     }
 
     /// Adds a hold that is stored.
-    pub(crate) fn load(&mut self, lane: i16, hold: Hold, place: [u8; 6]) {
+    pub(crate) fn load(&mut self, lane: i16, hold: Hold, place: HoldPlace) {
         let index = self.insert(lane, hold);
         self.dirty.remove(&index);
         if let Some(held) = self.held.get_mut(&index) {
@@ -258,6 +265,8 @@ impl HoldSet {
 mod tests {
     use super::*;
 
+    const PLACE: HoldPlace = HoldPlace { ctid: [8; 6], id: 8 };
+
     fn hold(value: HoldValue, cause: HoldCause) -> Hold {
         Hold { value, cause, reason: "why".to_owned(), from_id: 5, head_id: None, events: 0, released: false }
     }
@@ -306,7 +315,7 @@ mod tests {
     #[test]
     fn what_is_not_stored_is_known() {
         let mut holds = HoldSet::default();
-        holds.load(1, hold(entity(None, "a"), HoldCause::Locked), [7; 6]);
+        holds.load(1, hold(entity(None, "a"), HoldCause::Locked), HoldPlace { ctid: [7; 6], id: 7 });
         assert!(!holds.has_changes());
         let index = holds.blocking(event(1, Some("a"))).unwrap();
         holds.step_over(index, 3, true);
@@ -315,10 +324,10 @@ mod tests {
             holds.dirty().map(|(index, held)| (index, held.hold.from_id, held.hold.events)).collect::<Vec<_>>(),
             [(index, 3, 1)]
         );
-        holds.stored([(index, [8; 6])]);
-        assert!(!holds.has_changes() && holds.peek(index).unwrap().place == Some([8; 6]));
+        holds.stored([(index, PLACE)]);
+        assert!(!holds.has_changes() && holds.peek(index).unwrap().place == Some(PLACE));
         holds.remove(index);
-        assert_eq!((holds.gone(), holds.dirty().count()), (&[[8; 6]][..], 0));
+        assert_eq!((holds.gone(), holds.dirty().count()), (&[PLACE][..], 0));
     }
 
     #[test]

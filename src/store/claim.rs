@@ -50,6 +50,7 @@ pub(crate) struct ClaimSql {
     due: String,
     due_heads: String,
     read: String,
+    read_names: String,
     owners: String,
     locked: String,
 }
@@ -158,9 +159,12 @@ impl ClaimSql {
             ),
             &late,
         );
-        // $1 ids, $4 and $5 lanes.
+        // $1 ids, $4 and $5 lanes, $6 rows, $7 the sweep's snapshot: what became pending anew since the ids were read comes late.
         let (by_id, by_id_heads) = both(
-            &format!("select {columns} from {outbox} where id = any ($1::int8[]) and {lanes} order by id limit $6"),
+            &format!(
+                "select {columns} from {outbox} where id = any ($1::int8[]) and {lanes} \
+                 and pg_visible_in_snapshot(xid, (select $7::text::pg_snapshot)) order by id limit $6"
+            ),
             NO_LATE,
         );
         // $1 from, $2 upto, $7 snapshot, $4 and $5 lanes, $6 rows. The snapshot is parsed once, not for each row.
@@ -196,6 +200,11 @@ impl ClaimSql {
             read: format!(
                 "{} from (select ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane, \
                     payload::text as text, headers::text as header_text, payload_bytes as bytes from {outbox} where ctid = $1 offset 0) o",
+                contents("$2")
+            ),
+            read_names: format!(
+                "{} from (select ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane, \
+                    null::text as text, null::text as header_text, null::bytea as bytes from {outbox} where ctid = $1 offset 0) o",
                 contents("$2")
             ),
             owners: format!(
@@ -337,6 +346,7 @@ impl ClaimSql {
         &self,
         conn: &mut PgConnection,
         ids: &[i64],
+        seen_by: &Snapshot,
         lanes: LaneRange,
         limits: Limits,
     ) -> Result<Claimed, sqlx::Error> {
@@ -348,7 +358,7 @@ impl ClaimSql {
             .bind(lanes.first)
             .bind(lanes.last)
             .bind(limits.rows as i64)
-            .bind(0_i64)
+            .bind(seen_by.to_string())
             .bind(limits.stored_bytes)
             .bind(limits.row_bytes);
         collect(query.persistent(limits.persistent).fetch(conn), limits.kept_bytes).await
@@ -406,9 +416,29 @@ impl ClaimSql {
         row: Ctid,
         row_bytes: i64,
     ) -> Result<Option<ClaimedRow>, sqlx::Error> {
+        self.read_by(&self.read, conn, row, row_bytes).await
+    }
+
+    /// Reads a row that is locked without its contents, in a savepoint.
+    pub(crate) async fn read_names(
+        &self,
+        conn: &mut PgConnection,
+        row: Ctid,
+        row_bytes: i64,
+    ) -> Result<Option<ClaimedRow>, sqlx::Error> {
+        self.read_by(&self.read_names, conn, row, row_bytes).await
+    }
+
+    async fn read_by(
+        &self,
+        sql: &str,
+        conn: &mut PgConnection,
+        row: Ctid,
+        row_bytes: i64,
+    ) -> Result<Option<ClaimedRow>, sqlx::Error> {
         // By hand: sqlx does not know of the transaction, which was begun by a script, and would begin and commit one.
         conn.execute("savepoint one_row").await?;
-        let query = sqlx::query(AssertSqlSafe(self.read.as_str())).bind(row).bind(row_bytes).persistent(false);
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(row).bind(row_bytes).persistent(false);
         let found = query.fetch_optional(&mut *conn).await;
         let end = if found.is_ok() { "release savepoint one_row" } else { "rollback to savepoint one_row" };
         match found {

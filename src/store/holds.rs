@@ -5,7 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::lane::LaneRange;
-use crate::lane::hold::{Hold, HoldCause, HoldSet, HoldValue};
+use crate::lane::hold::{Hold, HoldCause, HoldPlace, HoldSet, HoldValue};
 use crate::store::names::Names;
 use crate::store::settle::{Ctid, SettleError, owned, postgres_text};
 
@@ -30,7 +30,7 @@ impl HoldSql {
         Self {
             // An operator releases what a refused event holds by deciding about that event: it is DEAD then, or its error is gone.
             load: format!(
-                "select {COLUMNS}, ctid, why = 'poison' and not exists (select from {} head where head.id = hold.head_id \
+                "select {COLUMNS}, ctid, id, why = 'poison' and not exists (select from {} head where head.id = hold.head_id \
                    and head.status = 'PENDING' and head.last_error is not null) \
                  from {table} hold where lane between $1 and $2",
                 names.outbox()
@@ -40,16 +40,18 @@ impl HoldSql {
                    select lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events \
                    from unnest($1::int2[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::int8[], $9::int8[], $10::int8[]) \
                      as v (lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events) \
-                   returning {COLUMNS}, ctid) \
+                   returning {COLUMNS}, ctid, id) \
                  select * from new"
             ),
             update: format!(
                 "update {table} h set why = v.why, reason = v.reason, from_id = v.from_id, head_id = v.head_id, events = v.events \
-                 from unnest($1::tid[], $2::int8[], $3::text[], $4::text[], $5::int8[], $6::int8[], $7::int8[]) \
-                   as v (place, index, why, reason, from_id, head_id, events) \
-                 where h.ctid = v.place returning v.index, h.ctid"
+                 from unnest($1::tid[], $2::int8[], $3::text[], $4::text[], $5::int8[], $6::int8[], $7::int8[], $8::int8[]) \
+                   as v (place, index, why, reason, from_id, head_id, events, id) \
+                 where h.ctid = v.place and h.id = v.id returning v.index, h.ctid, h.id"
             ),
-            delete: format!("delete from {table} where ctid = any ($1)"),
+            delete: format!(
+                "delete from {table} h using unnest($1::tid[], $2::int8[]) as v (place, id) where h.ctid = v.place and h.id = v.id"
+            ),
         }
     }
 
@@ -67,7 +69,7 @@ impl HoldSql {
         let mut holds = HoldSet::default();
         for row in query.persistent(persistent).fetch_all(conn).await? {
             let (lane, hold) = hold_of(&row)?;
-            let is_released = row.try_get(11)?;
+            let is_released = row.try_get(12)?;
             holds.load(lane, Hold { released: is_released, ..hold }, place_of(&row, 10)?);
         }
         Ok(holds)
@@ -82,23 +84,27 @@ impl HoldSql {
         conn: &mut PgConnection,
         holds: &HoldSet,
         persistent: bool,
-    ) -> Result<Vec<(u32, [u8; 6])>, SettleError> {
+    ) -> Result<Vec<(u32, HoldPlace)>, SettleError> {
         let mut moved = Vec::new();
         if !holds.gone().is_empty() {
-            let places: Vec<Ctid> = holds.gone().iter().copied().map(Ctid).collect();
-            let query = sqlx::query(AssertSqlSafe(self.delete.as_str())).bind(&places).persistent(persistent);
+            let (places, ids): (Vec<_>, Vec<_>) = holds.gone().iter().map(|place| (Ctid(place.ctid), place.id)).unzip();
+            let query =
+                sqlx::query(AssertSqlSafe(self.delete.as_str())).bind(&places).bind(&ids).persistent(persistent);
             owned(places.len(), query.execute(&mut *conn).await?.rows_affected())?;
         }
         let (changed, new): (Vec<_>, Vec<_>) = holds.dirty().partition(|(_, held)| held.place.is_some());
         if !changed.is_empty() {
             let query = sqlx::query(AssertSqlSafe(self.update.as_str()))
-                .bind(changed.iter().filter_map(|(_, held)| held.place.map(Ctid)).collect::<Vec<_>>())
+                .bind(
+                    changed.iter().filter_map(|(_, held)| held.place.map(|place| Ctid(place.ctid))).collect::<Vec<_>>(),
+                )
                 .bind(changed.iter().map(|(index, _)| i64::from(*index)).collect::<Vec<_>>())
                 .bind(changed.iter().map(|(_, held)| held.hold.cause.word()).collect::<Vec<_>>())
                 .bind(changed.iter().map(|(_, held)| short(&held.hold.reason)).collect::<Vec<_>>())
                 .bind(changed.iter().map(|(_, held)| held.hold.from_id).collect::<Vec<_>>())
                 .bind(changed.iter().map(|(_, held)| held.hold.head_id).collect::<Vec<_>>())
-                .bind(changed.iter().map(|(_, held)| held.hold.events).collect::<Vec<_>>());
+                .bind(changed.iter().map(|(_, held)| held.hold.events).collect::<Vec<_>>())
+                .bind(changed.iter().filter_map(|(_, held)| held.place.map(|place| place.id)).collect::<Vec<_>>());
             let rows = query.persistent(persistent).fetch_all(&mut *conn).await?;
             owned(changed.len(), rows.len() as u64)?;
             for row in &rows {
@@ -180,6 +186,6 @@ fn hold_of(row: &PgRow) -> Result<(i16, Hold), sqlx::Error> {
     Ok((row.try_get(0)?, hold))
 }
 
-fn place_of(row: &PgRow, column: usize) -> Result<[u8; 6], sqlx::Error> {
-    Ok(row.try_get::<Ctid, _>(column)?.0)
+fn place_of(row: &PgRow, column: usize) -> Result<HoldPlace, sqlx::Error> {
+    Ok(HoldPlace { ctid: row.try_get::<Ctid, _>(column)?.0, id: row.try_get(column + 1)? })
 }

@@ -37,6 +37,9 @@ pub(crate) struct Beat<'a> {
     pub(crate) workers: usize,
 }
 
+/// Relays of another one do not share lanes with this. 1 had no column for it.
+const PROTOCOL: i32 = 2;
+
 /// The time of a heartbeat as a number. SQL text.
 const SEEN_AT: &str = "(extract(epoch from seen_at) * 1000000)::int8";
 
@@ -70,7 +73,7 @@ impl MemberSql {
         let (table, workers) = (&self.table, beat.workers);
         let pid = if self.own_session { "pg_backend_pid()" } else { "null" };
         format!(
-            "insert into {table} (id, name, version, workers, pid) values ('{id}', {name}, {version}, {workers}, {pid}) \
+            "insert into {table} (id, name, version, workers, pid, protocol) values ('{id}', {name}, {version}, {workers}, {pid}, {PROTOCOL}) \
              on conflict (id) do update set seen_at = now(), pid = excluded.pid; "
         )
     }

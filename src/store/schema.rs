@@ -16,9 +16,15 @@ pub const MAX_LANES: u16 = 1024;
 /// The oldest server the suite is meant for: older ones get no fixes any more.
 const OLDEST_SERVER: i32 = 140_000;
 
+/// The oldest version that this binary works with.
+const OLDEST_USABLE: i32 = 9;
+
 /// How long a statement of an upgrade waits for a lock at a time, and the pause until it tries again.
 const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long it waits for an autovacuum to make room.
+const AUTOVACUUM_ENDS: Duration = Duration::from_millis(1500);
 
 struct Migration {
     version: i32,
@@ -137,6 +143,9 @@ pub enum SchemaError {
     /// Another session held a lock for too long.
     #[error("another session holds a lock that the migration needs")]
     Locked(#[source] sqlx::Error),
+    /// Another process migrates.
+    #[error("another process is migrating an outbox of this schema")]
+    Busy,
     /// The database refused or was not there.
     #[error("the database refused the migration")]
     Database(#[from] sqlx::Error),
@@ -193,10 +202,9 @@ async fn create(
 /// Holds the turn for the session: the steps are several transactions.
 async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOptions) -> Result<Migrated, SchemaError> {
     let key = migration_key(names);
-    let timeout = |timeout: Duration| format!("set lock_timeout = '{}ms'", timeout.as_millis());
-    run(conn, &timeout(options.turn_timeout)).await?;
-    let lock = sqlx::query("select pg_advisory_lock($1)").bind(key).persistent(false).execute(&mut *conn);
-    lock.await.map_err(lock_or_database)?;
+    take_turn(conn, key, options.turn_timeout).await?;
+    // A role's own timeout may be shorter than an index takes.
+    run(conn, "set statement_timeout = 0").await?;
     let mut upgraded = async || {
         let found = version(conn, names).await?;
         refuse_newer(names, found)?;
@@ -214,8 +222,29 @@ async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOption
     let upgraded = upgraded().await;
     // Ends with the session at the latest.
     let _ = sqlx::query("select pg_advisory_unlock($1)").bind(key).persistent(false).execute(&mut *conn).await;
-    let _ = run(conn, "reset lock_timeout").await;
+    let _ = run(conn, "reset lock_timeout; reset statement_timeout").await;
     upgraded
+}
+
+/// Asks again and again: a session that waits for a lock in a statement has a snapshot, for which `create index concurrently` of the one
+/// that has the turn would wait.
+async fn take_turn(conn: &mut PgConnection, key: i64, timeout: Duration) -> Result<(), SchemaError> {
+    let began = Instant::now();
+    loop {
+        let turn = sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key).persistent(false);
+        if turn.fetch_one(&mut *conn).await? {
+            return Ok(());
+        }
+        if began.elapsed() >= timeout {
+            return Err(SchemaError::Busy);
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+}
+
+/// Blocks no writer, and ends an autovacuum that is at work once it has waited for a `deadlock_timeout`, which is 1 s.
+fn end_autovacuum(names: &Names) -> String {
+    format!("lock table {} in share update exclusive mode", names.outbox())
 }
 
 /// Per schema and not per outbox: outboxes of one schema share the inbox table and the schema itself.
@@ -251,11 +280,12 @@ pub fn print(names: &Names, lanes: u16, from: Option<i32>) -> String {
         script.push_str("commit;\n");
         return script;
     };
-    let step = |migration: &Migration| match migration.is_concurrent {
-        true => migration.render(names, lanes, Mode::InUse),
-        false => format!("begin;\n{}commit;\n", migration.render(names, lanes, Mode::InUse)),
-    };
-    MIGRATIONS.iter().filter(|migration| migration.version > from).map(step).collect()
+    let mut script = "set statement_timeout = 0;\n".to_owned();
+    for migration in MIGRATIONS.iter().filter(|migration| migration.version > from) {
+        script.push_str(&migration.step(names, lanes));
+    }
+    script.push_str("reset lock_timeout;\nreset statement_timeout;\n");
+    script
 }
 
 /// The schema version of the outbox, `None` where it was never migrated.
@@ -294,7 +324,8 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
     server_is_new_enough(conn).await?;
     match version(conn, names).await? {
         None => return Err(SchemaError::Missing { table: names.outbox() }),
-        Some(found) if found < CURRENT_VERSION => {
+        // What is missing then takes old indexes away, which may wait for other transactions for long.
+        Some(found) if found < OLDEST_USABLE => {
             return Err(SchemaError::Older { table: names.outbox(), found, needed: CURRENT_VERSION });
         }
         found => refuse_newer(names, found)?,
@@ -422,9 +453,57 @@ impl Migration {
                 "outbox_regclass" => literal(&names.outbox()),
                 "lane_regclass" => literal(&names.companion("lane")),
                 "hold_regclass" => literal(&names.companion("hold")),
+                "archive_regclass" => literal(&names.companion("archive")),
+                "stamp_text" => literal(&names.companion("stamp")),
                 _ => names.part(placeholder.strip_prefix("outbox_")?),
             })
         })
+    }
+
+    /// A part of a printed script. A tool that goes on after an error (psql without ON_ERROR_STOP) must not record what has failed, nor
+    /// take the next step: each one fails unless the one before it is recorded.
+    fn step(&self, names: &Names, lanes: u16) -> String {
+        let (quote, version) = (dollar_quote(names), self.version);
+        let guard = format!(
+            "do {quote} begin\n    if (select max(version) from {}) <> {} then\n        \
+             raise exception 'step {version} is not the next one of this outbox';\n    end if;\nend {quote};\n",
+            names.companion("migration"),
+            version - 1
+        );
+        if !self.is_concurrent {
+            return format!(
+                "begin;\n{guard}set local lock_timeout = '{}ms';\n{};\nset local lock_timeout = '{}ms';\n{}commit;\n",
+                AUTOVACUUM_ENDS.as_millis(),
+                end_autovacuum(names),
+                LOCK_ATTEMPT.as_millis(),
+                self.render(names, lanes, Mode::InUse)
+            );
+        }
+        let drops: String = self.indexes_built(names).iter().map(|index| drop_index(index)).collect();
+        let missing = self.indexes_built(names).iter().fold(String::new(), |sql, index| {
+            let index = literal(index);
+            sql + &format!(
+                "    if not coalesce((select indisvalid from pg_catalog.pg_index \
+                 where indexrelid = pg_catalog.to_regclass({index})), false) then\n        \
+                 raise exception 'the index % has not been built', {index};\n    end if;\n"
+            )
+        });
+        format!(
+            "set lock_timeout = 0;\n{drops}{}\nbegin;\n{guard}do {quote} begin\n{missing}end {quote};\n{}commit;\n",
+            self.body(names, lanes, Mode::InUse),
+            self.record(names)
+        )
+    }
+
+    /// The indexes that this migration builds, quoted and with their schema.
+    fn indexes_built(&self, names: &Names) -> Vec<String> {
+        let built =
+            |suffix: &&str| self.template.contains(&format!("create index {{concurrently}} {{outbox_{suffix}}}"));
+        let all = ["late", "due", "failed"];
+        all.iter()
+            .filter(|suffix| built(suffix))
+            .map(|suffix| format!("{}.{}", names.schema(), names.part(suffix)))
+            .collect()
     }
 
     fn record(&self, names: &Names) -> String {
@@ -447,8 +526,14 @@ impl Migration {
         let began = Instant::now();
         loop {
             let mut tx = conn.begin().await?;
-            set_lock_timeout(&mut tx, options.lock_timeout.min(LOCK_ATTEMPT)).await?;
-            match run(&mut tx, &self.render(names, options.lanes, Mode::InUse)).await {
+            set_lock_timeout(&mut tx, options.lock_timeout.min(AUTOVACUUM_ENDS)).await?;
+            let attempt = options.lock_timeout.min(LOCK_ATTEMPT).as_millis();
+            let script = format!(
+                "{}; set local lock_timeout = '{attempt}ms';\n{}",
+                end_autovacuum(names),
+                self.render(names, options.lanes, Mode::InUse)
+            );
+            match run(&mut tx, &script).await {
                 Ok(()) => return Ok(tx.commit().await?),
                 Err(SchemaError::Locked(_)) if began.elapsed() < options.lock_timeout => {
                     tx.rollback().await?;
@@ -461,8 +546,8 @@ impl Migration {
 
     /// Runs each statement by itself. An index that an interrupted run has left behind is built anew.
     async fn run_concurrently(&self, conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
-        for suffix in ["late", "due", "failed"].into_iter().filter(|_| !self.template.contains("drop index")) {
-            run(conn, &format!("drop index concurrently if exists {}.{}", names.schema(), names.part(suffix))).await?;
+        for index in self.indexes_built(names) {
+            run(conn, &drop_index(&index)).await?;
         }
         let body = self.body(names, 0, Mode::InUse);
         let plain: String =
@@ -472,6 +557,10 @@ impl Migration {
         }
         run(conn, &self.record(names)).await
     }
+}
+
+fn drop_index(index: &str) -> String {
+    format!("drop index concurrently if exists {index};\n")
 }
 
 /// The statements of a script without comments and function bodies. A semicolon inside a quoted name does not end one.

@@ -69,7 +69,7 @@ async fn the_row_of_a_killed_relay_is_removed_by_those_that_live(
     outbox.execute("delete from event_outbox_relay").await?;
     outbox
         .execute(
-            "insert into event_outbox_relay (id, name, version, workers, started_at, seen_at) \
+            "insert into event_outbox_relay (protocol, id, name, version, workers, started_at, seen_at) \
              values (gen_random_uuid(), 'killed', '0', 2, now() - interval '2 hours', now() - interval '1 hour'), \
              (gen_random_uuid(), 'set forward', '0', 2, now() - interval '2 hours', now() + interval '1 hour')",
         )

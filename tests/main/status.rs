@@ -60,7 +60,7 @@ async fn status_needs_no_relay_and_says_that_there_is_none(database: TestDatabas
     ensure!(tells(&seen, &["no relay is alive", "outbox-relay run"]), "{seen}");
 
     outbox
-        .execute("insert into event_outbox_relay (id, name, version, workers, seen_at) values (gen_random_uuid(), 'gone', '0', 2, now() - interval '9 minutes')")
+        .execute("insert into event_outbox_relay (protocol, id, name, version, workers, seen_at) values (2, gen_random_uuid(), 'gone', '0', 2, now() - interval '9 minutes')")
         .await?;
     let seen = status(&relay).await?;
     ensure!(tells(&seen, &["no relay is alive", "\"gone\"", "9 min"]), "{seen}");

@@ -185,7 +185,7 @@ async fn a_waiting_event_is_explained_with_the_reason_and_what_to_do(
     open.rollback().await?;
     // Somebody who is alive and owns the lanes, so that only the topic is left to blame.
     outbox
-        .execute("insert into event_outbox_relay (id, name, version, workers, seen_at) values (gen_random_uuid(), 'x', '0', 2, now() + interval '1 hour')")
+        .execute("insert into event_outbox_relay (protocol, id, name, version, workers, seen_at) values (2, gen_random_uuid(), 'x', '0', 2, now() + interval '1 hour')")
         .await?;
     says(&relay, "alone", &["its turn comes", "outbox-relay status"]).await?;
     says(&relay.with("RELAY_TOPIC", "never-made-for-explain"), "alone", &["never-made-for-explain", "does not exist"])

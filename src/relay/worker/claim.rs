@@ -117,7 +117,7 @@ pub(super) fn progress_after(before: &Progress, extent: &Extent, cut: Option<Opt
 enum Rows<'a> {
     Due,
     New { progress: &'a Progress, upto: i64 },
-    Ids(&'a [i64]),
+    Ids { ids: &'a [i64], snapshot: &'a Snapshot },
     Walk { from: i64, upto: i64, snapshot: &'a Snapshot },
 }
 
@@ -237,7 +237,9 @@ impl WorkerContext<'_> {
         }
         let lanes = owned.lanes;
         let mut ids: Vec<i64> = owned.late.iter().take(rows).copied().collect();
-        let (claimed, asked) = self.fitting(rows, &Rows::Ids(&ids), lanes).await?;
+        let Some(sweep) = &owned.progress.sweep else { return Err(sqlx::Error::RowNotFound.into()) };
+        let which = Rows::Ids { ids: &ids, snapshot: &sweep.snapshot };
+        let (claimed, asked) = self.fitting(rows, &which, lanes).await?;
         ids.truncate(asked);
         let is_all = owned.late_is_all && ids.len() == owned.late.len();
         let summary = &claimed.summary;
@@ -287,7 +289,9 @@ impl WorkerContext<'_> {
             let mut claimed = match which {
                 Rows::Due => within(sql.due(conn, lanes, limits)).await?,
                 Rows::New { progress, upto } => within(sql.claim(conn, progress, lanes, *upto, limits)).await?,
-                Rows::Ids(ids) => within(sql.by_id(conn, &ids[..rows.min(ids.len())], lanes, limits)).await?,
+                Rows::Ids { ids, snapshot } => {
+                    within(sql.by_id(conn, &ids[..rows.min(ids.len())], snapshot, lanes, limits)).await?
+                }
                 Rows::Walk { from, upto, snapshot } => {
                     within(sql.walk(conn, *from, *upto, snapshot, lanes, limits)).await?
                 }
@@ -314,7 +318,12 @@ impl WorkerContext<'_> {
                 // It is locked, so it is there.
                 Ok(None) => return Err(sqlx::Error::RowNotFound.into()),
                 Err(error) => match unreadable(&error) {
-                    Some(fault) => claimed.rows.push(head.with_fault(fault)),
+                    Some(fault) => {
+                        // Its names, if they can be read: its successors have to wait for what becomes of it.
+                        let place = head.ctid()?;
+                        let named = within(self.shared.claim.read_names(self.conn, place, limits.row_bytes)).await;
+                        claimed.rows.push(readable(named)?.unwrap_or(head).with_fault(fault));
+                    }
                     None => return Err(error.into()),
                 },
             }
@@ -334,6 +343,14 @@ impl WorkerContext<'_> {
         let ids: Vec<i64> = claimed.summary.chosen.iter().copied().filter(|id| !locked.contains(id)).collect();
         let persistent = self.shared.options.prepared_statements;
         Ok(within(self.shared.claim.skipped(self.conn, &ids, lanes, persistent)).await?)
+    }
+}
+
+/// None where the names cannot be read either.
+fn readable(named: Result<Option<ClaimedRow>, sqlx::Error>) -> Result<Option<ClaimedRow>, sqlx::Error> {
+    match named {
+        Err(error) if unreadable(&error).is_some() => Ok(None),
+        named => named,
     }
 }
 

@@ -49,6 +49,9 @@ const CAREFUL_CLAIMS: usize = 8;
 /// Rows of such a claim.
 const CAREFUL_ROWS: usize = 64;
 
+/// TOAST compresses a thousand times at the best.
+const MOST_EXPANSION: f64 = 1024.0;
+
 impl Budget {
     pub(crate) fn new(rows: usize) -> Self {
         Self { rows, expansion: 1.0, careful: 0, is_unproved: true }
@@ -73,7 +76,7 @@ impl Budget {
     /// A claim failed for a reason that may be one of its rows: the next ones ask for less.
     pub(crate) fn shrink(&mut self) {
         self.rows = (self.rows / 4).max(1);
-        self.expansion *= 4.0;
+        self.expansion = (self.expansion * 4.0).min(MOST_EXPANSION);
         self.careful = CAREFUL_CLAIMS;
     }
 

@@ -133,9 +133,9 @@ impl WorkerContext<'_> {
         }
         self.shared.note_claim(batch.rows.len(), batch.is_full);
         self.shared.stages.add(Stage::Claim, began);
-        self.publish(assignment, &batch, cut, goes_on).await?;
+        let has_moved = self.publish(assignment, &batch, cut, goes_on).await?;
         assignment.walks_next = !assignment.walks_next;
-        Ok(Cycle::Worked)
+        Ok(if has_moved { Cycle::Worked } else { Cycle::Idle })
     }
 
     /// True when an empty claim has come further and there is more to look at.
@@ -228,7 +228,7 @@ impl WorkerContext<'_> {
         batch: &Batch,
         cut: Option<Option<i64>>,
         goes_on: bool,
-    ) -> Result<(), CycleError> {
+    ) -> Result<bool, CycleError> {
         let (options, stages) = (&self.shared.options, &self.shared.stages);
         let lanes = lanes_of(assignment);
         let began = Instant::now();
@@ -251,13 +251,13 @@ impl WorkerContext<'_> {
         let began = stages.add(Stage::Acks, began);
         measure::acknowledged(&options.vitals.metrics, &batch.rows, &sent, &reports);
         let settled = match missing {
-            None => self.settle(assignment, batch, &sent, &reports, goes_on).await.map(drop),
+            None => self.settle(assignment, batch, &sent, &reports, goes_on).await,
             Some(_) => {
                 // Nothing it still holds may be sent behind what the next producer sends.
                 if let Some(producer) = self.producer.take() {
                     producer.retire();
                 }
-                self.settle_partly(assignment, batch, &sent, &reports).await
+                self.settle_partly(assignment, batch, &sent, &reports).await.map(|()| true)
             }
         };
         if settled.is_err()
@@ -266,7 +266,7 @@ impl WorkerContext<'_> {
             // Whoever fenced this worker has its lanes, because its session has ended: this is the cause to report.
             return Err(error);
         }
-        settled.map_err(|error| self.not_marked(error, lanes))?;
+        let has_moved = settled.map_err(|error| self.not_marked(error, lanes))?;
         stages.add(Stage::Settle, began);
         self.log_reopened(&sent, &reports);
         match missing {
@@ -280,7 +280,7 @@ impl WorkerContext<'_> {
                     tracing::info!("records are acknowledged again");
                 }
                 self.budget.grow(options.batch_size);
-                Ok(())
+                Ok(has_moved)
             }
         }
     }

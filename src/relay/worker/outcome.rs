@@ -239,7 +239,7 @@ impl Decider<'_> {
         self.assignment.holds.step_over(index, event.id, !is_walk && event.id > counted);
     }
 
-    /// Begins a hold, or makes one active again from this event on: what was before it has been published.
+    /// Begins a hold, or makes one active again.
     fn hold(
         &mut self,
         lane: i16,
@@ -256,9 +256,9 @@ impl Decider<'_> {
             holds.insert(lane, Hold { value, cause, reason, from_id, head_id, events: 0, released: false })
         });
         if let Some(held) = holds.get_mut(index) {
-            if held.is_releasing {
-                held.hold.from_id = from_id;
-            }
+            // Never later: a walk that has not come far has left events of it behind.
+            held.hold.from_id = held.hold.from_id.min(from_id);
+            held.hold.released = false;
             held.is_releasing = false;
             held.hold.cause = cause;
             held.hold.reason = reason;

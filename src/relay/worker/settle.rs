@@ -111,8 +111,8 @@ impl WorkerContext<'_> {
         Ok(decider.refuse(event, refused(code), fault::of_kafka(code).code))
     }
 
-    /// Writes the whole batch down with the lanes' new progress, and commits; returns how many rows changed. With `goes_on` the next
-    /// transaction is begun, too.
+    /// Writes the whole batch down with the lanes' new progress, and commits. With `goes_on` the next transaction is begun, too. Returns
+    /// false where there was nothing to write: all of the batch has to wait.
     pub(super) async fn settle(
         &mut self,
         assignment: &mut LaneAssignment,
@@ -120,7 +120,7 @@ impl WorkerContext<'_> {
         sent: &Sent,
         reports: &[Outcome],
         goes_on: bool,
-    ) -> Result<usize, SettleError> {
+    ) -> Result<bool, SettleError> {
         let changes = changes(batch, sent, reports)?;
         let Some(owned) = assignment.owned.as_ref() else { return Err(sqlx::Error::PoolClosed.into()) };
         let after = progress_after(&owned.progress, &batch.extent, sent.cut);
@@ -130,12 +130,16 @@ impl WorkerContext<'_> {
         }
         self.write(&changes).await?;
         let sealed = self.sealed_lanes(batch, sent)?;
-        let changed = changes.count();
+        let is_unmoved = assignment.owned.as_ref().is_some_and(|owned| owned.progress == after);
+        if changes.count() == 0 && is_unmoved && !assignment.holds.has_changes() {
+            within(crate::store::session::commit(self.conn)).await?;
+            return Ok(false);
+        }
         self.store(assignment, after, &changes.published, &sealed, goes_on).await?;
         self.shared.settled(changes.published.len(), changes.dead.len() + changes.refused.len());
         log_dead(batch, sent)?;
         log_refused(batch, sent)?;
-        Ok(changed)
+        Ok(true)
     }
 
     /// Marks what was acknowledged and leaves the lanes' progress as it is: the rest is claimed again.
@@ -182,7 +186,10 @@ impl WorkerContext<'_> {
             );
         }
         let moved = (after.scanned_through - before.scanned_through).abs();
-        let is_worth_it = after.sweep != before.sweep || moved > WORTH_STORING || began.elapsed() > WORTH_STORING_TIME;
+        let is_worth_it = after.sweep != before.sweep
+            || after.scanned_through < before.scanned_through
+            || moved > WORTH_STORING
+            || began.elapsed() > WORTH_STORING_TIME;
         if assignment.holds.has_changes() || is_worth_it {
             self.store(assignment, after, &[], &[], false).await?;
         } else {
