@@ -23,6 +23,9 @@ const OLDEST_USABLE: i32 = 9;
 const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
 
+/// The pause until it asks again whether it is its turn.
+const TURN_PAUSE: Duration = Duration::from_millis(50);
+
 /// How long it waits for an autovacuum to make room.
 const AUTOVACUUM_ENDS: Duration = Duration::from_millis(1500);
 
@@ -184,9 +187,7 @@ async fn create(
     options: &MigrateOptions,
 ) -> Result<Option<Migrated>, SchemaError> {
     let mut tx = conn.begin().await?;
-    set_lock_timeout(&mut tx, options.turn_timeout).await?;
-    let lock = sqlx::query("select pg_advisory_xact_lock($1)").bind(migration_key(names)).execute(&mut *tx);
-    lock.await.map_err(lock_or_database)?;
+    take_turn(&mut tx, "select pg_try_advisory_xact_lock($1)", migration_key(names), options.turn_timeout).await?;
     set_lock_timeout(&mut tx, options.lock_timeout).await?;
     if version(&mut tx, names).await?.is_some() {
         return Ok(None);
@@ -202,7 +203,7 @@ async fn create(
 /// Holds the turn for the session: the steps are several transactions.
 async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOptions) -> Result<Migrated, SchemaError> {
     let key = migration_key(names);
-    take_turn(conn, key, options.turn_timeout).await?;
+    take_turn(conn, "select pg_try_advisory_lock($1)", key, options.turn_timeout).await?;
     // A role's own timeout may be shorter than an index takes.
     run(conn, "set statement_timeout = 0").await?;
     let mut upgraded = async || {
@@ -228,17 +229,17 @@ async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOption
 
 /// Asks again and again: a session that waits for a lock in a statement has a snapshot, for which `create index concurrently` of the one
 /// that has the turn would wait.
-async fn take_turn(conn: &mut PgConnection, key: i64, timeout: Duration) -> Result<(), SchemaError> {
+async fn take_turn(conn: &mut PgConnection, sql: &'static str, key: i64, timeout: Duration) -> Result<(), SchemaError> {
     let began = Instant::now();
     loop {
-        let turn = sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key).persistent(false);
+        let turn = sqlx::query_scalar(sql).bind(key).persistent(false);
         if turn.fetch_one(&mut *conn).await? {
             return Ok(());
         }
         if began.elapsed() >= timeout {
             return Err(SchemaError::Busy);
         }
-        tokio::time::sleep(LOCK_PAUSE).await;
+        tokio::time::sleep(TURN_PAUSE).await;
     }
 }
 

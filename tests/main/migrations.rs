@@ -27,6 +27,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_migration_does_not_wait_for_a_lock_for_ever,
             the_printed_script_makes_the_same_outbox,
             later_migrations_apply_while_the_outbox_of_the_first_is_in_use,
+            upgrades_that_begin_at_once_end_well,
+            an_upgrade_by_another_user_leaves_the_owner_its_rights,
+            a_printed_upgrade_is_run_twice_and_skips_nothing,
             emits_of_one_entity_commit_in_the_order_of_their_ids_and_those_of_others_do_not_wait,
             an_event_is_new_to_a_group_once;
         with_both:
@@ -110,7 +113,7 @@ async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -
     let names = |table| Names::new("turns", table, "processed_events");
     migrate(&mut database.connect().await?, &names("first"), &options).await?;
     let error = while_migrating(&database, &names("second"), &names("third"), &options).await?;
-    ensure!(matches!(error, SchemaError::Locked(_)), "{error}");
+    ensure!(matches!(error, SchemaError::Busy), "{error}");
     Ok(())
 }
 
@@ -204,6 +207,9 @@ async fn later_migrations_apply_while_the_outbox_of_the_first_is_in_use(database
     // And the previous binary can own no lane any more.
     let refused = connection.execute("select generation from elder.event_outbox_lane").await;
     ensure!(refused.is_err(), "the previous binary can still claim");
+    let beat =
+        "insert into elder.event_outbox_relay (id, name, version, workers) values (gen_random_uuid(), 'old', '0', 2)";
+    ensure!(connection.execute(beat).await.is_err(), "the previous binary still counts as a relay");
     ensure!(scalar::<i64>(&Outbox::of(&database), "select count(*) from elder.event_outbox".to_owned()).await? == 3);
     let migrated = description(&mut connection, "elder").await?;
     let output = migration(&database, "fresh").output("migrate").await?;
@@ -214,6 +220,96 @@ async fn later_migrations_apply_while_the_outbox_of_the_first_is_in_use(database
         ensure!(one == other, "migrated: {one}\nfresh: {other}");
     }
     ensure!(migrated.len() == fresh.len());
+    Ok(())
+}
+
+/// Makes the first version of an outbox in the schema `elder`, and publishes all tables, as connectors and upgrades of a server do.
+async fn first_version(database: &TestDatabase) -> anyhow::Result<()> {
+    let script = Relay::bare().with("RELAY_SCHEMA", "elder").argument("--print").output("migrate").await?.stdout;
+    let (first, _) = script.split_once("-- 0002 control").context("no second migration")?;
+    let mut connection = database.connect().await?;
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("{first}; commit")))).await?;
+    connection.execute("create publication everything for all tables").await?;
+    Ok(())
+}
+
+async fn upgrades_that_begin_at_once_end_well(database: TestDatabase) -> anyhow::Result<()> {
+    first_version(&database).await?;
+    let relay = migration(&database, "elder");
+    let outputs = futures_util::future::join_all((0..6).map(|_| relay.output("migrate"))).await;
+    for output in outputs {
+        let output = output?;
+        ensure!(output.code == Some(0), "{output:?}");
+    }
+    let invalid = "select count(*) from pg_index where not indisvalid";
+    ensure!(Outbox::of(&database).number(invalid).await? == 0, "an index is invalid");
+    Ok(())
+}
+
+/// Everybody who could work with the outbox can go on, whoever has migrated it.
+async fn an_upgrade_by_another_user_leaves_the_owner_its_rights(database: TestDatabase) -> anyhow::Result<()> {
+    first_version(&database).await?;
+    let (owner, monitor) = (format!("{}_owner", database.name()), format!("{}_monitor", database.name()));
+    let outbox = Outbox::of(&database);
+    outbox
+        .execute(&format!(
+            "create role {owner}; create role {monitor}; grant usage on schema elder to {owner}, {monitor}; \
+             do $$ declare t text; begin for t in select relname from pg_class where relnamespace = 'elder'::regnamespace and relkind = 'r' \
+             loop execute format('alter table elder.%I owner to {owner}', t); end loop; end $$; \
+             grant select (id, status, created_at) on elder.event_outbox to {monitor}"
+        ))
+        .await?;
+    let output = migration(&database, "elder").output("migrate").await?;
+    ensure!(output.code == Some(0), "{output:?}");
+    outbox.execute(&format!("set role {owner}; select * from elder.event_outbox_hold")).await?;
+    outbox
+        .execute(&format!(
+            "set role {owner}; insert into elder.event_outbox_hold (lane, kind, topic, why, reason, from_id) \
+             values (0, 'topic', 't', 'topic', 'gone', 1); delete from elder.event_outbox_hold"
+        ))
+        .await?;
+    outbox.execute(&format!("set role {monitor}; select xid, due from elder.event_outbox")).await?;
+    outbox.execute(&format!("drop owned by {owner}, {monitor}; drop role {owner}, {monitor}")).await.map(drop)
+}
+
+/// As psql does without ON_ERROR_STOP: each statement by itself, whatever became of the one before it. Returns the errors.
+async fn run_by_statement(database: &TestDatabase, script: &str) -> anyhow::Result<String> {
+    let mut connection = database.connect().await?;
+    let (mut errors, mut statement) = (String::new(), String::new());
+    for line in script.lines().filter(|line| !line.trim_start().starts_with("--")) {
+        statement.push_str(line);
+        statement.push('\n');
+        if line.trim_end().ends_with(';') && statement.matches("$outbox0$").count() % 2 == 0 {
+            let done = connection.execute(sqlx::raw_sql(AssertSqlSafe(std::mem::take(&mut statement)))).await;
+            errors.extend(done.err().map(|error| format!("{error}\n")));
+        }
+    }
+    Ok(errors)
+}
+
+/// A tool runs it statement by statement. It was interrupted once, and an index is left half built.
+async fn a_printed_upgrade_is_run_twice_and_skips_nothing(database: TestDatabase) -> anyhow::Result<()> {
+    first_version(&database).await?;
+    let outbox = Outbox::of(&database);
+    let print = |from: &str| {
+        let relay = Relay::bare().with("RELAY_SCHEMA", "elder").argument("--print");
+        relay.argument("--from").argument(from)
+    };
+    let whole = print("1").output("migrate").await?;
+    let later = print("8").output("migrate").await?;
+    ensure!(whole.code == Some(0) && later.code == Some(0), "{whole:?} {later:?}");
+    // A step whose predecessor is not recorded changes nothing, whatever the tool makes of its error.
+    let errors = run_by_statement(&database, &later.stdout).await?;
+    ensure!(errors.contains("step 9 is not the next one"), "{errors}");
+    ensure!(outbox.number("select max(version) from elder.event_outbox_migration").await? == 1);
+    let (to_seven, _) = whole.stdout.split_once("set lock_timeout = 0;").context("no step without a transaction")?;
+    ensure!(run_by_statement(&database, to_seven).await?.is_empty());
+    outbox.execute("create index event_outbox_late on elder.event_outbox (id)").await?;
+    let rest = print("7").output("migrate").await?;
+    let errors = run_by_statement(&database, &rest.stdout).await?;
+    ensure!(errors.is_empty(), "{errors}");
+    let output = migration(&database, "elder").output("migrate").await?;
+    ensure!(output.stdout.contains(&format!("at version {CURRENT_VERSION} already")), "{output:?}");
     Ok(())
 }
 

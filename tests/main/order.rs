@@ -17,6 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_both:
             a_row_that_another_session_has_locked_is_not_overtaken_by_its_entity,
+            rows_of_an_entity_that_is_locked_again_while_it_is_released_are_found,
             an_event_of_a_transaction_that_stays_open_is_published_before_its_successor,
             events_of_many_open_transactions_are_published_before_their_successors,
             a_row_that_is_not_due_waits_and_one_that_was_due_long_ago_keeps_its_place,
@@ -40,7 +41,8 @@ async fn one_transaction_does_not_take_the_locks_of_all_others(database: TestDat
     ensure!(code.as_deref() == Some("54000") && refused.to_string().contains("too many entities"), "{refused}");
     // One entity is one lock, however many events it has.
     outbox.execute(&many("'same'")).await?;
-    ensure!(outbox.number("select count(*) from event_outbox").await? == 20_000);
+    outbox.execute(&many("(n % 2)::text")).await?;
+    ensure!(outbox.number("select count(*) from event_outbox").await? == 40_000);
     Ok(())
 }
 
@@ -72,6 +74,47 @@ async fn a_row_that_another_session_has_locked_is_not_overtaken_by_its_entity(
     let numbers = outbox.published_numbers(&kafka).await?;
     ensure!(numbers["locked"] == [1, 2, 3, 4, 5, 6], "{numbers:?}");
     outbox.all_published().await?;
+    outbox.reconcile(&kafka, ONCE).await
+}
+
+/// The relay sees both at once, because it was stopped meanwhile: the first row is free, and the newest is locked.
+async fn rows_of_an_entity_that_is_locked_again_while_it_is_released_are_found(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::of(&database);
+    outbox.create_topic(&kafka).await?;
+    let relay = outbox.relay(&kafka).start_ready("again").await?;
+    for round in 1..=6 {
+        let entity = format!("round {round}");
+        let last = format!("select from event_outbox where entity_id = '{entity}' order by id desc limit 1 for update");
+        let (mut first, mut second) = (outbox.connect().await?, outbox.connect().await?);
+        relay.signal(Signal::SIGSTOP)?;
+        outbox.write(&entity, 1, 1).await?;
+        let mut early = first.begin().await?;
+        early.execute(sqlx::AssertSqlSafe(last.clone())).await?;
+        outbox.write(&entity, 2, 4).await?;
+        relay.signal(Signal::SIGCONT)?;
+        // It has stepped over them.
+        let held = format!("select coalesce(sum(events), 0) from event_outbox_hold where entity_id = '{entity}'");
+        eventually("the entity is held", SOON, || async {
+            match outbox.number(&held).await {
+                Ok(4..) => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+        relay.signal(Signal::SIGSTOP)?;
+        outbox.write(&entity, 6, 1).await?;
+        let mut late = second.begin().await?;
+        late.execute(sqlx::AssertSqlSafe(last)).await?;
+        early.rollback().await?;
+        relay.signal(Signal::SIGCONT)?;
+        outbox.write("beside", round, 1).await?;
+        outbox.until_settled_of("beside").await;
+        late.rollback().await?;
+        outbox.until_settled_of(&entity).await;
+    }
     outbox.reconcile(&kafka, ONCE).await
 }
 
