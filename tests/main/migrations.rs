@@ -269,7 +269,7 @@ async fn an_upgrade_by_another_user_leaves_the_owner_its_rights(database: TestDa
         ))
         .await?;
     outbox.execute(&format!("set role {monitor}; select xid, due from elder.event_outbox")).await?;
-    outbox.execute(&format!("drop owned by {owner}, {monitor}; drop role {owner}, {monitor}")).await.map(drop)
+    outbox.execute(&format!("drop owned by {owner}, {monitor} cascade; drop role {owner}, {monitor}")).await.map(drop)
 }
 
 /// As psql does without ON_ERROR_STOP: each statement by itself, whatever became of the one before it. Returns the errors.
