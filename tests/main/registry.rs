@@ -70,8 +70,8 @@ async fn the_row_of_a_killed_relay_is_removed_by_those_that_live(
     outbox
         .execute(
             "insert into event_outbox_relay (protocol, id, name, version, workers, started_at, seen_at) \
-             values (gen_random_uuid(), 'killed', '0', 2, now() - interval '2 hours', now() - interval '1 hour'), \
-             (gen_random_uuid(), 'set forward', '0', 2, now() - interval '2 hours', now() + interval '1 hour')",
+             values (2, gen_random_uuid(), 'killed', '0', 2, now() - interval '2 hours', now() - interval '1 hour'), \
+             (2, gen_random_uuid(), 'set forward', '0', 2, now() - interval '2 hours', now() + interval '1 hour')",
         )
         .await?;
     let relay = outbox.relay(&kafka).with("RELAY_HEARTBEAT_INTERVAL", "1s").start_ready("lives").await?;
