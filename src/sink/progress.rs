@@ -232,7 +232,8 @@ mod tests {
     fn a_batch_of_the_default_size_fits_though_it_is_all_of_one_lane() {
         let mut room = Room::new(METADATA_MAX_BYTES);
         let fitting = (1_i64 << 40..).step_by(16).take_while(|id| room.take(*id)).count();
-        assert!(fitting > 3000, "{fitting}");
+        // RELAY_BATCH_SIZE is 2000 by default.
+        assert!(fitting > 2000, "{fitting}");
     }
 
     #[test]
