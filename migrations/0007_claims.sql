@@ -97,7 +97,7 @@ begin
         execute pg_catalog.format('alter function %s() owner to %I', {stamp_text}, owner);
     end if;
 exception when insufficient_privilege then
-    raise notice 'the owner of % stays %: %', {hold_regclass}, current_user, sqlerrm;
+    raise warning 'the owner of % stays %: %', {hold_regclass}, current_user, sqlerrm;
     execute pg_catalog.format('grant select, insert, update, delete on %s to %I', {hold_regclass}, owner);
 end
 {quote};

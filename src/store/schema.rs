@@ -204,8 +204,8 @@ async fn create(
 async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOptions) -> Result<Migrated, SchemaError> {
     let key = migration_key(names);
     take_turn(conn, "select pg_try_advisory_lock($1)", key, options.turn_timeout).await?;
-    // A role's own timeout may be shorter than an index takes.
-    run(conn, "set statement_timeout = 0").await?;
+    // A role's own timeout may be shorter than an index takes. What need not be dropped is no news.
+    run(conn, "set statement_timeout = 0; set client_min_messages = warning").await?;
     let mut upgraded = async || {
         let found = version(conn, names).await?;
         refuse_newer(names, found)?;
@@ -223,7 +223,7 @@ async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOption
     let upgraded = upgraded().await;
     // Ends with the session at the latest.
     let _ = sqlx::query("select pg_advisory_unlock($1)").bind(key).persistent(false).execute(&mut *conn).await;
-    let _ = run(conn, "reset lock_timeout; reset statement_timeout").await;
+    let _ = run(conn, "reset lock_timeout; reset statement_timeout; reset client_min_messages").await;
     upgraded
 }
 
