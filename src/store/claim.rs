@@ -20,6 +20,8 @@ use crate::store::names::Names;
 use crate::store::session::Sequence;
 use crate::store::settle::Ctid;
 
+type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
 /// Rows that no claim has met or that wait behind a hold. `due` is set for scheduled rows, which are claimed apart.
 pub(crate) const ORDINARY: &str = "status = 'PENDING' and due is null";
 
@@ -40,19 +42,22 @@ const SUMMARY: usize = 16;
 pub(crate) struct ClaimSql {
     outbox: String,
     last_allocated: String,
-    claim: String,
-    claim_heads: String,
+    claim: Claiming,
     late: String,
-    by_id: String,
-    by_id_heads: String,
-    walk: String,
-    walk_heads: String,
-    due: String,
-    due_heads: String,
+    by_id: Claiming,
+    walk: Claiming,
+    due: Claiming,
     read: String,
     read_names: String,
     owners: String,
     locked: String,
+}
+
+/// A claim's text: with contents, and without them ([`Limits::heads_only`]).
+#[derive(Debug, Clone)]
+struct Claiming {
+    whole: String,
+    heads: String,
 }
 
 /// How much a claim takes.
@@ -124,13 +129,19 @@ pub(crate) struct Probed {
     pub(crate) highest: Option<i64>,
 }
 
+impl Claiming {
+    fn query(&self, limits: Limits) -> PgQuery<'_> {
+        sqlx::query(AssertSqlSafe(if limits.heads_only { self.heads.as_str() } else { self.whole.as_str() }))
+    }
+}
+
 impl ClaimSql {
     pub(crate) fn new(names: &Names, sequence: &Sequence) -> Self {
         let outbox = names.outbox();
         let last_allocated = last_allocated(&outbox, sequence);
         let both = |candidates: &str, late: &str| {
             let text = |heads| claim(&outbox, candidates, late, &last_allocated, heads);
-            (text(false), text(true))
+            Claiming { whole: text(false), heads: text(true) }
         };
         // $1 xmax and $2 running transactions of the progress's snapshot, $3 scanned_through, $4 and $5 lanes, $6 rows, $7 upto.
         // `xid < xmax of the claim's snapshot`: rows of a restored backup carry ids that are still to come. Two arms: `or` walks the
@@ -146,67 +157,54 @@ impl ClaimSql {
             )
         };
         let late = format!("select id from ({}) late order by id limit $6 + 1", arms("id", ""));
-        let columns = candidate_columns();
         // `lane + 0` and the orders: by the lane or the id alone the planner would walk the index of late rows.
         let lanes = format!("{ORDINARY} and lane + 0 between $4 and $5");
-        let (claim, claim_heads) = both(
+        let claim = both(
             &format!(
-                "(select {columns} from {outbox} where id = any (array(select id from late order by id limit $6)) and {lanes} \
+                "(select {CANDIDATE_COLUMNS} from {outbox} where id = any (array(select id from late order by id limit $6)) and {lanes} \
                   order by id limit $6) \
                  union all \
-                 (select {columns} from {outbox} where id > $3 and id <= $7 and {lanes} and (select count(*) from late) <= $6 \
+                 (select {CANDIDATE_COLUMNS} from {outbox} where id > $3 and id <= $7 and {lanes} and (select count(*) from late) <= $6 \
                   order by id limit greatest($6 - (select count(*) from late), 0))"
             ),
             &late,
         );
         // $1 ids, $4 and $5 lanes, $6 rows, $7 the sweep's snapshot: what became pending anew since the ids were read comes late.
-        let (by_id, by_id_heads) = both(
+        let by_id = both(
             &format!(
-                "select {columns} from {outbox} where id = any ($1::int8[]) and {lanes} \
+                "select {CANDIDATE_COLUMNS} from {outbox} where id = any ($1::int8[]) and {lanes} \
                  and pg_visible_in_snapshot(xid, (select $7::text::pg_snapshot)) order by id limit $6"
             ),
             NO_LATE,
         );
         // $1 from, $2 upto, $7 snapshot, $4 and $5 lanes, $6 rows. The snapshot is parsed once, not for each row.
-        let (walk, walk_heads) = both(
+        let walk = both(
             &format!(
-                "select {columns} from {outbox} where id >= $1 and id <= $2 and {lanes} \
+                "select {CANDIDATE_COLUMNS} from {outbox} where id >= $1 and id <= $2 and {lanes} \
                  and pg_visible_in_snapshot(xid, (select $7::text::pg_snapshot)) order by id limit $6"
             ),
             NO_LATE,
         );
         // $4 and $5 lanes, $6 rows. Rows without an order of ids: those that are due first come first.
-        let (due, due_heads) = both(
+        let due = both(
             &format!(
-                "select {columns} from {outbox} where status = 'PENDING' and due <= now() and lane between $4 and $5 \
+                "select {CANDIDATE_COLUMNS} from {outbox} where status = 'PENDING' and due <= now() and lane between $4 and $5 \
                  order by due, id limit $6"
             ),
             NO_LATE,
         );
         Self {
             claim,
-            claim_heads,
             by_id,
-            by_id_heads,
             walk,
-            walk_heads,
             due,
-            due_heads,
             // $7 swept_through, $8 the sweep's snapshot.
             late: format!(
                 "select id from ({}) late order by id limit $6",
                 arms("id", "and id > $7 and pg_visible_in_snapshot(xid, (select $8::text::pg_snapshot))")
             ),
-            read: format!(
-                "{} from (select ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane, \
-                    payload::text as text, headers::text as header_text, payload_bytes as bytes from {outbox} where ctid = $1 offset 0) o",
-                contents("$2")
-            ),
-            read_names: format!(
-                "{} from (select ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane, \
-                    null::text as text, null::text as header_text, null::bytea as bytes from {outbox} where ctid = $1 offset 0) o",
-                contents("$2")
-            ),
+            read: read(&outbox, TEXTS),
+            read_names: read(&outbox, NO_TEXTS),
             owners: format!(
                 "select id, lane, case when octet_length(entity_id) <= {NAME_MAX_BYTES} then entity_id end from {outbox} \
                  where id = any ($1) and {ORDINARY} and lane + 0 between $2 and $3 order by id"
@@ -222,7 +220,7 @@ impl ClaimSql {
     /// The claim's text, for EXPLAIN: `$1` xmax, `$2` running, `$3` scanned_through, `$4` and `$5` lanes, `$6` rows, `$7` upto, `$8`
     /// stored bytes, `$9` bytes of a row.
     pub(crate) fn claim_text(&self) -> &str {
-        &self.claim
+        &self.claim.whole
     }
 
     /// Looks for work without locks and without writes: an idle relay takes no transaction id and writes no WAL.
@@ -303,18 +301,13 @@ impl ClaimSql {
         upto: i64,
         limits: Limits,
     ) -> Result<Claimed, sqlx::Error> {
-        let sql = if limits.heads_only { &self.claim_heads } else { &self.claim };
-        let query = sqlx::query(AssertSqlSafe(sql.as_str()))
+        let query = self
+            .claim
+            .query(limits)
             .bind(progress.snapshot.xmax.to_string())
             .bind(progress.snapshot.running.iter().map(u64::to_string).collect::<Vec<_>>())
-            .bind(progress.scanned_through)
-            .bind(lanes.first)
-            .bind(lanes.last)
-            .bind(limits.rows as i64)
-            .bind(upto)
-            .bind(limits.stored_bytes)
-            .bind(limits.row_bytes);
-        collect(query.persistent(limits.persistent).fetch(conn), limits.kept_bytes).await
+            .bind(progress.scanned_through);
+        take(bounded(query, lanes, limits).bind(upto), conn, limits).await
     }
 
     /// The first `most` ids that a sweep has still to take, ascending.
@@ -350,18 +343,8 @@ impl ClaimSql {
         lanes: LaneRange,
         limits: Limits,
     ) -> Result<Claimed, sqlx::Error> {
-        let sql = if limits.heads_only { &self.by_id_heads } else { &self.by_id };
-        let query = sqlx::query(AssertSqlSafe(sql.as_str()))
-            .bind(ids)
-            .bind(0_i64)
-            .bind(0_i64)
-            .bind(lanes.first)
-            .bind(lanes.last)
-            .bind(limits.rows as i64)
-            .bind(seen_by.to_string())
-            .bind(limits.stored_bytes)
-            .bind(limits.row_bytes);
-        collect(query.persistent(limits.persistent).fetch(conn), limits.kept_bytes).await
+        let query = self.by_id.query(limits).bind(ids).bind(0_i64).bind(0_i64);
+        take(bounded(query, lanes, limits).bind(seen_by.to_string()), conn, limits).await
     }
 
     /// Takes rows in `from..=upto` that the progress counts as settled or held.
@@ -374,18 +357,8 @@ impl ClaimSql {
         lanes: LaneRange,
         limits: Limits,
     ) -> Result<Claimed, sqlx::Error> {
-        let sql = if limits.heads_only { &self.walk_heads } else { &self.walk };
-        let query = sqlx::query(AssertSqlSafe(sql.as_str()))
-            .bind(from)
-            .bind(upto)
-            .bind(0_i64)
-            .bind(lanes.first)
-            .bind(lanes.last)
-            .bind(limits.rows as i64)
-            .bind(seen_by.to_string())
-            .bind(limits.stored_bytes)
-            .bind(limits.row_bytes);
-        collect(query.persistent(limits.persistent).fetch(conn), limits.kept_bytes).await
+        let query = self.walk.query(limits).bind(from).bind(upto).bind(0_i64);
+        take(bounded(query, lanes, limits).bind(seen_by.to_string()), conn, limits).await
     }
 
     /// Takes scheduled rows that are due.
@@ -395,18 +368,8 @@ impl ClaimSql {
         lanes: LaneRange,
         limits: Limits,
     ) -> Result<Claimed, sqlx::Error> {
-        let sql = if limits.heads_only { &self.due_heads } else { &self.due };
-        let query = sqlx::query(AssertSqlSafe(sql.as_str()))
-            .bind(0_i64)
-            .bind(0_i64)
-            .bind(0_i64)
-            .bind(lanes.first)
-            .bind(lanes.last)
-            .bind(limits.rows as i64)
-            .bind(0_i64)
-            .bind(limits.stored_bytes)
-            .bind(limits.row_bytes);
-        collect(query.persistent(limits.persistent).fetch(conn), limits.kept_bytes).await
+        let query = self.due.query(limits).bind(0_i64).bind(0_i64).bind(0_i64);
+        take(bounded(query, lanes, limits).bind(0_i64), conn, limits).await
     }
 
     /// Reads the contents of a row that is locked. In a savepoint: an error that is the row's own leaves the transaction usable.
@@ -489,23 +452,23 @@ fn last_allocated(outbox: &str, sequence: &Sequence) -> String {
 const NO_LATE: &str = "select null::int8 as id where false";
 
 /// What is known of a row before it is locked: `size` is what it takes in the table, without decompressing anything.
-fn candidate_columns() -> String {
-    "id, ctid as place, coalesce(pg_column_size(payload), 0) + coalesce(pg_column_size(payload_bytes), 0) + pg_column_size(headers) + 100 \
-     as size"
-        .to_owned()
-}
+const CANDIDATE_COLUMNS: &str = "id, ctid as place, \
+    coalesce(pg_column_size(payload), 0) + coalesce(pg_column_size(payload_bytes), 0) + pg_column_size(headers) + 100 as size";
+
+/// What a row is read from, besides the texts.
+const ROW_COLUMNS: &str =
+    "ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
+
+/// The contents as text, which converts and decompresses them.
+const TEXTS: &str = "payload::text as text, headers::text as header_text, payload_bytes as bytes";
+const NO_TEXTS: &str = "null::text as text, null::text as header_text, null::bytea as bytes";
 
 /// A claim: `candidates` are rows (id, place, size); those within the bytes are locked, read and returned in any order; one more row has
 /// the summary. All by one snapshot. `$8` stored bytes, `$9` bytes of a row.
 fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads: bool) -> String {
-    let texts = match heads {
-        true => "null::text as text, null::text as header_text, null::bytea as bytes",
-        false => "payload::text as text, headers::text as header_text, payload_bytes as bytes",
-    };
+    let texts = if heads { NO_TEXTS } else { TEXTS };
     // Conditions on the locked row are looked at again should it have changed since the snapshot.
     // An older minor version of Postgres returns another version of it than the one that was chosen: at another place.
-    let columns =
-        "ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
     format!(
         "with late as materialized ({late}), \
          candidates as materialized ({candidates}), \
@@ -514,7 +477,7 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
              select id, place, size, sum(size) over (order by id rows unbounded preceding) - size as before from candidates) sized \
            where before < $8) \
          {contents} from (\
-           select {columns}, {texts}, octet_length(payload_bytes) as bytes_len from {outbox} \
+           select {ROW_COLUMNS}, {texts}, octet_length(payload_bytes) as bytes_len from {outbox} \
             where ctid = any (array(select place from chosen)) and status = 'PENDING' and lane + 0 between $4 and $5 for update skip locked) o \
          union all \
          select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::timestamptz, null::int2, \
@@ -522,27 +485,30 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
            pg_current_snapshot()::text, pg_current_xact_id_if_assigned()::text, \
            array(select id from late order by id), array(select id from chosen order by id), \
            (select count(*) from candidates), (select coalesce(sum(size), 0) from chosen)::int8, ({last_allocated})::int8",
-        contents = claim_contents(heads),
+        contents = contents(
+            // Of a row that is read by itself not even the names: one of them may not be text in the client's encoding.
+            !heads,
+            "$9",
+            "place in (select place from chosen), null::text, null::text, null::int8[], null::int8[], null::int8, null::int8, null::int8"
+        ),
     )
 }
 
-/// The columns of a [`ClaimedRow`] and room for the summary. Names that are too long are left out, and so is a payload that no record
-/// can carry: its length is there.
-fn claim_contents(heads: bool) -> String {
-    // Of a row that is read by itself not even the names: one of them may not be text in the client's encoding.
-    let name = |column: &str| match heads {
-        true => "null::text".to_owned(),
-        false => format!("case when octet_length({column}) <= {NAME_MAX_BYTES} then {column} end"),
+/// Selects the columns of a [`ClaimedRow`] from [`ROW_COLUMNS`], texts and `bytes_len`; `tail` is whether it was chosen, and what follows.
+/// Names that are too long are left out, and so is a payload that no record can carry: its length is there.
+fn contents(has_names: bool, row_bytes: &str, tail: &str) -> String {
+    let name = |column: &str| match has_names {
+        true => format!("case when octet_length({column}) <= {NAME_MAX_BYTES} then {column} end"),
+        false => "null::text".to_owned(),
     };
     format!(
         "select place, id, event_id, {}, {}, {}, event_version, {}, created_at, lane, \
-           case when octet_length(text) <= $9 then text end, case when bytes_len <= $9 then bytes end, \
+           case when octet_length(text) <= {row_bytes} then text end, case when bytes_len <= {row_bytes} then bytes end, \
            case when octet_length(header_text) <= {HEADERS_MAX_BYTES} then header_text end, \
            greatest(octet_length(text), bytes_len)::int8, \
            octet_length(entity_type) > {NAME_MAX_BYTES} or coalesce(octet_length(entity_id), 0) > {NAME_MAX_BYTES} \
              or octet_length(event_type) > {NAME_MAX_BYTES} or coalesce(octet_length(topic), 0) > {NAME_MAX_BYTES}, \
-           place in (select place from chosen), \
-           null::text, null::text, null::int8[], null::int8[], null::int8, null::int8, null::int8",
+           {tail}",
         name("entity_type"),
         name("entity_id"),
         name("event_type"),
@@ -550,23 +516,23 @@ fn claim_contents(heads: bool) -> String {
     )
 }
 
-/// The same of one row, without a summary.
-fn contents(row_bytes: &str) -> String {
-    let name = |column: &str| format!("case when octet_length({column}) <= {NAME_MAX_BYTES} then {column} end");
+/// Reads the row at `$1`; `$2` bytes of a row.
+fn read(outbox: &str, texts: &str) -> String {
     format!(
-        "select place, id, event_id, {}, {}, {}, event_version, {}, created_at, lane, \
-           case when octet_length(text) <= {row_bytes} then text end, \
-           case when octet_length(bytes) <= {row_bytes} then bytes end, \
-           case when octet_length(header_text) <= {HEADERS_MAX_BYTES} then header_text end, \
-           greatest(octet_length(text), octet_length(bytes))::int8, \
-           octet_length(entity_type) > {NAME_MAX_BYTES} or coalesce(octet_length(entity_id), 0) > {NAME_MAX_BYTES} \
-             or octet_length(event_type) > {NAME_MAX_BYTES} or coalesce(octet_length(topic), 0) > {NAME_MAX_BYTES}, \
-           true",
-        name("entity_type"),
-        name("entity_id"),
-        name("event_type"),
-        name("topic"),
+        "{} from (select {ROW_COLUMNS}, {texts}, octet_length(payload_bytes) as bytes_len from {outbox} where ctid = $1 offset 0) o",
+        contents(true, "$2", "true")
     )
+}
+
+/// Binds the lanes and the rows, which have the same places in each claim.
+fn bounded<'q>(query: PgQuery<'q>, lanes: LaneRange, limits: Limits) -> PgQuery<'q> {
+    query.bind(lanes.first).bind(lanes.last).bind(limits.rows as i64)
+}
+
+/// Binds the bytes, which come last in each claim, and takes the rows.
+async fn take(query: PgQuery<'_>, conn: &mut PgConnection, limits: Limits) -> Result<Claimed, sqlx::Error> {
+    let query = query.bind(limits.stored_bytes).bind(limits.row_bytes).persistent(limits.persistent);
+    collect(query.fetch(conn), limits.kept_bytes).await
 }
 
 /// Rows arrive in the order of their places.
