@@ -24,6 +24,7 @@ alter table {relay} add column pid integer, add column protocol integer not null
 -- Whoever could work as a relay or an operator before can do so now, without running `migrate --roles` again.
 do {quote}
 declare
+    seen pg_catalog.regclass;
     grantee text;
     is_relay boolean;
 begin
@@ -53,19 +54,14 @@ begin
         execute pg_catalog.format('grant select on %s to %s', {hold_regclass}, grantee);
     end loop;
     -- Column by column, as the roles of monitors and operators have it.
-    for grantee in
-        select case acl.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(acl.grantee)) end
-          from pg_catalog.pg_attribute seen, pg_catalog.aclexplode(seen.attacl) acl
-         where seen.attrelid = {outbox_regclass}::pg_catalog.regclass and seen.attname = 'status' and acl.privilege_type = 'SELECT'
+    for seen, grantee in
+        select status.attrelid::pg_catalog.regclass,
+               case acl.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(acl.grantee)) end
+          from pg_catalog.pg_attribute status, pg_catalog.aclexplode(status.attacl) acl
+         where status.attrelid in ({outbox_regclass}::pg_catalog.regclass, {archive_regclass}::pg_catalog.regclass)
+           and status.attname = 'status' and acl.privilege_type = 'SELECT'
     loop
-        execute pg_catalog.format('grant select (xid, due) on %s to %s', {outbox_regclass}, grantee);
-    end loop;
-    for grantee in
-        select case acl.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(acl.grantee)) end
-          from pg_catalog.pg_attribute seen, pg_catalog.aclexplode(seen.attacl) acl
-         where seen.attrelid = {archive_regclass}::pg_catalog.regclass and seen.attname = 'status' and acl.privilege_type = 'SELECT'
-    loop
-        execute pg_catalog.format('grant select (xid, due) on %s to %s', {archive_regclass}, grantee);
+        execute pg_catalog.format('grant select (xid, due) on %s to %s', seen, grantee);
     end loop;
 end
 {quote};
