@@ -86,7 +86,7 @@ create table {hold} (
 -- A publication for all tables would refuse every change of a table without a key.
 alter table {hold} replica identity full;
 
--- Who owns the outbox owns this, whoever migrates.
+-- Gives the table of holds and the function to the owner of the outbox: another user may run the migration.
 do {quote}
 declare
     owner text := (select pg_catalog.pg_get_userbyid(relowner) from pg_catalog.pg_class where oid = {outbox_regclass}::pg_catalog.regclass);

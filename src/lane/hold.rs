@@ -54,7 +54,7 @@ impl HoldCause {
     }
 }
 
-/// Where a hold's record is, and its key: VACUUM FULL puts another record at the same place.
+/// Locates a hold's record: its place, and its key, because VACUUM FULL may put another record at that place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HoldPlace {
     pub(crate) ctid: [u8; 6],
