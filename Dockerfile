@@ -2,7 +2,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked --no-default-features --features relay
+RUN cargo build --release --locked --no-default-features --bin outbox-relay
 
 FROM debian:bookworm-slim
 # The certificates of public authorities, for TLS to Postgres and Kafka.

@@ -6,15 +6,12 @@ use std::hint::black_box;
 
 use chrono::DateTime;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use outbox_relay::envelope::Envelope;
-use outbox_relay::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
-use outbox_relay::ledger::{Committed, EntityKey, Fingerprint, Ledger, RowStatus, Rules, TopicRecord};
-use outbox_relay::route::TopicTemplate;
+use event_outbox::envelope::Envelope;
+use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use event_outbox::ledger::{Committed, EntityKey, Fingerprint, Ledger, RowStatus, Rules, TopicRecord};
+use event_outbox::route::TopicTemplate;
+use lab::payload;
 use uuid::Uuid;
-
-#[expect(unused_imports, reason = "its tests are the bench's")]
-#[path = "../src/bench/payload.rs"]
-mod payload;
 
 /// As Postgres prints a `jsonb` of four usual headers.
 const HEADERS: &str = r#"{"source": "/shop", "causation-id": "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b", "correlation-id": "7f2c-17", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;

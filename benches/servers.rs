@@ -3,20 +3,16 @@
 //!
 //! `--run PROGRAM ARGUMENTS` runs that instead, with the servers in its environment: benches/compare does.
 
-#[expect(dead_code, unused_imports, reason = "written for the tests, which use all of it")]
-#[path = "../tests/support/kafka.rs"]
-mod kafka;
-
 use std::ffi::OsString;
 use std::process::{Command, ExitCode};
 
-use outbox_relay::demo::{PostgresOptions, PrivatePostgres};
+use lab::demo::{PostgresOptions, PrivatePostgres};
 
 fn main() -> anyhow::Result<ExitCode> {
     // `cargo bench` says what it is.
     let arguments: Vec<OsString> = std::env::args_os().skip(1).filter(|argument| argument != "--bench").collect();
     eprintln!("starting Kafka and Postgres");
-    let kafka = kafka::RealKafka::start(&[])?;
+    let kafka = lab::kafka::RealKafka::start(&[])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let postgres = runtime.block_on(PrivatePostgres::start(postgres_options()))?;
     let status = command(&arguments)

@@ -29,7 +29,6 @@ mod latency;
 mod limits;
 mod machine;
 mod pacer;
-mod payload;
 mod percentiles;
 mod process;
 mod progress;
@@ -41,6 +40,7 @@ mod table;
 mod variants;
 mod watermarks;
 
+use lab::payload;
 use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};

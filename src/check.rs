@@ -33,9 +33,10 @@ pub(crate) use finding::{Finding, Severity};
 
 use crate::config::{KafkaSettings, Settings};
 use crate::fault;
-use crate::observe::code::Code;
 use crate::relay::describe_error;
-use crate::store::{Names, session};
+use crate::store::session;
+use event_outbox::Names;
+use event_outbox::code::Code;
 use kafka::Cluster;
 use routes::Seen;
 

@@ -1,5 +1,6 @@
 //! The commands: parsing, one file per command, exit codes.
 
+#[cfg(feature = "bench")]
 mod bench;
 mod check;
 mod confirm;
@@ -85,6 +86,7 @@ enum Command {
     Replay(replay::Replay),
     /// Remove what was published, or applied, long ago; relays do it by themselves when RELAY_RETENTION says so
     Prune(prune::Prune),
+    #[cfg(feature = "bench")]
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
     /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
@@ -94,10 +96,10 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
     #[cfg(feature = "demo")]
-    #[command(name = crate::demo::MOCK_BROKER, hide = true)]
+    #[command(name = lab::demo::MOCK_BROKER, hide = true)]
     DemoBroker(demo::DemoBroker),
     #[cfg(feature = "demo")]
-    #[command(name = crate::demo::SERVICE, hide = true)]
+    #[command(name = lab::demo::SERVICE, hide = true)]
     DemoService(demo::DemoService),
 }
 
@@ -150,6 +152,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             let sources = Sources::from_process(file.clone(), overrides.clone());
             prune.run(&settings(file, overrides, Needs::DatabaseOnly)?, sources)
         }
+        #[cfg(feature = "bench")]
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),
         #[cfg(feature = "demo")]
         Command::Demo(_) if file.is_some() || !overrides.is_empty() => {

@@ -19,8 +19,8 @@ pub(crate) use rows::{Row, Wanted};
 use crate::check::routes;
 use crate::config::Settings;
 use crate::sink::reader::Reader;
-use crate::store::Names;
 use crate::store::activity::span;
+use event_outbox::Names;
 use why::Around;
 
 /// Events of an entity that are explained, the latest of them.

@@ -14,7 +14,7 @@ mod postgres;
 pub(crate) use kafka::of_kafka;
 pub(crate) use postgres::of_database;
 
-use crate::observe::code::Code;
+use event_outbox::code::Code;
 
 /// What an error means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

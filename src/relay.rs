@@ -43,13 +43,14 @@ use tokio::task::JoinSet;
 pub use options::RelayOptions;
 pub(crate) use outage::describe as describe_error;
 
-use crate::observe::code::Code;
 use crate::observe::health::Readiness;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::delivery::DeliverySql;
-use crate::store::schema::{self, SchemaError};
+use crate::store::session;
 use crate::store::session::Sequence;
-use crate::store::{Names, session};
+use event_outbox::Names;
+use event_outbox::code::Code;
+use event_outbox::schema::{self, SchemaError};
 use outage::{Outages, Party, Side};
 use shared::Shared;
 use stages::Stage;

@@ -12,11 +12,11 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::check::routes;
-use crate::envelope::Envelope;
-use crate::route::TopicTemplate;
 use crate::sink::resend::{BATCH, BATCH_BYTES, Outgoing, Record, Resend, Unacknowledged};
 use crate::store::replay::{Found, Stored, Walk};
 use crate::verify::Rate;
+use event_outbox::envelope::Envelope;
+use event_outbox::route::TopicTemplate;
 
 /// The header that tells a replayed record from the one the relay has sent.
 pub(crate) const HEADER: &str = "replay-id";

@@ -20,13 +20,14 @@ pub(crate) use progress::LaneProgress;
 
 use crate::check::routes;
 use crate::lane::{LaneRange, at_work};
-use crate::route::TopicTemplate;
 use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
 use crate::store::fleet::{self, LaneDelivery, LaneHeld, RelaySeen};
 use crate::store::reading::read;
 use crate::store::stats::{self, COUNT_LIMIT};
-use crate::store::{Names, schema};
+use event_outbox::Names;
+use event_outbox::route::TopicTemplate;
+use event_outbox::schema;
 
 /// Everything on the screen.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -17,8 +17,8 @@ use uuid::Uuid;
 
 use crate::check::routes;
 use crate::config::KafkaSettings;
-use crate::route::TopicTemplate;
-use crate::store::Names;
+use event_outbox::Names;
+use event_outbox::route::TopicTemplate;
 use table::{Row, Table};
 use topic::{Follower, Sighting};
 

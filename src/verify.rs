@@ -54,9 +54,10 @@ use sqlx::PgConnection;
 use tokio::task::block_in_place;
 
 use crate::config::{DatabaseSettings, KafkaSettings};
-use crate::ledger::{Example, Finding, Report, Rules};
-use crate::route::TopicTemplate;
-use crate::store::{Names, session};
+use crate::store::session;
+use event_outbox::Names;
+use event_outbox::ledger::{Example, Finding, Report, Rules};
+use event_outbox::route::TopicTemplate;
 use fact::Fact;
 use judge::{Horizon, Judge, Scope, TopicScope};
 use sorter::Sorter;

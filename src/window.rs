@@ -16,9 +16,9 @@ use sqlx::PgConnection;
 
 use crate::check::routes;
 use crate::config::KafkaSettings;
-use crate::route::TopicTemplate;
 use crate::sink::reader::{ANSWER_WITHIN, Reader};
-use crate::store::Names;
+use event_outbox::Names;
+use event_outbox::route::TopicTemplate;
 
 /// For how long a topic keeps what is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

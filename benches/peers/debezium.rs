@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use outbox_relay::demo::{ServerCommand, Signal, Tether, TetheredDirectory, free_port};
+use lab::demo::{ServerCommand, Signal, Tether, TetheredDirectory, free_port};
 
 use crate::drain::drain;
 use crate::latency::latency;

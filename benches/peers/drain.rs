@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use outbox_relay::demo::Tether;
+use lab::demo::Tether;
 use serde::Serialize;
 
 use crate::Servers;

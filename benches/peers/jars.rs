@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
-use outbox_relay::demo::cache_directory;
+use lab::demo::cache_directory;
 
 const POM: &str = include_str!("pom.xml");
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use outbox_relay::demo::Tether;
+use lab::demo::Tether;
 use rdkafka::Message;
 use rdkafka::consumer::BaseConsumer;
 use serde::Serialize;

@@ -15,15 +15,9 @@
 mod debezium;
 mod drain;
 mod jars;
-#[expect(dead_code, unused_imports, reason = "written for the tests, which use all of it")]
-#[path = "../../tests/support/kafka.rs"]
-mod kafka;
 mod latency;
 mod naive;
 mod outbox;
-#[expect(unused_imports, reason = "its tests are the bench's")]
-#[path = "../../src/bench/payload.rs"]
-mod payload;
 mod process;
 mod relay;
 mod report;
@@ -33,9 +27,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Parser;
-use outbox_relay::demo::{PostgresOptions, PrivatePostgres};
+use lab::demo::{PostgresOptions, PrivatePostgres};
 
-use kafka::RealKafka;
+use lab::kafka::RealKafka;
 use report::Report;
 
 /// Debezium, the naive loop and this relay on the same rows

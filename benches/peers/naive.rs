@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use outbox_relay::demo::{ServerCommand, Tether, TetheredDirectory};
+use lab::demo::{ServerCommand, Tether, TetheredDirectory};
 use rdkafka::ClientConfig;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{FutureProducer, FutureRecord};

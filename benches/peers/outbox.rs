@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 
-use crate::payload;
 use crate::{Servers, Sizes};
+use lab::payload;
 
 /// Rows of one insert.
 const CHUNK: u32 = 5_000;

@@ -1,6 +1,6 @@
 //! This relay, with its defaults.
 
-use outbox_relay::demo::{ServerCommand, Tether, TetheredDirectory};
+use lab::demo::{ServerCommand, Tether, TetheredDirectory};
 
 use crate::drain::drain;
 use crate::latency;

@@ -15,9 +15,10 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::failure::BenchError;
 use crate::config::{KafkaSettings, Settings};
-use crate::store::names::literal;
-use crate::store::schema::{self, MigrateOptions};
-use crate::store::{Names, session};
+use crate::store::session;
+use event_outbox::Names;
+use event_outbox::names::literal;
+use event_outbox::schema::{self, MigrateOptions};
 
 /// For an answer of a broker that is up.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);

@@ -10,7 +10,7 @@ use super::arena::{Arena, Arenas};
 use super::failure::BenchError;
 use super::process;
 use super::relay_process::RelayProcess;
-use crate::store::names::literal;
+use event_outbox::names::literal;
 
 /// Costs of one measurement, each per event of it. What could not be measured is null, with the reason in `not_measured`.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -13,7 +13,8 @@ use super::fill::{As, Filler, Keys};
 use super::relay_process::RelayProcess;
 use super::watermarks::Watermarks;
 use crate::config::Delivery;
-use crate::store::{Names, retention};
+use crate::store::retention;
+use event_outbox::Names;
 
 /// How often the topic is asked while it fills: each time costs the broker four small requests.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);

@@ -16,7 +16,7 @@ use super::failure::BenchError;
 use super::pacer::{Pacer, Schedule};
 use super::relay_process::RelayProcess;
 use super::steady::{BETWEEN_LOOKS, Steady};
-use crate::store::names::literal;
+use event_outbox::names::literal;
 
 /// How often a relay is killed.
 const KILLS: usize = 5;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::ConfigError;
-use crate::store::schema::SchemaError;
 use crate::store::settle::SettleError;
+use event_outbox::schema::SchemaError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {

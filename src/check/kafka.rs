@@ -9,9 +9,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::finding::Finding;
 use crate::config::KafkaSettings;
 use crate::fault;
-use crate::observe::code::Code;
 use crate::sink::client;
 use crate::sink::reader::{ANSWER_WITHIN, Partition, Reader};
+use event_outbox::code::Code;
 
 /// The clients of a check.
 pub(super) struct Cluster {

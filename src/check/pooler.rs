@@ -6,8 +6,8 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 
 use super::finding::Finding;
 use crate::config::DatabaseSettings;
-use crate::observe::code::Code;
 use crate::store::session;
+use event_outbox::code::Code;
 
 /// A server's process that is older than the connection to it by more than this was not started for it.
 const REUSED_S: f64 = 1.0;

@@ -3,10 +3,10 @@
 use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
-use crate::observe::code::Code;
-use crate::store::Names;
-use crate::store::names::{literal, quote};
 use crate::store::reading::read;
+use event_outbox::Names;
+use event_outbox::code::Code;
+use event_outbox::names::{literal, quote};
 
 /// The columns of the outbox that a relay writes.
 const MARKED: [&str; 5] = ["status", "published_at", "attempts", "last_error", "due"];

@@ -7,14 +7,14 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::finding::Finding;
-use crate::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
-use crate::observe::code::Code;
-use crate::route::TopicTemplate;
-use crate::store::Names;
+use event_outbox::Names;
+use event_outbox::code::Code;
+use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use event_outbox::route::TopicTemplate;
 
-use crate::store::names::literal;
 use crate::store::pending::pending;
 use crate::store::reading::read;
+use event_outbox::names::literal;
 
 /// How many of the youngest events, and of the first pending ones, are looked at for their route.
 const EVENTS_ROUTED: u32 = 2_000;
@@ -98,7 +98,7 @@ pub(crate) fn resolve(
     entity_type: &str,
     event_type: &str,
     topic: Option<&str>,
-) -> Result<String, crate::route::BadTopic> {
+) -> Result<String, event_outbox::route::BadTopic> {
     let event = StoredEvent {
         id: OutboxId(0),
         event_id: EventId(Uuid::nil()),

@@ -3,13 +3,13 @@
 use sqlx::{Connection, PgConnection, Row};
 
 use super::finding::Finding;
-use crate::observe::code::Code;
-use crate::store::Names;
+use event_outbox::Names;
+use event_outbox::code::Code;
 
-use crate::store::names::literal;
 use crate::store::plan::{self, Statement};
 use crate::store::reading::read;
-use crate::store::schema::{self, SchemaError};
+use event_outbox::names::literal;
+use event_outbox::schema::{self, SchemaError};
 
 /// What keeps the schema from being used, and the number of lanes where nothing does.
 pub(super) async fn usable(conn: &mut PgConnection, names: &Names) -> Result<Result<u16, Finding>, sqlx::Error> {

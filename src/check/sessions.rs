@@ -6,9 +6,9 @@ use sqlx::{Connection, PgConnection, Row};
 
 use super::finding::Finding;
 use super::rights::first;
-use crate::observe::code::Code;
 use crate::store::activity::{self, span};
 use crate::store::reading::read;
+use event_outbox::code::Code;
 
 /// Clocks that differ by more make latencies and log lines of relay and server hard to compare.
 const CLOCK_TOLERANCE_S: f64 = 2.0;
@@ -98,7 +98,7 @@ pub(super) async fn prepared_transactions(
             "{count} prepared transaction(s) hold back vacuum and keep their locks; the oldest, of {owner}, for {}.",
             span(age)
         ),
-        format!("rollback prepared {}; -- or commit prepared, ask its owner", crate::store::names::literal(&gid)),
+        format!("rollback prepared {}; -- or commit prepared, ask its owner", event_outbox::names::literal(&gid)),
     )))
 }
 
@@ -120,7 +120,7 @@ pub(super) async fn replication_slots(conn: &mut PgConnection) -> Result<Vec<Fin
                     "The replication slot {slot:?} {reader}: it keeps {} MiB of WAL and {xids} transactions' dead rows until the disk is full.",
                     wal / (1 << 20)
                 ),
-                format!("select pg_drop_replication_slot({}); -- if its reader is gone for good", crate::store::names::literal(&slot)),
+                format!("select pg_drop_replication_slot({}); -- if its reader is gone for good", event_outbox::names::literal(&slot)),
             ))
         })
         .collect()

@@ -4,11 +4,11 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use super::rights::first;
-use crate::envelope::Envelope;
-use crate::observe::code::Code;
-use crate::store::Names;
-use crate::store::names::literal;
 use crate::store::reading::read;
+use event_outbox::Names;
+use event_outbox::code::Code;
+use event_outbox::envelope::Envelope;
+use event_outbox::names::literal;
 
 /// A drain at full speed leaves more than these behind between two vacuums; nobody vacuums for ten minutes only where vacuum is off
 /// or held back.

@@ -12,10 +12,10 @@ use super::kafka::{Cluster, blocking, value};
 use super::routes::Seen;
 use crate::config::KafkaSettings;
 use crate::fault;
-use crate::observe::code::Code;
 use crate::sink::murmur2;
 use crate::sink::reader::{Part, Partition, Reader};
 use crate::window::Kept;
+use event_outbox::code::Code;
 
 /// librdkafka's default of `message.max.bytes`.
 const CLIENT_LIMIT: i64 = 1_000_000;

@@ -7,12 +7,12 @@ use super::finding::Finding;
 use super::kafka::{Cluster, value};
 use super::rights;
 use crate::config::{Delivery, Settings};
-use crate::observe::code::Code;
 use crate::sink::client::ClientSettings;
 use crate::sink::progress::METADATA_MAX_BYTES;
 use crate::sink::transactions::{ProgressGroup, TransactionError};
-use crate::store::Names;
 use crate::store::delivery::DeliverySql;
+use event_outbox::Names;
+use event_outbox::code::Code;
 
 /// The columns of the table of deliveries that a relay writes.
 const OWNED: [&str; 3] = ["epoch", "transactional_id", "opened"];

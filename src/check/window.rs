@@ -4,12 +4,12 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use super::topics::Topic;
-use crate::observe::code::Code;
-use crate::store::Names;
 use crate::store::activity::span;
-use crate::store::names::literal;
 use crate::store::reading::read;
 use crate::window::{self, Breach, Kept};
+use event_outbox::Names;
+use event_outbox::code::Code;
+use event_outbox::names::literal;
 
 /// How many rows are looked at for the oldest: the table has no index by time, and its first pages hold the first rows.
 const ROWS_LOOKED_AT: u32 = 100_000;

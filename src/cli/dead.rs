@@ -10,8 +10,8 @@ use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::Settings;
-use crate::route::TopicTemplate;
 use crate::store::dead::{self, Cause, Event, Filter, Id, Verdict};
+use event_outbox::route::TopicTemplate;
 
 /// Events that need a decision: DEAD ones, and, where RELAY_ON_POISON is hold_entity, those that hold their entity.
 #[derive(Debug, Subcommand)]

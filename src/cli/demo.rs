@@ -8,14 +8,17 @@ use clap::{Args, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use lab::demo::{
+    self, Balance, DemoError, DemoOptions, OrderBalance, OrderFlowError, OrderFlowOptions, OwnServers, PostgresError,
+    ServersError, Service, ServicePlace, Wanted, names_own_servers,
+};
+use rdkafka::ClientConfig;
+
 use super::exit::Failure;
 use super::{migrate, runtime};
-use crate::config::Settings;
-use crate::demo::{
-    self, Balance, DemoError, DemoOptions, OrderBalance, OrderFlowError, OrderFlowOptions, PostgresError, ServersError,
-    Service, Wanted,
-};
+use crate::config::{KafkaSettings, Needs, Settings, Sources};
 use crate::fault;
+use event_outbox::Names;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -64,10 +67,7 @@ impl OrderFlow {
 impl Demo {
     /// `env` is the process's environment.
     pub(crate) fn run(&self, env: BTreeMap<String, String>) -> Result<(), Failure> {
-        let wanted = Wanted::from_environment(&env).map_err(|error| {
-            Failure::bad_configuration(error.to_string())
-                .hint(format!("set {}, or unset {}", error.missing, error.given))
-        })?;
+        let wanted = wanted(&env)?;
         if let Some(Act::OrderFlow(flow)) = &self.act {
             return flow.run(wanted, env);
         }
@@ -127,11 +127,51 @@ impl DemoService {
             let stop = async move {
                 let _ = interrupts.recv().await;
             };
-            demo::serve_service(self.service, settings, session_timeout, stop)
+            demo::serve_service(self.service, place(settings), session_timeout, stop)
                 .await
                 .map_err(|error| Failure::unexpected(format!("the service {} cannot go on", self.service), error))
         })
     }
+}
+
+/// The servers that the environment names, or private ones.
+fn wanted(env: &BTreeMap<String, String>) -> Result<Wanted, Failure> {
+    let are_own = names_own_servers(env).map_err(|error| {
+        Failure::bad_configuration(error.to_string()).hint(format!("set {}, or unset {}", error.missing, error.given))
+    })?;
+    if !are_own {
+        return Ok(Wanted::Private);
+    }
+    // The user's settings for Postgres and Kafka hold, those of their relay do not.
+    let env = env.iter().filter(|(name, _)| !name.starts_with("RELAY_"));
+    let env = env.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let settings = Settings::load(Sources { file: None, env, overrides: Vec::new() }, Needs::DatabaseAndKafka)?;
+    let database = &settings.database;
+    Ok(Wanted::Own(Box::new(OwnServers {
+        database: database.connect_options(),
+        connect_timeout: database.connect_timeout,
+        target: database.target(),
+        kafka: settings.kafka.as_ref().map(consumer_config).unwrap_or_default(),
+    })))
+}
+
+/// What a service of the order flow shares with its relay.
+fn place(settings: &Settings) -> ServicePlace {
+    let outbox = &settings.outbox;
+    ServicePlace {
+        names: Names::new(&outbox.schema, &outbox.table, &outbox.processed_table),
+        database: settings.database.connect_options(),
+        kafka: settings.kafka.as_ref().map(consumer_config).unwrap_or_default(),
+        topics: settings.relay.topic.to_string(),
+    }
+}
+
+/// The brokers under the name that the consumer asks for.
+fn consumer_config(kafka: &KafkaSettings) -> ClientConfig {
+    let mut config = kafka.consumer_config(&[]);
+    config.remove("metadata.broker.list");
+    config.set("bootstrap.servers", kafka.brokers());
+    config
 }
 
 /// Exit code 1 is for books that do not agree.
@@ -179,7 +219,6 @@ fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
 fn failed(error: DemoError) -> Failure {
     match error {
         DemoError::Interrupted => Failure::interrupted(error.to_string()),
-        DemoError::Servers(ServersError::Config(error)) => error.into(),
         DemoError::Servers(ServersError::Schema(error)) => migrate::refused(error, "the demo's database"),
         error => {
             let hint = hint(&error);

@@ -24,10 +24,10 @@ use crate::dlq::marks::State;
 use crate::dlq::redrive::{self, Ended, Plan, Why};
 use crate::dlq::scan::{self, Cause, Letter, Letters};
 use crate::fault;
-use crate::route::check_topic;
 use crate::sink::reader::Reader;
 use crate::sink::resend::{Record, Resend};
 use crate::verify::bar;
+use event_outbox::route::check_topic;
 
 /// Dead letters of consumers, on any topic.
 #[derive(Debug, Subcommand)]

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::fault::Fault;
-use crate::observe::code::Code;
 use crate::relay::describe_error;
+use event_outbox::code::Code;
 
 const FINDING: u8 = 1;
 const USAGE: u8 = 2;

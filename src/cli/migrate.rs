@@ -8,10 +8,10 @@ use super::exit::Failure;
 use super::{runtime, target};
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
-use crate::observe::code::Code;
-use crate::store::Names;
 use crate::store::roles::{self, RoleOptions};
-use crate::store::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
+use event_outbox::Names;
+use event_outbox::code::Code;
+use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {

@@ -9,8 +9,8 @@ use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::Settings;
-use crate::route;
 use crate::store::pauses::{self, Pause as Paused, Scope};
+use event_outbox::route;
 
 /// What is paused: all, a topic or an entity.
 #[derive(Debug, Args)]

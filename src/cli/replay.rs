@@ -18,11 +18,11 @@ use super::target::{By, Target, failed};
 use crate::config::Settings;
 use crate::fault;
 use crate::replay::{Counted, Plan, Progress, Why};
-use crate::route::check_topic;
 use crate::sink::resend::Resend;
 use crate::store::audit::{self, Entry};
 use crate::store::replay::{Filter, Walk};
 use crate::verify::bar;
+use event_outbox::route::check_topic;
 
 #[derive(Debug, Args)]
 pub(crate) struct Replay {

@@ -10,10 +10,10 @@ use tokio::task::JoinHandle;
 use super::exit::Failure;
 use super::{check, migrate, runtime};
 use crate::config::{AdminSettings, Settings};
-use crate::observe::code::Code;
 use crate::observe::{admin, log};
 use crate::relay::{self, Ended, RelayError, RelayOptions};
-use crate::store::schema::MigrateOptions;
+use event_outbox::code::Code;
+use event_outbox::schema::MigrateOptions;
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {

@@ -8,8 +8,8 @@ use super::exit::Failure;
 use super::status::{connect, failed};
 use super::{migrate, output, runtime};
 use crate::config::Settings;
-use crate::observe::code::Code;
 use crate::tail::{self, Filter, TailError};
+use event_outbox::code::Code;
 
 #[derive(Debug, Args)]
 pub(crate) struct Tail {

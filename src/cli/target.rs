@@ -6,10 +6,11 @@ use super::exit::Failure;
 use super::migrate;
 use crate::config::Settings;
 use crate::fault;
-use crate::observe::code::Code;
 use crate::store::audit::Author;
-use crate::store::schema::{self, SchemaError};
-use crate::store::{Names, session};
+use crate::store::session;
+use event_outbox::Names;
+use event_outbox::code::Code;
+use event_outbox::schema::{self, SchemaError};
 
 /// Who acts, as given on the command line.
 #[derive(Debug, Clone, clap::Args)]

@@ -8,8 +8,8 @@ use super::moment::moment;
 use super::{migrate, runtime};
 use crate::config::Settings;
 use crate::fault;
-use crate::observe::code::Code;
 use crate::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
+use event_outbox::code::Code;
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {

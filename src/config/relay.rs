@@ -3,8 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::envelope::Envelope;
-use crate::route::TopicTemplate;
+use event_outbox::envelope::Envelope;
+use event_outbox::route::TopicTemplate;
 
 use super::resolved::Resolved;
 use super::retention::RetentionSettings;

@@ -10,7 +10,7 @@ use rdkafka::config::ClientConfig;
 use tempfile::TempDir;
 
 use super::*;
-use crate::envelope::Envelope;
+use event_outbox::envelope::Envelope;
 
 const URL: &str = "postgres://relay:hunter2@db:5432/app";
 

@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::consumer::dead_letter as ours;
-use crate::envelope::decode;
 use crate::sink::resend::Record;
+use event_outbox::consumer::dead_letter as ours;
+use event_outbox::envelope::decode;
 
 /// Where a letter was read first.
 #[derive(Debug, Clone, PartialEq, Eq)]

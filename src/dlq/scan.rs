@@ -14,9 +14,9 @@ use super::filter::{Filter, Seen};
 use super::letter::{Told, without_particulars};
 use super::marks::{Mark, Marks, State};
 use super::spool::{Place, Spool};
-use crate::ledger::Fingerprint;
 use crate::sink::reader::{Part, Reader};
 use crate::sink::resend::Record;
+use event_outbox::ledger::Fingerprint;
 
 /// A partition that gives nothing for so long has lost its leader for good.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -8,11 +8,11 @@ use uuid::Uuid;
 
 use super::MOST_EVENTS;
 use crate::check::routes;
-use crate::route::TopicTemplate;
-use crate::store::Names;
-use crate::store::names::literal;
 use crate::store::pending::{held_by, pending};
 use crate::store::reading::read_within;
+use event_outbox::Names;
+use event_outbox::names::literal;
+use event_outbox::route::TopicTemplate;
 
 /// The youngest rows that are looked at.
 pub(crate) const YOUNGEST: u32 = 500_000;

@@ -4,13 +4,13 @@ use sqlx::{PgConnection, Row as _};
 
 use super::Row;
 use crate::config::Settings;
-use crate::store::Names;
 use crate::store::activity::{self, Blocker, span};
 use crate::store::backlog;
 use crate::store::fleet::{self, RelaySeen};
-use crate::store::names::literal;
 use crate::store::pending::{HoldKind, pending};
 use crate::store::reading::read;
+use event_outbox::Names;
+use event_outbox::names::literal;
 
 /// Counting of those before it stops here.
 const MOST_BEFORE: i64 = 1_000_000;

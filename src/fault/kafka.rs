@@ -3,7 +3,7 @@
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::{Class, Fault, fault};
-use crate::observe::code::Code as Runbook;
+use event_outbox::code::Code as Runbook;
 
 /// Codes that mean the same.
 #[derive(Debug)]

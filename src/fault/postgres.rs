@@ -1,7 +1,7 @@
 //! SQLSTATEs, and the errors of the client that have none.
 
 use super::{Class, Fault, fault};
-use crate::observe::code::Code;
+use event_outbox::code::Code;
 
 /// SQLSTATEs that mean the same: whole ones of five characters, or classes of two.
 #[derive(Debug)]

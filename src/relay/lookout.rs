@@ -15,7 +15,6 @@ use tokio::sync::watch;
 
 use crate::check::{Finding, rights};
 use crate::lane::LaneRange;
-use crate::observe::code::Code;
 use crate::observe::health::{Cause, Readiness, Reason};
 use crate::observe::metrics::Outbox;
 use crate::relay::outage::Side;
@@ -24,6 +23,7 @@ use crate::relay::worker::context::within;
 use crate::store::waiting::{self, Waiting};
 use crate::store::{pauses, session, stats};
 use cause::{Evidence, of_rights};
+use event_outbox::code::Code;
 use stall::{Seen, Stall, Turning};
 
 /// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.

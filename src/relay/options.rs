@@ -6,12 +6,12 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::config::{Delivery, KafkaSettings, OnPoison, RetentionSettings, Settings};
-use crate::envelope::Envelope;
 use crate::observe::Vitals;
 use crate::relay::worker::context::DATABASE_TIMEOUT;
-use crate::route::TopicTemplate;
 use crate::sink::client::ClientSettings;
-use crate::store::Names;
+use event_outbox::Names;
+use event_outbox::envelope::Envelope;
+use event_outbox::route::TopicTemplate;
 
 /// The settings of a relay. Sizes are in events and bytes.
 pub struct RelayOptions {

@@ -10,10 +10,11 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 
 use crate::fault::{self, Fault};
-use crate::observe::code::Code;
 use crate::observe::health::{Cause, Reason, shortened};
+use crate::store::session;
 use crate::store::stats::{self, COUNT_LIMIT};
-use crate::store::{Names, session};
+use event_outbox::Names;
+use event_outbox::code::Code;
 
 /// How long the count of the events that waited may take.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -11,13 +11,13 @@ use tokio::sync::watch;
 
 use crate::config::{Retention, RetentionSettings};
 use crate::fault::{self, Class};
-use crate::observe::code::Code;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
 use crate::store::retention::{self, Removal};
 use crate::store::session;
 use crate::window::{self, Breach, Question, Unknown};
+use event_outbox::code::Code;
 
 /// Rows of a step: some ten milliseconds.
 const STEP: i64 = 500;

@@ -28,7 +28,6 @@ use tokio::sync::watch;
 
 use crate::fault::Class;
 use crate::lane::LaneRange;
-use crate::observe::code::Code;
 use crate::observe::health::Pulse;
 use crate::relay::exactly_once::{Ownership, class_of, describe_transaction, transactions_of};
 use crate::relay::outage::{Party, Side};
@@ -39,6 +38,7 @@ use crate::sink::transactions::TransactionError;
 use crate::store::session::{self, Begun};
 use context::{Budget, Cycle, CycleError, DATABASE_TIMEOUT, MARKS, WorkerContext, acks_of, within};
 use cycle::lock_in;
+use event_outbox::code::Code;
 use lane_assignment::LaneAssignment;
 
 /// How long a transactional id may take to be had: what was left open under it has to be rolled back first.

@@ -12,14 +12,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
-use crate::envelope::Envelope;
-use crate::event::StoredEvent;
 use crate::sink::broker::Suspicions;
 use crate::sink::client::ClientSettings;
 use crate::sink::delivery::{Context, Deliveries, opaque};
 use crate::sink::murmur2;
 use crate::sink::topics::Topics;
 use crate::sink::transactions::{self, Offsets, TransactionError};
+use event_outbox::envelope::Envelope;
+use event_outbox::event::StoredEvent;
 
 /// Headers of an event without any of its own: room for the usual correlation and trace headers.
 const USUAL_HEADERS: usize = 8;

@@ -11,7 +11,7 @@
 
 use uuid::Uuid;
 
-use crate::store::hash::fnv1a;
+use event_outbox::hash::fnv1a;
 
 /// What a broker accepts unless told otherwise (`offset.metadata.max.bytes`).
 pub(crate) const METADATA_MAX_BYTES: usize = 4096;

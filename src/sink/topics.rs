@@ -16,8 +16,8 @@ use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::{Notify, watch};
 
 use crate::fault;
-use crate::observe::code::Code;
 use crate::sink::broker::{Broker, BrokerDown};
+use event_outbox::code::Code;
 pub(crate) use table::Answer;
 use table::{Due, LIST_VALID, Table};
 

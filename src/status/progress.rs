@@ -10,8 +10,8 @@ use crate::config::Settings;
 use crate::sink::client::ClientSettings;
 use crate::sink::progress::Progress;
 use crate::sink::transactions::ProgressGroup;
-use crate::store::Names;
 use crate::store::delivery::DeliverySql;
+use event_outbox::Names;
 
 /// The last batch of a lane, as it was committed to Kafka with its records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

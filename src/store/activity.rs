@@ -4,9 +4,9 @@ use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use crate::store::names::{Names, literal};
 use crate::store::pending::pending;
 use crate::store::reading::read;
+use event_outbox::names::{Names, literal};
 
 /// How many pending rows, from the first, are looked at for foreign locks.
 const ROWS_LOOKED_AT: i64 = 1_000;

@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::store::names::Names;
+use event_outbox::names::Names;
 
 /// Who acts, and why. The session's user is written down by the database itself.
 #[derive(Debug, Clone, Default)]

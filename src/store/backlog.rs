@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use crate::store::names::Names;
 use crate::store::pending::{REASON, pending};
 use crate::store::reading::read;
+use event_outbox::names::Names;
 
 /// How many pending rows, from the first, are told apart by lane and route.
 pub(crate) const HEAD_LIMIT: i64 = 100_000;
@@ -101,8 +101,8 @@ pub(crate) async fn pauses(conn: &mut PgConnection, names: &Names) -> Result<Vec
     let exists = format!(
         "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
          where nspname = {} and relname = {})",
-        crate::store::names::literal(names.schema_raw()),
-        crate::store::names::literal(&names.part_raw("pause"))
+        event_outbox::names::literal(names.schema_raw()),
+        event_outbox::names::literal(&names.part_raw("pause"))
     );
     let found = read(conn, &exists).await?.first().map_or(Ok(false), |row| row.try_get(0))?;
     if !found {

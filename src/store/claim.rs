@@ -11,14 +11,14 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row, ValueRef};
 use uuid::Uuid;
 
-use crate::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use crate::lane::LaneRange;
 use crate::lane::progress::Progress;
 use crate::lane::snapshot::Snapshot;
-use crate::observe::code::Code;
-use crate::store::names::Names;
 use crate::store::session::Sequence;
 use crate::store::settle::Ctid;
+use event_outbox::code::Code;
+use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use event_outbox::names::Names;
 
 type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 

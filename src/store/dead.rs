@@ -17,10 +17,10 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::check::routes;
-use crate::route::TopicTemplate;
 use crate::store::audit::Author;
-use crate::store::names::{Names, literal};
 use crate::store::pauses;
+use event_outbox::names::{Names, literal};
+use event_outbox::route::TopicTemplate;
 
 /// What `last_error` begins with once somebody has decided about the event.
 pub(crate) const DISCARDED: &str = "discarded: ";

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use crate::lane::LaneRange;
-use crate::store::Names;
+use event_outbox::Names;
 
 /// A lane whose row names a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use crate::store::names::Names;
 use crate::store::reading::read;
+use event_outbox::names::Names;
 
 /// A relay as the register knows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -6,8 +6,8 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::lane::LaneRange;
 use crate::lane::hold::{Hold, HoldCause, HoldPlace, HoldSet, HoldValue};
-use crate::store::names::Names;
 use crate::store::settle::{Ctid, SettleError, owned, postgres_text};
+use event_outbox::names::Names;
 
 /// The columns of a record, as [`hold_of`] reads them.
 const COLUMNS: &str = "lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events";

@@ -4,8 +4,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::store::names::{Names, literal};
 use crate::store::pauses::{self, Pause};
+use event_outbox::names::{Names, literal};
 
 /// A relay's row in the registry.
 #[derive(Debug, Clone, PartialEq)]

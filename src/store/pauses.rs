@@ -12,7 +12,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::store::audit::{self, Author, Entry};
-use crate::store::names::{Names, literal};
+use event_outbox::names::{Names, literal};
 
 /// What a pause names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

@@ -2,7 +2,7 @@
 //! (ADR 10), by the progress that is stored: the relay itself is up to a batch ahead of it.
 
 use crate::store::claim::ORDINARY;
-use crate::store::names::Names;
+use event_outbox::names::Names;
 
 /// Events of transactions that a progress has not seen are looked at up to this many.
 const MOST_LATE: i64 = 1_000_000;

@@ -8,8 +8,8 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use crate::lane::LaneRange;
 use crate::lane::progress::Progress;
 use crate::store::claim::ClaimSql;
-use crate::store::names::{self, Names};
 use crate::store::session::{Sequence, Transaction};
+use event_outbox::names::{self, Names};
 
 /// Which statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

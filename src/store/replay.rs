@@ -9,11 +9,11 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::check::routes;
-use crate::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
-use crate::route::TopicTemplate;
 use crate::store::dead::DISCARDED;
-use crate::store::names::{Names, literal};
 use crate::store::reading::{read, read_within};
+use event_outbox::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use event_outbox::names::{Names, literal};
+use event_outbox::route::TopicTemplate;
 
 /// Rows that a step of the walk looks at.
 pub(crate) const STEP: i64 = 2_000;

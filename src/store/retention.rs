@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
-use crate::store::names::{Names, literal};
+use event_outbox::names::{Names, literal};
 
 /// The second key of the advisory lock that prunes a table. Lanes are from 0.
 const LOCK: i32 = -1;

@@ -9,8 +9,8 @@
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use crate::store::names::{Names, literal};
-use crate::store::schema::dollar_quote;
+use event_outbox::names::{Names, literal};
+use event_outbox::schema::dollar_quote;
 
 /// What an application gives an event. Not `created_at`, `status` and what follows from them: those are the relay's.
 const WRITTEN: &str =

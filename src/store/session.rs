@@ -13,9 +13,9 @@ use crate::lane::LaneRange;
 use crate::lane::progress::{Progress, Sweep};
 use crate::lane::snapshot::Snapshot;
 use crate::store::delivery::{self, Owner};
-use crate::store::names::{Names, literal};
 use crate::store::pauses;
 use crate::store::settle::{Ctid, SettleError, owned};
+use event_outbox::names::{Names, literal};
 
 /// `division_by_zero`.
 const DIVISION_BY_ZERO: &str = "22012";

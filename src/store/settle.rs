@@ -9,7 +9,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{AssertSqlSafe, Decode, Encode, Postgres, Type};
 
-use crate::store::names::Names;
+use event_outbox::names::Names;
 
 /// `tid` and `_tid` in `pg_type`: fixed oids (<https://github.com/postgres/postgres/blob/master/src/include/catalog/pg_type.dat>).
 const TID: Oid = Oid(27);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::store::dead::DISCARDED;
-use crate::store::names::Names;
 use crate::store::pending::pending;
+use event_outbox::names::Names;
 
 /// Counting stops here; a count that reached it is "at least".
 pub(crate) const COUNT_LIMIT: i64 = 1_000_000;

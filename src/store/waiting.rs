@@ -5,9 +5,9 @@ use std::time::Duration;
 use sqlx::{PgConnection, Row};
 
 use crate::lane::LaneRange;
-use crate::store::names::{Names, literal};
 use crate::store::pending::{REASON, pending};
 use crate::store::reading::read;
+use event_outbox::names::{Names, literal};
 
 /// The first rows of these lanes that are due and have not gone out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::now_s;
 use crate::check::routes;
-use crate::route::TopicTemplate;
-use crate::store::Names;
 use crate::store::pending::held_by;
 use crate::store::reading::read;
+use event_outbox::Names;
+use event_outbox::route::TopicTemplate;
 
 /// A lower id may commit later than a higher one: so many ids back are looked at again.
 const LOOK_BACK: i64 = 1_000;

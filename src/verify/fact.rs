@@ -2,8 +2,8 @@
 
 use uuid::Uuid;
 
-use crate::event::EventId;
-use crate::ledger::{Fingerprint, RowStatus};
+use event_outbox::event::EventId;
+use event_outbox::ledger::{Fingerprint, RowStatus};
 
 /// Bytes of a [`Fact`] with its event.
 pub(crate) const FACT_BYTES: usize = 85;

@@ -1,14 +1,14 @@
 //! The comparison, as a stream: facts come sorted by event, first records sorted by entity, and neither is held. What is found is what
-//! [`Ledger`](crate::ledger::Ledger) finds in the same history; a property test holds the two against each other.
+//! [`Ledger`](event_outbox::ledger::Ledger) finds in the same history; a property test holds the two against each other.
 
 use std::collections::HashMap;
 use std::io;
 
-use crate::event::EventId;
-use crate::ledger::{Example, Finding, Report, RowStatus};
 use crate::sink::murmur2::partition;
 use crate::verify::fact::{FACT_BYTES, Fact, RecordFact, Resent, RowFact, STEP_BYTES, Step};
 use crate::verify::sorter::Sorter;
+use event_outbox::event::EventId;
+use event_outbox::ledger::{Example, Finding, Report, RowStatus};
 
 /// Records without a row whose rows are asked for once more, at the most: a late commit explains some, never millions.
 const MOST_ASKED_FOR: usize = 100_000;

@@ -7,10 +7,10 @@ use rdkafka::message::{Headers, Message};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::envelope::Envelope;
-use crate::event::EventId;
-use crate::ledger::Fingerprint;
 use crate::verify::fact::Resent;
+use event_outbox::envelope::Envelope;
+use event_outbox::event::EventId;
+use event_outbox::ledger::Fingerprint;
 
 /// Where a record tells the entity's id.
 #[derive(Debug, Clone, PartialEq, Eq)]

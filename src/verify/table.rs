@@ -9,17 +9,17 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use uuid::Uuid;
 
-use crate::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
-use crate::ledger::{Fingerprint, RowStatus};
-use crate::route::TopicTemplate;
 use crate::sink::murmur2::murmur2;
-use crate::store::Names;
 use crate::verify::VerifyError;
 use crate::verify::fact::{Fact, RowFact};
 use crate::verify::judge::Horizon;
 use crate::verify::rate::Rate;
 use crate::verify::reading::Reading;
 use crate::verify::topics::TopicNames;
+use event_outbox::Names;
+use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
+use event_outbox::ledger::{Fingerprint, RowStatus};
+use event_outbox::route::TopicTemplate;
 
 /// Rows of a page. Their payloads are read one after the other.
 const PAGE_ROWS: i64 = 1000;

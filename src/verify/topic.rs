@@ -12,12 +12,12 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::config::KafkaSettings;
-use crate::event::EventId;
 use crate::sink::murmur2::murmur2;
 use crate::verify::VerifyError;
 use crate::verify::fact::{Fact, RecordFact};
 use crate::verify::rate::Rate;
 use crate::verify::reading::{self, Reading};
+use event_outbox::event::EventId;
 
 /// For an answer of a cluster that is up.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-use crate::ledger::{Finding, Report};
 use crate::verify::judge::Aside;
+use event_outbox::ledger::{Finding, Report};
 
 /// The kinds `verify` can find on a live system, and their names in the JSON.
 const KINDS: [(Finding, &str); 6] = [

@@ -5,21 +5,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use event_outbox::ledger::Rules;
+use lab::demo::free_port;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
-use outbox_relay::demo::free_port;
-use outbox_relay::ledger::Rules;
 use serde_json::Value;
 
 use crate::crew::PUBLISH_TIMEOUT;
 use crate::fault::Fault;
 use crate::proxy::{Catch, Spot};
 use crate::relays::{STRIKES, STRIKES_BY_DEFAULT, under};
-use crate::seed::{random_of, size};
 use crate::stage::Stage;
-use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Plan};
-use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::load::{Load, Plan};
+use lab::seed::{random_of, size};
+use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
 /// How long a broker is down, in events that commit meanwhile.
 const DOWN: &str = "OUTBOX_RELAY_TEST_DOWN_EVENTS";

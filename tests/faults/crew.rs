@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 
 use crate::proxy::{Protocol, Proxy, port_of};
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, RelayProcess};
+use lab::kafka::RealKafka;
+use lab::{Outbox, Relay, RelayProcess};
 
 /// Events of a batch: what a worker may have in flight.
 pub(crate) const BATCH: u64 = 100;

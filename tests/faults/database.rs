@@ -6,16 +6,16 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::ensure;
+use lab::demo::{PostgresOptions, PrivatePostgres};
 use libtest_mimic::Trial;
-use outbox_relay::demo::{PostgresOptions, PrivatePostgres};
 use sqlx::{Connection, Executor};
 
 use crate::fault::Fault;
 use crate::proxy::{Catch, Spot};
 use crate::relays::under;
 use crate::stage::Stage;
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, SOON, Skip, TestDatabase, eventually, options_for_tests, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, Relay, SOON, Skip, TestDatabase, eventually, options_for_tests, trials};
 
 /// Room for `pg_wal` where the disk is to be full: a few segments of 16 MB.
 const WAL_DISK: &str = "size=80m,mode=0700";

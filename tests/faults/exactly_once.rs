@@ -12,10 +12,10 @@ use rdkafka::client::DefaultClientContext;
 use crate::fault::Fault;
 use crate::proxy::{Catch, Spot};
 use crate::relays::{STRIKES, STRIKES_BY_DEFAULT};
-use crate::seed::size;
 use crate::stage::Stage;
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, TestDatabase, trials};
+use lab::kafka::RealKafka;
+use lab::seed::size;
+use lab::{Outbox, Relay, TestDatabase, trials};
 
 /// How often a relay is killed at one place.
 const KILLS_AT_A_PLACE: &str = "OUTBOX_RELAY_TEST_KILLS";
@@ -176,7 +176,7 @@ async fn a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_i
     // What the frozen relay holds included.
     let last = outbox.number("select max(id) from event_outbox").await?;
     let sql = format!("select 1 - sign(count(*)) from event_outbox where status = 'PENDING' and id <= {last}");
-    crate::support::eventually("everything from before the freeze is published", crate::support::SOON * 3, || async {
+    lab::eventually("everything from before the freeze is published", lab::SOON * 3, || async {
         match outbox.number(&sql).await {
             Ok(1) => Ok(()),
             other => Err(other),

@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use event_outbox::ledger::Rules;
+use lab::demo::{PostgresOptions, PrivatePostgres};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outbox_relay::demo::{PostgresOptions, PrivatePostgres};
-use outbox_relay::ledger::Rules;
 use rand::Rng;
 
-use crate::seed::{random_of, size};
-use crate::support::book::Book;
-use crate::support::failover::FailoverPair;
-use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Plan};
-use crate::support::rough::POISON;
-use crate::support::{Missing, Outbox, Relay, long, options_for_tests, trials};
+use lab::book::Book;
+use lab::failover::FailoverPair;
+use lab::kafka::RealKafka;
+use lab::load::{Load, Plan};
+use lab::rough::POISON;
+use lab::seed::{random_of, size};
+use lab::{Missing, Outbox, Relay, long, options_for_tests, trials};
 
 /// How often a trial loses the last commits.
 const LOSSES: &str = "OUTBOX_RELAY_TEST_LOSSES";

@@ -9,8 +9,8 @@ use sqlx::{Connection, Executor, PgConnection};
 
 use crate::proxy::{Catch, Spot, Way, Weather};
 use crate::stage::Stage;
-use crate::support::kafka::RealKafka;
-use crate::support::{SOON, eventually};
+use lab::kafka::RealKafka;
+use lab::{SOON, eventually};
 
 /// A fault that leaves the servers themselves alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::ensure;
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
-use outbox_relay::ledger::Rules;
 
 use crate::crew::Member;
 use crate::proxy::{Catch, Spot};
 use crate::stage::Stage;
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, TestDatabase, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, Relay, TestDatabase, trials};
 
 const NOT_OWNED: &str = "published events cannot be marked";
 
@@ -70,7 +70,7 @@ async fn frozen(trial: &str, catch: Catch, database: &TestDatabase, kafka: &Real
 }
 
 async fn until_zero(outbox: &Outbox, sql: &str) {
-    crate::support::eventually("everything from before the freeze is published", crate::support::SOON * 3, || async {
+    lab::eventually("everything from before the freeze is published", lab::SOON * 3, || async {
         match outbox.number(sql).await {
             Ok(0) => Ok(()),
             other => Err(other),
@@ -153,7 +153,7 @@ async fn a_relay_whose_session_ends_while_acks_arrive_marks_nothing_and_all_of_i
 
     let mut sent = Vec::new();
     for record in kafka.read_topic(&outbox.topic).await? {
-        let payload = crate::support::outbox::data(record.value.as_deref().unwrap_or_default()).to_owned();
+        let payload = lab::outbox::data(record.value.as_deref().unwrap_or_default()).to_owned();
         sent.push(serde_json::from_slice::<serde_json::Value>(&payload)?["n"].as_i64());
     }
     let expected: Vec<_> = (0..40).chain(10..40).map(Some).collect();

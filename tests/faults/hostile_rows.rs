@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::ensure;
+use event_outbox::schema::MigrateOptions;
 use libtest_mimic::Trial;
-use outbox_relay::store::schema::MigrateOptions;
 
-use crate::seed::size;
-use crate::support::kafka::RealKafka;
-use crate::support::process::peak_memory;
-use crate::support::{Outbox, RelayProcess, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::process::peak_memory;
+use lab::seed::size;
+use lab::{Outbox, RelayProcess, SOON, TestDatabase, eventually, trials};
 
 /// Rows with a payload of 6 MB.
 const LARGE: &str = "OUTBOX_RELAY_TEST_LARGE_ROWS";

@@ -7,8 +7,8 @@ use anyhow::ensure;
 use libtest_mimic::Trial;
 
 use crate::failover::every_row_is_published_in_order;
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, SOON, TestDatabase, eventually, long, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, SOON, TestDatabase, eventually, long, trials};
 
 /// Events before the ids go back, and events after, each of which must be published before the next one is written.
 const BEFORE: i64 = 200;

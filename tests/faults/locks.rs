@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Rules;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
-use crate::seed::size;
-use crate::support::kafka::RealKafka;
-use crate::support::process::cpu_time;
-use crate::support::{Outbox, SOON, TestDatabase, eventually, long, trials};
+use lab::kafka::RealKafka;
+use lab::process::cpu_time;
+use lab::seed::size;
+use lab::{Outbox, SOON, TestDatabase, eventually, long, trials};
 
 /// Events of other entities behind the locked row. The claim before this one published 100,000 of them, and not 200,000.
 const BEHIND: &str = "OUTBOX_RELAY_TEST_BEHIND_A_LOCK";

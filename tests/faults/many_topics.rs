@@ -5,9 +5,9 @@ use std::sync::Arc;
 use anyhow::ensure;
 use libtest_mimic::Trial;
 
-use crate::seed::size;
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, SOON, TestDatabase, eventually, long, trials};
+use lab::kafka::RealKafka;
+use lab::seed::size;
+use lab::{Outbox, SOON, TestDatabase, eventually, long, trials};
 
 /// Missing topics, each with one event.
 const TOPICS: &str = "OUTBOX_RELAY_TEST_MISSING_TOPICS";

@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::support::{SOON, eventually};
+use lab::{SOON, eventually};
 pub(crate) use trap::{Catch, Spot};
 use trap::{Sprung, Trap};
 pub(crate) use wire::Protocol;

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
+use event_outbox::ledger::Rules;
+use lab::demo::PrivatePostgres;
 use libtest_mimic::Trial;
-use outbox_relay::demo::PrivatePostgres;
-use outbox_relay::ledger::Rules;
 use sqlx::{Connection, Executor, PgConnection};
 
-use crate::support::kafka::RealKafka;
-use crate::support::outbox::{emit, insert};
-use crate::support::{Outbox, options_for_tests, trials};
+use lab::kafka::RealKafka;
+use lab::outbox::{emit, insert};
+use lab::{Outbox, options_for_tests, trials};
 
 /// Pairs of events of one entity.
 const PAIRS: i64 = 20;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Rules;
 use serde_json::Value;
 
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, long, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, long, trials};
 
 const EVENTS: i64 = 500;
 const BATCH: usize = 100;

@@ -8,10 +8,10 @@ use sqlx::{Connection, Executor};
 
 use crate::fault::Fault;
 use crate::proxy::{Catch, Spot};
-use crate::seed::size;
 use crate::stage::Stage;
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::seed::size;
+use lab::{Outbox, SOON, TestDatabase, eventually, trials};
 
 /// How often a fault strikes in a trial.
 pub(crate) const STRIKES: &str = "OUTBOX_RELAY_TEST_STRIKES";

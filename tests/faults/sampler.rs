@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use outbox_relay::ledger::RowStatus;
+use event_outbox::ledger::RowStatus;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::support::Outbox;
-use crate::support::book::status;
+use lab::Outbox;
+use lab::book::status;
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 

@@ -6,19 +6,19 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use event_outbox::ledger::Report;
+use lab::demo::PrivatePostgres;
 use libtest_mimic::Trial;
-use outbox_relay::demo::PrivatePostgres;
-use outbox_relay::ledger::Report;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use crate::database::{durable, may_repeat_lost_marks};
 use crate::fault::Fault;
-use crate::seed::{seed, use_seed};
 use crate::stage::Stage;
-use crate::support::kafka::RealKafka;
-use crate::support::load::Pace;
-use crate::support::{Outbox, trials};
+use lab::kafka::RealKafka;
+use lab::load::Pace;
+use lab::seed::{seed, use_seed};
+use lab::{Outbox, trials};
 
 /// Relays, besides those that join.
 const RELAYS: usize = 3;

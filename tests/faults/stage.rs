@@ -4,18 +4,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use outbox_relay::ledger::{Report, Rules};
+use event_outbox::ledger::{Report, Rules};
 use rand::Rng;
 use rand::rngs::StdRng;
 
 use crate::crew::{IN_FLIGHT, Member};
 use crate::proxy::{Catch, Spot};
 use crate::sampler::Sampler;
-use crate::seed::random_of;
-use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Pace, Plan};
-use crate::support::rough::POISON;
-use crate::support::{Outbox, Relay, SOON, eventually};
+use lab::kafka::RealKafka;
+use lab::load::{Load, Pace, Plan};
+use lab::rough::POISON;
+use lab::seed::random_of;
+use lab::{Outbox, Relay, SOON, eventually};
 
 /// Entities of the load.
 const ENTITIES: i64 = 320;

@@ -6,10 +6,10 @@ use anyhow::ensure;
 use libtest_mimic::Trial;
 
 use crate::refused_marks::ordinary_user;
-use crate::support::admin::{Admin, with_admin};
-use crate::support::kafka::RealKafka;
-use crate::support::relay::RelayProcess;
-use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
+use lab::admin::{Admin, with_admin};
+use lab::kafka::RealKafka;
+use lab::relay::RelayProcess;
+use lab::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

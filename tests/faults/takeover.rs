@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use event_outbox::ledger::Rules;
+use event_outbox::schema::MigrateOptions;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
-use outbox_relay::ledger::Rules;
-use outbox_relay::store::schema::MigrateOptions;
 
 use crate::proxy::{Protocol, Proxy, Weather, port_of};
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, long, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, Relay, SOON, TestDatabase, eventually, long, trials};
 
 /// Rows of a claim that takes long to send, and bytes of each.
 const LARGE_ROWS: i64 = 80;

@@ -7,10 +7,10 @@ use libtest_mimic::Trial;
 
 use crate::crew::BATCH;
 use crate::fault::Fault;
-use crate::seed::size;
 use crate::stage::Stage;
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, TestDatabase, trials};
+use lab::kafka::RealKafka;
+use lab::seed::size;
+use lab::{Outbox, TestDatabase, trials};
 
 const BACKLOG: &str = "OUTBOX_RELAY_TEST_BACKLOG";
 const BACKLOG_BY_DEFAULT: u64 = 20_000;

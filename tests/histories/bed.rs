@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use outbox_relay::demo::PrivatePostgres;
+use lab::demo::PrivatePostgres;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::player;
 use crate::pulse::Pulse;
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, PARTITIONS, Relay, RelayProcess, options_for_tests};
 use crate::truth::{Outcome, Standstill, Truth, Verdict, Written, now, rows};
+use lab::kafka::RealKafka;
+use lab::{Outbox, PARTITIONS, Relay, RelayProcess, options_for_tests};
 
 /// A relay has to publish everything so long after the last commit; what is pending then counts as unpublished.
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
@@ -85,7 +85,7 @@ impl Bed {
     /// Writes an event in the caller's transaction.
     pub(crate) async fn insert_open(&self, connection: &mut PgConnection, entity: &str) -> anyhow::Result<Written> {
         let n = self.truth.next(entity);
-        let event = crate::support::outbox::insert(connection, entity, n).await?;
+        let event = lab::outbox::insert(connection, entity, n).await?;
         Ok(Written { event, entity: entity.to_owned(), n, poison: false })
     }
 

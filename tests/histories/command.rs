@@ -10,8 +10,8 @@ use anyhow::Context;
 use crate::bed::server;
 use crate::round::{Played, Round};
 use crate::script::{History, Regime};
-use crate::seed::{seed, use_seed};
-use crate::support::kafka::RealKafka;
+use lab::kafka::RealKafka;
+use lab::seed::{seed, use_seed};
 
 /// Regimes that run side by side. A quiet server waits most of the time, so there are several.
 const SIDE_BY_SIDE: [&[Regime]; 4] = [

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Rules;
 use sqlx::{Connection, Executor};
 
 use crate::bed::server;
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, trials};
 
 /// Many more rows behind the locked one than a relay looks over at a time.
 const BEHIND: i64 = 200_000;

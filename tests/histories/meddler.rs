@@ -7,8 +7,8 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::script::{Action, History, Meddling};
-use crate::support::Outbox;
 use crate::truth::Truth;
+use lab::Outbox;
 
 /// Rows are pending for milliseconds, so the meddler looks often.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(4);

@@ -5,8 +5,8 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::script::{Begin, End, History, Step, Transaction, Turns, Write};
-use crate::support::Outbox;
 use crate::truth::{Outcome, Truth, Written, now};
+use lab::Outbox;
 
 /// Tables and triggers that scripts need, beside the outbox.
 pub(crate) const SETUP: &str = "

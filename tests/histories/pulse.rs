@@ -11,9 +11,9 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use sqlx::Executor;
 use tokio::task::JoinHandle;
 
-use crate::support::Outbox;
-use crate::support::kafka::RealKafka;
 use crate::truth::{Standstill, now};
+use lab::Outbox;
+use lab::kafka::RealKafka;
 
 const BETWEEN_BEATS: Duration = Duration::from_millis(50);
 

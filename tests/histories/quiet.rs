@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lab::demo::PrivatePostgres;
 use libtest_mimic::Trial;
-use outbox_relay::demo::PrivatePostgres;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::bed::{Bed, server};
-use crate::support::kafka::RealKafka;
-use crate::support::outbox::emit;
-use crate::support::trials;
 use crate::truth::{Outcome, Written, now};
+use lab::kafka::RealKafka;
+use lab::outbox::emit;
+use lab::trials;
 
 /// The time between a commit and the next event of the same entity.
 const NEXT: Duration = Duration::from_millis(20);

@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
+use event_outbox::ledger::Finding;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Finding;
 use uuid::Uuid;
 
 use crate::bed::server;
 use crate::round::Round;
 use crate::script::{History, Regime};
-use crate::support::kafka::{RealKafka, Record};
-use crate::support::murmur2::java_partition;
-use crate::support::{PARTITIONS, trials};
 use crate::truth::{Outcome, Standstill, Truth, Written};
+use lab::kafka::{RealKafka, Record};
+use lab::murmur2::java_partition;
+use lab::{PARTITIONS, trials};
 
 /// The time in which histories of a trial begin.
 const LASTS: Duration = Duration::from_secs(15);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use outbox_relay::demo::PrivatePostgres;
+use lab::demo::PrivatePostgres;
 use rand::Rng;
 use rand::rngs::StdRng;
 use sqlx::{Connection, Executor, PgConnection};
@@ -16,11 +16,11 @@ use tokio::time::sleep;
 
 use crate::bed::Bed;
 use crate::script::{Action, History, Regime, Step, Turns, Write};
-use crate::seed::{random_of, seed};
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, SOON, eventually};
 use crate::truth::{Standstill, Truth, Verdict, now};
 use crate::{meddler, player};
+use lab::kafka::RealKafka;
+use lab::seed::{random_of, seed};
+use lab::{Outbox, Relay, SOON, eventually};
 
 /// Histories side by side, other than on a quiet server.
 const AT_A_TIME: usize = 8;

@@ -11,9 +11,9 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::bed::{Bed, server};
-use crate::support::kafka::RealKafka;
-use crate::support::trials;
 use crate::truth::{Outcome, Written, now};
+use lab::kafka::RealKafka;
+use lab::trials;
 
 /// More than the 5 s between two sweeps of a relay that misses the events: some of them are late for certain.
 const EVENTS: u32 = 32;

@@ -6,16 +6,16 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use outbox_relay::event::{EventId, OutboxId};
-use outbox_relay::ledger::{Committed, EntityKey, Fingerprint, Ledger, Report, RowStatus, Rules, TopicRecord};
+use event_outbox::event::{EventId, OutboxId};
+use event_outbox::ledger::{Committed, EntityKey, Fingerprint, Ledger, Report, RowStatus, Rules, TopicRecord};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::support::book::status;
-use crate::support::kafka::Record;
-use crate::support::murmur2::java_partition;
-use crate::support::outbox::data;
-use crate::support::{Outbox, PARTITIONS};
+use lab::book::status;
+use lab::kafka::Record;
+use lab::murmur2::java_partition;
+use lab::outbox::data;
+use lab::{Outbox, PARTITIONS};
 
 /// An event has to be on the topic so long after its commit, plus the time in which nothing could move ([`Standstill`]). A relay that
 /// has missed an event finds it by a sweep, 0 to 5 s later: of many missed events some are always later than this.

@@ -10,8 +10,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
-use crate::support::kafka::RealKafka;
-use crate::support::{SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::{SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use lab::demo::{PrivatePostgres, ServerCommand, Signal, Tether, TetheredDirectory, free_port};
 use libtest_mimic::Trial;
-use outbox_relay::demo::{PrivatePostgres, ServerCommand, Signal, Tether, TetheredDirectory, free_port};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
-use crate::support::kafka::RealKafka;
-use crate::support::pgbouncer::PgBouncer;
-use crate::support::{Missing, Outbox, Relay, SOON, TestDatabase, eventually, options_for_tests, trials};
+use lab::kafka::RealKafka;
+use lab::pgbouncer::PgBouncer;
+use lab::{Missing, Outbox, Relay, SOON, TestDatabase, eventually, options_for_tests, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
@@ -174,10 +174,7 @@ async fn a_schema_of_another_version_is_found(database: TestDatabase, kafka: Arc
     outbox.execute("delete from event_outbox_migration where version > 1").await?;
     expect(&relay, "schema-older", "error").await?;
     outbox
-        .execute(&format!(
-            "update event_outbox_migration set version = {}",
-            outbox_relay::store::schema::CURRENT_VERSION
-        ))
+        .execute(&format!("update event_outbox_migration set version = {}", event_outbox::schema::CURRENT_VERSION))
         .await?;
     outbox.execute("delete from event_outbox_lane where lane = 3").await?;
     expect(&relay, "lanes-broken", "error").await.map(drop)
@@ -581,7 +578,7 @@ async fn every_finding_is_provoked_here_and_explained_in_the_documents() -> anyh
     let mut files: Vec<_> =
         std::fs::read_dir(root.join("src/check"))?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
     files.push(root.join("src/check.rs"));
-    let codes = std::fs::read_to_string(root.join("src/observe/code.rs"))?;
+    let codes = std::fs::read_to_string(root.join("crates/event-outbox/src/code.rs"))?;
     let mut ids = 0;
     for file in files {
         for made in std::fs::read_to_string(file)?.split("Finding::").skip(1) {

@@ -5,12 +5,12 @@ use std::fs;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use lab::demo::free_port;
 use libtest_mimic::Trial;
-use outbox_relay::demo::free_port;
 use serde_json::Value;
 
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
 
 const USAGE: Option<i32> = Some(2);
 const BAD_CONFIGURATION: Option<i32> = Some(64);

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use libtest_mimic::Trial;
-use outbox_relay::consumer::{
+use event_outbox::consumer::{
     Action, Consumer, ConsumerError, Context, DeadLetter, Failed, Policy, Reason, Retry, Stats, UnknownType,
 };
-use outbox_relay::demo::Signal;
-use outbox_relay::event::NewEvent;
-use outbox_relay::outbox;
-use outbox_relay::schemas::Schemas;
+use event_outbox::event::NewEvent;
+use event_outbox::outbox;
+use event_outbox::schemas::Schemas;
+use lab::demo::Signal;
+use libtest_mimic::Trial;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -26,8 +26,8 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::support::kafka::{RealKafka, Record};
-use crate::support::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
+use lab::kafka::{RealKafka, Record};
+use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
 /// Makes this binary a member of a group, to be killed.
 const MEMBER: &str = "--be-a-member";

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::ensure;
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Rules;
 
-use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Plan, WRITERS};
-use crate::support::{Outbox, RelayProcess, TestDatabase, trials};
+use lab::kafka::RealKafka;
+use lab::load::{Load, Plan, WRITERS};
+use lab::{Outbox, RelayProcess, TestDatabase, trials};
 
 /// Events of the run; the judged one has 200000.
 const EVENTS: &str = "OUTBOX_RELAY_TEST_EVENTS";

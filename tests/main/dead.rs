@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Rules;
 use serde_json::Value;
 
-use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Plan};
-use crate::support::relay::Output;
-use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::load::{Load, Plan};
+use lab::relay::Output;
+use lab::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
 
 const HELD: &str = "event cannot be sent";
 
@@ -201,7 +201,7 @@ async fn dead_events_of_an_entity_are_retried_in_order_while_the_relay_is_far_ah
 }
 
 /// Two good events, poison, and three more that wait behind it, for each of two entities.
-async fn hold(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<crate::support::RelayProcess> {
+async fn hold(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<lab::RelayProcess> {
     outbox.create_topic(kafka).await?;
     let settings = outbox.relay(kafka).with("RELAY_ON_POISON", "hold_entity").with("RELAY_BATCH_SIZE", 3);
     let relay = settings.start("holds")?;
@@ -277,7 +277,7 @@ async fn a_held_entity_goes_on_when_its_event_is_discarded_which_can_be_undone(
     let fingerprint = |listed: &Value| listed["causes"][0]["fingerprint"].clone();
     ensure!(decided["events"] == 1 && fingerprint(&decided) == fingerprint(&open), "{decided} {open}");
     // The status line counts what needs a decision.
-    relay.signal(outbox_relay::demo::Signal::SIGTERM)?;
+    relay.signal(lab::demo::Signal::SIGTERM)?;
     let changed = json(&database, &["discard", "--entity", "b", "--yes", "--reason", "another"]).await?;
     ensure!(changed["changed"]["events"] == 1, "{changed}");
     let relay = outbox.relay(&kafka).with("RELAY_STATUS_INTERVAL", "1s").start("counts")?;

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::demo::{BinariesFrom, PostgresError, ServerBinaries, ServerUser};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outbox_relay::demo::{BinariesFrom, PostgresError, ServerBinaries, ServerUser};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection};
@@ -20,8 +20,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::support::kafka::RealKafka;
-use crate::support::{SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::{SOON, TestDatabase, eventually, trials};
 
 /// A demo takes ten seconds alone on a machine, and shares this one with other tests.
 const WHOLE: Duration = Duration::from_secs(120);

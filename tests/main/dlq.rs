@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use event_outbox::consumer::{Action, Consumer, Context, DeadLetter, Failed, Reason, Retry};
+use event_outbox::event::NewEvent;
+use event_outbox::outbox;
 use libtest_mimic::Trial;
-use outbox_relay::consumer::{Action, Consumer, Context, DeadLetter, Failed, Reason, Retry};
-use outbox_relay::event::NewEvent;
-use outbox_relay::outbox;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::support::kafka::{RealKafka, Record};
-use crate::support::relay::Output;
-use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::{RealKafka, Record};
+use lab::relay::Output;
+use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

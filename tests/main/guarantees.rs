@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Rules;
 use serde_json::Value;
 use sqlx::Connection;
 use uuid::Uuid;
 
-use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Plan};
-use crate::support::murmur2::java_partition;
-use crate::support::outbox::{data, insert};
-use crate::support::{Outbox, PARTITIONS, Relay, TestDatabase, trials};
+use lab::kafka::RealKafka;
+use lab::load::{Load, Plan};
+use lab::murmur2::java_partition;
+use lab::outbox::{data, insert};
+use lab::{Outbox, PARTITIONS, Relay, TestDatabase, trials};
 
 /// No fault, no duplicate.
 pub(crate) const ONCE: Rules = Rules { duplicates_allowed: Some(0), pending_allowed: false };

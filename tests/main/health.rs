@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use lab::demo::free_port;
 use libtest_mimic::Trial;
-use outbox_relay::demo::free_port;
 use serde_json::Value;
 use sqlx::Executor;
 use sqlx::postgres::PgConnection;
 
-use crate::support::admin::{Admin, with_admin};
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, trials};
+use lab::admin::{Admin, with_admin};
+use lab::kafka::RealKafka;
+use lab::{Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, trials};
 
 const STALLED: &str = "stalled: events wait and none has moved";
 const MOVES: &str = "no longer stalled: the events that waited have gone on";

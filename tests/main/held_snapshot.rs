@@ -6,8 +6,8 @@ use anyhow::ensure;
 use libtest_mimic::Trial;
 use sqlx::{Connection, Executor};
 
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, TestDatabase, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, TestDatabase, trials};
 
 /// Several of the slices a walk begins with.
 const PUBLISHED: i64 = 300_000;

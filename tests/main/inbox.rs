@@ -1,18 +1,18 @@
 //! Events written and taken in by a Rust service's own transactions.
 
 use anyhow::{Context, ensure};
+use event_outbox::Names;
+use event_outbox::consumer::{Inbox, Once};
+use event_outbox::event::{EventId, NewEvent};
+use event_outbox::outbox::{EmitError, Outbox};
+use event_outbox::schema::{self, MigrateOptions};
+use event_outbox::schemas::Schemas;
 use libtest_mimic::Trial;
-use outbox_relay::consumer::{Inbox, Once};
-use outbox_relay::event::{EventId, NewEvent};
-use outbox_relay::outbox::{EmitError, Outbox};
-use outbox_relay::schemas::Schemas;
-use outbox_relay::store::Names;
-use outbox_relay::store::schema::{self, MigrateOptions};
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::support::{SOON, TestDatabase, eventually, trials};
+use lab::{SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

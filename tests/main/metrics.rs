@@ -9,9 +9,9 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use sqlx::Executor;
 
-use crate::support::admin::{Admin, with_admin};
-use crate::support::kafka::RealKafka;
-use crate::support::{Missing, Outbox, Relay, SOON, TestDatabase, eventually, trials};
+use lab::admin::{Admin, with_admin};
+use lab::kafka::RealKafka;
+use lab::{Missing, Outbox, Relay, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

@@ -4,16 +4,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use event_outbox::Names;
+use event_outbox::schema::{CURRENT_VERSION, MigrateOptions, SchemaError, migrate};
 use libtest_mimic::Trial;
-use outbox_relay::store::Names;
-use outbox_relay::store::schema::{CURRENT_VERSION, MigrateOptions, SchemaError, migrate};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use crate::support::kafka::RealKafka;
-use crate::support::outbox::emit;
-use crate::support::relay::Output;
-use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::outbox::emit;
+use lab::relay::Output;
+use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
 const FINDING: Option<i32> = Some(1);
 

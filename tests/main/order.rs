@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
-use outbox_relay::ledger::Rules;
 use sqlx::{Connection, Executor};
 
 use crate::guarantees::ONCE;
-use crate::support::kafka::RealKafka;
-use crate::support::outbox::{emit, insert};
-use crate::support::{Outbox, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::outbox::{emit, insert};
+use lab::{Outbox, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

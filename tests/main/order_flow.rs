@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
+use lab::demo::{Member, OrderFlowOptions, OwnServers, Wanted, run_order_flow};
 use libtest_mimic::Trial;
-use outbox_relay::demo::{Member, OrderFlowOptions, Wanted, run_order_flow};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::mpsc;
 
-use crate::support::kafka::RealKafka;
-use crate::support::{SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::{SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
@@ -26,7 +26,12 @@ async fn the_books_agree_although_every_service_and_every_relay_is_killed(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let options = OrderFlowOptions {
-        wanted: Wanted::Own,
+        wanted: Wanted::Own(Box::new(OwnServers {
+            database: database.connect_options(),
+            connect_timeout: SOON,
+            target: database.name().to_owned(),
+            kafka: brokers(&kafka),
+        })),
         env: [("DATABASE_URL", database.url()), ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap())]
             .map(|(name, value)| (name.to_owned(), value))
             .into(),
@@ -50,6 +55,12 @@ async fn the_books_agree_although_every_service_and_every_relay_is_killed(
     })
     .await;
     Ok(())
+}
+
+fn brokers(kafka: &RealKafka) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", kafka.bootstrap());
+    config
 }
 
 /// Topics and groups of order flows.

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::ensure;
+use event_outbox::ledger::Rules;
+use lab::demo::{PostgresOptions, PrivatePostgres, Signal};
 use libtest_mimic::Trial;
-use outbox_relay::demo::{PostgresOptions, PrivatePostgres, Signal};
-use outbox_relay::ledger::Rules;
 use serde_json::Value;
 
 use crate::guarantees::ONCE;
-use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Plan};
-use crate::support::{Outbox, RelayProcess, SOON, TestDatabase, eventually, options_for_tests, trials};
+use lab::kafka::RealKafka;
+use lab::load::{Load, Plan};
+use lab::{Outbox, RelayProcess, SOON, TestDatabase, eventually, options_for_tests, trials};
 
 const STARTED: &str = "outage started: events wait, none is lost";
 const ENDED: &str = "outage ended";

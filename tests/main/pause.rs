@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Rules;
 use serde_json::Value;
 
-use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Plan};
-use crate::support::relay::Output;
-use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::load::{Load, Plan};
+use lab::relay::Output;
+use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
 const BEGINS: &str = "a pause is in force: its events wait, in order, until it is resumed or expires";
 const ENDS: &str = "the pause is over: its events go out in order";
@@ -129,7 +129,7 @@ async fn while_everything_is_paused_nothing_is_published_and_no_transaction_is_b
     })
     .await;
     let fates = outbox.fates_of("a").await?;
-    let untouched = |fate: &&crate::support::outbox::Fate| fate.status == "PENDING" && fate.last_error.is_none();
+    let untouched = |fate: &&lab::outbox::Fate| fate.status == "PENDING" && fate.last_error.is_none();
     ensure!(fates.iter().filter(untouched).count() == 3, "{fates:?}");
     let locks = "select count(*) from (select xmax::text::int8 as locker from event_outbox_lane) lanes \
                  join pg_locks l on l.locktype = 'transactionid' and l.transactionid::text::int8 = locker";

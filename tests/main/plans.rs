@@ -2,12 +2,12 @@
 //! that was ever published.
 
 use anyhow::{Context, ensure};
+use event_outbox::Names;
 use libtest_mimic::Trial;
-use outbox_relay::store::Names;
 use outbox_relay::store::plan::{Statement, explain};
 use sqlx::{Executor, PgConnection};
 
-use crate::support::{TestDatabase, trials};
+use lab::{TestDatabase, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::ensure;
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Rules;
 
-use crate::support::kafka::{MINDS_RIGHTS, RealKafka};
-use crate::support::outbox::Fate;
-use crate::support::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
+use lab::kafka::{MINDS_RIGHTS, RealKafka};
+use lab::outbox::Fate;
+use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
 /// `max.message.bytes` of the topics here; good rows stay far below, even many of them.
 const TOPIC_LIMIT: &str = "20000";

@@ -8,8 +8,8 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use sqlx::{Connection, Executor};
 
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, RelayProcess, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, RelayProcess, SOON, TestDatabase, eventually, trials};
 
 const SHARED_OUT: &str = "lanes are shared out";
 

@@ -7,9 +7,9 @@ use anyhow::{Context as _, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::support::kafka::{RealKafka, Record};
-use crate::support::relay::Output;
-use crate::support::{Outbox, PARTITIONS, TestDatabase, trials};
+use lab::kafka::{RealKafka, Record};
+use lab::relay::Output;
+use lab::{Outbox, PARTITIONS, TestDatabase, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

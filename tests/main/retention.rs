@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::ensure;
+use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
-use outbox_relay::ledger::Rules;
 use serde_json::Value;
 use sqlx::{Connection, Executor};
 
-use crate::support::kafka::RealKafka;
-use crate::support::load::{Load, Plan};
-use crate::support::relay::Output;
-use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::load::{Load, Plan};
+use lab::relay::Output;
+use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

@@ -6,9 +6,9 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use crate::support::kafka::RealKafka;
-use crate::support::relay::Output;
-use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::relay::Output;
+use lab::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

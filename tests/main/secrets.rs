@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::ensure;
+use lab::demo::free_port;
 use libtest_mimic::Trial;
-use outbox_relay::demo::free_port;
 
-use crate::support::kafka::RealKafka;
-use crate::support::{Missing, Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::{Missing, Outbox, Relay, RelayProcess, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

@@ -6,13 +6,13 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use lab::demo::{BinariesFrom, PostgresOptions, PrivatePostgres, Signal};
 use libtest_mimic::Trial;
-use outbox_relay::demo::{BinariesFrom, PostgresOptions, PrivatePostgres, Signal};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sqlx::{Connection, Executor, PgConnection};
 
-use crate::support::kafka::RealKafka;
-use crate::support::{SOON, TestDatabase, eventually, options_for_tests, trials};
+use lab::kafka::RealKafka;
+use lab::{SOON, TestDatabase, eventually, options_for_tests, trials};
 
 /// Makes this binary start a Postgres, say where, and wait to be killed.
 const OWNER: &str = "--own-a-postgres";
@@ -203,7 +203,7 @@ fn produce(kafka: &RealKafka, topic: &str, values: std::ops::Range<u32>) -> anyh
     Ok(producer.flush(SOON)?)
 }
 
-fn values(records: &[crate::support::kafka::Record]) -> Vec<u32> {
+fn values(records: &[lab::kafka::Record]) -> Vec<u32> {
     let number = |value: &[u8]| std::str::from_utf8(value).ok()?.parse().ok();
     let mut values: Vec<u32> = records.iter().filter_map(|record| number(record.value.as_deref()?)).collect();
     values.sort_unstable();

@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use event_outbox::event::NewEvent;
+use event_outbox::outbox;
 use libtest_mimic::Trial;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use outbox_relay::event::NewEvent;
-use outbox_relay::outbox;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
-use crate::support::kafka::RealKafka;
-use crate::support::languages::{self, Program};
-use crate::support::{Outbox, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::languages::{self, Program};
+use lab::{Outbox, SOON, TestDatabase, eventually, trials};
 
 /// Orders, each an event of its own.
 const ORDERS: i64 = 12;
@@ -198,7 +198,7 @@ fn listen(pipe: PipeReader) -> Arc<Mutex<Vec<String>>> {
 fn committed(kafka: &RealKafka, group: &str, topic: &str) -> anyhow::Result<i64> {
     let consumer: BaseConsumer = kafka.client().set("group.id", group).create()?;
     let mut partitions = TopicPartitionList::new();
-    partitions.add_partition_range(topic, 0, crate::support::PARTITIONS - 1);
+    partitions.add_partition_range(topic, 0, lab::PARTITIONS - 1);
     let committed = consumer.committed_offsets(partitions, SOON)?;
     let records = committed.elements().into_iter().map(|partition| match partition.offset() {
         Offset::Offset(offset) => offset,

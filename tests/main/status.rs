@@ -7,8 +7,8 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use sqlx::{Connection, Executor, Row};
 
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

@@ -5,13 +5,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use lab::demo::free_port;
 use libtest_mimic::Trial;
-use outbox_relay::demo::free_port;
 use serde_json::Value;
 use sqlx::{Connection, Executor};
 
-use crate::support::kafka::RealKafka;
-use crate::support::{Outbox, Relay, TestDatabase, trials};
+use lab::kafka::RealKafka;
+use lab::{Outbox, Relay, TestDatabase, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

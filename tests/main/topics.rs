@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::ensure;
 use libtest_mimic::Trial;
 
-use crate::support::kafka::{RealKafka, Record};
-use crate::support::{Outbox, SOON, TestDatabase, eventually, trials};
+use lab::kafka::{RealKafka, Record};
+use lab::{Outbox, SOON, TestDatabase, eventually, trials};
 
 /// Entity ids that were written into `entity_type` by mistake.
 const MISTAKES: i64 = 20_000;

@@ -15,9 +15,9 @@ use serde_json::Value;
 use sqlx::{Executor, PgConnection};
 use uuid::Uuid;
 
-use crate::support::kafka::{RealKafka, Record};
-use crate::support::murmur2::java_partition;
-use crate::support::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
+use lab::kafka::{RealKafka, Record};
+use lab::murmur2::java_partition;
+use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
 const CLEAN: Option<i32> = Some(0);
 const FINDING: Option<i32> = Some(1);

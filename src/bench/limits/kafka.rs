@@ -14,9 +14,9 @@ use uuid::Uuid;
 use crate::bench::Bench;
 use crate::bench::arena::Arena;
 use crate::bench::failure::BenchError;
-use crate::envelope::Envelope;
-use crate::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use crate::sink::client::ClientSettings;
+use event_outbox::envelope::Envelope;
+use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 
 /// No ack for this long, and the broker is taken to be stuck.
 const STALLED: Duration = Duration::from_secs(30);

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use sqlx::error::DatabaseError;
 
 use crate::lane::hold::HoldCause;
-use crate::observe::code::Code;
 use crate::relay::measure;
 use crate::relay::stages::Stage;
 use crate::relay::worker::claim::{Batch, Extent};
@@ -25,6 +24,7 @@ use crate::sink::transactions::{TransactionError, is_fenced};
 use crate::store::claim::ClaimedRow;
 use crate::store::session;
 use crate::store::settle::SettleError;
+use event_outbox::code::Code;
 
 /// Marks are tried in a savepoint before publishing for so long after some were refused: longer than between two attempts.
 const REHEARSED: Duration = Duration::from_secs(60);

@@ -6,13 +6,13 @@
 use std::time::{Duration, Instant};
 
 use crate::lane::LaneRange;
-use crate::observe::code::Code;
 use crate::relay::worker::context::{CycleError, WorkerContext, within};
 use crate::relay::worker::lane_assignment::{LaneAssignment, OwnedLanes};
 use crate::relay::worker::pauses::PauseFilter;
 use crate::store::pauses;
 use crate::store::session::{self, Begun, LaneState, Wanted};
 use crate::store::settle::SettleError;
+use event_outbox::code::Code;
 
 /// A takeover takes a transaction or two of its own, and another worker may be quicker on a part of the lanes.
 const ATTEMPTS: usize = 5;

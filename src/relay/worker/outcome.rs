@@ -9,16 +9,16 @@ use std::time::Instant;
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::OnPoison;
-use crate::event::StoredEvent;
 use crate::fault::{self, Class};
 use crate::lane::hold::{Candidate, Hold, HoldCause, HoldValue};
-use crate::observe::code::Code;
 use crate::relay::options::RelayOptions;
 use crate::relay::worker::claim::{Batch, Extent};
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::pauses::PausedBy;
 use crate::sink::producer::KafkaProducer;
 use crate::store::claim::{ClaimedRow, Skipped};
+use event_outbox::code::Code;
+use event_outbox::event::StoredEvent;
 
 /// A lane with more locked events claims nothing behind them until some are free: the memory for them is bounded.
 const MOST_LOCKED: usize = 1_000;

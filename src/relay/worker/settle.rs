@@ -9,7 +9,6 @@ use crate::fault::{self, Class};
 use crate::lane::LaneRange;
 use crate::lane::hold::{Candidate, HoldSet};
 use crate::lane::progress::Progress;
-use crate::observe::code::Code;
 use crate::relay::worker::claim::{Batch, Extent, progress_after};
 use crate::relay::worker::context::{CycleError, Waited, WorkerContext, within};
 use crate::relay::worker::lane_assignment::LaneAssignment;
@@ -20,6 +19,7 @@ use crate::sink::producer::KafkaProducer;
 use crate::store::claim::ClaimedRow;
 use crate::store::session::{LaneUpdate, Next};
 use crate::store::settle::{Ctid, SettleError};
+use event_outbox::code::Code;
 
 /// An empty claim that moves the progress by more ids, or takes longer, is written down.
 const WORTH_STORING: i64 = 1_000;

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::event::OutboxId;
-use crate::ledger::{Committed, EntityKey, Fingerprint, Ledger, Rules, TopicRecord};
+use event_outbox::event::OutboxId;
+use event_outbox::ledger::{Committed, EntityKey, Fingerprint, Ledger, Rules, TopicRecord};
 
 const TOPIC: &str = "order-events";
 const PARTITIONS: i32 = 3;

@@ -1,7 +1,7 @@
 //! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run --example bill --no-default-features --features consumer-kafka
 
-use outbox_relay::consumer::{Consumer, Context, Failed};
-use outbox_relay::event::NewEvent;
+use event_outbox::consumer::{Consumer, Context, Failed};
+use event_outbox::event::NewEvent;
 use serde::Deserialize;
 use serde_json::json;
 use sqlx::postgres::PgPoolOptions;

@@ -1,9 +1,9 @@
 //! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run --example consume --features consumer
 //!
-//! The inbox with a Kafka client of one's own. `outbox_relay::consumer::Consumer` does this and more: see docs/consumers.md.
+//! The inbox with a Kafka client of one's own. `event_outbox::consumer::Consumer` does this and more: see docs/consumers.md.
 
-use outbox_relay::consumer::Inbox;
-use outbox_relay::envelope::decode;
+use event_outbox::consumer::Inbox;
+use event_outbox::envelope::decode;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
 use rdkafka::message::{Headers, Message};

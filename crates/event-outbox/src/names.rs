@@ -1,0 +1,155 @@
+//! The identifiers of one outbox: derived from its schema and table name, quoted, never spliced unquoted.
+
+use crate::hash::fnv1a;
+
+/// Postgres truncates identifiers beyond this many bytes (`NAMEDATALEN - 1`).
+const MAX_IDENTIFIER_BYTES: usize = 63;
+
+/// The quoted, schema-qualified names of one outbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    schema: String,
+    table: String,
+    processed_table: String,
+}
+
+impl Default for Names {
+    /// `event_outbox` and `processed_events` in `public`.
+    fn default() -> Self {
+        Self::new("public", "event_outbox", "processed_events")
+    }
+}
+
+impl Names {
+    /// Names for the outbox `table` and the inbox `processed_table` in `schema`; all unquoted, of 1 to 63 bytes without NUL.
+    pub fn new(schema: &str, table: &str, processed_table: &str) -> Self {
+        Self { schema: schema.to_owned(), table: table.to_owned(), processed_table: processed_table.to_owned() }
+    }
+
+    /// The schema, unquoted.
+    pub fn schema_raw(&self) -> &str {
+        &self.schema
+    }
+
+    /// The outbox table, unquoted.
+    pub fn table_raw(&self) -> &str {
+        &self.table
+    }
+
+    /// The schema, quoted.
+    pub fn schema(&self) -> String {
+        quote(&self.schema)
+    }
+
+    /// The outbox table.
+    pub fn outbox(&self) -> String {
+        self.qualified(&self.table)
+    }
+
+    /// The inbox table.
+    pub fn processed(&self) -> String {
+        self.qualified(&self.processed_table)
+    }
+
+    /// The keys that consumers hold: `processed_events_held`.
+    pub fn held(&self) -> String {
+        self.qualified(&derive(&self.processed_table, "held"))
+    }
+
+    /// A companion of the outbox table: `event_outbox` and `lane` give `"public"."event_outbox_lane"`.
+    pub fn companion(&self, suffix: &str) -> String {
+        self.qualified(&derive(&self.table, suffix))
+    }
+
+    /// An index or a constraint of the outbox table, quoted but not qualified, as `create index` wants it.
+    pub fn part(&self, suffix: &str) -> String {
+        quote(&derive(&self.table, suffix))
+    }
+
+    /// An index of the outbox table as `pg_class.relname` and EXPLAIN show it.
+    pub fn part_raw(&self, suffix: &str) -> String {
+        derive(&self.table, suffix)
+    }
+
+    /// A role of the outbox, quoted: `event_outbox` and `writer` give `"event_outbox_writer"`. Roles are the whole server's; another
+    /// `prefix` keeps those of two outboxes of one name apart.
+
+    pub fn role(&self, prefix: Option<&str>, suffix: &str) -> String {
+        quote(&derive(prefix.unwrap_or(&self.table), suffix))
+    }
+
+    /// The function that writes an event: `outbox_emit`, or `<table>_emit` for a table of another name, so that two outboxes
+    /// of one schema do not replace each other's.
+    pub fn emit(&self) -> String {
+        match self.table.as_str() {
+            "event_outbox" => self.qualified("outbox_emit"),
+            table => self.qualified(&derive(table, "emit")),
+        }
+    }
+
+    /// The function of the inbox: `event_once`, or `<processed table>_once` for a table of another name.
+    pub fn once(&self) -> String {
+        match self.processed_table.as_str() {
+            "processed_events" => self.qualified("event_once"),
+            table => self.qualified(&derive(table, "once")),
+        }
+    }
+
+    fn qualified(&self, name: &str) -> String {
+        format!("{}.{}", quote(&self.schema), quote(name))
+    }
+}
+
+/// `name` as a quoted SQL identifier.
+pub fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `text` as a quoted SQL literal, whatever `standard_conforming_strings` says.
+pub fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// `<table>_<suffix>`; where that is longer than Postgres allows, the table's part is cut and a hash of the whole keeps two
+/// long names apart.
+fn derive(table: &str, suffix: &str) -> String {
+    let plain = format!("{table}_{suffix}");
+    if plain.len() <= MAX_IDENTIFIER_BYTES {
+        return plain;
+    }
+    let tail = format!("_{:08x}_{suffix}", fnv1a(table.as_bytes()) as u32);
+    let mut cut = MAX_IDENTIFIER_BYTES - tail.len();
+    while !table.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    format!("{}{tail}", &table[..cut])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_and_derived() {
+        let names = Names::new("my \"schema", "Weird name; drop table x", "processed_events");
+        assert_eq!(names.outbox(), r#""my ""schema"."Weird name; drop table x""#);
+        assert_eq!(names.companion("lane"), r#""my ""schema"."Weird name; drop table x_lane""#);
+        assert_eq!(names.emit(), r#""my ""schema"."Weird name; drop table x_emit""#);
+        assert_eq!(names.once(), r#""my ""schema"."event_once""#);
+    }
+
+    #[test]
+    fn derived_names_of_the_longest_tables_stay_within_the_limit_and_apart() {
+        let one = "é".repeat(31) + "x";
+        let two = "é".repeat(31) + "y";
+        assert_eq!(one.len(), MAX_IDENTIFIER_BYTES);
+        let (one, two) = (derive(&one, "one_payload"), derive(&two, "one_payload"));
+        assert!(one.len() <= MAX_IDENTIFIER_BYTES && two.len() <= MAX_IDENTIFIER_BYTES);
+        assert_ne!(one, two);
+    }
+
+    #[test]
+    fn literals_survive_quotes_and_backslashes() {
+        assert_eq!(literal(r"a'b\c"), r"E'a''b\\c'");
+    }
+}

@@ -1,0 +1,681 @@
+//! Migrations: rendered for one outbox's names, applied under a lock, printed for teams with a migration tool of their own.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+
+use crate::hash::fnv1a;
+use crate::names::{Names, literal};
+
+/// Lanes of a new outbox. More lanes let more workers share an outbox; fewer make wider claims.
+pub const DEFAULT_LANES: u16 = 16;
+
+/// `lane` is a smallint and every lane is a row; beyond this nothing is won.
+pub const MAX_LANES: u16 = 1024;
+
+/// The oldest server the suite is meant for: older ones get no fixes any more.
+const OLDEST_SERVER: i32 = 140_000;
+
+/// The oldest version that this binary works with.
+const OLDEST_USABLE: i32 = 9;
+
+/// How long a statement of an upgrade waits for a lock at a time, and the pause until it tries again.
+const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
+const LOCK_PAUSE: Duration = Duration::from_millis(500);
+
+/// The pause until it asks again whether it is its turn.
+const TURN_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long it waits for an autovacuum to make room.
+const AUTOVACUUM_ENDS: Duration = Duration::from_millis(1500);
+
+struct Migration {
+    version: i32,
+    name: &'static str,
+    template: &'static str,
+    /// Builds or drops indexes. On an outbox in use each statement runs by itself with `concurrently`, outside any transaction.
+    is_concurrent: bool,
+}
+
+const fn migration(version: i32, name: &'static str, template: &'static str) -> Migration {
+    Migration { version, name, template, is_concurrent: false }
+}
+
+const fn concurrent(version: i32, name: &'static str, template: &'static str) -> Migration {
+    Migration { version, name, template, is_concurrent: true }
+}
+
+const MIGRATIONS: &[Migration] = &[
+    migration(1, "outbox", include_str!("../migrations/0001_outbox.sql")),
+    migration(2, "control", include_str!("../migrations/0002_control.sql")),
+    migration(3, "retention", include_str!("../migrations/0003_retention.sql")),
+    migration(4, "health", include_str!("../migrations/0004_health.sql")),
+    migration(5, "held keys", include_str!("../migrations/0005_held_keys.sql")),
+    migration(6, "delivery", include_str!("../migrations/0006_delivery.sql")),
+    migration(7, "claims", include_str!("../migrations/0007_claims.sql")),
+    concurrent(8, "claim indexes", include_str!("../migrations/0008_claim_indexes.sql")),
+    migration(9, "lane progress", include_str!("../migrations/0009_lane_progress.sql")),
+    concurrent(10, "without partial indexes", include_str!("../migrations/0010_without_partial_indexes.sql")),
+];
+
+/// The schema version this binary works on.
+pub const CURRENT_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
+
+/// How [`migrate`] goes about it.
+#[derive(Debug, Clone)]
+pub struct MigrateOptions {
+    /// Number of lanes of a new outbox; fixed from then on. 1 to [`MAX_LANES`].
+    pub lanes: u16,
+    /// How long to wait for a lock on a table that others use. Half a second at a time: others wait behind it meanwhile.
+    pub lock_timeout: Duration,
+    /// How long to wait for another `migrate` of the same schema.
+    pub turn_timeout: Duration,
+}
+
+impl Default for MigrateOptions {
+    fn default() -> Self {
+        Self { lanes: DEFAULT_LANES, lock_timeout: Duration::from_secs(5), turn_timeout: Duration::from_secs(60) }
+    }
+}
+
+/// What [`migrate`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrated {
+    /// Version found; `None` where there was no outbox.
+    pub from: Option<i32>,
+    /// Version now.
+    pub to: i32,
+}
+
+/// Why the schema could not be brought up to date, or cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// The database was migrated by a newer binary.
+    #[error("{table} is at schema version {found}, this binary knows up to {known}")]
+    Newer {
+        /// The outbox table.
+        table: String,
+        /// Version found.
+        found: i32,
+        /// Newest version this binary knows.
+        known: i32,
+    },
+    /// There is no outbox, or an older one.
+    #[error("{table} is at schema version {found}, this binary needs {needed}")]
+    Older {
+        /// The outbox table.
+        table: String,
+        /// Version found.
+        found: i32,
+        /// Version this binary works on.
+        needed: i32,
+    },
+    /// There is no outbox of this name.
+    #[error("there is no outbox {table} in this database")]
+    Missing {
+        /// The outbox table.
+        table: String,
+    },
+    /// A table of this name exists that no migration of ours made.
+    #[error("{table} exists already and was not made by outbox-relay")]
+    Foreign {
+        /// The outbox table.
+        table: String,
+    },
+    /// The server is too old.
+    #[error("PostgreSQL {found} is too old, {} or newer is needed", OLDEST_SERVER / 10_000)]
+    OldServer {
+        /// The server's own description of its version.
+        found: String,
+    },
+    /// The outbox is a partitioned table.
+    #[error("{table} is a partitioned table: a row's place is not unique in it, and marks would meet other rows")]
+    Partitioned {
+        /// The outbox table.
+        table: String,
+    },
+    /// The lanes' rows are not 0..n.
+    #[error("{table} does not hold the lanes 0..n without gaps ({found} rows)")]
+    BrokenLanes {
+        /// The lane table.
+        table: String,
+        /// Rows found.
+        found: i64,
+    },
+    /// Another session held a lock for too long.
+    #[error("another session holds a lock that the migration needs")]
+    Locked(#[source] sqlx::Error),
+    /// Another process migrates.
+    #[error("another process is migrating an outbox of this schema")]
+    Busy,
+    /// The database refused or was not there.
+    #[error("the database refused the migration")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Brings the outbox `names` to [`CURRENT_VERSION`]. May be called by any number of processes at once.
+///
+/// A new outbox is made in one transaction. An outbox in use is upgraded step by step: each migration in a transaction of its own, the
+/// ones that build indexes without any. A step that fails changes nothing, and the next call goes on from there.
+///
+/// # Errors
+/// [`SchemaError`].
+pub async fn migrate(
+    conn: &mut PgConnection,
+    names: &Names,
+    options: &MigrateOptions,
+) -> Result<Migrated, SchemaError> {
+    server_is_new_enough(conn).await?;
+    let found = version(conn, names).await?;
+    refuse_newer(names, found)?;
+    if found == Some(CURRENT_VERSION) {
+        return Ok(Migrated { from: found, to: CURRENT_VERSION });
+    }
+    if found.is_none()
+        && let Some(done) = create(conn, names, options).await?
+    {
+        return Ok(done);
+    }
+    upgrade(conn, names, options).await
+}
+
+/// Makes a new outbox; `None` where another process was quicker.
+async fn create(
+    conn: &mut PgConnection,
+    names: &Names,
+    options: &MigrateOptions,
+) -> Result<Option<Migrated>, SchemaError> {
+    let mut tx = conn.begin().await?;
+    take_turn(&mut tx, "select pg_try_advisory_xact_lock($1)", migration_key(names), options.turn_timeout).await?;
+    set_lock_timeout(&mut tx, options.lock_timeout).await?;
+    if version(&mut tx, names).await?.is_some() {
+        return Ok(None);
+    }
+    create_version_table(&mut tx, names).await?;
+    for migration in MIGRATIONS {
+        run(&mut tx, &migration.render(names, options.lanes, Mode::New)).await?;
+    }
+    tx.commit().await?;
+    Ok(Some(Migrated { from: None, to: CURRENT_VERSION }))
+}
+
+/// Holds the turn for the session: the steps are several transactions.
+async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOptions) -> Result<Migrated, SchemaError> {
+    let key = migration_key(names);
+    take_turn(conn, "select pg_try_advisory_lock($1)", key, options.turn_timeout).await?;
+    // A role's own timeout may be shorter than an index takes. What need not be dropped is no news.
+    run(conn, "set statement_timeout = 0; set client_min_messages = warning").await?;
+    let mut upgraded = async || {
+        let found = version(conn, names).await?;
+        refuse_newer(names, found)?;
+        for migration in MIGRATIONS.iter().filter(|migration| migration.version > found.unwrap_or(0)) {
+            if migration.is_concurrent {
+                // It waits for older transactions, and nobody waits for it.
+                run(conn, "set lock_timeout = 0").await?;
+                migration.run_concurrently(conn, names).await?;
+            } else {
+                migration.run_in_use(conn, names, options).await?;
+            }
+        }
+        Ok(Migrated { from: found, to: CURRENT_VERSION })
+    };
+    let upgraded = upgraded().await;
+    // Ends with the session at the latest.
+    let _ = sqlx::query("select pg_advisory_unlock($1)").bind(key).persistent(false).execute(&mut *conn).await;
+    let _ = run(conn, "reset lock_timeout; reset statement_timeout; reset client_min_messages").await;
+    upgraded
+}
+
+/// Asks again and again: a session that waits for a lock in a statement has a snapshot, for which `create index concurrently` of the one
+/// that has the turn would wait.
+async fn take_turn(conn: &mut PgConnection, sql: &'static str, key: i64, timeout: Duration) -> Result<(), SchemaError> {
+    let began = Instant::now();
+    loop {
+        let turn = sqlx::query_scalar(sql).bind(key).persistent(false);
+        if turn.fetch_one(&mut *conn).await? {
+            return Ok(());
+        }
+        if began.elapsed() >= timeout {
+            return Err(SchemaError::Busy);
+        }
+        tokio::time::sleep(TURN_PAUSE).await;
+    }
+}
+
+/// Blocks no writer, and ends an autovacuum that is at work once it has waited for a `deadlock_timeout`, which is 1 s.
+fn end_autovacuum(names: &Names) -> String {
+    format!("lock table {} in share update exclusive mode", names.outbox())
+}
+
+/// Per schema and not per outbox: outboxes of one schema share the inbox table and the schema itself.
+fn migration_key(names: &Names) -> i64 {
+    fnv1a(format!("outbox-relay migrate {}", names.schema_raw()).as_bytes()) as i64
+}
+
+async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
+    if exists(conn, names, names.table_raw()).await? {
+        return Err(SchemaError::Foreign { table: names.outbox() });
+    }
+    // `create schema if not exists` asks for the right to create one even where it exists.
+    let schema_exists: bool = sqlx::query_scalar("select exists (select from pg_namespace where nspname = $1)")
+        .bind(names.schema_raw())
+        .persistent(false)
+        .fetch_one(&mut *conn)
+        .await?;
+    if !schema_exists {
+        run(conn, &create_schema(names)).await?;
+    }
+    run(conn, &version_table(names)).await
+}
+
+/// The migrations above version `from` as one SQL script for a tool of the team's own; `None`: those of a new outbox.
+///
+/// An upgrade has statements that cannot run inside a transaction (`create index concurrently`): the script begins and commits by itself.
+pub fn print(names: &Names, lanes: u16, from: Option<i32>) -> String {
+    let Some(from) = from else {
+        let mut script = format!("begin;\n{}\n{}\n", create_schema(names), version_table(names));
+        for migration in MIGRATIONS {
+            script.push_str(&migration.render(names, lanes, Mode::New));
+        }
+        script.push_str("commit;\n");
+        return script;
+    };
+    let mut script = "set statement_timeout = 0;\n".to_owned();
+    for migration in MIGRATIONS.iter().filter(|migration| migration.version > from) {
+        script.push_str(&migration.step(names, lanes));
+    }
+    script.push_str("reset lock_timeout;\nreset statement_timeout;\n");
+    script
+}
+
+/// The schema version of the outbox, `None` where it was never migrated.
+///
+/// # Errors
+/// Any database error.
+pub async fn version(conn: &mut PgConnection, names: &Names) -> Result<Option<i32>, sqlx::Error> {
+    if !exists(conn, names, &names.part_raw("migration")).await? {
+        return Ok(None);
+    }
+    let sql = format!("select max(version) from {}", names.companion("migration"));
+    sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(conn).await
+}
+
+/// True when the schema has a relation of that name. Reads the catalog by the statement's snapshot: `to_regclass` looks into the
+/// session's cache, which does not yet know what another migration has committed while this one waited for its turn.
+async fn exists(conn: &mut PgConnection, names: &Names, relation: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
+         where nspname = $1 and relname = $2)",
+    )
+    .bind(names.schema_raw())
+    .bind(relation)
+    .persistent(false)
+    .fetch_one(conn)
+    .await
+}
+
+/// Statements are not kept prepared; a caller behind a pooler calls from inside a transaction.
+///
+/// Number of lanes of an outbox that is at [`CURRENT_VERSION`].
+///
+/// # Errors
+/// [`SchemaError`] when the outbox is missing, of another version, or its lanes are damaged.
+pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, SchemaError> {
+    server_is_new_enough(conn).await?;
+    match version(conn, names).await? {
+        None => return Err(SchemaError::Missing { table: names.outbox() }),
+        // What is missing then takes old indexes away, which may wait for other transactions for long.
+        Some(found) if found < OLDEST_USABLE => {
+            return Err(SchemaError::Older { table: names.outbox(), found, needed: CURRENT_VERSION });
+        }
+        found => refuse_newer(names, found)?,
+    }
+    if is_partitioned(conn, names).await? {
+        return Err(SchemaError::Partitioned { table: names.outbox() });
+    }
+    let table = names.companion("lane");
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "select count(*), coalesce(min(lane), 0) = 0 and coalesce(max(lane), 0) = count(*) - 1 from {table}"
+    )))
+    .persistent(false)
+    .fetch_one(conn)
+    .await?;
+    let found: i64 = row.try_get(0)?;
+    match u16::try_from(found) {
+        Ok(lanes) if lanes > 0 && lanes <= MAX_LANES && row.try_get::<bool, _>(1)? => Ok(lanes),
+        _ => Err(SchemaError::BrokenLanes { table, found }),
+    }
+}
+
+/// True for a partitioned table, and for one that others inherit from.
+async fn is_partitioned(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select c.relkind <> 'r' or exists (select from pg_inherits where inhparent = c.oid) \
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 and c.relname = $2",
+    )
+    .bind(names.schema_raw())
+    .bind(names.table_raw())
+    .persistent(false)
+    .fetch_one(conn)
+    .await
+}
+
+async fn server_is_new_enough(conn: &mut PgConnection) -> Result<(), SchemaError> {
+    let row = sqlx::query("select current_setting('server_version_num')::int, current_setting('server_version')")
+        .persistent(false)
+        .fetch_one(conn)
+        .await?;
+    if row.try_get::<i32, _>(0)? < OLDEST_SERVER {
+        return Err(SchemaError::OldServer { found: row.try_get(1)? });
+    }
+    Ok(())
+}
+
+fn refuse_newer(names: &Names, found: Option<i32>) -> Result<(), SchemaError> {
+    match found {
+        Some(found) if found > CURRENT_VERSION => {
+            Err(SchemaError::Newer { table: names.outbox(), found, known: CURRENT_VERSION })
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn set_lock_timeout(conn: &mut PgConnection, timeout: Duration) -> Result<(), sqlx::Error> {
+    sqlx::query("select set_config('lock_timeout', $1, true)")
+        .bind(format!("{}ms", timeout.as_millis()))
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
+async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), SchemaError> {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(conn).await.map(drop).map_err(lock_or_database)
+}
+
+fn lock_or_database(error: sqlx::Error) -> SchemaError {
+    // 55P03 lock_not_available: lock_timeout has passed.
+    match error.as_database_error().and_then(|error| error.code()).as_deref() {
+        Some("55P03") => SchemaError::Locked(error),
+        _ => SchemaError::Database(error),
+    }
+}
+
+fn create_schema(names: &Names) -> String {
+    format!("create schema if not exists {};", names.schema())
+}
+
+fn version_table(names: &Names) -> String {
+    format!(
+        "create table {} (\n    version integer primary key,\n    name text not null,\n    \
+         applied_by text not null,\n    applied_at timestamptz not null default now()\n);",
+        names.companion("migration")
+    )
+}
+
+/// For which outbox a migration is rendered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Empty and unknown to others: indexes are built at once.
+    New,
+    /// Applications and relays use it.
+    InUse,
+}
+
+impl Migration {
+    /// The statements of this migration and the row that records it.
+    fn render(&self, names: &Names, lanes: u16, mode: Mode) -> String {
+        format!("{}\n{}", self.body(names, lanes, mode), self.record(names))
+    }
+
+    fn body(&self, names: &Names, lanes: u16, mode: Mode) -> String {
+        fill(self.template, |placeholder| {
+            Some(match placeholder {
+                "outbox" => names.outbox(),
+                "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery"
+                | "hold" | "stamp" => names.companion(placeholder),
+                "processed" => names.processed(),
+                "held" => names.held(),
+                "emit" => names.emit(),
+                "once" => names.once(),
+                "lanes" => lanes.to_string(),
+                "quote" => dollar_quote(names),
+                // For `create index`, which takes the table's schema, and `drop index`, which needs it said.
+                "concurrently" if mode == Mode::InUse => match self.template.contains("drop index") {
+                    true => "concurrently if exists".to_owned(),
+                    false => "concurrently".to_owned(),
+                },
+                "concurrently" => String::new(),
+                "outbox_pending_index" | "outbox_waiting_index" | "outbox_dead_index" => {
+                    let suffix = placeholder.strip_prefix("outbox_")?.strip_suffix("_index")?;
+                    format!("{}.{}", names.schema(), names.part(suffix))
+                }
+                // For a cast to regclass.
+                "outbox_regclass" => literal(&names.outbox()),
+                "lane_regclass" => literal(&names.companion("lane")),
+                "hold_regclass" => literal(&names.companion("hold")),
+                "archive_regclass" => literal(&names.companion("archive")),
+                "stamp_text" => literal(&names.companion("stamp")),
+                _ => names.part(placeholder.strip_prefix("outbox_")?),
+            })
+        })
+    }
+
+    /// A part of a printed script. A tool that goes on after an error (psql without ON_ERROR_STOP) must not record what has failed, nor
+    /// take the next step: each one fails unless the one before it is recorded.
+    fn step(&self, names: &Names, lanes: u16) -> String {
+        let (quote, version) = (dollar_quote(names), self.version);
+        let guard = format!(
+            "do {quote} begin\n    if (select max(version) from {}) <> {} then\n        \
+             raise exception 'step {version} is not the next one of this outbox';\n    end if;\nend {quote};\n",
+            names.companion("migration"),
+            version - 1
+        );
+        if !self.is_concurrent {
+            return format!(
+                "begin;\n{guard}set local lock_timeout = '{}ms';\n{};\nset local lock_timeout = '{}ms';\n{}commit;\n",
+                AUTOVACUUM_ENDS.as_millis(),
+                end_autovacuum(names),
+                LOCK_ATTEMPT.as_millis(),
+                self.render(names, lanes, Mode::InUse)
+            );
+        }
+        let drops: String = self.indexes_built(names).iter().map(|index| drop_index(index)).collect();
+        let missing = self.indexes_built(names).iter().fold(String::new(), |sql, index| {
+            let index = literal(index);
+            sql + &format!(
+                "    if not coalesce((select indisvalid from pg_catalog.pg_index \
+                 where indexrelid = pg_catalog.to_regclass({index})), false) then\n        \
+                 raise exception 'the index % has not been built', {index};\n    end if;\n"
+            )
+        });
+        format!(
+            "set lock_timeout = 0;\n{drops}{}\nbegin;\n{guard}do {quote} begin\n{missing}end {quote};\n{}commit;\n",
+            self.body(names, lanes, Mode::InUse),
+            self.record(names)
+        )
+    }
+
+    /// The indexes that this migration builds, quoted and with their schema.
+    fn indexes_built(&self, names: &Names) -> Vec<String> {
+        let built =
+            |suffix: &&str| self.template.contains(&format!("create index {{concurrently}} {{outbox_{suffix}}}"));
+        let all = ["late", "due", "failed"];
+        all.iter()
+            .filter(|suffix| built(suffix))
+            .map(|suffix| format!("{}.{}", names.schema(), names.part(suffix)))
+            .collect()
+    }
+
+    fn record(&self, names: &Names) -> String {
+        format!(
+            "insert into {} (version, name, applied_by) values ({}, {}, {});\n",
+            names.companion("migration"),
+            self.version,
+            literal(self.name),
+            literal(concat!("outbox-relay ", env!("CARGO_PKG_VERSION"))),
+        )
+    }
+
+    /// Runs in a transaction. Whoever comes after a statement that waits for a lock waits as well, so it gives up soon and tries again.
+    async fn run_in_use(
+        &self,
+        conn: &mut PgConnection,
+        names: &Names,
+        options: &MigrateOptions,
+    ) -> Result<(), SchemaError> {
+        let began = Instant::now();
+        loop {
+            let mut tx = conn.begin().await?;
+            set_lock_timeout(&mut tx, options.lock_timeout.min(AUTOVACUUM_ENDS)).await?;
+            let attempt = options.lock_timeout.min(LOCK_ATTEMPT).as_millis();
+            let script = format!(
+                "{}; set local lock_timeout = '{attempt}ms';\n{}",
+                end_autovacuum(names),
+                self.render(names, options.lanes, Mode::InUse)
+            );
+            match run(&mut tx, &script).await {
+                Ok(()) => return Ok(tx.commit().await?),
+                Err(SchemaError::Locked(_)) if began.elapsed() < options.lock_timeout => {
+                    tx.rollback().await?;
+                    tokio::time::sleep(LOCK_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Runs each statement by itself. An index that an interrupted run has left behind is built anew.
+    async fn run_concurrently(&self, conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
+        for index in self.indexes_built(names) {
+            run(conn, &drop_index(&index)).await?;
+        }
+        let body = self.body(names, 0, Mode::InUse);
+        let plain: String =
+            body.lines().filter(|line| !line.trim_start().starts_with("--")).flat_map(|line| [line, "\n"]).collect();
+        for statement in statements(&plain) {
+            run(conn, statement).await?;
+        }
+        run(conn, &self.record(names)).await
+    }
+}
+
+fn drop_index(index: &str) -> String {
+    format!("drop index concurrently if exists {index};\n")
+}
+
+/// The statements of a script without comments and function bodies. A semicolon inside a quoted name does not end one.
+fn statements(script: &str) -> Vec<&str> {
+    let (mut found, mut from, mut quoted) = (Vec::new(), 0, false);
+    for (at, letter) in script.char_indices() {
+        match letter {
+            '"' => quoted = !quoted,
+            ';' if !quoted => {
+                found.push(script[from..at].trim());
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// A dollar quote that no name of the outbox contains.
+pub fn dollar_quote(names: &Names) -> String {
+    let taken = format!("{} {}", names.outbox(), names.processed());
+    (0..).map(|n| format!("$outbox{n}$")).find(|quote| !taken.contains(quote)).unwrap_or_default()
+}
+
+/// Replaces each `{name}` in one pass, so that a table called `{lanes}` stays what it is. Braces around anything that is not a
+/// placeholder (`'{}'`) are kept.
+fn fill(template: &str, value: impl Fn(&str) -> Option<String>) -> String {
+    let mut filled = String::with_capacity(template.len() * 2);
+    let mut rest = template;
+    while let Some(open) = rest.find('{') {
+        let (before, from_open) = rest.split_at(open);
+        filled.push_str(before);
+        let replaced = from_open.find('}').and_then(|close| Some((value(&from_open[1..close])?, close)));
+        match replaced {
+            Some((text, close)) => {
+                filled.push_str(&text);
+                rest = &from_open[close + 1..];
+            }
+            None => {
+                filled.push('{');
+                rest = &from_open[1..];
+            }
+        }
+    }
+    filled.push_str(rest);
+    filled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_script_has_no_placeholder_left_and_keeps_empty_objects() {
+        let script = print(&Names::new("public", "event_outbox", "processed_events"), 16, None);
+        for placeholder in [
+            "{outbox",
+            "{lane",
+            "{relay",
+            "{processed",
+            "{held",
+            "{emit",
+            "{once",
+            "{quote",
+            "{a",
+            "{control",
+            "{delivery",
+            "{pause",
+            "{hold",
+            "{stamp",
+            "{concurrently",
+        ] {
+            assert!(!script.contains(placeholder), "{placeholder} is left in the script");
+        }
+        assert!(script.contains("default '{}'"));
+        assert!(script.contains(r#"create table "public"."event_outbox" ("#));
+    }
+
+    #[test]
+    fn a_table_called_like_a_placeholder_is_not_filled_twice() {
+        let script = print(&Names::new("public", "{lanes}", "processed_events"), 16, None);
+        assert!(script.contains(r#"create table "public"."{lanes}" ("#));
+    }
+
+    #[test]
+    fn a_name_cannot_end_a_function_body() {
+        let script = print(&Names::new("public", "a$outbox0$b", "processed_events"), 16, None);
+        assert!(script.contains("$outbox1$;"));
+        assert!(!script.contains("\n$outbox0$;"));
+    }
+
+    #[test]
+    fn an_upgrade_builds_indexes_outside_of_transactions() {
+        let script = print(&Names::default(), 16, Some(6));
+        assert!(script.contains("create index concurrently") && script.contains("drop index concurrently if exists"));
+        let mut is_open = false;
+        for line in script.lines() {
+            match line {
+                "begin;" => is_open = true,
+                "commit;" => is_open = false,
+                _ => assert!(!is_open || !line.contains(" concurrently "), "{line}"),
+            }
+        }
+        assert!(!script.contains("create table \"public\".\"event_outbox\" ("), "what is there already");
+    }
+
+    #[test]
+    fn a_semicolon_in_a_name_does_not_end_a_statement() {
+        assert_eq!(statements("create \"a;b\" (c);\n drop d;"), ["create \"a;b\" (c)", "drop d"]);
+    }
+
+    #[test]
+    fn versions_count_up_from_one() {
+        for (index, migration) in MIGRATIONS.iter().enumerate() {
+            assert_eq!(migration.version, index as i32 + 1);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The book of a run: what the application says it did, compared by the ledger with the table and the topic.
+
+use anyhow::{Context, ensure};
+use event_outbox::event::{EventId, OutboxId};
+use event_outbox::ledger::{Committed, EntityKey, Fingerprint, Ledger, Report, RowStatus, Rules, TopicRecord};
+use futures_util::TryStreamExt;
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::kafka::RealKafka;
+use super::murmur2::java_partition;
+use super::outbox::{Outbox, PARTITIONS, data};
+
+/// What the application knows, in the order in which it came to know it.
+#[derive(Debug, Default)]
+pub struct Book {
+    rules: Rules,
+    committed: Vec<Uuid>,
+    rolled_back: Vec<Uuid>,
+    sightings: Vec<(Uuid, RowStatus)>,
+}
+
+impl Book {
+    /// Begins an empty book that is judged by `rules`.
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
+    /// The transaction of these events has committed.
+    pub fn committed(&mut self, events: Vec<Uuid>) {
+        self.committed.extend(events);
+    }
+
+    /// The transaction of these events was rolled back.
+    pub fn rolled_back(&mut self, events: Vec<Uuid>) {
+        self.rolled_back.extend(events);
+    }
+
+    /// What rows were seen to be during the run, in that order: none may leave PUBLISHED or DEAD.
+    pub fn sighted(&mut self, sightings: Vec<(Uuid, RowStatus)>) {
+        self.sightings.extend(sightings);
+    }
+
+    /// Fails unless table and topic agree with each other and with the application.
+    pub async fn reconcile(self, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<()> {
+        let report = self.judge(outbox, kafka).await?;
+        ensure!(report.is_clean(), "{report}");
+        Ok(())
+    }
+
+    /// The ledger's report.
+    pub async fn judge(self, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<Report> {
+        let mut ledger = Ledger::new(self.rules);
+        for event in &self.rolled_back {
+            ledger.rolled_back(EventId(*event));
+        }
+        for (event, status) in &self.sightings {
+            ledger.status(EventId(*event), *status);
+        }
+        let rows = rows(outbox, &mut ledger).await?;
+        // What was committed and is not in the table is missing twice over: the ledger then expects it on the topic.
+        let lost = self.committed.iter().filter(|event| !rows.contains(event)).count();
+        ensure!(lost == 0, "{lost} committed events are not in the table");
+        let retried = "select event_id from event_outbox_audit_row where action = 'retried'";
+        let retried: Vec<Uuid> = sqlx::query_scalar(retried).fetch_all(&mut outbox.connect().await?).await?;
+        retried.into_iter().for_each(|event| ledger.retried(EventId(event)));
+        for record in kafka.read_topic(&outbox.topic).await? {
+            ledger.observe(TopicRecord {
+                event_id: record.header("event-id").and_then(|id| id.parse().ok()).map(EventId),
+                topic: &outbox.topic,
+                partition: record.partition,
+                offset: record.offset,
+                fingerprint: Some(Fingerprint::of(record.key.as_deref(), record.value.as_deref().map(data))),
+                expected_partition: record.key.as_deref().map(|key| java_partition(key, PARTITIONS)),
+            });
+        }
+        Ok(ledger.finish())
+    }
+}
+
+/// Tells the ledger every row, with its payload as Postgres prints it; returns their event ids.
+async fn rows(outbox: &Outbox, ledger: &mut Ledger) -> anyhow::Result<std::collections::HashSet<Uuid>> {
+    let mut connection = outbox.connect().await?;
+    let mut rows = sqlx::query(
+        "select id, event_id, entity_type, entity_id, status, available_at is not null, \
+         coalesce(convert_to(payload::text, 'UTF8'), payload_bytes) from event_outbox",
+    )
+    .fetch(&mut connection);
+    let mut events = std::collections::HashSet::new();
+    while let Some(row) = rows.try_next().await? {
+        let (id, event_id): (i64, Uuid) = (row.try_get(0)?, row.try_get(1)?);
+        let (entity_type, entity_id): (&str, Option<&str>) = (row.try_get(2)?, row.try_get(3)?);
+        let value: Option<&[u8]> = row.try_get(6)?;
+        ledger.committed(Committed {
+            id: OutboxId(id),
+            event_id: EventId(event_id),
+            entity: entity_id.map(|entity_id| EntityKey { entity_type, entity_id }),
+            order: id,
+            scheduled: row.try_get(5)?,
+            fingerprint: Some(Fingerprint::of(entity_id.map(str::as_bytes), value)),
+        });
+        ledger.status(EventId(event_id), status(row.try_get(4)?)?);
+        events.insert(event_id);
+    }
+    Ok(events)
+}
+
+/// A row's `status`.
+pub fn status(text: &str) -> anyhow::Result<RowStatus> {
+    match text {
+        "PENDING" => Ok(RowStatus::Pending),
+        "PUBLISHED" => Ok(RowStatus::Published),
+        "DEAD" => Ok(RowStatus::Dead),
+        other => None.with_context(|| format!("status {other}")),
+    }
+}

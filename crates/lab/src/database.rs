@@ -1,0 +1,65 @@
+//! One database per test.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::demo::PrivatePostgres;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+use super::shared::TEMPLATE;
+
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
+/// A test's own database on the shared server; it goes when the test has ended, however it ended.
+#[derive(Debug, Clone)]
+pub struct TestDatabase {
+    server: Arc<PrivatePostgres>,
+    name: String,
+}
+
+impl TestDatabase {
+    /// Copies the migrated template into a new database.
+    pub async fn create(server: Arc<PrivatePostgres>) -> anyhow::Result<Self> {
+        let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let database = Self { server, name };
+        database.administer(format!("create database {} template {TEMPLATE}", database.name)).await?;
+        Ok(database)
+    }
+
+    /// Ends the sessions a test has left behind, too.
+    pub async fn drop(&self) -> anyhow::Result<()> {
+        self.administer(format!("drop database {} with (force)", self.name)).await
+    }
+
+    /// For `DATABASE_URL`.
+    pub fn url(&self) -> String {
+        self.server.url(&self.name)
+    }
+
+    /// Its name on the server.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same as [`TestDatabase::url`] for sqlx.
+    pub fn connect_options(&self) -> PgConnectOptions {
+        self.server.connect_options(&self.name)
+    }
+
+    /// A connection of its own.
+    pub async fn connect(&self) -> sqlx::Result<PgConnection> {
+        self.server.connect(&self.name).await
+    }
+
+    /// A pool of at most so many connections, opened when they are used.
+    pub fn pool(&self, connections: u32) -> PgPool {
+        PgPoolOptions::new().max_connections(connections).connect_lazy_with(self.connect_options())
+    }
+
+    async fn administer(&self, statement: String) -> anyhow::Result<()> {
+        let mut connection = self.server.connect("postgres").await?;
+        connection.execute(AssertSqlSafe(statement)).await?;
+        Ok(connection.close().await?)
+    }
+}

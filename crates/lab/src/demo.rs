@@ -1,0 +1,56 @@
+//! Servers of one's own: what `outbox-relay demo`, the tests and the benchmarks run against.
+//!
+//! - `tether`: a server process that ends with the process that started it, whatever ends that one.
+//! - `directory`: a temporary directory that goes the same way.
+//! - `postgres`: a private Postgres server, from local binaries or downloaded ones.
+//! - `binaries`: where those binaries come from.
+//! - `server_user`: the unprivileged user a server runs as when we are root.
+//! - `port`: ports that stay ours across a restart.
+//!
+//! The demo itself:
+//! - `flow`: its course, from the servers to the balance.
+//! - `servers`: private ones, or the user's own; `mock_broker`: the stand-in for Kafka; `topic`: one on a real cluster.
+//! - `relay_process`: the relay, killed and started again.
+//! - `shop`: the application; `consumer`: who applies its events.
+//! - `evidence`: what is there at the end, compared; `balance`: what that comes to.
+//! - `narrator`: what is said meanwhile.
+//! - `order_flow`: the other demo, of four services that consume each other's events.
+
+mod balance;
+mod binaries;
+mod consumer;
+mod directory;
+mod download;
+mod evidence;
+mod flow;
+mod mock_broker;
+mod narrator;
+mod order_flow;
+mod port;
+mod postgres;
+mod relay_process;
+mod server_user;
+mod servers;
+mod shop;
+mod tether;
+mod topic;
+
+pub use balance::{Balance, Promise};
+pub use binaries::{BinariesError, BinariesFrom, ServerBinaries};
+pub use consumer::ConsumerError;
+pub use directory::TetheredDirectory;
+pub use download::{DownloadError, cache_directory};
+pub use flow::{DemoError, DemoOptions, run};
+pub use mock_broker::MockBrokerError;
+pub use mock_broker::{SUBCOMMAND as MOCK_BROKER, serve as serve_mock_broker};
+pub use nix::sys::signal::Signal;
+pub use order_flow::{
+    Member, OrderBalance, OrderFlowError, OrderFlowOptions, Service, UnknownService, run as run_order_flow,
+};
+pub use order_flow::{SERVICE, ServicePlace, serve as serve_service};
+pub use port::free_port;
+pub use postgres::{PostgresError, PostgresOptions, PrivatePostgres};
+pub use server_user::ServerUser;
+pub use servers::{HalfGiven, OwnServers, ServersError, Wanted, names_own_servers};
+pub use tether::{ServerCommand, Tether};
+pub use topic::TopicError;

@@ -1,0 +1,203 @@
+//! How a demo ended: the numbers, the promises they stand for, and whether each was kept. Pure.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::narrator::grouped;
+use event_outbox::ledger::{Finding, Report};
+
+/// What a demo came to. As JSON: [`Balance::to_json`].
+#[derive(Debug, Clone, Default)]
+pub struct Balance {
+    /// Table against topic.
+    pub ledger: Report,
+    /// Events whose transaction the shop committed and that are not in the table.
+    pub lost_commits: u64,
+    /// Deliveries that `event_once` recognised as repetitions.
+    pub duplicates_recognised: u64,
+    /// Events the consumer applied exactly once.
+    pub applied_once: u64,
+    /// Events the consumer applied more than once.
+    pub applied_again: u64,
+    /// Events on the topic that the consumer did not apply.
+    pub not_applied: u64,
+    /// Events the consumer applied although they were never committed.
+    pub applied_phantoms: u64,
+    /// Orders with a committed event.
+    pub orders: u64,
+    /// Orders whose events were applied in the order in which they were committed.
+    pub orders_in_order: u64,
+    /// How often a relay was killed with SIGKILL.
+    pub relay_kills: u32,
+    /// From the start to the ledger.
+    pub elapsed: Duration,
+}
+
+/// A line of the balance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Promise {
+    /// What it is about.
+    pub name: &'static str,
+    /// Whether it was kept.
+    pub kept: bool,
+    /// The number that goes with the name.
+    pub count: u64,
+    /// What the number means.
+    pub words: String,
+}
+
+impl Balance {
+    /// Every promise, in the order in which an event meets them.
+    pub fn promises(&self) -> [Promise; 6] {
+        [
+            self.committed(),
+            self.rolled_back(),
+            self.published(),
+            self.duplicates_seen(),
+            self.applied(),
+            self.order_kept(),
+        ]
+    }
+
+    /// True if every promise was kept.
+    pub fn is_kept(&self) -> bool {
+        self.promises().iter().all(|promise| promise.kept)
+    }
+
+    /// For programs: `kept`, the number of each promise by its name (spaces as `_`), `orders`, `relay_kills`, `elapsed_ms`, the
+    /// `promises` in full and the `ledger` of table and topic.
+    pub fn to_json(&self) -> Value {
+        let promises = self.promises();
+        let mut object = json!({
+            "kept": self.is_kept(),
+            "orders": self.orders,
+            "relay_kills": self.relay_kills,
+            "elapsed_ms": u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX),
+            "ledger": self.ledger,
+        });
+        for promise in &promises {
+            object[promise.name.replace(' ', "_")] = json!(promise.count);
+        }
+        object["promises"] = json!(promises);
+        object
+    }
+
+    fn committed(&self) -> Promise {
+        let words = match self.lost_commits {
+            0 => format!("events of {} orders, each in its order's own transaction", grouped(self.orders)),
+            lost => format!("events; {} that committed are not in the table", grouped(lost)),
+        };
+        Promise { name: "committed", kept: self.lost_commits == 0, count: self.ledger.committed, words }
+    }
+
+    fn rolled_back(&self) -> Promise {
+        let published = self.ledger.phantoms + self.ledger.unknown;
+        let words = match published {
+            0 => "events, none of them published".to_owned(),
+            published => format!("events; {} records on the topic that nobody committed", grouped(published)),
+        };
+        Promise { name: "rolled back", kept: published == 0, count: self.ledger.rolled_back, words }
+    }
+
+    fn published(&self) -> Promise {
+        let Report { committed, published, dead, .. } = self.ledger;
+        let faults = self.faults(&[
+            (Finding::Missing, "missing"),
+            (Finding::Unpublished, "still pending"),
+            (Finding::Mismatched, "with other bytes than the table's"),
+            (Finding::Regressed, "that went back to pending"),
+        ]);
+        let words = match (&faults, dead) {
+            (Some(faults), _) => format!("of {}; {faults}", grouped(committed)),
+            (None, 0) => format!("of {}, every payload byte for byte as Postgres prints it", grouped(committed)),
+            (None, dead) => format!("of {}, {} are dead letters", grouped(committed), grouped(dead)),
+        };
+        Promise { name: "published", kept: faults.is_none(), count: published, words }
+    }
+
+    fn duplicates_seen(&self) -> Promise {
+        let (seen, recognised) = (self.ledger.duplicates, self.duplicates_recognised);
+        let words = if seen != recognised {
+            format!("on the topic; event_once recognised {}", grouped(recognised))
+        } else if seen == 0 {
+            "the relay that was killed had nothing in flight".to_owned()
+        } else {
+            "sent again after the kill -9, each recognised by event_once".to_owned()
+        };
+        Promise { name: "duplicates seen", kept: seen == recognised, count: seen, words }
+    }
+
+    fn applied(&self) -> Promise {
+        let faults = [
+            (self.applied_again, "applied more than once"),
+            (self.not_applied, "not applied"),
+            (self.applied_phantoms, "applied and never committed"),
+        ];
+        let words = listed(&faults).map_or_else(
+            || format!("of {}, each by one transaction of the consumer", grouped(self.ledger.published)),
+            |faults| format!("of {}; {faults}", grouped(self.ledger.published)),
+        );
+        let kept = faults.iter().all(|(count, _)| *count == 0);
+        Promise { name: "applied once", kept, count: self.applied_once, words }
+    }
+
+    fn order_kept(&self) -> Promise {
+        let faults = self.faults(&[
+            (Finding::Inversions, "events after a later one of their order"),
+            (Finding::WrongPartition, "records outside their order's partition"),
+        ]);
+        let words = match &faults {
+            Some(faults) => format!("of {} orders; {faults}", grouped(self.orders)),
+            None => format!("of {} orders have their history in order", grouped(self.orders)),
+        };
+        let kept = faults.is_none() && self.orders_in_order == self.orders;
+        Promise { name: "order kept", kept, count: self.orders_in_order, words }
+    }
+
+    fn faults(&self, kinds: &[(Finding, &str)]) -> Option<String> {
+        let counts: Vec<_> = kinds.iter().map(|(finding, words)| (self.ledger.count(*finding), *words)).collect();
+        listed(&counts)
+    }
+}
+
+/// `2 missing, 1 still pending`; `None` when there is nothing to list.
+pub(super) fn listed(counts: &[(u64, &str)]) -> Option<String> {
+    let some: Vec<_> = counts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, words)| format!("{} {words}", grouped(*count)))
+        .collect();
+    (!some.is_empty()).then(|| some.join(", "))
+}
+
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, kept, count, words } = self;
+        let mark = if *kept { "  ok  " } else { "BROKEN" };
+        write!(f, "{mark}  {name:<15} {:>9}  {words}", grouped(*count))
+    }
+}
+
+impl fmt::Display for Balance {
+    /// A line per promise, the verdict, and the ledger's examples when there is something to look into.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for promise in self.promises() {
+            writeln!(f, "{promise}")?;
+        }
+        let kills = match self.relay_kills {
+            0 => String::new(),
+            1 => ", with the relay killed once with SIGKILL".to_owned(),
+            kills => format!(", with the relay killed {kills} times with SIGKILL"),
+        };
+        if self.is_kept() {
+            return writeln!(f, "\nEvery promise was kept{kills}, in {:.1} seconds.", self.elapsed.as_secs_f64());
+        }
+        writeln!(f, "\nA PROMISE WAS BROKEN{kills}. Table against topic:\n{}", self.ledger)
+    }
+}
+
+#[cfg(test)]
+mod tests;

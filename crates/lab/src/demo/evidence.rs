@@ -1,0 +1,178 @@
+//! What is there at the end, from three sides: the tables, the topic as the consumer read it, and the shop's own books. Gathered,
+//! then compared.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row};
+use uuid::Uuid;
+
+use super::balance::Balance;
+use super::consumer::Consumed;
+use super::shop::{self, Books};
+use event_outbox::event::{EventId, OutboxId};
+use event_outbox::ledger::{Committed, EntityKey, Fingerprint, Ledger, RowStatus, Rules, TopicRecord};
+
+/// A row of the outbox that belongs on the demo's topic.
+#[derive(Debug)]
+struct OutboxRow {
+    id: i64,
+    event_id: Uuid,
+    entity_id: Option<String>,
+    /// As Postgres prints it.
+    payload: Option<String>,
+    status: String,
+}
+
+/// An event the consumer applied.
+#[derive(Debug)]
+struct AppliedRow {
+    event_id: Uuid,
+    order_id: Option<String>,
+}
+
+impl OutboxRow {
+    fn read(row: PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            event_id: row.try_get("event_id")?,
+            entity_id: row.try_get("entity_id")?,
+            payload: row.try_get("payload")?,
+            status: row.try_get("status")?,
+        })
+    }
+}
+
+impl AppliedRow {
+    fn read(row: PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self { event_id: row.try_get("event_id")?, order_id: row.try_get("order_id")? })
+    }
+}
+
+/// All three sides.
+#[derive(Debug)]
+pub(super) struct Evidence {
+    rows: Vec<OutboxRow>,
+    applied: Vec<AppliedRow>,
+    books: Books,
+    consumed: Consumed,
+}
+
+impl Evidence {
+    /// Reads the tables. What a visitor of `--serve` has inserted counts once it is published; before, it may be meant to wait.
+    pub(super) async fn gather(pool: &PgPool, books: Books, consumed: Consumed) -> Result<Self, sqlx::Error> {
+        let rows = sqlx::query(
+            "select id, event_id, entity_id, payload::text as payload, status from event_outbox \
+             where entity_type = 'order' and topic is null and (headers ->> 'source' = $1 or status = 'PUBLISHED') order by id",
+        )
+        .bind(shop::SOURCE)
+        .try_map(OutboxRow::read)
+        .fetch_all(pool)
+        .await?;
+        let applied = sqlx::query("select event_id, order_id from demo_applied order by position")
+            .try_map(AppliedRow::read)
+            .fetch_all(pool)
+            .await?;
+        Ok(Self { rows, applied, books, consumed })
+    }
+
+    /// Compares them.
+    pub(super) fn compare(&self, topic: &str) -> Balance {
+        let committed: HashSet<Uuid> = self.rows.iter().map(|row| row.event_id).collect();
+        let mut times: HashMap<Uuid, u64> = HashMap::new();
+        for row in &self.applied {
+            *times.entry(row.event_id).or_default() += 1;
+        }
+        let applied = |times_applied: fn(u64) -> bool| {
+            times.iter().filter(|(event, times)| committed.contains(*event) && times_applied(**times)).count() as u64
+        };
+        let published = self.rows.iter().filter(|row| row.status == "PUBLISHED");
+        let (orders, orders_in_order) = self.orders();
+        Balance {
+            ledger: self.ledger(topic).finish(),
+            lost_commits: self.books.committed.iter().filter(|event| !committed.contains(event)).count() as u64,
+            duplicates_recognised: self.consumed.duplicates,
+            applied_once: applied(|times| times == 1),
+            applied_again: applied(|times| times > 1),
+            not_applied: published.filter(|row| !times.contains_key(&row.event_id)).count() as u64,
+            applied_phantoms: times.keys().filter(|event| !committed.contains(event)).count() as u64,
+            orders,
+            orders_in_order,
+            ..Balance::default()
+        }
+    }
+
+    /// Table against topic.
+    fn ledger(&self, topic: &str) -> Ledger {
+        let mut ledger = Ledger::new(Rules::default());
+        for row in &self.rows {
+            let key = row.entity_id.as_deref();
+            ledger.committed(Committed {
+                id: OutboxId(row.id),
+                event_id: EventId(row.event_id),
+                entity: key.map(|entity_id| EntityKey { entity_type: "order", entity_id }),
+                order: row.id,
+                scheduled: false,
+                fingerprint: fingerprint(row),
+            });
+            ledger.status(EventId(row.event_id), status(&row.status));
+        }
+        for event in &self.books.rolled_back {
+            ledger.rolled_back(EventId(*event));
+        }
+        for sighting in &self.consumed.sightings {
+            ledger.observe(TopicRecord {
+                event_id: sighting.event_id.map(EventId),
+                topic,
+                partition: sighting.partition,
+                offset: sighting.offset,
+                fingerprint: Some(sighting.fingerprint),
+                expected_partition: None,
+            });
+        }
+        ledger
+    }
+
+    /// Orders, and how many of them were applied as they were committed. What is missing is no question of order.
+    fn orders(&self) -> (u64, u64) {
+        let applied = histories(self.applied.iter().map(|row| (row.order_id.as_deref(), row.event_id)));
+        let seen: HashSet<Uuid> = self.applied.iter().map(|row| row.event_id).collect();
+        let committed = histories(self.rows.iter().map(|row| (row.entity_id.as_deref(), row.event_id)));
+        let in_order = committed.iter().filter(|(order, history)| {
+            let expected = history.iter().filter(|event| seen.contains(*event));
+            expected.eq(applied.get(*order).into_iter().flatten())
+        });
+        (committed.len() as u64, in_order.count() as u64)
+    }
+}
+
+/// The first occurrence of each event, by order; events without one have no history.
+fn histories<'a>(events: impl Iterator<Item = (Option<&'a str>, Uuid)>) -> HashMap<&'a str, Vec<Uuid>> {
+    let mut histories: HashMap<&str, Vec<Uuid>> = HashMap::new();
+    let mut seen = HashSet::new();
+    for (order, event) in events {
+        if let Some(order) = order
+            && seen.insert(event)
+        {
+            histories.entry(order).or_default().push(event);
+        }
+    }
+    histories
+}
+
+/// `None`, which compares nothing, for what only a visitor inserts: tombstones and bytes.
+fn fingerprint(row: &OutboxRow) -> Option<Fingerprint> {
+    let payload = row.payload.as_deref()?;
+    Some(Fingerprint::of(row.entity_id.as_deref().map(str::as_bytes), Some(payload.as_bytes())))
+}
+
+fn status(text: &str) -> RowStatus {
+    match text {
+        "PUBLISHED" => RowStatus::Published,
+        "DEAD" => RowStatus::Dead,
+        _ => RowStatus::Pending,
+    }
+}
+
+#[cfg(test)]
+mod tests;

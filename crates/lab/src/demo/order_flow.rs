@@ -1,0 +1,302 @@
+//! An order's way through four services that know each other only by their events: order, inventory, payment, mail. Each has a schema,
+//! an outbox, an inbox and a consumer group of its own; nobody is in charge. docs/sagas.md explains it.
+//!
+//! ```text
+//! customer ─> order ──OrderPlaced──> inventory ──StockReserved──> payment ──PaymentTaken──> order ──OrderConfirmed──> mail
+//!               │                        │ StockRefused              │ PaymentRefused
+//!               └─OrderOverdue, when due─┴────────────> order <──────┘
+//!                                                         └──OrderCancelled──> inventory: StockReleased
+//!                                                                              payment: PaymentRefunded, where it was taken
+//!                                                                              mail
+//! ```
+//!
+//! - [`order`], [`inventory`], [`payment`], [`mail`]: the services, to be copied
+//! - `service`: what they have in common, and the process that is one of them
+//! - `crew`: the processes, killed and started again
+//! - `customers`: who orders what
+//! - `watch`, `timeline`: what comes by on the topics, and what is shown of it
+//! - `books`, `balance`: what is there at the end, and whether it agrees
+
+mod balance;
+mod books;
+mod crew;
+mod customers;
+mod inventory;
+mod mail;
+mod order;
+mod payment;
+mod service;
+mod timeline;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use rdkafka::error::KafkaError;
+use sqlx::Executor;
+use tokio::sync::mpsc;
+
+use super::narrator::Narrator;
+use super::servers::{Cast, Servers, ServersError, Wanted};
+use super::topic;
+pub use balance::OrderBalance;
+use books::{Books, Shelves};
+use crew::Crew;
+pub use crew::Member;
+pub use crew::SUBCOMMAND as SERVICE;
+use customers::Customers;
+use event_outbox::outbox::Outbox;
+pub use service::{Service, UnknownService};
+pub use service::{ServicePlace, serve};
+use timeline::Timeline;
+use watch::Watch;
+
+/// The schemas in the order of [`Service::ALL`], and the topics of what they emit.
+const CAST: Cast = Cast {
+    schemas: &["order", "inventory", "payment", "mail"],
+    topic: "{entity_type}-events",
+    topics: &["order-events", "stock-events", "payment-events", "mail-events", "dead-letter-events"],
+};
+
+/// Takes the place of an entity type in the name of the topic of dead letters.
+const DEAD_LETTERS: &str = "dead-letter";
+
+/// Between two orders: slow enough to be watched.
+const BETWEEN_ORDERS: Duration = Duration::from_millis(120);
+
+/// Orders that are placed while a killed process is away.
+const AWAY_FOR: usize = 5;
+
+/// How long nothing may move, beyond the deadline of an order.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What an order flow is to be.
+#[derive(Debug, Clone)]
+pub struct OrderFlowOptions {
+    /// On which servers.
+    pub wanted: Wanted,
+    /// The process's environment.
+    pub env: BTreeMap<String, String>,
+    /// The binary whose processes the services and relays are.
+    pub program: PathBuf,
+    /// How many are placed.
+    pub orders: usize,
+    /// How long an order may take before it is cancelled.
+    pub deadline: Duration,
+    /// Whom to kill, one after the other over all orders. Each is started again some orders later.
+    pub kills: Vec<Member>,
+}
+
+impl OrderFlowOptions {
+    /// Enough to see that it works, and done in half a minute: two dozen orders, with the payment service killed among them.
+    ///
+    /// The deadline is beyond the session of the killed service ([`crew::SESSION`]): its orders are late, and not given up.
+    pub fn short(wanted: Wanted, env: BTreeMap<String, String>, program: PathBuf) -> Self {
+        let kills = vec![Member::Handlers(Service::Payment)];
+        Self { wanted, env, program, orders: 24, deadline: Duration::from_secs(10), kills }
+    }
+}
+
+/// Why there is no balance.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OrderFlowError {
+    /// An interrupt.
+    #[error("the demo was interrupted; what it had started is stopped and removed")]
+    Interrupted,
+    /// No place for it.
+    #[error(transparent)]
+    Servers(#[from] ServersError),
+    /// A process could not be started.
+    #[error("a process of the flow cannot be started")]
+    Process(#[source] io::Error),
+    /// A process did not come up.
+    #[error("{member} does not come up; its log ends with:\n{log}")]
+    NotReady {
+        /// Which.
+        member: Member,
+        /// The end of its log.
+        log: String,
+    },
+    /// A process ended that nobody had killed.
+    #[error("{member} has ended by itself; its log ends with:\n{log}")]
+    Ended {
+        /// Which.
+        member: Member,
+        /// The end of its log.
+        log: String,
+    },
+    /// An order could not be placed.
+    #[error("an order cannot be placed")]
+    Place(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The topics cannot be read.
+    #[error("the topics of the flow cannot be read")]
+    Watch(#[source] KafkaError),
+    /// The services' tables.
+    #[error("the tables of the flow cannot be made or read")]
+    Tables(#[from] sqlx::Error),
+}
+
+/// Runs the flow. `interrupts` gets a message per Ctrl-C. Needs a multi-threaded runtime, because stopping processes blocks.
+///
+/// # Errors
+/// [`OrderFlowError`] when it could not be carried through. Books that do not agree are no error; they are in the balance.
+pub async fn run(
+    options: OrderFlowOptions,
+    mut interrupts: mpsc::Receiver<()>,
+) -> Result<OrderBalance, OrderFlowError> {
+    let narrator = Narrator::new();
+    let opening = Servers::open(&options.wanted, options.env.clone(), CAST, narrator);
+    let mut servers = tokio::select! {
+        biased;
+        Some(()) = interrupts.recv() => return Err(OrderFlowError::Interrupted),
+        opened = opening => opened?,
+    };
+    let outcome = tokio::select! {
+        biased;
+        Some(()) = interrupts.recv() => Err(OrderFlowError::Interrupted),
+        played = play(&mut servers, &options, narrator) => played,
+    };
+    if !servers.are_private() {
+        narrator.say("removing what was made on your servers; the groups' sessions have to run out");
+        let groups: Vec<&str> = servers.places().iter().map(|place| place.names.schema_raw()).collect();
+        if let Err(error) = topic::delete_groups(&servers.kafka_client(), &groups, crew::SESSION).await {
+            narrator.say(format_args!("not all of the groups {} could be removed: {error}", groups.join(", ")));
+        }
+    }
+    servers.clear_away(narrator).await;
+    outcome
+}
+
+async fn play(
+    servers: &mut Servers,
+    options: &OrderFlowOptions,
+    narrator: Narrator,
+) -> Result<OrderBalance, OrderFlowError> {
+    servers.prepare(narrator).await?;
+    let mut play = Play::begin(servers, options, narrator).await?;
+    play.act(options).await?;
+    let mut balance = play.settle(options).await?;
+    balance.kills = options.kills.len() as u64;
+    balance.elapsed = narrator.elapsed();
+    Ok(balance)
+}
+
+/// Everything that moves. Dropping it stops it.
+struct Play {
+    timeline: Timeline,
+    crew: Crew,
+    shelves: Shelves,
+    customers: Customers,
+    _watch: Watch,
+}
+
+impl Play {
+    async fn begin(servers: &Servers, options: &OrderFlowOptions, narrator: Narrator) -> Result<Self, OrderFlowError> {
+        let pools =
+            Service::ALL.into_iter().zip(servers.places()).map(|(service, place)| (service, servers.pool(place, 2)));
+        let shelves = Shelves(pools.collect());
+        for service in Service::ALL {
+            shelves.of(service).execute(service.tables()).await?;
+        }
+        let outbox = Outbox::new(&servers.places()[0].names);
+        let customers = Customers::open(&shelves, outbox, options.deadline).await?;
+        let (watch, mut sightings) = Watch::start(&servers.kafka_client(), servers.topics())?;
+        let timeline = Timeline::new(narrator);
+        let shown = timeline.clone();
+        // Ends with the watch, which holds the other end.
+        tokio::spawn(async move {
+            while let Some(sighting) = sightings.recv().await {
+                shown.see(&sighting);
+            }
+        });
+        narrator.say(
+            "starting four services and a relay for each of their outboxes; their consumer groups take three seconds",
+        );
+        let mut crew = Crew::start(servers, options).map_err(OrderFlowError::Process)?;
+        crew.until_ready().await?;
+        Ok(Self { timeline, crew, shelves, customers, _watch: watch })
+    }
+
+    /// The orders, and the kills among them.
+    async fn act(&mut self, options: &OrderFlowOptions) -> Result<(), OrderFlowError> {
+        self.timeline.say(format_args!("{} orders, by two releases of the checkout at the same time", options.orders));
+        let mut away: Vec<(usize, Member)> = Vec::new();
+        for placed in 1..=options.orders {
+            self.customers.order(placed).await.map_err(OrderFlowError::Place)?;
+            tokio::time::sleep(BETWEEN_ORDERS).await;
+            self.crew.must_run()?;
+            for (_, back) in away.extract_if(.., |(until, _)| *until <= placed) {
+                self.timeline.say(format_args!("{back} starts again"));
+                self.crew.start_again(back).map_err(OrderFlowError::Process)?;
+            }
+            // Spread over all orders, none at either end.
+            let due = |index: usize| (index + 1) * options.orders / (options.kills.len() + 1);
+            for (index, member) in options.kills.iter().enumerate().filter(|(index, _)| due(*index) == placed) {
+                let Some(pid) = self.crew.kill(*member) else { continue };
+                let number = index + 1;
+                self.timeline.say(format_args!("kill -9 for {member} (process {pid}, kill {number})"));
+                away.push((placed + AWAY_FOR, *member));
+            }
+        }
+        for (_, back) in away {
+            self.timeline.say(format_args!("{back} starts again"));
+            self.crew.start_again(back).map_err(OrderFlowError::Process)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the books agree, stops everything, and looks once more: nothing may have come after.
+    async fn settle(&mut self, options: &OrderFlowOptions) -> Result<OrderBalance, OrderFlowError> {
+        self.timeline.say("all orders are placed; waiting until the books agree");
+        let (until, kept) = self.until_kept(None, options.deadline + PATIENCE).await?;
+        if !kept.is_kept() {
+            self.timeline.say("nothing moves any more: giving up");
+        }
+        self.crew.must_run()?;
+        let last_words = self.crew.stop();
+        let (_, balance) = self.until_kept(Some(until), LOOK_EVERY * 20).await?;
+        self.timeline.close();
+        for (member, words) in last_words.iter().filter(|(member, _)| matches!(member, Member::Handlers(_))) {
+            let counts = words.split_once("applied=").map_or("", |(_, counts)| counts);
+            self.timeline.say(format_args!("{member} has stopped: since it started, applied={counts}"));
+        }
+        Ok(balance)
+    }
+
+    /// The balance, and the time up to which events are due, once it is kept or nothing has moved for that long.
+    async fn until_kept(
+        &self,
+        until: Option<DateTime<Utc>>,
+        patience: Duration,
+    ) -> Result<(DateTime<Utc>, OrderBalance), OrderFlowError> {
+        let (mut last, mut since) = (String::new(), Instant::now());
+        loop {
+            let now = match until {
+                Some(until) => until,
+                None => self.shelves.now().await?,
+            };
+            let books = self.books(now).await?;
+            let balance = OrderBalance::of(&books);
+            if balance.is_kept() || since.elapsed() > patience {
+                return Ok((now, balance));
+            }
+            let progress = balance.to_json().to_string();
+            if progress != last {
+                (last, since) = (progress, Instant::now());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn books(&self, until: DateTime<Utc>) -> Result<Books, sqlx::Error> {
+        let books = self.shelves.read(until).await?;
+        let (seen, dead_letters) = (self.timeline.seen(), self.timeline.dead_letters());
+        Ok(Books { placed: self.customers.placed().to_vec(), seen, dead_letters, ..books })
+    }
+}

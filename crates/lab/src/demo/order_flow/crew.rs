@@ -1,0 +1,225 @@
+//! The flow's processes: each service, and the relay of its outbox. Any of them can be killed and started again.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio::task::block_in_place;
+
+use super::service::Service;
+use super::{OrderFlowError, OrderFlowOptions};
+use crate::demo::directory::TetheredDirectory;
+use crate::demo::relay_process::write_private;
+use crate::demo::servers::{Place, Servers};
+use crate::demo::tether::{ServerCommand, Tether};
+
+/// The hidden subcommand that becomes a service.
+pub const SUBCOMMAND: &str = "demo-service";
+
+/// Mostly the first round of a consumer group, for which brokers wait three seconds.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// A process with nothing left to do ends at once.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
+
+/// The shortest session that brokers allow unless they are told to.
+pub(super) const SESSION: Duration = Duration::from_secs(6);
+
+/// The stand-in allows any, but throws out whoever is silent for as long while a group's first round lasts, which takes three seconds. It
+/// knows no static members: a process that starts again waits for this one second less.
+const SESSION_ON_STAND_IN: Duration = Duration::from_secs(4);
+
+/// A process of the flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Member {
+    /// The service itself: its handlers.
+    Handlers(Service),
+    /// The relay of its outbox.
+    Relay(Service),
+}
+
+impl Member {
+    /// Every process.
+    pub const ALL: [Self; 8] = [
+        Self::Handlers(Service::Order),
+        Self::Relay(Service::Order),
+        Self::Handlers(Service::Inventory),
+        Self::Relay(Service::Inventory),
+        Self::Handlers(Service::Payment),
+        Self::Relay(Service::Payment),
+        Self::Handlers(Service::Mail),
+        Self::Relay(Service::Mail),
+    ];
+
+    const fn service(self) -> Service {
+        match self {
+            Self::Handlers(service) | Self::Relay(service) => service,
+        }
+    }
+
+    /// What its log says once it works.
+    const fn readiness(self) -> &'static str {
+        match self {
+            Self::Handlers(_) => "partitions are assigned",
+            Self::Relay(_) => "relay is ready",
+        }
+    }
+}
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Handlers(service) => write!(f, "the service `{service}`"),
+            Self::Relay(service) => write!(f, "the relay of `{service}`"),
+        }
+    }
+}
+
+/// All processes. Fields in the order in which they must go: the processes before their directory.
+#[derive(Debug)]
+pub(super) struct Crew {
+    seats: Vec<Seat>,
+    directory: TetheredDirectory,
+}
+
+#[derive(Debug)]
+struct Seat {
+    member: Member,
+    command: ServerCommand,
+    log: PathBuf,
+    process: Option<Tether>,
+}
+
+impl Crew {
+    /// Starts every process.
+    pub(super) fn start(servers: &Servers, options: &OrderFlowOptions) -> io::Result<Self> {
+        let directory = TetheredDirectory::create(None)?;
+        let session = if servers.are_private() { SESSION_ON_STAND_IN } else { SESSION };
+        let pairs = Service::ALL.into_iter().zip(servers.places()).map(|(service, place)| {
+            let config = write_config(directory.path(), service, place)?;
+            let seat = |member: Member| seat(member, directory.path(), options, &config, place, session);
+            Ok([seat(Member::Handlers(service))?, seat(Member::Relay(service))?])
+        });
+        let seats = pairs.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let mut crew = Self { seats, directory };
+        for member in Member::ALL {
+            crew.start_again(member)?;
+        }
+        Ok(crew)
+    }
+
+    /// Starts a process that does not run.
+    pub(super) fn start_again(&mut self, member: Member) -> io::Result<()> {
+        let Some(seat) = self.seats.iter_mut().find(|seat| seat.member == member) else { return Ok(()) };
+        let process = Tether::start(&seat.command)?;
+        self.directory.outlives(&process)?;
+        seat.process = Some(process);
+        Ok(())
+    }
+
+    /// SIGKILL; when this returns it is gone. Its process id.
+    pub(super) fn kill(&mut self, member: Member) -> Option<u32> {
+        let seat = self.seats.iter_mut().find(|seat| seat.member == member)?;
+        let mut process = seat.process.take()?;
+        let pid = process.pid();
+        block_in_place(|| process.kill());
+        Some(pid)
+    }
+
+    /// Waits until every process has said that it works.
+    pub(super) async fn until_ready(&mut self) -> Result<(), OrderFlowError> {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            self.must_run()?;
+            let silent = self.seats.iter().find(|seat| !seat.says(seat.member.readiness()));
+            match silent {
+                None => return Ok(()),
+                Some(seat) if Instant::now() > deadline => {
+                    return Err(OrderFlowError::NotReady { member: seat.member, log: seat.last_words() });
+                }
+                Some(_) => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
+    }
+
+    /// Fails when a process has ended that nobody has killed.
+    pub(super) fn must_run(&mut self) -> Result<(), OrderFlowError> {
+        for seat in &mut self.seats {
+            if seat.process.as_mut().is_some_and(|process| !process.is_running()) {
+                return Err(OrderFlowError::Ended { member: seat.member, log: seat.last_words() });
+            }
+        }
+        Ok(())
+    }
+
+    /// SIGTERM for all of them, and waits until they have ended. What they said last.
+    pub(super) fn stop(&mut self) -> Vec<(Member, String)> {
+        block_in_place(|| {
+            // One after the other: what handlers have emitted at the very end, a relay may still send.
+            for seat in &mut self.seats {
+                seat.process = None;
+            }
+        });
+        self.seats.iter().map(|seat| (seat.member, seat.last_line())).collect()
+    }
+}
+
+impl Seat {
+    fn says(&self, words: &str) -> bool {
+        fs::read_to_string(&self.log).is_ok_and(|log| log.contains(words))
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    fn last_line(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().rfind(|line| line.contains("stopped")).unwrap_or_default().to_owned()
+    }
+}
+
+fn write_config(directory: &Path, service: Service, place: &Place) -> io::Result<PathBuf> {
+    let mut settings = place.setup.settings.clone();
+    settings.insert("name".to_owned(), service.name().into());
+    // An order is a handful of events: one worker is plenty.
+    settings.insert("workers".to_owned(), 1.into());
+    let path = directory.join(format!("{service}.toml"));
+    write_private(&path, &settings.to_string())?;
+    Ok(path)
+}
+
+fn seat(
+    member: Member,
+    directory: &Path,
+    options: &OrderFlowOptions,
+    config: &Path,
+    place: &Place,
+    session: Duration,
+) -> io::Result<Seat> {
+    let service = member.service().name();
+    let (log, arguments) = match member {
+        Member::Handlers(_) => {
+            let session = session.as_millis().to_string();
+            (format!("{service}.log"), vec![SUBCOMMAND.to_owned(), service.to_owned(), session])
+        }
+        Member::Relay(_) => (format!("{service}-relay.log"), vec!["run".to_owned()]),
+    };
+    let log = directory.join(log);
+    File::create(&log)?;
+    // `env` becomes the program, so the process id is the program's own.
+    let command = ServerCommand::new("/usr/bin/env", directory, &log)
+        .envs(&options.env)
+        .args(place.setup.hidden_variables.iter().flat_map(|name| ["-u", name]))
+        .args([&options.program])
+        .args(arguments)
+        .args(["--config".as_ref(), config.as_os_str()])
+        .stops_on(Signal::SIGTERM, DRAIN_WITHIN);
+    Ok(Seat { member, command, log, process: None })
+}

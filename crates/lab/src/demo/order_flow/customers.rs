@@ -1,0 +1,75 @@
+//! Who orders what: most orders go through, and each way in which one can fail comes up again and again.
+
+use std::error::Error;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use sqlx::{Executor, PgPool};
+
+use super::books::Shelves;
+use super::order::{self, Basket, Line, Release};
+use super::service::Service;
+use event_outbox::outbox::Outbox;
+
+/// More tea than anybody can order, and no more than two of the rest.
+const DELIVERED: &str = "insert into stock (sku, delivered, on_shelf) values ('coffee', 100000, 100000), ('tea', 100000, 100000), ('honey', 2, 2)";
+
+/// Eve's bank asks her first, and she does not answer; Dan has no money.
+const DEPOSITED: &str = "insert into accounts (customer, deposited, cents, asks_first) values \
+     ('ana', 10000000, 10000000, false), ('ben', 10000000, 10000000, false), ('dan', 100, 100, false), ('eve', 10000, 10000, true)";
+
+/// The customers, and what they were told is placed.
+#[derive(Debug)]
+pub(super) struct Customers {
+    pool: PgPool,
+    outbox: Outbox,
+    deadline: TimeDelta,
+    placed: Vec<Basket>,
+}
+
+impl Customers {
+    /// Fills shelves and accounts.
+    pub(super) async fn open(shelves: &Shelves, outbox: Outbox, deadline: Duration) -> Result<Self, sqlx::Error> {
+        shelves.of(Service::Inventory).execute(DELIVERED).await?;
+        shelves.of(Service::Payment).execute(DEPOSITED).await?;
+        let deadline = TimeDelta::from_std(deadline).unwrap_or(TimeDelta::MAX);
+        Ok(Self { pool: shelves.of(Service::Order).clone(), outbox, deadline, placed: Vec::new() })
+    }
+
+    /// Places the order of that number.
+    pub(super) async fn order(&mut self, number: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let (basket, release) = basket(number);
+        let mut tx = self.pool.begin().await?;
+        order::place(&mut tx, &self.outbox, &basket, release, self.deadline).await?;
+        tx.commit().await?;
+        self.placed.push(basket);
+        Ok(())
+    }
+
+    /// What was placed.
+    pub(super) fn placed(&self) -> &[Basket] {
+        &self.placed
+    }
+}
+
+fn basket(number: usize) -> (Basket, Release) {
+    let line = |sku: &str, quantity| Line { sku: sku.to_owned(), quantity };
+    let (customer, lines) = match number % 8 {
+        2 => ("eve", vec![line("tea", 1)]),
+        4 => ("dan", vec![line("tea", 2), line("coffee", 1)]),
+        6 => ("ana", vec![line("coffee", 1), line("honey", 3)]),
+        0 | 3 => ("ben", vec![line("tea", 1), line("coffee", 2)]),
+        _ => ("ana", vec![line("coffee", 1)]),
+    };
+    let units: i64 = lines.iter().map(|line| line.quantity).sum();
+    // The old checkout knows one article per order.
+    let release = if lines.len() == 1 { Release::Old } else { Release::New };
+    let basket = Basket {
+        order_id: format!("o-{number:03}"),
+        request_id: format!("req-{number:03}"),
+        customer: customer.to_owned(),
+        lines,
+        total_cents: units * 450,
+    };
+    (basket, release)
+}

@@ -1,0 +1,118 @@
+//! Orders: takes them, sets them a deadline, and decides how each ends. All else happens elsewhere and comes back as an event.
+//!
+//! An order is `open`, then `confirmed` or `cancelled` for good. Whatever ends it first wins; later answers change nothing here.
+
+use std::error::Error;
+
+use chrono::{TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::PgConnection;
+
+use super::service::Post;
+use event_outbox::consumer::{Consumer, Context, Failed};
+use event_outbox::event::NewEvent;
+use event_outbox::outbox::Outbox;
+
+/// What the service keeps.
+pub(super) const TABLES: &str = include_str!("order.sql");
+
+/// What a customer asks for.
+#[derive(Debug, Clone)]
+pub(super) struct Basket {
+    pub(super) order_id: String,
+    pub(super) request_id: String,
+    pub(super) customer: String,
+    pub(super) lines: Vec<Line>,
+    pub(super) total_cents: i64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Line {
+    pub(super) sku: String,
+    pub(super) quantity: i64,
+}
+
+/// Two releases of the checkout are alive at the same time while the new one is rolled out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Release {
+    /// Writes version 1 of `OrderPlaced`: one article per order.
+    Old,
+    /// Writes version 2: any number of lines.
+    New,
+}
+
+/// The checkout. The order, its event and its deadline are there together, or none of them.
+pub(super) async fn place(
+    tx: &mut PgConnection,
+    outbox: &Outbox,
+    basket: &Basket,
+    release: Release,
+    deadline: TimeDelta,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    sqlx::query("insert into orders (order_id, customer, total_cents) values ($1, $2, $3)")
+        .bind(&basket.order_id)
+        .bind(&basket.customer)
+        .bind(basket.total_cents)
+        .execute(&mut *tx)
+        .await?;
+    let Basket { order_id, customer, lines, total_cents, request_id } = basket;
+    let event = |event_type| NewEvent::new("order", order_id, event_type).header("correlation-id", request_id);
+    let placed = match (release, lines.as_slice()) {
+        (Release::Old, [line]) => event("OrderPlaced").json(&json!({
+            "orderId": order_id, "customer": customer, "totalCents": total_cents, "sku": line.sku, "quantity": line.quantity
+        }))?,
+        _ => event("OrderPlaced").version(2).json(&json!({
+            "orderId": order_id, "customer": customer, "totalCents": total_cents, "lines": lines
+        }))?,
+    };
+    outbox.emit(tx, &placed).await?;
+    // Nobody has to watch the clock: the relay publishes this one when it is due, and it comes back to us.
+    let overdue = event("OrderOverdue").json(&json!({"orderId": order_id}))?.available_at(Utc::now() + deadline);
+    outbox.emit(tx, &overdue).await?;
+    Ok(())
+}
+
+/// The part of all those events that matters here.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OfOrder {
+    order_id: String,
+}
+
+pub(super) fn consumer(post: &Post) -> Consumer {
+    post.consumer()
+        .topic(post.topic("stock"))
+        .topic(post.topic("payment"))
+        .topic(post.topic("order"))
+        .on("PaymentTaken", 1..=1, confirm)
+        .on("StockRefused", 1..=1, |ctx, event: OfOrder| cancel(ctx, event, "out of stock"))
+        .on("PaymentRefused", 1..=1, |ctx, event: OfOrder| cancel(ctx, event, "payment refused"))
+        .on("OrderOverdue", 1..=1, |ctx, event: OfOrder| cancel(ctx, event, "no answer in time"))
+}
+
+async fn confirm(mut ctx: Context, event: OfOrder) -> Result<(), Failed> {
+    end(&mut ctx, &event.order_id, "confirmed", "OrderConfirmed", None).await
+}
+
+async fn cancel(mut ctx: Context, event: OfOrder, reason: &'static str) -> Result<(), Failed> {
+    end(&mut ctx, &event.order_id, "cancelled", "OrderCancelled", Some(reason)).await
+}
+
+async fn end(
+    ctx: &mut Context,
+    order_id: &str,
+    state: &str,
+    event_type: &str,
+    reason: Option<&str>,
+) -> Result<(), Failed> {
+    let ended = "update orders set state = $2, reason = $3 where order_id = $1 and state = 'open' returning customer";
+    let customer: Option<String> =
+        sqlx::query_scalar(ended).bind(order_id).bind(state).bind(reason).fetch_optional(ctx.tx()).await?;
+    // None: it has ended before. An answer came too late, or the deadline of an order that is done.
+    if let Some(customer) = customer {
+        let event = NewEvent::new("order", order_id, event_type);
+        ctx.emit(event.json(&json!({"orderId": order_id, "customer": customer, "reason": reason}))?).await?;
+    }
+    Ok(())
+}

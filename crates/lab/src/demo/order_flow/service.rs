@@ -1,0 +1,156 @@
+//! The four services: what each is called, and a process that is one of them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use serde::Serialize;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+use super::{inventory, mail, order, payment};
+use event_outbox::Names;
+use event_outbox::consumer::{Consumer, ConsumerError, Retry};
+use event_outbox::names::quote;
+
+/// Handlers of one service that are at work at the same time; its partitions share them.
+const CONNECTIONS: u32 = 6;
+
+/// A service of the flow. Each has a schema, an outbox, an inbox and a consumer group of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Service {
+    /// Takes orders and ends them.
+    Order,
+    /// Sets goods aside.
+    Inventory,
+    /// Takes money.
+    Payment,
+    /// Writes to customers.
+    Mail,
+}
+
+/// No service has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no service {0:?}")]
+pub struct UnknownService(String);
+
+impl Service {
+    /// In the order in which an order meets them.
+    pub const ALL: [Self; 4] = [Self::Order, Self::Inventory, Self::Payment, Self::Mail];
+
+    /// Its name, and its schema's.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Order => "order",
+            Self::Inventory => "inventory",
+            Self::Payment => "payment",
+            Self::Mail => "mail",
+        }
+    }
+
+    /// The tables of its own, beside outbox and inbox.
+    pub(super) const fn tables(self) -> &'static str {
+        match self {
+            Self::Order => order::TABLES,
+            Self::Inventory => inventory::TABLES,
+            Self::Payment => payment::TABLES,
+            Self::Mail => mail::TABLES,
+        }
+    }
+
+    fn consumer(self, post: &Post) -> Consumer {
+        match self {
+            Self::Order => order::consumer(post),
+            Self::Inventory => inventory::consumer(post),
+            Self::Payment => payment::consumer(post),
+            Self::Mail => mail::consumer(post),
+        }
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Service {
+    type Err = UnknownService;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|service| service.name() == name).ok_or_else(|| UnknownService(name.to_owned()))
+    }
+}
+
+/// What a service is told of the place it runs in.
+pub(super) struct Post {
+    pool: PgPool,
+    names: Names,
+    kafka: ClientConfig,
+    topics: String,
+    session_timeout: Duration,
+}
+
+impl Post {
+    /// The consumer group is called as the service's schema, which is its own on any server.
+    pub(super) fn consumer(&self) -> Consumer {
+        let group = self.names.schema_raw();
+        let consumer = Consumer::new(group, self.pool.clone())
+            .names(self.names.clone())
+            // One instance of a fixed name: when it is killed and starts again within the session, nobody shares out anew.
+            .kafka("group.instance.id", group)
+            .kafka("session.timeout.ms", self.session_timeout.as_millis().to_string())
+            .kafka("heartbeat.interval.ms", (self.session_timeout / 5).as_millis().to_string())
+            .kafka("fetch.wait.max.ms", "50")
+            .retry(Retry { longest_pause: Duration::from_secs(1), ..Retry::default() })
+            .dead_letter_topic({
+                let dead_letters = self.topic(super::DEAD_LETTERS);
+                move |_| dead_letters.clone()
+            });
+        self.kafka.config_map().iter().fold(consumer, |consumer, (name, value)| consumer.kafka(*name, *value))
+    }
+
+    /// Where events of an entity type are.
+    pub(super) fn topic(&self, entity_type: &str) -> String {
+        self.topics.replace("{entity_type}", entity_type)
+    }
+}
+
+/// Where a service finds its tables, its topics and the brokers: what its relay is configured with.
+pub struct ServicePlace {
+    /// The tables.
+    pub names: Names,
+    /// The database.
+    pub database: PgConnectOptions,
+    /// A consumer's settings, among them `bootstrap.servers`.
+    pub kafka: ClientConfig,
+    /// The relay's topic template.
+    pub topics: String,
+}
+
+/// Runs one service until `stop` is ready.
+///
+/// # Errors
+/// The consumer's.
+pub async fn serve(
+    service: Service,
+    place: ServicePlace,
+    session_timeout: Duration,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ConsumerError> {
+    let ServicePlace { names, database, kafka, topics } = place;
+    let options = database.options([("search_path", quote(names.schema_raw()))]);
+    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(options.application_name("service"));
+    let post = Post { pool, names, kafka, topics, session_timeout };
+    let consumer = service.consumer(&post);
+    let stats = consumer.stats();
+    let ended = consumer.run(stop).await;
+    tracing::info!(
+        service = service.name(),
+        applied = stats.applied(),
+        repeated = stats.repeated(),
+        "the service has stopped"
+    );
+    ended
+}

@@ -1,0 +1,271 @@
+//! Where a demo happens: on private servers that come and go with it, or on the user's own, in schemas and topics of its own that
+//! are removed at the end.
+
+mod place;
+mod wanted;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::Rng;
+use rdkafka::ClientConfig;
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use tokio::task::block_in_place;
+
+use super::mock_broker::{MockBroker, MockBrokerError};
+use super::narrator::Narrator;
+use super::postgres::{PostgresError, PostgresOptions, PrivatePostgres};
+use super::topic::{self, TopicError};
+use event_outbox::names::quote;
+use event_outbox::schema::{self, MigrateOptions, SchemaError};
+pub(super) use place::{Cast, Place};
+use wanted::{BROKERS, DATABASE};
+pub use wanted::{HalfGiven, OwnServers, Wanted, names_own_servers};
+
+/// Partitions of each topic.
+const PARTITIONS: i32 = 6;
+
+/// How long a connection to the private Postgres may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The demo's sessions in `pg_stat_activity`.
+const SESSION: &str = "outbox-relay demo";
+
+/// Why the servers cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ServersError {
+    /// No private Postgres.
+    #[error("the demo's private Postgres does not run")]
+    Postgres(#[source] Box<PostgresError>),
+    /// No stand-in for Kafka.
+    #[error("the demo's stand-in for Kafka does not run")]
+    MockBroker(#[from] MockBrokerError),
+    /// The user's database cannot be reached.
+    #[error("cannot connect to {target}")]
+    Connect {
+        /// The database, without user and password.
+        target: String,
+        /// What was met.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// No outbox in it.
+    #[error("the demo's outbox cannot be created")]
+    Schema(#[from] SchemaError),
+    /// No topic on the user's brokers.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+}
+
+/// The servers of a demo, ready to use once [`Servers::prepare`] has returned.
+#[derive(Debug)]
+pub(super) struct Servers {
+    reach: OwnServers,
+    /// One per schema of the cast, in that order.
+    places: Vec<Place>,
+    topics: Vec<String>,
+    private: Option<Private>,
+    /// On the user's servers, what may be there to be removed: the first so many of either.
+    schemas_to_remove: usize,
+    topics_to_remove: usize,
+}
+
+/// Dropping them ends them.
+#[derive(Debug)]
+struct Private {
+    postgres: PrivatePostgres,
+    _broker: MockBroker,
+    url: String,
+}
+
+impl Servers {
+    /// Starts private servers, or reads how to reach the user's own. Changes nothing there yet.
+    pub(super) async fn open(
+        wanted: &Wanted,
+        env: BTreeMap<String, String>,
+        cast: Cast,
+        narrator: Narrator,
+    ) -> Result<Self, ServersError> {
+        match wanted {
+            Wanted::Private => Self::private(env, cast, narrator).await,
+            Wanted::Own(servers) => Ok(Self::own((**servers).clone(), env, cast)),
+        }
+    }
+
+    async fn private(env: BTreeMap<String, String>, cast: Cast, narrator: Narrator) -> Result<Self, ServersError> {
+        narrator.say("starting a private Postgres (downloads one if this machine has none)");
+        // Nothing of it outlives the demo, so nothing has to survive a crash of the machine.
+        let options = PostgresOptions { durable: false, ..PostgresOptions::default() };
+        let postgres =
+            PrivatePostgres::start(options).await.map_err(|error| ServersError::Postgres(Box::new(error)))?;
+        narrator.say(format_args!("Postgres {} runs on 127.0.0.1:{}", postgres.major(), postgres.port()));
+        let broker = block_in_place(|| MockBroker::start(cast.topics, PARTITIONS))?;
+        narrator.say(format_args!(
+            "a stand-in for Kafka (librdkafka's mock cluster) runs on {}",
+            broker.bootstrap_servers()
+        ));
+
+        let url = postgres.url("postgres");
+        let brokers = broker.bootstrap_servers().to_owned();
+        let given = [("database_url", url.as_str()), ("kafka_bootstrap_servers", &brokers), ("topic", cast.topic)];
+        let mut kafka = ClientConfig::new();
+        kafka.set("bootstrap.servers", &brokers);
+        let database = url.parse().map_err(|source| ServersError::Connect { target: "postgres".to_owned(), source })?;
+        let reach = OwnServers { database, connect_timeout: CONNECT_TIMEOUT, target: "postgres".to_owned(), kafka };
+        let hidden: Vec<String> = env.into_keys().filter(|name| is_setting(name)).collect();
+        let place = |schema: &&str| Place::new(schema, "", &given, hidden.clone());
+        let places = cast.schemas.iter().map(place).collect();
+        let topics = cast.topics.iter().map(|topic| (*topic).to_owned()).collect();
+        let private = Some(Private { postgres, _broker: broker, url });
+        Ok(Self { reach, places, topics, private, schemas_to_remove: 0, topics_to_remove: 0 })
+    }
+
+    /// The user's settings for Postgres and Kafka hold, those of their relay do not.
+    fn own(reach: OwnServers, env: BTreeMap<String, String>, cast: Cast) -> Self {
+        let random: u32 = rand::rng().random();
+        let (schema_prefix, topic_prefix) =
+            (format!("outbox_demo_{random:08x}_"), format!("outbox-demo-{random:08x}-"));
+        let topic = format!("{topic_prefix}{}", cast.topic);
+        let given = [("topic", topic.as_str())];
+        let hidden: Vec<String> = env.into_keys().filter(|name| is_relays(name)).collect();
+        let place = |schema: &&str| Place::new(schema, &schema_prefix, &given, hidden.clone());
+        let places = cast.schemas.iter().map(place).collect();
+        let topics = cast.topics.iter().map(|topic| format!("{topic_prefix}{topic}")).collect();
+        Self { reach, places, topics, private: None, schemas_to_remove: 0, topics_to_remove: 0 }
+    }
+
+    /// Creates the outboxes and the topics.
+    pub(super) async fn prepare(&mut self, narrator: Narrator) -> Result<(), ServersError> {
+        let mut connection = self.connect().await?;
+        for (index, place) in self.places.iter().enumerate() {
+            if self.private.is_none() {
+                self.schemas_to_remove = index + 1;
+            }
+            schema::migrate(&mut connection, &place.names, &MigrateOptions::default()).await?;
+            narrator.say(format_args!("the outbox is migrated: {}", place.names.outbox()));
+        }
+        if self.private.is_some() {
+            return Ok(());
+        }
+        for (index, topic) in self.topics.iter().enumerate() {
+            // Before, because an interrupt may come between the cluster's doing and its answer.
+            self.topics_to_remove = index + 1;
+            let created = topic::create(&self.kafka_client(), topic, PARTITIONS).await;
+            if created.is_err() {
+                self.topics_to_remove = index;
+            }
+            created?;
+            narrator.say(format_args!("the topic {topic} is created"));
+        }
+        Ok(())
+    }
+
+    /// Removes what [`Servers::prepare`] has created, as far as it got; says what it could not remove.
+    pub(super) async fn clear_away(self, narrator: Narrator) {
+        for place in &self.places[..self.schemas_to_remove] {
+            if let Err(error) = self.drop_schema(place).await {
+                let schema = place.names.schema();
+                narrator.say(format_args!("the schema {schema} could not be removed, drop it by hand: {error}"));
+            }
+        }
+        for topic in &self.topics[..self.topics_to_remove] {
+            if let Err(error) = topic::delete(&self.kafka_client(), topic).await {
+                narrator.say(format_args!("the topic {topic} could not be removed, delete it by hand: {error}"));
+            }
+        }
+        if let Some(private) = self.private {
+            private.postgres.stop().await;
+        }
+    }
+
+    async fn drop_schema(&self, place: &Place) -> Result<(), sqlx::Error> {
+        let mut connection = self.connection().await?;
+        let statement = format!("drop schema if exists {} cascade", place.names.schema());
+        connection.execute(AssertSqlSafe(statement)).await?;
+        connection.close().await
+    }
+
+    async fn connect(&self) -> Result<PgConnection, ServersError> {
+        let connected = self.connection().await;
+        connected.map_err(|source| ServersError::Connect { target: self.reach.target.clone(), source })
+    }
+
+    async fn connection(&self) -> Result<PgConnection, sqlx::Error> {
+        let options = self.reach.database.clone().application_name(SESSION).disable_statement_logging();
+        let connected = tokio::time::timeout(self.reach.connect_timeout, PgConnection::connect_with(&options)).await;
+        connected.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+    }
+
+    /// Connections of at most this number, which find a place's tables without naming the schema.
+    pub(super) fn pool(&self, place: &Place, connections: u32) -> PgPool {
+        let options = self.reach.database.clone().application_name(SESSION);
+        let options = options.options([("search_path", quote(place.names.schema_raw()))]);
+        PgPoolOptions::new().max_connections(connections).connect_lazy_with(options)
+    }
+
+    /// A consumer's and an administrator's settings.
+    pub(super) fn kafka_client(&self) -> ClientConfig {
+        let mut config = self.reach.kafka.clone();
+        let defaults = [
+            ("client.id", "outbox-relay-demo"),
+            // A consumer cannot be made without; nothing is ever committed to it.
+            ("group.id", "outbox-relay-demo"),
+            ("enable.auto.commit", "false"),
+            ("fetch.wait.max.ms", "50"),
+            ("reconnect.backoff.max.ms", "500"),
+        ];
+        for (name, value) in defaults {
+            if config.get(name).is_none() {
+                config.set(name, value);
+            }
+        }
+        config
+    }
+
+    /// The outboxes, in the order of the cast.
+    pub(super) fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// The topics, in the order of the cast.
+    pub(super) fn topics(&self) -> &[String] {
+        &self.topics
+    }
+
+    /// The one outbox, and its one topic.
+    pub(super) fn first(&self) -> (&Place, &str) {
+        (&self.places[0], &self.topics[0])
+    }
+
+    /// True where nobody else is.
+    pub(super) fn are_private(&self) -> bool {
+        self.private.is_some()
+    }
+
+    /// What a visitor of `--serve` needs, as environment variables. The user knows their own servers.
+    pub(super) fn addresses(&self) -> Vec<(&'static str, String)> {
+        let brokers = self.reach.kafka.get("bootstrap.servers").unwrap_or_default().to_owned();
+        match &self.private {
+            Some(private) => vec![(DATABASE, private.url.clone()), (BROKERS, brokers)],
+            None => {
+                let schema = self.places.first().map(|place| place.names.schema_raw().to_owned()).unwrap_or_default();
+                vec![("RELAY_SCHEMA", schema), ("RELAY_TOPIC", self.topics.first().cloned().unwrap_or_default())]
+            }
+        }
+    }
+}
+
+/// What every demo's relay is told besides.
+fn relay_settings(given: &[(&str, &str)]) -> toml::Table {
+    let always = [("name", "demo"), ("log_format", "text"), ("status_interval", "2s")];
+    given.iter().copied().chain(always).map(|(name, value)| (name.to_owned(), value.into())).collect()
+}
+
+fn is_relays(name: &str) -> bool {
+    name.starts_with("RELAY_")
+}
+
+fn is_setting(name: &str) -> bool {
+    is_relays(name) || name.starts_with("KAFKA_") || name.starts_with(DATABASE)
+}

@@ -1,0 +1,36 @@
+//! An outbox of a demo: its schema, and the topic of its events.
+
+use super::relay_settings;
+use crate::demo::relay_process::RelaySetup;
+use event_outbox::Names;
+
+/// What a demo asks for.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::demo) struct Cast {
+    /// A schema with an outbox each.
+    pub(in crate::demo) schemas: &'static [&'static str],
+    /// Where the outboxes' events go: a topic, or a template.
+    pub(in crate::demo) topic: &'static str,
+    /// All topics.
+    pub(in crate::demo) topics: &'static [&'static str],
+}
+
+/// An outbox, and how its relay is to run.
+#[derive(Debug)]
+pub(in crate::demo) struct Place {
+    pub(in crate::demo) names: Names,
+    pub(in crate::demo) setup: RelaySetup,
+}
+
+impl Place {
+    /// `prefix` keeps the schema apart from the user's own; empty on a private server.
+    pub(super) fn new(schema: &str, prefix: &str, given: &[(&str, &str)], hidden_variables: Vec<String>) -> Self {
+        let schema = format!("{prefix}{schema}");
+        let mut settings = relay_settings(given);
+        settings.insert("schema".to_owned(), schema.as_str().into());
+        Self {
+            names: Names::new(&schema, "event_outbox", "processed_events"),
+            setup: RelaySetup { settings, hidden_variables },
+        }
+    }
+}

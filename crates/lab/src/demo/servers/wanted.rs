@@ -1,0 +1,89 @@
+//! Whose servers the demo runs on: two variables tell, together or not at all.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use sqlx::postgres::PgConnectOptions;
+
+pub(super) const DATABASE: &str = "DATABASE_URL";
+pub(super) const BROKERS: &str = "KAFKA_BOOTSTRAP_SERVERS";
+
+/// Which servers the demo runs on.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    /// Private ones.
+    Private,
+    /// The user's own.
+    Own(Box<OwnServers>),
+}
+
+/// How to reach the user's servers.
+#[derive(Clone)]
+pub struct OwnServers {
+    /// The database.
+    pub database: PgConnectOptions,
+    /// How long a connection to the database may take.
+    pub connect_timeout: Duration,
+    /// The database, without user and password.
+    pub target: String,
+    /// A consumer's settings, among them `bootstrap.servers`.
+    pub kafka: ClientConfig,
+}
+
+/// Shows no password.
+impl fmt::Debug for OwnServers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnServers").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+/// One of the two servers is named in the environment, and the other is not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{given} is set and {missing} is not: the demo runs either on both of your servers or on private ones")]
+pub struct HalfGiven {
+    /// The variable that is set.
+    pub given: &'static str,
+    /// The variable that is not.
+    pub missing: &'static str,
+}
+
+/// True when the environment names the user's own servers: `DATABASE_URL` and `KAFKA_BOOTSTRAP_SERVERS`.
+///
+/// # Errors
+/// When it names one server without the other.
+pub fn names_own_servers(env: &BTreeMap<String, String>) -> Result<bool, HalfGiven> {
+    let given = |name: &str| env.contains_key(name) || env.contains_key(&format!("{name}_FILE"));
+    match (given(DATABASE), given(BROKERS)) {
+        (false, false) => Ok(false),
+        (true, true) => Ok(true),
+        (true, false) => Err(HalfGiven { given: DATABASE, missing: BROKERS }),
+        (false, true) => Err(HalfGiven { given: BROKERS, missing: DATABASE }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(names: &[&str]) -> Result<bool, HalfGiven> {
+        let env = names.iter().map(|name| ((*name).to_owned(), "x".to_owned())).collect();
+        names_own_servers(&env)
+    }
+
+    #[test]
+    fn the_users_servers_are_taken_when_both_are_named() {
+        assert_eq!(wanted(&[]), Ok(false));
+        assert_eq!(wanted(&["RELAY_SCHEMA", "KAFKA_LINGER_MS"]), Ok(false));
+        assert_eq!(wanted(&["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"]), Ok(true));
+        assert_eq!(wanted(&["DATABASE_URL_FILE", "KAFKA_BOOTSTRAP_SERVERS"]), Ok(true));
+    }
+
+    #[test]
+    fn one_server_alone_is_refused_and_the_other_is_named() {
+        let missing = |names: &[&str]| wanted(names).map_err(|error| error.missing);
+        assert_eq!(missing(&["DATABASE_URL"]), Err("KAFKA_BOOTSTRAP_SERVERS"));
+        assert_eq!(missing(&["KAFKA_BOOTSTRAP_SERVERS"]), Err("DATABASE_URL"));
+    }
+}

@@ -1,0 +1,16 @@
+//! A real Apache Kafka: one KRaft node on 127.0.0.1, which ends with us.
+//!
+//! - `jars`: fetches Kafka once, into a cache outside the repository.
+//! - `broker`: the process and its configuration.
+//! - `rights`: who may do what with a topic.
+//! - `topics`: creates, deletes and reads topics.
+
+mod broker;
+mod jars;
+mod rights;
+mod topics;
+
+pub use broker::RealKafka;
+pub use jars::Unavailable;
+pub use rights::MINDS_RIGHTS;
+pub use topics::Record;

@@ -1,0 +1,192 @@
+//! The broker process.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::demo::{ServerCommand, Signal, Tether, TetheredDirectory, free_port};
+use anyhow::{Context, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::jars::{self, Unavailable};
+
+/// How long a broker may take to answer; recovery after a SIGKILL on a loaded machine is part of it.
+const START_WITHIN: Duration = Duration::from_secs(90);
+
+/// A clean stop moves leadership and closes the logs.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+
+/// Any base64 of 16 bytes will do.
+const CLUSTER_ID: &str = "b3V0Ym94LXJlbGF5LXQwMQ";
+
+/// A running broker, or a stopped one with its data in place. Dropping it stops it and removes its directory. Fields in that order.
+#[derive(Debug)]
+pub struct RealKafka {
+    server: Tether,
+    directory: TetheredDirectory,
+    command: ServerCommand,
+    port: u16,
+    /// The controller's.
+    controller_port: u16,
+}
+
+impl RealKafka {
+    /// Starts a broker with further server properties, which win over ours. Blocks until it answers.
+    ///
+    /// `Err` says what the machine lacks; a broker that does not come up is a panic, because that is nothing to skip a test for.
+    pub fn start(extra: &[(&str, &str)]) -> Result<Self, Unavailable> {
+        let jars = jars::directory()?;
+        let start = || {
+            let (port, controller_port) = (free_port()?, free_port()?);
+            Self::start_with(&jars, port, controller_port, extra)
+        };
+        Ok(start().unwrap_or_else(|error| panic!("Kafka does not start: {error:?}")))
+    }
+
+    /// Starts a second broker of this one's cluster. Blocks until it answers.
+    pub fn start_another(&self) -> anyhow::Result<Self> {
+        let port = free_port()?;
+        let listener = format!("PLAINTEXT://127.0.0.1:{port}");
+        let extra = [("process.roles", "broker"), ("node.id", "2"), ("listeners", &listener)];
+        Self::start_with(&jars::directory()?, port, self.controller_port, &extra)
+    }
+
+    fn start_with(jars: &Path, port: u16, controller_port: u16, extra: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut directory = TetheredDirectory::create(None)?;
+        let properties = directory.path().join("server.properties");
+        fs::write(&properties, server_properties(directory.path(), port, controller_port, extra)?)?;
+        format_storage(jars, &properties)?;
+        let command = command(jars, directory.path(), &properties);
+        let server = Tether::start(&command)?;
+        directory.outlives(&server)?;
+        let mut kafka = Self { server, directory, command, port, controller_port };
+        kafka.until_ready()?;
+        Ok(kafka)
+    }
+
+    /// For `bootstrap.servers`; the same for good.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Process id of the broker.
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
+    /// Where the broker's files are.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// SIGSTOP and SIGCONT freeze and thaw it.
+    pub fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
+        Ok(self.server.signal(signal)?)
+    }
+
+    /// Stops it cleanly (SIGTERM); topics stay. Blocks.
+    pub fn stop(&mut self) {
+        self.server.stop();
+    }
+
+    /// Kills it with SIGKILL; topics stay. Blocks.
+    pub fn kill(&mut self) {
+        self.server.kill();
+    }
+
+    /// Starts a stopped broker on the same ports and data. Blocks until it answers.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        self.server.stop();
+        self.server = Tether::start(&self.command)?;
+        self.directory.outlives(&self.server)?;
+        self.until_ready()
+    }
+
+    /// A configuration of a client that talks to this broker and keeps quiet while it is down.
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", self.bootstrap())
+            .set("log.connection.close", "false")
+            .set("reconnect.backoff.ms", "20")
+            .set("reconnect.backoff.max.ms", "200");
+        config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
+        config
+    }
+
+    /// The broker lists itself only once the controller has let it in.
+    fn until_ready(&mut self) -> anyhow::Result<()> {
+        let client: BaseConsumer = self.client().create()?;
+        let deadline = Instant::now() + START_WITHIN;
+        loop {
+            ensure!(self.server.is_running(), "the broker ended; its log ends with:\n{}", self.server.log_tail());
+            ensure!(Instant::now() < deadline, "no answer; the broker's log ends with:\n{}", self.server.log_tail());
+            match client.fetch_metadata(None, Duration::from_millis(500)) {
+                Ok(metadata) if !metadata.brokers().is_empty() => return Ok(()),
+                _ => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+}
+
+fn command(jars: &Path, directory: &Path, properties: &Path) -> ServerCommand {
+    ServerCommand::new("java", directory, &directory.join("kafka.log"))
+        .args(["-Xms256m", "-Xmx512m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"])
+        .args([Path::new("-cp"), &class_path(jars), Path::new("kafka.Kafka"), properties])
+        .stops_on(Signal::SIGTERM, STOP_WITHIN)
+}
+
+fn class_path(jars: &Path) -> PathBuf {
+    jars.join("*")
+}
+
+fn format_storage(jars: &Path, properties: &Path) -> anyhow::Result<()> {
+    let output = Command::new("java")
+        // It lives for a second: what the second compiler would gain it never earns.
+        .args(["-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"])
+        .arg(class_path(jars))
+        .args(["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config"])
+        .arg(properties)
+        .output()
+        .context("java")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "kafka.tools.StorageTool format: {}\n{said}", output.status);
+    Ok(())
+}
+
+/// A repeated key wins over the earlier one, so `extra` comes last; `{port}` and `{controller}` in its values are the broker's ports.
+///
+/// A broker that was killed is let in again only when its former session has run out: after 9 s by default, 3 s here.
+fn server_properties(directory: &Path, port: u16, controller: u16, extra: &[(&str, &str)]) -> anyhow::Result<String> {
+    let mut text = format!(
+        "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+log.dirs={}
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+",
+        directory.join("data").display()
+    );
+    for (name, value) in extra {
+        let value = value.replace("{port}", &port.to_string()).replace("{controller}", &controller.to_string());
+        writeln!(text, "{name}={value}")?;
+    }
+    Ok(text)
+}

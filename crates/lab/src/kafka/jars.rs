@@ -1,0 +1,74 @@
+//! Kafka's jars, fetched by Maven once per user.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::demo::cache_directory;
+use anyhow::{Context, ensure};
+
+const POM: &str = include_str!("pom.xml");
+
+/// Why there is no real Kafka on this machine.
+#[derive(Debug, Clone)]
+pub struct Unavailable(pub String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
+
+/// The directory of the jars; fetches them when it is not there yet.
+pub(super) fn directory() -> Result<PathBuf, Unavailable> {
+    runs("java", "-version")?;
+    let cache = cache_directory().ok_or_else(|| Unavailable("no home directory to keep Kafka's jars in".to_owned()))?;
+    let directory = cache.join("kafka-4.1.1");
+    fetch_once(&cache, &directory).map_err(|error| Unavailable(format!("{error:#}")))?;
+    Ok(directory)
+}
+
+fn fetch_once(cache: &Path, directory: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(cache).with_context(|| format!("{} cannot be written", cache.display()))?;
+    // Several suites may run at once; the lock ends with its process.
+    let lock = File::create(cache.join("kafka.lock"))?;
+    lock.lock()?;
+    if is_complete(directory) {
+        return Ok(());
+    }
+    runs("mvn", "-version")?;
+    fetch(cache, directory)
+}
+
+/// The pom beside the jars says which ones they are: another pom in the repository fetches anew.
+fn is_complete(directory: &Path) -> bool {
+    fs::read_to_string(directory.join("pom.xml")).is_ok_and(|pom| pom == POM)
+}
+
+fn fetch(cache: &Path, directory: &Path) -> anyhow::Result<()> {
+    let staging = tempfile::Builder::new().prefix("kafka-").tempdir_in(cache)?;
+    fs::write(staging.path().join("pom.xml"), POM)?;
+    let output = Command::new("mvn")
+        .args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=."])
+        .current_dir(staging.path())
+        .stdin(Stdio::null())
+        .output()?;
+    ensure!(output.status.success(), "mvn could not fetch Kafka: {}", String::from_utf8_lossy(&output.stdout).trim());
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
+    }
+    fs::rename(staging.keep(), directory).context("cannot put Kafka's jars in place")
+}
+
+/// Runs the program, because finding it is not enough: macOS has a `java` that only says there is none.
+fn runs(program: &str, argument: &str) -> Result<(), Unavailable> {
+    let output = Command::new(program).arg(argument).stdin(Stdio::null()).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(Unavailable(format!("{program} does not run ({})", output.status))),
+        Err(_) => Err(Unavailable(format!("{program} not found"))),
+    }
+}

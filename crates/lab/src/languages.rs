@@ -1,0 +1,137 @@
+//! The consumers of docs/examples/consumers as commands, with what they need from their registries in a cache outside the repository.
+//!
+//! What is fetched is kept with the text of the files it was made from: other files fetch anew.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::demo::cache_directory;
+use anyhow::{Context, ensure};
+
+use super::trial::Missing;
+
+/// A program ready to run. The directory goes with it.
+pub struct Program {
+    /// The command, without arguments and environment.
+    pub command: Command,
+    _directory: Option<tempfile::TempDir>,
+}
+
+/// `java` and Maven's jars.
+pub fn java() -> anyhow::Result<Program> {
+    runs("java", &["-version"])?;
+    let packages = fetched("java", &["pom.xml"], |directory| {
+        runs("mvn", &["-version"])?;
+        run(directory, "mvn", &["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=jars"])
+    })?;
+    let mut command = Command::new("java");
+    command.arg("-cp").arg(packages.join("jars").join("*")).arg(example("java").join("Consume.java"));
+    Ok(Program { command, _directory: None })
+}
+
+/// A virtual environment.
+pub fn python() -> anyhow::Result<Program> {
+    runs("python3", &["-c", "import ensurepip, venv"])?;
+    let packages = fetched("python", &["requirements.txt"], |directory| {
+        run(directory, "python3", &["-m", "venv", "venv"])?;
+        run(directory, "venv/bin/python", &["-m", "pip", "install", "-q", "-r", "requirements.txt"])
+    })?;
+    let mut command = Command::new(packages.join("venv/bin/python"));
+    // The checkout stays as it is.
+    command.arg("-B").arg(example("python").join("consume.py"));
+    Ok(Program { command, _directory: None })
+}
+
+/// `node_modules`. A module's packages are looked for beside it, so it is run from a directory of its own.
+pub fn node() -> anyhow::Result<Program> {
+    runs("node", &["--eval", "process.exit(process.versions.node.split('.')[0] < 20 ? 1 : 0)"])?;
+    let packages = fetched("node", &["package.json"], |directory| {
+        runs("npm", &["--version"])?;
+        run(directory, "npm", &["install", "--silent", "--no-package-lock"])
+    })?;
+    let directory = tempfile::tempdir()?;
+    for file in ["consume.js", "package.json"] {
+        fs::copy(example("node").join(file), directory.path().join(file))?;
+    }
+    symlink(packages.join("node_modules"), directory.path().join("node_modules"))?;
+    // Node queues what a pipe does not take, the other languages wait; so does this.
+    let synchronous = directory.path().join("synchronous.cjs");
+    fs::write(&synchronous, "console.log = (...words) => require('fs').writeSync(1, words.join(' ') + '\\n');\n")?;
+    let mut command = Command::new("node");
+    command.arg("--require").arg(synchronous).arg(directory.path().join("consume.js"));
+    Ok(Program { command, _directory: Some(directory) })
+}
+
+/// A binary, built in the cache.
+pub fn go() -> anyhow::Result<Program> {
+    runs("go", &["version"])?;
+    let packages = fetched("go", &["go.mod", "go.sum", "consume.go"], |directory| {
+        run(directory, "go", &["build", "-o", "consume", "."])
+    })?;
+    Ok(Program { command: Command::new(packages.join("consume")), _directory: None })
+}
+
+/// The example of `event-outbox`; `cargo test --test main` has not built it. The whole workspace is named, so that the features of its
+/// dependencies are those that are built already.
+pub fn rust() -> anyhow::Result<Program> {
+    let arguments = ["build", "-q", "--locked", "--workspace", "--all-features", "--example", "consume"];
+    run(checkout(), env!("CARGO"), &arguments)?;
+    let tests = std::env::current_exe()?;
+    let target = tests.parent().and_then(Path::parent).context("no target directory")?;
+    Ok(Program { command: Command::new(target.join("examples/consume")), _directory: None })
+}
+
+/// The root of the workspace.
+fn checkout() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+fn example(language: &str) -> PathBuf {
+    checkout().join("docs/examples/consumers").join(language)
+}
+
+/// The directory in the cache that `fetch` has filled, starting from these files of the example.
+fn fetched(language: &str, files: &[&str], fetch: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
+    let home = || Missing("no home directory to keep packages in".to_owned());
+    let cache = cache_directory().ok_or_else(home)?.join("consumers");
+    fs::create_dir_all(&cache).with_context(|| format!("{} cannot be written", cache.display()))?;
+    // Several suites may run at once; the lock ends with its process.
+    let lock = File::create(cache.join(format!("{language}.lock")))?;
+    lock.lock()?;
+    let (source, directory) = (example(language), cache.join(language));
+    let same = |file: &&str| fs::read(source.join(file)).ok() == fs::read(directory.join(file)).ok();
+    if directory.exists() && files.iter().all(same) {
+        return Ok(directory);
+    }
+    let staging = tempfile::Builder::new().prefix(language).tempdir_in(&cache)?;
+    for file in files {
+        fs::copy(source.join(file), staging.path().join(file))?;
+    }
+    fetch(staging.path())?;
+    if directory.exists() {
+        fs::remove_dir_all(&directory)?;
+    }
+    fs::rename(staging.keep(), &directory).context("cannot put the packages in place")?;
+    Ok(directory)
+}
+
+fn run(directory: &Path, program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    let program = if program.contains('/') { directory.join(program) } else { PathBuf::from(program) };
+    let output = Command::new(&program).args(arguments).current_dir(directory).stdin(Stdio::null()).output()?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    ensure!(output.status.success(), "{} {}: {}", program.display(), arguments.join(" "), said.trim());
+    Ok(())
+}
+
+/// Runs the program, because finding it is not enough.
+fn runs(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(Missing(format!("{program} {} ({})", arguments.join(" "), output.status)).into()),
+        Err(_) => Err(Missing(format!("{program} not found")).into()),
+    }
+}

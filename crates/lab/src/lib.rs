@@ -1,0 +1,75 @@
+//! Servers, relays and loads for the tests, the benchmarks and the demo. Not published.
+//!
+//! - [`demo`]: servers that end with their process, and the two flows that `outbox-relay demo` shows
+//! - [`payload`]: the payloads of the benchmarks
+//!
+//! With the feature `kit`, for tests and benchmarks:
+//! - `kafka`: a real Kafka.
+//! - `shared`: one Postgres and one Kafka per run, started when the first test asks.
+//! - `database`: a database per test, made from a migrated template.
+//! - `trial`: registers tests with what they need, skips those whose needs this machine cannot meet, and says so.
+//! - `relay`: relays as processes.
+//! - `admin`: a relay's probes and metrics.
+//! - `languages`: the consumers of docs/examples/consumers, ready to run.
+//! - `outbox`: a test's events, from the insert to the record.
+//! - `load`: an application under load; `rough`: what it writes at its worst.
+//! - `book`: what the application did against table and topic, by the ledger.
+//! - `failover`: a server with a standby behind one address; `front`: that address.
+//! - `process`: CPU time and memory of a process.
+//! - `murmur2`: where Java would put a key.
+//! - `pgbouncer`: a pooler before a database.
+//! - `eventually`: waiting without sleeping.
+//! - `seed`: random numbers that a seed makes again.
+
+pub mod demo;
+pub mod payload;
+
+#[cfg(feature = "kit")]
+pub mod admin;
+#[cfg(feature = "kit")]
+pub mod book;
+#[cfg(feature = "kit")]
+pub mod database;
+#[cfg(feature = "kit")]
+pub mod eventually;
+#[cfg(feature = "kit")]
+pub mod failover;
+#[cfg(feature = "kit")]
+pub mod front;
+#[cfg(feature = "kit")]
+pub mod kafka;
+#[cfg(feature = "kit")]
+pub mod languages;
+#[cfg(feature = "kit")]
+pub mod load;
+#[cfg(feature = "kit")]
+pub mod murmur2;
+#[cfg(feature = "kit")]
+pub mod outbox;
+#[cfg(feature = "kit")]
+pub mod pgbouncer;
+#[cfg(feature = "kit")]
+pub mod process;
+#[cfg(feature = "kit")]
+pub mod relay;
+#[cfg(feature = "kit")]
+pub mod rough;
+#[cfg(feature = "kit")]
+pub mod seed;
+#[cfg(feature = "kit")]
+pub mod shared;
+#[cfg(feature = "kit")]
+pub mod trial;
+
+#[cfg(feature = "kit")]
+pub use database::TestDatabase;
+#[cfg(feature = "kit")]
+pub use eventually::{SOON, eventually};
+#[cfg(feature = "kit")]
+pub use outbox::{Outbox, PARTITIONS};
+#[cfg(feature = "kit")]
+pub use relay::{Relay, RelayProcess};
+#[cfg(feature = "kit")]
+pub use shared::{migrate_template_with, options_for_tests};
+#[cfg(feature = "kit")]
+pub use trial::{Missing, Skip, alone, long, run, with_both, with_kafka, with_postgres};

@@ -1,0 +1,276 @@
+//! The outbox of a test: a migrated database, a Kafka, and a topic of its own; writes events, reads rows and records.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::demo::PrivatePostgres;
+use anyhow::ensure;
+use event_outbox::Names;
+use event_outbox::ledger::Rules;
+use event_outbox::schema::{self, MigrateOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use uuid::Uuid;
+
+use super::book::Book;
+use super::database::TestDatabase;
+use super::eventually::eventually;
+use super::kafka::{RealKafka, Record};
+use super::relay::Relay;
+
+/// Partitions of a test's topic: more than there are relays in any test.
+pub const PARTITIONS: i32 = 6;
+
+/// For whatever has to be published, on a machine that is busy.
+pub const PUBLISHED_WITHIN: Duration = Duration::from_secs(120);
+
+/// A row's fate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fate {
+    /// `PENDING`, `PUBLISHED` or `DEAD`.
+    pub status: String,
+    /// The attempts that the row has cost.
+    pub attempts: i32,
+    /// Why the last attempt failed.
+    pub last_error: Option<String>,
+}
+
+/// Where a test's events are written and where they go.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    options: PgConnectOptions,
+    url: String,
+    /// The topic of the outbox's events.
+    pub topic: String,
+}
+
+impl Outbox {
+    /// In a test's own database, which the template has migrated.
+    pub fn of(database: &TestDatabase) -> Self {
+        Self { options: database.connect_options(), url: database.url(), topic: database.name().to_owned() }
+    }
+
+    /// In a server of the test's own; migrates it.
+    pub async fn on(postgres: &PrivatePostgres, topic: &str) -> anyhow::Result<Self> {
+        Self::on_database(postgres, "postgres", topic).await
+    }
+
+    /// In one of the databases of such a server; migrates it.
+    pub async fn on_database(postgres: &PrivatePostgres, database: &str, topic: &str) -> anyhow::Result<Self> {
+        let url = postgres.url(database);
+        migrate(url.clone()).await?;
+        Ok(Self { options: postgres.connect_options(database), url, topic: topic.to_owned() })
+    }
+
+    /// In a server of the test's own, reached at another port of 127.0.0.1; migrates it.
+    pub async fn behind(postgres: &PrivatePostgres, port: u16, topic: &str) -> anyhow::Result<Self> {
+        let outbox = Self::on(postgres, topic).await?;
+        let (own, other) = (format!("@127.0.0.1:{}/", postgres.port()), format!("@127.0.0.1:{port}/"));
+        Ok(Self { url: outbox.url.replace(&own, &other), options: outbox.options.port(port), topic: outbox.topic })
+    }
+
+    /// In a server of the test's own that holds a migrated outbox already.
+    pub fn found_on(postgres: &PrivatePostgres, topic: &str) -> Self {
+        Self { options: postgres.connect_options("postgres"), url: postgres.url("postgres"), topic: topic.to_owned() }
+    }
+
+    /// In a further database of a test's server, created with `clause` of `create database` and migrated with `options`. Goes with the server.
+    pub async fn in_new_database(
+        beside: &TestDatabase,
+        name: &str,
+        clause: &str,
+        options: &MigrateOptions,
+    ) -> anyhow::Result<Self> {
+        let mut connection = beside.connect().await?;
+        connection.execute(AssertSqlSafe(format!("create database {name} {clause}"))).await?;
+        connection.close().await?;
+        let url = beside.url().replace(&format!("/{}?", beside.name()), &format!("/{name}?"));
+        migrate_with(url.clone(), options).await?;
+        Ok(Self { options: beside.connect_options().database(name), url, topic: name.to_owned() })
+    }
+
+    /// The same outbox, seen by another topic that some of its events go to.
+    pub fn seen_by(&self, topic: &str) -> Self {
+        Self { topic: topic.to_owned(), ..self.clone() }
+    }
+
+    /// Creates the test's topic.
+    pub async fn create_topic(&self, kafka: &RealKafka) -> anyhow::Result<()> {
+        kafka.create_topic(&self.topic, PARTITIONS, &[]).await
+    }
+
+    /// A relay of this outbox, which sends everything to the test's topic.
+    pub fn relay(&self, kafka: &RealKafka) -> Relay {
+        Relay::of(&self.url, &kafka.bootstrap()).with("RELAY_TOPIC", &self.topic)
+    }
+
+    /// The same through proxies in front of both servers.
+    pub fn relay_through(&self, postgres: u16, kafka: u16) -> anyhow::Result<Relay> {
+        let own = format!("@127.0.0.1:{}/", self.options.get_port());
+        ensure!(self.url.contains(&own), "the database is not at {own}");
+        let url = self.url.replace(&own, &format!("@127.0.0.1:{postgres}/"));
+        Ok(Relay::of(&url, &format!("127.0.0.1:{kafka}")).with("RELAY_TOPIC", &self.topic))
+    }
+
+    /// Where Postgres listens.
+    pub fn postgres_port(&self) -> u16 {
+        self.options.get_port()
+    }
+
+    /// Opens a connection of its own.
+    pub async fn connect(&self) -> anyhow::Result<PgConnection> {
+        Ok(self.options.clone().connect().await?)
+    }
+
+    /// Runs a statement.
+    pub async fn execute(&self, sql: &str) -> anyhow::Result<u64> {
+        let done = self.connect().await?.execute(AssertSqlSafe(sql.to_owned())).await?;
+        Ok(done.rows_affected())
+    }
+
+    /// The single number a query returns.
+    pub async fn number(&self, sql: &str) -> anyhow::Result<i64> {
+        let sql = format!("select ({sql})::int8");
+        Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut self.connect().await?).await?)
+    }
+
+    /// `count` events of an entity, in a transaction of their own each; numbered on from `from` in `payload.n`.
+    pub async fn write(&self, entity: &str, from: i64, count: i64) -> anyhow::Result<()> {
+        let mut connection = self.connect().await?;
+        for n in from..from + count {
+            insert(&mut connection, entity, n).await?;
+        }
+        Ok(())
+    }
+
+    /// `count` events of `entities` entities in one transaction.
+    pub async fn write_backlog(&self, count: i64, entities: i64) -> anyhow::Result<()> {
+        self.execute(&format!(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+             select 'order', 'e' || (n % {entities}), 'Counted', jsonb_build_object('n', n) \
+             from generate_series(1, {count}) n"
+        ))
+        .await
+        .map(drop)
+    }
+
+    /// What became of an entity's rows, in the order of ids.
+    pub async fn fates_of(&self, entity: &str) -> anyhow::Result<Vec<Fate>> {
+        let sql = "select status, attempts, last_error from event_outbox where entity_id = $1 order by id";
+        let rows = sqlx::query_as(sql).bind(entity).fetch_all(&mut self.connect().await?).await?;
+        let fate = |(status, attempts, last_error)| Fate { status, attempts, last_error };
+        Ok(rows.into_iter().map(fate).collect())
+    }
+
+    /// Waits until no row is PENDING.
+    pub async fn until_settled(&self) {
+        self.until_none("no row is pending", "status = 'PENDING'").await;
+    }
+
+    /// Waits until none of an entity's rows is PENDING.
+    pub async fn until_settled_of(&self, entity: &str) {
+        let predicate = format!("status = 'PENDING' and entity_id = '{entity}'");
+        self.until_none(&format!("no row of {entity} is pending"), &predicate).await;
+    }
+
+    async fn until_none(&self, what: &str, predicate: &str) {
+        let sql = format!("select count(*) from event_outbox where {predicate}");
+        eventually(what, PUBLISHED_WITHIN, || async {
+            match self.number(&sql).await {
+                Ok(0) => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    }
+
+    /// Waits until so many rows are PUBLISHED.
+    pub async fn until_published(&self, at_least: i64) {
+        let sql = "select count(*) from event_outbox where status = 'PUBLISHED'";
+        eventually(&format!("{at_least} rows are published"), PUBLISHED_WITHIN, || async {
+            match self.number(sql).await {
+                Ok(count) if count >= at_least => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    }
+
+    /// Fails unless every row is PUBLISHED at the first attempt.
+    pub async fn all_published(&self) -> anyhow::Result<()> {
+        let others =
+            self.number("select count(*) from event_outbox where status <> 'PUBLISHED' or attempts <> 0").await?;
+        ensure!(others == 0, "{others} rows are not PUBLISHED with 0 attempts");
+        Ok(())
+    }
+
+    /// `payload.n` per entity, in the order of the topic. First occurrences only.
+    pub async fn published_numbers(&self, kafka: &RealKafka) -> anyhow::Result<BTreeMap<String, Vec<i64>>> {
+        let mut seen = std::collections::HashSet::new();
+        let mut numbers: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+        for record in kafka.read_topic(&self.topic).await? {
+            if seen.insert(record.header("event-id").map(str::to_owned)) {
+                numbers.entry(key(&record)).or_default().push(number(&record)?);
+            }
+        }
+        Ok(numbers)
+    }
+
+    /// Compares the table with the topic and fails unless no promise is broken.
+    pub async fn reconcile(&self, kafka: &RealKafka, rules: Rules) -> anyhow::Result<()> {
+        Book::new(rules).reconcile(self, kafka).await
+    }
+
+    /// States of the relays' sessions, without the one that asks.
+    pub async fn relay_sessions_in_transaction(&self) -> anyhow::Result<i64> {
+        self.number(
+            "select count(*) from pg_stat_activity where datname = current_database() \
+             and application_name like 'outbox-relay %' and state like 'idle in transaction%'",
+        )
+        .await
+    }
+}
+
+/// Brings the outbox of the default names up to date.
+pub async fn migrate(url: String) -> anyhow::Result<()> {
+    migrate_with(url, &MigrateOptions::default()).await
+}
+
+async fn migrate_with(url: String, options: &MigrateOptions) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(&url).await?;
+    let names = Names::new("public", "event_outbox", "processed_events");
+    schema::migrate(&mut connection, &names, options).await?;
+    Ok(connection.close().await?)
+}
+
+/// One event.
+pub async fn insert(connection: &mut PgConnection, entity: &str, n: i64) -> anyhow::Result<Uuid> {
+    let sql = "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+               values ('order', $1, 'Counted', jsonb_build_object('n', $2)) returning event_id";
+    Ok(sqlx::query_scalar(sql).bind(entity).bind(n).fetch_one(connection).await?)
+}
+
+/// One event by the function for every language.
+pub async fn emit(connection: &mut PgConnection, entity: &str, n: i64) -> anyhow::Result<Uuid> {
+    let sql = "select outbox_emit('order', $1, 'Counted', jsonb_build_object('n', $2))";
+    Ok(sqlx::query_scalar(sql).bind(entity).bind(n).fetch_one(connection).await?)
+}
+
+/// The payload inside the default envelope, byte for byte; the value itself in any other.
+pub fn data(value: &[u8]) -> &[u8] {
+    const MARK: &[u8] = b",\"data\":";
+    let at = value.windows(MARK.len()).position(|window| window == MARK);
+    match at {
+        Some(at) if value.starts_with(b"{\"eventId\":") => &value[at + MARK.len()..value.len() - 1],
+        _ => value,
+    }
+}
+
+fn key(record: &Record) -> String {
+    String::from_utf8_lossy(record.key.as_deref().unwrap_or_default()).into_owned()
+}
+
+fn number(record: &Record) -> anyhow::Result<i64> {
+    let payload: serde_json::Value = serde_json::from_slice(data(record.value.as_deref().unwrap_or_default()))?;
+    payload["n"].as_i64().ok_or_else(|| anyhow::anyhow!("no number in {payload}"))
+}

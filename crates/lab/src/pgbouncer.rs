@@ -1,0 +1,71 @@
+//! A real PgBouncer before a test's database.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::demo::{ServerCommand, ServerUser, Signal, Tether, TetheredDirectory, free_port};
+use anyhow::{Context, ensure};
+use sqlx::{Connection, PgConnection};
+
+use super::database::TestDatabase;
+use super::eventually::{SOON, eventually};
+use super::trial::Missing;
+
+/// A running PgBouncer; dropping it stops it. Fields in that order.
+#[derive(Debug)]
+pub struct PgBouncer {
+    server: Tether,
+    _directory: TetheredDirectory,
+    url: String,
+}
+
+impl PgBouncer {
+    /// Starts one in that pool mode and waits until a client gets through. `Err` with [`Missing`] where there is none to start.
+    pub async fn start(database: &TestDatabase, mode: &str) -> anyhow::Result<Self> {
+        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].map(PathBuf::from);
+        let program = program
+            .into_iter()
+            .find(|path| path.exists())
+            .ok_or_else(|| Missing("pgbouncer is not installed".to_owned()))?;
+        let url = database.url();
+        let (user, rest) = url.trim_start_matches("postgres://").split_once(':').context("no user")?;
+        let (password, rest) = rest.split_once('@').context("no password")?;
+        let (host, _) = rest.split_once('/').context("no database")?;
+        let (host, server_port) = host.split_once(':').context("no port")?;
+        let (port, name) = (free_port()?, database.name());
+        let run_as = ServerUser::in_place_of_root();
+        let mut directory = TetheredDirectory::create(run_as.as_ref())?;
+        let configuration = directory.path().join("pgbouncer.ini");
+        fs::write(
+            &configuration,
+            format!(
+                "[databases]\n{name} = host={host} port={server_port} dbname={name} user={user} password={password}\n\
+                 [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\nunix_socket_dir =\n\
+                 pool_mode = {mode}\nignore_startup_parameters = extra_float_digits\n"
+            ),
+        )?;
+        let command = ServerCommand::new(program, directory.path(), &directory.path().join("log"))
+            .args([&configuration])
+            .stops_on(Signal::SIGTERM, SOON)
+            .as_user(run_as);
+        let mut server = Tether::start(&command)?;
+        directory.outlives(&server)?;
+        let url = format!("postgres://{user}:{password}@127.0.0.1:{port}/{name}?sslmode=disable");
+        eventually("PgBouncer lets a client through", SOON, || async {
+            PgConnection::connect(&url).await.map_err(|error| error.to_string())
+        })
+        .await;
+        ensure!(server.is_running(), "{}", server.log_tail());
+        Ok(Self { server, _directory: directory, url })
+    }
+
+    /// The test's database through it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Stops it. Blocks.
+    pub fn stop(mut self) {
+        self.server.stop();
+    }
+}

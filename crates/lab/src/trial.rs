@@ -1,0 +1,160 @@
+//! Registers tests with libtest-mimic and runs them.
+//!
+//! A test is an async function in a [`trials!`] list, on a multi-threaded runtime of its own. A function that is in no list is dead code,
+//! which is a compiler warning and an error in the gate.
+//!
+//! A test whose server this machine cannot have (no Java, no network) is reported as ignored with the reason and counted at the end. With
+//! `OUTBOX_RELAY_REQUIRE_REAL=1` it fails.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::demo::PostgresError;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use tokio::runtime::{Builder, Runtime};
+
+use super::database::TestDatabase;
+use super::kafka::{RealKafka, Unavailable};
+use super::relay;
+use super::shared::{self, NoPostgres};
+
+/// The tests keep two servers busy and a relay each; more at a time only makes each slower.
+const THREADS: usize = 3;
+
+/// Why a test cannot be run on this machine, other than for want of a server.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Skip(pub String);
+
+static SKIPPED_FOR_KAFKA: AtomicUsize = AtomicUsize::new(0);
+static SKIPPED_FOR_POSTGRES: AtomicUsize = AtomicUsize::new(0);
+static SKIPPED_FOR_PROGRAMS: AtomicUsize = AtomicUsize::new(0);
+
+/// This machine lacks a program or a runtime that the test needs.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Missing(pub String);
+
+/// The trials of a module, by what they need: `trials! { alone: a, b; with_postgres: c; with_kafka: d; with_both: e }`.
+#[macro_export]
+macro_rules! trials {
+    ($($needs:ident: $($test:ident),+ $(,)?);+ $(;)?) => {
+        vec![$($($crate::$needs(concat!(module_path!(), "::", stringify!($test)), $test)),+),+]
+    };
+}
+
+/// A test that needs nothing, or starts its own servers; an [`Unavailable`] that it returns skips it.
+pub fn alone<F>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    trial(name, |runtime| runtime.block_on(test()))
+}
+
+/// A test with a database of its own.
+pub fn with_postgres<F>(name: &str, test: impl FnOnce(TestDatabase) -> F + Send + 'static) -> Trial
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    trial(name, |runtime| in_database(runtime, test))
+}
+
+/// A test with the shared Kafka; its topics must have names of their own.
+pub fn with_kafka<F>(name: &str, test: impl FnOnce(Arc<RealKafka>) -> F + Send + 'static) -> Trial
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    trial(name, |runtime| {
+        let kafka = shared::kafka()?;
+        runtime.block_on(test(kafka))
+    })
+}
+
+/// A test with a database of its own and the shared Kafka.
+pub fn with_both<F>(name: &str, test: impl FnOnce(TestDatabase, Arc<RealKafka>) -> F + Send + 'static) -> Trial
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    trial(name, |runtime| {
+        let kafka = shared::kafka()?;
+        in_database(runtime, |database| test(database, kafka))
+    })
+}
+
+/// Leaves the trials out of a plain run: `-- --include-ignored <trial>` runs them.
+pub fn long(trials: Vec<Trial>) -> Vec<Trial> {
+    trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect()
+}
+
+/// Runs the trials, stops the shared servers and says what was skipped.
+pub fn run(mut arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
+    arguments.test_threads.get_or_insert(THREADS);
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    shared::stop();
+    for (server, skipped) in
+        [("Postgres", &SKIPPED_FOR_POSTGRES), ("Kafka", &SKIPPED_FOR_KAFKA), ("program", &SKIPPED_FOR_PROGRAMS)]
+    {
+        match skipped.load(Ordering::Relaxed) {
+            0 => {}
+            skipped => eprintln!("skipped for want of a real {server}: {skipped}"),
+        }
+    }
+    conclusion.exit_code()
+}
+
+fn trial(name: &str, body: impl FnOnce(&Runtime) -> anyhow::Result<()> + Send + 'static) -> Trial {
+    // The binary's own name says nothing.
+    let name = name.split_once("::").map_or(name, |(_, rest)| rest);
+    Trial::ignorable_test(name, move || {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let outcome = catch_unwind(AssertUnwindSafe(|| body(&runtime)));
+        relay::end_of_test(!matches!(outcome, Ok(Ok(()))));
+        // Whatever a test has left running must not keep the suite from going on.
+        runtime.shutdown_background();
+        match outcome.unwrap_or_else(|panic| resume_unwind(panic)) {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => skip_or_fail(&error),
+        }
+    })
+}
+
+/// The database goes even when the test panics, because the panic is caught first.
+fn in_database<F>(runtime: &Runtime, test: impl FnOnce(TestDatabase) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let server = shared::postgres()?;
+    let database = runtime.block_on(TestDatabase::create(server))?;
+    let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(test(database.clone()))));
+    let dropped = runtime.block_on(database.drop());
+    outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
+    dropped
+}
+
+fn skip_or_fail(error: &anyhow::Error) -> Result<Completion, Failed> {
+    if let Some(Skip(why)) = error.downcast_ref() {
+        return Ok(Completion::ignored_with(why.clone()));
+    }
+    let Some((server, counter)) = missing_server(error) else {
+        return Err(format!("{error:?}").into());
+    };
+    if std::env::var_os("OUTBOX_RELAY_REQUIRE_REAL").is_some_and(|value| value == "1") {
+        return Err(format!("needs {server}: {error:#}").into());
+    }
+    counter.fetch_add(1, Ordering::Relaxed);
+    Ok(Completion::ignored_with(format!("needs {server}: {error:#}")))
+}
+
+fn missing_server(error: &anyhow::Error) -> Option<(&'static str, &'static AtomicUsize)> {
+    if error.is::<Unavailable>() {
+        return Some(("Kafka", &SKIPPED_FOR_KAFKA));
+    }
+    if error.is::<Missing>() {
+        return Some(("a program", &SKIPPED_FOR_PROGRAMS));
+    }
+    let no_binaries = matches!(error.downcast_ref(), Some(PostgresError::Binaries(_)));
+    (no_binaries || error.is::<NoPostgres>()).then_some(("Postgres", &SKIPPED_FOR_POSTGRES))
+}

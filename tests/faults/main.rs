@@ -1,0 +1,61 @@
+//! The fault suite: every fault of docs/reliability.md, against a real Postgres, a real Kafka and relays as processes, with a proxy
+//! between each relay and each server and an application that writes all the while. After each the ledger is drawn up.
+//!
+//! `cargo test --test faults -- <trial>` runs one, `OUTBOX_RELAY_SEED=…` replays a seed, `just soak --minutes N` mixes all of them.
+
+mod broker;
+mod crew;
+mod database;
+mod exactly_once;
+mod failover;
+mod fault;
+mod fencing;
+mod hostile_rows;
+mod ids_go_back;
+mod locks;
+mod many_topics;
+mod proxy;
+mod quiet;
+mod refused_marks;
+mod relays;
+mod sampler;
+mod soak;
+mod stage;
+mod table_shapes;
+mod takeover;
+mod volume;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    lab::relay::use_binary(env!("CARGO_BIN_EXE_outbox-relay"));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = soak::run(&arguments) {
+        return code;
+    }
+    lab::migrate_template_with(|url| Box::pin(lab::outbox::migrate(url)));
+    let trials = [
+        relays::trials(),
+        database::trials(),
+        broker::trials(),
+        fencing::trials(),
+        exactly_once::trials(),
+        volume::trials(),
+        failover::trials(),
+        ids_go_back::trials(),
+        quiet::trials(),
+        takeover::trials(),
+        locks::trials(),
+        refused_marks::trials(),
+        hostile_rows::trials(),
+        many_topics::trials(),
+        table_shapes::trials(),
+        soak::trials(),
+    ];
+    let mut arguments = Arguments::from_args();
+    // Each has relays, proxies, a load and perhaps a broker of its own: with more at a time acks take longer than relays wait for them.
+    arguments.test_threads.get_or_insert(2);
+    lab::run(arguments, trials.into_iter().flatten().collect())
+}

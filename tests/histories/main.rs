@@ -1,0 +1,41 @@
+//! The history suite: random interleavings of real sessions beside relays with default settings, on quiet, busy and stalled servers,
+//! and the orders of events that once went wrong. Black box: SQL into the outbox, records from the topic, the ledger between them.
+//!
+//! - `script`: what a history is; `generate`: draws one from the seed.
+//! - `player`: plays a session; `meddler`: plays an application that touches pending rows.
+//! - `truth`: what the sessions know, compared with table, topic and times of append; `pulse`: when nothing could move.
+//! - `bed`: a database, a topic and relays; `round`: many histories on one bed.
+//! - `random`: a few histories of each regime; `command`: `just histories --minutes N --seed S`.
+//! - `quiet`: the newest transaction of a quiet server is open; `sequence`: rows that become pending below ids already published;
+//!   `locked`: a row that another session locks.
+
+mod bed;
+mod command;
+mod generate;
+mod locked;
+mod meddler;
+mod player;
+mod pulse;
+mod quiet;
+mod random;
+mod round;
+mod script;
+mod sequence;
+mod truth;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    lab::relay::use_binary(env!("CARGO_BIN_EXE_outbox-relay"));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = command::run(&arguments) {
+        return code;
+    }
+    let trials = [quiet::trials(), sequence::trials(), locked::trials(), random::trials()];
+    let mut arguments = Arguments::from_args();
+    // Delays are judged: more trials at a time would only measure each other.
+    arguments.test_threads.get_or_insert(2);
+    lab::run(arguments, trials.into_iter().flatten().collect())
+}

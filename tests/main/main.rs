@@ -1,0 +1,79 @@
+//! The suite against a real Postgres and a real Kafka. `cargo test --test main -- --list` names its tests.
+
+mod bench;
+mod check;
+mod cli;
+mod consumers;
+mod crashes;
+mod dead;
+mod demo;
+mod dlq;
+mod guarantees;
+mod health;
+mod held_snapshot;
+mod inbox;
+mod metrics;
+mod migrations;
+mod order;
+mod order_flow;
+mod outages;
+mod pause;
+mod plans;
+mod poison;
+mod registry;
+mod replay;
+mod retention;
+mod roles;
+mod secrets;
+mod servers;
+mod snippets;
+mod status;
+mod tail;
+mod topics;
+mod verify;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    lab::relay::use_binary(env!("CARGO_BIN_EXE_outbox-relay"));
+    if let Some(code) = servers::run_as_owner().or_else(consumers::run_as_member) {
+        return code;
+    }
+    lab::migrate_template_with(|url| Box::pin(lab::outbox::migrate(url)));
+    let trials = [
+        servers::trials(),
+        cli::trials(),
+        secrets::trials(),
+        check::trials(),
+        bench::trials(),
+        migrations::trials(),
+        inbox::trials(),
+        consumers::trials(),
+        snippets::trials(),
+        plans::trials(),
+        guarantees::trials(),
+        order::trials(),
+        poison::trials(),
+        topics::trials(),
+        registry::trials(),
+        dead::trials(),
+        dlq::trials(),
+        replay::trials(),
+        pause::trials(),
+        retention::trials(),
+        roles::trials(),
+        crashes::trials(),
+        outages::trials(),
+        verify::trials(),
+        demo::trials(),
+        order_flow::trials(),
+        status::trials(),
+        health::trials(),
+        held_snapshot::trials(),
+        metrics::trials(),
+        tail::trials(),
+    ];
+    lab::run(Arguments::from_args(), trials.into_iter().flatten().collect())
+}
