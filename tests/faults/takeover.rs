@@ -8,6 +8,7 @@ use event_outbox::ledger::Rules;
 use event_outbox::schema::MigrateOptions;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
+use sqlx::Executor;
 
 use crate::proxy::{Protocol, Proxy, Weather, port_of};
 use lab::kafka::RealKafka;
@@ -28,6 +29,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_both:
             a_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes,
             lanes_of_a_killed_relay_are_taken_at_once,
+            lanes_that_become_free_while_the_relay_is_quiet_are_taken,
+            lanes_that_become_free_while_an_exactly_once_relay_is_quiet_are_taken,
             many_lanes_of_a_killed_relay_are_taken_at_once;
     };
     all.extend(long(trials! {
@@ -35,6 +38,49 @@ pub(crate) fn trials() -> Vec<Trial> {
             an_exactly_once_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes;
     }));
     all
+}
+
+async fn lanes_that_become_free_while_the_relay_is_quiet_are_taken(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    freed_in_quiet(&database, &kafka, "at_least_once").await
+}
+
+async fn lanes_that_become_free_while_an_exactly_once_relay_is_quiet_are_taken(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    freed_in_quiet(&database, &kafka, "exactly_once").await
+}
+
+/// The relay starts with a part of its lanes. Nothing happens in that part afterwards, so only the relay itself can notice that the others
+/// are free.
+async fn freed_in_quiet(database: &TestDatabase, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
+    let outbox = Outbox::of(database);
+    outbox.create_topic(kafka).await?;
+    let mut other = outbox.connect().await?;
+    other.execute("begin; select from event_outbox_lane where lane between 8 and 11 for update").await?;
+    let relay = outbox.relay(kafka).with("RELAY_DELIVERY", delivery).with("RELAY_WORKERS", 1);
+    let relay = relay.start_ready("quiet").await?;
+    outbox.write_backlog(64, 64).await?;
+    let in_its_lanes = "select count(*) from event_outbox where status = 'PENDING' and lane < 8";
+    eventually("the events of the free lanes are published", SOON, || async {
+        match outbox.number(in_its_lanes).await {
+            Ok(0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let others =
+        outbox.number("select count(*) from event_outbox where status = 'PENDING' and lane between 8 and 11").await?;
+    ensure!(others > 0, "no event waits in the lanes that are locked");
+
+    other.execute("commit").await?;
+    outbox.until_settled().await;
+    outbox.reconcile(kafka, Rules::default()).await?;
+    drop(relay);
+    Ok(())
 }
 
 async fn a_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lanes(

@@ -9,6 +9,10 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use super::shared::TEMPLATE;
 
+/// As the migration draws it.
+const NEW_IDENTITY: &str = "update event_outbox_control \
+    set value = ('x' || substr(md5(gen_random_uuid()::text), 1, 15))::bit(60)::bigint where name = 'identity'";
+
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// A test's own database on the shared server; it goes when the test has ended, however it ended.
@@ -24,6 +28,10 @@ impl TestDatabase {
         let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let database = Self { server, name };
         database.administer(format!("create database {} template {TEMPLATE}", database.name)).await?;
+        // A copy would share the group and the transactional ids of its template, and the relays of two tests would fence each other.
+        let mut connection = database.connect().await?;
+        connection.execute(NEW_IDENTITY).await?;
+        connection.close().await?;
         Ok(database)
     }
 

@@ -55,7 +55,8 @@ impl WorkerContext<'_> {
         if assignment.pauses.has_ended(Instant::now()) {
             assignment.generation = None;
         }
-        let may_probe = probe_first || assignment.pauses.blocks_everything();
+        // A probe looks at the lanes that the worker has: those that were not free must not wait until there is an event in these.
+        let may_probe = (probe_first || assignment.pauses.blocks_everything()) && !assignment.widens(Instant::now());
         if may_probe && self.begun.is_none() && !self.probe(assignment).await? {
             return Ok(Cycle::Idle);
         }

@@ -162,6 +162,11 @@ impl LaneAssignment {
         }
     }
 
+    /// True when lanes that were not free are to be asked for again.
+    pub(crate) fn widens(&self, now: Instant) -> bool {
+        self.owned.as_ref().is_some_and(|owned| owned.lanes != self.range) && now >= self.widen_at
+    }
+
     /// Forgets everything: it may not be what is stored.
     pub(crate) fn invalidate(&mut self) {
         self.owned = None;

@@ -60,7 +60,7 @@ impl WorkerContext<'_> {
         }
         let now = Instant::now();
         if let Some(owned) = &assignment.owned
-            && (owned.lanes == assignment.range || now < assignment.widen_at)
+            && !assignment.widens(now)
         {
             let wanted = Wanted::Places(owned.lanes, &owned.places);
             return Ok((within(self.shared.transaction.begin(self.conn, wanted)).await?, false));
