@@ -1,4 +1,4 @@
--- 0002 health: the facts of `outbox-relay status` as one row, for any monitor that can run a query.
+-- 0004 health: the facts of `outbox-relay status` as one row, for any monitor that can run a query.
 -- The previous binary runs on it: nothing it uses has changed.
 
 -- Cheap on a table of any size: each count walks a partial index and stops at a million ("at least" then), so its cost follows the

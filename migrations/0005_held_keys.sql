@@ -1,4 +1,4 @@
--- 0002 held keys: the events that a consumer group has set aside with the key they belong to.
+-- 0005 held keys: the events that a consumer group has set aside with the key they belong to.
 -- The previous binary: runs on it, the table is new; it refuses to start anew, as it does on any newer version.
 
 -- A key is held as long as a row of it is here; the event of its lowest position is the next to be applied when the events come
