@@ -7,5 +7,5 @@ drop index {concurrently} {outbox_waiting_index};
 drop index {concurrently} {outbox_dead_index};
 
 -- Half of each page stays free for the second version of its rows, so that a mark stays on its page and writes no index entry:
--- 0.65 times the WAL for each event of a drain; a table that keeps its history is up to twice as large (docs/performance.md). New pages only.
+-- 0.65 times the WAL for each event of a drain; a table that keeps its history is up to twice as large (docs/explanation/performance.md). New pages only.
 alter table {outbox} set (fillfactor = 50);

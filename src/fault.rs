@@ -2,7 +2,7 @@
 //! code, never by the text of a message.
 //!
 //! - `kafka`, `postgres`: the tables, as data
-//! - `page`: the same for people, docs/failures.md
+//! - `page`: the same for people, docs/reference/failures.md
 //!
 //! How long is waited before what may heal is tried again is in `relay::pace`.
 
@@ -33,7 +33,7 @@ pub(crate) enum Class {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) class: Class,
-    /// Its entry in docs/runbook.md.
+    /// Its entry in docs/how-to/runbook.md.
     pub(crate) code: Code,
     /// The operator's next step.
     pub(crate) next_step: &'static str,

@@ -31,7 +31,7 @@ impl fmt::Display for Severity {
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// Its entry in docs/runbook.md.
+    /// Its entry in docs/how-to/runbook.md.
     pub(crate) code: Code,
     /// The name of the code: for scripts, and for those who want to ignore it.
     pub(crate) id: &'static str,

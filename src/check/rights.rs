@@ -94,7 +94,7 @@ async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Op
         return Ok(Some(Finding::warning(
             Code::RightsSuperuser,
             format!("The relay's user {user} is a superuser: whoever gets its password owns the server."),
-            "create a user for the relay with the grants of docs/operations.md, \"Rights\", and put it into DATABASE_URL",
+            "create a user for the relay with the grants of docs/how-to/grant-rights.md, and put it into DATABASE_URL",
         )));
     }
     let outbox = literal(&names.outbox());
@@ -110,7 +110,7 @@ async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Op
     Ok((!beyond.is_empty()).then(|| {
         let rights = beyond.join(", ").to_uppercase();
         let mend = if owner {
-            "let another role own the tables: `alter table … owner to …`, then the grants of docs/operations.md, \"Rights\"".to_owned()
+            "let another role own the tables: `alter table … owner to …`, then the grants of docs/how-to/grant-rights.md".to_owned()
         } else {
             format!("revoke {rights} on {} from {user};", names.outbox())
         };

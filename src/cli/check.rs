@@ -37,7 +37,7 @@ impl Check {
             Some(worst) if worst >= enough => {
                 let noun = if count == 1 { "finding" } else { "findings" };
                 Err(Failure::finding(format!("{count} {noun} to be mended"))
-                    .hint("each finding names what mends it; docs/operations.md, \"check\", lists them all"))
+                    .hint("each finding names what mends it; docs/reference/findings.md lists them all"))
             }
             _ => Ok(()),
         }

@@ -20,7 +20,7 @@ pub(super) const INTERRUPTED: u8 = 130;
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: u8,
-    /// Its entry in docs/runbook.md, where there is one.
+    /// Its entry in docs/how-to/runbook.md, where there is one.
     code: Option<Code>,
     message: String,
     cause: Option<Box<dyn Error + Send + Sync>>,
@@ -129,7 +129,7 @@ impl Failure {
             eprintln!("\nhint: {hint}");
         }
         if let Some(code) = self.code {
-            eprintln!("code: {code} {}, see docs/runbook.md", code.name());
+            eprintln!("code: {code} {}, see docs/how-to/runbook.md", code.name());
         }
         ExitCode::from(self.exit)
     }

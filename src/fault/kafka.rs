@@ -241,7 +241,7 @@ pub(super) const TABLE: &[Entry] = &[
         fault: fault(
             Class::Operator,
             Runbook::BrokerTls,
-            "see dates and issuer of the broker's certificate (docs/runbook.md); KAFKA_SSL_CA_LOCATION has to know the issuer",
+            "see dates and issuer of the broker's certificate (docs/how-to/runbook.md); KAFKA_SSL_CA_LOCATION has to know the issuer",
         ),
     },
     Entry {

@@ -1,4 +1,4 @@
-//! docs/failures.md, rendered from the tables. `OUTBOX_RELAY_BLESS=1 cargo test --lib failures_page` writes it.
+//! docs/reference/failures.md, rendered from the tables. `OUTBOX_RELAY_BLESS=1 cargo test --lib failures_page` writes it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -8,25 +8,24 @@ use super::{Class, Fault, kafka, postgres};
 const HEAD: &str = "\
 # Failures
 
-Every error code of Kafka (as librdkafka tells it) and of Postgres (SQLSTATE) that a relay can be told, what it means, and what to do.
-Rendered from `src/fault`; a test compares it, and another makes sure that no code is left out. The log, `check` and the command line
-name each by its code of the [runbook](runbook.md).
+Every error code that Kafka (as librdkafka reports it) and Postgres (as SQLSTATE) can report to a relay: what it means, and what to do.
+This page is rendered from the tables in `src/fault`; tests make sure that it is up to date and that no code is missing. The log, `check`
+and the commands name each failure by its code in the [runbook](../how-to/runbook.md).
 
 | class | what the relay does | costs an attempt |
 |---|---|---|
-| outage | waits and does the same again; while the brokers are away no transaction is open | no |
-| destination | holds the rows of this topic, all others go on; the topic is asked for again until it can be written | no |
-| row | by `RELAY_ON_POISON`: `dead_letter` makes the row DEAD, `hold_entity` keeps its entity's events behind it | one |
-| operator | as for an outage, but it does not heal by itself: somebody has to change something | no |
+| outage | waits and tries the same again; while the brokers are away no transaction is open | no |
+| destination | holds the events of this topic, all others go on; asks for the topic until it can be written | no |
+| row | by `RELAY_ON_POISON`: `dead_letter` makes the event DEAD, `hold_entity` makes its entity's later events wait behind it | one |
+| operator | the same as for an outage, but it does not heal by itself: somebody has to change something | no |
 
-What may heal is tried again with back-off (`src/relay/pace.rs`): a worker after 100 ms, twice as long each time, up to 2 s, each pause
-shortened by chance by up to half, so that relays do not come back in step; the first success starts it over. The cluster itself is asked
-every 0.2 to 1 s while it is away (`src/sink/broker.rs`). A topic that does not exist is asked for every second, one that
-exists and refuses records after 2 s, then twice as long, up to 60 s (`src/sink/topics.rs`). No attempt is counted and nothing is given
-up, however long it takes.
+The relay retries with back-off. A worker waits 100 ms, then twice as long each time, up to 2 s. Each pause is shortened at random by up to
+half, so that relays do not come back in step; the first success resets it. While the cluster is away, the relay asks it every 0.2 to 1 s.
+It asks for a topic that does not exist every second. For a topic that exists and refuses records it waits 2 s, then twice as long, up to
+60 s. No attempt is counted and nothing is given up, however long it takes.
 
-A record that got no answer, or one that is not in the class `row` or `destination`, may have been written all the same. It is never
-called failed: its row stays PENDING and is sent again, in order, with all that came after it.
+A record without an answer, or with an error of another class than `row` or `destination`, may have been written all the same. It does not count
+as failed: its row stays PENDING and is sent again, in order, with everything that came after it.
 ";
 
 fn word(class: Class) -> &'static str {
@@ -44,8 +43,11 @@ fn table(page: &mut String, title: &str, mut rows: Vec<(Fault, String, &str)>) {
         write!(page, "\n## {title}\n\n| class | runbook | told as | meaning | what to do |\n|---|---|---|---|---|\n");
     for (Fault { class, code, next_step }, told_as, meaning) in rows {
         let anchor = format!("{code}-{}", code.name()).to_lowercase();
-        let _ =
-            writeln!(page, "| {} | [{code}](runbook.md#{anchor}) | {told_as} | {meaning} | {next_step} |", word(class));
+        let _ = writeln!(
+            page,
+            "| {} | [{code}](../how-to/runbook.md#{anchor}) | {told_as} | {meaning} | {next_step} |",
+            word(class)
+        );
     }
 }
 
@@ -69,10 +71,13 @@ fn render() -> String {
 
 #[test]
 fn the_failures_page_says_what_the_tables_say() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/failures.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/failures.md");
     if std::env::var_os("OUTBOX_RELAY_BLESS").is_some() {
-        std::fs::write(&path, render()).expect("docs/failures.md can be written");
+        std::fs::write(&path, render()).expect("docs/reference/failures.md can be written");
     }
-    let found = std::fs::read_to_string(&path).expect("docs/failures.md is there");
-    assert!(found == render(), "docs/failures.md is not what src/fault says: OUTBOX_RELAY_BLESS=1 writes it anew");
+    let found = std::fs::read_to_string(&path).expect("docs/reference/failures.md is there");
+    assert!(
+        found == render(),
+        "docs/reference/failures.md is not what src/fault says: OUTBOX_RELAY_BLESS=1 writes it anew"
+    );
 }

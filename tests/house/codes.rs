@@ -81,7 +81,7 @@ fn every_warning_and_every_error_carries_a_code() {
         }
     }
     assert!(calls >= 20, "only {calls} calls were found");
-    let how = "a line of crates/event-outbox/src/code.rs, an entry of docs/runbook.md, and `code = %Code::…` as the first field";
+    let how = "a line of crates/event-outbox/src/code.rs, an entry of docs/how-to/runbook.md, and `code = %Code::…` as the first field";
     assert!(bare.is_empty(), "without a code (it takes {how}):\n{}", bare.join("\n"));
 }
 
@@ -122,7 +122,7 @@ fn entries(runbook: &str) -> BTreeMap<&str, &str> {
 
 #[test]
 fn every_code_has_its_entry_in_the_runbook_and_every_entry_its_code() {
-    let runbook = std::fs::read_to_string(root().join("docs/runbook.md")).expect("docs/runbook.md is there");
+    let runbook = std::fs::read_to_string(root().join("docs/how-to/runbook.md")).expect("docs/runbook.md is there");
     let mut entries = entries(&runbook);
     let mut mistakes = Vec::new();
     for code in Code::ALL {
@@ -142,5 +142,5 @@ fn every_code_has_its_entry_in_the_runbook_and_every_entry_its_code() {
         }
     }
     mistakes.extend(entries.keys().map(|heading| format!("no code: {heading}")));
-    assert!(mistakes.is_empty(), "docs/runbook.md:\n{}", mistakes.join("\n"));
+    assert!(mistakes.is_empty(), "docs/how-to/runbook.md:\n{}", mistakes.join("\n"));
 }

@@ -97,7 +97,7 @@ pub(crate) async fn with_user(
     Ok((user, relay.with("RELAY_TOPIC", &outbox.topic)))
 }
 
-/// As docs/operations.md has it.
+/// The grants of the role `event_outbox_relay`, see docs/how-to/grant-rights.md.
 pub(crate) async fn grant(outbox: &Outbox, user: &str) -> anyhow::Result<()> {
     for grant in [
         "usage on schema public",
@@ -573,8 +573,10 @@ const NOT_PROVOKED: [&str; 8] = [
 
 async fn every_finding_is_provoked_here_and_explained_in_the_documents() -> anyhow::Result<()> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (document, trials) =
-        (std::fs::read_to_string(root.join("docs/operations.md"))?, std::fs::read_to_string(root.join(file!()))?);
+    let (document, trials) = (
+        std::fs::read_to_string(root.join("docs/reference/findings.md"))?,
+        std::fs::read_to_string(root.join(file!()))?,
+    );
     let mut files: Vec<_> =
         std::fs::read_dir(root.join("src/check"))?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
     files.push(root.join("src/check.rs"));
@@ -594,7 +596,7 @@ async fn every_finding_is_provoked_here_and_explained_in_the_documents() -> anyh
             let id = codes.split_once(&format!(" {variant} \"")).and_then(|(_, rest)| rest.split_once('"'));
             let (id, _) = id.context("a code of the table")?;
             ids += 1;
-            ensure!(document.contains(&format!("| `{id}` |")), "docs/operations.md does not explain {id}");
+            ensure!(document.contains(&format!("| `{id}` |")), "docs/reference/findings.md does not explain {id}");
             ensure!(trials.contains(&format!("\"{id}\"")), "nothing provokes {id}");
         }
     }

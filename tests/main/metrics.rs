@@ -160,14 +160,14 @@ async fn dashboard_alerts_and_documentation_name_metrics_that_exist(
     let samples: BTreeSet<_> =
         names_in(&text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n"));
     ensure!(families == samples, "{:?}", families.symmetric_difference(&samples).collect::<Vec<_>>());
-    for path in ["deploy/grafana/outbox-relay.json", "deploy/prometheus/alerts.yml", "docs/operations.md"] {
+    for path in ["deploy/grafana/outbox-relay.json", "deploy/prometheus/alerts.yml", "docs/reference/metrics.md"] {
         let named = names_in(&read(path)?);
         let unknown: Vec<_> = named.difference(&families).collect();
         ensure!(!named.is_empty() && unknown.is_empty(), "{path} names {unknown:?}, which /metrics does not have");
     }
-    let documented = names_in(&read("docs/operations.md")?);
+    let documented = names_in(&read("docs/reference/metrics.md")?);
     let undocumented: Vec<_> = families.difference(&documented).collect();
-    ensure!(undocumented.is_empty(), "docs/operations.md does not say what {undocumented:?} mean");
+    ensure!(undocumented.is_empty(), "docs/reference/metrics.md does not say what {undocumented:?} mean");
     let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana/outbox-relay.json")?)?;
     ensure!(dashboard["panels"].as_array().is_some_and(|panels| panels.len() > 10), "no panels");
     promtool(&["check", "metrics"], Some(text)).await
@@ -184,7 +184,7 @@ async fn every_alert_says_what_is_the_matter_and_where_to_read_on() -> anyhow::R
     let tests = read("deploy/prometheus/alerts_test.yml")?;
     for rule in rules.split("- alert: ").skip(1) {
         let name = rule.lines().next().unwrap_or_default();
-        for part in ["severity: ", "summary: ", "description: ", "runbook_url: docs/runbook.md#"] {
+        for part in ["severity: ", "summary: ", "description: ", "runbook_url: docs/how-to/runbook.md#"] {
             ensure!(rule.contains(part), "{name} has no {part}");
         }
         ensure!(tests.contains(&format!("alertname: {name}\n")), "no test of {name}");

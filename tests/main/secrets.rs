@@ -202,7 +202,7 @@ async fn a_relay_that_cannot_start_says_so_as_a_line_of_its_log(database: TestDa
     let output = relay.with("RELAY_LOG_FORMAT", "text").output("run").await?;
     ensure!(
         output.stderr.contains("\nerror: ")
-            && output.stderr.ends_with("code: OR-2101 schema-missing, see docs/runbook.md\n"),
+            && output.stderr.ends_with("code: OR-2101 schema-missing, see docs/how-to/runbook.md\n"),
         "{output:?}"
     );
     Ok(())

@@ -1,5 +1,5 @@
 //! The relay's protocols, model checked: every interleaving of two relays, the application, Kafka and a few faults, and random histories
-//! of more of each. The model is described in `docs/model.md`; `cargo test --test model` checks it.
+//! of more of each. The model is described in `docs/explanation/model.md`; `cargo test --test model` checks it.
 //!
 //! - `database`: Postgres. `claim`: one claim by (c, S). `relays`: the protocol around it.
 //! - `properties`: what must hold in every state. `progress`: what must be reached from every state. `histories`: random walks.

@@ -1,7 +1,7 @@
 //! The codes of warnings and errors: in the log, in what `check` finds, and in the command line's errors. A code is never given to
 //! something else, and one that is gone stays unused.
 //!
-//! A new one is a line here and an entry in docs/runbook.md. The tests of the workspace find a log line without a code, a code that nothing uses, and an entry
+//! A new one is a line here and an entry in docs/how-to/runbook.md. The tests of the workspace find a log line without a code, a code that nothing uses, and an entry
 //! that is missing or left over.
 
 use std::fmt;

@@ -1,5 +1,5 @@
 //! An order's way through four services that know each other only by their events: order, inventory, payment, mail. Each has a schema,
-//! an outbox, an inbox and a consumer group of its own; nobody is in charge. docs/sagas.md explains it.
+//! an outbox, an inbox and a consumer group of its own; nobody is in charge. docs/explanation/sagas.md explains it.
 //!
 //! ```text
 //! customer ─> order ──OrderPlaced──> inventory ──StockReserved──> payment ──PaymentTaken──> order ──OrderConfirmed──> mail

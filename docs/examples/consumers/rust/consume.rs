@@ -1,6 +1,6 @@
-//! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run --example consume --features consumer
+//! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run -p event-outbox --example consume
 //!
-//! The inbox with a Kafka client of one's own. `event_outbox::consumer::Consumer` does this and more: see docs/consumers.md.
+//! The inbox with a Kafka client of one's own. `event_outbox::consumer::Consumer` does this and more: see docs/tutorial/first-consumer.md.
 
 use event_outbox::consumer::Inbox;
 use event_outbox::envelope::decode;
