@@ -1,3 +1,20 @@
+# All tests that need no server: under two minutes once the dependencies are built.
+unit *arguments:
+    cargo test --locked --workspace --lib {{arguments}}
+
+# Warnings of clippy, and what the documents say about the repository.
+check:
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+    python3 -B .ci/check_docs.py
+
+# Formats the code.
+fmt:
+    cargo fmt --all
+
+# Builds the documentation site into target/book, and checks its links.
+docs:
+    .ci/book target/book
+
 # The suite, against a real Postgres and a real Kafka.
 test *arguments:
     cargo test --locked {{arguments}}
