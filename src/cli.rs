@@ -17,6 +17,7 @@ mod moment;
 mod output;
 mod pause;
 mod prune;
+mod reference;
 mod replay;
 mod run;
 mod status;
@@ -86,6 +87,9 @@ enum Command {
     Replay(replay::Replay),
     /// Remove what was published, or applied, long ago; relays do it by themselves when RELAY_RETENTION says so
     Prune(prune::Prune),
+    /// Print what docs/reference takes from the binary
+    #[command(hide = true)]
+    Reference(reference::Reference),
     #[cfg(feature = "bench")]
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
@@ -151,6 +155,10 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Prune(prune) => {
             let sources = Sources::from_process(file.clone(), overrides.clone());
             prune.run(&settings(file, overrides, Needs::DatabaseOnly)?, sources)
+        }
+        Command::Reference(reference) => {
+            reference.run();
+            Ok(())
         }
         #[cfg(feature = "bench")]
         Command::Bench(bench) => bench.run(Sources::from_process(file, overrides)),

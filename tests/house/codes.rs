@@ -122,7 +122,7 @@ fn entries(runbook: &str) -> BTreeMap<&str, &str> {
 
 #[test]
 fn every_code_has_its_entry_in_the_runbook_and_every_entry_its_code() {
-    let runbook = std::fs::read_to_string(root().join("docs/how-to/runbook.md")).expect("docs/runbook.md is there");
+    let runbook = std::fs::read_to_string(root().join("docs/how-to/runbook.md")).expect("docs/how-to/runbook.md is there");
     let mut entries = entries(&runbook);
     let mut mistakes = Vec::new();
     for code in Code::ALL {
