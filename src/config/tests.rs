@@ -471,10 +471,10 @@ fn the_admin_address_needs_a_token_beyond_this_host() {
 /// `.env.example` as the table of settings has it.
 fn example() -> String {
     let mut text = String::from(
-        "# Every setting of Outbox Relay. What has a default shows it, commented out.\n\
+        "# Every setting of Outbox Relay. A setting that is commented out shows its default, or an example if it has none.\n\
          # In a TOML file (--config) the same settings are lower-case and without RELAY_: batch_size = 2000.\n\
-         # <NAME>_FILE instead of <NAME> reads a value from a file; use it for what is secret.\n\
-         # An empty value is not an unset one: leave out what you do not set.\n",
+         # <NAME>_FILE instead of <NAME> reads the value from a file: use it for secrets.\n\
+         # An empty value is a mistake, not a default: leave out a setting that you do not need.\n",
     );
     for setting in SETTINGS {
         let mark = if matches!(setting.kind, Kind::DatabaseUrl | Kind::Brokers) { "" } else { "# " };
@@ -486,8 +486,8 @@ fn example() -> String {
             setting.example
         );
     }
-    text += "\n# KAFKA_<PROPERTY> passes any other producer property through to librdkafka: its name in upper case, dots as\n\
-         # underscores. In TOML: a table [kafka] with the dotted names. What would break a guarantee is refused with the reason.\n\
+    text += "\n# KAFKA_<PROPERTY> passes any other property to librdkafka: its name in upper case, with underscores for dots. In TOML it is a\n\
+         # table [kafka] with the dotted names. A property that would break a guarantee is refused, with the reason.\n\
          # KAFKA_SECURITY_PROTOCOL=sasl_ssl\n\
          # KAFKA_SASL_MECHANISM=SCRAM-SHA-512\n\
          # KAFKA_SASL_USERNAME=relay\n\
@@ -495,7 +495,7 @@ fn example() -> String {
          # KAFKA_SSL_CA_LOCATION=/etc/ssl/certs/kafka-ca.pem\n\
          # KAFKA_LINGER_MS=5\n\
          # KAFKA_COMPRESSION_TYPE=zstd\n\
-         # Lets the brokers create a topic that an event names; off, so that a mistake creates none:\n\
+         # Lets brokers create missing topics. Off by default, so that a wrong entity_type creates no topic:\n\
          # KAFKA_ALLOW_AUTO_CREATE_TOPICS=true\n";
     text
 }
