@@ -44,6 +44,7 @@ pub use options::RelayOptions;
 pub(crate) use outage::describe as describe_error;
 
 use crate::observe::health::Readiness;
+use event_outbox::notice::Notice;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::delivery::DeliverySql;
 use crate::store::session;
@@ -97,6 +98,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let lanes = found.lanes;
     let shared = Arc::new(Shared::new(options, &found, Arc::clone(&broker), Arc::clone(&outages)));
     tracing::info!(
+        notice = %Notice::Ready,
         lanes,
         workers = shared.options.workers,
         waited_ms = started.elapsed().as_millis() as u64,
@@ -130,7 +132,11 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
         return Err(RelayError::Task(ended.err()));
     }
     let asked = Instant::now();
-    tracing::info!("stopping: no more claims, waiting for what is in flight");
+    tracing::info!(
+        notice = %Notice::Stopping,
+        consequence = "events in flight are settled, no more are claimed",
+        "relay is stopping"
+    );
     let ended = drain(&mut tasks, shutdown_timeout).await;
     watching.abort();
     asking.abort();
@@ -138,6 +144,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     ending.abort();
     let seconds = |stage| (shared.stages.seconds(stage) * 1e3).round() / 1e3;
     tracing::info!(
+        notice = %Notice::Stopped,
         published_total = shared.published_total(),
         turns = shared.stages.turns(),
         claim_s = seconds(Stage::Claim),
@@ -169,7 +176,8 @@ async fn drain(tasks: &mut JoinSet<()>, timeout: Duration) -> Ended {
     tracing::warn!(
         code = %Code::ShutdownTimeout,
         shutdown_timeout_s = timeout.as_secs(),
-        "RELAY_SHUTDOWN_TIMEOUT passed with events in flight: they stay pending and may be sent again"
+        consequence = "they stay pending and may be sent again",
+        "RELAY_SHUTDOWN_TIMEOUT passed with events in flight"
     );
     tasks.abort_all();
     Ended::TimedOut

@@ -8,6 +8,7 @@ use super::exit::Failure;
 use super::{migrate, output, runtime};
 use crate::check::{self, Finding, Limits, Report, Severity};
 use crate::config::Settings;
+use event_outbox::notice::Notice;
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
@@ -68,12 +69,37 @@ pub(super) async fn preflight(settings: Settings) {
         report = check::run(&settings, Limits::default()).await;
     }
     for finding in report.beyond_the_fatal() {
-        let (code, id, next_step) = (finding.code, finding.id, &finding.mend);
-        match finding.severity {
-            Severity::Error => tracing::error!(code = %code, finding = id, next_step, "check: {}", finding.sentence),
-            Severity::Warning => tracing::warn!(code = %code, finding = id, next_step, "check: {}", finding.sentence),
-            Severity::Note => tracing::info!(code = %code, finding = id, next_step, "check: {}", finding.sentence),
-        }
+        log(finding);
     }
     tracing::debug!(findings = report.findings.len(), "the check has ended");
+}
+
+fn log(finding: &Finding) {
+    let Finding { code, id, severity, sentence, mend } = finding;
+    match severity {
+        Severity::Error => tracing::error!(
+            code = %code,
+            notice = %Notice::CheckFinding,
+            finding = id,
+            reason = sentence,
+            next_step = mend,
+            "the check at start has a finding"
+        ),
+        Severity::Warning => tracing::warn!(
+            code = %code,
+            notice = %Notice::CheckFinding,
+            finding = id,
+            reason = sentence,
+            next_step = mend,
+            "the check at start has a finding"
+        ),
+        Severity::Note => tracing::info!(
+            code = %code,
+            notice = %Notice::CheckFinding,
+            finding = id,
+            reason = sentence,
+            next_step = mend,
+            "the check at start has a finding"
+        ),
+    }
 }

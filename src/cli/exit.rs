@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::fault::Fault;
+use event_outbox::notice::Notice;
 use crate::relay::describe_error;
 use event_outbox::code::Code;
 
@@ -111,7 +112,15 @@ impl Failure {
         let code = self.code.unwrap_or(Code::Unexpected);
         let causes = self.causes();
         let reason = (!causes.is_empty()).then(|| causes.join(": "));
-        tracing::error!(code = %code, reason, next_step = self.hint, exit = self.exit, "{}", self.message);
+        tracing::error!(
+            code = %code,
+            notice = %Notice::Failed,
+            error = self.message,
+            reason,
+            next_step = self.hint,
+            exit = self.exit,
+            "outbox-relay ends with an error"
+        );
         self.logged = tracing::enabled!(tracing::Level::ERROR);
         self
     }

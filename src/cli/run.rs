@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use super::exit::Failure;
 use super::{check, migrate, runtime};
 use crate::config::{AdminSettings, Settings};
+use event_outbox::notice::Notice;
 use crate::observe::{admin, log};
 use crate::relay::{self, Ended, RelayError, RelayOptions};
 use event_outbox::code::Code;
@@ -37,6 +38,7 @@ impl Run {
         let brokers = settings.kafka.as_ref().map_or("", |kafka| kafka.brokers());
         let changed: Vec<_> = settings.non_defaults().iter().map(|(name, value)| format!("{name}={value}")).collect();
         tracing::info!(
+            notice = %Notice::Starting,
             version = env!("CARGO_PKG_VERSION"),
             name = settings.relay.name,
             database = settings.database.target(),
@@ -53,7 +55,12 @@ impl Run {
         let admin = Admin::bind(&settings.admin, &options).await?;
         if self.migrate {
             let migrated = migrate::migrate(&settings, &MigrateOptions::default()).await?;
-            tracing::info!(from = migrated.from.unwrap_or(0), to = migrated.to, "the outbox is migrated");
+            tracing::info!(
+                notice = %Notice::Migrated,
+                from = migrated.from.unwrap_or(0),
+                to = migrated.to,
+                "the outbox is migrated"
+            );
         }
         let preflight = (!self.no_check).then(|| {
             let mut stop = stop.clone();
@@ -110,7 +117,12 @@ impl Admin {
                 .because(error)
                 .hint("give each relay of a host a RELAY_ADMIN_ADDRESS of its own")
         })?;
-        tracing::info!(address = %server.address(), token = settings.token().is_some(), "the admin address answers");
+        tracing::info!(
+            notice = %Notice::AdminListening,
+            address = %server.address(),
+            token = settings.token().is_some(),
+            "the admin address answers"
+        );
         let (ended, end) = oneshot::channel();
         Ok(Some(Self { task: tokio::spawn(server.serve(end)), ended }))
     }
@@ -135,7 +147,11 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, Failure> {
                 _ = interrupt.recv() => {}
             }
             if forced {
-                tracing::warn!(code = %Code::StoppedAtOnce, "stopped at once: events in flight stay pending and may be sent again");
+                tracing::warn!(
+                    code = %Code::StoppedAtOnce,
+                    consequence = "events in flight stay pending and may be sent again",
+                    "a second signal stopped the relay"
+                );
                 std::process::exit(1);
             }
             sender.send_replace(true);

@@ -47,7 +47,7 @@ impl Server {
     pub(crate) async fn serve(self, end: oneshot::Receiver<()>) {
         let ended = async { drop(end.await) };
         if let Err(error) = axum::serve(self.listener, self.router).with_graceful_shutdown(ended).await {
-            tracing::debug!(%error, "the admin address has ended");
+            tracing::debug!(%error, "the admin address ended with an error");
         }
     }
 }

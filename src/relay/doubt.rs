@@ -44,12 +44,13 @@ impl WorkerContext<'_> {
             in_doubt,
             found_on_topics = found.len(),
             topics_read_to_the_end = all,
-            next_step = if all {
-                "find out who deleted the group's offsets, or whether the relay was pointed at another cluster"
+            consequence = if all {
+                "the topics were searched for events already published; duplicates are possible this time"
             } else {
-                "expect duplicates: the topics could not be read in RELAY_PUBLISH_TIMEOUT; find out who deleted the group's offsets"
+                "the topics could not be searched within RELAY_PUBLISH_TIMEOUT; expect duplicates this time"
             },
-            "the progress of lanes is lost: what may have been published was looked for on the topics, this once at least once holds"
+            next_step = "find out who deleted the group's offsets, or whether the relay was pointed at another cluster",
+            "the exactly-once progress was lost"
         );
         Ok(found)
     }

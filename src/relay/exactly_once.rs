@@ -37,6 +37,8 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use crate::fault::{self, Class};
 use crate::lane::LaneRange;
+use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 use crate::relay::worker::claim::Batch;
 use crate::relay::worker::context::{CycleError, WorkerContext, within};
 use crate::relay::worker::lane_assignment::LaneAssignment;
@@ -185,7 +187,12 @@ impl WorkerContext<'_> {
             self.open(lanes, taken, &sealed).await?;
         }
         if shared.unblock(&transactions_of(self.worker)) {
-            tracing::info!(worker = self.worker, "transactions of Kafka work again");
+            tracing::info!(
+                notice = %Notice::Resolved,
+                code = %Code::TransactionsUnusable,
+                worker = self.worker,
+                "events can be published in transactions again"
+            );
         }
         Ok(())
     }
@@ -266,6 +273,7 @@ impl WorkerContext<'_> {
         let settled = within(self.shared.delivery.settle(self.conn, lanes, &ids, persistent)).await?;
         if settled > 0 {
             tracing::info!(
+                notice = %Notice::EventsRecovered,
                 worker = self.worker,
                 %lanes,
                 events = settled,

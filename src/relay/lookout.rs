@@ -17,6 +17,7 @@ use crate::check::{Finding, rights};
 use crate::lane::LaneRange;
 use crate::observe::health::{Cause, Readiness, Reason};
 use crate::observe::metrics::Outbox;
+use event_outbox::notice::Notice;
 use crate::relay::outage::Side;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
@@ -109,7 +110,7 @@ impl Lookout {
                 Ok(Seen::Nothing | Seen::Head(_)) => began.elapsed(),
                 Err(error) => {
                     // The workers and the register tell it.
-                    tracing::debug!(error = %super::describe_error(&error), "the lookout cannot look");
+                    tracing::debug!(error = %super::describe_error(&error), "the lookout cannot read the outbox");
                     self.conn = None;
                     self.waiting = None;
                     Duration::ZERO
@@ -200,10 +201,15 @@ impl Lookout {
                 reason = sentence,
                 next_step,
                 stall_after_s = after_s,
-                "stalled: events wait and none has moved"
+                "events wait and none has moved"
             ),
             (Turning::Ended(lasted), _) => {
-                tracing::info!(lasted_s = lasted.as_secs(), "no longer stalled: the events that waited have gone on");
+                tracing::info!(
+                    notice = %Notice::Resolved,
+                    code = %Code::Stalled,
+                    lasted_s = lasted.as_secs(),
+                    "the events that waited move again"
+                );
             }
             _ => {}
         }
@@ -246,18 +252,23 @@ impl Lookout {
 /// One line when policies begin to hide rows, one when they no longer do. Nobody else meets an error then.
 fn log_hidden(shared: &Shared, hides: &mut bool, hidden: Option<&Finding>) {
     match (hidden, std::mem::replace(hides, hidden.is_some())) {
-        (Some(Finding { code, sentence, mend, .. }), false) => {
+        (Some(Finding { sentence, mend, .. }), false) => {
             shared.block(HIDDEN, sentence);
             tracing::error!(
-                code = %code,
+                code = %Code::RowSecurity,
                 reason = sentence,
+                consequence = "hidden events wait",
                 next_step = mend,
-                "row level security may hide events: they wait"
+                "row level security may hide events"
             );
         }
         (None, true) => {
             shared.unblock(HIDDEN);
-            tracing::info!("row level security hides no events any more");
+            tracing::info!(
+                notice = %Notice::Resolved,
+                code = %Code::RowSecurity,
+                "row level security hides no events"
+            );
         }
         _ => {}
     }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use crate::fault::{self, Fault};
 use crate::observe::health::{Cause, Reason, shortened};
 use crate::store::session;
+use event_outbox::notice::Notice;
 use crate::store::stats::{self, COUNT_LIMIT};
 use event_outbox::Names;
 use event_outbox::code::Code;
@@ -97,12 +98,27 @@ impl Outages {
                 incident.code = code;
                 incident.reason = Reason::new(cause(side, code), reason, next_step);
                 if incident.told.insert(code) {
-                    tracing::warn!(code = %code, server = %side, reason, next_step, "the outage goes on for another reason");
+                    tracing::warn!(
+                        code = %code,
+                        notice = %Notice::OutageChanged,
+                        server = %side,
+                        reason,
+                        next_step,
+                        "the outage goes on for another reason"
+                    );
                 }
             }
             return;
         }
-        tracing::warn!(code = %code, server = %side, reason, next_step, "outage started: events wait, none is lost");
+        tracing::warn!(
+            code = %code,
+            notice = %Notice::OutageStarted,
+            server = %side,
+            reason,
+            consequence = "events wait, none is lost",
+            next_step,
+            "an outage has started"
+        );
         let reason = Reason::new(cause(side, code), reason, next_step);
         let incident = Incident { since: Instant::now(), reason, code, told: [code].into(), parties: [party].into() };
         open.insert(side, incident);
@@ -130,7 +146,13 @@ impl Outages {
     pub(crate) async fn log_ends(self: Arc<Self>, mut ends: mpsc::UnboundedReceiver<Ended>) {
         while let Some(Ended { side, lasted }) = ends.recv().await {
             let waited = self.waiting_events().await;
-            tracing::info!(server = %side, lasted_ms = lasted.as_millis() as u64, events_waited = waited, "outage ended");
+            tracing::info!(
+                notice = %Notice::OutageEnded,
+                server = %side,
+                lasted_ms = lasted.as_millis() as u64,
+                events_waited = waited,
+                "the outage has ended"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use event_outbox::notice::Notice;
 use crate::relay::shared::Shared;
 use crate::store::pauses::{Pause, Scope};
 
@@ -22,11 +23,13 @@ impl Told {
             }
             self.0.insert(pause.scope.clone(), Instant::now());
             tracing::info!(
+                notice = %Notice::PauseStarted,
                 paused = %pause.scope,
                 reason = pause.reason,
                 paused_by = pause.paused_by,
                 expires_at,
-                "a pause is in force: its events wait, in order, until it is resumed or expires"
+                consequence = "its events wait, in order, until it is resumed or expires",
+                "a pause is in force"
             );
         }
         self.0.retain(|scope, since| {
@@ -34,9 +37,11 @@ impl Told {
             if !still {
                 shared.unblock(&what(scope));
                 tracing::info!(
+                    notice = %Notice::PauseEnded,
                     paused = %scope,
                     lasted_s = since.elapsed().as_secs(),
-                    "the pause is over: its events go out in order"
+                    consequence = "its events go out in order",
+                    "the pause is over"
                 );
             }
             still

@@ -8,6 +8,7 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 
 use crate::lane;
+use event_outbox::notice::Notice;
 use crate::relay::crew::Standing;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pauses::Told;
@@ -85,7 +86,12 @@ impl Register {
                 changed
             });
             if changed {
-                tracing::info!(relays = members.len(), lanes = shared.owned_lanes(), "lanes are shared out");
+                tracing::info!(
+                    notice = %Notice::LanesAssigned,
+                    relays = members.len(),
+                    lanes = shared.owned_lanes(),
+                    "lanes are assigned to this relay"
+                );
             }
         }
         shared.dismiss_workers();

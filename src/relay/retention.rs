@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::config::{Retention, RetentionSettings};
 use crate::fault::{self, Class};
+use event_outbox::notice::Notice;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
@@ -85,7 +86,11 @@ pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut st
             passed = pruner.pass() => passed,
         };
         match passed {
-            Ok(()) if pruner.shared.unblock(OBSTACLE) => tracing::info!("retention works again"),
+            Ok(()) if pruner.shared.unblock(OBSTACLE) => tracing::info!(
+                notice = %Notice::Resolved,
+                code = %Code::RetentionFails,
+                "retention works again"
+            ),
             Ok(()) => {}
             Err(error) => pruner.failed(&error),
         }
@@ -127,7 +132,12 @@ impl Pruner {
         let (reason, next_step) = match question.breaches(conn, &options.brokers).await {
             Ok(breaches) if breaches.is_empty() => {
                 if self.shared.unblock(WINDOW) {
-                    tracing::info!("RELAY_PROCESSED_RETENTION is long enough: what consumers applied is pruned again");
+                    tracing::info!(
+                        notice = %Notice::Resolved,
+                        code = %Code::ProcessedWindow,
+                        consequence = "old rows of processed_events are pruned again",
+                        "RELAY_PROCESSED_RETENTION is long enough"
+                    );
                 }
                 return Ok(true);
             }
@@ -135,7 +145,7 @@ impl Pruner {
             Err(Unknown::Database(error)) => return Err(error),
             // The relay tells of the outage itself.
             Err(Unknown::Kafka(error)) => {
-                tracing::debug!(%error, "RELAY_PROCESSED_RETENTION cannot be compared with the topics: tried again");
+                tracing::debug!(%error, "RELAY_PROCESSED_RETENTION cannot be compared with the topics");
                 return Ok(false);
             }
             Err(unknown @ Unknown::Hidden(_)) => {
@@ -146,8 +156,9 @@ impl Pruner {
             tracing::error!(
                 code = %Code::ProcessedWindow,
                 reason,
+                consequence = "no row of processed_events is pruned",
                 next_step,
-                "RELAY_PROCESSED_RETENTION would let duplicates in: what consumers applied is not pruned"
+                "RELAY_PROCESSED_RETENTION may let duplicates in"
             );
         }
         Ok(false)
@@ -208,6 +219,7 @@ impl Pruner {
             return;
         }
         tracing::info!(
+            notice = %Notice::Pruned,
             events = self.removed,
             processed = self.removed_processed,
             up_to = self.from,
@@ -229,7 +241,13 @@ impl Pruner {
             _ => fault.next_step,
         };
         if self.shared.block(OBSTACLE, &reason) {
-            tracing::warn!(code = %Code::RetentionFails, reason, next_step, "old events cannot be pruned: the table grows");
+            tracing::warn!(
+                code = %Code::RetentionFails,
+                reason,
+                consequence = "the table grows",
+                next_step,
+                "old events cannot be pruned"
+            );
         }
     }
 }

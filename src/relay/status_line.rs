@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use event_outbox::notice::Notice;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
@@ -55,6 +56,7 @@ fn log(shared: &Shared, published: u64, elapsed: Duration, backlog: Option<Backl
         Some(count) => count.to_string(),
     };
     tracing::info!(
+        notice = %Notice::Status,
         published,
         rate_per_s = format!("{rate:.1}"),
         pending = count(backlog.map(|backlog| backlog.pending)),
@@ -64,6 +66,6 @@ fn log(shared: &Shared, published: u64, elapsed: Duration, backlog: Option<Backl
         dead = count(backlog.map(|backlog| backlog.dead)),
         lanes = shared.owned_lanes(),
         blocked,
-        "status"
+        "status of relay and outbox"
     );
 }

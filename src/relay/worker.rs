@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use crate::fault::Class;
 use crate::lane::LaneRange;
 use crate::observe::health::Pulse;
+use event_outbox::notice::Notice;
 use crate::relay::exactly_once::{Ownership, class_of, describe_transaction, transactions_of};
 use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{Backoff, Pace};
@@ -273,9 +274,10 @@ impl Worker {
             tracing::warn!(
                 code = %Code::ProducerFenced,
                 worker = self.index,
+                reason = "the worker did not answer in time",
+                consequence = "its batch in flight is rolled back, and the worker goes on",
                 next_step,
-                "another relay has taken over this worker's lanes, which did not answer in time: what it had in flight is \
-                 rolled back, and it goes back to work"
+                "another relay took over this worker's lanes"
             );
             return;
         }
@@ -287,8 +289,9 @@ impl Worker {
                 code = %Code::TransactionsUnusable,
                 worker = self.index,
                 reason,
+                consequence = "they wait",
                 next_step,
-                "events cannot be published in transactions: they wait"
+                "events cannot be published in transactions"
             );
         }
     }
@@ -317,8 +320,9 @@ impl Worker {
                         worker = self.index,
                         %lanes,
                         error = reason,
+                        consequence = "nothing is published until the marks succeed in a savepoint",
                         next_step = "look for a trigger, a rule or a row level security policy that keeps rows of the outbox from being \
-                                     updated; `outbox-relay check` names them. Nothing is published until the marks succeed in a savepoint",
+                                     updated; `outbox-relay check` names them",
                         "published events cannot be marked"
                     );
                 }
@@ -338,10 +342,12 @@ impl Worker {
                     if self.shared.block(&acks_of(self.index), &reason) {
                         tracing::warn!(
                             code = %Code::RecordsUnacknowledged,
+                            notice = %Notice::RecordsUnacknowledged,
                             unacknowledged,
                             records,
                             reason,
-                            "records were not acknowledged: they are sent again, in order, until they are"
+                            consequence = "they are sent again, in order, until they are acknowledged",
+                            "records were not acknowledged"
                         );
                     }
                 }

@@ -102,7 +102,7 @@ impl Suspicions {
     /// An error of a client as a whole.
     pub(crate) fn client_error(&self, error: &KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
-        tracing::debug!(target: "librdkafka", code = ?code, "{reason}");
+        tracing::debug!(target: "librdkafka", kafka_code = ?code, "{reason}");
         if !matches!(code, Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::GaplessGuarantee)) {
             // Fails only when the relay is gone.
             let _ = self.0.send(Doubt::of(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown), reason));
@@ -367,7 +367,7 @@ impl Broker {
                 std::thread::spawn(move || drop(old));
             }
             // The same settings made the first one, so this is about threads or memory.
-            Err(error) => tracing::debug!(%error, "the client that watches the cluster cannot be made anew"),
+            Err(error) => tracing::debug!(%error, "the cluster client cannot be replaced"),
         }
     }
 

@@ -18,6 +18,7 @@ use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerCon
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::OnceCell;
 
+use event_outbox::notice::Notice;
 use crate::sink::client::{ClientSettings, log_level};
 use crate::sink::delivery::log_line;
 use crate::sink::progress::Progress;
@@ -200,7 +201,12 @@ impl ProgressGroup {
         }
         for _ in 0..LEADER_ATTEMPTS {
             if matches!(self.is_there().await, Ok(true)) {
-                tracing::info!(topic = self.name, partitions = self.lanes, "the progress topic is created");
+                tracing::info!(
+                    notice = %Notice::ProgressTopicCreated,
+                    topic = self.name,
+                    partitions = self.lanes,
+                    "the progress topic was created"
+                );
                 return Ok(());
             }
             tokio::time::sleep(LEADER_PAUSE).await;

@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_secs(14);
 /// A tenth of one default batch.
 const DUPLICATES_OF_PAUSES: u64 = 200;
 
-const TOPIC_HELD: &str = "topic cannot be written: its events are held";
+const TOPIC_HELD: &str = "topic_closed";
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
@@ -101,9 +101,8 @@ async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Re
     // Once for each time that the follower goes in the middle of an append, and once more for its leaders, which move.
     stage.may_repeat(8);
     follower.kill();
-    let refused = "records were not acknowledged: they are sent again, in order, until they are";
     for member in &stage.crew {
-        member.process()?.wait_for(refused).await;
+        member.process()?.wait_for("records_unacknowledged").await;
     }
     // What was acknowledged before the follower went is marked when its batch ends. From then on nothing is.
     let published = "select count(*) from event_outbox where status = 'PUBLISHED'";
@@ -225,7 +224,7 @@ async fn a_broker_that_is_killed_and_down_for_a_while(database: TestDatabase) ->
     kafka.kill();
     let kafka_away = |line: &Value| line["server"] == "kafka";
     for member in &stage.crew {
-        member.process()?.wait_for_line("outage started: events wait, none is lost", kafka_away).await;
+        member.process()?.wait_for_line("outage_started", kafka_away).await;
     }
     eventually("no session of a relay is in a transaction", SOON, || async {
         match stage.outbox.relay_sessions_in_transaction().await {
@@ -245,8 +244,8 @@ async fn a_broker_that_is_killed_and_down_for_a_while(database: TestDatabase) ->
     stage.until_moving().await?;
     for member in &stage.crew {
         let process = member.process()?;
-        process.wait_for_line("outage ended", kafka_away).await;
-        let told = process.lines("outage started: events wait, none is lost");
+        process.wait_for_line("outage_ended", kafka_away).await;
+        let told = process.lines("outage_started");
         ensure!(told.iter().filter(|line| kafka_away(line)).count() == 1, "{told:?}");
     }
     stage.close(&kafka).await.map(drop)
@@ -259,7 +258,7 @@ async fn a_broker_that_is_frozen(database: TestDatabase) -> anyhow::Result<()> {
     kafka.signal(Signal::SIGSTOP)?;
     let kafka_away = |line: &Value| line["server"] == "kafka";
     for member in &stage.crew {
-        member.process()?.wait_for_line("outage started: events wait, none is lost", kafka_away).await;
+        member.process()?.wait_for_line("outage_started", kafka_away).await;
     }
     stage.moment().await;
     kafka.signal(Signal::SIGCONT)?;
@@ -279,11 +278,11 @@ async fn a_broker_that_pauses_for_less_than_the_publish_timeout_gets_no_record_t
     for pause in 1..=3 {
         stage.moment().await;
         kafka.signal(Signal::SIGSTOP)?;
-        for (message, thaw) in [("outage started: events wait, none is lost", true), ("outage ended", false)] {
+        for (notice, thaw) in [("outage_started", true), ("outage_ended", false)] {
             for member in &stage.crew {
                 let process = member.process()?;
-                eventually(message, SOON, || async {
-                    let told = process.lines(message).iter().filter(|line| kafka_away(line)).count();
+                eventually(notice, SOON, || async {
+                    let told = process.lines(notice).iter().filter(|line| kafka_away(line)).count();
                     if told >= pause { Ok(()) } else { Err(told) }
                 })
                 .await;
@@ -342,7 +341,7 @@ async fn a_broker_that_refuses_the_password_and_then_the_topic(database: TestDat
         .with("KAFKA_SASL_USERNAME", "relay");
     let stranger = settings.clone().with("KAFKA_SASL_PASSWORD", "wrong").start("stranger")?;
     let kafka_away = |line: &Value| line["server"] == "kafka";
-    stranger.wait_for_line("outage started: events wait, none is lost", kafka_away).await;
+    stranger.wait_for_line("outage_started", kafka_away).await;
     load.until_committed(200).await;
     ensure!(stranger.stop().await? == Some(0));
 
@@ -356,7 +355,7 @@ async fn a_broker_that_refuses_the_password_and_then_the_topic(database: TestDat
     kafka.stop();
     replace(&kafka, "super.users=User:ANONYMOUS", "super.users=User:ANONYMOUS;User:relay")?;
     kafka.start_again()?;
-    relay.wait_for("topic can be written again").await;
+    relay.wait_for("topic_reopened").await;
     let book = load.end(Rules { duplicates_allowed: Some(0), pending_allowed: false }).await?;
     outbox.until_settled().await;
     book.reconcile(&outbox, &kafka).await?;

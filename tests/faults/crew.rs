@@ -79,7 +79,7 @@ impl Member {
     }
 
     pub(crate) async fn until_ready(&self) -> anyhow::Result<()> {
-        self.process()?.wait_for("relay is ready").await;
+        self.process()?.wait_for("ready").await;
         Ok(())
     }
 

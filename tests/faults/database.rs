@@ -210,7 +210,7 @@ async fn a_disk_that_is_full_of_wal(kafka: Arc<RealKafka>) -> anyhow::Result<()>
     .await;
     for member in &stage.crew {
         let postgres_away = |line: &serde_json::Value| line["server"] == "postgres";
-        member.process()?.wait_for_line("outage started: events wait, none is lost", postgres_away).await;
+        member.process()?.wait_for_line("outage_started", postgres_away).await;
     }
     disk.free()?;
     postgres.start_again().await?;

@@ -21,9 +21,9 @@ use lab::{Outbox, Relay, TestDatabase, trials};
 const KILLS_AT_A_PLACE: &str = "OUTBOX_RELAY_TEST_KILLS";
 const KILLS_AT_A_PLACE_BY_DEFAULT: u64 = 2;
 
-const FENCED: &str = "another relay has taken over this worker's lanes, which did not answer in time: what it had in flight is \
-                      rolled back, and it goes back to work";
-const LOST: &str = "the progress of lanes is lost: what may have been published was looked for on the topics, this once at least once holds";
+/// The codes of a fenced producer and of a lost progress.
+const FENCED: &str = "OR-5003";
+const LOST: &str = "OR-5004";
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

@@ -158,7 +158,7 @@ async fn relays_that_join_and_leave_send_nothing_twice(
         for member in &stage.crew {
             let process = member.process()?;
             let shared = |line: &serde_json::Value| line["relays"] == relays;
-            process.wait_for_line("lanes are shared out", shared).await;
+            process.wait_for_line("lanes_assigned", shared).await;
         }
     }
     let report = stage.close(&kafka).await?;

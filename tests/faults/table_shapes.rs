@@ -50,7 +50,7 @@ async fn a_partitioned_outbox_is_refused_at_the_start(
     }
     let code = relay.exit().await?.code();
     ensure!(code == Some(64) || code == Some(1), "exit code {code:?}: {log:?}");
-    ensure!(log.iter().any(|line| line.contains("partition")), "no line names the reason: {log:?}");
+    ensure!(log.iter().any(|line| line.contains("\"OR-2113\"")), "no line names the reason: {log:?}");
     ensure!(kafka.read_topic(&outbox.topic).await?.is_empty(), "events were published");
     Ok(())
 }

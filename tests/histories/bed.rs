@@ -57,7 +57,7 @@ impl Bed {
         let mut bed = Self { outbox, truth, settings, name, relays: Vec::new(), pulse };
         for _ in 0..relays {
             let relay = bed.start_relay()?;
-            relay.wait_for("relay is ready").await;
+            relay.wait_for("ready").await;
             bed.relays.push(relay);
         }
         // Workers take their lanes a moment after the relay is ready: the first event shows that they have.

@@ -42,16 +42,20 @@ async fn every_mistake_of_a_configuration_is_told_at_once_and_exits_64() -> anyh
         .await?;
     ensure!(output.code == BAD_CONFIGURATION && output.stdout.is_empty(), "{output:?}");
     for line in [
-        "error: 8 mistakes in the configuration",
+        "error: 8 mistakes",
         "DATABASE_URL: ",
         "KAFKA_BOOTSTRAP_SERVERS: given \"localhost\"",
-        "RELAY_BATCH_SIZE: given \"0\", expected an integer from 1 to 100000",
-        "RELAY_BATCHSIZE: unknown setting; did you mean RELAY_BATCH_SIZE?",
-        "did you mean debezium?",
+        "RELAY_BATCH_SIZE: given \"0\"",
+        "1 to 100000",
+        "RELAY_BATCHSIZE: ",
+        "RELAY_BATCH_SIZE?",
+        "debezium?",
         "KAFKA_ACKS: given \"1\"",
-        "KAFKA_LINGR_MS: unknown setting; did you mean KAFKA_LINGER_MS?",
+        "KAFKA_LINGR_MS: ",
+        "KAFKA_LINGER_MS?",
         "--set workers: given \"many\"",
         "hint: ",
+        "code: OR-1001",
     ] {
         ensure!(output.stderr.contains(line), "no {line:?} in\n{}", output.stderr);
     }
@@ -111,7 +115,7 @@ async fn no_secret_is_ever_printed() -> anyhow::Result<()> {
         .with("KAFKA_SASL_USERNAME", "relay")
         .with("KAFKA_SASL_PASSWORD_FILE", file.display());
     let relay = sasl.start("secretive")?;
-    relay.wait_for("outage started: events wait, none is lost").await;
+    relay.wait_for("outage_started").await;
     let mut printed = relay.log();
     drop(relay);
 
@@ -158,7 +162,7 @@ async fn logs_are_json_for_machines_and_text_where_that_is_asked_for(
     let relay = outbox.relay(&kafka).with("RELAY_LOG_FORMAT", "text").start("text")?;
     let ready = eventually("the relay is ready", SOON, || async {
         let log = relay.log();
-        log.iter().find(|line| line.contains("relay is ready")).cloned().ok_or(log)
+        log.iter().find(|line| line.contains("notice=ready ")).cloned().ok_or(log)
     })
     .await;
     ensure!(ready.contains("INFO") && !ready.starts_with('{') && !ready.contains('\u{1b}'), "{ready}");
@@ -171,13 +175,13 @@ async fn the_start_line_tells_what_runs_against_what(
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     let relay = outbox.relay(&kafka).with("RELAY_WORKERS", 2).start_ready("starter").await?;
-    let start = relay.wait_for("outbox-relay is starting").await;
+    let start = relay.wait_for("starting").await;
     let text = |field: &str| start[field].as_str().unwrap_or_default().to_owned();
     ensure!(text("version") == env!("CARGO_PKG_VERSION") && text("name") == "starter", "{start}");
     ensure!(text("database").ends_with(&format!("/{}", database.name())) && text("brokers") == kafka.bootstrap());
     ensure!(text("settings").contains("workers=2") && !text("settings").contains("batch_size"), "{start}");
     ensure!(text("outbox") == r#""public"."event_outbox""#, "{start}");
-    let ready = relay.wait_for("relay is ready").await;
+    let ready = relay.wait_for("ready").await;
     ensure!(ready["lanes"] == 16 && ready["workers"] == 2, "{ready}");
     Ok(())
 }

@@ -43,7 +43,7 @@ async fn four_relays_killed_twice_each_under_load_lose_nothing_and_keep_every_or
         // Spread over the run; the last one comes well before its end.
         load.until_committed(events * (kill as i64 + 1) / (kills as i64 + 3)).await;
         let victim = relays.remove(0);
-        victim.wait_for("relay is ready").await;
+        victim.wait_for("ready").await;
         victim.kill()?;
         relays.push(settings.start(&format!("relay-{}-{}", kill % RELAYS, kill / RELAYS + 1))?);
     }
@@ -71,11 +71,11 @@ async fn rows_in_the_hands_of_a_killed_relay_are_taken_over_at_once(
         .with("RELAY_WORKERS", 2);
     let victim = settings.start_ready("victim").await?;
     let heir = settings.start_ready("heir").await?;
-    heir.wait_for_line("lanes are shared out", |line| line["relays"] == 2).await;
+    heir.wait_for_line("lanes_assigned", |line| line["relays"] == 2).await;
     outbox.until_published(1_000).await;
     victim.kill()?;
     outbox.until_settled().await;
     outbox.all_published().await?;
-    ensure!(heir.lines("lanes are shared out").len() == 1, "the heir waited until the heartbeat was missed");
+    ensure!(heir.lines("lanes_assigned").len() == 1, "the heir waited until the heartbeat was missed");
     outbox.reconcile(&kafka, Rules { duplicates_allowed: Some(400), pending_allowed: false }).await
 }

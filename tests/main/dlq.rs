@@ -190,7 +190,7 @@ async fn letters_are_listed_by_cause_and_every_filter_finds_its_own(kafka: Arc<R
         ensure!(found == offsets, "{arguments:?}: {shown}");
     }
     let text = dlq(&field.kafka, &["list", &field.letters]).await?.stdout;
-    ensure!(text.contains("2 exhausted of 1 keys") && text.contains("6 letters wait"), "{text}");
+    ensure!(text.contains("2 exhausted") && text.contains("6 letters"), "{text}");
     Ok(())
 }
 
@@ -253,7 +253,7 @@ async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
     let nothing = field.redrive(&["--all", "--yes"]).await?;
     ensure!((&nothing["matching"], &nothing["redriven_before"]) == (&json!(0), &json!(7)), "{nothing}");
     let text = dlq(&field.kafka, &["redrive", &field.letters, "--all", "--yes"]).await?.stdout;
-    ensure!(text.contains("7 have been redriven before: --again"), "{text}");
+    ensure!(text.contains("7 ") && text.contains("--again"), "{text}");
     let mut numbers = field.numbers(&field.source).await?;
     numbers.sort_unstable();
     ensure!(numbers == [1, 2, 3, 4, 5, 6, 20], "{numbers:?}");
@@ -286,7 +286,10 @@ async fn a_redrive_that_ended_before_it_knew_is_told_and_made_again(kafka: Arc<R
     let listed = field.list(&[]).await?;
     ensure!((&listed["waiting"], &listed["uncertain"]) == (&json!(3), &json!(3)), "{listed}");
     let output = dlq(&field.kafka, &["redrive", &field.letters, "--all"]).await?;
-    ensure!(output.code == Some(2) && output.stderr.contains("3 of them may have been redriven"), "{output:?}");
+    ensure!(
+        output.code == Some(2) && output.stderr.contains("3 of them") && output.stderr.contains("--yes"),
+        "{output:?}"
+    );
     let done = field.redrive(&["--all", "--yes"]).await?;
     ensure!((&done["redriven"], &done["uncertain_before"]) == (&json!(6), &json!(3)), "{done}");
     ensure!(field.list(&[]).await?["uncertain"] == 0);
@@ -308,7 +311,7 @@ async fn a_redrive_that_a_topic_refuses_says_how_far_it_came_and_goes_on_there(
     let arguments = ["redrive", &field.letters, "--all", "--to", &small, "--rate", "1", "--yes"];
     let output = dlq(&field.kafka, &arguments).await?;
     ensure!(output.code == Some(1), "{output:?}");
-    for part in ["does not take the letter at 0/3", "3 were redriven, 1 may have been, 2 wait", "the same command"] {
+    for part in [small.as_str(), "0/3", &field.letters, "3 were redriven", "1 may have been", "2 wait"] {
         ensure!(output.stderr.contains(part), "no {part:?} in {output:?}");
     }
     ensure!(field.numbers(&small).await? == [1, 2, 3]);
@@ -351,7 +354,7 @@ async fn letters_of_others_are_understood_or_need_a_topic(kafka: Arc<RealKafka>)
     ensure!(spring["source_partition"] == 2 && spring["reason"] == "java.lang.IllegalStateException", "{shown}");
     ensure!(bare["key"] == "bare" && bare["reason"].is_null() && bare["source_topic"].is_null(), "{shown}");
     let output = dlq(&field.kafka, &["redrive", &field.letters, "--all", "--yes"]).await?;
-    ensure!(output.code == Some(2) && output.stderr.contains("1 of the letters do not say"), "{output:?}");
+    ensure!(output.code == Some(2) && output.stderr.contains("--source-topic TOPIC"), "{output:?}");
     let done = field.redrive(&["--key", "s", "--yes"]).await?;
     ensure!(done["redriven"] == 1, "{done}");
     let arrived = field.kafka.read_topic(&field.source).await?;
@@ -365,13 +368,13 @@ async fn nothing_is_redriven_without_a_filter_a_yes_or_a_topic(kafka: Arc<RealKa
     field.produce_letters()?;
     let letters = field.letters.as_str();
     for (arguments, code, says) in [
-        (&["redrive", letters][..], 2, "needs a filter, or --all"),
-        (&["redrive", letters, "--all"], 2, "There is no terminal to ask on"),
-        (&["redrive", letters, "--all", "--yes", "--to", letters], 2, "cannot go to"),
-        (&["redrive", letters, "--all", "--yes", "--to", "no-such-topic-anywhere"], 1, "cannot be written"),
+        (&["redrive", letters][..], 2, "--cause FINGERPRINT"),
+        (&["redrive", letters, "--all"], 2, "--yes"),
+        (&["redrive", letters, "--all", "--yes", "--to", letters], 2, "--to TOPIC"),
+        (&["redrive", letters, "--all", "--yes", "--to", "no-such-topic-anywhere"], 1, "no-such-topic-anywhere"),
         (&["redrive", letters, "--offset", "1", "--yes"], 2, "--partition"),
-        (&["redrive", "no-such-topic-anywhere", "--all", "--yes"], 1, "cannot be read"),
-        (&["list", "no/topic"], 2, "not allowed in a topic name"),
+        (&["redrive", "no-such-topic-anywhere", "--all", "--yes"], 1, "no-such-topic-anywhere"),
+        (&["list", "no/topic"], 2, "no/topic"),
     ] {
         let output = dlq(&field.kafka, arguments).await?;
         ensure!(output.code == Some(code) && output.stderr.contains(says), "{arguments:?}: {output:?}");

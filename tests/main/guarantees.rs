@@ -223,11 +223,11 @@ async fn a_second_relay_shares_the_work_and_sends_nothing_twice(
     let first = relay.start_ready("first").await?;
     let second = relay.start_ready("second").await?;
     for relay in [&first, &second] {
-        relay.wait_for_line("lanes are shared out", |line| line["relays"] == 2).await;
+        relay.wait_for_line("lanes_assigned", |line| line["relays"] == 2).await;
     }
     load.until_committed(2_000).await;
     ensure!(first.stop().await? == Some(0));
-    second.wait_for_line("lanes are shared out", |line| line["relays"] == 1).await;
+    second.wait_for_line("lanes_assigned", |line| line["relays"] == 1).await;
     load.reconcile(&outbox, &kafka, ONCE).await
 }
 

@@ -49,6 +49,11 @@ fn refused(output: &Output, reasons: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// True when there was nothing to migrate.
+fn is_current(output: &Output) -> bool {
+    output.stdout.contains(&format!("version {CURRENT_VERSION}")) && !output.stdout.contains("->")
+}
+
 async fn ten_migrations_at_once_make_one_outbox_and_the_eleventh_changes_nothing(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
@@ -62,10 +67,7 @@ async fn ten_migrations_at_once_make_one_outbox_and_the_eleventh_changes_nothing
     }
     ensure!(made == 1, "{made} of them made the outbox");
     let output = relay.output("migrate").await?;
-    ensure!(
-        output.code == Some(0) && output.stdout.contains(&format!("at version {CURRENT_VERSION} already")),
-        "{output:?}"
-    );
+    ensure!(output.code == Some(0) && is_current(&output), "{output:?}");
     Ok(())
 }
 
@@ -73,17 +75,17 @@ async fn an_outbox_of_a_newer_version_is_refused(database: TestDatabase) -> anyh
     let sql = "insert into event_outbox_migration (version, name, applied_by) values (99, 'later', 'outbox-relay 9')";
     database.connect().await?.execute(sql).await?;
     let relay = migration(&database, "public");
-    refused(&relay.output("migrate").await?, &["schema version 99", "hint: upgrade this binary"])?;
+    refused(&relay.output("migrate").await?, &["99", "code: OR-2103"])?;
     let relay = relay.with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1");
     // A start that is refused is a line of the log.
-    refused(&relay.output("run").await?, &["schema version 99", "\"next_step\":\"upgrade this binary"])
+    refused(&relay.output("run").await?, &["99", "\"code\":\"OR-2103\"", "\"next_step\":"])
 }
 
 async fn a_table_of_the_same_name_that_is_not_ours_is_refused(database: TestDatabase) -> anyhow::Result<()> {
     let mut connection = database.connect().await?;
     connection.execute("create schema theirs; create table theirs.event_outbox (id int)").await?;
     let output = migration(&database, "theirs").output("migrate").await?;
-    refused(&output, &["was not made by outbox-relay", "hint: choose another RELAY_TABLE or RELAY_SCHEMA"])?;
+    refused(&output, &["code: OR-2104", "hint: ", "RELAY_TABLE", "RELAY_SCHEMA"])?;
     let tables: i64 = sqlx::query_scalar("select count(*) from pg_tables where schemaname = 'theirs'")
         .fetch_one(&mut connection)
         .await?;
@@ -93,7 +95,7 @@ async fn a_table_of_the_same_name_that_is_not_ours_is_refused(database: TestData
 
 async fn an_outbox_that_was_never_migrated_is_refused_by_the_relay(database: TestDatabase) -> anyhow::Result<()> {
     let relay = migration(&database, "nowhere").with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1");
-    refused(&relay.output("run").await?, &["there is no outbox", "\"next_step\":\"run `outbox-relay migrate`"])
+    refused(&relay.output("run").await?, &["\"code\":\"OR-2101\"", "\"next_step\":", "`outbox-relay migrate`"])
 }
 
 async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -> anyhow::Result<()> {
@@ -103,7 +105,7 @@ async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -
     lock.execute("lock table processed_events in access exclusive mode").await?;
     let second = migration(&database, "public").with("RELAY_TABLE", "second_outbox");
     let output = second.clone().argument("--lock-timeout").argument("100ms").output("migrate").await?;
-    refused(&output, &["another session holds a lock", "pg_blocking_pids()"])?;
+    refused(&output, &["code: OR-2009", "pg_blocking_pids()"])?;
     lock.rollback().await?;
     let output = second.output("migrate").await?;
     ensure!(output.code == Some(0), "{output:?}");
@@ -168,7 +170,7 @@ async fn the_printed_script_makes_the_same_outbox(database: TestDatabase) -> any
     ensure!(migrated.len() == printed.len());
     // And the relay takes it for its own.
     let output = migration(&database, "printed").output("migrate").await?;
-    ensure!(output.stdout.contains(&format!("at version {CURRENT_VERSION} already")), "{output:?}");
+    ensure!(is_current(&output), "{output:?}");
     Ok(())
 }
 
@@ -300,7 +302,7 @@ async fn a_printed_upgrade_is_run_twice_and_skips_nothing(database: TestDatabase
     ensure!(whole.code == Some(0) && later.code == Some(0), "{whole:?} {later:?}");
     // A step whose predecessor is not recorded changes nothing, whatever the tool makes of its error.
     let errors = run_by_statement(&database, &later.stdout).await?;
-    ensure!(errors.contains("step 9 is not the next one"), "{errors}");
+    ensure!(errors.contains("step 9"), "{errors}");
     ensure!(outbox.number("select max(version) from elder.event_outbox_migration").await? == 1);
     let (to_seven, _) = whole.stdout.split_once("set lock_timeout = 0;").context("no step without a transaction")?;
     ensure!(run_by_statement(&database, to_seven).await?.is_empty());
@@ -309,7 +311,7 @@ async fn a_printed_upgrade_is_run_twice_and_skips_nothing(database: TestDatabase
     let errors = run_by_statement(&database, &rest.stdout).await?;
     ensure!(errors.is_empty(), "{errors}");
     let output = migration(&database, "elder").output("migrate").await?;
-    ensure!(output.stdout.contains(&format!("at version {CURRENT_VERSION} already")), "{output:?}");
+    ensure!(is_current(&output), "{output:?}");
     Ok(())
 }
 

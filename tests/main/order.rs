@@ -261,7 +261,7 @@ async fn a_relay_frozen_with_a_batch_in_its_hands_changes_nothing_when_it_thaws(
     let _other = settings.start_ready("other").await?;
     outbox.until_settled().await;
     frozen.signal(Signal::SIGCONT)?;
-    frozen.wait_for("outage ended").await;
+    frozen.wait_for("outage_ended").await;
     // Both work on.
     outbox.write("e1", 20_001, 10).await?;
     outbox.until_settled().await;

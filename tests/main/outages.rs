@@ -13,8 +13,8 @@ use lab::kafka::RealKafka;
 use lab::load::{Load, Plan};
 use lab::{Outbox, RelayProcess, SOON, TestDatabase, eventually, options_for_tests, trials};
 
-const STARTED: &str = "outage started: events wait, none is lost";
-const ENDED: &str = "outage ended";
+const STARTED: &str = "outage_started";
+const ENDED: &str = "outage_ended";
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
@@ -32,8 +32,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// The lines about one server's incidents.
-fn told(relay: &RelayProcess, message: &str, server: &str) -> Vec<Value> {
-    relay.lines(message).into_iter().filter(|line| line["server"] == server).collect()
+fn told(relay: &RelayProcess, notice: &str, server: &str) -> Vec<Value> {
+    relay.lines(notice).into_iter().filter(|line| line["server"] == server).collect()
 }
 
 /// One line when it started, one when it ended, with what an operator wants to know.

@@ -90,11 +90,11 @@ async fn poison_is_dead_after_one_attempt_and_its_successors_go_on(
     }
     ensure!(numbers["good"] == [1, 2, 3, 4].repeat(POISON.len()), "{:?}", numbers["good"]);
     for (kind, _, _) in POISON {
-        relay.wait_for_line("event cannot be sent", |line| line["entity.id"] == kind).await;
+        relay.wait_for_line("event_refused", |line| line["entity.id"] == kind).await;
     }
-    let told = relay.lines("event cannot be sent");
+    let told = relay.lines("event_refused");
     ensure!(told.len() == POISON.len(), "{told:?}");
-    ensure!(told.iter().all(|line| line["consequence"] == "the event is DEAD, its successors go on"), "{told:?}");
+    ensure!(told.iter().all(|line| line["event.status"] == "DEAD"), "{told:?}");
     ensure!(told.iter().all(|line| line["level"] == "ERROR" && line["event.id"].is_string()), "{told:?}");
     Ok(())
 }
@@ -109,10 +109,9 @@ async fn poison_holds_its_entity_and_no_other_where_that_is_the_policy(
     let settings = outbox.relay(&kafka).with("RELAY_ON_POISON", "hold_entity").with("KAFKA_COMPRESSION_TYPE", "none");
     let first = settings.start("holds")?;
     outbox.until_settled_of("good").await;
-    let waits = "the entity waits until the event is retried or discarded";
     for (kind, _, _) in POISON {
-        let told = |line: &serde_json::Value| line["entity.id"] == kind && line["consequence"] == waits;
-        first.wait_for_line("event cannot be sent", told).await;
+        let told = |line: &serde_json::Value| line["entity.id"] == kind && line["event.status"] == "PENDING";
+        first.wait_for_line("event_refused", told).await;
     }
     // Another relay learns from the rows what is held.
     ensure!(first.stop().await? == Some(0));
@@ -161,15 +160,15 @@ async fn a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created(
     }
     let fates = outbox.fates_of("away").await?;
     ensure!(fates.iter().all(|fate| fate.status == "PENDING" && fate.attempts == 0), "{fates:?}");
-    let told = |message: &str| relay.lines(message).iter().filter(|line| line["topic"] == missing.as_str()).count();
-    ensure!(told("topic cannot be written: its events are held") == 1);
+    let told = |notice: &str| relay.lines(notice).iter().filter(|line| line["topic"] == missing.as_str()).count();
+    ensure!(told("topic_closed") == 1);
 
     kafka.create_topic(&missing, 1, &[]).await?;
     write_to(&outbox, "away", 11, &missing).await?;
     outbox.until_settled().await;
     outbox.all_published().await?;
-    relay.wait_for_line("topic can be written again", |line| line["topic"] == missing.as_str()).await;
-    ensure!(told("topic cannot be written: its events are held") == 1);
+    relay.wait_for_line("topic_reopened", |line| line["topic"] == missing.as_str()).await;
+    ensure!(told("topic_closed") == 1);
     let of_missing = outbox.seen_by(&missing);
     let numbers = of_missing.published_numbers(&kafka).await?;
     ensure!(numbers["away"] == (1..=11).collect::<Vec<_>>(), "{numbers:?}");
@@ -225,7 +224,7 @@ async fn a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_b
         outbox.write("there", n, 1).await?;
     }
     outbox.until_settled_of("there").await;
-    relay.wait_for_line("topic cannot be written: its events are held", |line| line["topic"] == gone.as_str()).await;
+    relay.wait_for_line("topic_closed", |line| line["topic"] == gone.as_str()).await;
     kafka.create_topic(&gone, 1, &[]).await?;
     outbox.until_settled().await;
     outbox.all_published().await?;
@@ -256,9 +255,8 @@ async fn a_topic_whose_right_is_missing_holds_its_own_events_until_it_is_granted
         Ok(())
     };
     held(1).await?;
-    let closed = "topic cannot be written: its events are held";
-    let told = relay.wait_for_line(closed, |line| line["topic"] == guarded.as_str()).await;
-    ensure!(told["reason"].as_str().unwrap_or_default().contains("grant WRITE"), "{told}");
+    let told = relay.wait_for_line("topic_closed", |line| line["topic"] == guarded.as_str()).await;
+    ensure!(told["reason"].as_str().unwrap_or_default().contains("WRITE"), "{told}");
 
     kafka.set_rights(&guarded, "DESCRIBE").await?;
     held(6).await?;

@@ -11,7 +11,7 @@ use sqlx::{Connection, Executor};
 use lab::kafka::RealKafka;
 use lab::{Outbox, RelayProcess, SOON, TestDatabase, eventually, trials};
 
-const SHARED_OUT: &str = "lanes are shared out";
+const SHARED_OUT: &str = "lanes_assigned";
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {

@@ -213,8 +213,8 @@ async fn dead_events_are_replayed_and_stay_dead(database: TestDatabase, kafka: A
     let output = field.output(&["--dead", "--to", &field.copy, "--yes", "--reason", "by hand", "--by", "ann"]).await?;
     // The one whose headers are no strings cannot become a record.
     ensure!(output.code == Some(1), "{output:?}");
-    ensure!(output.stderr.contains("1 events cannot become a record; event 2: headers is not"), "{output:?}");
-    ensure!(output.stdout.contains("1 of 2 events were replayed"), "{output:?}");
+    ensure!(output.stderr.contains("event 2: ") && output.stderr.contains("headers"), "{output:?}");
+    ensure!(output.stdout.contains("1 of 2 events"), "{output:?}");
     ensure!(sequences(&field.copied().await?) == [1]);
     ensure!(field.rows().await? == rows, "rows have changed");
     let audit = "select count(*) from event_outbox_audit where acted_by = 'ann' and reason = 'by hand' \
@@ -246,7 +246,7 @@ async fn an_inbox_skips_what_it_has_seen_and_a_new_group_builds_its_state(
     ensure!(consume(&field, "billing").await? == 300);
     let output = field.output(&["--all", "--yes"]).await?;
     ensure!(output.code == Some(0), "{output:?}");
-    ensure!(output.stderr.contains("warning: these events go behind newer ones"), "{output:?}");
+    ensure!(output.stderr.contains("warning: "), "{output:?}");
     ensure!(field.kafka.read_topic(&field.outbox.topic).await?.len() == 600);
     ensure!(consume(&field, "billing").await? == 0, "an event was applied twice");
     ensure!(consume(&field, "shipping").await? == 300);
@@ -303,11 +303,14 @@ async fn a_replay_that_a_topic_refuses_says_where_to_go_on(
         )
         .await?;
     let output = field.output(&["--all", "--to", &small, "--rate", "1", "--yes", "--json"]).await?;
-    ensure!(output.code == Some(1) && output.stderr.contains("does not take event 3"), "{output:?}");
+    ensure!(
+        output.code == Some(1) && output.stderr.contains(&small) && output.stderr.contains("event 3"),
+        "{output:?}"
+    );
     let told: Value = serde_json::from_str(&output.stdout)?;
     ensure!((&told["replayed"], &told["next_id"]) == (&json!(2), &json!(3)), "{told}");
     let id = told["replay_id"].as_str().context("no id")?;
-    ensure!(output.stderr.contains(&format!("--from-id 3 --upto-id 5 --replay-id {id} goes on there")), "{output:?}");
+    ensure!(output.stderr.contains(&format!("--from-id 3 --upto-id 5 --replay-id {id}")), "{output:?}");
     ensure!(field.outbox.number("select sum(affected) from event_outbox_audit where command = 'replay'").await? == 2);
     let go_on = ["--all", "--to", &field.copy, "--from-id", "3", "--upto-id", "5", "--replay-id", id, "--yes"];
     ensure!(field.replay(&go_on).await?["replayed"] == 3);
@@ -323,17 +326,17 @@ async fn nothing_is_replayed_without_a_filter_a_yes_or_a_topic(
     field.outbox.write_backlog(3, 1).await?;
     field.publish().await?;
     for (arguments, code, says) in [
-        (&["--yes"][..], 2, "needs a filter, or --all"),
-        (&["--all"], 2, "There is no terminal to ask on"),
-        (&["--all", "--yes", "--to", "no-such-topic-anywhere"], 1, "cannot be written"),
-        (&["--since", "yesterday", "--yes"], 2, "expected a length of time"),
+        (&["--yes"][..], 2, "--until or --dead"),
+        (&["--all"], 2, "--yes"),
+        (&["--all", "--yes", "--to", "no-such-topic-anywhere"], 1, "no-such-topic-anywhere"),
+        (&["--since", "yesterday", "--yes"], 2, "yesterday"),
     ] {
         let output = field.output(arguments).await?;
         ensure!(output.code == Some(code) && output.stderr.contains(says), "{arguments:?}: {output:?}");
     }
     field.outbox.execute("alter table event_outbox_audit rename to hidden").await?;
     let output = field.output(&["--all", "--yes"]).await?;
-    ensure!(output.code == Some(1) && output.stderr.contains("cannot look at the rights"), "{output:?}");
+    ensure!(output.code == Some(1) && output.stderr.contains("code: OR-"), "{output:?}");
     ensure!(field.kafka.read_topic(&field.outbox.topic).await?.len() == 3);
     Ok(())
 }

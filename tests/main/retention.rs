@@ -126,7 +126,7 @@ async fn rows_of_the_consumers_table_are_pruned_by_their_age(database: TestDatab
     // Without brokers nobody knows whether that lets duplicates in.
     let arguments = ["--processed-after", "10d"];
     let refused = prune(&database, &["--processed-after", "10d", "--yes"]).await?;
-    ensure!(refused.code == Some(1) && refused.stderr.contains("nobody knows"), "{refused:?}");
+    ensure!(refused.code == Some(1) && refused.stderr.contains("KAFKA_BOOTSTRAP_SERVERS"), "{refused:?}");
     let unexplained = prune(&database, &["--processed-after", "10d", "--yes", "--force"]).await?;
     ensure!(unexplained.code == Some(2) && unexplained.stderr.contains("--reason"), "{unexplained:?}");
     let old =
@@ -163,10 +163,10 @@ async fn a_prune_without_anything_to_prune_or_without_a_yes_changes_nothing(
     let outbox = Outbox::of(&database);
     write_history(&outbox).await?;
     for (arguments, says) in [
-        (&["--yes"][..], "RELAY_RETENTION is keep"),
-        (&["--mode", "delete"], "There is no terminal to ask on"),
-        (&["--mode", "burn", "--yes"], "invalid value"),
-        (&["--mode", "delete", "--after", "7", "--yes"], "invalid value"),
+        (&["--yes"][..], "RELAY_RETENTION"),
+        (&["--mode", "delete"], "--yes"),
+        (&["--mode", "burn", "--yes"], "burn"),
+        (&["--mode", "delete", "--after", "7", "--yes"], "--after"),
     ] {
         let output = prune(&database, arguments).await?;
         ensure!(output.code == Some(2) && output.stderr.contains(says), "{arguments:?}: {output:?}");
@@ -244,19 +244,20 @@ async fn a_relay_that_may_not_prune_says_so_once_and_goes_on(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
+    const FAILS: &str = "OR-6001";
     let outbox = Outbox::of(&database);
     outbox.create_topic(&kafka).await?;
     outbox.execute("alter table event_outbox_archive rename to hidden").await?;
     let relay =
         outbox.relay(&kafka).with("RELAY_RETENTION", "archive").with("RELAY_RETENTION_AFTER", "1s").start("refused")?;
     outbox.write("a", 1, 3).await?;
-    let told = relay.wait_for("old events cannot be pruned: the table grows").await;
+    let told = relay.wait_for(FAILS).await;
     ensure!(told["next_step"].as_str().is_some_and(|step| step.contains("migrate")), "{told}");
     outbox.write("a", 4, 3).await?;
     outbox.until_settled().await;
     outbox.execute("alter table hidden rename to event_outbox_archive").await?;
-    relay.wait_for("retention works again").await;
-    ensure!(relay.lines("old events cannot be pruned: the table grows").len() == 1);
+    relay.wait_for_end_of(FAILS).await;
+    ensure!(relay.lines(FAILS).len() == 1);
     ensure!(outbox.published_numbers(&kafka).await?["a"] == (1..=6).collect::<Vec<_>>());
     Ok(())
 }
@@ -287,21 +288,24 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
         let findings = report["findings"].as_array().cloned().unwrap_or_default();
         Ok(findings.into_iter().filter(|finding| finding["id"] == "processed-window").collect())
     };
-    let refused = |output: &Output, says: &str| -> anyhow::Result<()> {
-        ensure!(output.code == Some(1) && output.stderr.contains(says), "no {says:?} in {output:?}");
+    let refused = |output: &Output, parts: &[&str]| -> anyhow::Result<()> {
+        ensure!(output.code == Some(1), "{output:?}");
+        for part in parts {
+            ensure!(output.stderr.contains(part), "no {part:?} in {output:?}");
+        }
         Ok(())
     };
-    refused(
-        &prune(&relay).await?,
-        &format!("the topic {topic} keeps events for 2h (retention.ms), consumers remember them for 30m"),
-    )?;
+    // Not the topic of dead letters, whose name begins like this one.
+    let of_topic = format!("{topic} ");
+    refused(&prune(&relay).await?, &[&of_topic, "retention.ms", "2h", "30m"])?;
     let found = check(&relay).await?;
     ensure!(found.len() == 1 && found[0]["severity"] == "error", "{found:?}");
-    ensure!(found[0]["sentence"].as_str().is_some_and(|sentence| sentence.contains("for 2h")), "{found:?}");
+    ensure!(found[0]["sentence"].as_str().is_some_and(|sentence| sentence.contains("2h")), "{found:?}");
     kafka.alter_topic(&topic, &[("retention.ms", "-1")]).await?;
     eventually("it keeps events for ever", SOON, || async {
         let output = prune(&relay).await.map_err(|error| error.to_string())?;
-        refused(&output, "keeps events for ever").map_err(|error| error.to_string())
+        refused(&output, &[&of_topic, "retention.ms", "30m"]).map_err(|error| error.to_string())?;
+        if output.stderr.contains("2h") { Err(output.stderr) } else { Ok(()) }
     })
     .await;
     kafka.alter_topic(&topic, &[("retention.ms", "60000"), ("cleanup.policy", "compact")]).await?;
@@ -315,9 +319,9 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
     kafka.alter_topic(&letters, &[("retention.ms", "1800001")]).await?;
     eventually("only the dead letters are kept too long", SOON, || async {
         let output = prune(&relay).await.map_err(|error| error.to_string())?;
-        let told = refused(&output, &format!("the dead letter topic {letters} keeps letters for 30m 1ms"));
+        let told = refused(&output, &[&letters, "retention.ms", "30m 1ms"]);
         told.map_err(|error| error.to_string())?;
-        if output.stderr.contains("keeps events") { Err(output.stderr) } else { Ok(()) }
+        if output.stderr.contains(&of_topic) { Err(output.stderr) } else { Ok(()) }
     })
     .await;
     ensure!(check(&relay).await?.len() == 1);
@@ -325,8 +329,9 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
     let horizon = relay.clone().with("RELAY_DEAD_LETTER_HORIZON", "2d");
     eventually("only the horizon is too far", SOON, || async {
         let output = prune(&horizon).await.map_err(|error| error.to_string())?;
-        refused(&output, "come back for 2days (RELAY_DEAD_LETTER_HORIZON)").map_err(|error| error.to_string())?;
-        if output.stderr.contains("keeps") { Err(output.stderr) } else { Ok(()) }
+        refused(&output, &["RELAY_DEAD_LETTER_HORIZON", "2d"]).map_err(|error| error.to_string())?;
+        let is_of_a_topic = output.stderr.contains(&of_topic) || output.stderr.contains(&letters);
+        if is_of_a_topic { Err(output.stderr) } else { Ok(()) }
     })
     .await;
     ensure!(outbox.number("select count(*) from processed_events").await? == 1, "something was pruned");
@@ -341,16 +346,19 @@ async fn a_relay_prunes_nothing_that_a_topic_still_holds(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    const REFUSED: &str = "RELAY_PROCESSED_RETENTION would let duplicates in: what consumers applied is not pruned";
+    const REFUSED: &str = "OR-3112";
     let outbox = Outbox::of(&database);
     remember(&outbox, &kafka, "7200000").await?;
     let settings = outbox.relay(&kafka).with("RELAY_PROCESSED_RETENTION", "10s");
     let relay = settings.start("narrow")?;
-    let told = relay.wait_for(REFUSED).await;
+    // The check at the start finds the same.
+    let is_of_retention = |line: &Value| line["finding"].is_null();
+    let told = relay.wait_for_line(REFUSED, is_of_retention).await;
     let reason = told["reason"].as_str().unwrap_or_default();
-    ensure!(reason.contains(&outbox.topic) && reason.contains("for 2h") && reason.contains("for 10s"), "{told}");
+    ensure!(reason.contains(&outbox.topic) && reason.contains("2h") && reason.contains("10s"), "{told}");
     ensure!(
-        told["level"] == "ERROR" && told["next_step"].as_str().is_some_and(|step| step.contains("longer")),
+        told["level"] == "ERROR"
+            && told["next_step"].as_str().is_some_and(|step| step.contains("RELAY_PROCESSED_RETENTION")),
         "{told}"
     );
     // Its events go out all the same.
@@ -366,6 +374,6 @@ async fn a_relay_prunes_nothing_that_a_topic_still_holds(
         }
     })
     .await;
-    ensure!(relay.lines(REFUSED).len() == 1);
+    ensure!(relay.lines(REFUSED).iter().filter(|line| is_of_retention(line)).count() == 1);
     Ok(())
 }

@@ -188,8 +188,17 @@ async fn a_row_marked_without_a_record_is_missing(database: TestDatabase, kafka:
     // For people the same, without JSON.
     let relay = sides.outbox.relay(&sides.kafka).argument("--topic").argument(&sides.outbox.topic);
     let output = relay.argument("--payload").argument("raw").output("verify").await?;
-    ensure!(output.code == FINDING && output.stdout.ends_with("NOT CLEAN: missing\n"), "{output:?}");
-    ensure!(output.stderr.starts_with("error: table and topic differ: missing"), "{output:?}");
+    ensure!(
+        output.code == FINDING
+            && output.stdout.lines().last().is_some_and(|line| line.contains("NOT CLEAN") && line.contains("missing")),
+        "{output:?}"
+    );
+    ensure!(
+        output.stderr.starts_with("error: ")
+            && output.stderr.contains("missing")
+            && output.stderr.contains("code: OR-6002"),
+        "{output:?}"
+    );
     Ok(())
 }
 
@@ -264,10 +273,10 @@ async fn an_event_after_a_later_one_of_its_entity_is_an_inversion_unless_an_oper
 ) -> anyhow::Result<()> {
     let sides = Sides::new(&database, kafka).await?;
     let (_, early) = sides.row("turned", 1).await?;
-    sides.publish("turned", 2).await?;
+    let (later, _) = sides.publish("turned", 2).await?;
     sides.record(early, "turned", 1).await?;
     let verdict = sides.find(&[], &[("inversions", 1)], &early.to_string()).await?;
-    ensure!(verdict["examples"]["inversions"][0]["note"].as_str().unwrap_or_default().starts_with("after id "));
+    ensure!(verdict["examples"]["inversions"][0]["note"].as_str().unwrap_or_default().contains(&later.to_string()));
     // As the operator's commands write it down.
     let audit = "create table event_outbox_audit_row (event_id uuid, action text)";
     sides.outbox.execute(&format!("drop table if exists event_outbox_audit_row; {audit}")).await?;
@@ -301,12 +310,12 @@ async fn a_record_outside_the_partition_of_its_key_is_told_with_the_right_one(
     let (_, event) = sides.row("astray", 1).await?;
     let right = java_partition(b"astray", PARTITIONS);
     sides.send(event, "astray", "{\"n\": 1}", (right + 1) % PARTITIONS).await?;
-    sides.find(&[], &[("wrong_partition", 1)], &format!("belongs to partition {right}")).await?;
+    sides.find(&[], &[("wrong_partition", 1)], &format!("partition {right}")).await?;
     // Where the writer has a partitioner of its own, one partition per entity is what counts.
     let (code, verdict) = sides.verify(&["--partitioner", "any"]).await?;
     ensure!(code == CLEAN, "{verdict:#}");
     sides.publish("astray", 2).await?;
-    sides.find(&["--partitioner", "any"], &[("wrong_partition", 1)], "most of the entity is in partition").await?;
+    sides.find(&["--partitioner", "any"], &[("wrong_partition", 1)], "partition").await?;
     Ok(())
 }
 
@@ -399,8 +408,7 @@ async fn what_retention_took_on_either_side_is_no_violation(
     admin.delete_records(&keep, &AdminOptions::new()).await?;
     let (code, verdict) = sides.verify(&[]).await?;
     ensure!(code == CLEAN && verdict["unjudged"] == 40 && verdict["published"] == 10, "{verdict:#}");
-    ensure!(verdict["notes"][0].as_str().unwrap_or_default().contains("is gone"), "{verdict:#}");
-
+    ensure!(verdict["notes"][0].as_str().is_some_and(|note| note.contains(&sides.outbox.topic)), "{verdict:#}");
     // A window of time that begins later has lost nothing.
     let (_, verdict) = sides.verify(&["--since", "2100-01-01T00:00:00Z"]).await?;
     ensure!(verdict["notes"] == serde_json::json!([]), "{verdict:#}");
@@ -443,10 +451,10 @@ async fn what_cannot_be_read_exits_70_and_tells_what_to_do(
     let outbox = Outbox::of(&database);
     let unknown_topic = outbox.relay(&kafka).argument("--topic").argument("never-created-for-verify");
     let unknown_table = outbox.relay(&kafka).with("RELAY_TABLE", "nowhere");
-    for (relay, hint) in [(unknown_topic, "create the topic"), (unknown_table, "outbox-relay migrate")] {
+    for (relay, code) in [(unknown_topic, "code: OR-3101"), (unknown_table, "code: OR-2101")] {
         let output = relay.output("verify").await?;
         ensure!(output.code == UNEXPECTED && output.stdout.is_empty(), "{output:?}");
-        ensure!(output.stderr.starts_with("error: ") && output.stderr.contains(hint), "{output:?}");
+        ensure!(output.stderr.starts_with("error: ") && output.stderr.contains(code), "{output:?}");
     }
     let output = outbox.relay(&kafka).argument("--since").argument("yesterday").output("verify").await?;
     ensure!(output.code == Some(2) && output.stderr.contains("7d"), "{output:?}");

@@ -8,7 +8,7 @@
 //! - [`envelope`], [`route`]: from an event to a record and its topic; pure
 //! - [`ledger`]: compares what was committed with what a topic holds; pure
 //! - [`names`]: the tables of one outbox; [`schema`]: their migrations
-//! - [`code`]: the codes of warnings and errors
+//! - [`code`]: the codes of warnings and errors; [`notice`]: the names of log lines
 
 pub mod code;
 pub mod consumer;
@@ -17,6 +17,7 @@ pub mod event;
 pub mod hash;
 pub mod ledger;
 pub mod names;
+pub mod notice;
 pub mod outbox;
 pub mod route;
 pub mod schema;

@@ -93,7 +93,7 @@ impl Relay {
     /// Starts it and waits until it works.
     pub async fn start_ready(&self, name: &str) -> anyhow::Result<RelayProcess> {
         let relay = self.start(name)?;
-        relay.wait_for("relay is ready").await;
+        relay.wait_for("ready").await;
         Ok(relay)
     }
 
@@ -176,10 +176,18 @@ impl RelayProcess {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// The lines with that message so far.
-    pub fn lines(&self, message: &str) -> Vec<Value> {
-        let lines = self.log.lines();
-        lines.iter().filter_map(|line| parse(line)).filter(|line| line["message"] == message).collect()
+    /// Returns the lines so far with this `notice`, or with this `code`. The end of an incident repeats its code and does not count.
+    pub fn lines(&self, name: &str) -> Vec<Value> {
+        let is_named = |line: &Value| match name.starts_with("OR-") {
+            true => line["code"] == name && line["notice"] != "resolved",
+            false => line["notice"] == name,
+        };
+        self.log.lines().iter().filter_map(|line| parse(line)).filter(is_named).collect()
+    }
+
+    /// Returns the lines so far that end an incident of this code.
+    pub fn ends_of(&self, code: &str) -> Vec<Value> {
+        self.lines("resolved").into_iter().filter(|line| line["code"] == code).collect()
     }
 
     /// Every line so far, as it was written.
@@ -187,16 +195,21 @@ impl RelayProcess {
         self.log.lines()
     }
 
-    /// Waits for a line with that message; returns the first.
-    pub async fn wait_for(&self, message: &str) -> Value {
-        self.wait_for_line(message, |_| true).await
+    /// Waits for a line with this `notice` or this `code`; returns the first.
+    pub async fn wait_for(&self, name: &str) -> Value {
+        self.wait_for_line(name, |_| true).await
     }
 
-    /// Waits for a line with that message of which `matches` is true.
-    pub async fn wait_for_line(&self, message: &str, matches: impl Fn(&Value) -> bool) -> Value {
-        let what = format!("the relay says {message:?}");
+    /// Waits for the end of an incident of this code; returns the first.
+    pub async fn wait_for_end_of(&self, code: &str) -> Value {
+        self.wait_for_line("resolved", |line| line["code"] == code).await
+    }
+
+    /// Waits for a line with this `notice` or this `code` of which `matches` is true.
+    pub async fn wait_for_line(&self, name: &str, matches: impl Fn(&Value) -> bool) -> Value {
+        let what = format!("the relay logs {name:?}");
         eventually(&what, SOON * 2, || async {
-            self.lines(message).into_iter().find(|line| matches(line)).ok_or("it has not said so")
+            self.lines(name).into_iter().find(|line| matches(line)).ok_or("it has not logged it")
         })
         .await
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use sqlx::error::DatabaseError;
 
 use crate::lane::hold::HoldCause;
+use event_outbox::notice::Notice;
 use crate::relay::measure;
 use crate::relay::stages::Stage;
 use crate::relay::worker::claim::{Batch, Extent};
@@ -200,8 +201,9 @@ impl WorkerContext<'_> {
                     tracing::warn!(
                         code = %Code::EventLocked,
                         event.sequence = id,
+                        consequence = "its entity waits",
                         next_step = "`outbox-relay status` names the session: end its transaction",
-                        "another session has locked a pending event: its entity waits"
+                        "another session has locked a pending event"
                     );
                 }
             }
@@ -209,7 +211,12 @@ impl WorkerContext<'_> {
             (None, Some((id, _))) => {
                 assignment.locked = None;
                 if self.shared.unblock(&what) {
-                    tracing::info!(event.sequence = id, "the event is no longer locked by another session");
+                    tracing::info!(
+                        notice = %Notice::Resolved,
+                        code = %Code::EventLocked,
+                        event.sequence = id,
+                        "the event is no longer locked"
+                    );
                 }
             }
             (None, None) => {}
@@ -275,10 +282,14 @@ impl WorkerContext<'_> {
             None => {
                 self.budget.is_unproved = false;
                 if self.shared.unblock(MARKS) {
-                    tracing::info!("published events can be marked again");
+                    tracing::info!(
+                        notice = %Notice::Resolved,
+                        code = %Code::MarksNotMade,
+                        "published events can be marked again"
+                    );
                 }
                 if self.shared.unblock(&acks_of(self.worker)) {
-                    tracing::info!("records are acknowledged again");
+                    tracing::info!(notice = %Notice::RecordsAcknowledged, "records are acknowledged again");
                 }
                 self.budget.grow(options.batch_size);
                 Ok(has_moved)

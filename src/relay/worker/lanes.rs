@@ -135,9 +135,9 @@ fn log_reset(states: &[LaneState], lanes: LaneRange) {
         tracing::warn!(
             code = %Code::LanesReset,
             %lanes,
-            next_step = "none if this database was restored or upgraded: the relay looks at all events once. Otherwise find out \
-                         whether two databases share one address",
-            "progress is of another server"
+            consequence = "the relay looks at all events once",
+            next_step = "none if this database was restored or upgraded; otherwise find out whether two databases share one address",
+            "the lanes' progress is of another server"
         );
     }
 }

@@ -9,6 +9,7 @@ use crate::fault::{self, Class};
 use crate::lane::LaneRange;
 use crate::lane::hold::{Candidate, HoldSet};
 use crate::lane::progress::Progress;
+use event_outbox::notice::Notice;
 use crate::relay::worker::claim::{Batch, Extent, progress_after};
 use crate::relay::worker::context::{CycleError, Waited, WorkerContext, within};
 use crate::relay::worker::lane_assignment::LaneAssignment;
@@ -182,7 +183,7 @@ impl WorkerContext<'_> {
                 scanned_through = before.scanned_through,
                 last_id = after.scanned_through,
                 next_step = "none after `truncate … restart identity`; otherwise find out who has set the sequence back",
-                "event ids begin again"
+                "event ids have gone back"
             );
         }
         let moved = (after.scanned_through - before.scanned_through).abs();
@@ -322,7 +323,7 @@ fn finish_walk(holds: &mut HoldSet, walked: i64, scanned_through: i64) {
 fn log_dead(batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
     for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
         if let RowOutcome::Dead { error, code } = outcome {
-            log_poison(row, error, *code, "the event is DEAD, its successors go on")?;
+            log_poison(row, error, *code, DEAD)?;
         }
     }
     Ok(())
@@ -331,22 +332,33 @@ fn log_dead(batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
 fn log_refused(batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
     for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
         if let RowOutcome::Refused { error, code } = outcome {
-            log_poison(row, error, *code, "the entity waits until the event is retried or discarded")?;
+            log_poison(row, error, *code, HELD)?;
         }
     }
     Ok(())
 }
 
-fn log_poison(row: &ClaimedRow, error: &str, code: Code, consequence: &str) -> Result<(), sqlx::Error> {
+/// Status and consequence of an event that cannot be sent.
+const DEAD: (&str, &str) = ("DEAD", "its successors go on");
+const HELD: (&str, &str) = ("PENDING", "its entity waits until the event is retried or discarded");
+
+fn log_poison(
+    row: &ClaimedRow,
+    error: &str,
+    code: Code,
+    (status, consequence): (&str, &str),
+) -> Result<(), sqlx::Error> {
     tracing::error!(
         code = %code,
+        notice = %Notice::EventRefused,
         event.id = %row.event_id()?,
         event.sequence = row.id()?.0,
         entity.r#type = row.entity_type()?,
         entity.id = row.entity_id()?,
+        event.status = status,
         error,
         consequence,
-        "event cannot be sent"
+        "an event cannot be sent"
     );
     Ok(())
 }

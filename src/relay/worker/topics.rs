@@ -7,6 +7,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use crate::fault::Class;
 use crate::lane::hold::{HoldCause, HoldValue};
+use event_outbox::notice::Notice;
 use crate::relay::worker::context::WorkerContext;
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{RowOutcome, Sent};
@@ -133,11 +134,27 @@ impl WorkerContext<'_> {
             [(topic, reason), ..] if new.len() > LOGGED_EACH => {
                 let topics = new.len();
                 let next_step = "look at entity_type and topic of the newest events, and at RELAY_TOPIC";
-                tracing::warn!(code = %Code::TopicClosed, topics, topic, reason, next_step, "many topics cannot be written: their events are held");
+                tracing::warn!(
+                    code = %Code::TopicClosed,
+                    notice = %Notice::TopicClosed,
+                    topics,
+                    topic,
+                    reason,
+                    consequence = "their events are held",
+                    next_step,
+                    "many topics cannot be written"
+                );
             }
             few => {
                 for (topic, reason) in few {
-                    tracing::warn!(code = %Code::TopicClosed, topic, reason, "topic cannot be written: its events are held");
+                    tracing::warn!(
+                        code = %Code::TopicClosed,
+                        notice = %Notice::TopicClosed,
+                        topic,
+                        reason,
+                        consequence = "its events are held",
+                        "a topic cannot be written"
+                    );
                 }
             }
         }
@@ -155,7 +172,7 @@ impl WorkerContext<'_> {
             let name = &sent.topics[topic];
             self.shared.topics.acknowledged(name);
             if self.shared.unblock(&format!("topic {name}")) {
-                tracing::info!(topic = name, "topic can be written again");
+                tracing::info!(notice = %Notice::TopicReopened, topic = name, "the topic can be written again");
             }
         }
     }

@@ -23,6 +23,7 @@ use crate::consumer::progress::Progress;
 use crate::consumer::runtime::ConsumerError;
 use crate::consumer::shared::Shared;
 use crate::consumer::worker::Worker;
+use crate::notice::Notice;
 
 /// How long a poll may wait for a record: a paused partition goes on, and a stop is heard, that much later at most.
 const POLL: Duration = Duration::from_millis(20);
@@ -69,7 +70,9 @@ fn leave(consumer: BaseConsumer<Member>) {
     if left.recv_timeout(LEAVE_WITHIN).is_err() {
         tracing::warn!(
             code = %Code::GroupNotLeft,
-            "the group cannot be left in order: the brokers do not answer; what was applied is skipped when it comes again"
+            reason = "the brokers do not answer",
+            consequence = "events that were applied are skipped if they are redelivered",
+            "the consumer ends without leaving its group"
         );
     }
 }
@@ -102,7 +105,12 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>) -> Result<(), Consumer
 /// librdkafka goes on by itself, and repeats itself.
 fn tell_once(trouble: &mut Trouble, error: &KafkaError) {
     if trouble.is_news(error.rdkafka_error_code(), Instant::now()) {
-        tracing::warn!(code = %Code::ConsumerOutage, %error, next_step = "check that the brokers run, the topics exist and the user may READ them", "Kafka cannot be read for now");
+        tracing::warn!(
+            code = %Code::ConsumerOutage,
+            %error,
+            next_step = "check that the brokers run, the topics exist and the user may READ them",
+            "Kafka cannot be read for now"
+        );
     }
 }
 
@@ -237,7 +245,12 @@ impl Member {
 
     fn commit_failed(&self, error: &KafkaError) {
         if !self.again.swap(true, Ordering::AcqRel) {
-            tracing::warn!(code = %Code::OffsetsUncommitted, %error, "offsets cannot be committed: what they stand for is applied, and skipped should it come again");
+            tracing::warn!(
+                code = %Code::OffsetsUncommitted,
+                %error,
+                consequence = "the events are applied and will be skipped if redelivered",
+                "offsets cannot be committed"
+            );
         }
     }
 
@@ -261,7 +274,8 @@ impl Member {
                 code = %Code::HandlerSlow,
                 topic = partition.topic,
                 partition = partition.number,
-                "a handler takes too long to end: it is aborted, its event comes again"
+                consequence = "the handler is aborted, and its event comes again",
+                "a handler did not end in time"
             );
             partition.abort.abort();
             if partition.ended.recv_timeout(ABORT_WITHIN) == Err(std_mpsc::RecvTimeoutError::Timeout) {
@@ -305,7 +319,7 @@ impl ClientContext for Member {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", %error, reason, "the consumer's client meets an error");
+        tracing::debug!(target: "librdkafka", %error, reason, "the consumer's client reports an error");
     }
 }
 
@@ -316,19 +330,25 @@ impl ConsumerContext for Member {
                 if !self.shared.end.is_near() {
                     self.shared.stats.add_revoked(revoked.count());
                     tracing::info!(
+                        notice = %Notice::PartitionsRevoked,
                         group = self.shared.group,
                         partitions = revoked.count(),
-                        "partitions are given back"
+                        "partitions are revoked"
                     );
                 }
                 self.give_back(consumer, revoked);
             }
             Rebalance::Assign(assigned) => {
                 self.shared.stats.add_assigned(assigned.count());
-                tracing::info!(group = self.shared.group, partitions = assigned.count(), "partitions are assigned");
+                tracing::info!(
+                    notice = %Notice::PartitionsAssigned,
+                    group = self.shared.group,
+                    partitions = assigned.count(),
+                    "partitions are assigned"
+                );
             }
             Rebalance::Error(error) => {
-                tracing::warn!(code = %Code::GroupFails, %error, "the group cannot share its partitions out")
+                tracing::warn!(code = %Code::GroupFails, %error, "the group cannot assign its partitions")
             }
         }
     }

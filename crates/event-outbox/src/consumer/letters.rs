@@ -38,7 +38,7 @@ impl ClientContext for Acknowledgements {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", %error, reason, "the producer of dead letters meets an error");
+        tracing::debug!(target: "librdkafka", %error, reason, "the dead letter producer reports an error");
     }
 }
 

@@ -24,6 +24,7 @@ use crate::consumer::letters::Letters;
 use crate::consumer::registry::Registry;
 use crate::consumer::shared::{End, Limits, Shared, StopOnDrop, TopicOf};
 use crate::consumer::stats::Stats;
+use crate::notice::Notice;
 use crate::outbox::Outbox;
 #[cfg(feature = "schema")]
 use crate::schemas::Schemas;
@@ -320,7 +321,13 @@ impl Consumer {
             Err(error) => Err(error),
         };
         let parked = parked.map_err(ConsumerError::Inbox)?;
-        tracing::info!(group = self.group, topics = self.topics.join(" "), parked, "the consumer is starting");
+        tracing::info!(
+            notice = %Notice::Starting,
+            group = self.group,
+            topics = self.topics.join(" "),
+            parked,
+            "the consumer is starting"
+        );
         let shared = Arc::new(Shared {
             letters: Letters::new(&self.client)?,
             ground: Ground { pool: self.pool, held, outbox: self.outbox.unwrap_or_else(|| Outbox::new(&self.names)) },

@@ -246,7 +246,8 @@ impl Worker {
                     source_topic = delivery.topic,
                     partition = delivery.partition,
                     next_step = "create the dead letter topic, grant WRITE on it, or raise its max.message.bytes",
-                    "a dead letter cannot be sent: its partition waits"
+                    consequence = "its partition waits",
+                    "a dead letter cannot be sent"
                 );
             });
             self.interruptible(tokio::time::sleep(pause.next())).await?;
@@ -262,7 +263,7 @@ impl Worker {
                 error = failure.error,
                 attempts = failure.attempts,
                 next_step = "mend the cause, then redrive the dead letter",
-                "an event is a dead letter"
+                "an event became a dead letter"
             );
         }
         Ok(())
@@ -321,7 +322,8 @@ fn warn_of(event: &Event, failed: &Failed) {
         partition = event.partition,
         offset = event.offset,
         error = failed.describe(),
-        "an event is tried again: its partition waits, others go on"
+        consequence = "its partition waits, others go on",
+        "an event is tried again"
     );
 }
 

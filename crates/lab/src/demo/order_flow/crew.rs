@@ -64,8 +64,8 @@ impl Member {
     /// What its log says once it works.
     const fn readiness(self) -> &'static str {
         match self {
-            Self::Handlers(_) => "partitions are assigned",
-            Self::Relay(_) => "relay is ready",
+            Self::Handlers(_) => "notice=partitions_assigned",
+            Self::Relay(_) => "notice=ready",
         }
     }
 }
@@ -181,7 +181,7 @@ impl Seat {
 
     fn last_line(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
-        log.lines().rfind(|line| line.contains("stopped")).unwrap_or_default().to_owned()
+        log.lines().rfind(|line| line.contains("notice=stopped")).unwrap_or_default().to_owned()
     }
 }
 

@@ -12,6 +12,7 @@ use super::{inventory, mail, order, payment};
 use event_outbox::Names;
 use event_outbox::consumer::{Consumer, ConsumerError, Retry};
 use event_outbox::names::quote;
+use event_outbox::notice::Notice;
 
 /// Handlers of one service that are at work at the same time; its partitions share them.
 const CONNECTIONS: u32 = 6;
@@ -147,6 +148,7 @@ pub async fn serve(
     let stats = consumer.stats();
     let ended = consumer.run(stop).await;
     tracing::info!(
+        notice = %Notice::Stopped,
         service = service.name(),
         applied = stats.applied(),
         repeated = stats.repeated(),

@@ -1,0 +1,62 @@
+//! The notices: stable names of log lines, in the field `notice`.
+//!
+//! Each INFO line has one. A WARN or ERROR line has one when its code depends on the cause: the code names the cause, the notice names the
+//! line. A WARN or ERROR line of which the code says enough has none.
+//!
+//! A new one is a line here and a row in the documents' table of log lines.
+
+use std::fmt;
+
+/// Variant, name, meaning: one line each.
+macro_rules! notices {
+    ($($variant:ident $name:literal $meaning:literal;)+) => {
+        /// Names a log line. Prints as `outage_ended`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Notice {
+            $(#[doc = $meaning] $variant,)+
+        }
+
+        impl fmt::Display for Notice {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $name,)+ })
+            }
+        }
+    };
+}
+
+notices! {
+    // Start, work, end.
+    Starting "starting" "A relay or a consumer starts.";
+    Migrated "migrated" "`run --migrate` has migrated the outbox.";
+    AdminListening "admin_listening" "The admin address accepts probes and scrapes.";
+    Ready "ready" "The database has answered and the relay goes to work.";
+    CheckFinding "check_finding" "The check at start has a finding.";
+    Status "status" "Counts the backlog and what was published.";
+    Stopping "stopping" "The relay claims no more and drains.";
+    Stopped "stopped" "A relay or a service of the demo has stopped.";
+    Failed "failed" "The relay cannot start, or ends with an error.";
+
+    // Lanes and partitions.
+    LanesAssigned "lanes_assigned" "A relay has joined or left, and the lanes of this one have changed.";
+    EventsRecovered "events_recovered" "A worker has marked events that a former owner of its lanes had published.";
+    ProgressTopicCreated "progress_topic_created" "The topic of exactly-once progress was created.";
+    PartitionsAssigned "partitions_assigned" "A consumer got partitions.";
+    PartitionsRevoked "partitions_revoked" "A consumer gives partitions back.";
+
+    // Incidents.
+    OutageStarted "outage_started" "A server went away.";
+    OutageChanged "outage_changed" "An outage goes on for another reason.";
+    OutageEnded "outage_ended" "The server is back.";
+    TopicClosed "topic_closed" "A topic cannot be written, and its events are held.";
+    TopicReopened "topic_reopened" "A topic can be written again.";
+    RecordsUnacknowledged "records_unacknowledged" "Records were not acknowledged and are sent again.";
+    RecordsAcknowledged "records_acknowledged" "Records are acknowledged again.";
+    EventRefused "event_refused" "An event cannot be sent and needs a decision.";
+    Resolved "resolved" "The incident that began with the line of the same code is over.";
+
+    // Operators and retention.
+    PauseStarted "pause_started" "A pause is in force.";
+    PauseEnded "pause_ended" "A pause was resumed or has expired.";
+    Pruned "pruned" "Retention has removed old events.";
+}
