@@ -16,6 +16,8 @@ use event_outbox::notice::Notice;
 use crate::store::stats::{self, COUNT_LIMIT};
 use event_outbox::Names;
 use event_outbox::code::Code;
+use crate::store::stats;
+use crate::store::{Names, session};
 
 /// How long the count of the events that waited may take.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -171,18 +173,15 @@ impl Outages {
         self.open().get(&side).map(|incident| incident.reason.clone())
     }
 
-    /// A connection of its own: an incident may end while no other is open.
-    async fn waiting_events(&self) -> String {
+    /// Counts the pending events, up to [`stats::COUNT_LIMIT`]; `None` when the database does not answer. On a connection of its own: an
+    /// incident may end while no other is open.
+    async fn waiting_events(&self) -> Option<i64> {
         let counted = async {
             let mut conn = session::connect(&self.database, "outbox-relay outage", self.connect_timeout).await?;
             stats::backlog(&mut conn, &self.names).await
         };
-        let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await;
-        match counted.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-            Ok(backlog) if backlog.pending >= COUNT_LIMIT => format!("{COUNT_LIMIT}+"),
-            Ok(backlog) => backlog.pending.to_string(),
-            Err(_) => "unknown".to_owned(),
-        }
+        let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await.ok()?;
+        counted.ok().map(|backlog| backlog.pending)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
 use crate::store::session;
-use crate::store::stats::{self, Backlog, COUNT_LIMIT};
+use crate::store::stats::{self, Backlog};
 
 /// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.
 const APPLICATION: &str = "outbox-relay-status";
@@ -48,24 +48,99 @@ async fn count(shared: &Shared) -> Option<Backlog> {
 }
 
 fn log(shared: &Shared, published: u64, elapsed: Duration, backlog: Option<Backlog>) {
-    let rate = published as f64 / elapsed.as_secs_f64();
     let blocked = shared.blocked(None).unwrap_or_else(|| "nothing".to_owned());
-    let count = |count: Option<i64>| match count {
-        None => "unknown".to_owned(),
-        Some(count) if count >= COUNT_LIMIT => format!("{COUNT_LIMIT}+"),
-        Some(count) => count.to_string(),
-    };
-    tracing::info!(
-        notice = %Notice::Status,
-        published,
-        rate_per_s = format!("{rate:.1}"),
-        pending = count(backlog.map(|backlog| backlog.pending)),
-        oldest_s = backlog.and_then(|backlog| backlog.oldest).map_or(0, |oldest| oldest.as_secs()),
-        scheduled = count(backlog.map(|backlog| backlog.scheduled)),
-        held = count(backlog.map(|backlog| backlog.held)),
-        dead = count(backlog.map(|backlog| backlog.dead)),
-        lanes = shared.owned_lanes(),
-        blocked,
-        "status of relay and outbox"
-    );
+    let rate = published as f64 / elapsed.as_secs_f64();
+    Line { published, rate_per_s: (rate * 10.0).round() / 10.0, backlog, lanes: shared.owned_lanes(), blocked }.log();
+}
+
+struct Line {
+    published: u64,
+    rate_per_s: f64,
+    backlog: Option<Backlog>,
+    lanes: String,
+    blocked: String,
+}
+
+impl Line {
+    /// Logs numbers as numbers. Counts stop at [`stats::COUNT_LIMIT`]; what is not known is left out.
+    fn log(&self) {
+        let Self { published, rate_per_s, backlog, lanes, blocked } = self;
+        let oldest = backlog.map(|backlog| backlog.oldest.unwrap_or_default());
+        tracing::info!(
+            notice = %Notice::Status,
+            published,
+            rate_per_s,
+            pending = backlog.map(|backlog| backlog.pending),
+            oldest_s = oldest.map(|oldest| oldest.as_secs()),
+            scheduled = backlog.map(|backlog| backlog.scheduled),
+            held = backlog.map(|backlog| backlog.held),
+            dead = backlog.map(|backlog| backlog.dead),
+            lanes,
+            blocked,
+            "status of relay and outbox"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Mutex, PoisonError};
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// What a subscriber has written.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(backlog: Option<Backlog>) -> Value {
+        let (written, lanes) = (Written::default(), "0-7".to_owned());
+        let line = Line { published: 12, rate_per_s: 1.5, backlog, lanes, blocked: "nothing".to_owned() };
+        let writer = written.clone();
+        let lines = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(lines.finish(), || line.log());
+        let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        serde_json::from_slice(&bytes).expect("one line of JSON")
+    }
+
+    #[test]
+    fn every_number_of_the_status_line_is_a_number() {
+        let oldest = Some(Duration::from_secs(61));
+        let line = logged(Some(Backlog { pending: stats::COUNT_LIMIT, oldest, scheduled: 2, held: 3, dead: 4 }));
+        for (field, expected) in [
+            ("published", 12),
+            ("pending", stats::COUNT_LIMIT),
+            ("oldest_s", 61),
+            ("scheduled", 2),
+            ("held", 3),
+            ("dead", 4),
+        ] {
+            assert_eq!(line[field].as_i64(), Some(expected), "{field}: {line}");
+        }
+        assert_eq!(line["rate_per_s"].as_f64(), Some(1.5), "{line}");
+        assert_eq!(line["notice"], "status", "{line}");
+    }
+
+    #[test]
+    fn what_the_database_did_not_tell_is_left_out() {
+        let line = logged(None);
+        for field in ["pending", "oldest_s", "scheduled", "held", "dead"] {
+            assert!(line.get(field).is_none(), "{field}: {line}");
+        }
+        assert_eq!(line["published"].as_i64(), Some(12), "{line}");
+        assert_eq!(logged(Some(Backlog::default()))["oldest_s"].as_i64(), Some(0), "an outbox in which nothing waits");
+    }
 }

@@ -204,10 +204,10 @@ async fn the_status_line_tells_what_is_done_and_what_waits(
     let relay = outbox.relay(&kafka).with("RELAY_STATUS_INTERVAL", "1s").start("status")?;
     let status = relay
         .wait_for_line("status", |line| {
-            line["dead"] == "1" && line["held"] == "1" && line["scheduled"] == "1" && line["pending"] == "0"
+            line["dead"] == 1 && line["held"] == 1 && line["scheduled"] == 1 && line["pending"] == 0
         })
         .await;
-    ensure!(status["oldest_s"].is_u64() && status["rate_per_s"].is_string(), "{status}");
+    ensure!(status["oldest_s"].is_u64() && status["rate_per_s"].is_f64(), "{status}");
     ensure!(status["lanes"] == "0-15", "{status}");
     let blocked = status["blocked"].as_str().unwrap_or_default();
     ensure!(blocked.contains("never-created-for-status") && blocked.contains("does not exist"), "{status}");

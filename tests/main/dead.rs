@@ -283,7 +283,7 @@ async fn a_held_entity_goes_on_when_its_event_is_discarded_which_can_be_undone(
     ensure!(changed["changed"]["events"] == 1, "{changed}");
     let relay = outbox.relay(&kafka).with("RELAY_STATUS_INTERVAL", "1s").start("counts")?;
     outbox.until_settled().await;
-    relay.wait_for_line("status", |line| line["dead"] == "0" && line["held"] == "0").await;
+    relay.wait_for_line("status", |line| line["dead"] == 0 && line["held"] == 0).await;
 
     mend(&outbox).await?;
     let changed = json(&database, &["retry", "--discarded", "--entity", "a", "--yes"]).await?;

@@ -43,7 +43,7 @@ async fn told_once(relay: &RelayProcess, server: &str) -> anyhow::Result<()> {
     ensure!(started.len() == 1 && ended.len() == 1, "{started:?} {ended:?}");
     ensure!(started[0]["level"] == "WARN" && started[0]["next_step"].is_string(), "{started:?}");
     ensure!(ended[0]["level"] == "INFO" && ended[0]["lasted_ms"].is_u64(), "{ended:?}");
-    ensure!(ended[0]["events_waited"].as_str().is_some_and(|count| count.parse::<u64>().is_ok()), "{ended:?}");
+    ensure!(ended[0]["events_waited"].is_u64(), "{ended:?}");
     Ok(())
 }
 
@@ -60,7 +60,7 @@ async fn a_broker_that_is_down_at_the_start_is_waited_for(database: TestDatabase
     outbox.until_settled().await;
     told_once(&relay, "kafka").await?;
     let events_waited = told(&relay, ENDED, "kafka")[0]["events_waited"].clone();
-    ensure!(events_waited == "20", "{events_waited}");
+    ensure!(events_waited == 20, "{events_waited}");
     outbox.all_published().await?;
     outbox.reconcile(&kafka, ONCE).await
 }

@@ -46,7 +46,7 @@ async fn relays_whose_counts_are_slow_do_not_take_each_other_for_dead(
     tokio::time::sleep(Duration::from_secs(12)).await;
     lock.rollback().await?;
     for relay in &relays {
-        relay.wait_for_line("status", |line| line["pending"] == "0").await;
+        relay.wait_for_line("status", |line| line["pending"] == 0).await;
     }
     for (relay, before) in relays.iter().zip(before) {
         let told = relay.lines(SHARED_OUT).split_off(before);
