@@ -13,11 +13,10 @@ use crate::fault::{self, Fault};
 use crate::observe::health::{Cause, Reason, shortened};
 use crate::store::session;
 use event_outbox::notice::Notice;
-use crate::store::stats::{self, COUNT_LIMIT};
+
 use event_outbox::Names;
 use event_outbox::code::Code;
 use crate::store::stats;
-use crate::store::{Names, session};
 
 /// How long the count of the events that waited may take.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -3,7 +3,8 @@
 //! Each INFO line has one. A WARN or ERROR line has one when its code depends on the cause: the code names the cause, the notice names the
 //! line. A WARN or ERROR line of which the code says enough has none.
 //!
-//! A new one is a line here and a row in the documents' table of log lines.
+//! A new one is a line here and a row in the documents' table of log lines. Tests find a line without a notice, a notice that nothing logs,
+//! and a row that is missing.
 
 use std::fmt;
 
@@ -21,6 +22,11 @@ macro_rules! notices {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(match self { $(Self::$variant => $name,)+ })
             }
+        }
+
+        impl Notice {
+            /// Every notice.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
         }
     };
 }
