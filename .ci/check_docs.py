@@ -15,6 +15,7 @@ CODE_BLOCK = re.compile(r"^( *)```.*?^\1```$", re.S | re.M)
 HTML_COMMENT = re.compile(r"<!--.*?-->", re.S)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]*)\)")
+GENERATED = re.compile(r"<!-- outbox-relay reference -->.*?<!-- end -->", re.S)
 HEADING = re.compile(r"^#{1,6} (.+?)\s*$", re.M)
 TEST = re.compile(r"(?:[a-z0-9_]+::)*([a-z0-9]+(?:_[a-z0-9]+){3,})")
 RUST_PATH = re.compile(r"[A-Za-z_]\w*(?:::[A-Za-z_]\w*)+")
@@ -160,7 +161,8 @@ def tables(page, text):
 
 
 def sentences(text):
-    """The sentences of a page, without markup: of paragraphs, list items and cells of tables."""
+    """The sentences of a page, without markup: of paragraphs, list items and cells of tables. Not those that the binary writes."""
+    text = GENERATED.sub("", text)
     text = re.sub(r"^\|[-| ]+\|$", "", prose(text), flags=re.M)
     text = HEADING.sub("", text)
     blocks = re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.) |\||^> ", text, flags=re.M)

@@ -86,13 +86,16 @@ fn help(page: &mut String, command: &mut clap::Command) {
 }
 
 fn metrics() -> String {
-    let mut page = "| metric | kind | meaning |\n|---|---|---|\n".to_owned();
-    let text = Metrics::default().render().unwrap_or_default();
+    let mut page = "| metric | kind | labels | meaning |\n|---|---|---|---|\n".to_owned();
+    let text = Metrics::with_samples().render().unwrap_or_default();
     let lines = || text.lines();
     for (name, meaning) in lines().filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' ')) {
         let kind = lines().find_map(|line| line.strip_prefix("# TYPE ")?.strip_prefix(name)?.strip_prefix(' '));
-        let (kind, meaning) = (kind.unwrap_or_default(), cell(meaning));
-        let _ = writeln!(page, "| `{name}` | {kind} | {meaning} |");
+        let sample = lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.split_once('}'));
+        let labels = sample.map_or("", |(labels, _)| labels).split(',').filter_map(|label| label.split_once('='));
+        let labels: Vec<&str> = labels.map(|(label, _)| label).collect();
+        let (kind, labels, meaning) = (kind.unwrap_or_default(), labels.join(", "), cell(meaning));
+        let _ = writeln!(page, "| `{name}` | {kind} | {labels} | {meaning} |");
     }
     page
 }

@@ -29,10 +29,10 @@ const OTHER_TOPICS: &str = "other/";
 type Named = (&'static str, &'static str);
 
 const BUILD: Named = ("build_info", "Always 1; the version is a label");
-const PUBLISHED: Named = ("published_events", "Events that this relay has marked PUBLISHED");
+const PUBLISHED: Named = ("published_events", "Events that this relay has marked PUBLISHED; the rate of it is the publish rate");
 const ACKNOWLEDGED: Named = (
     "acknowledged_records",
-    "Records that all in-sync replicas have acknowledged, by topic; one that was sent again counts again",
+    "Records that all in-sync replicas have acknowledged; one that was sent again counts again. 50 topics have a label, the others share other/",
 );
 const BATCHES: Named = ("batches", "Batches that were settled");
 const LATENCY: Named = (
@@ -41,18 +41,18 @@ const LATENCY: Named = (
 );
 const FAILURES: Named = (
     "failures",
-    "Failures by class: events of their own fault (row), topics that were found closed (destination), turns that waited for a server (outage) or for an operator (operator)",
+    "Failures by class: row, events refused by their own fault; destination, topics found closed; outage, cycles that met a server that was away; operator, cycles that met something that somebody has to change",
 );
-const LANES: Named = ("lanes", "Lanes of the outbox");
-const OWNED: Named = ("owned_lanes", "Lanes that are this relay's share");
+const LANES: Named = ("lanes", "Lanes of the whole outbox");
+const OWNED: Named = ("owned_lanes", "Lanes that are this relay's share; zero where there are more workers than lanes");
 const UNSCANNED: Named =
-    ("unscanned_events", "Event ids that were drawn and that claims have not reached yet, by worker");
+    ("unscanned_events", "Event ids that were allocated and that claims have not reached yet");
 const PENDING: Named = ("pending_events", "Events of the whole outbox that can be claimed; counting stops at 1000000");
-const OLDEST: Named = ("oldest_pending_seconds", "Age of the first of them");
-const SCHEDULED: Named = ("scheduled_events", "Events whose time has not come");
-const HELD: Named = ("held_events", "Events that wait for a topic, an entity or the end of a pause");
-const DEAD: Named = ("dead_events", "Events that need a decision");
-const PAUSES: Named = ("pauses", "Pauses in force, by what they pause");
+const OLDEST: Named = ("oldest_pending_seconds", "Age of the oldest event of the whole outbox that can be claimed");
+const SCHEDULED: Named = ("scheduled_events", "Events of the whole outbox whose available_at has not come");
+const HELD: Named = ("held_events", "Events of the whole outbox that wait for a topic, an entity or the end of a pause");
+const DEAD: Named = ("dead_events", "Events of the whole outbox that need a decision");
+const PAUSES: Named = ("pauses", "Pauses in force, of everything, of topics, of entities");
 const DEAD_TUPLES: Named =
     ("dead_tuples", "Dead rows of the outbox table that vacuum has not removed, as Postgres estimates");
 const LIVE_TUPLES: Named = ("live_tuples", "Live rows of the outbox table, as Postgres estimates");
@@ -265,6 +265,14 @@ impl Metrics {
         for cause in Cause::OF_STALL {
             self.stalled.get_or_create(&[("cause", cause.word())]).set(i64::from(why == Some(cause)));
         }
+    }
+
+    /// Returns metrics that have a sample each, for the reference: a family without one is not rendered.
+    pub(crate) fn with_samples() -> Self {
+        let metrics = Self::default();
+        metrics.acknowledged("order-events", 0);
+        metrics.set_unscanned(0, 0);
+        metrics
     }
 
     /// Everything in Prometheus' text format, version 0.0.4.
