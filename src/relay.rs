@@ -194,7 +194,7 @@ pub(crate) struct Fixed {
 
 /// Waits for the database, then reads what is fixed of the outbox.
 async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fixed, RelayError> {
-    let mut pause = pace::Backoff::default();
+    let mut backoff = pace::backoff();
     loop {
         let connected = session::connect(&options.database, &options.application_name(), options.connect_timeout).await;
         let failed = match connected {
@@ -212,7 +212,7 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
         if let Some(reason) = outages.reason(Side::Postgres) {
             options.vitals.health.set(Readiness::Unready(reason));
         }
-        tokio::time::sleep(pause.next()).await;
+        tokio::time::sleep(backoff.pause()).await;
     }
 }
 

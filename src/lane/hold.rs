@@ -13,6 +13,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use event_outbox::backoff::Backoff;
+
 /// What a hold names, besides its lane.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum HoldValue {
@@ -83,8 +85,8 @@ pub(crate) struct Held {
     pub(crate) lane: i16,
     /// Its causes are gone: a walk publishes what waited.
     pub(crate) is_releasing: bool,
-    /// When a locked event is looked at again, and after which pause.
-    pub(crate) look: Option<(Instant, Duration)>,
+    /// When a locked event is looked at again, and the pauses after that.
+    pub(crate) look: Option<(Instant, Backoff)>,
     /// Where its record is in the table of holds; `None`: not stored yet.
     pub(crate) place: Option<HoldPlace>,
 }
@@ -96,8 +98,8 @@ const LONGEST_LOOK: Duration = Duration::from_secs(1);
 impl Held {
     /// Looks again after a longer pause.
     pub(crate) fn look_later(&mut self, now: Instant) {
-        let pause = self.look.map_or(FIRST_LOOK, |(_, pause)| (pause * 2).min(LONGEST_LOOK));
-        self.look = Some((now + pause, pause));
+        let mut backoff = self.look.map_or_else(|| Backoff::new(FIRST_LOOK, LONGEST_LOOK), |(_, backoff)| backoff);
+        self.look = Some((now + backoff.pause(), backoff));
     }
 }
 

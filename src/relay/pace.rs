@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rand::Rng;
+use event_outbox::backoff::Backoff;
 
 /// The shortest pause of a worker that found nothing.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -33,33 +33,13 @@ impl Pace {
     }
 }
 
-/// Pauses between attempts to reach a server: doubled, capped, jittered.
-#[derive(Debug)]
-pub(crate) struct Backoff {
-    pause: Duration,
-}
-
+/// The pauses of a worker that cannot work, and of a relay that cannot start.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { pause: FIRST_PAUSE }
-    }
-}
-
-impl Backoff {
-    /// The next pause.
-    pub(crate) fn next(&mut self) -> Duration {
-        let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        pause
-    }
-
-    /// It worked.
-    pub(crate) fn reset(&mut self) {
-        *self = Self::default();
-    }
+/// Returns the pauses between attempts to reach a server.
+pub(crate) fn backoff() -> Backoff {
+    Backoff::new(FIRST_PAUSE, LONGEST_PAUSE)
 }
 
 #[cfg(test)]
@@ -86,17 +66,5 @@ mod tests {
     #[test]
     fn a_poll_interval_below_the_shortest_pause_is_kept() {
         assert_eq!(Pace::new(Duration::from_micros(10)).empty(), Duration::from_micros(10));
-    }
-
-    #[test]
-    fn back_off_grows_to_its_cap_and_starts_over() {
-        let mut backoff = Backoff::default();
-        assert!(backoff.next() <= FIRST_PAUSE);
-        for _ in 0..20 {
-            assert!(backoff.next() <= LONGEST_PAUSE);
-        }
-        assert!(backoff.next() >= LONGEST_PAUSE / 2);
-        backoff.reset();
-        assert!(backoff.next() <= FIRST_PAUSE);
     }
 }

@@ -26,13 +26,14 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 
+use event_outbox::backoff::Backoff;
 use crate::fault::Class;
 use crate::lane::LaneRange;
 use crate::observe::health::Pulse;
 use event_outbox::notice::Notice;
 use crate::relay::exactly_once::{Ownership, class_of, describe_transaction, transactions_of};
 use crate::relay::outage::{Party, Side};
-use crate::relay::pace::{Backoff, Pace};
+use crate::relay::pace::{self, Pace};
 use crate::relay::shared::Shared;
 use crate::sink::producer::KafkaProducer;
 use crate::sink::transactions::TransactionError;
@@ -72,7 +73,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         budget: Budget::new(shared.options.batch_size),
         ownership: Ownership::new(shared.progress.name(), shared.id, index),
         pace: Pace::new(shared.options.poll_interval),
-        backoff: Backoff::default(),
+        backoff: pace::backoff(),
         shared,
     };
     let pulse = worker.pulse();
@@ -106,7 +107,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
             }
             Err(error) => {
                 worker.failed(error);
-                worker.backoff.next()
+                worker.backoff.pause()
             }
         };
         tokio::select! {

@@ -11,7 +11,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rand::Rng;
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -20,6 +19,7 @@ use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use tokio::sync::{mpsc, watch};
 
+use event_outbox::backoff::Backoff;
 use crate::fault::{self, Class, Fault};
 use crate::sink::client::ClientSettings;
 use crate::sink::delivery::log_line;
@@ -230,10 +230,9 @@ impl Broker {
         doubts: &mut mpsc::UnboundedReceiver<Doubt>,
         mut tell: impl FnMut(Doubt),
     ) {
-        let (down_at, mut pause) = (Instant::now(), RETRY_MIN);
+        let (down_at, mut backoff) = (Instant::now(), Backoff::new(RETRY_MIN, RETRY_MAX));
         loop {
-            let jitter = rand::rng().random_range(0.75..1.0);
-            tokio::time::sleep(pause.mul_f64(jitter)).await;
+            tokio::time::sleep(backoff.pause()).await;
             self.renew_client(down_at);
             if self.answers(topics).await {
                 return;
@@ -242,7 +241,6 @@ impl Broker {
             if let Some(doubt) = raised.filter(|doubt| doubt.tells > Tells::Nothing) {
                 tell(doubt);
             }
-            pause = (pause * 2).min(RETRY_MAX);
         }
     }
 

@@ -7,9 +7,11 @@
 //! - [`schemas`]: payloads checked against JSON Schema (feature `schema`)
 //! - [`envelope`], [`route`]: from an event to a record and its topic; pure
 //! - [`ledger`]: compares what was committed with what a topic holds; pure
+//! - [`backoff`]: pauses between attempts
 //! - [`names`]: the tables of one outbox; [`schema`]: their migrations
 //! - [`code`]: the codes of warnings and errors; [`notice`]: the names of log lines
 
+pub mod backoff;
 pub mod code;
 pub mod consumer;
 pub mod envelope;

@@ -1,8 +1,8 @@
-//! What is known of topics, in memory. Pure: answers of the cluster and the time go in, states come out.
+//! What is known of topics, in memory. Pure, apart from the jitter of a pause: answers of the cluster and the time go in, states come out.
 //!
 //! States of a topic: unknown -> writable | closed (by the cluster's answer), closed -> writable (by a later answer),
 //! writable -> refused (it refused a record) -> on trial (the pause is over and the cluster shows it) -> writable (it took a record)
-//! or refused again, for twice as long.
+//! or refused again, for about twice as long.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::{TopicState, closed};
+use event_outbox::backoff::Backoff;
 
 /// A topic that refused a record is tried again after this long, then after twice as long, up to the longest.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(2);
@@ -45,7 +46,7 @@ enum State {
     Unknown,
     Writable,
     Closed(RDKafkaErrorCode),
-    Refused { until: Instant, pause: Duration },
+    Refused { until: Instant, backoff: Backoff },
 }
 
 #[derive(Debug)]
@@ -253,12 +254,12 @@ impl Table {
     /// The topic refused a record.
     pub(super) fn refused(&mut self, topic: &str, now: Instant) {
         let entry = self.entries.entry(topic.to_owned()).or_insert_with(|| Entry::new(now));
-        let pause = match entry.state {
+        let mut backoff = match entry.state {
             State::Refused { until, .. } if until > now => return,
-            State::Refused { pause, .. } => (pause * 2).min(REFUSAL_PAUSE_LONGEST),
-            _ => REFUSAL_PAUSE,
+            State::Refused { backoff, .. } => backoff,
+            _ => Backoff::new(REFUSAL_PAUSE, REFUSAL_PAUSE_LONGEST),
         };
-        entry.state = State::Refused { until: now + pause, pause };
+        entry.state = State::Refused { until: now + backoff.pause(), backoff };
         entry.recount = true;
     }
 

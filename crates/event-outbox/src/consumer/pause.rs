@@ -1,26 +1,22 @@
-//! Between two attempts: ever longer pauses with jitter, told once.
+//! The pauses between two attempts with an event, told once.
 
 use std::time::Duration;
 
-use rand::Rng;
-
+use crate::backoff::Backoff;
 use crate::consumer::runtime::Retry;
 
 pub(super) struct Pause {
-    next: Duration,
-    longest: Duration,
+    backoff: Backoff,
     told: bool,
 }
 
 impl Pause {
     pub(super) fn of(retry: &Retry) -> Self {
-        Self { next: retry.first_pause, longest: retry.longest_pause, told: false }
+        Self { backoff: Backoff::new(retry.first_pause, retry.longest_pause), told: false }
     }
 
     pub(super) fn next(&mut self) -> Duration {
-        let pause = self.next.mul_f64(rand::rng().random_range(0.5..1.0));
-        self.next = (self.next * 2).min(self.longest);
-        pause
+        self.backoff.pause()
     }
 
     pub(super) fn tell_first(&mut self, tell: impl FnOnce()) {
