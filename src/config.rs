@@ -37,6 +37,7 @@ mod tests;
 
 pub use admin::AdminSettings;
 pub use database::DatabaseSettings;
+pub use duration::{GivenDuration, NotADuration};
 pub use kafka::{KafkaSettings, PropertyValue};
 pub use log::{LogFormat, LogSettings};
 pub use mistake::{ConfigError, Mistake};

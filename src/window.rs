@@ -15,7 +15,7 @@ use rdkafka::error::KafkaError;
 use sqlx::PgConnection;
 
 use crate::check::routes;
-use crate::config::KafkaSettings;
+use crate::config::{GivenDuration, KafkaSettings};
 use crate::sink::reader::{ANSWER_WITHIN, Reader};
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
@@ -23,7 +23,7 @@ use event_outbox::route::TopicTemplate;
 /// For how long a topic keeps what is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kept {
-    For(Duration),
+    For(GivenDuration),
     Forever,
 }
 
@@ -39,13 +39,13 @@ impl Kept {
             return Some(Self::Forever);
         }
         let ms: i64 = retention_ms.parse().ok()?;
-        Some(u64::try_from(ms).map_or(Self::Forever, |ms| Self::For(Duration::from_millis(ms))))
+        Some(u64::try_from(ms).map_or(Self::Forever, |ms| Self::For(Duration::from_millis(ms).into())))
     }
 
     /// True when something is still there that is no longer remembered.
-    pub(crate) fn outlasts(self, window: Duration) -> bool {
+    pub(crate) fn outlasts(self, window: GivenDuration) -> bool {
         match self {
-            Self::For(kept) => kept > window,
+            Self::For(kept) => *kept > *window,
             Self::Forever => true,
         }
     }
@@ -54,15 +54,10 @@ impl Kept {
 impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::For(kept) => f.write_str(&shown(*kept)),
+            Self::For(kept) => kept.fmt(f),
             Self::Forever => f.write_str("ever"),
         }
     }
-}
-
-/// Exactly: two numbers that are compared must not look the same.
-fn shown(time: Duration) -> String {
-    humantime::format_duration(time).to_string()
 }
 
 /// What lets a duplicate in.
@@ -72,13 +67,12 @@ pub(crate) struct Breach {
     pub(crate) topic: Option<String>,
     pub(crate) dead_letters: bool,
     pub(crate) kept: Kept,
-    pub(crate) window: Duration,
+    pub(crate) window: GivenDuration,
 }
 
 impl fmt::Display for Breach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { topic, dead_letters, kept, window } = self;
-        let window = shown(*window);
         match (topic, dead_letters) {
             (Some(topic), false) => {
                 write!(
@@ -119,8 +113,8 @@ pub(crate) enum Unknown {
 pub(crate) struct Question<'a> {
     pub(crate) names: &'a Names,
     pub(crate) template: &'a TopicTemplate,
-    pub(crate) window: Duration,
-    pub(crate) dead_letter_horizon: Option<Duration>,
+    pub(crate) window: GivenDuration,
+    pub(crate) dead_letter_horizon: Option<GivenDuration>,
 }
 
 impl Question<'_> {
@@ -199,10 +193,10 @@ mod tests {
     #[test]
     fn what_is_never_deleted_outlasts_every_window() {
         let week = Kept::of("delete", "604800000").expect("a time");
-        assert_eq!(week, Kept::For(DAY * 7));
-        assert!(week.outlasts(DAY * 6) && !week.outlasts(DAY * 7));
+        assert_eq!(week, Kept::For((DAY * 7).into()));
+        assert!(week.outlasts((DAY * 6).into()) && !week.outlasts((DAY * 7).into()));
         for forever in [Kept::of("delete", "-1"), Kept::of("compact", "604800000")] {
-            assert!(forever.expect("a time").outlasts(DAY * 10_000));
+            assert!(forever.expect("a time").outlasts((DAY * 10_000).into()));
         }
         assert_eq!(Kept::of("compact, delete", "604800000"), Some(week));
         assert_eq!(Kept::of("delete", "soon"), None);
@@ -217,9 +211,9 @@ mod tests {
 
     #[test]
     fn a_breach_is_told_with_its_numbers() {
-        let breach =
-            Breach { topic: Some("t".to_owned()), dead_letters: false, kept: Kept::For(DAY * 7), window: DAY * 2 };
+        let (kept, window) = (Kept::For((DAY * 90).into()), "48h".parse().expect("a duration"));
+        let breach = Breach { topic: Some("t".to_owned()), dead_letters: false, kept, window };
         let told = breach.to_string();
-        assert!(told.contains("topic t keeps events for 7") && told.contains("for 2"), "{told}");
+        assert!(told.contains("topic t keeps events for 90d ") && told.ends_with(" for 48h"), "{told}");
     }
 }

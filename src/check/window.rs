@@ -46,7 +46,7 @@ pub(super) fn window(name: &str, topic: Topic, processed_ms: Option<f64>, names:
     let (processed, oldest) = (processed_ms?, topic.oldest_ms? as f64);
     let forgotten = (processed - oldest) / 1000.0;
     let kept = match topic.kept {
-        Some(Kept::For(kept)) => span(kept.as_secs_f64()),
+        Some(Kept::For(kept)) => kept.to_string(),
         Some(Kept::Forever) => "all time".to_owned(),
         None => "an unknown time".to_owned(),
     };

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
-use crate::config::Settings;
+use crate::config::{GivenDuration, Settings};
 use crate::store::pauses::{self, Pause as Paused, Scope};
 use event_outbox::route;
 
@@ -136,8 +136,11 @@ impl Pause {
         if in_force {
             return Ok(());
         }
-        Err(Failure::finding(format!("a batch that began before the pause is still in flight after {longest:?}"))
-            .hint("the pause is in force for everything else; see pg_locks for who holds the lane"))
+        Err(Failure::finding(format!(
+            "a batch that began before the pause is still in flight after {}",
+            GivenDuration::from(longest)
+        ))
+        .hint("the pause is in force for everything else; see pg_locks for who holds the lane"))
     }
 }
 

@@ -9,7 +9,7 @@ use super::confirm::Confirm;
 use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
-use crate::config::{Needs, Retention, Settings, Sources};
+use crate::config::{GivenDuration, Needs, Retention, Settings, Sources};
 use crate::store::audit::{self, Entry};
 use crate::store::retention::{self, Removal};
 use crate::window::{self, Breach, Question, Unknown};
@@ -33,11 +33,11 @@ pub(crate) struct Prune {
     #[arg(long)]
     mode: Option<Mode>,
     /// How long after they were published, for example 7d [default: RELAY_RETENTION_AFTER]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    after: Option<Duration>,
+    #[arg(long, value_name = "DURATION")]
+    after: Option<GivenDuration>,
     /// Also delete rows of the consumers' table that are older than this [default: RELAY_PROCESSED_RETENTION]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    processed_after: Option<Duration>,
+    #[arg(long, value_name = "DURATION")]
+    processed_after: Option<GivenDuration>,
     /// Delete rows of the consumers' table although topics still hold their events, or nobody knows: duplicates may be applied. Takes a
     /// --reason
     #[arg(long, requires = "reason")]
@@ -84,11 +84,11 @@ impl Prune {
         let counting = |removal| if self.confirm.dry_run { Removal::Count } else { removal };
         let mut removed = 0;
         if let Some(removal) = removal {
-            removed = outbox(&mut target, counting(removal), after).await?;
+            removed = outbox(&mut target, counting(removal), *after).await?;
         }
         let mut processed = 0;
         if let Some(after) = processed_after {
-            processed = inbox(&mut target, counting(Removal::Delete), after).await?;
+            processed = inbox(&mut target, counting(Removal::Delete), *after).await?;
         }
         if !self.confirm.dry_run {
             let filter = json!({
@@ -115,17 +115,15 @@ impl Prune {
     fn described(
         &self,
         removal: Option<Removal>,
-        after: Duration,
-        processed_after: Option<Duration>,
+        after: GivenDuration,
+        processed_after: Option<GivenDuration>,
         shown: &str,
     ) -> String {
-        let ago = |duration| humantime::format_duration(duration).to_string();
         let events = removal.map(|removal| {
             let verb = if removal == Removal::Archive { "Archive" } else { "Delete" };
-            format!("{verb} events published more than {} ago from {shown}", ago(after))
+            format!("{verb} events published more than {after} ago from {shown}")
         });
-        let processed =
-            processed_after.map(|after| format!("delete what consumers applied more than {} ago", ago(after)));
+        let processed = processed_after.map(|after| format!("delete what consumers applied more than {after} ago"));
         events.into_iter().chain(processed).collect::<Vec<_>>().join(", ")
     }
 }
@@ -135,7 +133,7 @@ async fn wide_enough(
     target: &mut Target,
     settings: &Settings,
     sources: Sources,
-    window: Duration,
+    window: GivenDuration,
 ) -> Result<(), Failure> {
     const REFUSED: &str = "rows of the consumers' table are not deleted";
     let force = "--force --reason … deletes them all the same";

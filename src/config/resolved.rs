@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ::config::{Config, Map, Value, ValueKind};
 
+use super::duration::GivenDuration;
 use super::layer::{KAFKA, Layer};
 use super::mistake::{Mistake, nearest};
 use super::setting::{Kind, Setting};
@@ -151,8 +152,13 @@ impl Resolved {
     }
 
     pub(super) fn duration(&mut self, name: &str) -> Option<Duration> {
+        self.given_duration(name).map(GivenDuration::length)
+    }
+
+    /// For a duration that people are shown.
+    pub(super) fn given_duration(&mut self, name: &str) -> Option<GivenDuration> {
         self.required(name, |kind, text| match (kind, duration::parse(text)) {
-            (Kind::Duration { min, max }, Some(value)) if (min..=max).contains(&&value) => Ok(value),
+            (Kind::Duration { min, max }, Some(value)) if (min..=max).contains(&&*value) => Ok(value),
             _ => Err(String::new()),
         })
     }
@@ -199,7 +205,7 @@ fn wrong(setting: &Setting, given: Given, problem: String) -> Mistake {
 fn canonical(kind: &Kind, text: &str) -> String {
     match kind {
         Kind::Bytes { .. } => bytes::parse(text).map(|number| number.to_string()),
-        Kind::Duration { .. } => duration::parse(text).map(duration::shown),
+        Kind::Duration { .. } => duration::parse(text).map(|given| format!("{:?}", given.length())),
         _ => None,
     }
     .unwrap_or_else(|| text.to_owned())

@@ -1,8 +1,8 @@
 //! How long published events and applied ones are kept.
 
 use std::str::FromStr;
-use std::time::Duration;
 
+use super::duration::GivenDuration;
 use super::resolved::Resolved;
 use super::setting::Kind;
 
@@ -36,19 +36,19 @@ pub struct RetentionSettings {
     /// What becomes of published events.
     pub outbox: Retention,
     /// How long after they were published.
-    pub after: Duration,
+    pub after: GivenDuration,
     /// After how long rows of the consumers' table are deleted; never without it.
-    pub processed_after: Option<Duration>,
+    pub processed_after: Option<GivenDuration>,
     /// How long a dead letter of a consumer may come back, where its topic does not tell.
-    pub dead_letter_horizon: Option<Duration>,
+    pub dead_letter_horizon: Option<GivenDuration>,
 }
 
 impl RetentionSettings {
     pub(super) fn read(from: &mut Resolved) -> Option<Self> {
         let outbox = from.word("retention");
-        let after = from.duration("retention_after");
+        let after = from.given_duration("retention_after");
         let duration = |kind: &Kind, text: &str| match (kind, super::duration::parse(text)) {
-            (Kind::Duration { min, max }, Some(value)) if (min..=max).contains(&&value) => Ok(value),
+            (Kind::Duration { min, max }, Some(value)) if (min..=max).contains(&&*value) => Ok(value),
             _ => Err(String::new()),
         };
         let processed_after = from.optional("processed_retention", duration);

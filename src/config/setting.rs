@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::duration::shown;
+use super::duration::GivenDuration;
 
 /// One setting: its name in TOML and in flags, what it accepts, and its default.
 #[derive(Debug)]
@@ -105,7 +105,8 @@ impl Kind {
             Kind::Integer { min, max } => format!("an integer from {min} to {max}"),
             Kind::Bytes { min, max } => format!("{min} to {max} bytes, such as 16777216, 512KB or 16MiB"),
             Kind::Duration { min, max } => {
-                format!("a duration with its unit from {} to {}, such as 250ms or 1m", shown(*min), shown(*max))
+                let [min, max] = [*min, *max].map(GivenDuration::from);
+                format!("a duration with its unit from {min} to {max}, such as 250ms or 1m")
             }
             Kind::Boolean => "true or false".into(),
             Kind::OneOf(words) => format!("one of {}", words.join(", ")),

@@ -144,9 +144,9 @@ fn every_setting_takes_its_value() {
     let day = Duration::from_secs(86_400);
     let kept = RetentionSettings {
         outbox: Retention::Archive,
-        after: day * 90,
-        processed_after: Some(day * 7305 / 2),
-        dead_letter_horizon: Some(day * 60),
+        after: (day * 90).into(),
+        processed_after: Some((day * 7305 / 2).into()),
+        dead_letter_horizon: Some((day * 60).into()),
     };
     assert_eq!(settings.relay.retention, kept);
     assert!(!settings.database.prepared_statements);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 
-use crate::config::{Retention, RetentionSettings};
+use crate::config::{GivenDuration, Retention, RetentionSettings};
 use crate::fault::{self, Class};
 use event_outbox::notice::Notice;
 use crate::relay::outage::describe;
@@ -57,7 +57,7 @@ struct Pruner {
 /// Prunes until `stop` becomes true.
 pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut stop: watch::Receiver<bool>) {
     let now = Instant::now();
-    let interval = (settings.after / 10).clamp(Duration::from_secs(1), Duration::from_secs(10));
+    let interval = (*settings.after / 10).clamp(Duration::from_secs(1), Duration::from_secs(10));
     let mut pruner = Pruner {
         shared,
         settings,
@@ -116,16 +116,16 @@ impl Pruner {
             && Instant::now() >= self.processed_at
         {
             if self.window_is_wide_enough(&mut conn, after).await? {
-                self.walk_processed(&mut conn, after).await?;
+                self.walk_processed(&mut conn, *after).await?;
             }
-            let interval = (after / 24).clamp(Duration::from_secs(1), Duration::from_secs(3600));
+            let interval = (*after / 24).clamp(Duration::from_secs(1), Duration::from_secs(3600));
             self.processed_at = Instant::now() + interval;
         }
         Ok(())
     }
 
     /// What a topic can still give to consumers is not forgotten. Asked anew before each walk: a topic's retention may have changed.
-    async fn window_is_wide_enough(&self, conn: &mut PgConnection, window: Duration) -> Result<bool, sqlx::Error> {
+    async fn window_is_wide_enough(&self, conn: &mut PgConnection, window: GivenDuration) -> Result<bool, sqlx::Error> {
         let options = &self.shared.options;
         let dead_letter_horizon = self.settings.dead_letter_horizon;
         let question = Question { names: &options.names, template: &options.topic, window, dead_letter_horizon };
@@ -174,7 +174,7 @@ impl Pruner {
         loop {
             let started = Instant::now();
             let names = &self.shared.options.names;
-            let step = within(retention::step(conn, names, removal, self.settings.after, at, STEP)).await?;
+            let step = within(retention::step(conn, names, removal, *self.settings.after, at, STEP)).await?;
             let Some(step) = step else { return Ok(()) };
             self.removed += step.removed;
             met_young |= step.young || step.walked < STEP;

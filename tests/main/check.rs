@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use lab::kafka::RealKafka;
 use lab::pgbouncer::PgBouncer;
-use lab::{Missing, Outbox, Relay, SOON, TestDatabase, eventually, options_for_tests, trials};
+use lab::{Missing, Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, options_for_tests, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
@@ -346,7 +346,7 @@ async fn consumers_that_remember_less_than_the_topic_keeps_are_found(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
-    outbox.create_topic(&kafka).await?;
+    kafka.create_topic(&outbox.topic, PARTITIONS, &[("retention.ms", "7776000000")]).await?;
     let producer: BaseProducer = kafka.client().create()?;
     let three_hours_ago = chrono::Utc::now().timestamp_millis() - 3 * 3_600_000;
     producer
@@ -357,7 +357,8 @@ async fn consumers_that_remember_less_than_the_topic_keeps_are_found(
     let none_yet = findings(&relay).await?;
     ensure!(!none_yet.contains_key("processed-window"), "{none_yet:?}");
     outbox.execute("select event_once('billing', gen_random_uuid())").await?;
-    expect(&relay, "processed-window", "warning").await?;
+    let forgets = expect(&relay, "processed-window", "warning").await?;
+    ensure!(forgets["sentence"].as_str().is_some_and(|sentence| sentence.contains(" 90d,")), "{forgets}");
     outbox.execute("update processed_events set processed_at = now() - interval '4 hours'").await?;
     let long_enough = findings(&relay).await?;
     ensure!(!long_enough.contains_key("processed-window"), "{long_enough:?}");

@@ -29,10 +29,6 @@ impl Backoff {
     }
 
     /// Starts over, because an attempt has succeeded.
-    #[cfg_attr(
-        not(any(feature = "relay", test)),
-        expect(dead_code, reason = "a consumer makes a new one for each event")
-    )]
     pub fn reset(&mut self) {
         self.next = self.first;
     }
