@@ -7,6 +7,7 @@ use super::finding::Finding;
 use super::kafka::{Cluster, value};
 use super::rights;
 use crate::config::{Delivery, Settings};
+use crate::fault::{self, Class};
 use crate::sink::client::ClientSettings;
 use crate::sink::progress::METADATA_MAX_BYTES;
 use crate::sink::transactions::{ProgressGroup, TransactionError};
@@ -60,10 +61,15 @@ pub(super) async fn kafka(cluster: &Cluster, settings: &Settings, identity: Iden
     // An id of its own: only another check fences this one, and that it could be fenced is all that was asked.
     let fenced = group.fence(&format!("{name}.check"), settings.relay.publish_timeout).await;
     if let Err(error @ (TransactionError::Kafka(_) | TransactionError::Topic { .. })) = fenced {
-        findings.push(refused(&error, "transactions", &format!("--transactional-id {name}"), "Write"));
+        findings.push(refused(
+            &error,
+            "transactions",
+            &format!("--transactional-id {name}"),
+            "--operation Write --operation Describe",
+        ));
     }
     if let Err(error) = group.read(vec![0]).await {
-        findings.push(refused(&error, "the group of the progress", &format!("--group {name}"), "Read"));
+        findings.push(refused(&error, "the group of the progress", &format!("--group {name}"), "--operation Read"));
     }
     findings.extend(brokers(cluster).await);
     findings
@@ -94,16 +100,21 @@ async fn topic(cluster: &Cluster, name: &str, lanes: u16) -> Option<Finding> {
     }
 }
 
-fn refused(error: &TransactionError, what: &str, resource: &str, operation: &str) -> Finding {
+fn refused(error: &TransactionError, what: &str, resource: &str, operations: &str) -> Finding {
     use RDKafkaErrorCode::{GroupAuthorizationFailed, TransactionalIdAuthorizationFailed};
     match error.code() {
         Some(TransactionalIdAuthorizationFailed | GroupAuthorizationFailed) => Finding::error(
             Code::TransactionsUnauthorized,
             format!("RELAY_DELIVERY is exactly_once, and the relay's user has no right to {what}."),
             format!(
-                "kafka-acls.sh --bootstrap-server … --add --allow-principal User:… --operation {operation} \
+                "kafka-acls.sh --bootstrap-server … --add --allow-principal User:… {operations} \
                  {resource} --resource-pattern-type prefixed"
             ),
+        ),
+        Some(code) if fault::of_kafka(code).class == Class::Operator => Finding::error(
+            fault::of_kafka(code).code,
+            format!("RELAY_DELIVERY is exactly_once, and the brokers refuse {what} ({code:?})."),
+            fault::of_kafka(code).next_step,
         ),
         code => Finding::error(
             Code::TransactionsUnusable,

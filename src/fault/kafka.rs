@@ -130,6 +130,7 @@ pub(super) const TABLE: &[Entry] = &[
             Code::UnknownProducerId,
             Code::ProducerFenced,
             Code::Fenced,
+            Code::InvalidTransactionalState,
             Code::Inconsistent,
             Code::State,
             Code::BrokerDestroy,
@@ -179,6 +180,16 @@ pub(super) const TABLE: &[Entry] = &[
             "mend the topic's name in RELAY_TOPIC or in the row's topic column",
         ),
     },
+    // Told of every record of a producer with an id, so it is the topic's fault and not the record's.
+    Entry {
+        codes: &[Code::UnsupportedForMessageFormat],
+        meaning: "the topic's records are of a format that knows no idempotent and no transactional producers",
+        fault: fault(
+            Class::Destination,
+            Runbook::BrokerOld,
+            "set message.format.version of the topic, or of the brokers, to 0.11.0 or later",
+        ),
+    },
     Entry {
         codes: &[Code::MessageSizeTooLarge, Code::InvalidMessageSize, Code::MessageBatchTooLarge],
         meaning: "the record is too large, or the batch: then it is made smaller until the record is alone",
@@ -189,7 +200,7 @@ pub(super) const TABLE: &[Entry] = &[
         ),
     },
     Entry {
-        codes: &[Code::InvalidRecord, Code::InvalidMessage, Code::PolicyViolation, Code::UnsupportedForMessageFormat],
+        codes: &[Code::InvalidRecord, Code::InvalidMessage, Code::PolicyViolation],
         meaning: "the broker refuses the record; a compacted topic refuses records without a key",
         fault: fault(
             Class::Row,
@@ -207,9 +218,33 @@ pub(super) const TABLE: &[Entry] = &[
         ),
     },
     Entry {
-        codes: &[Code::ClusterAuthorizationFailed, Code::TransactionalIdAuthorizationFailed],
+        codes: &[Code::ClusterAuthorizationFailed],
         meaning: "the right to be an idempotent producer is missing",
-        fault: fault(Class::Operator, Runbook::ProducerRight, "grant the relay's user IDEMPOTENT_WRITE on the cluster"),
+        fault: fault(
+            Class::Operator,
+            Runbook::ProducerRight,
+            "grant the relay's user WRITE on its topics; brokers before 2.8 want IDEMPOTENT_WRITE on the cluster",
+        ),
+    },
+    // InitProducerId, AddPartitionsToTxn, AddOffsetsToTxn, TxnOffsetCommit, EndTxn and a transactional Produce want WRITE, FindCoordinator
+    // wants DESCRIBE (handle… in Kafka's KafkaApis.scala).
+    Entry {
+        codes: &[Code::TransactionalIdAuthorizationFailed],
+        meaning: "the right to use the transactional ids of an exactly-once relay is missing",
+        fault: fault(
+            Class::Operator,
+            Runbook::TransactionsUnauthorized,
+            "grant the relay's user WRITE and DESCRIBE on the transactional ids that begin with outbox-relay.",
+        ),
+    },
+    Entry {
+        codes: &[Code::InvalidTransactionTimeout],
+        meaning: "the brokers allow no transaction as long as an exactly-once relay asks for",
+        fault: fault(
+            Class::Operator,
+            Runbook::TransactionsUnusable,
+            "lower RELAY_PUBLISH_TIMEOUT to transaction.max.timeout.ms of the brokers less 15 s, or raise that",
+        ),
     },
     Entry {
         codes: &[
@@ -255,13 +290,17 @@ pub(super) const TABLE: &[Entry] = &[
         fault: fault(
             Class::Operator,
             Runbook::BrokerOld,
-            "upgrade the broker, or choose another KAFKA_COMPRESSION_TYPE",
+            "upgrade the broker, or do without: another KAFKA_COMPRESSION_TYPE, RELAY_DELIVERY=at_least_once",
         ),
     },
     Entry {
         codes: &[Code::GroupAuthorizationFailed],
-        meaning: "the right to use the consumer group is missing; `verify` and consumers meet it, a relay does not",
-        fault: fault(Class::Operator, Runbook::GroupRight, "grant the user READ on the group"),
+        meaning: "the right to use a consumer group is missing: an exactly-once relay keeps its progress in one, consumers and `verify` use others",
+        fault: fault(
+            Class::Operator,
+            Runbook::GroupRight,
+            "grant the user READ on the group; those of exactly-once relays begin with outbox-relay.",
+        ),
     },
     Entry {
         codes: &[
@@ -271,20 +310,29 @@ pub(super) const TABLE: &[Entry] = &[
             Code::WaitingForCoordinator,
             Code::ConcurrentTransactions,
             Code::TransactionCoordinatorFenced,
-            Code::InvalidTransactionalState,
-            Code::InvalidTransactionTimeout,
+            Code::UnstableOffsetCommit,
         ],
-        meaning: "a coordinator of groups or transactions is away; a relay asks none",
-        fault: fault(Class::Outage, Runbook::CoordinatorAway, "none if it passes; else see the brokers' log"),
+        meaning: "a coordinator of groups or transactions is away, or not done with what came before; exactly-once relays, consumers and `verify` ask one",
+        fault: fault(
+            Class::Outage,
+            Runbook::CoordinatorAway,
+            "none if it passes; else see that __transaction_state and __consumer_offsets have leaders, and the brokers' log",
+        ),
+    },
+    Entry {
+        codes: &[Code::OffsetMetadataTooLarge, Code::InvalidCommitOffsetSize],
+        meaning: "the brokers take less progress than an exactly-once relay writes for a batch: the next batches are smaller",
+        fault: fault(
+            Class::Outage,
+            Runbook::ProgressSmall,
+            "none; to have large batches again, raise offset.metadata.max.bytes on the brokers",
+        ),
     },
     Entry {
         codes: &[
             Code::PartitionEOF,
             Code::NoOffset,
             Code::OffsetOutOfRange,
-            Code::OffsetMetadataTooLarge,
-            Code::InvalidCommitOffsetSize,
-            Code::UnstableOffsetCommit,
             Code::AutoOffsetReset,
             Code::LogTruncation,
             Code::PollExceeded,
@@ -416,6 +464,34 @@ mod tests {
         assert_eq!(of_kafka(Code::TopicAuthorizationFailed).class, Class::Destination);
         assert_eq!(of_kafka(Code::MessageSizeTooLarge).class, Class::Row);
         assert_eq!(of_kafka(Code::SaslAuthenticationFailed).class, Class::Operator);
+    }
+
+    #[test]
+    fn what_exactly_once_lacks_is_named() {
+        for (code, class, runbook, named) in [
+            (
+                Code::TransactionalIdAuthorizationFailed,
+                Class::Operator,
+                Runbook::TransactionsUnauthorized,
+                "WRITE and DESCRIBE on the transactional ids",
+            ),
+            (Code::GroupAuthorizationFailed, Class::Operator, Runbook::GroupRight, "READ on the group"),
+            (Code::ClusterAuthorizationFailed, Class::Operator, Runbook::ProducerRight, "WRITE on its topics"),
+            (
+                Code::InvalidTransactionTimeout,
+                Class::Operator,
+                Runbook::TransactionsUnusable,
+                "transaction.max.timeout.ms",
+            ),
+            (Code::InvalidTransactionalState, Class::Outage, Runbook::ProducerLost, "none if it passes"),
+            (Code::OffsetMetadataTooLarge, Class::Outage, Runbook::ProgressSmall, "offset.metadata.max.bytes"),
+            (Code::UnsupportedForMessageFormat, Class::Destination, Runbook::BrokerOld, "message.format.version"),
+            (Code::ConcurrentTransactions, Class::Outage, Runbook::CoordinatorAway, "__transaction_state"),
+        ] {
+            let fault = of_kafka(code);
+            assert_eq!((fault.class, fault.code), (class, runbook), "{code:?}");
+            assert!(fault.next_step.contains(named), "{code:?}: {}", fault.next_step);
+        }
     }
 
     #[test]

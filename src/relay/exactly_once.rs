@@ -316,7 +316,9 @@ impl WorkerContext<'_> {
         let offsets = Offsets { topic: self.shared.progress.name().to_owned(), lanes, member };
         let committed = producer.commit_transaction(offsets, self.shared.options.publish_timeout).await;
         match committed.as_ref().err().and_then(TransactionError::code) {
-            Some(RDKafkaErrorCode::OffsetMetadataTooLarge) => self.ownership.metadata_was_refused(),
+            Some(RDKafkaErrorCode::OffsetMetadataTooLarge | RDKafkaErrorCode::InvalidCommitOffsetSize) => {
+                self.ownership.metadata_was_refused();
+            }
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
                 self.shared.progress.doubt_topic();
             }
