@@ -33,6 +33,11 @@ def prose(text):
     return HTML_COMMENT.sub("", CODE_BLOCK.sub("", text))
 
 
+def code_spans(text):
+    """What stands in backticks, also where a line ends within."""
+    return CODE.findall(re.sub(r"(?<!\n)\n\s*(?![\s|#>*-]|\d+\.)", " ", prose(text)))
+
+
 def anchors(text):
     """The anchors of a page's headings, as GitHub and mdBook make them."""
     found, seen = set(), {}
@@ -88,13 +93,13 @@ def guarantees(text):
     if list(found) != [f"G{number}" for number in range(1, 11)]:
         yield f"{page}: the sections are not G1 to G10"
     for name, section in found.items():
-        if not any(TEST.fullmatch(code) for code in CODE.findall(section.partition("**Tests.**")[2])):
+        if not any(TEST.fullmatch(code) for code in code_spans(section.partition("**Tests.**")[2])):
             yield f"{page}: no test in {name}"
 
 
 def names_of_tests(page, text, sources):
     """A name of four words or more behind a module is that of a test, and so is a long one without."""
-    for code in CODE.findall(prose(text)):
+    for code in code_spans(text):
         match = TEST.fullmatch(code)
         if not match or ("::" not in code and code.count("_") < LONG_NAME):
             continue
@@ -108,7 +113,7 @@ def names_of_tests(page, text, sources):
 
 def rust_paths(page, text, sources):
     """A `Type::name` or `module::name` in backticks is in the sources."""
-    for code in CODE.findall(prose(text)):
+    for code in code_spans(text):
         for path in RUST_PATH.findall(code):
             parts = path.split("::")
             owner, name = parts[-2], parts[-1]
@@ -123,7 +128,7 @@ def rust_paths(page, text, sources):
 
 def files(page, text):
     """A path in backticks exists; NAME and … stand for something."""
-    for code in CODE.findall(prose(text)):
+    for code in code_spans(text):
         path = code.partition("#")[0].rstrip("/")
         if FILE_PATH.fullmatch(path) and not re.search(r"NAME|NNNN|DIRECTORY", path) and not (ROOT / path).exists():
             yield f"{page}: `{code}` does not exist"

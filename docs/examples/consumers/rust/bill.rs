@@ -1,4 +1,4 @@
-//! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run --example bill --no-default-features --features consumer-kafka
+//! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run -p event-outbox --example bill --features consumer-kafka
 
 use event_outbox::consumer::{Consumer, Context, Failed};
 use event_outbox::event::NewEvent;

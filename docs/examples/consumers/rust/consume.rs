@@ -1,4 +1,4 @@
-//! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run -p event-outbox --example consume
+//! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run -p event-outbox --example consume --features consumer-kafka
 //!
 //! The inbox with a Kafka client of one's own. `event_outbox::consumer::Consumer` does this and more: see docs/tutorial/first-consumer.md.
 
