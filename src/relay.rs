@@ -44,13 +44,13 @@ pub use options::RelayOptions;
 pub(crate) use outage::describe as describe_error;
 
 use crate::observe::health::Readiness;
-use event_outbox::notice::Notice;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::delivery::DeliverySql;
 use crate::store::session;
 use crate::store::session::Sequence;
 use event_outbox::Names;
 use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 use event_outbox::schema::{self, SchemaError};
 use outage::{Outages, Party, Side};
 use shared::Shared;

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::fault::Fault;
-use event_outbox::notice::Notice;
 use crate::relay::describe_error;
 use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 
 const FINDING: u8 = 1;
 const USAGE: u8 = 2;

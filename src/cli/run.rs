@@ -10,10 +10,10 @@ use tokio::task::JoinHandle;
 use super::exit::Failure;
 use super::{check, migrate, runtime};
 use crate::config::{AdminSettings, Settings};
-use event_outbox::notice::Notice;
 use crate::observe::{admin, log};
 use crate::relay::{self, Ended, RelayError, RelayOptions};
 use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 use event_outbox::schema::MigrateOptions;
 
 #[derive(Debug, Args)]

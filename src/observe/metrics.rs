@@ -29,7 +29,8 @@ const OTHER_TOPICS: &str = "other/";
 type Named = (&'static str, &'static str);
 
 const BUILD: Named = ("build_info", "Always 1; the version is a label");
-const PUBLISHED: Named = ("published_events", "Events that this relay has marked PUBLISHED; the rate of it is the publish rate");
+const PUBLISHED: Named =
+    ("published_events", "Events that this relay has marked PUBLISHED; the rate of it is the publish rate");
 const ACKNOWLEDGED: Named = (
     "acknowledged_records",
     "Records that all in-sync replicas have acknowledged; one that was sent again counts again. 50 topics have a label, the others share other/",
@@ -45,12 +46,12 @@ const FAILURES: Named = (
 );
 const LANES: Named = ("lanes", "Lanes of the whole outbox");
 const OWNED: Named = ("owned_lanes", "Lanes that are this relay's share; zero where there are more workers than lanes");
-const UNSCANNED: Named =
-    ("unscanned_events", "Event ids that were allocated and that claims have not reached yet");
+const UNSCANNED: Named = ("unscanned_events", "Event ids that were allocated and that claims have not reached yet");
 const PENDING: Named = ("pending_events", "Events of the whole outbox that can be claimed; counting stops at 1000000");
 const OLDEST: Named = ("oldest_pending_seconds", "Age of the oldest event of the whole outbox that can be claimed");
 const SCHEDULED: Named = ("scheduled_events", "Events of the whole outbox whose available_at has not come");
-const HELD: Named = ("held_events", "Events of the whole outbox that wait for a topic, an entity or the end of a pause");
+const HELD: Named =
+    ("held_events", "Events of the whole outbox that wait for a topic, an entity or the end of a pause");
 const DEAD: Named = ("dead_events", "Events of the whole outbox that need a decision");
 const PAUSES: Named = ("pauses", "Pauses in force, of everything, of topics, of entities");
 const DEAD_TUPLES: Named =

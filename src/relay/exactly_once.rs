@@ -37,8 +37,6 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use crate::fault::{self, Class};
 use crate::lane::LaneRange;
-use event_outbox::code::Code;
-use event_outbox::notice::Notice;
 use crate::relay::worker::claim::Batch;
 use crate::relay::worker::context::{CycleError, WorkerContext, within};
 use crate::relay::worker::lane_assignment::LaneAssignment;
@@ -48,6 +46,8 @@ use crate::sink::progress::{METADATA_MAX_BYTES, Progress, Room, digest};
 use crate::sink::transactions::{Offsets, TransactionError};
 use crate::store::delivery::Owner;
 use crate::store::session::{self, Begun, Wanted};
+use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 
 /// A relay whose last heartbeat is so many halves of an interval ago does not let its lanes go any more. What looks at them has seen nobody
 /// move their first event, and they are not locked.

@@ -17,7 +17,6 @@ use crate::check::{Finding, rights};
 use crate::lane::LaneRange;
 use crate::observe::health::{Cause, Readiness, Reason};
 use crate::observe::metrics::Outbox;
-use event_outbox::notice::Notice;
 use crate::relay::outage::Side;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
@@ -25,6 +24,7 @@ use crate::store::waiting::{self, Waiting};
 use crate::store::{pauses, session, stats};
 use cause::{Evidence, of_rights};
 use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 use stall::{Seen, Stall, Turning};
 
 /// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.

@@ -14,9 +14,9 @@ use crate::observe::health::{Cause, Reason, shortened};
 use crate::store::session;
 use event_outbox::notice::Notice;
 
+use crate::store::stats;
 use event_outbox::Names;
 use event_outbox::code::Code;
-use crate::store::stats;
 
 /// How long the count of the events that waited may take.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use event_outbox::notice::Notice;
 use crate::relay::shared::Shared;
 use crate::store::pauses::{Pause, Scope};
+use event_outbox::notice::Notice;
 
 /// The pauses a relay has told of: a line when one begins, a line when it ends.
 #[derive(Debug, Default)]

@@ -8,7 +8,6 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 
 use crate::lane;
-use event_outbox::notice::Notice;
 use crate::relay::crew::Standing;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pauses::Told;
@@ -16,6 +15,7 @@ use crate::relay::shared::Shared;
 use crate::relay::worker::context::DATABASE_TIMEOUT;
 use crate::store::members::{Beat, Member};
 use crate::store::session;
+use event_outbox::notice::Notice;
 
 /// The row of a relay that was killed is removed after so many times the time after which it counts as dead, and not sooner than this.
 const FORGET_AFTER_TIMES: u32 = 10;

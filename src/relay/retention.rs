@@ -11,7 +11,6 @@ use tokio::sync::watch;
 
 use crate::config::{GivenDuration, Retention, RetentionSettings};
 use crate::fault::{self, Class};
-use event_outbox::notice::Notice;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
@@ -19,6 +18,7 @@ use crate::store::retention::{self, Removal};
 use crate::store::session;
 use crate::window::{self, Breach, Question, Unknown};
 use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 
 /// Rows of a step: some ten milliseconds.
 const STEP: i64 = 500;

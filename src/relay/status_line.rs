@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use event_outbox::notice::Notice;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
 use crate::store::session;
 use crate::store::stats::{self, Backlog};
+use event_outbox::notice::Notice;
 
 /// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.
 const APPLICATION: &str = "outbox-relay-status";

@@ -26,11 +26,9 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 
-use event_outbox::backoff::Backoff;
 use crate::fault::Class;
 use crate::lane::LaneRange;
 use crate::observe::health::Pulse;
-use event_outbox::notice::Notice;
 use crate::relay::exactly_once::{Ownership, class_of, describe_transaction, transactions_of};
 use crate::relay::outage::{Party, Side};
 use crate::relay::pace::{self, Pace};
@@ -40,7 +38,9 @@ use crate::sink::transactions::TransactionError;
 use crate::store::session::{self, Begun};
 use context::{Budget, Cycle, CycleError, DATABASE_TIMEOUT, MARKS, WorkerContext, acks_of, within};
 use cycle::lock_in;
+use event_outbox::backoff::Backoff;
 use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 use lane_assignment::LaneAssignment;
 
 /// How long a transactional id may take to be had: what was left open under it has to be rolled back first.

@@ -19,11 +19,11 @@ use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use tokio::sync::{mpsc, watch};
 
-use event_outbox::backoff::Backoff;
 use crate::fault::{self, Class, Fault};
 use crate::sink::client::ClientSettings;
 use crate::sink::delivery::log_line;
 use crate::sink::topics::{Answer, Topics};
+use event_outbox::backoff::Backoff;
 
 /// How long the cluster may take to answer before it counts as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);

@@ -18,11 +18,11 @@ use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerCon
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::OnceCell;
 
-use event_outbox::notice::Notice;
 use crate::sink::client::{ClientSettings, log_level};
 use crate::sink::delivery::log_line;
 use crate::sink::progress::Progress;
 use crate::sink::reader::Reader;
+use event_outbox::notice::Notice;
 
 /// How long the cluster may take to answer a question: a transaction of Postgres is open meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

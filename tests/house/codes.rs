@@ -26,8 +26,7 @@ fn every_warning_and_every_error_carries_a_code() {
         }
     }
     assert!(lines >= 20, "only {lines} lines were found");
-    let how =
-        "a line of crates/event-outbox/src/code.rs, an entry of docs/how-to/runbook.md, and `code = %Code::…` as the first field";
+    let how = "a line of crates/event-outbox/src/code.rs, an entry of docs/how-to/runbook.md, and `code = %Code::…` as the first field";
     assert!(bare.is_empty(), "without a code (it takes {how}):\n{}", bare.join("\n"));
 }
 
@@ -36,12 +35,9 @@ fn every_code_is_used() {
     let all: String = sources().into_iter().map(|(_, text)| text).collect();
     let words: BTreeSet<&str> = all.split(|next: char| !(next.is_alphanumeric() || next == ':')).collect();
     let used = |variant: &str| {
-        ["Code", "Runbook"]
-            .iter()
-            .any(|path| words.iter().any(|word| word.ends_with(&format!("{path}::{variant}"))))
+        ["Code", "Runbook"].iter().any(|path| words.iter().any(|word| word.ends_with(&format!("{path}::{variant}"))))
     };
-    let unused: Vec<_> =
-        Code::ALL.iter().filter(|code| !used(&format!("{code:?}"))).map(Code::to_string).collect();
+    let unused: Vec<_> = Code::ALL.iter().filter(|code| !used(&format!("{code:?}"))).map(Code::to_string).collect();
     assert!(unused.is_empty(), "nothing uses {unused:?}");
 }
 
@@ -65,7 +61,8 @@ fn entries(runbook: &str) -> BTreeMap<&str, &str> {
 
 #[test]
 fn every_code_has_its_entry_in_the_runbook_and_every_entry_its_code() {
-    let runbook = std::fs::read_to_string(root().join("docs/how-to/runbook.md")).expect("docs/how-to/runbook.md is there");
+    let runbook =
+        std::fs::read_to_string(root().join("docs/how-to/runbook.md")).expect("docs/how-to/runbook.md is there");
     let mut entries = entries(&runbook);
     let mut mistakes = Vec::new();
     for code in Code::ALL {

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use sqlx::error::DatabaseError;
 
 use crate::lane::hold::HoldCause;
-use event_outbox::notice::Notice;
 use crate::relay::measure;
 use crate::relay::stages::Stage;
 use crate::relay::worker::claim::{Batch, Extent};
@@ -26,6 +25,7 @@ use crate::store::claim::ClaimedRow;
 use crate::store::session;
 use crate::store::settle::SettleError;
 use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 
 /// Marks are tried in a savepoint before publishing for so long after some were refused: longer than between two attempts.
 const REHEARSED: Duration = Duration::from_secs(60);

@@ -9,7 +9,6 @@ use crate::fault::{self, Class};
 use crate::lane::LaneRange;
 use crate::lane::hold::{Candidate, HoldSet};
 use crate::lane::progress::Progress;
-use event_outbox::notice::Notice;
 use crate::relay::worker::claim::{Batch, Extent, progress_after};
 use crate::relay::worker::context::{CycleError, Waited, WorkerContext, within};
 use crate::relay::worker::lane_assignment::LaneAssignment;
@@ -21,6 +20,7 @@ use crate::store::claim::ClaimedRow;
 use crate::store::session::{LaneUpdate, Next};
 use crate::store::settle::{Ctid, SettleError};
 use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 
 /// An empty claim that moves the progress by more ids, or takes longer, is written down.
 const WORTH_STORING: i64 = 1_000;

@@ -7,13 +7,13 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use crate::fault::Class;
 use crate::lane::hold::{HoldCause, HoldValue};
-use event_outbox::notice::Notice;
 use crate::relay::worker::context::WorkerContext;
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::sink::delivery::Outcome;
 use crate::sink::topics::TopicState;
 use event_outbox::code::Code;
+use event_outbox::notice::Notice;
 
 /// How often the causes of holds are looked at again: from memory. With many holds it is done more rarely, so that it takes little of the
 /// time.
