@@ -146,7 +146,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     tracing::info!(
         notice = %Notice::Stopped,
         published_total = shared.published_total(),
-        turns = shared.stages.turns(),
+        cycles = shared.stages.cycles(),
         claim_s = seconds(Stage::Claim),
         send_s = seconds(Stage::Send),
         acks_s = seconds(Stage::Acks),

@@ -72,7 +72,7 @@ pub(crate) struct Drained {
 /// Shares of the workers' time, from 0 to 1: together 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Shares {
-    /// Locking and reading rows; where turns follow each other the begin is part of the settling before.
+    /// Locking and reading rows; where cycles follow each other the begin is part of the settling before.
     pub(crate) claim: f64,
     /// Making records and handing them to the producer.
     pub(crate) send: f64,
@@ -82,7 +82,7 @@ pub(crate) struct Shares {
     pub(crate) settle: f64,
 }
 
-/// What the relays' last log lines call the stages of their workers' turns, in seconds.
+/// What the relays' last log lines call the stages of their workers' cycles, in seconds.
 const STAGES: [&str; 4] = ["claim_s", "send_s", "acks_s", "settle_s"];
 
 /// A field of the relays' last log lines, of those that have it.
@@ -99,9 +99,9 @@ impl Shares {
     }
 }
 
-/// What a turn of a worker is made of, on average.
+/// What a cycle of a worker is made of, on average.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) struct MeanTurn {
+pub(crate) struct MeanCycle {
     pub(crate) events: f64,
     pub(crate) claim_ms: f64,
     pub(crate) send_ms: f64,
@@ -109,13 +109,13 @@ pub(crate) struct MeanTurn {
     pub(crate) settle_ms: f64,
 }
 
-impl MeanTurn {
+impl MeanCycle {
     /// Of the relays' last log lines; `None` where they say nothing of it.
     pub(crate) fn of(summaries: &[serde_json::Value]) -> Option<Self> {
-        let turns = sum(summaries, "turns");
-        let [claim_ms, send_ms, acks_ms, settle_ms] = STAGES.map(|stage| sum(summaries, stage) * 1000.0 / turns);
-        let events = sum(summaries, "published_total") / turns;
-        (turns > 0.0).then_some(Self { events, claim_ms, send_ms, acks_ms, settle_ms })
+        let cycles = sum(summaries, "cycles");
+        let [claim_ms, send_ms, acks_ms, settle_ms] = STAGES.map(|stage| sum(summaries, stage) * 1000.0 / cycles);
+        let events = sum(summaries, "published_total") / cycles;
+        (cycles > 0.0).then_some(Self { events, claim_ms, send_ms, acks_ms, settle_ms })
     }
 }
 
@@ -349,15 +349,15 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_turn_is_of_all_relays() {
-        let summary = |turns: u32| {
+    fn a_mean_cycle_is_of_all_relays() {
+        let summary = |cycles: u32| {
             serde_json::json!({
-                "turns": turns, "published_total": 30, "claim_s": 0.1, "send_s": 0.0, "acks_s": 0.2, "settle_s": 0.3
+                "cycles": cycles, "published_total": 30, "claim_s": 0.1, "send_s": 0.0, "acks_s": 0.2, "settle_s": 0.3
             })
         };
-        let mean = MeanTurn { events: 3.0, claim_ms: 10.0, send_ms: 0.0, acks_ms: 20.0, settle_ms: 30.0 };
-        assert_eq!(MeanTurn::of(&[summary(5), summary(15)]), Some(mean));
-        assert_eq!(MeanTurn::of(&[serde_json::json!({"published_total": 7})]), None);
+        let mean = MeanCycle { events: 3.0, claim_ms: 10.0, send_ms: 0.0, acks_ms: 20.0, settle_ms: 30.0 };
+        assert_eq!(MeanCycle::of(&[summary(5), summary(15)]), Some(mean));
+        assert_eq!(MeanCycle::of(&[serde_json::json!({"published_total": 7})]), None);
     }
 
     #[test]

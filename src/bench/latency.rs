@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Bench;
 use super::cost::{Costs, Meter};
-use super::drain::{self, MeanTurn};
+use super::drain::{self, MeanCycle};
 use super::failure::BenchError;
 use super::pacer::{Pacer, Schedule, Written};
 use super::percentiles::Percentiles;
@@ -37,7 +37,7 @@ pub(crate) struct Latency {
     pub(crate) insert: Option<Percentiles>,
     /// How late the writer was: the harness's own error, contained in `from_schedule`.
     pub(crate) writer_lag: Option<Percentiles>,
-    pub(crate) mean_turn: Option<MeanTurn>,
+    pub(crate) mean_cycle: Option<MeanCycle>,
     /// `postgres_cpu_us_per_event` includes the inserts.
     pub(crate) costs: Costs,
 }
@@ -55,11 +55,11 @@ pub(crate) async fn latency(bench: &Bench, rate: u64, seconds: u64) -> Result<La
     until_received(&mut steady, events).await?;
     let mut after = meter.read(&steady.relays).await?;
     let received = steady.receiver.since(0);
-    let mean_turn = MeanTurn::of(&drain::stop(std::mem::take(&mut steady.relays)).await?);
+    let mean_cycle = MeanCycle::of(&drain::stop(std::mem::take(&mut steady.relays)).await?);
     meter.reread_images(&mut after).await;
     bench.arenas.remove(&arena.name).await?;
     let costs = meter.costs(&before, &after, events);
-    Ok(Latency { mean_turn, ..figures(schedule, seconds, &written, &received, costs) })
+    Ok(Latency { mean_cycle, ..figures(schedule, seconds, &written, &received, costs) })
 }
 
 async fn until_written(
@@ -112,7 +112,7 @@ fn figures(schedule: Schedule, seconds: u64, written: &[Written], received: &[Re
         from_commit: of(&|w| Some(arrival(w)? - w.committed_us)),
         insert: of(&|w| Some(w.committed_us - w.started_us)),
         writer_lag: of(&|w| Some(w.started_us - schedule.due_us(w.event))),
-        mean_turn: None,
+        mean_cycle: None,
         costs,
     }
 }

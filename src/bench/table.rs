@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::cost::Costs;
-use super::drain::{Drained, MeanTurn, Shares};
+use super::drain::{Drained, MeanCycle, Shares};
 use super::failover::Failover;
 use super::held_snapshot::HeldSnapshot;
 use super::idle::Idle;
@@ -70,11 +70,11 @@ impl Table {
         if latency.missing + latency.duplicates > 0 {
             self.row(&what, "NOT once each", format!("{} missing, {} twice", latency.missing, latency.duplicates));
         }
-        if let Some(MeanTurn { events, claim_ms, send_ms, acks_ms, settle_ms }) = latency.mean_turn {
-            let turn = format!(
+        if let Some(MeanCycle { events, claim_ms, send_ms, acks_ms, settle_ms }) = latency.mean_cycle {
+            let cycle = format!(
                 "{events:.1} events: claim {claim_ms:.2}  send {send_ms:.2}  acks {acks_ms:.2}  settle {settle_ms:.2} ms"
             );
-            self.row(&what, "a worker's turn, on average", turn);
+            self.row(&what, "a worker's cycle, on average", cycle);
         }
         self.costs(&what, &latency.costs);
     }

@@ -1,5 +1,5 @@
 //! Which lanes each of this relay's workers is due. With little to do one worker has all of them: two would claim, send and commit twice as
-//! often for the same events, and on a small machine wait for each other. A large batch, or a turn that failed, calls the others.
+//! often for the same events, and on a small machine wait for each other. A large batch, or a cycle that failed, calls the others.
 
 use std::time::Duration;
 

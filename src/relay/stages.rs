@@ -1,12 +1,12 @@
-//! Where a worker's time goes while it has work, by stage of a turn: added up per turn, told when the relay stops.
+//! Where a worker's time goes while it has work, by stage of a cycle: added up per cycle, told when the relay stops.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// A part of a turn.
+/// A part of a cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Begin, own lanes, lock and read the rows. Where turns follow each other the begin is part of the settling before.
+    /// Begin, own lanes, lock and read the rows. Where cycles follow each other the begin is part of the settling before.
     Claim,
     /// Envelopes and routes, and handing the records to the producer.
     Send,
@@ -16,11 +16,11 @@ pub(crate) enum Stage {
     Settle,
 }
 
-/// Nanoseconds per stage and the number of turns, of all workers together.
+/// Nanoseconds per stage and the number of cycles, of all workers together.
 #[derive(Debug, Default)]
 pub(crate) struct Stages {
     nanoseconds: [AtomicU64; 4],
-    turns: AtomicU64,
+    cycles: AtomicU64,
 }
 
 impl Stages {
@@ -29,14 +29,14 @@ impl Stages {
         let now = Instant::now();
         self.nanoseconds[stage as usize].fetch_add((now - since).as_nanos() as u64, Ordering::Relaxed);
         if stage == Stage::Settle {
-            self.turns.fetch_add(1, Ordering::Relaxed);
+            self.cycles.fetch_add(1, Ordering::Relaxed);
         }
         now
     }
 
-    /// Turns that settled something.
-    pub(crate) fn turns(&self) -> u64 {
-        self.turns.load(Ordering::Relaxed)
+    /// Cycles that settled something.
+    pub(crate) fn cycles(&self) -> u64 {
+        self.cycles.load(Ordering::Relaxed)
     }
 
     /// Seconds of all workers together.

@@ -101,7 +101,7 @@ struct Durable {
     lane: Lane,
 }
 
-/// Where in its turn a relay is, as it believes.
+/// Where in its cycle a relay is, as it believes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Phase {
     /// Without a producer.

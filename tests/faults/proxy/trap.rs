@@ -2,7 +2,7 @@
 
 use super::wire::Unit;
 
-/// Where in a relay's turn. Statements are recognised by their text.
+/// Where in a relay's cycle. Statements are recognised by their text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spot {
     /// Kafka: a Produce request.
@@ -11,7 +11,7 @@ pub(crate) enum Spot {
     Offsets,
     /// Kafka: a transaction is committed, or rolled back.
     EndTransaction,
-    /// Postgres: rows are marked PUBLISHED and the turn's transaction is committed, which is one request.
+    /// Postgres: rows are marked PUBLISHED and the cycle's transaction is committed, which is one request.
     Mark,
 }
 
