@@ -68,8 +68,8 @@ async fn only_its_entity_waits(
 
     let relay = outbox.relay(kafka).start_ready("locks").await?;
     until_only_the_locked_entity_waits(&outbox, relay.pid()).await;
-    let waiting = outbox.fates_of("locked").await?;
-    ensure!(waiting.iter().all(|fate| fate.status == "PENDING" && fate.attempts == 0), "{waiting:?}");
+    let waiting = outbox.row_states("locked").await?;
+    ensure!(waiting.iter().all(|row| row.status == "PENDING" && row.attempts == 0), "{waiting:?}");
     let before = cpu_time(relay.pid())?;
     tokio::time::sleep(OBSERVED).await;
     let used = cpu_time(relay.pid())? - before;

@@ -205,7 +205,7 @@ impl Stage {
         for member in &mut self.crew {
             member.stop().await?;
         }
-        fates(&self.outbox).await?;
+        check_row_states(&self.outbox).await?;
         let report = book.judge(&self.outbox, kafka).await?;
         ensure!(report.is_clean(), "{report}");
         Ok(report)
@@ -213,15 +213,15 @@ impl Stage {
 }
 
 /// Poison is DEAD after one attempt, and nothing else has cost one.
-async fn fates(outbox: &Outbox) -> anyhow::Result<()> {
+async fn check_row_states(outbox: &Outbox) -> anyhow::Result<()> {
     let wrong = format!(
         "select count(*) from event_outbox where case when event_type = '{POISON}' \
          then status <> 'DEAD' or attempts <> 1 else status <> 'PUBLISHED' or attempts <> 0 end"
     );
-    let wrong = outbox.number(&wrong).await.context("the rows' fates")?;
+    let wrong = outbox.number(&wrong).await.context("the states of the rows")?;
     ensure!(
         wrong == 0,
-        "{wrong} rows have another fate than PUBLISHED at no cost, or DEAD after one attempt for poison"
+        "{wrong} rows have another state than PUBLISHED at no cost, or DEAD after one attempt for poison"
     );
     Ok(())
 }

@@ -268,9 +268,9 @@ async fn a_held_entity_goes_on_when_its_event_is_discarded_which_can_be_undone(
     let changed = json(&database, &["discard", "--entity", "a", "--yes", "--reason", "a test order"]).await?;
     ensure!(changed["changed"]["events"] == 1 && changed["changed"]["released"] == 3, "{changed}");
     outbox.until_settled_of("a").await;
-    let fates = outbox.fates_of("a").await?;
-    let error = fates[2].last_error.as_deref().unwrap_or_default();
-    ensure!(fates[2].status == "DEAD" && error.starts_with("discarded: ") && !error.contains("held"), "{fates:?}");
+    let rows = outbox.row_states("a").await?;
+    let error = rows[2].last_error.as_deref().unwrap_or_default();
+    ensure!(rows[2].status == "DEAD" && error.starts_with("discarded: ") && !error.contains("held"), "{rows:?}");
     ensure!(outbox.published_numbers(&kafka).await?["a"] == [1, 2, 4, 5, 6]);
     ensure!(json(&database, &["list", "--entity", "a"]).await?["events"] == 0);
     let decided = json(&database, &["list", "--discarded"]).await?;

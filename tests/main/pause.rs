@@ -129,9 +129,9 @@ async fn while_everything_is_paused_nothing_is_published_and_no_transaction_is_b
         }
     })
     .await;
-    let fates = outbox.fates_of("a").await?;
-    let untouched = |fate: &&lab::outbox::Fate| fate.status == "PENDING" && fate.last_error.is_none();
-    ensure!(fates.iter().filter(untouched).count() == 3, "{fates:?}");
+    let rows = outbox.row_states("a").await?;
+    let untouched = |row: &&lab::outbox::RowState| row.status == "PENDING" && row.last_error.is_none();
+    ensure!(rows.iter().filter(untouched).count() == 3, "{rows:?}");
     let locks = "select count(*) from (select xmax::text::int8 as locker from event_outbox_lane) lanes \
                  join pg_locks l on l.locktype = 'transactionid' and l.transactionid::text::int8 = locker";
     let owned = outbox.number(locks).await?;
@@ -162,8 +162,8 @@ async fn events_of_a_paused_topic_wait_and_all_others_go_on(
         to(&outbox, "b", n, &other).await?;
     }
     outbox.until_settled_of("b").await;
-    let fates = outbox.fates_of("a").await?;
-    ensure!(fates[1..].iter().all(|fate| fate.status == "PENDING" && fate.attempts == 0), "{fates:?}");
+    let rows = outbox.row_states("a").await?;
+    ensure!(rows[1..].iter().all(|row| row.status == "PENDING" && row.attempts == 0), "{rows:?}");
     ensure!(outbox.published_numbers(&kafka).await?["a"] == [1]);
     resume(&database, &["--topic", &outbox.topic]).await?;
     outbox.write("a", 13, 3).await?;
@@ -194,8 +194,8 @@ async fn events_of_a_paused_entity_wait_and_all_others_go_on(
         outbox.write("b", n, 1).await?;
     }
     outbox.until_settled_of("b").await;
-    let fates = outbox.fates_of("a").await?;
-    ensure!(fates.iter().all(|fate| fate.status == "PENDING" && fate.attempts == 0), "{fates:?}");
+    let rows = outbox.row_states("a").await?;
+    ensure!(rows.iter().all(|row| row.status == "PENDING" && row.attempts == 0), "{rows:?}");
     // Paused a second time, for its type alone; the first pause ends, and it waits still.
     pause(&database, &["--entity", "a", "--entity-type", "order"]).await?;
     resume(&database, &["--entity", "a"]).await?;

@@ -7,7 +7,7 @@ use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
 
 use lab::kafka::{MINDS_RIGHTS, RealKafka};
-use lab::outbox::Fate;
+use lab::outbox::RowState;
 use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
 /// `max.message.bytes` of the topics here; good rows stay far below, even many of them.
@@ -66,8 +66,8 @@ async fn write_poison(outbox: &Outbox) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn statuses(fates: &[Fate]) -> Vec<(&str, i32)> {
-    fates.iter().map(|fate| (fate.status.as_str(), fate.attempts)).collect()
+fn statuses(rows: &[RowState]) -> Vec<(&str, i32)> {
+    rows.iter().map(|row| (row.status.as_str(), row.attempts)).collect()
 }
 
 async fn poison_is_dead_after_one_attempt_and_its_successors_go_on(
@@ -81,10 +81,10 @@ async fn poison_is_dead_after_one_attempt_and_its_successors_go_on(
     outbox.until_settled().await;
     let numbers = outbox.published_numbers(&kafka).await?;
     for (kind, _, reason) in POISON {
-        let fates = outbox.fates_of(kind).await?;
+        let rows = outbox.row_states(kind).await?;
         let good = ("PUBLISHED", 0);
-        ensure!(statuses(&fates) == [good, good, ("DEAD", 1), good, good], "{kind}: {fates:?}");
-        let error = fates[2].last_error.as_deref().unwrap_or_default();
+        ensure!(statuses(&rows) == [good, good, ("DEAD", 1), good, good], "{kind}: {rows:?}");
+        let error = rows[2].last_error.as_deref().unwrap_or_default();
         ensure!(error.to_lowercase().contains(&reason.to_lowercase()), "{kind}: {error}");
         ensure!(numbers[kind] == [1, 2, 3, 4], "{kind}: {:?}", numbers[kind]);
     }
@@ -123,9 +123,9 @@ async fn poison_holds_its_entity_and_no_other_where_that_is_the_policy(
     outbox.until_settled_of("good").await;
     let numbers = outbox.published_numbers(&kafka).await?;
     for (kind, _, _) in POISON {
-        let fates = outbox.fates_of(kind).await?;
+        let rows = outbox.row_states(kind).await?;
         let (good, waits) = (("PUBLISHED", 0), ("PENDING", 0));
-        ensure!(statuses(&fates) == [good, good, ("PENDING", 1), waits, waits, waits], "{kind}: {fates:?}");
+        ensure!(statuses(&rows) == [good, good, ("PENDING", 1), waits, waits, waits], "{kind}: {rows:?}");
         ensure!(numbers[kind] == [1, 2], "{kind}: {:?}", numbers[kind]);
     }
     Ok(())
@@ -158,8 +158,8 @@ async fn a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created(
         outbox.write("there", n, 1).await?;
         outbox.until_settled_of("there").await;
     }
-    let fates = outbox.fates_of("away").await?;
-    ensure!(fates.iter().all(|fate| fate.status == "PENDING" && fate.attempts == 0), "{fates:?}");
+    let rows = outbox.row_states("away").await?;
+    ensure!(rows.iter().all(|row| row.status == "PENDING" && row.attempts == 0), "{rows:?}");
     let told = |notice: &str| relay.lines(notice).iter().filter(|line| line["topic"] == missing.as_str()).count();
     ensure!(told("topic_closed") == 1);
 
@@ -250,8 +250,8 @@ async fn a_topic_whose_right_is_missing_holds_its_own_events_until_it_is_granted
             outbox.write("there", n, 1).await?;
         }
         outbox.until_settled_of("there").await;
-        let fates = outbox.fates_of("away").await?;
-        ensure!(fates.iter().all(|fate| fate.status == "PENDING" && fate.attempts == 0), "{fates:?}");
+        let rows = outbox.row_states("away").await?;
+        ensure!(rows.iter().all(|row| row.status == "PENDING" && row.attempts == 0), "{rows:?}");
         Ok(())
     };
     held(1).await?;

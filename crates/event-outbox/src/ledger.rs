@@ -27,7 +27,7 @@ pub use report::{Example, Finding, Report};
 
 use crate::event::EventId;
 use names::{Entities, Names};
-use record::{Entry, Facts, Sighting, Standing};
+use record::{Entry, Facts, Sighting, TransactionOutcome};
 
 /// What a run is allowed to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Ledger {
     /// The event's transaction committed. A second report of the same event replaces the first; a commit outweighs a rollback.
     pub fn committed(&mut self, event: Committed<'_>) {
         let entity = event.entity.map(|key| self.entities.intern(key));
-        self.entry(event.event_id).standing = Standing::Committed(Facts {
+        self.entry(event.event_id).outcome = TransactionOutcome::Committed(Facts {
             id: event.id,
             order: event.order,
             entity,
@@ -70,8 +70,8 @@ impl Ledger {
     /// The event's transaction rolled back: it must not be on the topic.
     pub fn rolled_back(&mut self, event: EventId) {
         let entry = self.entry(event);
-        if matches!(entry.standing, Standing::Unheard) {
-            entry.standing = Standing::RolledBack;
+        if matches!(entry.outcome, TransactionOutcome::Unheard) {
+            entry.outcome = TransactionOutcome::RolledBack;
         }
     }
 

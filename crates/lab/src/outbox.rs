@@ -24,9 +24,9 @@ pub const PARTITIONS: i32 = 6;
 /// For whatever has to be published, on a machine that is busy.
 pub const PUBLISHED_WITHIN: Duration = Duration::from_secs(120);
 
-/// A row's fate.
+/// The state of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fate {
+pub struct RowState {
     /// `PENDING`, `PUBLISHED` or `DEAD`.
     pub status: String,
     /// The attempts that the row has cost.
@@ -155,11 +155,11 @@ impl Outbox {
     }
 
     /// What became of an entity's rows, in the order of ids.
-    pub async fn fates_of(&self, entity: &str) -> anyhow::Result<Vec<Fate>> {
+    pub async fn row_states(&self, entity: &str) -> anyhow::Result<Vec<RowState>> {
         let sql = "select status, attempts, last_error from event_outbox where entity_id = $1 order by id";
         let rows = sqlx::query_as(sql).bind(entity).fetch_all(&mut self.connect().await?).await?;
-        let fate = |(status, attempts, last_error)| Fate { status, attempts, last_error };
-        Ok(rows.into_iter().map(fate).collect())
+        let row = |(status, attempts, last_error)| RowState { status, attempts, last_error };
+        Ok(rows.into_iter().map(row).collect())
     }
 
     /// Waits until no row is PENDING.

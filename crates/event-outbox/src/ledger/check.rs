@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
 use super::Ledger;
-use super::record::{Entry, Facts, RowStatus, Sighting, Standing};
+use super::record::{Entry, Facts, RowStatus, Sighting, TransactionOutcome};
 use super::report::{Example, Finding, Report};
 
 pub(super) fn check(mut ledger: Ledger) -> Report {
@@ -36,16 +36,16 @@ impl<'a> Check<'a> {
                 self.found(Finding::Unknown, None, Some(sighting), Some("no event id".to_owned()));
                 continue;
             };
-            let facts = match &entry.standing {
-                Standing::Unheard => {
+            let facts = match &entry.outcome {
+                TransactionOutcome::Unheard => {
                     self.found(Finding::Unknown, Some(entry), Some(sighting), None);
                     continue;
                 }
-                Standing::RolledBack => {
+                TransactionOutcome::RolledBack => {
                     self.found(Finding::Phantoms, Some(entry), Some(sighting), None);
                     continue;
                 }
-                Standing::Committed(facts) => facts,
+                TransactionOutcome::Committed(facts) => facts,
             };
             if std::mem::replace(&mut on_topic[position], true) {
                 self.found(Finding::Duplicates, Some(entry), Some(sighting), None);
@@ -137,13 +137,13 @@ impl<'a> Check<'a> {
     /// Each event alone: is it where its status says.
     fn rows(&mut self, on_topic: &[bool]) {
         for (entry, on_topic) in self.ledger.entries.iter().zip(on_topic) {
-            match entry.standing {
-                Standing::Unheard => continue,
-                Standing::RolledBack => {
+            match entry.outcome {
+                TransactionOutcome::Unheard => continue,
+                TransactionOutcome::RolledBack => {
                     self.report.rolled_back += 1;
                     continue;
                 }
-                Standing::Committed(_) => self.report.committed += 1,
+                TransactionOutcome::Committed(_) => self.report.committed += 1,
             }
             match entry.status {
                 Some(RowStatus::Dead) => self.report.dead += 1,

@@ -86,7 +86,7 @@ impl Fingerprint {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) event_id: EventId,
-    pub(super) standing: Standing,
+    pub(super) outcome: TransactionOutcome,
     /// The status seen last.
     pub(super) status: Option<RowStatus>,
     /// How often the row was seen with another status after PUBLISHED or DEAD.
@@ -95,9 +95,9 @@ pub(super) struct Entry {
     pub(super) audits: u32,
 }
 
-/// Whether the event exists.
+/// What became of the transaction that wrote the event.
 #[derive(Debug)]
-pub(super) enum Standing {
+pub(super) enum TransactionOutcome {
     /// Seen on the topic or in the table, never reported by the application.
     Unheard,
     RolledBack,
@@ -127,13 +127,13 @@ pub(super) struct Sighting {
 
 impl Entry {
     pub(super) fn unheard(event_id: EventId) -> Self {
-        Self { event_id, standing: Standing::Unheard, status: None, left_terminal: 0, audits: 0 }
+        Self { event_id, outcome: TransactionOutcome::Unheard, status: None, left_terminal: 0, audits: 0 }
     }
 
     pub(super) fn facts(&self) -> Option<&Facts> {
-        match &self.standing {
-            Standing::Committed(facts) => Some(facts),
-            Standing::Unheard | Standing::RolledBack => None,
+        match &self.outcome {
+            TransactionOutcome::Committed(facts) => Some(facts),
+            TransactionOutcome::Unheard | TransactionOutcome::RolledBack => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[derive(Debug, Clone)]
-enum Fate {
+enum Outcome {
     Unheard,
     RolledBack,
     Committed { entity: Option<u8>, order: i64, scheduled: bool, bytes: Option<u8> },
@@ -13,7 +13,7 @@ enum Fate {
 
 #[derive(Debug, Clone)]
 struct Event {
-    fate: Fate,
+    outcome: Outcome,
     statuses: Vec<RowStatus>,
     audits: usize,
 }
@@ -31,11 +31,11 @@ struct Delivery {
 fn event() -> impl Strategy<Value = Event> {
     let committed =
         (prop::option::weighted(0.9, 0..3_u8), 0..12_i64, prop::bool::weighted(0.1), prop::option::of(0..2_u8))
-            .prop_map(|(entity, order, scheduled, bytes)| Fate::Committed { entity, order, scheduled, bytes });
-    let fate = prop_oneof![1 => Just(Fate::Unheard), 1 => Just(Fate::RolledBack), 8 => committed];
+            .prop_map(|(entity, order, scheduled, bytes)| Outcome::Committed { entity, order, scheduled, bytes });
+    let outcome = prop_oneof![1 => Just(Outcome::Unheard), 1 => Just(Outcome::RolledBack), 8 => committed];
     let status = prop_oneof![Just(RowStatus::Pending), Just(RowStatus::Published), Just(RowStatus::Dead)];
-    (fate, prop::collection::vec(status, 0..4), 0..3_usize).prop_map(|(fate, statuses, audits)| Event {
-        fate,
+    (outcome, prop::collection::vec(status, 0..4), 0..3_usize).prop_map(|(outcome, statuses, audits)| Event {
+        outcome,
         statuses,
         audits,
     })
@@ -60,8 +60,8 @@ fn deliveries(events: usize) -> impl Strategy<Value = Vec<Delivery>> {
 fn naive(events: &[Event], deliveries: &[Delivery]) -> [u64; 9] {
     let [mut missing, mut phantoms, mut unknown, mut duplicates, mut inversions] = [0; 5];
     let [mut mismatched, mut wrong_partition, mut regressed, mut unpublished] = [0; 4];
-    let entity_of = |delivery: &Delivery| match events[delivery.event?].fate {
-        Fate::Committed { entity, .. } => entity,
+    let entity_of = |delivery: &Delivery| match events[delivery.event?].outcome {
+        Outcome::Committed { entity, .. } => entity,
         _ => None,
     };
     let stream = |delivery: &Delivery| (delivery.topic, delivery.partition);
@@ -70,24 +70,26 @@ fn naive(events: &[Event], deliveries: &[Delivery]) -> [u64; 9] {
             unknown += 1;
             continue;
         };
-        let (entity, order, scheduled, bytes) = match events[event].fate {
-            Fate::Unheard => {
+        let (entity, order, scheduled, bytes) = match events[event].outcome {
+            Outcome::Unheard => {
                 unknown += 1;
                 continue;
             }
-            Fate::RolledBack => {
+            Outcome::RolledBack => {
                 phantoms += 1;
                 continue;
             }
-            Fate::Committed { entity, order, scheduled, bytes } => (entity, order, scheduled, bytes),
+            Outcome::Committed { entity, order, scheduled, bytes } => (entity, order, scheduled, bytes),
         };
         mismatched += u64::from(bytes.is_some() && delivery.bytes.is_some() && bytes != delivery.bytes);
         duplicates += u64::from(deliveries[..at].iter().any(|before| before.event == Some(event)));
 
         let before: Vec<_> = deliveries[..at].iter().filter(|before| stream(before) == stream(delivery)).collect();
         let first = before.iter().all(|before| before.event != Some(event));
-        let overtaken = before.iter().any(|before| match before.event.map(|event| &events[event].fate) {
-            Some(Fate::Committed { entity: of, order: above, scheduled: false, .. }) => *of == entity && *above > order,
+        let overtaken = before.iter().any(|before| match before.event.map(|event| &events[event].outcome) {
+            Some(Outcome::Committed { entity: of, order: above, scheduled: false, .. }) => {
+                *of == entity && *above > order
+            }
             _ => false,
         });
         inversions += u64::from(first && overtaken && entity.is_some() && !scheduled && events[event].audits == 0);
@@ -112,7 +114,7 @@ fn naive(events: &[Event], deliveries: &[Delivery]) -> [u64; 9] {
         wrong_partition += u64::from(delivery.expected.or_else(home).is_some_and(|right| right != delivery.partition));
     }
     for (index, event) in events.iter().enumerate() {
-        if !matches!(event.fate, Fate::Committed { .. }) {
+        if !matches!(event.outcome, Outcome::Committed { .. }) {
             continue;
         }
         let on_topic = deliveries.iter().any(|delivery| delivery.event == Some(index));
@@ -130,10 +132,10 @@ fn naive(events: &[Event], deliveries: &[Delivery]) -> [u64; 9] {
 
 fn tell(ledger: &mut Ledger, index: usize, event: &Event) {
     let id = event_id(index as i64);
-    match event.fate {
-        Fate::Unheard => {}
-        Fate::RolledBack => ledger.rolled_back(id),
-        Fate::Committed { entity, order, scheduled, bytes } => {
+    match event.outcome {
+        Outcome::Unheard => {}
+        Outcome::RolledBack => ledger.rolled_back(id),
+        Outcome::Committed { entity, order, scheduled, bytes } => {
             let entity_id = entity.map(|entity| entity.to_string());
             let entity = entity_id.as_deref().map(|entity_id| EntityKey { entity_type: "order", entity_id });
             let fingerprint = bytes.map(|byte| Fingerprint([byte; 16]));
