@@ -16,7 +16,7 @@
 //! - [`status_line`]: counts what waits, and logs it
 //! - [`outage`]: incidents, logged once when they start and once when they end
 
-mod crew;
+mod assignment;
 mod doubt;
 mod exactly_once;
 mod lookout;

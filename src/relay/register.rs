@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 
 use crate::lane;
-use crate::relay::crew::Standing;
+use crate::relay::assignment::WorkerAssignment;
 use crate::relay::outage::{Party, Side};
 use crate::relay::pauses::Told;
 use crate::relay::shared::Shared;
@@ -78,11 +78,11 @@ impl Register {
         let now = Instant::now();
         shared.relays.observe(&members, now);
         members.retain(|member| shared.relays.is_alive(member.id, options.alive_for(), now));
-        if let Some(standing) = standing(&members, shared.id, options.workers) {
-            let changed = shared.standing.send_if_modified(|current| {
-                let standing = Standing { alone: current.alone, ..standing };
-                let changed = *current != standing;
-                *current = standing;
+        if let Some(worker_assignment) = worker_assignment(&members, shared.id, options.workers) {
+            let changed = shared.worker_assignment.send_if_modified(|current| {
+                let worker_assignment = WorkerAssignment { single_worker: current.single_worker, ..worker_assignment };
+                let changed = *current != worker_assignment;
+                *current = worker_assignment;
                 changed
             });
             if changed {
@@ -94,7 +94,7 @@ impl Register {
                 );
             }
         }
-        shared.dismiss_workers();
+        shared.scale_in();
         Ok(())
     }
 
@@ -106,13 +106,18 @@ impl Register {
     }
 }
 
-/// Where `id`'s workers stand; `None` while it is not in the register.
-fn standing(members: &[Member], id: uuid::Uuid, workers: usize) -> Option<Standing> {
+/// The assignment of `id`'s workers; `None` while it is not in the register.
+fn worker_assignment(members: &[Member], id: uuid::Uuid, workers: usize) -> Option<WorkerAssignment> {
     let place = members.iter().position(|member| member.id == id)?;
     let at_work = |workers| lane::at_work(workers, members.len());
     let count = |members: &[Member]| members.iter().map(|member| at_work(member.workers)).sum::<usize>();
     let workers = at_work(workers);
-    Some(Standing { first: count(&members[..place]), of: count(members).max(workers), workers, alone: false })
+    Some(WorkerAssignment {
+        first: count(&members[..place]),
+        of: count(members).max(workers),
+        workers,
+        single_worker: false,
+    })
 }
 
 #[cfg(test)]
@@ -128,8 +133,14 @@ mod tests {
             .zip([2, 1, 4])
             .map(|(id, workers)| Member { id: *id, workers, seen_at: 0, age_s: 0.0, has_ended: false })
             .collect();
-        assert_eq!(standing(&members, ids[0], 2), Some(Standing { first: 0, of: 4, workers: 1, alone: false }));
-        assert_eq!(standing(&members, ids[2], 4), Some(Standing { first: 2, of: 4, workers: 2, alone: false }));
-        assert_eq!(standing(&members, Uuid::nil(), 2), None);
+        assert_eq!(
+            worker_assignment(&members, ids[0], 2),
+            Some(WorkerAssignment { first: 0, of: 4, workers: 1, single_worker: false })
+        );
+        assert_eq!(
+            worker_assignment(&members, ids[2], 4),
+            Some(WorkerAssignment { first: 2, of: 4, workers: 2, single_worker: false })
+        );
+        assert_eq!(worker_assignment(&members, Uuid::nil(), 2), None);
     }
 }

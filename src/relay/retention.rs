@@ -76,7 +76,7 @@ pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut st
             () = tokio::time::sleep(pause) => {}
         }
         pause = interval;
-        if pruner.shared.standing.borrow().first != 0 {
+        if pruner.shared.worker_assignment.borrow().first != 0 {
             continue;
         }
         // A step that is cut short is rolled back: nothing is lost.

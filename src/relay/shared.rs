@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::fault::Class;
 use crate::observe::health::shortened;
 use crate::relay::Fixed;
-use crate::relay::crew::Standing;
+use crate::relay::assignment::WorkerAssignment;
 use crate::relay::options::RelayOptions;
 use crate::relay::outage::Outages;
 use crate::relay::relay_registry::RelayRegistry;
@@ -60,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) holds: HoldSql,
     pub(crate) members: MemberSql,
     pub(crate) relays: RelayRegistry,
-    pub(crate) standing: watch::Sender<Standing>,
+    pub(crate) worker_assignment: watch::Sender<WorkerAssignment>,
     published: AtomicU64,
     pub(crate) stages: Stages,
     /// When the database last refused a worker's marks.
@@ -68,7 +68,7 @@ pub(crate) struct Shared {
     /// When a claim last came back full.
     pub(crate) full_claim: Lately,
     /// When there was last enough to do for all workers.
-    pub(crate) crowd: Lately,
+    pub(crate) busy: Lately,
     /// What blocks a part of the events, by what it is, for the status line.
     obstacles: Mutex<BTreeMap<String, String>>,
 }
@@ -92,18 +92,18 @@ impl Shared {
             holds: HoldSql::new(names),
             members: MemberSql::new(names, options.prepared_statements),
             relays: RelayRegistry::default(),
-            // Alone until the register has looked: others' locks keep it from doing harm.
-            standing: watch::Sender::new(Standing {
+            // A single worker until the register has looked: others' locks keep it from doing harm.
+            worker_assignment: watch::Sender::new(WorkerAssignment {
                 first: 0,
                 of: options.workers,
                 workers: options.workers,
-                alone: options.workers > 1,
+                single_worker: options.workers > 1,
             }),
             published: AtomicU64::new(0),
             stages: Stages::default(),
             marks_refused: Lately::default(),
             full_claim: Lately::default(),
-            crowd: Lately::default(),
+            busy: Lately::default(),
             obstacles: Mutex::default(),
             options,
         }

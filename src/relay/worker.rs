@@ -63,7 +63,7 @@ pub(super) struct Worker {
 /// Works until `stop` becomes true. A cycle is never cut short: what is in flight is settled first.
 pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Receiver<bool>) {
     let mut up = shared.broker.state();
-    let mut standing = shared.standing.subscribe();
+    let mut worker_assignment = shared.worker_assignment.subscribe();
     let mut worker = Worker {
         index,
         conn: None,
@@ -113,7 +113,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            _ = standing.changed() => {}
+            _ = worker_assignment.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -299,7 +299,7 @@ impl Worker {
 
     /// Logs what has to be logged, and drops what cannot be trusted any more.
     fn failed(&mut self, error: CycleError) {
-        self.shared.call_all_workers();
+        self.shared.scale_out();
         if self.shared.options.is_exactly_once() {
             self.drop_producer();
         }

@@ -1,5 +1,5 @@
 //! Which lanes each of this relay's workers is due. With little to do one worker has all of them: two would claim, send and commit twice as
-//! often for the same events, and on a small machine wait for each other. A large batch, or a cycle that failed, calls the others.
+//! often for the same events, and on a small machine wait for each other. A large batch, or a cycle that failed, scales out to all of them.
 
 use std::time::Duration;
 
@@ -8,28 +8,28 @@ use crate::relay::shared::Shared;
 
 /// How long no batch may have been large before one worker takes all lanes. Whoever takes lanes over begins at the first row, which under a
 /// held snapshot means all that was published since: not to be done every few seconds.
-const CALM: Duration = Duration::from_secs(60);
+const SCALE_IN_AFTER: Duration = Duration::from_secs(60);
 
 /// A batch is large from this part of the batch size on.
 const LARGE: usize = 4;
 
-/// Where this relay's workers stand among all workers: worker `i` is number `first + i` of `of`.
+/// The assignment of this relay's workers among all workers: worker `i` is number `first + i` of `of`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct WorkerAssignment {
     pub(crate) first: usize,
     pub(crate) of: usize,
     /// So many of them have lanes.
     pub(crate) workers: usize,
     /// The first worker has the lanes of all.
-    pub(crate) alone: bool,
+    pub(crate) single_worker: bool,
 }
 
-impl Standing {
+impl WorkerAssignment {
     /// The lanes of each worker.
     pub(crate) fn shares(self, lanes: u16) -> Vec<Option<LaneRange>> {
         let mut shares: Vec<_> =
             (0..self.workers).map(|index| LaneRange::share(self.first + index, self.of, lanes)).collect();
-        if self.alone {
+        if self.single_worker {
             let all = LaneRange::around(shares.iter().flatten());
             shares.fill(None);
             if let Some(first) = shares.first_mut() {
@@ -51,10 +51,10 @@ impl Shared {
         LaneRange::around(self.shares().iter().flatten())
     }
 
-    /// The lanes of each worker, as things stand.
+    /// The lanes of each worker now.
     pub(crate) fn shares(&self) -> Vec<Option<LaneRange>> {
-        let standing = *self.standing.borrow();
-        standing.shares(self.lanes)
+        let worker_assignment = *self.worker_assignment.borrow();
+        worker_assignment.shares(self.lanes)
     }
 
     /// A batch of so many events was claimed.
@@ -63,28 +63,28 @@ impl Shared {
             self.full_claim.note();
         }
         if full || events * LARGE >= self.options.batch_size {
-            self.call_all_workers();
+            self.scale_out();
         }
     }
 
     /// There is enough to do for all, or one is in trouble and must not keep the events of the others.
-    pub(crate) fn call_all_workers(&self) {
-        self.crowd.note();
-        self.set_alone(false);
+    pub(crate) fn scale_out(&self) {
+        self.busy.note();
+        self.set_single_worker(false);
     }
 
     /// Looked at now and then: one worker is enough when there has been little to do.
-    pub(crate) fn dismiss_workers(&self) {
-        if !self.crowd.was(CALM) {
-            self.set_alone(true);
+    pub(crate) fn scale_in(&self) {
+        if !self.busy.was(SCALE_IN_AFTER) {
+            self.set_single_worker(true);
         }
     }
 
-    fn set_alone(&self, alone: bool) {
-        self.standing.send_if_modified(|standing| {
-            let changes = standing.alone != alone && self.options.workers > 1;
+    fn set_single_worker(&self, single_worker: bool) {
+        self.worker_assignment.send_if_modified(|worker_assignment| {
+            let changes = worker_assignment.single_worker != single_worker && self.options.workers > 1;
             if changes {
-                standing.alone = alone;
+                worker_assignment.single_worker = single_worker;
             }
             changes
         });
@@ -96,18 +96,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_worker_alone_has_what_all_would_have() {
-        let together = Standing { first: 2, of: 6, workers: 2, alone: false };
-        let alone = Standing { alone: true, ..together };
+    fn a_single_worker_has_what_all_would_have() {
+        let all = WorkerAssignment { first: 2, of: 6, workers: 2, single_worker: false };
+        let single = WorkerAssignment { single_worker: true, ..all };
         let range = |first, last| Some(LaneRange { first, last });
-        assert_eq!(together.shares(16), [range(5, 7), range(8, 9)]);
-        assert_eq!(alone.shares(16), [range(5, 9), None]);
+        assert_eq!(all.shares(16), [range(5, 7), range(8, 9)]);
+        assert_eq!(single.shares(16), [range(5, 9), None]);
     }
 
     #[test]
     fn more_workers_than_lanes_leave_the_first_without_any() {
-        let standing = Standing { first: 0, of: 40, workers: 2, alone: true };
-        assert_eq!(standing.shares(16), [None, None]);
-        assert_eq!(Standing { first: 1, ..standing }.shares(16), [Some(LaneRange { first: 0, last: 0 }), None]);
+        let worker_assignment = WorkerAssignment { first: 0, of: 40, workers: 2, single_worker: true };
+        assert_eq!(worker_assignment.shares(16), [None, None]);
+        assert_eq!(
+            WorkerAssignment { first: 1, ..worker_assignment }.shares(16),
+            [Some(LaneRange { first: 0, last: 0 }), None]
+        );
     }
 }
