@@ -4,7 +4,7 @@
 //! - [`shared`]: what its tasks share
 //! - [`worker`]: one task, one connection, one producer: the loop, and its cycle in parts
 //! - [`exactly_once`]: the protocol by which an event is on its topic once
-//! - [`doubt`]: what a lost progress leaves in doubt
+//! - [`recovery`]: finds out what was published when the progress of lanes is lost
 //! - [`pauses`]: what operators have paused, in the log
 //! - [`retention`]: removes what is old
 //! - [`stages`]: where the time goes
@@ -17,7 +17,6 @@
 //! - [`outage`]: incidents, logged once when they start and once when they end
 
 mod assignment;
-mod doubt;
 mod exactly_once;
 mod lookout;
 mod measure;
@@ -25,6 +24,7 @@ mod options;
 mod outage;
 mod pace;
 mod pauses;
+mod recovery;
 mod register;
 mod relay_registry;
 mod retention;

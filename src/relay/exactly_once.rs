@@ -17,7 +17,7 @@
 //! - take: 1. the former owner's transactional id is fenced, which rolls back what it had open and stops it for good;
 //!   2. the lane's progress is read; 3. what it names and is still PENDING is marked; 4. the row gets the new owner and the next epoch.
 //! - open: a progress without ids is committed to Kafka, then the row says `opened`. From here on a progress of this epoch has to be
-//!   there: where it is not, it was lost, and what may be in doubt is looked for on the topics (`doubt`).
+//!   there: where it is not, it was lost, and what may be in doubt is looked for on the topics (`recovery`).
 //! - batch: claim, send, commit records and progress in one transaction of Kafka, mark, commit. The next transaction of Kafka, whose
 //!   progress replaces this one, begins only when the marks are durable (`synchronous_commit = on`).
 //! - let go: nothing is in doubt, and the row says so.
@@ -86,8 +86,8 @@ impl Ownership {
         &self.transactional_id
     }
 
-    /// Nothing is known any more: see the head of this file.
-    pub(crate) fn doubt(&mut self) {
+    /// Forgets which lanes are settled: see the head of this file.
+    pub(crate) fn invalidate(&mut self) {
         self.settled.clear();
     }
 
@@ -265,7 +265,7 @@ impl WorkerContext<'_> {
             }
         }
         if !lost.is_empty() {
-            ids.extend(self.look_for_the_lost(lanes, &lost).await?);
+            ids.extend(self.recover_lost_progress(lanes, &lost).await?);
         }
         if ids.is_empty() {
             return Ok(0);
@@ -320,7 +320,7 @@ impl WorkerContext<'_> {
                 self.ownership.metadata_was_refused();
             }
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-                self.shared.progress.doubt_topic();
+                self.shared.progress.check_topic_again();
             }
             _ => {}
         }

@@ -144,7 +144,7 @@ impl Worker {
 
     /// What it has published is known from here on by the lanes' progress alone.
     fn drop_producer(&mut self) {
-        self.ownership.doubt();
+        self.ownership.invalidate();
         if let Some(producer) = self.producer.take() {
             producer.retire();
         }
@@ -255,7 +255,7 @@ impl Worker {
 
     /// Before any transaction of Postgres begins in which the lanes are looked at: see `exactly_once`.
     async fn init_transactions(&mut self, producer: KafkaProducer) -> Result<(), CycleError> {
-        self.ownership.doubt();
+        self.ownership.invalidate();
         let ready = async {
             self.shared.progress.prepare().await?;
             producer.init_transactions(TRANSACTION_TIMEOUT).await

@@ -132,7 +132,7 @@ impl ProgressGroup {
     }
 
     /// The topic may be gone: looked for again before the next transaction.
-    pub(crate) fn doubt_topic(&self) {
+    pub(crate) fn check_topic_again(&self) {
         self.topic_is_there.store(false, Ordering::Relaxed);
     }
 

@@ -1,4 +1,4 @@
-//! What a lost progress leaves in doubt. Offsets expire, groups are deleted, clusters are replaced: then nobody can say which batch a
+//! Recovery of lanes whose progress is lost. Offsets expire, groups are deleted, clusters are replaced: then nobody can say which batch a
 //! former owner published last. Its rows are the first that are pending; those that are on their topics are found there by their ids.
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,24 +18,28 @@ use crate::store::claim::Limits;
 use event_outbox::code::Code;
 
 /// A batch of another relay is not larger, unless it was told so.
-const DOUBTFUL_ROWS: usize = 10_000;
+const UNCERTAIN_ROWS: usize = 10_000;
 
 /// The clocks of Postgres and of the brokers may differ by so much.
 const CLOCKS_DIFFER: chrono::TimeDelta = chrono::TimeDelta::minutes(10);
 
-/// The rows of a topic that may be on it: their ids by event id, and when the oldest was written.
-struct Doubtful {
+/// The rows that may be on a topic: their ids by event id, and when the oldest was written.
+struct Uncertain {
     ids: HashMap<String, i64>,
     since: DateTime<Utc>,
 }
 
 impl WorkerContext<'_> {
     /// Of the first pending rows of these lanes those that are on their topics.
-    pub(super) async fn look_for_the_lost(&mut self, lanes: LaneRange, lost: &[i16]) -> Result<Vec<i64>, CycleError> {
-        let doubtful = self.doubtful(lanes).await?;
-        let in_doubt: usize = doubtful.values().map(|topic| topic.ids.len()).sum();
+    pub(super) async fn recover_lost_progress(
+        &mut self,
+        lanes: LaneRange,
+        lost: &[i16],
+    ) -> Result<Vec<i64>, CycleError> {
+        let uncertain = self.uncertain(lanes).await?;
+        let in_doubt: usize = uncertain.values().map(|topic| topic.ids.len()).sum();
         let (kafka, time) = (self.shared.options.kafka.kafka().clone(), self.shared.options.publish_timeout);
-        let looked = tokio::task::spawn_blocking(move || look(&kafka, doubtful, time)).await;
+        let looked = tokio::task::spawn_blocking(move || look(&kafka, uncertain, time)).await;
         let (found, all) = looked.unwrap_or(Err(KafkaError::Canceled)).map_err(TransactionError::from)?;
         tracing::warn!(
             code = %Code::ProgressLost,
@@ -55,10 +59,10 @@ impl WorkerContext<'_> {
         Ok(found)
     }
 
-    async fn doubtful(&mut self, lanes: LaneRange) -> Result<BTreeMap<String, Doubtful>, CycleError> {
+    async fn uncertain(&mut self, lanes: LaneRange) -> Result<BTreeMap<String, Uncertain>, CycleError> {
         let (sql, options) = (&self.shared.claim, &self.shared.options);
         let limits = Limits {
-            rows: DOUBTFUL_ROWS.max(options.batch_size * 2),
+            rows: UNCERTAIN_ROWS.max(options.batch_size * 2),
             stored_bytes: i64::try_from(options.batch_bytes.saturating_mul(4)).unwrap_or(i64::MAX),
             row_bytes: 0,
             kept_bytes: options.batch_bytes.saturating_mul(4),
@@ -69,17 +73,17 @@ impl WorkerContext<'_> {
         let states = within(self.shared.transaction.read_lanes(self.conn, lanes)).await?;
         let progress = states.into_iter().map(|state| state.progress).reduce(Progress::merge).unwrap_or_default();
         let pending = within(sql.claim(self.conn, &progress, lanes, i64::MAX, limits)).await?;
-        let mut topics: BTreeMap<String, Doubtful> = BTreeMap::new();
+        let mut topics: BTreeMap<String, Uncertain> = BTreeMap::new();
         let mut scratch = String::new();
         for row in due.rows.iter().chain(&pending.rows) {
             // What cannot be routed was never sent.
             let Some(event) = row.head()? else { continue };
             let Ok(topic) = options.topic.resolve(&event, &mut scratch) else { continue };
-            let doubtful = topics
+            let uncertain = topics
                 .entry(topic.to_owned())
-                .or_insert_with(|| Doubtful { ids: HashMap::new(), since: event.created_at });
-            doubtful.since = doubtful.since.min(event.created_at);
-            doubtful.ids.insert(event.event_id.to_string(), event.id.0);
+                .or_insert_with(|| Uncertain { ids: HashMap::new(), since: event.created_at });
+            uncertain.since = uncertain.since.min(event.created_at);
+            uncertain.ids.insert(event.event_id.to_string(), event.id.0);
         }
         Ok(topics)
     }
@@ -88,21 +92,21 @@ impl WorkerContext<'_> {
 /// The ids that are on the topics, and whether all that came since the oldest was read.
 fn look(
     kafka: &KafkaSettings,
-    doubtful: BTreeMap<String, Doubtful>,
+    uncertain: BTreeMap<String, Uncertain>,
     time: Duration,
 ) -> Result<(Vec<i64>, bool), KafkaError> {
     let reader = Reader::new(kafka)?;
     let (mut found, mut all) = (Vec::new(), true);
     let deadline = std::time::Instant::now() + time;
-    for (topic, doubtful) in doubtful {
+    for (topic, uncertain) in uncertain {
         // Where there is no topic, nothing is on it.
         let Ok(partitions) = reader.partitions(&topic)? else { continue };
         let partitions: Vec<i32> = partitions.iter().map(|partition| partition.id).collect();
-        let since = (doubtful.since - CLOCKS_DIFFER).timestamp_millis().max(0);
+        let since = (uncertain.since - CLOCKS_DIFFER).timestamp_millis().max(0);
         let parts = reader.since(&topic, &partitions, since)?;
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         all &= reader.read(&topic, &parts, left, |message| {
-            found.extend(header(message, "event-id").and_then(|id| doubtful.ids.get(id)));
+            found.extend(header(message, "event-id").and_then(|id| uncertain.ids.get(id)));
             ControlFlow::Continue(())
         })?;
     }
