@@ -86,7 +86,7 @@ pub enum Ended {
 /// [`RelayError`] when the settings or the schema cannot work. Outages are no errors.
 pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Result<Ended, RelayError> {
     let started = Instant::now();
-    let (broker, doubts) = Broker::new(&options.kafka).map_err(RelayError::Client)?;
+    let (broker, suspicions) = Broker::new(&options.kafka).map_err(RelayError::Client)?;
     let (outages, ends) = Outages::new(options.names.clone(), options.database.clone(), options.connect_timeout);
     let outages = Arc::new(outages);
 
@@ -106,7 +106,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     );
 
     let (changes, changed) = mpsc::unbounded_channel();
-    let watching = tokio::spawn(Arc::clone(&broker).watch(Arc::clone(&shared.topics), doubts, changes));
+    let watching = tokio::spawn(Arc::clone(&broker).watch(Arc::clone(&shared.topics), suspicions, changes));
     let asking = tokio::spawn(Arc::clone(&shared.topics).run(broker));
     let telling = tokio::spawn(tell_broker(changed, Arc::clone(&outages)));
     let ending = tokio::spawn(outages.log_ends(ends));

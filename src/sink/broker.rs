@@ -1,4 +1,4 @@
-//! Whether the cluster can be reached. One client of the relay watches; the workers' producers tell it when they doubt.
+//! Whether the cluster can be reached. One client of the relay watches; the workers' producers tell it when they suspect an outage.
 //!
 //! The client is a plain producer that sends nothing. An idempotent one is broken for good when the right to be one is missing, and
 //! then does not connect again. A client that gets no answer for long is made anew.
@@ -35,7 +35,7 @@ const SERVING_TIME: Duration = Duration::from_millis(20);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// How often it is asked when nobody doubts: a client with nothing to send does not notice that its brokers are gone.
+/// How often it is asked when nobody suspects it: a client with nothing to send does not notice that its brokers are gone.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
 /// A client without an answer for this long is made anew.
@@ -53,15 +53,15 @@ const ANY_TOPIC: &str = "__consumer_offsets";
 #[error("the Kafka cluster does not answer")]
 pub(crate) struct BrokerDown;
 
-/// A reason to doubt that the cluster can be reached.
+/// A reason to suspect that the cluster cannot be reached.
 #[derive(Debug, Clone)]
-pub(crate) struct Doubt {
+pub(crate) struct Suspicion {
     reason: String,
     fault: Fault,
     tells: Tells,
 }
 
-/// How much a doubt explains.
+/// How much a suspicion explains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Tells {
     /// "2/2 brokers are down", a batch that timed out.
@@ -72,7 +72,7 @@ enum Tells {
     TheCause,
 }
 
-impl Doubt {
+impl Suspicion {
     fn of(code: RDKafkaErrorCode, reason: &str) -> Self {
         let fault = fault::of_kafka(code);
         let tells = match code {
@@ -89,30 +89,30 @@ impl Doubt {
     }
 
     /// The later one, unless it says less.
-    fn or(self, later: Doubt) -> Self {
+    fn or(self, later: Suspicion) -> Self {
         if self.tells > later.tells { self } else { later }
     }
 }
 
-/// Reasons to doubt that the cluster can be reached, from librdkafka's threads and from workers.
+/// Takes suspicions from librdkafka's threads and from workers.
 #[derive(Debug, Clone)]
-pub(crate) struct Suspicions(mpsc::UnboundedSender<Doubt>);
+pub(crate) struct SuspicionSender(mpsc::UnboundedSender<Suspicion>);
 
-impl Suspicions {
+impl SuspicionSender {
     /// An error of a client as a whole.
     pub(crate) fn client_error(&self, error: &KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
         tracing::debug!(target: "librdkafka", kafka_code = ?code, "{reason}");
         if !matches!(code, Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::GaplessGuarantee)) {
             // Fails only when the relay is gone.
-            let _ = self.0.send(Doubt::of(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown), reason));
+            let _ = self.0.send(Suspicion::of(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown), reason));
         }
     }
 
     /// A batch was not acknowledged in time, or the like.
     pub(crate) fn raise(&self, reason: &str) {
         // Fails only when the relay is gone.
-        let _ = self.0.send(Doubt::of(RDKafkaErrorCode::AllBrokersDown, reason));
+        let _ = self.0.send(Suspicion::of(RDKafkaErrorCode::AllBrokersDown, reason));
     }
 }
 
@@ -121,7 +121,7 @@ pub(crate) struct Broker {
     config: ClientConfig,
     client: Mutex<Client>,
     state: watch::Sender<bool>,
-    suspicions: Suspicions,
+    suspicions: SuspicionSender,
 }
 
 struct Client {
@@ -132,13 +132,13 @@ struct Client {
 }
 
 impl Client {
-    fn new(config: &ClientConfig, suspicions: &Suspicions) -> Result<Self, KafkaError> {
+    fn new(config: &ClientConfig, suspicions: &SuspicionSender) -> Result<Self, KafkaError> {
         let producer = config.create_with_context(WatchContext(suspicions.clone()))?;
         Ok(Self { producer: Arc::new(producer), names: HashSet::new(), made_at: Instant::now() })
     }
 }
 
-struct WatchContext(Suspicions);
+struct WatchContext(SuspicionSender);
 
 impl ClientContext for WatchContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -165,17 +165,19 @@ pub(crate) enum BrokerChange {
 impl Broker {
     /// # Errors
     /// What librdkafka finds wrong with the settings; the message may quote one.
-    pub(crate) fn new(settings: &ClientSettings) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Doubt>), KafkaError> {
-        let (sender, doubts) = mpsc::unbounded_channel();
-        let suspicions = Suspicions(sender);
+    pub(crate) fn new(
+        settings: &ClientSettings,
+    ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Suspicion>), KafkaError> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let suspicions = SuspicionSender(sender);
         let config = settings.watching();
         let client = Mutex::new(Client::new(&config, &suspicions)?);
         let broker = Self { config, client, state: watch::Sender::new(false), suspicions };
-        Ok((Arc::new(broker), doubts))
+        Ok((Arc::new(broker), receiver))
     }
 
-    /// Where to raise doubts.
-    pub(crate) fn suspicions(&self) -> Suspicions {
+    /// Returns where to raise suspicions.
+    pub(crate) fn suspicions(&self) -> SuspicionSender {
         self.suspicions.clone()
     }
 
@@ -189,36 +191,36 @@ impl Broker {
     pub(crate) async fn watch(
         self: Arc<Self>,
         topics: Arc<Topics>,
-        mut doubts: mpsc::UnboundedReceiver<Doubt>,
+        mut suspicions: mpsc::UnboundedReceiver<Suspicion>,
         changes: mpsc::UnboundedSender<BrokerChange>,
     ) {
-        let mut doubt = Doubt::silence();
+        let mut suspicion = Suspicion::silence();
         loop {
             if !self.answers(&topics).await {
-                while let Ok(later) = doubts.try_recv() {
-                    doubt = doubt.or(later);
+                while let Ok(later) = suspicions.try_recv() {
+                    suspicion = suspicion.or(later);
                 }
                 self.state.send_replace(false);
-                let tell = |doubt: &Doubt| {
-                    changes.send(BrokerChange::Down { reason: doubt.reason.clone(), fault: doubt.fault })
+                let tell = |suspicion: &Suspicion| {
+                    changes.send(BrokerChange::Down { reason: suspicion.reason.clone(), fault: suspicion.fault })
                 };
-                let told = tell(&doubt);
-                self.until_it_answers(&topics, &mut doubts, |doubt| drop(tell(&doubt))).await;
+                let told = tell(&suspicion);
+                self.until_it_answers(&topics, &mut suspicions, |suspicion| drop(tell(&suspicion))).await;
                 if told.and_then(|()| changes.send(BrokerChange::Up)).is_err() {
                     return;
                 }
             }
             self.state.send_replace(true);
-            // One broker of several that is away raises doubts all the time: a pause keeps the cluster from being asked as often.
+            // One broker of several that is away raises suspicions all the time: a pause keeps the cluster from being asked as often.
             tokio::time::sleep(RETRY_MIN).await;
-            doubt = match tokio::time::timeout(ASK_EVERY, doubts.recv()).await {
+            suspicion = match tokio::time::timeout(ASK_EVERY, suspicions.recv()).await {
                 Ok(Some(raised)) => raised,
                 Ok(None) => return,
-                Err(_) => Doubt::silence(),
+                Err(_) => Suspicion::silence(),
             };
-            // What is doubted from here on is asked about again: it may have gone right after it answered.
-            while let Ok(later) = doubts.try_recv() {
-                doubt = doubt.or(later);
+            // What is suspected from here on is asked about again: it may have gone right after it answered.
+            while let Ok(later) = suspicions.try_recv() {
+                suspicion = suspicion.or(later);
             }
         }
     }
@@ -227,8 +229,8 @@ impl Broker {
     async fn until_it_answers(
         self: &Arc<Self>,
         topics: &Topics,
-        doubts: &mut mpsc::UnboundedReceiver<Doubt>,
-        mut tell: impl FnMut(Doubt),
+        suspicions: &mut mpsc::UnboundedReceiver<Suspicion>,
+        mut tell: impl FnMut(Suspicion),
     ) {
         let (down_at, mut backoff) = (Instant::now(), Backoff::new(RETRY_MIN, RETRY_MAX));
         loop {
@@ -237,9 +239,9 @@ impl Broker {
             if self.answers(topics).await {
                 return;
             }
-            let raised = std::iter::from_fn(|| doubts.try_recv().ok()).reduce(Doubt::or);
-            if let Some(doubt) = raised.filter(|doubt| doubt.tells > Tells::Nothing) {
-                tell(doubt);
+            let raised = std::iter::from_fn(|| suspicions.try_recv().ok()).reduce(Suspicion::or);
+            if let Some(suspicion) = raised.filter(|suspicion| suspicion.tells > Tells::Nothing) {
+                tell(suspicion);
             }
         }
     }
@@ -276,7 +278,7 @@ impl Broker {
             }
             Ok(answers)
         });
-        self.or_doubt(asked.await)
+        self.or_suspect(asked.await)
     }
 
     /// Asks for all topics that may be seen, in one request.
@@ -288,7 +290,7 @@ impl Broker {
             let metadata = client.client().fetch_metadata(None, ANSWER_TIMEOUT)?;
             Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), answer_of(topic))).collect())
         });
-        self.or_doubt(asked.await)
+        self.or_suspect(asked.await)
     }
 
     /// What the cluster says against writing `topic`, if anything.
@@ -303,7 +305,7 @@ impl Broker {
         }))
     }
 
-    fn or_doubt<T>(&self, answer: Result<T, KafkaError>) -> Result<T, BrokerDown> {
+    fn or_suspect<T>(&self, answer: Result<T, KafkaError>) -> Result<T, BrokerDown> {
         answer.map_err(|error| {
             self.suspicions.raise(&error.to_string());
             BrokerDown

@@ -12,7 +12,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{NoCustomPartitioner, ProducerContext};
 use tokio::sync::Notify;
 
-use crate::sink::broker::Suspicions;
+use crate::sink::broker::SuspicionSender;
 
 /// What is known of one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub(crate) fn opaque(batch: u32, slot: usize) -> usize {
 /// librdkafka's callbacks.
 pub(crate) struct Context {
     pub(crate) deliveries: Arc<Deliveries>,
-    pub(crate) suspicions: Suspicions,
+    pub(crate) suspicions: SuspicionSender,
 }
 
 impl ClientContext for Context {

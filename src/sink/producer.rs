@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
-use crate::sink::broker::Suspicions;
+use crate::sink::broker::SuspicionSender;
 use crate::sink::client::ClientSettings;
 use crate::sink::delivery::{Context, Deliveries, opaque};
 use crate::sink::murmur2;
@@ -49,7 +49,7 @@ impl KafkaProducer {
     /// What librdkafka finds wrong with the settings; the message may quote one.
     pub(crate) fn new(
         settings: &ClientSettings,
-        suspicions: &Suspicions,
+        suspicions: &SuspicionSender,
         topics: &Arc<Topics>,
     ) -> Result<Self, KafkaError> {
         Self::start(settings.config(), settings.prompt(), suspicions, topics)
@@ -63,7 +63,7 @@ impl KafkaProducer {
         settings: &ClientSettings,
         id: &str,
         longest: Duration,
-        suspicions: &Suspicions,
+        suspicions: &SuspicionSender,
         topics: &Arc<Topics>,
     ) -> Result<Self, KafkaError> {
         Self::start(&settings.transactional(id, longest), None, suspicions, topics)
@@ -72,7 +72,7 @@ impl KafkaProducer {
     fn start(
         patient: &ClientConfig,
         prompt: Option<ClientConfig>,
-        suspicions: &Suspicions,
+        suspicions: &SuspicionSender,
         topics: &Arc<Topics>,
     ) -> Result<Self, KafkaError> {
         let spread = Spread::new(topics, patient);
@@ -236,7 +236,11 @@ struct Reporting {
 }
 
 impl Reporting {
-    fn start(config: &ClientConfig, deliveries: &Arc<Deliveries>, suspicions: &Suspicions) -> Result<Self, KafkaError> {
+    fn start(
+        config: &ClientConfig,
+        deliveries: &Arc<Deliveries>,
+        suspicions: &SuspicionSender,
+    ) -> Result<Self, KafkaError> {
         let context = Context { deliveries: Arc::clone(deliveries), suspicions: suspicions.clone() };
         let producer: Arc<BaseProducer<Context>> = Arc::new(config.create_with_context(context)?);
         let (batch, retired) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));

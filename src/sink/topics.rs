@@ -151,7 +151,7 @@ impl Topics {
         let mut listed = Listed { at: None, interval: LIST_VALID };
         // Fails only when the watch is gone, and with it the relay.
         while up.wait_for(|up| *up).await.is_ok() {
-            // When it fails the cluster is doubted, and asked by the watch.
+            // When it fails the cluster is suspected to be away, and asked by the watch.
             let asked = self.ask(&broker, &mut listed).await;
             let pause = if asked.is_ok() { TICK } else { ATTEMPT_PAUSE };
             drop(tokio::time::timeout(pause, self.asked.notified()).await);

@@ -44,7 +44,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             records_that_were_appended_and_whose_acks_were_lost_are_not_appended_twice,
             a_topic_that_is_created_late_and_deleted_while_relays_run,
             a_topic_that_refuses_large_records,
-            a_cluster_that_is_doubted_is_not_asked_for_all_its_topics;
+            a_cluster_that_is_suspected_is_not_asked_for_all_its_topics;
         with_postgres:
             a_leader_that_has_lost_its_quorum,
             a_broker_that_restarts,
@@ -298,15 +298,15 @@ async fn a_broker_that_pauses_for_less_than_the_publish_timeout_gets_no_record_t
     Ok(())
 }
 
-/// Connections that are lost raise doubts, and each is a question.
-async fn a_cluster_that_is_doubted_is_not_asked_for_all_its_topics(
+/// Connections that are lost raise suspicions, and each is a question.
+async fn a_cluster_that_is_suspected_is_not_asked_for_all_its_topics(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     let listening =
         |relay: Relay| relay.with("KAFKA_DEBUG", "metadata").with("RELAY_LOG_LEVEL", "info,librdkafka=debug");
-    let mut stage = Stage::open_with("doubts", &outbox, &kafka, 1, listening).await?;
+    let mut stage = Stage::open_with("suspicions", &outbox, &kafka, 1, listening).await?;
     let asked = |stage: &Stage, what: &str| {
         let log = stage.crew[0].process()?.log();
         anyhow::Ok(log.iter().filter(|line| line.contains(what)).count())
