@@ -8,7 +8,7 @@
 //! - [`pauses`]: what operators have paused, in the log
 //! - [`retention`]: removes what is old
 //! - [`stages`]: where the time goes
-//! - [`lookout`]: notices that nothing moves, and why; what the probes answer
+//! - [`stall_monitor`]: notices that nothing moves, and why; what the probes answer
 //! - [`measure`]: what a batch adds to the metrics
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`register`]: heartbeat and shares
@@ -18,7 +18,6 @@
 
 mod assignment;
 mod exactly_once;
-mod lookout;
 mod measure;
 mod options;
 mod outage;
@@ -30,6 +29,7 @@ mod relay_registry;
 mod retention;
 mod shared;
 mod stages;
+mod stall_monitor;
 mod status_line;
 mod worker;
 
@@ -116,7 +116,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     }
     tasks.spawn(register::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(status_line::run(Arc::clone(&shared), stop.clone()));
-    tasks.spawn(lookout::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(stall_monitor::run(Arc::clone(&shared), stop.clone()));
     let kept = shared.options.retention;
     if kept.prunes() {
         tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));

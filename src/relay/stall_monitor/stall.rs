@@ -9,9 +9,9 @@ use crate::lane::LaneRange;
 
 /// What a look at the relay's lanes showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum QueueState {
     /// No row waits.
-    Nothing,
+    Empty,
     /// The lowest id that waits.
     Head(i64),
     /// The table cannot be read: rows have to be assumed.
@@ -20,7 +20,7 @@ pub(super) enum Seen {
 
 /// What has to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turning {
+pub(super) enum StallChange {
     /// Nothing new.
     None,
     Begun,
@@ -52,29 +52,35 @@ impl Stall {
     }
 
     /// Takes in what was seen, and how many events this relay had published by then.
-    pub(super) fn observe(&mut self, published: u64, lanes: Option<LaneRange>, seen: Seen, now: Instant) -> Turning {
+    pub(super) fn observe(
+        &mut self,
+        published: u64,
+        lanes: Option<LaneRange>,
+        seen: QueueState,
+        now: Instant,
+    ) -> StallChange {
         let head = match seen {
-            Seen::Head(head) => Some(head),
-            Seen::Nothing | Seen::Unreadable => None,
+            QueueState::Head(head) => Some(head),
+            QueueState::Empty | QueueState::Unreadable => None,
         };
         // A head that went up has gone, whoever sent it; one that went down is a row that committed late, or was retried.
         let passed = self.head.zip(head).is_some_and(|(before, now)| now > before);
-        if seen == Seen::Nothing || published != self.published || passed || lanes != self.lanes {
+        if seen == QueueState::Empty || published != self.published || passed || lanes != self.lanes {
             self.quiet_since = now;
         }
         (self.published, self.lanes, self.head) = (published, lanes, head.or(self.head));
-        self.stalled = seen != Seen::Nothing && now - self.quiet_since >= self.after;
+        self.stalled = seen != QueueState::Empty && now - self.quiet_since >= self.after;
         match &self.told {
             None if self.stalled => {
                 self.told = Some(Told { since: self.quiet_since, head });
-                Turning::Begun
+                StallChange::Begun
             }
-            Some(told) if !self.stalled && seen != Seen::Unreadable && is_gone(told.head, head) => {
+            Some(told) if !self.stalled && seen != QueueState::Unreadable && is_gone(told.head, head) => {
                 let lasted = now - told.since;
                 self.told = None;
-                Turning::Ended(lasted)
+                StallChange::Ended(lasted)
             }
-            _ => Turning::None,
+            _ => StallChange::None,
         }
     }
 
@@ -99,54 +105,58 @@ mod tests {
     const LANES: Option<LaneRange> = Some(LaneRange { first: 0, last: 15 });
 
     /// Seconds, events published, what is seen; the answers.
-    fn play(script: &[(u64, u64, Seen)]) -> Vec<Turning> {
+    fn play(script: &[(u64, u64, QueueState)]) -> Vec<StallChange> {
         let began = Instant::now();
         let mut stall = Stall::new(AFTER, began);
         let at = |seconds: u64| began + Duration::from_secs(seconds);
-        stall.observe(0, LANES, Seen::Nothing, began);
+        stall.observe(0, LANES, QueueState::Empty, began);
         script.iter().map(|(seconds, published, seen)| stall.observe(*published, LANES, *seen, at(*seconds))).collect()
     }
 
     #[test]
     fn rows_that_wait_while_none_moves_are_a_stall_which_is_told_once_and_ends_once() {
-        let turnings = play(&[
-            (10, 0, Seen::Head(7)),
-            (59, 0, Seen::Head(7)),
-            (60, 0, Seen::Head(7)),
-            (500, 0, Seen::Head(7)),
-            (510, 3, Seen::Head(9)),
-            (520, 5, Seen::Nothing),
+        let changes = play(&[
+            (10, 0, QueueState::Head(7)),
+            (59, 0, QueueState::Head(7)),
+            (60, 0, QueueState::Head(7)),
+            (500, 0, QueueState::Head(7)),
+            (510, 3, QueueState::Head(9)),
+            (520, 5, QueueState::Empty),
         ]);
-        let ended = Turning::Ended(Duration::from_secs(510));
-        assert_eq!(turnings, [Turning::None, Turning::None, Turning::Begun, Turning::None, ended, Turning::None]);
+        let ended = StallChange::Ended(Duration::from_secs(510));
+        assert_eq!(
+            changes,
+            [StallChange::None, StallChange::None, StallChange::Begun, StallChange::None, ended, StallChange::None]
+        );
     }
 
     #[test]
     fn an_idle_outbox_and_one_that_moves_are_not_stalled() {
-        assert_eq!(play(&[(100, 0, Seen::Nothing), (200, 0, Seen::Nothing)]), [Turning::None; 2]);
-        let moving: Vec<_> = (1..20).map(|n| (n * 50, n, Seen::Head(7))).collect();
-        assert_eq!(play(&moving), [Turning::None; 19]);
+        assert_eq!(play(&[(100, 0, QueueState::Empty), (200, 0, QueueState::Empty)]), [StallChange::None; 2]);
+        let moving: Vec<_> = (1..20).map(|n| (n * 50, n, QueueState::Head(7))).collect();
+        assert_eq!(play(&moving), [StallChange::None; 19]);
         // Another relay sends them.
-        let passed: Vec<_> = (1..20).map(|n| (n * 50, 0, Seen::Head(n as i64))).collect();
-        assert_eq!(play(&passed), [Turning::None; 19]);
+        let passed: Vec<_> = (1..20).map(|n| (n * 50, 0, QueueState::Head(n as i64))).collect();
+        assert_eq!(play(&passed), [StallChange::None; 19]);
     }
 
     #[test]
     fn an_entity_that_waits_is_not_told_again_each_time_that_others_pass_by() {
-        let turnings = play(&[
-            (60, 0, Seen::Head(7)),
-            (70, 1, Seen::Head(7)),
-            (130, 1, Seen::Head(7)),
-            (140, 2, Seen::Head(7)),
-            (150, 3, Seen::Nothing),
+        let changes = play(&[
+            (60, 0, QueueState::Head(7)),
+            (70, 1, QueueState::Head(7)),
+            (130, 1, QueueState::Head(7)),
+            (140, 2, QueueState::Head(7)),
+            (150, 3, QueueState::Empty),
         ]);
-        let ended = Turning::Ended(Duration::from_secs(150));
-        assert_eq!(turnings, [Turning::Begun, Turning::None, Turning::None, Turning::None, ended]);
+        let ended = StallChange::Ended(Duration::from_secs(150));
+        assert_eq!(changes, [StallChange::Begun, StallChange::None, StallChange::None, StallChange::None, ended]);
     }
 
     #[test]
     fn a_table_that_cannot_be_read_counts_as_one_with_rows_that_wait() {
-        let turnings = play(&[(30, 0, Seen::Unreadable), (60, 0, Seen::Unreadable), (70, 1, Seen::Head(5))]);
-        assert_eq!(turnings, [Turning::None, Turning::Begun, Turning::Ended(Duration::from_secs(70))]);
+        let changes =
+            play(&[(30, 0, QueueState::Unreadable), (60, 0, QueueState::Unreadable), (70, 1, QueueState::Head(5))]);
+        assert_eq!(changes, [StallChange::None, StallChange::Begun, StallChange::Ended(Duration::from_secs(70))]);
     }
 }

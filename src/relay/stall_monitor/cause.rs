@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use super::STALLED;
-use super::stall::Seen;
+use super::stall::QueueState;
 use crate::check::Finding;
 use crate::observe::health::{Cause, Reason};
 use crate::relay::outage::Side;
@@ -17,7 +17,7 @@ pub(super) struct Evidence<'e> {
     /// The brokers answer.
     pub(super) up: bool,
     pub(super) lacking: Option<&'e Reason>,
-    pub(super) seen: Seen,
+    pub(super) seen: QueueState,
     pub(super) waiting: &'e Waiting,
 }
 
@@ -72,7 +72,7 @@ impl Evidence<'_> {
             Some(Reason::new(cause, &step.what, &step.next_step))
         };
         let claimable = self.waiting.pending.is_some() || self.waiting.due.is_some();
-        if self.seen == Seen::Unreadable || claimable {
+        if self.seen == QueueState::Unreadable || claimable {
             let paused = || self.paused(status);
             return about(About::Lock, Cause::Lock).or_else(paused).or_else(|| self.lane_locked(status, own));
         }

@@ -1,4 +1,4 @@
-//! The lookout's task: looks now and then whether events wait and none moves, finds out why, and keeps what the probes answer and
+//! The stall monitor's task: looks now and then whether events wait and none moves, finds out why, and keeps what the probes answer and
 //! the metrics of the whole outbox. It only reads, on a connection of its own, within limits.
 //!
 //! - [`stall`]: since when nothing has moved
@@ -25,10 +25,10 @@ use crate::store::{pauses, session, stats};
 use cause::{Evidence, of_rights};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
-use stall::{Seen, Stall, Turning};
+use stall::{QueueState, Stall, StallChange};
 
 /// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.
-const APPLICATION: &str = "outbox-relay-lookout";
+const APPLICATION: &str = "outbox-relay-stall-monitor";
 
 /// How often memory is looked at: servers that go and come.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ const STALLED: &str = "stalled";
 /// What [`Shared::block`] calls policies that hide rows.
 const HIDDEN: &str = "row level security";
 
-struct Lookout {
+struct StallMonitor {
     shared: Arc<Shared>,
     conn: Option<PgConnection>,
     stall: Stall,
@@ -67,7 +67,7 @@ struct Lookout {
 /// Runs until `stop` becomes true.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let (now, mut up) = (Instant::now(), shared.broker.state());
-    let mut lookout = Lookout {
+    let mut monitor = StallMonitor {
         conn: None,
         stall: Stall::new(shared.options.stall_after, now),
         waiting: None,
@@ -79,14 +79,14 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         figures_at: now,
         shared,
     };
-    let tick = TICK.min(lookout.shared.options.stall_after / 4);
+    let tick = TICK.min(monitor.shared.options.stall_after / 4);
     loop {
         let up_now = *up.borrow_and_update();
         tokio::select! {
             biased;
             // A look may take long, and writes nothing: it may be cut short.
             _ = stop.wait_for(|stop| *stop) => break,
-            () = lookout.look(up_now) => {}
+            () = monitor.look(up_now) => {}
         }
         tokio::select! {
             biased;
@@ -97,20 +97,20 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         }
     }
     let stopping = Reason::new(Cause::Stopping, "the relay drains and stops", "none: it was told to");
-    lookout.shared.options.vitals.health.set(Readiness::Unready(stopping));
+    monitor.shared.options.vitals.health.set(Readiness::Unready(stopping));
 }
 
-impl Lookout {
+impl StallMonitor {
     async fn look(&mut self, up: bool) {
         if Instant::now() >= self.look_at {
             let began = Instant::now();
             let cost = match within(self.look_at_database(up)).await {
                 // To wait for a lock costs nobody anything.
-                Ok(Seen::Unreadable) => Duration::ZERO,
-                Ok(Seen::Nothing | Seen::Head(_)) => began.elapsed(),
+                Ok(QueueState::Unreadable) => Duration::ZERO,
+                Ok(QueueState::Empty | QueueState::Head(_)) => began.elapsed(),
                 Err(error) => {
                     // The workers and the register tell it.
-                    tracing::debug!(error = %super::describe_error(&error), "the lookout cannot read the outbox");
+                    tracing::debug!(error = %super::describe_error(&error), "the monitor cannot read the outbox");
                     self.conn = None;
                     self.waiting = None;
                     Duration::ZERO
@@ -123,13 +123,13 @@ impl Lookout {
         self.judge(up);
     }
 
-    async fn look_at_database(&mut self, up: bool) -> Result<Seen, sqlx::Error> {
+    async fn look_at_database(&mut self, up: bool) -> Result<QueueState, sqlx::Error> {
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
         if self.conn.is_none() {
             self.conn = Some(session::connect(&options.database, APPLICATION, options.connect_timeout).await?);
         }
-        let Some(conn) = self.conn.as_mut() else { return Ok(Seen::Unreadable) };
+        let Some(conn) = self.conn.as_mut() else { return Ok(QueueState::Unreadable) };
         let lacked = shared.outages.reason(Side::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
         if lacked || self.lacking.is_some() || Instant::now() >= self.rights_at {
             self.lacking = rights::missing_rights(conn, &options.names).await?.map(of_rights);
@@ -147,16 +147,16 @@ impl Lookout {
             Some(lanes) => waiting::waiting(conn, &options.names, lanes).await,
         };
         let (seen, waiting) = match seen {
-            Ok(waiting) => (waiting.head().map_or(Seen::Nothing, Seen::Head), waiting),
+            Ok(waiting) => (waiting.head().map_or(QueueState::Empty, QueueState::Head), waiting),
             // 55P03 lock_not_available, 57014 query_canceled, 42501 insufficient_privilege: what it cannot see, no worker can claim.
             Err(sqlx::Error::Database(error))
                 if matches!(error.code().as_deref(), Some("55P03" | "57014" | "42501")) =>
             {
-                (Seen::Unreadable, Waiting::default())
+                (QueueState::Unreadable, Waiting::default())
             }
             Err(error) => return Err(error),
         };
-        let turning = self.stall.observe(shared.published_total(), lanes, seen, Instant::now());
+        let change = self.stall.observe(shared.published_total(), lanes, seen, Instant::now());
         if self.stall.is_stalled() {
             let evidence = Evidence { up, lacking: self.lacking.as_ref(), seen, waiting: &waiting };
             self.why = Some(evidence.reason(&shared, conn).await);
@@ -164,7 +164,7 @@ impl Lookout {
             self.why = None;
         }
         self.waiting = Some(waiting);
-        self.tell(turning);
+        self.tell(change);
         if options.measures && Instant::now() >= self.figures_at {
             self.measure().await?;
         }
@@ -192,10 +192,10 @@ impl Lookout {
     }
 
     /// One line when a stall begins, one when what waited has gone on. While it lasts, the status line has it.
-    fn tell(&self, turning: Turning) {
+    fn tell(&self, change: StallChange) {
         let after_s = self.shared.options.stall_after.as_secs();
-        match (turning, &self.why) {
-            (Turning::Begun, Some(Reason { cause, sentence, next_step })) => tracing::warn!(
+        match (change, &self.why) {
+            (StallChange::Begun, Some(Reason { cause, sentence, next_step })) => tracing::warn!(
                 code = %Code::Stalled,
                 cause = cause.word(),
                 reason = sentence,
@@ -203,7 +203,7 @@ impl Lookout {
                 stall_after_s = after_s,
                 "events wait and none has moved"
             ),
-            (Turning::Ended(lasted), _) => {
+            (StallChange::Ended(lasted), _) => {
                 tracing::info!(
                     notice = %Notice::Resolved,
                     code = %Code::Stalled,
