@@ -1,4 +1,4 @@
-//! The relay: workers that claim, publish and settle; one task that keeps the register; one that watches the brokers.
+//! The relay: workers that claim, publish and settle; one task that keeps the heartbeat; one that watches the brokers.
 //!
 //! - [`options`]: what a relay is told
 //! - [`shared`]: what its tasks share
@@ -11,20 +11,20 @@
 //! - [`stall_monitor`]: notices that nothing moves, and why; what the probes answer
 //! - [`measure`]: what a batch adds to the metrics
 //! - [`pace`]: how long to wait when there is nothing to do
-//! - [`register`]: heartbeat and shares
+//! - [`heartbeat`]: says that this relay is alive, and works out its workers' shares
 //! - [`relay_registry`]: which relays are alive
 //! - [`status_line`]: counts what waits, and logs it
 //! - [`outage`]: incidents, logged once when they start and once when they end
 
 mod assignment;
 mod exactly_once;
+mod heartbeat;
 mod measure;
 mod options;
 mod outage;
 mod pace;
 mod pauses;
 mod recovery;
-mod register;
 mod relay_registry;
 mod retention;
 mod shared;
@@ -114,7 +114,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     for index in 0..shared.options.workers {
         tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
-    tasks.spawn(register::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(heartbeat::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(status_line::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(stall_monitor::run(Arc::clone(&shared), stop.clone()));
     let kept = shared.options.retention;

@@ -22,7 +22,7 @@ use crate::check::routes;
 use crate::lane::{LaneRange, at_work};
 use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
-use crate::store::fleet::{self, LaneDelivery, LaneHeld, RelaySeen};
+use crate::store::fleet::{self, LaneDelivery, LaneHeld, RegisteredRelay};
 use crate::store::reading::read;
 use crate::store::stats::{self, COUNT_LIMIT};
 use event_outbox::Names;
@@ -95,7 +95,7 @@ pub(crate) struct LaneStatus {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct RelayStatus {
     #[serde(flatten)]
-    pub(crate) seen: RelaySeen,
+    pub(crate) seen: RegisteredRelay,
     pub(crate) alive: bool,
     /// Its share: a range for each worker.
     pub(crate) lanes: Vec<String>,
@@ -192,10 +192,10 @@ async fn lane_count(conn: &mut PgConnection, names: &Names) -> Result<u16, sqlx:
 }
 
 /// The relays with their shares, and the relay each lane is due, as the relays work it out themselves.
-fn shares(seen: Vec<RelaySeen>, alive_for: Duration, lanes: u16) -> (Vec<RelayStatus>, BTreeMap<i16, String>) {
-    let alive = |relay: &RelaySeen| relay.silent_s < alive_for.as_secs_f64();
+fn shares(seen: Vec<RegisteredRelay>, alive_for: Duration, lanes: u16) -> (Vec<RelayStatus>, BTreeMap<i16, String>) {
+    let alive = |relay: &RegisteredRelay| relay.silent_s < alive_for.as_secs_f64();
     let members = seen.iter().filter(|relay| alive(relay)).count();
-    let at_work = |relay: &RelaySeen| at_work(relay.workers, members);
+    let at_work = |relay: &RegisteredRelay| at_work(relay.workers, members);
     let workers: usize = seen.iter().filter(|relay| alive(relay)).map(at_work).sum();
     let (mut first, mut due) = (0, BTreeMap::new());
     let mut relays = Vec::new();
@@ -246,8 +246,8 @@ fn by_lane(head: &[HeadGroup], lanes: u16, due: &BTreeMap<i16, String>, held: Ve
 mod tests {
     use super::*;
 
-    fn relay(name: &str, workers: usize, silent_s: f64) -> RelaySeen {
-        RelaySeen { name: name.to_owned(), version: "1".to_owned(), workers, up_s: 1.0, silent_s }
+    fn relay(name: &str, workers: usize, silent_s: f64) -> RegisteredRelay {
+        RegisteredRelay { name: name.to_owned(), version: "1".to_owned(), workers, up_s: 1.0, silent_s }
     }
 
     #[test]

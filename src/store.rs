@@ -12,7 +12,7 @@
 //! - [`roles`]: who may do what
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
-//! - [`members`]: the relays that are alive
+//! - [`relay_registry`]: the relays that are alive
 //! - [`stats`]: counts for the status line
 //!
 //! For people who look, in read-only transactions ([`reading`]):
@@ -32,10 +32,10 @@ pub(crate) mod dead;
 pub(crate) mod delivery;
 pub(crate) mod fleet;
 pub(crate) mod holds;
-pub(crate) mod members;
 pub(crate) mod pauses;
 pub(crate) mod pending;
 pub(crate) mod reading;
+pub(crate) mod relay_registry;
 pub(crate) mod replay;
 pub(crate) mod retention;
 pub(crate) mod roles;

@@ -17,7 +17,7 @@ use crate::store::session;
 /// Between the two looks that the rate is measured by.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
-/// A relay that has missed so many is gone: the relays' own rule, each by its own interval, which the register does not hold. Here it is
+/// A relay that has missed so many is gone: the relays' own rule, each by its own interval, which the registry does not hold. Here it is
 /// the configured one.
 const HEARTBEATS: u32 = 3;
 

@@ -6,7 +6,7 @@ use super::Row;
 use crate::config::Settings;
 use crate::store::activity::{self, Blocker, span};
 use crate::store::backlog;
-use crate::store::fleet::{self, RelaySeen};
+use crate::store::fleet::{self, RegisteredRelay};
 use crate::store::pending::{HoldKind, pending};
 use crate::store::reading::read;
 use event_outbox::Names;
@@ -17,7 +17,7 @@ const MOST_BEFORE: i64 = 1_000_000;
 
 /// What concerns every event.
 pub(super) struct Around {
-    relays: Vec<RelaySeen>,
+    relays: Vec<RegisteredRelay>,
     blockers: Vec<Blocker>,
     pauses: Vec<serde_json::Value>,
     alive_s: f64,

@@ -140,9 +140,9 @@ impl WorkerContext<'_> {
         }
         let options = &self.shared.options;
         let silence = options.heartbeat_interval / 2 * SILENT_HALVES;
-        let members = within(self.shared.members.all_of(self.conn)).await?;
+        let rows = within(self.shared.registry.all_of(self.conn)).await?;
         let (relays, now) = (&self.shared.relays, Instant::now());
-        relays.observe(&members, now);
+        relays.observe(&rows, now);
         let lives = |owner: &Owner| {
             let relay = relay_of(&owner.transactional_id).and_then(|relay| relay.parse().ok());
             relay.is_some_and(|relay| relays.is_alive(relay, silence, now))

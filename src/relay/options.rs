@@ -15,7 +15,7 @@ use event_outbox::route::TopicTemplate;
 
 /// The settings of a relay. Sizes are in events and bytes.
 pub struct RelayOptions {
-    /// The relay's name in logs and in the register.
+    /// The relay's name in logs and in the registry.
     pub name: String,
     /// Where the outbox is.
     pub database: PgConnectOptions,

@@ -38,12 +38,12 @@ impl fmt::Display for Side {
 }
 
 /// Who meets the outage. An incident ends when everyone who met it has got on again: a missing right may stop the workers and
-/// leave the register alone.
+/// leave the heartbeat alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Party {
     Start,
     Watch,
-    Register,
+    Heartbeat,
     Worker(usize),
 }
 

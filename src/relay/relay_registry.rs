@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::store::members::Member;
+use crate::store::relay_registry::RelayRow;
 
 #[derive(Debug, Clone, Copy)]
-struct LastBeat {
+struct LastHeartbeat {
     seen_at: i64,
     /// When this heartbeat was first read, and how old it was then.
     read_at: Instant,
@@ -19,7 +19,7 @@ struct LastBeat {
     has_ended: bool,
 }
 
-impl LastBeat {
+impl LastHeartbeat {
     fn silence(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.read_at) + self.age
     }
@@ -27,7 +27,7 @@ impl LastBeat {
 
 #[derive(Debug, Default)]
 struct Heard {
-    relays: HashMap<Uuid, LastBeat>,
+    relays: HashMap<Uuid, LastHeartbeat>,
     looked_at: Option<Instant>,
 }
 
@@ -41,36 +41,36 @@ impl RelayRegistry {
     }
 
     /// Takes in all rows of the registry, as they were read just now.
-    pub(crate) fn observe(&self, members: &[Member], now: Instant) {
+    pub(crate) fn observe(&self, rows: &[RelayRow], now: Instant) {
         let mut heard = self.heard();
         let since_last_look = heard.looked_at.replace(now).map(|at| now.saturating_duration_since(at));
-        heard.relays.retain(|id, _| members.iter().any(|member| member.id == *id));
-        for member in members {
-            let known = heard.relays.get(&member.id).copied();
-            if let Some(known) = known.filter(|known| known.seen_at == member.seen_at) {
-                let same = LastBeat { has_ended: member.has_ended, ..known };
-                heard.relays.insert(member.id, same);
+        heard.relays.retain(|id, _| rows.iter().any(|row| row.id == *id));
+        for row in rows {
+            let known = heard.relays.get(&row.id).copied();
+            if let Some(known) = known.filter(|known| known.seen_at == row.seen_at) {
+                let same = LastHeartbeat { has_ended: row.has_ended, ..known };
+                heard.relays.insert(row.id, same);
                 continue;
             }
             // The server's clock only tells when between two looks the heartbeat came. At the first look its age is all there is.
-            let age = Duration::try_from_secs_f64(member.age_s.max(0.0)).unwrap_or_default();
+            let age = Duration::try_from_secs_f64(row.age_s.max(0.0)).unwrap_or_default();
             let longest = known.and(since_last_look).unwrap_or(Duration::MAX);
             let age = age.min(longest);
-            let beat = LastBeat { seen_at: member.seen_at, read_at: now, age, has_ended: member.has_ended };
-            heard.relays.insert(member.id, beat);
+            let heartbeat = LastHeartbeat { seen_at: row.seen_at, read_at: now, age, has_ended: row.has_ended };
+            heard.relays.insert(row.id, heartbeat);
         }
     }
 
     /// Returns true when the relay's heartbeat has changed within that time, and the session that keeps it is there.
     pub(crate) fn is_alive(&self, id: Uuid, within: Duration, now: Instant) -> bool {
-        self.heard().relays.get(&id).is_some_and(|beat| !beat.has_ended && beat.silence(now) < within)
+        self.heard().relays.get(&id).is_some_and(|heartbeat| !heartbeat.has_ended && heartbeat.silence(now) < within)
     }
 
     /// Returns the relays that have been silent for longer, with the heartbeat they left behind.
     pub(crate) fn silent_for(&self, longer_than: Duration, now: Instant) -> Vec<(Uuid, i64)> {
         let heard = self.heard();
-        let gone = heard.relays.iter().filter(|(_, beat)| beat.silence(now) > longer_than);
-        gone.map(|(id, beat)| (*id, beat.seen_at)).collect()
+        let gone = heard.relays.iter().filter(|(_, heartbeat)| heartbeat.silence(now) > longer_than);
+        gone.map(|(id, heartbeat)| (*id, heartbeat.seen_at)).collect()
     }
 }
 
@@ -80,8 +80,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn member(seen_at: i64, age_s: f64) -> Member {
-        Member { id: Uuid::from_u128(1), workers: 2, seen_at, age_s, has_ended: false }
+    fn row(seen_at: i64, age_s: f64) -> RelayRow {
+        RelayRow { id: Uuid::from_u128(1), workers: 2, seen_at, age_s, has_ended: false }
     }
 
     fn alive(registry: &RelayRegistry, now: Instant) -> bool {
@@ -92,10 +92,10 @@ mod tests {
     fn a_relay_whose_heartbeat_does_not_change_is_gone_whatever_the_clock_says() {
         let (registry, now) = (RelayRegistry::default(), Instant::now());
         // Its last heartbeat lies an hour ahead: the clock was set back.
-        registry.observe(&[member(3_600_000_000, -3600.0)], now);
+        registry.observe(&[row(3_600_000_000, -3600.0)], now);
         assert!(alive(&registry, now));
         for seconds in 1..5 {
-            registry.observe(&[member(3_600_000_000, -3600.0 + f64::from(seconds))], now + seconds * SECOND);
+            registry.observe(&[row(3_600_000_000, -3600.0 + f64::from(seconds))], now + seconds * SECOND);
         }
         assert!(!alive(&registry, now + 4 * SECOND));
         assert_eq!(registry.silent_for(3 * SECOND, now + 4 * SECOND), [(Uuid::from_u128(1), 3_600_000_000)]);
@@ -104,21 +104,21 @@ mod tests {
     #[test]
     fn a_relay_whose_session_is_gone_is_gone_at_once_and_back_with_its_next_heartbeat() {
         let (registry, now) = (RelayRegistry::default(), Instant::now());
-        registry.observe(&[member(1_000, 0.0)], now);
-        registry.observe(&[Member { has_ended: true, ..member(1_000, 0.1) }], now);
+        registry.observe(&[row(1_000, 0.0)], now);
+        registry.observe(&[RelayRow { has_ended: true, ..row(1_000, 0.1) }], now);
         assert!(!alive(&registry, now));
-        registry.observe(&[member(2_000, 0.0)], now);
+        registry.observe(&[row(2_000, 0.0)], now);
         assert!(alive(&registry, now));
     }
 
     #[test]
     fn a_relay_whose_heartbeat_changes_is_alive_whatever_the_clock_says() {
         let (registry, now) = (RelayRegistry::default(), Instant::now());
-        registry.observe(&[member(1_000, 0.0)], now);
+        registry.observe(&[row(1_000, 0.0)], now);
         // The clock was set forward after each heartbeat, then back.
-        registry.observe(&[member(2_000, 7200.0)], now + 2 * SECOND);
+        registry.observe(&[row(2_000, 7200.0)], now + 2 * SECOND);
         assert!(alive(&registry, now + 2 * SECOND), "it beat between two looks");
-        registry.observe(&[member(3_000, -7200.0)], now + 4 * SECOND);
+        registry.observe(&[row(3_000, -7200.0)], now + 4 * SECOND);
         assert!(alive(&registry, now + 4 * SECOND));
         assert!(!alive(&registry, now + 8 * SECOND));
     }
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn what_was_left_behind_long_ago_is_gone_at_the_first_look_and_a_row_removed_is_forgotten() {
         let (registry, now) = (RelayRegistry::default(), Instant::now());
-        registry.observe(&[member(1_000, 86_400.0)], now);
+        registry.observe(&[row(1_000, 86_400.0)], now);
         assert!(!alive(&registry, now));
         assert_eq!(registry.silent_for(60 * SECOND, now).len(), 1);
         registry.observe(&[], now + SECOND);

@@ -1,6 +1,6 @@
 //! Retention: removes what was published, or applied, long ago, in the background.
 //!
-//! One relay at a time: the first of the register, and by a lock. It yields to load: a step is followed by a pause in proportion to the
+//! One relay at a time: the first of the registry, and by a lock. It yields to load: a step is followed by a pause in proportion to the
 //! time it took, which is long while claims come back full, so that pruning takes a tenth of one session then and half of it else.
 
 use std::sync::Arc;

@@ -22,7 +22,7 @@ use crate::sink::transactions::ProgressGroup;
 use crate::store::claim::ClaimSql;
 use crate::store::delivery::DeliverySql;
 use crate::store::holds::HoldSql;
-use crate::store::members::MemberSql;
+use crate::store::relay_registry::RegistrySql;
 use crate::store::session::Transaction;
 use crate::store::settle::SettleSql;
 
@@ -58,7 +58,7 @@ pub(crate) struct Shared {
     pub(crate) delivery: DeliverySql,
     pub(crate) progress: ProgressGroup,
     pub(crate) holds: HoldSql,
-    pub(crate) members: MemberSql,
+    pub(crate) registry: RegistrySql,
     pub(crate) relays: RelayRegistry,
     pub(crate) worker_assignment: watch::Sender<WorkerAssignment>,
     published: AtomicU64,
@@ -90,9 +90,9 @@ impl Shared {
             delivery: DeliverySql::new(names),
             progress: ProgressGroup::new(options.kafka.clone(), found.identity, lanes),
             holds: HoldSql::new(names),
-            members: MemberSql::new(names, options.prepared_statements),
+            registry: RegistrySql::new(names, options.prepared_statements),
             relays: RelayRegistry::default(),
-            // A single worker until the register has looked: others' locks keep it from doing harm.
+            // A single worker until the heartbeat has read the registry: others' locks keep it from doing harm.
             worker_assignment: watch::Sender::new(WorkerAssignment {
                 first: 0,
                 of: options.workers,

@@ -109,7 +109,7 @@ impl StallMonitor {
                 Ok(QueueState::Unreadable) => Duration::ZERO,
                 Ok(QueueState::Empty | QueueState::Head(_)) => began.elapsed(),
                 Err(error) => {
-                    // The workers and the register tell it.
+                    // The workers and the heartbeat tell it.
                     tracing::debug!(error = %super::describe_error(&error), "the monitor cannot read the outbox");
                     self.conn = None;
                     self.waiting = None;

@@ -1,4 +1,4 @@
-//! The relays in the register, and who holds which lane at this moment.
+//! The relays in the registry, and who holds which lane at this moment.
 
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
@@ -6,9 +6,9 @@ use sqlx::{PgConnection, Row};
 use crate::store::reading::read;
 use event_outbox::names::Names;
 
-/// A relay as the register knows it.
+/// A relay as the registry knows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct RelaySeen {
+pub(crate) struct RegisteredRelay {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) workers: usize,
@@ -60,8 +60,8 @@ pub(crate) async fn deliveries(conn: &mut PgConnection, names: &Names) -> Result
         .collect()
 }
 
-/// The relays of the register, in the order in which they share the lanes out; those not heard of for an hour are forgotten.
-pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec<RelaySeen>, sqlx::Error> {
+/// The relays of the registry, in the order in which they share the lanes out; those not heard of for an hour are forgotten.
+pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec<RegisteredRelay>, sqlx::Error> {
     let query = format!(
         "select name, version, workers::int8, extract(epoch from now() - started_at)::float8, \
          extract(epoch from now() - seen_at)::float8 from {} where seen_at > now() - interval '1 hour' \
@@ -71,7 +71,7 @@ pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec
     let rows = read(conn, &query).await?;
     rows.iter()
         .map(|row| {
-            Ok(RelaySeen {
+            Ok(RegisteredRelay {
                 name: row.try_get(0)?,
                 version: row.try_get(1)?,
                 workers: row.try_get::<i64, _>(2)?.max(0) as usize,

@@ -3,7 +3,7 @@
 //! | role | may | may not |
 //! |---|---|---|
 //! | writer | insert events, learn their ids | read any, set a status, change or remove one |
-//! | relay | read and settle events, keep the register; with `retention` remove old ones | insert, change what an event says |
+//! | relay | read and settle events, keep the registry; with `retention` remove old ones | insert, change what an event says |
 //! | operator | see events without their content, retry and discard them, pause; add to the audit table | read a payload, change the audit table |
 //! | monitor | see states, counts and who did what | read a payload, change anything |
 

@@ -9,7 +9,7 @@ use event_outbox::names::{Names, literal};
 
 /// A relay's row in the registry.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Member {
+pub(crate) struct RelayRow {
     pub(crate) id: Uuid,
     pub(crate) workers: usize,
     /// The server's time of its last heartbeat, in microseconds since 1970. Only to be compared with itself.
@@ -20,9 +20,9 @@ pub(crate) struct Member {
     pub(crate) has_ended: bool,
 }
 
-/// The statements of the register.
+/// The statements of the registry.
 #[derive(Debug, Clone)]
-pub(crate) struct MemberSql {
+pub(crate) struct RegistrySql {
     table: String,
     pauses: String,
     /// The heartbeat has a session of its own. Behind a pooler a session says nothing about a relay.
@@ -31,7 +31,7 @@ pub(crate) struct MemberSql {
 
 /// What a relay says of itself.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Beat<'a> {
+pub(crate) struct Heartbeat<'a> {
     pub(crate) id: Uuid,
     pub(crate) name: &'a str,
     pub(crate) workers: usize,
@@ -43,34 +43,34 @@ const PROTOCOL: i32 = 2;
 /// The time of a heartbeat as a number. SQL text.
 const SEEN_AT: &str = "(extract(epoch from seen_at) * 1000000)::int8";
 
-/// Of a row of [`MemberSql::all`]; pauses have more.
-const MEMBER_COLUMNS: usize = 5;
+/// Of a row of [`RegistrySql::all`]; pauses have more.
+const RELAY_COLUMNS: usize = 5;
 
-impl MemberSql {
+impl RegistrySql {
     pub(crate) fn new(names: &Names, own_session: bool) -> Self {
         Self { table: names.companion("relay"), pauses: pauses::active_text(names), own_session }
     }
 
-    /// Says that this relay is alive, if it is `beating`, and removes rows that are still as they were when their relays counted as
+    /// Says that this relay is alive, if it has a `heartbeat`, and removes rows that are still as they were when their relays counted as
     /// gone. Returns all relays, in an order all of them agree on, and the pauses in force. One round trip and one transaction.
     pub(crate) async fn look(
         &self,
         conn: &mut PgConnection,
-        beating: Option<Beat<'_>>,
+        heartbeat: Option<Heartbeat<'_>>,
         gone: &[(Uuid, i64)],
-    ) -> Result<(Vec<Member>, Vec<Pause>), sqlx::Error> {
-        let beat = beating.map(|beat| self.beat(&beat)).unwrap_or_default();
-        let forget: String = gone.iter().map(|(id, seen_at)| self.forget(*id, *seen_at)).collect();
-        let sql = format!("{beat}{forget}{}; {}", self.all(), self.pauses);
+    ) -> Result<(Vec<RelayRow>, Vec<Pause>), sqlx::Error> {
+        let heartbeat = heartbeat.map(|heartbeat| self.upsert(&heartbeat)).unwrap_or_default();
+        let remove: String = gone.iter().map(|(id, seen_at)| self.remove(*id, *seen_at)).collect();
+        let sql = format!("{heartbeat}{remove}{}; {}", self.all(), self.pauses);
         let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
-        let (members, pauses): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.len() == MEMBER_COLUMNS);
-        let members = members.into_iter().map(member_of).collect::<Result<_, _>>()?;
-        Ok((members, pauses.into_iter().map(pauses::pause_of).collect::<Result<_, _>>()?))
+        let (relays, pauses): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.len() == RELAY_COLUMNS);
+        let relays = relays.into_iter().map(relay_row).collect::<Result<_, _>>()?;
+        Ok((relays, pauses.into_iter().map(pauses::pause_of).collect::<Result<_, _>>()?))
     }
 
-    fn beat(&self, beat: &Beat<'_>) -> String {
-        let (id, name, version) = (beat.id, literal(beat.name), literal(env!("CARGO_PKG_VERSION")));
-        let (table, workers) = (&self.table, beat.workers);
+    fn upsert(&self, heartbeat: &Heartbeat<'_>) -> String {
+        let (id, name, version) = (heartbeat.id, literal(heartbeat.name), literal(env!("CARGO_PKG_VERSION")));
+        let (table, workers) = (&self.table, heartbeat.workers);
         let pid = if self.own_session { "pg_backend_pid()" } else { "null" };
         format!(
             "insert into {table} (id, name, version, workers, pid, protocol) values ('{id}', {name}, {version}, {workers}, {pid}, {PROTOCOL}) \
@@ -79,9 +79,9 @@ impl MemberSql {
     }
 
     /// All relays that have a row.
-    pub(crate) async fn all_of(&self, conn: &mut PgConnection) -> Result<Vec<Member>, sqlx::Error> {
+    pub(crate) async fn all_of(&self, conn: &mut PgConnection) -> Result<Vec<RelayRow>, sqlx::Error> {
         let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(self.all()))).await?;
-        rows.iter().map(member_of).collect()
+        rows.iter().map(relay_row).collect()
     }
 
     fn all(&self) -> String {
@@ -94,7 +94,7 @@ impl MemberSql {
         )
     }
 
-    fn forget(&self, id: Uuid, seen_at: i64) -> String {
+    fn remove(&self, id: Uuid, seen_at: i64) -> String {
         format!("delete from {} where id = '{id}' and {SEEN_AT} = {seen_at}; ", self.table)
     }
 
@@ -109,8 +109,8 @@ impl MemberSql {
     }
 }
 
-fn member_of(row: &PgRow) -> Result<Member, sqlx::Error> {
+fn relay_row(row: &PgRow) -> Result<RelayRow, sqlx::Error> {
     let id = row.try_get::<&str, _>(0)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
     let workers = row.try_get::<i64, _>(1)?.max(0) as usize;
-    Ok(Member { id, workers, seen_at: row.try_get(2)?, age_s: row.try_get(3)?, has_ended: row.try_get(4)? })
+    Ok(RelayRow { id, workers, seen_at: row.try_get(2)?, age_s: row.try_get(3)?, has_ended: row.try_get(4)? })
 }
