@@ -56,9 +56,9 @@ impl HoldCause {
     }
 }
 
-/// Locates a hold's record: its place, and its key, because VACUUM FULL may put another record at that place.
+/// Identifies a hold's record: its ctid, and its key, because VACUUM FULL may give that ctid to another record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct HoldPlace {
+pub(crate) struct RecordId {
     pub(crate) ctid: [u8; 6],
     pub(crate) id: i64,
 }
@@ -88,7 +88,7 @@ pub(crate) struct Held {
     /// When a locked event is looked at again, and the pauses after that.
     pub(crate) look: Option<(Instant, Backoff)>,
     /// Where its record is in the table of holds; `None`: not stored yet.
-    pub(crate) place: Option<HoldPlace>,
+    pub(crate) record: Option<RecordId>,
 }
 
 /// The first pause before a locked event is looked at again, and the longest.
@@ -116,7 +116,7 @@ pub(crate) struct HoldSet {
     /// Holds that differ from their records.
     dirty: BTreeSet<u32>,
     /// Records of holds that are gone.
-    gone: Vec<HoldPlace>,
+    gone: Vec<RecordId>,
 }
 
 /// An event as holds see it.
@@ -146,7 +146,7 @@ impl HoldSet {
     }
 
     /// Records of holds that are gone.
-    pub(crate) fn gone(&self) -> &[HoldPlace] {
+    pub(crate) fn gone(&self) -> &[RecordId] {
         &self.gone
     }
 
@@ -155,11 +155,11 @@ impl HoldSet {
         !self.dirty.is_empty() || !self.gone.is_empty()
     }
 
-    /// The records are what the holds are; `places` are those that have moved.
-    pub(crate) fn stored(&mut self, places: impl IntoIterator<Item = (u32, HoldPlace)>) {
-        for (index, place) in places {
+    /// The records are what the holds are; `moved` are those whose ctid has changed.
+    pub(crate) fn stored(&mut self, moved: impl IntoIterator<Item = (u32, RecordId)>) {
+        for (index, record) in moved {
             if let Some(held) = self.held.get_mut(&index) {
-                held.place = Some(place);
+                held.record = Some(record);
             }
         }
         self.dirty.clear();
@@ -200,25 +200,25 @@ impl HoldSet {
             self.entities.entry(entity_id.clone()).or_default().push(index);
         }
         self.by_key.insert((lane, hold.value.clone()), index);
-        self.held.insert(index, Held { hold, lane, is_releasing: false, look: None, place: None });
+        self.held.insert(index, Held { hold, lane, is_releasing: false, look: None, record: None });
         self.dirty.insert(index);
         index
     }
 
     /// Adds a hold that is stored.
-    pub(crate) fn load(&mut self, lane: i16, hold: Hold, place: HoldPlace) {
+    pub(crate) fn load(&mut self, lane: i16, hold: Hold, record: RecordId) {
         let index = self.insert(lane, hold);
         self.dirty.remove(&index);
         if let Some(held) = self.held.get_mut(&index) {
             held.is_releasing = held.hold.released;
-            held.place = Some(place);
+            held.record = Some(record);
         }
     }
 
     pub(crate) fn remove(&mut self, index: u32) -> Option<Held> {
         let held = self.held.remove(&index)?;
         self.dirty.remove(&index);
-        self.gone.extend(held.place);
+        self.gone.extend(held.record);
         self.by_key.remove(&(held.lane, held.hold.value.clone()));
         if let HoldValue::Entity { entity_id, .. } = &held.hold.value
             && let Some(of_id) = self.entities.get_mut(entity_id)
@@ -267,7 +267,7 @@ impl HoldSet {
 mod tests {
     use super::*;
 
-    const PLACE: HoldPlace = HoldPlace { ctid: [8; 6], id: 8 };
+    const RECORD: RecordId = RecordId { ctid: [8; 6], id: 8 };
 
     fn hold(value: HoldValue, cause: HoldCause) -> Hold {
         Hold { value, cause, reason: "why".to_owned(), from_id: 5, head_id: None, events: 0, released: false }
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn what_is_not_stored_is_known() {
         let mut holds = HoldSet::default();
-        holds.load(1, hold(entity(None, "a"), HoldCause::Locked), HoldPlace { ctid: [7; 6], id: 7 });
+        holds.load(1, hold(entity(None, "a"), HoldCause::Locked), RecordId { ctid: [7; 6], id: 7 });
         assert!(!holds.has_changes());
         let index = holds.blocking(event(1, Some("a"))).unwrap();
         holds.step_over(index, 3, true);
@@ -326,10 +326,10 @@ mod tests {
             holds.dirty().map(|(index, held)| (index, held.hold.from_id, held.hold.events)).collect::<Vec<_>>(),
             [(index, 3, 1)]
         );
-        holds.stored([(index, PLACE)]);
-        assert!(!holds.has_changes() && holds.peek(index).unwrap().place == Some(PLACE));
+        holds.stored([(index, RECORD)]);
+        assert!(!holds.has_changes() && holds.peek(index).unwrap().record == Some(RECORD));
         holds.remove(index);
-        assert_eq!((holds.gone(), holds.dirty().count()), (&[PLACE][..], 0));
+        assert_eq!((holds.gone(), holds.dirty().count()), (&[RECORD][..], 0));
     }
 
     #[test]

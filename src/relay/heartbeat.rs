@@ -108,11 +108,16 @@ impl HeartbeatTask {
 
 /// The assignment of `id`'s workers; `None` while it is not in the registry.
 fn worker_assignment(rows: &[RelayRow], id: uuid::Uuid, workers: usize) -> Option<WorkerAssignment> {
-    let place = rows.iter().position(|row| row.id == id)?;
+    let position = rows.iter().position(|row| row.id == id)?;
     let at_work = |workers| lane::at_work(workers, rows.len());
     let count = |rows: &[RelayRow]| rows.iter().map(|row| at_work(row.workers)).sum::<usize>();
     let workers = at_work(workers);
-    Some(WorkerAssignment { first: count(&rows[..place]), of: count(rows).max(workers), workers, single_worker: false })
+    Some(WorkerAssignment {
+        first: count(&rows[..position]),
+        of: count(rows).max(workers),
+        workers,
+        single_worker: false,
+    })
 }
 
 #[cfg(test)]

@@ -452,33 +452,33 @@ fn last_allocated(outbox: &str, sequence: &Sequence) -> String {
 const NO_LATE: &str = "select null::int8 as id where false";
 
 /// What is known of a row before it is locked: `size` is what it takes in the table, without decompressing anything.
-const CANDIDATE_COLUMNS: &str = "id, ctid as place, \
+const CANDIDATE_COLUMNS: &str = "id, ctid as row_ctid, \
     coalesce(pg_column_size(payload), 0) + coalesce(pg_column_size(payload_bytes), 0) + pg_column_size(headers) + 100 as size";
 
 /// What a row is read from, besides the texts.
 const ROW_COLUMNS: &str =
-    "ctid as place, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
+    "ctid as row_ctid, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
 
 /// The contents as text, which converts and decompresses them.
 const TEXTS: &str = "payload::text as text, headers::text as header_text, payload_bytes as bytes";
 const NO_TEXTS: &str = "null::text as text, null::text as header_text, null::bytea as bytes";
 
-/// A claim: `candidates` are rows (id, place, size); those within the bytes are locked, read and returned in any order; one more row has
+/// A claim: `candidates` are rows (id, row_ctid, size); those within the bytes are locked, read and returned in any order; one more row has
 /// the summary. All by one snapshot. `$8` stored bytes, `$9` bytes of a row.
 fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads: bool) -> String {
     let texts = if heads { NO_TEXTS } else { TEXTS };
     // Conditions on the locked row are looked at again should it have changed since the snapshot.
-    // An older minor version of Postgres returns another version of it than the one that was chosen: at another place.
+    // An older minor version of Postgres returns another version of it than the one that was chosen: with another ctid.
     format!(
         "with late as materialized ({late}), \
          candidates as materialized ({candidates}), \
          chosen as materialized (\
-           select id, place, size from (\
-             select id, place, size, sum(size) over (order by id rows unbounded preceding) - size as before from candidates) sized \
+           select id, row_ctid, size from (\
+             select id, row_ctid, size, sum(size) over (order by id rows unbounded preceding) - size as before from candidates) sized \
            where before < $8) \
          {contents} from (\
            select {ROW_COLUMNS}, {texts}, octet_length(payload_bytes) as bytes_len from {outbox} \
-            where ctid = any (array(select place from chosen)) and status = 'PENDING' and lane + 0 between $4 and $5 for update skip locked) o \
+            where ctid = any (array(select row_ctid from chosen)) and status = 'PENDING' and lane + 0 between $4 and $5 for update skip locked) o \
          union all \
          select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::timestamptz, null::int2, \
            null, null::bytea, null, null::int8, null::bool, null::bool, \
@@ -489,7 +489,7 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
             // Of a row that is read by itself not even the names: one of them may not be text in the client's encoding.
             !heads,
             "$9",
-            "place in (select place from chosen), null::text, null::text, null::int8[], null::int8[], null::int8, null::int8, null::int8"
+            "row_ctid in (select row_ctid from chosen), null::text, null::text, null::int8[], null::int8[], null::int8, null::int8, null::int8"
         ),
     )
 }
@@ -502,7 +502,7 @@ fn contents(has_names: bool, row_bytes: &str, tail: &str) -> String {
         false => "null::text".to_owned(),
     };
     format!(
-        "select place, id, event_id, {}, {}, {}, event_version, {}, created_at, lane, \
+        "select row_ctid, id, event_id, {}, {}, {}, event_version, {}, created_at, lane, \
            case when octet_length(text) <= {row_bytes} then text end, case when bytes_len <= {row_bytes} then bytes end, \
            case when octet_length(header_text) <= {HEADERS_MAX_BYTES} then header_text end, \
            greatest(octet_length(text), bytes_len)::int8, \
@@ -535,7 +535,7 @@ async fn take(query: PgQuery<'_>, conn: &mut PgConnection, limits: Limits) -> Re
     collect(query.fetch(conn), limits.kept_bytes).await
 }
 
-/// Rows arrive in the order of their places.
+/// Rows arrive in the order of their ctids.
 async fn collect(
     mut rows: BoxStream<'_, Result<PgRow, sqlx::Error>>,
     kept_bytes: usize,

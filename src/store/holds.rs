@@ -1,11 +1,11 @@
 //! The records of holds: written by a lane's owner in the transaction that steps over the events, read when lanes are taken over or when
-//! an operator has changed them. Records are found by their place: see migration 0007.
+//! an operator has changed them. Records are found by their ctid: see migration 0007.
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::lane::LaneRange;
-use crate::lane::hold::{Hold, HoldCause, HoldPlace, HoldSet, HoldValue};
+use crate::lane::hold::{Hold, HoldCause, HoldSet, HoldValue, RecordId};
 use crate::store::settle::{Ctid, SettleError, owned, postgres_text};
 use event_outbox::names::Names;
 
@@ -46,11 +46,11 @@ impl HoldSql {
             update: format!(
                 "update {table} h set why = v.why, reason = v.reason, from_id = v.from_id, head_id = v.head_id, events = v.events \
                  from unnest($1::tid[], $2::int8[], $3::text[], $4::text[], $5::int8[], $6::int8[], $7::int8[], $8::int8[]) \
-                   as v (place, index, why, reason, from_id, head_id, events, id) \
-                 where h.ctid = v.place and h.id = v.id returning v.index, h.ctid, h.id"
+                   as v (row_ctid, index, why, reason, from_id, head_id, events, id) \
+                 where h.ctid = v.row_ctid and h.id = v.id returning v.index, h.ctid, h.id"
             ),
             delete: format!(
-                "delete from {table} h using unnest($1::tid[], $2::int8[]) as v (place, id) where h.ctid = v.place and h.id = v.id"
+                "delete from {table} h using unnest($1::tid[], $2::int8[]) as v (row_ctid, id) where h.ctid = v.row_ctid and h.id = v.id"
             ),
         }
     }
@@ -70,7 +70,7 @@ impl HoldSql {
         for row in query.persistent(persistent).fetch_all(conn).await? {
             let (lane, hold) = hold_of(&row)?;
             let is_released = row.try_get(12)?;
-            holds.load(lane, Hold { released: is_released, ..hold }, place_of(&row, 10)?);
+            holds.load(lane, Hold { released: is_released, ..hold }, record_id(&row, 10)?);
         }
         Ok(holds)
     }
@@ -84,19 +84,22 @@ impl HoldSql {
         conn: &mut PgConnection,
         holds: &HoldSet,
         persistent: bool,
-    ) -> Result<Vec<(u32, HoldPlace)>, SettleError> {
+    ) -> Result<Vec<(u32, RecordId)>, SettleError> {
         let mut moved = Vec::new();
         if !holds.gone().is_empty() {
-            let (places, ids): (Vec<_>, Vec<_>) = holds.gone().iter().map(|place| (Ctid(place.ctid), place.id)).unzip();
-            let query =
-                sqlx::query(AssertSqlSafe(self.delete.as_str())).bind(&places).bind(&ids).persistent(persistent);
-            owned(places.len(), query.execute(&mut *conn).await?.rows_affected())?;
+            let (ctids, ids): (Vec<_>, Vec<_>) =
+                holds.gone().iter().map(|record| (Ctid(record.ctid), record.id)).unzip();
+            let query = sqlx::query(AssertSqlSafe(self.delete.as_str())).bind(&ctids).bind(&ids).persistent(persistent);
+            owned(ctids.len(), query.execute(&mut *conn).await?.rows_affected())?;
         }
-        let (changed, new): (Vec<_>, Vec<_>) = holds.dirty().partition(|(_, held)| held.place.is_some());
+        let (changed, new): (Vec<_>, Vec<_>) = holds.dirty().partition(|(_, held)| held.record.is_some());
         if !changed.is_empty() {
             let query = sqlx::query(AssertSqlSafe(self.update.as_str()))
                 .bind(
-                    changed.iter().filter_map(|(_, held)| held.place.map(|place| Ctid(place.ctid))).collect::<Vec<_>>(),
+                    changed
+                        .iter()
+                        .filter_map(|(_, held)| held.record.map(|record| Ctid(record.ctid)))
+                        .collect::<Vec<_>>(),
                 )
                 .bind(changed.iter().map(|(index, _)| i64::from(*index)).collect::<Vec<_>>())
                 .bind(changed.iter().map(|(_, held)| held.hold.cause.word()).collect::<Vec<_>>())
@@ -104,11 +107,11 @@ impl HoldSql {
                 .bind(changed.iter().map(|(_, held)| held.hold.from_id).collect::<Vec<_>>())
                 .bind(changed.iter().map(|(_, held)| held.hold.head_id).collect::<Vec<_>>())
                 .bind(changed.iter().map(|(_, held)| held.hold.events).collect::<Vec<_>>())
-                .bind(changed.iter().filter_map(|(_, held)| held.place.map(|place| place.id)).collect::<Vec<_>>());
+                .bind(changed.iter().filter_map(|(_, held)| held.record.map(|record| record.id)).collect::<Vec<_>>());
             let rows = query.persistent(persistent).fetch_all(&mut *conn).await?;
             owned(changed.len(), rows.len() as u64)?;
             for row in &rows {
-                moved.push((row.try_get::<i64, _>(0)? as u32, place_of(row, 1)?));
+                moved.push((row.try_get::<i64, _>(0)? as u32, record_id(row, 1)?));
             }
         }
         if !new.is_empty() {
@@ -116,7 +119,7 @@ impl HoldSql {
             for row in &rows {
                 let (lane, hold) = hold_of(row)?;
                 if let Some(index) = holds.find(lane, &hold.value) {
-                    moved.push((index, place_of(row, 10)?));
+                    moved.push((index, record_id(row, 10)?));
                 }
             }
             owned(new.len(), rows.len() as u64)?;
@@ -186,6 +189,6 @@ fn hold_of(row: &PgRow) -> Result<(i16, Hold), sqlx::Error> {
     Ok((row.try_get(0)?, hold))
 }
 
-fn place_of(row: &PgRow, column: usize) -> Result<HoldPlace, sqlx::Error> {
-    Ok(HoldPlace { ctid: row.try_get::<Ctid, _>(column)?.0, id: row.try_get(column + 1)? })
+fn record_id(row: &PgRow, column: usize) -> Result<RecordId, sqlx::Error> {
+    Ok(RecordId { ctid: row.try_get::<Ctid, _>(column)?.0, id: row.try_get(column + 1)? })
 }

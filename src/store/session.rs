@@ -61,7 +61,7 @@ pub(crate) struct Transaction {
     lane_table: String,
     outbox_literal: String,
     pauses: String,
-    /// Of the rows at certain places, up to the places.
+    /// Of the rows with certain ctids, up to the ctids.
     mark: String,
     names: Names,
     prepared: bool,
@@ -72,7 +72,7 @@ pub(crate) struct Transaction {
 pub(crate) struct LaneRow {
     pub(crate) lane: i16,
     pub(crate) nonce: i64,
-    pub(crate) place: Ctid,
+    pub(crate) ctid: Ctid,
 }
 
 /// A lane's row, read whole.
@@ -112,8 +112,8 @@ pub(crate) struct ServerProcess {
 /// Which lanes a transaction locks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Wanted<'a> {
-    /// Rows whose places are known: their cost stays flat when old versions cannot be removed.
-    Places(LaneRange, &'a [Ctid]),
+    /// Rows whose ctids are known: their cost stays flat when old versions cannot be removed.
+    Ctids(LaneRange, &'a [Ctid]),
     /// All that are free of these lanes.
     Free(LaneRange),
 }
@@ -121,7 +121,7 @@ pub(crate) enum Wanted<'a> {
 /// What the end of a batch writes about its lanes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LaneUpdate<'a> {
-    pub(crate) places: &'a [Ctid],
+    pub(crate) ctids: &'a [Ctid],
     pub(crate) nonce: i64,
     pub(crate) progress: &'a Progress,
     /// Lanes of which the batch has committed events to Kafka in a transaction.
@@ -141,14 +141,14 @@ pub(crate) enum Next {
 #[derive(Debug)]
 pub(crate) struct Settled {
     /// Where the lanes' rows are now; empty when they were not written.
-    pub(crate) places: Vec<Ctid>,
+    pub(crate) ctids: Vec<Ctid>,
     pub(crate) begun: Option<Begun>,
 }
 
 const BEGIN: &str = "begin isolation level read committed read write";
 
-/// A session variable that carries the new places of the lanes' rows from the statement that writes them to the one that locks them.
-const PLACES: &str = "outbox_relay.lanes";
+/// A session variable that carries the new ctids of the lanes' rows from the statement that writes them to the one that locks them.
+const CTIDS: &str = "outbox_relay.lanes";
 
 impl Transaction {
     /// The isolation is the one in which a statement after the locks sees what their last owner has committed. The server gives a
@@ -209,21 +209,21 @@ impl Transaction {
 
     /// Another number of rows than asked for means that they could not be marked: the division fails, and with it the transaction,
     /// before it can commit.
-    fn mark(&self, places: &str, count: &str) -> String {
+    fn mark(&self, ctids: &str, count: &str) -> String {
         let mark = &self.mark;
         format!(
-            "with changed as ({mark} = any ({places}::tid[]) and status = 'PENDING' returning 1) \
+            "with changed as ({mark} = any ({ctids}::tid[]) and status = 'PENDING' returning 1) \
              select 1 / (count(*) = {count})::int from changed"
         )
     }
 
-    fn advance(&self, [places, count, nonce, scanned, snapshot, swept, sweep, sealed]: [&str; 8]) -> String {
+    fn advance(&self, [ctids, count, nonce, scanned, snapshot, swept, sweep, sealed]: [&str; 8]) -> String {
         let lane_table = &self.lane_table;
         format!(
             "with moved as (update {lane_table} set nonce = {nonce}, sealed = case when lane = any ({sealed}::smallint[]) then {nonce} else sealed end, \
                scanned_through = {scanned}, snapshot = {snapshot}::pg_snapshot, swept_through = {swept}, \
-               sweep_snapshot = {sweep}::pg_snapshot where ctid = any ({places}::tid[]) returning ctid) \
-             select set_config('{PLACES}', coalesce(array_agg(ctid)::text, '{{}}'), false), 1 / (count(*) = {count})::int from moved"
+               sweep_snapshot = {sweep}::pg_snapshot where ctid = any ({ctids}::tid[]) returning ctid) \
+             select set_config('{CTIDS}', coalesce(array_agg(ctid)::text, '{{}}'), false), 1 / (count(*) = {count})::int from moved"
         )
     }
 
@@ -260,7 +260,7 @@ impl Transaction {
     /// Any database error. The connection must be dropped then: it may be inside a transaction.
     pub(crate) async fn begin(&self, conn: &mut PgConnection, wanted: Wanted<'_>) -> Result<Begun, sqlx::Error> {
         let text = match wanted {
-            Wanted::Places(lanes, places) => self.begin_text(lanes, &format!("'{}'", Ctid::array(places))),
+            Wanted::Ctids(lanes, ctids) => self.begin_text(lanes, &format!("'{}'", Ctid::array(ctids))),
             Wanted::Free(lanes) => {
                 let LaneRange { first, last } = lanes;
                 let lock = self.lock(&format!("lane between {first} and {last}"));
@@ -270,11 +270,11 @@ impl Transaction {
         begun(&conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(text))).await?)
     }
 
-    /// `places`: an expression.
-    fn begin_text(&self, lanes: LaneRange, places: &str) -> String {
+    /// `ctids`: an expression.
+    fn begin_text(&self, lanes: LaneRange, ctids: &str) -> String {
         let lock = match self.prepared {
-            true => format!("execute outbox_relay_lock ({places})"),
-            false => self.lock(&format!("ctid = any ({places}::tid[])")),
+            true => format!("execute outbox_relay_lock ({ctids})"),
+            false => self.lock(&format!("ctid = any ({ctids}::tid[])")),
         };
         self.script(lanes, &lock)
     }
@@ -352,30 +352,30 @@ impl Transaction {
         // Behind a pooler the next transaction may be another session's, which does not have the variable.
         let next = if self.prepared && lanes.is_some() { next } else { Next::None };
         if let Next::Begin(range) = next {
-            sql.push_str(&self.begin_text(range, &format!("current_setting('{PLACES}')")));
+            sql.push_str(&self.begin_text(range, &format!("current_setting('{CTIDS}')")));
         }
         let answers = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
         let answers = answers.map_err(|error| unmarked(error, rows))?;
         let mut answers = &answers[usize::from(!rows.is_empty()).min(answers.len())..];
-        let mut places = Vec::new();
+        let mut ctids = Vec::new();
         if lanes.is_some() {
             let (moved, rest) = answers.split_first().ok_or(sqlx::Error::RowNotFound)?;
-            places = Ctid::parse_array(moved.try_get(0)?).ok_or(sqlx::Error::RowNotFound)?;
+            ctids = Ctid::parse_array(moved.try_get(0)?).ok_or(sqlx::Error::RowNotFound)?;
             answers = rest;
         }
         let begun = if let Next::Begin(_) = next { Some(begun(answers)?) } else { None };
-        Ok(Settled { places, begun })
+        Ok(Settled { ctids, begun })
     }
 
     fn advance_text(&self, lanes: &LaneUpdate<'_>) -> String {
-        let (places, count) = (format!("'{}'", Ctid::array(lanes.places)), lanes.places.len().to_string());
+        let (ctids, count) = (format!("'{}'", Ctid::array(lanes.ctids)), lanes.ctids.len().to_string());
         let Progress { scanned_through, snapshot, sweep } = lanes.progress;
         let (nonce, scanned, snapshot) =
             (lanes.nonce.to_string(), scanned_through.to_string(), format!("'{snapshot}'"));
         let swept = sweep.as_ref().map_or_else(|| "0".to_owned(), |sweep| sweep.through.to_string());
         let sweep = sweep.as_ref().map_or_else(|| "null".to_owned(), |sweep| format!("'{}'", sweep.snapshot));
         let sealed = lanes.sealed.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
-        let values = [&places, &count, &nonce, &scanned, &snapshot, &swept, &sweep, &format!("'{{{sealed}}}'")];
+        let values = [&ctids, &count, &nonce, &scanned, &snapshot, &swept, &sweep, &format!("'{{{sealed}}}'")];
         match self.prepared {
             true => format!("execute outbox_relay_advance ({})", values.map(String::as_str).join(", ")),
             false => self.advance(values.map(String::as_str)),
@@ -397,11 +397,11 @@ impl Transaction {
         if rows.is_empty() {
             return String::new();
         }
-        let (places, count) = (Ctid::array(rows), rows.len().to_string());
+        let (ctids, count) = (Ctid::array(rows), rows.len().to_string());
         if self.prepared {
-            format!("execute outbox_relay_mark ('{places}', {count}); ")
+            format!("execute outbox_relay_mark ('{ctids}', {count}); ")
         } else {
-            self.mark(&format!("'{places}'"), &count) + "; "
+            self.mark(&format!("'{ctids}'"), &count) + "; "
         }
     }
 }
@@ -459,11 +459,11 @@ fn begun(rows: &[PgRow]) -> Result<Begun, sqlx::Error> {
 }
 
 fn lane_row(row: &PgRow) -> Result<LaneRow, sqlx::Error> {
-    Ok(LaneRow { lane: row.try_get::<i64, _>(0)? as i16, nonce: row.try_get(1)?, place: place(row.try_get(2)?)? })
+    Ok(LaneRow { lane: row.try_get::<i64, _>(0)? as i16, nonce: row.try_get(1)?, ctid: parse_ctid(row.try_get(2)?)? })
 }
 
-fn place(text: &str) -> Result<Ctid, sqlx::Error> {
-    Ctid::parse(text).ok_or_else(|| sqlx::Error::Decode("not the place of a row".into()))
+fn parse_ctid(text: &str) -> Result<Ctid, sqlx::Error> {
+    Ctid::parse(text).ok_or_else(|| sqlx::Error::Decode("not a ctid".into()))
 }
 
 fn lane_state(row: &PgRow) -> Result<LaneState, sqlx::Error> {

@@ -1,5 +1,5 @@
 //! Settles claimed rows that were not published. (Published ones are marked by the statement that commits: [`crate::store::session`].)
-//! Each statement changes rows by their place (ctid), which their locks keep still, and checks how many it changed.
+//! Each statement changes rows by their ctid, which their locks keep still, and checks how many it changed.
 
 use std::fmt::Write;
 
@@ -15,12 +15,12 @@ use event_outbox::names::Names;
 const TID: Oid = Oid(27);
 const TID_ARRAY: Oid = Oid(1010);
 
-/// The place of a row, as Postgres sends it: block (4 bytes) and offset (2 bytes), big endian.
+/// The ctid of a row, as Postgres sends it: block (4 bytes) and offset (2 bytes), big endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ctid(pub(crate) [u8; 6]);
 
 impl Ctid {
-    /// Appends the place as an element of a `tid[]` literal, with a comma behind it.
+    /// Appends the ctid as an element of a `tid[]` literal, with a comma behind it.
     pub(crate) fn push_to(&self, list: &mut String) {
         let [a, b, c, d, e, f] = self.0;
         let number = |text: &mut String, number: u32| {
@@ -47,15 +47,15 @@ impl Ctid {
         if inner.is_empty() {
             return Some(Vec::new());
         }
-        inner.split("\",\"").map(|place| Self::parse(place.trim_matches('"'))).collect()
+        inner.split("\",\"").map(|ctid| Self::parse(ctid.trim_matches('"'))).collect()
     }
 
-    /// The text of a `tid[]` with these places.
-    pub(crate) fn array(places: &[Self]) -> String {
-        let mut text = String::with_capacity(places.len() * 18 + 2);
+    /// The text of a `tid[]` with these ctids.
+    pub(crate) fn array(ctids: &[Self]) -> String {
+        let mut text = String::with_capacity(ctids.len() * 18 + 2);
         text.push('{');
-        places.iter().for_each(|place| place.push_to(&mut text));
-        if !places.is_empty() {
+        ctids.iter().for_each(|ctid| ctid.push_to(&mut text));
+        if !ctids.is_empty() {
             text.pop();
         }
         text.push('}');
@@ -86,7 +86,7 @@ impl Decode<'_, Postgres> for Ctid {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
         match value.format() {
             PgValueFormat::Binary => Ok(Self(value.as_bytes()?.try_into()?)),
-            PgValueFormat::Text => Self::parse(value.as_str()?).ok_or_else(|| "not the place of a row".into()),
+            PgValueFormat::Text => Self::parse(value.as_str()?).ok_or_else(|| "not a ctid".into()),
         }
     }
 }
@@ -111,7 +111,7 @@ pub(crate) struct SettleSql {
 impl SettleSql {
     pub(crate) fn new(names: &Names) -> Self {
         let outbox = names.outbox();
-        // `status = 'PENDING'` keeps G6 even if a place held another row by mistake: PUBLISHED and DEAD rows stay what they are.
+        // `status = 'PENDING'` keeps G6 even if a ctid were another row's by mistake: PUBLISHED and DEAD rows stay what they are.
         // Not by a join: a plan made while the table was small would walk an index.
         let change = "due = null, attempts = attempts + 1, last_error = ($2::text[])[array_position($1::tid[], ctid)] \
                       where ctid = any ($1) and status = 'PENDING'";
@@ -170,8 +170,8 @@ async fn change(
     rows: &[(Ctid, String)],
     persistent: bool,
 ) -> Result<(), SettleError> {
-    let (places, errors): (Vec<_>, Vec<_>) = rows.iter().map(|(place, error)| (*place, postgres_text(error))).unzip();
-    let query = sqlx::query(AssertSqlSafe(sql)).bind(&places).bind(&errors).persistent(persistent);
+    let (ctids, errors): (Vec<_>, Vec<_>) = rows.iter().map(|(ctid, error)| (*ctid, postgres_text(error))).unzip();
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(&ctids).bind(&errors).persistent(persistent);
     owned(rows.len(), query.execute(conn).await?.rows_affected())
 }
 
@@ -190,13 +190,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_written_as_it_is_read() {
-        let place = Ctid::parse("(70000,258)").expect("a place");
-        assert_eq!(place, Ctid([0, 1, 0x11, 0x70, 1, 2]));
+    fn a_ctid_is_written_as_it_is_read() {
+        let ctid = Ctid::parse("(70000,258)").expect("a ctid");
+        assert_eq!(ctid, Ctid([0, 1, 0x11, 0x70, 1, 2]));
         let mut list = String::new();
-        place.push_to(&mut list);
+        ctid.push_to(&mut list);
         assert_eq!(list, "\"(70000,258)\",");
-        assert_eq!(Ctid::parse_array("{\"(70000,258)\",\"(0,1)\"}"), Some(vec![place, Ctid([0, 0, 0, 0, 0, 1])]));
+        assert_eq!(Ctid::parse_array("{\"(70000,258)\",\"(0,1)\"}"), Some(vec![ctid, Ctid([0, 0, 0, 0, 0, 1])]));
         assert_eq!(
             (Ctid::parse_array("{}"), Ctid::parse("7,1"), Ctid::parse_array("x")),
             (Some(Vec::new()), None, None)

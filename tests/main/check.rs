@@ -204,7 +204,7 @@ async fn a_claim_that_leaves_its_index_is_found(database: TestDatabase, kafka: A
     let finding = expect(&relay, "claim-plan", "error").await?;
     ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.contains("Scan")), "{finding}");
     outbox.execute("alter table event_outbox add constraint event_outbox_pkey primary key (id)").await?;
-    // Somebody keeps old events in a table that inherits from the outbox: the place of a row is not unique any more.
+    // Somebody keeps old events in a table that inherits from the outbox: the ctid of a row is not unique any more.
     outbox.execute("create table archived () inherits (event_outbox)").await?;
     expect(&relay, "table-partitioned", "error").await?;
     Ok(())

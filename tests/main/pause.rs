@@ -242,7 +242,7 @@ async fn a_pause_outlives_the_relay_and_ends_when_it_expires(
     Ok(())
 }
 
-/// Once held, a row is not touched again until it is released: its place does not change.
+/// Once held, a row is not touched again until it is released: its ctid does not change.
 async fn a_paused_event_is_held_once_and_no_claim_walks_it(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -256,13 +256,13 @@ async fn a_paused_event_is_held_once_and_no_claim_walks_it(
     let _relay = outbox.relay(&kafka).start("held")?;
     let held = "select coalesce(sum(events), 0) from event_outbox_hold";
     until(&outbox, "all are held", held, 5_000).await;
-    let places = "select sum(hashtext(id::text || ctid::text)::bigint) from event_outbox where topic is null";
-    let before = outbox.number(places).await?;
+    let ctids = "select sum(hashtext(id::text || ctid::text)::bigint) from event_outbox where topic is null";
+    let before = outbox.number(ctids).await?;
     for n in 1..=20 {
         to(&outbox, "b", n, &other).await?;
         outbox.until_settled_of("b").await;
     }
-    ensure!(outbox.number(places).await? == before, "held rows were touched again");
+    ensure!(outbox.number(ctids).await? == before, "held rows were touched again");
     resume(&database, &["--every"]).await?;
     outbox.until_settled().await;
     outbox.all_published().await?;

@@ -75,10 +75,10 @@ async fn uses_the_indexes(conn: &mut PgConnection, statements: &[Statement], sta
                 || line.contains("Seq Scan on event_outbox ")
                 || line.ends_with("Seq Scan on event_outbox")
         });
-        // The locked rows by their places.
-        let by_place =
+        // The locked rows by their ctids.
+        let by_ctid =
             *statement != Statement::Claim || plan.iter().any(|line| line.contains("Tid Scan on event_outbox"));
-        ensure!(by_place, "{}:\n{text}", context());
+        ensure!(by_ctid, "{}:\n{text}", context());
         ensure!(late == 2 && new && !costly, "{}:\n{text}", context());
         // The condition on the transaction is the index's, not a filter on what it walks.
         let conditions = plan.iter().filter(|line| line.contains("Index Cond") && line.contains("xid")).count();

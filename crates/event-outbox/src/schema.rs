@@ -129,7 +129,7 @@ pub enum SchemaError {
         found: String,
     },
     /// The outbox is a partitioned table.
-    #[error("{table} is a partitioned table: a row's place is not unique in it, and marks would meet other rows")]
+    #[error("{table} is a partitioned table: a row's ctid is not unique in it, and marks would meet other rows")]
     Partitioned {
         /// The outbox table.
         table: String,

@@ -111,8 +111,8 @@ impl Session {
                 upto: i64::MAX,
                 last_allocated: summary.last_allocated,
             });
-            let places: Vec<_> = begun.lanes.iter().map(|row| row.place).collect();
-            let update = LaneUpdate { places: &places, nonce: 0, progress: &progress, sealed: &[] };
+            let ctids: Vec<_> = begun.lanes.iter().map(|row| row.ctid).collect();
+            let update = LaneUpdate { ctids: &ctids, nonce: 0, progress: &progress, sealed: &[] };
             let next = if rows.is_empty() { Next::None } else { Next::Begin(*lanes) };
             let settled = transaction.mark_and_commit(conn, &rows, Some(update), next).await?;
             marked += rows.len() as u64;

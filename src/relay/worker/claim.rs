@@ -320,8 +320,8 @@ impl WorkerContext<'_> {
                 Err(error) => match unreadable(&error) {
                     Some(fault) => {
                         // Its names, if they can be read: its successors have to wait for what becomes of it.
-                        let place = head.ctid()?;
-                        let named = within(self.shared.claim.read_names(self.conn, place, limits.row_bytes)).await;
+                        let ctid = head.ctid()?;
+                        let named = within(self.shared.claim.read_names(self.conn, ctid, limits.row_bytes)).await;
                         claimed.rows.push(readable(named)?.unwrap_or(head).with_fault(fault));
                     }
                     None => return Err(error.into()),

@@ -320,8 +320,8 @@ impl WorkerContext<'_> {
         if self.shared.options.is_exactly_once() || !is_called_for || rows.is_empty() {
             return Ok(());
         }
-        let places = rows.iter().map(ClaimedRow::ctid).collect::<Result<Vec<_>, _>>()?;
-        let rehearsed = within(self.shared.transaction.rehearse_mark(self.conn, &places)).await;
+        let ctids = rows.iter().map(ClaimedRow::ctid).collect::<Result<Vec<_>, _>>()?;
+        let rehearsed = within(self.shared.transaction.rehearse_mark(self.conn, &ctids)).await;
         rehearsed.map_err(|error| self.not_marked(error, lanes))
     }
 

@@ -54,7 +54,7 @@ pub(crate) struct LaneAssignment {
 pub(crate) struct OwnedLanes {
     pub(crate) lanes: LaneRange,
     /// Of the lanes' rows.
-    pub(crate) places: Vec<Ctid>,
+    pub(crate) ctids: Vec<Ctid>,
     /// By lane.
     pub(crate) nonces: BTreeMap<i16, i64>,
     /// What the next settled batch writes as nonce.
@@ -84,7 +84,7 @@ impl OwnedLanes {
         let ahead = states.iter().filter(|state| state.progress.scanned_through > progress.scanned_through);
         Self {
             lanes,
-            places: states.iter().map(|state| state.row.place).collect(),
+            ctids: states.iter().map(|state| state.row.ctid).collect(),
             nonces: by_lane(|state| state.row.nonce),
             next_nonce: rand::random(),
             server,
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn lanes_of_unequal_progress_go_on_from_the_one_that_is_behind() {
         let state = |lane, scanned_through| LaneState {
-            row: LaneRow { lane, nonce: 10 + i64::from(lane), place: Ctid([0; 6]) },
+            row: LaneRow { lane, nonce: 10 + i64::from(lane), ctid: Ctid([0; 6]) },
             progress: Progress { scanned_through, ..Progress::default() },
             sealed: 0,
             is_of_here: true,
@@ -239,7 +239,7 @@ mod tests {
         let begun = |nonces: &[(i16, i64)], started: &str| Begun {
             lanes: nonces
                 .iter()
-                .map(|(lane, nonce)| LaneRow { lane: *lane, nonce: *nonce, place: Ctid([1; 6]) })
+                .map(|(lane, nonce)| LaneRow { lane: *lane, nonce: *nonce, ctid: Ctid([1; 6]) })
                 .collect(),
             generation: 0,
             owners: Vec::new(),

@@ -62,7 +62,7 @@ impl WorkerContext<'_> {
         if let Some(owned) = &assignment.owned
             && !assignment.widens(now)
         {
-            let wanted = Wanted::Places(owned.lanes, &owned.places);
+            let wanted = Wanted::Ctids(owned.lanes, &owned.ctids);
             return Ok((within(self.shared.transaction.begin(self.conn, wanted)).await?, false));
         }
         assignment.widen_at = now + WIDEN_INTERVAL;
@@ -79,7 +79,7 @@ impl WorkerContext<'_> {
         lanes: LaneRange,
     ) -> Result<bool, CycleError> {
         let states = within(self.shared.transaction.read_lanes(self.conn, lanes)).await?;
-        let foreign: Vec<_> = states.iter().filter(|state| !state.is_of_here).map(|state| state.row.place).collect();
+        let foreign: Vec<_> = states.iter().filter(|state| !state.is_of_here).map(|state| state.row.ctid).collect();
         if !foreign.is_empty() {
             let reset = self.shared.transaction.reset_lanes(self.conn, &foreign, rand::random());
             within(reset).await.map_err(|error| not_owned(error, lanes))?;

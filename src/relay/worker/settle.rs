@@ -232,14 +232,14 @@ impl WorkerContext<'_> {
         }
         let (now, nonce) = (Instant::now(), owned.next_nonce);
         let stored = owned.to_store(&after, now);
-        let update = LaneUpdate { places: &owned.places, nonce, progress: &stored, sealed };
+        let update = LaneUpdate { ctids: &owned.ctids, nonce, progress: &stored, sealed };
         let lanes = owned.lanes;
         let next = if goes_on && lanes == assignment.range { Next::Begin(lanes) } else { Next::None };
         let transaction = &self.shared.transaction;
         let settled = within(transaction.mark_and_commit(self.conn, published, Some(update), next)).await?;
         *self.begun = settled.begun.map(|begun| (begun, lanes));
         assignment.holds.stored(moved);
-        owned.places = settled.places;
+        owned.ctids = settled.ctids;
         owned.nonces.values_mut().for_each(|known| *known = nonce);
         owned.next_nonce = rand::random();
         owned.sealed.extend(sealed.iter().map(|lane| (*lane, nonce)));
