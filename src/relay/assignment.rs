@@ -58,9 +58,9 @@ impl Shared {
     }
 
     /// A batch of so many events was claimed.
-    pub(crate) fn note_claim(&self, events: usize, full: bool) {
+    pub(crate) fn record_claim(&self, events: usize, full: bool) {
         if full {
-            self.full_claim.note();
+            self.full_claim.record();
         }
         if full || events * LARGE >= self.options.batch_size {
             self.scale_out();
@@ -69,13 +69,13 @@ impl Shared {
 
     /// There is enough to do for all, or one is in trouble and must not keep the events of the others.
     pub(crate) fn scale_out(&self) {
-        self.busy.note();
+        self.busy.record();
         self.set_single_worker(false);
     }
 
     /// Looked at now and then: one worker is enough when there has been little to do.
     pub(crate) fn scale_in(&self) {
-        if !self.busy.was(SCALE_IN_AFTER) {
+        if !self.busy.happened_within(SCALE_IN_AFTER) {
             self.set_single_worker(true);
         }
     }

@@ -209,7 +209,7 @@ impl Pruner {
     }
 
     async fn pause(&self, took: Duration) {
-        let units = if self.shared.full_claim.was(BUSY) { PAUSE_BUSY } else { PAUSE_IDLE };
+        let units = if self.shared.full_claim.happened_within(BUSY) { PAUSE_BUSY } else { PAUSE_IDLE };
         tokio::time::sleep(took * units).await;
     }
 

@@ -29,19 +29,19 @@ use crate::store::settle::SettleSql;
 /// So many obstacles are shown at once.
 const BLOCKED_SHOWN: usize = 8;
 
-/// When something last happened.
+/// Remembers when something last happened.
 #[derive(Debug, Default)]
-pub(crate) struct Lately(Mutex<Option<Instant>>);
+pub(crate) struct RecentEvent(Mutex<Option<Instant>>);
 
-impl Lately {
-    /// It happens now.
-    pub(crate) fn note(&self) {
+impl RecentEvent {
+    /// Records that it happens now.
+    pub(crate) fn record(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// True when it did within that time.
-    pub(crate) fn was(&self, within: Duration) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < within)
+    /// True when it happened within `time`.
+    pub(crate) fn happened_within(&self, time: Duration) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < time)
     }
 }
 
@@ -64,11 +64,11 @@ pub(crate) struct Shared {
     published: AtomicU64,
     pub(crate) stages: Stages,
     /// When the database last refused a worker's marks.
-    pub(crate) marks_refused: Lately,
+    pub(crate) marks_refused: RecentEvent,
     /// When a claim last came back full.
-    pub(crate) full_claim: Lately,
+    pub(crate) full_claim: RecentEvent,
     /// When there was last enough to do for all workers.
-    pub(crate) busy: Lately,
+    pub(crate) busy: RecentEvent,
     /// What blocks a part of the events, by what it is, for the status line.
     obstacles: Mutex<BTreeMap<String, String>>,
 }
@@ -101,9 +101,9 @@ impl Shared {
             }),
             published: AtomicU64::new(0),
             stages: Stages::default(),
-            marks_refused: Lately::default(),
-            full_claim: Lately::default(),
-            busy: Lately::default(),
+            marks_refused: RecentEvent::default(),
+            full_claim: RecentEvent::default(),
+            busy: RecentEvent::default(),
             obstacles: Mutex::default(),
             options,
         }

@@ -124,7 +124,7 @@ impl WorkerContext<'_> {
         self.refresh_causes(assignment, Instant::now());
         let mut batch = self.claim(assignment).await?;
         let cut = self.cut(&mut batch)?;
-        self.note_progress(assignment, &batch);
+        self.record_progress(assignment, &batch);
         if batch.rows.is_empty() && batch.skipped.is_empty() {
             let lanes = lanes_of(assignment);
             let settled = self.settle_nothing(assignment, &batch, began).await;
@@ -133,7 +133,7 @@ impl WorkerContext<'_> {
             assignment.walks_next = !assignment.walks_next;
             return Ok(if went_on { Cycle::Worked } else { Cycle::Idle });
         }
-        self.shared.note_claim(batch.rows.len(), batch.is_full);
+        self.shared.record_claim(batch.rows.len(), batch.is_full);
         self.shared.stages.add(Stage::Claim, began);
         let has_moved = self.publish(assignment, &batch, cut, goes_on).await?;
         assignment.walks_next = !assignment.walks_next;
@@ -223,7 +223,7 @@ impl WorkerContext<'_> {
         }
     }
 
-    fn note_progress(&self, assignment: &LaneAssignment, batch: &Batch) {
+    fn record_progress(&self, assignment: &LaneAssignment, batch: &Batch) {
         let (Some(owned), Extent::Claim(claim)) = (&assignment.owned, &batch.extent) else { return };
         let behind = (claim.last_allocated - owned.progress.scanned_through).max(0);
         self.shared.options.vitals.metrics.set_unscanned(self.worker, behind);
@@ -316,7 +316,7 @@ impl WorkerContext<'_> {
     /// events again. So the first batch of a session, and each one for a while after such a failure, tries the marks in a savepoint before
     /// it publishes. In exactly-once mode the lanes' progress keeps events from being published again.
     async fn rehearse(&mut self, lanes: crate::lane::LaneRange, rows: &[ClaimedRow]) -> Result<(), CycleError> {
-        let is_called_for = self.budget.is_unproved || self.shared.marks_refused.was(REHEARSED);
+        let is_called_for = self.budget.is_unproved || self.shared.marks_refused.happened_within(REHEARSED);
         if self.shared.options.is_exactly_once() || !is_called_for || rows.is_empty() {
             return Ok(());
         }
@@ -331,12 +331,12 @@ impl WorkerContext<'_> {
                 // Not when the session is gone: that says nothing of the marks.
                 if error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| !code.starts_with("57P"))
                 {
-                    self.shared.marks_refused.note();
+                    self.shared.marks_refused.record();
                 }
                 CycleError::Database(error)
             }
             source => {
-                self.shared.marks_refused.note();
+                self.shared.marks_refused.record();
                 CycleError::NotOwned { lanes, source }
             }
         }
