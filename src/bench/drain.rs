@@ -322,7 +322,7 @@ impl End {
         Ok(counted.unsigned_abs())
     }
 
-    /// Ids are drawn from 1, and removed from there.
+    /// Ids are allocated from 1, and removed from there.
     async fn pruned(&mut self) -> Result<u64, BenchError> {
         Ok(retention::pruned_up_to(&mut self.conn, &self.names).await?.unsigned_abs())
     }

@@ -35,7 +35,7 @@ pub(crate) struct Scan {
     pub(crate) new_cut_at: Option<i64>,
     /// How far new events were looked for: `scanned_through` + the slice.
     pub(crate) upto: i64,
-    /// The last id that was drawn when the claim looked; the highest of the table, should that be higher.
+    /// The last id that was allocated when the claim looked; the highest of the table, should that be higher.
     pub(crate) last_allocated: i64,
 }
 
@@ -70,8 +70,8 @@ impl Progress {
         }
         let scanned_through = match scan.new_cut_at {
             Some(cut) => cut,
-            // Any id is right where nothing was cut. Ids that are drawn and not committed are passed: their events come late. Beyond
-            // the last one drawn there is nothing to pass, and after `truncate … restart identity` the ids begin again.
+            // Any id is right where nothing was cut. Ids that are allocated and not committed are passed: their events come late. Beyond
+            // the last one allocated there is nothing to pass, and after `truncate … restart identity` the ids begin again.
             None => scan.last_allocated.min(scan.upto),
         };
         Self { scanned_through, snapshot: scan.snapshot.clone(), sweep: None }

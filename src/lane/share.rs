@@ -27,7 +27,7 @@ impl LaneRange {
     }
 
     /// From the first lane of the first range to the last of the last; ascending.
-    pub(crate) fn around<'r>(ranges: impl IntoIterator<Item = &'r Self>) -> Option<Self> {
+    pub(crate) fn spanning<'r>(ranges: impl IntoIterator<Item = &'r Self>) -> Option<Self> {
         let mut ranges = ranges.into_iter();
         let first = ranges.next()?;
         Some(Self { first: first.first, last: ranges.last().unwrap_or(first).last })

@@ -30,7 +30,7 @@ impl WorkerAssignment {
         let mut shares: Vec<_> =
             (0..self.workers).map(|index| LaneRange::share(self.first + index, self.of, lanes)).collect();
         if self.single_worker {
-            let all = LaneRange::around(shares.iter().flatten());
+            let all = LaneRange::spanning(shares.iter().flatten());
             shares.fill(None);
             if let Some(first) = shares.first_mut() {
                 *first = all;
@@ -48,7 +48,7 @@ impl Shared {
 
     /// The lanes of this relay.
     pub(crate) fn own_lanes(&self) -> Option<LaneRange> {
-        LaneRange::around(self.shares().iter().flatten())
+        LaneRange::spanning(self.shares().iter().flatten())
     }
 
     /// The lanes of each worker now.

@@ -228,7 +228,7 @@ impl WorkerContext<'_> {
     /// Marks what the former owners have published and could not mark; returns how many events that were.
     ///
     /// What Kafka says names ids. They stand for the events that were sent only if the table has not lost commits since, in a failover
-    /// or by a restored backup: ids that were lost are drawn again. The nonces tell whether the table is in the state before or after
+    /// or by a restored backup: ids that were lost are allocated again. The nonces tell whether the table is in the state before or after
     /// the batch, and the digest whether the rows are the ones that were sent.
     async fn settle_former(
         &mut self,

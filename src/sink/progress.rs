@@ -43,7 +43,7 @@ pub(crate) struct Progress {
     pub(crate) ids: Vec<i64>,
 }
 
-/// Tells the events of a batch from others that have drawn the same ids after Postgres lost commits.
+/// Tells the events of a batch from others that have allocated the same ids after Postgres lost commits.
 pub(crate) fn digest(rows: &[(i64, Uuid)]) -> u64 {
     let mut bytes = Vec::with_capacity(rows.len() * 24);
     for (id, event_id) in rows {

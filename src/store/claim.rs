@@ -257,7 +257,7 @@ impl ClaimSql {
         })
     }
 
-    /// `generation`: an expression. `asks_highest`: with the highest id of the table, which may be above the last one drawn.
+    /// `generation`: an expression. `asks_highest`: with the highest id of the table, which may be above the last one allocated.
     pub(crate) fn probe_text(
         &self,
         generation: &str,
@@ -440,12 +440,12 @@ impl ClaimSql {
     }
 }
 
-/// The last id that was drawn; where it cannot be read or ids have gone back, the highest of the table if that is higher.
+/// The last id that was allocated; where it cannot be read or ids have gone back, the highest of the table if that is higher.
 fn last_allocated(outbox: &str, sequence: &Sequence) -> String {
-    let drawn = sequence.drawn();
+    let allocated = sequence.last_allocated();
     let highest = format!("(select id from {outbox} order by id desc limit 1)");
     format!(
-        "select case when drawn.id >= $3 then drawn.id else greatest(drawn.id, {highest}, 0) end from (select ({drawn}) as id) drawn"
+        "select case when allocated.id >= $3 then allocated.id else greatest(allocated.id, {highest}, 0) end from (select ({allocated}) as id) allocated"
     )
 }
 

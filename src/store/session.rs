@@ -308,7 +308,7 @@ impl Transaction {
         Ok(lanes)
     }
 
-    /// Forgets the progress of lanes that was written on another server or for another table: its ids and transaction ids are drawn again
+    /// Forgets the progress of lanes that was written on another server or for another table: its ids and transaction ids are allocated again
     /// here.
     ///
     /// # Errors
@@ -415,7 +415,7 @@ fn unmarked(error: sqlx::Error, rows: &[Ctid]) -> SettleError {
     }
 }
 
-/// Where event ids are drawn from.
+/// Where event ids are allocated from.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sequence(Option<String>);
 
@@ -430,8 +430,8 @@ impl Sequence {
         row.try_get(0).map(Self)
     }
 
-    /// An expression for the last id drawn; null where that cannot be known.
-    pub(crate) fn drawn(&self) -> String {
+    /// An expression for the last id allocated; null where that cannot be known.
+    pub(crate) fn last_allocated(&self) -> String {
         self.0.as_ref().map_or_else(
             || "null::int8".to_owned(),
             |name| {

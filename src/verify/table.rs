@@ -24,7 +24,7 @@ use event_outbox::route::TopicTemplate;
 /// Rows of a page. Their payloads are read one after the other.
 const PAGE_ROWS: i64 = 1000;
 
-/// A transaction may have begun this long before it drew the ids of its rows: rows this much older than `--since` are read as well.
+/// A transaction may have begun this long before it allocated the ids of its rows: rows this much older than `--since` are read as well.
 const SINCE_MARGIN: Duration = Duration::from_secs(15 * 60);
 
 /// A page that takes longer has met a lock or a table that is not what it should be.

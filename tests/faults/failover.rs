@@ -1,6 +1,6 @@
 //! A Postgres that goes back in time: a failover to a standby that lacks the last commits, a crash that loses them, a restore, an upgrade.
 //!
-//! Rows that come after draw the same ids again as rows that were published and lost. Every row that is in the table at the end must be on
+//! Rows that come after allocate the same ids again as rows that were published and lost. Every row that is in the table at the end must be on
 //! the topic, in order; records of lost rows are on the topic too, and belong to no row.
 
 use std::path::{Path, PathBuf};
@@ -26,12 +26,12 @@ use lab::{Missing, Outbox, Relay, long, options_for_tests, trials};
 const LOSSES: &str = "OUTBOX_RELAY_TEST_LOSSES";
 const LOSSES_BY_DEFAULT: u64 = 2;
 
-/// Events that stay, that are lost, and that come after. A server draws up to 32 ids fewer than it has logged, so more are lost than come after.
+/// Events that stay, that are lost, and that come after. A server allocates up to 32 ids fewer than it has logged, so more are lost than come after.
 const BEFORE: i64 = 60;
 const LOST: i64 = 200;
 const AFTER: i64 = 60;
 
-/// Entities of the events. With one, the rows that draw lost ids are of the same lane as the lost rows were.
+/// Entities of the events. With one, the rows that allocate lost ids are of the same lane as the lost rows were.
 const ENTITIES: i64 = 20;
 const FEW_AND_MANY: [i64; 2] = [1, ENTITIES];
 
@@ -79,13 +79,13 @@ pub(crate) async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &Rea
     Ok(report.duplicates)
 }
 
-/// Fails unless new events draw ids that lost ones had, which is what the trials here are about.
+/// Fails unless new events allocate ids that lost ones had, which is what the trials here are about.
 async fn write_over_lost_ids(outbox: &Outbox, last_lost: i64, entities: i64) -> anyhow::Result<()> {
     outbox.write_backlog(AFTER, entities).await?;
-    let drawn_again =
+    let allocated_again =
         outbox.number(&format!("select count(*) from event_outbox where id > {}", last_lost - LOST)).await?
             - outbox.number(&format!("select count(*) from event_outbox where id > {last_lost}")).await?;
-    ensure!(drawn_again > 0, "no id was drawn again");
+    ensure!(allocated_again > 0, "no id was allocated again");
     Ok(())
 }
 

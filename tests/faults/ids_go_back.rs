@@ -1,4 +1,4 @@
-//! Ids that are drawn again under a running relay: a truncated table, a sequence that is set back.
+//! Ids that are allocated again under a running relay: a truncated table, a sequence that is set back.
 
 use std::sync::Arc;
 use std::time::Instant;

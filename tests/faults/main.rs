@@ -1,5 +1,5 @@
 //! The fault suite: every fault of docs/explanation/reliability.md, against a real Postgres, a real Kafka and relays as processes, with a
-//! proxy between each relay and each server and an application that writes all the while. After each the ledger is drawn up.
+//! proxy between each relay and each server and an application that writes all the while. After each the ledger is allocated up.
 //!
 //! `cargo test --test faults -- <trial>` runs one, `OUTBOX_RELAY_SEED=…` replays a seed, `just soak --minutes N` mixes all of them.
 

@@ -43,7 +43,7 @@ async fn the_only_writer_leaves_transactions_open(kafka: Arc<RealKafka>) -> anyh
     .await
 }
 
-/// Postgres draws the id first, and the transaction id only with the row.
+/// Postgres allocates the id first, and the transaction id only with the row.
 async fn the_only_writer_computes_payloads_inside_the_insert(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     in_order("quiet-computed", &kafka, async |connection, entity, _| {
         let sql = format!(

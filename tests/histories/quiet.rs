@@ -100,7 +100,7 @@ async fn an_event_of_the_newest_transaction_is_not_late(kafka: Arc<RealKafka>) -
     .await
 }
 
-/// Postgres draws the id first, and assigns the transaction id with the row.
+/// Postgres allocates the id first, and assigns the transaction id with the row.
 async fn an_event_whose_payload_takes_long_to_compute_goes_out_before_the_next_of_its_connection(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {

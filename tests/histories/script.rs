@@ -139,9 +139,9 @@ pub(crate) enum Write {
     InsertSelect,
     /// `copy … from stdin`.
     Copy,
-    /// `insert … values` with a payload that takes a while to compute: the id is drawn before.
+    /// `insert … values` with a payload that takes a while to compute: the id is allocated before.
     Computed(Duration),
-    /// `insert … values` with a trigger that takes a while: the id is drawn before, and so is every default.
+    /// `insert … values` with a trigger that takes a while: the id is allocated before, and so is every default.
     SlowTrigger(Duration),
     /// An event that cannot be sent: its row goes DEAD.
     Poison,

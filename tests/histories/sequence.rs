@@ -33,7 +33,7 @@ async fn events_after_a_truncate_that_restarts_the_ids_are_not_late(kafka: Arc<R
     not_late_after("truncated", "truncate event_outbox restart identity", &kafka).await
 }
 
-/// The ids between have not been drawn yet.
+/// The ids between have not been allocated yet.
 async fn events_after_a_sequence_was_set_back_are_not_late(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     not_late_after("set-back", "select setval(pg_get_serial_sequence('event_outbox', 'id'), 100000)", &kafka).await
 }

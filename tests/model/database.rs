@@ -2,14 +2,14 @@
 //!
 //! A transaction goes through these states: open -> (on disk) -> left the running list -> locks released.
 //!
-//! - **Ids and transaction ids are drawn independently.** A sequence gives an id before or after the transaction has a transaction id.
+//! - **Ids and transaction ids are allocated independently.** A sequence gives an id before or after the transaction has a transaction id.
 //! - **A snapshot's `xmax` is the last completed transaction + 1.** Transactions from `xmax` on may be running; the snapshot does not
 //!   list them. A transaction that rolls back completes too, and so does a savepoint that rolls back ([`Database::complete_another`]).
 //! - **A snapshot does not list the transaction that takes it.** So `Snapshot::sees` is true for the taker's own transaction id.
 //! - **A commit stalls.** After [`Database::write_commit`] the transaction is on disk, and is still running for everybody else.
 //! - **A commit leaves the running list before it releases its entity locks.** Row locks count as free once their holder is not running.
 //! - **A savepoint's rows carry the transaction id of the top level**, as `pg_current_xact_id()` gives it. So a row has one `xid` only.
-//! - **A crash or a failover loses the last commits**, and ids and transaction ids are drawn again ([`Database::lose_tail`]).
+//! - **A crash or a failover loses the last commits**, and ids and transaction ids are allocated again ([`Database::lose_tail`]).
 //!   What is on disk or prepared stays.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -288,7 +288,7 @@ impl Database {
         }
     }
 
-    pub(crate) fn draw_id(&mut self) -> Id {
+    pub(crate) fn allocate_id(&mut self) -> Id {
         self.last_id += 1;
         self.last_id
     }

@@ -1,7 +1,7 @@
 //! The rule that decided before (c, S) where a claim starts, on this model of Postgres. A check of the checker: the rule breaks the order
 //! on real servers, so it has to break it here. One relay, and no fault.
 //!
-//! A claim starts above what had been claimed or was known to be drawn, and below the ids of transactions that a snapshot shows as running.
+//! A claim starts above what had been claimed or was known to be allocated, and below the ids of transactions that a snapshot shows as running.
 //! Time is left out: the guard of 50 ms is "two observations ago", a transaction that ran for a second may become a straggler at any moment.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,25 +21,25 @@ struct Running {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Frontier {
-    covered: Id,
-    seen: Id,
+    scanned_through: Id,
+    highest_claimed: Id,
     settled: Id,
-    /// What had been drawn at the last observation, and at the one before.
+    /// What had been allocated at the last observation, and at the one before.
     marks: Vec<Id>,
     cautious: bool,
     running: BTreeMap<Session, Running>,
 }
 
 impl Frontier {
-    fn observe(&mut self, running: &BTreeSet<Session>, drawn: Id) {
+    fn observe(&mut self, running: &BTreeSet<Session>, last_allocated: Id) {
         if self.marks.len() == 2 {
             self.settled = self.marks.remove(0);
         }
-        let covered = &mut self.covered;
+        let scanned_through = &mut self.scanned_through;
         self.running.retain(|transaction, known| {
             let runs = running.contains(transaction);
             if !runs {
-                *covered = known.lower.min(*covered);
+                *scanned_through = known.lower.min(*scanned_through);
             }
             runs
         });
@@ -47,13 +47,13 @@ impl Frontier {
             let young = Running { lower: self.settled, straggler: false };
             self.running.entry(*transaction).or_insert(young);
         }
-        self.marks.push(drawn.max(self.seen));
+        self.marks.push(last_allocated.max(self.highest_claimed));
     }
 
     /// A claim's condition is `id > start`.
     fn start(&self) -> Id {
         let counted = self.running.values().filter(|running| self.cautious || !running.straggler);
-        counted.map(|running| running.lower).fold(self.covered.min(self.settled), Id::min)
+        counted.map(|running| running.lower).fold(self.scanned_through.min(self.settled), Id::min)
     }
 
     /// True when a straggler has ended meanwhile: the claim is given up.
@@ -105,17 +105,17 @@ impl OldFrontier {
 
     fn send(&self, state: &mut State) -> Option<()> {
         let (start, rows) = state.claim.take()?;
-        let drawn = state.observed.take()?;
+        let last_allocated = state.observed.take()?;
         let running = self.running(&state.world.database);
         let frontier = &mut state.frontier;
         if frontier.overlooks(&running) {
-            frontier.covered = 0;
+            frontier.scanned_through = 0;
             return Some(());
         }
         let last = rows.last().copied();
-        frontier.seen = frontier.seen.max(last.unwrap_or(drawn.max(start)));
+        frontier.highest_claimed = frontier.highest_claimed.max(last.unwrap_or(last_allocated.max(start)));
         let full = rows.len() == self.protocol.limits.rows;
-        frontier.covered = last.filter(|_| full).unwrap_or(frontier.seen);
+        frontier.scanned_through = last.filter(|_| full).unwrap_or(frontier.highest_claimed);
         if rows.is_empty() {
             return Some(());
         }
@@ -146,7 +146,7 @@ impl Model for OldFrontier {
             let transaction = state.world.database.transactions.get(&Session::Writer(*writer));
             transaction.is_some_and(|transaction| transaction.xid.is_some())
         };
-        steps.retain(|step| !matches!(step, Step::DrawId(writer) if self.xid_first && !has_xid(writer)));
+        steps.retain(|step| !matches!(step, Step::AllocateId(writer) if self.xid_first && !has_xid(writer)));
         actions.extend(steps.into_iter().map(Action::Writer));
         actions.push(match (&state.claim, state.observed) {
             (Some(_), _) => Action::Send,
@@ -160,13 +160,13 @@ impl Model for OldFrontier {
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
-        let drawn = state.world.database.last_id;
+        let last_allocated = state.world.database.last_id;
         match action {
             Action::Writer(step) => state.world = self.protocol.next_state(&state.world, step)?,
             Action::Observe => {
                 let running = self.running(&state.world.database);
-                state.frontier.observe(&running, drawn);
-                state.observed = Some(drawn);
+                state.frontier.observe(&running, last_allocated);
+                state.observed = Some(last_allocated);
             }
             Action::Claim => {
                 let start = state.frontier.start();

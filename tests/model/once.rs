@@ -55,7 +55,7 @@ pub(crate) struct Faults {
     pub(crate) timeouts: u8,
     /// The group is deleted.
     pub(crate) losses: u8,
-    /// Postgres loses its last commits, and the ids of rows among them are drawn again.
+    /// Postgres loses its last commits, and the ids of rows among them are allocated again.
     pub(crate) tails: u8,
 }
 
@@ -443,7 +443,7 @@ impl State {
         self.next_nonce - 1
     }
 
-    /// The ids of rows whose events are on the topic: by event id, which nobody draws twice.
+    /// The ids of rows whose events are on the topic: by event id, which nobody allocates twice.
     fn search(&self) -> Vec<u8> {
         (0..).zip(&self.events).filter(|(_, event)| self.topic.contains(event)).map(|(id, _)| id).collect()
     }

@@ -49,7 +49,7 @@ pub(crate) enum Flaw {
 pub(crate) struct Writer {
     /// Entities of its rows, in order.
     pub(crate) rows: Vec<Entity>,
-    /// It locks the first row's entity before it draws an id, as `outbox_emit` does.
+    /// It locks the first row's entity before it allocates an id, as `outbox_emit` does.
     pub(crate) locks: bool,
     pub(crate) may_roll_back: bool,
     pub(crate) may_prepare: bool,
@@ -167,7 +167,7 @@ pub(crate) enum Step {
     // Writers.
     LockEntity(usize),
     AssignXid(usize),
-    DrawId(usize),
+    AllocateId(usize),
     Prepare(usize),
     WriteCommit(usize),
     Leave(usize),
@@ -334,16 +334,16 @@ impl Protocol {
         let writer = &self.writers[index];
         let database = &world.database;
         let transaction = database.transactions.get(&Session::Writer(index));
-        let drawn = match world.writers[index] {
+        let allocated = match world.writers[index] {
             WriterStage::Waiting => {
                 match writer.locks {
                     true if database.entity_is_locked(writer.rows[0]) => {}
                     true => steps.push(Step::LockEntity(index)),
-                    false => steps.extend([Step::AssignXid(index), Step::DrawId(index)]),
+                    false => steps.extend([Step::AssignXid(index), Step::AllocateId(index)]),
                 }
                 return;
             }
-            WriterStage::Open(drawn) => drawn,
+            WriterStage::Open(allocated) => allocated,
             WriterStage::Ended => return,
         };
         let Some(transaction) = transaction else { return };
@@ -359,13 +359,13 @@ impl Protocol {
                 if !has_xid {
                     steps.push(Step::AssignXid(index));
                 }
-                // A row is written with the transaction id before the next id is drawn.
-                if drawn < writer.rows.len() && (drawn == 0 || has_xid) {
-                    steps.push(Step::DrawId(index));
+                // A row is written with the transaction id before the next id is allocated.
+                if allocated < writer.rows.len() && (allocated == 0 || has_xid) {
+                    steps.push(Step::AllocateId(index));
                 }
             }
         }
-        let whole = drawn == writer.rows.len() && has_xid;
+        let whole = allocated == writer.rows.len() && has_xid;
         if whole {
             let in_two = world.faults.tails > 0 || self.has(Flaw::LocksReleasedFirst);
             steps.push(if in_two { Step::WriteCommit(index) } else { Step::Leave(index) });
@@ -486,7 +486,7 @@ impl Protocol {
                     world.writers[index] = WriterStage::Open(0);
                 }
             }
-            Step::DrawId(index) => self.draw_id(world, index),
+            Step::AllocateId(index) => self.allocate_id(world, index),
             Step::Prepare(index) => database.begin(Session::Writer(index)).stage = Stage::Prepared,
             Step::WriteCommit(index) => database.write_commit(Session::Writer(index)),
             Step::Leave(index) => {
@@ -514,12 +514,12 @@ impl Protocol {
             }
             Step::SetSequenceBack => {
                 world.faults.resets -= 1;
-                // Ids that are in the table cannot be drawn again.
-                let drawn = |(writer, stage): (&Writer, &WriterStage)| match stage {
-                    WriterStage::Open(drawn) => *drawn == writer.rows.len(),
+                // Ids that are in the table cannot be allocated again.
+                let allocated = |(writer, stage): (&Writer, &WriterStage)| match stage {
+                    WriterStage::Open(allocated) => *allocated == writer.rows.len(),
                     stage => *stage == WriterStage::Ended,
                 };
-                self.writers.iter().zip(&world.writers).all(drawn).then_some(())?;
+                self.writers.iter().zip(&world.writers).all(allocated).then_some(())?;
                 database.last_id = 0;
             }
             Step::Claim(index, at_holds) => {
@@ -648,14 +648,14 @@ impl Protocol {
         }
     }
 
-    fn draw_id(&self, world: &mut World, index: usize) {
-        let drawn = match world.writers[index] {
-            WriterStage::Open(drawn) => drawn,
+    fn allocate_id(&self, world: &mut World, index: usize) {
+        let allocated = match world.writers[index] {
+            WriterStage::Open(allocated) => allocated,
             _ => 0,
         };
         let database = &mut world.database;
-        let id = database.draw_id();
-        let (entity, event) = (self.writers[index].rows[drawn], self.event(index, drawn));
+        let id = database.allocate_id();
+        let (entity, event) = (self.writers[index].rows[allocated], self.event(index, allocated));
         let mut follows = database.over(entity, id);
         let transaction = database.begin(Session::Writer(index));
         for write in &transaction.writes {
@@ -669,7 +669,7 @@ impl Protocol {
         if self.has(Flaw::ForeignXid) {
             transaction.writes.push(Write::ForeignXid(id, 0));
         }
-        world.writers[index] = WriterStage::Open(drawn + 1);
+        world.writers[index] = WriterStage::Open(allocated + 1);
     }
 
     /// Rule 12's idle poll: no lock, no transaction id; S may move in memory.

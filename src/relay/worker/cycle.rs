@@ -78,7 +78,7 @@ impl WorkerContext<'_> {
         let generation = self.shared.transaction.generation();
         let settings_hold = self.shared.options.prepared_statements;
         let sql = &self.shared.claim;
-        // Ids that were not drawn from the sequence may be far above it.
+        // Ids that were not allocated from the sequence may be far above it.
         let asks = owned.highest.1.is_none_or(|asked| asked.elapsed() >= HIGHEST_INTERVAL);
         let probe = sql.probe(self.conn, generation, &owned.progress, owned.lanes, upto, asks, settings_hold);
         let mut probed = within(probe).await?;
