@@ -148,7 +148,7 @@ impl<'a> Tail<'a> {
         for sighting in self.follower.sightings() {
             lines.extend(self.sighted(&sighting));
         }
-        self.forget();
+        self.expire();
         if lines.is_empty() {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -207,7 +207,7 @@ impl<'a> Tail<'a> {
         Some(Line { latency_ms, partition, offset, ..line(What::Seen, &followed.row, &followed.topic) })
     }
 
-    fn forget(&mut self) {
+    fn expire(&mut self) {
         self.followed.retain(|_, followed| followed.is_open() || !followed.seen);
         while self.followed.len() > MOST_FOLLOWED {
             let oldest =

@@ -259,7 +259,7 @@ impl Broker {
         });
         let Ok((is_up, answer)) = asked.await else { return false };
         if let Some(topic) = known {
-            topics.learn(&topic, answer);
+            topics.update(&topic, answer);
         }
         is_up
     }

@@ -140,8 +140,8 @@ impl Topics {
     }
 
     /// Takes in what the cluster says of a topic.
-    pub(super) fn learn(&self, topic: &str, answer: Answer) {
-        self.table().learn(topic, answer, Instant::now());
+    pub(super) fn update(&self, topic: &str, answer: Answer) {
+        self.table().update(topic, answer, Instant::now());
         self.answered.send_replace(());
     }
 
@@ -165,7 +165,7 @@ impl Topics {
     async fn ask(&self, broker: &Arc<Broker>, listed: &mut Listed) -> Result<bool, BrokerDown> {
         let (Due { new, closed }, many_writable) = {
             let (mut table, now) = (self.table(), Instant::now());
-            table.forget(now);
+            table.expire(now);
             (table.due(now), table.writable() > WATCHED)
         };
         let (many_new, many_closed) = (new.len() > FEW, closed.len() > FEW);
@@ -189,7 +189,7 @@ impl Topics {
 
     async fn ask_for_all(&self, broker: &Arc<Broker>) -> Result<(), BrokerDown> {
         let list = broker.describe_all().await?;
-        self.table().learn_all(list, Instant::now());
+        self.table().update_all(list, Instant::now());
         self.answered.send_replace(());
         if self.creates {
             // The list creates none.
@@ -219,7 +219,7 @@ impl Topics {
                     Answer::Error(_) => attempt == attempts || !is_new,
                 };
                 if settled {
-                    self.learn(&topic, answer);
+                    self.update(&topic, answer);
                 } else {
                     topics.push(topic);
                 }

@@ -41,9 +41,9 @@ pub(crate) async fn connect(
 ///
 /// # Errors
 /// Any database error but the expected one.
-async fn learn_types(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let learnt = sqlx::query("select null::tid, null::tid[]").persistent(false).execute(conn).await;
-    match learnt {
+async fn load_types(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let loaded = sqlx::query("select null::tid, null::tid[]").persistent(false).execute(conn).await;
+    match loaded {
         // 26000 invalid_sql_statement_name: the statement is gone, the types are known.
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("26000") => Ok(()),
         other => other.map(drop),
@@ -233,7 +233,7 @@ impl Transaction {
     /// Any database error.
     pub(crate) async fn prepare(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
         if !self.prepared {
-            return learn_types(conn).await;
+            return load_types(conn).await;
         }
         let settings = &self.settings;
         let lock = self.lock("ctid = any ($1::tid[])");
@@ -308,7 +308,7 @@ impl Transaction {
         Ok(lanes)
     }
 
-    /// Forgets the progress of lanes that was written on another server or for another table: its ids and transaction ids are allocated again
+    /// Resets the progress of lanes that was written on another server or for another table: its ids and transaction ids are allocated again
     /// here.
     ///
     /// # Errors

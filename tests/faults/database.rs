@@ -174,7 +174,7 @@ async fn a_postgres_that_crashes(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
         may_repeat_lost_marks(&mut stage);
         postgres.stop_hard().await;
         postgres.start_again().await?;
-        stage.forget_sightings();
+        stage.discard_sightings();
         stage.until_moving().await?;
     }
     stage.close(&kafka).await.map(drop)
@@ -214,7 +214,7 @@ async fn a_disk_that_is_full_of_wal(kafka: Arc<RealKafka>) -> anyhow::Result<()>
     }
     disk.free()?;
     postgres.start_again().await?;
-    stage.forget_sightings();
+    stage.discard_sightings();
     stage.until_moving().await?;
     stage.moment().await;
     stage.close(&kafka).await?;

@@ -194,7 +194,7 @@ impl ServerFault {
                 may_repeat_lost_marks(stage);
                 servers.postgres.stop_hard().await;
                 servers.postgres.start_again().await?;
-                stage.forget_sightings();
+                stage.discard_sightings();
             }
             Self::RestartKafka => {
                 stage.may_repeat(2 * relays);

@@ -192,7 +192,7 @@ impl Stage {
 
     /// A crash of Postgres may forget the last marks, which are not flushed one by one (a duplicate, never a loss): what was seen of
     /// the rows before it does not count.
-    pub(crate) fn forget_sightings(&mut self) {
+    pub(crate) fn discard_sightings(&mut self) {
         self.sampler = Sampler::start(&self.outbox);
     }
 

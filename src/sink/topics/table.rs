@@ -25,7 +25,7 @@ const CLOSED_VALID: Duration = Duration::from_secs(5);
 /// A list of all topics answers for this long for topics that were not known when it was fetched.
 pub(super) const LIST_VALID: Duration = Duration::from_secs(2);
 
-/// A topic nobody has named for this long is forgotten; one that took records later.
+/// A topic nobody has named for this long is removed; one that took records later.
 const CLOSED_KEPT: Duration = Duration::from_secs(60);
 const WRITABLE_KEPT: Duration = Duration::from_secs(3600);
 
@@ -168,7 +168,7 @@ impl Table {
         };
         let at = *at;
         let answer = list.get(topic).copied().unwrap_or(Answer::Error(RDKafkaErrorCode::UnknownTopicOrPartition));
-        self.learn(topic, answer, at);
+        self.update(topic, answer, at);
         self.entries.get(topic).map_or(TopicState::Unknown, |entry| entry.state(now))
     }
 
@@ -189,7 +189,7 @@ impl Table {
         Due { new, closed }
     }
 
-    /// True when no answer about the topic is known, or it is forgotten.
+    /// True when no answer about the topic is known, or it has expired.
     pub(super) fn is_unknown(&self, topic: &str) -> bool {
         self.entries.get(topic).is_none_or(|entry| entry.state == State::Unknown)
     }
@@ -211,8 +211,8 @@ impl Table {
         writable.min_by_key(|(_, entry)| entry.answered_at).map(|(topic, _)| topic.clone())
     }
 
-    /// Takes an answer in.
-    pub(super) fn learn(&mut self, topic: &str, answer: Answer, now: Instant) {
+    /// Updates a topic by an answer of the cluster.
+    pub(super) fn update(&mut self, topic: &str, answer: Answer, now: Instant) {
         let Some(entry) = self.entries.get_mut(topic) else { return };
         entry.answered_at = Some(now);
         match (answer, entry.state) {
@@ -230,25 +230,25 @@ impl Table {
         }
     }
 
-    /// Takes the list of all topics in.
-    pub(super) fn learn_all(&mut self, list: HashMap<String, Answer>, now: Instant) {
+    /// Updates all topics by the list of all.
+    pub(super) fn update_all(&mut self, list: HashMap<String, Answer>, now: Instant) {
         let topics: Vec<String> = self.entries.keys().cloned().collect();
         for topic in topics {
             match list.get(&topic) {
-                Some(answer) => self.learn(&topic, *answer, now),
-                None => self.learn_missing(&topic, now),
+                Some(answer) => self.update(&topic, *answer, now),
+                None => self.update_missing(&topic, now),
             }
         }
         self.list = Some((list, now));
     }
 
     /// A list leaves out what may not be seen: a topic that was said to need a right still does.
-    fn learn_missing(&mut self, topic: &str, now: Instant) {
+    fn update_missing(&mut self, topic: &str, now: Instant) {
         let code = match self.entries.get(topic).map(|entry| entry.state) {
             Some(State::Closed(code)) => code,
             _ => RDKafkaErrorCode::UnknownTopicOrPartition,
         };
-        self.learn(topic, Answer::Error(code), now);
+        self.update(topic, Answer::Error(code), now);
     }
 
     /// The topic refused a record.
@@ -281,8 +281,8 @@ impl Table {
         self.layout
     }
 
-    /// Forgets what nobody asks for any more.
-    pub(super) fn forget(&mut self, now: Instant) {
+    /// Removes what nobody asks for any more.
+    pub(super) fn expire(&mut self, now: Instant) {
         self.entries.retain(|_, entry| {
             let kept = match entry.state {
                 State::Unknown | State::Closed(_) => CLOSED_KEPT,
@@ -312,12 +312,12 @@ mod tests {
         let (mut table, now) = (Table::default(), Instant::now());
         assert_eq!(table.state("orders", now), TopicState::Unknown);
         assert_eq!(table.due(now).new, ["orders"]);
-        table.learn("orders", MISSING, now);
+        table.update("orders", MISSING, now);
         assert!(matches!(table.state("orders", now), TopicState::Closed(_)));
         assert_eq!(table.due(now), Due::default());
         assert_eq!(table.due(now + REASK_AFTER).closed, ["orders"]);
         assert_eq!(table.state("orders", now + CLOSED_VALID), TopicState::Unknown, "nobody has asked since");
-        table.learn("orders", SIX, now + CLOSED_VALID);
+        table.update("orders", SIX, now + CLOSED_VALID);
         assert_eq!(table.state("orders", now + CLOSED_VALID), TopicState::Writable);
         assert_eq!(table.partitions("orders"), Some(6));
     }
@@ -326,7 +326,7 @@ mod tests {
     fn one_list_answers_for_topics_that_were_not_known_when_it_was_fetched() {
         let (mut table, now) = (Table::default(), Instant::now());
         table.state("first", now);
-        table.learn_all(HashMap::from([("orders".to_owned(), SIX)]), now);
+        table.update_all(HashMap::from([("orders".to_owned(), SIX)]), now);
         assert!(matches!(table.state("first", now), TopicState::Closed(_)));
         for n in 0..20_000 {
             assert!(matches!(table.state(&format!("missing-{n}"), now + seconds(1)), TopicState::Closed(_)));
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(table.state("orders", now + seconds(1)), TopicState::Writable);
         assert_eq!(table.state("late", now + LIST_VALID), TopicState::Unknown);
         assert_eq!(table.due(now + seconds(1)).new, ["late"]);
-        table.forget(now + LIST_VALID + WRITABLE_KEPT);
+        table.expire(now + LIST_VALID + WRITABLE_KEPT);
         assert!(table.entries.is_empty() && table.list.is_none(), "a mistake does not stay in memory");
     }
 
@@ -342,8 +342,8 @@ mod tests {
     fn a_topic_that_a_list_leaves_out_may_still_be_one_that_needs_a_right() {
         let (mut table, now) = (Table::default(), Instant::now());
         table.state("orders", now);
-        table.learn("orders", Answer::Error(RDKafkaErrorCode::TopicAuthorizationFailed), now);
-        table.learn_all(HashMap::new(), now);
+        table.update("orders", Answer::Error(RDKafkaErrorCode::TopicAuthorizationFailed), now);
+        table.update_all(HashMap::new(), now);
         let TopicState::Closed(why) = table.state("orders", now) else { panic!("it cannot be written") };
         assert!(why.contains("right"), "{why}");
     }
@@ -352,7 +352,7 @@ mod tests {
     fn a_topic_that_refuses_records_is_tried_again_ever_more_rarely() {
         let (mut table, now) = (Table::default(), Instant::now());
         table.state("orders", now);
-        table.learn("orders", SIX, now);
+        table.update("orders", SIX, now);
         table.refused("orders", now);
         assert!(matches!(table.state("orders", now), TopicState::Closed(_)));
         let later = now + REFUSAL_PAUSE;
@@ -360,11 +360,11 @@ mod tests {
             (table.state("orders", later), table.due(later).new),
             (TopicState::Unknown, vec!["orders".to_owned()])
         );
-        table.learn("orders", SIX, later);
+        table.update("orders", SIX, later);
         assert_eq!(table.state("orders", later), TopicState::Writable);
         table.refused("orders", later);
         assert!(matches!(table.state("orders", later + REFUSAL_PAUSE), TopicState::Closed(_)), "twice as long");
-        table.learn("orders", SIX, later + 2 * REFUSAL_PAUSE);
+        table.update("orders", SIX, later + 2 * REFUSAL_PAUSE);
         table.acknowledged("orders");
         assert!(table.is_writable("orders", later + 2 * REFUSAL_PAUSE));
     }
@@ -373,17 +373,17 @@ mod tests {
     fn a_higher_count_is_believed_once_it_has_stayed_and_a_lower_one_after_a_refusal() {
         let (mut table, now) = (Table::default(), Instant::now());
         table.state("orders", now);
-        table.learn("orders", SIX, now);
+        table.update("orders", SIX, now);
         let nine = Answer::Exists { partitions: 9 };
-        table.learn("orders", nine, now);
+        table.update("orders", nine, now);
         assert_eq!((table.partitions("orders"), table.layout()), (Some(6), 0));
         assert_eq!(table.due(now + COUNT_SETTLES).new, ["orders"], "it is confirmed");
-        table.learn("orders", nine, now + COUNT_SETTLES);
+        table.update("orders", nine, now + COUNT_SETTLES);
         assert_eq!((table.partitions("orders"), table.layout()), (Some(9), 1));
-        table.learn("orders", SIX, now + seconds(10));
+        table.update("orders", SIX, now + seconds(10));
         assert_eq!((table.partitions("orders"), table.layout()), (Some(9), 1), "a broker that lags");
         table.refused("orders", now + seconds(11));
-        table.learn("orders", SIX, now + seconds(20));
+        table.update("orders", SIX, now + seconds(20));
         assert_eq!((table.partitions("orders"), table.layout()), (Some(6), 2), "it was made anew");
     }
 }

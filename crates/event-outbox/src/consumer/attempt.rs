@@ -78,7 +78,7 @@ impl Ground {
     /// The event no longer holds its key.
     pub(super) async fn release(&self, event: &Event) -> Result<(), sqlx::Error> {
         let mut conn = self.pool.acquire().await?;
-        self.held.forget(&mut conn, event.event_id).await
+        self.held.delete(&mut conn, event.event_id).await
     }
 
     /// # Errors
@@ -113,7 +113,7 @@ impl Ground {
         };
         let mut tx = tx.into_inner();
         if gate == Gate::Redriven {
-            self.held.forget(&mut tx, event).await?;
+            self.held.delete(&mut tx, event).await?;
         }
         tx.commit().await?;
         Ok(Came::Applied)

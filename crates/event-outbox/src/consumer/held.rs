@@ -19,7 +19,7 @@ pub(super) struct Held {
     group: String,
     gate: String,
     park: String,
-    forget: String,
+    delete: String,
     unmark: String,
     exists: String,
 }
@@ -56,7 +56,7 @@ impl Held {
                  values ($1, $3, $4, $2, $5, $6, $7, $8) on conflict (consumer_group, event_id) do update set \
                  read_topic = excluded.read_topic, read_partition = excluded.read_partition, read_offset = excluded.read_offset"
             ),
-            forget: format!("delete from {held} where consumer_group = $1 and event_id = $2"),
+            delete: format!("delete from {held} where consumer_group = $1 and event_id = $2"),
             unmark: format!("delete from {processed} where consumer_group = $1 and event_id = $2"),
             exists: format!("select count(*) from {held} where consumer_group = $1"),
         }
@@ -90,7 +90,7 @@ impl Held {
         let parked_here: Option<bool> = row.try_get(2)?;
         if !first {
             if parked_here.is_some() {
-                self.forget(tx, event).await?;
+                self.delete(tx, event).await?;
             }
             return Ok(Gate::Repeated);
         }
@@ -102,9 +102,9 @@ impl Held {
         })
     }
 
-    /// The event's row goes.
-    pub(super) async fn forget(&self, tx: &mut PgConnection, event: EventId) -> Result<(), sqlx::Error> {
-        let sql = AssertSqlSafe(self.forget.clone());
+    /// Deletes the event's row.
+    pub(super) async fn delete(&self, tx: &mut PgConnection, event: EventId) -> Result<(), sqlx::Error> {
+        let sql = AssertSqlSafe(self.delete.clone());
         sqlx::query(sql).bind(&self.group).bind(event.0).execute(tx).await.map(drop)
     }
 
