@@ -1,7 +1,7 @@
 //! Exactly-once: how a batch is on its topic once, whoever dies at whatever moment. The model in `tests/model` walks through it.
 //!
 //! A batch and the note "these ids are done", its progress, go to Kafka in one transaction; Postgres is told afterwards. Who finds a lane
-//! whose last owner did not let it go reads the progress before it sends anything.
+//! whose last owner did not release it reads the progress before it sends anything.
 //!
 //! ```text
 //! a lane's row         meaning                                         what may be in doubt
@@ -9,7 +9,7 @@
 //! taken (id, epoch)    `id` is making itself known to Kafka            nothing: it has not sent
 //! opened (id, epoch)   `id` may have sent                              the batch that its progress names, if that is of this epoch
 //!
-//! free | taken | opened --take--> taken, epoch + 1 --open--> opened --batch--> opened --let go--> free
+//! free | taken | opened --take--> taken, epoch + 1 --open--> opened --batch--> opened --release--> free
 //! ```
 //!
 //! Each step is made under the locks of the lanes, and its change of rows is durable before the next one begins:
@@ -20,7 +20,7 @@
 //!   there: where it is not, it was lost, and what may be in doubt is looked for on the topics (`recovery`).
 //! - batch: claim, send, commit records and progress in one transaction of Kafka, mark, commit. The next transaction of Kafka, whose
 //!   progress replaces this one, begins only when the marks are durable (`synchronous_commit = on`).
-//! - let go: nothing is in doubt, and the row says so.
+//! - release: nothing is in doubt, and the row says so.
 //!
 //! Why a worker that was frozen does no harm, wherever it wakes up: it sends with a producer that had taken the transactional id before the
 //! row was looked at under the lock. Whoever took the lane since has fenced that producer. A new one needs a new look at the row.
@@ -49,11 +49,11 @@ use crate::store::session::{self, Begun, Wanted};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
-/// A relay whose last heartbeat is so many halves of an interval ago does not let its lanes go any more. What looks at them has seen nobody
+/// A relay whose last heartbeat is so many halves of an interval ago does not release its lanes any more. What looks at them has seen nobody
 /// move their first event, and they are not locked.
 const SILENT_HALVES: u32 = 3;
 
-/// A worker that lives and does not let go is waited for so many heartbeats.
+/// A worker that lives and does not release is waited for so many heartbeats.
 const PATIENT_BEATS: u32 = 10;
 
 /// Metadata is not made smaller than this, however little a broker accepts.
@@ -65,7 +65,7 @@ pub(crate) struct Ownership {
     transactional_id: String,
     /// The lanes that are its own, with their epochs, and nothing of them in doubt. Of the producer it has now.
     settled: BTreeMap<i16, i64>,
-    /// Since when it has wanted lanes that another worker has not let go.
+    /// Since when it has wanted lanes that another worker has not released.
     contested_since: Option<Instant>,
     /// The most text per lane and batch.
     metadata_bytes: usize,
@@ -353,22 +353,22 @@ impl WorkerContext<'_> {
         self.commit_progress(lanes).await
     }
 
-    /// Gives up the lanes outside `keep`, of which nothing is in doubt.
+    /// Releases the lanes outside `keep`, of which nothing is in doubt.
     pub(crate) async fn release_lanes(&mut self, keep: Option<LaneRange>) -> Result<(), CycleError> {
         let is_kept = |lane: i16| keep.is_some_and(|keep| (keep.first..=keep.last).contains(&lane));
-        let given_up: Vec<_> = self
+        let released: Vec<_> = self
             .ownership
             .settled
             .iter()
             .map(|(lane, epoch)| (*lane, *epoch))
             .filter(|(lane, _)| !is_kept(*lane))
             .collect();
-        if given_up.is_empty() {
+        if released.is_empty() {
             return Ok(());
         }
         self.ownership.settled.retain(|lane, _| is_kept(*lane));
         let (id, persistent) = (&self.ownership.transactional_id, self.shared.options.prepared_statements);
-        within(self.shared.delivery.let_go(self.conn, &given_up, id, persistent)).await?;
+        within(self.shared.delivery.release_lanes(self.conn, &released, id, persistent)).await?;
         Ok(())
     }
 

@@ -150,7 +150,7 @@ impl Worker {
         }
     }
 
-    /// Gives up all lanes. Where that fails whoever takes them fences this worker, and no harm is done.
+    /// Releases all lanes. Where that fails whoever takes them fences this worker, and no harm is done.
     async fn release_lanes(&mut self) {
         let shared = Arc::clone(&self.shared);
         let Ok(mut context) = self.context(&shared) else { return };

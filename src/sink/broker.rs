@@ -250,7 +250,7 @@ impl Broker {
     async fn answers(self: &Arc<Self>, topics: &Topics) -> bool {
         let known = topics.stalest();
         if known.is_some() {
-            self.let_go_of_any_topic();
+            self.drop_any_topic();
         }
         let name = known.clone().unwrap_or_else(|| ANY_TOPIC.to_owned());
         let asked = self.ask(vec![name.clone()], move |client| {
@@ -352,7 +352,7 @@ impl Broker {
     }
 
     /// A topic of the relay's own is known: librdkafka need not ask for the other one any more, which may be missing.
-    fn let_go_of_any_topic(&self) {
+    fn drop_any_topic(&self) {
         let mut client = self.client();
         if client.names.contains(ANY_TOPIC) {
             self.replace(&mut client);

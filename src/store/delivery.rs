@@ -55,7 +55,7 @@ pub(crate) struct DeliverySql {
     identity: String,
     take: String,
     open: String,
-    let_go: String,
+    release_lanes: String,
     epochs: String,
     events: String,
     settle: String,
@@ -76,7 +76,7 @@ impl DeliverySql {
                  from unnest($1::smallint[], $2::bigint[]) as ours (lane, epoch) \
                  where l.lane = ours.lane and l.epoch = ours.epoch and l.transactional_id = $3 returning l.lane"
             ),
-            let_go: format!(
+            release_lanes: format!(
                 "update {lane} as l set transactional_id = null, opened = false \
                  from unnest($1::smallint[], $2::bigint[]) as ours (lane, epoch) \
                  where l.lane = ours.lane and l.epoch = ours.epoch and l.transactional_id = $3"
@@ -126,8 +126,8 @@ impl DeliverySql {
         query.bind(transactional_id).persistent(persistent).fetch_all(conn).await
     }
 
-    /// The owner has nothing in doubt on these lanes and gives them up.
-    pub(crate) async fn let_go(
+    /// Releases lanes of which the owner has nothing in doubt.
+    pub(crate) async fn release_lanes(
         &self,
         conn: &mut PgConnection,
         lanes: &[(i16, i64)],
@@ -135,7 +135,7 @@ impl DeliverySql {
         persistent: bool,
     ) -> Result<(), sqlx::Error> {
         let (lanes, epochs): (Vec<i16>, Vec<i64>) = lanes.iter().copied().unzip();
-        let query = sqlx::query(AssertSqlSafe(self.let_go.as_str())).bind(lanes).bind(epochs);
+        let query = sqlx::query(AssertSqlSafe(self.release_lanes.as_str())).bind(lanes).bind(epochs);
         query.bind(transactional_id).persistent(persistent).execute(conn).await.map(drop)
     }
 

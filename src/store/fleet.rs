@@ -32,7 +32,7 @@ pub(crate) struct LaneDelivery {
     pub(crate) lane: i16,
     /// Grows with every change of hands.
     pub(crate) epoch: i64,
-    /// A worker that publishes exactly once and has not let go; `None`: nobody does.
+    /// A worker that publishes exactly once and has not released the lane; `None`: nobody does.
     pub(crate) transactional_id: Option<String>,
     /// It may have sent something: its progress is in Kafka.
     pub(crate) opened: bool,

@@ -159,7 +159,7 @@ pub(crate) struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
     Next(usize),
-    LetGo(usize),
+    Release(usize),
     Crash(usize),
     SessionEnds(usize),
     AnswerLost(usize),
@@ -195,7 +195,7 @@ impl Model for Once {
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
         let left = state.faults;
         for relay in 0..RELAYS {
-            steps.extend([Step::Next(relay), Step::LetGo(relay)]);
+            steps.extend([Step::Next(relay), Step::Release(relay)]);
             let faults = [
                 (left.crashes, Step::Crash(relay)),
                 (left.sessions, Step::SessionEnds(relay)),
@@ -216,7 +216,7 @@ impl Model for Once {
         let mut state = before.clone();
         match step {
             Step::Next(relay) => self.go_on(&mut state, relay),
-            Step::LetGo(relay) => state.let_go(relay),
+            Step::Release(relay) => state.release(relay),
             Step::Crash(relay) => {
                 state.faults.crashes -= 1;
                 state.unlock(relay);
@@ -479,7 +479,7 @@ impl State {
         self.relays[relay].settled = None;
     }
 
-    fn let_go(&mut self, me: usize) {
+    fn release(&mut self, me: usize) {
         let settled = self.relays[me].settled;
         if self.relays[me].phase == Phase::Idle && settled.is_some() {
             self.relays[me].settled = None;
