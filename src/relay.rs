@@ -52,7 +52,7 @@ use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 use event_outbox::schema::{self, SchemaError};
-use outage::{Outages, Party, Side};
+use outage::{Component, Outages, Server};
 use shared::Shared;
 use stages::Stage;
 
@@ -162,8 +162,8 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
 async fn tell_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages: Arc<Outages>) {
     while let Some(change) = changed.recv().await {
         match change {
-            BrokerChange::Down { reason, fault } => outages.begin(Side::Kafka, Party::Watch, &reason, fault),
-            BrokerChange::Up => outages.end(Side::Kafka, Party::Watch),
+            BrokerChange::Down { reason, fault } => outages.begin(Server::Kafka, Component::Watch, &reason, fault),
+            BrokerChange::Up => outages.end(Server::Kafka, Component::Watch),
         }
     }
 }
@@ -200,7 +200,7 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
         let failed = match connected {
             Ok(mut conn) => match worker::context::within(look(&mut conn, &options.names)).await {
                 Ok(found) => {
-                    outages.end(Side::Postgres, Party::Start);
+                    outages.end(Server::Postgres, Component::Start);
                     return Ok(found);
                 }
                 Err(SchemaError::Database(error)) => error,
@@ -208,8 +208,8 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
             },
             Err(error) => error,
         };
-        outages.database(Party::Start, &failed);
-        if let Some(reason) = outages.reason(Side::Postgres) {
+        outages.database(Component::Start, &failed);
+        if let Some(reason) = outages.reason(Server::Postgres) {
             options.vitals.health.set(Readiness::Unready(reason));
         }
         tokio::time::sleep(backoff.pause()).await;

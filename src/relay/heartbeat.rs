@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::lane;
 use crate::relay::assignment::WorkerAssignment;
-use crate::relay::outage::{Party, Side};
+use crate::relay::outage::{Component, Server};
 use crate::relay::pauses::Told;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::DATABASE_TIMEOUT;
@@ -35,7 +35,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         // A relay that cannot reach the brokers is no help: its share goes to those that can.
         let present = *up.borrow();
         match task.look(present).await {
-            Ok(()) => task.shared.outages.end(Side::Postgres, Party::Heartbeat),
+            Ok(()) => task.shared.outages.end(Server::Postgres, Component::Heartbeat),
             Err(error) => task.failed(&error),
         }
         tokio::select! {
@@ -60,7 +60,7 @@ impl HeartbeatTask {
 
     fn failed(&mut self, error: &sqlx::Error) {
         self.conn = None;
-        self.shared.outages.database(Party::Heartbeat, error);
+        self.shared.outages.database(Component::Heartbeat, error);
     }
 
     async fn look(&mut self, present: bool) -> Result<(), sqlx::Error> {

@@ -21,26 +21,26 @@ use event_outbox::code::Code;
 /// How long the count of the events that waited may take.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which server.
+/// A server that a relay needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Side {
+pub(crate) enum Server {
     Postgres,
     Kafka,
 }
 
-impl fmt::Display for Side {
+impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Side::Postgres => "postgres",
-            Side::Kafka => "kafka",
+            Server::Postgres => "postgres",
+            Server::Kafka => "kafka",
         })
     }
 }
 
-/// Who meets the outage. An incident ends when everyone who met it has got on again: a missing right may stop the workers and
+/// The part of a relay that meets the outage. An incident ends when everyone who met it has got on again: a missing right may stop the workers and
 /// leave the heartbeat alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Party {
+pub(crate) enum Component {
     Start,
     Watch,
     Heartbeat,
@@ -54,19 +54,19 @@ struct Incident {
     code: Code,
     /// Each cause is told once, also when two of them take turns.
     told: BTreeSet<Code>,
-    parties: BTreeSet<Party>,
+    components: BTreeSet<Component>,
 }
 
 /// An incident that is over.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    side: Side,
+    server: Server,
     lasted: Duration,
 }
 
 /// The incidents that are open now.
 pub(crate) struct Outages {
-    open: Mutex<BTreeMap<Side, Incident>>,
+    open: Mutex<BTreeMap<Server, Incident>>,
     ended: mpsc::UnboundedSender<Ended>,
     names: Names,
     database: PgConnectOptions,
@@ -84,25 +84,25 @@ impl Outages {
         (Self { open: Mutex::default(), ended, names, database, connect_timeout }, ends)
     }
 
-    fn open(&self) -> MutexGuard<'_, BTreeMap<Side, Incident>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<Server, Incident>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `party` meets an outage; told unless the incident is open already, and for that reason.
-    pub(crate) fn begin(&self, side: Side, party: Party, reason: &str, fault: Fault) {
+    /// `component` meets an outage; told unless the incident is open already, and for that reason.
+    pub(crate) fn begin(&self, server: Server, component: Component, reason: &str, fault: Fault) {
         let mut open = self.open();
         let (code, next_step) = (fault.code, fault.next_step);
-        if let Some(incident) = open.get_mut(&side) {
-            incident.parties.insert(party);
+        if let Some(incident) = open.get_mut(&server) {
+            incident.components.insert(component);
             // That it takes long follows from most of them and explains none.
             if incident.code != code && code != Code::DatabaseSlow {
                 incident.code = code;
-                incident.reason = Reason::new(cause(side, code), reason, next_step);
+                incident.reason = Reason::new(cause(server, code), reason, next_step);
                 if incident.told.insert(code) {
                     tracing::warn!(
                         code = %code,
                         notice = %Notice::OutageChanged,
-                        server = %side,
+                        %server,
                         reason,
                         next_step,
                         "the outage goes on for another reason"
@@ -114,42 +114,43 @@ impl Outages {
         tracing::warn!(
             code = %code,
             notice = %Notice::OutageStarted,
-            server = %side,
+            %server,
             reason,
             consequence = "events wait, none is lost",
             next_step,
             "an outage has started"
         );
-        let reason = Reason::new(cause(side, code), reason, next_step);
-        let incident = Incident { since: Instant::now(), reason, code, told: [code].into(), parties: [party].into() };
-        open.insert(side, incident);
+        let reason = Reason::new(cause(server, code), reason, next_step);
+        let incident =
+            Incident { since: Instant::now(), reason, code, told: [code].into(), components: [component].into() };
+        open.insert(server, incident);
     }
 
     /// An error of the database starts an incident.
-    pub(crate) fn database(&self, party: Party, error: &sqlx::Error) {
-        self.begin(Side::Postgres, party, &describe(error), fault::of_database(error));
+    pub(crate) fn database(&self, component: Component, error: &sqlx::Error) {
+        self.begin(Server::Postgres, component, &describe(error), fault::of_database(error));
     }
 
-    /// Notes that `party` gets on. The incident ends with the last of them; the task of [`Outages::log_ends`] logs it, so nobody waits for the
+    /// Notes that `component` gets on. The incident ends with the last of them; the task of [`Outages::log_ends`] logs it, so nobody waits for the
     /// count of the events that waited.
-    pub(crate) fn end(&self, side: Side, party: Party) {
+    pub(crate) fn end(&self, server: Server, component: Component) {
         let mut open = self.open();
-        let Some(incident) = open.get_mut(&side) else { return };
-        if incident.parties.remove(&party) && incident.parties.is_empty() {
+        let Some(incident) = open.get_mut(&server) else { return };
+        if incident.components.remove(&component) && incident.components.is_empty() {
             let lasted = incident.since.elapsed();
-            open.remove(&side);
+            open.remove(&server);
             // Fails only when the relay is gone.
-            let _ = self.ended.send(Ended { side, lasted });
+            let _ = self.ended.send(Ended { server, lasted });
         }
     }
 
     /// Logs each end of an incident, with how many events waited. Never ends.
     pub(crate) async fn log_ends(self: Arc<Self>, mut ends: mpsc::UnboundedReceiver<Ended>) {
-        while let Some(Ended { side, lasted }) = ends.recv().await {
+        while let Some(Ended { server, lasted }) = ends.recv().await {
             let waited = self.waiting_events().await;
             tracing::info!(
                 notice = %Notice::OutageEnded,
-                server = %side,
+                %server,
                 lasted_ms = lasted.as_millis() as u64,
                 events_waited = waited,
                 "the outage has ended"
@@ -161,15 +162,15 @@ impl Outages {
     pub(crate) fn current(&self) -> Vec<String> {
         self.open()
             .iter()
-            .map(|(side, incident)| {
-                format!("{side} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason.sentence)
+            .map(|(server, incident)| {
+                format!("{server} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason.sentence)
             })
             .collect()
     }
 
     /// Why that server cannot be worked with, if it cannot.
-    pub(crate) fn reason(&self, side: Side) -> Option<Reason> {
-        self.open().get(&side).map(|incident| incident.reason.clone())
+    pub(crate) fn reason(&self, server: Server) -> Option<Reason> {
+        self.open().get(&server).map(|incident| incident.reason.clone())
     }
 
     /// Counts the pending events, up to [`stats::COUNT_LIMIT`]; `None` when the database does not answer. On a connection of its own: an
@@ -185,11 +186,11 @@ impl Outages {
 }
 
 /// What the probes say of it.
-fn cause(side: Side, code: Code) -> Cause {
-    match (side, code) {
-        (Side::Postgres, Code::RightsMissing) => Cause::Right,
-        (Side::Postgres, _) => Cause::Database,
-        (Side::Kafka, _) => Cause::Brokers,
+fn cause(server: Server, code: Code) -> Cause {
+    match (server, code) {
+        (Server::Postgres, Code::RightsMissing) => Cause::Right,
+        (Server::Postgres, _) => Cause::Database,
+        (Server::Kafka, _) => Cause::Brokers,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::check::{Finding, rights};
 use crate::lane::LaneRange;
 use crate::observe::health::{Cause, Readiness, Reason};
 use crate::observe::metrics::Outbox;
-use crate::relay::outage::Side;
+use crate::relay::outage::Server;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
 use crate::store::waiting::{self, Waiting};
@@ -130,7 +130,7 @@ impl StallMonitor {
             self.conn = Some(session::connect(&options.database, APPLICATION, options.connect_timeout).await?);
         }
         let Some(conn) = self.conn.as_mut() else { return Ok(QueueState::Unreadable) };
-        let lacked = shared.outages.reason(Side::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
+        let lacked = shared.outages.reason(Server::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
         if lacked || self.lacking.is_some() || Instant::now() >= self.rights_at {
             self.lacking = rights::missing_rights(conn, &options.names).await?.map(of_rights);
             self.rights_at = Instant::now() + RIGHTS_INTERVAL;
@@ -174,10 +174,10 @@ impl StallMonitor {
     /// From memory.
     fn judge(&self, up: bool) {
         let vitals = &self.shared.options.vitals;
-        let away = |side| self.shared.outages.reason(side);
-        let postgres = self.lacking.clone().or_else(|| away(Side::Postgres));
+        let away = |server| self.shared.outages.reason(server);
+        let postgres = self.lacking.clone().or_else(|| away(Server::Postgres));
         let postgres = postgres.or_else(|| self.waiting.is_none().then(cause::not_looked));
-        let kafka = away(Side::Kafka).or_else(|| (!up).then(cause::no_answer));
+        let kafka = away(Server::Kafka).or_else(|| (!up).then(cause::no_answer));
         vitals.metrics.set_reachable(postgres.is_none(), kafka.is_none());
         vitals.metrics.set_stalled(self.why.as_ref().map(|why| why.cause));
         let own = self.shared.own_lanes().map_or(0, LaneRange::len);

@@ -30,7 +30,7 @@ use crate::fault::Class;
 use crate::lane::LaneRange;
 use crate::observe::health::Pulse;
 use crate::relay::exactly_once::{Ownership, class_of, describe_transaction, transactions_of};
-use crate::relay::outage::{Party, Side};
+use crate::relay::outage::{Component, Server};
 use crate::relay::pace::{self, Pace};
 use crate::relay::shared::Shared;
 use crate::sink::producer::KafkaProducer;
@@ -92,7 +92,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         }
         let done = worker.run_cycle(idle).await;
         if done.is_ok() {
-            worker.shared.outages.end(Side::Postgres, Party::Worker(index));
+            worker.shared.outages.end(Server::Postgres, Component::Worker(index));
         }
         let pause = match done {
             Ok(Cycle::Worked) => {
@@ -310,7 +310,7 @@ impl Worker {
         match error {
             CycleError::Database(error) => {
                 self.disconnect();
-                self.shared.outages.database(Party::Worker(self.index), &error);
+                self.shared.outages.database(Component::Worker(self.index), &error);
             }
             CycleError::NotOwned { lanes, source } => {
                 self.disconnect();

@@ -6,7 +6,7 @@ use super::STALLED;
 use super::stall::QueueState;
 use crate::check::Finding;
 use crate::observe::health::{Cause, Reason};
-use crate::relay::outage::Side;
+use crate::relay::outage::Server;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::acks_of;
 use crate::status::{About, Look, Status, about_held};
@@ -50,12 +50,12 @@ impl Evidence<'_> {
         if let Some(lacking) = self.lacking {
             return lacking.clone();
         }
-        let outage = shared.outages.reason(Side::Postgres);
+        let outage = shared.outages.reason(Server::Postgres);
         if let Some(reason) = outage.clone().filter(|reason| reason.cause == Cause::Right) {
             return reason;
         }
         if !self.up {
-            return shared.outages.reason(Side::Kafka).unwrap_or_else(no_answer);
+            return shared.outages.reason(Server::Kafka).unwrap_or_else(no_answer);
         }
         let options = &shared.options;
         let look = Look { names: &options.names, topic: &options.topic, alive_for: options.alive_for() };
