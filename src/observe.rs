@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 /// What a relay tells about itself: written by its tasks, read by the admin address.
 #[derive(Debug, Default)]
-pub(crate) struct Vitals {
+pub(crate) struct Telemetry {
     pub(crate) health: health::Health,
     pub(crate) metrics: metrics::Metrics,
 }
 
-impl Vitals {
+impl Telemetry {
     pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }

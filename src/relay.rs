@@ -210,7 +210,7 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
         };
         outages.database(Component::Start, &failed);
         if let Some(reason) = outages.reason(Server::Postgres) {
-            options.vitals.health.set(Readiness::Unready(reason));
+            options.telemetry.health.set(Readiness::Unready(reason));
         }
         tokio::time::sleep(backoff.pause()).await;
     }

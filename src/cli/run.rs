@@ -112,7 +112,7 @@ struct Admin {
 impl Admin {
     async fn bind(settings: &AdminSettings, options: &RelayOptions) -> Result<Option<Self>, Failure> {
         let Some(address) = settings.address else { return Ok(None) };
-        let server = admin::Server::bind(address, settings.token(), options.vitals()).await.map_err(|error| {
+        let server = admin::Server::bind(address, settings.token(), options.telemetry()).await.map_err(|error| {
             Failure::finding(format!("the admin address {address} cannot be listened on"))
                 .because(error)
                 .hint("give each relay of a host a RELAY_ADMIN_ADDRESS of its own")

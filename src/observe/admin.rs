@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::Vitals;
+use super::Telemetry;
 use super::health::Answer;
 
 /// Version 0.0.4 is what every scraper reads.
@@ -33,9 +33,9 @@ pub(crate) struct Server {
 impl Server {
     /// # Errors
     /// The address is taken, or none of this host's.
-    pub(crate) async fn bind(address: SocketAddr, token: Option<&str>, vitals: Arc<Vitals>) -> io::Result<Self> {
+    pub(crate) async fn bind(address: SocketAddr, token: Option<&str>, telemetry: Arc<Telemetry>) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { address: listener.local_addr()?, listener, router: router(token, vitals) })
+        Ok(Self { address: listener.local_addr()?, listener, router: router(token, telemetry) })
     }
 
     /// Where it listens.
@@ -52,14 +52,17 @@ impl Server {
     }
 }
 
-fn router(token: Option<&str>, vitals: Arc<Vitals>) -> Router {
+fn router(token: Option<&str>, telemetry: Arc<Telemetry>) -> Router {
     let expected: Expected = token.map(|token| format!("Bearer {token}").into());
     Router::new()
-        .route("/livez", get(|State(vitals): State<Arc<Vitals>>| async move { probe(&vitals.health.live()) }))
-        .route("/readyz", get(|State(vitals): State<Arc<Vitals>>| async move { probe(&vitals.health.ready()) }))
+        .route("/livez", get(|State(telemetry): State<Arc<Telemetry>>| async move { probe(&telemetry.health.live()) }))
+        .route(
+            "/readyz",
+            get(|State(telemetry): State<Arc<Telemetry>>| async move { probe(&telemetry.health.ready()) }),
+        )
         .route("/metrics", get(metrics))
         .fallback(|| async { (StatusCode::NOT_FOUND, "/livez, /readyz and /metrics are here\n") })
-        .with_state(vitals)
+        .with_state(telemetry)
         // Around the fallback as well: without the token nothing is told, not even what there is.
         .layer(middleware::from_fn_with_state(expected, authorize))
 }
@@ -85,8 +88,8 @@ fn probe(answer: &Answer) -> Response {
     }
 }
 
-async fn metrics(State(vitals): State<Arc<Vitals>>) -> Response {
-    match vitals.metrics.render() {
+async fn metrics(State(telemetry): State<Arc<Telemetry>>) -> Response {
+    match telemetry.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, PROMETHEUS)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::config::{Delivery, KafkaSettings, OnPoison, RetentionSettings, Settings};
-use crate::observe::Vitals;
+use crate::observe::Telemetry;
 use crate::relay::worker::context::DATABASE_TIMEOUT;
 use crate::sink::client::ClientSettings;
 use event_outbox::Names;
@@ -60,7 +60,7 @@ pub struct RelayOptions {
     /// True when somebody may ask for the figures of the whole outbox.
     pub measures: bool,
     /// What the relay tells about itself.
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) telemetry: Arc<Telemetry>,
     /// False behind a pooler that cannot keep prepared statements.
     pub prepared_statements: bool,
 }
@@ -95,12 +95,12 @@ impl RelayOptions {
             heartbeat_interval: relay.heartbeat_interval,
             stall_after: relay.stall_after,
             measures: settings.admin.address.is_some(),
-            vitals: Vitals::new(),
+            telemetry: Telemetry::new(),
         })
     }
 
-    pub(crate) fn vitals(&self) -> Arc<Vitals> {
-        Arc::clone(&self.vitals)
+    pub(crate) fn telemetry(&self) -> Arc<Telemetry> {
+        Arc::clone(&self.telemetry)
     }
 
     /// Events are published in transactions.

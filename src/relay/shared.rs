@@ -112,7 +112,7 @@ impl Shared {
     /// A batch has been committed; `refused` of its events are refused for their own fault.
     pub(crate) fn settled(&self, published: usize, refused: usize) {
         self.published.fetch_add(published as u64, Ordering::Relaxed);
-        let metrics = &self.options.vitals.metrics;
+        let metrics = &self.options.telemetry.metrics;
         metrics.settled(published);
         if refused > 0 {
             metrics.failed(Class::Row, refused as u64);

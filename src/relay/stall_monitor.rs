@@ -97,7 +97,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         }
     }
     let stopping = Reason::new(Cause::Stopping, "the relay drains and stops", "none: it was told to");
-    monitor.shared.options.vitals.health.set(Readiness::Unready(stopping));
+    monitor.shared.options.telemetry.health.set(Readiness::Unready(stopping));
 }
 
 impl StallMonitor {
@@ -173,22 +173,22 @@ impl StallMonitor {
 
     /// From memory.
     fn judge(&self, up: bool) {
-        let vitals = &self.shared.options.vitals;
+        let telemetry = &self.shared.options.telemetry;
         let away = |server| self.shared.outages.reason(server);
         let postgres = self.lacking.clone().or_else(|| away(Server::Postgres));
         let postgres = postgres.or_else(|| self.waiting.is_none().then(cause::not_looked));
         let kafka = away(Server::Kafka).or_else(|| (!up).then(cause::no_answer));
-        vitals.metrics.set_reachable(postgres.is_none(), kafka.is_none());
-        vitals.metrics.set_stalled(self.why.as_ref().map(|why| why.cause));
+        telemetry.metrics.set_reachable(postgres.is_none(), kafka.is_none());
+        telemetry.metrics.set_stalled(self.why.as_ref().map(|why| why.cause));
         let own = self.shared.own_lanes().map_or(0, LaneRange::len);
-        vitals.metrics.set_lanes(own, self.shared.lanes);
+        telemetry.metrics.set_lanes(own, self.shared.lanes);
         let readiness = match (self.why.clone(), postgres.or(kafka)) {
             (Some(why), _) => Readiness::Stalled(why),
             (None, Some(reason)) => Readiness::Unready(reason),
             (None, None) => Readiness::Ready,
         };
-        vitals.metrics.set_ready(readiness == Readiness::Ready);
-        vitals.health.set(readiness);
+        telemetry.metrics.set_ready(readiness == Readiness::Ready);
+        telemetry.health.set(readiness);
     }
 
     /// One line when a stall begins, one when what waited has gone on. While it lasts, the status line has it.
@@ -243,7 +243,7 @@ impl StallMonitor {
             vacuum_held_back: vacuum.held_back,
         };
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.shared.options.vitals.metrics.set_outbox(&seen, at);
+        self.shared.options.telemetry.metrics.set_outbox(&seen, at);
         self.figures_at = Instant::now() + began.elapsed() * LOOK_SHARE * 2;
         Ok(())
     }

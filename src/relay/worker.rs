@@ -127,7 +127,7 @@ impl Worker {
     fn pulse(&self) -> Pulse {
         let options = &self.shared.options;
         let longest = 2 * options.publish_timeout + 4 * DATABASE_TIMEOUT + options.connect_timeout;
-        options.vitals.health.pulse(format!("worker {}", self.index), longest)
+        options.telemetry.health.pulse(format!("worker {}", self.index), longest)
     }
 
     /// Dropping the connection ends its session, and with it any transaction.
@@ -305,7 +305,7 @@ impl Worker {
         }
         // Topics and rows are counted where they are logged.
         if let class @ (Class::Outage | Class::Operator) = error.class() {
-            self.shared.options.vitals.metrics.failed(class, 1);
+            self.shared.options.telemetry.metrics.failed(class, 1);
         }
         match error {
             CycleError::Database(error) => {

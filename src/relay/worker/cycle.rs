@@ -226,7 +226,7 @@ impl WorkerContext<'_> {
     fn record_progress(&self, assignment: &LaneAssignment, batch: &Batch) {
         let (Some(owned), Extent::Claim(claim)) = (&assignment.owned, &batch.extent) else { return };
         let behind = (claim.last_allocated - owned.progress.scanned_through).max(0);
-        self.shared.options.vitals.metrics.set_unscanned(self.worker, behind);
+        self.shared.options.telemetry.metrics.set_unscanned(self.worker, behind);
     }
 
     /// Sends, awaits the acks, settles and commits.
@@ -257,7 +257,7 @@ impl WorkerContext<'_> {
             }
         }
         let began = stages.add(Stage::Acks, began);
-        measure::acknowledged(&options.vitals.metrics, &batch.rows, &sent, &reports);
+        measure::acknowledged(&options.telemetry.metrics, &batch.rows, &sent, &reports);
         let settled = match missing {
             None => self.settle(assignment, batch, &sent, &reports, goes_on).await,
             Some(_) => {

@@ -128,7 +128,7 @@ impl WorkerContext<'_> {
     fn log_closed(&self, closed: &[(String, String)]) {
         let blocks = |(topic, why): &&(String, String)| self.shared.block(&format!("topic {topic}"), why);
         let new: Vec<_> = closed.iter().filter(blocks).collect();
-        self.shared.options.vitals.metrics.failed(Class::Destination, new.len() as u64);
+        self.shared.options.telemetry.metrics.failed(Class::Destination, new.len() as u64);
         match new.as_slice() {
             [] => {}
             [(topic, reason), ..] if new.len() > LOGGED_EACH => {
