@@ -7,9 +7,9 @@
 //! - [`recovery`]: finds out what was published when the progress of lanes is lost
 //! - [`pauses`]: what operators have paused, in the log
 //! - [`retention`]: removes what is old
-//! - [`stages`]: where the time goes
+//! - [`stage_times`]: how long the stages of cycles take
 //! - [`stall_monitor`]: notices that nothing moves, and why; what the probes answer
-//! - [`measure`]: what a batch adds to the metrics
+//! - [`batch_metrics`]: what a batch adds to the metrics
 //! - [`pace`]: how long to wait when there is nothing to do
 //! - [`heartbeat`]: says that this relay is alive, and works out its workers' shares
 //! - [`relay_registry`]: which relays are alive
@@ -17,9 +17,9 @@
 //! - [`outage`]: incidents, logged once when they start and once when they end
 
 mod assignment;
+mod batch_metrics;
 mod exactly_once;
 mod heartbeat;
-mod measure;
 mod options;
 mod outage;
 mod pace;
@@ -28,7 +28,7 @@ mod recovery;
 mod relay_registry;
 mod retention;
 mod shared;
-mod stages;
+mod stage_times;
 mod stall_monitor;
 mod status_line;
 mod worker;
@@ -54,7 +54,7 @@ use event_outbox::notice::Notice;
 use event_outbox::schema::{self, SchemaError};
 use outage::{Component, Outages, Server};
 use shared::Shared;
-use stages::Stage;
+use stage_times::Stage;
 
 /// Why a relay could not start.
 #[derive(Debug, thiserror::Error)]
@@ -142,11 +142,11 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     asking.abort();
     telling.abort();
     ending.abort();
-    let seconds = |stage| (shared.stages.seconds(stage) * 1e3).round() / 1e3;
+    let seconds = |stage| (shared.stage_times.seconds(stage) * 1e3).round() / 1e3;
     tracing::info!(
         notice = %Notice::Stopped,
         published_total = shared.published_total(),
-        cycles = shared.stages.cycles(),
+        cycles = shared.stage_times.cycles(),
         claim_s = seconds(Stage::Claim),
         send_s = seconds(Stage::Send),
         acks_s = seconds(Stage::Acks),

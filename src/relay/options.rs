@@ -57,8 +57,8 @@ pub struct RelayOptions {
     pub heartbeat_interval: Duration,
     /// How long events may wait without any of them moving before it is told.
     pub stall_after: Duration,
-    /// True when somebody may ask for the figures of the whole outbox.
-    pub measures: bool,
+    /// True when somebody may ask for the metrics of the whole outbox.
+    pub serves_metrics: bool,
     /// What the relay tells about itself.
     pub(crate) telemetry: Arc<Telemetry>,
     /// False behind a pooler that cannot keep prepared statements.
@@ -94,7 +94,7 @@ impl RelayOptions {
             status_interval: relay.status_interval,
             heartbeat_interval: relay.heartbeat_interval,
             stall_after: relay.stall_after,
-            measures: settings.admin.address.is_some(),
+            serves_metrics: settings.admin.address.is_some(),
             telemetry: Telemetry::new(),
         })
     }

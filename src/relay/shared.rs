@@ -15,7 +15,7 @@ use crate::relay::assignment::WorkerAssignment;
 use crate::relay::options::RelayOptions;
 use crate::relay::outage::Outages;
 use crate::relay::relay_registry::RelayRegistry;
-use crate::relay::stages::Stages;
+use crate::relay::stage_times::StageTimes;
 use crate::sink::broker::Broker;
 use crate::sink::topics::Topics;
 use crate::sink::transactions::ProgressGroup;
@@ -62,7 +62,7 @@ pub(crate) struct Shared {
     pub(crate) relays: RelayRegistry,
     pub(crate) worker_assignment: watch::Sender<WorkerAssignment>,
     published: AtomicU64,
-    pub(crate) stages: Stages,
+    pub(crate) stage_times: StageTimes,
     /// When the database last refused a worker's marks.
     pub(crate) marks_refused: RecentEvent,
     /// When a claim last came back full.
@@ -100,7 +100,7 @@ impl Shared {
                 single_worker: options.workers > 1,
             }),
             published: AtomicU64::new(0),
-            stages: Stages::default(),
+            stage_times: StageTimes::default(),
             marks_refused: RecentEvent::default(),
             full_claim: RecentEvent::default(),
             busy: RecentEvent::default(),

@@ -61,7 +61,7 @@ struct StallMonitor {
     why: Option<Reason>,
     look_at: Instant,
     rights_at: Instant,
-    figures_at: Instant,
+    metrics_at: Instant,
 }
 
 /// Runs until `stop` becomes true.
@@ -76,7 +76,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         why: None,
         look_at: now,
         rights_at: now,
-        figures_at: now,
+        metrics_at: now,
         shared,
     };
     let tick = TICK.min(monitor.shared.options.stall_after / 4);
@@ -165,8 +165,8 @@ impl StallMonitor {
         }
         self.waiting = Some(waiting);
         self.tell(change);
-        if options.measures && Instant::now() >= self.figures_at {
-            self.measure().await?;
+        if options.serves_metrics && Instant::now() >= self.metrics_at {
+            self.update_outbox_metrics().await?;
         }
         Ok(seen)
     }
@@ -219,8 +219,8 @@ impl StallMonitor {
         }
     }
 
-    /// The figures of the whole outbox. Counting costs more than looking, so it is done more rarely.
-    async fn measure(&mut self) -> Result<(), sqlx::Error> {
+    /// Updates the metrics of the whole outbox. Counting costs more than looking, so it is done more rarely.
+    async fn update_outbox_metrics(&mut self) -> Result<(), sqlx::Error> {
         let Some(conn) = self.conn.as_mut() else { return Ok(()) };
         let (began, names) = (Instant::now(), &self.shared.options.names);
         let backlog = stats::backlog(conn, names).await?;
@@ -244,7 +244,7 @@ impl StallMonitor {
         };
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.shared.options.telemetry.metrics.set_outbox(&seen, at);
-        self.figures_at = Instant::now() + began.elapsed() * LOOK_SHARE * 2;
+        self.metrics_at = Instant::now() + began.elapsed() * LOOK_SHARE * 2;
         Ok(())
     }
 }

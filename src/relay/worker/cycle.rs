@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use sqlx::error::DatabaseError;
 
 use crate::lane::hold::HoldCause;
-use crate::relay::measure;
-use crate::relay::stages::Stage;
+use crate::relay::batch_metrics;
+use crate::relay::stage_times::Stage;
 use crate::relay::worker::claim::{Batch, Extent};
 use crate::relay::worker::context::{Cycle, CycleError, MARKS, Waited, WorkerContext, acks_of, within};
 use crate::relay::worker::lane_assignment::LaneAssignment;
@@ -134,7 +134,7 @@ impl WorkerContext<'_> {
             return Ok(if went_on { Cycle::Worked } else { Cycle::Idle });
         }
         self.shared.record_claim(batch.rows.len(), batch.is_full);
-        self.shared.stages.add(Stage::Claim, began);
+        self.shared.stage_times.add(Stage::Claim, began);
         let has_moved = self.publish(assignment, &batch, cut, goes_on).await?;
         assignment.walks_next = !assignment.walks_next;
         Ok(if has_moved { Cycle::Worked } else { Cycle::Idle })
@@ -237,7 +237,7 @@ impl WorkerContext<'_> {
         cut: Option<Option<i64>>,
         goes_on: bool,
     ) -> Result<bool, CycleError> {
-        let (options, stages) = (&self.shared.options, &self.shared.stages);
+        let (options, stage_times) = (&self.shared.options, &self.shared.stage_times);
         let lanes = lanes_of(assignment);
         let began = Instant::now();
         let plan = Plan::new(&batch.rows, options)?;
@@ -245,7 +245,7 @@ impl WorkerContext<'_> {
         self.rehearse(lanes, &batch.rows).await?;
         let mut sent = self.send(assignment, batch, plan, &closed)?;
         sent.cut = sent.cut.or(cut);
-        let began = stages.add(Stage::Send, began);
+        let began = stage_times.add(Stage::Send, began);
         let waited = if sent.records == 0 { Waited::Settled } else { self.acks().await };
         let mut reports = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
         let mut missing = self.judge(assignment, batch, &mut sent, &reports, waited)?;
@@ -256,8 +256,8 @@ impl WorkerContext<'_> {
                 reports.clear();
             }
         }
-        let began = stages.add(Stage::Acks, began);
-        measure::acknowledged(&options.telemetry.metrics, &batch.rows, &sent, &reports);
+        let began = stage_times.add(Stage::Acks, began);
+        batch_metrics::acknowledged(&options.telemetry.metrics, &batch.rows, &sent, &reports);
         let settled = match missing {
             None => self.settle(assignment, batch, &sent, &reports, goes_on).await,
             Some(_) => {
@@ -275,7 +275,7 @@ impl WorkerContext<'_> {
             return Err(error);
         }
         let has_moved = settled.map_err(|error| self.not_marked(error, lanes))?;
-        stages.add(Stage::Settle, began);
+        stage_times.add(Stage::Settle, began);
         self.log_reopened(&sent, &reports);
         match missing {
             Some(error) => Err(error),

@@ -18,12 +18,12 @@ pub(crate) enum Stage {
 
 /// Nanoseconds per stage and the number of cycles, of all workers together.
 #[derive(Debug, Default)]
-pub(crate) struct Stages {
+pub(crate) struct StageTimes {
     nanoseconds: [AtomicU64; 4],
     cycles: AtomicU64,
 }
 
-impl Stages {
+impl StageTimes {
     /// Adds what has passed since `since`; returns the moment up to which it counted.
     pub(crate) fn add(&self, stage: Stage, since: Instant) -> Instant {
         let now = Instant::now();
