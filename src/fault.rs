@@ -26,7 +26,7 @@ pub(crate) enum Class {
     /// The row itself cannot be sent: by policy. Costs the row an attempt.
     Row,
     /// Somebody has to change something before it can work; tried again all the same. Costs no attempt.
-    Operator,
+    ActionRequired,
 }
 
 /// What an error means, and the operator's next step.

@@ -111,7 +111,7 @@ fn refused(error: &TransactionError, what: &str, resource: &str, operations: &st
                  {resource} --resource-pattern-type prefixed"
             ),
         ),
-        Some(code) if fault::of_kafka(code).class == Class::Operator => Finding::error(
+        Some(code) if fault::of_kafka(code).class == Class::ActionRequired => Finding::error(
             fault::of_kafka(code).code,
             format!("RELAY_DELIVERY is exactly_once, and the brokers refuse {what} ({code:?})."),
             fault::of_kafka(code).next_step,

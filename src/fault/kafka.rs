@@ -221,7 +221,7 @@ pub(super) const TABLE: &[Entry] = &[
         codes: &[Code::ClusterAuthorizationFailed],
         meaning: "the right to be an idempotent producer is missing",
         fault: fault(
-            Class::Operator,
+            Class::ActionRequired,
             Runbook::ProducerRight,
             "grant the relay's user WRITE on its topics; brokers before 2.8 want IDEMPOTENT_WRITE on the cluster",
         ),
@@ -232,7 +232,7 @@ pub(super) const TABLE: &[Entry] = &[
         codes: &[Code::TransactionalIdAuthorizationFailed],
         meaning: "the right to use the transactional ids of an exactly-once relay is missing",
         fault: fault(
-            Class::Operator,
+            Class::ActionRequired,
             Runbook::TransactionsUnauthorized,
             "grant the relay's user WRITE and DESCRIBE on the transactional ids that begin with outbox-relay.",
         ),
@@ -241,7 +241,7 @@ pub(super) const TABLE: &[Entry] = &[
         codes: &[Code::InvalidTransactionTimeout],
         meaning: "the brokers allow no transaction as long as an exactly-once relay asks for",
         fault: fault(
-            Class::Operator,
+            Class::ActionRequired,
             Runbook::TransactionsUnusable,
             "lower RELAY_PUBLISH_TIMEOUT to transaction.max.timeout.ms of the brokers less 15 s, or raise that",
         ),
@@ -265,7 +265,7 @@ pub(super) const TABLE: &[Entry] = &[
         ],
         meaning: "the brokers do not let the relay in",
         fault: fault(
-            Class::Operator,
+            Class::ActionRequired,
             Runbook::BrokerLogin,
             "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_MECHANISM, user and password",
         ),
@@ -274,7 +274,7 @@ pub(super) const TABLE: &[Entry] = &[
         codes: &[Code::SSL],
         meaning: "no TLS connection can be made",
         fault: fault(
-            Class::Operator,
+            Class::ActionRequired,
             Runbook::BrokerTls,
             "see dates and issuer of the broker's certificate (docs/how-to/runbook.md); KAFKA_SSL_CA_LOCATION has to know the issuer",
         ),
@@ -288,7 +288,7 @@ pub(super) const TABLE: &[Entry] = &[
         ],
         meaning: "the broker is too old for what the relay asks of it",
         fault: fault(
-            Class::Operator,
+            Class::ActionRequired,
             Runbook::BrokerOld,
             "upgrade the broker, or do without: another KAFKA_COMPRESSION_TYPE, RELAY_DELIVERY=at_least_once",
         ),
@@ -297,7 +297,7 @@ pub(super) const TABLE: &[Entry] = &[
         codes: &[Code::GroupAuthorizationFailed],
         meaning: "the right to use a consumer group is missing: an exactly-once relay keeps its progress in one, consumers and `verify` use others",
         fault: fault(
-            Class::Operator,
+            Class::ActionRequired,
             Runbook::GroupRight,
             "grant the user READ on the group; those of exactly-once relays begin with outbox-relay.",
         ),
@@ -463,7 +463,7 @@ mod tests {
         assert_eq!(of_kafka(Code::UnknownTopic).class, Class::Destination);
         assert_eq!(of_kafka(Code::TopicAuthorizationFailed).class, Class::Destination);
         assert_eq!(of_kafka(Code::MessageSizeTooLarge).class, Class::Row);
-        assert_eq!(of_kafka(Code::SaslAuthenticationFailed).class, Class::Operator);
+        assert_eq!(of_kafka(Code::SaslAuthenticationFailed).class, Class::ActionRequired);
     }
 
     #[test]
@@ -471,15 +471,15 @@ mod tests {
         for (code, class, runbook, named) in [
             (
                 Code::TransactionalIdAuthorizationFailed,
-                Class::Operator,
+                Class::ActionRequired,
                 Runbook::TransactionsUnauthorized,
                 "WRITE and DESCRIBE on the transactional ids",
             ),
-            (Code::GroupAuthorizationFailed, Class::Operator, Runbook::GroupRight, "READ on the group"),
-            (Code::ClusterAuthorizationFailed, Class::Operator, Runbook::ProducerRight, "WRITE on its topics"),
+            (Code::GroupAuthorizationFailed, Class::ActionRequired, Runbook::GroupRight, "READ on the group"),
+            (Code::ClusterAuthorizationFailed, Class::ActionRequired, Runbook::ProducerRight, "WRITE on its topics"),
             (
                 Code::InvalidTransactionTimeout,
-                Class::Operator,
+                Class::ActionRequired,
                 Runbook::TransactionsUnusable,
                 "transaction.max.timeout.ms",
             ),

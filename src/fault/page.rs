@@ -33,7 +33,7 @@ fn word(class: Class) -> &'static str {
         Class::Outage => "outage",
         Class::Destination => "destination",
         Class::Row => "row",
-        Class::Operator => "operator",
+        Class::ActionRequired => "action_required",
     }
 }
 

@@ -25,7 +25,7 @@ const fn entry(
 
 /// A class that no Postgres has: an extension's, a proxy's.
 const FOREIGN: Fault =
-    fault(Class::Operator, Code::DatabaseRefused, "see the error: the database refused a statement of the relay");
+    fault(Class::ActionRequired, Code::DatabaseRefused, "see the error: the database refused a statement of the relay");
 
 /// What an error of the database means.
 pub(crate) fn of_database(error: &sqlx::Error) -> Fault {
@@ -46,14 +46,14 @@ fn of_state(state: &str) -> Fault {
 fn of_client(error: &sqlx::Error) -> Fault {
     match error {
         sqlx::Error::Tls(_) => {
-            fault(Class::Operator, Code::DatabaseTls, "check sslmode and sslrootcert in DATABASE_URL")
+            fault(Class::ActionRequired, Code::DatabaseTls, "check sslmode and sslrootcert in DATABASE_URL")
         }
-        sqlx::Error::Configuration(_) => fault(Class::Operator, Code::ConfigurationRefused, "check DATABASE_URL"),
+        sqlx::Error::Configuration(_) => fault(Class::ActionRequired, Code::ConfigurationRefused, "check DATABASE_URL"),
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => {
             fault(Class::Outage, Code::DatabaseUnreachable, "check that the database runs and can be reached")
         }
         _ => fault(
-            Class::Operator,
+            Class::ActionRequired,
             Code::DatabaseRefused,
             "report this: the database answered what the relay does not understand",
         ),
@@ -86,7 +86,7 @@ pub(super) const TABLE: &[Entry] = &[
     entry(
         &["57P04", "3D000", "3D"],
         "there is no such database",
-        Class::Operator,
+        Class::ActionRequired,
         Code::DatabaseName,
         "check the database's name in DATABASE_URL",
     ),
@@ -107,7 +107,7 @@ pub(super) const TABLE: &[Entry] = &[
     entry(
         &["25P04"],
         "transaction_timeout ended the relay's transaction",
-        Class::Operator,
+        Class::ActionRequired,
         Code::TransactionTimeout,
         "raise transaction_timeout of the relay's user above RELAY_PUBLISH_TIMEOUT",
     ),
@@ -164,77 +164,77 @@ pub(super) const TABLE: &[Entry] = &[
     entry(
         &["28", "28000", "28P01"],
         "the server does not let the relay in",
-        Class::Operator,
+        Class::ActionRequired,
         Code::DatabaseLogin,
         "check the user and the password in DATABASE_URL and pg_hba.conf",
     ),
     entry(
         &["42501"],
         "a right is missing",
-        Class::Operator,
+        Class::ActionRequired,
         Code::RightsMissing,
         "`outbox-relay check` prints the grant; `outbox-relay migrate --roles` makes roles that have all of them",
     ),
     entry(
         &["42P01", "42703", "42883", "3F000", "3F"],
         "a table, a column, a function or the schema does not exist",
-        Class::Operator,
+        Class::ActionRequired,
         Code::SchemaMissing,
         "run `outbox-relay migrate`",
     ),
     entry(
         &["26", "26000", "42P05"],
         "a prepared statement is not there, or twice: a pooler gave the session to another client",
-        Class::Operator,
+        Class::ActionRequired,
         Code::PoolerPreparedStatements,
         "set RELAY_PREPARED_STATEMENTS=false behind a transaction-mode pooler",
     ),
     entry(
         &["22", "23", "42", "44", "21", "27"],
         "a statement was refused: a changed column, a constraint or a trigger of the outbox",
-        Class::Operator,
+        Class::ActionRequired,
         Code::DatabaseRefused,
         "compare the outbox with `outbox-relay migrate --print`: columns, constraints, triggers, policies",
     ),
     entry(
         &["09", "38", "39", "P0", "2F", "20"],
         "a trigger or a function of the outbox failed",
-        Class::Operator,
+        Class::ActionRequired,
         Code::DatabaseTrigger,
         "see the error: let the trigger on the outbox pass the relay's updates",
     ),
     entry(
         &["54", "55", "55000", "55006"],
         "the server cannot do it now, or not so much",
-        Class::Operator,
+        Class::ActionRequired,
         Code::DatabaseRefused,
         "see the error and the server's log",
     ),
     entry(
         &["HV"],
         "a foreign table failed: the outbox, or a partition of it, is one",
-        Class::Operator,
+        Class::ActionRequired,
         Code::DatabaseRefused,
         "keep the outbox in tables of this server",
     ),
     entry(
         &["F0"],
         "the server's configuration is wrong",
-        Class::Operator,
+        Class::ActionRequired,
         Code::DatabaseResources,
         "mend the server's configuration file: see its log",
     ),
     entry(
         &["XX", "XX001", "XX002"],
         "an internal error; XX001 and XX002 are damaged data",
-        Class::Operator,
+        Class::ActionRequired,
         Code::DatabaseDamaged,
         "see the server's log; for XX001 or XX002 stop writing and restore or reindex",
     ),
     entry(
         &["00", "01", "02", "03", "0B", "0F", "0L", "0P", "0Z", "10", "24", "25", "2B", "2D", "34", "3B"],
         "nothing the relay's statements can cause",
-        Class::Operator,
+        Class::ActionRequired,
         Code::DatabaseRefused,
         "report this with the log: the database refused a statement of the relay",
     ),
@@ -269,10 +269,10 @@ mod tests {
     #[test]
     fn a_state_outweighs_its_class() {
         assert_eq!(of_state("42P01").next_step, "run `outbox-relay migrate`");
-        assert_eq!(of_state("42601").class, Class::Operator);
+        assert_eq!(of_state("42601").class, Class::ActionRequired);
         assert_ne!(of_state("42601"), of_state("42P01"));
         assert_eq!(of_state("25006").class, Class::Outage);
-        assert_eq!(of_state("25001").class, Class::Operator);
+        assert_eq!(of_state("25001").class, Class::ActionRequired);
     }
 
     #[test]
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn no_error_of_the_database_is_a_rows_or_a_topics_fault() {
-        let classes = [Class::Outage, Class::Operator];
+        let classes = [Class::Outage, Class::ActionRequired];
         assert!(TABLE.iter().all(|entry| classes.contains(&entry.fault.class)));
     }
 }

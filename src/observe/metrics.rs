@@ -166,7 +166,7 @@ fn class(class: Class) -> Word {
         Class::Outage => "outage",
         Class::Destination => "destination",
         Class::Row => "row",
-        Class::Operator => "operator",
+        Class::ActionRequired => "action_required",
     };
     [("class", word)]
 }
@@ -177,7 +177,7 @@ impl Metrics {
     /// Every word is there from the start: a rate over a counter that appears with its first failure would miss that one.
     fn with_all_words(mut self, latency: Arc<Latency>) -> Self {
         self.registry.register_collector(Box::new(Shown { name: LATENCY.0, help: LATENCY.1, latency }));
-        for of in [Class::Outage, Class::Destination, Class::Row, Class::Operator] {
+        for of in [Class::Outage, Class::Destination, Class::Row, Class::ActionRequired] {
             self.failed(of, 0);
         }
         self.set_reachable(false, false);

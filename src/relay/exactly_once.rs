@@ -400,7 +400,7 @@ pub(super) fn class_of(error: &TransactionError) -> (Class, &'static str) {
         }
         TransactionError::Fenced => (Class::Outage, "none: it goes back to work"),
         TransactionError::Topic { .. } => {
-            (Class::Operator, "create the topic, or let the relay's user create it; see `outbox-relay check`")
+            (Class::ActionRequired, "create the topic, or let the relay's user create it; see `outbox-relay check`")
         }
     }
 }

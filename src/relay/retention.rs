@@ -232,7 +232,7 @@ impl Pruner {
     fn failed(&self, error: &sqlx::Error) {
         let fault = fault::of_database(error);
         let reason = describe(error);
-        if fault.class != Class::Operator {
+        if fault.class != Class::ActionRequired {
             tracing::debug!(reason, "pruning is tried again");
             return;
         }

@@ -245,7 +245,7 @@ impl Worker {
                         unacknowledged: 0,
                         records: 0,
                         reason: error.to_string(),
-                        class: Class::Operator,
+                        class: Class::ActionRequired,
                     });
                 }
             }
@@ -304,7 +304,7 @@ impl Worker {
             self.drop_producer();
         }
         // Topics and rows are counted where they are logged.
-        if let class @ (Class::Outage | Class::Operator) = error.class() {
+        if let class @ (Class::Outage | Class::ActionRequired) = error.class() {
             self.shared.options.telemetry.metrics.failed(class, 1);
         }
         match error {
@@ -337,7 +337,7 @@ impl Worker {
                 Class::Destination | Class::Row => {
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records were refused");
                 }
-                Class::Outage | Class::Operator => {
+                Class::Outage | Class::ActionRequired => {
                     self.shared.broker.suspicions().raise(&reason);
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records are sent again");
                     if self.shared.block(&acks_of(self.index), &reason) {

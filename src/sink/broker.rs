@@ -77,7 +77,7 @@ impl Suspicion {
         let fault = fault::of_kafka(code);
         let tells = match code {
             RDKafkaErrorCode::AllBrokersDown => Tells::Nothing,
-            _ if fault.class == Class::Operator => Tells::TheCause,
+            _ if fault.class == Class::ActionRequired => Tells::TheCause,
             _ => Tells::Something,
         };
         Self { reason: reason.to_owned(), fault, tells }

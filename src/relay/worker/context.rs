@@ -118,7 +118,7 @@ impl CycleError {
     pub(crate) fn class(&self) -> Class {
         match self {
             Self::Database(error) => fault::of_database(error).class,
-            Self::NotOwned { .. } => Class::Operator,
+            Self::NotOwned { .. } => Class::ActionRequired,
             Self::BrokerDown(_) => Class::Outage,
             Self::Transaction(error) => class_of(error).0,
             Self::Unacknowledged { class, .. } => *class,
