@@ -19,7 +19,7 @@
 //! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
 //! - [`fleet`]: the relays, and who works on which lane
 //! - [`pending`]: SQL for what claims have not met, and for what holds keep
-//! - [`waiting`]: what waits in a relay's lanes, how vacuum fares
+//! - [`queue_head`]: the first events that wait in a relay's lanes, how vacuum fares
 //! - [`activity`]: who holds transactions and locks
 
 pub mod plan;
@@ -34,6 +34,7 @@ pub(crate) mod fleet;
 pub(crate) mod holds;
 pub(crate) mod pauses;
 pub(crate) mod pending;
+pub(crate) mod queue_head;
 pub(crate) mod reading;
 pub(crate) mod relay_registry;
 pub(crate) mod replay;
@@ -42,4 +43,3 @@ pub(crate) mod roles;
 pub(crate) mod session;
 pub(crate) mod settle;
 pub(crate) mod stats;
-pub(crate) mod waiting;

@@ -20,7 +20,7 @@ use crate::observe::metrics::Outbox;
 use crate::relay::outage::Server;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
-use crate::store::waiting::{self, Waiting};
+use crate::store::queue_head::{self, QueueHead};
 use crate::store::{pauses, session, stats};
 use cause::{Evidence, of_rights};
 use event_outbox::code::Code;
@@ -54,7 +54,7 @@ struct StallMonitor {
     conn: Option<PgConnection>,
     stall: Stall,
     /// What was seen last; `None`: the database could not be asked.
-    waiting: Option<Waiting>,
+    head: Option<QueueHead>,
     lacking: Option<Reason>,
     /// Row level security may hide rows.
     hides: bool,
@@ -70,7 +70,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut monitor = StallMonitor {
         conn: None,
         stall: Stall::new(shared.options.stall_after, now),
-        waiting: None,
+        head: None,
         lacking: None,
         hides: false,
         why: None,
@@ -112,7 +112,7 @@ impl StallMonitor {
                     // The workers and the heartbeat tell it.
                     tracing::debug!(error = %super::describe_error(&error), "the monitor cannot read the outbox");
                     self.conn = None;
-                    self.waiting = None;
+                    self.head = None;
                     Duration::ZERO
                 }
             };
@@ -143,27 +143,27 @@ impl StallMonitor {
         }
         let lanes = shared.own_lanes();
         let seen = match lanes {
-            None => Ok(Waiting::default()),
-            Some(lanes) => waiting::waiting(conn, &options.names, lanes).await,
+            None => Ok(QueueHead::default()),
+            Some(lanes) => queue_head::queue_head(conn, &options.names, lanes).await,
         };
-        let (seen, waiting) = match seen {
-            Ok(waiting) => (waiting.head().map_or(QueueState::Empty, QueueState::Head), waiting),
+        let (seen, head) = match seen {
+            Ok(head) => (head.lowest_id().map_or(QueueState::Empty, QueueState::Head), head),
             // 55P03 lock_not_available, 57014 query_canceled, 42501 insufficient_privilege: what it cannot see, no worker can claim.
             Err(sqlx::Error::Database(error))
                 if matches!(error.code().as_deref(), Some("55P03" | "57014" | "42501")) =>
             {
-                (QueueState::Unreadable, Waiting::default())
+                (QueueState::Unreadable, QueueHead::default())
             }
             Err(error) => return Err(error),
         };
         let change = self.stall.observe(shared.published_total(), lanes, seen, Instant::now());
         if self.stall.is_stalled() {
-            let evidence = Evidence { up, lacking: self.lacking.as_ref(), seen, waiting: &waiting };
+            let evidence = Evidence { up, lacking: self.lacking.as_ref(), seen, head: &head };
             self.why = Some(evidence.reason(&shared, conn).await);
         } else {
             self.why = None;
         }
-        self.waiting = Some(waiting);
+        self.head = Some(head);
         self.tell(change);
         if options.serves_metrics && Instant::now() >= self.metrics_at {
             self.update_outbox_metrics().await?;
@@ -176,7 +176,7 @@ impl StallMonitor {
         let telemetry = &self.shared.options.telemetry;
         let away = |server| self.shared.outages.reason(server);
         let postgres = self.lacking.clone().or_else(|| away(Server::Postgres));
-        let postgres = postgres.or_else(|| self.waiting.is_none().then(cause::not_looked));
+        let postgres = postgres.or_else(|| self.head.is_none().then(cause::not_looked));
         let kafka = away(Server::Kafka).or_else(|| (!up).then(cause::no_answer));
         telemetry.metrics.set_reachable(postgres.is_none(), kafka.is_none());
         telemetry.metrics.set_stalled(self.why.as_ref().map(|why| why.cause));
@@ -225,7 +225,7 @@ impl StallMonitor {
         let (began, names) = (Instant::now(), &self.shared.options.names);
         let backlog = stats::backlog(conn, names).await?;
         let active = pauses::active(conn, names).await?;
-        let vacuum = waiting::vacuum(conn, names).await?;
+        let vacuum = queue_head::vacuum(conn, names).await?;
         let paused = |is: fn(&pauses::Scope) -> bool| active.iter().filter(|pause| is(&pause.scope)).count() as i64;
         let seen = Outbox {
             pending: backlog.pending,

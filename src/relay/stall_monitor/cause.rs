@@ -10,7 +10,7 @@ use crate::relay::outage::Server;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::acks_of;
 use crate::status::{About, Look, Status, about_held};
-use crate::store::waiting::Waiting;
+use crate::store::queue_head::QueueHead;
 
 /// What was seen when nothing moved.
 pub(super) struct Evidence<'e> {
@@ -18,7 +18,7 @@ pub(super) struct Evidence<'e> {
     pub(super) up: bool,
     pub(super) lacking: Option<&'e Reason>,
     pub(super) seen: QueueState,
-    pub(super) waiting: &'e Waiting,
+    pub(super) head: &'e QueueHead,
 }
 
 /// A right that is missing.
@@ -71,13 +71,13 @@ impl Evidence<'_> {
             let step = status.next.iter().find(|step| step.about == about)?;
             Some(Reason::new(cause, &step.what, &step.next_step))
         };
-        let claimable = self.waiting.pending.is_some() || self.waiting.due.is_some();
+        let claimable = self.head.pending.is_some() || self.head.due.is_some();
         if self.seen == QueueState::Unreadable || claimable {
             let paused = || self.paused(status);
             return about(About::Lock, Cause::Lock).or_else(paused).or_else(|| self.lane_locked(status, own));
         }
         // Only rows that are held are left; the first says for what.
-        let (_, reason) = self.waiting.held.as_ref()?;
+        let (_, reason) = self.head.held.as_ref()?;
         let (of, next_step) = about_held(reason);
         if of == About::Lock
             && let Some(named) = about(About::Lock, Cause::Lock)
@@ -113,7 +113,7 @@ impl Evidence<'_> {
 
     /// Another session, of a relay that is frozen perhaps, works on the lane of the first row.
     fn lane_locked(&self, status: &Status, own: &str) -> Option<Reason> {
-        let (_, lane) = self.waiting.pending?;
+        let (_, lane) = self.head.pending?;
         let held = status.lanes.iter().find(|status| status.lane == lane)?.locked_by.as_ref()?;
         (held.application != own).then(|| {
             Reason::new(
@@ -139,7 +139,7 @@ impl Evidence<'_> {
     fn unknown(&self, shared: &Shared) -> Reason {
         // Without the stall itself, whose reason would grow by itself.
         let blocked = shared.blocked(Some(STALLED)).unwrap_or_else(|| "nothing is known to block them".to_owned());
-        let first = self.waiting.head().map(|id| format!(", the first is number {id}")).unwrap_or_default();
+        let first = self.head.lowest_id().map(|id| format!(", the first is number {id}")).unwrap_or_default();
         Reason::new(
             Cause::Unknown,
             format!("events wait{first}: {blocked}"),

@@ -11,7 +11,7 @@ use event_outbox::names::{Names, literal};
 
 /// The first rows of these lanes that are due and have not gone out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Waiting {
+pub(crate) struct QueueHead {
     /// The first that can be claimed, and its lane.
     pub(crate) pending: Option<(i64, i16)>,
     /// The first that is held, and for what.
@@ -20,16 +20,20 @@ pub(crate) struct Waiting {
     pub(crate) due: Option<i64>,
 }
 
-impl Waiting {
+impl QueueHead {
     /// The lowest of the ids; none when nothing waits.
-    pub(crate) fn head(&self) -> Option<i64> {
+    pub(crate) fn lowest_id(&self) -> Option<i64> {
         let (pending, held) = (self.pending.map(|(id, _)| id), self.held.as_ref().map(|(id, _)| *id));
         [pending, held, self.due].into_iter().flatten().min()
     }
 }
 
 /// Looks at the first of each kind.
-pub(crate) async fn waiting(conn: &mut PgConnection, names: &Names, lanes: LaneRange) -> Result<Waiting, sqlx::Error> {
+pub(crate) async fn queue_head(
+    conn: &mut PgConnection,
+    names: &Names,
+    lanes: LaneRange,
+) -> Result<QueueHead, sqlx::Error> {
     let (outbox, lanes) = (names.outbox(), format!("lane between {} and {}", lanes.first, lanes.last));
     let query = format!(
         "select p.id, p.lane::int8, h.from_id, h.reason, d.id from (select 1) one \
@@ -44,7 +48,7 @@ pub(crate) async fn waiting(conn: &mut PgConnection, names: &Names, lanes: LaneR
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     let lane: Option<i64> = row.try_get(1)?;
     let reason: Option<String> = row.try_get(3)?;
-    Ok(Waiting {
+    Ok(QueueHead {
         pending: row.try_get::<Option<i64>, _>(0)?.zip(lane.map(|lane| lane as i16)),
         held: row.try_get::<Option<i64>, _>(2)?.zip(reason),
         due: row.try_get(4)?,
