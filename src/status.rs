@@ -22,9 +22,9 @@ use crate::check::routes;
 use crate::lane::{LaneRange, at_work};
 use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
+use crate::store::counts::{self, COUNT_LIMIT};
 use crate::store::fleet::{self, LaneDelivery, LaneHeld, RegisteredRelay};
 use crate::store::reading::read;
-use crate::store::stats::{self, COUNT_LIMIT};
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
 use event_outbox::schema;
@@ -147,7 +147,7 @@ impl Status {
         let names = look.names;
         // Whoever has it locked is told within a second; the counts would wait for longer.
         read(conn, &format!("select from {} limit 0", names.outbox())).await?;
-        let backlog = stats::backlog(conn, names).await?;
+        let backlog = counts::backlog(conn, names).await?;
         self.backlog = Some(Counts {
             pending: backlog.pending,
             pending_is_at_least: backlog.pending >= COUNT_LIMIT,

@@ -13,7 +13,7 @@
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
 //! - [`relay_registry`]: the relays that are alive
-//! - [`stats`]: counts for the status line
+//! - [`counts`]: counts for the status line
 //!
 //! For people who look, in read-only transactions ([`reading`]):
 //! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
@@ -28,6 +28,7 @@ pub(crate) mod activity;
 pub(crate) mod audit;
 pub(crate) mod backlog;
 pub(crate) mod claim;
+pub(crate) mod counts;
 pub(crate) mod dead;
 pub(crate) mod delivery;
 pub(crate) mod fleet;
@@ -42,4 +43,3 @@ pub(crate) mod retention;
 pub(crate) mod roles;
 pub(crate) mod session;
 pub(crate) mod settle;
-pub(crate) mod stats;

@@ -14,7 +14,7 @@ use crate::observe::health::{Cause, Reason, shortened};
 use crate::store::session;
 use event_outbox::notice::Notice;
 
-use crate::store::stats;
+use crate::store::counts;
 use event_outbox::Names;
 use event_outbox::code::Code;
 
@@ -178,7 +178,7 @@ impl Outages {
     async fn waiting_events(&self) -> Option<i64> {
         let counted = async {
             let mut conn = session::connect(&self.database, "outbox-relay outage", self.connect_timeout).await?;
-            stats::backlog(&mut conn, &self.names).await
+            counts::backlog(&mut conn, &self.names).await
         };
         let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await.ok()?;
         counted.ok().map(|backlog| backlog.pending)

@@ -21,7 +21,7 @@ use crate::relay::outage::Server;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
 use crate::store::queue_head::{self, QueueHead};
-use crate::store::{pauses, session, stats};
+use crate::store::{counts, pauses, session};
 use cause::{Evidence, of_rights};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
@@ -223,7 +223,7 @@ impl StallMonitor {
     async fn update_outbox_metrics(&mut self) -> Result<(), sqlx::Error> {
         let Some(conn) = self.conn.as_mut() else { return Ok(()) };
         let (began, names) = (Instant::now(), &self.shared.options.names);
-        let backlog = stats::backlog(conn, names).await?;
+        let backlog = counts::backlog(conn, names).await?;
         let active = pauses::active(conn, names).await?;
         let vacuum = queue_head::vacuum(conn, names).await?;
         let paused = |is: fn(&pauses::Scope) -> bool| active.iter().filter(|pause| is(&pause.scope)).count() as i64;

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
+use crate::store::counts::{self, Backlog};
 use crate::store::session;
-use crate::store::stats::{self, Backlog};
 use event_outbox::notice::Notice;
 
 /// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.
@@ -42,7 +42,7 @@ async fn count(shared: &Shared) -> Option<Backlog> {
     let options = &shared.options;
     let counted = async {
         let mut conn = session::connect(&options.database, APPLICATION, options.connect_timeout).await?;
-        within(stats::backlog(&mut conn, &options.names)).await
+        within(counts::backlog(&mut conn, &options.names)).await
     };
     counted.await.inspect_err(|error| tracing::debug!(error = describe(error), "the backlog cannot be counted")).ok()
 }
