@@ -24,7 +24,7 @@ use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
 use crate::store::counts::{self, COUNT_LIMIT};
 use crate::store::fleet::{self, LaneDelivery, LaneHeld, RegisteredRelay};
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
 use event_outbox::schema;

@@ -15,7 +15,7 @@
 //! - [`relay_registry`]: the relays that are alive
 //! - [`counts`]: counts for the status line
 //!
-//! For people who look, in read-only transactions ([`reading`]):
+//! For people who look, in read-only transactions ([`read_only`]):
 //! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
 //! - [`fleet`]: the relays, and who works on which lane
 //! - [`pending`]: SQL for what claims have not met, and for what holds keep
@@ -36,7 +36,7 @@ pub(crate) mod holds;
 pub(crate) mod pauses;
 pub(crate) mod pending;
 pub(crate) mod queue_head;
-pub(crate) mod reading;
+pub(crate) mod read_only;
 pub(crate) mod relay_registry;
 pub(crate) mod replay;
 pub(crate) mod retention;

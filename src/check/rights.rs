@@ -3,7 +3,7 @@
 use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::names::{literal, quote};

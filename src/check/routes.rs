@@ -13,7 +13,7 @@ use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent}
 use event_outbox::route::TopicTemplate;
 
 use crate::store::pending::pending;
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::names::literal;
 
 /// How many of the youngest events, and of the first pending ones, are looked at for their route.

@@ -7,7 +7,7 @@ use event_outbox::Names;
 use event_outbox::code::Code;
 
 use crate::store::plan::{self, Statement};
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::names::literal;
 use event_outbox::schema::{self, SchemaError};
 

@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection, Row};
 use super::finding::Finding;
 use super::rights::first;
 use crate::store::activity::{self, span};
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::code::Code;
 
 /// Clocks that differ by more make latencies and log lines of relay and server hard to compare.

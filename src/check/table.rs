@@ -4,7 +4,7 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use super::rights::first;
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::envelope::Envelope;

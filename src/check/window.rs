@@ -5,7 +5,7 @@ use sqlx::{PgConnection, Row};
 use super::finding::Finding;
 use super::topics::Topic;
 use crate::store::activity::span;
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use crate::window::{self, Breach, Kept};
 use event_outbox::Names;
 use event_outbox::code::Code;

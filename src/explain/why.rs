@@ -8,7 +8,7 @@ use crate::store::activity::{self, Blocker, span};
 use crate::store::backlog;
 use crate::store::fleet::{self, RegisteredRelay};
 use crate::store::pending::{HoldKind, pending};
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::Names;
 use event_outbox::names::literal;
 

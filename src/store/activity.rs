@@ -5,7 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use crate::store::pending::pending;
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::names::{Names, literal};
 
 /// How many pending rows, from the first, are looked at for foreign locks.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
 use crate::store::pending::{REASON, pending};
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::names::Names;
 
 /// How many pending rows, from the first, are told apart by lane and route.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::names::Names;
 
 /// A relay as the registry knows it.

@@ -6,7 +6,7 @@ use sqlx::{PgConnection, Row};
 
 use crate::lane::LaneRange;
 use crate::store::pending::{REASON, pending};
-use crate::store::reading::read;
+use crate::store::read_only::read;
 use event_outbox::names::{Names, literal};
 
 /// The first rows of these lanes that are due and have not gone out.

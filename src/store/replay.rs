@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::check::routes;
 use crate::store::dead::DISCARDED;
-use crate::store::reading::{read, read_within};
+use crate::store::read_only::{read, read_within};
 use event_outbox::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;
