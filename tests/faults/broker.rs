@@ -11,8 +11,8 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::crew::PUBLISH_TIMEOUT;
 use crate::fault::Fault;
+use crate::proxied_relay::PUBLISH_TIMEOUT;
 use crate::proxy::{Catch, Spot};
 use crate::relays::{STRIKES, STRIKES_BY_DEFAULT, under};
 use crate::stage::Stage;
@@ -76,7 +76,7 @@ async fn records_that_were_appended_and_whose_acks_were_lost_are_not_appended_tw
     let mut stage = Stage::open("lose ack", &Outbox::of(&database), &kafka, 2).await?;
     for lost in 1..=size(STRIKES, STRIKES_BY_DEFAULT) {
         stage.moment().await;
-        let proxy = &stage.crew[0].kafka;
+        let proxy = &stage.relays[0].kafka;
         proxy.set_trap(Spot::Produce, Catch::LoseAnswer);
         proxy.until_sprung(lost as usize).await;
         stage.until_moving().await?;
@@ -101,8 +101,8 @@ async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Re
     // Once for each time that the follower goes in the middle of an append, and once more for its leaders, which move.
     stage.may_repeat(8);
     follower.kill();
-    for member in &stage.crew {
-        member.process()?.wait_for("records_unacknowledged").await;
+    for relay in &stage.relays {
+        relay.process()?.wait_for("records_unacknowledged").await;
     }
     // What was acknowledged before the follower went is marked when its batch ends. From then on nothing is.
     let published = "select count(*) from event_outbox where status = 'PUBLISHED'";
@@ -223,8 +223,8 @@ async fn a_broker_that_is_killed_and_down_for_a_while(database: TestDatabase) ->
     stage.may_repeat(4);
     kafka.kill();
     let kafka_away = |line: &Value| line["server"] == "kafka";
-    for member in &stage.crew {
-        member.process()?.wait_for_line("outage_started", kafka_away).await;
+    for relay in &stage.relays {
+        relay.process()?.wait_for_line("outage_started", kafka_away).await;
     }
     eventually("no session of a relay is in a transaction", SOON, || async {
         match stage.outbox.relay_sessions_in_transaction().await {
@@ -242,8 +242,8 @@ async fn a_broker_that_is_killed_and_down_for_a_while(database: TestDatabase) ->
     }
     kafka.start_again()?;
     stage.until_moving().await?;
-    for member in &stage.crew {
-        let process = member.process()?;
+    for relay in &stage.relays {
+        let process = relay.process()?;
         process.wait_for_line("outage_ended", kafka_away).await;
         let told = process.lines("outage_started");
         ensure!(told.iter().filter(|line| kafka_away(line)).count() == 1, "{told:?}");
@@ -257,8 +257,8 @@ async fn a_broker_that_is_frozen(database: TestDatabase) -> anyhow::Result<()> {
     stage.may_repeat(8);
     kafka.signal(Signal::SIGSTOP)?;
     let kafka_away = |line: &Value| line["server"] == "kafka";
-    for member in &stage.crew {
-        member.process()?.wait_for_line("outage_started", kafka_away).await;
+    for relay in &stage.relays {
+        relay.process()?.wait_for_line("outage_started", kafka_away).await;
     }
     stage.moment().await;
     kafka.signal(Signal::SIGCONT)?;
@@ -279,8 +279,8 @@ async fn a_broker_that_pauses_for_less_than_the_publish_timeout_gets_no_record_t
         stage.moment().await;
         kafka.signal(Signal::SIGSTOP)?;
         for (notice, thaw) in [("outage_started", true), ("outage_ended", false)] {
-            for member in &stage.crew {
-                let process = member.process()?;
+            for relay in &stage.relays {
+                let process = relay.process()?;
                 eventually(notice, SOON, || async {
                     let told = process.lines(notice).iter().filter(|line| kafka_away(line)).count();
                     if told >= pause { Ok(()) } else { Err(told) }
@@ -308,7 +308,7 @@ async fn a_cluster_that_is_suspected_is_not_asked_for_all_its_topics(
         |relay: Relay| relay.with("KAFKA_DEBUG", "metadata").with("RELAY_LOG_LEVEL", "info,librdkafka=debug");
     let mut stage = Stage::open_with("suspicions", &outbox, &kafka, 1, listening).await?;
     let asked = |stage: &Stage, what: &str| {
-        let log = stage.crew[0].process()?.log();
+        let log = stage.relays[0].process()?.log();
         anyhow::Ok(log.iter().filter(|line| line.contains(what)).count())
     };
     let (all, one) = ("Request metadata for all topics", "Request metadata for 1 topic(s): application requested");
@@ -317,7 +317,7 @@ async fn a_cluster_that_is_suspected_is_not_asked_for_all_its_topics(
     for _ in 0..10 {
         stage.moment().await;
         stage.may_repeat(1);
-        stage.crew[0].kafka.cut();
+        stage.relays[0].kafka.cut();
         stage.until_moving().await?;
     }
     let after = (asked(&stage, all)?, asked(&stage, one)?);

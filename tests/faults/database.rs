@@ -77,7 +77,7 @@ async fn commits_that_were_made_and_whose_answers_were_lost(
     let mut stage = Stage::open("lose commit", &Outbox::of(&database), &kafka, 2).await?;
     for lost in 1..=3 {
         stage.moment().await;
-        let proxy = &stage.crew[0].postgres;
+        let proxy = &stage.relays[0].postgres;
         proxy.set_trap(Spot::Mark, Catch::LoseAnswer);
         proxy.until_sprung(lost).await;
     }
@@ -97,7 +97,7 @@ async fn a_deadlock_in_which_the_relay_is_the_victim(
     stage.may_repeat(2);
     let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
     stage.moment().await;
-    let proxy = &stage.crew[0].kafka;
+    let proxy = &stage.relays[0].kafka;
     proxy.set_trap(Spot::Produce, Catch::HoldAnswer);
     proxy.until_sprung(1).await;
     let mut other = stage.outbox.connect().await?;
@@ -208,9 +208,9 @@ async fn a_disk_that_is_full_of_wal(kafka: Arc<RealKafka>) -> anyhow::Result<()>
         }
     })
     .await;
-    for member in &stage.crew {
+    for relay in &stage.relays {
         let postgres_away = |line: &serde_json::Value| line["server"] == "postgres";
-        member.process()?.wait_for_line("outage_started", postgres_away).await;
+        relay.process()?.wait_for_line("outage_started", postgres_away).await;
     }
     disk.free()?;
     postgres.start_again().await?;

@@ -117,7 +117,7 @@ async fn no_duplicate_of_commits_of_kafka_whose_answers_are_lost(
     let mut stage = open("lost answers of commits", &database, &kafka, 2).await?;
     for lost in 1..=size(STRIKES, STRIKES_BY_DEFAULT) as usize {
         stage.moment().await;
-        let proxy = &stage.crew[0].kafka;
+        let proxy = &stage.relays[0].kafka;
         proxy.set_trap(Spot::EndTransaction, Catch::LoseAnswer);
         proxy.until_sprung(lost).await;
         stage.until_moving().await?;
@@ -133,23 +133,23 @@ async fn no_duplicate_of_sessions_that_end_after_the_transaction_is_committed(
     let mut stage = open("sessions end", &database, &kafka, 2).await?;
     for ended in 1..=size(STRIKES, STRIKES_BY_DEFAULT) as usize {
         stage.moment().await;
-        let victim = &stage.crew[0];
+        let victim = &stage.relays[0];
         victim.kafka.set_trap(Spot::EndTransaction, Catch::HoldAnswer);
         victim.kafka.until_sprung(ended).await;
         end_sessions(&stage, 0).await?;
-        stage.crew[0].kafka.release();
+        stage.relays[0].kafka.release();
         stage.until_moving().await?;
     }
     stage.close(&kafka).await.map(drop)
 }
 
-async fn end_sessions(stage: &Stage, member: usize) -> anyhow::Result<()> {
+async fn end_sessions(stage: &Stage, relay: usize) -> anyhow::Result<()> {
     let ended = stage
         .outbox
         .number(&format!(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity \
              where datname = current_database() and application_name = '{}'",
-            stage.crew[member].sessions()
+            stage.relays[relay].sessions()
         ))
         .await?;
     ensure!(ended > 0, "there was no session to end");
@@ -167,7 +167,7 @@ async fn a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_i
     let stage = Stage::open_with("frozen in a transaction", &outbox, &kafka, 2, patient).await?;
     let mut stage = stage.where_nothing_repeats();
     stage.moment().await;
-    let frozen = &stage.crew[0];
+    let frozen = &stage.relays[0];
     frozen.kafka.set_trap(Spot::Produce, Catch::HoldAnswer);
     frozen.kafka.until_sprung(1).await;
     frozen.signal(Signal::SIGSTOP)?;
@@ -183,18 +183,18 @@ async fn a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_i
         }
     })
     .await;
-    stage.crew[0].signal(Signal::SIGCONT)?;
-    let line = stage.crew[0].process()?.wait_for(FENCED).await;
+    stage.relays[0].signal(Signal::SIGCONT)?;
+    let line = stage.relays[0].process()?.wait_for(FENCED).await;
     ensure!(line["level"] == "WARN", "{line}");
-    let began = stage.crew[0].process()?.log().len();
+    let began = stage.relays[0].process()?.log().len();
     stage.moment().await;
     stage.until_moving().await?;
-    stage.crew[1].stop().await?;
+    stage.relays[1].stop().await?;
     stage.until_moving().await.context("the fenced relay, alone, goes on")?;
-    let told = stage.crew[0].process()?.lines(FENCED).len();
+    let told = stage.relays[0].process()?.lines(FENCED).len();
     ensure!(told <= 2, "told {told} times by two workers; {began} lines before");
-    stage.crew[1].revive()?;
-    stage.crew[1].until_ready().await?;
+    stage.relays[1].revive()?;
+    stage.relays[1].until_ready().await?;
     stage.close(&kafka).await.map(drop)
 }
 
@@ -227,10 +227,10 @@ async fn no_duplicate_of_a_change_between_at_least_once_and_exactly_once(
         for _ in 0..2 {
             stage.moment().await;
             stage.join(&kafka).await?;
-            stage.crew.last().context("a newcomer")?.until_ready().await?;
+            stage.relays.last().context("a newcomer")?.until_ready().await?;
             stage.moment().await;
-            stage.crew[0].stop().await?;
-            stage.crew.remove(0);
+            stage.relays[0].stop().await?;
+            stage.relays.remove(0);
             stage.until_moving().await?;
         }
     }
@@ -244,7 +244,7 @@ async fn progress_that_is_lost_is_told_and_made_up_for_from_the_topic(
 ) -> anyhow::Result<()> {
     let mut stage = open("lost progress", &database, &kafka, 1).await?;
     stage.moment().await;
-    let victim = &mut stage.crew[0];
+    let victim = &mut stage.relays[0];
     victim.postgres.set_trap(Spot::Mark, Catch::HoldRequest);
     victim.postgres.until_sprung(1).await;
     victim.kill()?;
@@ -254,14 +254,14 @@ async fn progress_that_is_lost_is_told_and_made_up_for_from_the_topic(
     for deleted in admin.delete_groups(&[&group], &AdminOptions::new()).await? {
         deleted.map_err(|(group, code)| anyhow::anyhow!("cannot delete the group {group}: {code}"))?;
     }
-    let victim = &mut stage.crew[0];
+    let victim = &mut stage.relays[0];
     victim.revive()?;
     let line = victim.process()?.wait_for(LOST).await;
     ensure!(line["level"] == "WARN" && line["next_step"].is_string(), "{line}");
     ensure!(line["topics_read_to_the_end"] == true, "{line}");
     // What was published and not marked may be in the lanes that it takes later, when the dead one has been silent for long enough.
     let found = |line: &serde_json::Value| line["found_on_topics"].as_i64().is_some_and(|found| found > 0);
-    stage.crew[0].process()?.wait_for_line(LOST, found).await;
+    stage.relays[0].process()?.wait_for_line(LOST, found).await;
     stage.moment().await;
     stage.close(&kafka).await.map(drop)
 }
@@ -280,7 +280,7 @@ async fn broker_goes(database: &TestDatabase, goes: fn(&mut RealKafka)) -> anyho
     let mut stage = open("a broker goes", database, &kafka, 2).await?;
     for time in 1..=2 {
         stage.moment().await;
-        let proxy = &stage.crew[0].kafka;
+        let proxy = &stage.relays[0].kafka;
         proxy.set_trap(Spot::EndTransaction, Catch::HoldRequest);
         proxy.until_sprung(time).await;
         kafka = tokio::task::spawn_blocking(move || {
@@ -288,7 +288,7 @@ async fn broker_goes(database: &TestDatabase, goes: fn(&mut RealKafka)) -> anyho
             kafka.start_again().map(|()| kafka)
         })
         .await??;
-        stage.crew[0].kafka.heal(true);
+        stage.relays[0].kafka.heal(true);
         stage.until_moving().await?;
     }
     stage.moment().await;

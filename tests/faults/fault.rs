@@ -87,7 +87,7 @@ impl Fault {
 
     /// Does it to a stage; when this returns, the stage is whole again, though the relays may not have noticed yet.
     pub(crate) async fn strike(self, stage: &mut Stage, kafka: &RealKafka) -> anyhow::Result<()> {
-        stage.may_repeat(self.repeats(stage.crew.len() as u64));
+        stage.may_repeat(self.repeats(stage.relays.len() as u64));
         let (while_it_lasts, cut) =
             (Duration::from_millis(stage.random.random_range(200..3500)), stage.random.random());
         let way = [Way::Requests, Way::Answers, Way::Both][stage.random.random_range(0..3)];
@@ -155,9 +155,9 @@ impl Fault {
             Self::LockTable => lock_table(stage, while_it_lasts).await?,
             Self::LockRow => lock_row(stage).await?,
             Self::Join => stage.join(kafka).await?,
-            Self::Leave if stage.crew.len() > 1 => {
-                let last = stage.crew.len() - 1;
-                stage.crew[last].until_ready().await?;
+            Self::Leave if stage.relays.len() > 1 => {
+                let last = stage.relays.len() - 1;
+                stage.relays[last].until_ready().await?;
                 stage.leave().await?;
             }
             Self::Leave => {}
@@ -176,15 +176,15 @@ async fn lock_table(stage: &Stage, while_it_lasts: Duration) -> anyhow::Result<(
 
 /// Locks a pending row of an entity; as long as it is locked, no later row of its entity may be published.
 async fn lock_row(stage: &mut Stage) -> anyhow::Result<()> {
-    for member in &stage.crew {
-        member.postgres.weather(Weather::Still(Way::Requests));
+    for relay in &stage.relays {
+        relay.postgres.weather(Weather::Still(Way::Requests));
     }
     stage.probe_if_quiet().await;
     let mut other = stage.outbox.connect().await?;
     let mut lock = other.begin().await?;
     let (id, entity) = lock_any_row(&mut lock).await;
-    for member in &stage.crew {
-        member.postgres.weather(Weather::Clear);
+    for relay in &stage.relays {
+        relay.postgres.weather(Weather::Clear);
     }
     for _ in 0..5 {
         stage.moment().await;

@@ -8,7 +8,7 @@ use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
-use crate::crew::Member;
+use crate::proxied_relay::ProxiedRelay;
 use crate::proxy::{Catch, Spot};
 use crate::stage::Stage;
 use lab::kafka::RealKafka;
@@ -50,7 +50,7 @@ async fn frozen(trial: &str, catch: Catch, database: &TestDatabase, kafka: &Real
     let mut stage = Stage::open_with(trial, &outbox, kafka, 2, quick).await?;
     stage.moment().await;
     stage.may_repeat(2);
-    let frozen = &stage.crew[0];
+    let frozen = &stage.relays[0];
     frozen.kafka.set_trap(Spot::Produce, catch);
     frozen.kafka.until_sprung(1).await;
     frozen.signal(Signal::SIGSTOP)?;
@@ -61,8 +61,8 @@ async fn frozen(trial: &str, catch: Catch, database: &TestDatabase, kafka: &Real
     until_zero(&outbox, &sql).await;
     stage.moment().await;
     let before = marks(&outbox, last).await?;
-    stage.crew[0].signal(Signal::SIGCONT)?;
-    stage.crew[0].process()?.wait_for("outage_ended").await;
+    stage.relays[0].signal(Signal::SIGCONT)?;
+    stage.relays[0].process()?.wait_for("outage_ended").await;
     stage.moment().await;
     stage.until_moving().await?;
     let after = marks(&outbox, last).await?;
@@ -96,7 +96,7 @@ async fn marks_that_change_no_row_are_an_error_that_names_the_lanes(
     let outbox = Outbox::of(&database);
     let mut stage = Stage::open("swallowed marks", &outbox, &kafka, 1).await?;
     stage.moment().await;
-    let proxy = &stage.crew[0].kafka;
+    let proxy = &stage.relays[0].kafka;
     proxy.set_trap(Spot::Produce, Catch::HoldAnswer);
     proxy.until_sprung(1).await;
     outbox
@@ -106,7 +106,7 @@ async fn marks_that_change_no_row_are_an_error_that_names_the_lanes(
         )
         .await?;
     proxy.release();
-    let line = stage.crew[0].process()?.wait_for(NOT_OWNED).await;
+    let line = stage.relays[0].process()?.wait_for(NOT_OWNED).await;
     ensure!(line["level"] == "ERROR" && line["next_step"].is_string(), "{line}");
     ensure!(line["lanes"].as_str().is_some_and(|lanes| !lanes.is_empty()), "{line}");
     ensure!(line["error"].as_str().is_some_and(|error| !error.is_empty()), "{line}");
@@ -116,7 +116,7 @@ async fn marks_that_change_no_row_are_an_error_that_names_the_lanes(
     ensure!(outbox.number(marked).await? == before, "a mark was made that the trigger swallows");
     outbox.execute("drop trigger swallow on event_outbox").await?;
     // It has sent both workers' batches at each try until then.
-    let tries = stage.crew[0].process()?.lines(NOT_OWNED).len() as u64;
+    let tries = stage.relays[0].process()?.lines(NOT_OWNED).len() as u64;
     stage.may_repeat(tries + 2);
     stage.until_moving().await?;
     stage.close(&kafka).await.map(drop)
@@ -129,7 +129,8 @@ async fn a_relay_whose_session_ends_while_acks_arrive_marks_nothing_and_all_of_i
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     outbox.create_topic(&kafka).await?;
-    let victim = Member::start("victim", &outbox, &kafka, |relay| relay.with("RELAY_PUBLISH_TIMEOUT", "60s")).await?;
+    let victim =
+        ProxiedRelay::start("victim", &outbox, &kafka, |relay| relay.with("RELAY_PUBLISH_TIMEOUT", "60s")).await?;
     victim.until_ready().await?;
     write_at_once(&outbox, 0, 10).await?;
     outbox.until_settled().await;
@@ -137,7 +138,7 @@ async fn a_relay_whose_session_ends_while_acks_arrive_marks_nothing_and_all_of_i
     victim.kafka.set_trap(Spot::Produce, Catch::HoldAnswer);
     write_at_once(&outbox, 10, 30).await?;
     victim.kafka.until_sprung(1).await;
-    let heir = Member::start("heir", &outbox, &kafka, |relay| relay).await?;
+    let heir = ProxiedRelay::start("heir", &outbox, &kafka, |relay| relay).await?;
     heir.until_ready().await?;
     let ended = outbox
         .number(&format!(

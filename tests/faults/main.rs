@@ -4,7 +4,6 @@
 //! `cargo test --test faults -- <trial>` runs one, `OUTBOX_RELAY_SEED=…` replays a seed, `just soak --minutes N` mixes all of them.
 
 mod broker;
-mod crew;
 mod database;
 mod exactly_once;
 mod failover;
@@ -14,6 +13,7 @@ mod hostile_rows;
 mod ids_go_back;
 mod locks;
 mod many_topics;
+mod proxied_relay;
 mod proxy;
 mod quiet;
 mod refused_marks;

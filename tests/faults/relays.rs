@@ -126,12 +126,12 @@ async fn relays_killed_after_the_marks_and_before_the_commit(
             }
         })
         .await;
-        stage.crew[0].kill()?;
+        stage.relays[0].kill()?;
         // A backend that waits does not notice that its client is gone: what it has marked would be committed.
         outbox.number(&format!("select count(pg_terminate_backend(pid)) from {waiting}")).await?;
         gate.close().await?;
         stage.until_moving().await?;
-        let victim = &mut stage.crew[0];
+        let victim = &mut stage.relays[0];
         victim.revive()?;
         victim.until_ready().await?;
     }
@@ -154,9 +154,9 @@ async fn relays_that_join_and_leave_send_nothing_twice(
     for change in [Fault::Join, Fault::Join, Fault::Leave, Fault::Join, Fault::Leave, Fault::Leave] {
         stage.moment().await;
         change.strike(&mut stage, &kafka).await?;
-        let relays = stage.crew.len();
-        for member in &stage.crew {
-            let process = member.process()?;
+        let relays = stage.relays.len();
+        for relay in &stage.relays {
+            let process = relay.process()?;
             let shared = |line: &serde_json::Value| line["relays"] == relays;
             process.wait_for_line("lanes_assigned", shared).await;
         }

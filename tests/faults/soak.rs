@@ -24,7 +24,7 @@ use lab::{Outbox, trials};
 const RELAYS: usize = 3;
 
 /// More than this many relays do not join.
-const CROWD: usize = 5;
+const MOST_RELAYS: usize = 5;
 
 /// One in so many faults is one of a server.
 const SERVER_FAULT_IN: u32 = 15;
@@ -157,9 +157,9 @@ async fn soak(length: Length) -> anyhow::Result<Figure> {
             kills += u32::from(fault == Fault::Kill);
         }
     }
-    for member in &stage.crew {
-        member.postgres.heal(false);
-        member.kafka.heal(false);
+    for relay in &stage.relays {
+        relay.postgres.heal(false);
+        relay.kafka.heal(false);
     }
     let lasted = began.elapsed();
     let report = stage.close(&servers.kafka).await?;
@@ -172,8 +172,8 @@ fn any_fault(stage: &mut Stage) -> anyhow::Result<Fault> {
     }
     let fault = *Fault::ALL.choose(&mut stage.random).context("no fault")?;
     Ok(match fault {
-        Fault::Join if stage.crew.len() >= CROWD => Fault::Leave,
-        Fault::Leave if stage.crew.len() <= RELAYS => Fault::Join,
+        Fault::Join if stage.relays.len() >= MOST_RELAYS => Fault::Leave,
+        Fault::Leave if stage.relays.len() <= RELAYS => Fault::Join,
         fault => fault,
     })
 }
@@ -184,7 +184,7 @@ fn tell(began: Instant, fault: &dyn fmt::Debug) {
 
 impl ServerFault {
     async fn strike(self, stage: &mut Stage, servers: &mut Servers) -> anyhow::Result<()> {
-        let relays = stage.crew.len() as u64;
+        let relays = stage.relays.len() as u64;
         match self {
             Self::RestartPostgres => {
                 stage.may_repeat(relays);

@@ -8,7 +8,7 @@ use event_outbox::ledger::{Report, Rules};
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::crew::{IN_FLIGHT, Member};
+use crate::proxied_relay::{IN_FLIGHT, ProxiedRelay};
 use crate::proxy::{Catch, Spot};
 use crate::sampler::Sampler;
 use lab::kafka::RealKafka;
@@ -33,7 +33,7 @@ const PROBE: &str = "probe";
 pub(crate) struct Stage {
     pub(crate) outbox: Outbox,
     pub(crate) random: StdRng,
-    pub(crate) crew: Vec<Member>,
+    pub(crate) relays: Vec<ProxiedRelay>,
     tune: fn(Relay) -> Relay,
     load: Load,
     sampler: Sampler,
@@ -76,7 +76,7 @@ impl Stage {
             sampler: Sampler::start(outbox),
             outbox: outbox.clone(),
             random,
-            crew: Vec::new(),
+            relays: Vec::new(),
             tune,
             duplicates_allowed: 0,
             nothing_repeats: false,
@@ -85,8 +85,8 @@ impl Stage {
         for _ in 0..relays {
             stage.join(kafka).await?;
         }
-        for member in &stage.crew {
-            member.until_ready().await?;
+        for relay in &stage.relays {
+            relay.until_ready().await?;
         }
         stage.outbox.until_published(1).await;
         Ok(stage)
@@ -106,20 +106,20 @@ impl Stage {
     /// One relay more.
     pub(crate) async fn join(&mut self, kafka: &RealKafka) -> anyhow::Result<()> {
         let name = format!("{}-{}", self.outbox.topic, self.started.fetch_add(1, Ordering::Relaxed));
-        self.crew.push(Member::start(&name, &self.outbox, kafka, self.tune).await?);
+        self.relays.push(ProxiedRelay::start(&name, &self.outbox, kafka, self.tune).await?);
         Ok(())
     }
 
     /// One relay fewer; it sends nothing twice.
     pub(crate) async fn leave(&mut self) -> anyhow::Result<()> {
-        let leaver = self.random.random_range(0..self.crew.len());
-        self.crew.swap_remove(leaver).stop().await
+        let leaver = self.random.random_range(0..self.relays.len());
+        self.relays.swap_remove(leaver).stop().await
     }
 
     /// A relay.
-    pub(crate) fn anyone(&mut self) -> &mut Member {
-        let victim = self.random.random_range(0..self.crew.len());
-        &mut self.crew[victim]
+    pub(crate) fn anyone(&mut self) -> &mut ProxiedRelay {
+        let victim = self.random.random_range(0..self.relays.len());
+        &mut self.relays[victim]
     }
 
     /// Events committed so far.
@@ -169,13 +169,13 @@ impl Stage {
         for kill in 1..=times {
             self.moment().await;
             self.may_repeat(1);
-            let victim = &mut self.crew[0];
+            let victim = &mut self.relays[0];
             let proxy = if spot.is_of_kafka() { &victim.kafka } else { &victim.postgres };
             proxy.set_trap(spot, catch);
             proxy.until_sprung(kill).await;
             victim.kill()?;
             self.until_moving().await?;
-            let victim = &mut self.crew[0];
+            let victim = &mut self.relays[0];
             victim.revive()?;
             victim.until_ready().await?;
         }
@@ -202,8 +202,8 @@ impl Stage {
         let mut book = self.load.end(rules).await?;
         self.outbox.until_settled().await;
         book.sighted(self.sampler.end().await?);
-        for member in &mut self.crew {
-            member.stop().await?;
+        for relay in &mut self.relays {
+            relay.stop().await?;
         }
         check_row_states(&self.outbox).await?;
         let report = book.judge(&self.outbox, kafka).await?;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use anyhow::ensure;
 use libtest_mimic::Trial;
 
-use crate::crew::BATCH;
 use crate::fault::Fault;
+use crate::proxied_relay::BATCH;
 use crate::stage::Stage;
 use lab::kafka::RealKafka;
 use lab::seed::size;
@@ -31,15 +31,15 @@ async fn a_backlog_drained_under_load_by_relays_that_are_killed(
     let mut stage = Stage::open("backlog", &outbox, &kafka, 2).await?;
     let backlog = size(BACKLOG, BACKLOG_BY_DEFAULT) as i64;
     // No relay is there until all of it is.
-    for member in &mut stage.crew {
-        member.stop().await?;
+    for relay in &mut stage.relays {
+        relay.stop().await?;
     }
     outbox.write_backlog(backlog, 500).await?;
     let pending = outbox.number("select count(*) from event_outbox where status = 'PENDING'").await?;
     ensure!(pending >= backlog, "{pending}");
-    for member in &mut stage.crew {
-        member.revive()?;
-        member.until_ready().await?;
+    for relay in &mut stage.relays {
+        relay.revive()?;
+        relay.until_ready().await?;
     }
     for _ in 0..2 {
         stage.until_moving().await?;

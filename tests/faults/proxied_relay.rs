@@ -23,7 +23,7 @@ pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// One relay and the network around it.
 #[derive(Debug)]
-pub(crate) struct Member {
+pub(crate) struct ProxiedRelay {
     name: String,
     settings: Relay,
     process: Option<RelayProcess>,
@@ -31,7 +31,7 @@ pub(crate) struct Member {
     pub(crate) kafka: Proxy,
 }
 
-impl Member {
+impl ProxiedRelay {
     /// Starts it; `tune` changes its settings.
     pub(crate) async fn start(
         name: &str,
@@ -47,9 +47,9 @@ impl Member {
             .with("RELAY_WORKERS", WORKERS)
             .with("RELAY_PUBLISH_TIMEOUT", format!("{}ms", PUBLISH_TIMEOUT.as_millis()))
             .with("RELAY_HEARTBEAT_INTERVAL", "1s");
-        let mut member = Self { name: name.to_owned(), settings: tune(settings), process: None, postgres, kafka };
-        member.revive()?;
-        Ok(member)
+        let mut relay = Self { name: name.to_owned(), settings: tune(settings), process: None, postgres, kafka };
+        relay.revive()?;
+        Ok(relay)
     }
 
     pub(crate) fn process(&self) -> anyhow::Result<&RelayProcess> {
