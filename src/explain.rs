@@ -21,7 +21,7 @@ use crate::config::Settings;
 use crate::sink::reader::Reader;
 use crate::store::activity::span;
 use event_outbox::Names;
-use why::Around;
+use why::OutboxState;
 
 /// Events of an entity that are explained, the latest of them.
 pub(crate) const MOST_EVENTS: usize = 20;
@@ -69,7 +69,7 @@ pub(crate) async fn explain(
         })
         .collect();
     let sought = look_on_topics(settings, &found, &topics).await;
-    let around = Around::look(conn, names, settings).await?;
+    let state = OutboxState::look(conn, names, settings).await?;
     let mut explained = Vec::new();
     for (row, topic) in found.into_iter().zip(topics) {
         let (record, record_unknown) = match sought.get(&topic) {
@@ -77,7 +77,7 @@ pub(crate) async fn explain(
             Some(Err(error)) => (None, Some(error.clone())),
             None => (None, None),
         };
-        let reason = why::why(conn, names, &row, &topic, record_unknown.as_deref(), &around).await?;
+        let reason = why::why(conn, names, &row, &topic, record_unknown.as_deref(), &state).await?;
         let (why, next_step) = reason.map_or((None, None), |(why, next)| (Some(why), Some(next)));
         explained.push(Explained { row, topic, record, record_unknown, why, next_step });
     }

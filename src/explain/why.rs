@@ -16,14 +16,14 @@ use event_outbox::names::literal;
 const MOST_BEFORE: i64 = 1_000_000;
 
 /// What concerns every event.
-pub(super) struct Around {
+pub(super) struct OutboxState {
     relays: Vec<RegisteredRelay>,
     blockers: Vec<Blocker>,
     pauses: Vec<serde_json::Value>,
     alive_s: f64,
 }
 
-impl Around {
+impl OutboxState {
     pub(super) async fn look(conn: &mut PgConnection, names: &Names, settings: &Settings) -> Result<Self, sqlx::Error> {
         Ok(Self {
             relays: fleet::relays(conn, names).await?,
@@ -47,7 +47,7 @@ pub(super) async fn why(
     row: &Row,
     topic: &str,
     topic_trouble: Option<&str>,
-    around: &Around,
+    state: &OutboxState,
 ) -> Result<Reason, sqlx::Error> {
     match row.status.as_str() {
         "PUBLISHED" => return Ok(None),
@@ -66,7 +66,7 @@ pub(super) async fn why(
     if let Some(own) = held_or_scheduled(row) {
         return Ok(Some(own));
     }
-    if let Some(paused) = around.pauses.iter().find(|pause| concerns(pause, row, topic)) {
+    if let Some(paused) = state.pauses.iter().find(|pause| concerns(pause, row, topic)) {
         let why = paused.get("reason").and_then(|why| why.as_str()).unwrap_or("no reason is noted");
         return Ok(reason(format!("publishing is paused: {why}"), "outbox-relay resume, when the reason is gone"));
     }
@@ -79,15 +79,15 @@ pub(super) async fn why(
             format!("outbox-relay explain {}", literal_argument(row.entity_id.as_deref().unwrap_or_default())),
         ));
     }
-    if let Some(blocker) = around.blockers.first() {
+    if let Some(blocker) = state.blockers.first() {
         return Ok(reason(
             format!("{} is held by {}", blocker.holds, blocker.session.describe()),
             format!("end it: select pg_terminate_backend({});", blocker.session.pid),
         ));
     }
-    let alive: Vec<_> = around.relays.iter().filter(|relay| relay.silent_s < around.alive_s).collect();
+    let alive: Vec<_> = state.relays.iter().filter(|relay| relay.silent_s < state.alive_s).collect();
     if alive.is_empty() {
-        let last = around.relays.iter().map(|relay| relay.silent_s).min_by(f64::total_cmp);
+        let last = state.relays.iter().map(|relay| relay.silent_s).min_by(f64::total_cmp);
         let since = last.map_or_else(
             || "none was heard of within the hour".to_owned(),
             |last| format!("the last was heard of {} ago", span(last)),
