@@ -62,7 +62,7 @@ struct Line {
 }
 
 impl Line {
-    /// Logs numbers as numbers. Counts stop at [`stats::COUNT_LIMIT`]; what is not known is left out.
+    /// Logs numbers as numbers. Counts stop at [`counts::COUNT_LIMIT`]; what is not known is left out.
     fn log(&self) {
         let Self { published, rate_per_s, backlog, lanes, blocked } = self;
         let oldest = backlog.map(|backlog| backlog.oldest.unwrap_or_default());
@@ -119,10 +119,10 @@ mod tests {
     #[test]
     fn every_number_of_the_status_line_is_a_number() {
         let oldest = Some(Duration::from_secs(61));
-        let line = logged(Some(Backlog { pending: stats::COUNT_LIMIT, oldest, scheduled: 2, held: 3, dead: 4 }));
+        let line = logged(Some(Backlog { pending: counts::COUNT_LIMIT, oldest, scheduled: 2, held: 3, dead: 4 }));
         for (field, expected) in [
             ("published", 12),
-            ("pending", stats::COUNT_LIMIT),
+            ("pending", counts::COUNT_LIMIT),
             ("oldest_s", 61),
             ("scheduled", 2),
             ("held", 3),
