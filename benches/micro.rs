@@ -113,16 +113,16 @@ fn history(ledger: &mut Ledger, names: &[String]) {
 fn ledger(criterion: &mut Criterion) {
     // A multiple of the partitions, so that an entity stays on one.
     let names: Vec<String> = (0..52).map(|number| format!("order-{number}")).collect();
-    let told = || {
+    let filled = || {
         let mut ledger = Ledger::new(Rules::default());
         history(&mut ledger, &names);
         ledger
     };
-    assert!(told().finish().is_clean(), "the history of the benchmark is not clean");
+    assert!(filled().finish().is_clean(), "the history of the benchmark is not clean");
     let mut group = criterion.benchmark_group("ledger");
     group.throughput(Throughput::Elements(HISTORY.into())).sample_size(30);
-    group.bench_function("tell", |bencher| bencher.iter_with_large_drop(told));
-    group.bench_function("finish", |bencher| bencher.iter_batched(told, Ledger::finish, BatchSize::LargeInput));
+    group.bench_function("record", |bencher| bencher.iter_with_large_drop(filled));
+    group.bench_function("finish", |bencher| bencher.iter_batched(filled, Ledger::finish, BatchSize::LargeInput));
     group.finish();
     let samples = payload::samples(payload::SAMPLES, PAYLOAD);
     criterion.bench_function("ledger/fingerprint", |bencher| {

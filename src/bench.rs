@@ -15,7 +15,7 @@
 //! - `watermarks`, `receiver`: what is on the topic
 //! - `steady`: relays, writer and consumer together
 //! - `cost`, `process`: WAL and CPU time
-//! - `percentiles`, `machine`, `report`, `table`, `progress`: what is told
+//! - `percentiles`, `machine`, `report`, `table`, `progress`: what is reported
 
 mod arena;
 mod cost;
@@ -178,7 +178,7 @@ impl Bench {
             env: sources.env.clone(),
             overrides: sources.overrides.clone(),
         };
-        // As the relay will read them, to make the same clients and to tell them.
+        // As the relay will read them, to make the same clients and to report them.
         sources.overrides.extend(relay_process::settings_of("outbox_bench", "bench"));
         let settings = Settings::load(sources, Needs::DatabaseAndKafka)?;
         let kafka = settings.kafka.clone().ok_or(BenchError::Thread)?;

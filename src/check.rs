@@ -235,7 +235,7 @@ async fn brokers(
         found.findings.extend(findings);
         let kept = topic.and_then(|topic| topic.kept);
         let breach = question.as_ref().zip(kept).and_then(|(question, kept)| question.breach(Some(name), false, kept));
-        // What will let duplicates in is told once, not as well as what has.
+        // What will let duplicates in is reported once, not as well as what has.
         let has_forgotten = || topic.and_then(|topic| window::window(name, topic, found.processed_ms, names));
         let finding = breach.as_ref().map(window::too_narrow).or_else(has_forgotten);
         found.findings.extend(finding);

@@ -14,7 +14,7 @@ pub(crate) mod metrics;
 
 use std::sync::Arc;
 
-/// What a relay tells about itself: written by its tasks, read by the admin address.
+/// What a relay reports about itself: written by its tasks, read by the admin address.
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
     pub(crate) health: health::Health,

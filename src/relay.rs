@@ -108,7 +108,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let (changes, changed) = mpsc::unbounded_channel();
     let watching = tokio::spawn(Arc::clone(&broker).watch(Arc::clone(&shared.topics), suspicions, changes));
     let asking = tokio::spawn(Arc::clone(&shared.topics).run(broker));
-    let telling = tokio::spawn(tell_broker(changed, Arc::clone(&outages)));
+    let reporting = tokio::spawn(report_broker(changed, Arc::clone(&outages)));
     let ending = tokio::spawn(outages.log_ends(ends));
     let mut tasks = JoinSet::new();
     for index in 0..shared.options.workers {
@@ -140,7 +140,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let ended = drain(&mut tasks, shutdown_timeout).await;
     watching.abort();
     asking.abort();
-    telling.abort();
+    reporting.abort();
     ending.abort();
     let seconds = |stage| (shared.stage_times.seconds(stage) * 1e3).round() / 1e3;
     tracing::info!(
@@ -158,8 +158,8 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     Ok(ended)
 }
 
-/// Tells when the cluster goes away and when it is back.
-async fn tell_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages: Arc<Outages>) {
+/// Reports when the cluster goes away and when it is back.
+async fn report_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages: Arc<Outages>) {
     while let Some(change) = changed.recv().await {
         match change {
             BrokerChange::Down { reason, fault } => outages.begin(Server::Kafka, Component::Watch, &reason, fault),

@@ -82,14 +82,14 @@ impl Plan {
         self.to.clone().or_else(|| routed().map(Arc::from))
     }
 
-    /// Walks over the ids; `told` hears where it is.
+    /// Walks over the ids; `on_progress` receives where it is.
     ///
     /// # Errors
     /// Any database error.
     pub(crate) async fn count(
         &self,
         conn: &mut PgConnection,
-        mut told: impl FnMut(i64),
+        mut on_progress: impl FnMut(i64),
     ) -> Result<Counted, sqlx::Error> {
         let (mut counted, mut from) = (Counted::default(), self.from - 1);
         loop {
@@ -107,20 +107,20 @@ impl Plan {
             }
             let Some(last) = step.last else { return Ok(counted) };
             from = last;
-            told(last);
+            on_progress(last);
         }
     }
 
-    /// Walks over them once more and sends them; `told` hears how many went out.
+    /// Walks over them once more and sends them; `on_progress` receives how many went out.
     pub(crate) async fn replay(
         &self,
         conn: &mut PgConnection,
         resend: &mut Resend,
         stop: watch::Receiver<bool>,
-        told: impl FnMut(u64),
+        on_progress: impl FnMut(u64),
     ) -> (Progress, Why) {
         let mut progress = Progress { next: self.from, ..Progress::default() };
-        let why = self.send_all(conn, resend, stop, told, &mut progress).await;
+        let why = self.send_all(conn, resend, stop, on_progress, &mut progress).await;
         (progress, why)
     }
 
@@ -129,7 +129,7 @@ impl Plan {
         conn: &mut PgConnection,
         resend: &mut Resend,
         stop: watch::Receiver<bool>,
-        mut told: impl FnMut(u64),
+        mut on_progress: impl FnMut(u64),
         progress: &mut Progress,
     ) -> Why {
         let (mut rate, id) = (Rate::new(self.rate), self.id.to_string());
@@ -165,7 +165,7 @@ impl Plan {
                 }
                 progress.replayed += batch.len() as u64;
                 progress.next = asked.last().map_or(progress.next, |last| last.id + 1);
-                told(batch.len() as u64);
+                on_progress(batch.len() as u64);
                 tokio::time::sleep(rate.spend(batch.len() as i64)).await;
             }
             let Some(last) = step.last else { return Why::Done };

@@ -145,7 +145,7 @@ impl Status {
         mark: &mut Option<FlowMark>,
     ) -> Result<(), sqlx::Error> {
         let names = look.names;
-        // Whoever has it locked is told within a second; the counts would wait for longer.
+        // Whoever has it locked is shown within a second; the counts would wait for longer.
         read(conn, &format!("select from {} limit 0", names.outbox())).await?;
         let backlog = counts::backlog(conn, names).await?;
         self.backlog = Some(Counts {

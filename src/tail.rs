@@ -93,7 +93,7 @@ impl fmt::Display for Line {
 struct Followed {
     row: Row,
     topic: String,
-    told: String,
+    shown_state: String,
     seen: bool,
 }
 
@@ -169,22 +169,22 @@ impl<'a> Tail<'a> {
         }
         self.follower.follow(&topic, row.created_ms);
         let line = line(What::Inserted, &row, &topic);
-        self.followed.insert(row.event_id, Followed { told: "PENDING".to_owned(), seen: false, topic, row });
+        self.followed.insert(row.event_id, Followed { shown_state: "PENDING".to_owned(), seen: false, topic, row });
         Some(line)
     }
 
     fn changed(&mut self, row: Row) -> Option<Line> {
         let followed = self.followed.get_mut(&row.event_id)?;
         let state = if row.held { "held" } else { row.status.as_str() };
-        if followed.told == state {
+        if followed.shown_state == state {
             return None;
         }
-        state.clone_into(&mut followed.told);
+        state.clone_into(&mut followed.shown_state);
         let what = match state {
             "PUBLISHED" => What::Published,
             "DEAD" => What::Dead,
             "held" => What::Held,
-            // Released: it is told when it is published.
+            // Released: it is shown when it is published.
             _ => return None,
         };
         if what == What::Dead || what == What::Published && followed.seen {
@@ -198,7 +198,7 @@ impl<'a> Tail<'a> {
     fn sighted(&mut self, sighting: &Sighting) -> Option<Line> {
         let followed = self.followed.get_mut(&sighting.event_id).filter(|followed| !followed.seen)?;
         followed.seen = true;
-        if followed.told == "PUBLISHED" {
+        if followed.shown_state == "PUBLISHED" {
             self.ended += 1;
         }
         let now_ms = sighting.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0;
@@ -219,7 +219,7 @@ impl<'a> Tail<'a> {
 
 impl Followed {
     fn is_open(&self) -> bool {
-        !matches!(self.told.as_str(), "PUBLISHED" | "DEAD")
+        !matches!(self.shown_state.as_str(), "PUBLISHED" | "DEAD")
     }
 }
 

@@ -138,7 +138,7 @@ pub(crate) async fn run(
         uncommitted: 0,
         notes: Vec::new(),
     };
-    // A topic that is not there is told before ten million rows are read.
+    // A topic that is not there is reported before ten million rows are read.
     if let Some(topic) = &plan.topic {
         block_in_place(|| reader.extent(topic, None))?;
     }
@@ -320,7 +320,7 @@ fn judge_all(judge: &mut Judge<'_>, facts: Sorter<{ fact::FACT_BYTES }>, what: &
     Ok(())
 }
 
-/// What is remembered of a row holds a digest of its entity: the names are asked for when there is something to tell.
+/// What is remembered of a row holds a digest of its entity: the names are asked for when there is something to report.
 async fn name_entities(
     table: &TableReader<'_>,
     conn: &mut PgConnection,

@@ -210,10 +210,10 @@ mod tests {
     }
 
     #[test]
-    fn a_breach_is_told_with_its_numbers() {
+    fn a_breach_is_reported_with_its_numbers() {
         let (kept, window) = (Kept::For((DAY * 90).into()), "48h".parse().expect("a duration"));
         let breach = Breach { topic: Some("t".to_owned()), dead_letters: false, kept, window };
-        let told = breach.to_string();
-        assert!(told.contains("topic t keeps events for 90d ") && told.ends_with(" for 48h"), "{told}");
+        let text = breach.to_string();
+        assert!(text.contains("topic t keeps events for 90d ") && text.ends_with(" for 48h"), "{text}");
     }
 }

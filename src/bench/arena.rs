@@ -123,7 +123,7 @@ impl Arenas {
             && let Ok(mut conn) = self.connect().await
         {
             // A statement whose client is gone runs to its end otherwise, and the drop would wait for it. One that cannot be
-            // ended makes the drop fail, which is told.
+            // ended makes the drop fail, which is reported.
             let _ = terminate(&mut conn, &format!("application_name = {}", literal(&self.application_name()))).await;
         }
         let mut left = Vec::new();

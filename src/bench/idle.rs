@@ -46,10 +46,10 @@ struct Counted {
 pub(crate) async fn idle(bench: &Bench, seconds: u64) -> Result<Idle, BenchError> {
     let arena = bench.arenas.make().await?;
     let mut conn = bench.arenas.connect().await?;
-    bench.progress.tell("waiting for the server to rest");
+    bench.progress.show("waiting for the server to rest");
     tokio::time::sleep(REST).await;
     let first = count(&mut conn).await?;
-    bench.progress.tell("without a relay");
+    bench.progress.show("without a relay");
     tokio::time::sleep(BASELINE).await;
     let baseline = first.until(&count(&mut conn).await?);
 

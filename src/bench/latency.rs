@@ -123,7 +123,7 @@ mod tests {
     use crate::bench::cost::Costs;
 
     #[test]
-    fn a_stall_counts_from_the_schedule_and_a_missing_event_is_told() {
+    fn a_stall_counts_from_the_schedule_and_a_missing_event_is_reported() {
         let schedule = Schedule::starting_soon(1000, 10);
         // A writer that stood still for 100 ms after the warm-up.
         let written: Vec<_> = (0..3000)

@@ -24,7 +24,7 @@ const POSTGRES_SETTINGS: &[&str] = &[
 ];
 
 /// Settings that say where, not how.
-const NOT_TOLD: &[&str] = &[
+const NOT_REPORTED: &[&str] = &[
     "database_url",
     "kafka_bootstrap_servers",
     "schema",
@@ -58,7 +58,7 @@ pub(crate) struct Machine {
 impl Machine {
     pub(super) async fn new(bench: &Bench) -> Result<Self, BenchError> {
         let mut conn = bench.arenas.connect().await?;
-        let told = |name: &&str| !NOT_TOLD.contains(name);
+        let is_reported = |name: &&str| !NOT_REPORTED.contains(name);
         Ok(Self {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             cpu: line_of("/proc/cpuinfo", "model name"),
@@ -68,7 +68,7 @@ impl Machine {
             broker_version: broker_version(bench.arenas.kafka().brokers()),
             relay_version: env!("CARGO_PKG_VERSION"),
             relay_is_debug_build: cfg!(debug_assertions),
-            relay_settings: bench.settings.non_defaults().into_iter().filter(|(name, _)| told(name)).collect(),
+            relay_settings: bench.settings.non_defaults().into_iter().filter(|(name, _)| is_reported(name)).collect(),
             relay_workers: bench.settings.relay.workers,
         })
     }

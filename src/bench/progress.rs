@@ -25,16 +25,16 @@ impl Progress {
             *current = what.into();
             *last = None;
         }
-        self.tell("starting");
+        self.show("starting");
     }
 
     /// How far it is.
     pub(crate) fn count(&self, step: &str, done: u64, of: u64) {
-        self.tell(&format!("{step} {done} of {of}"));
+        self.show(&format!("{step} {done} of {of}"));
     }
 
     /// A line of its own choosing.
-    pub(crate) fn tell(&self, text: &str) {
+    pub(crate) fn show(&self, text: &str) {
         let (Ok(what), Ok(mut last)) = (self.what.lock(), self.last.lock()) else { return };
         if !self.terminal || last.is_some_and(|last| last.elapsed() < INTERVAL) {
             return;

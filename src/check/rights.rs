@@ -51,7 +51,7 @@ pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec
 }
 
 async fn lacking(conn: &mut PgConnection, table: &str, privileges: &[&str]) -> Result<Vec<String>, sqlx::Error> {
-    // By oid: null where the table is missing, which the schema's check tells.
+    // By oid: null where the table is missing, which the schema's check reports.
     let list = privileges.iter().map(|privilege| literal(privilege)).collect::<Vec<_>>().join(", ");
     let query = format!(
         "select wanted from unnest(array[{list}]) wanted where not has_table_privilege(to_regclass({}), wanted)",

@@ -60,8 +60,8 @@ fn shown(report: &Report, settings: &Settings) -> String {
 /// How long to wait for servers that are away before looking again.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
-/// The check of a relay that starts: beside it, so that it waits for nothing, and told in its log. What stops the relay altogether,
-/// or is an outage, it tells itself.
+/// The check of a relay that starts: beside it, so that it waits for nothing, and logged by it. What stops the relay altogether,
+/// or is an outage, it logs itself.
 pub(super) async fn preflight(settings: Settings) {
     let mut report = check::run(&settings, Limits::default()).await;
     while report.is_incomplete() {

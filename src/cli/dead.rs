@@ -149,7 +149,7 @@ impl List {
             println!("no event needs a decision in {}", target.shown);
             return Ok(());
         }
-        causes.iter().for_each(tell_cause);
+        causes.iter().for_each(show_cause);
         println!("{} in {}", counted(&causes), target.shown);
         Ok(())
     }
@@ -176,7 +176,7 @@ impl Show {
             println!("{}", json!({ "events": shown }));
             return Ok(());
         }
-        shown.iter().for_each(tell_event);
+        shown.iter().for_each(show_event);
         if shown.len() == self.limit as usize {
             println!("no more than {} are shown: --limit", self.limit);
         }
@@ -206,7 +206,7 @@ impl Decide {
             return Ok(());
         }
         if !json {
-            causes.iter().for_each(tell_cause);
+            causes.iter().for_each(show_cause);
         }
         confirm.ask(&format!("{} {} of {}?", word(verdict, true), counted(&causes), target.shown))?;
         let Target { mut conn, names, shown, .. } = target;
@@ -234,7 +234,7 @@ fn report(json: bool, dry_run: bool, verdict: Verdict, causes: &[Cause], changed
             println!("{} {} events of {shown}{behind}", word(verdict, false), changed.events);
         }
         None => {
-            causes.iter().for_each(tell_cause);
+            causes.iter().for_each(show_cause);
             println!("would have {} {} of {shown}", word(verdict, false), counted(causes));
         }
     }
@@ -284,7 +284,7 @@ fn counted(causes: &[Cause]) -> String {
     format!("{count} event{}{behind}", if count == 1 { "" } else { "s" })
 }
 
-fn tell_cause(cause: &Cause) {
+fn show_cause(cause: &Cause) {
     let behind = match cause.waiting_behind {
         0 => String::new(),
         behind => format!(", {behind} waiting behind"),
@@ -304,7 +304,7 @@ fn tell_cause(cause: &Cause) {
     );
 }
 
-fn tell_event(event: &Event) {
+fn show_event(event: &Event) {
     println!(
         "{} {}  {}  {} of {}/{} to {}, attempts {}, created {}\n    {} {}",
         event.id,

@@ -74,7 +74,7 @@ impl Demo {
         let options = DemoOptions { wanted, env, serve: self.serve };
         let balance = runtime()?.block_on(async {
             let interrupts = interrupts()?;
-            demo::run(options, interrupts, |addresses| self.tell_addresses(addresses)).await.map_err(failed)
+            demo::run(options, interrupts, |addresses| self.show_addresses(addresses)).await.map_err(failed)
         })?;
         if self.json {
             print(&format!("{}\n", balance.to_json()));
@@ -85,7 +85,7 @@ impl Demo {
     }
 
     /// Lines for a shell, or one line of JSON.
-    fn tell_addresses(&self, addresses: &[(&'static str, String)]) {
+    fn show_addresses(&self, addresses: &[(&'static str, String)]) {
         if self.json {
             let object: BTreeMap<_, _> = addresses.iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
             print(&format!("{}\n", serde_json::json!(object)));

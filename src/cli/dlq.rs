@@ -302,7 +302,7 @@ impl Group<'_> {
             self.first.0,
             self.first.1,
             self.event_types.join(" "),
-            self.error.unwrap_or("no error is told"),
+            self.error.unwrap_or("no error is given"),
         )
     }
 }
@@ -358,7 +358,7 @@ impl Show {
         if self.json {
             return output::json(&json!({ "topic": topic, "matching": all, "letters": shown })).map(drop);
         }
-        let mut text: String = shown.iter().map(tell).collect();
+        let mut text: String = shown.iter().map(render).collect();
         if all > shown.len() {
             text += &format!("{} of {all} are shown: --limit\n", shown.len());
         }
@@ -401,13 +401,13 @@ fn document(letter: &Letter, cause: &Cause, record: &Record, payload: bool) -> V
     document
 }
 
-fn tell(letter: &Value) -> String {
+fn render(letter: &Value) -> String {
     let text = |name: &str| match &letter[name] {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let mut told = format!(
+    let mut lines = format!(
         "{}/{}  {}  {} {} of key {} from {}/{} offset {} by {}, {}, attempts {}, failed {}\n    {} {}\n",
         text("partition"),
         text("offset"),
@@ -427,9 +427,9 @@ fn tell(letter: &Value) -> String {
     );
     if let Some(headers) = letter["headers"].as_array() {
         let headers: Vec<String> = headers.iter().map(|pair| pair.to_string()).collect();
-        told += &format!("    headers {}\n    payload {}\n", headers.join(" "), text("payload"));
+        lines += &format!("    headers {}\n    payload {}\n", headers.join(" "), text("payload"));
     }
-    told
+    lines
 }
 
 impl Redrive {

@@ -107,7 +107,7 @@ impl Failure {
         causes
     }
 
-    /// Tells it as a line of the log, and not again.
+    /// Writes it as a line of the log, and not again.
     pub(crate) fn logged(mut self) -> Self {
         let code = self.code.unwrap_or(Code::Unexpected);
         let causes = self.causes();

@@ -51,7 +51,7 @@ impl Run {
         let target = settings.database.target();
         let options = RelayOptions::new(&settings)
             .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
-        // Before anything is waited for: a probe is told what.
+        // Before anything is waited for: a probe learns what for.
         let admin = Admin::bind(&settings.admin, &options).await?;
         if self.migrate {
             let migrated = migrate::migrate(&settings, &MigrateOptions::default()).await?;

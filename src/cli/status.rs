@@ -44,7 +44,7 @@ impl Status {
             topic: &settings.relay.topic,
             alive_for: settings.relay.heartbeat_interval * HEARTBEATS,
         };
-        // An outbox that cannot be read is told by the look itself.
+        // An outbox that cannot be read is reported by the look itself.
         let mut mark: Option<FlowMark> = backlog::mark(&mut conn, &names).await.ok();
         let mut pause = BETWEEN_LOOKS;
         loop {

@@ -147,7 +147,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(1000))]
 
         #[test]
-        fn no_damage_to_a_file_makes_it_tell_its_secrets(
+        fn no_damage_to_a_file_makes_it_show_its_secrets(
             at in 0_usize..200,
             cut in 0_usize..4,
             put in "[ \"'=\\[\\]{}.,\n#x\\\\]{0,3}",

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_empty_or_wrong_file_is_told_apart_without_its_content() {
+    fn a_missing_empty_or_wrong_file_is_distinguished_without_its_content() {
         assert!(problem(Path::new("/nonexistent/ca.pem"), Holds::Certificates).unwrap().contains("no such file"));
         assert!(problem(Path::new("/"), Holds::PrivateKey).unwrap().contains("not a file"));
         assert_eq!(problem(file(" \n").path(), Holds::Bytes).unwrap(), "is empty");

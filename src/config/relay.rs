@@ -32,7 +32,7 @@ pub struct RelaySettings {
     pub status_interval: Duration,
     /// How often a relay says that it is alive; after three without it is considered gone.
     pub heartbeat_interval: Duration,
-    /// How long events may wait without any of them moving before it is told.
+    /// How long events may wait without any of them moving before it is logged.
     pub stall_after: Duration,
     /// What the record's value looks like.
     pub envelope: Envelope,

@@ -48,7 +48,7 @@ pub(crate) enum Why {
     Interrupted,
     /// The dead letter topic did not take a mark.
     Unmarked(Option<RDKafkaErrorCode>),
-    /// A topic did not take a letter, which is told with its place.
+    /// A topic did not take a letter, which is reported with its place.
     Refused {
         topic: Arc<str>,
         code: Option<RDKafkaErrorCode>,
@@ -59,13 +59,13 @@ pub(crate) enum Why {
     Disk(std::io::Error),
 }
 
-/// Sends the letters in the order they have; `told` hears how many of them went out.
+/// Sends the letters in the order they have; `on_progress` receives how many of them went out.
 pub(crate) async fn redrive(
     resend: &mut Resend,
     mut letters: Letters,
     plan: &Plan,
     stop: watch::Receiver<bool>,
-    mut told: impl FnMut(usize),
+    mut on_progress: impl FnMut(usize),
 ) -> Ended {
     let (mut rate, mut number, mut redriven) = (Rate::new(plan.rate), 0, 0);
     let ended = |redriven, uncertain, why| Ended { redriven, uncertain, why };
@@ -102,7 +102,7 @@ pub(crate) async fn redrive(
             return ended(redriven, batch.len(), Why::Unmarked(unmarked.code));
         }
         redriven += done.len();
-        told(done.len());
+        on_progress(done.len());
         if let Err(Unacknowledged { first, code, .. }) = sent {
             let Letter { partition, offset, .. } = batch[first];
             let why = Why::Refused { topic: Arc::clone(&records[first].topic), code, partition, offset };

@@ -77,14 +77,14 @@ pub(crate) fn parts(reader: &Reader, topic: &str, filter: &Filter) -> Result<Vec
     Ok(parts)
 }
 
-/// Reads the parts; `told` is called for each record. Blocks.
+/// Reads the parts; `on_record` is called for each record. Blocks.
 pub(crate) fn scan(
     reader: &Reader,
     topic: &str,
     parts: &[Part],
     filter: &Filter,
     keep_records: bool,
-    mut told: impl FnMut(),
+    mut on_record: impl FnMut(),
 ) -> Result<Letters, DlqError> {
     let mut scan = Scan { filter, found: Letters::default(), marks: HashMap::new(), causes: HashMap::new() };
     if keep_records {
@@ -92,7 +92,7 @@ pub(crate) fn scan(
     }
     let mut failed = None;
     let left = reader.read_patiently(topic, parts, PATIENCE, |message| {
-        told();
+        on_record();
         match scan.take(message.partition(), message.offset(), &Record::of(message)) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {

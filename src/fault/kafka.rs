@@ -365,8 +365,12 @@ pub(super) const TABLE: &[Entry] = &[
             Code::ValueDeserialization,
             Code::Underflow,
         ],
-        meaning: "told to consumers; no answer to a record that was sent",
-        fault: fault(Class::Outage, Runbook::BrokerAnswer, "report this: the relay was told what only consumers are"),
+        meaning: "returned to consumers only; no answer to a record that was sent",
+        fault: fault(
+            Class::Outage,
+            Runbook::BrokerAnswer,
+            "report this: the relay received what only consumers receive",
+        ),
     },
     Entry {
         codes: &[
@@ -386,11 +390,11 @@ pub(super) const TABLE: &[Entry] = &[
             Code::UnknownSubscriptionId,
             Code::TelemetryTooLarge,
         ],
-        meaning: "told to administrators; no answer to a record that was sent",
+        meaning: "returned to administrators only; no answer to a record that was sent",
         fault: fault(
             Class::Outage,
             Runbook::BrokerAnswer,
-            "report this: the relay was told what only administrators are",
+            "report this: the relay received what only administrators receive",
         ),
     },
     Entry {
@@ -423,7 +427,7 @@ pub(super) const TABLE: &[Entry] = &[
     Entry {
         codes: &[Code::NoError, Code::Begin, Code::End, Code::EndAll],
         meaning: "no error: marks of librdkafka's own list",
-        fault: fault(Class::Outage, Runbook::BrokerAnswer, "report this: librdkafka told of no error as of one"),
+        fault: fault(Class::Outage, Runbook::BrokerAnswer, "report this: librdkafka reported success as an error"),
     },
 ];
 

@@ -39,13 +39,15 @@ fn word(class: Class) -> &'static str {
 
 fn table(page: &mut String, title: &str, mut rows: Vec<(Fault, String, &str)>) {
     rows.sort_by_key(|(fault, ..)| fault.class);
-    let _ =
-        write!(page, "\n## {title}\n\n| class | runbook | told as | meaning | what to do |\n|---|---|---|---|---|\n");
-    for (Fault { class, code, next_step }, told_as, meaning) in rows {
+    let _ = write!(
+        page,
+        "\n## {title}\n\n| class | runbook | reported as | meaning | what to do |\n|---|---|---|---|---|\n"
+    );
+    for (Fault { class, code, next_step }, reported_as, meaning) in rows {
         let anchor = format!("{code}-{}", code.name()).to_lowercase();
         let _ = writeln!(
             page,
-            "| {} | [{code}](../how-to/runbook.md#{anchor}) | {told_as} | {meaning} | {next_step} |",
+            "| {} | [{code}](../how-to/runbook.md#{anchor}) | {reported_as} | {meaning} | {next_step} |",
             word(class)
         );
     }

@@ -71,7 +71,7 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     entry(
         &["08P01"],
-        "a message out of turn; poolers tell their own errors by it",
+        "a message out of turn; poolers report their own errors with it",
         Class::Outage,
         Code::PoolerError,
         "see the log of the pooler between relay and database, if there is one",

@@ -63,7 +63,7 @@ fn router(token: Option<&str>, telemetry: Arc<Telemetry>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(|| async { (StatusCode::NOT_FOUND, "/livez, /readyz and /metrics are here\n") })
         .with_state(telemetry)
-        // Around the fallback as well: without the token nothing is told, not even what there is.
+        // Around the fallback as well: without the token nothing is shown, not even what there is.
         .layer(middleware::from_fn_with_state(expected, authorize))
 }
 

@@ -111,7 +111,7 @@ pub(crate) enum Readiness {
     Stalled(Reason),
 }
 
-/// What a probe is told; the body of its answer.
+/// What a probe receives; the body of its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Answer {
     pub(crate) state: &'static str,
@@ -197,7 +197,7 @@ impl Health {
         self.readiness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says what a probe is told from now on.
+    /// Says what a probe receives from now on.
     pub(crate) fn set(&self, readiness: Readiness) {
         let mut current = self.readiness();
         let since = if word(&current.0) == word(&readiness) { current.1 } else { Instant::now() };

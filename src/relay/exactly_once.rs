@@ -391,7 +391,7 @@ impl WorkerContext<'_> {
     }
 }
 
-/// What is told of an error of Kafka that stops a transaction.
+/// What is reported of an error of Kafka that stops a transaction.
 pub(super) fn class_of(error: &TransactionError) -> (Class, &'static str) {
     match error {
         TransactionError::Kafka(_) => {

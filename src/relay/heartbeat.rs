@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::lane;
 use crate::relay::assignment::WorkerAssignment;
 use crate::relay::outage::{Component, Server};
-use crate::relay::pauses::Told;
+use crate::relay::pauses::PauseLog;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::DATABASE_TIMEOUT;
 use crate::store::relay_registry::{Heartbeat, RelayRow};
@@ -24,13 +24,13 @@ const REMOVE_AFTER_LEAST: Duration = Duration::from_secs(60);
 struct HeartbeatTask {
     shared: Arc<Shared>,
     conn: Option<PgConnection>,
-    told_pauses: Told,
+    pause_log: PauseLog,
 }
 
 /// Runs until `stop` becomes true, then takes the relay out of the registry.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let up = shared.broker.state();
-    let mut task = HeartbeatTask { conn: None, told_pauses: Told::default(), shared };
+    let mut task = HeartbeatTask { conn: None, pause_log: PauseLog::default(), shared };
     loop {
         // A relay that cannot reach the brokers is no help: its share goes to those that can.
         let present = *up.borrow();
@@ -73,7 +73,7 @@ impl HeartbeatTask {
         let looked = shared.registry.look(conn, present.then_some(heartbeat), &gone);
         let looked = tokio::time::timeout(DATABASE_TIMEOUT, looked);
         let (mut rows, paused) = looked.await.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
-        self.told_pauses.tell(&shared, &paused);
+        self.pause_log.log_changes(&shared, &paused);
         let now = Instant::now();
         shared.relays.observe(&rows, now);
         rows.retain(|row| shared.relays.is_alive(row.id, options.alive_for(), now));

@@ -55,11 +55,11 @@ pub struct RelayOptions {
     pub status_interval: Duration,
     /// Between two heartbeats.
     pub heartbeat_interval: Duration,
-    /// How long events may wait without any of them moving before it is told.
+    /// How long events may wait without any of them moving before it is logged.
     pub stall_after: Duration,
     /// True when somebody may ask for the metrics of the whole outbox.
     pub serves_metrics: bool,
-    /// What the relay tells about itself.
+    /// What the relay reports about itself.
     pub(crate) telemetry: Arc<Telemetry>,
     /// False behind a pooler that cannot keep prepared statements.
     pub prepared_statements: bool,

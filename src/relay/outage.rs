@@ -1,4 +1,4 @@
-//! Incidents: a server that is away is told once when it goes and once when it is back, with how long it took and how many
+//! Incidents: a server that is away is logged once when it goes and once when it is back, with how long it took and how many
 //! events waited. What happens in between is in the status line.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,8 +52,8 @@ struct Incident {
     since: Instant,
     reason: Reason,
     code: Code,
-    /// Each cause is told once, also when two of them take turns.
-    told: BTreeSet<Code>,
+    /// Each cause is logged once, also when two of them take turns.
+    logged: BTreeSet<Code>,
     components: BTreeSet<Component>,
 }
 
@@ -88,7 +88,7 @@ impl Outages {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `component` meets an outage; told unless the incident is open already, and for that reason.
+    /// `component` meets an outage; logged unless the incident is open already, and for that reason.
     pub(crate) fn begin(&self, server: Server, component: Component, reason: &str, fault: Fault) {
         let mut open = self.open();
         let (code, next_step) = (fault.code, fault.next_step);
@@ -98,7 +98,7 @@ impl Outages {
             if incident.code != code && code != Code::DatabaseSlow {
                 incident.code = code;
                 incident.reason = Reason::new(cause(server, code), reason, next_step);
-                if incident.told.insert(code) {
+                if incident.logged.insert(code) {
                     tracing::warn!(
                         code = %code,
                         notice = %Notice::OutageChanged,
@@ -122,7 +122,7 @@ impl Outages {
         );
         let reason = Reason::new(cause(server, code), reason, next_step);
         let incident =
-            Incident { since: Instant::now(), reason, code, told: [code].into(), components: [component].into() };
+            Incident { since: Instant::now(), reason, code, logged: [code].into(), components: [component].into() };
         open.insert(server, incident);
     }
 

@@ -7,13 +7,13 @@ use crate::relay::shared::Shared;
 use crate::store::pauses::{Pause, Scope};
 use event_outbox::notice::Notice;
 
-/// The pauses a relay has told of: a line when one begins, a line when it ends.
+/// The pauses a relay has logged: a line when one begins, a line when it ends.
 #[derive(Debug, Default)]
-pub(crate) struct Told(HashMap<Scope, Instant>);
+pub(crate) struct PauseLog(HashMap<Scope, Instant>);
 
-impl Told {
+impl PauseLog {
     /// Compares what is paused now with what was.
-    pub(crate) fn tell(&mut self, shared: &Shared, active: &[Pause]) {
+    pub(crate) fn log_changes(&mut self, shared: &Shared, active: &[Pause]) {
         for pause in active {
             let expires_at = pause.expires_at.map(|at| at.to_rfc3339());
             let until = expires_at.as_deref().map(|at| format!(", until {at}")).unwrap_or_default();

@@ -48,10 +48,10 @@ struct Pruner {
     from: i64,
     sweep_at: Instant,
     processed_at: Instant,
-    /// Not told yet.
+    /// Not logged yet.
     removed: i64,
     removed_processed: i64,
-    told_at: Instant,
+    logged_at: Instant,
 }
 
 /// Prunes until `stop` becomes true.
@@ -66,7 +66,7 @@ pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut st
         processed_at: now,
         removed: 0,
         removed_processed: 0,
-        told_at: now,
+        logged_at: now,
     };
     let mut pause = Duration::from_secs(1);
     loop {
@@ -94,7 +94,7 @@ pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut st
             Ok(()) => {}
             Err(error) => pruner.failed(&error),
         }
-        pruner.tell();
+        pruner.log();
     }
 }
 
@@ -143,7 +143,7 @@ impl Pruner {
             }
             Ok(breaches) => (breaches.iter().map(Breach::to_string).collect::<Vec<_>>().join("; "), window::MEND),
             Err(Unknown::Database(error)) => return Err(error),
-            // The relay tells of the outage itself.
+            // The relay logs the outage itself.
             Err(Unknown::Kafka(error)) => {
                 tracing::debug!(%error, "RELAY_PROCESSED_RETENTION cannot be compared with the topics");
                 return Ok(false);
@@ -186,7 +186,7 @@ impl Pruner {
                 self.from = at;
             }
             self.pause(started.elapsed()).await;
-            self.tell();
+            self.log();
         }
         if sweeps {
             self.sweep_at = Instant::now() + SWEEP_INTERVAL.max(began.elapsed() * SWEEP_SHARE);
@@ -213,9 +213,9 @@ impl Pruner {
         tokio::time::sleep(took * units).await;
     }
 
-    fn tell(&mut self) {
+    fn log(&mut self) {
         let nothing = self.removed == 0 && self.removed_processed == 0;
-        if nothing || self.told_at.elapsed() < self.shared.options.status_interval {
+        if nothing || self.logged_at.elapsed() < self.shared.options.status_interval {
             return;
         }
         tracing::info!(
@@ -225,10 +225,10 @@ impl Pruner {
             up_to = self.from,
             "old events were pruned"
         );
-        (self.removed, self.removed_processed, self.told_at) = (0, 0, Instant::now());
+        (self.removed, self.removed_processed, self.logged_at) = (0, 0, Instant::now());
     }
 
-    /// A table that is locked or a server that is away is tried again; what an operator has to mend is told once.
+    /// A table that is locked or a server that is away is tried again; what an operator has to mend is logged once.
     fn failed(&self, error: &sqlx::Error) {
         let fault = fault::of_database(error);
         let reason = describe(error);

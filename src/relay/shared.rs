@@ -124,7 +124,7 @@ impl Shared {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// Something blocks a part of the events; true when it is new and has to be told.
+    /// Something blocks a part of the events; true when it is new and has to be logged.
     pub(crate) fn block(&self, what: &str, why: &str) -> bool {
         let mut obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
         obstacles.insert(what.to_owned(), shortened(why).into_owned()).is_none()

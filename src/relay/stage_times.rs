@@ -1,4 +1,4 @@
-//! Where a worker's time goes while it has work, by stage of a cycle: added up per cycle, told when the relay stops.
+//! Where a worker's time goes while it has work, by stage of a cycle: added up per cycle, logged when the relay stops.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;

@@ -109,7 +109,7 @@ impl StallMonitor {
                 Ok(QueueState::Unreadable) => Duration::ZERO,
                 Ok(QueueState::Empty | QueueState::Head(_)) => began.elapsed(),
                 Err(error) => {
-                    // The workers and the heartbeat tell it.
+                    // The workers and the heartbeat log it.
                     tracing::debug!(error = %super::describe_error(&error), "the monitor cannot read the outbox");
                     self.conn = None;
                     self.head = None;
@@ -164,7 +164,7 @@ impl StallMonitor {
             self.why = None;
         }
         self.head = Some(head);
-        self.tell(change);
+        self.log(change);
         if options.serves_metrics && Instant::now() >= self.metrics_at {
             self.update_outbox_metrics().await?;
         }
@@ -192,7 +192,7 @@ impl StallMonitor {
     }
 
     /// One line when a stall begins, one when what waited has gone on. While it lasts, the status line has it.
-    fn tell(&self, change: StallChange) {
+    fn log(&self, change: StallChange) {
         let after_s = self.shared.options.stall_after.as_secs();
         match (change, &self.why) {
             (StallChange::Begun, Some(Reason { cause, sentence, next_step })) => tracing::warn!(

@@ -1,4 +1,4 @@
-//! Whether the cluster can be reached. One client of the relay watches; the workers' producers tell it when they suspect an outage.
+//! Whether the cluster can be reached. One client of the relay watches; the workers' producers report to it when they suspect an outage.
 //!
 //! The client is a plain producer that sends nothing. An idempotent one is broken for good when the right to be one is missing, and
 //! then does not connect again. A client that gets no answer for long is made anew.
@@ -58,12 +58,12 @@ pub(crate) struct BrokerDown;
 pub(crate) struct Suspicion {
     reason: String,
     fault: Fault,
-    tells: Tells,
+    explains: Explains,
 }
 
 /// How much a suspicion explains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Tells {
+enum Explains {
     /// "2/2 brokers are down", a batch that timed out.
     Nothing,
     /// "Connection refused", a name that cannot be resolved.
@@ -75,12 +75,12 @@ enum Tells {
 impl Suspicion {
     fn of(code: RDKafkaErrorCode, reason: &str) -> Self {
         let fault = fault::of_kafka(code);
-        let tells = match code {
-            RDKafkaErrorCode::AllBrokersDown => Tells::Nothing,
-            _ if fault.class == Class::ActionRequired => Tells::TheCause,
-            _ => Tells::Something,
+        let explains = match code {
+            RDKafkaErrorCode::AllBrokersDown => Explains::Nothing,
+            _ if fault.class == Class::ActionRequired => Explains::TheCause,
+            _ => Explains::Something,
         };
-        Self { reason: reason.to_owned(), fault, tells }
+        Self { reason: reason.to_owned(), fault, explains }
     }
 
     /// That it does not answer is all that is known.
@@ -90,7 +90,7 @@ impl Suspicion {
 
     /// The later one, unless it says less.
     fn or(self, later: Suspicion) -> Self {
-        if self.tells > later.tells { self } else { later }
+        if self.explains > later.explains { self } else { later }
     }
 }
 
@@ -155,7 +155,7 @@ impl ProducerContext<NoCustomPartitioner> for WatchContext {
     fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): ()) {}
 }
 
-/// What the watch tells: the cluster went away, stays away for this reason, or came back.
+/// What the watch reports: the cluster went away, stays away for this reason, or came back.
 #[derive(Debug)]
 pub(crate) enum BrokerChange {
     Down { reason: String, fault: Fault },
@@ -201,12 +201,12 @@ impl Broker {
                     suspicion = suspicion.or(later);
                 }
                 self.state.send_replace(false);
-                let tell = |suspicion: &Suspicion| {
+                let report = |suspicion: &Suspicion| {
                     changes.send(BrokerChange::Down { reason: suspicion.reason.clone(), fault: suspicion.fault })
                 };
-                let told = tell(&suspicion);
-                self.until_it_answers(&topics, &mut suspicions, |suspicion| drop(tell(&suspicion))).await;
-                if told.and_then(|()| changes.send(BrokerChange::Up)).is_err() {
+                let reported = report(&suspicion);
+                self.until_it_answers(&topics, &mut suspicions, |suspicion| drop(report(&suspicion))).await;
+                if reported.and_then(|()| changes.send(BrokerChange::Up)).is_err() {
                     return;
                 }
             }
@@ -230,7 +230,7 @@ impl Broker {
         self: &Arc<Self>,
         topics: &Topics,
         suspicions: &mut mpsc::UnboundedReceiver<Suspicion>,
-        mut tell: impl FnMut(Suspicion),
+        mut report: impl FnMut(Suspicion),
     ) {
         let (down_at, mut backoff) = (Instant::now(), Backoff::new(RETRY_MIN, RETRY_MAX));
         loop {
@@ -240,8 +240,8 @@ impl Broker {
                 return;
             }
             let raised = std::iter::from_fn(|| suspicions.try_recv().ok()).reduce(Suspicion::or);
-            if let Some(suspicion) = raised.filter(|suspicion| suspicion.tells > Tells::Nothing) {
-                tell(suspicion);
+            if let Some(suspicion) = raised.filter(|suspicion| suspicion.explains > Explains::Nothing) {
+                report(suspicion);
             }
         }
     }

@@ -31,7 +31,7 @@ const GUARANTEES: &[(&str, &str)] = &[
     ("message.timeout.ms", "0"),
 ];
 
-/// What the client is asked to tell: without this, KAFKA_DEBUG would have no effect.
+/// What the client is asked to log: without this, KAFKA_DEBUG would have no effect.
 pub(crate) fn log_level(config: &ClientConfig) -> RDKafkaLogLevel {
     if config.get("debug").is_some() { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info }
 }
@@ -45,7 +45,7 @@ pub(crate) struct ClientSettings {
     config: ClientConfig,
     kafka: KafkaSettings,
     /// The operator has said how long to linger.
-    lingers_as_told: bool,
+    linger_is_set: bool,
 }
 
 /// With librdkafka's default of 100 ms each small transaction waits for it once: 105 ms instead of 5.
@@ -70,12 +70,12 @@ impl ClientSettings {
         // A whole batch has to fit: a full queue in the middle of it would let later records pass earlier ones.
         config.set("queue.buffering.max.messages", &messages);
         config.set("queue.buffering.max.kbytes", &kbytes);
-        let lingers_as_told = ["linger.ms", "queue.buffering.max.ms"].iter().any(|name| config.get(name).is_some());
-        if !lingers_as_told {
+        let linger_is_set = ["linger.ms", "queue.buffering.max.ms"].iter().any(|name| config.get(name).is_some());
+        if !linger_is_set {
             config.set("linger.ms", LINGER_MS);
         }
         config.set_log_level(log_level(&config));
-        Self { config, kafka: kafka.clone(), lingers_as_told }
+        Self { config, kafka: kafka.clone(), linger_is_set }
     }
 
     /// The operator's settings, for clients of another kind.
@@ -95,7 +95,7 @@ impl ClientSettings {
             config.set("retry.backoff.ms", TRANSACTION_RETRY_MS);
         }
         // Records gather while their partitions are added to the transaction.
-        if !self.lingers_as_told {
+        if !self.linger_is_set {
             config.set("linger.ms", "0");
         }
         config
@@ -108,13 +108,13 @@ impl ClientSettings {
     pub(crate) fn prompt(&self) -> Option<ClientConfig> {
         let mut config = self.config.clone();
         config.set("linger.ms", "0");
-        (!self.lingers_as_told).then_some(config)
+        (!self.linger_is_set).then_some(config)
     }
 
     /// The largest record that the producers accept, in bytes (`message.max.bytes`).
     pub(crate) fn message_max_bytes(&self) -> usize {
-        let told = ["message.max.bytes", "max.request.size"].iter().find_map(|name| self.config.get(name));
-        told.and_then(|bytes| bytes.parse().ok()).unwrap_or(MESSAGE_MAX_BYTES)
+        let configured = ["message.max.bytes", "max.request.size"].iter().find_map(|name| self.config.get(name));
+        configured.and_then(|bytes| bytes.parse().ok()).unwrap_or(MESSAGE_MAX_BYTES)
     }
 
     /// For a client that asks and sends nothing. An idempotent one would be broken for good by a missing right, and not connect again.

@@ -136,7 +136,7 @@ impl ProducerContext<NoCustomPartitioner> for Context {
     }
 }
 
-/// librdkafka repeats itself for as long as a broker is away. Its lines are for those who ask; incidents are told by the relay.
+/// librdkafka repeats itself for as long as a broker is away. Its lines are for those who ask; incidents are logged by the relay.
 pub(crate) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
 }

@@ -273,7 +273,7 @@ impl Reporting {
         self.producer.purge(PurgeConfig::default().queue().inflight());
         self.thread.thread().unpark();
         tokio::task::spawn_blocking(move || {
-            // It has nothing to tell but that it panicked, which the panic hook has told.
+            // It has nothing to report but that it panicked, which the panic hook has logged.
             let _ = self.thread.join();
             drop(self.producer);
         });

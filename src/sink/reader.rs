@@ -253,7 +253,7 @@ impl Reader {
 
     /// The next record of what is followed, if one comes soon.
     pub(crate) fn next(&self, within: Duration) -> Option<BorrowedMessage<'_>> {
-        // Errors pass, or the command's other half tells of them.
+        // Errors pass, or the command's other half reports them.
         self.consumer.poll(within).and_then(Result::ok)
     }
 }

@@ -66,13 +66,13 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
     for pause in &status.pauses {
         steps.push(paused(pause));
     }
-    // What a pause holds is told with the pause, and a locked row with the session that has it.
-    let is_told = |held: &&HeldGroup| match HoldKind::parse(&held.reason) {
+    // What a pause holds is shown with the pause, and a locked row with the session that has it.
+    let is_shown = |held: &&HeldGroup| match HoldKind::parse(&held.reason) {
         HoldKind::Paused => !status.pauses.is_empty(),
         HoldKind::Locked => !status.blockers.is_empty(),
         HoldKind::Topic | HoldKind::Entity => false,
     };
-    for held in status.held.iter().filter(|held| !is_told(held)) {
+    for held in status.held.iter().filter(|held| !is_shown(held)) {
         let (about, next) = about_held(&held.reason);
         steps.push(step(
             about,

@@ -110,17 +110,17 @@ impl<'a> TableReader<'a> {
         Ok(low)
     }
 
-    /// Reads every row of the extent, page by page; `told` gets each one's facts, and how far it is after each page.
+    /// Reads every row of the extent, page by page; `visit` receives each one's facts, and how far it is after each page.
     ///
     /// # Errors
-    /// Any database error, and what `told` returns.
+    /// Any database error, and what `visit` returns.
     pub(crate) async fn read(
         &self,
         conn: &mut PgConnection,
         extent: Extent,
         topics: &mut TopicNames,
         rate: &mut Rate,
-        mut told: impl FnMut(Option<(EventId, Fact)>, i64) -> Result<(), VerifyError>,
+        mut visit: impl FnMut(Option<(EventId, Fact)>, i64) -> Result<(), VerifyError>,
     ) -> Result<Horizon, VerifyError> {
         let mut horizon = Horizon { lowest_id: i64::MAX, oldest: extent.now.timestamp_micros() };
         let last = format!(
@@ -142,13 +142,13 @@ impl<'a> TableReader<'a> {
             while let Some(row) = rows.try_next().await? {
                 let (event, fact) = self.fact(&row, topics, &mut horizon)?;
                 if let Some(fact) = fact {
-                    told(Some((event, Fact::Row(fact))), end)?;
+                    visit(Some((event, Fact::Row(fact))), end)?;
                 }
             }
             drop(rows);
             commit(conn).await?;
             at = end;
-            told(None, at)?;
+            visit(None, at)?;
             tokio::time::sleep(rate.spend(page.try_get(1)?)).await;
         }
         commit(conn).await?;
@@ -214,12 +214,12 @@ impl<'a> TableReader<'a> {
     /// Events that an operator's command has put back to PENDING, from the audit's rows where there are any and they may be read.
     ///
     /// # Errors
-    /// Any database error, and what `told` returns.
+    /// Any database error, and what `visit` returns.
     pub(crate) async fn audits(
         &self,
         conn: &mut PgConnection,
         names: &Names,
-        mut told: impl FnMut(EventId) -> Result<(), VerifyError>,
+        mut visit: impl FnMut(EventId) -> Result<(), VerifyError>,
     ) -> Result<Audits, VerifyError> {
         begin(conn).await?;
         let readable: Option<bool> = sqlx::query_scalar(
@@ -235,7 +235,7 @@ impl<'a> TableReader<'a> {
             let sql = format!("select event_id from {} where action <> 'discarded'", self.audit.1);
             let mut audits = sqlx::query_scalar::<_, Uuid>(AssertSqlSafe(sql)).persistent(false).fetch(&mut *conn);
             while let Some(event) = audits.try_next().await? {
-                told(EventId(event))?;
+                visit(EventId(event))?;
             }
         }
         commit(conn).await?;

@@ -170,7 +170,7 @@ impl TopicReader {
     /// Reads a topic to the end of its extent. Blocks.
     ///
     /// # Errors
-    /// The cluster, the user's rights, and what `told` returns.
+    /// The cluster, the user's rights, and what `visit` returns.
     pub(crate) fn read(
         &self,
         topic: (u16, &str),
@@ -178,7 +178,7 @@ impl TopicReader {
         reading: &Reading,
         key: Option<&str>,
         rate: &mut Rate,
-        mut told: impl FnMut(Result<(EventId, Fact), Nameless>) -> Result<(), VerifyError>,
+        mut visit: impl FnMut(Result<(EventId, Fact), Nameless>) -> Result<(), VerifyError>,
     ) -> Result<Read, VerifyError> {
         let (index, name) = topic;
         let mut read = Read::default();
@@ -187,7 +187,7 @@ impl TopicReader {
             if extent.truncated.contains(&message.partition()) {
                 begin(read.beginnings.entry(message.partition()).or_default(), message);
             }
-            seen(index, message, reading, key).map_or(Ok(()), &mut told)
+            seen(index, message, reading, key).map_or(Ok(()), &mut visit)
         })?;
         Ok(read)
     }

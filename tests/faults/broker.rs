@@ -245,8 +245,8 @@ async fn a_broker_that_is_killed_and_down_for_a_while(database: TestDatabase) ->
     for relay in &stage.relays {
         let process = relay.process()?;
         process.wait_for_line("outage_ended", kafka_away).await;
-        let told = process.lines("outage_started");
-        ensure!(told.iter().filter(|line| kafka_away(line)).count() == 1, "{told:?}");
+        let logged = process.lines("outage_started");
+        ensure!(logged.iter().filter(|line| kafka_away(line)).count() == 1, "{logged:?}");
     }
     stage.close(&kafka).await.map(drop)
 }
@@ -282,8 +282,8 @@ async fn a_broker_that_pauses_for_less_than_the_publish_timeout_gets_no_record_t
             for relay in &stage.relays {
                 let process = relay.process()?;
                 eventually(notice, SOON, || async {
-                    let told = process.lines(notice).iter().filter(|line| kafka_away(line)).count();
-                    if told >= pause { Ok(()) } else { Err(told) }
+                    let logged = process.lines(notice).iter().filter(|line| kafka_away(line)).count();
+                    if logged >= pause { Ok(()) } else { Err(logged) }
                 })
                 .await;
             }

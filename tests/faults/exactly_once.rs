@@ -42,7 +42,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             no_duplicate_while_lanes_move_between_four_relays,
             no_duplicate_of_faults_of_every_kind,
             no_duplicate_of_a_change_between_at_least_once_and_exactly_once,
-            progress_that_is_lost_is_told_and_made_up_for_from_the_topic;
+            progress_that_is_lost_is_logged_and_made_up_for_from_the_topic;
         with_postgres:
             no_duplicate_of_a_broker_that_restarts,
             no_duplicate_of_a_broker_that_is_killed;
@@ -191,8 +191,8 @@ async fn a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_i
     stage.until_moving().await?;
     stage.relays[1].stop().await?;
     stage.until_moving().await.context("the fenced relay, alone, goes on")?;
-    let told = stage.relays[0].process()?.lines(FENCED).len();
-    ensure!(told <= 2, "told {told} times by two workers; {began} lines before");
+    let logged = stage.relays[0].process()?.lines(FENCED).len();
+    ensure!(logged <= 2, "logged {logged} times by two workers; {began} lines before");
     stage.relays[1].revive()?;
     stage.relays[1].until_ready().await?;
     stage.close(&kafka).await.map(drop)
@@ -238,7 +238,7 @@ async fn no_duplicate_of_a_change_between_at_least_once_and_exactly_once(
 }
 
 /// Killed between the two commits, and then the group is deleted, which alone knew what had been published.
-async fn progress_that_is_lost_is_told_and_made_up_for_from_the_topic(
+async fn progress_that_is_lost_is_logged_and_made_up_for_from_the_topic(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {

@@ -139,19 +139,19 @@ async fn soak(length: Length) -> anyhow::Result<Figure> {
         }
         if stage.random.random_ratio(1, PACE_CHANGES_IN) {
             let pace = *Pace::ALL.choose(&mut stage.random).context("no pace")?;
-            tell(began, &pace);
+            show(began, &pace);
             stage.set_pace(pace);
             paces += 1;
         }
         stage.moment().await;
         if stage.random.random_ratio(1, SERVER_FAULT_IN) {
             let fault = *SERVER_FAULTS.choose(&mut stage.random).context("no fault")?;
-            tell(began, &fault);
+            show(began, &fault);
             fault.strike(&mut stage, &mut servers).await?;
             server_faults += 1;
         } else {
             let fault = any_fault(&mut stage)?;
-            tell(began, &fault);
+            show(began, &fault);
             fault.strike(&mut stage, &servers.kafka).await?;
             faults += 1;
             kills += u32::from(fault == Fault::Kill);
@@ -178,7 +178,7 @@ fn any_fault(stage: &mut Stage) -> anyhow::Result<Fault> {
     })
 }
 
-fn tell(began: Instant, fault: &dyn fmt::Debug) {
+fn show(began: Instant, fault: &dyn fmt::Debug) {
     eprintln!("{:7.1} s  {fault:?}", began.elapsed().as_secs_f64());
 }
 

@@ -270,7 +270,7 @@ async fn an_open_transaction_is_found_with_its_session(
         .fetch_one(&mut *open)
         .await?;
     let relay = outbox.relay(&kafka).argument("--transaction-age").argument("1ms");
-    // Other tests have transactions as well, and only the oldest is told.
+    // Other tests have transactions as well, and only the oldest is reported.
     let finding = eventually("the session is the oldest", SOON, || async {
         let finding = expect(&relay, "transaction-old", "warning").await.map_err(|error| format!("{error:#}"))?;
         let ours = finding["mend"].as_str().is_some_and(|mend| mend.contains(&pid.to_string()));
@@ -371,14 +371,14 @@ async fn a_relay_that_starts_logs_what_the_check_finds(
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     let relay = outbox.relay(&kafka).start_ready("checking").await?;
-    let told = eventually("the missing topic is told", SOON, || async {
+    let logged = eventually("the missing topic is logged", SOON, || async {
         let lines: Vec<Value> = relay.log().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
         lines.iter().find(|line| line["finding"] == "topic-missing").cloned().ok_or(lines)
     })
     .await;
     ensure!(
-        told["level"] == "ERROR" && told["next_step"].as_str().is_some_and(|step| step.contains("--create")),
-        "{told}"
+        logged["level"] == "ERROR" && logged["next_step"].as_str().is_some_and(|step| step.contains("--create")),
+        "{logged}"
     );
     Ok(())
 }

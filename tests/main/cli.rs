@@ -18,18 +18,18 @@ const BAD_CONFIGURATION: Option<i32> = Some(64);
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         alone:
-            every_mistake_of_a_configuration_is_told_at_once_and_exits_64,
-            a_bad_tls_file_is_told_before_anything_starts,
+            every_mistake_of_a_configuration_is_reported_at_once_and_exits_64,
+            a_bad_tls_file_is_reported_before_anything_starts,
             a_wrong_usage_exits_2_and_help_exits_0,
             no_secret_is_ever_printed;
         with_both:
             logs_are_json_for_machines_and_text_where_that_is_asked_for,
-            the_start_line_tells_what_runs_against_what,
-            the_status_line_tells_what_is_done_and_what_waits;
+            the_start_line_says_what_runs_against_what,
+            the_status_line_says_what_is_done_and_what_waits;
     }
 }
 
-async fn every_mistake_of_a_configuration_is_told_at_once_and_exits_64() -> anyhow::Result<()> {
+async fn every_mistake_of_a_configuration_is_reported_at_once_and_exits_64() -> anyhow::Result<()> {
     let output = Relay::of("postgres://relay@localhost:port/app", "localhost")
         .with("RELAY_BATCH_SIZE", 0)
         .with("RELAY_BATCHSIZE", 5)
@@ -62,7 +62,7 @@ async fn every_mistake_of_a_configuration_is_told_at_once_and_exits_64() -> anyh
     Ok(())
 }
 
-async fn a_bad_tls_file_is_told_before_anything_starts() -> anyhow::Result<()> {
+async fn a_bad_tls_file_is_reported_before_anything_starts() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let garbage = directory.path().join("ca.pem");
     fs::write(&garbage, "no certificate")?;
@@ -169,7 +169,7 @@ async fn logs_are_json_for_machines_and_text_where_that_is_asked_for(
     Ok(())
 }
 
-async fn the_start_line_tells_what_runs_against_what(
+async fn the_start_line_says_what_runs_against_what(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -186,7 +186,7 @@ async fn the_start_line_tells_what_runs_against_what(
     Ok(())
 }
 
-async fn the_status_line_tells_what_is_done_and_what_waits(
+async fn the_status_line_says_what_is_done_and_what_waits(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {

@@ -41,7 +41,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_member_killed_between_its_commits_and_its_offsets_repeats_no_effect,
             an_error_that_passes_is_tried_again_in_order_and_the_group_does_not_notice,
             an_outage_costs_no_attempt,
-            every_reason_makes_a_dead_letter_that_tells_all_of_it,
+            every_reason_makes_a_dead_letter_that_names_all_of_it,
             a_held_key_waits_across_a_restart_until_it_is_redriven_in_order,
             a_consumer_that_stops_at_an_error_is_given_the_event_again,
             members_that_come_and_go_repeat_nothing_and_keep_the_order,
@@ -351,7 +351,7 @@ async fn an_outage_costs_no_attempt(database: TestDatabase, kafka: Arc<RealKafka
     Ok(())
 }
 
-async fn every_reason_makes_a_dead_letter_that_tells_all_of_it(
+async fn every_reason_makes_a_dead_letter_that_names_all_of_it(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -404,7 +404,7 @@ async fn every_reason_makes_a_dead_letter_that_tells_all_of_it(
     ensure!(field.effects().await? == 1, "an attempt that failed left something");
 
     let letters = field.letters().await?;
-    let told: BTreeMap<String, &(Record, DeadLetter)> = letters
+    let reported: BTreeMap<String, &(Record, DeadLetter)> = letters
         .iter()
         .map(|letter| {
             (
@@ -427,7 +427,7 @@ async fn every_reason_makes_a_dead_letter_that_tells_all_of_it(
     ];
     let source = field.kafka.read_topic(&field.outbox.topic).await?;
     for (name, reason, attempts, error) in expected {
-        let (record, letter) = told.get(name).context(name)?;
+        let (record, letter) = reported.get(name).context(name)?;
         ensure!((letter.reason, letter.attempts) == (reason, attempts), "{name}: {letter:?}");
         ensure!(letter.error.contains(error) && !letter.error.contains("secret"), "{name}: {letter:?}");
         ensure!(letter.path.as_deref() == (name == "Counted1").then_some("/n"), "{name}: {letter:?}");

@@ -28,7 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_payload_of_a_letter_is_shown_only_when_it_is_asked_for,
             a_redrive_keeps_every_byte_and_the_order_of_the_source,
             what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for,
-            a_redrive_that_ended_before_it_knew_is_told_and_made_again,
+            a_redrive_that_ended_before_it_knew_is_reported_and_made_again,
             a_redrive_that_a_topic_refuses_says_how_far_it_came_and_goes_on_there,
             letters_of_others_are_understood_or_need_a_topic,
             nothing_is_redriven_without_a_filter_a_yes_or_a_topic;
@@ -154,13 +154,13 @@ async fn letters_are_listed_by_cause_and_every_filter_finds_its_own(kafka: Arc<R
     let listed = field.list(&[]).await?;
     ensure!((&listed["waiting"], &listed["redriven"]) == (&json!(6), &json!(0)), "{listed}");
     let causes = listed["causes"].as_array().context("no causes")?;
-    let told: BTreeMap<(i64, i64), &Value> = causes
+    let reported: BTreeMap<(i64, i64), &Value> = causes
         .iter()
         .map(|cause| ((cause["letters"].as_i64().unwrap_or(0), cause["keys"].as_i64().unwrap_or(0)), cause))
         .collect();
-    ensure!(told.keys().copied().collect::<Vec<_>>() == [(1, 1), (2, 1)], "{listed}");
+    ensure!(reported.keys().copied().collect::<Vec<_>>() == [(1, 1), (2, 1)], "{listed}");
     ensure!(causes.len() == 4, "{listed}");
-    let first = told[&(2, 1)];
+    let first = reported[&(2, 1)];
     ensure!(first["source_topic"] == field.source && first["group"] == "billing", "{listed}");
     let stock = causes.iter().find(|cause| cause["error"] == "no stock for 17 of \"ann\"").context("none")?;
     ensure!(stock["reason"] == "exhausted" && stock["letters"] == 2, "{listed}");
@@ -269,7 +269,7 @@ async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
     Ok(())
 }
 
-async fn a_redrive_that_ended_before_it_knew_is_told_and_made_again(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+async fn a_redrive_that_ended_before_it_knew_is_reported_and_made_again(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
     field.produce_letters()?;
     // What a process that was killed in the middle of a batch leaves behind.
@@ -465,8 +465,9 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
     let _ = stop.send(());
     running.await??;
     let again = json(&kafka, &["show", &letters]).await?;
-    let told: Vec<_> = again["letters"].as_array().context("none")?.iter().map(|l| l["attempts"].as_i64()).collect();
-    ensure!(told.len() == 3 && told.contains(&Some(2)), "attempts do not go on: {again}");
+    let reported: Vec<_> =
+        again["letters"].as_array().context("none")?.iter().map(|l| l["attempts"].as_i64()).collect();
+    ensure!(reported.len() == 3 && reported.contains(&Some(2)), "attempts do not go on: {again}");
     ensure!(again["letters"][0]["source_topic"] == outbox.topic.as_str(), "{again}");
     ensure!(json(&kafka, &redrive).await?["redriven"] == 3);
     run(true, 8, 0).await?;

@@ -35,9 +35,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_missing_right_is_named_with_its_grant,
             policies_that_hide_events_are_named_with_their_mend,
             a_reason_does_not_grow_while_a_stall_lasts,
-            events_that_others_pass_by_are_told_once,
-            callers_without_the_token_are_told_nothing,
-            an_admin_address_that_is_taken_is_told_at_the_start,
+            events_that_others_pass_by_are_logged_once,
+            callers_without_the_token_learn_nothing,
+            an_admin_address_that_is_taken_is_reported_at_the_start,
             a_container_asks_by_the_command;
     }
 }
@@ -61,16 +61,19 @@ async fn stalled(relay: &RelayProcess, admin: &Admin, cause: &str, parts: &[&str
     for part in parts {
         ensure!(said.contains(part), "no {part:?} in {body}");
     }
-    let told = relay.wait_for(STALLED).await;
-    ensure!(told["level"] == "WARN" && told["cause"] == cause, "{told}");
+    let logged = relay.wait_for(STALLED).await;
+    ensure!(logged["level"] == "WARN" && logged["cause"] == cause, "{logged}");
     for part in parts {
-        ensure!(format!("{} {}", text(&told["reason"]), text(&told["next_step"])).contains(part), "{part:?}: {told}");
+        ensure!(
+            format!("{} {}", text(&logged["reason"]), text(&logged["next_step"])).contains(part),
+            "{part:?}: {logged}"
+        );
     }
     ensure!(admin.get("/livez").await?.status == 200, "a stall is nothing that a restart mends");
     Ok(())
 }
 
-/// Fails unless the relay is ready again and has told the stall and its end once each.
+/// Fails unless the relay is ready again and has logged the stall and its end once each.
 async fn over(relay: &RelayProcess, admin: &Admin) -> anyhow::Result<()> {
     admin.until_ready_says(200, |body| body["state"] == "ready").await;
     relay.wait_for_end_of(STALLED).await;
@@ -258,7 +261,10 @@ async fn a_relay_whose_brokers_go_away_is_stalled_and_says_so_once(database: Tes
     over(&relay, &admin).await
 }
 
-async fn events_that_others_pass_by_are_told_once(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+async fn events_that_others_pass_by_are_logged_once(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     let (relay, admin) = started(&outbox, &kafka, "passed").await?;
     command(&database, &["pause", "--entity", "a", "--reason", "a trial"]).await?;
@@ -273,10 +279,7 @@ async fn events_that_others_pass_by_are_told_once(database: TestDatabase, kafka:
     over(&relay, &admin).await
 }
 
-async fn callers_without_the_token_are_told_nothing(
-    database: TestDatabase,
-    kafka: Arc<RealKafka>,
-) -> anyhow::Result<()> {
+async fn callers_without_the_token_learn_nothing(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     let relay =
         with_admin(outbox.relay(&kafka)).with("RELAY_ADMIN_ADDRESS", "0.0.0.0:0").with("RELAY_ADMIN_TOKEN", TOKEN);
@@ -308,7 +311,7 @@ async fn callers_without_the_token_are_told_nothing(
     Ok(())
 }
 
-async fn an_admin_address_that_is_taken_is_told_at_the_start(
+async fn an_admin_address_that_is_taken_is_reported_at_the_start(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -369,8 +372,8 @@ async fn policies_that_hide_events_are_named_with_their_mend(
     let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
     let mend = body["next_step"].as_str().unwrap_or_default().to_owned();
     ensure!(mend.starts_with("create policy"), "{body}");
-    let told = relay.wait_for_line(HIDDEN, |line| line["finding"].is_null()).await;
-    ensure!(told["level"] == "ERROR" && told["next_step"] == mend.as_str(), "{told}");
+    let logged = relay.wait_for_line(HIDDEN, |line| line["finding"].is_null()).await;
+    ensure!(logged["level"] == "ERROR" && logged["next_step"] == mend.as_str(), "{logged}");
     // The policy that it names makes it well, with row level security still on.
     outbox.execute(&mend).await?;
     admin.until_ready_says(200, |body| body["state"] == "ready").await;
@@ -396,7 +399,7 @@ async fn a_reason_does_not_grow_while_a_stall_lasts(
     let admin = Admin::of(&relay).await?;
     admin.until_ready_says(503, |body| body["state"] == "stalled").await;
     let count = relay.lines("status").len() + 12;
-    let lines = eventually("the status is told a few times", SOON * 2, || async {
+    let lines = eventually("the status is logged a few times", SOON * 2, || async {
         let lines = relay.lines("status");
         if lines.len() >= count { Ok(lines) } else { Err(lines.len()) }
     })

@@ -20,7 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             every_alert_says_what_is_the_matter_and_where_to_read_on;
         with_both:
             metrics_count_what_went_out_what_waits_and_what_failed,
-            metrics_tell_what_vacuum_waits_for_and_what_is_unscanned,
+            metrics_show_what_vacuum_waits_for_and_what_is_unscanned,
             dashboard_alerts_and_documentation_name_metrics_that_exist;
     }
 }
@@ -103,7 +103,7 @@ async fn metrics_count_what_went_out_what_waits_and_what_failed(
     Ok(())
 }
 
-async fn metrics_tell_what_vacuum_waits_for_and_what_is_unscanned(
+async fn metrics_show_what_vacuum_waits_for_and_what_is_unscanned(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -118,15 +118,15 @@ async fn metrics_tell_what_vacuum_waits_for_and_what_is_unscanned(
     let admin = Admin::of(&relay).await?;
     outbox.until_published(500).await;
     let named = |text: &str, name: &str| value(text, &format!("outbox_relay_{name}"));
-    eventually("unscanned ids, vacuum and dead rows are told", SOON, || async {
+    eventually("unscanned ids, vacuum and dead rows are reported", SOON, || async {
         let text = admin.get("/metrics").await.map_err(|error| format!("{error:?}"))?.body;
         let lags = ["0", "1", "2"].map(|worker| named(&text, &format!("unscanned_events{{worker=\"{worker}\"}}")));
         let seen =
             ["vacuum_held_back_seconds", "dead_tuples", "looked_at_timestamp_seconds"].map(|name| named(&text, name));
         // The locked event holds its entity and keeps no claim back.
         let scanned = lags.iter().flatten().any(|lag| *lag < 100.0);
-        let told = seen[0] > Some(1.0) && seen[1] >= Some(500.0) && seen[2] > Some(1e9);
-        if scanned && told { Ok(()) } else { Err(format!("{lags:?} {seen:?}")) }
+        let reported = seen[0] > Some(1.0) && seen[1] >= Some(500.0) && seen[2] > Some(1e9);
+        if scanned && reported { Ok(()) } else { Err(format!("{lags:?} {seen:?}")) }
     })
     .await;
     open.execute("rollback").await?;

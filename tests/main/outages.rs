@@ -32,14 +32,14 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// The lines about one server's incidents.
-fn told(relay: &RelayProcess, notice: &str, server: &str) -> Vec<Value> {
+fn logged(relay: &RelayProcess, notice: &str, server: &str) -> Vec<Value> {
     relay.lines(notice).into_iter().filter(|line| line["server"] == server).collect()
 }
 
 /// One line when it started, one when it ended, with what an operator wants to know.
-async fn told_once(relay: &RelayProcess, server: &str) -> anyhow::Result<()> {
+async fn logged_once(relay: &RelayProcess, server: &str) -> anyhow::Result<()> {
     relay.wait_for_line(ENDED, |line| line["server"] == server).await;
-    let (started, ended) = (told(relay, STARTED, server), told(relay, ENDED, server));
+    let (started, ended) = (logged(relay, STARTED, server), logged(relay, ENDED, server));
     ensure!(started.len() == 1 && ended.len() == 1, "{started:?} {ended:?}");
     ensure!(started[0]["level"] == "WARN" && started[0]["next_step"].is_string(), "{started:?}");
     ensure!(ended[0]["level"] == "INFO" && ended[0]["lasted_ms"].is_u64(), "{ended:?}");
@@ -58,8 +58,8 @@ async fn a_broker_that_is_down_at_the_start_is_waited_for(database: TestDatabase
     outbox.write("early", 11, 10).await?;
     kafka.start_again()?;
     outbox.until_settled().await;
-    told_once(&relay, "kafka").await?;
-    let events_waited = told(&relay, ENDED, "kafka")[0]["events_waited"].clone();
+    logged_once(&relay, "kafka").await?;
+    let events_waited = logged(&relay, ENDED, "kafka")[0]["events_waited"].clone();
     ensure!(events_waited == 20, "{events_waited}");
     outbox.all_published().await?;
     outbox.reconcile(&kafka, ONCE).await
@@ -92,7 +92,7 @@ async fn a_broker_that_goes_away_under_load_costs_nothing_and_pins_no_transactio
     }
     kafka.start_again()?;
     load.reconcile(&outbox, &kafka, Rules::default()).await?;
-    told_once(&relay, "kafka").await
+    logged_once(&relay, "kafka").await
 }
 
 /// A frozen broker keeps its connections: only the missing answers tell.
@@ -125,7 +125,7 @@ async fn a_database_that_is_down_at_the_start_is_waited_for(kafka: Arc<RealKafka
     ensure!(relay.is_running()?);
     postgres.start_again().await?;
     outbox.until_settled().await;
-    told_once(&relay, "postgres").await?;
+    logged_once(&relay, "postgres").await?;
     outbox.all_published().await?;
     outbox.reconcile(&kafka, ONCE).await
 }

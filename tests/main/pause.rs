@@ -117,8 +117,8 @@ async fn while_everything_is_paused_nothing_is_published_and_no_transaction_is_b
     outbox.until_settled().await;
     pause(&database, &["--all"]).await?;
     outbox.write("a", 4, 3).await?;
-    let told = relay.wait_for(BEGINS).await;
-    ensure!(told["paused"] == "everything" && told["reason"] == "a trial", "{told}");
+    let logged = relay.wait_for(BEGINS).await;
+    ensure!(logged["paused"] == "everything" && logged["reason"] == "a trial", "{logged}");
     // The workers have looked a few times by now.
     let looks = "select sum(calls) from (select xact_commit as calls from pg_stat_database where datname = current_database()) d";
     let before = outbox.number(looks).await?;
@@ -303,8 +303,8 @@ async fn nothing_is_overtaken_while_pauses_begin_and_end_under_load_with_two_rel
     one.kill()?;
     load.reconcile(&outbox, &kafka, Rules::default()).await?;
     ensure!(two.stop().await? == Some(0));
-    let told = outbox.number("select count(*) from event_outbox_audit").await?;
-    ensure!(told == 11, "{told} entries");
+    let entries = outbox.number("select count(*) from event_outbox_audit").await?;
+    ensure!(entries == 11, "{entries} entries");
     Ok(())
 }
 

@@ -92,10 +92,10 @@ async fn poison_is_dead_after_one_attempt_and_its_successors_go_on(
     for (kind, _, _) in POISON {
         relay.wait_for_line("event_refused", |line| line["entity.id"] == kind).await;
     }
-    let told = relay.lines("event_refused");
-    ensure!(told.len() == POISON.len(), "{told:?}");
-    ensure!(told.iter().all(|line| line["event.status"] == "DEAD"), "{told:?}");
-    ensure!(told.iter().all(|line| line["level"] == "ERROR" && line["event.id"].is_string()), "{told:?}");
+    let logged = relay.lines("event_refused");
+    ensure!(logged.len() == POISON.len(), "{logged:?}");
+    ensure!(logged.iter().all(|line| line["event.status"] == "DEAD"), "{logged:?}");
+    ensure!(logged.iter().all(|line| line["level"] == "ERROR" && line["event.id"].is_string()), "{logged:?}");
     Ok(())
 }
 
@@ -110,8 +110,8 @@ async fn poison_holds_its_entity_and_no_other_where_that_is_the_policy(
     let first = settings.start("holds")?;
     outbox.until_settled_of("good").await;
     for (kind, _, _) in POISON {
-        let told = |line: &serde_json::Value| line["entity.id"] == kind && line["event.status"] == "PENDING";
-        first.wait_for_line("event_refused", told).await;
+        let logged = |line: &serde_json::Value| line["entity.id"] == kind && line["event.status"] == "PENDING";
+        first.wait_for_line("event_refused", logged).await;
     }
     // Another relay learns from the rows what is held.
     ensure!(first.stop().await? == Some(0));
@@ -160,15 +160,15 @@ async fn a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created(
     }
     let rows = outbox.row_states("away").await?;
     ensure!(rows.iter().all(|row| row.status == "PENDING" && row.attempts == 0), "{rows:?}");
-    let told = |notice: &str| relay.lines(notice).iter().filter(|line| line["topic"] == missing.as_str()).count();
-    ensure!(told("topic_closed") == 1);
+    let logged = |notice: &str| relay.lines(notice).iter().filter(|line| line["topic"] == missing.as_str()).count();
+    ensure!(logged("topic_closed") == 1);
 
     kafka.create_topic(&missing, 1, &[]).await?;
     write_to(&outbox, "away", 11, &missing).await?;
     outbox.until_settled().await;
     outbox.all_published().await?;
     relay.wait_for_line("topic_reopened", |line| line["topic"] == missing.as_str()).await;
-    ensure!(told("topic_closed") == 1);
+    ensure!(logged("topic_closed") == 1);
     let of_missing = outbox.seen_by(&missing);
     let numbers = of_missing.published_numbers(&kafka).await?;
     ensure!(numbers["away"] == (1..=11).collect::<Vec<_>>(), "{numbers:?}");
@@ -255,8 +255,8 @@ async fn a_topic_whose_right_is_missing_holds_its_own_events_until_it_is_granted
         Ok(())
     };
     held(1).await?;
-    let told = relay.wait_for_line("topic_closed", |line| line["topic"] == guarded.as_str()).await;
-    ensure!(told["reason"].as_str().unwrap_or_default().contains("WRITE"), "{told}");
+    let logged = relay.wait_for_line("topic_closed", |line| line["topic"] == guarded.as_str()).await;
+    ensure!(logged["reason"].as_str().unwrap_or_default().contains("WRITE"), "{logged}");
 
     kafka.set_rights(&guarded, "DESCRIBE").await?;
     held(6).await?;

@@ -49,8 +49,8 @@ async fn relays_whose_counts_are_slow_do_not_take_each_other_for_dead(
         relay.wait_for_line("status", |line| line["pending"] == 0).await;
     }
     for (relay, before) in relays.iter().zip(before) {
-        let told = relay.lines(SHARED_OUT).split_off(before);
-        ensure!(told.is_empty(), "{told:?}");
+        let logged = relay.lines(SHARED_OUT).split_off(before);
+        ensure!(logged.is_empty(), "{logged:?}");
     }
     for relay in relays {
         ensure!(relay.stop().await? == Some(0));

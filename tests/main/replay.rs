@@ -307,9 +307,9 @@ async fn a_replay_that_a_topic_refuses_says_where_to_go_on(
         output.code == Some(1) && output.stderr.contains(&small) && output.stderr.contains("event 3"),
         "{output:?}"
     );
-    let told: Value = serde_json::from_str(&output.stdout)?;
-    ensure!((&told["replayed"], &told["next_id"]) == (&json!(2), &json!(3)), "{told}");
-    let id = told["replay_id"].as_str().context("no id")?;
+    let reported: Value = serde_json::from_str(&output.stdout)?;
+    ensure!((&reported["replayed"], &reported["next_id"]) == (&json!(2), &json!(3)), "{reported}");
+    let id = reported["replay_id"].as_str().context("no id")?;
     ensure!(output.stderr.contains(&format!("--from-id 3 --upto-id 5 --replay-id {id}")), "{output:?}");
     ensure!(field.outbox.number("select sum(affected) from event_outbox_audit where command = 'replay'").await? == 2);
     let go_on = ["--all", "--to", &field.copy, "--from-id", "3", "--upto-id", "5", "--replay-id", id, "--yes"];

@@ -251,8 +251,8 @@ async fn a_relay_that_may_not_prune_says_so_once_and_goes_on(
     let relay =
         outbox.relay(&kafka).with("RELAY_RETENTION", "archive").with("RELAY_RETENTION_AFTER", "1s").start("refused")?;
     outbox.write("a", 1, 3).await?;
-    let told = relay.wait_for(FAILS).await;
-    ensure!(told["next_step"].as_str().is_some_and(|step| step.contains("migrate")), "{told}");
+    let logged = relay.wait_for(FAILS).await;
+    ensure!(logged["next_step"].as_str().is_some_and(|step| step.contains("migrate")), "{logged}");
     outbox.write("a", 4, 3).await?;
     outbox.until_settled().await;
     outbox.execute("alter table hidden rename to event_outbox_archive").await?;
@@ -319,8 +319,8 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
     kafka.alter_topic(&letters, &[("retention.ms", "1800001")]).await?;
     eventually("only the dead letters are kept too long", SOON, || async {
         let output = prune(&relay).await.map_err(|error| error.to_string())?;
-        let told = refused(&output, &[&letters, "retention.ms", "30m 1ms"]);
-        told.map_err(|error| error.to_string())?;
+        let refusal = refused(&output, &[&letters, "retention.ms", "30m 1ms"]);
+        refusal.map_err(|error| error.to_string())?;
         if output.stderr.contains(&of_topic) { Err(output.stderr) } else { Ok(()) }
     })
     .await;
@@ -353,13 +353,13 @@ async fn a_relay_prunes_nothing_that_a_topic_still_holds(
     let relay = settings.start("narrow")?;
     // The check at the start finds the same.
     let is_of_retention = |line: &Value| line["finding"].is_null();
-    let told = relay.wait_for_line(REFUSED, is_of_retention).await;
-    let reason = told["reason"].as_str().unwrap_or_default();
-    ensure!(reason.contains(&outbox.topic) && reason.contains("2h") && reason.contains("10s"), "{told}");
+    let logged = relay.wait_for_line(REFUSED, is_of_retention).await;
+    let reason = logged["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains(&outbox.topic) && reason.contains("2h") && reason.contains("10s"), "{logged}");
     ensure!(
-        told["level"] == "ERROR"
-            && told["next_step"].as_str().is_some_and(|step| step.contains("RELAY_PROCESSED_RETENTION")),
-        "{told}"
+        logged["level"] == "ERROR"
+            && logged["next_step"].as_str().is_some_and(|step| step.contains("RELAY_PROCESSED_RETENTION")),
+        "{logged}"
     );
     // Its events go out all the same.
     outbox.write("a", 1, 3).await?;

@@ -16,7 +16,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             roles_are_made_once_and_again_by_any_number_of_processes,
             the_printed_script_makes_the_same_roles,
             what_a_role_must_not_do_is_refused,
-            a_user_that_may_not_create_roles_is_told_what_to_do;
+            a_user_that_may_not_create_roles_reads_what_to_do;
         with_both:
             each_role_does_its_work_alone;
     }
@@ -113,7 +113,7 @@ async fn the_printed_script_makes_the_same_roles(database: TestDatabase) -> anyh
     Ok(())
 }
 
-async fn a_user_that_may_not_create_roles_is_told_what_to_do(database: TestDatabase) -> anyhow::Result<()> {
+async fn a_user_that_may_not_create_roles_reads_what_to_do(database: TestDatabase) -> anyhow::Result<()> {
     let name = format!("{}_nobody", database.name());
     let mut connection = database.connect().await?;
     connection

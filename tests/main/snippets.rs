@@ -111,7 +111,7 @@ async fn killed_before_its_offset(
         let lines = heard.lock().expect("the lines").clone();
         if lines.len() >= ORDERS as usize { Ok(()) } else { Err(lines) }
     };
-    eventually("every event is told, the first one again", SOON, all).await;
+    eventually("every event is printed, the first one again", SOON, all).await;
     second.kill()?;
     let count = "select count(*) * 1000 + count(distinct order_id) from invoices";
     ensure!(outbox.number(count).await? == ORDERS * 1001, "an order was counted twice, or never");

@@ -16,13 +16,13 @@ pub(crate) fn trials() -> Vec<Trial> {
             status_needs_no_relay_and_says_that_there_is_none,
             a_session_that_has_locked_an_event_is_named_with_what_ends_it,
             a_session_that_has_locked_the_table_is_named_although_nothing_can_be_read,
-            pauses_are_told_with_their_reason,
+            pauses_are_shown_with_their_reason,
             the_health_view_is_for_a_monitor_without_rights_on_the_tables,
             the_health_view_walks_the_backlog_and_not_the_table;
         with_both:
-            relays_are_told_with_their_lanes_and_what_they_do,
-            held_and_dead_events_are_told_with_the_next_step,
-            watching_goes_on_and_tells_the_rate;
+            relays_are_shown_with_their_lanes_and_what_they_do,
+            held_and_dead_events_are_shown_with_the_next_step,
+            watching_goes_on_and_shows_the_rate;
     }
 }
 
@@ -37,7 +37,7 @@ async fn status(relay: &Relay) -> anyhow::Result<Value> {
 }
 
 /// True when one of the next steps says all of that, in what is wrong or in what is to be done.
-fn tells(status: &Value, parts: &[&str]) -> bool {
+fn shows(status: &Value, parts: &[&str]) -> bool {
     let steps = status["next"].as_array().cloned().unwrap_or_default();
     steps.iter().any(|step| {
         let text =
@@ -57,13 +57,13 @@ async fn status_needs_no_relay_and_says_that_there_is_none(database: TestDatabas
     let by_lane: i64 =
         seen["lanes"].as_array().context("lanes")?.iter().filter_map(|lane| lane["pending"].as_i64()).sum();
     ensure!(by_lane == 5 && seen["relays"] == Value::Array(Vec::new()), "{seen}");
-    ensure!(tells(&seen, &["relay", "outbox-relay run"]), "{seen}");
+    ensure!(shows(&seen, &["relay", "outbox-relay run"]), "{seen}");
 
     outbox
         .execute("insert into event_outbox_relay (protocol, id, name, version, workers, seen_at) values (2, gen_random_uuid(), 'gone', '0', 2, now() - interval '9 minutes')")
         .await?;
     let seen = status(&relay).await?;
-    ensure!(tells(&seen, &["relay", "\"gone\"", "9 min"]), "{seen}");
+    ensure!(shows(&seen, &["relay", "\"gone\"", "9 min"]), "{seen}");
     let text = relay.output("status").await?;
     for part in ["pending    5", "order-events", "9 min", "to do"] {
         ensure!(text.stdout.contains(part), "no {part:?} in\n{}", text.stdout);
@@ -82,12 +82,12 @@ async fn a_session_that_has_locked_an_event_is_named_with_what_ends_it(database:
     let terminate = format!("pg_terminate_backend({pid})");
     let seen = status(&relay_of(&database)).await?;
     ensure!(
-        tells(&seen, &["the lock on pending event number 2", "a forgotten psql", "user postgres", &terminate]),
+        shows(&seen, &["the lock on pending event number 2", "a forgotten psql", "user postgres", &terminate]),
         "{seen}"
     );
     open.rollback().await?;
     let seen = status(&relay_of(&database)).await?;
-    ensure!(!tells(&seen, &["a forgotten psql"]), "{seen}");
+    ensure!(!shows(&seen, &["a forgotten psql"]), "{seen}");
     Ok(())
 }
 
@@ -101,12 +101,12 @@ async fn a_session_that_has_locked_the_table_is_named_although_nothing_can_be_re
     let pid: i64 = sqlx::query_scalar("select pg_backend_pid()::int8").fetch_one(&mut *open).await?;
     let seen = status(&relay_of(&database)).await?;
     ensure!(seen["unreadable"].is_string() && seen["backlog"].is_null(), "{seen}");
-    ensure!(tells(&seen, &["AccessExclusiveLock", &format!("pg_terminate_backend({pid})")]), "{seen}");
+    ensure!(shows(&seen, &["AccessExclusiveLock", &format!("pg_terminate_backend({pid})")]), "{seen}");
     open.rollback().await?;
     Ok(())
 }
 
-async fn pauses_are_told_with_their_reason(database: TestDatabase) -> anyhow::Result<()> {
+async fn pauses_are_shown_with_their_reason(database: TestDatabase) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     // As the migration of the pauses makes it, as far as it is read here.
     outbox
@@ -123,8 +123,8 @@ async fn pauses_are_told_with_their_reason(database: TestDatabase) -> anyhow::Re
         )
         .await?;
     let seen = status(&relay_of(&database)).await?;
-    ensure!(tells(&seen, &["order-events", "the consumer is being repaired", "outbox-relay resume"]), "{seen}");
-    ensure!(!tells(&seen, &["long over"]), "{seen}");
+    ensure!(shows(&seen, &["order-events", "the consumer is being repaired", "outbox-relay resume"]), "{seen}");
+    ensure!(!shows(&seen, &["long over"]), "{seen}");
     Ok(())
 }
 
@@ -188,7 +188,7 @@ async fn the_health_view_walks_the_backlog_and_not_the_table(database: TestDatab
     Ok(())
 }
 
-async fn relays_are_told_with_their_lanes_and_what_they_do(
+async fn relays_are_shown_with_their_lanes_and_what_they_do(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -206,11 +206,11 @@ async fn relays_are_told_with_their_lanes_and_what_they_do(
     .await;
     ensure!(seen["relays"][0]["version"] == env!("CARGO_PKG_VERSION") && seen["relays"][0]["alive"] == true, "{seen}");
     ensure!(seen["lanes"][0]["due"] == "one" && seen["lanes"][15]["due"] == "two", "{seen}");
-    ensure!(!tells(&seen, &["no relay"]), "{seen}");
+    ensure!(!shows(&seen, &["no relay"]), "{seen}");
     Ok(())
 }
 
-async fn held_and_dead_events_are_told_with_the_next_step(
+async fn held_and_dead_events_are_shown_with_the_next_step(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -224,16 +224,16 @@ async fn held_and_dead_events_are_told_with_the_next_step(
         .await?;
     let _relay = outbox.relay(&kafka).start_ready("holding").await?;
     let relay = relay_of(&database);
-    eventually("the held and the dead event are told", SOON, || async {
+    eventually("the held and the dead event are shown", SOON, || async {
         let seen = status(&relay).await.map_err(|error| format!("{error:#}"))?;
-        let held = tells(&seen, &["1 events are held", "never-made-for-status", "create the topic"]);
-        if held && tells(&seen, &["1 events are DEAD", "dead list"]) { Ok(()) } else { Err(seen.to_string()) }
+        let held = shows(&seen, &["1 events are held", "never-made-for-status", "create the topic"]);
+        if held && shows(&seen, &["1 events are DEAD", "dead list"]) { Ok(()) } else { Err(seen.to_string()) }
     })
     .await;
     Ok(())
 }
 
-async fn watching_goes_on_and_tells_the_rate(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+async fn watching_goes_on_and_shows_the_rate(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     use std::io::{BufRead, BufReader};
     let outbox = Outbox::of(&database);
     outbox.create_topic(&kafka).await?;
@@ -259,6 +259,6 @@ async fn watching_goes_on_and_tells_the_rate(database: TestDatabase, kafka: Arc<
     watching.kill()?;
     watching.wait()?;
     // What was settled between two looks that both counted; the looks themselves take time as well.
-    ensure!(settled > 0.0 && settled < 20_001.0, "{settled} events were told as settled of 20000");
+    ensure!(settled > 0.0 && settled < 20_001.0, "{settled} events were shown as settled of 20000");
     Ok(())
 }

@@ -64,8 +64,8 @@ async fn twenty_thousand_missing_topics_do_not_starve_the_others(
         }
     })
     .await;
-    let told = relay.lines("topic_closed").len();
-    ensure!(told < 100, "{told} lines tell of closed topics");
+    let logged = relay.lines("topic_closed").len();
+    ensure!(logged < 100, "{logged} lines name closed topics");
     ensure!(relay.stop().await? == Some(0));
 
     let relay = settings.start_ready("held").await?;

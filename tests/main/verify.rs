@@ -35,12 +35,12 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_record_sent_twice_is_counted_and_a_violation_only_where_that_is_asked_for,
             an_event_after_a_later_one_of_its_entity_is_an_inversion_unless_an_operator_retried_it,
             a_key_or_a_value_with_another_byte_is_a_mismatch,
-            a_record_outside_the_partition_of_its_key_is_told_with_the_right_one,
+            a_record_outside_the_partition_of_its_key_is_reported_with_the_right_one,
             a_role_that_may_only_select_is_enough_and_nothing_is_written,
             the_topic_of_another_system_is_read_by_its_own_header_key_and_payload,
             what_retention_took_on_either_side_is_no_violation,
             one_entity_and_a_window_of_time_can_be_verified_alone,
-            what_cannot_be_read_exits_70_and_tells_what_to_do;
+            what_cannot_be_read_exits_70_and_says_what_to_do;
     }
 }
 
@@ -302,7 +302,7 @@ async fn a_key_or_a_value_with_another_byte_is_a_mismatch(
     Ok(())
 }
 
-async fn a_record_outside_the_partition_of_its_key_is_told_with_the_right_one(
+async fn a_record_outside_the_partition_of_its_key_is_reported_with_the_right_one(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -444,7 +444,7 @@ async fn one_entity_and_a_window_of_time_can_be_verified_alone(
     Ok(())
 }
 
-async fn what_cannot_be_read_exits_70_and_tells_what_to_do(
+async fn what_cannot_be_read_exits_70_and_says_what_to_do(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {

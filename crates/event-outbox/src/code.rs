@@ -85,7 +85,7 @@ codes! {
     2301 PoolerTransaction "pooler-transaction" "a transaction pooler stands before the database";
     2302 PoolerPreparedStatements "pooler-prepared-statements" "the pooler before the database loses prepared statements";
     2303 PoolerSession "pooler-session" "a session pooler stands before the database";
-    2304 PoolerError "pooler-error" "the pooler before the database tells an error of its own";
+    2304 PoolerError "pooler-error" "the pooler before the database reports an error of its own";
 
     // 24xx: what goes on in the database
     2401 ClockSkew "clock-skew" "the clocks of relay and database differ";

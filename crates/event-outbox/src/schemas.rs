@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_failing_path_is_told_and_the_value_is_not() {
+    fn the_failing_path_is_reported_and_the_value_is_not() {
         let payload = br#"{"lines": [{"quantity": 1}, {"quantity": "secret"}]}"#;
         let invalid = schemas().check("OrderPlaced", 2, payload).expect_err("invalid");
         assert_eq!(invalid.path, "/lines/1/quantity");

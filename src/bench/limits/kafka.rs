@@ -65,7 +65,7 @@ struct Record {
 /// Events a second.
 pub(super) async fn produce(bench: &Bench, arena: &Arena, events: u64, workers: usize) -> Result<f64, BenchError> {
     bench.progress.begin("limit of produce");
-    bench.progress.tell("producing");
+    bench.progress.show("producing");
     let relay = &bench.settings.relay;
     let batch_bytes = usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX);
     let settings = ClientSettings::new(bench.arenas.kafka(), relay.batch_size, batch_bytes);

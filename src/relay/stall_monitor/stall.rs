@@ -1,7 +1,7 @@
-//! Since when nothing has moved. Pure: what was seen goes in, what has to be told comes out.
+//! Since when nothing has moved. Pure: what was seen goes in, what has to be logged comes out.
 //!
-//! States: moving -> stalled (rows waited at every look for `RELAY_STALL_AFTER` and none moved) -> moving. A stall that was told
-//! ends when nothing waits, or when the row that was first has gone: while others pass by an entity that waits, nothing new is told.
+//! States: moving -> stalled (rows waited at every look for `RELAY_STALL_AFTER` and none moved) -> moving. A stall that was logged
+//! ends when nothing waits, or when the row that was first has gone: while others pass by an entity that waits, nothing new is logged.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ pub(super) enum QueueState {
     Unreadable,
 }
 
-/// What has to be told.
+/// What has to be logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StallChange {
     /// Nothing new.
@@ -29,7 +29,7 @@ pub(super) enum StallChange {
 }
 
 #[derive(Debug)]
-struct Told {
+struct LoggedStall {
     since: Instant,
     head: Option<i64>,
 }
@@ -43,12 +43,12 @@ pub(super) struct Stall {
     /// Nothing has moved since.
     quiet_since: Instant,
     stalled: bool,
-    told: Option<Told>,
+    logged: Option<LoggedStall>,
 }
 
 impl Stall {
     pub(super) fn new(after: Duration, now: Instant) -> Self {
-        Self { after, published: 0, lanes: None, head: None, quiet_since: now, stalled: false, told: None }
+        Self { after, published: 0, lanes: None, head: None, quiet_since: now, stalled: false, logged: None }
     }
 
     /// Takes in what was seen, and how many events this relay had published by then.
@@ -70,14 +70,14 @@ impl Stall {
         }
         (self.published, self.lanes, self.head) = (published, lanes, head.or(self.head));
         self.stalled = seen != QueueState::Empty && now - self.quiet_since >= self.after;
-        match &self.told {
+        match &self.logged {
             None if self.stalled => {
-                self.told = Some(Told { since: self.quiet_since, head });
+                self.logged = Some(LoggedStall { since: self.quiet_since, head });
                 StallChange::Begun
             }
-            Some(told) if !self.stalled && seen != QueueState::Unreadable && is_gone(told.head, head) => {
-                let lasted = now - told.since;
-                self.told = None;
+            Some(logged) if !self.stalled && seen != QueueState::Unreadable && is_gone(logged.head, head) => {
+                let lasted = now - logged.since;
+                self.logged = None;
                 StallChange::Ended(lasted)
             }
             _ => StallChange::None,
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_wait_while_none_moves_are_a_stall_which_is_told_once_and_ends_once() {
+    fn rows_that_wait_while_none_moves_are_a_stall_which_is_logged_once_and_ends_once() {
         let changes = play(&[
             (10, 0, QueueState::Head(7)),
             (59, 0, QueueState::Head(7)),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entity_that_waits_is_not_told_again_each_time_that_others_pass_by() {
+    fn an_entity_that_waits_is_not_logged_again_each_time_that_others_pass_by() {
         let changes = play(&[
             (60, 0, QueueState::Head(7)),
             (70, 1, QueueState::Head(7)),

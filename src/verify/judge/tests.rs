@@ -221,7 +221,7 @@ fn without_a_known_hash_an_entity_has_one_partition_all_the_same() {
 }
 
 #[test]
-fn a_record_on_a_topic_its_row_is_not_routed_to_is_told_with_the_right_one() {
+fn a_record_on_a_topic_its_row_is_not_routed_to_is_reported_with_the_right_one() {
     let mut scope = scope();
     scope.topics.push(TopicScope { name: "other".to_owned(), partitions: 1, ..TopicScope::default() });
     let record = RecordFact { topic: 1, ..record_fact(0, 0) };

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_with_its_causes() {
+    fn an_error_is_reported_with_its_causes() {
         let error = EmitError::Database(sqlx::Error::PoolClosed);
         assert!(Failed::from(error).describe().starts_with("the event cannot be written: "));
     }

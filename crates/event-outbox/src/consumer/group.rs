@@ -91,7 +91,7 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>) -> Result<(), Consumer
                 }
             }
             Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error.into()),
-            Some(Err(error)) => tell_once(&mut trouble, &error),
+            Some(Err(error)) => log_once(&mut trouble, &error),
         }
         member.resume(consumer)?;
         if committed_at.elapsed() >= shared.limits.commit_interval {
@@ -103,7 +103,7 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>) -> Result<(), Consumer
 }
 
 /// librdkafka goes on by itself, and repeats itself.
-fn tell_once(trouble: &mut Trouble, error: &KafkaError) {
+fn log_once(trouble: &mut Trouble, error: &KafkaError) {
     if trouble.is_news(error.rdkafka_error_code(), Instant::now()) {
         tracing::warn!(
             code = %Code::ConsumerOutage,
@@ -114,10 +114,10 @@ fn tell_once(trouble: &mut Trouble, error: &KafkaError) {
     }
 }
 
-/// What has been told of an incident. It is over when a record comes, or when nothing more is heard of it.
+/// What has been logged of an incident. It is over when a record comes, or when nothing more is heard of it.
 #[derive(Default)]
 struct Trouble {
-    told: Vec<Option<RDKafkaErrorCode>>,
+    logged: Vec<Option<RDKafkaErrorCode>>,
     heard_at: Option<Instant>,
 }
 
@@ -125,15 +125,15 @@ impl Trouble {
     fn is_news(&mut self, code: Option<RDKafkaErrorCode>, now: Instant) -> bool {
         use RDKafkaErrorCode as Kafka;
         if self.heard_at.is_some_and(|heard_at| now.duration_since(heard_at) > SILENCE) {
-            self.told.clear();
+            self.logged.clear();
         }
         self.heard_at = Some(now);
         // One outage is reported as all of these, by turns, for each broker and each attempt to reach it.
         let outage = [Kafka::BrokerTransportFailure, Kafka::AllBrokersDown, Kafka::Resolve, Kafka::OperationTimedOut];
         let code = code.map(|code| if outage.contains(&code) { Kafka::AllBrokersDown } else { code });
-        let news = !self.told.contains(&code);
+        let news = !self.logged.contains(&code);
         if news {
-            self.told.push(code);
+            self.logged.push(code);
         }
         news
     }
@@ -374,7 +374,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outage_is_told_once_however_it_is_reported_and_the_next_one_again() {
+    fn an_outage_is_logged_once_however_it_is_reported_and_the_next_one_again() {
         use RDKafkaErrorCode as Code;
         let (mut trouble, start) = (Trouble::default(), Instant::now());
         let mut news = |code, seconds| trouble.is_news(Some(code), start + Duration::from_secs(seconds));

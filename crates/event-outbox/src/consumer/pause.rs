@@ -7,21 +7,21 @@ use crate::consumer::runtime::Retry;
 
 pub(super) struct Pause {
     backoff: Backoff,
-    told: bool,
+    logged: bool,
 }
 
 impl Pause {
     pub(super) fn of(retry: &Retry) -> Self {
-        Self { backoff: Backoff::new(retry.first_pause, retry.longest_pause), told: false }
+        Self { backoff: Backoff::new(retry.first_pause, retry.longest_pause), logged: false }
     }
 
     pub(super) fn next(&mut self) -> Duration {
         self.backoff.pause()
     }
 
-    pub(super) fn tell_first(&mut self, tell: impl FnOnce()) {
-        if !std::mem::replace(&mut self.told, true) {
-            tell();
+    pub(super) fn log_first(&mut self, log: impl FnOnce()) {
+        if !std::mem::replace(&mut self.logged, true) {
+            log();
         }
     }
 }

@@ -26,7 +26,7 @@ struct Route {
 pub(super) struct Registry {
     routes: HashMap<String, Vec<Route>>,
     upcasters: HashMap<String, HashMap<i32, Upcaster>>,
-    /// Registered twice: told when the consumer starts.
+    /// Registered twice: reported when the consumer starts.
     pub(super) conflicts: Vec<String>,
 }
 
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_of_another_type_is_told_without_its_value() {
+    fn a_payload_of_another_type_is_reported_without_its_value() {
         let failed = parse::<u8>(b"\"secret\"").expect_err("no number");
         assert!(!failed.describe().contains("secret"), "{failed:?}");
     }

@@ -54,7 +54,7 @@ impl End {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Ends the consumer; the first error is the one that is told.
+    /// Ends the consumer; the first error is the one that is reported.
     pub(super) fn fail(&self, error: ConsumerError) {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.stop();

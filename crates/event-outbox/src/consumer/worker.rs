@@ -144,7 +144,7 @@ impl Worker {
                 let failure = Failure::new(&failed, reason, attempt, first_failed_at);
                 return self.end(delivery, Some((&call.event, &call.source_topic)), failure).await;
             }
-            pause.tell_first(|| warn_of(&call.event, &failed));
+            pause.log_first(|| warn_of(&call.event, &failed));
             self.interruptible(tokio::time::sleep(pause.next())).await?;
             self.shared.stats.add_retried(1);
             if failed.kind == Kind::Transient {
@@ -238,7 +238,7 @@ impl Worker {
         loop {
             let sent = shared.letters.send(&topic, delivery, delivery.headers_of(&letter));
             let Err(refusal) = self.interruptible(sent).await? else { break };
-            pause.tell_first(|| {
+            pause.log_first(|| {
                 tracing::error!(
                     code = %Code::LetterUnsent,
                     topic,
@@ -295,7 +295,7 @@ impl Worker {
 
     /// The database did not do what it has to do sooner or later.
     async fn wait(&mut self, pause: &mut Pause, event: &Event, error: sqlx::Error) -> Result<(), Unfinished> {
-        pause.tell_first(|| warn_of(event, &Failed::from(error)));
+        pause.log_first(|| warn_of(event, &Failed::from(error)));
         self.interruptible(tokio::time::sleep(pause.next())).await
     }
 

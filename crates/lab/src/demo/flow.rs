@@ -102,8 +102,8 @@ async fn play(
     unless_interrupted(interrupts, async { Ok(preparing.await?) }).await?;
     let mut play = unless_interrupted(interrupts, Play::begin(servers, narrator)).await?;
     unless_interrupted(interrupts, play.act()).await?;
-    if let Some(tell) = serving {
-        tell(&servers.addresses());
+    if let Some(report) = serving {
+        report(&servers.addresses());
         play.serve(interrupts.recv()).await?;
     }
     unless_interrupted(interrupts, play.settle()).await

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// Tells the course of one demo.
+/// Shows the course of one demo.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Narrator {
     started: Instant,

@@ -130,7 +130,7 @@ fn naive(events: &[Event], deliveries: &[Delivery]) -> [u64; 9] {
     [missing, phantoms, unknown, duplicates, inversions, mismatched, wrong_partition, regressed, unpublished]
 }
 
-fn tell(ledger: &mut Ledger, index: usize, event: &Event) {
+fn report(ledger: &mut Ledger, index: usize, event: &Event) {
     let id = event_id(index as i64);
     match event.outcome {
         Outcome::Unheard => {}
@@ -168,7 +168,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn the_ledger_agrees_with_a_naive_checker_whatever_it_is_told_first(
+    fn the_ledger_agrees_with_a_naive_checker_whatever_it_hears_first(
         (events, deliveries) in prop::collection::vec(event(), 1..14)
             .prop_flat_map(|events| { let deliveries = deliveries(events.len()); (Just(events), deliveries) }),
         order in any::<prop::sample::Index>(),
@@ -187,7 +187,7 @@ proptest! {
         if topic_first {
             reading.iter().for_each(|delivery| show(&mut ledger, delivery));
         }
-        events.iter().enumerate().for_each(|(index, event)| tell(&mut ledger, index, event));
+        events.iter().enumerate().for_each(|(index, event)| report(&mut ledger, index, event));
         if !topic_first {
             reading.iter().for_each(|delivery| show(&mut ledger, delivery));
         }

@@ -106,7 +106,7 @@ fn the_json_has_each_number_under_the_name_of_its_promise() {
 }
 
 #[test]
-fn a_dead_letter_is_told_and_breaks_nothing() {
+fn a_dead_letter_is_reported_and_breaks_nothing() {
     let mut balance = clean();
     balance.ledger.dead = 1;
     balance.ledger.published = 3599;

@@ -48,7 +48,7 @@ fn what_agrees_on_all_sides_keeps_every_promise() {
 }
 
 #[test]
-fn what_is_missing_anywhere_is_told() {
+fn what_is_missing_anywhere_is_reported() {
     assert_eq!(broken(|evidence| evidence.consumed.sightings.truncate(4)), ["published"]);
     assert_eq!(broken(|evidence| evidence.rows[3].status = "PENDING".to_owned()), ["published"]);
     assert_eq!(broken(|evidence| evidence.books.committed.push(event(5))), ["committed"]);
@@ -56,7 +56,7 @@ fn what_is_missing_anywhere_is_told() {
 }
 
 #[test]
-fn what_should_not_be_there_is_told() {
+fn what_should_not_be_there_is_reported() {
     let twice = |evidence: &mut Evidence| {
         let (event_id, order_id) = (evidence.applied[1].event_id, evidence.applied[1].order_id.clone());
         evidence.applied.push(AppliedRow { event_id, order_id });
@@ -73,12 +73,12 @@ fn what_should_not_be_there_is_told() {
 }
 
 #[test]
-fn one_changed_byte_is_told() {
+fn one_changed_byte_is_reported() {
     assert_eq!(broken(|evidence| evidence.rows[0].payload = Some(r#"{"number":1}"#.to_owned())), ["published"]);
 }
 
 #[test]
-fn a_history_out_of_order_is_told_wherever_it_went_wrong() {
+fn a_history_out_of_order_is_reported_wherever_it_went_wrong() {
     assert_eq!(broken(|evidence| evidence.applied.swap(0, 2)), ["order kept"]);
     let on_the_topic = |evidence: &mut Evidence| {
         (evidence.consumed.sightings[0].offset, evidence.consumed.sightings[2].offset) = (1, 0);

@@ -28,13 +28,13 @@ struct Orders {
     dead_letters: u64,
 }
 
-/// What happened to an order, as far as the topics have told.
+/// What happened to an order, as far as the topics have shown.
 #[derive(Debug, Clone, Default)]
 pub(super) struct History {
     order_id: String,
     version: i32,
     steps: Vec<(i64, &'static str)>,
-    told: bool,
+    shown: bool,
 }
 
 impl Timeline {
@@ -70,7 +70,7 @@ impl Timeline {
         if let Some(screen) = &self.screen {
             let line = line.get_or_insert_with(|| screen.insert(place, blank()));
             line.set_message(history.to_string());
-        } else if history.is_complete() && !std::mem::replace(&mut history.told, true) {
+        } else if history.is_complete() && !std::mem::replace(&mut history.shown, true) {
             self.narrator.say(&*history);
         }
     }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_told_in_the_order_of_time_and_not_of_arrival() {
+    fn an_order_is_shown_in_the_order_of_time_and_not_of_arrival() {
         let history = history(&[(1_000, "OrderPlaced"), (2_250, "PaymentTaken"), (1_040, "StockReserved")]);
         assert_eq!(history.to_string(), "o-1 v1 | placed, +0.04 goods set aside, +1.25 paid");
     }
