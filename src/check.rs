@@ -1,6 +1,6 @@
 //! The preflight: what will go wrong, found before traffic does. Looks and changes nothing.
 //!
-//! - [`finding`]: a finding, how bad it is, what mends it
+//! - [`finding`]: a finding, how bad it is, what fixes it
 //! - [`schema`]: version, indexes, the claim's plan
 //! - [`rights`]: too few, too many
 //! - [`pooler`]: what stands before the database

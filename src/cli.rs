@@ -54,7 +54,7 @@ struct Cli {
 enum Command {
     /// Publish events until SIGTERM
     Run(run::Run),
-    /// Look for what will go wrong: schema, rights, plans, brokers, topics; exit 1 if something must be mended
+    /// Look for what will go wrong: schema, rights, plans, brokers, topics; exit 1 if something must be fixed
     Check(check::Check),
     /// Show what waits, what blocks, which relays are alive, and what to do next
     Status(status::Status),

@@ -92,8 +92,8 @@ impl fmt::Display for Breach {
     }
 }
 
-/// What mends it.
-pub(crate) const MEND: &str =
+/// What fixes it.
+pub(crate) const FIX: &str =
     "make RELAY_PROCESSED_RETENTION longer than each of these times, or retention.ms of the topic shorter";
 
 /// Why it is not known whether the window is wide enough.

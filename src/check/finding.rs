@@ -1,4 +1,4 @@
-//! A finding: what is wrong, how bad it is, what mends it.
+//! A finding: what is wrong, how bad it is, what fixes it.
 
 use std::fmt;
 
@@ -38,20 +38,20 @@ pub(crate) struct Finding {
     pub(crate) severity: Severity,
     /// One sentence.
     pub(crate) sentence: String,
-    /// The SQL or the command that mends it.
-    pub(crate) mend: String,
+    /// The SQL or the command that fixes it.
+    pub(crate) fix: String,
 }
 
 impl Finding {
-    pub(crate) fn error(code: Code, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { code, id: code.name(), severity: Severity::Error, sentence: sentence.into(), mend: mend.into() }
+    pub(crate) fn error(code: Code, sentence: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { code, id: code.name(), severity: Severity::Error, sentence: sentence.into(), fix: fix.into() }
     }
 
-    pub(crate) fn warning(code: Code, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { code, id: code.name(), severity: Severity::Warning, sentence: sentence.into(), mend: mend.into() }
+    pub(crate) fn warning(code: Code, sentence: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { code, id: code.name(), severity: Severity::Warning, sentence: sentence.into(), fix: fix.into() }
     }
 
-    pub(crate) fn note(code: Code, sentence: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { code, id: code.name(), severity: Severity::Note, sentence: sentence.into(), mend: mend.into() }
+    pub(crate) fn note(code: Code, sentence: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { code, id: code.name(), severity: Severity::Note, sentence: sentence.into(), fix: fix.into() }
     }
 }

@@ -93,11 +93,11 @@ pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send 
 fn away(brokers: &str, complaint: Option<(RDKafkaErrorCode, String)>) -> Finding {
     use RDKafkaErrorCode::{Authentication, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
     let (code, reason) = complaint.unwrap_or((RDKafkaErrorCode::BrokerTransportFailure, "no answer".to_owned()));
-    let mend = fault::of_kafka(code).next_step;
+    let fix = fault::of_kafka(code).next_step;
     match code {
-        SSL => Finding::error(Code::BrokerTls, format!("No TLS connection to {brokers} comes about: {reason}."), mend),
+        SSL => Finding::error(Code::BrokerTls, format!("No TLS connection to {brokers} comes about: {reason}."), fix),
         Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism => {
-            Finding::error(Code::BrokerLogin, format!("The brokers at {brokers} refuse the login: {reason}."), mend)
+            Finding::error(Code::BrokerLogin, format!("The brokers at {brokers} refuse the login: {reason}."), fix)
         }
         _ => Finding::error(
             Code::BrokerUnreachable,

@@ -109,7 +109,7 @@ async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Op
     }
     Ok((!beyond.is_empty()).then(|| {
         let rights = beyond.join(", ").to_uppercase();
-        let mend = if owner {
+        let fix = if owner {
             "let another role own the tables: `alter table … owner to …`, then the grants of docs/how-to/grant-rights.md".to_owned()
         } else {
             format!("revoke {rights} on {} from {user};", names.outbox())
@@ -117,7 +117,7 @@ async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Op
         Finding::warning(
             Code::RightsExcessive,
             format!("The relay's user {user} may {rights} {}, which a relay never does.", names.outbox()),
-            mend,
+            fix,
         )
     }))
 }

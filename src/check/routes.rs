@@ -59,7 +59,7 @@ pub(crate) async fn routes(
                     let finding = Finding::error(
                         Code::TopicIllegal,
                         format!("Events of the entity type {entity_type:?} have no legal topic and go DEAD: {error}."),
-                        "mend RELAY_TOPIC, or what the application writes into entity_type and topic",
+                        "fix RELAY_TOPIC, or what the application writes into entity_type and topic",
                     );
                     if !findings.contains(&finding) {
                         findings.push(finding);

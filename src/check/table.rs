@@ -52,7 +52,7 @@ async fn vacuum(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding
     let rows = read(conn, &query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     let (server, table): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
-    let (whose, mend) = match (server, table) {
+    let (whose, fix) = match (server, table) {
         (true, true) => return Ok(None),
         (false, _) => ("on the server", "alter system set autovacuum = on; select pg_reload_conf();".to_owned()),
         (true, false) => ("for the outbox", format!("alter table {outbox} reset (autovacuum_enabled);")),
@@ -60,7 +60,7 @@ async fn vacuum(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding
     Ok(Some(Finding::warning(
         Code::AutovacuumOff,
         format!("Autovacuum is off {whose}: what published events leave behind piles up, and every claim walks it."),
-        mend,
+        fix,
     )))
 }
 

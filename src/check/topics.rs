@@ -239,7 +239,7 @@ fn partitioner(name: &str, kafka: &KafkaSettings, tail: &Tail, partitions: usize
     let (others, all) = (tail.keys.len() - as_java, tail.keys.len());
     let disagrees = if java { others * 10 > all } else { others == 0 };
     disagrees.then(|| {
-        let (there, mend) = if java {
+        let (there, fix) = if java {
             (
                 format!("{others} of the last {all} records with a key are not where {configured} puts them"),
                 "find the other producer and let both use one partitioner: KAFKA_PARTITIONER=murmur2_random is Java's, consistent is librdkafka's for keys; or the topic got more partitions, then it passes",
@@ -250,7 +250,7 @@ fn partitioner(name: &str, kafka: &KafkaSettings, tail: &Tail, partitions: usize
         Finding::warning(
             Code::TopicPartitioner,
             format!("On the topic {name} {there}: events of an entity are on two partitions, without order."),
-            mend,
+            fix,
         )
     })
 }

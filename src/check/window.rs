@@ -37,7 +37,7 @@ pub(super) fn too_narrow(breach: &Breach) -> Finding {
     Finding::error(
         Code::ProcessedWindow,
         format!("RELAY_PROCESSED_RETENTION lets duplicates in, so that nothing of it is pruned: {breach}."),
-        window::MEND,
+        window::FIX,
     )
 }
 

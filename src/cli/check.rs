@@ -37,8 +37,8 @@ impl Check {
         match report.worst() {
             Some(worst) if worst >= enough => {
                 let noun = if count == 1 { "finding" } else { "findings" };
-                Err(Failure::finding(format!("{count} {noun} to be mended"))
-                    .hint("each finding names what mends it; docs/reference/findings.md lists them all"))
+                Err(Failure::finding(format!("{count} {noun} to be fixed"))
+                    .hint("each finding names what fixes it; docs/reference/findings.md lists them all"))
             }
             _ => Ok(()),
         }
@@ -49,8 +49,8 @@ fn shown(report: &Report, settings: &Settings) -> String {
     let brokers = settings.kafka.as_ref().map_or("no brokers", |kafka| kafka.brokers());
     let mut text =
         format!("{} in {}, {brokers}\n", migrate::names(&settings.outbox).outbox(), settings.database.target());
-    for Finding { code, id, severity, sentence, mend } in &report.findings {
-        text += &format!("\n{severity:<8} {code} {id}\n  {sentence}\n  mend: {mend}\n");
+    for Finding { code, id, severity, sentence, fix } in &report.findings {
+        text += &format!("\n{severity:<8} {code} {id}\n  {sentence}\n  fix: {fix}\n");
     }
     let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Note));
@@ -75,14 +75,14 @@ pub(super) async fn preflight(settings: Settings) {
 }
 
 fn log(finding: &Finding) {
-    let Finding { code, id, severity, sentence, mend } = finding;
+    let Finding { code, id, severity, sentence, fix } = finding;
     match severity {
         Severity::Error => tracing::error!(
             code = %code,
             notice = %Notice::CheckFinding,
             finding = id,
             reason = sentence,
-            next_step = mend,
+            next_step = fix,
             "the check at start has a finding"
         ),
         Severity::Warning => tracing::warn!(
@@ -90,7 +90,7 @@ fn log(finding: &Finding) {
             notice = %Notice::CheckFinding,
             finding = id,
             reason = sentence,
-            next_step = mend,
+            next_step = fix,
             "the check at start has a finding"
         ),
         Severity::Note => tracing::info!(
@@ -98,7 +98,7 @@ fn log(finding: &Finding) {
             notice = %Notice::CheckFinding,
             finding = id,
             reason = sentence,
-            next_step = mend,
+            next_step = fix,
             "the check at start has a finding"
         ),
     }

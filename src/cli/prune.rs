@@ -161,7 +161,7 @@ async fn wide_enough(
                 "{REFUSED}, because duplicates would be let in:\n  {}",
                 breaches.join("\n  ")
             ))
-            .hint(format!("{}; {force}", window::MEND)))
+            .hint(format!("{}; {force}", window::FIX)))
         }
         Err(Unknown::Database(error)) => Err(target.failed("look at the routes of", error)),
         // The text of an error of the client may quote a setting.

@@ -249,7 +249,7 @@ fn outcome(why: Why, progress: &Progress, plan: &Plan, target: &Target) -> Resul
             None => Ok(()),
             Some((id, why)) => {
                 Err(Failure::finding(format!("{} events cannot become a record; event {id}: {why}", progress.skipped))
-                    .hint("the others were replayed; mend the rows, then replay them by --from-id and --upto-id"))
+                    .hint("the others were replayed; fix the rows, then replay them by --from-id and --upto-id"))
             }
         },
         Why::Interrupted => Err(Failure::interrupted("the replay was interrupted").hint(go_on)),

@@ -56,7 +56,7 @@ pub(super) async fn why(
             return Ok(reason(
                 format!("it could not be sent and is DEAD: {error}"),
                 format!(
-                    "mend the cause, then `outbox-relay dead retry`, or `outbox-relay dead discard`; event {}",
+                    "fix the cause, then `outbox-relay dead retry`, or `outbox-relay dead discard`; event {}",
                     row.event_id
                 ),
             ));
@@ -118,7 +118,7 @@ fn held_or_scheduled(row: &Row) -> Reason {
             HoldKind::Paused => "outbox-relay resume, when the reason is gone",
             HoldKind::Locked => "`outbox-relay status` names the session: end its transaction",
             HoldKind::Entity => {
-                "mend the cause of its entity's refused event, then retry or discard that one: outbox-relay dead list"
+                "fix the cause of its entity's refused event, then retry or discard that one: outbox-relay dead list"
             }
         };
         return reason(held, next);

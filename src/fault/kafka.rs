@@ -177,7 +177,7 @@ pub(super) const TABLE: &[Entry] = &[
         fault: fault(
             Class::Destination,
             Runbook::TopicIllegal,
-            "mend the topic's name in RELAY_TOPIC or in the row's topic column",
+            "fix the topic's name in RELAY_TOPIC or in the row's topic column",
         ),
     },
     // Told of every record of a producer with an id, so it is the topic's fault and not the record's.
@@ -202,11 +202,7 @@ pub(super) const TABLE: &[Entry] = &[
     Entry {
         codes: &[Code::InvalidRecord, Code::InvalidMessage, Code::PolicyViolation],
         meaning: "the broker refuses the record; a compacted topic refuses records without a key",
-        fault: fault(
-            Class::Row,
-            Runbook::RecordRefused,
-            "the broker refuses the record: mend the event, or discard it",
-        ),
+        fault: fault(Class::Row, Runbook::RecordRefused, "the broker refuses the record: fix the event, or discard it"),
     },
     Entry {
         codes: &[Code::InvalidTimestamp],

@@ -222,7 +222,7 @@ pub(super) const TABLE: &[Entry] = &[
         "the server's configuration is wrong",
         Class::ActionRequired,
         Code::DatabaseResources,
-        "mend the server's configuration file: see its log",
+        "fix the server's configuration file: see its log",
     ),
     entry(
         &["XX", "XX001", "XX002"],

@@ -141,7 +141,7 @@ impl Pruner {
                 }
                 return Ok(true);
             }
-            Ok(breaches) => (breaches.iter().map(Breach::to_string).collect::<Vec<_>>().join("; "), window::MEND),
+            Ok(breaches) => (breaches.iter().map(Breach::to_string).collect::<Vec<_>>().join("; "), window::FIX),
             Err(Unknown::Database(error)) => return Err(error),
             // The relay logs the outage itself.
             Err(Unknown::Kafka(error)) => {
@@ -228,7 +228,7 @@ impl Pruner {
         (self.removed, self.removed_processed, self.logged_at) = (0, 0, Instant::now());
     }
 
-    /// A table that is locked or a server that is away is tried again; what an operator has to mend is logged once.
+    /// A table that is locked or a server that is away is tried again; what an operator has to fix is logged once.
     fn failed(&self, error: &sqlx::Error) {
         let fault = fault::of_database(error);
         let reason = describe(error);

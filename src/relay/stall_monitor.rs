@@ -252,13 +252,13 @@ impl StallMonitor {
 /// One line when policies begin to hide rows, one when they no longer do. Nobody else meets an error then.
 fn log_hidden(shared: &Shared, hides: &mut bool, hidden: Option<&Finding>) {
     match (hidden, std::mem::replace(hides, hidden.is_some())) {
-        (Some(Finding { sentence, mend, .. }), false) => {
+        (Some(Finding { sentence, fix, .. }), false) => {
             shared.block(HIDDEN, sentence);
             tracing::error!(
                 code = %Code::RowSecurity,
                 reason = sentence,
                 consequence = "hidden events wait",
-                next_step = mend,
+                next_step = fix,
                 "row level security may hide events"
             );
         }

@@ -109,7 +109,7 @@ pub(crate) fn about_held(reason: &str) -> (About, &'static str) {
         HoldKind::Paused => (About::Pause, "outbox-relay resume, when the reason is gone"),
         HoldKind::Locked => (About::Lock, "end the transaction of the session that has the event locked"),
         HoldKind::Entity => {
-            (About::Entity, "mend the refused event's cause, then `outbox-relay dead retry` or `dead discard` it")
+            (About::Entity, "fix the refused event's cause, then `outbox-relay dead retry` or `dead discard` it")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Every finding of `outbox-relay check`, provoked on real servers; where it is mended by SQL, that SQL is run and the finding is gone.
+//! Every finding of `outbox-relay check`, provoked on real servers; where it is fixed by SQL, that SQL is run and the finding is gone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_both:
             a_sound_outbox_with_a_user_of_its_own_has_no_error_and_no_warning,
-            a_missing_right_is_named_and_its_grant_mends_it,
+            a_missing_right_is_named_and_its_grant_fixes_it,
             too_many_rights_are_found,
             a_schema_of_another_version_is_found,
-            a_missing_or_changed_index_is_found_and_mended,
+            a_missing_or_changed_index_is_found_and_fixed,
             a_claim_that_leaves_its_index_is_found,
-            what_is_wrong_with_the_table_is_found_and_mended,
+            what_is_wrong_with_the_table_is_found_and_fixed,
             dead_rows_that_no_vacuum_removes_are_found,
             payloads_that_are_not_json_are_found,
             an_open_transaction_is_found_with_its_session,
@@ -36,7 +36,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_relay_works_behind_a_transaction_pooler,
             a_clock_that_is_wrong_is_found,
             brokers_that_refuse_the_login_are_found,
-            what_exactly_once_lacks_in_the_database_is_found_and_mended;
+            what_exactly_once_lacks_in_the_database_is_found_and_fixed;
         with_postgres:
             what_exactly_once_lacks_in_the_cluster_is_found;
         with_kafka:
@@ -57,7 +57,7 @@ async fn findings(relay: &Relay) -> anyhow::Result<BTreeMap<String, Value>> {
     ensure!(output.code == Some(i32::from(error)), "{output:?}");
     for finding in &list {
         ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.ends_with('.')), "{finding}");
-        ensure!(finding["mend"].as_str().is_some_and(|mend| !mend.is_empty()), "{finding}");
+        ensure!(finding["fix"].as_str().is_some_and(|fix| !fix.is_empty()), "{finding}");
     }
     Ok(list.into_iter().map(|finding| (finding["id"].as_str().unwrap_or_default().to_owned(), finding)).collect())
 }
@@ -70,15 +70,15 @@ async fn expect(relay: &Relay, id: &str, severity: &str) -> anyhow::Result<Value
 }
 
 /// Finds it, runs its SQL one statement after the other, and finds it no more.
-async fn expect_and_mend(outbox: &Outbox, relay: &Relay, id: &str, severity: &str) -> anyhow::Result<()> {
+async fn expect_and_fix(outbox: &Outbox, relay: &Relay, id: &str, severity: &str) -> anyhow::Result<()> {
     let finding = expect(relay, id, severity).await?;
-    for statement in finding["mend"].as_str().unwrap_or_default().split_inclusive(';') {
+    for statement in finding["fix"].as_str().unwrap_or_default().split_inclusive(';') {
         if !statement.trim_start().starts_with("--") {
             outbox.execute(statement).await.with_context(|| finding.to_string())?;
         }
     }
     let found = findings(relay).await?;
-    ensure!(!found.contains_key(id), "not mended by {}: {found:?}", finding["mend"]);
+    ensure!(!found.contains_key(id), "not fixed by {}: {found:?}", finding["fix"]);
     Ok(())
 }
 
@@ -133,7 +133,7 @@ async fn a_sound_outbox_with_a_user_of_its_own_has_no_error_and_no_warning(
     outbox.execute(&format!("drop owned by {user}")).await.map(drop)
 }
 
-async fn a_missing_right_is_named_and_its_grant_mends_it(
+async fn a_missing_right_is_named_and_its_grant_fixes_it(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -144,7 +144,7 @@ async fn a_missing_right_is_named_and_its_grant_mends_it(
     for _ in 0..9 {
         let found = findings(&relay).await?;
         let Some(missing) = found.get("rights-missing") else { break };
-        outbox.execute(missing["mend"].as_str().unwrap_or_default()).await?;
+        outbox.execute(missing["fix"].as_str().unwrap_or_default()).await?;
     }
     let found = findings(&relay).await?;
     ensure!(!found.contains_key("rights-missing") && !found.contains_key("database-unreachable"), "{found:?}");
@@ -158,10 +158,10 @@ async fn too_many_rights_are_found(database: TestDatabase, kafka: Arc<RealKafka>
     let (user, relay) = with_user(&database, &outbox, &kafka).await?;
     grant(&outbox, &user).await?;
     outbox.execute(&format!("grant truncate, insert on event_outbox to {user}")).await?;
-    expect_and_mend(&outbox, &relay, "rights-excessive", "warning").await?;
+    expect_and_fix(&outbox, &relay, "rights-excessive", "warning").await?;
     outbox.execute("alter table event_outbox enable row level security").await?;
     let hidden = expect(&relay, "row-security", "error").await?;
-    ensure!(hidden["mend"].as_str().is_some_and(|mend| mend.starts_with("create policy")), "{hidden}");
+    ensure!(hidden["fix"].as_str().is_some_and(|fix| fix.starts_with("create policy")), "{hidden}");
     outbox.execute(&format!("drop owned by {user}")).await.map(drop)
 }
 
@@ -180,7 +180,7 @@ async fn a_schema_of_another_version_is_found(database: TestDatabase, kafka: Arc
     expect(&relay, "lanes-broken", "error").await.map(drop)
 }
 
-async fn a_missing_or_changed_index_is_found_and_mended(
+async fn a_missing_or_changed_index_is_found_and_fixed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -188,13 +188,13 @@ async fn a_missing_or_changed_index_is_found_and_mended(
     let relay = outbox.relay(&kafka);
     for index in ["late", "due", "failed"] {
         outbox.execute(&format!("drop index event_outbox_{index}")).await?;
-        expect_and_mend(&outbox, &relay, "index-missing", "error").await?;
+        expect_and_fix(&outbox, &relay, "index-missing", "error").await?;
     }
     outbox.execute("update pg_index set indisvalid = false where indexrelid = 'event_outbox_late'::regclass").await?;
-    expect_and_mend(&outbox, &relay, "index-invalid", "error").await?;
+    expect_and_fix(&outbox, &relay, "index-invalid", "error").await?;
     outbox.execute("drop index event_outbox_late").await?;
     outbox.execute("create index event_outbox_late on event_outbox (xid, lane) include (id)").await?;
-    expect_and_mend(&outbox, &relay, "index-invalid", "error").await
+    expect_and_fix(&outbox, &relay, "index-invalid", "error").await
 }
 
 async fn a_claim_that_leaves_its_index_is_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
@@ -210,23 +210,23 @@ async fn a_claim_that_leaves_its_index_is_found(database: TestDatabase, kafka: A
     Ok(())
 }
 
-async fn what_is_wrong_with_the_table_is_found_and_mended(
+async fn what_is_wrong_with_the_table_is_found_and_fixed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     let relay = outbox.relay(&kafka);
     outbox.execute("alter table event_outbox enable trigger event_outbox_stamp_insert").await?;
-    expect_and_mend(&outbox, &relay, "stamp-triggers", "error").await?;
+    expect_and_fix(&outbox, &relay, "stamp-triggers", "error").await?;
     outbox.execute("alter table event_outbox set unlogged").await?;
-    expect_and_mend(&outbox, &relay, "table-unlogged", "error").await?;
+    expect_and_fix(&outbox, &relay, "table-unlogged", "error").await?;
     outbox.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;
-    expect_and_mend(&outbox, &relay, "autovacuum-off", "warning").await?;
+    expect_and_fix(&outbox, &relay, "autovacuum-off", "warning").await?;
     outbox.execute("alter table event_outbox alter column id set cache 50").await?;
-    expect_and_mend(&outbox, &relay, "sequence-cache", "error").await?;
+    expect_and_fix(&outbox, &relay, "sequence-cache", "error").await?;
     outbox.execute("create function noted() returns trigger language plpgsql as 'begin return new; end'").await?;
     outbox.execute("create trigger audit after update on event_outbox for each row execute function noted()").await?;
-    expect_and_mend(&outbox, &relay, "triggers", "warning").await
+    expect_and_fix(&outbox, &relay, "triggers", "warning").await
 }
 
 async fn dead_rows_that_no_vacuum_removes_are_found(
@@ -273,7 +273,7 @@ async fn an_open_transaction_is_found_with_its_session(
     // Other tests have transactions as well, and only the oldest is reported.
     let finding = eventually("the session is the oldest", SOON, || async {
         let finding = expect(&relay, "transaction-old", "warning").await.map_err(|error| format!("{error:#}"))?;
-        let ours = finding["mend"].as_str().is_some_and(|mend| mend.contains(&pid.to_string()));
+        let ours = finding["fix"].as_str().is_some_and(|fix| fix.contains(&pid.to_string()));
         if ours { Ok(finding) } else { Err(finding.to_string()) }
     })
     .await;
@@ -391,9 +391,9 @@ async fn prepared_transactions_and_idle_replication_slots_are_found(kafka: Arc<R
     let relay = outbox.relay(&kafka).argument("--transaction-age").argument("1ms");
     let mut conn = outbox.connect().await?;
     conn.execute(sqlx::raw_sql("begin; create table left_behind (); prepare transaction 'forgotten'")).await?;
-    expect_and_mend(&outbox, &relay, "transaction-prepared", "warning").await?;
+    expect_and_fix(&outbox, &relay, "transaction-prepared", "warning").await?;
     conn.execute(sqlx::raw_sql(AssertSqlSafe("select pg_create_physical_replication_slot('nobody', true)"))).await?;
-    expect_and_mend(&outbox, &relay, "replication-slot", "warning").await?;
+    expect_and_fix(&outbox, &relay, "replication-slot", "warning").await?;
     postgres.stop().await;
     Ok(())
 }
@@ -481,7 +481,7 @@ async fn brokers_that_refuse_the_login_are_found(database: TestDatabase, kafka: 
     Ok(())
 }
 
-async fn what_exactly_once_lacks_in_the_database_is_found_and_mended(
+async fn what_exactly_once_lacks_in_the_database_is_found_and_fixed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -492,7 +492,7 @@ async fn what_exactly_once_lacks_in_the_database_is_found_and_mended(
     grant(&outbox, &user).await?;
     let relay = relay.with("RELAY_DELIVERY", "exactly_once");
     let finding = expect(&relay, "rights-missing", "error").await?;
-    let grant = finding["mend"].as_str().and_then(|mend| mend.split_once("or: ")).context("a grant")?.1;
+    let grant = finding["fix"].as_str().and_then(|fix| fix.split_once("or: ")).context("a grant")?.1;
     outbox.execute(grant).await?;
     // The relay would make it.
     let finding = expect(&relay, "progress-topic", "warning").await?;
@@ -500,7 +500,7 @@ async fn what_exactly_once_lacks_in_the_database_is_found_and_mended(
     kafka.create_topic(topic, 3, &[]).await?;
     let finding = expect(&relay, "progress-topic", "error").await?;
     ensure!(
-        finding["mend"].as_str().is_some_and(|mend| mend.ends_with(&format!("--topic {topic} --partitions 16"))),
+        finding["fix"].as_str().is_some_and(|fix| fix.ends_with(&format!("--topic {topic} --partitions 16"))),
         "{finding}"
     );
     kafka.delete_topic(topic).await?;
@@ -519,7 +519,7 @@ async fn what_exactly_once_lacks_in_the_cluster_is_found(database: TestDatabase)
     outbox.create_topic(&kafka).await?;
     let relay = outbox.relay(&kafka).with("RELAY_DELIVERY", "exactly_once");
     let finding = expect(&relay, "transactions-unusable", "error").await?;
-    ensure!(finding["mend"].as_str().is_some_and(|mend| mend.contains("__transaction_state")), "{finding}");
+    ensure!(finding["fix"].as_str().is_some_and(|fix| fix.contains("__transaction_state")), "{finding}");
     let finding = expect(&relay, "progress-small", "note").await?;
     ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.contains("1024")), "{finding}");
     Ok(())

@@ -475,7 +475,7 @@ async fn a_held_key_waits_across_a_restart_until_it_is_redriven_in_order(
     let reasons: Vec<Reason> = parked(&letters).into_iter().map(|(reason, _)| reason).collect();
     ensure!(reasons == [Reason::Permanent, Reason::Held, Reason::Held, Reason::Held], "{reasons:?}");
 
-    // The cause is mended. The second redriven first: it is not its turn.
+    // The cause is fixed. The second redriven first: it is not its turn.
     let running = Running::start(field.counting());
     let redriven: Vec<Record> =
         letters.into_iter().map(|(record, letter)| Record { partition: letter.source_partition, ..record }).collect();

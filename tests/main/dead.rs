@@ -159,7 +159,7 @@ async fn nothing_is_changed_without_a_filter_or_a_yes_or_in_a_dry_run(database: 
     Ok(())
 }
 
-/// Poison by its headers, which [`mend`] mends.
+/// Poison by its headers, which [`fix`] fixes.
 async fn write_poison(outbox: &Outbox, entity: &str, n: i64) -> anyhow::Result<()> {
     let sql = format!(
         "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
@@ -168,7 +168,7 @@ async fn write_poison(outbox: &Outbox, entity: &str, n: i64) -> anyhow::Result<(
     outbox.execute(&sql).await.map(drop)
 }
 
-async fn mend(outbox: &Outbox) -> anyhow::Result<()> {
+async fn fix(outbox: &Outbox) -> anyhow::Result<()> {
     outbox.execute("update event_outbox set headers = '{}' where headers <> '{}'").await.map(drop)
 }
 
@@ -185,16 +185,16 @@ async fn dead_events_of_an_entity_are_retried_in_order_while_the_relay_is_far_ah
     outbox.write("others", 1, 200).await?;
     outbox.until_settled().await;
     ensure!(outbox.published_numbers(&kafka).await?["a"] == [3, 6, 9]);
-    mend(&outbox).await?;
+    fix(&outbox).await?;
     let changed =
-        json(&database, &["retry", "--entity", "a", "--yes", "--by", "ann", "--reason", "headers mended"]).await?;
+        json(&database, &["retry", "--entity", "a", "--yes", "--by", "ann", "--reason", "headers fixed"]).await?;
     ensure!(changed["changed"]["events"] == 6 && changed["changed"]["released"] == 0, "{changed}");
     outbox.until_settled().await;
     let numbers = outbox.published_numbers(&kafka).await?;
     ensure!(numbers["a"] == [3, 6, 9, 1, 2, 4, 5, 7, 8], "{numbers:?}");
     outbox.reconcile(&kafka, Rules::default()).await?;
     let audit = "select count(*) from event_outbox_audit a join event_outbox_audit_row r on r.audit_id = a.id \
-                 where command = 'dead retry' and acted_by = 'ann' and reason = 'headers mended' and affected = 6 \
+                 where command = 'dead retry' and acted_by = 'ann' and reason = 'headers fixed' and affected = 6 \
                  and filter = '{\"entity\": \"a\"}' and action = 'retried' and error like '%header%'";
     ensure!(outbox.number(audit).await? == 6);
     // Retried a second time there is nothing.
@@ -245,7 +245,7 @@ async fn a_held_entity_goes_on_in_order_when_its_event_is_retried(
         output.code == Some(1) && output.stderr.contains("PENDING") && output.stderr.contains("outbox-relay explain"),
         "{output:?}"
     );
-    mend(&outbox).await?;
+    fix(&outbox).await?;
     let changed = json(&database, &["retry", "--entity", "a", "--yes"]).await?;
     ensure!(changed["changed"]["events"] == 1 && changed["changed"]["released"] == 3, "{changed}");
     outbox.until_settled_of("a").await;
@@ -285,7 +285,7 @@ async fn a_held_entity_goes_on_when_its_event_is_discarded_which_can_be_undone(
     outbox.until_settled().await;
     relay.wait_for_line("status", |line| line["dead"] == 0 && line["held"] == 0).await;
 
-    mend(&outbox).await?;
+    fix(&outbox).await?;
     let changed = json(&database, &["retry", "--discarded", "--entity", "a", "--yes"]).await?;
     ensure!(changed["changed"]["events"] == 1, "{changed}");
     outbox.until_settled().await;
@@ -303,7 +303,7 @@ async fn only_the_audit_table_excuses_an_event_that_was_retried_after_its_succes
     write_poison(&outbox, "a", 1).await?;
     outbox.write("a", 2, 1).await?;
     outbox.until_settled().await;
-    mend(&outbox).await?;
+    fix(&outbox).await?;
     json(&database, &["retry", "--all", "--yes"]).await?;
     outbox.until_settled().await;
     outbox.reconcile(&kafka, Rules::default()).await?;
@@ -335,7 +335,7 @@ async fn events_are_retried_under_load_with_two_relays_and_the_ledger_is_clean(
             if listed["events"] == 2 { Ok(()) } else { Err(listed.to_string()) }
         })
         .await;
-        mend(&outbox).await?;
+        fix(&outbox).await?;
         if round == 3 {
             json(&database, &["discard", "--all", "--yes", "--reason", "the third round"]).await?;
         } else {

@@ -418,7 +418,7 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
     let relay = outbox.relay(&kafka).start("dlq")?;
     outbox.until_settled().await;
     ensure!(relay.stop().await? == Some(0));
-    let consumer = |mended: bool| {
+    let consumer = |fixed: bool| {
         Consumer::new(group, database.pool(8))
             .kafka("bootstrap.servers", kafka.bootstrap())
             .kafka("session.timeout.ms", "6000")
@@ -427,13 +427,13 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
             .retry(Retry { attempts: 2, first_pause: Duration::from_millis(1), ..Retry::default() })
             .on("Counted", 1..=1, move |mut ctx: Context, event: Counted| async move {
                 insert(&mut ctx, event.n).await?;
-                let bad = !mended && event.n == 2 && ctx.event().key_text() == Some("a");
+                let bad = !fixed && event.n == 2 && ctx.event().key_text() == Some("a");
                 if bad { Err(Failed::permanent("bad").then(Action::HoldKey)) } else { Ok(()) }
             })
     };
-    let run = async |mended: bool, effects: i64, parked: i64| -> anyhow::Result<()> {
+    let run = async |fixed: bool, effects: i64, parked: i64| -> anyhow::Result<()> {
         let (stop, stopped) = oneshot::channel::<()>();
-        let running = tokio::spawn(consumer(mended).run(async move {
+        let running = tokio::spawn(consumer(fixed).run(async move {
             let _ = stopped.await;
         }));
         eventually(&format!("{effects} effects, {parked} parked"), SOON * 4, || async {
@@ -450,7 +450,7 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
     };
     run(false, 5, 3).await?;
     let redrive = ["redrive", &letters, "--group", group, "--to", &retry, "--yes"];
-    // Not mended yet: the first one dies again, and the others stay behind it.
+    // Not fixed yet: the first one dies again, and the others stay behind it.
     ensure!(json(&kafka, &redrive).await?["redriven"] == 3);
     let (stop, stopped) = oneshot::channel::<()>();
     let failing = consumer(false);

@@ -33,7 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_session_that_has_locked_an_event_is_named_by_the_probe,
             a_session_that_has_locked_the_table_is_named_by_the_probe,
             a_missing_right_is_named_with_its_grant,
-            policies_that_hide_events_are_named_with_their_mend,
+            policies_that_hide_events_are_named_with_their_fix,
             a_reason_does_not_grow_while_a_stall_lasts,
             events_that_others_pass_by_are_logged_once,
             callers_without_the_token_learn_nothing,
@@ -69,7 +69,7 @@ async fn stalled(relay: &RelayProcess, admin: &Admin, cause: &str, parts: &[&str
             "{part:?}: {logged}"
         );
     }
-    ensure!(admin.get("/livez").await?.status == 200, "a stall is nothing that a restart mends");
+    ensure!(admin.get("/livez").await?.status == 200, "a stall is nothing that a restart fixes");
     Ok(())
 }
 
@@ -354,7 +354,7 @@ async fn a_container_asks_by_the_command(database: TestDatabase, kafka: Arc<Real
 }
 
 /// Row level security that is switched on while the relay runs hides rows without any error.
-async fn policies_that_hide_events_are_named_with_their_mend(
+async fn policies_that_hide_events_are_named_with_their_fix(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
@@ -370,12 +370,12 @@ async fn policies_that_hide_events_are_named_with_their_mend(
     outbox.execute("alter table event_outbox enable row level security").await?;
     outbox.write("hidden", 1, 20).await?;
     let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
-    let mend = body["next_step"].as_str().unwrap_or_default().to_owned();
-    ensure!(mend.starts_with("create policy"), "{body}");
+    let fix = body["next_step"].as_str().unwrap_or_default().to_owned();
+    ensure!(fix.starts_with("create policy"), "{body}");
     let logged = relay.wait_for_line(HIDDEN, |line| line["finding"].is_null()).await;
-    ensure!(logged["level"] == "ERROR" && logged["next_step"] == mend.as_str(), "{logged}");
+    ensure!(logged["level"] == "ERROR" && logged["next_step"] == fix.as_str(), "{logged}");
     // The policy that it names makes it well, with row level security still on.
-    outbox.execute(&mend).await?;
+    outbox.execute(&fix).await?;
     admin.until_ready_says(200, |body| body["state"] == "ready").await;
     relay.wait_for_end_of(HIDDEN).await;
     outbox.until_settled().await;

@@ -23,7 +23,7 @@ pub(super) struct Evidence<'e> {
 
 /// A right that is missing.
 pub(super) fn of_rights(finding: Finding) -> Reason {
-    Reason::new(Cause::Right, finding.sentence, finding.mend)
+    Reason::new(Cause::Right, finding.sentence, finding.fix)
 }
 
 /// The brokers have not answered since the start.

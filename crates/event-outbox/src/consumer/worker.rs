@@ -262,7 +262,7 @@ impl Worker {
                 reason = %failure.reason,
                 error = failure.error,
                 attempts = failure.attempts,
-                next_step = "mend the cause, then redrive the dead letter",
+                next_step = "fix the cause, then redrive the dead letter",
                 "an event became a dead letter"
             );
         }
