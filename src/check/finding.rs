@@ -36,22 +36,22 @@ pub(crate) struct Finding {
     /// The name of the code: for scripts, and for those who want to ignore it.
     pub(crate) id: &'static str,
     pub(crate) severity: Severity,
-    /// One sentence.
-    pub(crate) sentence: String,
+    /// What is wrong, in one sentence.
+    pub(crate) message: String,
     /// The SQL or the command that fixes it.
     pub(crate) fix: String,
 }
 
 impl Finding {
-    pub(crate) fn error(code: Code, sentence: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { code, id: code.name(), severity: Severity::Error, sentence: sentence.into(), fix: fix.into() }
+    pub(crate) fn error(code: Code, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { code, id: code.name(), severity: Severity::Error, message: message.into(), fix: fix.into() }
     }
 
-    pub(crate) fn warning(code: Code, sentence: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { code, id: code.name(), severity: Severity::Warning, sentence: sentence.into(), fix: fix.into() }
+    pub(crate) fn warning(code: Code, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { code, id: code.name(), severity: Severity::Warning, message: message.into(), fix: fix.into() }
     }
 
-    pub(crate) fn note(code: Code, sentence: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { code, id: code.name(), severity: Severity::Note, sentence: sentence.into(), fix: fix.into() }
+    pub(crate) fn note(code: Code, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { code, id: code.name(), severity: Severity::Note, message: message.into(), fix: fix.into() }
     }
 }

@@ -134,7 +134,7 @@ mod tests {
     fn a_slow_answer_is_no_skew() {
         assert_eq!(skewed(1_000.0, 1_009.0, 1_010.0), None);
         assert_eq!(skewed(1_000.0, 1_001.9, 1_000.2), None);
-        assert!(skewed(1_000.0, 900.0, 1_000.2).is_some_and(|finding| finding.sentence.contains("ahead of")));
-        assert!(skewed(1_000.0, 1_100.0, 1_000.2).is_some_and(|finding| finding.sentence.contains("behind")));
+        assert!(skewed(1_000.0, 900.0, 1_000.2).is_some_and(|finding| finding.message.contains("ahead of")));
+        assert!(skewed(1_000.0, 1_100.0, 1_000.2).is_some_and(|finding| finding.message.contains("behind")));
     }
 }

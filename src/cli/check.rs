@@ -49,8 +49,8 @@ fn shown(report: &Report, settings: &Settings) -> String {
     let brokers = settings.kafka.as_ref().map_or("no brokers", |kafka| kafka.brokers());
     let mut text =
         format!("{} in {}, {brokers}\n", migrate::names(&settings.outbox).outbox(), settings.database.target());
-    for Finding { code, id, severity, sentence, fix } in &report.findings {
-        text += &format!("\n{severity:<8} {code} {id}\n  {sentence}\n  fix: {fix}\n");
+    for Finding { code, id, severity, message, fix } in &report.findings {
+        text += &format!("\n{severity:<8} {code} {id}\n  {message}\n  fix: {fix}\n");
     }
     let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Note));
@@ -75,13 +75,13 @@ pub(super) async fn preflight(settings: Settings) {
 }
 
 fn log(finding: &Finding) {
-    let Finding { code, id, severity, sentence, fix } = finding;
+    let Finding { code, id, severity, message, fix } = finding;
     match severity {
         Severity::Error => tracing::error!(
             code = %code,
             notice = %Notice::CheckFinding,
             finding = id,
-            reason = sentence,
+            reason = message,
             next_step = fix,
             "the check at start has a finding"
         ),
@@ -89,7 +89,7 @@ fn log(finding: &Finding) {
             code = %code,
             notice = %Notice::CheckFinding,
             finding = id,
-            reason = sentence,
+            reason = message,
             next_step = fix,
             "the check at start has a finding"
         ),
@@ -97,7 +97,7 @@ fn log(finding: &Finding) {
             code = %code,
             notice = %Notice::CheckFinding,
             finding = id,
-            reason = sentence,
+            reason = message,
             next_step = fix,
             "the check at start has a finding"
         ),

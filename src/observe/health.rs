@@ -78,7 +78,7 @@ impl Cause {
 pub(crate) struct Reason {
     pub(crate) cause: Cause,
     /// What is the matter.
-    pub(crate) sentence: String,
+    pub(crate) message: String,
     /// What to do about it.
     pub(crate) next_step: String,
 }
@@ -96,9 +96,9 @@ pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
 }
 
 impl Reason {
-    pub(crate) fn new(cause: Cause, sentence: impl AsRef<str>, next_step: impl AsRef<str>) -> Self {
-        let [sentence, next_step] = [sentence.as_ref(), next_step.as_ref()].map(|text| shortened(text).into_owned());
-        Self { cause, sentence, next_step }
+    pub(crate) fn new(cause: Cause, message: impl AsRef<str>, next_step: impl AsRef<str>) -> Self {
+        let [message, next_step] = [message.as_ref(), next_step.as_ref()].map(|text| shortened(text).into_owned());
+        Self { cause, message, next_step }
     }
 }
 
@@ -231,9 +231,9 @@ impl Health {
             None => Answer { state: "live", reason: None, for_s: up.as_secs() },
             Some((beat, silent)) => {
                 let (of, silent, longest) = (&beat.of, silent.as_secs(), beat.longest.as_secs());
-                let sentence = format!("{of} has not moved for {silent} s; a round takes {longest} s at most");
+                let message = format!("{of} has not moved for {silent} s; a round takes {longest} s at most");
                 let reason =
-                    Reason::new(Cause::Loop, sentence, "restart the relay: nothing is lost; report it with its log");
+                    Reason::new(Cause::Loop, message, "restart the relay: nothing is lost; report it with its log");
                 Answer { state: "stuck", reason: Some(reason), for_s: silent }
             }
         }
@@ -263,7 +263,7 @@ mod tests {
         let stuck = health.live_after(3 * MINUTE);
         assert_eq!(stuck.reason.clone().map(|reason| reason.cause), Some(Cause::Loop));
         let json = serde_json::to_string(&stuck).expect("JSON");
-        assert!(json.starts_with(r#"{"state":"stuck","cause":"loop","sentence":"worker 0 has not moved"#), "{json}");
+        assert!(json.starts_with(r#"{"state":"stuck","cause":"loop","message":"worker 0 has not moved"#), "{json}");
         drop(one);
         assert!(health.live_after(3 * MINUTE).is_fine());
     }
@@ -272,7 +272,7 @@ mod tests {
     fn a_reason_of_any_length_is_cut_and_stays_text() {
         assert_eq!(shortened("short"), "short");
         let long = Reason::new(Cause::Unknown, "ü".repeat(100_000), "none");
-        assert!(long.sentence.len() <= REASON_MAX_BYTES + 3 && long.sentence.ends_with("ü..."), "{}", long.sentence);
+        assert!(long.message.len() <= REASON_MAX_BYTES + 3 && long.message.ends_with("ü..."), "{}", long.message);
     }
 
     #[test]

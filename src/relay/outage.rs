@@ -163,7 +163,7 @@ impl Outages {
         self.open()
             .iter()
             .map(|(server, incident)| {
-                format!("{server} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason.sentence)
+                format!("{server} away for {} s: {}", incident.since.elapsed().as_secs(), incident.reason.message)
             })
             .collect()
     }

@@ -195,10 +195,10 @@ impl StallMonitor {
     fn log(&self, change: StallChange) {
         let after_s = self.shared.options.stall_after.as_secs();
         match (change, &self.why) {
-            (StallChange::Begun, Some(Reason { cause, sentence, next_step })) => tracing::warn!(
+            (StallChange::Begun, Some(Reason { cause, message, next_step })) => tracing::warn!(
                 code = %Code::Stalled,
                 cause = cause.word(),
-                reason = sentence,
+                reason = message,
                 next_step,
                 stall_after_s = after_s,
                 "events wait and none has moved"
@@ -214,7 +214,7 @@ impl StallMonitor {
             _ => {}
         }
         match &self.why {
-            Some(why) => drop(self.shared.block(STALLED, &why.sentence)),
+            Some(why) => drop(self.shared.block(STALLED, &why.message)),
             None => drop(self.shared.unblock(STALLED)),
         }
     }
@@ -252,11 +252,11 @@ impl StallMonitor {
 /// One line when policies begin to hide rows, one when they no longer do. Nobody else meets an error then.
 fn log_hidden(shared: &Shared, hides: &mut bool, hidden: Option<&Finding>) {
     match (hidden, std::mem::replace(hides, hidden.is_some())) {
-        (Some(Finding { sentence, fix, .. }), false) => {
-            shared.block(HIDDEN, sentence);
+        (Some(Finding { message, fix, .. }), false) => {
+            shared.block(HIDDEN, message);
             tracing::error!(
                 code = %Code::RowSecurity,
-                reason = sentence,
+                reason = message,
                 consequence = "hidden events wait",
                 next_step = fix,
                 "row level security may hide events"

@@ -47,7 +47,7 @@ const WATCHED: usize = 30;
 pub(crate) enum TopicState {
     /// It exists and may be seen.
     Writable,
-    /// It does not exist, a right is missing, or it refuses records; a sentence for the operator.
+    /// It does not exist, a right is missing, or it refuses records; a message for the operator.
     Closed(String),
     /// The cluster has not answered yet.
     Unknown,
@@ -233,7 +233,7 @@ impl Topics {
     }
 }
 
-/// The operator's sentence for a topic that cannot be written.
+/// The operator's message for a topic that cannot be written.
 pub(crate) fn closed(code: RDKafkaErrorCode) -> String {
     // A topic that is deleted under a producer is reported as an unknown partition, not as an unknown topic.
     match fault::of_kafka(code).code {

@@ -56,7 +56,7 @@ async fn findings(relay: &Relay) -> anyhow::Result<BTreeMap<String, Value>> {
     let error = list.iter().any(|finding| finding["severity"] == "error");
     ensure!(output.code == Some(i32::from(error)), "{output:?}");
     for finding in &list {
-        ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.ends_with('.')), "{finding}");
+        ensure!(finding["message"].as_str().is_some_and(|message| message.ends_with('.')), "{finding}");
         ensure!(finding["fix"].as_str().is_some_and(|fix| !fix.is_empty()), "{finding}");
     }
     Ok(list.into_iter().map(|finding| (finding["id"].as_str().unwrap_or_default().to_owned(), finding)).collect())
@@ -202,7 +202,7 @@ async fn a_claim_that_leaves_its_index_is_found(database: TestDatabase, kafka: A
     let relay = outbox.relay(&kafka);
     outbox.execute("alter table event_outbox drop constraint event_outbox_pkey").await?;
     let finding = expect(&relay, "claim-plan", "error").await?;
-    ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.contains("Scan")), "{finding}");
+    ensure!(finding["message"].as_str().is_some_and(|message| message.contains("Scan")), "{finding}");
     outbox.execute("alter table event_outbox add constraint event_outbox_pkey primary key (id)").await?;
     // Somebody keeps old events in a table that inherits from the outbox: the ctid of a row is not unique any more.
     outbox.execute("create table archived () inherits (event_outbox)").await?;
@@ -277,7 +277,7 @@ async fn an_open_transaction_is_found_with_its_session(
         if ours { Ok(finding) } else { Err(finding.to_string()) }
     })
     .await;
-    let says = |part: &str| finding["sentence"].as_str().is_some_and(|sentence| sentence.contains(part));
+    let says = |part: &str| finding["message"].as_str().is_some_and(|message| message.contains(part));
     ensure!(says("a forgotten psql") && says(&format!("pid {pid}")) && says("idle in transaction"), "{finding}");
     open.rollback().await?;
     Ok(())
@@ -358,7 +358,7 @@ async fn consumers_that_remember_less_than_the_topic_keeps_are_found(
     ensure!(!none_yet.contains_key("processed-window"), "{none_yet:?}");
     outbox.execute("select event_once('billing', gen_random_uuid())").await?;
     let forgets = expect(&relay, "processed-window", "warning").await?;
-    ensure!(forgets["sentence"].as_str().is_some_and(|sentence| sentence.contains(" 90d,")), "{forgets}");
+    ensure!(forgets["message"].as_str().is_some_and(|message| message.contains(" 90d,")), "{forgets}");
     outbox.execute("update processed_events set processed_at = now() - interval '4 hours'").await?;
     let long_enough = findings(&relay).await?;
     ensure!(!long_enough.contains_key("processed-window"), "{long_enough:?}");
@@ -464,7 +464,7 @@ async fn a_clock_that_is_wrong_is_found(database: TestDatabase, kafka: Arc<RealK
     let wrong = relay.with("LD_PRELOAD", library.display()).with("FAKETIME_DONT_FAKE_MONOTONIC", 1);
     for (shift, says) in [("+4s", "ahead of"), ("-4s", "behind")] {
         let finding = expect(&wrong.clone().with("FAKETIME", shift), "clock-skew", "warning").await?;
-        ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.contains(says)), "{finding}");
+        ensure!(finding["message"].as_str().is_some_and(|message| message.contains(says)), "{finding}");
     }
     Ok(())
 }
@@ -496,7 +496,7 @@ async fn what_exactly_once_lacks_in_the_database_is_found_and_fixed(
     outbox.execute(grant).await?;
     // The relay would make it.
     let finding = expect(&relay, "progress-topic", "warning").await?;
-    let topic = finding["sentence"].as_str().and_then(|sentence| sentence.split(' ').nth(3)).context("a name")?;
+    let topic = finding["message"].as_str().and_then(|message| message.split(' ').nth(3)).context("a name")?;
     kafka.create_topic(topic, 3, &[]).await?;
     let finding = expect(&relay, "progress-topic", "error").await?;
     ensure!(
@@ -521,7 +521,7 @@ async fn what_exactly_once_lacks_in_the_cluster_is_found(database: TestDatabase)
     let finding = expect(&relay, "transactions-unusable", "error").await?;
     ensure!(finding["fix"].as_str().is_some_and(|fix| fix.contains("__transaction_state")), "{finding}");
     let finding = expect(&relay, "progress-small", "note").await?;
-    ensure!(finding["sentence"].as_str().is_some_and(|sentence| sentence.contains("1024")), "{finding}");
+    ensure!(finding["message"].as_str().is_some_and(|message| message.contains("1024")), "{finding}");
     Ok(())
 }
 

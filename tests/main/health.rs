@@ -57,7 +57,7 @@ async fn started(outbox: &Outbox, kafka: &RealKafka, name: &str) -> anyhow::Resu
 async fn stalled(relay: &RelayProcess, admin: &Admin, cause: &str, parts: &[&str]) -> anyhow::Result<()> {
     let body = admin.until_ready_says(503, |body| body["state"] == "stalled" && body["cause"] == cause).await;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let said = format!("{} {}", text(&body["sentence"]), text(&body["next_step"]));
+    let said = format!("{} {}", text(&body["message"]), text(&body["next_step"]));
     for part in parts {
         ensure!(said.contains(part), "no {part:?} in {body}");
     }

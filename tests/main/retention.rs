@@ -300,7 +300,7 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
     refused(&prune(&relay).await?, &[&of_topic, "retention.ms", "2h", "30m"])?;
     let found = check(&relay).await?;
     ensure!(found.len() == 1 && found[0]["severity"] == "error", "{found:?}");
-    ensure!(found[0]["sentence"].as_str().is_some_and(|sentence| sentence.contains("2h")), "{found:?}");
+    ensure!(found[0]["message"].as_str().is_some_and(|message| message.contains("2h")), "{found:?}");
     kafka.alter_topic(&topic, &[("retention.ms", "-1")]).await?;
     eventually("it keeps events for ever", SOON, || async {
         let output = prune(&relay).await.map_err(|error| error.to_string())?;

@@ -23,7 +23,7 @@ pub(super) struct Evidence<'e> {
 
 /// A right that is missing.
 pub(super) fn of_rights(finding: Finding) -> Reason {
-    Reason::new(Cause::Right, finding.sentence, finding.fix)
+    Reason::new(Cause::Right, finding.message, finding.fix)
 }
 
 /// The brokers have not answered since the start.
@@ -91,11 +91,11 @@ impl Evidence<'_> {
             _ => Cause::Held,
         };
         let held = status.held.iter().find(|held| held.reason == *reason);
-        let sentence = held.map_or_else(
+        let message = held.map_or_else(
             || format!("events are held: {reason}"),
             |held| format!("{} are held: {reason}", held.count()),
         );
-        Some(Reason::new(cause, sentence, next_step))
+        Some(Reason::new(cause, message, next_step))
     }
 
     /// A pause of everything leaves its rows as they are.
