@@ -9,8 +9,9 @@
 //! - [`routes`]: the topics that events go to
 //! - [`kafka`], [`topics`]: the brokers, one topic
 //! - [`transactions`]: what exactly-once needs besides
-//! - [`window`]: how far back consumers remember
+//! - [`dedup_window`]: how far back consumers remember
 
+mod dedup_window;
 mod finding;
 mod kafka;
 mod pooler;
@@ -21,7 +22,6 @@ mod sessions;
 mod table;
 mod topics;
 mod transactions;
-mod window;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -199,7 +199,7 @@ async fn outbox(
     let (lacking, identity) = transactions::database(conn, settings, names, lanes).await?;
     found.findings.extend(lacking);
     found.identity = identity;
-    found.processed_ms = window::oldest_processed_ms(conn, names).await?;
+    found.processed_ms = dedup_window::oldest_processed_ms(conn, names).await?;
     Ok(())
 }
 
@@ -233,33 +233,40 @@ async fn brokers(
     for (name, seen) in topics.iter().take(MOST_TOPICS) {
         let (findings, topic) = topics::topic(&cluster, kafka, name, *seen).await?;
         found.findings.extend(findings);
-        let kept = topic.and_then(|topic| topic.kept);
-        let breach = question.as_ref().zip(kept).and_then(|(question, kept)| question.breach(Some(name), false, kept));
+        let retention = topic.and_then(|topic| topic.retention);
+        let violation = question
+            .as_ref()
+            .zip(retention)
+            .and_then(|(question, retention)| question.violation(Some(name), false, retention));
         // What will let duplicates in is reported once, not as well as what has.
-        let has_forgotten = || topic.and_then(|topic| window::window(name, topic, found.processed_ms, names));
-        let finding = breach.as_ref().map(window::too_narrow).or_else(has_forgotten);
+        let has_forgotten = || topic.and_then(|topic| dedup_window::outlived(name, topic, found.processed_ms, names));
+        let finding = violation.as_ref().map(dedup_window::too_narrow).or_else(has_forgotten);
         found.findings.extend(finding);
     }
     let Some(question) = question else { return Ok(()) };
-    found.findings.extend(question.horizon().as_ref().map(window::too_narrow));
+    found.findings.extend(question.horizon().as_ref().map(dedup_window::too_narrow));
     let all = cluster.topics().await?;
-    let letters =
-        |(name, _): &(String, Seen)| crate::window::dead_letter_topics(name, all.iter()).cloned().collect::<Vec<_>>();
+    let letters = |(name, _): &(String, Seen)| {
+        crate::dedup_window::dead_letter_topics(name, all.iter()).cloned().collect::<Vec<_>>()
+    };
     for name in topics.iter().take(MOST_TOPICS).flat_map(letters) {
-        let kept = cluster.topic_config(&name).await.and_then(|config| crate::window::Kept::by(&config));
-        let breach = kept.and_then(|kept| question.breach(Some(&name), true, kept));
-        found.findings.extend(breach.as_ref().map(window::too_narrow));
+        let retention = cluster
+            .topic_config(&name)
+            .await
+            .and_then(|config| crate::dedup_window::TopicRetention::from_config(&config));
+        let violation = retention.and_then(|retention| question.violation(Some(&name), true, retention));
+        found.findings.extend(violation.as_ref().map(dedup_window::too_narrow));
     }
     Ok(())
 }
 
 /// `None` where nothing of the consumers' table is ever pruned.
-fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::window::Question<'a>> {
-    let kept = &settings.relay.retention;
-    Some(crate::window::Question {
+fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::dedup_window::Question<'a>> {
+    let retention = &settings.relay.retention;
+    Some(crate::dedup_window::Question {
         names,
         template: &settings.relay.topic,
-        window: kept.processed_after?,
-        dead_letter_horizon: kept.dead_letter_horizon,
+        window: retention.processed_after?,
+        dead_letter_horizon: retention.dead_letter_horizon,
     })
 }

@@ -12,7 +12,7 @@
 //! - `check`: what will go wrong, found before traffic does
 //! - `dlq`: dead letters of consumers, listed and sent again
 //! - `replay`: retained events, published again
-//! - `window`: how far back topics can be read, against how far back consumers remember
+//! - `dedup_window`: how far back topics can be read, against how far back consumers remember
 //! - `status`, `explain`, `tail`: what goes on now, with one event, with each event that comes
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers (feature `bench`)
@@ -22,6 +22,7 @@ mod bench;
 mod check;
 pub mod cli;
 pub mod config;
+mod dedup_window;
 mod dlq;
 mod explain;
 mod fault;
@@ -34,4 +35,3 @@ mod status;
 pub mod store;
 mod tail;
 mod verify;
-mod window;

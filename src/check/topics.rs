@@ -11,10 +11,10 @@ use super::finding::Finding;
 use super::kafka::{Cluster, blocking, value};
 use super::routes::Seen;
 use crate::config::KafkaSettings;
+use crate::dedup_window::TopicRetention;
 use crate::fault;
 use crate::sink::murmur2;
 use crate::sink::reader::{Part, Partition, Reader};
-use crate::window::Kept;
 use event_outbox::code::Code;
 
 /// librdkafka's default of `message.max.bytes`.
@@ -61,16 +61,16 @@ pub(super) async fn topic(
     if let Ok(tail) = &tail {
         findings.extend(partitioner(name, kafka, tail, count));
     }
-    let kept = config.as_deref().and_then(Kept::by);
+    let retention = config.as_deref().and_then(TopicRetention::from_config);
     let oldest_ms = tail.ok().and_then(|tail| tail.oldest_ms);
-    Ok((findings, Some(Topic { kept, oldest_ms })))
+    Ok((findings, Some(Topic { retention, oldest_ms })))
 }
 
 /// What the window of `processed_events` is compared with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Topic {
     /// `None` where its configuration cannot be seen.
-    pub(super) kept: Option<Kept>,
+    pub(super) retention: Option<TopicRetention>,
     /// Timestamp of the first record of any partition.
     pub(super) oldest_ms: Option<i64>,
 }

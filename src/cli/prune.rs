@@ -10,9 +10,9 @@ use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::{GivenDuration, Needs, Retention, Settings, Sources};
+use crate::dedup_window::{self, Question, Unknown, WindowViolation};
 use crate::store::audit::{self, Entry};
 use crate::store::retention::{self, Removal};
-use crate::window::{self, Breach, Question, Unknown};
 
 /// Rows and pages of a step.
 const STEP: i64 = 2_000;
@@ -153,15 +153,15 @@ async fn wide_enough(
         window,
         dead_letter_horizon: settings.relay.retention.dead_letter_horizon,
     };
-    match question.breaches(&mut target.conn, &kafka).await {
-        Ok(breaches) if breaches.is_empty() => Ok(()),
-        Ok(breaches) => {
-            let breaches: Vec<_> = breaches.iter().map(Breach::to_string).collect();
+    match question.violations(&mut target.conn, &kafka).await {
+        Ok(violations) if violations.is_empty() => Ok(()),
+        Ok(violations) => {
+            let violations: Vec<_> = violations.iter().map(WindowViolation::to_string).collect();
             Err(Failure::finding(format!(
                 "{REFUSED}, because duplicates would be let in:\n  {}",
-                breaches.join("\n  ")
+                violations.join("\n  ")
             ))
-            .hint(format!("{}; {force}", window::FIX)))
+            .hint(format!("{}; {force}", dedup_window::FIX)))
         }
         Err(Unknown::Database(error)) => Err(target.failed("look at the routes of", error)),
         // The text of an error of the client may quote a setting.

@@ -10,13 +10,13 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 
 use crate::config::{GivenDuration, Retention, RetentionSettings};
+use crate::dedup_window::{self, Question, Unknown, WindowViolation};
 use crate::fault::{self, Class};
 use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
 use crate::store::retention::{self, Removal};
 use crate::store::session;
-use crate::window::{self, Breach, Question, Unknown};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
@@ -129,8 +129,8 @@ impl Pruner {
         let options = &self.shared.options;
         let dead_letter_horizon = self.settings.dead_letter_horizon;
         let question = Question { names: &options.names, template: &options.topic, window, dead_letter_horizon };
-        let (reason, next_step) = match question.breaches(conn, &options.brokers).await {
-            Ok(breaches) if breaches.is_empty() => {
+        let (reason, next_step) = match question.violations(conn, &options.brokers).await {
+            Ok(violations) if violations.is_empty() => {
                 if self.shared.unblock(WINDOW) {
                     tracing::info!(
                         notice = %Notice::Resolved,
@@ -141,7 +141,9 @@ impl Pruner {
                 }
                 return Ok(true);
             }
-            Ok(breaches) => (breaches.iter().map(Breach::to_string).collect::<Vec<_>>().join("; "), window::FIX),
+            Ok(violations) => {
+                (violations.iter().map(WindowViolation::to_string).collect::<Vec<_>>().join("; "), dedup_window::FIX)
+            }
             Err(Unknown::Database(error)) => return Err(error),
             // The relay logs the outage itself.
             Err(Unknown::Kafka(error)) => {

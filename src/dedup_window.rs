@@ -22,19 +22,19 @@ use event_outbox::route::TopicTemplate;
 
 /// For how long a topic keeps what is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kept {
+pub(crate) enum TopicRetention {
     For(GivenDuration),
     Forever,
 }
 
-impl Kept {
+impl TopicRetention {
     /// By a topic's configuration; `None` where it says nothing that can be read.
-    pub(crate) fn by(config: &[ConfigEntry]) -> Option<Self> {
+    pub(crate) fn from_config(config: &[ConfigEntry]) -> Option<Self> {
         let value = |name: &str| config.iter().find(|entry| entry.name == name)?.value.as_deref();
-        Self::of(value("cleanup.policy")?, value("retention.ms")?)
+        Self::from_values(value("cleanup.policy")?, value("retention.ms")?)
     }
 
-    fn of(cleanup_policy: &str, retention_ms: &str) -> Option<Self> {
+    fn from_values(cleanup_policy: &str, retention_ms: &str) -> Option<Self> {
         if !cleanup_policy.split(',').any(|policy| policy.trim() == "delete") {
             return Some(Self::Forever);
         }
@@ -45,16 +45,16 @@ impl Kept {
     /// True when something is still there that is no longer remembered.
     pub(crate) fn outlasts(self, window: GivenDuration) -> bool {
         match self {
-            Self::For(kept) => *kept > *window,
+            Self::For(retention) => *retention > *window,
             Self::Forever => true,
         }
     }
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for TopicRetention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::For(kept) => kept.fmt(f),
+            Self::For(retention) => retention.fmt(f),
             Self::Forever => f.write_str("ever"),
         }
     }
@@ -62,31 +62,31 @@ impl fmt::Display for Kept {
 
 /// What lets a duplicate in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Breach {
+pub(crate) struct WindowViolation {
     /// `None`: the configured horizon of dead letters.
     pub(crate) topic: Option<String>,
     pub(crate) dead_letters: bool,
-    pub(crate) kept: Kept,
+    pub(crate) retention: TopicRetention,
     pub(crate) window: GivenDuration,
 }
 
-impl fmt::Display for Breach {
+impl fmt::Display for WindowViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { topic, dead_letters, kept, window } = self;
+        let Self { topic, dead_letters, retention, window } = self;
         match (topic, dead_letters) {
             (Some(topic), false) => {
                 write!(
                     f,
-                    "the topic {topic} keeps events for {kept} (retention.ms), consumers remember them for {window}"
+                    "the topic {topic} keeps events for {retention} (retention.ms), consumers remember them for {window}"
                 )
             }
             (Some(topic), true) => write!(
                 f,
-                "the dead letter topic {topic} keeps letters for {kept} (retention.ms), consumers remember events for {window}"
+                "the dead letter topic {topic} keeps letters for {retention} (retention.ms), consumers remember events for {window}"
             ),
             (None, _) => write!(
                 f,
-                "dead letters may come back for {kept} (RELAY_DEAD_LETTER_HORIZON), consumers remember events for {window}"
+                "dead letters may come back for {retention} (RELAY_DEAD_LETTER_HORIZON), consumers remember events for {window}"
             ),
         }
     }
@@ -122,13 +122,13 @@ impl Question<'_> {
     ///
     /// # Errors
     /// [`Unknown`]: then nothing may be forgotten.
-    pub(crate) async fn breaches(
+    pub(crate) async fn violations(
         &self,
         conn: &mut PgConnection,
         kafka: &KafkaSettings,
-    ) -> Result<Vec<Breach>, Unknown> {
+    ) -> Result<Vec<WindowViolation>, Unknown> {
         let (routed, _) = routes::routes(conn, self.names, self.template).await?;
-        let mut breaches: Vec<Breach> = self.horizon().into_iter().collect();
+        let mut violations: Vec<WindowViolation> = self.horizon().into_iter().collect();
         let asked = kafka.clone();
         let all = tokio::task::spawn_blocking(move || Reader::new(&asked)?.topics()).await;
         let all: BTreeSet<String> = all.map_err(|_| KafkaError::Canceled)??.into_iter().collect();
@@ -138,22 +138,27 @@ impl Question<'_> {
             let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
             let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
             let config = described.into_iter().next().and_then(Result::ok);
-            let kept = config.and_then(|config| Kept::by(&config.entries));
-            let kept = kept.ok_or_else(|| Unknown::Hidden(topic.to_owned()))?;
-            breaches.extend(self.breach(Some(topic), dead_letters, kept));
+            let retention = config.and_then(|config| TopicRetention::from_config(&config.entries));
+            let retention = retention.ok_or_else(|| Unknown::Hidden(topic.to_owned()))?;
+            violations.extend(self.violation(Some(topic), dead_letters, retention));
         }
-        Ok(breaches)
+        Ok(violations)
     }
 
     /// The configured horizon, where it is too long.
-    pub(crate) fn horizon(&self) -> Option<Breach> {
-        self.breach(None, true, Kept::For(self.dead_letter_horizon?))
+    pub(crate) fn horizon(&self) -> Option<WindowViolation> {
+        self.violation(None, true, TopicRetention::For(self.dead_letter_horizon?))
     }
 
-    pub(crate) fn breach(&self, topic: Option<&str>, dead_letters: bool, kept: Kept) -> Option<Breach> {
+    pub(crate) fn violation(
+        &self,
+        topic: Option<&str>,
+        dead_letters: bool,
+        retention: TopicRetention,
+    ) -> Option<WindowViolation> {
         let window = self.window;
         let topic = topic.map(str::to_owned);
-        kept.outlasts(window).then_some(Breach { topic, dead_letters, kept, window })
+        retention.outlasts(window).then_some(WindowViolation { topic, dead_letters, retention, window })
     }
 
     /// The routed topics that there are, and their dead letter topics.
@@ -192,14 +197,16 @@ mod tests {
 
     #[test]
     fn what_is_never_deleted_outlasts_every_window() {
-        let week = Kept::of("delete", "604800000").expect("a time");
-        assert_eq!(week, Kept::For((DAY * 7).into()));
+        let week = TopicRetention::from_values("delete", "604800000").expect("a time");
+        assert_eq!(week, TopicRetention::For((DAY * 7).into()));
         assert!(week.outlasts((DAY * 6).into()) && !week.outlasts((DAY * 7).into()));
-        for forever in [Kept::of("delete", "-1"), Kept::of("compact", "604800000")] {
+        for forever in
+            [TopicRetention::from_values("delete", "-1"), TopicRetention::from_values("compact", "604800000")]
+        {
             assert!(forever.expect("a time").outlasts((DAY * 10_000).into()));
         }
-        assert_eq!(Kept::of("compact, delete", "604800000"), Some(week));
-        assert_eq!(Kept::of("delete", "soon"), None);
+        assert_eq!(TopicRetention::from_values("compact, delete", "604800000"), Some(week));
+        assert_eq!(TopicRetention::from_values("delete", "soon"), None);
     }
 
     #[test]
@@ -210,10 +217,10 @@ mod tests {
     }
 
     #[test]
-    fn a_breach_is_reported_with_its_numbers() {
-        let (kept, window) = (Kept::For((DAY * 90).into()), "48h".parse().expect("a duration"));
-        let breach = Breach { topic: Some("t".to_owned()), dead_letters: false, kept, window };
-        let text = breach.to_string();
+    fn a_violation_is_reported_with_its_numbers() {
+        let (retention, window) = (TopicRetention::For((DAY * 90).into()), "48h".parse().expect("a duration"));
+        let violation = WindowViolation { topic: Some("t".to_owned()), dead_letters: false, retention, window };
+        let text = violation.to_string();
         assert!(text.contains("topic t keeps events for 90d ") && text.ends_with(" for 48h"), "{text}");
     }
 }

@@ -4,9 +4,9 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use super::topics::Topic;
+use crate::dedup_window::{self, TopicRetention, WindowViolation};
 use crate::store::activity::span;
 use crate::store::read_only::read;
-use crate::window::{self, Breach, Kept};
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::names::literal;
@@ -33,28 +33,28 @@ pub(super) async fn oldest_processed_ms(conn: &mut PgConnection, names: &Names) 
 }
 
 /// A window that lets duplicates in, whether or not it has done so yet: relays and `prune` refuse it.
-pub(super) fn too_narrow(breach: &Breach) -> Finding {
+pub(super) fn too_narrow(violation: &WindowViolation) -> Finding {
     Finding::error(
         Code::ProcessedWindow,
-        format!("RELAY_PROCESSED_RETENTION lets duplicates in, so that nothing of it is pruned: {breach}."),
-        window::FIX,
+        format!("RELAY_PROCESSED_RETENTION lets duplicates in, so that nothing of it is pruned: {violation}."),
+        dedup_window::FIX,
     )
 }
 
 /// A topic that keeps events which consumers have forgotten.
-pub(super) fn window(name: &str, topic: Topic, processed_ms: Option<f64>, names: &Names) -> Option<Finding> {
+pub(super) fn outlived(name: &str, topic: Topic, processed_ms: Option<f64>, names: &Names) -> Option<Finding> {
     let (processed, oldest) = (processed_ms?, topic.oldest_ms? as f64);
     let forgotten = (processed - oldest) / 1000.0;
-    let kept = match topic.kept {
-        Some(Kept::For(kept)) => kept.to_string(),
-        Some(Kept::Forever) => "all time".to_owned(),
+    let retention = match topic.retention {
+        Some(TopicRetention::For(retention)) => retention.to_string(),
+        Some(TopicRetention::Forever) => "all time".to_owned(),
         None => "an unknown time".to_owned(),
     };
     (forgotten > TOLERANCE_S).then(|| {
         Finding::warning(
             Code::ProcessedWindow,
             format!(
-                "The topic {name} keeps events of {kept}, {} more than {} remembers: a consumer that reads it again applies those twice.",
+                "The topic {name} keeps events of {retention}, {} more than {} remembers: a consumer that reads it again applies those twice.",
                 span(forgotten),
                 names.processed()
             ),
