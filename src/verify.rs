@@ -5,9 +5,9 @@
 //!    (`table`).
 //! 2. Only then the ends of the topics are asked for, and the topics read up to there (`topic`). So whatever was PUBLISHED when its page
 //!    was read has its record below that end, and is `missing` if it has not.
-//! 3. Both sides are sorted by event on disk (`sorter`, `fact`) and judged as a stream (`judge`). Records without a row are put aside,
-//!    their rows asked for once more by `sequence` (a transaction may have committed after its page was read), and judged again.
-//! 4. The first records of keyed events are sorted by entity and offset, and judged for order.
+//! 3. Both sides are sorted by event on disk (`sorter`, `fact`) and compared as a stream (`compare`). Records without a row are kept,
+//!    their rows asked for once more by `sequence` (a transaction may have committed after its page was read), and compared again.
+//! 4. The first records of keyed events are sorted by entity and offset, and compared for order.
 //!
 //! # What is no violation
 //! - Rows that are PENDING or DEAD when they are read, on the topic or not: they are counted as `pending` and `dead`.
@@ -33,8 +33,8 @@
 //! - A record without a row that claims an id above the highest one counts as `after_start`, one that claims an id below what is retained
 //!   as `retired`.
 
+mod compare;
 mod fact;
-mod judge;
 mod rate;
 mod reading;
 mod sorter;
@@ -55,17 +55,17 @@ use tokio::task::block_in_place;
 
 use crate::config::{DatabaseSettings, KafkaSettings};
 use crate::store::session;
+use compare::{Comparison, Horizon, Scope, TopicScope};
 use event_outbox::Names;
 use event_outbox::ledger::{Example, Finding, Report, Rules};
 use event_outbox::route::TopicTemplate;
 use fact::Fact;
-use judge::{Horizon, Judge, Scope, TopicScope};
 use sorter::Sorter;
 use table::{Audits, Extent, TableReader};
 use topic::{Beginning, TopicExtent, TopicReader};
 use topics::TopicNames;
 
-pub(crate) use judge::Partitioner;
+pub(crate) use compare::Partitioner;
 pub(crate) use rate::Rate;
 pub(crate) use reading::{KeyFrom, Payload, Reading};
 pub(crate) use verdict::Verdict;
@@ -157,7 +157,7 @@ pub(crate) async fn run(
         partitioner: plan.partitioner,
         topics: scopes,
     };
-    verification.judge(&mut conn, &scope).await
+    verification.compare(&mut conn, &scope).await
 }
 
 struct Verification<'a> {
@@ -283,37 +283,37 @@ impl Verification<'_> {
         }
     }
 
-    async fn judge(self, conn: &mut PgConnection, scope: &Scope) -> Result<Verdict, VerifyError> {
+    async fn compare(self, conn: &mut PgConnection, scope: &Scope) -> Result<Verdict, VerifyError> {
         let Self { table, facts, mut topics, report, uncommitted, mut notes, .. } = self;
-        let mut judge = Judge::new(scope, report);
-        block_in_place(|| judge_all(&mut judge, facts, "comparing"))?;
-        let mut strays = judge.second_round()?;
-        for ids in strays.ids.chunks(IDS_AT_ONCE) {
+        let mut comparison = Comparison::new(scope, report);
+        block_in_place(|| compare_all(&mut comparison, facts, "comparing"))?;
+        let mut unmatched = comparison.second_round()?;
+        for ids in unmatched.ids.chunks(IDS_AT_ONCE) {
             for (event, row) in table.again(conn, ids, &mut topics).await? {
-                strays.facts.push(Fact::Row(row).encode(event))?;
+                unmatched.facts.push(Fact::Row(row).encode(event))?;
             }
         }
-        block_in_place(|| judge_all(&mut judge, strays.facts, "comparing what committed late"))?;
-        let (mut report, aside, steps) = judge.end();
-        block_in_place(|| judge::order(scope, steps, &mut report))?;
+        block_in_place(|| compare_all(&mut comparison, unmatched.facts, "comparing what committed late"))?;
+        let (mut report, tolerated, steps) = comparison.end();
+        block_in_place(|| compare::order(scope, steps, &mut report))?;
         self::name_entities(&table, conn, &mut report).await?;
-        if aside.repeated_ids > 0 {
+        if tolerated.repeated_ids > 0 {
             notes.push(format!(
                 "{} rows share their event_id with another row: consumers take them for duplicates",
-                aside.repeated_ids
+                tolerated.repeated_ids
             ));
         }
         let topics = scope.topics.iter().map(|topic| topic.name.clone()).collect();
-        Ok(Verdict { topics, report, aside, uncommitted, notes })
+        Ok(Verdict { topics, report, tolerated, uncommitted, notes })
     }
 }
 
-fn judge_all(judge: &mut Judge<'_>, facts: Sorter<{ fact::FACT_BYTES }>, what: &str) -> io::Result<()> {
+fn compare_all(comparison: &mut Comparison<'_>, facts: Sorter<{ fact::FACT_BYTES }>, what: &str) -> io::Result<()> {
     let bar = bar(what, facts.len());
     let mut facts = facts.sorted()?;
     while let Some(entry) = facts.next()? {
         let (event, fact) = Fact::decode(&entry);
-        judge.take(event, fact)?;
+        comparison.take(event, fact)?;
         bar.inc(1);
     }
     bar.finish_and_clear();

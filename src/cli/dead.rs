@@ -10,7 +10,7 @@ use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::Settings;
-use crate::store::dead::{self, Cause, Event, Filter, Id, Verdict};
+use crate::store::dead::{self, Cause, Decision, Event, Filter, Id};
 use event_outbox::route::TopicTemplate;
 
 /// Events that need a decision: DEAD ones, and, where RELAY_ON_POISON is hold_entity, those that hold their entity.
@@ -129,8 +129,8 @@ impl Dead {
             match self {
                 Dead::List(list) => list.run(settings).await,
                 Dead::Show(show) => show.run(settings).await,
-                Dead::Retry(decide) => decide.run(settings, Verdict::Retry).await,
-                Dead::Discard(Discard { decide }) => decide.run(settings, Verdict::Discard).await,
+                Dead::Retry(decide) => decide.run(settings, Decision::Retry).await,
+                Dead::Discard(Discard { decide }) => decide.run(settings, Decision::Discard).await,
             }
         })
     }
@@ -185,42 +185,49 @@ impl Show {
 }
 
 impl Decide {
-    async fn run(self, settings: &Settings, verdict: Verdict) -> Result<(), Failure> {
+    async fn run(self, settings: &Settings, decision: Decision) -> Result<(), Failure> {
         let Self { which, all, confirm, reason, by, json } = self;
         let filter = which.filter();
         if filter.is_empty() && !all {
-            return Err(Failure::usage(format!("{} needs a filter, or --all", verdict.command()))
+            return Err(Failure::usage(format!("{} needs a filter, or --all", decision.command()))
                 .hint("`dead list` shows the causes; --error FINGERPRINT takes one of them"));
         }
-        if verdict == Verdict::Discard && (reason.is_none() || filter.discarded) {
+        if decision == Decision::Discard && (reason.is_none() || filter.discarded) {
             let what = if reason.is_none() { "needs a --reason" } else { "takes no --discarded: those are" };
             return Err(Failure::usage(format!("dead discard {what}")).hint("it is kept in the audit table"));
         }
-        let mut target = Target::open(settings, verdict.command()).await?;
+        let mut target = Target::open(settings, decision.command()).await?;
         let causes = causes(&mut target, &filter, &settings.relay.topic).await?;
         if causes.is_empty() {
             explain_missing(&mut target, &filter).await?;
         }
         if confirm.dry_run || causes.is_empty() {
-            report(json, true, verdict, &causes, None, &target.shown);
+            report(json, true, decision, &causes, None, &target.shown);
             return Ok(());
         }
         if !json {
             causes.iter().for_each(show_cause);
         }
-        confirm.ask(&format!("{} {} of {}?", word(verdict, true), counted(&causes), target.shown))?;
+        confirm.ask(&format!("{} {} of {}?", word(decision, true), counted(&causes), target.shown))?;
         let Target { mut conn, names, shown, .. } = target;
         let longest = settings.relay.publish_timeout + Duration::from_secs(5);
         let author = by.author(reason);
-        let changed = dead::decide(&mut conn, &names, &filter, &settings.relay.topic, verdict, &author, longest)
+        let changed = dead::decide(&mut conn, &names, &filter, &settings.relay.topic, decision, &author, longest)
             .await
             .map_err(|error| failed("change events of", &shown, error))?;
-        report(json, false, verdict, &causes, Some(changed), &shown);
+        report(json, false, decision, &causes, Some(changed), &shown);
         Ok(())
     }
 }
 
-fn report(json: bool, dry_run: bool, verdict: Verdict, causes: &[Cause], changed: Option<dead::Changed>, shown: &str) {
+fn report(
+    json: bool,
+    dry_run: bool,
+    decision: Decision,
+    causes: &[Cause],
+    changed: Option<dead::Changed>,
+    shown: &str,
+) {
     if json {
         println!("{}", json!({ "dry_run": dry_run, "matching": events(causes), "changed": changed, "causes": causes }));
         return;
@@ -231,21 +238,21 @@ fn report(json: bool, dry_run: bool, verdict: Verdict, causes: &[Cause], changed
                 0 => String::new(),
                 released => format!(", {released} that waited behind them go on"),
             };
-            println!("{} {} events of {shown}{behind}", word(verdict, false), changed.events);
+            println!("{} {} events of {shown}{behind}", word(decision, false), changed.events);
         }
         None => {
             causes.iter().for_each(show_cause);
-            println!("would have {} {} of {shown}", word(verdict, false), counted(causes));
+            println!("would have {} {} of {shown}", word(decision, false), counted(causes));
         }
     }
 }
 
-fn word(verdict: Verdict, imperative: bool) -> &'static str {
-    match (verdict, imperative) {
-        (Verdict::Retry, true) => "Retry",
-        (Verdict::Retry, false) => "retried",
-        (Verdict::Discard, true) => "Discard",
-        (Verdict::Discard, false) => "discarded",
+fn word(decision: Decision, imperative: bool) -> &'static str {
+    match (decision, imperative) {
+        (Decision::Retry, true) => "Retry",
+        (Decision::Retry, false) => "retried",
+        (Decision::Discard, true) => "Discard",
+        (Decision::Discard, false) => "discarded",
     }
 }
 

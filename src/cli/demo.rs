@@ -60,7 +60,7 @@ impl OrderFlow {
         } else {
             print(&format!("\n{balance}"));
         }
-        judge_flow(&balance)
+        check_order_flow(&balance)
     }
 }
 
@@ -81,7 +81,7 @@ impl Demo {
         } else {
             print(&balance.to_string());
         }
-        judge(&balance)
+        check_promises(&balance)
     }
 
     /// Lines for a shell, or one line of JSON.
@@ -175,7 +175,7 @@ fn consumer_config(kafka: &KafkaSettings) -> ClientConfig {
 }
 
 /// Exit code 1 is for books that do not agree.
-fn judge_flow(balance: &OrderBalance) -> Result<(), Failure> {
+fn check_order_flow(balance: &OrderBalance) -> Result<(), Failure> {
     let broken: Vec<_> = balance.promises.iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect();
     if broken.is_empty() {
         return Ok(());
@@ -185,7 +185,7 @@ fn judge_flow(balance: &OrderBalance) -> Result<(), Failure> {
 }
 
 /// Exit code 1 is for a promise that was broken.
-fn judge(balance: &Balance) -> Result<(), Failure> {
+fn check_promises(balance: &Balance) -> Result<(), Failure> {
     if balance.is_kept() {
         return Ok(());
     }
@@ -277,8 +277,8 @@ mod tests {
     #[test]
     fn a_broken_promise_exits_1() {
         let kept = Balance::default();
-        assert!(judge(&kept).is_ok());
+        assert!(check_promises(&kept).is_ok());
         let broken = Balance { not_applied: 1, ..Balance::default() };
-        assert_eq!(judge(&broken).unwrap_err().report(), ExitCode::from(1));
+        assert_eq!(check_promises(&broken).unwrap_err().report(), ExitCode::from(1));
     }
 }

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::mistake::Mistake;
 use super::pem::{self, Holds};
-use super::producer::{DEFAULT_PARTITIONER, Verdict, judge};
+use super::producer::{DEFAULT_PARTITIONER, RuleOutcome, apply_rules};
 use super::property::Property;
 use super::resolved::{Given, Resolved};
 use super::{brokers, sasl};
@@ -142,10 +142,10 @@ fn check(property: &Property, given: &Given) -> Result<(), Mistake> {
     if text.contains('\0') {
         return Err(Mistake::new(&given.label, "holds a NUL byte"));
     }
-    match judge(property.canonical(), text) {
-        Verdict::Allowed => return Ok(()),
-        Verdict::Unruled => {}
-        Verdict::Refused(refusal) => {
+    match apply_rules(property.canonical(), text) {
+        RuleOutcome::Allowed => return Ok(()),
+        RuleOutcome::Unruled => {}
+        RuleOutcome::Refused(refusal) => {
             let mistake = mistake(refusal.reason);
             return Err(match refusal.accepted {
                 Some(accepted) => mistake.expected(accepted),

@@ -22,7 +22,7 @@ pub(super) struct Refusal {
 
 /// The relay's answer to one value.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum RuleOutcome {
     /// It breaks a guarantee.
     Refused(Refusal),
     /// The rule names this very value; librdkafka takes it.
@@ -80,20 +80,20 @@ const RULES: &[(&str, Rule)] = &[
 /// The partitioner of the Java client, which is what other producers of the same topics most likely use.
 pub(super) const DEFAULT_PARTITIONER: &str = "murmur2_random";
 
-/// Judges one value of the property with that canonical name. A number that is none is left to the range check.
-pub(super) fn judge(canonical: &str, value: &str) -> Verdict {
-    let Some((_, rule)) = RULES.iter().find(|(name, _)| *name == canonical) else { return Verdict::Unruled };
+/// Applies the rules to one value of the property with that canonical name. A number that is none is left to the range check.
+pub(super) fn apply_rules(canonical: &str, value: &str) -> RuleOutcome {
+    let Some((_, rule)) = RULES.iter().find(|(name, _)| *name == canonical) else { return RuleOutcome::Unruled };
     let number = value.parse::<i64>().ok();
-    let refused = |reason, accepted| Verdict::Refused(Refusal { reason, accepted });
+    let refused = |reason, accepted| RuleOutcome::Refused(Refusal { reason, accepted });
     match *rule {
         Rule::Never(reason) => refused(reason, None),
-        Rule::Only(values, _) if values.iter().any(|known| value.eq_ignore_ascii_case(known)) => Verdict::Allowed,
+        Rule::Only(values, _) if values.iter().any(|known| value.eq_ignore_ascii_case(known)) => RuleOutcome::Allowed,
         Rule::Only(values, reason) => refused(reason, Some(values.join(" or "))),
         Rule::AtMost(max, reason) if number.is_some_and(|n| n > max) => refused(reason, Some(format!("at most {max}"))),
         Rule::AtLeast(min, reason) if number.is_some_and(|n| n < min) => {
             refused(reason, Some(format!("{min} or more")))
         }
-        Rule::AtMost(..) | Rule::AtLeast(..) => Verdict::Unruled,
+        Rule::AtMost(..) | Rule::AtLeast(..) => RuleOutcome::Unruled,
     }
 }
 
@@ -106,7 +106,7 @@ mod tests {
 
     fn is_refused(name: &str, value: &str) -> bool {
         let canonical = Property::named(name).unwrap().canonical();
-        matches!(judge(canonical, value), Verdict::Refused(_))
+        matches!(apply_rules(canonical, value), RuleOutcome::Refused(_))
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl StallMonitor {
             let interval = LOOK_INTERVAL.min(stall_after / 4);
             self.look_at = Instant::now() + (cost * LOOK_SHARE).clamp(interval, stall_after);
         }
-        self.judge(up);
+        self.update_readiness(up);
     }
 
     async fn look_at_database(&mut self, up: bool) -> Result<QueueState, sqlx::Error> {
@@ -172,7 +172,7 @@ impl StallMonitor {
     }
 
     /// From memory.
-    fn judge(&self, up: bool) {
+    fn update_readiness(&self, up: bool) {
         let telemetry = &self.shared.options.telemetry;
         let away = |server| self.shared.outages.reason(server);
         let postgres = self.lacking.clone().or_else(|| away(Server::Postgres));

@@ -320,19 +320,19 @@ async fn read(conn: &mut PgConnection, sql: String) -> Result<Vec<PgRow>, sqlx::
 
 /// What is to become of the events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Decision {
     /// Sent again, in order.
     Retry,
     /// Never sent.
     Discard,
 }
 
-impl Verdict {
+impl Decision {
     /// The command, as it is typed.
     pub(crate) fn command(self) -> &'static str {
         match self {
-            Verdict::Retry => "dead retry",
-            Verdict::Discard => "dead discard",
+            Decision::Retry => "dead retry",
+            Decision::Discard => "dead discard",
         }
     }
 }
@@ -356,7 +356,7 @@ pub(crate) async fn decide(
     names: &Names,
     filter: &Filter,
     topic: &TopicTemplate,
-    verdict: Verdict,
+    decision: Decision,
     author: &Author,
     longest: Duration,
 ) -> Result<Changed, sqlx::Error> {
@@ -368,9 +368,9 @@ pub(crate) async fn decide(
         longest.as_millis().max(1)
     );
     tx.execute(sqlx::raw_sql(AssertSqlSafe(settings))).await?;
-    let row = sqlx::query(AssertSqlSafe(change(names, &events, verdict)))
+    let row = sqlx::query(AssertSqlSafe(change(names, &events, decision)))
         .bind(&author.by)
-        .bind(verdict.command())
+        .bind(decision.command())
         .bind(filter.to_json().to_string())
         .bind(&author.reason)
         .persistent(false)
@@ -383,15 +383,15 @@ pub(crate) async fn decide(
 }
 
 /// The statement that changes rows and writes it down. `$1` by, `$2` command, `$3` filter, `$4` reason.
-fn change(names: &Names, events: &str, verdict: Verdict) -> String {
+fn change(names: &Names, events: &str, decision: Decision) -> String {
     let (outbox, audit, audit_row) = (names.outbox(), names.companion("audit"), names.companion("audit_row"));
-    let (set, action) = match verdict {
-        Verdict::Retry => (
+    let (set, action) = match decision {
+        Decision::Retry => (
             "status = 'PENDING', available_at = null, last_error = null".to_owned(),
             // Only a row that was DEAD may be overtaken by what went out before.
             "case when c.state = 'held' then 'released' else 'retried' end",
         ),
-        Verdict::Discard => (
+        Decision::Discard => (
             format!("status = 'DEAD', available_at = null, last_error = '{DISCARDED}' || coalesce(o.last_error, '')"),
             "'discarded'",
         ),

@@ -27,7 +27,7 @@ pub(crate) struct RowFact {
     pub(crate) topic: u16,
     pub(crate) status: RowStatus,
     pub(crate) scheduled: bool,
-    /// Older than what is verified: known, not judged.
+    /// Older than what is verified: known, not compared.
     pub(crate) outside: bool,
     pub(crate) fingerprint: Option<Fingerprint>,
     /// A digest of type and id.

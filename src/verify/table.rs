@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::sink::murmur2::murmur2;
 use crate::verify::VerifyError;
+use crate::verify::compare::Horizon;
 use crate::verify::fact::{Fact, RowFact};
-use crate::verify::judge::Horizon;
 use crate::verify::rate::Rate;
 use crate::verify::reading::Reading;
 use crate::verify::topics::TopicNames;

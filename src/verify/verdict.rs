@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-use crate::verify::judge::Aside;
+use crate::verify::compare::Tolerated;
 use event_outbox::ledger::{Finding, Report};
 
 /// The kinds `verify` can find on a live system, and their names in the JSON.
@@ -22,7 +22,7 @@ const KINDS: [(Finding, &str); 6] = [
 pub(crate) struct Verdict {
     pub(crate) topics: Vec<String>,
     pub(crate) report: Report,
-    pub(crate) aside: Aside,
+    pub(crate) tolerated: Tolerated,
     /// Records of transactions that were rolled back, or are open.
     pub(crate) uncommitted: u64,
     /// What a reader of the numbers has to know.
@@ -39,7 +39,7 @@ impl Verdict {
 
 impl Serialize for Verdict {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { topics, report, aside, uncommitted, notes } = self;
+        let Self { topics, report, tolerated, uncommitted, notes } = self;
         let mut json = serializer.serialize_struct("Verdict", 22)?;
         json.serialize_field("clean", &report.is_clean())?;
         json.serialize_field("violations", &self.violations())?;
@@ -52,11 +52,11 @@ impl Serialize for Verdict {
         for (finding, name) in KINDS {
             json.serialize_field(name, &report.count(finding))?;
         }
-        json.serialize_field("after_start", &aside.after_start)?;
-        json.serialize_field("retired", &aside.retired)?;
-        json.serialize_field("unjudged", &aside.unjudged)?;
-        json.serialize_field("replayed", &aside.replayed)?;
-        json.serialize_field("redriven", &aside.redriven)?;
+        json.serialize_field("after_start", &tolerated.after_start)?;
+        json.serialize_field("retired", &tolerated.retired)?;
+        json.serialize_field("unjudged", &tolerated.unjudged)?;
+        json.serialize_field("replayed", &tolerated.replayed)?;
+        json.serialize_field("redriven", &tolerated.redriven)?;
         json.serialize_field("uncommitted_records", uncommitted)?;
         json.serialize_field("notes", notes)?;
         json.serialize_field("examples", &Examples(report))?;
@@ -75,7 +75,7 @@ impl Serialize for Examples<'_> {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { topics, report, aside, uncommitted, notes } = self;
+        let Self { topics, report, tolerated, uncommitted, notes } = self;
         match topics.as_slice() {
             [] => writeln!(f, "no row is routed to any topic")?,
             topics => writeln!(f, "topics           {}", topics.join(", "))?,
@@ -90,24 +90,24 @@ impl fmt::Display for Verdict {
             }
         }
         for (count, meaning) in [
-            (aside.after_start, "records of events written after the start were left out"),
+            (tolerated.after_start, "records of events written after the start were left out"),
             (
-                aside.retired,
+                tolerated.retired,
                 "records have no row any more; the table's retention explains them, nothing else is known of them",
             ),
             (
-                aside.replayed,
+                tolerated.replayed,
                 "records were published again by `replay`: they are no duplicates, and have no place in the order",
             ),
             (
-                aside.redriven,
+                tolerated.redriven,
                 "records are dead letters that came back: they are no duplicates, and have no place in the order",
             ),
             (
                 *uncommitted,
                 "records are of transactions that were rolled back or are open: consumers that read committed do not see them",
             ),
-            (aside.unjudged, "events may have been on the topic, which no longer holds everything"),
+            (tolerated.unjudged, "events may have been on the topic, which no longer holds everything"),
         ] {
             if count > 0 {
                 writeln!(f, "note: {count} {meaning}")?;

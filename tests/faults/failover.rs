@@ -67,7 +67,7 @@ fn relay(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> Relay {
 /// about them. Returns the duplicates.
 pub(crate) async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<u64> {
     outbox.until_settled().await;
-    let report = Book::new(Rules { duplicates_allowed: None, pending_allowed: false }).judge(outbox, kafka).await?;
+    let report = Book::new(Rules { duplicates_allowed: None, pending_allowed: false }).compare(outbox, kafka).await?;
     eprintln!(
         "{}: {} rows, {} missing, {} inverted, {} duplicates, {} records of lost rows",
         outbox.topic, report.committed, report.missing, report.inversions, report.duplicates, report.unknown

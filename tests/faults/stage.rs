@@ -206,7 +206,7 @@ impl Stage {
             relay.stop().await?;
         }
         check_row_states(&self.outbox).await?;
-        let report = book.judge(&self.outbox, kafka).await?;
+        let report = book.compare(&self.outbox, kafka).await?;
         ensure!(report.is_clean(), "{report}");
         Ok(report)
     }

@@ -114,7 +114,7 @@ impl Bed {
         }
         let standstills = standstills.map(|own| [own, measured].concat());
         let records = kafka.read_topic(&self.outbox.topic).await?;
-        Ok(self.truth.judge(&rows(&self.outbox).await?, &records, standstills.as_deref()))
+        Ok(self.truth.compare(&rows(&self.outbox).await?, &records, standstills.as_deref()))
     }
 
     fn start_relay(&self) -> anyhow::Result<RelayProcess> {

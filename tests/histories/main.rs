@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     }
     let trials = [quiet::trials(), sequence::trials(), locked::trials(), random::trials()];
     let mut arguments = Arguments::from_args();
-    // Delays are judged: more trials at a time would only measure each other.
+    // Delays are checked: more trials at a time would only measure each other.
     arguments.test_threads.get_or_insert(2);
     lab::run(arguments, trials.into_iter().flatten().collect())
 }

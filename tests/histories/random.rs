@@ -91,21 +91,21 @@ async fn a_history_that_goes_wrong_is_found_out() -> anyhow::Result<()> {
     truth.ended(vec![event(4, "b")], Outcome::RolledBack);
     truth.ended(vec![event(5, "deleted")], Outcome::Committed(1_000));
     truth.removed(&[Uuid::from_u128(5)]);
-    let judge = |events: &[(u128, i64)], standstills: &[Standstill]| {
+    let compare = |events: &[(u128, i64)], standstills: &[Standstill]| {
         let records: Vec<Record> = (0..).zip(events).map(|(offset, (event, at))| record(*event, offset, *at)).collect();
-        truth.judge(&[], &records, Some(standstills))
+        truth.compare(&[], &records, Some(standstills))
     };
-    ensure!(judge(&[(1, 1_001), (2, 1_002), (3, 1_900)], &[]).is_clean());
-    ensure!(judge(&[(1, 1_001), (2, 1_002), (1, 1_003), (3, 1_004), (5, 1_005)], &[]).is_clean());
-    let found = |events: &[(u128, i64)], finding: Finding| judge(events, &[]).report.count(finding) == 1;
+    ensure!(compare(&[(1, 1_001), (2, 1_002), (3, 1_900)], &[]).is_clean());
+    ensure!(compare(&[(1, 1_001), (2, 1_002), (1, 1_003), (3, 1_004), (5, 1_005)], &[]).is_clean());
+    let found = |events: &[(u128, i64)], finding: Finding| compare(events, &[]).report.count(finding) == 1;
     ensure!(found(&[(2, 1_001), (1, 1_002), (3, 1_003)], Finding::Inversions), "an inversion");
     ensure!(found(&[(1, 1_001), (3, 1_003)], Finding::Missing), "a missing event");
     ensure!(found(&[(1, 1_001), (2, 1_002), (3, 1_003), (4, 1_004)], Finding::Phantoms), "a rolled back event");
     let late = [(1, 1_001), (2, 1_002), (3, 4_500)];
-    ensure!(judge(&late, &[]).delays.late.len() == 1, "a late event");
+    ensure!(compare(&late, &[]).delays.late.len() == 1, "a late event");
     // Twice the same second: it counts once.
     let stood = [Standstill { from: 900, to: 2_000 }, Standstill { from: 1_500, to: 2_000 }];
-    ensure!(judge(&late, &stood).is_clean(), "a late event of a server that stood still");
+    ensure!(compare(&late, &stood).is_clean(), "a late event of a server that stood still");
     Ok(())
 }
 

@@ -241,7 +241,7 @@ impl fmt::Display for Played {
             report.unpublished,
             report.phantoms,
             report.duplicates,
-            delays.judged,
+            delays.checked,
             delays.above_one_second,
             delays.late.len(),
             delays.worst.as_millis(),

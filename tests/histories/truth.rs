@@ -31,7 +31,7 @@ pub(crate) struct Written {
     pub(crate) entity: String,
     /// The place among the events of its entity: drawn while the session had its turn.
     pub(crate) n: i64,
-    /// Neither its order nor its delay is judged: the event cannot be sent, or is not sent before somebody repairs its row.
+    /// Neither its order nor its delay is checked: the event cannot be sent, or is not sent before somebody repairs its row.
     pub(crate) poison: bool,
 }
 
@@ -75,7 +75,7 @@ struct Known {
     written: Vec<(Written, Outcome)>,
     moved: HashSet<Uuid>,
     removed: HashSet<Uuid>,
-    /// Beginnings of entity ids whose rows somebody locks: their delay is not judged.
+    /// Beginnings of entity ids whose rows somebody locks: their delay is not checked.
     touched: Vec<String>,
 }
 
@@ -113,7 +113,7 @@ impl Truth {
     }
 
     /// Compares everything with the table and the topic. `standstills` lengthen the bound of the delay; `None` does not judge it.
-    pub(crate) fn judge(&self, rows: &[Row], records: &[Record], standstills: Option<&[Standstill]>) -> Verdict {
+    pub(crate) fn compare(&self, rows: &[Row], records: &[Record], standstills: Option<&[Standstill]>) -> Verdict {
         let known = self.known();
         let report = report(&known, rows, records);
         let delays = standstills.map(|standstills| delays(&known, records, standstills)).unwrap_or_default();
@@ -192,14 +192,14 @@ fn delays(known: &Known, records: &[Record], standstills: &[Standstill]) -> Dela
             appended.entry(event).and_modify(|first| *first = at.min(*first)).or_insert(at);
         }
     }
-    let judged = |written: &Written| {
+    let checked = |written: &Written| {
         let touched = known.touched.iter().any(|prefix| written.entity.starts_with(prefix.as_str()));
         !(written.poison || touched)
     };
     let mut delays = Delays::default();
     for (written, outcome) in &known.written {
         if let (Outcome::Committed(at), Some(appended)) = (outcome, appended.get(&written.event))
-            && judged(written)
+            && checked(written)
         {
             delays.record(written, *at, *appended, standstills);
         }
@@ -210,7 +210,7 @@ fn delays(known: &Known, records: &[Record], standstills: &[Standstill]) -> Dela
 /// Delays of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Delays {
-    pub(crate) judged: u64,
+    pub(crate) checked: u64,
     pub(crate) worst: Duration,
     pub(crate) above_one_second: u64,
     /// Events later than [`BOUND`], with their delays.
@@ -222,7 +222,7 @@ impl Delays {
         let delay = appended.saturating_sub(committed);
         let stood = overlap(committed, appended, standstills);
         let moving = Duration::from_millis(u64::try_from(delay - stood).unwrap_or(0));
-        self.judged += 1;
+        self.checked += 1;
         self.worst = self.worst.max(moving);
         self.above_one_second += u64::from(moving > SHOULD);
         if moving > BOUND {
@@ -277,11 +277,11 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Delays { judged, worst, above_one_second, late } = &self.delays;
+        let Delays { checked, worst, above_one_second, late } = &self.delays;
         writeln!(f, "{}", self.report)?;
         write!(
             f,
-            "delays of {judged} events: worst {} ms, {above_one_second} above {SHOULD:?}, {} above {BOUND:?}",
+            "delays of {checked} events: worst {} ms, {above_one_second} above {SHOULD:?}, {} above {BOUND:?}",
             worst.as_millis(),
             late.len()
         )?;

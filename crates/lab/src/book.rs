@@ -43,13 +43,13 @@ impl Book {
 
     /// Fails unless table and topic agree with each other and with the application.
     pub async fn reconcile(self, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<()> {
-        let report = self.judge(outbox, kafka).await?;
+        let report = self.compare(outbox, kafka).await?;
         ensure!(report.is_clean(), "{report}");
         Ok(())
     }
 
     /// The ledger's report.
-    pub async fn judge(self, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<Report> {
+    pub async fn compare(self, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<Report> {
         let mut ledger = Ledger::new(self.rules);
         for event in &self.rolled_back {
             ledger.rolled_back(EventId(*event));

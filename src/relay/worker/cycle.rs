@@ -248,9 +248,9 @@ impl WorkerContext<'_> {
         let began = stage_times.add(Stage::Send, began);
         let waited = if sent.records == 0 { Waited::Settled } else { self.acks().await };
         let mut reports = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
-        let mut missing = self.judge(assignment, batch, &mut sent, &reports, waited)?;
+        let mut missing = self.classify_deliveries(assignment, batch, &mut sent, &reports, waited)?;
         if options.is_exactly_once() {
-            missing = self.judge_transaction(assignment, batch, &sent, missing).await;
+            missing = self.finish_transaction(assignment, batch, &sent, missing).await;
             if missing.is_some() {
                 // Rolled back, or for the progress to tell.
                 reports.clear();
@@ -343,7 +343,7 @@ impl WorkerContext<'_> {
     }
 
     /// The records are there; the batch is, when its transaction is committed.
-    async fn judge_transaction(
+    async fn finish_transaction(
         &mut self,
         assignment: &LaneAssignment,
         batch: &Batch,

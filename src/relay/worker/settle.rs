@@ -36,7 +36,7 @@ struct Changes {
 
 impl WorkerContext<'_> {
     /// Turns refusals into outcomes; returns what is missing.
-    pub(super) fn judge(
+    pub(super) fn classify_deliveries(
         &mut self,
         assignment: &mut LaneAssignment,
         batch: &Batch,

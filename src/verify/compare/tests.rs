@@ -1,4 +1,4 @@
-//! The stream's judge against the ledger, which holds everything in memory, on random histories; and what only a live system has.
+//! The comparison against the ledger, which holds everything in memory, on random histories; and what only a live system has.
 
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -92,28 +92,28 @@ fn record_fact(partition: i32, offset: usize) -> RecordFact {
 }
 
 /// Both rounds, as `verify` runs them.
-fn judge(scope: &Scope, facts: Vec<(EventId, Fact)>) -> (Report, Aside) {
+fn compare(scope: &Scope, facts: Vec<(EventId, Fact)>) -> (Report, Tolerated) {
     let sorted = |facts: Vec<(EventId, Fact)>| {
         let mut sorter = Sorter::<FACT_BYTES>::default();
         facts.iter().for_each(|(event, fact)| sorter.push(fact.encode(*event)).expect("a temporary file"));
         sorter.sorted().expect("a temporary file")
     };
     let rules = Rules { pending_allowed: true, ..Rules::default() };
-    let mut judge = Judge::new(scope, Report { rules, ..Report::default() });
+    let mut comparison = Comparison::new(scope, Report { rules, ..Report::default() });
     let mut first = sorted(facts);
     while let Some(entry) = first.next().expect("a temporary file") {
         let (event, fact) = Fact::decode(&entry);
-        judge.take(event, fact).expect("a temporary file");
+        comparison.take(event, fact).expect("a temporary file");
     }
-    let strays = judge.second_round().expect("a temporary file");
-    let mut second = strays.facts.sorted().expect("a temporary file");
+    let unmatched = comparison.second_round().expect("a temporary file");
+    let mut second = unmatched.facts.sorted().expect("a temporary file");
     while let Some(entry) = second.next().expect("a temporary file") {
         let (event, fact) = Fact::decode(&entry);
-        judge.take(event, fact).expect("a temporary file");
+        comparison.take(event, fact).expect("a temporary file");
     }
-    let (mut report, aside, steps) = judge.end();
+    let (mut report, tolerated, steps) = comparison.end();
     order(scope, steps, &mut report).expect("a temporary file");
-    (report, aside)
+    (report, tolerated)
 }
 
 fn published(entity: u8) -> Row {
@@ -160,7 +160,7 @@ proptest! {
         }
         // The order in which the two sides are read must not matter.
         facts.reverse();
-        let (found, _) = judge(&scope(), facts);
+        let (found, _) = compare(&scope(), facts);
         let expected = ledger.finish();
         // Keyless rows on one partition only differ in wrong_partition, which the ledger derives from nothing for them, too.
         for finding in Finding::ALL {
@@ -174,15 +174,15 @@ proptest! {
 fn a_record_whose_row_retention_may_have_deleted_is_not_unknown() {
     let horizon = Horizon { lowest_id: 50, oldest: 700 };
     let scope = Scope { horizon: Some(horizon), ..scope() };
-    let stray = |sequence, time| (event_id(sequence as usize), record(sequence, time));
+    let unmatched = |sequence, time| (event_id(sequence as usize), record(sequence, time));
     fn record(sequence: i64, time: i64) -> Fact {
         Fact::Record(RecordFact { sequence: Some(sequence), time: Some(time), ..record_fact(0, sequence as usize) })
     }
-    let facts = vec![stray(49, 900), stray(60, 699), stray(61, 700), stray(1001, 900)];
-    let (report, aside) = judge(&scope, facts.clone());
-    assert_eq!((aside.retired, report.unknown, aside.after_start), (2, 1, 1), "{report}");
-    let (report, aside) = judge(&Scope { horizon: None, ..scope }, facts);
-    assert_eq!((aside.retired, report.unknown), (0, 3), "{report}");
+    let facts = vec![unmatched(49, 900), unmatched(60, 699), unmatched(61, 700), unmatched(1001, 900)];
+    let (report, tolerated) = compare(&scope, facts.clone());
+    assert_eq!((tolerated.retired, report.unknown, tolerated.after_start), (2, 1, 1), "{report}");
+    let (report, tolerated) = compare(&Scope { horizon: None, ..scope }, facts);
+    assert_eq!((tolerated.retired, report.unknown), (0, 3), "{report}");
 }
 
 #[test]
@@ -193,19 +193,19 @@ fn an_event_whose_partition_lost_its_beginning_is_missing_only_if_it_was_publish
         (event_id(index), Fact::Row(RowFact { published_at, ..row_fact(index, &published(entity)) }))
     };
     let facts = vec![row(0, 1, 500), row(1, 1, 501), row(2, 2, 100)];
-    let (report, aside) = judge(&scope, facts.clone());
-    assert_eq!((aside.unjudged, report.missing), (1, 2), "{report}");
+    let (report, tolerated) = compare(&scope, facts.clone());
+    assert_eq!((tolerated.unjudged, report.missing), (1, 2), "{report}");
     scope.topics[0].compacted = true;
-    let (report, aside) = judge(&scope, facts);
-    assert_eq!((aside.unjudged, report.missing), (3, 0), "{report}");
+    let (report, tolerated) = compare(&scope, facts);
+    assert_eq!((tolerated.unjudged, report.missing), (3, 0), "{report}");
 }
 
 #[test]
 fn rows_of_a_system_that_marks_none_are_expected_if_the_user_says_so() {
     let pending = Row { status: RowStatus::Pending, ..published(0) };
     let facts = vec![(event_id(0), Fact::Row(row_fact(0, &pending)))];
-    assert_eq!(judge(&scope(), facts.clone()).0.missing, 0);
-    assert_eq!(judge(&Scope { expect_pending: true, ..scope() }, facts).0.missing, 1);
+    assert_eq!(compare(&scope(), facts.clone()).0.missing, 0);
+    assert_eq!(compare(&Scope { expect_pending: true, ..scope() }, facts).0.missing, 1);
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn without_a_known_hash_an_entity_has_one_partition_all_the_same() {
         facts.push((event_id(index), Fact::Row(row_fact(index, &published(1)))));
         facts.push((event_id(index), Fact::Record(record_fact(partition, index))));
     }
-    let (report, _) = judge(&scope, facts);
+    let (report, _) = compare(&scope, facts);
     assert_eq!((report.wrong_partition, report.inversions), (1, 0), "{report}");
 }
 
@@ -226,7 +226,7 @@ fn a_record_on_a_topic_its_row_is_not_routed_to_is_reported_with_the_right_one()
     scope.topics.push(TopicScope { name: "other".to_owned(), partitions: 1, ..TopicScope::default() });
     let record = RecordFact { topic: 1, ..record_fact(0, 0) };
     let facts = vec![(event_id(0), Fact::Row(row_fact(0, &published(0)))), (event_id(0), Fact::Record(record))];
-    let (report, _) = judge(&scope, facts);
+    let (report, _) = compare(&scope, facts);
     assert_eq!((report.unknown, report.missing), (1, 1), "{report}");
     assert!(report.to_string().contains("routed to order-events"), "{report}");
 }

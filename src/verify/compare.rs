@@ -22,7 +22,7 @@ pub(crate) enum Partitioner {
     Any,
 }
 
-/// What is known of a topic before its records are judged.
+/// What is known of a topic before its records are compared.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TopicScope {
     pub(crate) name: String,
@@ -42,14 +42,14 @@ pub(crate) struct Horizon {
     pub(crate) oldest: i64,
 }
 
-/// What is judged.
+/// What is compared.
 #[derive(Debug, Clone)]
 pub(crate) struct Scope {
     /// Rows above are not looked at.
     pub(crate) upto: i64,
     /// When it began, by the database's clock, in microseconds since 1970.
     pub(crate) began: i64,
-    /// Events created earlier are not judged.
+    /// Events created earlier are not compared.
     pub(crate) since: Option<i64>,
     /// Rows are expected on the topic whatever their status says.
     pub(crate) expect_pending: bool,
@@ -61,7 +61,7 @@ pub(crate) struct Scope {
 
 /// What was seen and is no finding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Aside {
+pub(crate) struct Tolerated {
     /// Records of events that were written after the verification began.
     pub(crate) after_start: u64,
     /// Records whose row retention may have deleted.
@@ -76,7 +76,7 @@ pub(crate) struct Aside {
     pub(crate) repeated_ids: u64,
 }
 
-impl Aside {
+impl Tolerated {
     fn resent(&mut self, record: &RecordFact) {
         match record.resent {
             None => {}
@@ -86,9 +86,9 @@ impl Aside {
     }
 }
 
-/// Records without a row, to be judged again when their rows were asked for.
+/// Records without a row, to be compared again when their rows were asked for.
 #[derive(Debug, Default)]
-pub(crate) struct Strays {
+pub(crate) struct UnmatchedRecords {
     pub(crate) facts: Sorter<FACT_BYTES>,
     pub(crate) ids: Vec<i64>,
 }
@@ -105,26 +105,26 @@ struct Current {
     place: Option<(u16, i32)>,
 }
 
-/// Judges facts that come sorted by event.
+/// Compares facts that come sorted by event.
 #[derive(Debug)]
-pub(crate) struct Judge<'a> {
+pub(crate) struct Comparison<'a> {
     scope: &'a Scope,
     current: Current,
-    strays: Option<Strays>,
+    unmatched: Option<UnmatchedRecords>,
     pub(crate) report: Report,
-    pub(crate) aside: Aside,
+    pub(crate) tolerated: Tolerated,
     pub(crate) steps: Sorter<STEP_BYTES>,
 }
 
-impl<'a> Judge<'a> {
-    /// Puts records without a row aside first.
+impl<'a> Comparison<'a> {
+    /// Keeps records without a row for a second round.
     pub(crate) fn new(scope: &'a Scope, report: Report) -> Self {
         Self {
             scope,
             current: Current::default(),
-            strays: Some(Strays::default()),
+            unmatched: Some(UnmatchedRecords::default()),
             report,
-            aside: Aside::default(),
+            tolerated: Tolerated::default(),
             steps: Sorter::default(),
         }
     }
@@ -133,9 +133,9 @@ impl<'a> Judge<'a> {
     ///
     /// # Errors
     /// The temporary files.
-    pub(crate) fn second_round(&mut self) -> io::Result<Strays> {
+    pub(crate) fn second_round(&mut self) -> io::Result<UnmatchedRecords> {
         self.finish_event();
-        Ok(self.strays.take().unwrap_or_default())
+        Ok(self.unmatched.take().unwrap_or_default())
     }
 
     /// Takes the next fact.
@@ -149,13 +149,13 @@ impl<'a> Judge<'a> {
         }
         match fact {
             Fact::Row(row) => {
-                self.aside.repeated_ids += u64::from(self.current.row.is_some());
+                self.tolerated.repeated_ids += u64::from(self.current.row.is_some());
                 self.current.row = Some(row);
             }
             Fact::Audit => self.current.audited = true,
             Fact::Record(record) => match self.current.row {
                 Some(row) => self.record_of(event, &row, &record)?,
-                None => self.stray(event, record)?,
+                None => self.unmatched(event, record)?,
             },
         }
         Ok(())
@@ -171,7 +171,7 @@ impl<'a> Judge<'a> {
             self.found(Finding::Unknown, event, Some(row), Some(record), Some(note));
             return Ok(());
         }
-        self.aside.resent(record);
+        self.tolerated.resent(record);
         if !std::mem::replace(&mut self.current.found, true) {
             self.report.published += 1;
         }
@@ -214,7 +214,7 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    fn stray(&mut self, event: EventId, record: RecordFact) -> io::Result<()> {
+    fn unmatched(&mut self, event: EventId, record: RecordFact) -> io::Result<()> {
         let Scope { upto, began, since, horizon, .. } = *self.scope;
         let before = |moment: i64| record.time.is_some_and(|time| time < moment);
         if since.is_some_and(before) {
@@ -222,23 +222,23 @@ impl<'a> Judge<'a> {
         }
         let later = record.sequence.map_or(record.time.is_some_and(|time| time >= began), |sequence| sequence > upto);
         if later {
-            self.aside.after_start += 1;
+            self.tolerated.after_start += 1;
             return Ok(());
         }
-        if let Some(strays) = &mut self.strays {
+        if let Some(unmatched) = &mut self.unmatched {
             if let Some(sequence) = record.sequence
-                && strays.ids.len() < MOST_ASKED_FOR
+                && unmatched.ids.len() < MOST_ASKED_FOR
             {
-                strays.ids.push(sequence);
+                unmatched.ids.push(sequence);
             }
-            return strays.facts.push(Fact::Record(record).encode(event));
+            return unmatched.facts.push(Fact::Record(record).encode(event));
         }
         self.report.records += 1;
         let deleted =
             |edge: Horizon| record.sequence.is_some_and(|sequence| sequence < edge.lowest_id) || before(edge.oldest);
         if horizon.is_some_and(deleted) {
-            self.aside.resent(&record);
-            self.aside.retired += 1;
+            self.tolerated.resent(&record);
+            self.tolerated.retired += 1;
         } else {
             let note = record.sequence.map(|sequence| format!("says it is of row {sequence}"));
             self.found(Finding::Unknown, event, None, Some(&record), note);
@@ -259,7 +259,7 @@ impl<'a> Judge<'a> {
             RowStatus::Dead => self.report.dead += 1,
             RowStatus::Pending => self.found(Finding::Unpublished, event, Some(&row), None, None),
             RowStatus::Published if found => {}
-            RowStatus::Published if self.may_have_been_removed(&row) => self.aside.unjudged += 1,
+            RowStatus::Published if self.may_have_been_removed(&row) => self.tolerated.unjudged += 1,
             RowStatus::Published => self.found(Finding::Missing, event, Some(&row), None, None),
         }
     }
@@ -288,9 +288,9 @@ impl<'a> Judge<'a> {
     }
 
     /// Ends the second round.
-    pub(crate) fn end(mut self) -> (Report, Aside, Sorter<STEP_BYTES>) {
+    pub(crate) fn end(mut self) -> (Report, Tolerated, Sorter<STEP_BYTES>) {
         self.finish_event();
-        (self.report, self.aside, self.steps)
+        (self.report, self.tolerated, self.steps)
     }
 }
 
@@ -306,7 +306,7 @@ fn example(
     Example { event_id: Some(event.0), id, entity: None, record, note }
 }
 
-/// Judges the order of first records, which come sorted by topic, entity, partition and offset.
+/// Compares the order of first records, which come sorted by topic, entity, partition and offset.
 pub(crate) fn order(scope: &Scope, steps: Sorter<STEP_BYTES>, report: &mut Report) -> io::Result<()> {
     let mut steps = steps.sorted()?;
     let mut highest: Option<Step> = None;
