@@ -246,10 +246,10 @@ async fn brokers(
     let Some(question) = question else { return Ok(()) };
     found.findings.extend(question.horizon().as_ref().map(dedup_window::too_narrow));
     let all = cluster.topics().await?;
-    let letters = |(name, _): &(String, Seen)| {
+    let dead_letters = |(name, _): &(String, Seen)| {
         crate::dedup_window::dead_letter_topics(name, all.iter()).cloned().collect::<Vec<_>>()
     };
-    for name in topics.iter().take(MOST_TOPICS).flat_map(letters) {
+    for name in topics.iter().take(MOST_TOPICS).flat_map(dead_letters) {
         let retention = cluster
             .topic_config(&name)
             .await

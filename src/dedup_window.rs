@@ -172,7 +172,7 @@ impl Question<'_> {
             if all.contains(topic) {
                 relevant.insert((topic.as_str(), false));
             }
-            relevant.extend(dead_letter_topics(topic, all.iter()).map(|letters| (letters.as_str(), true)));
+            relevant.extend(dead_letter_topics(topic, all.iter()).map(|dead_letters| (dead_letters.as_str(), true)));
         }
         relevant
     }

@@ -1,19 +1,19 @@
 //! Dead letters of consumers: found by cause on any topic, and sent again in the order of their keys.
 //!
 //! A topic is read from its beginning to where it ends at the start; no group is joined and no offset committed. What has been redriven is
-//! written down in the topic itself ([`marks`]).
+//! written down in the topic itself ([`redrive_log`]).
 //!
-//! - [`letter`]: what a letter says of itself
-//! - [`filter`]: which letters
+//! - [`info`]: what a dead letter says of itself
+//! - [`filter`]: which dead letters
 //! - [`scan`]: reads a topic
-//! - [`marks`]: what has been redriven
+//! - [`redrive_log`]: what has been redriven
 //! - [`spool`]: records on disk
 //! - [`redrive`]: sends them again
 
 pub(crate) mod filter;
-pub(crate) mod letter;
-pub(crate) mod marks;
+pub(crate) mod info;
 pub(crate) mod redrive;
+pub(crate) mod redrive_log;
 pub(crate) mod scan;
 pub(crate) mod spool;
 

@@ -19,10 +19,10 @@ use super::{output, runtime};
 use crate::config::KafkaSettings;
 use crate::dlq::DlqError;
 use crate::dlq::filter::{Filter, Run};
-use crate::dlq::letter::Told;
-use crate::dlq::marks::State;
+use crate::dlq::info::DeadLetterInfo;
 use crate::dlq::redrive::{self, Ended, Plan, Why};
-use crate::dlq::scan::{self, Cause, Letter, Letters};
+use crate::dlq::redrive_log::State;
+use crate::dlq::scan::{self, Cause, DeadLetter, DeadLetters};
 use crate::fault;
 use crate::sink::reader::Reader;
 use crate::sink::resend::{Record, Resend};
@@ -38,12 +38,12 @@ pub(crate) enum Dlq {
     Show(Show),
     /// Send them again, in the order in which they were read first, to their source topic or to another one
     ///
-    /// Key, value, timestamp and headers stay as they are; a header `redrive-id` is added. What was redriven is marked in the topic itself,
+    /// Key, value, timestamp and headers stay as they are; a header `redrive-id` is added. What was redriven is logged in the topic itself,
     /// and left out the next time.
     Redrive(Redrive),
 }
 
-/// Which letters. All that is given has to be true of a letter.
+/// Which dead letters. All that is given has to be true of a dead letter.
 #[derive(Debug, Clone, Args)]
 struct Which {
     /// The topic of the dead letters, for example order-events.billing.dlq
@@ -135,10 +135,10 @@ pub(crate) struct Redrive {
     again: bool,
     #[command(flatten)]
     confirm: Confirm,
-    /// Why; it is kept with the mark
+    /// Why; it is kept in the log of the redrive
     #[arg(long)]
     why: Option<String>,
-    /// The person who acts; it is kept with the mark
+    /// The person who acts; it is kept in the log of the redrive
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
     /// Print JSON
@@ -180,20 +180,20 @@ impl Dlq {
     }
 }
 
-/// Letters of a topic that the filter takes.
+/// Dead letters of a topic that the filter takes.
 fn look(
     kafka: &KafkaSettings,
     topic: &str,
     filter: &Filter,
     keep_records: bool,
-) -> Result<(Reader, Letters), DlqError> {
+) -> Result<(Reader, DeadLetters), DlqError> {
     block_in_place(|| {
         let reader = Reader::new(kafka).map_err(DlqError::Client)?;
         let parts = scan::parts(&reader, topic, filter)?;
         let bar = bar(topic, parts.iter().map(|part| part.end.abs_diff(part.from)).sum());
-        let letters = scan::scan(&reader, topic, &parts, filter, keep_records, || bar.inc(1))?;
+        let dead_letters = scan::scan(&reader, topic, &parts, filter, keep_records, || bar.inc(1))?;
         bar.finish_and_clear();
-        Ok((reader, letters))
+        Ok((reader, dead_letters))
     })
 }
 
@@ -216,7 +216,7 @@ fn failed(error: DlqError, topic: &str, brokers: &str) -> Failure {
     Failure::finding(format!("the topic {topic} cannot be read from {brokers}")).because(error).hint(hint)
 }
 
-/// Letters of one cause.
+/// Dead letters of one cause.
 #[derive(Debug, Serialize)]
 struct Group<'a> {
     fingerprint: &'a str,
@@ -240,11 +240,11 @@ struct Group<'a> {
 }
 
 /// The most frequent first.
-fn groups(letters: &Letters) -> Vec<Group<'_>> {
+fn groups(dead_letters: &DeadLetters) -> Vec<Group<'_>> {
     let mut groups: BTreeMap<usize, Group<'_>> = BTreeMap::new();
-    for letter in &letters.letters {
-        let Cause { fingerprint, reason, error, source_topic, group } = &letters.causes[letter.cause];
-        let group = groups.entry(letter.cause).or_insert_with(|| Group {
+    for dead_letter in &dead_letters.entries {
+        let Cause { fingerprint, reason, error, source_topic, group } = &dead_letters.causes[dead_letter.cause];
+        let group = groups.entry(dead_letter.cause).or_insert_with(|| Group {
             fingerprint,
             reason: reason.as_deref(),
             error: error.as_deref(),
@@ -257,16 +257,16 @@ fn groups(letters: &Letters) -> Vec<Group<'_>> {
             event_types: Vec::new(),
             oldest: None,
             newest: None,
-            first: (letter.partition, letter.offset),
+            first: (dead_letter.partition, dead_letter.offset),
             key_hashes: HashSet::new(),
         });
         group.letters += 1;
-        group.uncertain += u64::from(letter.state == State::Uncertain);
-        group.redriven += u64::from(letter.state == State::Redriven);
-        group.key_hashes.insert(letter.key);
-        group.oldest = group.oldest.into_iter().chain(letter.at).min();
-        group.newest = group.newest.into_iter().chain(letter.at).max();
-        if let Some(event_type) = letter.event_type.map(|index| letters.event_types[index].as_str())
+        group.uncertain += u64::from(dead_letter.state == State::Uncertain);
+        group.redriven += u64::from(dead_letter.state == State::Redriven);
+        group.key_hashes.insert(dead_letter.key);
+        group.oldest = group.oldest.into_iter().chain(dead_letter.at).min();
+        group.newest = group.newest.into_iter().chain(dead_letter.at).max();
+        if let Some(event_type) = dead_letter.event_type.map(|index| dead_letters.event_types[index].as_str())
             && group.event_types.len() < 5
             && !group.event_types.contains(&event_type)
         {
@@ -311,13 +311,13 @@ impl List {
     fn run(self, kafka: &KafkaSettings) -> Result<(), Failure> {
         let topic = self.which.topic.clone();
         let looked = look(kafka, &topic, &self.which.filter(), false);
-        let (_, mut letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
-        let redriven = letters.count(State::Redriven);
+        let (_, mut dead_letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
+        let redriven = dead_letters.count(State::Redriven);
         if !self.redriven {
-            letters.letters.retain(|letter| letter.state != State::Redriven);
+            dead_letters.entries.retain(|dead_letter| dead_letter.state != State::Redriven);
         }
-        let (waiting, uncertain) = (letters.count(State::Waiting), letters.count(State::Uncertain));
-        let groups = groups(&letters);
+        let (waiting, uncertain) = (dead_letters.count(State::Waiting), dead_letters.count(State::Uncertain));
+        let groups = groups(&dead_letters);
         if self.json {
             let list = json!({
                 "topic": topic, "waiting": waiting, "uncertain": uncertain, "redriven": redriven, "causes": groups,
@@ -344,16 +344,16 @@ impl Show {
     fn run(self, kafka: &KafkaSettings) -> Result<(), Failure> {
         let topic = self.which.topic.clone();
         let looked = look(kafka, &topic, &self.which.filter(), true);
-        let (_, mut letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
-        letters.letters.retain(|letter| self.redriven || letter.state != State::Redriven);
-        let all = letters.letters.len();
-        letters.letters.truncate(self.limit as usize);
+        let (_, mut dead_letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
+        dead_letters.entries.retain(|dead_letter| self.redriven || dead_letter.state != State::Redriven);
+        let all = dead_letters.entries.len();
+        dead_letters.entries.truncate(self.limit as usize);
         let mut shown = Vec::new();
-        for letter in std::mem::take(&mut letters.letters) {
-            let record = letters.spool.as_mut().zip(letter.place).map(|(spool, place)| spool.read(place));
+        for dead_letter in std::mem::take(&mut dead_letters.entries) {
+            let record = dead_letters.spool.as_mut().zip(dead_letter.place).map(|(spool, place)| spool.read(place));
             let Some(record) = record else { continue };
             let record = record.map_err(|error| failed(error.into(), &topic, kafka.brokers()))?;
-            shown.push(document(&letter, &letters.causes[letter.cause], &record, self.payload));
+            shown.push(document(&dead_letter, &dead_letters.causes[dead_letter.cause], &record, self.payload));
         }
         if self.json {
             return output::json(&json!({ "topic": topic, "matching": all, "letters": shown })).map(drop);
@@ -382,16 +382,16 @@ fn readable(bytes: Option<&[u8]>) -> Value {
     }
 }
 
-fn document(letter: &Letter, cause: &Cause, record: &Record, payload: bool) -> Value {
-    let told = Told::by(record);
-    let source = told.source.as_ref();
+fn document(dead_letter: &DeadLetter, cause: &Cause, record: &Record, payload: bool) -> Value {
+    let info = DeadLetterInfo::from_record(record);
+    let source = info.source.as_ref();
     let place = source.and_then(|source| source.place);
     let mut document = json!({
-        "partition": letter.partition, "offset": letter.offset, "state": letter.state, "cause": cause.fingerprint,
-        "key": readable(record.key.as_deref()), "event_id": told.event_id, "event_type": told.event_type,
-        "reason": told.reason, "error": told.error, "attempts": told.attempts, "group": told.group,
+        "partition": dead_letter.partition, "offset": dead_letter.offset, "state": dead_letter.state, "cause": cause.fingerprint,
+        "key": readable(record.key.as_deref()), "event_id": info.event_id, "event_type": info.event_type,
+        "reason": info.reason, "error": info.error, "attempts": info.attempts, "group": info.group,
         "source_topic": source.map(|source| &source.topic), "source_partition": place.map(|place| place.0),
-        "source_offset": place.map(|place| place.1), "failed_at": letter.at, "bytes": record.len(),
+        "source_offset": place.map(|place| place.1), "failed_at": dead_letter.at, "bytes": record.len(),
     });
     if payload {
         let pair = |(name, value): &(String, Option<Vec<u8>>)| json!([name, readable(value.as_deref())]);
@@ -401,8 +401,8 @@ fn document(letter: &Letter, cause: &Cause, record: &Record, payload: bool) -> V
     document
 }
 
-fn render(letter: &Value) -> String {
-    let text = |name: &str| match &letter[name] {
+fn render(dead_letter: &Value) -> String {
+    let text = |name: &str| match &dead_letter[name] {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
         other => other.to_string(),
@@ -425,7 +425,7 @@ fn render(letter: &Value) -> String {
         text("cause"),
         text("error"),
     );
-    if let Some(headers) = letter["headers"].as_array() {
+    if let Some(headers) = dead_letter["headers"].as_array() {
         let headers: Vec<String> = headers.iter().map(|pair| pair.to_string()).collect();
         lines += &format!("    headers {}\n    payload {}\n", headers.join(" "), text("payload"));
     }
@@ -440,17 +440,17 @@ impl Redrive {
                 .hint("`dlq list` shows the causes; --cause FINGERPRINT takes one of them"));
         }
         let looked = look(kafka, &topic, &filter, true);
-        let (reader, mut letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
-        let redriven = letters.count(State::Redriven);
-        letters.letters.retain(|letter| self.again || letter.state != State::Redriven);
-        let ordered = scan::in_source_order(std::mem::take(&mut letters.letters), &letters.causes);
-        letters.letters = ordered;
-        letters.letters.truncate(self.limit.map_or(usize::MAX, |limit| limit as usize));
-        let targets = self.targets(&letters)?;
-        let uncertain = letters.count(State::Uncertain);
-        let found = Found { targets, matching: letters.letters.len(), uncertain, redriven };
+        let (reader, mut dead_letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
+        let redriven = dead_letters.count(State::Redriven);
+        dead_letters.entries.retain(|dead_letter| self.again || dead_letter.state != State::Redriven);
+        let ordered = scan::in_source_order(std::mem::take(&mut dead_letters.entries), &dead_letters.causes);
+        dead_letters.entries = ordered;
+        dead_letters.entries.truncate(self.limit.map_or(usize::MAX, |limit| limit as usize));
+        let targets = self.targets(&dead_letters)?;
+        let uncertain = dead_letters.count(State::Uncertain);
+        let found = Found { targets, matching: dead_letters.entries.len(), uncertain, redriven };
         if self.confirm.dry_run || found.matching == 0 {
-            self.report(&found, &letters, None);
+            self.report(&found, &dead_letters, None);
             return Ok(());
         }
         let mut resend =
@@ -459,7 +459,7 @@ impl Redrive {
             writable(&resend, target, kafka.brokers()).await?;
         }
         if !self.json {
-            groups(&letters).iter().for_each(|group| print!("{}", group.shown()));
+            groups(&dead_letters).iter().for_each(|group| print!("{}", group.shown()));
         }
         self.confirm.ask(&self.question(&found))?;
         let plan = Plan {
@@ -473,19 +473,19 @@ impl Redrive {
         };
         let stop = interrupted()?;
         let bar = bar("redriven", found.matching as u64);
-        // What is printed at the end names the causes; the redrive takes the letters.
-        let shown = Letters { causes: letters.causes.clone(), ..Letters::default() };
-        let ended = redrive::redrive(&mut resend, letters, &plan, stop, |count| bar.inc(count as u64)).await;
+        // What is printed at the end names the causes; the redrive takes the dead letters.
+        let shown = DeadLetters { causes: dead_letters.causes.clone(), ..DeadLetters::default() };
+        let ended = redrive::redrive(&mut resend, dead_letters, &plan, stop, |count| bar.inc(count as u64)).await;
         bar.finish_and_clear();
         self.report(&found, &shown, Some((&plan, &ended)));
         outcome(ended, &found, &topic)
     }
 
-    /// How many letters go to which topic.
-    fn targets(&self, letters: &Letters) -> Result<BTreeMap<String, usize>, Failure> {
+    /// How many dead letters go to which topic.
+    fn targets(&self, dead_letters: &DeadLetters) -> Result<BTreeMap<String, usize>, Failure> {
         let (mut targets, mut homeless) = (BTreeMap::new(), 0);
-        for letter in &letters.letters {
-            let source = letters.causes[letter.cause].source_topic.as_ref();
+        for dead_letter in &dead_letters.entries {
+            let source = dead_letters.causes[dead_letter.cause].source_topic.as_ref();
             match self.to.as_ref().or(source) {
                 Some(target) => *targets.entry(target.clone()).or_default() += 1,
                 None => homeless += 1,
@@ -525,7 +525,7 @@ impl Redrive {
         )
     }
 
-    fn report(&self, found: &Found, letters: &Letters, ran: Option<(&Plan, &Ended)>) {
+    fn report(&self, found: &Found, dead_letters: &DeadLetters, ran: Option<(&Plan, &Ended)>) {
         let ended = ran.map(|(_, ended)| ended);
         if self.json {
             let document = json!({
@@ -534,7 +534,7 @@ impl Redrive {
                 "redrive_id": ran.map(|(plan, _)| plan.id), "redriven": ended.map(|ended| ended.redriven),
                 "uncertain": ended.map(|ended| ended.uncertain),
                 "left": ended.map(|ended| found.matching - ended.redriven - ended.uncertain),
-                "causes": groups(letters),
+                "causes": groups(dead_letters),
             });
             println!("{document}");
             return;
@@ -548,7 +548,7 @@ impl Redrive {
                 println!("no letter waits; {} have been redriven before{hint}", found.redriven);
             }
             None => {
-                groups(letters).iter().for_each(|group| print!("{}", group.shown()));
+                groups(dead_letters).iter().for_each(|group| print!("{}", group.shown()));
                 let targets: Vec<_> =
                     found.targets.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
                 println!("would have redriven {} letters: {}", found.matching, targets.join(", "));
@@ -576,7 +576,7 @@ pub(super) async fn writable(resend: &Resend, topic: &str, brokers: &str) -> Res
     }
 }
 
-/// Of the topics that letters go back to.
+/// Of the topics that dead letters go back to.
 fn partitions(reader: &Reader, targets: &BTreeMap<String, usize>) -> BTreeMap<String, i32> {
     let count = |topic: &str| block_in_place(|| reader.partitions(topic)).ok()?.ok();
     let known = |topic: &String| Some((topic.clone(), i32::try_from(count(topic)?.len()).ok()?));
@@ -596,10 +596,8 @@ fn outcome(ended: Ended, found: &Found, topic: &str) -> Result<(), Failure> {
     let failure = match why {
         Why::Done => return Ok(()),
         Why::Interrupted => Failure::interrupted("the redrive was interrupted"),
-        Why::Unmarked(code) => {
-            Failure::finding(format!("the topic {topic} does not take the mark of what is redriven"))
-                .because(reason(code))
-        }
+        Why::Unlogged(code) => Failure::finding(format!("the topic {topic} does not take the log of what is redriven"))
+            .because(reason(code)),
         Why::Refused { topic: target, code, partition, offset } => {
             Failure::finding(format!("{target} does not take the letter at {partition}/{offset} of {topic}"))
                 .because(reason(code))

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 
-use super::letter::Told;
+use super::info::DeadLetterInfo;
 
 /// A run of offsets: `17`, or `17-40`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl FromStr for Run {
     }
 }
 
-/// All that is given has to be true of a letter; an empty filter is all of them.
+/// All that is given has to be true of a dead letter; an empty filter is all of them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filter {
     pub(crate) event_type: Option<String>,
@@ -44,11 +44,11 @@ pub(crate) struct Filter {
     pub(crate) offsets: Option<Run>,
 }
 
-/// A letter as the filter sees it.
+/// A dead letter as the filter sees it.
 #[derive(Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) key: Option<&'a [u8]>,
-    pub(crate) told: &'a Told,
+    pub(crate) info: &'a DeadLetterInfo,
     pub(crate) cause: &'a str,
     pub(crate) at: Option<DateTime<Utc>>,
     pub(crate) offset: i64,
@@ -65,18 +65,18 @@ impl Filter {
             && self.offsets.is_none()
     }
 
-    /// Of a letter in a partition that is looked at.
+    /// Of a dead letter in a partition that is looked at.
     pub(crate) fn takes(&self, seen: &Seen<'_>) -> bool {
         let is = |wanted: &Option<String>, is: Option<&str>| wanted.is_none() || wanted.as_deref() == is;
-        let told = seen.told;
-        let source = told.source.as_ref().map(|source| source.topic.as_str());
-        is(&self.event_type, told.event_type.as_deref())
-            && is(&self.reason, told.reason.as_deref())
-            && is(&self.group, told.group.as_deref())
+        let info = seen.info;
+        let source = info.source.as_ref().map(|source| source.topic.as_str());
+        is(&self.event_type, info.event_type.as_deref())
+            && is(&self.reason, info.reason.as_deref())
+            && is(&self.group, info.group.as_deref())
             && is(&self.source_topic, source)
             && is(&self.cause, Some(seen.cause))
             && self.key.as_ref().is_none_or(|key| seen.key == Some(key.as_bytes()))
-            && self.error.as_ref().is_none_or(|part| told.error.as_ref().is_some_and(|error| error.contains(part)))
+            && self.error.as_ref().is_none_or(|part| info.error.as_ref().is_some_and(|error| error.contains(part)))
             && self.since.is_none_or(|since| seen.at.is_some_and(|at| at >= since))
             && self.until.is_none_or(|until| seen.at.is_some_and(|at| at < until))
             && self.offsets.is_none_or(|run| (run.first..=run.last).contains(&seen.offset))

@@ -1,4 +1,4 @@
-//! Reads a topic of dead letters once, up to where it ended at the start. Of each letter that the filter takes some hundred bytes are kept
+//! Reads a topic of dead letters once, up to where it ended at the start. Of each dead letter that the filter takes some hundred bytes are kept
 //! in memory; the records go to disk where they are needed again.
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,8 +11,8 @@ use rdkafka::message::Message;
 
 use super::DlqError;
 use super::filter::{Filter, Seen};
-use super::letter::{Told, without_particulars};
-use super::marks::{Mark, Marks, State};
+use super::info::{DeadLetterInfo, without_particulars};
+use super::redrive_log::{LogEntry, RedriveLog, State};
 use super::spool::{Place, Spool};
 use crate::sink::reader::{Part, Reader};
 use crate::sink::resend::Record;
@@ -21,20 +21,20 @@ use event_outbox::ledger::Fingerprint;
 /// A partition that gives nothing for so long has lost its leader for good.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What letters have in common.
+/// What dead letters have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cause {
     pub(crate) fingerprint: String,
     pub(crate) reason: Option<String>,
-    /// Of the first letter.
+    /// Of the first dead letter.
     pub(crate) error: Option<String>,
     pub(crate) source_topic: Option<String>,
     pub(crate) group: Option<String>,
 }
 
-/// A letter, without its record.
+/// A dead letter, without its record.
 #[derive(Debug, Clone)]
-pub(crate) struct Letter {
+pub(crate) struct DeadLetter {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
     pub(crate) state: State,
@@ -50,17 +50,17 @@ pub(crate) struct Letter {
 
 /// What a topic holds.
 #[derive(Debug, Default)]
-pub(crate) struct Letters {
+pub(crate) struct DeadLetters {
     /// In the order of the topic: by partition and offset.
-    pub(crate) letters: Vec<Letter>,
+    pub(crate) entries: Vec<DeadLetter>,
     pub(crate) causes: Vec<Cause>,
     pub(crate) event_types: Vec<String>,
     pub(crate) spool: Option<Spool>,
 }
 
-impl Letters {
+impl DeadLetters {
     pub(crate) fn count(&self, state: State) -> usize {
-        self.letters.iter().filter(|letter| letter.state == state).count()
+        self.entries.iter().filter(|dead_letter| dead_letter.state == state).count()
     }
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn parts(reader: &Reader, topic: &str, filter: &Filter) -> Result<Vec
     let mut parts = Vec::new();
     for partition in partitions.iter().filter(|found| filter.partition.is_none_or(|wanted| wanted == found.id)) {
         let (low, end) = reader.watermarks(topic, partition.id)?;
-        // Not to the filter's last offset: marks come later than their letters.
+        // Not to the filter's last offset: entries of the log come later than their dead letters.
         let from = filter.offsets.map_or(low, |run| run.first.max(low));
         parts.push(Part { partition: partition.id, from, end });
     }
@@ -85,8 +85,8 @@ pub(crate) fn scan(
     filter: &Filter,
     keep_records: bool,
     mut on_record: impl FnMut(),
-) -> Result<Letters, DlqError> {
-    let mut scan = Scan { filter, found: Letters::default(), marks: HashMap::new(), causes: HashMap::new() };
+) -> Result<DeadLetters, DlqError> {
+    let mut scan = Scan { filter, found: DeadLetters::default(), logs: HashMap::new(), causes: HashMap::new() };
     if keep_records {
         scan.found.spool = Some(Spool::new()?);
     }
@@ -110,62 +110,72 @@ pub(crate) fn scan(
 
 struct Scan<'a> {
     filter: &'a Filter,
-    found: Letters,
-    marks: HashMap<i32, Marks>,
+    found: DeadLetters,
+    logs: HashMap<i32, RedriveLog>,
     /// By reason, cause of the error, source topic and group.
     causes: HashMap<[Option<String>; 4], usize>,
 }
 
 impl Scan<'_> {
     fn take(&mut self, partition: i32, offset: i64, record: &Record) -> std::io::Result<()> {
-        if Mark::is(record) {
-            if let Some(mark) = Mark::read(record) {
-                self.marks.entry(partition).or_default().take(&mark);
+        if LogEntry::is(record) {
+            if let Some(entry) = LogEntry::read(record) {
+                self.logs.entry(partition).or_default().take(&entry);
             }
             return Ok(());
         }
-        let told = Told::by(record);
-        let at = told.failed_at.or_else(|| DateTime::from_timestamp_millis(record.timestamp?));
+        let info = DeadLetterInfo::from_record(record);
+        let at = info.failed_at.or_else(|| DateTime::from_timestamp_millis(record.timestamp?));
         let common = [
-            told.reason.clone(),
-            told.error.as_deref().map(without_particulars),
-            told.source.as_ref().map(|source| source.topic.clone()),
-            told.group.clone(),
+            info.reason.clone(),
+            info.error.as_deref().map(without_particulars),
+            info.source.as_ref().map(|source| source.topic.clone()),
+            info.group.clone(),
         ];
         let fingerprint = fingerprint(&common);
         let key = record.key.as_deref();
-        if !self.filter.takes(&Seen { key, told: &told, cause: &fingerprint, at, offset }) {
+        if !self.filter.takes(&Seen { key, info: &info, cause: &fingerprint, at, offset }) {
             return Ok(());
         }
         let place = match &mut self.found.spool {
             Some(spool) => Some(spool.push(record)?),
             None => None,
         };
-        let Letters { letters, causes, event_types, .. } = &mut self.found;
+        let DeadLetters { entries, causes, event_types, .. } = &mut self.found;
         let cause = *self.causes.entry(common).or_insert_with_key(|[reason, _, source_topic, group]| {
             let (reason, source_topic, group) = (reason.clone(), source_topic.clone(), group.clone());
-            causes.push(Cause { fingerprint, reason, error: told.error.clone(), source_topic, group });
+            causes.push(Cause { fingerprint, reason, error: info.error.clone(), source_topic, group });
             causes.len() - 1
         });
-        let event_type = told.event_type.map(|event_type| {
+        let event_type = info.event_type.map(|event_type| {
             event_types.iter().position(|known| *known == event_type).unwrap_or_else(|| {
                 event_types.push(event_type);
                 event_types.len() - 1
             })
         });
-        let source = told.source.and_then(|source| source.place);
+        let source = info.source.and_then(|source| source.place);
         let key = hash(key);
-        letters.push(Letter { partition, offset, state: State::Waiting, cause, event_type, key, source, at, place });
+        entries.push(DeadLetter {
+            partition,
+            offset,
+            state: State::Waiting,
+            cause,
+            event_type,
+            key,
+            source,
+            at,
+            place,
+        });
         Ok(())
     }
 
-    fn end(mut self) -> Letters {
-        for letter in &mut self.found.letters {
-            if let Some(marks) = self.marks.get(&letter.partition) {
-                letter.state = marks.state(letter.offset);
+    fn end(mut self) -> DeadLetters {
+        for dead_letter in &mut self.found.entries {
+            if let Some(log) = self.logs.get(&dead_letter.partition) {
+                dead_letter.state = log.state(dead_letter.offset);
             }
         }
-        self.found.letters.sort_unstable_by_key(|letter| (letter.partition, letter.offset));
+        self.found.entries.sort_unstable_by_key(|dead_letter| (dead_letter.partition, dead_letter.offset));
         self.found
     }
 }
@@ -183,37 +193,37 @@ fn hash(key: Option<&[u8]>) -> u64 {
     hasher.finish()
 }
 
-/// Brings letters into the order in which they were read first, where that is known: among the places that letters of one source
+/// Brings dead letters into the order in which they were read first, where that is known: among the places that dead letters of one source
 /// partition have, the earliest offset gets the first. Whatever says nothing of its source stays where it is.
-pub(crate) fn in_source_order(letters: Vec<Letter>, causes: &[Cause]) -> Vec<Letter> {
+pub(crate) fn in_source_order(dead_letters: Vec<DeadLetter>, causes: &[Cause]) -> Vec<DeadLetter> {
     let mut places: BTreeMap<(&str, i32), Vec<usize>> = BTreeMap::new();
-    for (index, letter) in letters.iter().enumerate() {
-        if let (Some((partition, _)), Some(topic)) = (letter.source, &causes[letter.cause].source_topic) {
+    for (index, dead_letter) in dead_letters.iter().enumerate() {
+        if let (Some((partition, _)), Some(topic)) = (dead_letter.source, &causes[dead_letter.cause].source_topic) {
             places.entry((topic, partition)).or_default().push(index);
         }
     }
-    let mut order: Vec<usize> = (0..letters.len()).collect();
+    let mut order: Vec<usize> = (0..dead_letters.len()).collect();
     for places in places.into_values() {
         let mut sorted = places.clone();
-        // Stable: of copies of one letter the first comes first.
-        sorted.sort_by_key(|index| letters[*index].source.map(|(_, offset)| offset));
-        places.into_iter().zip(sorted).for_each(|(place, letter)| order[place] = letter);
+        // Stable: of copies of one dead letter the first comes first.
+        sorted.sort_by_key(|index| dead_letters[*index].source.map(|(_, offset)| offset));
+        places.into_iter().zip(sorted).for_each(|(place, dead_letter)| order[place] = dead_letter);
     }
-    let mut letters: Vec<Option<Letter>> = letters.into_iter().map(Some).collect();
-    order.into_iter().filter_map(|index| letters[index].take()).collect()
+    let mut dead_letters: Vec<Option<DeadLetter>> = dead_letters.into_iter().map(Some).collect();
+    order.into_iter().filter_map(|index| dead_letters[index].take()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn letter(offset: i64, cause: usize, source: Option<(i32, i64)>) -> Letter {
+    fn dead_letter(offset: i64, cause: usize, source: Option<(i32, i64)>) -> DeadLetter {
         let state = State::Waiting;
-        Letter { partition: 0, offset, state, cause, event_type: None, key: 0, source, at: None, place: None }
+        DeadLetter { partition: 0, offset, state, cause, event_type: None, key: 0, source, at: None, place: None }
     }
 
     #[test]
-    fn a_letter_that_died_again_comes_before_those_that_were_held_behind_it() {
+    fn a_dead_letter_that_died_again_comes_before_those_that_were_held_behind_it() {
         let cause = |topic: Option<&str>| Cause {
             fingerprint: String::new(),
             reason: None,
@@ -222,16 +232,17 @@ mod tests {
             group: None,
         };
         let causes = [cause(Some("a")), cause(Some("b")), cause(None)];
-        let letters = vec![
-            letter(0, 0, Some((1, 7))),
-            letter(1, 0, Some((1, 8))),
-            letter(2, 2, None),
-            letter(3, 1, Some((1, 1))),
-            letter(4, 0, Some((2, 3))),
+        let dead_letters = vec![
+            dead_letter(0, 0, Some((1, 7))),
+            dead_letter(1, 0, Some((1, 8))),
+            dead_letter(2, 2, None),
+            dead_letter(3, 1, Some((1, 1))),
+            dead_letter(4, 0, Some((2, 3))),
             // Redriven, and dead again.
-            letter(5, 0, Some((1, 6))),
+            dead_letter(5, 0, Some((1, 6))),
         ];
-        let order: Vec<_> = in_source_order(letters, &causes).iter().map(|letter| letter.offset).collect();
+        let order: Vec<_> =
+            in_source_order(dead_letters, &causes).iter().map(|dead_letter| dead_letter.offset).collect();
         assert_eq!(order, [5, 0, 2, 3, 4, 1]);
     }
 

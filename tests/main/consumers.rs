@@ -132,14 +132,14 @@ impl Field {
         Ok(applied)
     }
 
-    async fn letters(&self) -> anyhow::Result<Vec<(Record, DeadLetter)>> {
+    async fn dead_letters(&self) -> anyhow::Result<Vec<(Record, DeadLetter)>> {
         let records = self.kafka.read_topic(&dead_letters(&self.outbox.topic)).await?;
         records
             .into_iter()
             .map(|record| {
-                let letter =
+                let dead_letter =
                     DeadLetter::read(|name| record.header(name).map(str::as_bytes)).context("no dead letter")?;
-                Ok((record, letter))
+                Ok((record, dead_letter))
             })
             .collect()
     }
@@ -403,14 +403,14 @@ async fn every_reason_makes_a_dead_letter_that_names_all_of_it(
     running.stop().await?;
     ensure!(field.effects().await? == 1, "an attempt that failed left something");
 
-    let letters = field.letters().await?;
-    let reported: BTreeMap<String, &(Record, DeadLetter)> = letters
+    let dead_letters = field.dead_letters().await?;
+    let reported: BTreeMap<String, &(Record, DeadLetter)> = dead_letters
         .iter()
-        .map(|letter| {
+        .map(|dead_letter| {
             (
-                letter.0.header("event-type").unwrap_or("none").to_owned()
-                    + letter.0.header("event-version").unwrap_or_default(),
-                letter,
+                dead_letter.0.header("event-type").unwrap_or("none").to_owned()
+                    + dead_letter.0.header("event-version").unwrap_or_default(),
+                dead_letter,
             )
         })
         .collect();
@@ -427,17 +427,18 @@ async fn every_reason_makes_a_dead_letter_that_names_all_of_it(
     ];
     let source = field.kafka.read_topic(&field.outbox.topic).await?;
     for (name, reason, attempts, error) in expected {
-        let (record, letter) = reported.get(name).context(name)?;
-        ensure!((letter.reason, letter.attempts) == (reason, attempts), "{name}: {letter:?}");
-        ensure!(letter.error.contains(error) && !letter.error.contains("secret"), "{name}: {letter:?}");
-        ensure!(letter.path.as_deref() == (name == "Counted1").then_some("/n"), "{name}: {letter:?}");
-        ensure!((&letter.group, &letter.source_topic) == (&field.outbox.topic, &field.outbox.topic));
-        let at =
-            |record: &&Record| (record.partition, record.offset) == (letter.source_partition, letter.source_offset);
+        let (record, dead_letter) = reported.get(name).context(name)?;
+        ensure!((dead_letter.reason, dead_letter.attempts) == (reason, attempts), "{name}: {dead_letter:?}");
+        ensure!(dead_letter.error.contains(error) && !dead_letter.error.contains("secret"), "{name}: {dead_letter:?}");
+        ensure!(dead_letter.path.as_deref() == (name == "Counted1").then_some("/n"), "{name}: {dead_letter:?}");
+        ensure!((&dead_letter.group, &dead_letter.source_topic) == (&field.outbox.topic, &field.outbox.topic));
+        let at = |record: &&Record| {
+            (record.partition, record.offset) == (dead_letter.source_partition, dead_letter.source_offset)
+        };
         let original = source.iter().find(at).context("no such record")?;
         ensure!((&record.key, &record.value) == (&original.key, &original.value), "{name} is not its record");
         ensure!(record.headers.starts_with(&original.headers), "{name}: {:?}", record.headers);
-        ensure!((chrono::Utc::now() - letter.first_failed_at).num_seconds() < 120);
+        ensure!((chrono::Utc::now() - dead_letter.first_failed_at).num_seconds() < 120);
     }
     Ok(())
 }
@@ -468,17 +469,22 @@ async fn a_held_key_waits_across_a_restart_until_it_is_redriven_in_order(
     running.until("the next event is parked, too", |stats| stats.held() == 1).await;
     field.until_effects(6).await;
     running.stop().await?;
-    let parked = |letters: &[(Record, DeadLetter)]| -> Vec<(Reason, Vec<u8>)> {
-        letters.iter().map(|(record, letter)| (letter.reason, record.value.clone().unwrap_or_default())).collect()
+    let parked = |dead_letters: &[(Record, DeadLetter)]| -> Vec<(Reason, Vec<u8>)> {
+        dead_letters
+            .iter()
+            .map(|(record, dead_letter)| (dead_letter.reason, record.value.clone().unwrap_or_default()))
+            .collect()
     };
-    let letters = field.letters().await?;
-    let reasons: Vec<Reason> = parked(&letters).into_iter().map(|(reason, _)| reason).collect();
+    let dead_letters = field.dead_letters().await?;
+    let reasons: Vec<Reason> = parked(&dead_letters).into_iter().map(|(reason, _)| reason).collect();
     ensure!(reasons == [Reason::Permanent, Reason::Held, Reason::Held, Reason::Held], "{reasons:?}");
 
     // The cause is fixed. The second redriven first: it is not its turn.
     let running = Running::start(field.counting());
-    let redriven: Vec<Record> =
-        letters.into_iter().map(|(record, letter)| Record { partition: letter.source_partition, ..record }).collect();
+    let redriven: Vec<Record> = dead_letters
+        .into_iter()
+        .map(|(record, dead_letter)| Record { partition: dead_letter.source_partition, ..record })
+        .collect();
     field.produce(&redriven[1..2])?;
     running.until("what is redriven out of turn is parked again", |stats| stats.held() == 1).await;
     field.produce(&redriven)?;
@@ -507,7 +513,7 @@ async fn a_consumer_that_stops_at_an_error_is_given_the_event_again(
     let consumer = field.consumer().on("Counted", 1..=1, handler).policy(Policy::always(Action::Stop));
     let error = consumer.run(std::future::pending()).await.err().context("it did not stop")?;
     ensure!(matches!(&error, ConsumerError::Stopped { reason: Reason::Exhausted, offset: 2, .. }), "{error:?}");
-    ensure!(field.applied().await?["a"] == [1, 2] && field.letters().await?.is_empty());
+    ensure!(field.applied().await?["a"] == [1, 2] && field.dead_letters().await?.is_empty());
     let running = Running::start(field.counting());
     field.until_effects(4).await;
     let stats = running.stop().await?;

@@ -24,13 +24,13 @@ use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_kafka:
-            letters_are_listed_by_cause_and_every_filter_finds_its_own,
-            a_payload_of_a_letter_is_shown_only_when_it_is_asked_for,
+            dead_letters_are_listed_by_cause_and_every_filter_finds_its_own,
+            a_payload_of_a_dead_letter_is_shown_only_when_it_is_asked_for,
             a_redrive_keeps_every_byte_and_the_order_of_the_source,
             what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for,
             a_redrive_that_ended_before_it_knew_is_reported_and_made_again,
             a_redrive_that_a_topic_refuses_says_how_far_it_came_and_goes_on_there,
-            letters_of_others_are_understood_or_need_a_topic,
+            dead_letters_of_others_are_understood_or_need_a_topic,
             nothing_is_redriven_without_a_filter_a_yes_or_a_topic;
         with_both:
             a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group;
@@ -52,21 +52,21 @@ async fn json(kafka: &RealKafka, arguments: &[&str]) -> anyhow::Result<Value> {
 struct Field {
     kafka: Arc<RealKafka>,
     source: String,
-    letters: String,
+    dead_letters: String,
 }
 
 impl Field {
     async fn new(kafka: Arc<RealKafka>) -> anyhow::Result<Self> {
         let source = format!("dlq-{}", Uuid::new_v4());
-        let letters = DeadLetter::default_topic(&source, "billing");
+        let dead_letters = DeadLetter::default_topic(&source, "billing");
         kafka.create_topic(&source, 3, &[]).await?;
-        kafka.create_topic(&letters, 2, &[]).await?;
-        Ok(Self { kafka, source, letters })
+        kafka.create_topic(&dead_letters, 2, &[]).await?;
+        Ok(Self { kafka, source, dead_letters })
     }
 
-    /// A letter of the consumer runtime: `n` is its offset in partition 1 of its source.
-    fn letter(&self, key: &str, event_type: &str, error: &str, n: i64) -> Record {
-        let letter = DeadLetter {
+    /// A dead letter of the consumer runtime: `n` is its offset in partition 1 of its source.
+    fn dead_letter(&self, key: &str, event_type: &str, error: &str, n: i64) -> Record {
+        let dead_letter = DeadLetter {
             reason: if n % 2 == 0 { Reason::Permanent } else { Reason::Exhausted },
             error: error.to_owned(),
             path: None,
@@ -79,7 +79,7 @@ impl Field {
         };
         let own = [("event-id", Uuid::new_v4().to_string()), ("event-type", event_type.to_owned())];
         let odd = [("odd".to_owned(), None), ("odd".to_owned(), Some(vec![0, 0xff]))];
-        let headers = own.into_iter().chain(letter.headers());
+        let headers = own.into_iter().chain(dead_letter.headers());
         let headers = headers.map(|(name, value)| (name.to_owned(), Some(value.into_bytes()))).chain(odd).collect();
         Record {
             partition: 0,
@@ -109,9 +109,9 @@ impl Field {
         Ok(producer.flush(SOON)?)
     }
 
-    /// Six letters: of two keys, three causes.
-    fn produce_letters(&self) -> anyhow::Result<Vec<Record>> {
-        let letters: Vec<_> = [
+    /// Six dead letters: of two keys, three causes.
+    fn produce_dead_letters(&self) -> anyhow::Result<Vec<Record>> {
+        let dead_letters: Vec<_> = [
             ("a", "Placed", "no stock for 17 of \"ann\""),
             ("b", "Placed", "no stock for 3 of \"bob\""),
             ("a", "Paid", "card 12 refused"),
@@ -121,18 +121,18 @@ impl Field {
         ]
         .into_iter()
         .zip(1..)
-        .map(|((key, event_type, error), n)| self.letter(key, event_type, error, n))
+        .map(|((key, event_type, error), n)| self.dead_letter(key, event_type, error, n))
         .collect();
-        self.produce(&self.letters, &letters)?;
-        Ok(letters)
+        self.produce(&self.dead_letters, &dead_letters)?;
+        Ok(dead_letters)
     }
 
     async fn redrive(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        json(&self.kafka, &[&["redrive", &self.letters][..], arguments].concat()).await
+        json(&self.kafka, &[&["redrive", &self.dead_letters][..], arguments].concat()).await
     }
 
     async fn list(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        json(&self.kafka, &[&["list", &self.letters][..], arguments].concat()).await
+        json(&self.kafka, &[&["list", &self.dead_letters][..], arguments].concat()).await
     }
 
     /// The numbers of the payloads in the order of a topic.
@@ -148,9 +148,9 @@ impl Field {
     }
 }
 
-async fn letters_are_listed_by_cause_and_every_filter_finds_its_own(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+async fn dead_letters_are_listed_by_cause_and_every_filter_finds_its_own(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
-    field.produce_letters()?;
+    field.produce_dead_letters()?;
     let listed = field.list(&[]).await?;
     ensure!((&listed["waiting"], &listed["redriven"]) == (&json!(6), &json!(0)), "{listed}");
     let causes = listed["causes"].as_array().context("no causes")?;
@@ -180,27 +180,27 @@ async fn letters_are_listed_by_cause_and_every_filter_finds_its_own(kafka: Arc<R
         (&["--partition", "0", "--offset", "2"], &[2]),
         (&["--partition", "0", "--offset", "2-3", "--key", "a"], &[2]),
     ] {
-        let shown = json(&field.kafka, &[&["show", &field.letters][..], arguments].concat()).await?;
+        let shown = json(&field.kafka, &[&["show", &field.dead_letters][..], arguments].concat()).await?;
         let found: Vec<_> = shown["letters"]
             .as_array()
             .context("none")?
             .iter()
-            .filter_map(|letter| letter["offset"].as_i64())
+            .filter_map(|dead_letter| dead_letter["offset"].as_i64())
             .collect();
         ensure!(found == offsets, "{arguments:?}: {shown}");
     }
-    let text = dlq(&field.kafka, &["list", &field.letters]).await?.stdout;
+    let text = dlq(&field.kafka, &["list", &field.dead_letters]).await?.stdout;
     ensure!(text.contains("2 exhausted") && text.contains("6 letters"), "{text}");
     Ok(())
 }
 
-async fn a_payload_of_a_letter_is_shown_only_when_it_is_asked_for(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+async fn a_payload_of_a_dead_letter_is_shown_only_when_it_is_asked_for(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
-    field.produce(&field.letters, &[field.letter("a", "Placed", "why", 4711)])?;
+    field.produce(&field.dead_letters, &[field.dead_letter("a", "Placed", "why", 4711)])?;
     for json in [&["--json"][..], &[]] {
-        let shown = dlq(&field.kafka, &[&["show", &field.letters][..], json].concat()).await?.stdout;
+        let shown = dlq(&field.kafka, &[&["show", &field.dead_letters][..], json].concat()).await?.stdout;
         ensure!(!shown.contains("{\\\"n\\\"") && !shown.contains("{\"n\"") && !shown.contains("odd"), "{shown}");
-        let shown = dlq(&field.kafka, &[&["show", &field.letters, "--payload"][..], json].concat()).await?.stdout;
+        let shown = dlq(&field.kafka, &[&["show", &field.dead_letters, "--payload"][..], json].concat()).await?.stdout;
         ensure!(shown.contains("4711}") && shown.contains("odd") && shown.contains("00ff"), "{shown}");
     }
     Ok(())
@@ -209,10 +209,10 @@ async fn a_payload_of_a_letter_is_shown_only_when_it_is_asked_for(kafka: Arc<Rea
 async fn a_redrive_keeps_every_byte_and_the_order_of_the_source(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
     // The first of the key has died once more, behind those that were held.
-    let mut letters: Vec<_> = [12, 13, 14, 11].map(|n| field.letter("a", "Placed", "why", n)).into();
-    letters[3].headers.push(("redrive-id".to_owned(), Some(b"an earlier one".to_vec())));
-    letters.push(Record { value: None, ..field.letter("b", "Placed", "why", 15) });
-    field.produce(&field.letters, &letters)?;
+    let mut dead_letters: Vec<_> = [12, 13, 14, 11].map(|n| field.dead_letter("a", "Placed", "why", n)).into();
+    dead_letters[3].headers.push(("redrive-id".to_owned(), Some(b"an earlier one".to_vec())));
+    dead_letters.push(Record { value: None, ..field.dead_letter("b", "Placed", "why", 15) });
+    field.produce(&field.dead_letters, &dead_letters)?;
     let dry = field.redrive(&["--all", "--dry-run"]).await?;
     ensure!(dry["matching"] == 5 && dry["to"][&field.source] == 5 && dry["redriven"].is_null(), "{dry}");
     ensure!(field.kafka.read_topic(&field.source).await?.is_empty(), "a dry run has sent letters");
@@ -221,7 +221,7 @@ async fn a_redrive_keeps_every_byte_and_the_order_of_the_source(kafka: Arc<RealK
     ensure!((&done["redriven"], &done["left"]) == (&json!(5), &json!(0)), "{done}");
     let arrived = field.kafka.read_topic(&field.source).await?;
     // As they were read first, in the partition where they were.
-    for (record, original) in arrived.iter().zip([3, 0, 1, 2, 4].map(|index| &letters[index])) {
+    for (record, original) in arrived.iter().zip([3, 0, 1, 2, 4].map(|index| &dead_letters[index])) {
         ensure!(record.partition == 1, "{record:?}");
         ensure!((&record.key, &record.value) == (&original.key, &original.value), "{record:?}");
         ensure!(record.timestamp == original.timestamp, "{record:?}");
@@ -239,28 +239,28 @@ async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
-    field.produce_letters()?;
+    field.produce_dead_letters()?;
     let first = field.redrive(&["--type", "Paid", "--yes", "--by", "ann", "--why", "the card service is back"]).await?;
     ensure!(first["redriven"] == 2, "{first}");
     let listed = field.list(&[]).await?;
     ensure!((&listed["waiting"], &listed["redriven"]) == (&json!(4), &json!(2)), "{listed}");
-    // A letter that came meanwhile; one at a time.
-    field.produce(&field.letters, &[field.letter("d", "Paid", "why", 20)])?;
+    // A dead letter that came meanwhile; one at a time.
+    field.produce(&field.dead_letters, &[field.dead_letter("d", "Paid", "why", 20)])?;
     let second = field.redrive(&["--all", "--yes", "--rate", "1000", "--limit", "3"]).await?;
     ensure!((&second["redriven"], &second["redriven_before"]) == (&json!(3), &json!(2)), "{second}");
     let third = field.redrive(&["--all", "--yes"]).await?;
     ensure!((&third["redriven"], &third["redriven_before"]) == (&json!(2), &json!(5)), "{third}");
     let nothing = field.redrive(&["--all", "--yes"]).await?;
     ensure!((&nothing["matching"], &nothing["redriven_before"]) == (&json!(0), &json!(7)), "{nothing}");
-    let text = dlq(&field.kafka, &["redrive", &field.letters, "--all", "--yes"]).await?.stdout;
+    let text = dlq(&field.kafka, &["redrive", &field.dead_letters, "--all", "--yes"]).await?.stdout;
     ensure!(text.contains("7 ") && text.contains("--again"), "{text}");
     let mut numbers = field.numbers(&field.source).await?;
     numbers.sort_unstable();
     ensure!(numbers == [1, 2, 3, 4, 5, 6, 20], "{numbers:?}");
-    // Marks tell who did it, and are no letters.
-    let marks = field.kafka.read_topic(&field.letters).await?;
-    let mark = marks.iter().find(|mark| mark.header("outbox-relay-redrive") == Some("done")).context("no mark")?;
-    let said: Value = serde_json::from_slice(mark.value.as_deref().unwrap_or_default())?;
+    // The log tells who did it, and is no dead letter.
+    let log = field.kafka.read_topic(&field.dead_letters).await?;
+    let entry = log.iter().find(|entry| entry.header("outbox-relay-redrive") == Some("done")).context("no entry")?;
+    let said: Value = serde_json::from_slice(entry.value.as_deref().unwrap_or_default())?;
     ensure!((&said["by"], &said["reason"]) == (&json!("ann"), &json!("the card service is back")), "{said}");
     ensure!(said["redriveId"] == first["redrive_id"], "{said}");
     let again = field.redrive(&["--key", "a", "--again", "--yes"]).await?;
@@ -271,21 +271,21 @@ async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
 
 async fn a_redrive_that_ended_before_it_knew_is_reported_and_made_again(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
-    field.produce_letters()?;
+    field.produce_dead_letters()?;
     // What a process that was killed in the middle of a batch leaves behind.
-    let mark = json!({"redriveId": Uuid::new_v4(), "stage": "started", "offsets": [[1, 3]], "at": chrono::Utc::now()});
-    let mark = Record {
+    let entry = json!({"redriveId": Uuid::new_v4(), "stage": "started", "offsets": [[1, 3]], "at": chrono::Utc::now()});
+    let entry = Record {
         partition: 0,
         offset: 0,
         key: Some(b"mark".to_vec()),
-        value: Some(serde_json::to_vec(&mark)?),
+        value: Some(serde_json::to_vec(&entry)?),
         headers: vec![("outbox-relay-redrive".to_owned(), Some(b"started".to_vec()))],
         timestamp: None,
     };
-    field.produce(&field.letters, &[mark])?;
+    field.produce(&field.dead_letters, &[entry])?;
     let listed = field.list(&[]).await?;
     ensure!((&listed["waiting"], &listed["uncertain"]) == (&json!(3), &json!(3)), "{listed}");
-    let output = dlq(&field.kafka, &["redrive", &field.letters, "--all"]).await?;
+    let output = dlq(&field.kafka, &["redrive", &field.dead_letters, "--all"]).await?;
     ensure!(
         output.code == Some(2) && output.stderr.contains("3 of them") && output.stderr.contains("--yes"),
         "{output:?}"
@@ -302,21 +302,21 @@ async fn a_redrive_that_a_topic_refuses_says_how_far_it_came_and_goes_on_there(
     let field = Field::new(kafka).await?;
     let small = format!("{}-small", field.source);
     field.kafka.create_topic(&small, 1, &[("max.message.bytes", "2000")]).await?;
-    let mut letters: Vec<_> = (1..=6).map(|n| field.letter("a", "Placed", "why", n)).collect();
+    let mut dead_letters: Vec<_> = (1..=6).map(|n| field.dead_letter("a", "Placed", "why", n)).collect();
     // It does not get small when it is compressed.
     let noise: String = (1..400_u64).map(|n| format!("{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
-    letters[3].headers.push(("noise".to_owned(), Some(noise.into_bytes())));
-    field.produce(&field.letters, &letters)?;
+    dead_letters[3].headers.push(("noise".to_owned(), Some(noise.into_bytes())));
+    field.produce(&field.dead_letters, &dead_letters)?;
     // One at a time, so that it is known which one it is.
-    let arguments = ["redrive", &field.letters, "--all", "--to", &small, "--rate", "1", "--yes"];
+    let arguments = ["redrive", &field.dead_letters, "--all", "--to", &small, "--rate", "1", "--yes"];
     let output = dlq(&field.kafka, &arguments).await?;
     ensure!(output.code == Some(1), "{output:?}");
-    for part in [small.as_str(), "0/3", &field.letters, "3 were redriven", "1 may have been", "2 wait"] {
+    for part in [small.as_str(), "0/3", &field.dead_letters, "3 were redriven", "1 may have been", "2 wait"] {
         ensure!(output.stderr.contains(part), "no {part:?} in {output:?}");
     }
     ensure!(field.numbers(&small).await? == [1, 2, 3]);
     field.kafka.alter_topic(&small, &[("max.message.bytes", "1000000")]).await?;
-    let arguments = ["redrive", &field.letters, "--all", "--to", &small, "--yes"];
+    let arguments = ["redrive", &field.dead_letters, "--all", "--to", &small, "--yes"];
     eventually("the broker takes larger records", SOON, || async {
         match dlq(&field.kafka, &arguments).await {
             Ok(output) if output.code == Some(0) => Ok(()),
@@ -328,7 +328,7 @@ async fn a_redrive_that_a_topic_refuses_says_how_far_it_came_and_goes_on_there(
     Ok(())
 }
 
-async fn letters_of_others_are_understood_or_need_a_topic(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+async fn dead_letters_of_others_are_understood_or_need_a_topic(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
     let record = |key: &str, headers: &[(&str, &[u8])]| Record {
         partition: 1,
@@ -348,12 +348,12 @@ async fn letters_of_others_are_understood_or_need_a_topic(kafka: Arc<RealKafka>)
             ("kafka_dlt-exception-message", b"no"),
         ],
     );
-    field.produce(&field.letters, &[spring, record("bare", &[])])?;
-    let shown = json(&field.kafka, &["show", &field.letters]).await?;
+    field.produce(&field.dead_letters, &[spring, record("bare", &[])])?;
+    let shown = json(&field.kafka, &["show", &field.dead_letters]).await?;
     let (spring, bare) = (&shown["letters"][0], &shown["letters"][1]);
     ensure!(spring["source_partition"] == 2 && spring["reason"] == "java.lang.IllegalStateException", "{shown}");
     ensure!(bare["key"] == "bare" && bare["reason"].is_null() && bare["source_topic"].is_null(), "{shown}");
-    let output = dlq(&field.kafka, &["redrive", &field.letters, "--all", "--yes"]).await?;
+    let output = dlq(&field.kafka, &["redrive", &field.dead_letters, "--all", "--yes"]).await?;
     ensure!(output.code == Some(2) && output.stderr.contains("--source-topic TOPIC"), "{output:?}");
     let done = field.redrive(&["--key", "s", "--yes"]).await?;
     ensure!(done["redriven"] == 1, "{done}");
@@ -365,14 +365,14 @@ async fn letters_of_others_are_understood_or_need_a_topic(kafka: Arc<RealKafka>)
 
 async fn nothing_is_redriven_without_a_filter_a_yes_or_a_topic(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
-    field.produce_letters()?;
-    let letters = field.letters.as_str();
+    field.produce_dead_letters()?;
+    let dead_letters = field.dead_letters.as_str();
     for (arguments, code, says) in [
-        (&["redrive", letters][..], 2, "--cause FINGERPRINT"),
-        (&["redrive", letters, "--all"], 2, "--yes"),
-        (&["redrive", letters, "--all", "--yes", "--to", letters], 2, "--to TOPIC"),
-        (&["redrive", letters, "--all", "--yes", "--to", "no-such-topic-anywhere"], 1, "no-such-topic-anywhere"),
-        (&["redrive", letters, "--offset", "1", "--yes"], 2, "--partition"),
+        (&["redrive", dead_letters][..], 2, "--cause FINGERPRINT"),
+        (&["redrive", dead_letters, "--all"], 2, "--yes"),
+        (&["redrive", dead_letters, "--all", "--yes", "--to", dead_letters], 2, "--to TOPIC"),
+        (&["redrive", dead_letters, "--all", "--yes", "--to", "no-such-topic-anywhere"], 1, "no-such-topic-anywhere"),
+        (&["redrive", dead_letters, "--offset", "1", "--yes"], 2, "--partition"),
         (&["redrive", "no-such-topic-anywhere", "--all", "--yes"], 1, "no-such-topic-anywhere"),
         (&["list", "no/topic"], 2, "no/topic"),
     ] {
@@ -380,7 +380,7 @@ async fn nothing_is_redriven_without_a_filter_a_yes_or_a_topic(kafka: Arc<RealKa
         ensure!(output.code == Some(code) && output.stderr.contains(says), "{arguments:?}: {output:?}");
     }
     ensure!(field.kafka.read_topic(&field.source).await?.is_empty());
-    ensure!(field.kafka.read_topic(letters).await?.len() == 6, "something was marked");
+    ensure!(field.kafka.read_topic(dead_letters).await?.len() == 6, "something was logged");
     Ok(())
 }
 
@@ -401,9 +401,9 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
     let (group, retry) = ("billing", format!("{}.billing.retry", outbox.topic));
-    let letters = DeadLetter::default_topic(&outbox.topic, group);
+    let dead_letters = DeadLetter::default_topic(&outbox.topic, group);
     outbox.create_topic(&kafka).await?;
-    kafka.create_topic(&letters, 1, &[]).await?;
+    kafka.create_topic(&dead_letters, 1, &[]).await?;
     kafka.create_topic(&retry, PARTITIONS, &[]).await?;
     outbox
         .execute("create table effects (position bigint generated always as identity, entity text, n bigint)")
@@ -449,7 +449,7 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
         Ok(running.await??)
     };
     run(false, 5, 3).await?;
-    let redrive = ["redrive", &letters, "--group", group, "--to", &retry, "--yes"];
+    let redrive = ["redrive", &dead_letters, "--group", group, "--to", &retry, "--yes"];
     // Not fixed yet: the first one dies again, and the others stay behind it.
     ensure!(json(&kafka, &redrive).await?["redriven"] == 3);
     let (stop, stopped) = oneshot::channel::<()>();
@@ -464,7 +464,7 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
     .await;
     let _ = stop.send(());
     running.await??;
-    let again = json(&kafka, &["show", &letters]).await?;
+    let again = json(&kafka, &["show", &dead_letters]).await?;
     let reported: Vec<_> =
         again["letters"].as_array().context("none")?.iter().map(|l| l["attempts"].as_i64()).collect();
     ensure!(reported.len() == 3 && reported.contains(&Some(2)), "attempts do not go on: {again}");

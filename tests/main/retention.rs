@@ -265,12 +265,12 @@ async fn a_relay_that_may_not_prune_says_so_once_and_goes_on(
 /// A topic with its retention, one of dead letters, and a row that is an hour old.
 async fn remember(outbox: &Outbox, kafka: &RealKafka, retention_ms: &str) -> anyhow::Result<String> {
     kafka.create_topic(&outbox.topic, PARTITIONS, &[("retention.ms", retention_ms)]).await?;
-    let letters = format!("{}.billing.dlq", outbox.topic);
-    kafka.create_topic(&letters, 1, &[("retention.ms", "60000")]).await?;
+    let dead_letters = format!("{}.billing.dlq", outbox.topic);
+    kafka.create_topic(&dead_letters, 1, &[("retention.ms", "60000")]).await?;
     outbox
         .execute("insert into processed_events values ('billing', gen_random_uuid(), now() - interval '1 hour')")
         .await?;
-    Ok(letters)
+    Ok(dead_letters)
 }
 
 async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_is_wide_enough(
@@ -278,7 +278,7 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let outbox = Outbox::of(&database);
-    let letters = remember(&outbox, &kafka, "7200000").await?;
+    let dead_letters = remember(&outbox, &kafka, "7200000").await?;
     let topic = outbox.topic.clone();
     let relay = outbox.relay(&kafka).with("RELAY_PROCESSED_RETENTION", "30m");
     let prune = async |relay: &Relay| relay.clone().argument("--yes").output("prune").await;
@@ -316,21 +316,21 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
     .await;
     // As long as the window is long enough.
     kafka.alter_topic(&topic, &[("retention.ms", "1800000")]).await?;
-    kafka.alter_topic(&letters, &[("retention.ms", "1800001")]).await?;
+    kafka.alter_topic(&dead_letters, &[("retention.ms", "1800001")]).await?;
     eventually("only the dead letters are kept too long", SOON, || async {
         let output = prune(&relay).await.map_err(|error| error.to_string())?;
-        let refusal = refused(&output, &[&letters, "retention.ms", "30m 1ms"]);
+        let refusal = refused(&output, &[&dead_letters, "retention.ms", "30m 1ms"]);
         refusal.map_err(|error| error.to_string())?;
         if output.stderr.contains(&of_topic) { Err(output.stderr) } else { Ok(()) }
     })
     .await;
     ensure!(check(&relay).await?.len() == 1);
-    kafka.alter_topic(&letters, &[("retention.ms", "60000")]).await?;
+    kafka.alter_topic(&dead_letters, &[("retention.ms", "60000")]).await?;
     let horizon = relay.clone().with("RELAY_DEAD_LETTER_HORIZON", "2d");
     eventually("only the horizon is too far", SOON, || async {
         let output = prune(&horizon).await.map_err(|error| error.to_string())?;
         refused(&output, &["RELAY_DEAD_LETTER_HORIZON", "2d"]).map_err(|error| error.to_string())?;
-        let is_of_a_topic = output.stderr.contains(&of_topic) || output.stderr.contains(&letters);
+        let is_of_a_topic = output.stderr.contains(&of_topic) || output.stderr.contains(&dead_letters);
         if is_of_a_topic { Err(output.stderr) } else { Ok(()) }
     })
     .await;

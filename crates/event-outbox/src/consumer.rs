@@ -12,7 +12,7 @@
 //! - `worker`: a partition, one event after the other
 //! - `attempt`: one transaction
 //! - `held`: keys that are held
-//! - `letters`: sends dead letters
+//! - `dead_letter_producer`: sends dead letters
 //! - `progress`: how far a partition is, and how much waits for it
 //! - `pause`: between two attempts; `shared`: what all parts share
 //! - `registry`: handlers and upcasters
@@ -24,6 +24,8 @@ mod attempt;
 mod context;
 pub mod dead_letter;
 #[cfg(feature = "consumer-kafka")]
+mod dead_letter_producer;
+#[cfg(feature = "consumer-kafka")]
 mod delivery;
 #[cfg(feature = "consumer-kafka")]
 mod failed;
@@ -32,8 +34,6 @@ mod group;
 #[cfg(feature = "consumer-kafka")]
 mod held;
 mod inbox;
-#[cfg(feature = "consumer-kafka")]
-mod letters;
 #[cfg(feature = "consumer-kafka")]
 mod pause;
 #[cfg(feature = "consumer-kafka")]

@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn headers_are_read_back_and_a_long_error_is_cut() {
         for reason in Reason::ALL {
-            let letter = DeadLetter {
+            let dead_letter = DeadLetter {
                 reason,
                 error: "é".repeat(LONGEST_ERROR),
                 path: (reason == Reason::Invalid).then(|| "/lines/0".to_owned()),
@@ -188,11 +188,11 @@ mod tests {
                 source_offset: 17,
                 first_failed_at: DateTime::from_timestamp_millis(1_700_000_000_123).expect("a time"),
             };
-            let headers = letter.headers();
+            let headers = dead_letter.headers();
             assert!(headers.iter().all(|(name, _)| name.starts_with(PREFIX)));
             let header = |name: &str| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_bytes());
             let read = DeadLetter::read(header).expect("a dead letter");
-            assert_eq!(read, DeadLetter { error: "é".repeat(LONGEST_ERROR / 2), ..letter });
+            assert_eq!(read, DeadLetter { error: "é".repeat(LONGEST_ERROR / 2), ..dead_letter });
         }
         assert_eq!(DeadLetter::read(|_| None), None);
     }

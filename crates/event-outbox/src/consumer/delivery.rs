@@ -99,15 +99,15 @@ impl Delivery {
 
     /// What it says of its death, where the group has redriven it.
     pub(super) fn redriven_by(&self, group: &str) -> Option<DeadLetter> {
-        DeadLetter::read(|name| find(&self.headers, name)).filter(|letter| letter.group == group)
+        DeadLetter::read(|name| find(&self.headers, name)).filter(|dead_letter| dead_letter.group == group)
     }
 
     /// The record's own headers and those of its death.
-    pub(super) fn headers_of(&self, letter: &DeadLetter) -> OwnedHeaders {
+    pub(super) fn headers_of(&self, dead_letter: &DeadLetter) -> OwnedHeaders {
         let own = self.headers.iter().filter(|(name, _)| !name.starts_with(PREFIX));
         let headers = own
             .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: value.as_deref() }));
-        letter
+        dead_letter
             .headers()
             .iter()
             .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value.as_bytes()) }))

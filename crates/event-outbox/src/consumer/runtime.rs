@@ -17,10 +17,10 @@ use crate::Names;
 use crate::consumer::attempt::Ground;
 use crate::consumer::context::Context;
 use crate::consumer::dead_letter::{DeadLetter, Reason};
+use crate::consumer::dead_letter_producer::DeadLetterProducer;
 use crate::consumer::failed::{Failed, Policy};
 use crate::consumer::group;
 use crate::consumer::held::Held;
-use crate::consumer::letters::Letters;
 use crate::consumer::registry::Registry;
 use crate::consumer::shared::{End, Limits, Shared, StopOnDrop, TopicOf};
 use crate::consumer::stats::Stats;
@@ -329,7 +329,7 @@ impl Consumer {
             "the consumer is starting"
         );
         let shared = Arc::new(Shared {
-            letters: Letters::new(&self.client)?,
+            dead_letters: DeadLetterProducer::new(&self.client)?,
             ground: Ground { pool: self.pool, held, outbox: self.outbox.unwrap_or_else(|| Outbox::new(&self.names)) },
             group: self.group,
             registry: self.registry,

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::consumer::attempt::Ground;
+use crate::consumer::dead_letter_producer::DeadLetterProducer;
 use crate::consumer::failed::Policy;
-use crate::consumer::letters::Letters;
 use crate::consumer::registry::Registry;
 use crate::consumer::runtime::{ConsumerError, Retry, UnknownType};
 use crate::consumer::stats::Stats;
@@ -24,7 +24,7 @@ pub(super) struct Limits {
 
 pub(super) struct Shared {
     pub(super) group: String,
-    pub(super) letters: Letters,
+    pub(super) dead_letters: DeadLetterProducer,
     pub(super) ground: Ground,
     pub(super) registry: Registry,
     pub(super) policy: Policy,

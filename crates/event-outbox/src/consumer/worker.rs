@@ -84,7 +84,7 @@ impl Worker {
             }
         };
         let source_topic = match delivery.redriven_by(&self.shared.group) {
-            Some(letter) => letter.source_topic,
+            Some(dead_letter) => dead_letter.source_topic,
             None => delivery.topic.clone(),
         };
         let event = Arc::new(event);
@@ -232,11 +232,11 @@ impl Worker {
         failure: &Failure,
     ) -> Result<(), Unfinished> {
         let shared = Arc::clone(&self.shared);
-        let letter = letter(&shared.group, delivery, failure);
-        let topic = (shared.dead_letter_topic)(&letter.source_topic);
+        let dead_letter = dead_letter(&shared.group, delivery, failure);
+        let topic = (shared.dead_letter_topic)(&dead_letter.source_topic);
         let mut pause = Pause::of(&shared.retry);
         loop {
-            let sent = shared.letters.send(&topic, delivery, delivery.headers_of(&letter));
+            let sent = shared.dead_letters.send(&topic, delivery, delivery.headers_of(&dead_letter));
             let Err(refusal) = self.interruptible(sent).await? else { break };
             pause.log_first(|| {
                 tracing::error!(
@@ -327,9 +327,9 @@ fn warn_of(event: &Event, failed: &Failed) {
     );
 }
 
-fn letter(group: &str, delivery: &Delivery, failure: &Failure) -> DeadLetter {
+fn dead_letter(group: &str, delivery: &Delivery, failure: &Failure) -> DeadLetter {
     let before = delivery.redriven_by(group);
-    let attempts = failure.attempts + before.as_ref().map_or(0, |letter| letter.attempts);
+    let attempts = failure.attempts + before.as_ref().map_or(0, |dead_letter| dead_letter.attempts);
     let (reason, error, path) = (failure.reason, failure.error.clone(), failure.path.clone());
     match before {
         Some(before) => DeadLetter { reason, error, path, attempts, ..before },

@@ -6,7 +6,7 @@ use crate::sink::resend::Record;
 use event_outbox::consumer::dead_letter as ours;
 use event_outbox::envelope::decode;
 
-/// Where a letter was read first.
+/// Where a dead letter was read first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) topic: String,
@@ -14,9 +14,9 @@ pub(crate) struct Source {
     pub(crate) place: Option<(i32, i64)>,
 }
 
-/// What is known of a letter besides the record itself.
+/// What is known of a dead letter besides the record itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Told {
+pub(crate) struct DeadLetterInfo {
     /// The runtime's class, or the exception of another framework.
     pub(crate) reason: Option<String>,
     pub(crate) error: Option<String>,
@@ -50,34 +50,34 @@ const FOREIGN: [[&str; 6]; 2] = [
 
 const OURS: [&str; 6] = [ours::REASON, ours::ERROR, ours::TOPIC, ours::PARTITION, ours::OFFSET, ours::GROUP];
 
-impl Told {
-    pub(crate) fn by(record: &Record) -> Self {
+impl DeadLetterInfo {
+    pub(crate) fn from_record(record: &Record) -> Self {
         let text = |name: &str| std::str::from_utf8(record.header(name)?).ok().map(str::to_owned);
-        let mut told = Self {
+        let mut info = Self {
             attempts: text(ours::ATTEMPTS).and_then(|attempts| attempts.parse().ok()),
             failed_at: text(ours::FIRST_FAILED_AT).and_then(|at| at.parse().ok()),
             ..Self::default()
         };
-        // The runtime's own word first; a letter that came through two of them has both.
+        // The runtime's own word first; a dead letter that came through two of them has both.
         for [reason, error, topic, partition, offset, group] in [OURS].into_iter().chain(FOREIGN) {
             let place = || Some((number(record.header(partition)?)?.try_into().ok()?, number(record.header(offset)?)?));
-            told.reason = told.reason.or_else(|| text(reason));
-            told.error = told.error.or_else(|| text(error));
-            told.group = told.group.or_else(|| text(group));
-            told.source = told.source.or_else(|| Some(Source { topic: text(topic)?, place: place() }));
+            info.reason = info.reason.or_else(|| text(reason));
+            info.error = info.error.or_else(|| text(error));
+            info.group = info.group.or_else(|| text(group));
+            info.source = info.source.or_else(|| Some(Source { topic: text(topic)?, place: place() }));
         }
         match decode(|name| record.header(name), record.value.as_deref()) {
             Ok(event) => {
-                told.event_id = Some(event.event_id.to_string());
-                told.event_type = Some(event.event_type.into_owned());
+                info.event_id = Some(event.event_id.to_string());
+                info.event_type = Some(event.event_type.into_owned());
             }
             // What it says may still be of use.
             Err(_) => {
-                told.event_id = text("event-id").or_else(|| text("ce_id"));
-                told.event_type = text("event-type").or_else(|| text("ce_type"));
+                info.event_id = text("event-id").or_else(|| text("ce_id"));
+                info.event_type = text("event-type").or_else(|| text("ce_type"));
             }
         }
-        told
+        info
     }
 }
 
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn the_headers_of_this_runtime_of_spring_and_of_connect_are_understood() {
         let source = |offset| Some(Source { topic: "t".to_owned(), place: Some((2, offset)) });
-        let told = Told::by(&record(&[
+        let info = DeadLetterInfo::from_record(&record(&[
             ("dlq-reason", b"exhausted"),
             ("dlq-source-topic", b"t"),
             ("dlq-source-partition", b"2"),
@@ -136,18 +136,21 @@ mod tests {
             ("kafka_dlt-original-topic", b"another"),
             ("event-type", b"Placed"),
         ]));
-        assert_eq!((told.source, told.attempts, told.reason.as_deref()), (source(17), Some(3), Some("exhausted")));
-        assert_eq!((told.event_type.as_deref(), told.event_id), (Some("Placed"), None));
-        let told = Told::by(&record(&[
+        assert_eq!((info.source, info.attempts, info.reason.as_deref()), (source(17), Some(3), Some("exhausted")));
+        assert_eq!((info.event_type.as_deref(), info.event_id), (Some("Placed"), None));
+        let info = DeadLetterInfo::from_record(&record(&[
             ("kafka_dlt-original-topic", b"t"),
             ("kafka_dlt-original-partition", &2_i32.to_be_bytes()),
             ("kafka_dlt-original-offset", &17_i64.to_be_bytes()),
             ("kafka_dlt-exception-fqcn", b"java.lang.IllegalStateException"),
         ]));
-        assert_eq!((told.source, told.reason.as_deref()), (source(17), Some("java.lang.IllegalStateException")));
-        let told = Told::by(&record(&[("__connect.errors.topic", b"t"), ("__connect.errors.partition", b"x")]));
-        assert_eq!(told.source, Some(Source { topic: "t".to_owned(), place: None }));
-        assert_eq!(Told::by(&Record::default()), Told::default());
+        assert_eq!((info.source, info.reason.as_deref()), (source(17), Some("java.lang.IllegalStateException")));
+        let info = DeadLetterInfo::from_record(&record(&[
+            ("__connect.errors.topic", b"t"),
+            ("__connect.errors.partition", b"x"),
+        ]));
+        assert_eq!(info.source, Some(Source { topic: "t".to_owned(), place: None }));
+        assert_eq!(DeadLetterInfo::from_record(&Record::default()), DeadLetterInfo::default());
     }
 
     #[test]

@@ -56,12 +56,12 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledgements {
 }
 
 /// Sends dead letters.
-pub(super) struct Letters {
+pub(super) struct DeadLetterProducer {
     config: ClientConfig,
     producer: Mutex<Arc<ThreadedProducer<Acknowledgements>>>,
 }
 
-impl Letters {
+impl DeadLetterProducer {
     /// # Errors
     /// What librdkafka finds wrong with the settings.
     pub(super) fn new(client: &ClientConfig) -> Result<Self, KafkaError> {
@@ -105,7 +105,7 @@ impl Letters {
     }
 }
 
-impl Drop for Letters {
+impl Drop for DeadLetterProducer {
     fn drop(&mut self) {
         // Whatever is not acknowledged by then is sent again: its offset is not committed.
         let producer = self.producer.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -127,7 +127,7 @@ mod tests {
         let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED];
         cluster.request_errors(RDKafkaApiKey::InitProducerId, &refused);
         let client = ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).clone();
-        let letters = Letters::new(&client).expect("a producer");
+        let dead_letters = DeadLetterProducer::new(&client).expect("a producer");
         let delivery = Delivery {
             topic: "source".to_owned(),
             partition: 0,
@@ -137,7 +137,7 @@ mod tests {
             headers: Vec::new(),
             timestamp: None,
         };
-        let send = || letters.send("dead", &delivery, OwnedHeaders::new());
+        let send = || dead_letters.send("dead", &delivery, OwnedHeaders::new());
         send().await.expect_err("refused");
         assert_eq!(send().await, Ok(()));
     }

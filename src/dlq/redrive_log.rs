@@ -1,8 +1,8 @@
-//! What has been redriven, written down where the dead letters are.
+//! What has been redriven, logged where the dead letters are.
 //!
-//! A mark is a record of the dead letter topic, in the partition of the letters it is about and behind them, so it is there for as long as
-//! they are, for whoever looks. A letter is *waiting*; then a mark says that its redrive was `started`, it is sent and acknowledged, and
-//! a mark says that it is `done`. Started and not done means that a redrive ended in between: it may have been sent, and is *uncertain*.
+//! An entry is a record of the dead letter topic, in the partition of the dead letters it is about and behind them, so it is there for as long as
+//! they are, for whoever looks. A dead letter is *waiting*; then an entry says that its redrive was `started`, it is sent and acknowledged, and
+//! an entry says that it is `done`. Started and not done means that a redrive ended in between: it may have been sent, and is *uncertain*.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use crate::sink::resend::Record;
 
-/// The header by which a mark is known; its value is the state.
+/// The header by which an entry is known; its value is the state.
 pub(crate) const HEADER: &str = "outbox-relay-redrive";
 
-/// What a mark says of its letters.
+/// What an entry says of its dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Stage {
@@ -23,13 +23,13 @@ pub(crate) enum Stage {
     Done,
 }
 
-/// A mark.
+/// An entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Mark {
+pub(crate) struct LogEntry {
     pub(crate) redrive_id: Uuid,
     pub(crate) stage: Stage,
-    /// First and last offset of each run of letters, in the mark's own partition.
+    /// First and last offset of each run of dead letters, in the entry's own partition.
     pub(crate) offsets: Vec<(i64, i64)>,
     pub(crate) at: DateTime<Utc>,
     #[serde(default)]
@@ -38,8 +38,8 @@ pub(crate) struct Mark {
     pub(crate) reason: Option<String>,
 }
 
-impl Mark {
-    /// True for a record that is a mark, be it one that cannot be read.
+impl LogEntry {
+    /// True for a record that is an entry, be it one that cannot be read.
     pub(crate) fn is(record: &Record) -> bool {
         record.header(HEADER).is_some()
     }
@@ -48,13 +48,13 @@ impl Mark {
         serde_json::from_slice(record.value.as_deref()?).ok()
     }
 
-    /// `number` keeps the marks of a redrive apart: a compacted topic would keep the last one only.
+    /// `number` keeps the entries of a redrive apart: a compacted topic would keep the last one only.
     pub(crate) fn record(&self, number: u64) -> Record {
         let stage = if self.stage == Stage::Started { "started" } else { "done" };
         Record {
             key: Some(format!("{HEADER}/{}/{number}", self.redrive_id).into_bytes()),
             // It consists of strings and numbers.
-            value: Some(serde_json::to_vec(self).expect("a mark can be written as JSON")),
+            value: Some(serde_json::to_vec(self).expect("an entry can be written as JSON")),
             headers: vec![(HEADER.to_owned(), Some(stage.as_bytes().to_vec()))],
             timestamp: None,
         }
@@ -90,7 +90,7 @@ impl Offsets {
     }
 }
 
-/// Where a letter stands.
+/// Where a dead letter stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
@@ -100,17 +100,17 @@ pub(crate) enum State {
     Redriven,
 }
 
-/// The marks of a partition.
+/// The entries of a partition.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Marks {
+pub(crate) struct RedriveLog {
     started: Offsets,
     done: Offsets,
 }
 
-impl Marks {
-    pub(crate) fn take(&mut self, mark: &Mark) {
-        let offsets = if mark.stage == Stage::Done { &mut self.done } else { &mut self.started };
-        mark.offsets.iter().for_each(|(first, last)| offsets.insert(*first, *last));
+impl RedriveLog {
+    pub(crate) fn take(&mut self, entry: &LogEntry) {
+        let offsets = if entry.stage == Stage::Done { &mut self.done } else { &mut self.started };
+        entry.offsets.iter().for_each(|(first, last)| offsets.insert(*first, *last));
     }
 
     pub(crate) fn state(&self, offset: i64) -> State {
@@ -141,8 +141,8 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_whose_redrive_has_only_begun_is_uncertain() {
-        let mark = |stage, offsets: &[(i64, i64)]| Mark {
+    fn a_dead_letter_whose_redrive_has_only_begun_is_uncertain() {
+        let entry = |stage, offsets: &[(i64, i64)]| LogEntry {
             redrive_id: Uuid::nil(),
             stage,
             offsets: offsets.to_vec(),
@@ -150,15 +150,15 @@ mod tests {
             by: None,
             reason: None,
         };
-        let mut marks = Marks::default();
-        for mark in [mark(Stage::Started, &[(1, 3), (5, 5)]), mark(Stage::Done, &[(1, 2)])] {
-            let record = mark.record(7);
-            assert!(Mark::is(&record) && Mark::read(&record).as_ref() == Some(&mark));
-            marks.take(&mark);
+        let mut log = RedriveLog::default();
+        for entry in [entry(Stage::Started, &[(1, 3), (5, 5)]), entry(Stage::Done, &[(1, 2)])] {
+            let record = entry.record(7);
+            assert!(LogEntry::is(&record) && LogEntry::read(&record).as_ref() == Some(&entry));
+            log.take(&entry);
         }
-        let states = [1, 2, 3, 4, 5].map(|offset| marks.state(offset));
+        let states = [1, 2, 3, 4, 5].map(|offset| log.state(offset));
         use State::{Redriven, Uncertain, Waiting};
         assert_eq!(states, [Redriven, Redriven, Uncertain, Waiting, Uncertain]);
-        assert!(!Mark::is(&Record::default()));
+        assert!(!LogEntry::is(&Record::default()));
     }
 }
