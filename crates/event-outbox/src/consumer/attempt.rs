@@ -16,9 +16,9 @@ use crate::consumer::held::{Gate, Held};
 use crate::consumer::registry::Handler;
 use crate::outbox::Outbox;
 
-/// What an attempt came to, if it did not fail.
+/// The result of an attempt that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Came {
+pub(super) enum AttemptResult {
     /// The effect is committed.
     Applied,
     /// It had been applied before.
@@ -29,9 +29,9 @@ pub(super) enum Came {
     Parked,
 }
 
-/// What every attempt of a consumer needs.
+/// Holds what every attempt of a consumer needs.
 #[derive(Debug, Clone)]
-pub(super) struct Ground {
+pub(super) struct AttemptContext {
     pub(super) pool: PgPool,
     pub(super) held: Held,
     pub(super) outbox: Outbox,
@@ -46,7 +46,7 @@ pub(super) struct Call {
     pub(super) version: i32,
 }
 
-impl Ground {
+impl AttemptContext {
     /// Whether the event may be applied at all, without applying it: for an event that has failed before any handler saw it.
     pub(super) async fn look(
         &self,
@@ -83,17 +83,22 @@ impl Ground {
 
     /// # Errors
     /// The handler's, or the database's; nothing of it is committed, or nobody knows whether it is, and the next attempt sees.
-    pub(super) async fn attempt(&self, call: &Call, delivery: &Delivery, attempt: u32) -> Result<Came, Failed> {
+    pub(super) async fn attempt(
+        &self,
+        call: &Call,
+        delivery: &Delivery,
+        attempt: u32,
+    ) -> Result<AttemptResult, Failed> {
         let event = call.event.event_id;
         let mut tx = self.pool.begin().await?;
         let gate = self.held.gate(&mut tx, event, &call.source_topic, delivery).await?;
         match gate {
             Gate::Open | Gate::Redriven => {}
-            Gate::Held => return Ok(Came::Held),
-            Gate::Parked => return Ok(Came::Parked),
+            Gate::Held => return Ok(AttemptResult::Held),
+            Gate::Parked => return Ok(AttemptResult::Parked),
             Gate::Repeated => {
                 tx.commit().await?;
-                return Ok(Came::Repeated);
+                return Ok(AttemptResult::Repeated);
             }
         }
         let tx = Arc::new(Mutex::new(tx));
@@ -116,7 +121,7 @@ impl Ground {
             self.held.delete(&mut tx, event).await?;
         }
         tx.commit().await?;
-        Ok(Came::Applied)
+        Ok(AttemptResult::Applied)
     }
 }
 

@@ -80,18 +80,18 @@ fn leave(consumer: BaseConsumer<Member>) {
 fn poll(shared: &Shared, consumer: &BaseConsumer<Member>) -> Result<(), ConsumerError> {
     let member = consumer.context();
     let mut committed_at = Instant::now();
-    let mut trouble = Trouble::default();
-    while !shared.end.is_near() {
+    let mut incidents = IncidentLog::default();
+    while !shared.shutdown.is_requested() {
         match consumer.poll(POLL) {
             None => {}
             Some(Ok(message)) => {
-                trouble = Trouble::default();
+                incidents = IncidentLog::default();
                 if !member.hand_over(consumer, Delivery::new(&message))? {
                     return Err(ConsumerError::Task);
                 }
             }
             Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error.into()),
-            Some(Err(error)) => log_once(&mut trouble, &error),
+            Some(Err(error)) => log_once(&mut incidents, &error),
         }
         member.resume(consumer)?;
         if committed_at.elapsed() >= shared.limits.commit_interval {
@@ -103,8 +103,8 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>) -> Result<(), Consumer
 }
 
 /// librdkafka goes on by itself, and repeats itself.
-fn log_once(trouble: &mut Trouble, error: &KafkaError) {
-    if trouble.is_news(error.rdkafka_error_code(), Instant::now()) {
+fn log_once(incidents: &mut IncidentLog, error: &KafkaError) {
+    if incidents.is_news(error.rdkafka_error_code(), Instant::now()) {
         tracing::warn!(
             code = %Code::ConsumerOutage,
             %error,
@@ -116,12 +116,12 @@ fn log_once(trouble: &mut Trouble, error: &KafkaError) {
 
 /// What has been logged of an incident. It is over when a record comes, or when nothing more is heard of it.
 #[derive(Default)]
-struct Trouble {
+struct IncidentLog {
     logged: Vec<Option<RDKafkaErrorCode>>,
     heard_at: Option<Instant>,
 }
 
-impl Trouble {
+impl IncidentLog {
     fn is_news(&mut self, code: Option<RDKafkaErrorCode>, now: Instant) -> bool {
         use RDKafkaErrorCode as Kafka;
         if self.heard_at.is_some_and(|heard_at| now.duration_since(heard_at) > SILENCE) {
@@ -183,7 +183,7 @@ impl Member {
             partition.paused = true;
         }
         // The policy's stop ends a worker, too.
-        Ok(partition.queue.send(delivery).is_ok() || self.shared.end.is_near())
+        Ok(partition.queue.send(delivery).is_ok() || self.shared.shutdown.is_requested())
     }
 
     fn start(&self, delivery: &Delivery) -> Partition {
@@ -327,7 +327,7 @@ impl ConsumerContext for Member {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Revoke(revoked) => {
-                if !self.shared.end.is_near() {
+                if !self.shared.shutdown.is_requested() {
                     self.shared.stats.add_revoked(revoked.count());
                     tracing::info!(
                         notice = %Notice::PartitionsRevoked,
@@ -376,8 +376,8 @@ mod tests {
     #[test]
     fn an_outage_is_logged_once_however_it_is_reported_and_the_next_one_again() {
         use RDKafkaErrorCode as Code;
-        let (mut trouble, start) = (Trouble::default(), Instant::now());
-        let mut news = |code, seconds| trouble.is_news(Some(code), start + Duration::from_secs(seconds));
+        let (mut incidents, start) = (IncidentLog::default(), Instant::now());
+        let mut news = |code, seconds| incidents.is_news(Some(code), start + Duration::from_secs(seconds));
         assert!(news(Code::BrokerTransportFailure, 0));
         assert!(!news(Code::AllBrokersDown, 0));
         assert!(!news(Code::BrokerTransportFailure, 50));

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use sqlx::PgPool;
 
 use crate::Names;
-use crate::consumer::attempt::Ground;
+use crate::consumer::attempt::AttemptContext;
 use crate::consumer::context::Context;
 use crate::consumer::dead_letter::{DeadLetter, Reason};
 use crate::consumer::dead_letter_producer::DeadLetterProducer;
@@ -22,7 +22,7 @@ use crate::consumer::failed::{Failed, Policy};
 use crate::consumer::group;
 use crate::consumer::held::Held;
 use crate::consumer::registry::Registry;
-use crate::consumer::shared::{End, Limits, Shared, StopOnDrop, TopicOf};
+use crate::consumer::shared::{Limits, Shared, Shutdown, StopOnDrop, TopicOf};
 use crate::consumer::stats::Stats;
 use crate::notice::Notice;
 use crate::outbox::Outbox;
@@ -330,7 +330,11 @@ impl Consumer {
         );
         let shared = Arc::new(Shared {
             dead_letters: DeadLetterProducer::new(&self.client)?,
-            ground: Ground { pool: self.pool, held, outbox: self.outbox.unwrap_or_else(|| Outbox::new(&self.names)) },
+            attempt_context: AttemptContext {
+                pool: self.pool,
+                held,
+                outbox: self.outbox.unwrap_or_else(|| Outbox::new(&self.names)),
+            },
             group: self.group,
             registry: self.registry,
             policy: self.policy,
@@ -341,7 +345,7 @@ impl Consumer {
             #[cfg(feature = "schema")]
             schemas: self.schemas,
             stats: self.stats,
-            end: End::default(),
+            shutdown: Shutdown::default(),
         });
         // However this future ends, the thread hears of it.
         let _stop = StopOnDrop(Arc::clone(&shared));
@@ -352,12 +356,12 @@ impl Consumer {
             biased;
             polled = &mut polling => polled,
             () = stop => {
-                shared.end.stop();
+                shared.shutdown.stop();
                 polling.await
             }
         };
         polled.unwrap_or(Err(ConsumerError::Task))?;
-        shared.end.take_error().map_or(Ok(()), Err)
+        shared.shutdown.take_error().map_or(Ok(()), Err)
     }
 
     /// The client's settings.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::consumer::attempt::Ground;
+use crate::consumer::attempt::AttemptContext;
 use crate::consumer::dead_letter_producer::DeadLetterProducer;
 use crate::consumer::failed::Policy;
 use crate::consumer::registry::Registry;
@@ -25,7 +25,7 @@ pub(super) struct Limits {
 pub(super) struct Shared {
     pub(super) group: String,
     pub(super) dead_letters: DeadLetterProducer,
-    pub(super) ground: Ground,
+    pub(super) attempt_context: AttemptContext,
     pub(super) registry: Registry,
     pub(super) policy: Policy,
     pub(super) retry: Retry,
@@ -35,22 +35,22 @@ pub(super) struct Shared {
     #[cfg(feature = "schema")]
     pub(super) schemas: Option<Schemas>,
     pub(super) stats: Arc<Stats>,
-    pub(super) end: End,
+    pub(super) shutdown: Shutdown,
 }
 
 /// Whether it is to end, and why.
 #[derive(Default)]
-pub(super) struct End {
+pub(super) struct Shutdown {
     stop: AtomicBool,
     error: Mutex<Option<ConsumerError>>,
 }
 
-impl End {
+impl Shutdown {
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
     }
 
-    pub(super) fn is_near(&self) -> bool {
+    pub(super) fn is_requested(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 
@@ -69,6 +69,6 @@ pub(super) struct StopOnDrop(pub(super) Arc<Shared>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        self.0.end.stop();
+        self.0.shutdown.stop();
     }
 }

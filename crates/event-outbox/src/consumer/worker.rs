@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{mpsc, watch};
 
 use crate::code::Code;
-use crate::consumer::attempt::{Call, Came};
+use crate::consumer::attempt::{AttemptResult, Call};
 use crate::consumer::dead_letter::{DeadLetter, Reason};
 use crate::consumer::delivery::{Delivery, Event};
 use crate::consumer::failed::{Action, Failed, Kind};
@@ -68,7 +68,7 @@ impl Worker {
             match self.deliver(&delivery).await {
                 Ok(()) => {}
                 Err(Unfinished::Interrupted) => return,
-                Err(Unfinished::Fatal(error)) => return self.shared.end.fail(error),
+                Err(Unfinished::Fatal(error)) => return self.shared.shutdown.fail(error),
             }
             self.progress.done(&delivery);
         }
@@ -129,9 +129,9 @@ impl Worker {
     async fn attempts(&mut self, delivery: &Delivery, call: &Call) -> Result<(), Unfinished> {
         let (mut attempt, mut first_failed_at, mut pause) = (1, None, Pause::of(&self.shared.retry));
         loop {
-            let failed = match self.shared.ground.attempt(call, delivery, attempt).await {
-                Ok(Came::Held) => return self.behind(delivery, &call.event, &call.source_topic).await,
-                Ok(came) => return self.count(came),
+            let failed = match self.shared.attempt_context.attempt(call, delivery, attempt).await {
+                Ok(AttemptResult::Held) => return self.behind(delivery, &call.event, &call.source_topic).await,
+                Ok(result) => return self.count(result),
                 Err(failed) => failed,
             };
             // An outage says nothing about the event.
@@ -153,10 +153,10 @@ impl Worker {
         }
     }
 
-    fn count(&self, came: Came) -> Result<(), Unfinished> {
-        match came {
-            Came::Applied => self.shared.stats.add_applied(1),
-            Came::Repeated | Came::Parked | Came::Held => self.shared.stats.add_repeated(1),
+    fn count(&self, result: AttemptResult) -> Result<(), Unfinished> {
+        match result {
+            AttemptResult::Applied => self.shared.stats.add_applied(1),
+            AttemptResult::Repeated | AttemptResult::Parked | AttemptResult::Held => self.shared.stats.add_repeated(1),
         }
         Ok(())
     }
@@ -171,9 +171,9 @@ impl Worker {
     ) -> Result<(), Unfinished> {
         let mut pause = Pause::of(&self.shared.retry);
         loop {
-            match self.shared.ground.look(event, source_topic, delivery).await {
-                Ok(Gate::Repeated) => return self.count(Came::Repeated),
-                Ok(Gate::Parked) => return self.count(Came::Parked),
+            match self.shared.attempt_context.look(event, source_topic, delivery).await {
+                Ok(Gate::Repeated) => return self.count(AttemptResult::Repeated),
+                Ok(Gate::Parked) => return self.count(AttemptResult::Parked),
                 Ok(Gate::Held) => return self.behind(delivery, event, source_topic).await,
                 Ok(Gate::Open | Gate::Redriven) => {
                     let failure = Failure::new(failed, Reason::Permanent, 0, None);
@@ -277,7 +277,7 @@ impl Worker {
         reason: Reason,
     ) -> Result<(), Unfinished> {
         let (shared, mut pause) = (Arc::clone(&self.shared), Pause::of(&self.shared.retry));
-        while let Err(error) = shared.ground.park(event, source_topic, delivery, reason).await {
+        while let Err(error) = shared.attempt_context.park(event, source_topic, delivery, reason).await {
             self.wait(&mut pause, event, error).await?;
         }
         shared.stats.add_held(1);
@@ -287,7 +287,7 @@ impl Worker {
     /// An event that is skipped holds its key no longer.
     async fn release(&mut self, event: &Event) -> Result<(), Unfinished> {
         let (shared, mut pause) = (Arc::clone(&self.shared), Pause::of(&self.shared.retry));
-        while let Err(error) = shared.ground.release(event).await {
+        while let Err(error) = shared.attempt_context.release(event).await {
             self.wait(&mut pause, event, error).await?;
         }
         Ok(())
