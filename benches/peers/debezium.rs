@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use lab::demo::{ServerCommand, Signal, Tether, TetheredDirectory, free_port};
+use lab::demo::{ChildServer, ServerCommand, Signal, TemporaryDirectory, free_port};
 
 use crate::drain::drain;
 use crate::latency::latency;
@@ -28,18 +28,18 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
     let jars = jars::directory()?;
     let mut outbox = Outbox::make(servers, sizes, "peers_debezium")?;
     let topic = Topic::make(servers, sizes, "peers_debezium")?;
-    let directory = TetheredDirectory::create(None)?;
+    let directory = TemporaryDirectory::create(None)?;
     let port = free_port()?;
     let command = command(&jars, directory.path(), servers, &topic, port)?;
     // It reads what comes after its slot: the slot first, then the backlog. The process that makes it is as cold as one gets.
-    let mut first = Tether::start(&command)?;
+    let mut first = ChildServer::start(&command)?;
     outbox.until(servers, SLOT_IS_READ)?;
     let cold_latency = latency(&outbox, &topic, &first, sizes.rate, sizes.seconds)?;
     first.stop();
     outbox.until(servers, SLOT_IS_FREE)?;
     outbox.fill(servers, sizes.events)?;
     let (cold, connect) =
-        drain(servers, &mut outbox, &topic, sizes.events, false, None, || Ok(Some(Tether::start(&command)?)))?;
+        drain(servers, &mut outbox, &topic, sizes.events, false, None, || Ok(Some(ChildServer::start(&command)?)))?;
     let connect = connect.expect("it was started");
     // The same again, in the same process.
     put(port, "stop")?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use lab::demo::Tether;
+use lab::demo::ChildServer;
 use serde::Serialize;
 
 use crate::Servers;
@@ -53,9 +53,9 @@ pub(crate) fn drain(
     topic: &Topic,
     events: u32,
     until_marked: bool,
-    running: Option<&Tether>,
-    start: impl FnOnce() -> anyhow::Result<Option<Tether>>,
-) -> anyhow::Result<(Drained, Option<Tether>)> {
+    running: Option<&ChildServer>,
+    start: impl FnOnce() -> anyhow::Result<Option<ChildServer>>,
+) -> anyhow::Result<(Drained, Option<ChildServer>)> {
     let before = topic.records()?;
     let cpu_before = running.map(|process| process::cpu(process.pid())).transpose()?.unwrap_or_default();
     let [postgres_before, kafka_before] = cpu_of_servers(servers)?;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use lab::demo::Tether;
+use lab::demo::ChildServer;
 use rdkafka::Message;
 use rdkafka::consumer::BaseConsumer;
 use serde::Serialize;
@@ -56,7 +56,7 @@ impl Schedule {
 pub(crate) fn latency(
     outbox: &Outbox,
     topic: &Topic,
-    system: &Tether,
+    system: &ChildServer,
     rate: u32,
     seconds: u32,
 ) -> anyhow::Result<Latency> {

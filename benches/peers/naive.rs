@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use lab::demo::{ServerCommand, Tether, TetheredDirectory};
+use lab::demo::{ChildServer, ServerCommand, TemporaryDirectory};
 use rdkafka::ClientConfig;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -20,12 +20,13 @@ use crate::{Servers, Sizes};
 pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Vec<System>> {
     let mut outbox = Outbox::make(servers, sizes, "peers_naive")?;
     let topic = Topic::make(servers, sizes, "peers_naive")?;
-    let directory = TetheredDirectory::create(None)?;
+    let directory = TemporaryDirectory::create(None)?;
     outbox.fill(servers, sizes.naive_events)?;
     let command = ServerCommand::new(std::env::current_exe()?, directory.path(), &directory.path().join("naive.log"))
         .args(["naive-loop", &outbox.url, &servers.kafka.bootstrap(), &topic.name]);
-    let (drained, naive) =
-        drain(servers, &mut outbox, &topic, sizes.naive_events, true, None, || Ok(Some(Tether::start(&command)?)))?;
+    let (drained, naive) = drain(servers, &mut outbox, &topic, sizes.naive_events, true, None, || {
+        Ok(Some(ChildServer::start(&command)?))
+    })?;
     let naive = naive.expect("it was started");
     let latency = latency::latency(&outbox, &topic, &naive, sizes.naive_rate, sizes.seconds)?;
     Ok(vec![System { name: "naive loop".to_owned(), drain: drained, latency }])

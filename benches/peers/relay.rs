@@ -1,6 +1,6 @@
 //! This relay, with its defaults.
 
-use lab::demo::{ServerCommand, Tether, TetheredDirectory};
+use lab::demo::{ChildServer, ServerCommand, TemporaryDirectory};
 
 use crate::drain::drain;
 use crate::latency;
@@ -12,7 +12,7 @@ use crate::{Servers, Sizes};
 pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Vec<System>> {
     let mut outbox = Outbox::make(servers, sizes, "peers_relay")?;
     let topic = Topic::make(servers, sizes, "peers_relay")?;
-    let directory = TetheredDirectory::create(None)?;
+    let directory = TemporaryDirectory::create(None)?;
     outbox.fill(servers, sizes.events)?;
     let command = ServerCommand::new("env", directory.path(), &directory.path().join("relay.log")).args([
         format!("DATABASE_URL={}", outbox.url),
@@ -22,7 +22,7 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
         "run".to_owned(),
     ]);
     let (drained, relay) =
-        drain(servers, &mut outbox, &topic, sizes.events, true, None, || Ok(Some(Tether::start(&command)?)))?;
+        drain(servers, &mut outbox, &topic, sizes.events, true, None, || Ok(Some(ChildServer::start(&command)?)))?;
     let relay = relay.expect("it was started");
     let latency = latency::latency(&outbox, &topic, &relay, sizes.rate, sizes.seconds)?;
     Ok(vec![System { name: "outbox-relay".to_owned(), drain: drained, latency }])

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use lab::demo::{
     self, Balance, DemoError, DemoOptions, OrderBalance, OrderFlowError, OrderFlowOptions, OwnServers, PostgresError,
-    ServersError, Service, ServicePlace, Wanted, names_own_servers,
+    ServerChoice, ServersError, Service, ServiceLocation, names_own_servers,
 };
 use rdkafka::ClientConfig;
 
@@ -49,10 +49,10 @@ struct OrderFlow {
 }
 
 impl OrderFlow {
-    fn run(&self, wanted: Wanted, env: BTreeMap<String, String>) -> Result<(), Failure> {
+    fn run(&self, servers: ServerChoice, env: BTreeMap<String, String>) -> Result<(), Failure> {
         let program = std::env::current_exe()
             .map_err(|error| Failure::unexpected("the demo does not know its own binary", error))?;
-        let options = OrderFlowOptions::short(wanted, env, program);
+        let options = OrderFlowOptions::short(servers, env, program);
         let balance =
             runtime()?.block_on(async { demo::run_order_flow(options, interrupts()?).await.map_err(flow_failed) })?;
         if self.json {
@@ -67,11 +67,11 @@ impl OrderFlow {
 impl Demo {
     /// `env` is the process's environment.
     pub(crate) fn run(&self, env: BTreeMap<String, String>) -> Result<(), Failure> {
-        let wanted = wanted(&env)?;
+        let servers = server_choice(&env)?;
         if let Some(Act::OrderFlow(flow)) = &self.act {
-            return flow.run(wanted, env);
+            return flow.run(servers, env);
         }
-        let options = DemoOptions { wanted, env, serve: self.serve };
+        let options = DemoOptions { servers, env, serve: self.serve };
         let balance = runtime()?.block_on(async {
             let interrupts = interrupts()?;
             demo::run(options, interrupts, |addresses| self.show_addresses(addresses)).await.map_err(failed)
@@ -127,7 +127,7 @@ impl DemoService {
             let stop = async move {
                 let _ = interrupts.recv().await;
             };
-            demo::serve_service(self.service, place(settings), session_timeout, stop)
+            demo::serve_service(self.service, service_location(settings), session_timeout, stop)
                 .await
                 .map_err(|error| Failure::unexpected(format!("the service {} cannot go on", self.service), error))
         })
@@ -135,19 +135,19 @@ impl DemoService {
 }
 
 /// The servers that the environment names, or private ones.
-fn wanted(env: &BTreeMap<String, String>) -> Result<Wanted, Failure> {
+fn server_choice(env: &BTreeMap<String, String>) -> Result<ServerChoice, Failure> {
     let are_own = names_own_servers(env).map_err(|error| {
         Failure::bad_configuration(error.to_string()).hint(format!("set {}, or unset {}", error.missing, error.given))
     })?;
     if !are_own {
-        return Ok(Wanted::Private);
+        return Ok(ServerChoice::Private);
     }
     // The user's settings for Postgres and Kafka hold, those of their relay do not.
     let env = env.iter().filter(|(name, _)| !name.starts_with("RELAY_"));
     let env = env.map(|(name, value)| (name.clone(), value.clone())).collect();
     let settings = Settings::load(Sources { file: None, env, overrides: Vec::new() }, Needs::DatabaseAndKafka)?;
     let database = &settings.database;
-    Ok(Wanted::Own(Box::new(OwnServers {
+    Ok(ServerChoice::Own(Box::new(OwnServers {
         database: database.connect_options(),
         connect_timeout: database.connect_timeout,
         target: database.target(),
@@ -156,9 +156,9 @@ fn wanted(env: &BTreeMap<String, String>) -> Result<Wanted, Failure> {
 }
 
 /// What a service of the order flow shares with its relay.
-fn place(settings: &Settings) -> ServicePlace {
+fn service_location(settings: &Settings) -> ServiceLocation {
     let outbox = &settings.outbox;
-    ServicePlace {
+    ServiceLocation {
         names: Names::new(&outbox.schema, &outbox.table, &outbox.processed_table),
         database: settings.database.connect_options(),
         kafka: settings.kafka.as_ref().map(consumer_config).unwrap_or_default(),

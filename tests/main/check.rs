@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use lab::demo::{PrivatePostgres, ServerCommand, Signal, Tether, TetheredDirectory, free_port};
+use lab::demo::{ChildServer, PrivatePostgres, ServerCommand, Signal, TemporaryDirectory, free_port};
 use libtest_mimic::Trial;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
@@ -531,7 +531,7 @@ async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
     if !std::path::Path::new(openssl).exists() {
         return Err(Missing("openssl is not installed".to_owned()).into());
     }
-    let mut directory = TetheredDirectory::create(None)?;
+    let mut directory = TemporaryDirectory::create(None)?;
     let (key, certificate) = (directory.path().join("key.pem"), directory.path().join("certificate.pem"));
     let made = std::process::Command::new(openssl)
         .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout"])
@@ -547,7 +547,7 @@ async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
         .args(["-cert"])
         .args([&certificate])
         .stops_on(Signal::SIGTERM, SOON);
-    let mut server = Tether::start(&command)?;
+    let mut server = ChildServer::start(&command)?;
     directory.outlives(&server)?;
     let relay = Relay::of(&format!("postgres://relay@127.0.0.1:{}/app", free_port()?), &format!("127.0.0.1:{port}"))
         .with("KAFKA_SECURITY_PROTOCOL", "ssl");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
-use lab::demo::{Member, OrderFlowOptions, OwnServers, Wanted, run_order_flow};
+use lab::demo::{Member, OrderFlowOptions, OwnServers, ServerChoice, run_order_flow};
 use libtest_mimic::Trial;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -26,7 +26,7 @@ async fn the_books_agree_although_every_service_and_every_relay_is_killed(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let options = OrderFlowOptions {
-        wanted: Wanted::Own(Box::new(OwnServers {
+        servers: ServerChoice::Own(Box::new(OwnServers {
             database: database.connect_options(),
             connect_timeout: SOON,
             target: database.name().to_owned(),

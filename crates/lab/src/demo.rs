@@ -1,6 +1,6 @@
 //! Servers of one's own: what `outbox-relay demo`, the tests and the benchmarks run against.
 //!
-//! - `tether`: a server process that ends with the process that started it, whatever ends that one.
+//! - `child_server`: a server process that ends with the process that started it, whatever ends that one.
 //! - `directory`: a temporary directory that goes the same way.
 //! - `postgres`: a private Postgres server, from local binaries or downloaded ones.
 //! - `binaries`: where those binaries come from.
@@ -13,32 +13,33 @@
 //! - `relay_process`: the relay, killed and started again.
 //! - `shop`: the application; `consumer`: who applies its events.
 //! - `evidence`: what is there at the end, compared; `balance`: what that comes to.
-//! - `narrator`: what is said meanwhile.
+//! - `output`: what is said meanwhile.
 //! - `order_flow`: the other demo, of four services that consume each other's events.
 
 mod balance;
 mod binaries;
+mod child_server;
 mod consumer;
 mod directory;
 mod download;
 mod evidence;
 mod flow;
 mod mock_broker;
-mod narrator;
 mod order_flow;
+mod output;
 mod port;
 mod postgres;
 mod relay_process;
 mod server_user;
 mod servers;
 mod shop;
-mod tether;
 mod topic;
 
 pub use balance::{Balance, Promise};
 pub use binaries::{BinariesError, BinariesFrom, ServerBinaries};
+pub use child_server::{ChildServer, ServerCommand};
 pub use consumer::ConsumerError;
-pub use directory::TetheredDirectory;
+pub use directory::TemporaryDirectory;
 pub use download::{DownloadError, cache_directory};
 pub use flow::{DemoError, DemoOptions, run};
 pub use mock_broker::MockBrokerError;
@@ -47,10 +48,9 @@ pub use nix::sys::signal::Signal;
 pub use order_flow::{
     Member, OrderBalance, OrderFlowError, OrderFlowOptions, Service, UnknownService, run as run_order_flow,
 };
-pub use order_flow::{SERVICE, ServicePlace, serve as serve_service};
+pub use order_flow::{SERVICE, ServiceLocation, serve as serve_service};
 pub use port::free_port;
 pub use postgres::{PostgresError, PostgresOptions, PrivatePostgres};
 pub use server_user::ServerUser;
-pub use servers::{HalfGiven, OwnServers, ServersError, Wanted, names_own_servers};
-pub use tether::{ServerCommand, Tether};
+pub use servers::{HalfGiven, OwnServers, ServerChoice, ServersError, names_own_servers};
 pub use topic::TopicError;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::demo::{ServerCommand, ServerUser, Signal, Tether, TetheredDirectory, free_port};
+use crate::demo::{ChildServer, ServerCommand, ServerUser, Signal, TemporaryDirectory, free_port};
 use anyhow::{Context, ensure};
 use sqlx::{Connection, PgConnection};
 
@@ -14,8 +14,8 @@ use super::trial::Missing;
 /// A running PgBouncer; dropping it stops it. Fields in that order.
 #[derive(Debug)]
 pub struct PgBouncer {
-    server: Tether,
-    _directory: TetheredDirectory,
+    server: ChildServer,
+    _directory: TemporaryDirectory,
     url: String,
 }
 
@@ -34,7 +34,7 @@ impl PgBouncer {
         let (host, server_port) = host.split_once(':').context("no port")?;
         let (port, name) = (free_port()?, database.name());
         let run_as = ServerUser::in_place_of_root();
-        let mut directory = TetheredDirectory::create(run_as.as_ref())?;
+        let mut directory = TemporaryDirectory::create(run_as.as_ref())?;
         let configuration = directory.path().join("pgbouncer.ini");
         fs::write(
             &configuration,
@@ -48,7 +48,7 @@ impl PgBouncer {
             .args([&configuration])
             .stops_on(Signal::SIGTERM, SOON)
             .as_user(run_as);
-        let mut server = Tether::start(&command)?;
+        let mut server = ChildServer::start(&command)?;
         directory.outlives(&server)?;
         let url = format!("postgres://{user}:{password}@127.0.0.1:{port}/{name}?sslmode=disable");
         eventually("PgBouncer lets a client through", SOON, || async {

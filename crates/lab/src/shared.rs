@@ -60,7 +60,7 @@ pub fn kafka() -> Result<Arc<RealKafka>, Unavailable> {
     KAFKA.get(|| RealKafka::start(&[]))
 }
 
-/// Stops both. Statics are never dropped, so without this they would only end on their tethers, a moment after us.
+/// Stops both. Statics are never dropped, so without this they would only end a moment after us.
 pub fn stop() {
     KAFKA.stop();
     POSTGRES.stop();

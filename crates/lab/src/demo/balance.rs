@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::narrator::grouped;
+use super::output::grouped;
 use event_outbox::ledger::{Finding, Report};
 
 /// What a demo came to. As JSON: [`Balance::to_json`].

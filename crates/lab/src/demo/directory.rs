@@ -1,7 +1,7 @@
-//! A temporary directory that is removed with us, even when we are killed with SIGKILL: a shell on a line (see `tether`) removes it.
+//! A temporary directory that is removed with us, even when we are killed with SIGKILL: a shell on a line (see `child_server`) removes it.
 //!
 //! The shell is told of every server that works in the directory and waits for the last one's end before it removes anything. It is
-//! apart from the server's own tether because the directory outlives the server in a test that stops it and starts it again.
+//! apart from the server's own shell because the directory outlives the server in a test that stops it and starts it again.
 
 use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -9,17 +9,17 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
+use super::child_server::ChildServer;
 use super::server_user::ServerUser;
-use super::tether::Tether;
 
 /// `$1` the directory. The wait is bounded (60 s, longer than any grace) because a process whose parent died stays a zombie
 /// in a container without an init that reaps it, and `kill -0` takes it for alive.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
-tether=
-while read -r line; do tether=$line; done
+server=
+while read -r line; do server=$line; done
 tries=600
-while [ -n "$tether" ] && [ "$tries" -gt 0 ] && kill -0 "$tether" 2>/dev/null; do
+while [ -n "$server" ] && [ "$tries" -gt 0 ] && kill -0 "$server" 2>/dev/null; do
     sleep 0.1
     tries=$((tries - 1))
 done
@@ -28,13 +28,13 @@ rm -rf -- "$1" || { sleep 1; rm -rf -- "$1"; }
 
 /// A temporary directory. Dropping it removes it.
 #[derive(Debug)]
-pub struct TetheredDirectory {
+pub struct TemporaryDirectory {
     path: PathBuf,
     shell: Child,
     line: Option<ChildStdin>,
 }
 
-impl TetheredDirectory {
+impl TemporaryDirectory {
     /// Creates a directory that belongs to `user` (or to us), where that user can get at it.
     ///
     /// # Errors
@@ -67,13 +67,13 @@ impl TetheredDirectory {
     ///
     /// # Errors
     /// When the shell is gone.
-    pub fn outlives(&mut self, server: &Tether) -> io::Result<()> {
+    pub fn outlives(&mut self, server: &ChildServer) -> io::Result<()> {
         let line = self.line.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
         writeln!(line, "{}", server.shell_pid())
     }
 }
 
-impl Drop for TetheredDirectory {
+impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
         self.line = None;
         drop(self.shell.wait());

@@ -1,7 +1,7 @@
 //! The course of a demo: servers, relay, consumer and shop; the kill; the wait for the last event; the comparison.
 //!
 //! Interrupts: the first ends a `--serve` in order, with its balance. Any other abandons the demo. Either way, and on every
-//! error, what was started is stopped and what was created is removed; a SIGKILL leaves that to tethers and pipes.
+//! error, what was started is stopped and what was created is removed; a SIGKILL leaves that to the shells that watch over them.
 
 mod settled;
 
@@ -16,13 +16,14 @@ use tokio::task::JoinHandle;
 use super::balance::Balance;
 use super::consumer::{self, Consumer, ConsumerError};
 use super::evidence::Evidence;
-use super::narrator::{Narrator, grouped};
+use super::output::{DemoOutput, grouped};
 use super::relay_process::RelayProcess;
-use super::servers::{Cast, Servers, ServersError, Wanted};
+use super::servers::{DemoSchemas, ServerChoice, Servers, ServersError};
 use super::shop::{self, Shop, Workload};
 
 /// One outbox. Its topic is where events of `order` go by default.
-const CAST: Cast = Cast { schemas: &["public"], topic: "order-events", topics: &["order-events"] };
+const DEMO_SCHEMAS: DemoSchemas =
+    DemoSchemas { schemas: &["public"], topic: "order-events", topics: &["order-events"] };
 
 /// Enough to see that it works, and done in five seconds on a small machine.
 const ACT: Workload = Workload { orders: 1_200, per_second: 800.0 };
@@ -41,7 +42,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct DemoOptions {
     /// On which servers.
-    pub wanted: Wanted,
+    pub servers: ServerChoice,
     /// The process's environment.
     pub env: BTreeMap<String, String>,
     /// Stay up until interrupted.
@@ -84,11 +85,11 @@ pub async fn run(
     mut interrupts: mpsc::Receiver<()>,
     serving: impl FnOnce(&[(&'static str, String)]),
 ) -> Result<Balance, DemoError> {
-    let narrator = Narrator::new();
-    let opening = Servers::open(&options.wanted, options.env, CAST, narrator);
+    let output = DemoOutput::new();
+    let opening = Servers::open(&options.servers, options.env, DEMO_SCHEMAS, output);
     let mut servers = unless_interrupted(&mut interrupts, async { Ok(opening.await?) }).await?;
-    let outcome = play(&mut servers, options.serve.then_some(serving), &mut interrupts, narrator).await;
-    servers.clear_away(narrator).await;
+    let outcome = play(&mut servers, options.serve.then_some(serving), &mut interrupts, output).await;
+    servers.clear_away(output).await;
     outcome
 }
 
@@ -96,11 +97,11 @@ async fn play(
     servers: &mut Servers,
     serving: Option<impl FnOnce(&[(&'static str, String)])>,
     interrupts: &mut mpsc::Receiver<()>,
-    narrator: Narrator,
+    output: DemoOutput,
 ) -> Result<Balance, DemoError> {
-    let preparing = servers.prepare(narrator);
+    let preparing = servers.prepare(output);
     unless_interrupted(interrupts, async { Ok(preparing.await?) }).await?;
-    let mut play = unless_interrupted(interrupts, Play::begin(servers, narrator)).await?;
+    let mut play = unless_interrupted(interrupts, Play::begin(servers, output)).await?;
     unless_interrupted(interrupts, play.act()).await?;
     if let Some(report) = serving {
         report(&servers.addresses());
@@ -123,7 +124,7 @@ async fn unless_interrupted<T>(
 /// Everything that moves. Dropping it stops it.
 struct Play<'a> {
     topic: &'a str,
-    narrator: Narrator,
+    output: DemoOutput,
     relay: RelayProcess,
     relay_kills: u32,
     consumer: Consumer,
@@ -132,22 +133,22 @@ struct Play<'a> {
 }
 
 impl<'a> Play<'a> {
-    async fn begin(servers: &'a Servers, narrator: Narrator) -> Result<Self, DemoError> {
-        let (place, topic) = servers.first();
-        let relay = RelayProcess::start(&place.setup, narrator).map_err(DemoError::Relay)?;
+    async fn begin(servers: &'a Servers, output: DemoOutput) -> Result<Self, DemoError> {
+        let (location, topic) = servers.first();
+        let relay = RelayProcess::start(&location.setup, output).map_err(DemoError::Relay)?;
         if let Some(pid) = relay.pid() {
-            narrator.say(format_args!("`outbox-relay run` is process {pid}; its log:"));
+            output.say(format_args!("`outbox-relay run` is process {pid}; its log:"));
         }
         // One more for looking at the outbox while all others are busy.
-        let pool = servers.pool(place, shop::CLERKS + consumer::APPLIERS as u32 + 1);
+        let pool = servers.pool(location, shop::CLERKS + consumer::APPLIERS as u32 + 1);
         let consumer = Consumer::start(&servers.kafka_client(), topic, &pool).await?;
         let shop = Shop::open(pool.clone()).await.map_err(DemoError::Shop)?;
-        Ok(Self { topic, narrator, relay, relay_kills: 0, consumer, shop, pool })
+        Ok(Self { topic, output, relay, relay_kills: 0, consumer, shop, pool })
     }
 
     /// The orders, and the kill in their midst.
     async fn act(&mut self) -> Result<(), DemoError> {
-        self.narrator.say(format_args!(
+        self.output.say(format_args!(
             "the shop takes {} orders over {} connections; one transaction in ten rolls back",
             grouped(ACT.orders),
             shop::CLERKS
@@ -156,19 +157,19 @@ impl<'a> Play<'a> {
         let mut orders = Orders::take(&self.shop, ACT, never);
         orders.until_committed(KILL_AT).await?;
         self.must_run()?;
-        self.narrator.say(format_args!("{} events are committed: kill -9 for the relay", grouped(KILL_AT)));
+        self.output.say(format_args!("{} events are committed: kill -9 for the relay", grouped(KILL_AT)));
         self.relay.kill();
         self.relay_kills += 1;
         orders.until_committed(START_AGAIN_AT).await?;
         let waiting = settled::pending(&self.pool).await.map_err(DemoError::Evidence)?;
-        self.narrator.say(format_args!("the shop went on, {} events wait: the relay starts again", grouped(waiting)));
+        self.output.say(format_args!("the shop went on, {} events wait: the relay starts again", grouped(waiting)));
         self.relay.start_again().map_err(DemoError::Relay)?;
         orders.until_done().await
     }
 
     /// A few orders per second until `end`.
     async fn serve(&mut self, end: impl Future) -> Result<(), DemoError> {
-        self.narrator.say("serving until Ctrl-C; a few orders per second go on");
+        self.output.say("serving until Ctrl-C; a few orders per second go on");
         let (stop, stopped) = watch::channel(false);
         let mut orders = Orders::take(&self.shop, SERVING, stopped);
         tokio::select! {
@@ -183,23 +184,23 @@ impl<'a> Play<'a> {
 
     /// Waits until everything is published and applied, stops relay and consumer, compares.
     async fn settle(&mut self) -> Result<Balance, DemoError> {
-        self.narrator.say("the shop has closed; waiting for the last events");
+        self.output.say("the shop has closed; waiting for the last events");
         if !settled::published(&self.pool, &mut self.relay).await.map_err(DemoError::Evidence)? {
-            self.narrator.say(format_args!("nothing was published for {:?}: giving up", settled::PATIENCE));
+            self.output.say(format_args!("nothing was published for {:?}: giving up", settled::PATIENCE));
         }
         self.relay.stop();
         let handled = self.consumer.handled();
         let consumed = match settled::while_growing(&handled, self.consumer.finish()).await {
             Some(consumed) => consumed?,
             None => {
-                self.narrator.say(format_args!("nothing was applied for {:?}: giving up", settled::PATIENCE));
+                self.output.say(format_args!("nothing was applied for {:?}: giving up", settled::PATIENCE));
                 consumer::Consumed::default()
             }
         };
-        self.narrator.say("everything has come to rest; comparing the tables with the topic\n");
+        self.output.say("everything has come to rest; comparing the tables with the topic\n");
         let evidence = Evidence::gather(&self.pool, self.shop.books(), consumed).await.map_err(DemoError::Evidence)?;
         let balance = evidence.compare(self.topic);
-        Ok(Balance { relay_kills: self.relay_kills, elapsed: self.narrator.elapsed(), ..balance })
+        Ok(Balance { relay_kills: self.relay_kills, elapsed: self.output.elapsed(), ..balance })
     }
 
     fn must_run(&mut self) -> Result<(), DemoError> {

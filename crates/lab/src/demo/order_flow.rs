@@ -39,8 +39,8 @@ use rdkafka::error::KafkaError;
 use sqlx::Executor;
 use tokio::sync::mpsc;
 
-use super::narrator::Narrator;
-use super::servers::{Cast, Servers, ServersError, Wanted};
+use super::output::DemoOutput;
+use super::servers::{DemoSchemas, ServerChoice, Servers, ServersError};
 use super::topic;
 pub use balance::OrderBalance;
 use books::{Books, Shelves};
@@ -50,12 +50,12 @@ pub use crew::SUBCOMMAND as SERVICE;
 use customers::Customers;
 use event_outbox::outbox::Outbox;
 pub use service::{Service, UnknownService};
-pub use service::{ServicePlace, serve};
+pub use service::{ServiceLocation, serve};
 use timeline::Timeline;
 use watch::Watch;
 
 /// The schemas in the order of [`Service::ALL`], and the topics of what they emit.
-const CAST: Cast = Cast {
+const DEMO_SCHEMAS: DemoSchemas = DemoSchemas {
     schemas: &["order", "inventory", "payment", "mail"],
     topic: "{entity_type}-events",
     topics: &["order-events", "stock-events", "payment-events", "mail-events", "dead-letter-events"],
@@ -79,7 +79,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub struct OrderFlowOptions {
     /// On which servers.
-    pub wanted: Wanted,
+    pub servers: ServerChoice,
     /// The process's environment.
     pub env: BTreeMap<String, String>,
     /// The binary whose processes the services and relays are.
@@ -96,9 +96,9 @@ impl OrderFlowOptions {
     /// Enough to see that it works, and done in half a minute: two dozen orders, with the payment service killed among them.
     ///
     /// The deadline is beyond the session of the killed service ([`crew::SESSION`]): its orders are late, and not given up.
-    pub fn short(wanted: Wanted, env: BTreeMap<String, String>, program: PathBuf) -> Self {
+    pub fn short(servers: ServerChoice, env: BTreeMap<String, String>, program: PathBuf) -> Self {
         let kills = vec![Member::Handlers(Service::Payment)];
-        Self { wanted, env, program, orders: 24, deadline: Duration::from_secs(10), kills }
+        Self { servers, env, program, orders: 24, deadline: Duration::from_secs(10), kills }
     }
 }
 
@@ -150,8 +150,8 @@ pub async fn run(
     options: OrderFlowOptions,
     mut interrupts: mpsc::Receiver<()>,
 ) -> Result<OrderBalance, OrderFlowError> {
-    let narrator = Narrator::new();
-    let opening = Servers::open(&options.wanted, options.env.clone(), CAST, narrator);
+    let output = DemoOutput::new();
+    let opening = Servers::open(&options.servers, options.env.clone(), DEMO_SCHEMAS, output);
     let mut servers = tokio::select! {
         biased;
         Some(()) = interrupts.recv() => return Err(OrderFlowError::Interrupted),
@@ -160,30 +160,30 @@ pub async fn run(
     let outcome = tokio::select! {
         biased;
         Some(()) = interrupts.recv() => Err(OrderFlowError::Interrupted),
-        played = play(&mut servers, &options, narrator) => played,
+        played = play(&mut servers, &options, output) => played,
     };
     if !servers.are_private() {
-        narrator.say("removing what was made on your servers; the groups' sessions have to run out");
-        let groups: Vec<&str> = servers.places().iter().map(|place| place.names.schema_raw()).collect();
+        output.say("removing what was made on your servers; the groups' sessions have to run out");
+        let groups: Vec<&str> = servers.locations().iter().map(|location| location.names.schema_raw()).collect();
         if let Err(error) = topic::delete_groups(&servers.kafka_client(), &groups, crew::SESSION).await {
-            narrator.say(format_args!("not all of the groups {} could be removed: {error}", groups.join(", ")));
+            output.say(format_args!("not all of the groups {} could be removed: {error}", groups.join(", ")));
         }
     }
-    servers.clear_away(narrator).await;
+    servers.clear_away(output).await;
     outcome
 }
 
 async fn play(
     servers: &mut Servers,
     options: &OrderFlowOptions,
-    narrator: Narrator,
+    output: DemoOutput,
 ) -> Result<OrderBalance, OrderFlowError> {
-    servers.prepare(narrator).await?;
-    let mut play = Play::begin(servers, options, narrator).await?;
+    servers.prepare(output).await?;
+    let mut play = Play::begin(servers, options, output).await?;
     play.act(options).await?;
     let mut balance = play.settle(options).await?;
     balance.kills = options.kills.len() as u64;
-    balance.elapsed = narrator.elapsed();
+    balance.elapsed = output.elapsed();
     Ok(balance)
 }
 
@@ -197,17 +197,19 @@ struct Play {
 }
 
 impl Play {
-    async fn begin(servers: &Servers, options: &OrderFlowOptions, narrator: Narrator) -> Result<Self, OrderFlowError> {
-        let pools =
-            Service::ALL.into_iter().zip(servers.places()).map(|(service, place)| (service, servers.pool(place, 2)));
+    async fn begin(servers: &Servers, options: &OrderFlowOptions, output: DemoOutput) -> Result<Self, OrderFlowError> {
+        let pools = Service::ALL
+            .into_iter()
+            .zip(servers.locations())
+            .map(|(service, location)| (service, servers.pool(location, 2)));
         let shelves = Shelves(pools.collect());
         for service in Service::ALL {
             shelves.of(service).execute(service.tables()).await?;
         }
-        let outbox = Outbox::new(&servers.places()[0].names);
+        let outbox = Outbox::new(&servers.locations()[0].names);
         let customers = Customers::open(&shelves, outbox, options.deadline).await?;
         let (watch, mut sightings) = Watch::start(&servers.kafka_client(), servers.topics())?;
-        let timeline = Timeline::new(narrator);
+        let timeline = Timeline::new(output);
         let shown = timeline.clone();
         // Ends with the watch, which holds the other end.
         tokio::spawn(async move {
@@ -215,7 +217,7 @@ impl Play {
                 shown.see(&sighting);
             }
         });
-        narrator.say(
+        output.say(
             "starting four services and a relay for each of their outboxes; their consumer groups take three seconds",
         );
         let mut crew = Crew::start(servers, options).map_err(OrderFlowError::Process)?;

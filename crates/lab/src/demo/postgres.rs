@@ -20,10 +20,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Signal;
 use super::binaries::{BinariesError, BinariesFrom, ServerBinaries};
-use super::directory::TetheredDirectory;
+use super::child_server::{ChildServer, ServerCommand};
+use super::directory::TemporaryDirectory;
 use super::port::{free_port, is_free};
 use super::server_user::ServerUser;
-use super::tether::{ServerCommand, Tether};
 
 /// The superuser of every private server.
 const USER: &str = "postgres";
@@ -98,8 +98,8 @@ pub enum PostgresError {
 /// A private server. Fields in the order in which they must go: the server before its directory.
 #[derive(Debug)]
 pub struct PrivatePostgres {
-    server: Tether,
-    directory: TetheredDirectory,
+    server: ChildServer,
+    directory: TemporaryDirectory,
     user: Option<ServerUser>,
     binaries: ServerBinaries,
     options: PostgresOptions,
@@ -114,7 +114,7 @@ impl PrivatePostgres {
     /// See [`PostgresError`].
     pub async fn start(options: PostgresOptions) -> Result<Self, PostgresError> {
         let user = ServerUser::in_place_of_root();
-        let directory = TetheredDirectory::create(user.as_ref())?;
+        let directory = TemporaryDirectory::create(user.as_ref())?;
         let binaries = ServerBinaries::find(&options.binaries, user.as_ref(), directory.path()).await?;
         let password = SecretString::from(random_password());
         initdb::run(&binaries, directory.path(), user.as_ref(), &password).await?;
@@ -123,14 +123,14 @@ impl PrivatePostgres {
 
     /// Starts the server on the data in the directory and waits until it accepts connections.
     async fn start_in(
-        directory: TetheredDirectory,
+        directory: TemporaryDirectory,
         user: Option<ServerUser>,
         binaries: ServerBinaries,
         options: PostgresOptions,
         password: SecretString,
     ) -> Result<Self, PostgresError> {
         let port = free_port()?;
-        let server = Tether::start(&command(&binaries, &directory, &options, port, user.as_ref()))?;
+        let server = ChildServer::start(&command(&binaries, &directory, &options, port, user.as_ref()))?;
         let mut postgres = Self { server, directory, user, binaries, options, port, password };
         postgres.directory.outlives(&postgres.server)?;
         postgres.until_ready_on_some_port().await?;
@@ -244,7 +244,7 @@ impl PrivatePostgres {
 
     fn launch(&mut self) -> io::Result<()> {
         let command = command(&self.binaries, &self.directory, &self.options, self.port, self.user.as_ref());
-        self.server = Tether::start(&command)?;
+        self.server = ChildServer::start(&command)?;
         self.directory.outlives(&self.server)
     }
 
@@ -287,7 +287,7 @@ impl PrivatePostgres {
 
 fn command(
     binaries: &ServerBinaries,
-    directory: &TetheredDirectory,
+    directory: &TemporaryDirectory,
     options: &PostgresOptions,
     port: u16,
     user: Option<&ServerUser>,

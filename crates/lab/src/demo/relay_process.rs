@@ -10,9 +10,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::task::{JoinSet, block_in_place};
 
-use super::directory::TetheredDirectory;
-use super::narrator::Narrator;
-use super::tether::{ServerCommand, Tether};
+use super::child_server::{ChildServer, ServerCommand};
+use super::directory::TemporaryDirectory;
+use super::output::DemoOutput;
 
 /// How often the log is looked at.
 const LOG_INTERVAL: Duration = Duration::from_millis(50);
@@ -32,17 +32,17 @@ pub(super) struct RelaySetup {
 /// One relay at a time, killed and started again. Fields in the order in which they must go: the process before its directory.
 #[derive(Debug)]
 pub(super) struct RelayProcess {
-    process: Option<Tether>,
+    process: Option<ChildServer>,
     command: ServerCommand,
     log: Arc<Mutex<Log>>,
     _showing: JoinSet<()>,
-    directory: TetheredDirectory,
+    directory: TemporaryDirectory,
 }
 
 impl RelayProcess {
     /// Starts the first one.
-    pub(super) fn start(setup: &RelaySetup, narrator: Narrator) -> io::Result<Self> {
-        let directory = TetheredDirectory::create(None)?;
+    pub(super) fn start(setup: &RelaySetup, output: DemoOutput) -> io::Result<Self> {
+        let directory = TemporaryDirectory::create(None)?;
         let (config, log) = (directory.path().join("relay.toml"), directory.path().join("relay.log"));
         write_private(&config, &setup.settings.to_string())?;
         File::create(&log)?;
@@ -51,7 +51,7 @@ impl RelayProcess {
             .args(setup.hidden_variables.iter().flat_map(|name| ["-u", name]))
             .args([std::env::current_exe()?.as_os_str(), "run".as_ref(), "--config".as_ref(), config.as_os_str()])
             .stops_on(Signal::SIGTERM, DRAIN_WITHIN);
-        let log = Arc::new(Mutex::new(Log { file: File::open(&log)?, path: log, incomplete: Vec::new(), narrator }));
+        let log = Arc::new(Mutex::new(Log { file: File::open(&log)?, path: log, incomplete: Vec::new(), output }));
         let mut showing = JoinSet::new();
         showing.spawn(show(Arc::clone(&log)));
         let mut relay = Self { process: None, command, log, _showing: showing, directory };
@@ -61,7 +61,7 @@ impl RelayProcess {
 
     /// Starts the next one.
     pub(super) fn start_again(&mut self) -> io::Result<()> {
-        let process = Tether::start(&self.command)?;
+        let process = ChildServer::start(&self.command)?;
         self.directory.outlives(&process)?;
         self.process = Some(process);
         Ok(())
@@ -69,12 +69,12 @@ impl RelayProcess {
 
     /// The running one's process id.
     pub(super) fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(Tether::pid)
+        self.process.as_ref().map(ChildServer::pid)
     }
 
     /// False when it has ended without having been told to.
     pub(super) fn is_running(&mut self) -> bool {
-        self.process.as_mut().is_some_and(Tether::is_running)
+        self.process.as_mut().is_some_and(ChildServer::is_running)
     }
 
     /// SIGKILL; when this returns it is gone.
@@ -112,17 +112,17 @@ struct Log {
     file: File,
     path: PathBuf,
     incomplete: Vec<u8>,
-    narrator: Narrator,
+    output: DemoOutput,
 }
 
 impl Log {
     fn show_new_lines(&mut self) {
         if let Err(error) = self.file.read_to_end(&mut self.incomplete) {
-            self.narrator.say(format_args!("cannot read {}: {error}", self.path.display()));
+            self.output.say(format_args!("cannot read {}: {error}", self.path.display()));
         }
         while let Some(end) = self.incomplete.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.incomplete.drain(..=end).collect();
-            self.narrator.relay_says(String::from_utf8_lossy(&line).trim_end());
+            self.output.relay_says(String::from_utf8_lossy(&line).trim_end());
         }
     }
 }

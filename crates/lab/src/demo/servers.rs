@@ -1,8 +1,8 @@
 //! Where a demo happens: on private servers that come and go with it, or on the user's own, in schemas and topics of its own that
 //! are removed at the end.
 
-mod place;
-mod wanted;
+mod outbox_location;
+mod server_choice;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio::task::block_in_place;
 
 use super::mock_broker::{MockBroker, MockBrokerError};
-use super::narrator::Narrator;
+use super::output::DemoOutput;
 use super::postgres::{PostgresError, PostgresOptions, PrivatePostgres};
 use super::topic::{self, TopicError};
 use event_outbox::names::quote;
 use event_outbox::schema::{self, MigrateOptions, SchemaError};
-pub(super) use place::{Cast, Place};
-use wanted::{BROKERS, DATABASE};
-pub use wanted::{HalfGiven, OwnServers, Wanted, names_own_servers};
+pub(super) use outbox_location::{DemoSchemas, OutboxLocation};
+use server_choice::{BROKERS, DATABASE};
+pub use server_choice::{HalfGiven, OwnServers, ServerChoice, names_own_servers};
 
 /// Partitions of each topic.
 const PARTITIONS: i32 = 6;
@@ -62,8 +62,8 @@ pub enum ServersError {
 #[derive(Debug)]
 pub(super) struct Servers {
     reach: OwnServers,
-    /// One per schema of the cast, in that order.
-    places: Vec<Place>,
+    /// One per schema of the demo, in that order.
+    locations: Vec<OutboxLocation>,
     topics: Vec<String>,
     private: Option<Private>,
     /// On the user's servers, what may be there to be removed: the first so many of either.
@@ -82,68 +82,73 @@ struct Private {
 impl Servers {
     /// Starts private servers, or reads how to reach the user's own. Changes nothing there yet.
     pub(super) async fn open(
-        wanted: &Wanted,
+        choice: &ServerChoice,
         env: BTreeMap<String, String>,
-        cast: Cast,
-        narrator: Narrator,
+        demo_schemas: DemoSchemas,
+        output: DemoOutput,
     ) -> Result<Self, ServersError> {
-        match wanted {
-            Wanted::Private => Self::private(env, cast, narrator).await,
-            Wanted::Own(servers) => Ok(Self::own((**servers).clone(), env, cast)),
+        match choice {
+            ServerChoice::Private => Self::private(env, demo_schemas, output).await,
+            ServerChoice::Own(servers) => Ok(Self::own((**servers).clone(), env, demo_schemas)),
         }
     }
 
-    async fn private(env: BTreeMap<String, String>, cast: Cast, narrator: Narrator) -> Result<Self, ServersError> {
-        narrator.say("starting a private Postgres (downloads one if this machine has none)");
+    async fn private(
+        env: BTreeMap<String, String>,
+        demo_schemas: DemoSchemas,
+        output: DemoOutput,
+    ) -> Result<Self, ServersError> {
+        output.say("starting a private Postgres (downloads one if this machine has none)");
         // Nothing of it outlives the demo, so nothing has to survive a crash of the machine.
         let options = PostgresOptions { durable: false, ..PostgresOptions::default() };
         let postgres =
             PrivatePostgres::start(options).await.map_err(|error| ServersError::Postgres(Box::new(error)))?;
-        narrator.say(format_args!("Postgres {} runs on 127.0.0.1:{}", postgres.major(), postgres.port()));
-        let broker = block_in_place(|| MockBroker::start(cast.topics, PARTITIONS))?;
-        narrator.say(format_args!(
+        output.say(format_args!("Postgres {} runs on 127.0.0.1:{}", postgres.major(), postgres.port()));
+        let broker = block_in_place(|| MockBroker::start(demo_schemas.topics, PARTITIONS))?;
+        output.say(format_args!(
             "a stand-in for Kafka (librdkafka's mock cluster) runs on {}",
             broker.bootstrap_servers()
         ));
 
         let url = postgres.url("postgres");
         let brokers = broker.bootstrap_servers().to_owned();
-        let given = [("database_url", url.as_str()), ("kafka_bootstrap_servers", &brokers), ("topic", cast.topic)];
+        let given =
+            [("database_url", url.as_str()), ("kafka_bootstrap_servers", &brokers), ("topic", demo_schemas.topic)];
         let mut kafka = ClientConfig::new();
         kafka.set("bootstrap.servers", &brokers);
         let database = url.parse().map_err(|source| ServersError::Connect { target: "postgres".to_owned(), source })?;
         let reach = OwnServers { database, connect_timeout: CONNECT_TIMEOUT, target: "postgres".to_owned(), kafka };
         let hidden: Vec<String> = env.into_keys().filter(|name| is_setting(name)).collect();
-        let place = |schema: &&str| Place::new(schema, "", &given, hidden.clone());
-        let places = cast.schemas.iter().map(place).collect();
-        let topics = cast.topics.iter().map(|topic| (*topic).to_owned()).collect();
+        let location = |schema: &&str| OutboxLocation::new(schema, "", &given, hidden.clone());
+        let locations = demo_schemas.schemas.iter().map(location).collect();
+        let topics = demo_schemas.topics.iter().map(|topic| (*topic).to_owned()).collect();
         let private = Some(Private { postgres, _broker: broker, url });
-        Ok(Self { reach, places, topics, private, schemas_to_remove: 0, topics_to_remove: 0 })
+        Ok(Self { reach, locations, topics, private, schemas_to_remove: 0, topics_to_remove: 0 })
     }
 
     /// The user's settings for Postgres and Kafka hold, those of their relay do not.
-    fn own(reach: OwnServers, env: BTreeMap<String, String>, cast: Cast) -> Self {
+    fn own(reach: OwnServers, env: BTreeMap<String, String>, demo_schemas: DemoSchemas) -> Self {
         let random: u32 = rand::rng().random();
         let (schema_prefix, topic_prefix) =
             (format!("outbox_demo_{random:08x}_"), format!("outbox-demo-{random:08x}-"));
-        let topic = format!("{topic_prefix}{}", cast.topic);
+        let topic = format!("{topic_prefix}{}", demo_schemas.topic);
         let given = [("topic", topic.as_str())];
         let hidden: Vec<String> = env.into_keys().filter(|name| is_relays(name)).collect();
-        let place = |schema: &&str| Place::new(schema, &schema_prefix, &given, hidden.clone());
-        let places = cast.schemas.iter().map(place).collect();
-        let topics = cast.topics.iter().map(|topic| format!("{topic_prefix}{topic}")).collect();
-        Self { reach, places, topics, private: None, schemas_to_remove: 0, topics_to_remove: 0 }
+        let location = |schema: &&str| OutboxLocation::new(schema, &schema_prefix, &given, hidden.clone());
+        let locations = demo_schemas.schemas.iter().map(location).collect();
+        let topics = demo_schemas.topics.iter().map(|topic| format!("{topic_prefix}{topic}")).collect();
+        Self { reach, locations, topics, private: None, schemas_to_remove: 0, topics_to_remove: 0 }
     }
 
     /// Creates the outboxes and the topics.
-    pub(super) async fn prepare(&mut self, narrator: Narrator) -> Result<(), ServersError> {
+    pub(super) async fn prepare(&mut self, output: DemoOutput) -> Result<(), ServersError> {
         let mut connection = self.connect().await?;
-        for (index, place) in self.places.iter().enumerate() {
+        for (index, location) in self.locations.iter().enumerate() {
             if self.private.is_none() {
                 self.schemas_to_remove = index + 1;
             }
-            schema::migrate(&mut connection, &place.names, &MigrateOptions::default()).await?;
-            narrator.say(format_args!("the outbox is migrated: {}", place.names.outbox()));
+            schema::migrate(&mut connection, &location.names, &MigrateOptions::default()).await?;
+            output.say(format_args!("the outbox is migrated: {}", location.names.outbox()));
         }
         if self.private.is_some() {
             return Ok(());
@@ -156,22 +161,22 @@ impl Servers {
                 self.topics_to_remove = index;
             }
             created?;
-            narrator.say(format_args!("the topic {topic} is created"));
+            output.say(format_args!("the topic {topic} is created"));
         }
         Ok(())
     }
 
     /// Removes what [`Servers::prepare`] has created, as far as it got; says what it could not remove.
-    pub(super) async fn clear_away(self, narrator: Narrator) {
-        for place in &self.places[..self.schemas_to_remove] {
-            if let Err(error) = self.drop_schema(place).await {
-                let schema = place.names.schema();
-                narrator.say(format_args!("the schema {schema} could not be removed, drop it by hand: {error}"));
+    pub(super) async fn clear_away(self, output: DemoOutput) {
+        for location in &self.locations[..self.schemas_to_remove] {
+            if let Err(error) = self.drop_schema(location).await {
+                let schema = location.names.schema();
+                output.say(format_args!("the schema {schema} could not be removed, drop it by hand: {error}"));
             }
         }
         for topic in &self.topics[..self.topics_to_remove] {
             if let Err(error) = topic::delete(&self.kafka_client(), topic).await {
-                narrator.say(format_args!("the topic {topic} could not be removed, delete it by hand: {error}"));
+                output.say(format_args!("the topic {topic} could not be removed, delete it by hand: {error}"));
             }
         }
         if let Some(private) = self.private {
@@ -179,9 +184,9 @@ impl Servers {
         }
     }
 
-    async fn drop_schema(&self, place: &Place) -> Result<(), sqlx::Error> {
+    async fn drop_schema(&self, location: &OutboxLocation) -> Result<(), sqlx::Error> {
         let mut connection = self.connection().await?;
-        let statement = format!("drop schema if exists {} cascade", place.names.schema());
+        let statement = format!("drop schema if exists {} cascade", location.names.schema());
         connection.execute(AssertSqlSafe(statement)).await?;
         connection.close().await
     }
@@ -197,10 +202,10 @@ impl Servers {
         connected.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
     }
 
-    /// Connections of at most this number, which find a place's tables without naming the schema.
-    pub(super) fn pool(&self, place: &Place, connections: u32) -> PgPool {
+    /// Connections of at most this number, which find the tables of a location without naming the schema.
+    pub(super) fn pool(&self, location: &OutboxLocation, connections: u32) -> PgPool {
         let options = self.reach.database.clone().application_name(SESSION);
-        let options = options.options([("search_path", quote(place.names.schema_raw()))]);
+        let options = options.options([("search_path", quote(location.names.schema_raw()))]);
         PgPoolOptions::new().max_connections(connections).connect_lazy_with(options)
     }
 
@@ -223,19 +228,19 @@ impl Servers {
         config
     }
 
-    /// The outboxes, in the order of the cast.
-    pub(super) fn places(&self) -> &[Place] {
-        &self.places
+    /// The outboxes, in the order of `DemoSchemas`.
+    pub(super) fn locations(&self) -> &[OutboxLocation] {
+        &self.locations
     }
 
-    /// The topics, in the order of the cast.
+    /// The topics, in the order of `DemoSchemas`.
     pub(super) fn topics(&self) -> &[String] {
         &self.topics
     }
 
     /// The one outbox, and its one topic.
-    pub(super) fn first(&self) -> (&Place, &str) {
-        (&self.places[0], &self.topics[0])
+    pub(super) fn first(&self) -> (&OutboxLocation, &str) {
+        (&self.locations[0], &self.topics[0])
     }
 
     /// True where nobody else is.
@@ -249,7 +254,8 @@ impl Servers {
         match &self.private {
             Some(private) => vec![(DATABASE, private.url.clone()), (BROKERS, brokers)],
             None => {
-                let schema = self.places.first().map(|place| place.names.schema_raw().to_owned()).unwrap_or_default();
+                let schema =
+                    self.locations.first().map(|location| location.names.schema_raw().to_owned()).unwrap_or_default();
                 vec![("RELAY_SCHEMA", schema), ("RELAY_TOPIC", self.topics.first().cloned().unwrap_or_default())]
             }
         }

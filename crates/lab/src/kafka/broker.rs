@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::demo::{ServerCommand, Signal, Tether, TetheredDirectory, free_port};
+use crate::demo::{ChildServer, ServerCommand, Signal, TemporaryDirectory, free_port};
 use anyhow::{Context, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -25,8 +25,8 @@ const CLUSTER_ID: &str = "b3V0Ym94LXJlbGF5LXQwMQ";
 /// A running broker, or a stopped one with its data in place. Dropping it stops it and removes its directory. Fields in that order.
 #[derive(Debug)]
 pub struct RealKafka {
-    server: Tether,
-    directory: TetheredDirectory,
+    server: ChildServer,
+    directory: TemporaryDirectory,
     command: ServerCommand,
     port: u16,
     /// The controller's.
@@ -55,12 +55,12 @@ impl RealKafka {
     }
 
     fn start_with(jars: &Path, port: u16, controller_port: u16, extra: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let mut directory = TetheredDirectory::create(None)?;
+        let mut directory = TemporaryDirectory::create(None)?;
         let properties = directory.path().join("server.properties");
         fs::write(&properties, server_properties(directory.path(), port, controller_port, extra)?)?;
         format_storage(jars, &properties)?;
         let command = command(jars, directory.path(), &properties);
-        let server = Tether::start(&command)?;
+        let server = ChildServer::start(&command)?;
         directory.outlives(&server)?;
         let mut kafka = Self { server, directory, command, port, controller_port };
         kafka.until_ready()?;
@@ -100,7 +100,7 @@ impl RealKafka {
     /// Starts a stopped broker on the same ports and data. Blocks until it answers.
     pub fn start_again(&mut self) -> anyhow::Result<()> {
         self.server.stop();
-        self.server = Tether::start(&self.command)?;
+        self.server = ChildServer::start(&self.command)?;
         self.directory.outlives(&self.server)?;
         self.until_ready()
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::books::{Books, Event, Payment, Stock};
 use super::order::Basket;
 use crate::demo::balance::{Promise, listed};
-use crate::demo::narrator::grouped;
+use crate::demo::output::grouped;
 
 /// How an order flow ended. As JSON: [`OrderBalance::to_json`].
 #[derive(Debug, Clone, Default)]

@@ -10,10 +10,10 @@ use tokio::task::block_in_place;
 
 use super::service::Service;
 use super::{OrderFlowError, OrderFlowOptions};
-use crate::demo::directory::TetheredDirectory;
+use crate::demo::child_server::{ChildServer, ServerCommand};
+use crate::demo::directory::TemporaryDirectory;
 use crate::demo::relay_process::write_private;
-use crate::demo::servers::{Place, Servers};
-use crate::demo::tether::{ServerCommand, Tether};
+use crate::demo::servers::{OutboxLocation, Servers};
 
 /// The hidden subcommand that becomes a service.
 pub const SUBCOMMAND: &str = "demo-service";
@@ -83,7 +83,7 @@ impl std::fmt::Display for Member {
 #[derive(Debug)]
 pub(super) struct Crew {
     seats: Vec<Seat>,
-    directory: TetheredDirectory,
+    directory: TemporaryDirectory,
 }
 
 #[derive(Debug)]
@@ -91,17 +91,17 @@ struct Seat {
     member: Member,
     command: ServerCommand,
     log: PathBuf,
-    process: Option<Tether>,
+    process: Option<ChildServer>,
 }
 
 impl Crew {
     /// Starts every process.
     pub(super) fn start(servers: &Servers, options: &OrderFlowOptions) -> io::Result<Self> {
-        let directory = TetheredDirectory::create(None)?;
+        let directory = TemporaryDirectory::create(None)?;
         let session = if servers.are_private() { SESSION_ON_STAND_IN } else { SESSION };
-        let pairs = Service::ALL.into_iter().zip(servers.places()).map(|(service, place)| {
-            let config = write_config(directory.path(), service, place)?;
-            let seat = |member: Member| seat(member, directory.path(), options, &config, place, session);
+        let pairs = Service::ALL.into_iter().zip(servers.locations()).map(|(service, location)| {
+            let config = write_config(directory.path(), service, location)?;
+            let seat = |member: Member| seat(member, directory.path(), options, &config, location, session);
             Ok([seat(Member::Handlers(service))?, seat(Member::Relay(service))?])
         });
         let seats = pairs.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect();
@@ -115,7 +115,7 @@ impl Crew {
     /// Starts a process that does not run.
     pub(super) fn start_again(&mut self, member: Member) -> io::Result<()> {
         let Some(seat) = self.seats.iter_mut().find(|seat| seat.member == member) else { return Ok(()) };
-        let process = Tether::start(&seat.command)?;
+        let process = ChildServer::start(&seat.command)?;
         self.directory.outlives(&process)?;
         seat.process = Some(process);
         Ok(())
@@ -185,8 +185,8 @@ impl Seat {
     }
 }
 
-fn write_config(directory: &Path, service: Service, place: &Place) -> io::Result<PathBuf> {
-    let mut settings = place.setup.settings.clone();
+fn write_config(directory: &Path, service: Service, location: &OutboxLocation) -> io::Result<PathBuf> {
+    let mut settings = location.setup.settings.clone();
     settings.insert("name".to_owned(), service.name().into());
     // An order is a handful of events: one worker is plenty.
     settings.insert("workers".to_owned(), 1.into());
@@ -200,7 +200,7 @@ fn seat(
     directory: &Path,
     options: &OrderFlowOptions,
     config: &Path,
-    place: &Place,
+    location: &OutboxLocation,
     session: Duration,
 ) -> io::Result<Seat> {
     let service = member.service().name();
@@ -216,7 +216,7 @@ fn seat(
     // `env` becomes the program, so the process id is the program's own.
     let command = ServerCommand::new("/usr/bin/env", directory, &log)
         .envs(&options.env)
-        .args(place.setup.hidden_variables.iter().flat_map(|name| ["-u", name]))
+        .args(location.setup.hidden_variables.iter().flat_map(|name| ["-u", name]))
         .args([&options.program])
         .args(arguments)
         .args(["--config".as_ref(), config.as_os_str()])

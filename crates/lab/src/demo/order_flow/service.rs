@@ -119,7 +119,7 @@ impl Post {
 }
 
 /// Where a service finds its tables, its topics and the brokers: what its relay is configured with.
-pub struct ServicePlace {
+pub struct ServiceLocation {
     /// The tables.
     pub names: Names,
     /// The database.
@@ -136,11 +136,11 @@ pub struct ServicePlace {
 /// The consumer's.
 pub async fn serve(
     service: Service,
-    place: ServicePlace,
+    location: ServiceLocation,
     session_timeout: Duration,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ConsumerError> {
-    let ServicePlace { names, database, kafka, topics } = place;
+    let ServiceLocation { names, database, kafka, topics } = location;
     let options = database.options([("search_path", quote(names.schema_raw()))]);
     let pool = PgPoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(options.application_name("service"));
     let post = Post { pool, names, kafka, topics, session_timeout };

@@ -10,12 +10,12 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
 use super::watch::Sighting;
-use crate::demo::narrator::Narrator;
+use crate::demo::output::DemoOutput;
 
 /// All orders. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Timeline {
-    narrator: Narrator,
+    output: DemoOutput,
     /// `None` where nobody could see a line change.
     screen: Option<MultiProgress>,
     orders: Arc<Mutex<Orders>>,
@@ -38,16 +38,16 @@ pub(super) struct History {
 }
 
 impl Timeline {
-    pub(super) fn new(narrator: Narrator) -> Self {
+    pub(super) fn new(output: DemoOutput) -> Self {
         let screen = std::io::stderr().is_terminal().then(MultiProgress::new);
-        Self { narrator, screen, orders: Arc::default() }
+        Self { output, screen, orders: Arc::default() }
     }
 
     /// A line of the demo's own, above the orders.
     pub(super) fn say(&self, line: impl fmt::Display) {
         match &self.screen {
-            Some(screen) => screen.suspend(|| self.narrator.say(line)),
-            None => self.narrator.say(line),
+            Some(screen) => screen.suspend(|| self.output.say(line)),
+            None => self.output.say(line),
         }
     }
 
@@ -71,7 +71,7 @@ impl Timeline {
             let line = line.get_or_insert_with(|| screen.insert(place, blank()));
             line.set_message(history.to_string());
         } else if history.is_complete() && !std::mem::replace(&mut history.shown, true) {
-            self.narrator.say(&*history);
+            self.output.say(&*history);
         }
     }
 

@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 
 use secrecy::ExposeSecret;
 
-use super::{PostgresError, PrivatePostgres, TetheredDirectory, USER, initdb};
+use super::{PostgresError, PrivatePostgres, TemporaryDirectory, USER, initdb};
 
 impl PrivatePostgres {
     /// Takes a base backup and starts a streaming standby on a port of its own, with the same users and passwords.
@@ -15,7 +15,7 @@ impl PrivatePostgres {
     /// # Errors
     /// [`PostgresError::Copy`] when `pg_basebackup` fails, and as for [`PrivatePostgres::start`].
     pub async fn standby(&self) -> Result<Self, PostgresError> {
-        let directory = TetheredDirectory::create(self.user.as_ref())?;
+        let directory = TemporaryDirectory::create(self.user.as_ref())?;
         let data = directory.path().join(initdb::DATA);
         let arguments = ["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync", "--pgdata"];
         let arguments = arguments.iter().map(OsStr::new).chain([data.as_os_str()]);
@@ -32,7 +32,7 @@ impl PrivatePostgres {
     /// # Errors
     /// As for [`PrivatePostgres::start`].
     pub async fn empty_twin(&self) -> Result<Self, PostgresError> {
-        let directory = TetheredDirectory::create(self.user.as_ref())?;
+        let directory = TemporaryDirectory::create(self.user.as_ref())?;
         initdb::run(&self.binaries, directory.path(), self.user.as_ref(), &self.password).await?;
         Self::start_in(directory, self.user.clone(), self.binaries.clone(), self.options.clone(), self.password.clone())
             .await

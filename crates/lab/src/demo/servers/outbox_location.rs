@@ -6,7 +6,7 @@ use event_outbox::Names;
 
 /// What a demo asks for.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::demo) struct Cast {
+pub(in crate::demo) struct DemoSchemas {
     /// A schema with an outbox each.
     pub(in crate::demo) schemas: &'static [&'static str],
     /// Where the outboxes' events go: a topic, or a template.
@@ -17,12 +17,12 @@ pub(in crate::demo) struct Cast {
 
 /// An outbox, and how its relay is to run.
 #[derive(Debug)]
-pub(in crate::demo) struct Place {
+pub(in crate::demo) struct OutboxLocation {
     pub(in crate::demo) names: Names,
     pub(in crate::demo) setup: RelaySetup,
 }
 
-impl Place {
+impl OutboxLocation {
     /// `prefix` keeps the schema apart from the user's own; empty on a private server.
     pub(super) fn new(schema: &str, prefix: &str, given: &[(&str, &str)], hidden_variables: Vec<String>) -> Self {
         let schema = format!("{prefix}{schema}");

@@ -1,4 +1,4 @@
-//! A server process that ends with us: when its [`Tether`] is dropped, on Ctrl-C, and even when we are killed with SIGKILL.
+//! A server process that ends with us: when its [`ChildServer`] is dropped, on Ctrl-C, and even when we are killed with SIGKILL.
 //!
 //! A shell stands between us and the server. It holds the reading end of a pipe (the line) whose only writing end is ours, so the kernel
 //! tells it of our end, however that came about. States of the shell:
@@ -122,15 +122,15 @@ impl ServerCommand {
 
 /// A running server on its line. Dropping it stops the server and waits for its end.
 #[derive(Debug)]
-pub struct Tether {
+pub struct ChildServer {
     shell: Child,
     line: Option<ChildStdin>,
     server: Pid,
     log: PathBuf,
 }
 
-impl Tether {
-    /// Starts the server. That it could be executed at all shows only afterwards, in [`Tether::is_running`] and [`Tether::log_tail`].
+impl ChildServer {
+    /// Starts the server. That it could be executed at all shows only afterwards, in [`ChildServer::is_running`] and [`ChildServer::log_tail`].
     ///
     /// # Errors
     /// When the log cannot be opened, the directory not entered, the user not taken on or the shell not started.
@@ -138,7 +138,7 @@ impl Tether {
         let log = File::options().create(true).append(true).open(&command.log)?;
         let mut shell = Command::new("/bin/sh");
         shell
-            .args(["-c", SCRIPT, "tether", command.stop_signal.as_str().trim_start_matches("SIG")])
+            .args(["-c", SCRIPT, "child-server", command.stop_signal.as_str().trim_start_matches("SIG")])
             .arg(command.grace.as_secs().to_string())
             .arg(&command.program)
             .args(&command.arguments)
@@ -204,7 +204,7 @@ impl Tether {
     }
 }
 
-impl Drop for Tether {
+impl Drop for ChildServer {
     fn drop(&mut self) {
         self.stop();
     }

@@ -12,7 +12,7 @@ pub(super) const BROKERS: &str = "KAFKA_BOOTSTRAP_SERVERS";
 
 /// Which servers the demo runs on.
 #[derive(Debug, Clone)]
-pub enum Wanted {
+pub enum ServerChoice {
     /// Private ones.
     Private,
     /// The user's own.
@@ -67,22 +67,22 @@ pub fn names_own_servers(env: &BTreeMap<String, String>) -> Result<bool, HalfGiv
 mod tests {
     use super::*;
 
-    fn wanted(names: &[&str]) -> Result<bool, HalfGiven> {
+    fn choice(names: &[&str]) -> Result<bool, HalfGiven> {
         let env = names.iter().map(|name| ((*name).to_owned(), "x".to_owned())).collect();
         names_own_servers(&env)
     }
 
     #[test]
     fn the_users_servers_are_taken_when_both_are_named() {
-        assert_eq!(wanted(&[]), Ok(false));
-        assert_eq!(wanted(&["RELAY_SCHEMA", "KAFKA_LINGER_MS"]), Ok(false));
-        assert_eq!(wanted(&["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"]), Ok(true));
-        assert_eq!(wanted(&["DATABASE_URL_FILE", "KAFKA_BOOTSTRAP_SERVERS"]), Ok(true));
+        assert_eq!(choice(&[]), Ok(false));
+        assert_eq!(choice(&["RELAY_SCHEMA", "KAFKA_LINGER_MS"]), Ok(false));
+        assert_eq!(choice(&["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"]), Ok(true));
+        assert_eq!(choice(&["DATABASE_URL_FILE", "KAFKA_BOOTSTRAP_SERVERS"]), Ok(true));
     }
 
     #[test]
     fn one_server_alone_is_refused_and_the_other_is_named() {
-        let missing = |names: &[&str]| wanted(names).map_err(|error| error.missing);
+        let missing = |names: &[&str]| choice(names).map_err(|error| error.missing);
         assert_eq!(missing(&["DATABASE_URL"]), Err("KAFKA_BOOTSTRAP_SERVERS"));
         assert_eq!(missing(&["KAFKA_BOOTSTRAP_SERVERS"]), Err("DATABASE_URL"));
     }

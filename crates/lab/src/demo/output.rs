@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 /// Shows the course of one demo.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Narrator {
+pub(super) struct DemoOutput {
     started: Instant,
 }
 
-impl Narrator {
+impl DemoOutput {
     /// The clock starts now.
     pub(super) fn new() -> Self {
         Self { started: Instant::now() }
