@@ -93,7 +93,7 @@ enum Command {
     #[cfg(feature = "bench")]
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
-    /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the books
+    /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the reconciliation at the end
     ///
     /// Nothing has to be installed. With DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS set it uses those servers instead, in a schema and
     /// a topic of its own, and removes them at the end.

@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use lab::demo::{
-    self, Balance, DemoError, DemoOptions, OrderBalance, OrderFlowError, OrderFlowOptions, OwnServers, PostgresError,
-    ServerChoice, ServersError, Service, ServiceLocation, names_own_servers,
+    self, DemoError, DemoOptions, OrderFlowError, OrderFlowOptions, OrderReconciliation, OwnServers, PostgresError,
+    Reconciliation, ServerChoice, ServersError, Service, ServiceLocation, names_own_servers,
 };
 use rdkafka::ClientConfig;
 
@@ -37,7 +37,7 @@ pub(crate) struct Demo {
 enum Act {
     /// Orders, inventory, payment and mail by events alone: compensation, deadlines, two versions of an event, one service killed halfway
     ///
-    /// Shows a line per order and ends with a balance: stock, payments and mails against the orders; exit 1 if they do not agree.
+    /// Shows a line per order and ends with a reconciliation: stock, payments and mails against the orders; exit 1 if they do not agree.
     OrderFlow(OrderFlow),
 }
 
@@ -53,14 +53,14 @@ impl OrderFlow {
         let program = std::env::current_exe()
             .map_err(|error| Failure::unexpected("the demo does not know its own binary", error))?;
         let options = OrderFlowOptions::short(servers, env, program);
-        let balance =
+        let reconciliation =
             runtime()?.block_on(async { demo::run_order_flow(options, interrupts()?).await.map_err(flow_failed) })?;
         if self.json {
-            print(&format!("{}\n", balance.to_json()));
+            print(&format!("{}\n", reconciliation.to_json()));
         } else {
-            print(&format!("\n{balance}"));
+            print(&format!("\n{reconciliation}"));
         }
-        check_order_flow(&balance)
+        check_order_flow(&reconciliation)
     }
 }
 
@@ -72,16 +72,16 @@ impl Demo {
             return flow.run(servers, env);
         }
         let options = DemoOptions { servers, env, serve: self.serve };
-        let balance = runtime()?.block_on(async {
+        let reconciliation = runtime()?.block_on(async {
             let interrupts = interrupts()?;
             demo::run(options, interrupts, |addresses| self.show_addresses(addresses)).await.map_err(failed)
         })?;
         if self.json {
-            print(&format!("{}\n", balance.to_json()));
+            print(&format!("{}\n", reconciliation.to_json()));
         } else {
-            print(&balance.to_string());
+            print(&reconciliation.to_string());
         }
-        check_promises(&balance)
+        check_promises(&reconciliation)
     }
 
     /// Lines for a shell, or one line of JSON.
@@ -174,23 +174,24 @@ fn consumer_config(kafka: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// Exit code 1 is for books that do not agree.
-fn check_order_flow(balance: &OrderBalance) -> Result<(), Failure> {
-    let broken: Vec<_> = balance.promises.iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect();
+/// Exit code 1 is for tables that do not agree.
+fn check_order_flow(reconciliation: &OrderReconciliation) -> Result<(), Failure> {
+    let broken: Vec<_> =
+        reconciliation.promises.iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect();
     if broken.is_empty() {
         return Ok(());
     }
-    Err(Failure::finding(format!("the books do not agree: {}", broken.join(", ")))
+    Err(Failure::finding(format!("the tables do not agree: {}", broken.join(", ")))
         .hint("this is a bug of outbox-relay; please report it with everything printed above"))
 }
 
 /// Exit code 1 is for a promise that was broken.
-fn check_promises(balance: &Balance) -> Result<(), Failure> {
-    if balance.is_kept() {
+fn check_promises(reconciliation: &Reconciliation) -> Result<(), Failure> {
+    if reconciliation.is_kept() {
         return Ok(());
     }
     let broken: Vec<_> =
-        balance.promises().into_iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect();
+        reconciliation.promises().into_iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect();
     Err(Failure::finding(format!("a promise was broken: {}", broken.join(", ")))
         .hint("this is a bug of outbox-relay; please report it with everything printed above"))
 }
@@ -232,7 +233,7 @@ fn flow_failed(error: OrderFlowError) -> Failure {
     match error {
         OrderFlowError::Interrupted => failed(DemoError::Interrupted),
         OrderFlowError::Servers(error) => failed(DemoError::Servers(error)),
-        OrderFlowError::Tables(error) => failed(DemoError::Evidence(error)),
+        OrderFlowError::Tables(error) => failed(DemoError::Tables(error)),
         error => Failure::unexpected("the demo did not come to its end", error)
             .hint("see the lines above; if they do not help, report them"),
     }
@@ -257,7 +258,7 @@ fn hint(error: &DemoError) -> &'static str {
         DemoError::Servers(ServersError::Topic(_)) => {
             "check that the brokers run, and that your user may create and delete topics"
         }
-        DemoError::Shop(error) | DemoError::Evidence(error) => database(error),
+        DemoError::Shop(error) | DemoError::Tables(error) => database(error),
         _ => "see the lines above; if they do not help, report them",
     }
 }
@@ -276,9 +277,9 @@ mod tests {
 
     #[test]
     fn a_broken_promise_exits_1() {
-        let kept = Balance::default();
+        let kept = Reconciliation::default();
         assert!(check_promises(&kept).is_ok());
-        let broken = Balance { not_applied: 1, ..Balance::default() };
+        let broken = Reconciliation { not_applied: 1, ..Reconciliation::default() };
         assert_eq!(check_promises(&broken).unwrap_err().report(), ExitCode::from(1));
     }
 }

@@ -22,7 +22,7 @@ use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
 use crate::store::queue_head::{self, QueueHead};
 use crate::store::{counts, pauses, session};
-use cause::{Evidence, of_rights};
+use cause::{Observed, of_rights};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 use stall::{QueueState, Stall, StallChange};
@@ -158,8 +158,8 @@ impl StallMonitor {
         };
         let change = self.stall.observe(shared.published_total(), lanes, seen, Instant::now());
         if self.stall.is_stalled() {
-            let evidence = Evidence { up, lacking: self.lacking.as_ref(), seen, head: &head };
-            self.why = Some(evidence.reason(&shared, conn).await);
+            let observed = Observed { up, lacking: self.lacking.as_ref(), seen, head: &head };
+            self.why = Some(observed.reason(&shared, conn).await);
         } else {
             self.why = None;
         }

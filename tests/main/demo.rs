@@ -32,7 +32,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             the_demo_keeps_every_promise_whatever_the_users_shell_has_set,
             an_interrupted_demo_exits_130_and_leaves_nothing,
             a_killed_demo_leaves_no_process_and_no_file,
-            a_served_demo_takes_a_visitors_events_and_ends_with_its_balance,
+            a_served_demo_takes_a_visitors_events_and_ends_with_its_reconciliation,
             the_order_flow_agrees_with_a_service_killed_halfway,
             an_interrupted_order_flow_exits_130_and_leaves_nothing,
             one_server_without_the_other_is_refused_and_the_other_is_named;
@@ -49,9 +49,9 @@ async fn the_demo_keeps_every_promise_whatever_the_users_shell_has_set() -> anyh
         stage.demo.env(name, value);
     }
     let mut demo = stage.start(&["--json"])?;
-    let balance = demo.line().await?;
-    demo.kept(&balance)?;
-    ensure!(balance["duplicates_seen"] == balance["ledger"]["duplicates"], "{balance}");
+    let reconciliation = demo.line().await?;
+    demo.kept(&reconciliation)?;
+    ensure!(reconciliation["duplicates_seen"] == reconciliation["ledger"]["duplicates"], "{reconciliation}");
     demo.exits_with(0).await?;
     demo.nothing_is_left()
 }
@@ -83,7 +83,7 @@ async fn a_killed_demo_leaves_no_process_and_no_file() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn a_served_demo_takes_a_visitors_events_and_ends_with_its_balance() -> anyhow::Result<()> {
+async fn a_served_demo_takes_a_visitors_events_and_ends_with_its_reconciliation() -> anyhow::Result<()> {
     let mut demo = Stage::with_postgres().await?.start(&["--serve", "--json"])?;
     let addresses = demo.line().await?;
     let mut visitor = PgConnection::connect(addresses["database_url"].as_str().context("no URL")?).await?;
@@ -100,22 +100,22 @@ async fn a_served_demo_takes_a_visitors_events_and_ends_with_its_balance() -> an
     .await;
     topics(addresses["kafka_bootstrap_servers"].as_str().context("no brokers")?).await?;
     demo.signal(Signal::SIGINT)?;
-    let balance = demo.line().await?;
-    demo.kept(&balance)?;
-    ensure!(balance["committed"].as_u64() > Some(3600), "the visitor's event is not in {balance}");
+    let reconciliation = demo.line().await?;
+    demo.kept(&reconciliation)?;
+    ensure!(reconciliation["committed"].as_u64() > Some(3600), "the visitor's event is not in {reconciliation}");
     demo.exits_with(0).await?;
     demo.nothing_is_left()
 }
 
 async fn the_order_flow_agrees_with_a_service_killed_halfway() -> anyhow::Result<()> {
     let mut demo = Stage::with_postgres().await?.start(&["order-flow", "--json"])?;
-    let balance = demo.line().await?;
+    let reconciliation = demo.line().await?;
     ensure!(
-        balance["kept"] == true
-            && balance["kills"] == 1
-            && balance["orders_ended"] == 24
-            && balance["mails_agree"] == 24,
-        "{balance:#}\n{}",
+        reconciliation["kept"] == true
+            && reconciliation["kills"] == 1
+            && reconciliation["orders_ended"] == 24
+            && reconciliation["mails_agree"] == 24,
+        "{reconciliation:#}\n{}",
         demo.stderr()
     );
     // The line of an order that was paid after the kill.
@@ -155,8 +155,8 @@ async fn the_demo_runs_on_servers_of_ones_own_and_leaves_nothing_there(
     let mut demo = stage.start(&["--json"])?;
     let topic = demo.until_says("the topic ").await?;
     ensure!(topic.starts_with("outbox-demo-"), "it has created the topic {topic}");
-    let balance = demo.line().await?;
-    demo.kept(&balance)?;
+    let reconciliation = demo.line().await?;
+    demo.kept(&reconciliation)?;
     demo.exits_with(0).await?;
     demo.nothing_is_left()?;
     let schemas = "select count(*) from pg_namespace where nspname like 'outbox_demo_%'";
@@ -228,13 +228,13 @@ impl Demo {
         Ok(serde_json::from_str(&line.with_context(|| self.stderr())?)?)
     }
 
-    fn kept(&self, balance: &Value) -> anyhow::Result<()> {
-        let promises = balance["promises"].as_array().context("no promises")?;
+    fn kept(&self, reconciliation: &Value) -> anyhow::Result<()> {
+        let promises = reconciliation["promises"].as_array().context("no promises")?;
         let names: Vec<_> = promises.iter().filter_map(|promise| promise["name"].as_str()).collect();
         ensure!(names == ["committed", "rolled back", "published", "duplicates seen", "applied once", "order kept"]);
-        let count = |name: &str| balance[name].as_u64().unwrap_or(0);
+        let count = |name: &str| reconciliation[name].as_u64().unwrap_or(0);
         ensure!(
-            balance["kept"] == true
+            reconciliation["kept"] == true
                 && promises.iter().all(|promise| promise["kept"] == true)
                 && count("committed") >= 3600
                 && count("rolled_back") > 0
@@ -242,7 +242,7 @@ impl Demo {
                 && count("applied_once") == count("committed")
                 && count("order_kept") == count("orders")
                 && count("relay_kills") == 1,
-            "{balance:#}\n{}",
+            "{reconciliation:#}\n{}",
             self.stderr()
         );
         Ok(())

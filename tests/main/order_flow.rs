@@ -41,9 +41,12 @@ async fn the_books_agree_although_every_service_and_every_relay_is_killed(
         kills: Member::ALL.to_vec(),
     };
     let (_nobody, interrupts) = mpsc::channel(1);
-    let balance = run_order_flow(options, interrupts).await?;
-    ensure!(balance.is_kept() && balance.kills == 8, "{balance}");
-    ensure!(balance.count("orders ended") == Some(72) && balance.count("payments agree") > Some(0), "{balance}");
+    let reconciliation = run_order_flow(options, interrupts).await?;
+    ensure!(reconciliation.is_kept() && reconciliation.kills == 8, "{reconciliation}");
+    ensure!(
+        reconciliation.count("orders ended") == Some(72) && reconciliation.count("payments agree") > Some(0),
+        "{reconciliation}"
+    );
 
     let schemas = "select count(*) from pg_namespace where nspname like 'outbox_demo_%'";
     let schemas: i64 = sqlx::query_scalar(schemas).fetch_one(&mut database.connect().await?).await?;

@@ -13,7 +13,7 @@ use crate::status::{About, Look, Status, about_held};
 use crate::store::queue_head::QueueHead;
 
 /// What was seen when nothing moved.
-pub(super) struct Evidence<'e> {
+pub(super) struct Observed<'e> {
     /// The brokers answer.
     pub(super) up: bool,
     pub(super) lacking: Option<&'e Reason>,
@@ -44,7 +44,7 @@ pub(super) fn not_looked() -> Reason {
     )
 }
 
-impl Evidence<'_> {
+impl Observed<'_> {
     /// What the relay knows by itself comes first: without servers or rights nothing else matters.
     pub(super) async fn reason(&self, shared: &Shared, conn: &mut PgConnection) -> Reason {
         if let Some(lacking) = self.lacking {

@@ -1,6 +1,6 @@
 //! The course of a demo: servers, relay, consumer and shop; the kill; the wait for the last event; the comparison.
 //!
-//! Interrupts: the first ends a `--serve` in order, with its balance. Any other abandons the demo. Either way, and on every
+//! Interrupts: the first ends a `--serve` in order, with its reconciliation. Any other abandons the demo. Either way, and on every
 //! error, what was started is stopped and what was created is removed; a SIGKILL leaves that to the shells that watch over them.
 
 mod settled;
@@ -13,10 +13,10 @@ use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::balance::Balance;
 use super::consumer::{self, Consumer, ConsumerError};
-use super::evidence::Evidence;
+use super::observed::Observed;
 use super::output::{DemoOutput, grouped};
+use super::reconciliation::Reconciliation;
 use super::relay_process::RelayProcess;
 use super::servers::{DemoSchemas, ServerChoice, Servers, ServersError};
 use super::shop::{self, Shop, Workload};
@@ -49,7 +49,7 @@ pub struct DemoOptions {
     pub serve: bool,
 }
 
-/// Why there is no balance.
+/// Why there is no reconciliation.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// An interrupt.
@@ -72,19 +72,19 @@ pub enum DemoError {
     Consumer(#[from] ConsumerError),
     /// The tables cannot be read at the end.
     #[error("the outbox cannot be read")]
-    Evidence(#[source] sqlx::Error),
+    Tables(#[source] sqlx::Error),
 }
 
 /// Runs a demo. `interrupts` gets a message per Ctrl-C; `serving` is told where to connect once a `--serve` is up. Needs a
 /// multi-threaded runtime, because stopping processes blocks.
 ///
 /// # Errors
-/// [`DemoError`] when it could not be carried through. A broken promise is no error; it is in the balance.
+/// [`DemoError`] when it could not be carried through. A broken promise is no error; it is in the reconciliation.
 pub async fn run(
     options: DemoOptions,
     mut interrupts: mpsc::Receiver<()>,
     serving: impl FnOnce(&[(&'static str, String)]),
-) -> Result<Balance, DemoError> {
+) -> Result<Reconciliation, DemoError> {
     let output = DemoOutput::new();
     let opening = Servers::open(&options.servers, options.env, DEMO_SCHEMAS, output);
     let mut servers = unless_interrupted(&mut interrupts, async { Ok(opening.await?) }).await?;
@@ -98,7 +98,7 @@ async fn play(
     serving: Option<impl FnOnce(&[(&'static str, String)])>,
     interrupts: &mut mpsc::Receiver<()>,
     output: DemoOutput,
-) -> Result<Balance, DemoError> {
+) -> Result<Reconciliation, DemoError> {
     let preparing = servers.prepare(output);
     unless_interrupted(interrupts, async { Ok(preparing.await?) }).await?;
     let mut play = unless_interrupted(interrupts, Play::begin(servers, output)).await?;
@@ -161,7 +161,7 @@ impl<'a> Play<'a> {
         self.relay.kill();
         self.relay_kills += 1;
         orders.until_committed(START_AGAIN_AT).await?;
-        let waiting = settled::pending(&self.pool).await.map_err(DemoError::Evidence)?;
+        let waiting = settled::pending(&self.pool).await.map_err(DemoError::Tables)?;
         self.output.say(format_args!("the shop went on, {} events wait: the relay starts again", grouped(waiting)));
         self.relay.start_again().map_err(DemoError::Relay)?;
         orders.until_done().await
@@ -183,9 +183,9 @@ impl<'a> Play<'a> {
     }
 
     /// Waits until everything is published and applied, stops relay and consumer, compares.
-    async fn settle(&mut self) -> Result<Balance, DemoError> {
+    async fn settle(&mut self) -> Result<Reconciliation, DemoError> {
         self.output.say("the shop has closed; waiting for the last events");
-        if !settled::published(&self.pool, &mut self.relay).await.map_err(DemoError::Evidence)? {
+        if !settled::published(&self.pool, &mut self.relay).await.map_err(DemoError::Tables)? {
             self.output.say(format_args!("nothing was published for {:?}: giving up", settled::PATIENCE));
         }
         self.relay.stop();
@@ -198,9 +198,10 @@ impl<'a> Play<'a> {
             }
         };
         self.output.say("everything has come to rest; comparing the tables with the topic\n");
-        let evidence = Evidence::gather(&self.pool, self.shop.books(), consumed).await.map_err(DemoError::Evidence)?;
-        let balance = evidence.compare(self.topic);
-        Ok(Balance { relay_kills: self.relay_kills, elapsed: self.output.elapsed(), ..balance })
+        let observed =
+            Observed::gather(&self.pool, self.shop.commit_log(), consumed).await.map_err(DemoError::Tables)?;
+        let reconciliation = observed.compare(self.topic);
+        Ok(Reconciliation { relay_kills: self.relay_kills, elapsed: self.output.elapsed(), ..reconciliation })
     }
 
     fn must_run(&mut self) -> Result<(), DemoError> {

@@ -15,17 +15,17 @@
 //! - `crew`: the processes, killed and started again
 //! - `customers`: who orders what
 //! - `watch`, `timeline`: what comes by on the topics, and what is shown of it
-//! - `books`, `balance`: what is there at the end, and whether it agrees
+//! - `snapshot`, `reconciliation`: what is there at the end, and whether it agrees
 
-mod balance;
-mod books;
 mod crew;
 mod customers;
 mod inventory;
 mod mail;
 mod order;
 mod payment;
+mod reconciliation;
 mod service;
+mod snapshot;
 mod timeline;
 mod watch;
 
@@ -42,15 +42,15 @@ use tokio::sync::mpsc;
 use super::output::DemoOutput;
 use super::servers::{DemoSchemas, ServerChoice, Servers, ServersError};
 use super::topic;
-pub use balance::OrderBalance;
-use books::{Books, Shelves};
 use crew::Crew;
 pub use crew::Member;
 pub use crew::SUBCOMMAND as SERVICE;
 use customers::Customers;
 use event_outbox::outbox::Outbox;
+pub use reconciliation::OrderReconciliation;
 pub use service::{Service, UnknownService};
 pub use service::{ServiceLocation, serve};
+use snapshot::{Databases, Snapshot};
 use timeline::Timeline;
 use watch::Watch;
 
@@ -102,7 +102,7 @@ impl OrderFlowOptions {
     }
 }
 
-/// Why there is no balance.
+/// Why there is no reconciliation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OrderFlowError {
@@ -145,11 +145,11 @@ pub enum OrderFlowError {
 /// Runs the flow. `interrupts` gets a message per Ctrl-C. Needs a multi-threaded runtime, because stopping processes blocks.
 ///
 /// # Errors
-/// [`OrderFlowError`] when it could not be carried through. Books that do not agree are no error; they are in the balance.
+/// [`OrderFlowError`] when it could not be carried through. Tables that do not agree are no error; they are in the reconciliation.
 pub async fn run(
     options: OrderFlowOptions,
     mut interrupts: mpsc::Receiver<()>,
-) -> Result<OrderBalance, OrderFlowError> {
+) -> Result<OrderReconciliation, OrderFlowError> {
     let output = DemoOutput::new();
     let opening = Servers::open(&options.servers, options.env.clone(), DEMO_SCHEMAS, output);
     let mut servers = tokio::select! {
@@ -177,21 +177,21 @@ async fn play(
     servers: &mut Servers,
     options: &OrderFlowOptions,
     output: DemoOutput,
-) -> Result<OrderBalance, OrderFlowError> {
+) -> Result<OrderReconciliation, OrderFlowError> {
     servers.prepare(output).await?;
     let mut play = Play::begin(servers, options, output).await?;
     play.act(options).await?;
-    let mut balance = play.settle(options).await?;
-    balance.kills = options.kills.len() as u64;
-    balance.elapsed = output.elapsed();
-    Ok(balance)
+    let mut reconciliation = play.settle(options).await?;
+    reconciliation.kills = options.kills.len() as u64;
+    reconciliation.elapsed = output.elapsed();
+    Ok(reconciliation)
 }
 
 /// Everything that moves. Dropping it stops it.
 struct Play {
     timeline: Timeline,
     crew: Crew,
-    shelves: Shelves,
+    databases: Databases,
     customers: Customers,
     _watch: Watch,
 }
@@ -202,12 +202,12 @@ impl Play {
             .into_iter()
             .zip(servers.locations())
             .map(|(service, location)| (service, servers.pool(location, 2)));
-        let shelves = Shelves(pools.collect());
+        let databases = Databases(pools.collect());
         for service in Service::ALL {
-            shelves.of(service).execute(service.tables()).await?;
+            databases.pool(service).execute(service.tables()).await?;
         }
         let outbox = Outbox::new(&servers.locations()[0].names);
-        let customers = Customers::open(&shelves, outbox, options.deadline).await?;
+        let customers = Customers::open(&databases, outbox, options.deadline).await?;
         let (watch, mut sightings) = Watch::start(&servers.kafka_client(), servers.topics())?;
         let timeline = Timeline::new(output);
         let shown = timeline.clone();
@@ -222,7 +222,7 @@ impl Play {
         );
         let mut crew = Crew::start(servers, options).map_err(OrderFlowError::Process)?;
         crew.until_ready().await?;
-        Ok(Self { timeline, crew, shelves, customers, _watch: watch })
+        Ok(Self { timeline, crew, databases, customers, _watch: watch })
     }
 
     /// The orders, and the kills among them.
@@ -253,42 +253,42 @@ impl Play {
         Ok(())
     }
 
-    /// Waits until the books agree, stops everything, and looks once more: nothing may have come after.
-    async fn settle(&mut self, options: &OrderFlowOptions) -> Result<OrderBalance, OrderFlowError> {
-        self.timeline.say("all orders are placed; waiting until the books agree");
+    /// Waits until the tables agree, stops everything, and looks once more: nothing may have come after.
+    async fn settle(&mut self, options: &OrderFlowOptions) -> Result<OrderReconciliation, OrderFlowError> {
+        self.timeline.say("all orders are placed; waiting until the tables agree");
         let (until, kept) = self.until_kept(None, options.deadline + PATIENCE).await?;
         if !kept.is_kept() {
             self.timeline.say("nothing moves any more: giving up");
         }
         self.crew.must_run()?;
         let last_words = self.crew.stop();
-        let (_, balance) = self.until_kept(Some(until), LOOK_EVERY * 20).await?;
+        let (_, reconciliation) = self.until_kept(Some(until), LOOK_EVERY * 20).await?;
         self.timeline.close();
         for (member, words) in last_words.iter().filter(|(member, _)| matches!(member, Member::Handlers(_))) {
             let counts = words.split_once("applied=").map_or("", |(_, counts)| counts);
             self.timeline.say(format_args!("{member} has stopped: since it started, applied={counts}"));
         }
-        Ok(balance)
+        Ok(reconciliation)
     }
 
-    /// The balance, and the time up to which events are due, once it is kept or nothing has moved for that long.
+    /// The reconciliation, and the time up to which events are due, once it is kept or nothing has moved for that long.
     async fn until_kept(
         &self,
         until: Option<DateTime<Utc>>,
         patience: Duration,
-    ) -> Result<(DateTime<Utc>, OrderBalance), OrderFlowError> {
+    ) -> Result<(DateTime<Utc>, OrderReconciliation), OrderFlowError> {
         let (mut last, mut since) = (String::new(), Instant::now());
         loop {
             let now = match until {
                 Some(until) => until,
-                None => self.shelves.now().await?,
+                None => self.databases.now().await?,
             };
-            let books = self.books(now).await?;
-            let balance = OrderBalance::of(&books);
-            if balance.is_kept() || since.elapsed() > patience {
-                return Ok((now, balance));
+            let snapshot = self.snapshot(now).await?;
+            let reconciliation = OrderReconciliation::from_snapshot(&snapshot);
+            if reconciliation.is_kept() || since.elapsed() > patience {
+                return Ok((now, reconciliation));
             }
-            let progress = balance.to_json().to_string();
+            let progress = reconciliation.to_json().to_string();
             if progress != last {
                 (last, since) = (progress, Instant::now());
             }
@@ -296,9 +296,9 @@ impl Play {
         }
     }
 
-    async fn books(&self, until: DateTime<Utc>) -> Result<Books, sqlx::Error> {
-        let books = self.shelves.read(until).await?;
+    async fn snapshot(&self, until: DateTime<Utc>) -> Result<Snapshot, sqlx::Error> {
+        let snapshot = self.databases.read(until).await?;
         let (seen, dead_letters) = (self.timeline.seen(), self.timeline.dead_letters());
-        Ok(Books { placed: self.customers.placed().to_vec(), seen, dead_letters, ..books })
+        Ok(Snapshot { placed: self.customers.placed().to_vec(), seen, dead_letters, ..snapshot })
     }
 }

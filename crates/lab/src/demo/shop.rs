@@ -32,7 +32,7 @@ const IN_HAND: usize = 50;
 
 /// What the shop knows by itself, whatever the tables say.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Books {
+pub(super) struct CommitLog {
     /// Events whose transaction committed.
     pub(super) committed: Vec<Uuid>,
     /// Events whose transaction rolled back.
@@ -48,7 +48,7 @@ pub(super) struct Workload {
     pub(super) per_second: f64,
 }
 
-/// The shop, and its books.
+/// The shop, and its log of commits.
 #[derive(Debug, Clone)]
 pub(super) struct Shop {
     pool: PgPool,
@@ -62,7 +62,7 @@ struct Desk {
     last_number: u64,
     in_hand: Vec<(Order, Step)>,
     tickets: u32,
-    books: Books,
+    commit_log: CommitLog,
 }
 
 impl Shop {
@@ -95,9 +95,9 @@ impl Shop {
         self.committed.subscribe()
     }
 
-    /// A copy of the books.
-    pub(super) fn books(&self) -> Books {
-        self.desk().books.clone()
+    /// A copy of the log.
+    pub(super) fn commit_log(&self) -> CommitLog {
+        self.desk().commit_log.clone()
     }
 
     async fn clerk(
@@ -157,8 +157,8 @@ impl Desk {
 
     fn done(&mut self, order: Order, step: Step, event: Uuid, committed: bool) {
         let (book, next) = match committed {
-            true => (&mut self.books.committed, step.next()),
-            false => (&mut self.books.rolled_back, Some(step)),
+            true => (&mut self.commit_log.committed, step.next()),
+            false => (&mut self.commit_log.rolled_back, Some(step)),
         };
         book.push(event);
         self.in_hand.extend(next.map(|next| (order, next)));

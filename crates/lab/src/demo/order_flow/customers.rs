@@ -6,9 +6,9 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use sqlx::{Executor, PgPool};
 
-use super::books::Shelves;
 use super::order::{self, Basket, Line, Release};
 use super::service::Service;
+use super::snapshot::Databases;
 use event_outbox::outbox::Outbox;
 
 /// More tea than anybody can order, and no more than two of the rest.
@@ -29,11 +29,11 @@ pub(super) struct Customers {
 
 impl Customers {
     /// Fills shelves and accounts.
-    pub(super) async fn open(shelves: &Shelves, outbox: Outbox, deadline: Duration) -> Result<Self, sqlx::Error> {
-        shelves.of(Service::Inventory).execute(DELIVERED).await?;
-        shelves.of(Service::Payment).execute(DEPOSITED).await?;
+    pub(super) async fn open(databases: &Databases, outbox: Outbox, deadline: Duration) -> Result<Self, sqlx::Error> {
+        databases.pool(Service::Inventory).execute(DELIVERED).await?;
+        databases.pool(Service::Payment).execute(DEPOSITED).await?;
         let deadline = TimeDelta::from_std(deadline).unwrap_or(TimeDelta::MAX);
-        Ok(Self { pool: shelves.of(Service::Order).clone(), outbox, deadline, placed: Vec::new() })
+        Ok(Self { pool: databases.pool(Service::Order).clone(), outbox, deadline, placed: Vec::new() })
     }
 
     /// Places the order of that number.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
-use super::service::Post;
+use super::service::ServiceContext;
 use event_outbox::consumer::{Consumer, Context, Failed};
 use event_outbox::event::NewEvent;
 
@@ -46,9 +46,10 @@ struct OrderCancelled {
     order_id: String,
 }
 
-pub(super) fn consumer(post: &Post) -> Consumer {
-    post.consumer()
-        .topic(post.topic("order"))
+pub(super) fn consumer(context: &ServiceContext) -> Consumer {
+    context
+        .consumer()
+        .topic(context.topic("order"))
         // The old release of the checkout still writes version 1.
         .upcast("OrderPlaced", 1, upcast)
         .on("OrderPlaced", 2..=2, reserve)

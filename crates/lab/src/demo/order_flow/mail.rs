@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use super::service::Post;
+use super::service::ServiceContext;
 use event_outbox::consumer::{Consumer, Context, Failed};
 use event_outbox::event::NewEvent;
 
@@ -18,9 +18,10 @@ struct OrderEnded {
     reason: Option<String>,
 }
 
-pub(super) fn consumer(post: &Post) -> Consumer {
-    post.consumer()
-        .topic(post.topic("order"))
+pub(super) fn consumer(context: &ServiceContext) -> Consumer {
+    context
+        .consumer()
+        .topic(context.topic("order"))
         .on("OrderConfirmed", 1..=1, |ctx, order| send(ctx, order, "confirmed"))
         .on("OrderCancelled", 1..=1, |ctx, order| send(ctx, order, "cancelled"))
 }

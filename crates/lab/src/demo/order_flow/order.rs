@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::PgConnection;
 
-use super::service::Post;
+use super::service::ServiceContext;
 use event_outbox::consumer::{Consumer, Context, Failed};
 use event_outbox::event::NewEvent;
 use event_outbox::outbox::Outbox;
@@ -80,11 +80,12 @@ struct OfOrder {
     order_id: String,
 }
 
-pub(super) fn consumer(post: &Post) -> Consumer {
-    post.consumer()
-        .topic(post.topic("stock"))
-        .topic(post.topic("payment"))
-        .topic(post.topic("order"))
+pub(super) fn consumer(context: &ServiceContext) -> Consumer {
+    context
+        .consumer()
+        .topic(context.topic("stock"))
+        .topic(context.topic("payment"))
+        .topic(context.topic("order"))
         .on("PaymentTaken", 1..=1, confirm)
         .on("StockRefused", 1..=1, |ctx, event: OfOrder| cancel(ctx, event, "out of stock"))
         .on("PaymentRefused", 1..=1, |ctx, event: OfOrder| cancel(ctx, event, "payment refused"))

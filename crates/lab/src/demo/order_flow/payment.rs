@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use super::service::Post;
+use super::service::ServiceContext;
 use event_outbox::consumer::{Consumer, Context, Failed};
 use event_outbox::event::NewEvent;
 
@@ -27,12 +27,13 @@ struct OrderCancelled {
     order_id: String,
 }
 
-pub(super) fn consumer(post: &Post) -> Consumer {
-    post.consumer()
-        .topic(post.topic("stock"))
+pub(super) fn consumer(context: &ServiceContext) -> Consumer {
+    context
+        .consumer()
+        .topic(context.topic("stock"))
         .on("StockReserved", 1..=1, take)
         // Another topic: there is no telling which of the two comes first.
-        .topic(post.topic("order"))
+        .topic(context.topic("order"))
         .on("OrderCancelled", 1..=1, give_back)
 }
 

@@ -60,12 +60,12 @@ impl Service {
         }
     }
 
-    fn consumer(self, post: &Post) -> Consumer {
+    fn consumer(self, context: &ServiceContext) -> Consumer {
         match self {
-            Self::Order => order::consumer(post),
-            Self::Inventory => inventory::consumer(post),
-            Self::Payment => payment::consumer(post),
-            Self::Mail => mail::consumer(post),
+            Self::Order => order::consumer(context),
+            Self::Inventory => inventory::consumer(context),
+            Self::Payment => payment::consumer(context),
+            Self::Mail => mail::consumer(context),
         }
     }
 }
@@ -84,8 +84,8 @@ impl FromStr for Service {
     }
 }
 
-/// What a service is told of the place it runs in.
-pub(super) struct Post {
+/// Holds what a service runs with: its tables, its brokers, its topics.
+pub(super) struct ServiceContext {
     pool: PgPool,
     names: Names,
     kafka: ClientConfig,
@@ -93,7 +93,7 @@ pub(super) struct Post {
     session_timeout: Duration,
 }
 
-impl Post {
+impl ServiceContext {
     /// The consumer group is called as the service's schema, which is its own on any server.
     pub(super) fn consumer(&self) -> Consumer {
         let group = self.names.schema_raw();
@@ -143,8 +143,8 @@ pub async fn serve(
     let ServiceLocation { names, database, kafka, topics } = location;
     let options = database.options([("search_path", quote(names.schema_raw()))]);
     let pool = PgPoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(options.application_name("service"));
-    let post = Post { pool, names, kafka, topics, session_timeout };
-    let consumer = service.consumer(&post);
+    let context = ServiceContext { pool, names, kafka, topics, session_timeout };
+    let consumer = service.consumer(&context);
     let stats = consumer.stats();
     let ended = consumer.run(stop).await;
     tracing::info!(

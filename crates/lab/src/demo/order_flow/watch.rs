@@ -54,7 +54,7 @@ impl Watch {
         let end = Arc::clone(&ended);
         spawn_blocking(move || {
             while !end.load(Ordering::Relaxed) {
-                // librdkafka reports what it meets and goes on by itself; what does not come is missed by the balance.
+                // librdkafka reports what it meets and goes on by itself; what does not come is missed by the reconciliation.
                 if let Some(Ok(message)) = consumer.poll(POLL)
                     && let Some(sighting) = see(&message, &dead_letters)
                     && sender.send(sighting).is_err()

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::books::{Books, Event, Payment, Stock};
 use super::order::Basket;
-use crate::demo::balance::{Promise, listed};
+use super::snapshot::{Event, Payment, Snapshot, Stock};
 use crate::demo::output::grouped;
+use crate::demo::reconciliation::{Promise, listed};
 
-/// How an order flow ended. As JSON: [`OrderBalance::to_json`].
+/// How an order flow ended. As JSON: [`OrderReconciliation::to_json`].
 #[derive(Debug, Clone, Default)]
-pub struct OrderBalance {
+pub struct OrderReconciliation {
     /// One per question, in the order in which an order meets them.
     pub promises: Vec<Promise>,
     /// Processes that were killed with SIGKILL.
@@ -22,17 +22,17 @@ pub struct OrderBalance {
     pub elapsed: Duration,
 }
 
-impl OrderBalance {
+impl OrderReconciliation {
     /// Compares.
-    pub(super) fn of(books: &Books) -> Self {
+    pub(super) fn from_snapshot(snapshot: &Snapshot) -> Self {
         let promises = vec![
-            ended(books),
-            stock(books),
-            payments(books),
-            mails(books),
-            published(books),
-            correlated(books),
-            versions(books),
+            ended(snapshot),
+            stock(snapshot),
+            payments(snapshot),
+            mails(snapshot),
+            published(snapshot),
+            correlated(snapshot),
+            versions(snapshot),
         ];
         Self { promises, ..Self::default() }
     }
@@ -62,13 +62,13 @@ impl OrderBalance {
     }
 }
 
-impl fmt::Display for OrderBalance {
+impl fmt::Display for OrderReconciliation {
     /// A line per promise, and the verdict.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for promise in &self.promises {
             writeln!(f, "{promise}")?;
         }
-        let verdict = if self.is_kept() { "Everything agrees" } else { "THE BOOKS DO NOT AGREE" };
+        let verdict = if self.is_kept() { "Everything agrees" } else { "THE TABLES DO NOT AGREE" };
         let processes = if self.kills == 1 { "process" } else { "processes" };
         let seconds = self.elapsed.as_secs_f64();
         writeln!(f, "\n{verdict}, with {} {processes} killed with SIGKILL, in {seconds:.1} seconds.", self.kills)
@@ -86,7 +86,7 @@ fn promise(name: &'static str, count: usize, words: String, faults: &[(usize, &s
     Promise { name, kept: faults.is_none(), count: count as u64, words }
 }
 
-impl Books {
+impl Snapshot {
     fn placed_in(&self, state: &str) -> impl Iterator<Item = &Basket> {
         let state = state.to_owned();
         self.placed.iter().filter(move |basket| self.orders.get(&basket.order_id) == Some(&state))
@@ -97,26 +97,26 @@ impl Books {
     }
 }
 
-fn ended(books: &Books) -> Promise {
-    let (confirmed, cancelled) = (books.placed_in("confirmed").count(), books.placed_in("cancelled").count());
-    let open = books.placed_in("open").count();
-    let lost = books.placed.iter().filter(|basket| !books.orders.contains_key(&basket.order_id)).count();
-    let unknown = (books.orders.len() + lost).saturating_sub(books.placed.len());
-    let words = format!("of {}: {confirmed} confirmed, {cancelled} cancelled", books.placed.len());
+fn ended(snapshot: &Snapshot) -> Promise {
+    let (confirmed, cancelled) = (snapshot.placed_in("confirmed").count(), snapshot.placed_in("cancelled").count());
+    let open = snapshot.placed_in("open").count();
+    let lost = snapshot.placed.iter().filter(|basket| !snapshot.orders.contains_key(&basket.order_id)).count();
+    let unknown = (snapshot.orders.len() + lost).saturating_sub(snapshot.placed.len());
+    let words = format!("of {}: {confirmed} confirmed, {cancelled} cancelled", snapshot.placed.len());
     let faults = [(open, "still open"), (lost, "lost"), (unknown, "that nobody has placed")];
     promise("orders ended", confirmed + cancelled, words, &faults)
 }
 
 /// What left the shelf is set aside, and set aside is what confirmed orders asked for: no more, no less.
-fn stock(books: &Books) -> Promise {
+fn stock(snapshot: &Snapshot) -> Promise {
     let mut wanted: BTreeMap<(&str, &str), i64> = BTreeMap::new();
-    for basket in books.placed_in("confirmed") {
+    for basket in snapshot.placed_in("confirmed") {
         for line in &basket.lines {
             *wanted.entry((&basket.order_id, &line.sku)).or_default() += line.quantity;
         }
     }
     let mut set_aside: BTreeMap<(&str, &str), i64> = BTreeMap::new();
-    for (order_id, sku, quantity) in &books.reservations {
+    for (order_id, sku, quantity) in &snapshot.reservations {
         *set_aside.entry((order_id, sku)).or_default() += quantity;
     }
     let missing = wanted.iter().filter(|(line, quantity)| set_aside.get(*line) != Some(quantity)).count();
@@ -130,14 +130,14 @@ fn stock(books: &Books) -> Promise {
     let faults = [
         (missing, "lines of confirmed orders not set aside as ordered"),
         (kept_back, "lines set aside for nobody"),
-        (books.stock.iter().filter(gone).count(), "articles with another number on the shelf"),
+        (snapshot.stock.iter().filter(gone).count(), "articles with another number on the shelf"),
     ];
     promise("stock agrees", usize::try_from(units).unwrap_or(0), words, &faults)
 }
 
 /// Money was taken for confirmed orders alone, once, and as much as they cost.
-fn payments(books: &Books) -> Promise {
-    let taken: HashMap<&str, &Payment> = books
+fn payments(snapshot: &Snapshot) -> Promise {
+    let taken: HashMap<&str, &Payment> = snapshot
         .payments
         .iter()
         .filter(|payment| payment.state == "taken")
@@ -148,10 +148,10 @@ fn payments(books: &Books) -> Promise {
             payment.cents == basket.total_cents && payment.customer.as_ref() == Some(&basket.customer)
         })
     };
-    let confirmed: HashSet<&str> = books.placed_in("confirmed").map(|basket| basket.order_id.as_str()).collect();
-    let unpaid = books.placed_in("confirmed").filter(|basket| !is_paid(basket)).count();
+    let confirmed: HashSet<&str> = snapshot.placed_in("confirmed").map(|basket| basket.order_id.as_str()).collect();
+    let unpaid = snapshot.placed_in("confirmed").filter(|basket| !is_paid(basket)).count();
     let kept = taken.keys().filter(|order| !confirmed.contains(*order)).count();
-    let waiting = books.payments.iter().filter(|payment| payment.state == "waiting").count();
+    let waiting = snapshot.payments.iter().filter(|payment| payment.state == "waiting").count();
     let differs = |(customer, deposited, cents): &&(String, i64, i64)| {
         let spent: i64 = taken
             .values()
@@ -160,63 +160,63 @@ fn payments(books: &Books) -> Promise {
             .sum();
         deposited - cents != spent
     };
-    let refunded = books.payments.iter().filter(|payment| payment.state == "refunded").count();
+    let refunded = snapshot.payments.iter().filter(|payment| payment.state == "refunded").count();
     let cents: i64 = taken.values().map(|payment| payment.cents).sum();
     let words = format!("taken, {}.{:02} in all; {refunded} refunded", cents / 100, cents % 100);
     let faults = [
         (unpaid, "confirmed orders not paid as they cost"),
         (kept, "taken for orders that are not confirmed"),
         (waiting, "still waiting"),
-        (books.accounts.iter().filter(differs).count(), "accounts with another sum"),
+        (snapshot.accounts.iter().filter(differs).count(), "accounts with another sum"),
     ];
     promise("payments agree", taken.len(), words, &faults)
 }
 
 /// One mail per order, to its customer, that says how it ended.
-fn mails(books: &Books) -> Promise {
-    let of = |basket: &Basket| books.mails.iter().filter(|(order, ..)| *order == basket.order_id).count();
+fn mails(snapshot: &Snapshot) -> Promise {
+    let of = |basket: &Basket| snapshot.mails.iter().filter(|(order, ..)| *order == basket.order_id).count();
     let fits = |basket: &&Basket| {
-        let state = books.orders.get(&basket.order_id);
-        books.mails.iter().any(|(order, recipient, subject)| {
+        let state = snapshot.orders.get(&basket.order_id);
+        snapshot.mails.iter().any(|(order, recipient, subject)| {
             *order == basket.order_id
                 && *recipient == basket.customer
                 && state.is_some_and(|state| subject.contains(state.as_str()))
         })
     };
-    let placed: HashSet<&str> = books.placed.iter().map(|basket| basket.order_id.as_str()).collect();
+    let placed: HashSet<&str> = snapshot.placed.iter().map(|basket| basket.order_id.as_str()).collect();
     let faults = [
-        (books.ended().filter(|basket| !fits(basket)).count(), "customers not told how their order ended"),
-        (books.placed.iter().filter(|basket| of(basket) > 1).count(), "customers told more than once"),
-        (books.mails.iter().filter(|(order, ..)| !placed.contains(order.as_str())).count(), "about no order"),
+        (snapshot.ended().filter(|basket| !fits(basket)).count(), "customers not told how their order ended"),
+        (snapshot.placed.iter().filter(|basket| of(basket) > 1).count(), "customers told more than once"),
+        (snapshot.mails.iter().filter(|(order, ..)| !placed.contains(order.as_str())).count(), "about no order"),
     ];
-    promise("mails agree", books.mails.len(), "sent, one per order".to_owned(), &faults)
+    promise("mails agree", snapshot.mails.len(), "sent, one per order".to_owned(), &faults)
 }
 
 /// What is in the outboxes is on the topics, and the other way round.
-fn published(books: &Books) -> Promise {
-    let known: HashSet<_> = books.events.iter().map(|event| event.event_id).collect();
-    let again: u64 = books.seen.values().map(|times| times - 1).sum();
-    let due = || books.events.iter().filter(|event| event.due);
+fn published(snapshot: &Snapshot) -> Promise {
+    let known: HashSet<_> = snapshot.events.iter().map(|event| event.event_id).collect();
+    let again: u64 = snapshot.seen.values().map(|times| times - 1).sum();
+    let due = || snapshot.events.iter().filter(|event| event.due);
     let words = match again {
         0 => "events of four outboxes".to_owned(),
         again => format!("events of four outboxes, {} of them sent again after a kill", grouped(again)),
     };
-    let missing = |event: &&Event| !books.seen.contains_key(&event.event_id);
+    let missing = |event: &&Event| !snapshot.seen.contains_key(&event.event_id);
     let faults = [
         (due().filter(|event| event.status != "PUBLISHED").count(), "not published"),
         (due().filter(missing).count(), "not on the topics"),
-        (books.seen.keys().filter(|event| !known.contains(*event)).count(), "that nobody has written"),
-        (usize::try_from(books.dead_letters).unwrap_or(usize::MAX), "dead letters"),
+        (snapshot.seen.keys().filter(|event| !known.contains(*event)).count(), "that nobody has written"),
+        (usize::try_from(snapshot.dead_letters).unwrap_or(usize::MAX), "dead letters"),
     ];
-    promise("published", books.seen.len(), words, &faults)
+    promise("published", snapshot.seen.len(), words, &faults)
 }
 
 /// Every event can be traced back to the request that placed its order.
-fn correlated(books: &Books) -> Promise {
+fn correlated(snapshot: &Snapshot) -> Promise {
     let requests: HashMap<&str, &str> =
-        books.placed.iter().map(|basket| (basket.order_id.as_str(), basket.request_id.as_str())).collect();
+        snapshot.placed.iter().map(|basket| (basket.order_id.as_str(), basket.request_id.as_str())).collect();
     let of_order: HashMap<String, &str> =
-        books.events.iter().map(|event| (event.event_id.to_string(), event.order_id.as_str())).collect();
+        snapshot.events.iter().map(|event| (event.event_id.to_string(), event.order_id.as_str())).collect();
     let astray = |event: &&Event| {
         event.correlation_id.is_none()
             || requests.get(event.order_id.as_str()).copied() != event.correlation_id.as_deref()
@@ -227,20 +227,20 @@ fn correlated(books: &Books) -> Promise {
         !first && cause.copied() != Some(event.order_id.as_str())
     };
     let faults = [
-        (books.events.iter().filter(astray).count(), "without the correlation id of their order's request"),
-        (books.events.iter().filter(uncaused).count(), "whose cause is no event of their order"),
+        (snapshot.events.iter().filter(astray).count(), "without the correlation id of their order's request"),
+        (snapshot.events.iter().filter(uncaused).count(), "whose cause is no event of their order"),
     ];
     let words = "events, each traced back to its order's request".to_owned();
-    promise("correlated", books.events.len(), words, &faults)
+    promise("correlated", snapshot.events.len(), words, &faults)
 }
 
 /// Both versions of `OrderPlaced` were written, and each was understood.
-fn versions(books: &Books) -> Promise {
+fn versions(snapshot: &Snapshot) -> Promise {
     let placed = |version| {
         let of_version = move |event: &&Event| event.event_type == "OrderPlaced" && event.event_version == version;
-        books.events.iter().filter(of_version)
+        snapshot.events.iter().filter(of_version)
     };
-    let answered: HashSet<&str> = books
+    let answered: HashSet<&str> = snapshot
         .events
         .iter()
         .filter(|event| matches!(event.event_type.as_str(), "StockReserved" | "StockRefused"))

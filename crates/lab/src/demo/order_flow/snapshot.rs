@@ -12,7 +12,7 @@ use super::service::Service;
 
 /// Everything that is to agree.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Books {
+pub(super) struct Snapshot {
     /// What customers were told is placed.
     pub(super) placed: Vec<Basket>,
     /// By order id: state.
@@ -94,40 +94,41 @@ impl Event {
 
 /// Connections to the services' schemas.
 #[derive(Debug, Clone)]
-pub(super) struct Shelves(pub(super) HashMap<Service, PgPool>);
+pub(super) struct Databases(pub(super) HashMap<Service, PgPool>);
 
-impl Shelves {
-    pub(super) fn of(&self, service: Service) -> &PgPool {
+impl Databases {
+    pub(super) fn pool(&self, service: Service) -> &PgPool {
         &self.0[&service]
     }
 
     /// Now, by the clock that decides what is due.
     pub(super) async fn now(&self) -> Result<DateTime<Utc>, sqlx::Error> {
-        sqlx::query_scalar("select now()").fetch_one(self.of(Service::Order)).await
+        sqlx::query_scalar("select now()").fetch_one(self.pool(Service::Order)).await
     }
 
     /// All tables. Events after `until` are not due.
-    pub(super) async fn read(&self, until: DateTime<Utc>) -> Result<Books, sqlx::Error> {
-        let of = |service| self.of(service);
+    pub(super) async fn read(&self, until: DateTime<Utc>) -> Result<Snapshot, sqlx::Error> {
+        let pool = |service| self.pool(service);
         let orders: Vec<(String, String)> =
-            sqlx::query_as("select order_id, state from orders").fetch_all(of(Service::Order)).await?;
+            sqlx::query_as("select order_id, state from orders").fetch_all(pool(Service::Order)).await?;
         let stock = sqlx::query("select sku, delivered, on_shelf from stock").try_map(Stock::read);
-        let stock = stock.fetch_all(of(Service::Inventory)).await?;
+        let stock = stock.fetch_all(pool(Service::Inventory)).await?;
         let reservations = sqlx::query_as("select order_id, sku, quantity from reservations")
-            .fetch_all(of(Service::Inventory))
+            .fetch_all(pool(Service::Inventory))
             .await?;
         let payments = sqlx::query("select order_id, customer, cents, state from payments").try_map(Payment::read);
-        let payments = payments.fetch_all(of(Service::Payment)).await?;
+        let payments = payments.fetch_all(pool(Service::Payment)).await?;
         let accounts =
-            sqlx::query_as("select customer, deposited, cents from accounts").fetch_all(of(Service::Payment)).await?;
-        let mails =
-            sqlx::query_as("select order_id, recipient, subject from sent_mails").fetch_all(of(Service::Mail)).await?;
+            sqlx::query_as("select customer, deposited, cents from accounts").fetch_all(pool(Service::Payment)).await?;
+        let mails = sqlx::query_as("select order_id, recipient, subject from sent_mails")
+            .fetch_all(pool(Service::Mail))
+            .await?;
         let mut events = Vec::new();
         for service in Service::ALL {
             let rows = sqlx::query(include_str!("events.sql")).bind(until).try_map(Event::read);
-            events.extend(rows.fetch_all(of(service)).await?);
+            events.extend(rows.fetch_all(pool(service)).await?);
         }
-        Ok(Books {
+        Ok(Snapshot {
             orders: orders.into_iter().collect(),
             stock,
             reservations,
@@ -135,7 +136,7 @@ impl Shelves {
             accounts,
             mails,
             events,
-            ..Books::default()
+            ..Snapshot::default()
         })
     }
 }

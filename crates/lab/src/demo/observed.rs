@@ -1,4 +1,4 @@
-//! What is there at the end, from three sides: the tables, the topic as the consumer read it, and the shop's own books. Gathered,
+//! What is there at the end, from three sides: the tables, the topic as the consumer read it, and the shop's own log. Gathered,
 //! then compared.
 
 use std::collections::{HashMap, HashSet};
@@ -7,9 +7,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
-use super::balance::Balance;
 use super::consumer::Consumed;
-use super::shop::{self, Books};
+use super::reconciliation::Reconciliation;
+use super::shop::{self, CommitLog};
 use event_outbox::event::{EventId, OutboxId};
 use event_outbox::ledger::{Committed, EntityKey, Fingerprint, Ledger, RowStatus, Rules, TopicRecord};
 
@@ -51,16 +51,16 @@ impl AppliedRow {
 
 /// All three sides.
 #[derive(Debug)]
-pub(super) struct Evidence {
+pub(super) struct Observed {
     rows: Vec<OutboxRow>,
     applied: Vec<AppliedRow>,
-    books: Books,
+    commit_log: CommitLog,
     consumed: Consumed,
 }
 
-impl Evidence {
+impl Observed {
     /// Reads the tables. What a visitor of `--serve` has inserted counts once it is published; before, it may be meant to wait.
-    pub(super) async fn gather(pool: &PgPool, books: Books, consumed: Consumed) -> Result<Self, sqlx::Error> {
+    pub(super) async fn gather(pool: &PgPool, commit_log: CommitLog, consumed: Consumed) -> Result<Self, sqlx::Error> {
         let rows = sqlx::query(
             "select id, event_id, entity_id, payload::text as payload, status from event_outbox \
              where entity_type = 'order' and topic is null and (headers ->> 'source' = $1 or status = 'PUBLISHED') order by id",
@@ -73,11 +73,11 @@ impl Evidence {
             .try_map(AppliedRow::read)
             .fetch_all(pool)
             .await?;
-        Ok(Self { rows, applied, books, consumed })
+        Ok(Self { rows, applied, commit_log, consumed })
     }
 
     /// Compares them.
-    pub(super) fn compare(&self, topic: &str) -> Balance {
+    pub(super) fn compare(&self, topic: &str) -> Reconciliation {
         let committed: HashSet<Uuid> = self.rows.iter().map(|row| row.event_id).collect();
         let mut times: HashMap<Uuid, u64> = HashMap::new();
         for row in &self.applied {
@@ -88,9 +88,9 @@ impl Evidence {
         };
         let published = self.rows.iter().filter(|row| row.status == "PUBLISHED");
         let (orders, orders_in_order) = self.orders();
-        Balance {
+        Reconciliation {
             ledger: self.ledger(topic).finish(),
-            lost_commits: self.books.committed.iter().filter(|event| !committed.contains(event)).count() as u64,
+            lost_commits: self.commit_log.committed.iter().filter(|event| !committed.contains(event)).count() as u64,
             duplicates_recognised: self.consumed.duplicates,
             applied_once: applied(|times| times == 1),
             applied_again: applied(|times| times > 1),
@@ -98,7 +98,7 @@ impl Evidence {
             applied_phantoms: times.keys().filter(|event| !committed.contains(event)).count() as u64,
             orders,
             orders_in_order,
-            ..Balance::default()
+            ..Reconciliation::default()
         }
     }
 
@@ -117,7 +117,7 @@ impl Evidence {
             });
             ledger.status(EventId(row.event_id), status(&row.status));
         }
-        for event in &self.books.rolled_back {
+        for event in &self.commit_log.rolled_back {
             ledger.rolled_back(EventId(*event));
         }
         for sighting in &self.consumed.sightings {

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::output::grouped;
 use event_outbox::ledger::{Finding, Report};
 
-/// What a demo came to. As JSON: [`Balance::to_json`].
+/// What a demo came to. As JSON: [`Reconciliation::to_json`].
 #[derive(Debug, Clone, Default)]
-pub struct Balance {
+pub struct Reconciliation {
     /// Table against topic.
     pub ledger: Report,
     /// Events whose transaction the shop committed and that are not in the table.
@@ -36,7 +36,7 @@ pub struct Balance {
     pub elapsed: Duration,
 }
 
-/// A line of the balance.
+/// A line of the reconciliation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Promise {
     /// What it is about.
@@ -49,7 +49,7 @@ pub struct Promise {
     pub words: String,
 }
 
-impl Balance {
+impl Reconciliation {
     /// Every promise, in the order in which an event meets them.
     pub fn promises(&self) -> [Promise; 6] {
         [
@@ -181,7 +181,7 @@ impl fmt::Display for Promise {
     }
 }
 
-impl fmt::Display for Balance {
+impl fmt::Display for Reconciliation {
     /// A line per promise, the verdict, and the ledger's examples when there is something to look into.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for promise in self.promises() {

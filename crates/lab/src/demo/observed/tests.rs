@@ -8,7 +8,7 @@ fn event(number: u128) -> Uuid {
 }
 
 /// Two orders of two events each, events 1 to 4 in turns; event 9 rolled back; event 2 is on the topic twice.
-fn clean() -> Evidence {
+fn clean() -> Observed {
     let order = |number: u128| format!("order-{}", number % 2);
     let payload = |number: u128| format!(r#"{{"number": {number}}}"#);
     let row = |number: u128| OutboxRow {
@@ -24,64 +24,64 @@ fn clean() -> Evidence {
         event_id: Some(event(number)),
         fingerprint: Fingerprint::of(Some(order(number).as_bytes()), Some(payload(number).as_bytes())),
     };
-    Evidence {
+    Observed {
         rows: (1..=4).map(row).collect(),
         applied: (1..=4).map(|number| AppliedRow { event_id: event(number), order_id: Some(order(number)) }).collect(),
-        books: Books { committed: (1..=4).map(event).collect(), rolled_back: vec![event(9)] },
+        commit_log: CommitLog { committed: (1..=4).map(event).collect(), rolled_back: vec![event(9)] },
         consumed: Consumed { sightings: [(0, 1), (0, 2), (1, 3), (1, 2), (2, 4)].map(sighting).into(), duplicates: 1 },
     }
 }
 
-fn broken(change: impl Fn(&mut Evidence)) -> Vec<&'static str> {
-    let mut evidence = clean();
-    change(&mut evidence);
-    let promises = evidence.compare(TOPIC).promises();
+fn broken(change: impl Fn(&mut Observed)) -> Vec<&'static str> {
+    let mut observed = clean();
+    change(&mut observed);
+    let promises = observed.compare(TOPIC).promises();
     promises.iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect()
 }
 
 #[test]
 fn what_agrees_on_all_sides_keeps_every_promise() {
-    let balance = clean().compare(TOPIC);
-    assert!(balance.is_kept(), "{balance}");
-    let counts = balance.promises().map(|promise| promise.count);
+    let reconciliation = clean().compare(TOPIC);
+    assert!(reconciliation.is_kept(), "{reconciliation}");
+    let counts = reconciliation.promises().map(|promise| promise.count);
     assert_eq!(counts, [4, 1, 4, 1, 4, 2]);
 }
 
 #[test]
 fn what_is_missing_anywhere_is_reported() {
-    assert_eq!(broken(|evidence| evidence.consumed.sightings.truncate(4)), ["published"]);
-    assert_eq!(broken(|evidence| evidence.rows[3].status = "PENDING".to_owned()), ["published"]);
-    assert_eq!(broken(|evidence| evidence.books.committed.push(event(5))), ["committed"]);
-    assert_eq!(broken(|evidence| evidence.applied.truncate(3)), ["applied once"]);
+    assert_eq!(broken(|observed| observed.consumed.sightings.truncate(4)), ["published"]);
+    assert_eq!(broken(|observed| observed.rows[3].status = "PENDING".to_owned()), ["published"]);
+    assert_eq!(broken(|observed| observed.commit_log.committed.push(event(5))), ["committed"]);
+    assert_eq!(broken(|observed| observed.applied.truncate(3)), ["applied once"]);
 }
 
 #[test]
 fn what_should_not_be_there_is_reported() {
-    let twice = |evidence: &mut Evidence| {
-        let (event_id, order_id) = (evidence.applied[1].event_id, evidence.applied[1].order_id.clone());
-        evidence.applied.push(AppliedRow { event_id, order_id });
+    let twice = |observed: &mut Observed| {
+        let (event_id, order_id) = (observed.applied[1].event_id, observed.applied[1].order_id.clone());
+        observed.applied.push(AppliedRow { event_id, order_id });
     };
     assert_eq!(broken(twice), ["applied once"]);
-    let phantom = |evidence: &mut Evidence| {
-        let mut sighting = evidence.consumed.sightings[0].clone();
+    let phantom = |observed: &mut Observed| {
+        let mut sighting = observed.consumed.sightings[0].clone();
         (sighting.offset, sighting.event_id) = (7, Some(event(9)));
-        evidence.consumed.sightings.push(sighting);
-        evidence.applied.push(AppliedRow { event_id: event(9), order_id: None });
+        observed.consumed.sightings.push(sighting);
+        observed.applied.push(AppliedRow { event_id: event(9), order_id: None });
     };
     assert_eq!(broken(phantom), ["rolled back", "applied once"]);
-    assert_eq!(broken(|evidence| evidence.consumed.duplicates = 0), ["duplicates seen"]);
+    assert_eq!(broken(|observed| observed.consumed.duplicates = 0), ["duplicates seen"]);
 }
 
 #[test]
 fn one_changed_byte_is_reported() {
-    assert_eq!(broken(|evidence| evidence.rows[0].payload = Some(r#"{"number":1}"#.to_owned())), ["published"]);
+    assert_eq!(broken(|observed| observed.rows[0].payload = Some(r#"{"number":1}"#.to_owned())), ["published"]);
 }
 
 #[test]
 fn a_history_out_of_order_is_reported_wherever_it_went_wrong() {
-    assert_eq!(broken(|evidence| evidence.applied.swap(0, 2)), ["order kept"]);
-    let on_the_topic = |evidence: &mut Evidence| {
-        (evidence.consumed.sightings[0].offset, evidence.consumed.sightings[2].offset) = (1, 0);
+    assert_eq!(broken(|observed| observed.applied.swap(0, 2)), ["order kept"]);
+    let on_the_topic = |observed: &mut Observed| {
+        (observed.consumed.sightings[0].offset, observed.consumed.sightings[2].offset) = (1, 0);
     };
     assert_eq!(broken(on_the_topic), ["order kept"]);
 }
