@@ -6,28 +6,27 @@
 //! - `held_snapshot`: the rate while another session holds a snapshot
 //! - `idle`: what nothing to do costs
 //! - `failover`: SIGKILL to the next publish
-//! - `limits`: what the box can do without one of the two servers
+//! - `baseline`: what the box can do without one of the two servers
 //!
 //! With what
-//! - `arena`: the schema and the topic of one measurement, and their removal
-//! - `payload`, `fill`, `pacer`: events: what is in them, many at once, at a steady rate
+//! - `bench_schema`: the schema and the topic of one measurement, and their removal
+//! - `payload`, `seed_rows`, `pacer`: events: what is in them, many at once, at a steady rate
 //! - `relay_process`: the relay under test
 //! - `watermarks`, `receiver`: what is on the topic
 //! - `steady`: relays, writer and consumer together
 //! - `cost`, `process`: WAL and CPU time
-//! - `percentiles`, `machine`, `report`, `table`, `progress`: what is reported
+//! - `percentiles`, `environment`, `report`, `table`, `progress`: what is reported
 
-mod arena;
+mod baseline;
+mod bench_schema;
 mod cost;
 mod drain;
+mod environment;
 mod failover;
 mod failure;
-mod fill;
 mod held_snapshot;
 mod idle;
 mod latency;
-mod limits;
-mod machine;
 mod pacer;
 mod percentiles;
 mod process;
@@ -35,6 +34,7 @@ mod progress;
 mod receiver;
 mod relay_process;
 mod report;
+mod seed_rows;
 mod steady;
 mod table;
 mod variants;
@@ -46,11 +46,11 @@ use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Needs, Settings, Sources};
-use arena::Arenas;
+use bench_schema::BenchSchemas;
 use drain::Backlog;
-use fill::Keys;
 use progress::Progress;
 use relay_process::Launch;
+use seed_rows::Keys;
 
 pub(crate) use failure::BenchError;
 pub(crate) use report::Report;
@@ -105,7 +105,7 @@ pub(crate) struct Plan {
     pub(crate) seconds: Option<u64>,
     /// Of `held-snapshot`.
     pub(crate) window_s: u64,
-    pub(crate) limits: bool,
+    pub(crate) baseline: bool,
     pub(crate) payload_bytes: usize,
     pub(crate) partitions: i32,
     pub(crate) entities: Option<u64>,
@@ -115,13 +115,13 @@ pub(crate) struct Plan {
 struct Bench {
     plan: Plan,
     settings: Settings,
-    arenas: Arenas,
+    schemas: BenchSchemas,
     launch: Launch,
     samples: Vec<String>,
     progress: Progress,
 }
 
-/// How a run ended: its figures or why there are none, and what it could not remove.
+/// How a run ended: its metrics or why there are none, and what it could not remove.
 pub(crate) struct Ended {
     pub(crate) report: Result<Report, BenchError>,
     pub(crate) left: Vec<(String, BenchError)>,
@@ -145,7 +145,7 @@ pub(crate) async fn run(
         report = bench.measure() => report,
     };
     bench.progress.end();
-    let left = bench.arenas.remove_all().await;
+    let left = bench.schemas.remove_all().await;
     Ok(Ended { report, left })
 }
 
@@ -183,14 +183,14 @@ impl Bench {
         let settings = Settings::load(sources, Needs::DatabaseAndKafka)?;
         let kafka = settings.kafka.clone().ok_or(BenchError::Thread)?;
         let samples = payload::samples(payload::SAMPLES, plan.payload_bytes);
-        let arenas = Arenas::new(&settings, kafka, plan.partitions);
-        Ok(Self { plan, settings, arenas, launch, samples, progress: Progress::new() })
+        let schemas = BenchSchemas::new(&settings, kafka, plan.partitions);
+        Ok(Self { plan, settings, schemas, launch, samples, progress: Progress::new() })
     }
 
     async fn measure(&self) -> Result<Report, BenchError> {
         let mut report = Report::new(self).await?;
-        if self.plan.limits {
-            report.limits = Some(limits::limits(self).await?);
+        if self.plan.baseline {
+            report.limits = Some(baseline::run(self).await?);
         }
         match self.plan.scenario {
             Scenario::All => {

@@ -37,14 +37,14 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
     let cold_latency = latency(&outbox, &topic, &first, sizes.rate, sizes.seconds)?;
     first.stop();
     outbox.until(servers, SLOT_IS_FREE)?;
-    outbox.fill(servers, sizes.events)?;
+    outbox.seed_rows(servers, sizes.events)?;
     let (cold, connect) =
         drain(servers, &mut outbox, &topic, sizes.events, false, None, || Ok(Some(ChildServer::start(&command)?)))?;
     let connect = connect.expect("it was started");
     // The same again, in the same process.
     put(port, "stop")?;
     outbox.until(servers, SLOT_IS_FREE)?;
-    outbox.fill(servers, sizes.events)?;
+    outbox.seed_rows(servers, sizes.events)?;
     let (warm, _) = drain(servers, &mut outbox, &topic, sizes.events, false, Some(&connect), || {
         put(port, "resume")?;
         Ok(None)

@@ -60,7 +60,7 @@ pub(crate) struct Sizes {
     #[arg(long, value_delimiter = ',', default_values_t = ["debezium".to_owned(), "naive".to_owned(), "relay".to_owned()],
           value_parser = ["debezium", "naive", "relay"])]
     systems: Vec<String>,
-    /// Also write the figures as JSON to FILE
+    /// Also write the metrics as JSON to FILE
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Given by `cargo bench`

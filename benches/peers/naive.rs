@@ -21,7 +21,7 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
     let mut outbox = Outbox::make(servers, sizes, "peers_naive")?;
     let topic = Topic::make(servers, sizes, "peers_naive")?;
     let directory = TemporaryDirectory::create(None)?;
-    outbox.fill(servers, sizes.naive_events)?;
+    outbox.seed_rows(servers, sizes.naive_events)?;
     let command = ServerCommand::new(std::env::current_exe()?, directory.path(), &directory.path().join("naive.log"))
         .args(["naive-loop", &outbox.url, &servers.kafka.bootstrap(), &topic.name]);
     let (drained, naive) = drain(servers, &mut outbox, &topic, sizes.naive_events, true, None, || {

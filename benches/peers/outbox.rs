@@ -58,8 +58,8 @@ impl Outbox {
         (format!("order-{}", hash % u64::from(self.entities)), payload)
     }
 
-    /// Writes `events` events in large transactions, and has the server write a checkpoint, so that it falls into nobody's figures.
-    pub(crate) fn fill(&mut self, servers: &Servers, events: u32) -> anyhow::Result<()> {
+    /// Writes `events` events in large transactions, and has the server write a checkpoint, so that it falls into nobody's metrics.
+    pub(crate) fn seed_rows(&mut self, servers: &Servers, events: u32) -> anyhow::Result<()> {
         eprintln!("{}: writing {events} events", self.name);
         servers.runtime.block_on(async {
             for from in (0..events).step_by(CHUNK as usize) {

@@ -13,7 +13,7 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
     let mut outbox = Outbox::make(servers, sizes, "peers_relay")?;
     let topic = Topic::make(servers, sizes, "peers_relay")?;
     let directory = TemporaryDirectory::create(None)?;
-    outbox.fill(servers, sizes.events)?;
+    outbox.seed_rows(servers, sizes.events)?;
     let command = ServerCommand::new("env", directory.path(), &directory.path().join("relay.log")).args([
         format!("DATABASE_URL={}", outbox.url),
         format!("KAFKA_BOOTSTRAP_SERVERS={}", servers.kafka.bootstrap()),

@@ -1,4 +1,4 @@
-//! The figures, for people and as JSON.
+//! The metrics, for people and as JSON.
 
 use std::fmt;
 
@@ -93,7 +93,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if cfg!(debug_assertions) {
-            writeln!(f, "A build without optimization: the relay's and the naive loop's figures mean nothing.\n")?;
+            writeln!(f, "A build without optimization: the relay's and the naive loop's metrics mean nothing.\n")?;
         }
         self.write_figures(f)?;
         if self.ours().is_none() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use super::arena::{Arena, Arenas};
+use super::bench_schema::{BenchSchema, BenchSchemas};
 use super::failure::BenchError;
 use super::process;
 use super::relay_process::RelayProcess;
@@ -53,13 +53,13 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) async fn new(arenas: &Arenas, arena: &Arena) -> Result<Self, BenchError> {
-        let mut conn = arenas.connect().await?;
-        let relays = literal(&format!("{}-r", arena.name));
+    pub(crate) async fn new(schemas: &BenchSchemas, schema: &BenchSchema) -> Result<Self, BenchError> {
+        let mut conn = schemas.connect().await?;
+        let relays = literal(&format!("{}-r", schema.name));
         let relay_sessions =
             format!("select pid from pg_stat_activity where position({relays} in application_name) > 0");
         let postmaster = postmaster(&mut conn).await?;
-        Ok(Self { conn, relay_sessions, postmaster, broker: broker(arenas.kafka().brokers()) })
+        Ok(Self { conn, relay_sessions, postmaster, broker: broker(schemas.kafka().brokers()) })
     }
 
     /// Reads everything now.

@@ -6,11 +6,11 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use super::Bench;
-use super::arena::Arena;
+use super::bench_schema::BenchSchema;
 use super::cost::{Costs, Meter};
 use super::failure::BenchError;
-use super::fill::{As, Filler, Keys};
 use super::relay_process::RelayProcess;
+use super::seed_rows::{As, Keys, RowSeeder};
 use super::watermarks::Watermarks;
 use crate::config::Delivery;
 use crate::store::retention;
@@ -119,36 +119,36 @@ impl MeanCycle {
     }
 }
 
-/// Fills an arena of its own, drains it, removes it.
+/// Seeds a schema of its own, drains it, removes it.
 pub(crate) async fn drain(bench: &Bench, backlog: Backlog) -> Result<Drained, BenchError> {
-    let arena = bench.arenas.make().await?;
-    let checkpoint = fill(bench, &arena, backlog).await?;
-    let drained = drain_filled(bench, &arena, backlog, checkpoint).await?;
-    bench.arenas.remove(&arena.name).await?;
+    let schema = bench.schemas.make().await?;
+    let checkpoint = seed_backlog(bench, &schema, backlog).await?;
+    let drained = drain_seeded(bench, &schema, backlog, checkpoint).await?;
+    bench.schemas.remove(&schema.name).await?;
     Ok(drained)
 }
 
-async fn fill(bench: &Bench, arena: &Arena, backlog: Backlog) -> Result<bool, BenchError> {
+async fn seed_backlog(bench: &Bench, schema: &BenchSchema, backlog: Backlog) -> Result<bool, BenchError> {
     if backlog.retained > 0 {
-        let conn = bench.arenas.connect().await?;
-        let mut filler = Filler::new(conn, arena, &bench.samples, backlog.keys, As::Published).await?;
-        filler.fill(backlog.retained, &bench.progress).await?;
+        let conn = bench.schemas.connect().await?;
+        let mut seeder = RowSeeder::new(conn, schema, &bench.samples, backlog.keys, As::Published).await?;
+        seeder.seed(backlog.retained, &bench.progress).await?;
     }
-    let conn = bench.arenas.connect().await?;
-    let mut filler = Filler::new(conn, arena, &bench.samples, backlog.keys, As::Pending).await?;
-    filler.fill(backlog.events, &bench.progress).await?;
-    Ok(filler.checkpoint().await)
+    let conn = bench.schemas.connect().await?;
+    let mut seeder = RowSeeder::new(conn, schema, &bench.samples, backlog.keys, As::Pending).await?;
+    seeder.seed(backlog.events, &bench.progress).await?;
+    Ok(seeder.checkpoint().await)
 }
 
-async fn drain_filled(
+async fn drain_seeded(
     bench: &Bench,
-    arena: &Arena,
+    schema: &BenchSchema,
     backlog: Backlog,
     checkpoint_before: bool,
 ) -> Result<Drained, BenchError> {
-    let mut meter = Meter::new(&bench.arenas, arena).await?;
-    let mut end = End::new(bench, arena, backlog).await?;
-    let watermarks = Watermarks::new(&bench.arenas, arena)?;
+    let mut meter = Meter::new(&bench.schemas, schema).await?;
+    let mut end = End::new(bench, schema, backlog).await?;
+    let watermarks = Watermarks::new(&bench.schemas, schema)?;
     // Connects and learns who leads: not to be done when the clock runs.
     watermarks.records().await?;
     let before = meter.read(&[]).await?;
@@ -158,7 +158,7 @@ async fn drain_filled(
         launch.overrides.push(("retention".to_owned(), "delete".to_owned()));
     }
     let mut relays =
-        (0..backlog.relays).map(|index| RelayProcess::start(&launch, arena, index)).collect::<Result<Vec<_>, _>>()?;
+        (0..backlog.relays).map(|index| RelayProcess::start(&launch, schema, index)).collect::<Result<Vec<_>, _>>()?;
     let mut watch = Watch { bench, watermarks, events: backlog.events, started, first: None, samples: vec![(0.0, 0)] };
     watch.until_all_are_on_the_topic(&mut relays).await?;
     let marked = end.until_all_are_marked(&mut relays).await?;
@@ -269,14 +269,14 @@ struct End {
 }
 
 impl End {
-    async fn new(bench: &Bench, arena: &Arena, backlog: Backlog) -> Result<Self, BenchError> {
-        let mut conn = bench.arenas.connect().await?;
+    async fn new(bench: &Bench, schema: &BenchSchema, backlog: Backlog) -> Result<Self, BenchError> {
+        let mut conn = bench.schemas.connect().await?;
         // The relay's own probe, and the index it means.
         conn.execute("set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off").await?;
         let last = backlog.retained + backlog.events;
         Ok(Self {
             conn,
-            names: arena.names.clone(),
+            names: schema.names.clone(),
             retained: backlog.retained,
             tail: (last - backlog.events / 20) as i64,
         })
@@ -285,7 +285,7 @@ impl End {
     /// When the last row was marked.
     async fn until_all_are_marked(&mut self, relays: &mut [RelayProcess]) -> Result<Instant, BenchError> {
         let marked = self.until_marked_above(self.tail, relays).await?;
-        // Below the tail all were marked long ago, or the figures would be wrong: then it takes as long as this takes.
+        // Below the tail all were marked long ago, or the metrics would be wrong: then it takes as long as this takes.
         if self.is_any_pending_above(0).await? {
             return self.until_marked_above(0, relays).await;
         }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::Bench;
-use super::arena::Arena;
+use super::bench_schema::BenchSchema;
 use super::drain;
 use super::failure::BenchError;
 use super::pacer::{Pacer, Schedule};
@@ -60,24 +60,24 @@ pub(crate) struct Kill {
 }
 
 pub(crate) async fn failover(bench: &Bench, rate: u64) -> Result<Failover, BenchError> {
-    let arena = bench.arenas.make().await?;
-    let mut conn = bench.arenas.connect().await?;
-    let mut steady = Steady::start(bench, &arena, 2).await?;
+    let schema = bench.schemas.make().await?;
+    let mut conn = bench.schemas.connect().await?;
+    let mut steady = Steady::start(bench, &schema, 2).await?;
     let schedule = Schedule::starting_soon(rate, ENTITIES);
-    let pacer = steady.write(bench, &arena, schedule, None)?;
+    let pacer = steady.write(bench, &schema, schedule, None)?;
     let mut kills = Vec::new();
     for kill in 0..KILLS {
         bench.progress.show(&format!("kill {} of {KILLS}", kill + 1));
         rest(&mut steady, &pacer, SETTLE).await?;
-        kills.push(kill_one(&mut steady, &mut conn, &arena, schedule).await?);
-        steady.relays.push(RelayProcess::start(&bench.launch, &arena, kill + 2)?);
+        kills.push(kill_one(&mut steady, &mut conn, &schema, schedule).await?);
+        steady.relays.push(RelayProcess::start(&bench.launch, &schema, kill + 2)?);
     }
     let written = tokio::task::spawn_blocking(|| pacer.stop()).await.map_err(|_| BenchError::Thread)??;
     let missing = missing_after_a_while(&mut steady, written.iter().map(|written| written.event).collect()).await?;
     let duplicates = (steady.receiver.events() + missing).saturating_sub(written.len());
     drain::stop(std::mem::take(&mut steady.relays)).await?;
     drop(steady);
-    bench.arenas.remove(&arena.name).await?;
+    bench.schemas.remove(&schema.name).await?;
     let times: Vec<f64> = kills.iter().map(|kill| kill.first_of_its_lanes_ms).collect();
     Ok(Failover {
         rate_events_per_s: rate,
@@ -105,11 +105,11 @@ async fn rest(steady: &mut Steady, pacer: &Pacer, time: Duration) -> Result<(), 
 async fn kill_one(
     steady: &mut Steady,
     conn: &mut PgConnection,
-    arena: &Arena,
+    schema: &BenchSchema,
     schedule: Schedule,
 ) -> Result<Kill, BenchError> {
-    let lanes = lanes_of(conn, arena, &steady.relays[0].name).await?;
-    let lane_of = lanes_of_entities(conn, arena, schedule).await?;
+    let lanes = lanes_of(conn, schema, &steady.relays[0].name).await?;
+    let lane_of = lanes_of_entities(conn, schema, schedule).await?;
     let seen = steady.receiver.events();
     let killed_us = schedule.now_us();
     steady.relays.remove(0).kill().await?;
@@ -148,13 +148,13 @@ fn recovered(lanes: &BTreeSet<i16>, arrived: &[(i16, i64)], killed_us: i64) -> O
 }
 
 /// The lanes that are this relay's more often than another's, by the locks its sessions hold.
-async fn lanes_of(conn: &mut PgConnection, arena: &Arena, relay: &str) -> Result<BTreeSet<i16>, BenchError> {
+async fn lanes_of(conn: &mut PgConnection, schema: &BenchSchema, relay: &str) -> Result<BTreeSet<i16>, BenchError> {
     let sql = format!(
         "select l.objid::int8, right(a.application_name, {length}) = {relay} from pg_locks l join pg_stat_activity a using (pid) \
          where l.locktype = 'advisory' and l.granted and l.classid = {lane_table}::regclass::oid and l.objsubid = 2",
         length = relay.len(),
         relay = literal(relay),
-        lane_table = literal(&arena.names.companion("lane")),
+        lane_table = literal(&schema.names.companion("lane")),
     );
     let mut held: HashMap<i16, i32> = HashMap::new();
     for _ in 0..LOOKS {
@@ -174,10 +174,10 @@ async fn lanes_of(conn: &mut PgConnection, arena: &Arena, relay: &str) -> Result
 
 async fn lanes_of_entities(
     conn: &mut PgConnection,
-    arena: &Arena,
+    schema: &BenchSchema,
     schedule: Schedule,
 ) -> Result<HashMap<String, i16>, BenchError> {
-    let sql = format!("select distinct entity_id, lane from {} where entity_id is not null", arena.names.outbox());
+    let sql = format!("select distinct entity_id, lane from {} where entity_id is not null", schema.names.outbox());
     let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(conn).await?;
     let mut lanes = HashMap::with_capacity(schedule.entities as usize);
     for row in rows {

@@ -1,4 +1,4 @@
-//! Why a benchmark gave no figures.
+//! Why a benchmark gave no metrics.
 
 use std::time::Duration;
 

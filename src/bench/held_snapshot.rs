@@ -7,12 +7,12 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::Bench;
-use super::arena::Arena;
+use super::bench_schema::BenchSchema;
 use super::cost::{Costs, Meter};
 use super::drain;
 use super::failure::BenchError;
-use super::fill::{As, Filler, Keys};
 use super::percentiles::median;
+use super::seed_rows::{As, Keys, RowSeeder};
 use super::steady::{BETWEEN_LOOKS, Steady};
 use super::watermarks::Watermarks;
 
@@ -51,24 +51,24 @@ pub(crate) async fn held_snapshot(
     seconds: u64,
     window: u64,
 ) -> Result<HeldSnapshot, BenchError> {
-    let arena = bench.arenas.make().await?;
-    let mut holder = bench.arenas.connect().await?;
+    let schema = bench.schemas.make().await?;
+    let mut holder = bench.schemas.connect().await?;
     holder.execute("begin isolation level repeatable read").await?;
     // The snapshot is taken by the first statement.
-    holder.execute(AssertSqlSafe(format!("select from {} limit 1", arena.names.outbox()))).await?;
-    let mut steady = Steady::start(bench, &arena, 1).await?;
-    let mut meter = Meter::new(&bench.arenas, &arena).await?;
+    holder.execute(AssertSqlSafe(format!("select from {} limit 1", schema.names.outbox()))).await?;
+    let mut steady = Steady::start(bench, &schema, 1).await?;
+    let mut meter = Meter::new(&bench.schemas, &schema).await?;
     let before = meter.read(&steady.relays).await?;
     let began = Instant::now();
     let Flow { windows, published } =
-        flow(bench, &arena, &mut steady, rate, Duration::from_secs(seconds), window).await?;
+        flow(bench, &schema, &mut steady, rate, Duration::from_secs(seconds), window).await?;
     let passed = began.elapsed().as_secs_f64();
     let mut after = meter.read(&steady.relays).await?;
     drain::stop(std::mem::take(&mut steady.relays)).await?;
     drop(steady);
     meter.reread_images(&mut after).await;
     holder.execute("rollback").await?;
-    bench.arenas.remove(&arena.name).await?;
+    bench.schemas.remove(&schema.name).await?;
     let rates: Vec<f64> = windows.iter().map(|window| window.published as f64 / window.seconds).collect();
     let (worst, median) = (rates.iter().copied().reduce(f64::min).unwrap_or(0.0), median(rates.clone()));
     Ok(HeldSnapshot {
@@ -100,15 +100,15 @@ struct Flow {
 
 async fn flow(
     bench: &Bench,
-    arena: &Arena,
+    schema: &BenchSchema,
     steady: &mut Steady,
     rate: Option<u64>,
     time: Duration,
     window: u64,
 ) -> Result<Flow, BenchError> {
     let keys = Keys::Spread(bench.entities());
-    let mut filler = Filler::new(bench.arenas.connect().await?, arena, &bench.samples, keys, As::Pending).await?;
-    let watermarks = Watermarks::new(&bench.arenas, arena)?;
+    let mut seeder = RowSeeder::new(bench.schemas.connect().await?, schema, &bench.samples, keys, As::Pending).await?;
+    let watermarks = Watermarks::new(&bench.schemas, schema)?;
     let before = watermarks.records().await?;
     let began = Instant::now();
     let mut flow = Flow { windows: Vec::new(), published: 0 };
@@ -117,7 +117,7 @@ async fn flow(
     while began.elapsed() < WARM_UP + time {
         steady.check()?;
         let published = watermarks.records().await?.saturating_sub(before);
-        let backlog = filler.inserted().saturating_sub(published);
+        let backlog = seeder.inserted().saturating_sub(published);
         flow.published = published;
         match open {
             None if began.elapsed() >= WARM_UP => open = Some((Instant::now(), published)),
@@ -132,10 +132,10 @@ async fn flow(
         match rate {
             Some(rate) => {
                 let due = (began.elapsed().as_secs_f64() * rate as f64) as u64;
-                filler.add(due.saturating_sub(filler.inserted())).await?;
+                seeder.add(due.saturating_sub(seeder.inserted())).await?;
                 tokio::time::sleep(BETWEEN_CHUNKS).await;
             }
-            None if backlog < LOW_WATER => filler.add(CHUNK).await?,
+            None if backlog < LOW_WATER => seeder.add(CHUNK).await?,
             None => tokio::time::sleep(BETWEEN_LOOKS).await,
         }
     }

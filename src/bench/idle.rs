@@ -44,8 +44,8 @@ struct Counted {
 }
 
 pub(crate) async fn idle(bench: &Bench, seconds: u64) -> Result<Idle, BenchError> {
-    let arena = bench.arenas.make().await?;
-    let mut conn = bench.arenas.connect().await?;
+    let schema = bench.schemas.make().await?;
+    let mut conn = bench.schemas.connect().await?;
     bench.progress.show("waiting for the server to rest");
     tokio::time::sleep(REST).await;
     let first = count(&mut conn).await?;
@@ -53,9 +53,9 @@ pub(crate) async fn idle(bench: &Bench, seconds: u64) -> Result<Idle, BenchError
     tokio::time::sleep(BASELINE).await;
     let baseline = first.until(&count(&mut conn).await?);
 
-    let mut steady = Steady::start(bench, &arena, 1).await?;
+    let mut steady = Steady::start(bench, &schema, 1).await?;
     tokio::time::sleep(REST).await;
-    let mut meter = Meter::new(&bench.arenas, &arena).await?;
+    let mut meter = Meter::new(&bench.schemas, &schema).await?;
     let (before, began) = (meter.read(&steady.relays).await?, count(&mut conn).await?);
     for second in 0..seconds {
         bench.progress.count("idle for seconds", second, seconds);
@@ -67,7 +67,7 @@ pub(crate) async fn idle(bench: &Bench, seconds: u64) -> Result<Idle, BenchError
     let with_relay = began.until(&ended);
     drain::stop(std::mem::take(&mut steady.relays)).await?;
     drop(steady);
-    bench.arenas.remove(&arena.name).await?;
+    bench.schemas.remove(&schema.name).await?;
     let percent = |cpu: Duration| cpu.as_secs_f64() / passed * 100.0;
     Ok(Idle {
         seconds: passed,

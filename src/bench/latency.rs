@@ -44,22 +44,22 @@ pub(crate) struct Latency {
 
 /// Measures at `rate` for `seconds` after the warm-up.
 pub(crate) async fn latency(bench: &Bench, rate: u64, seconds: u64) -> Result<Latency, BenchError> {
-    let arena = bench.arenas.make().await?;
-    let mut steady = Steady::start(bench, &arena, 1).await?;
-    let mut meter = Meter::new(&bench.arenas, &arena).await?;
+    let schema = bench.schemas.make().await?;
+    let mut steady = Steady::start(bench, &schema, 1).await?;
+    let mut meter = Meter::new(&bench.schemas, &schema).await?;
     let before = meter.read(&steady.relays).await?;
     let events = rate * (seconds + WARM_UP.as_secs());
     let schedule = Schedule::starting_soon(rate, bench.entities());
-    let pacer = steady.write(bench, &arena, schedule, Some(events))?;
+    let pacer = steady.write(bench, &schema, schedule, Some(events))?;
     let written = until_written(bench, &mut steady, pacer, events).await?;
     until_received(&mut steady, events).await?;
     let mut after = meter.read(&steady.relays).await?;
     let received = steady.receiver.since(0);
     let mean_cycle = MeanCycle::of(&drain::stop(std::mem::take(&mut steady.relays)).await?);
     meter.reread_images(&mut after).await;
-    bench.arenas.remove(&arena.name).await?;
+    bench.schemas.remove(&schema.name).await?;
     let costs = meter.costs(&before, &after, events);
-    Ok(Latency { mean_cycle, ..figures(schedule, seconds, &written, &received, costs) })
+    Ok(Latency { mean_cycle, ..summarize(schedule, seconds, &written, &received, costs) })
 }
 
 async fn until_written(
@@ -89,7 +89,7 @@ async fn until_received(steady: &mut Steady, events: u64) -> Result<(), BenchErr
     Ok(())
 }
 
-fn figures(schedule: Schedule, seconds: u64, written: &[Written], received: &[Received], costs: Costs) -> Latency {
+fn summarize(schedule: Schedule, seconds: u64, written: &[Written], received: &[Received], costs: Costs) -> Latency {
     let mut arrived: Vec<Option<i64>> = vec![None; written.len()];
     let mut duplicates = 0;
     for record in received {
@@ -136,7 +136,7 @@ mod tests {
             written.iter().map(|w| Received { event: w.event, at_us: w.committed_us + 1000 }).collect();
         received.push(received[0]);
         received.retain(|record| record.event != 2999);
-        let latency = figures(schedule, 1, &written, &received, Costs::default());
+        let latency = summarize(schedule, 1, &written, &received, Costs::default());
         assert_eq!((latency.events, latency.missing, latency.duplicates), (1000, 1, 1));
         let (scheduled, committed) = (latency.from_schedule.unwrap(), latency.from_commit.unwrap());
         assert_eq!((committed.p50_ms, committed.max_ms), (1.0, 1.0));

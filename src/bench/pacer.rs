@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::arena::{Arena, Arenas};
+use super::bench_schema::{BenchSchema, BenchSchemas};
 use super::failure::BenchError;
 
 /// The header that carries the number of the event.
@@ -85,8 +85,8 @@ pub(crate) struct Pacer {
 impl Pacer {
     /// Writes `events` events, or until it is stopped.
     pub(crate) fn start(
-        arenas: &Arenas,
-        arena: &Arena,
+        schemas: &BenchSchemas,
+        schema: &BenchSchema,
         samples: &[String],
         schedule: Schedule,
         events: Option<u64>,
@@ -97,8 +97,8 @@ impl Pacer {
         let mut threads = Vec::new();
         for index in 0..connections {
             let writer = Writer {
-                arenas: arenas.clone(),
-                insert: insert(arena),
+                schemas: schemas.clone(),
+                insert: insert(schema),
                 samples: Arc::clone(&samples),
                 schedule,
                 numbers: (index..events.unwrap_or(u64::MAX)).step_by(connections as usize),
@@ -141,21 +141,21 @@ impl Pacer {
 
 impl Drop for Pacer {
     fn drop(&mut self) {
-        // They end after the event they are at; nobody waits for their figures any more.
+        // They end after the event they are at; nobody waits for their metrics any more.
         self.stop.store(true, Ordering::Relaxed);
     }
 }
 
-fn insert(arena: &Arena) -> String {
+fn insert(schema: &BenchSchema) -> String {
     format!(
         "insert into {} (entity_type, entity_id, event_type, payload, headers) \
          values ('order', $1, 'OrderPlaced', $2::text::jsonb, jsonb_build_object('{HEADER}', $3::text))",
-        arena.names.outbox()
+        schema.names.outbox()
     )
 }
 
 struct Writer {
-    arenas: Arenas,
+    schemas: BenchSchemas,
     insert: String,
     samples: Arc<[String]>,
     schedule: Schedule,
@@ -170,7 +170,7 @@ impl Writer {
     }
 
     async fn write(self) -> Result<Vec<Written>, BenchError> {
-        let mut conn = self.arenas.connect().await?;
+        let mut conn = self.schemas.connect().await?;
         let mut written = Vec::new();
         for event in self.numbers.clone() {
             // Nothing else runs on this thread's runtime.

@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::arena::{Arena, Arenas};
+use super::bench_schema::{BenchSchema, BenchSchemas};
 use super::failure::BenchError;
 use super::pacer::{HEADER, Schedule};
 
@@ -51,16 +51,16 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    /// Consumes the arena's topic from its beginning.
+    /// Consumes the schema's topic from its beginning.
     pub(crate) fn start(
-        arenas: &Arenas,
-        arena: &Arena,
+        schemas: &BenchSchemas,
+        schema: &BenchSchema,
         schedule: Arc<Mutex<Option<Schedule>>>,
     ) -> Result<Self, BenchError> {
-        let consumer: BaseConsumer = arenas.kafka().consumer_config(CONSUMER).create()?;
+        let consumer: BaseConsumer = schemas.kafka().consumer_config(CONSUMER).create()?;
         let mut partitions = TopicPartitionList::new();
-        for partition in 0..arena.partitions {
-            partitions.add_partition_offset(&arena.name, partition, Offset::Beginning)?;
+        for partition in 0..schema.partitions {
+            partitions.add_partition_offset(&schema.name, partition, Offset::Beginning)?;
         }
         consumer.assign(&partitions)?;
         let seen = Arc::new(Seen::default());

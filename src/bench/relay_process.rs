@@ -1,4 +1,4 @@
-//! The relay under test: this very program as a process of its own, with settings that point it at the arena.
+//! The relay under test: this very program as a process of its own, with settings that point it at the schema.
 //!
 //! It ends with the bench, even if that is killed: a shell beside it reads the names of signals from a pipe, passes them on, and
 //! sends SIGKILL when the pipe ends.
@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-use super::arena::Arena;
+use super::bench_schema::BenchSchema;
 use super::failure::BenchError;
 
 const GUARD: &str = r#"while read -r signal; do kill -s "$signal" "$1"; done; kill -s KILL "$1""#;
@@ -36,7 +36,7 @@ pub(crate) struct Launch {
     pub(crate) overrides: Vec<(String, String)>,
 }
 
-/// The settings that point a relay at an arena. They come last on its command line, so that nothing sends it to another table.
+/// The settings that point a relay at a schema. They come last on its command line, so that nothing sends it to another table.
 pub(crate) fn settings_of(name: &str, relay: &str) -> Vec<(String, String)> {
     let settings = [
         ("schema", name),
@@ -61,11 +61,11 @@ pub(crate) struct RelayProcess {
 }
 
 impl RelayProcess {
-    /// Starts relay `index` of the arena.
-    pub(crate) fn start(launch: &Launch, arena: &Arena, index: usize) -> Result<Self, BenchError> {
-        let name = arena.relay_name(index);
+    /// Starts relay `index` of the schema.
+    pub(crate) fn start(launch: &Launch, schema: &BenchSchema, index: usize) -> Result<Self, BenchError> {
+        let name = schema.relay_name(index);
         let mut relay = Command::new(&launch.program)
-            .args(arguments(launch, &arena.name, &name))
+            .args(arguments(launch, &schema.name, &name))
             .env_clear()
             .envs(&launch.env)
             .stdin(Stdio::null())
@@ -148,12 +148,12 @@ impl RelayProcess {
     }
 }
 
-fn arguments(launch: &Launch, arena: &str, name: &str) -> Vec<OsString> {
+fn arguments(launch: &Launch, schema: &str, name: &str) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = Vec::new();
     if let Some(file) = &launch.file {
         arguments.extend(["--config".into(), file.into()]);
     }
-    for (name, value) in launch.overrides.iter().cloned().chain(settings_of(arena, name)) {
+    for (name, value) in launch.overrides.iter().cloned().chain(settings_of(schema, name)) {
         arguments.extend(["--set".into(), format!("{name}={value}").into()]);
     }
     // A preflight check is not what is measured.

@@ -1,16 +1,16 @@
-//! The figures of a run, as JSON. Every name ends in its unit; a figure that was not measured is null or absent.
+//! The metrics of a run, as JSON. Every name ends in its unit; a metric that was not measured is null or absent.
 
 use serde::Serialize;
 
 use super::Bench;
+use super::baseline::Baseline;
 use super::drain::Drained;
+use super::environment::Environment;
 use super::failover::Failover;
 use super::failure::BenchError;
 use super::held_snapshot::HeldSnapshot;
 use super::idle::Idle;
 use super::latency::Latency;
-use super::limits::Limits;
-use super::machine::Machine;
 use super::variants::{HotKey, Pruned, Retained};
 
 /// Goes up when a name changes its meaning or goes away.
@@ -22,10 +22,10 @@ pub(crate) struct Report {
     /// What the names of its schemas and topics began with.
     pub(crate) run: String,
     pub(crate) measured_at: chrono::DateTime<chrono::Utc>,
-    pub(crate) machine: Machine,
+    pub(crate) machine: Environment,
     pub(crate) load: Load,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) limits: Option<Limits>,
+    pub(crate) limits: Option<Baseline>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) drain: Option<Drained>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,9 +61,9 @@ impl Report {
         let plan = &bench.plan;
         Ok(Self {
             bench_format: FORMAT,
-            run: bench.arenas.run().to_owned(),
+            run: bench.schemas.run().to_owned(),
             measured_at: chrono::Utc::now(),
-            machine: Machine::new(bench).await?,
+            machine: Environment::new(bench).await?,
             load: Load {
                 events: plan.events,
                 entities: bench.entities(),

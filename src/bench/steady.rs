@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::Bench;
-use super::arena::Arena;
+use super::bench_schema::BenchSchema;
 use super::failure::BenchError;
 use super::pacer::{Pacer, Schedule};
 use super::receiver::Receiver;
@@ -26,20 +26,21 @@ pub(crate) struct Steady {
 
 impl Steady {
     /// Starts relays and a consumer, and waits until an event has come through.
-    pub(crate) async fn start(bench: &Bench, arena: &Arena, relays: usize) -> Result<Self, BenchError> {
+    pub(crate) async fn start(bench: &Bench, schema: &BenchSchema, relays: usize) -> Result<Self, BenchError> {
         let schedule = Arc::default();
-        let receiver = Receiver::start(&bench.arenas, arena, Arc::clone(&schedule))?;
-        let relays =
-            (0..relays).map(|index| RelayProcess::start(&bench.launch, arena, index)).collect::<Result<Vec<_>, _>>()?;
+        let receiver = Receiver::start(&bench.schemas, schema, Arc::clone(&schedule))?;
+        let relays = (0..relays)
+            .map(|index| RelayProcess::start(&bench.launch, schema, index))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut steady = Self { relays, receiver, schedule };
-        steady.one_event(bench, arena).await?;
+        steady.one_event(bench, schema).await?;
         Ok(steady)
     }
 
     /// Writes one event and waits for it.
-    async fn one_event(&mut self, bench: &Bench, arena: &Arena) -> Result<(), BenchError> {
-        let mut conn = bench.arenas.connect().await?;
-        let outbox = arena.names.outbox();
+    async fn one_event(&mut self, bench: &Bench, schema: &BenchSchema) -> Result<(), BenchError> {
+        let mut conn = bench.schemas.connect().await?;
+        let outbox = schema.names.outbox();
         let sql = format!(
             "insert into {outbox} (entity_type, entity_id, event_type) values ('order', 'order-0', 'OrderPlaced')"
         );
@@ -60,12 +61,12 @@ impl Steady {
     pub(crate) fn write(
         &self,
         bench: &Bench,
-        arena: &Arena,
+        schema: &BenchSchema,
         schedule: Schedule,
         events: Option<u64>,
     ) -> Result<Pacer, BenchError> {
         *self.schedule.lock().unwrap_or_else(PoisonError::into_inner) = Some(schedule);
-        Pacer::start(&bench.arenas, arena, &bench.samples, schedule, events)
+        Pacer::start(&bench.schemas, schema, &bench.samples, schedule, events)
     }
 
     /// An error when a relay or the consumer has ended by itself.

@@ -1,24 +1,24 @@
-//! The figures of a run for people: one table, a row per figure.
+//! The metrics of a run for people: one table, a row per metric.
 
 use std::fmt;
 
+use super::baseline::Baseline;
 use super::cost::Costs;
 use super::drain::{Drained, MeanCycle, Shares};
 use super::failover::Failover;
 use super::held_snapshot::HeldSnapshot;
 use super::idle::Idle;
 use super::latency::Latency;
-use super::limits::Limits;
 use super::percentiles::Percentiles;
 use super::report::Report;
 
-/// Rows of `what`, `figure` and `value unit`, in columns.
+/// Rows of `what`, `metric` and `value unit`, in columns.
 #[derive(Debug, Default)]
 struct Table(Vec<[String; 3]>);
 
 impl Table {
-    fn row(&mut self, what: &str, figure: &str, value: impl Into<String>) {
-        self.0.push([what.to_owned(), figure.to_owned(), value.into()]);
+    fn row(&mut self, what: &str, metric: &str, value: impl Into<String>) {
+        self.0.push([what.to_owned(), metric.to_owned(), value.into()]);
     }
 
     fn drained(&mut self, what: &str, drained: &Drained) {
@@ -45,27 +45,27 @@ impl Table {
         self.costs(what, &drained.costs);
     }
 
-    fn limits(&mut self, limits: &Limits) {
+    fn baseline(&mut self, baseline: &Baseline) {
         let what = "limits of the box";
         self.row(
             what,
             "claim and mark without Kafka",
-            format!("{} events/s", grouped(limits.claim_and_mark_events_per_s)),
+            format!("{} events/s", grouped(baseline.claim_and_mark_events_per_s)),
         );
-        let wal = grouped(limits.claim_and_mark_wal_bytes_per_event);
+        let wal = grouped(baseline.claim_and_mark_wal_bytes_per_event);
         self.row(what, "WAL of claim and mark", format!("{wal} bytes/event"));
-        self.row(what, "produce without Postgres", format!("{} events/s", grouped(limits.produce_events_per_s)));
+        self.row(what, "produce without Postgres", format!("{} events/s", grouped(baseline.produce_events_per_s)));
     }
 
     fn latency(&mut self, latency: &Latency) {
         let what = format!("latency at {}/s", grouped(latency.rate_events_per_s as f64));
-        for (figure, times) in [
+        for (metric, times) in [
             ("from the scheduled time", &latency.from_schedule),
             ("from the commit", &latency.from_commit),
             ("of that the insert", &latency.insert),
             ("of that the writer's own lag", &latency.writer_lag),
         ] {
-            self.row(&what, figure, times.as_ref().map_or("none arrived".to_owned(), percentiles));
+            self.row(&what, metric, times.as_ref().map_or("none arrived".to_owned(), percentiles));
         }
         if latency.missing + latency.duplicates > 0 {
             self.row(&what, "NOT once each", format!("{} missing, {} twice", latency.missing, latency.duplicates));
@@ -113,13 +113,13 @@ impl Table {
 
     fn costs(&mut self, what: &str, costs: &Costs) {
         self.row(what, "WAL", format!("{} bytes/event", grouped(costs.wal_bytes_per_event)));
-        for (figure, value) in [
+        for (metric, value) in [
             ("CPU of the relay", costs.relay_cpu_us_per_event),
             ("CPU of the relay's sessions", costs.relay_sessions_cpu_us_per_event),
             ("CPU of Postgres", costs.postgres_cpu_us_per_event),
             ("CPU of the broker", costs.broker_cpu_us_per_event),
         ] {
-            self.row(what, figure, value.map_or("not measured".to_owned(), |us| format!("{us:.2} us/event")));
+            self.row(what, metric, value.map_or("not measured".to_owned(), |us| format!("{us:.2} us/event")));
         }
         if let Some(bytes) = costs.relay_peak_memory_bytes {
             self.row(what, "peak memory of the relay", format!("{:.1} MB", bytes as f64 / 1e6));
@@ -132,10 +132,10 @@ impl fmt::Display for Table {
         let width = |column: usize| self.0.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let (first, second) = (width(0), width(1));
         let mut last = "";
-        for [what, figure, value] in &self.0 {
+        for [what, metric, value] in &self.0 {
             let shown = if what == last { "" } else { what };
             last = what;
-            writeln!(f, "{shown:first$}  {figure:second$}  {value}")?;
+            writeln!(f, "{shown:first$}  {metric:second$}  {value}")?;
         }
         Ok(())
     }
@@ -156,7 +156,7 @@ impl fmt::Display for Report {
             load.partitions
         )?;
         if machine.relay_is_debug_build {
-            writeln!(f, "A DEBUG BUILD: these figures mean nothing.")?;
+            writeln!(f, "A DEBUG BUILD: these metrics mean nothing.")?;
         }
         writeln!(f)?;
         self.table().fmt(f)
@@ -166,7 +166,7 @@ impl fmt::Display for Report {
 impl Report {
     fn table(&self) -> Table {
         let mut table = Table::default();
-        self.limits.iter().for_each(|limits| table.limits(limits));
+        self.limits.iter().for_each(|baseline| table.baseline(baseline));
         self.drain.iter().for_each(|drained| table.drained("drain", drained));
         self.latency.iter().for_each(|latency| table.latency(latency));
         for drained in self.relays.iter().flatten() {

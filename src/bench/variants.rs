@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Bench;
 use super::drain::{Backlog, Drained, drain};
 use super::failure::BenchError;
-use super::fill::Keys;
+use super::seed_rows::Keys;
 
 /// How many relays work side by side.
 const RELAYS: &[usize] = &[1, 2, 4];

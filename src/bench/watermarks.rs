@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::arena::{Arena, Arenas};
+use super::bench_schema::{BenchSchema, BenchSchemas};
 use super::failure::BenchError;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -18,9 +18,9 @@ pub(crate) struct Watermarks {
 }
 
 impl Watermarks {
-    pub(crate) fn new(arenas: &Arenas, arena: &Arena) -> Result<Self, BenchError> {
-        let client = arenas.kafka().consumer_config(&[("client.id", "outbox-relay-bench")]).create()?;
-        Ok(Self { client: Arc::new(client), topic: arena.name.clone(), partitions: arena.partitions })
+    pub(crate) fn new(schemas: &BenchSchemas, schema: &BenchSchema) -> Result<Self, BenchError> {
+        let client = schemas.kafka().consumer_config(&[("client.id", "outbox-relay-bench")]).create()?;
+        Ok(Self { client: Arc::new(client), topic: schema.name.clone(), partitions: schema.partitions })
     }
 
     /// Records on the topic; one that was sent twice counts twice.

@@ -41,7 +41,7 @@ pub(crate) struct Bench {
     /// Different entities of the events [default: one per 200 events]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     entities: Option<u64>,
-    /// Also write the figures as JSON to FILE; with - they go to stdout, and the table nowhere
+    /// Also write the metrics as JSON to FILE; with - they go to stdout, and the table nowhere
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// One setting of the relay under test, for example --relay-set batch_size=500; may be given again. RELAY_* variables do not
@@ -73,7 +73,7 @@ impl Bench {
             rate: self.rate,
             seconds: self.seconds,
             window_s: self.window,
-            limits: !self.no_limits,
+            baseline: !self.no_limits,
             payload_bytes: self.payload as usize,
             partitions: self.partitions,
             entities: self.entities,
@@ -87,7 +87,7 @@ fn write(report: &Report, json: Option<PathBuf>) -> Result<(), Failure> {
         return Ok(());
     };
     let text = serde_json::to_string_pretty(report)
-        .map_err(|error| Failure::unexpected("the figures cannot be written as JSON", error))?;
+        .map_err(|error| Failure::unexpected("the metrics cannot be written as JSON", error))?;
     if path.as_os_str() == "-" {
         println!("{text}");
         return Ok(());
@@ -98,7 +98,7 @@ fn write(report: &Report, json: Option<PathBuf>) -> Result<(), Failure> {
 }
 
 fn failed(error: BenchError) -> Failure {
-    let message = "the bench gave no figures";
+    let message = "the bench gave no metrics";
     match error {
         BenchError::Config(error) => error.into(),
         BenchError::Database(error) => {

@@ -1,4 +1,4 @@
-//! `outbox-relay bench`: its figures as JSON, and that it leaves nothing behind. No figure is judged.
+//! `outbox-relay bench`: its metrics as JSON, and that it leaves nothing behind. No metric is judged.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use lab::{SOON, TestDatabase, eventually, trials};
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_both:
-            a_bench_reports_its_figures_as_json_and_removes_what_it_made,
+            a_bench_reports_its_metrics_as_json_and_removes_what_it_made,
             a_bench_of_retention_counts_what_the_relay_removed_meanwhile_apart,
             an_interrupted_bench_removes_what_it_made,
             a_killed_bench_takes_its_relays_along;
     }
 }
 
-async fn a_bench_reports_its_figures_as_json_and_removes_what_it_made(
+async fn a_bench_reports_its_metrics_as_json_and_removes_what_it_made(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {

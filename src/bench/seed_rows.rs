@@ -1,8 +1,8 @@
-//! Filling an outbox on the server's side: no row crosses the network, so a million of them take seconds.
+//! Seeds an outbox on the server's side: no row crosses the network, so a million of them take seconds.
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use super::arena::Arena;
+use super::bench_schema::BenchSchema;
 use super::failure::BenchError;
 use super::progress::Progress;
 
@@ -40,25 +40,25 @@ impl Keys {
     }
 }
 
-/// Fills one outbox; keeps what later chunks need.
-pub(crate) struct Filler {
+/// Seeds one outbox; keeps what later chunks need.
+pub(crate) struct RowSeeder {
     conn: PgConnection,
     insert: String,
     inserted: u64,
 }
 
-impl Filler {
-    /// Copies the payloads into the arena, for the server to take rows from.
+impl RowSeeder {
+    /// Copies the payloads into the schema, for the server to take rows from.
     pub(crate) async fn new(
         mut conn: PgConnection,
-        arena: &Arena,
+        schema: &BenchSchema,
         samples: &[String],
         keys: Keys,
         rows: As,
     ) -> Result<Self, BenchError> {
         // Loading is not what is measured.
         conn.execute("set synchronous_commit = off").await?;
-        let table = arena.table("bench_payload");
+        let table = schema.table("bench_payload");
         let create = format!("create unlogged table if not exists {table} (n bigint primary key, body jsonb not null)");
         conn.execute(AssertSqlSafe(create)).await?;
         let copy = format!(
@@ -76,7 +76,7 @@ impl Filler {
              select 'order', {}, (array['OrderPlaced','OrderPaid','OrderShipped','OrderDelivered'])[1 + i % 4], p.body, \
                     '{status}', ({published})::timestamptz \
              from generate_series($1::bigint, $2::bigint) i join {table} p on p.n = i % {} order by i",
-            arena.names.outbox(),
+            schema.names.outbox(),
             keys.sql(),
             samples.len()
         );
@@ -97,13 +97,13 @@ impl Filler {
     }
 
     /// Adds `rows` in chunks.
-    pub(crate) async fn fill(&mut self, rows: u64, progress: &Progress) -> Result<(), BenchError> {
+    pub(crate) async fn seed(&mut self, rows: u64, progress: &Progress) -> Result<(), BenchError> {
         let mut left = rows;
         while left > 0 {
             let chunk = left.min(CHUNK);
             self.add(chunk).await?;
             left -= chunk;
-            progress.count("filling", rows - left, rows);
+            progress.count("seeding rows", rows - left, rows);
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What the figures were measured on.
+//! What the metrics were measured on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use super::cost;
 use super::failure::BenchError;
 use super::process;
 
-/// Settings of the server that move the figures.
+/// Settings of the server that move the metrics.
 const POSTGRES_SETTINGS: &[&str] = &[
     "autovacuum",
     "fsync",
@@ -38,7 +38,7 @@ const NOT_REPORTED: &[&str] = &[
 
 /// The machine of the bench, and the versions and settings of all that was measured.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Machine {
+pub(crate) struct Environment {
     /// Of this machine; a server elsewhere has its own.
     pub(crate) cores: usize,
     pub(crate) cpu: Option<String>,
@@ -48,16 +48,16 @@ pub(crate) struct Machine {
     /// Known only of a broker on this machine.
     pub(crate) broker_version: Option<String>,
     pub(crate) relay_version: &'static str,
-    /// True for a build without optimization: its figures mean nothing.
+    /// True for a build without optimization: its metrics mean nothing.
     pub(crate) relay_is_debug_build: bool,
     /// What differs from the defaults.
     pub(crate) relay_settings: BTreeMap<&'static str, String>,
     pub(crate) relay_workers: usize,
 }
 
-impl Machine {
+impl Environment {
     pub(super) async fn new(bench: &Bench) -> Result<Self, BenchError> {
-        let mut conn = bench.arenas.connect().await?;
+        let mut conn = bench.schemas.connect().await?;
         let is_reported = |name: &&str| !NOT_REPORTED.contains(name);
         Ok(Self {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -65,7 +65,7 @@ impl Machine {
             memory_bytes: line_of("/proc/meminfo", "MemTotal").and_then(|text| kilobytes(&text)),
             postgres_version: sqlx::query_scalar("show server_version").fetch_one(&mut conn).await?,
             postgres_settings: postgres_settings(&mut conn).await?,
-            broker_version: broker_version(bench.arenas.kafka().brokers()),
+            broker_version: broker_version(bench.schemas.kafka().brokers()),
             relay_version: env!("CARGO_PKG_VERSION"),
             relay_is_debug_build: cfg!(debug_assertions),
             relay_settings: bench.settings.non_defaults().into_iter().filter(|(name, _)| is_reported(name)).collect(),

@@ -14,9 +14,9 @@ use super::failure::BenchError;
 /// More events make it no truer, only longer.
 const MOST_EVENTS: u64 = 300_000;
 
-/// The limits of the box. No relay runs meanwhile.
+/// What each server of the box does alone. No relay runs meanwhile.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Limits {
+pub(crate) struct Baseline {
     pub(crate) events: u64,
     /// As many sessions, or producers, as a relay has workers.
     pub(crate) workers: usize,
@@ -26,14 +26,14 @@ pub(crate) struct Limits {
     pub(crate) produce_events_per_s: f64,
 }
 
-pub(crate) async fn limits(bench: &Bench) -> Result<Limits, BenchError> {
+pub(crate) async fn run(bench: &Bench) -> Result<Baseline, BenchError> {
     let events = bench.plan.events.min(MOST_EVENTS);
     let workers = bench.settings.relay.workers;
-    let arena = bench.arenas.make().await?;
-    let claimed = postgres::claim_and_mark(bench, &arena, events, workers).await?;
-    let produce_events_per_s = kafka::produce(bench, &arena, events, workers).await?;
-    bench.arenas.remove(&arena.name).await?;
-    Ok(Limits {
+    let schema = bench.schemas.make().await?;
+    let claimed = postgres::claim_and_mark(bench, &schema, events, workers).await?;
+    let produce_events_per_s = kafka::produce(bench, &schema, events, workers).await?;
+    bench.schemas.remove(&schema.name).await?;
+    Ok(Baseline {
         events,
         workers,
         claim_and_mark_events_per_s: claimed.events_per_s,

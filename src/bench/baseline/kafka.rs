@@ -12,7 +12,7 @@ use rdkafka::producer::{BaseRecord, NoCustomPartitioner, ProducerContext, Thread
 use uuid::Uuid;
 
 use crate::bench::Bench;
-use crate::bench::arena::Arena;
+use crate::bench::bench_schema::BenchSchema;
 use crate::bench::failure::BenchError;
 use crate::sink::client::ClientSettings;
 use event_outbox::envelope::Envelope;
@@ -63,19 +63,24 @@ struct Record {
 }
 
 /// Events a second.
-pub(super) async fn produce(bench: &Bench, arena: &Arena, events: u64, workers: usize) -> Result<f64, BenchError> {
+pub(super) async fn produce(
+    bench: &Bench,
+    schema: &BenchSchema,
+    events: u64,
+    workers: usize,
+) -> Result<f64, BenchError> {
     bench.progress.begin("limit of produce");
     bench.progress.show("producing");
     let relay = &bench.settings.relay;
     let batch_bytes = usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX);
-    let settings = ClientSettings::new(bench.arenas.kafka(), relay.batch_size, batch_bytes);
+    let settings = ClientSettings::new(bench.schemas.kafka(), relay.batch_size, batch_bytes);
     let records: Arc<[Record]> = records(bench).into();
     let share = events.div_ceil(workers as u64);
     let mut producers = Vec::new();
     for _ in 0..workers {
         let acks = Arc::new(Acks::default());
         let producer = settings.config().create_with_context(Context(Arc::clone(&acks)))?;
-        producers.push(Producer { producer, acks, topic: arena.name.clone(), records: Arc::clone(&records), sent: 0 });
+        producers.push(Producer { producer, acks, topic: schema.name.clone(), records: Arc::clone(&records), sent: 0 });
     }
     let warm = on_threads(producers, FIRST).await?;
     let began = Instant::now();

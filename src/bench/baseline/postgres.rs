@@ -6,10 +6,10 @@ use sqlx::PgConnection;
 use tokio::task::JoinSet;
 
 use crate::bench::Bench;
-use crate::bench::arena::Arena;
+use crate::bench::bench_schema::BenchSchema;
 use crate::bench::cost::Meter;
 use crate::bench::failure::BenchError;
-use crate::bench::fill::{As, Filler, Keys};
+use crate::bench::seed_rows::{As, Keys, RowSeeder};
 use crate::lane::LaneRange;
 use crate::lane::progress::{Progress, Scan};
 use crate::store::claim::{ClaimSql, ClaimedRow, Limits};
@@ -36,20 +36,20 @@ struct Session {
 
 pub(super) async fn claim_and_mark(
     bench: &Bench,
-    arena: &Arena,
+    schema: &BenchSchema,
     events: u64,
     workers: usize,
 ) -> Result<Claimed, BenchError> {
     bench.progress.begin("limit of claim and mark");
     let keys = Keys::Spread(bench.entities());
-    let mut filler = Filler::new(bench.arenas.connect().await?, arena, &bench.samples, keys, As::Pending).await?;
-    filler.fill(events, &bench.progress).await?;
-    filler.checkpoint().await;
-    let mut meter = Meter::new(&bench.arenas, arena).await?;
+    let mut seeder = RowSeeder::new(bench.schemas.connect().await?, schema, &bench.samples, keys, As::Pending).await?;
+    seeder.seed(events, &bench.progress).await?;
+    seeder.checkpoint().await;
+    let mut meter = Meter::new(&bench.schemas, schema).await?;
     let mut sessions = Vec::new();
     for index in 0..workers {
-        if let Some(lanes) = LaneRange::share(index, workers, arena.lanes) {
-            sessions.push(Session::new(bench, arena, lanes).await?);
+        if let Some(lanes) = LaneRange::share(index, workers, schema.lanes) {
+            sessions.push(Session::new(bench, schema, lanes).await?);
         }
     }
     let before = meter.read(&[]).await?;
@@ -69,16 +69,16 @@ pub(super) async fn claim_and_mark(
 }
 
 impl Session {
-    async fn new(bench: &Bench, arena: &Arena, lanes: LaneRange) -> Result<Self, BenchError> {
+    async fn new(bench: &Bench, schema: &BenchSchema, lanes: LaneRange) -> Result<Self, BenchError> {
         let (relay, prepared) = (&bench.settings.relay, bench.settings.database.prepared_statements);
-        let mut conn = bench.arenas.connect().await?;
-        let sequence = Sequence::of(&mut conn, &arena.names).await?;
-        let transaction = Transaction::new(&arena.names, LONGEST, prepared, false);
+        let mut conn = bench.schemas.connect().await?;
+        let sequence = Sequence::of(&mut conn, &schema.names).await?;
+        let transaction = Transaction::new(&schema.names, LONGEST, prepared, false);
         transaction.prepare(&mut conn).await?;
         Ok(Self {
             conn,
             transaction,
-            claim: ClaimSql::new(&arena.names, &sequence),
+            claim: ClaimSql::new(&schema.names, &sequence),
             lanes,
             batch_size: relay.batch_size,
             batch_bytes: usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX),

@@ -1,7 +1,7 @@
-//! Where a measurement takes place: a schema and a topic of its own, so that no measurement finds dead rows of another.
+//! The place of a measurement: a schema and a topic of its own, so that no measurement finds dead rows of another.
 //!
 //! What was made is written down before it is made, and the list outlives every measurement: whatever ends one, error or Ctrl-C,
-//! [`Arenas::remove_all`] finds it.
+//! [`BenchSchemas::remove_all`] finds it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,14 +25,14 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// One measurement's schema and topic; both have the same name.
 #[derive(Debug, Clone)]
-pub(crate) struct Arena {
+pub(crate) struct BenchSchema {
     pub(crate) name: String,
     pub(crate) names: Names,
     pub(crate) lanes: u16,
     pub(crate) partitions: i32,
 }
 
-impl Arena {
+impl BenchSchema {
     /// The name of relay `index` that works here.
     pub(crate) fn relay_name(&self, index: usize) -> String {
         format!("{}-r{index}", self.name)
@@ -46,7 +46,7 @@ impl Arena {
 
 /// How to reach the servers, and what was made there.
 #[derive(Clone)]
-pub(crate) struct Arenas {
+pub(crate) struct BenchSchemas {
     database: PgConnectOptions,
     connect_timeout: Duration,
     kafka: KafkaSettings,
@@ -56,7 +56,7 @@ pub(crate) struct Arenas {
     count: Arc<Mutex<u32>>,
 }
 
-impl Arenas {
+impl BenchSchemas {
     pub(crate) fn new(settings: &Settings, kafka: KafkaSettings, partitions: i32) -> Self {
         Self {
             database: settings.database.connect_options(),
@@ -87,7 +87,7 @@ impl Arenas {
     }
 
     /// Makes a schema with an outbox and a topic.
-    pub(crate) async fn make(&self) -> Result<Arena, BenchError> {
+    pub(crate) async fn make(&self) -> Result<BenchSchema, BenchError> {
         let name = {
             let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
             *count += 1;
@@ -99,7 +99,7 @@ impl Arenas {
         let options = MigrateOptions::default();
         schema::migrate(&mut conn, &names, &options).await?;
         self.make_topic(&name).await?;
-        Ok(Arena { name, names, lanes: options.lanes, partitions: self.partitions })
+        Ok(BenchSchema { name, names, lanes: options.lanes, partitions: self.partitions })
     }
 
     async fn make_topic(&self, name: &str) -> Result<(), BenchError> {
