@@ -126,7 +126,8 @@ fn ledger(criterion: &mut Criterion) {
     group.finish();
     let samples = payload::samples(payload::SAMPLES, PAYLOAD);
     criterion.bench_function("ledger/fingerprint", |bencher| {
-        bencher.iter(|| Fingerprint::of(Some(black_box(b"order-17")), Some(black_box(samples[0].as_bytes()))));
+        bencher
+            .iter(|| Fingerprint::from_key_value(Some(black_box(b"order-17")), Some(black_box(samples[0].as_bytes()))));
     });
 }
 

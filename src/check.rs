@@ -110,7 +110,7 @@ pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
         found.findings.push(Finding::error(
             Code::BrokerUnreachable,
             format!("The brokers at {} could not be looked at ({code:?}).", kafka.brokers()),
-            code.map_or("compare the KAFKA_ settings with each other", |code| fault::of_kafka(code).next_step),
+            code.map_or("compare the KAFKA_ settings with each other", |code| fault::classify_kafka(code).next_step),
         ));
     }
     found.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -128,7 +128,7 @@ struct Found {
 
 fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
     let target = settings.database.target();
-    let (reason, fault) = (describe_error(error), fault::of_database(error));
+    let (reason, fault) = (describe_error(error), fault::classify_database(error));
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
         Some("57014") => Finding::warning(
             Code::DatabaseSlow,

@@ -11,8 +11,8 @@ mod kafka;
 mod page;
 mod postgres;
 
-pub(crate) use kafka::of_kafka;
-pub(crate) use postgres::of_database;
+pub(crate) use kafka::classify_kafka;
+pub(crate) use postgres::classify_database;
 
 use event_outbox::code::Code;
 

@@ -220,7 +220,7 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
 async fn look(conn: &mut PgConnection, names: &Names) -> Result<Fixed, SchemaError> {
     let mut tx = conn.begin().await?;
     let lanes = schema::lanes(&mut tx, names).await?;
-    let sequence = Sequence::of(&mut tx, names).await?;
+    let sequence = Sequence::read(&mut tx, names).await?;
     let identity = DeliverySql::new(names).identity(&mut tx).await?;
     tx.commit().await?;
     Ok(Fixed { lanes, sequence, identity })

@@ -92,7 +92,7 @@ fn sum(summaries: &[serde_json::Value], field: &str) -> f64 {
 
 impl Shares {
     /// Of the relays' last log lines; `None` where they say nothing of it.
-    fn of(summaries: &[serde_json::Value]) -> Option<Self> {
+    fn from_summaries(summaries: &[serde_json::Value]) -> Option<Self> {
         let [claim, send, acks, settle] = STAGES.map(|stage| sum(summaries, stage));
         let all = claim + send + acks + settle;
         (all > 0.0).then(|| Self { claim: claim / all, send: send / all, acks: acks / all, settle: settle / all })
@@ -111,7 +111,7 @@ pub(crate) struct MeanCycle {
 
 impl MeanCycle {
     /// Of the relays' last log lines; `None` where they say nothing of it.
-    pub(crate) fn of(summaries: &[serde_json::Value]) -> Option<Self> {
+    pub(crate) fn from_summaries(summaries: &[serde_json::Value]) -> Option<Self> {
         let cycles = sum(summaries, "cycles");
         let [claim_ms, send_ms, acks_ms, settle_ms] = STAGES.map(|stage| sum(summaries, stage) * 1000.0 / cycles);
         let events = sum(summaries, "published_total") / cycles;
@@ -183,7 +183,7 @@ async fn drain_seeded(
         checkpoint_before,
         autovacuums: end.autovacuums().await?,
         costs: meter.costs(&before, &after, backlog.events),
-        stages: Shares::of(&relay_summaries),
+        stages: Shares::from_summaries(&relay_summaries),
         relay_summaries,
     })
 }
@@ -344,8 +344,8 @@ mod tests {
         let summary = serde_json::json!({"claim_s": 1.0, "send_s": 0.5, "acks_s": 0.25, "settle_s": 0.25});
         let silent = serde_json::json!({"published_total": 7});
         let shares = Shares { claim: 0.5, send: 0.25, acks: 0.125, settle: 0.125 };
-        assert_eq!(Shares::of(&[summary.clone(), silent.clone(), summary]), Some(shares));
-        assert_eq!(Shares::of(&[silent]), None);
+        assert_eq!(Shares::from_summaries(&[summary.clone(), silent.clone(), summary]), Some(shares));
+        assert_eq!(Shares::from_summaries(&[silent]), None);
     }
 
     #[test]
@@ -356,8 +356,8 @@ mod tests {
             })
         };
         let mean = MeanCycle { events: 3.0, claim_ms: 10.0, send_ms: 0.0, acks_ms: 20.0, settle_ms: 30.0 };
-        assert_eq!(MeanCycle::of(&[summary(5), summary(15)]), Some(mean));
-        assert_eq!(MeanCycle::of(&[serde_json::json!({"published_total": 7})]), None);
+        assert_eq!(MeanCycle::from_summaries(&[summary(5), summary(15)]), Some(mean));
+        assert_eq!(MeanCycle::from_summaries(&[serde_json::json!({"published_total": 7})]), None);
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub(crate) async fn latency(bench: &Bench, rate: u64, seconds: u64) -> Result<La
     until_received(&mut steady, events).await?;
     let mut after = meter.read(&steady.relays).await?;
     let received = steady.receiver.since(0);
-    let mean_cycle = MeanCycle::of(&drain::stop(std::mem::take(&mut steady.relays)).await?);
+    let mean_cycle = MeanCycle::from_summaries(&drain::stop(std::mem::take(&mut steady.relays)).await?);
     meter.reread_images(&mut after).await;
     bench.schemas.remove(&schema.name).await?;
     let costs = meter.costs(&before, &after, events);
@@ -101,7 +101,9 @@ fn summarize(schedule: Schedule, seconds: u64, written: &[Written], received: &[
     let warm_up = WARM_UP.as_micros() as i64;
     let counted: Vec<&Written> = written.iter().filter(|written| schedule.due_us(written.event) >= warm_up).collect();
     let arrival = |written: &Written| arrived.get(written.event as usize).copied().flatten();
-    let of = |time: &dyn Fn(&Written) -> Option<i64>| Percentiles::of(counted.iter().filter_map(|w| time(w)).collect());
+    let of = |time: &dyn Fn(&Written) -> Option<i64>| {
+        Percentiles::from_micros(counted.iter().filter_map(|w| time(w)).collect())
+    };
     Latency {
         rate_events_per_s: schedule.events_per_s,
         seconds,

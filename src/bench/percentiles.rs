@@ -15,7 +15,7 @@ pub(crate) struct Percentiles {
 
 impl Percentiles {
     /// Of times in microseconds; `None` of none.
-    pub(crate) fn of(mut micros: Vec<i64>) -> Option<Self> {
+    pub(crate) fn from_micros(mut micros: Vec<i64>) -> Option<Self> {
         micros.sort_unstable();
         let last = micros.len().checked_sub(1)?;
         // The nearest rank: the smallest value that so many per mille of all do not exceed.
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_the_nearest_ranks() {
-        let thousand = Percentiles::of((1..=1000).rev().map(|n| n * 1000).collect()).unwrap();
+        let thousand = Percentiles::from_micros((1..=1000).rev().map(|n| n * 1000).collect()).unwrap();
         let expected =
             Percentiles { count: 1000, p50_ms: 500.0, p90_ms: 900.0, p99_ms: 990.0, p999_ms: 999.0, max_ms: 1000.0 };
         assert_eq!(thousand, expected);
@@ -57,10 +57,10 @@ mod tests {
 
     #[test]
     fn a_few_times_have_percentiles_as_well() {
-        assert_eq!(Percentiles::of(Vec::new()), None);
-        let one = Percentiles::of(vec![7000]).unwrap();
+        assert_eq!(Percentiles::from_micros(Vec::new()), None);
+        let one = Percentiles::from_micros(vec![7000]).unwrap();
         assert_eq!((one.p50_ms, one.p999_ms, one.max_ms), (7.0, 7.0, 7.0));
-        let two = Percentiles::of(vec![9000, -1000]).unwrap();
+        let two = Percentiles::from_micros(vec![9000, -1000]).unwrap();
         assert_eq!((two.p50_ms, two.p90_ms, two.max_ms), (-1.0, 9.0, 9.0));
     }
 
@@ -68,7 +68,7 @@ mod tests {
     fn one_stall_shows_in_the_maximum_alone() {
         let mut times = vec![1000; 10_000];
         times[17] = 500_000;
-        let percentiles = Percentiles::of(times).unwrap();
+        let percentiles = Percentiles::from_micros(times).unwrap();
         assert_eq!((percentiles.p999_ms, percentiles.max_ms), (1.0, 500.0));
     }
 

@@ -93,7 +93,7 @@ pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send 
 fn away(brokers: &str, complaint: Option<(RDKafkaErrorCode, String)>) -> Finding {
     use RDKafkaErrorCode::{Authentication, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
     let (code, reason) = complaint.unwrap_or((RDKafkaErrorCode::BrokerTransportFailure, "no answer".to_owned()));
-    let fix = fault::of_kafka(code).next_step;
+    let fix = fault::classify_kafka(code).next_step;
     match code {
         SSL => Finding::error(Code::BrokerTls, format!("No TLS connection to {brokers} comes about: {reason}."), fix),
         Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism => {

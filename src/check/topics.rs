@@ -98,7 +98,7 @@ async fn closed(name: &str, code: RDKafkaErrorCode, cluster: &Cluster) -> Findin
         code => Finding::error(
             Code::TopicUnusable,
             format!("The cluster gives no information about the topic {name} ({code:?})."),
-            fault::of_kafka(code).next_step,
+            fault::classify_kafka(code).next_step,
         ),
     }
 }

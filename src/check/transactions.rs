@@ -111,10 +111,10 @@ fn refused(error: &TransactionError, what: &str, resource: &str, operations: &st
                  {resource} --resource-pattern-type prefixed"
             ),
         ),
-        Some(code) if fault::of_kafka(code).class == Class::ActionRequired => Finding::error(
-            fault::of_kafka(code).code,
+        Some(code) if fault::classify_kafka(code).class == Class::ActionRequired => Finding::error(
+            fault::classify_kafka(code).code,
             format!("RELAY_DELIVERY is exactly_once, and the brokers refuse {what} ({code:?})."),
-            fault::of_kafka(code).next_step,
+            fault::classify_kafka(code).next_step,
         ),
         code => Finding::error(
             Code::TransactionsUnusable,

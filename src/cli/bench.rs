@@ -102,7 +102,7 @@ fn failed(error: BenchError) -> Failure {
     match error {
         BenchError::Config(error) => error.into(),
         BenchError::Database(error) => {
-            let fault = fault::of_database(&error);
+            let fault = fault::classify_database(&error);
             Failure::finding(message).because(error).fault(fault)
         }
         BenchError::Interrupted => Failure::finding("interrupted; what the bench had made is removed"),

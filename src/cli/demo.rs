@@ -240,7 +240,7 @@ fn flow_failed(error: OrderFlowError) -> Failure {
 }
 
 fn hint(error: &DemoError) -> &'static str {
-    let database = |error: &sqlx::Error| fault::of_database(error).next_step;
+    let database = |error: &sqlx::Error| fault::classify_database(error).next_step;
     match error {
         DemoError::Servers(ServersError::Postgres(error)) => match **error {
             PostgresError::Binaries(_) => {

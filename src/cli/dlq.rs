@@ -206,9 +206,9 @@ fn failed(error: DlqError, topic: &str, brokers: &str) -> Failure {
         DlqError::Topic {
             code: RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic, ..
         } => "a consumer's dead letters are in <topic>.<group>.dlq unless it says otherwise",
-        DlqError::Topic { code, .. } => fault::of_kafka(*code).next_step,
+        DlqError::Topic { code, .. } => fault::classify_kafka(*code).next_step,
         DlqError::Kafka(error) => {
-            fault::of_kafka(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)).next_step
+            fault::classify_kafka(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)).next_step
         }
         DlqError::Stalled(_) => "see which broker leads these partitions",
         DlqError::Disk(_) => "point TMPDIR at a disk with room for the topic's records",
@@ -590,7 +590,7 @@ fn outcome(ended: Ended, found: &Found, topic: &str) -> Result<(), Failure> {
         "{redriven} were redriven, {uncertain} may have been, {left} wait: give the same command again, it goes on where this one ended"
     );
     let reason = |code: Option<RDKafkaErrorCode>| match code {
-        Some(code) => format!("{code}: {}", fault::of_kafka(code).next_step),
+        Some(code) => format!("{code}: {}", fault::classify_kafka(code).next_step),
         None => "no answer within 30 s".to_owned(),
     };
     let failure = match why {

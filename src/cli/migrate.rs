@@ -91,7 +91,7 @@ impl Migrate {
         let mut conn = target::connect(settings, "outbox-relay migrate").await?;
         let made = roles::make(&mut conn, &names(&settings.outbox), &self.role_options()).await;
         made.map_err(|error| {
-            let fault = fault::of_database(&error);
+            let fault = fault::classify_database(&error);
             let hint = match error.as_database_error().and_then(|error| error.code()).as_deref() {
                 Some("42501") => {
                     "creating roles needs CREATEROLE, and granting needs the tables' owner: let an administrator run the output of \
@@ -140,7 +140,7 @@ pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
             (Code::DatabaseLocked, "run it again when the other has ended; `select * from pg_locks` has its pid")
         }
         SchemaError::Database(error) => {
-            let fault = fault::of_database(error);
+            let fault = fault::classify_database(error);
             (fault.code, fault.next_step)
         }
     };

@@ -256,7 +256,7 @@ fn outcome(why: Why, progress: &Progress, plan: &Plan, target: &Target) -> Resul
         Why::Database(error) => Err(target.failed("read the events of", error).hint(go_on)),
         Why::Refused { topic, id, code } => {
             let reason = match code {
-                Some(code) => format!("{code}: {}", fault::of_kafka(code).next_step),
+                Some(code) => format!("{code}: {}", fault::classify_kafka(code).next_step),
                 None => "no answer within 30 s".to_owned(),
             };
             Err(Failure::finding(format!("the topic {topic} does not take event {id}")).because(reason).hint(go_on))

@@ -81,6 +81,6 @@ pub(super) async fn connect(settings: &Settings, application_name: &str) -> Resu
 }
 
 pub(super) fn failed(error: sqlx::Error, what: &str) -> Failure {
-    let fault = fault::of_database(&error);
+    let fault = fault::classify_database(&error);
     Failure::finding(what).because(error).fault(fault)
 }

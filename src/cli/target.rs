@@ -38,7 +38,7 @@ pub(crate) struct Target {
 pub(crate) async fn connect(settings: &Settings, name: &str) -> Result<PgConnection, Failure> {
     let database = &settings.database;
     session::connect(&database.connect_options(), name, database.connect_timeout).await.map_err(|error| {
-        let fault = fault::of_database(&error);
+        let fault = fault::classify_database(&error);
         Failure::finding(format!("cannot connect to {}", database.target())).because(error).fault(fault)
     })
 }
@@ -62,7 +62,7 @@ impl Target {
 
 /// A statement of `what` failed on `shown`.
 pub(crate) fn failed(what: &str, shown: &str, error: sqlx::Error) -> Failure {
-    let mut fault = fault::of_database(&error);
+    let mut fault = fault::classify_database(&error);
     if fault.code == Code::RightsMissing {
         fault.next_step = "grant this user the role that `outbox-relay migrate --roles` makes for it";
     }

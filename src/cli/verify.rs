@@ -107,16 +107,16 @@ fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
 fn failed(error: VerifyError, target: &str, brokers: &str) -> Failure {
     let (message, code, hint) = match &error {
         VerifyError::Database(cause) => {
-            let fault = fault::of_database(cause);
+            let fault = fault::classify_database(cause);
             (format!("the outbox in {target} cannot be read"), fault.code, fault.next_step)
         }
         VerifyError::Kafka(cause) => {
             let code = cause.rdkafka_error_code().unwrap_or(rdkafka::error::RDKafkaErrorCode::Unknown);
-            let fault = fault::of_kafka(code);
+            let fault = fault::classify_kafka(code);
             (format!("the topic cannot be read from {brokers}"), fault.code, fault.next_step)
         }
         VerifyError::Topic { code, .. } => {
-            let fault = fault::of_kafka(*code);
+            let fault = fault::classify_kafka(*code);
             ("the topic cannot be read".to_owned(), fault.code, fault.next_step)
         }
         VerifyError::Client => (

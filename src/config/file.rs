@@ -89,7 +89,7 @@ impl File<'_> {
         let label = format!("{}:{}: {}", self.name, line(self.text, at), shown_name(written));
         match as_text(&value) {
             Some(text) => self.layer.set_key(key, label, text),
-            None => match Target::of_key(key) {
+            None => match Target::from_key(key) {
                 Some(target) => self.layer.refuse(target, label, format!("cannot be a TOML {}", value.type_str())),
                 None => self.layer.mistakes.push(unknown_key(key, label)),
             },

@@ -35,7 +35,7 @@ impl Target {
     }
 
     /// The setting `batch_size`, or the property `kafka.linger.ms`.
-    pub(super) fn of_key(key: &str) -> Option<Target> {
+    pub(super) fn from_key(key: &str) -> Option<Target> {
         match key.strip_prefix("kafka.") {
             Some(name) => Property::named(name).map(Target::Property),
             None => Setting::named(key).map(Target::Setting),
@@ -121,7 +121,7 @@ impl Layer {
 
     /// Resolves a name of a file or a flag: exact, or with `_file` behind it.
     pub(super) fn set_key(&mut self, key: &str, label: String, text: String) {
-        match (Target::of_key(key), key.strip_suffix("_file").and_then(Target::of_key)) {
+        match (Target::from_key(key), key.strip_suffix("_file").and_then(Target::from_key)) {
             (Some(target), _) => self.set(target, label, text),
             (None, Some(target)) => self.set_from_file(target, label, &text),
             (None, None) => self.mistakes.push(unknown_key(key, label)),

@@ -62,7 +62,7 @@ impl Property {
     }
 
     /// The property of `KAFKA_<name>`, without the prefix.
-    pub(super) fn of_variable(name: &str) -> Option<&'static Property> {
+    pub(super) fn from_variable(name: &str) -> Option<&'static Property> {
         PROPERTIES.iter().find(|property| variable(property.name) == name)
     }
 

@@ -72,8 +72,8 @@ fn is_ours(name: &str) -> bool {
 fn environment(env: &BTreeMap<String, String>, needs: Needs) -> Layer {
     let mut layer = Layer::new(needs);
     for (name, value) in env.iter().filter(|(name, _)| is_ours(name)) {
-        let file_of = name.strip_suffix("_FILE").and_then(of_variable);
-        match (of_variable(name), file_of) {
+        let file_of = name.strip_suffix("_FILE").and_then(target_of_variable);
+        match (target_of_variable(name), file_of) {
             (Some(target), _) | (None, Some(target)) if value.contains(NOT_TEXT) => {
                 layer.refuse(target, name.clone(), "its value is not UTF-8 text");
             }
@@ -86,9 +86,9 @@ fn environment(env: &BTreeMap<String, String>, needs: Needs) -> Layer {
     layer
 }
 
-fn of_variable(name: &str) -> Option<Target> {
+fn target_of_variable(name: &str) -> Option<Target> {
     let setting = SETTINGS.iter().find(|setting| setting.env_name() == name).map(Target::Setting);
-    setting.or_else(|| Property::of_variable(name.strip_prefix("KAFKA_")?).map(Target::Property))
+    setting.or_else(|| Property::from_variable(name.strip_prefix("KAFKA_")?).map(Target::Property))
 }
 
 fn unknown_variable(name: &str) -> Mistake {

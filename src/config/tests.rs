@@ -578,7 +578,7 @@ fn some_secret_value() -> impl Strategy<Value = String> {
 fn may_show(name: &str, value: &str) -> bool {
     let plain = name.strip_suffix("_FILE").unwrap_or(name);
     let secret = matches!(plain, "DATABASE_URL" | "RELAY_ADMIN_TOKEN")
-        || plain.strip_prefix("KAFKA_").and_then(property::Property::of_variable).is_some_and(|p| p.is_secret());
+        || plain.strip_prefix("KAFKA_").and_then(property::Property::from_variable).is_some_and(|p| p.is_secret());
     !secret && !value.contains(['@', '\n']) && !value.contains("BEGIN")
 }
 

@@ -93,7 +93,7 @@ pub(crate) fn scan(
     let mut failed = None;
     let left = reader.read_patiently(topic, parts, PATIENCE, |message| {
         on_record();
-        match scan.take(message.partition(), message.offset(), &Record::of(message)) {
+        match scan.take(message.partition(), message.offset(), &Record::from_message(message)) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 failed = Some(error);
@@ -183,7 +183,7 @@ impl Scan<'_> {
 /// The same in every version: scripts keep it.
 fn fingerprint(common: &[Option<String>; 4]) -> String {
     let text = common.iter().map(|part| part.as_deref().unwrap_or("\0")).collect::<Vec<_>>().join("\0");
-    let digest = Fingerprint::of(Some(text.as_bytes()), None);
+    let digest = Fingerprint::from_key_value(Some(text.as_bytes()), None);
     digest.0[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -23,7 +23,7 @@ const UNHEARD_OF: Fault = fault(
 );
 
 /// What librdkafka's error codes mean for a record that was not acknowledged.
-pub(crate) fn of_kafka(code: Code) -> Fault {
+pub(crate) fn classify_kafka(code: Code) -> Fault {
     TABLE.iter().find(|entry| entry.codes.contains(&code)).map_or(UNHEARD_OF, |entry| entry.fault)
 }
 
@@ -458,12 +458,12 @@ mod tests {
             Code::NotLeaderForPartition,
             Code::RequestTimedOut,
         ] {
-            assert_eq!(of_kafka(code).class, Class::Outage, "{code:?}");
+            assert_eq!(classify_kafka(code).class, Class::Outage, "{code:?}");
         }
-        assert_eq!(of_kafka(Code::UnknownTopic).class, Class::Destination);
-        assert_eq!(of_kafka(Code::TopicAuthorizationFailed).class, Class::Destination);
-        assert_eq!(of_kafka(Code::MessageSizeTooLarge).class, Class::Row);
-        assert_eq!(of_kafka(Code::SaslAuthenticationFailed).class, Class::ActionRequired);
+        assert_eq!(classify_kafka(Code::UnknownTopic).class, Class::Destination);
+        assert_eq!(classify_kafka(Code::TopicAuthorizationFailed).class, Class::Destination);
+        assert_eq!(classify_kafka(Code::MessageSizeTooLarge).class, Class::Row);
+        assert_eq!(classify_kafka(Code::SaslAuthenticationFailed).class, Class::ActionRequired);
     }
 
     #[test]
@@ -488,7 +488,7 @@ mod tests {
             (Code::UnsupportedForMessageFormat, Class::Destination, Runbook::BrokerOld, "message.format.version"),
             (Code::ConcurrentTransactions, Class::Outage, Runbook::CoordinatorAway, "__transaction_state"),
         ] {
-            let fault = of_kafka(code);
+            let fault = classify_kafka(code);
             assert_eq!((fault.class, fault.code), (class, runbook), "{code:?}");
             assert!(fault.next_step.contains(named), "{code:?}: {}", fault.next_step);
         }

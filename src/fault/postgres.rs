@@ -28,22 +28,22 @@ const FOREIGN: Fault =
     fault(Class::ActionRequired, Code::DatabaseRefused, "see the error: the database refused a statement of the relay");
 
 /// What an error of the database means.
-pub(crate) fn of_database(error: &sqlx::Error) -> Fault {
+pub(crate) fn classify_database(error: &sqlx::Error) -> Fault {
     match error.as_database_error() {
-        Some(database) => of_state(database.code().as_deref().unwrap_or_default()),
-        None => of_client(error),
+        Some(database) => classify_sqlstate(database.code().as_deref().unwrap_or_default()),
+        None => classify_client_error(error),
     }
 }
 
 /// A whole SQLSTATE outweighs its class.
-fn of_state(state: &str) -> Fault {
+fn classify_sqlstate(state: &str) -> Fault {
     let find = |wanted: &str| TABLE.iter().find(|entry| entry.states.contains(&wanted));
     let class = state.get(..2).unwrap_or_default();
     find(state).or_else(|| find(class)).map_or(FOREIGN, |entry| entry.fault)
 }
 
 /// Errors that no server has sent.
-fn of_client(error: &sqlx::Error) -> Fault {
+fn classify_client_error(error: &sqlx::Error) -> Fault {
     match error {
         sqlx::Error::Tls(_) => {
             fault(Class::ActionRequired, Code::DatabaseTls, "check sslmode and sslrootcert in DATABASE_URL")
@@ -252,7 +252,7 @@ mod tests {
     fn every_class_of_postgres_is_in_the_table_so_that_no_state_falls_through() {
         for class in CLASSES.split_whitespace() {
             assert!(TABLE.iter().any(|entry| entry.states.contains(&class)), "class {class} has no entry");
-            assert_ne!(of_state(&format!("{class}ZZZ")), FOREIGN, "{class}");
+            assert_ne!(classify_sqlstate(&format!("{class}ZZZ")), FOREIGN, "{class}");
         }
     }
 
@@ -268,26 +268,26 @@ mod tests {
 
     #[test]
     fn a_state_outweighs_its_class() {
-        assert_eq!(of_state("42P01").next_step, "run `outbox-relay migrate`");
-        assert_eq!(of_state("42601").class, Class::ActionRequired);
-        assert_ne!(of_state("42601"), of_state("42P01"));
-        assert_eq!(of_state("25006").class, Class::Outage);
-        assert_eq!(of_state("25001").class, Class::ActionRequired);
+        assert_eq!(classify_sqlstate("42P01").next_step, "run `outbox-relay migrate`");
+        assert_eq!(classify_sqlstate("42601").class, Class::ActionRequired);
+        assert_ne!(classify_sqlstate("42601"), classify_sqlstate("42P01"));
+        assert_eq!(classify_sqlstate("25006").class, Class::Outage);
+        assert_eq!(classify_sqlstate("25001").class, Class::ActionRequired);
     }
 
     #[test]
     fn what_may_heal_by_itself_is_an_outage() {
         for state in ["08006", "53300", "57P01", "57P03", "58030", "40001", "40P01", "55P03", "57014", "25P03"] {
-            assert_eq!(of_state(state).class, Class::Outage, "{state}");
+            assert_eq!(classify_sqlstate(state).class, Class::Outage, "{state}");
         }
         let io = sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
-        assert_eq!(of_database(&io).class, Class::Outage);
+        assert_eq!(classify_database(&io).class, Class::Outage);
     }
 
     #[test]
     fn a_state_of_no_postgres_is_shown_to_the_operator() {
         for state in ["ZZ001", "", "é"] {
-            assert_eq!(of_state(state), FOREIGN, "{state}");
+            assert_eq!(classify_sqlstate(state), FOREIGN, "{state}");
         }
     }
 

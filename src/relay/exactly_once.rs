@@ -395,7 +395,7 @@ impl WorkerContext<'_> {
 pub(super) fn class_of(error: &TransactionError) -> (Class, &'static str) {
     match error {
         TransactionError::Kafka(_) => {
-            let fault = error.code().map(fault::of_kafka);
+            let fault = error.code().map(fault::classify_kafka);
             fault.map_or((Class::Outage, "check that the brokers run"), |fault| (fault.class, fault.next_step))
         }
         TransactionError::Fenced => (Class::Outage, "none: it goes back to work"),

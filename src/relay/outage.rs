@@ -128,7 +128,7 @@ impl Outages {
 
     /// An error of the database starts an incident.
     pub(crate) fn database(&self, component: Component, error: &sqlx::Error) {
-        self.begin(Server::Postgres, component, &describe(error), fault::of_database(error));
+        self.begin(Server::Postgres, component, &describe(error), fault::classify_database(error));
     }
 
     /// Notes that `component` gets on. The incident ends with the last of them; the task of [`Outages::log_ends`] logs it, so nobody waits for the

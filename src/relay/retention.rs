@@ -232,7 +232,7 @@ impl Pruner {
 
     /// A table that is locked or a server that is away is tried again; what an operator has to fix is logged once.
     fn failed(&self, error: &sqlx::Error) {
-        let fault = fault::of_database(error);
+        let fault = fault::classify_database(error);
         let reason = describe(error);
         if fault.class != Class::ActionRequired {
             tracing::debug!(reason, "pruning is tried again");

@@ -22,7 +22,7 @@ use crate::relay::shared::Shared;
 use crate::relay::worker::context::within;
 use crate::store::queue_head::{self, QueueHead};
 use crate::store::{counts, pauses, session};
-use cause::{Observed, of_rights};
+use cause::{Observed, reason_from_rights};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 use stall::{QueueState, Stall, StallChange};
@@ -132,13 +132,13 @@ impl StallMonitor {
         let Some(conn) = self.conn.as_mut() else { return Ok(QueueState::Unreadable) };
         let lacked = shared.outages.reason(Server::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
         if lacked || self.lacking.is_some() || Instant::now() >= self.rights_at {
-            self.lacking = rights::missing_rights(conn, &options.names).await?.map(of_rights);
+            self.lacking = rights::missing_rights(conn, &options.names).await?.map(reason_from_rights);
             self.rights_at = Instant::now() + RIGHTS_INTERVAL;
         }
         if self.lacking.is_none() {
             // At each look: rows that are hidden look like an outbox without any.
             let hidden = rights::hidden_rows(conn, &options.names).await?;
-            self.lacking = hidden.clone().map(of_rights);
+            self.lacking = hidden.clone().map(reason_from_rights);
             log_hidden(&shared, &mut self.hides, hidden.as_ref());
         }
         let lanes = shared.own_lanes();

@@ -73,8 +73,8 @@ enum Explains {
 }
 
 impl Suspicion {
-    fn of(code: RDKafkaErrorCode, reason: &str) -> Self {
-        let fault = fault::of_kafka(code);
+    fn from_code(code: RDKafkaErrorCode, reason: &str) -> Self {
+        let fault = fault::classify_kafka(code);
         let explains = match code {
             RDKafkaErrorCode::AllBrokersDown => Explains::Nothing,
             _ if fault.class == Class::ActionRequired => Explains::TheCause,
@@ -85,7 +85,7 @@ impl Suspicion {
 
     /// That it does not answer is all that is known.
     fn silence() -> Self {
-        Self::of(RDKafkaErrorCode::AllBrokersDown, "no broker answers")
+        Self::from_code(RDKafkaErrorCode::AllBrokersDown, "no broker answers")
     }
 
     /// The later one, unless it says less.
@@ -105,14 +105,14 @@ impl SuspicionSender {
         tracing::debug!(target: "librdkafka", kafka_code = ?code, "{reason}");
         if !matches!(code, Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::GaplessGuarantee)) {
             // Fails only when the relay is gone.
-            let _ = self.0.send(Suspicion::of(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown), reason));
+            let _ = self.0.send(Suspicion::from_code(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown), reason));
         }
     }
 
     /// A batch was not acknowledged in time, or the like.
     pub(crate) fn raise(&self, reason: &str) {
         // Fails only when the relay is gone.
-        let _ = self.0.send(Suspicion::of(RDKafkaErrorCode::AllBrokersDown, reason));
+        let _ = self.0.send(Suspicion::from_code(RDKafkaErrorCode::AllBrokersDown, reason));
     }
 }
 

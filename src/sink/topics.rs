@@ -236,7 +236,7 @@ impl Topics {
 /// The operator's message for a topic that cannot be written.
 pub(crate) fn closed(code: RDKafkaErrorCode) -> String {
     // A topic that is deleted under a producer is reported as an unknown partition, not as an unknown topic.
-    match fault::of_kafka(code).code {
+    match fault::classify_kafka(code).code {
         Code::TopicMissing => "the topic does not exist; create it".to_owned(),
         Code::TopicUnauthorized => "the right to write the topic is missing; grant WRITE and DESCRIBE on it".to_owned(),
         _ => format!("the topic cannot be written ({code:?})"),

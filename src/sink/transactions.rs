@@ -53,7 +53,7 @@ impl TransactionError {
         }
     }
 
-    fn of(error: KafkaError) -> Self {
+    fn from_kafka(error: KafkaError) -> Self {
         match error.rdkafka_error_code() {
             Some(code) if is_fenced(code) => Self::Fenced,
             _ => Self::Kafka(error),
@@ -315,7 +315,7 @@ async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
 ) -> Result<T, TransactionError> {
     let called = tokio::task::spawn_blocking(call).await;
-    called.unwrap_or(Err(KafkaError::Canceled)).map_err(TransactionError::of)
+    called.unwrap_or(Err(KafkaError::Canceled)).map_err(TransactionError::from_kafka)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub enum Statement {
 /// # Errors
 /// Any database error. The connection must be dropped then: it may be inside a transaction.
 pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statement) -> Result<Vec<String>, sqlx::Error> {
-    let sequence = Sequence::of(conn, names).await?;
+    let sequence = Sequence::read(conn, names).await?;
     let (sql, lanes) = (ClaimSql::new(names, &sequence), LaneRange { first: 0, last: 7 });
     let script = match statement {
         // Outside a transaction, planned each time it runs.

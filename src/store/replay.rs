@@ -192,7 +192,7 @@ impl Walk {
             while let Some(row) = stream.try_next().await? {
                 // What is beyond is read and dropped: it is the next call's.
                 if size < bytes {
-                    let row = Stored::of(&row)?;
+                    let row = Stored::from_row(&row)?;
                     size += row.size();
                     rows.push(row);
                 }
@@ -226,7 +226,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    fn of(row: &sqlx::postgres::PgRow) -> Result<Self, sqlx::Error> {
+    fn from_row(row: &sqlx::postgres::PgRow) -> Result<Self, sqlx::Error> {
         Ok(Self {
             id: row.try_get(0)?,
             event_id: row.try_get(1)?,

@@ -424,7 +424,7 @@ impl Sequence {
     ///
     /// # Errors
     /// Any database error.
-    pub(crate) async fn of(conn: &mut PgConnection, names: &Names) -> Result<Self, sqlx::Error> {
+    pub(crate) async fn read(conn: &mut PgConnection, names: &Names) -> Result<Self, sqlx::Error> {
         let sql = format!("select pg_get_serial_sequence({}, 'id')", literal(&names.outbox()));
         let row = conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
         row.try_get(0).map(Self)

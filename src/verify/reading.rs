@@ -96,26 +96,33 @@ impl Reading {
     }
 
     /// Stands for a record's key and payload.
-    pub(crate) fn of_record(&self, key: Option<&[u8]>, value: Option<&[u8]>) -> Option<Fingerprint> {
-        let Payload::Of(envelope) = self.payload else { return Some(Fingerprint::of(key, None)) };
+    pub(crate) fn record_fingerprint(&self, key: Option<&[u8]>, value: Option<&[u8]>) -> Option<Fingerprint> {
+        let Payload::Of(envelope) = self.payload else { return Some(Fingerprint::from_key_value(key, None)) };
         let value = match value {
             None => None,
             Some(value) => Some(self.unwrapped(envelope, value)?),
         };
-        Some(Fingerprint::of(key, value.as_deref()))
+        Some(Fingerprint::from_key_value(key, value.as_deref()))
     }
 
     /// The same for a row.
-    pub(crate) fn of_row(&self, key: Option<&str>, json: Option<&str>, bytes: Option<&[u8]>) -> Option<Fingerprint> {
+    pub(crate) fn row_fingerprint(
+        &self,
+        key: Option<&str>,
+        json: Option<&str>,
+        bytes: Option<&[u8]>,
+    ) -> Option<Fingerprint> {
         let key = key.map(|key| self.loosened(Cow::Borrowed(key.as_bytes())));
-        let Payload::Of(envelope) = self.payload else { return Some(Fingerprint::of(key.as_deref(), None)) };
+        let Payload::Of(envelope) = self.payload else {
+            return Some(Fingerprint::from_key_value(key.as_deref(), None));
+        };
         let value = match (json, bytes) {
             (Some(json), _) => Some(self.loosened(Cow::Borrowed(json.as_bytes()))),
             // Bytes travel without an envelope: what looks like one in them is taken off on both sides.
             (None, Some(bytes)) => Some(self.unwrapped(envelope, bytes)?),
             (None, None) => None,
         };
-        Some(Fingerprint::of(key.as_deref(), value.as_deref()))
+        Some(Fingerprint::from_key_value(key.as_deref(), value.as_deref()))
     }
 
     fn unwrapped<'v>(&self, envelope: Envelope, value: &'v [u8]) -> Option<Cow<'v, [u8]>> {
@@ -231,7 +238,8 @@ mod tests {
         let (row, record) = (r#"{"a": 1}"#, br#"{"a":1}"#);
         for (envelope, equal) in [(Envelope::Raw, false), (Envelope::Debezium, true)] {
             let reading = reading(Payload::Of(envelope));
-            let same = reading.of_row(Some("k"), Some(row), None) == reading.of_record(Some(b"k"), Some(record));
+            let same = reading.row_fingerprint(Some("k"), Some(row), None)
+                == reading.record_fingerprint(Some(b"k"), Some(record));
             assert_eq!(same, equal, "{envelope}");
         }
     }
@@ -239,25 +247,29 @@ mod tests {
     #[test]
     fn what_the_converters_of_connect_add_is_no_difference() {
         let reading = reading(Payload::Of(Envelope::Debezium));
-        let row = reading.of_row(Some("o-1"), Some(r#"{"a": "b c\" d"}"#), None);
+        let row = reading.row_fingerprint(Some("o-1"), Some(r#"{"a": "b c\" d"}"#), None);
         for value in [
             r#"{"a": "b c\" d"}"#,
             r#""{\"a\": \"b c\\\" d\"}""#,
             r#"{"schema":{"type":"string"},"payload":"{\"a\": \"b c\\\" d\"}"}"#,
         ] {
-            assert_eq!(reading.of_record(Some(b"o-1"), Some(value.as_bytes())), row, "{value}");
+            assert_eq!(reading.record_fingerprint(Some(b"o-1"), Some(value.as_bytes())), row, "{value}");
         }
-        assert_ne!(reading.of_record(Some(b"o-1"), Some(br#"{"a": "b  c\" d"}"#)), row, "white space inside a text");
-        assert_ne!(reading.of_record(Some(b"o-2"), Some(br#"{"a": "b c\" d"}"#)), row, "another key");
+        assert_ne!(
+            reading.record_fingerprint(Some(b"o-1"), Some(br#"{"a": "b  c\" d"}"#)),
+            row,
+            "white space inside a text"
+        );
+        assert_ne!(reading.record_fingerprint(Some(b"o-2"), Some(br#"{"a": "b c\" d"}"#)), row, "another key");
     }
 
     #[test]
     fn a_tombstone_differs_from_an_empty_value_unless_values_are_not_compared() {
         let raw = reading(Payload::Of(Envelope::Raw));
-        assert_ne!(raw.of_row(None, None, None), raw.of_record(None, Some(b"")));
-        assert_eq!(raw.of_row(None, None, None), raw.of_record(None, None));
+        assert_ne!(raw.row_fingerprint(None, None, None), raw.record_fingerprint(None, Some(b"")));
+        assert_eq!(raw.row_fingerprint(None, None, None), raw.record_fingerprint(None, None));
         let unchecked = reading(Payload::Unchecked);
-        assert_eq!(unchecked.of_row(None, Some("1"), None), unchecked.of_record(None, Some(b"2")));
+        assert_eq!(unchecked.row_fingerprint(None, Some("1"), None), unchecked.record_fingerprint(None, Some(b"2")));
     }
 
     #[test]

@@ -289,7 +289,7 @@ impl<'a> TableReader<'a> {
             status,
             scheduled: row.try_get(6)?,
             outside: self.since.is_some_and(|since| created_at < since),
-            fingerprint: self.reading.of_row(entity_id, row.try_get(9)?, row.try_get(10)?),
+            fingerprint: self.reading.row_fingerprint(entity_id, row.try_get(9)?, row.try_get(10)?),
             entity: entity_id.map(|entity_id| digest(entity_type, entity_id)),
             key_hash: entity_id.map(|entity_id| murmur2(entity_id.as_bytes())),
             published_at,
@@ -299,7 +299,7 @@ impl<'a> TableReader<'a> {
 }
 
 fn digest(entity_type: &str, entity_id: &str) -> u128 {
-    u128::from_be_bytes(Fingerprint::of(Some(entity_type.as_bytes()), Some(entity_id.as_bytes())).0)
+    u128::from_be_bytes(Fingerprint::from_key_value(Some(entity_type.as_bytes()), Some(entity_id.as_bytes())).0)
 }
 
 async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {

@@ -287,7 +287,7 @@ fn seen(
         topic,
         partition,
         offset,
-        fingerprint: reading.of_record(key.as_deref(), message.payload()),
+        fingerprint: reading.record_fingerprint(key.as_deref(), message.payload()),
         sequence: reading::sequence(message),
         key_hash: message.key().map(murmur2),
         time: message.timestamp().to_millis().map(|ms| ms.saturating_mul(1000)),

@@ -73,7 +73,7 @@ async fn records_that_were_appended_and_whose_acks_were_lost_are_not_appended_tw
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let mut stage = Stage::open("lose ack", &Outbox::of(&database), &kafka, 2).await?;
+    let mut stage = Stage::open("lose ack", &Outbox::from_database(&database), &kafka, 2).await?;
     for lost in 1..=size(STRIKES, STRIKES_BY_DEFAULT) {
         stage.moment().await;
         let proxy = &stage.relays[0].kafka;
@@ -94,7 +94,7 @@ async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Re
         anyhow::Ok((kafka, follower))
     })
     .await??;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     kafka.create_replicated_topic(&outbox.topic, PARTITIONS, 2, &[("min.insync.replicas", "2")]).await?;
     let mut stage = Stage::open_on_topic("quorum", &outbox, &kafka, 2, |relay| relay).await?;
     stage.moment().await;
@@ -132,7 +132,7 @@ async fn a_topic_that_is_created_late_and_deleted_while_relays_run(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let other = format!("{}-other", outbox.topic);
     outbox.create_topic(&kafka).await?;
     let load = Load::start(&outbox, Plan::rough(160, rand::Rng::random(&mut random_of("topics"))));
@@ -178,7 +178,7 @@ async fn write_to(outbox: &Outbox, topic: &str, from: i64, count: i64) -> anyhow
 
 /// A limit of the topic that the relay cannot know: the broker refuses, the relay finds out which record it was.
 async fn a_topic_that_refuses_large_records(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let uncompressed = |relay: Relay| relay.with("KAFKA_COMPRESSION_TYPE", "none");
     let mut stage = Stage::open_with("too large", &outbox, &kafka, 1, uncompressed).await?;
     kafka.alter_topic(&outbox.topic, &[("max.message.bytes", "60000")]).await?;
@@ -201,7 +201,7 @@ async fn a_topic_that_refuses_large_records(database: TestDatabase, kafka: Arc<R
 /// A broker of the trial's own, in front of which the relays' proxies are.
 async fn own_broker(trial: &str, database: &TestDatabase) -> anyhow::Result<(RealKafka, Stage)> {
     let kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
-    let stage = Stage::open(trial, &Outbox::of(database), &kafka, 2).await?;
+    let stage = Stage::open(trial, &Outbox::from_database(database), &kafka, 2).await?;
     Ok((kafka, stage))
 }
 
@@ -271,7 +271,7 @@ async fn a_broker_that_pauses_for_less_than_the_publish_timeout_gets_no_record_t
     database: TestDatabase,
 ) -> anyhow::Result<()> {
     let mut kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let patient = |relay: Relay| relay.with("RELAY_PUBLISH_TIMEOUT", "60s").with("RELAY_BATCH_SIZE", 1_000);
     let mut stage = Stage::open_with("broker pauses", &outbox, &kafka, 2, patient).await?;
     let kafka_away = |line: &Value| line["server"] == "kafka";
@@ -303,7 +303,7 @@ async fn a_cluster_that_is_suspected_is_not_asked_for_all_its_topics(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let listening =
         |relay: Relay| relay.with("KAFKA_DEBUG", "metadata").with("RELAY_LOG_LEVEL", "info,librdkafka=debug");
     let mut stage = Stage::open_with("suspicions", &outbox, &kafka, 1, listening).await?;
@@ -330,7 +330,7 @@ async fn a_cluster_that_is_suspected_is_not_asked_for_all_its_topics(
 async fn a_broker_that_refuses_the_password_and_then_the_topic(database: TestDatabase) -> anyhow::Result<()> {
     let mut kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
     let guarded = guard(&mut kafka)?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let load = Load::start(&outbox, Plan::rough(160, rand::Rng::random(&mut random_of("auth"))));
     let settings = outbox
@@ -398,7 +398,7 @@ async fn a_broker_that_pauses_for_seconds_under_load_causes_few_duplicates(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
     let mut kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let _relay = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "30s").start_ready("pauses").await?;
     for _ in 0..2 {

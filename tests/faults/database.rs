@@ -74,7 +74,7 @@ async fn commits_that_were_made_and_whose_answers_were_lost(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let mut stage = Stage::open("lose commit", &Outbox::of(&database), &kafka, 2).await?;
+    let mut stage = Stage::open("lose commit", &Outbox::from_database(&database), &kafka, 2).await?;
     for lost in 1..=3 {
         stage.moment().await;
         let proxy = &stage.relays[0].postgres;
@@ -93,7 +93,7 @@ async fn a_deadlock_in_which_the_relay_is_the_victim(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let one_worker = |relay: Relay| relay.with("RELAY_WORKERS", 1).with("RELAY_PUBLISH_TIMEOUT", "60s");
-    let mut stage = Stage::open_with("deadlock", &Outbox::of(&database), &kafka, 1, one_worker).await?;
+    let mut stage = Stage::open_with("deadlock", &Outbox::from_database(&database), &kafka, 1, one_worker).await?;
     stage.may_repeat(2);
     let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
     stage.moment().await;
@@ -132,7 +132,7 @@ async fn a_deadlock_in_which_the_relay_is_the_victim(
 }
 
 async fn a_snapshot_held_all_the_while(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let mut stage = Stage::open("held snapshot", &Outbox::of(&database), &kafka, 2).await?;
+    let mut stage = Stage::open("held snapshot", &Outbox::from_database(&database), &kafka, 2).await?;
     let mut other = stage.outbox.connect().await?;
     let mut snapshot = other.begin().await?;
     snapshot.execute("set transaction isolation level repeatable read").await?;

@@ -56,7 +56,7 @@ fn in_transactions(relay: Relay) -> Relay {
 }
 
 async fn open(trial: &str, database: &TestDatabase, kafka: &RealKafka, relays: usize) -> anyhow::Result<Stage> {
-    let stage = Stage::open_with(trial, &Outbox::of(database), kafka, relays, in_transactions).await?;
+    let stage = Stage::open_with(trial, &Outbox::from_database(database), kafka, relays, in_transactions).await?;
     Ok(stage.where_nothing_repeats())
 }
 
@@ -163,7 +163,7 @@ async fn a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_i
 ) -> anyhow::Result<()> {
     // The batch must not time out before it is told that its producer is fenced.
     let patient = |relay: Relay| in_transactions(relay).with("RELAY_PUBLISH_TIMEOUT", "10m");
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let stage = Stage::open_with("frozen in a transaction", &outbox, &kafka, 2, patient).await?;
     let mut stage = stage.where_nothing_repeats();
     stage.moment().await;
@@ -220,7 +220,7 @@ async fn no_duplicate_of_a_change_between_at_least_once_and_exactly_once(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let at_least_once = |relay: Relay| relay.with("RELAY_DELIVERY", "at_least_once");
-    let stage = Stage::open_with("change", &Outbox::of(&database), &kafka, 2, at_least_once).await?;
+    let stage = Stage::open_with("change", &Outbox::from_database(&database), &kafka, 2, at_least_once).await?;
     let mut stage = stage.where_nothing_repeats();
     for tune in [in_transactions, at_least_once, in_transactions] {
         stage.newcomers_are(tune);

@@ -46,7 +46,7 @@ async fn a_relay_frozen_before_it_read_its_acks_and_woken_after_others_took_its_
 async fn frozen(trial: &str, catch: Catch, database: &TestDatabase, kafka: &RealKafka) -> anyhow::Result<()> {
     // Of each place the shortest: Postgres waits for publish_timeout and 15 s more.
     let quick = |relay: Relay| relay.with("RELAY_PUBLISH_TIMEOUT", "1s").with("RELAY_SHUTDOWN_TIMEOUT", "30s");
-    let outbox = Outbox::of(database);
+    let outbox = Outbox::from_database(database);
     let mut stage = Stage::open_with(trial, &outbox, kafka, 2, quick).await?;
     stage.moment().await;
     stage.may_repeat(2);
@@ -93,7 +93,7 @@ async fn marks_that_change_no_row_are_an_error_that_names_the_lanes(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let mut stage = Stage::open("swallowed marks", &outbox, &kafka, 1).await?;
     stage.moment().await;
     let proxy = &stage.relays[0].kafka;
@@ -127,7 +127,7 @@ async fn a_relay_whose_session_ends_while_acks_arrive_marks_nothing_and_all_of_i
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let victim =
         ProxiedRelay::start("victim", &outbox, &kafka, |relay| relay.with("RELAY_PUBLISH_TIMEOUT", "60s")).await?;

@@ -46,7 +46,7 @@ async fn large_payloads_do_not_hold_up_small_events(
          from generate_series(1, {}) n",
         size(LARGE, LARGE_BY_DEFAULT)
     );
-    go_dead(&Outbox::of(&database), &kafka, &[&large]).await
+    go_dead(&Outbox::from_database(&database), &kafka, &[&large]).await
 }
 
 /// Each number has 130,001 digits as text and a few bytes on disk.
@@ -55,7 +55,7 @@ async fn a_payload_whose_text_is_larger_than_postgres_can_print_goes_dead(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let huge = "select 'order', 'huge', 'Bad', ('[' || repeat('1e130000,', 8300) || '0]')::jsonb, null, '{}'";
-    go_dead(&Outbox::of(&database), &kafka, &[huge]).await
+    go_dead(&Outbox::from_database(&database), &kafka, &[huge]).await
 }
 
 async fn long_entity_ids_go_dead(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
@@ -63,7 +63,7 @@ async fn long_entity_ids_go_dead(database: TestDatabase, kafka: Arc<RealKafka>) 
         "select 'order', n || {LONG}, 'Bad', '{{}}'::jsonb, null, '{{}}' from generate_series(1, {}) n",
         size(LONG_KEYS, LONG_KEYS_BY_DEFAULT)
     );
-    go_dead(&Outbox::of(&database), &kafka, &[&long]).await
+    go_dead(&Outbox::from_database(&database), &kafka, &[&long]).await
 }
 
 async fn long_values_in_other_columns_go_dead(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
@@ -82,7 +82,7 @@ async fn long_values_in_other_columns_go_dead(database: TestDatabase, kafka: Arc
             .to_owned(),
     ];
     let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
-    go_dead(&Outbox::of(&database), &kafka, &rows).await
+    go_dead(&Outbox::from_database(&database), &kafka, &rows).await
 }
 
 async fn a_key_that_is_not_utf8_in_a_database_without_encoding_goes_dead(

@@ -34,14 +34,14 @@ async fn events_after_a_truncate_are_published_soon(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    published_soon(&Outbox::of(&database), &kafka, TRUNCATE).await
+    published_soon(&Outbox::from_database(&database), &kafka, TRUNCATE).await
 }
 
 async fn events_after_a_sequence_is_set_back_are_published_soon(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    published_soon(&Outbox::of(&database), &kafka, SET_BACK).await
+    published_soon(&Outbox::from_database(&database), &kafka, SET_BACK).await
 }
 
 async fn published_soon(outbox: &Outbox, kafka: &RealKafka, back: &str) -> anyhow::Result<()> {
@@ -73,7 +73,7 @@ async fn events_after_a_truncate_are_published_exactly_once_by_the_next_relay(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let settings = outbox.relay(&kafka).with("RELAY_DELIVERY", "exactly_once");
     let first = settings.start_ready("first").await?;

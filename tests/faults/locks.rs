@@ -46,7 +46,9 @@ async fn a_row_under_an_open_foreign_key_insert_keeps_only_its_own_entity_waitin
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    Outbox::of(&database).execute("create table delivery_note (event bigint references event_outbox (id))").await?;
+    Outbox::from_database(&database)
+        .execute("create table delivery_note (event bigint references event_outbox (id))")
+        .await?;
     only_its_entity_waits(&database, &kafka, FEW_BEHIND, "insert into delivery_note select min(id) from event_outbox")
         .await
 }
@@ -57,7 +59,7 @@ async fn only_its_entity_waits(
     behind: u64,
     lock: &str,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(database);
+    let outbox = Outbox::from_database(database);
     outbox.create_topic(kafka).await?;
     outbox.write("locked", 1, 3).await?;
     outbox.write_backlog(behind as i64, 500).await?;

@@ -34,7 +34,7 @@ async fn events_behind_those_of_many_missing_topics_are_published(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let _relay = outbox.relay(&kafka).start_ready("topics").await?;
     write_to_missing_topics(&outbox, size(TOPICS, TOPICS_BY_DEFAULT) as i64).await?;
@@ -48,7 +48,7 @@ async fn events_are_published_by_a_relay_that_starts_with_many_held_topics(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let first = outbox.relay(&kafka).start_ready("first").await?;
     outbox.write_backlog(GOOD, 50).await?;

@@ -51,7 +51,7 @@ async fn exactly_once_marks_that_a_trigger_suppresses_stop_the_claims(
 }
 
 async fn by_trigger(database: &TestDatabase, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
-    let outbox = Outbox::of(database);
+    let outbox = Outbox::from_database(database);
     let relay = outbox.relay(kafka).with("RELAY_DELIVERY", delivery);
     let refuse = "create function keep_status() returns trigger language plpgsql as 'begin return null; end'; \
                   create trigger keep_status before update on event_outbox for each row \
@@ -63,7 +63,7 @@ async fn marks_that_a_rule_suppresses_stop_the_claims(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let refuse = "create rule keep_status as on update to event_outbox \
                   where new.status is distinct from old.status do instead nothing";
     refused(&outbox, outbox.relay(&kafka), &kafka, refuse, "drop rule keep_status on event_outbox").await
@@ -90,7 +90,7 @@ async fn marks_that_a_policy_refuses_stop_the_claims(
 
 /// Policies do not apply to a superuser or to the table's owner.
 async fn by_policy(database: &TestDatabase, kafka: &RealKafka, refuse: &str) -> anyhow::Result<()> {
-    let outbox = Outbox::of(database);
+    let outbox = Outbox::from_database(database);
     let user = ordinary_user(database, &outbox).await?;
     let relay = outbox.relay(kafka).with("DATABASE_URL", user);
     refused(&outbox, relay, kafka, refuse, "alter table event_outbox disable row level security").await

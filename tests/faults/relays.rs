@@ -37,7 +37,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// The same fault again and again, at moments that the seed decides.
 pub(crate) async fn under(fault: Fault, trial: &str, database: &TestDatabase, kafka: &RealKafka) -> anyhow::Result<()> {
-    let mut stage = Stage::open(trial, &Outbox::of(database), kafka, 2).await?;
+    let mut stage = Stage::open(trial, &Outbox::from_database(database), kafka, 2).await?;
     for _ in 0..size(STRIKES, STRIKES_BY_DEFAULT) {
         stage.moment().await;
         fault.strike(&mut stage, kafka).await?;
@@ -69,7 +69,7 @@ async fn killed_at(
     database: &TestDatabase,
     kafka: &RealKafka,
 ) -> anyhow::Result<()> {
-    let mut stage = Stage::open(trial, &Outbox::of(database), kafka, 2).await?;
+    let mut stage = Stage::open(trial, &Outbox::from_database(database), kafka, 2).await?;
     stage.kill_at(spot, catch, KILLS_AT_A_PLACE).await?;
     stage.close(kafka).await.map(drop)
 }
@@ -100,7 +100,7 @@ async fn relays_killed_after_the_marks_and_before_the_commit(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     // Marks and commit are one request: what keeps them apart is a trigger that runs at the commit and waits.
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let mut stage = Stage::open("kill before commit", &outbox, &kafka, 2).await?;
     outbox
         .execute(
@@ -150,7 +150,7 @@ async fn relays_that_join_and_leave_send_nothing_twice(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let mut stage = Stage::open("join and leave", &Outbox::of(&database), &kafka, 1).await?;
+    let mut stage = Stage::open("join and leave", &Outbox::from_database(&database), &kafka, 1).await?;
     for change in [Fault::Join, Fault::Join, Fault::Leave, Fault::Join, Fault::Leave, Fault::Leave] {
         stage.moment().await;
         change.strike(&mut stage, &kafka).await?;

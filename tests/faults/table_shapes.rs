@@ -34,7 +34,7 @@ async fn a_partitioned_outbox_is_refused_at_the_start(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.execute(PARTITION).await?;
     outbox.write_backlog(500, 50).await?;
@@ -70,12 +70,12 @@ async fn row_level_security_switched_on_while_the_relay_runs_is_reported(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let user = ordinary_user(&database, &outbox).await?;
     let settings = with_admin(outbox.relay(&kafka).with("DATABASE_URL", &user));
     let relay = settings.start_ready("policies").await?;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     outbox.write_backlog(20, 20).await?;
     outbox.until_settled().await;
     admin.until_ready_says(200, |_| true).await;

@@ -57,7 +57,7 @@ async fn lanes_that_become_free_while_an_exactly_once_relay_is_quiet_are_taken(
 /// The relay starts with a part of its lanes. Nothing happens in that part afterwards, so only the relay itself can notice that the others
 /// are free.
 async fn freed_in_quiet(database: &TestDatabase, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
-    let outbox = Outbox::of(database);
+    let outbox = Outbox::from_database(database);
     outbox.create_topic(kafka).await?;
     let mut other = outbox.connect().await?;
     other.execute("begin; select from event_outbox_lane where lane between 8 and 11 for update").await?;
@@ -99,7 +99,7 @@ async fn an_exactly_once_relay_frozen_while_a_claim_is_sent_to_it_loses_its_lane
 
 /// The backend waits in `ClientWrite`, where no timeout of Postgres reaches it.
 async fn frozen_in_transfer(database: &TestDatabase, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
-    let outbox = Outbox::of(database);
+    let outbox = Outbox::from_database(database);
     outbox.create_topic(kafka).await?;
     let proxy = Proxy::start(Protocol::Postgres, outbox.postgres_port()).await?;
     let patient = |relay: Relay| {
@@ -160,7 +160,7 @@ async fn lanes_of_a_killed_relay_are_taken_at_once(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    taken_from_the_killed(&Outbox::of(&database), &kafka).await
+    taken_from_the_killed(&Outbox::from_database(&database), &kafka).await
 }
 
 async fn many_lanes_of_a_killed_relay_are_taken_at_once(

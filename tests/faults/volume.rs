@@ -27,7 +27,7 @@ async fn a_backlog_drained_under_load_by_relays_that_are_killed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let mut stage = Stage::open("backlog", &outbox, &kafka, 2).await?;
     let backlog = size(BACKLOG, BACKLOG_BY_DEFAULT) as i64;
     // No relay is there until all of it is.
@@ -53,7 +53,7 @@ async fn a_thousand_events_of_one_entity_through_kills_and_lost_acks(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let mut stage = Stage::open("one entity", &outbox, &kafka, 2).await?;
     for fault in [Fault::Kill, Fault::LoseAck, Fault::CutPostgres, Fault::Kill] {
         outbox.write_backlog(10 * BATCH as i64, 1).await?;

@@ -169,7 +169,7 @@ fn report(known: &Known, rows: &[Row], records: &[Record]) -> Report {
             topic: "topic",
             partition: record.partition,
             offset: record.offset,
-            fingerprint: Some(Fingerprint::of(record.key.as_deref(), record.value.as_deref().map(data))),
+            fingerprint: Some(Fingerprint::from_key_value(record.key.as_deref(), record.value.as_deref().map(data))),
             expected_partition: record.key.as_deref().map(|key| java_partition(key, PARTITIONS)),
         });
     }
@@ -177,7 +177,7 @@ fn report(known: &Known, rows: &[Row], records: &[Record]) -> Report {
 }
 
 fn fingerprint(row: &Row) -> Fingerprint {
-    Fingerprint::of(Some(row.entity_id.as_bytes()), Some(row.payload.as_bytes()))
+    Fingerprint::from_key_value(Some(row.entity_id.as_bytes()), Some(row.payload.as_bytes()))
 }
 
 fn event_of(record: &Record) -> Option<Uuid> {

@@ -93,7 +93,7 @@ pub(crate) async fn with_user(
     outbox.execute(&format!("create role {user} login password 'relay'")).await?;
     let url = database.url();
     let (_, host) = url.rsplit_once('@').context("a URL with a user")?;
-    let relay = Relay::of(&format!("postgres://{user}:relay@{host}"), &kafka.bootstrap());
+    let relay = Relay::new(&format!("postgres://{user}:relay@{host}"), &kafka.bootstrap());
     Ok((user, relay.with("RELAY_TOPIC", &outbox.topic)))
 }
 
@@ -119,7 +119,7 @@ async fn a_sound_outbox_with_a_user_of_its_own_has_no_error_and_no_warning(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write("e", 1, 20).await?;
     let (user, relay) = with_user(&database, &outbox, &kafka).await?;
@@ -137,7 +137,7 @@ async fn a_missing_right_is_named_and_its_grant_fixes_it(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let (user, relay) = with_user(&database, &outbox, &kafka).await?;
     // Each look names what it gets to see; nine grants are all there are.
@@ -152,7 +152,7 @@ async fn a_missing_right_is_named_and_its_grant_fixes_it(
 }
 
 async fn too_many_rights_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     expect(&outbox.relay(&kafka), "rights-superuser", "warning").await?;
     let (user, relay) = with_user(&database, &outbox, &kafka).await?;
@@ -166,7 +166,7 @@ async fn too_many_rights_are_found(database: TestDatabase, kafka: Arc<RealKafka>
 }
 
 async fn a_schema_of_another_version_is_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = outbox.relay(&kafka);
     expect(&relay.clone().with("RELAY_TABLE", "elsewhere"), "schema-missing", "error").await?;
     outbox.execute("insert into event_outbox_migration values (999, 'future', 'a trial')").await?;
@@ -184,7 +184,7 @@ async fn a_missing_or_changed_index_is_found_and_fixed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = outbox.relay(&kafka);
     for index in ["late", "due", "failed"] {
         outbox.execute(&format!("drop index event_outbox_{index}")).await?;
@@ -198,7 +198,7 @@ async fn a_missing_or_changed_index_is_found_and_fixed(
 }
 
 async fn a_claim_that_leaves_its_index_is_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = outbox.relay(&kafka);
     outbox.execute("alter table event_outbox drop constraint event_outbox_pkey").await?;
     let finding = expect(&relay, "claim-plan", "error").await?;
@@ -214,7 +214,7 @@ async fn what_is_wrong_with_the_table_is_found_and_fixed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = outbox.relay(&kafka);
     outbox.execute("alter table event_outbox enable trigger event_outbox_stamp_insert").await?;
     expect_and_fix(&outbox, &relay, "stamp-triggers", "error").await?;
@@ -233,7 +233,7 @@ async fn dead_rows_that_no_vacuum_removes_are_found(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;
     outbox.write_backlog(120_000, 100).await?;
     outbox.execute("update event_outbox set status = 'PUBLISHED', published_at = now()").await?;
@@ -246,7 +246,7 @@ async fn dead_rows_that_no_vacuum_removes_are_found(
 }
 
 async fn payloads_that_are_not_json_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.execute("alter table event_outbox alter column payload type text").await?;
     outbox
         .execute("insert into event_outbox (entity_type, entity_id, event_type, payload) values ('order', 'e', 'X', 'no json')")
@@ -262,7 +262,7 @@ async fn an_open_transaction_is_found_with_its_session(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let mut forgotten = outbox.connect().await?;
     forgotten.execute("set application_name = 'a forgotten psql'").await?;
     let mut open = forgotten.begin().await?;
@@ -284,7 +284,7 @@ async fn an_open_transaction_is_found_with_its_session(
 }
 
 async fn a_locked_table_is_found_within_seconds(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let mut conn = outbox.connect().await?;
     let mut locking = conn.begin().await?;
     locking.execute("lock table event_outbox in access exclusive mode").await?;
@@ -297,7 +297,7 @@ async fn a_topic_that_cannot_take_its_events_is_found(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = outbox.relay(&kafka);
     expect(&relay, "topic-missing", "error").await?;
     let small = [("max.message.bytes", "2000"), ("min.insync.replicas", "2")];
@@ -325,7 +325,7 @@ async fn records_where_another_partitioner_put_them_are_found(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let mut client = kafka.client();
     let other: BaseProducer = client.set("partitioner", "consistent").create()?;
@@ -345,7 +345,7 @@ async fn consumers_that_remember_less_than_the_topic_keeps_are_found(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     kafka.create_topic(&outbox.topic, PARTITIONS, &[("retention.ms", "7776000000")]).await?;
     let producer: BaseProducer = kafka.client().create()?;
     let three_hours_ago = chrono::Utc::now().timestamp_millis() - 3 * 3_600_000;
@@ -369,7 +369,7 @@ async fn a_relay_that_starts_logs_what_the_check_finds(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = outbox.relay(&kafka).start_ready("checking").await?;
     let logged = eventually("the missing topic is logged", SOON, || async {
         let lines: Vec<Value> = relay.log().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -400,7 +400,7 @@ async fn prepared_transactions_and_idle_replication_slots_are_found(kafka: Arc<R
 
 async fn servers_that_are_away_are_found() -> anyhow::Result<()> {
     let url = format!("postgres://relay@127.0.0.1:{}/app", free_port()?);
-    let relay = Relay::of(&url, &format!("127.0.0.1:{}", free_port()?));
+    let relay = Relay::new(&url, &format!("127.0.0.1:{}", free_port()?));
     let found = findings(&relay).await?;
     let ids: Vec<_> = found.keys().map(String::as_str).collect();
     ensure!(ids == ["broker-unreachable", "database-unreachable"], "{found:?}");
@@ -412,20 +412,20 @@ async fn a_pooler_is_found_and_whether_it_keeps_prepared_statements(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let by_transaction = PgBouncer::start(&database, "transaction").await?;
-    let relay = Relay::of(by_transaction.url(), &kafka.bootstrap());
+    let relay = Relay::new(by_transaction.url(), &kafka.bootstrap());
     let without = relay.clone().with("RELAY_PREPARED_STATEMENTS", false);
     expect(&without, "pooler-transaction", "note").await?;
     expect(&relay, "pooler-prepared-statements", "error").await?;
     by_transaction.stop();
 
     let by_session = PgBouncer::start(&database, "session").await?;
-    let relay = Relay::of(by_session.url(), &kafka.bootstrap());
+    let relay = Relay::new(by_session.url(), &kafka.bootstrap());
     // The server's process was started for the client that looked whether the pooler is up: it gets older by itself.
     eventually("the process is older than the connection", SOON, || async {
         expect(&relay, "pooler-session", "note").await.map_err(|error| format!("{error:#}"))
     })
     .await;
-    let direct = findings(&Relay::of(&database.url(), &kafka.bootstrap())).await?;
+    let direct = findings(&Relay::new(&database.url(), &kafka.bootstrap())).await?;
     ensure!(direct.keys().all(|id| !id.starts_with("pooler")), "{direct:?}");
     by_session.stop();
     Ok(())
@@ -435,11 +435,11 @@ async fn a_relay_works_behind_a_transaction_pooler(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write_backlog(5_000, 50).await?;
     let pooler = PgBouncer::start(&database, "transaction").await?;
-    let relay = Relay::of(pooler.url(), &kafka.bootstrap())
+    let relay = Relay::new(pooler.url(), &kafka.bootstrap())
         .with("RELAY_TOPIC", &outbox.topic)
         .with("RELAY_PREPARED_STATEMENTS", false);
     let running = relay.start_ready("pooled").await?;
@@ -457,7 +457,7 @@ async fn a_clock_that_is_wrong_is_found(database: TestDatabase, kafka: Arc<RealK
         .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketime.so.1")))
         .find(|path| path.exists())
         .ok_or_else(|| Missing("faketime is not installed".to_owned()))?;
-    let relay = Relay::of(&database.url(), &kafka.bootstrap());
+    let relay = Relay::new(&database.url(), &kafka.bootstrap());
     let right = findings(&relay).await?;
     ensure!(!right.contains_key("clock-skew"), "{right:?}");
     // The time of day is shifted, and what measures intervals is not.
@@ -471,7 +471,7 @@ async fn a_clock_that_is_wrong_is_found(database: TestDatabase, kafka: Arc<RealK
 
 async fn brokers_that_refuse_the_login_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     // The listener knows no login at all.
-    let relay = Relay::of(&database.url(), &kafka.bootstrap())
+    let relay = Relay::new(&database.url(), &kafka.bootstrap())
         .with("KAFKA_SECURITY_PROTOCOL", "sasl_plaintext")
         .with("KAFKA_SASL_MECHANISM", "PLAIN")
         .with("KAFKA_SASL_USERNAME", "relay")
@@ -485,7 +485,7 @@ async fn what_exactly_once_lacks_in_the_database_is_found_and_fixed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write("e", 1, 20).await?;
     let (user, relay) = with_user(&database, &outbox, &kafka).await?;
@@ -515,7 +515,7 @@ async fn what_exactly_once_lacks_in_the_database_is_found_and_fixed(
 async fn what_exactly_once_lacks_in_the_cluster_is_found(database: TestDatabase) -> anyhow::Result<()> {
     let settings = [("transaction.state.log.replication.factor", "3"), ("offset.metadata.max.bytes", "1024")];
     let kafka = tokio::task::spawn_blocking(move || RealKafka::start(&settings)).await??;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let relay = outbox.relay(&kafka).with("RELAY_DELIVERY", "exactly_once");
     let finding = expect(&relay, "transactions-unusable", "error").await?;
@@ -549,7 +549,7 @@ async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
         .stops_on(Signal::SIGTERM, SOON);
     let mut server = ChildServer::start(&command)?;
     directory.outlives(&server)?;
-    let relay = Relay::of(&format!("postgres://relay@127.0.0.1:{}/app", free_port()?), &format!("127.0.0.1:{port}"))
+    let relay = Relay::new(&format!("postgres://relay@127.0.0.1:{}/app", free_port()?), &format!("127.0.0.1:{port}"))
         .with("KAFKA_SECURITY_PROTOCOL", "ssl");
     // The server may not listen yet.
     eventually("the certificate is refused", SOON, || async {

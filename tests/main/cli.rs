@@ -30,7 +30,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 async fn every_mistake_of_a_configuration_is_reported_at_once_and_exits_64() -> anyhow::Result<()> {
-    let output = Relay::of("postgres://relay@localhost:port/app", "localhost")
+    let output = Relay::new("postgres://relay@localhost:port/app", "localhost")
         .with("RELAY_BATCH_SIZE", 0)
         .with("RELAY_BATCHSIZE", 5)
         .with("RELAY_ENVELOPE", "debezum")
@@ -68,7 +68,7 @@ async fn a_bad_tls_file_is_reported_before_anything_starts() -> anyhow::Result<(
     fs::write(&garbage, "no certificate")?;
     let missing = directory.path().join("missing.pem");
     let url = format!("postgres://relay@localhost/app?sslmode=verify-full&sslrootcert={}", missing.display());
-    let output = Relay::of(&url, "localhost:9092")
+    let output = Relay::new(&url, "localhost:9092")
         .with("KAFKA_SECURITY_PROTOCOL", "ssl")
         .with("KAFKA_SSL_CA_LOCATION", garbage.display())
         .output("run")
@@ -106,7 +106,7 @@ async fn no_secret_is_ever_printed() -> anyhow::Result<()> {
     fs::write(&file, SECRET)?;
     let url = format!("postgres://relay:{SECRET}@127.0.0.1:{}/app", free_port()?);
     let brokers = format!("127.0.0.1:{}", free_port()?);
-    let sasl = Relay::of(&url, &brokers)
+    let sasl = Relay::new(&url, &brokers)
         .with("RELAY_LOG_LEVEL", "trace")
         .with("RELAY_ADMIN_ADDRESS", "127.0.0.1:0")
         .with("RELAY_ADMIN_TOKEN", SECRET.repeat(3))
@@ -119,7 +119,7 @@ async fn no_secret_is_ever_printed() -> anyhow::Result<()> {
     let mut printed = relay.log();
     drop(relay);
 
-    let every_secret = Relay::of(&url, &brokers)
+    let every_secret = Relay::new(&url, &brokers)
         .with("RELAY_ADMIN_TOKEN", format!("{SECRET} with a space"))
         .with("KAFKA_SASL_PASSWORD", SECRET)
         .with("KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET", SECRET)
@@ -129,7 +129,7 @@ async fn no_secret_is_ever_printed() -> anyhow::Result<()> {
         .with("KAFKA_SSL_CERTIFICATE_PEM", SECRET)
         .with("KAFKA_SSL_CA_PEM", SECRET)
         .with("KAFKA_SECURITY_PROTOCOL", "sasl_ssl");
-    let misplaced = Relay::of(&format!("postgres://relay:{SECRET}@host:port/app"), &url)
+    let misplaced = Relay::new(&format!("postgres://relay:{SECRET}@host:port/app"), &url)
         .with("RELAY_TABLE", &url)
         .with("RELAY_ENVELOPE", &url)
         .argument("--set")
@@ -151,7 +151,7 @@ async fn logs_are_json_for_machines_and_text_where_that_is_asked_for(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = outbox.relay(&kafka).start_ready("json").await?;
     for line in relay.log() {
         let line: BTreeMap<String, Value> = serde_json::from_str(&line).context(line)?;
@@ -173,7 +173,7 @@ async fn the_start_line_says_what_runs_against_what(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = outbox.relay(&kafka).with("RELAY_WORKERS", 2).start_ready("starter").await?;
     let start = relay.wait_for("starting").await;
     let text = |field: &str| start[field].as_str().unwrap_or_default().to_owned();
@@ -190,7 +190,7 @@ async fn the_status_line_says_what_is_done_and_what_waits(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write("e", 1, 10).await?;
     outbox

@@ -72,7 +72,7 @@ struct Field {
 
 impl Field {
     async fn new(database: &TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<Self> {
-        let outbox = Outbox::of(database);
+        let outbox = Outbox::from_database(database);
         outbox.create_topic(&kafka).await?;
         kafka.create_topic(&dead_letters(&outbox.topic), 1, &[]).await?;
         // No key: were an event applied twice, the table would show it.

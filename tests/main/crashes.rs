@@ -30,7 +30,7 @@ async fn four_relays_killed_twice_each_under_load_lose_nothing_and_keep_every_or
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let events: i64 = std::env::var(EVENTS).ok().map_or(Ok(EVENTS_BY_DEFAULT), |events| events.parse())?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let settings = outbox.relay(&kafka);
     let mut relays: Vec<RelayProcess> = Vec::new();
@@ -60,7 +60,7 @@ async fn rows_in_the_hands_of_a_killed_relay_are_taken_over_at_once(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write_backlog(20_000, 200).await?;
     // Heartbeats of 10 s count as missed after 30 s, the deadline of the wait below.

@@ -65,7 +65,7 @@ async fn write_dead(outbox: &Outbox) -> anyhow::Result<()> {
 async fn dead_events_are_listed_by_cause_whatever_differs_from_event_to_event(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let output = command(&database, &["list"]).await?;
     ensure!(output.code == Some(0) && output.stdout.starts_with("no event needs a decision"), "{output:?}");
     write_dead(&outbox).await?;
@@ -83,7 +83,7 @@ async fn dead_events_are_listed_by_cause_whatever_differs_from_event_to_event(
 }
 
 async fn every_filter_finds_its_events_and_no_others(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     write_dead(&outbox).await?;
     let listed = json(&database, &["list"]).await?;
     let fingerprint = listed["causes"][1]["fingerprint"].as_str().context("no fingerprint")?.to_owned();
@@ -120,7 +120,7 @@ async fn every_filter_finds_its_events_and_no_others(database: TestDatabase) -> 
 }
 
 async fn a_payload_is_shown_only_when_it_is_asked_for(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     write_dead(&outbox).await?;
     for arguments in
         [&["show"][..], &["show", "--json"], &["list"], &["list", "--json"], &["retry", "--all", "--dry-run"]]
@@ -137,7 +137,7 @@ async fn a_payload_is_shown_only_when_it_is_asked_for(database: TestDatabase) ->
 }
 
 async fn nothing_is_changed_without_a_filter_or_a_yes_or_in_a_dry_run(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     write_dead(&outbox).await?;
     let rows = "select sum(hashtext(o::text)::bigint) from event_outbox o";
     let before = outbox.number(rows).await?;
@@ -176,7 +176,7 @@ async fn dead_events_of_an_entity_are_retried_in_order_while_the_relay_is_far_ah
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let _relay = outbox.relay(&kafka).with("RELAY_BATCH_SIZE", 2).start("retry")?;
     for n in 1..=9 {
@@ -233,7 +233,7 @@ async fn a_held_entity_goes_on_in_order_when_its_event_is_retried(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let _relay = hold(&outbox, &kafka).await?;
     let listed = json(&database, &["list"]).await?;
     let cause = &listed["causes"][0];
@@ -263,7 +263,7 @@ async fn a_held_entity_goes_on_when_its_event_is_discarded_which_can_be_undone(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = hold(&outbox, &kafka).await?;
     let changed = json(&database, &["discard", "--entity", "a", "--yes", "--reason", "a test order"]).await?;
     ensure!(changed["changed"]["events"] == 1 && changed["changed"]["released"] == 3, "{changed}");
@@ -297,7 +297,7 @@ async fn only_the_audit_table_excuses_an_event_that_was_retried_after_its_succes
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let _relay = outbox.relay(&kafka).start("excused")?;
     write_poison(&outbox, "a", 1).await?;
@@ -317,7 +317,7 @@ async fn events_are_retried_under_load_with_two_relays_and_the_ledger_is_clean(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let settings = outbox.relay(&kafka).with("RELAY_BATCH_SIZE", 50).with("RELAY_ON_POISON", "hold_entity");
     let _relays = [settings.start("one")?, settings.start("two")?];

@@ -399,7 +399,7 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let (group, retry) = ("billing", format!("{}.billing.retry", outbox.topic));
     let dead_letters = DeadLetter::default_topic(&outbox.topic, group);
     outbox.create_topic(&kafka).await?;

@@ -39,7 +39,7 @@ async fn every_committed_event_is_published_once_and_none_that_was_rolled_back(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let load = Load::start(&outbox, Plan::new(2_000, 100));
     let _relay = outbox.relay(&kafka).start("once")?;
@@ -50,7 +50,7 @@ async fn a_record_has_the_key_the_headers_the_timestamp_and_the_value_of_the_con
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     // The default template: the topic is named after the type of the entity.
     kafka.create_topic("parcel-events", 1, &[]).await?;
     let row: (i64, Uuid, DateTime<Utc>) = sqlx::query_as(
@@ -61,7 +61,7 @@ async fn a_record_has_the_key_the_headers_the_timestamp_and_the_value_of_the_con
     )
     .fetch_one(&mut outbox.connect().await?)
     .await?;
-    let relay = Relay::of(&database.url(), &kafka.bootstrap()).with("RELAY_SOURCE", "/depot");
+    let relay = Relay::new(&database.url(), &kafka.bootstrap()).with("RELAY_SOURCE", "/depot");
     let _relay = relay.start("format")?;
     outbox.until_settled().await;
 
@@ -102,7 +102,7 @@ async fn a_record_is_where_javas_partitioner_would_put_it(
     for (key, hash) in [("21", -973_932_308_i32), ("foobar", -790_332_482), ("abc", 479_470_107)] {
         ensure!(java_partition(key.as_bytes(), i32::MAX) == (hash & i32::MAX) % i32::MAX, "{key}");
     }
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let mut keys: Vec<String> = (0..40).map(|n| format!("key-{n}")).collect();
     keys.extend(["🦀", "📦 7", "ключ", "a", "ab", "abc", "\u{1}"].map(str::to_owned));
@@ -128,7 +128,7 @@ async fn jsonb_payloads_keys_and_bytes_arrive_as_postgres_holds_them(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox
         .execute(
@@ -176,7 +176,7 @@ async fn another_type_of_payload(
     kind: &str,
     payload: &str,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(database);
+    let outbox = Outbox::from_database(database);
     outbox.create_topic(kafka).await?;
     outbox.execute(&format!("alter table event_outbox alter column payload type {kind} using payload::{kind}")).await?;
     outbox
@@ -198,7 +198,7 @@ async fn a_clean_stop_under_load_sends_nothing_twice(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let relay = outbox.relay(&kafka);
     let load = Load::start(&outbox, Plan::new(4_000, 100));
@@ -216,7 +216,7 @@ async fn a_second_relay_shares_the_work_and_sends_nothing_twice(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let relay = outbox.relay(&kafka);
     let load = Load::start(&outbox, Plan::new(4_000, 100));
@@ -235,7 +235,7 @@ async fn sessions_without_prepared_statements_publish_the_same(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let load = Load::start(&outbox, Plan::new(500, 50));
     let _relay = outbox.relay(&kafka).with("RELAY_PREPARED_STATEMENTS", false).start("unprepared")?;

@@ -48,7 +48,7 @@ async fn started(outbox: &Outbox, kafka: &RealKafka, name: &str) -> anyhow::Resu
     let relay = with_admin(outbox.relay(kafka)).start_ready(name).await?;
     outbox.write("first", 1, 1).await?;
     outbox.until_settled().await;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     admin.until_ready_says(200, |body| body["state"] == "ready").await;
     Ok((relay, admin))
 }
@@ -93,7 +93,7 @@ async fn command(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<
 
 async fn an_address_beyond_this_host_without_a_token_is_refused() -> anyhow::Result<()> {
     let relay =
-        Relay::of("postgres://relay@localhost/app", "localhost:9092").with("RELAY_ADMIN_ADDRESS", "0.0.0.0:9187");
+        Relay::new("postgres://relay@localhost/app", "localhost:9092").with("RELAY_ADMIN_ADDRESS", "0.0.0.0:9187");
     let output = relay.output("run").await?;
     ensure!(output.code == Some(64) && output.stderr.contains("RELAY_ADMIN_TOKEN"), "{output:?}");
     Ok(())
@@ -102,8 +102,8 @@ async fn an_address_beyond_this_host_without_a_token_is_refused() -> anyhow::Res
 /// What is asked while there is nothing to ask it of is answered from memory.
 async fn a_relay_that_waits_for_its_database_is_alive_and_not_ready() -> anyhow::Result<()> {
     let url = format!("postgres://relay@127.0.0.1:{}/app", free_port()?);
-    let relay = with_admin(Relay::of(&url, &format!("127.0.0.1:{}", free_port()?))).start("waits")?;
-    let admin = Admin::of(&relay).await?;
+    let relay = with_admin(Relay::new(&url, &format!("127.0.0.1:{}", free_port()?))).start("waits")?;
+    let admin = Admin::from_relay(&relay).await?;
     let body = admin.until_ready_says(503, |body| body["cause"] == "database").await;
     ensure!(body["state"] == "unready" && body["next_step"].is_string(), "{body}");
     let live = admin.get("/livez").await?;
@@ -116,7 +116,7 @@ async fn a_relay_that_works_is_ready_and_its_address_ends_with_it(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let (relay, admin) = started(&outbox, &kafka, "works").await?;
     let missing = admin.get("/").await?;
     ensure!(missing.status == 404 && missing.body.contains("/readyz"), "{missing:?}");
@@ -133,7 +133,7 @@ async fn a_relay_that_is_paused_is_stalled_and_says_so_once(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let (relay, admin) = started(&outbox, &kafka, "paused").await?;
     command(&database, &["pause", "--all", "--reason", "the cluster moves", "--by", "ann"]).await?;
     outbox.write("a", 1, 3).await?;
@@ -148,11 +148,11 @@ async fn an_entity_that_is_held_is_a_stall_until_it_is_decided(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let settings = with_admin(outbox.relay(&kafka)).with("RELAY_ON_POISON", "hold_entity");
     let relay = settings.start_ready("held").await?;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     let poison = "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
                   values ('order', 'bad', 'X', '{}', '{\"number\": 1}')";
     outbox.execute(poison).await?;
@@ -166,9 +166,9 @@ async fn a_missing_topic_is_a_stall_until_it_is_created(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = with_admin(outbox.relay(&kafka)).start_ready("topic").await?;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     outbox.write("a", 1, 3).await?;
     stalled(&relay, &admin, "topic", &[&outbox.topic, "does not exist", "create the topic"]).await?;
     outbox.create_topic(&kafka).await?;
@@ -186,7 +186,7 @@ async fn a_session_that_has_locked_an_event_is_named_by_the_probe(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let (relay, admin) = started(&outbox, &kafka, "row").await?;
     command(&database, &["pause", "--all", "--reason", "to lock it first"]).await?;
     outbox.write("a", 1, 3).await?;
@@ -205,7 +205,7 @@ async fn a_session_that_has_locked_the_table_is_named_by_the_probe(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let (relay, admin) = started(&outbox, &kafka, "table").await?;
     let mut conn = outbox.connect().await?;
     let pid = forgotten(&mut conn, "lock table event_outbox in access exclusive mode").await?;
@@ -215,7 +215,7 @@ async fn a_session_that_has_locked_the_table_is_named_by_the_probe(
 }
 
 async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let user = format!("relay_of_{}", database.name());
     outbox.execute(&format!("create role {user} login password 'secret'")).await?;
@@ -232,7 +232,7 @@ async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: 
     let relay = with_admin(outbox.relay(&kafka)).with("DATABASE_URL", format!("postgres://{user}:secret@{place}"));
     outbox.write("a", 1, 3).await?;
     let relay = relay.start_ready("right").await?;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
     let grant = body["next_step"].as_str().unwrap_or_default().to_owned();
     ensure!(grant == format!("grant update (attempts) on \"public\".\"event_outbox\" to {user};"), "{body}");
@@ -251,7 +251,7 @@ async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: 
 
 async fn a_relay_whose_brokers_go_away_is_stalled_and_says_so_once(database: TestDatabase) -> anyhow::Result<()> {
     let mut kafka = RealKafka::start(&[])?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let (relay, admin) = started(&outbox, &kafka, "brokers").await?;
     kafka.kill();
     admin.until_ready_says(503, |body| body["state"] == "unready" && body["cause"] == "brokers").await;
@@ -265,7 +265,7 @@ async fn events_that_others_pass_by_are_logged_once(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let (relay, admin) = started(&outbox, &kafka, "passed").await?;
     command(&database, &["pause", "--entity", "a", "--reason", "a trial"]).await?;
     outbox.write("a", 1, 1).await?;
@@ -280,13 +280,13 @@ async fn events_that_others_pass_by_are_logged_once(
 }
 
 async fn callers_without_the_token_learn_nothing(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay =
         with_admin(outbox.relay(&kafka)).with("RELAY_ADMIN_ADDRESS", "0.0.0.0:0").with("RELAY_ADMIN_TOKEN", TOKEN);
     let relay = relay.start_ready("guarded").await?;
     let address = relay.wait_for("admin_listening").await["address"].as_str().unwrap_or_default().to_owned();
     ensure!(address.starts_with("0.0.0.0:"), "{address}");
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     let wrong = [
         TOKEN.to_owned(),
         format!("Basic {TOKEN}"),
@@ -315,9 +315,9 @@ async fn an_admin_address_that_is_taken_is_reported_at_the_start(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let first = with_admin(outbox.relay(&kafka)).start_ready("first").await?;
-    let address = Admin::of(&first).await?.address();
+    let address = Admin::from_relay(&first).await?.address();
     let output = outbox.relay(&kafka).with("RELAY_ADMIN_ADDRESS", address).output("run").await?;
     let last: Value = serde_json::from_str(output.stderr.lines().last().unwrap_or_default())?;
     ensure!(output.code == Some(1) && last["level"] == "ERROR" && last["notice"] == "failed", "{output:?}");
@@ -327,10 +327,10 @@ async fn an_admin_address_that_is_taken_is_reported_at_the_start(
 }
 
 async fn a_container_asks_by_the_command(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let relay = with_admin(outbox.relay(&kafka)).with("RELAY_ADMIN_TOKEN", TOKEN);
     let running = relay.start_ready("asked").await?;
-    let address = Admin::of(&running).await?.address();
+    let address = Admin::from_relay(&running).await?.address();
     let asked = relay.clone().with("RELAY_ADMIN_ADDRESS", address);
     let output = eventually("the relay is ready", SOON, || async {
         match asked.output("health").await {
@@ -358,12 +358,12 @@ async fn policies_that_hide_events_are_named_with_their_fix(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let (user, settings) = crate::check::with_user(&database, &outbox, &kafka).await?;
     crate::check::grant(&outbox, &user).await?;
     let relay = with_admin(settings.with("RELAY_STALL_AFTER", "4s")).start_ready("hidden").await?;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     outbox.write("before", 1, 1).await?;
     outbox.until_settled().await;
     admin.until_ready_says(200, |body| body["state"] == "ready").await;
@@ -389,14 +389,14 @@ async fn a_reason_does_not_grow_while_a_stall_lasts(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.execute("create function keep() returns trigger language plpgsql as $$ begin return null; end $$").await?;
     outbox.execute("create trigger keep before update on event_outbox for each row execute function keep()").await?;
     outbox.write("waits", 1, 5).await?;
     let settings = outbox.relay(&kafka).with("RELAY_STALL_AFTER", "1s").with("RELAY_STATUS_INTERVAL", "1s");
     let relay = with_admin(settings).start_ready("stalled").await?;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     admin.until_ready_says(503, |body| body["state"] == "stalled").await;
     let count = relay.lines("status").len() + 12;
     let lines = eventually("the status is logged a few times", SOON * 2, || async {

@@ -23,7 +23,7 @@ async fn what_comes_after_all_that_was_published_is_found_and_so_is_what_was_res
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let mut other = outbox.connect().await?;
     let mut snapshot = other.begin().await?;

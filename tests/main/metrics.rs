@@ -54,7 +54,7 @@ async fn metrics_count_what_went_out_what_waits_and_what_failed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write_backlog(300, 20).await?;
     outbox
@@ -69,7 +69,7 @@ async fn metrics_count_what_went_out_what_waits_and_what_failed(
     let paused = paused.argument("--reason").argument("a trial").output("pause").await?;
     ensure!(paused.code == Some(0), "{paused:?}");
     let relay = with_admin(outbox.relay(&kafka)).start_ready("counts").await?;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     let acknowledged = format!("outbox_relay_acknowledged_records_total{{topic=\"{}\"}}", outbox.topic);
     let text = until(
         &admin,
@@ -107,7 +107,7 @@ async fn metrics_show_what_vacuum_waits_for_and_what_is_unscanned(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;
     outbox.write("locked", 1, 1).await?;
@@ -115,7 +115,7 @@ async fn metrics_show_what_vacuum_waits_for_and_what_is_unscanned(
     open.execute("begin; select from event_outbox for update").await?;
     outbox.write_backlog(500, 20).await?;
     let relay = with_admin(outbox.relay(&kafka)).start_ready("vacuum").await?;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     outbox.until_published(500).await;
     let named = |text: &str, name: &str| value(text, &format!("outbox_relay_{name}"));
     eventually("unscanned ids, vacuum and dead rows are reported", SOON, || async {
@@ -149,10 +149,10 @@ async fn dashboard_alerts_and_documentation_name_metrics_that_exist(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let relay = with_admin(outbox.relay(&kafka)).start_ready("named").await?;
-    let admin = Admin::of(&relay).await?;
+    let admin = Admin::from_relay(&relay).await?;
     outbox.write("a", 1, 10).await?;
     let text = until(&admin, &[("outbox_relay_published_events_total", 10.0), ("outbox_relay_ready", 1.0)]).await;
     let families: BTreeSet<_> =

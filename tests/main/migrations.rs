@@ -142,7 +142,7 @@ async fn while_migrating(
 
 /// Waits until so many sessions wait for a lock.
 async fn until_blocked(database: &TestDatabase, sessions: i64) {
-    let outbox = Outbox::of(database);
+    let outbox = Outbox::from_database(database);
     let sql = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     eventually(&format!("{sessions} sessions wait for a lock"), SOON, || async {
         match outbox.number(sql).await {
@@ -205,14 +205,17 @@ async fn later_migrations_apply_while_the_outbox_of_the_first_is_in_use(database
     ensure!(output.stdout.contains(&format!("version 6 -> {CURRENT_VERSION}")), "{output:?}");
     // What was held in the old form is pending again, for the claims to hold it in the new one.
     let held = "select count(*) from elder.event_outbox where event_type = 'B' and available_at is null and last_error is null";
-    ensure!(Outbox::of(&database).number(held).await? == 1);
+    ensure!(Outbox::from_database(&database).number(held).await? == 1);
     // And the previous binary can own no lane any more.
     let refused = connection.execute("select generation from elder.event_outbox_lane").await;
     ensure!(refused.is_err(), "the previous binary can still claim");
     let beat =
         "insert into elder.event_outbox_relay (id, name, version, workers) values (gen_random_uuid(), 'old', '0', 2)";
     ensure!(connection.execute(beat).await.is_err(), "the previous binary still counts as a relay");
-    ensure!(scalar::<i64>(&Outbox::of(&database), "select count(*) from elder.event_outbox".to_owned()).await? == 3);
+    ensure!(
+        scalar::<i64>(&Outbox::from_database(&database), "select count(*) from elder.event_outbox".to_owned()).await?
+            == 3
+    );
     let migrated = description(&mut connection, "elder").await?;
     let output = migration(&database, "fresh").output("migrate").await?;
     ensure!(output.code == Some(0), "{output:?}");
@@ -244,7 +247,7 @@ async fn upgrades_that_begin_at_once_end_well(database: TestDatabase) -> anyhow:
         ensure!(output.code == Some(0), "{output:?}");
     }
     let invalid = "select count(*) from pg_index where not indisvalid";
-    ensure!(Outbox::of(&database).number(invalid).await? == 0, "an index is invalid");
+    ensure!(Outbox::from_database(&database).number(invalid).await? == 0, "an index is invalid");
     Ok(())
 }
 
@@ -252,7 +255,7 @@ async fn upgrades_that_begin_at_once_end_well(database: TestDatabase) -> anyhow:
 async fn an_upgrade_by_another_user_leaves_the_owner_its_rights(database: TestDatabase) -> anyhow::Result<()> {
     first_version(&database).await?;
     let (owner, monitor) = (format!("{}_owner", database.name()), format!("{}_monitor", database.name()));
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox
         .execute(&format!(
             "create role {owner}; create role {monitor}; grant usage on schema elder to {owner}, {monitor}; \
@@ -292,7 +295,7 @@ async fn run_by_statement(database: &TestDatabase, script: &str) -> anyhow::Resu
 /// A tool runs it statement by statement. It was interrupted once, and an index is left half built.
 async fn a_printed_upgrade_is_run_twice_and_skips_nothing(database: TestDatabase) -> anyhow::Result<()> {
     first_version(&database).await?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let print = |from: &str| {
         let relay = Relay::bare().with("RELAY_SCHEMA", "elder").argument("--print");
         relay.argument("--from").argument(from)
@@ -338,7 +341,7 @@ async fn an_outbox_of_any_name_works_from_the_insert_to_the_record(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let longest = "é".repeat(31) + "x";
     let names = [
         ("public", "Weird name; drop table x", "processed_events"),
@@ -394,7 +397,7 @@ where
 async fn emits_of_one_entity_commit_in_the_order_of_their_ids_and_those_of_others_do_not_wait(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let mut holder = outbox.connect().await?;
     let mut held = holder.begin().await?;
     emit(&mut held, "busy", 0).await?;

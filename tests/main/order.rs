@@ -29,7 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// The lock table is the server's: a transaction that fills it would make other sessions fail.
 async fn one_transaction_does_not_take_the_locks_of_all_others(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let many = |entity: &str| {
         format!(
             "do $$ begin for n in 1..20000 loop perform outbox_emit('order', {entity}, 'X', '{{}}'); end loop; end $$"
@@ -50,7 +50,7 @@ async fn a_row_that_another_session_has_locked_is_not_overtaken_by_its_entity(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     for n in 1..=3 {
         outbox.write("locked", n, 1).await?;
@@ -82,7 +82,7 @@ async fn rows_of_an_entity_that_is_locked_again_while_it_is_released_are_found(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let relay = outbox.relay(&kafka).start_ready("again").await?;
     for round in 1..=6 {
@@ -122,7 +122,7 @@ async fn an_event_of_a_transaction_that_stays_open_is_published_before_its_succe
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let _relay = outbox.relay(&kafka).start("open")?;
     // Of the second round the relay knows that its transaction is a straggler.
@@ -162,7 +162,7 @@ async fn events_of_many_open_transactions_are_published_before_their_successors(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let _relay = outbox.relay(&kafka).with("RELAY_BATCH_SIZE", 20).start("many")?;
     let mut sessions = tokio::task::JoinSet::new();
@@ -203,7 +203,7 @@ async fn a_row_that_is_not_due_waits_and_one_that_was_due_long_ago_keeps_its_pla
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox
         .execute(
@@ -238,7 +238,7 @@ async fn a_relay_frozen_with_a_batch_in_its_hands_changes_nothing_when_it_thaws(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write_backlog(20_000, 200).await?;
     let settings =

@@ -49,7 +49,7 @@ async fn logged_once(relay: &RelayProcess, server: &str) -> anyhow::Result<()> {
 
 async fn a_broker_that_is_down_at_the_start_is_waited_for(database: TestDatabase) -> anyhow::Result<()> {
     let mut kafka = RealKafka::start(&[])?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     kafka.stop();
     outbox.write("early", 1, 10).await?;
@@ -69,7 +69,7 @@ async fn a_broker_that_goes_away_under_load_costs_nothing_and_pins_no_transactio
     database: TestDatabase,
 ) -> anyhow::Result<()> {
     let mut kafka = RealKafka::start(&[])?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     // A batch in flight waits so long for its acks, and its transaction with it.
     let relay = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "5s").start_ready("kafka-away").await?;
@@ -100,7 +100,7 @@ async fn a_broker_that_does_not_answer_is_an_outage_and_keeps_every_order(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
     let mut kafka = RealKafka::start(&[])?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let relay = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "1s").start_ready("kafka-frozen").await?;
     let load = Load::start(&outbox, Plan::new(4_000, 100));
@@ -154,7 +154,7 @@ async fn sessions_terminated_under_load_lose_nothing_and_keep_every_order(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let settings = outbox.relay(&kafka);
     let relays = [settings.start_ready("one").await?, settings.start_ready("two").await?];
@@ -183,7 +183,7 @@ async fn a_database_that_takes_claims_and_refuses_marks_is_not_asked_by_publishi
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     const EVENTS: i64 = 200;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     // A sequence is not rolled back: it counts the tries.
     outbox.execute("create sequence tries").await?;

@@ -54,7 +54,7 @@ async fn resume(database: &TestDatabase, what: &[&str]) -> anyhow::Result<()> {
 async fn a_pause_names_what_it_pauses_and_every_change_is_in_the_audit_table(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let entity = ["--entity", "it's \\ 7", "--entity-type", "order"];
     pause(&database, &["--topic", "orders", "--for", "2h", "--by", "ann"]).await?;
     pause(&database, &entity).await?;
@@ -110,7 +110,7 @@ async fn while_everything_is_paused_nothing_is_published_and_no_transaction_is_b
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let relay = outbox.relay(&kafka).start("paused")?;
     outbox.write("a", 1, 3).await?;
@@ -149,7 +149,7 @@ async fn events_of_a_paused_topic_wait_and_all_others_go_on(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let other = format!("{}-other", outbox.topic);
     kafka.create_topic(&other, PARTITIONS, &[]).await?;
@@ -178,7 +178,7 @@ async fn events_of_a_paused_entity_wait_and_all_others_go_on(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let relay = outbox.relay(&kafka).with("RELAY_BATCH_SIZE", 3).start("entity")?;
     pause(&database, &["--entity", "a"]).await?;
@@ -216,7 +216,7 @@ async fn a_pause_outlives_the_relay_and_ends_when_it_expires(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let first = outbox.relay(&kafka).start("first")?;
     pause(&database, &["--topic", &outbox.topic, "--for", "1h"]).await?;
@@ -247,7 +247,7 @@ async fn a_paused_event_is_held_once_and_no_claim_walks_it(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let other = format!("{}-other", outbox.topic);
     kafka.create_topic(&other, PARTITIONS, &[]).await?;
@@ -275,7 +275,7 @@ async fn nothing_is_overtaken_while_pauses_begin_and_end_under_load_with_two_rel
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let settings = outbox.relay(&kafka).with("RELAY_BATCH_SIZE", 50);
     let relays = [settings.start("one")?, settings.start("two")?];

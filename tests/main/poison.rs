@@ -74,7 +74,7 @@ async fn poison_is_dead_after_one_attempt_and_its_successors_go_on(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     kafka.create_topic(&outbox.topic, PARTITIONS, &[("max.message.bytes", TOPIC_LIMIT)]).await?;
     write_poison(&outbox).await?;
     let relay = outbox.relay(&kafka).with("KAFKA_COMPRESSION_TYPE", "none").start("poison")?;
@@ -103,7 +103,7 @@ async fn poison_holds_its_entity_and_no_other_where_that_is_the_policy(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     kafka.create_topic(&outbox.topic, PARTITIONS, &[("max.message.bytes", TOPIC_LIMIT)]).await?;
     write_poison(&outbox).await?;
     let settings = outbox.relay(&kafka).with("RELAY_ON_POISON", "hold_entity").with("KAFKA_COMPRESSION_TYPE", "none");
@@ -136,7 +136,7 @@ async fn a_batch_that_is_larger_than_its_topic_allows_is_no_poison(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     kafka.create_topic(&outbox.topic, PARTITIONS, &[("max.message.bytes", TOPIC_LIMIT)]).await?;
     outbox.write_backlog(5_000, 20).await?;
     let _relay = outbox.relay(&kafka).with("KAFKA_COMPRESSION_TYPE", "none").start("batches")?;
@@ -149,7 +149,7 @@ async fn a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let missing = format!("{}-missing", outbox.topic);
     let relay = outbox.relay(&kafka).start("missing")?;
@@ -180,7 +180,7 @@ async fn events_held_by_one_relay_are_released_by_the_next_in_batches_and_in_ord
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let missing = format!("{}-missing", outbox.topic);
     let relay = outbox.relay(&kafka).start("first")?;
@@ -211,7 +211,7 @@ async fn a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_b
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let gone = format!("{}-gone", outbox.topic);
     kafka.create_topic(&gone, 1, &[]).await?;
@@ -238,7 +238,7 @@ async fn a_topic_whose_right_is_missing_holds_its_own_events_until_it_is_granted
     database: TestDatabase,
 ) -> anyhow::Result<()> {
     let kafka = RealKafka::start(MINDS_RIGHTS)?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let guarded = format!("{}-guarded", outbox.topic);
     kafka.create_topic(&guarded, 1, &[]).await?;

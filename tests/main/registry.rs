@@ -31,7 +31,7 @@ async fn relays_whose_counts_are_slow_do_not_take_each_other_for_dead(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let settings = outbox.relay(&kafka).with("RELAY_STATUS_INTERVAL", "1s").with("RELAY_HEARTBEAT_INTERVAL", "1s");
     let relays = [settings.start_ready("one").await?, settings.start_ready("two").await?];
@@ -62,7 +62,7 @@ async fn the_row_of_a_killed_relay_is_removed_by_those_that_live(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.relay(&kafka).start_ready("killed").await?.kill()?;
     // A relay that is ready has not beaten yet.
@@ -95,7 +95,7 @@ async fn a_dead_relay_whose_last_heartbeat_lies_in_the_future_keeps_no_lanes(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let settings = outbox
         .relay(&kafka)

@@ -33,7 +33,7 @@ struct Field {
 
 impl Field {
     async fn new(database: &TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<Self> {
-        let outbox = Outbox::of(database);
+        let outbox = Outbox::from_database(database);
         outbox.create_topic(&kafka).await?;
         let copy = format!("{}-copy", outbox.topic);
         kafka.create_topic(&copy, PARTITIONS, &[]).await?;
@@ -80,7 +80,7 @@ async fn events_go_out_again_as_the_relay_sends_them_in_every_envelope(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     for envelope in ["event", "raw", "debezium", "cloudevents-binary", "cloudevents-structured"] {
-        let outbox = Outbox::of(&database).seen_by(&format!("{}-{envelope}", database.name()));
+        let outbox = Outbox::from_database(&database).seen_by(&format!("{}-{envelope}", database.name()));
         outbox.create_topic(&kafka).await?;
         let field = Field { copy: format!("{}-copy", outbox.topic), kafka: Arc::clone(&kafka), outbox };
         kafka.create_topic(&field.copy, PARTITIONS, &[]).await?;

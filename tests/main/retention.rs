@@ -59,7 +59,7 @@ async fn write_history(outbox: &Outbox) -> anyhow::Result<()> {
 }
 
 async fn only_events_published_long_ago_are_pruned(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     write_history(&outbox).await?;
     let old = "from event_outbox where status = 'PUBLISHED' and published_at < now() - interval '2 days'";
     let (expected, all) = (outbox.number(&format!("select count(*) {old}")).await?, 10_000);
@@ -86,7 +86,7 @@ async fn only_events_published_long_ago_are_pruned(database: TestDatabase) -> an
 }
 
 async fn an_archived_event_is_moved_as_it_is(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     write_history(&outbox).await?;
     outbox
         .execute(
@@ -114,7 +114,7 @@ async fn an_archived_event_is_moved_as_it_is(database: TestDatabase) -> anyhow::
 }
 
 async fn rows_of_the_consumers_table_are_pruned_by_their_age(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox
         .execute(
             "insert into processed_events (consumer_group, event_id, processed_at) \
@@ -144,7 +144,7 @@ async fn rows_of_the_consumers_table_are_pruned_by_their_age(database: TestDatab
 }
 
 async fn a_locked_event_is_skipped_and_nobody_waits_for_a_prune(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     write_history(&outbox).await?;
     let mut other = outbox.connect().await?;
     let mut lock = other.begin().await?;
@@ -160,7 +160,7 @@ async fn a_locked_event_is_skipped_and_nobody_waits_for_a_prune(database: TestDa
 async fn a_prune_without_anything_to_prune_or_without_a_yes_changes_nothing(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     write_history(&outbox).await?;
     for (arguments, says) in [
         (&["--yes"][..], "RELAY_RETENTION"),
@@ -179,7 +179,7 @@ async fn relays_prune_in_the_background_under_load_and_the_ledger_is_clean(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     // Consumers remember for longer than the topic keeps what they have applied.
     kafka.create_topic(&outbox.topic, PARTITIONS, &[("retention.ms", "1200000")]).await?;
     outbox
@@ -245,7 +245,7 @@ async fn a_relay_that_may_not_prune_says_so_once_and_goes_on(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     const FAILS: &str = "OR-6001";
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.execute("alter table event_outbox_archive rename to hidden").await?;
     let relay =
@@ -277,7 +277,7 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let dead_letters = remember(&outbox, &kafka, "7200000").await?;
     let topic = outbox.topic.clone();
     let relay = outbox.relay(&kafka).with("RELAY_PROCESSED_RETENTION", "30m");
@@ -347,7 +347,7 @@ async fn a_relay_prunes_nothing_that_a_topic_still_holds(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     const REFUSED: &str = "OR-3112";
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     remember(&outbox, &kafka, "7200000").await?;
     let settings = outbox.relay(&kafka).with("RELAY_PROCESSED_RETENTION", "10s");
     let relay = settings.start("narrow")?;

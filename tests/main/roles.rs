@@ -73,7 +73,7 @@ async fn roles_are_made_once_and_again_by_any_number_of_processes(database: Test
     }
     let text = made(&database, &[]).await?;
     ensure!(SUFFIXES.iter().all(|suffix| text.contains(&format!("{}_{suffix}", database.name()))), "{text}");
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let logins = format!(
         "select count(*) from pg_roles where rolname like '{}\\_%' and (rolcanlogin or rolsuper or rolcreaterole or rolcreatedb)",
         database.name()
@@ -216,7 +216,7 @@ async fn what_a_role_must_not_do_is_refused(database: TestDatabase) -> anyhow::R
 }
 
 async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     made(&database, &["--retention"]).await?;
 

@@ -90,7 +90,7 @@ fn guarded(certificates: &Certificates) -> anyhow::Result<(RealKafka, u16)> {
 }
 
 fn talkative(database_url: &str, door: u16, certificates: &Certificates) -> Relay {
-    Relay::of(database_url, &format!("127.0.0.1:{door}"))
+    Relay::new(database_url, &format!("127.0.0.1:{door}"))
         .with("RELAY_LOG_LEVEL", "trace")
         .with("KAFKA_DEBUG", "all")
         .with("KAFKA_SECURITY_PROTOCOL", "sasl_ssl")
@@ -116,7 +116,7 @@ async fn nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it(
 ) -> anyhow::Result<()> {
     let certificates = Certificates::make()?;
     let (kafka, door) = guarded(&certificates)?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let user = format!("owner_of_{}", database.name());
     outbox.execute(&format!("create role {user} superuser login password '{DATABASE_PASSWORD}'")).await?;
@@ -188,7 +188,7 @@ async fn nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it(
 }
 
 async fn a_relay_that_cannot_start_says_so_as_a_line_of_its_log(database: TestDatabase) -> anyhow::Result<()> {
-    let relay = Relay::of(&database.url(), &format!("127.0.0.1:{}", free_port()?)).with("RELAY_SCHEMA", "elsewhere");
+    let relay = Relay::new(&database.url(), &format!("127.0.0.1:{}", free_port()?)).with("RELAY_SCHEMA", "elsewhere");
     let output = relay.output("run").await?;
     let lines: Vec<serde_json::Value> = output
         .stderr

@@ -77,7 +77,7 @@ async fn killed_before_its_offset(
     program: fn() -> anyhow::Result<Program>,
 ) -> anyhow::Result<()> {
     let mut program = tokio::task::spawn_blocking(program).await??;
-    let outbox = Outbox::of(database);
+    let outbox = Outbox::from_database(database);
     outbox.create_topic(kafka).await?;
     outbox.execute(include_str!("../../docs/examples/consumers/invoices.sql")).await?;
     place_orders(&outbox).await?;

@@ -47,7 +47,7 @@ fn shows(status: &Value, parts: &[&str]) -> bool {
 }
 
 async fn status_needs_no_relay_and_says_that_there_is_none(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.write("one", 1, 3).await?;
     outbox.write("two", 1, 2).await?;
     let relay = relay_of(&database);
@@ -72,7 +72,7 @@ async fn status_needs_no_relay_and_says_that_there_is_none(database: TestDatabas
 }
 
 async fn a_session_that_has_locked_an_event_is_named_with_what_ends_it(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.write("one", 1, 3).await?;
     let mut conn = outbox.connect().await?;
     conn.execute("set application_name = 'a forgotten psql'").await?;
@@ -94,7 +94,7 @@ async fn a_session_that_has_locked_an_event_is_named_with_what_ends_it(database:
 async fn a_session_that_has_locked_the_table_is_named_although_nothing_can_be_read(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let mut conn = outbox.connect().await?;
     let mut open = conn.begin().await?;
     open.execute("lock table event_outbox in access exclusive mode").await?;
@@ -107,7 +107,7 @@ async fn a_session_that_has_locked_the_table_is_named_although_nothing_can_be_re
 }
 
 async fn pauses_are_shown_with_their_reason(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     // As the migration of the pauses makes it, as far as it is read here.
     outbox
         .execute(
@@ -129,7 +129,7 @@ async fn pauses_are_shown_with_their_reason(database: TestDatabase) -> anyhow::R
 }
 
 async fn the_health_view_is_for_a_monitor_without_rights_on_the_tables(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.write("one", 1, 4).await?;
     outbox
         .execute(
@@ -156,7 +156,7 @@ async fn the_health_view_is_for_a_monitor_without_rights_on_the_tables(database:
 }
 
 async fn the_health_view_walks_the_backlog_and_not_the_table(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;
     let plan_of = "explain select * from event_outbox_health";
     let fill = |status: &str, rows: i64| {
@@ -192,7 +192,7 @@ async fn relays_are_shown_with_their_lanes_and_what_they_do(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let _one = outbox.relay(&kafka).with("RELAY_WORKERS", 4).start_ready("one").await?;
     let _two = outbox.relay(&kafka).start_ready("two").await?;
@@ -214,7 +214,7 @@ async fn held_and_dead_events_are_shown_with_the_next_step(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox
         .execute(
@@ -235,7 +235,7 @@ async fn held_and_dead_events_are_shown_with_the_next_step(
 
 async fn watching_goes_on_and_shows_the_rate(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     use std::io::{BufRead, BufReader};
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write_backlog(20_000, 100).await?;
     let mut watching = std::process::Command::new(env!("CARGO_BIN_EXE_outbox-relay"))

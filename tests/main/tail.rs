@@ -66,7 +66,7 @@ async fn an_event_is_followed_to_its_place_on_the_topic(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write("before", 1, 1).await?;
     let mut following = tail(&database, &outbox, &kafka, &["--events", "3"])?;
@@ -91,7 +91,7 @@ async fn an_event_is_followed_to_its_place_on_the_topic(
 }
 
 async fn only_what_is_asked_for_is_followed(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let mut following =
         tail(&database, &outbox, &kafka, &["--entity", "wanted", "--type", "Counted", "--events", "1"])?;
@@ -129,7 +129,7 @@ async fn a_published_event_is_explained_with_its_place(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.write_backlog(500, 20).await?;
     let relay = outbox.relay(&kafka);
@@ -156,7 +156,7 @@ async fn a_waiting_event_is_explained_with_the_reason_and_what_to_do(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox
         .execute(
@@ -193,16 +193,16 @@ async fn a_waiting_event_is_explained_with_the_reason_and_what_to_do(
 }
 
 async fn an_unknown_event_is_a_finding(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let output = outbox.relay(&kafka).argument("no-such-entity").output("explain").await?;
     ensure!(output.code == Some(1) && output.stdout.is_empty() && output.stderr.contains("--full"), "{output:?}");
     Ok(())
 }
 
 async fn brokers_that_are_away_do_not_keep_an_event_from_being_explained(database: TestDatabase) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.write("e", 1, 1).await?;
-    let relay = Relay::of(&database.url(), &format!("127.0.0.1:{}", free_port()?));
+    let relay = Relay::new(&database.url(), &format!("127.0.0.1:{}", free_port()?));
     let events = explained(&relay, "e").await?;
     ensure!(events[0]["record_unknown"].as_str().is_some_and(|why| !why.is_empty()), "{events}");
     Ok(())

@@ -50,7 +50,7 @@ async fn twenty_thousand_missing_topics_do_not_starve_the_others(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     write_mistakes(&outbox, MISTAKES).await?;
     write_good(&outbox, "behind").await?;
@@ -80,7 +80,7 @@ async fn twenty_thousand_missing_topics_do_not_starve_the_others(
 /// The broker would.
 async fn a_topic_that_an_event_names_by_mistake_is_not_created(database: TestDatabase) -> anyhow::Result<()> {
     let kafka = RealKafka::start(&[("auto.create.topics.enable", "true")])?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     write_mistakes(&outbox, 20).await?;
     write_good(&outbox, "good").await?;
@@ -110,7 +110,7 @@ async fn an_entity_moves_once_to_another_partition_when_its_topic_gets_more(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
     let kafka = RealKafka::start(&[])?;
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     kafka.create_topic(&outbox.topic, 3, &[]).await?;
     let relay = outbox.relay(&kafka).start_ready("spreads").await?;
     outbox.write_backlog(400, 20).await?;

@@ -53,7 +53,7 @@ struct Sides {
 
 impl Sides {
     async fn new(database: &TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<Self> {
-        let outbox = Outbox::of(database);
+        let outbox = Outbox::from_database(database);
         outbox.create_topic(&kafka).await?;
         let sides = Self { producer: kafka.client().create()?, outbox, kafka };
         // Every trial has a clean event on either side of what it is about.
@@ -141,7 +141,7 @@ async fn what_a_relay_published_is_clean_in_every_envelope_and_pending_rows_are_
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     for envelope in ["event", "raw", "debezium", "cloudevents-binary", "cloudevents-structured"] {
-        let outbox = Outbox::of(&database).seen_by(&format!("{}-{envelope}", database.name()));
+        let outbox = Outbox::from_database(&database).seen_by(&format!("{}-{envelope}", database.name()));
         outbox.create_topic(&kafka).await?;
         outbox.execute("delete from event_outbox").await?;
         outbox.write_backlog(2_000, 20).await?;
@@ -329,7 +329,7 @@ async fn a_role_that_may_only_select_is_enough_and_nothing_is_written(
     sides.outbox.execute(&format!("grant select on event_outbox to {role}")).await?;
     let url = database.url();
     let server = url.split_once('@').context("a URL without a user")?.1;
-    let reader = Relay::of(&format!("postgres://{role}:reader@{server}"), &sides.kafka.bootstrap())
+    let reader = Relay::new(&format!("postgres://{role}:reader@{server}"), &sides.kafka.bootstrap())
         .with("RELAY_TOPIC", &sides.outbox.topic);
     let verified = verify(reader, &sides.outbox.topic, &["--payload", "raw"]).await;
     sides.outbox.execute(&format!("drop owned by {role}; drop role {role}")).await?;
@@ -448,7 +448,7 @@ async fn what_cannot_be_read_exits_70_and_says_what_to_do(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::of(&database);
+    let outbox = Outbox::from_database(&database);
     let unknown_topic = outbox.relay(&kafka).argument("--topic").argument("never-created-for-verify");
     let unknown_table = outbox.relay(&kafka).with("RELAY_TABLE", "nowhere");
     for (relay, code) in [(unknown_topic, "code: OR-3101"), (unknown_table, "code: OR-2101")] {

@@ -37,7 +37,7 @@ pub struct Admin {
 
 impl Admin {
     /// Of a relay that has it at a port of its own choice.
-    pub async fn of(relay: &RelayProcess) -> anyhow::Result<Self> {
+    pub async fn from_relay(relay: &RelayProcess) -> anyhow::Result<Self> {
         let line = relay.wait_for("admin_listening").await;
         let address = line["address"].as_str().unwrap_or_default().parse().with_context(|| line.to_string())?;
         Ok(Self { address, token: None })

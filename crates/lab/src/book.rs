@@ -70,7 +70,10 @@ impl Book {
                 topic: &outbox.topic,
                 partition: record.partition,
                 offset: record.offset,
-                fingerprint: Some(Fingerprint::of(record.key.as_deref(), record.value.as_deref().map(data))),
+                fingerprint: Some(Fingerprint::from_key_value(
+                    record.key.as_deref(),
+                    record.value.as_deref().map(data),
+                )),
                 expected_partition: record.key.as_deref().map(|key| java_partition(key, PARTITIONS)),
             });
         }
@@ -97,7 +100,7 @@ async fn rows(outbox: &Outbox, ledger: &mut Ledger) -> anyhow::Result<std::colle
             entity: entity_id.map(|entity_id| EntityKey { entity_type, entity_id }),
             order: id,
             scheduled: row.try_get(5)?,
-            fingerprint: Some(Fingerprint::of(entity_id.map(str::as_bytes), value)),
+            fingerprint: Some(Fingerprint::from_key_value(entity_id.map(str::as_bytes), value)),
         });
         ledger.status(EventId(event_id), status(row.try_get(4)?)?);
         events.insert(event_id);

@@ -46,7 +46,7 @@ pub struct Outbox {
 
 impl Outbox {
     /// In a test's own database, which the template has migrated.
-    pub fn of(database: &TestDatabase) -> Self {
+    pub fn from_database(database: &TestDatabase) -> Self {
         Self { options: database.connect_options(), url: database.url(), topic: database.name().to_owned() }
     }
 
@@ -101,7 +101,7 @@ impl Outbox {
 
     /// A relay of this outbox, which sends everything to the test's topic.
     pub fn relay(&self, kafka: &RealKafka) -> Relay {
-        Relay::of(&self.url, &kafka.bootstrap()).with("RELAY_TOPIC", &self.topic)
+        Relay::new(&self.url, &kafka.bootstrap()).with("RELAY_TOPIC", &self.topic)
     }
 
     /// The same through proxies in front of both servers.
@@ -109,7 +109,7 @@ impl Outbox {
         let own = format!("@127.0.0.1:{}/", self.options.get_port());
         ensure!(self.url.contains(&own), "the database is not at {own}");
         let url = self.url.replace(&own, &format!("@127.0.0.1:{postgres}/"));
-        Ok(Relay::of(&url, &format!("127.0.0.1:{kafka}")).with("RELAY_TOPIC", &self.topic))
+        Ok(Relay::new(&url, &format!("127.0.0.1:{kafka}")).with("RELAY_TOPIC", &self.topic))
     }
 
     /// Where Postgres listens.

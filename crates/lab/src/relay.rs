@@ -56,7 +56,7 @@ impl Relay {
     }
 
     /// What every relay needs.
-    pub fn of(database_url: &str, brokers: &str) -> Self {
+    pub fn new(database_url: &str, brokers: &str) -> Self {
         Self::bare().with("DATABASE_URL", database_url).with("KAFKA_BOOTSTRAP_SERVERS", brokers)
     }
 

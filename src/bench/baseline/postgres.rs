@@ -72,7 +72,7 @@ impl Session {
     async fn new(bench: &Bench, schema: &BenchSchema, lanes: LaneRange) -> Result<Self, BenchError> {
         let (relay, prepared) = (&bench.settings.relay, bench.settings.database.prepared_statements);
         let mut conn = bench.schemas.connect().await?;
-        let sequence = Sequence::of(&mut conn, &schema.names).await?;
+        let sequence = Sequence::read(&mut conn, &schema.names).await?;
         let transaction = Transaction::new(&schema.names, LONGEST, prepared, false);
         transaction.prepare(&mut conn).await?;
         Ok(Self {

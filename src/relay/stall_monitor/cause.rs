@@ -22,7 +22,7 @@ pub(super) struct Observed<'e> {
 }
 
 /// A right that is missing.
-pub(super) fn of_rights(finding: Finding) -> Reason {
+pub(super) fn reason_from_rights(finding: Finding) -> Reason {
     Reason::new(Cause::Right, finding.message, finding.fix)
 }
 
@@ -60,13 +60,13 @@ impl Observed<'_> {
         let options = &shared.options;
         let look = Look { names: &options.names, topic: &options.topic, alive_for: options.alive_for() };
         let status = Status::look(conn, &look, &mut None).await.unwrap_or_default();
-        self.of_status(&status, &options.application_name())
+        self.reason_from_status(&status, &options.application_name())
             .or(outage)
-            .or_else(|| self.of_acks(shared))
+            .or_else(|| self.reason_from_acks(shared))
             .unwrap_or_else(|| self.unknown(shared))
     }
 
-    fn of_status(&self, status: &Status, own: &str) -> Option<Reason> {
+    fn reason_from_status(&self, status: &Status, own: &str) -> Option<Reason> {
         let about = |about: About, cause: Cause| {
             let step = status.next.iter().find(|step| step.about == about)?;
             Some(Reason::new(cause, &step.what, &step.next_step))
@@ -127,7 +127,7 @@ impl Observed<'_> {
         })
     }
 
-    fn of_acks(&self, shared: &Shared) -> Option<Reason> {
+    fn reason_from_acks(&self, shared: &Shared) -> Option<Reason> {
         let why = (0..shared.options.workers).find_map(|worker| shared.obstacle(&acks_of(worker)))?;
         Some(Reason::new(
             Cause::Acks,

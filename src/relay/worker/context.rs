@@ -117,7 +117,7 @@ impl CycleError {
     /// What kind of failure it is.
     pub(crate) fn class(&self) -> Class {
         match self {
-            Self::Database(error) => fault::of_database(error).class,
+            Self::Database(error) => fault::classify_database(error).class,
             Self::NotOwned { .. } => Class::ActionRequired,
             Self::BrokerDown(_) => Class::Outage,
             Self::Transaction(error) => class_of(error).0,

@@ -189,8 +189,8 @@ impl Decider<'_> {
             Routed::Poison { error, code } => self.refuse(candidate, error.clone(), *code),
             Routed::Ready { event, topic } => match self.send(slot, &topics[*topic], event) {
                 Ok(()) => RowOutcome::Sent { slot, topic: *topic },
-                Err(code) if fault::of_kafka(code).class == Class::Row => {
-                    self.refuse(candidate, refused(code), fault::of_kafka(code).code)
+                Err(code) if fault::classify_kafka(code).class == Class::Row => {
+                    self.refuse(candidate, refused(code), fault::classify_kafka(code).code)
                 }
                 // The outcome of the slot tells.
                 Err(_) => {
@@ -319,5 +319,5 @@ impl Decider<'_> {
 
 /// The reason kept for a record that Kafka refused.
 pub(crate) fn refused(code: RDKafkaErrorCode) -> String {
-    format!("{code:?}: {}", fault::of_kafka(code).next_step)
+    format!("{code:?}: {}", fault::classify_kafka(code).next_step)
 }

@@ -57,7 +57,7 @@ impl WorkerContext<'_> {
                 Some(Outcome::Failed(code)) => Some(*code),
                 _ => None,
             };
-            let found = code.map(|code| fault::of_kafka(code).class);
+            let found = code.map(|code| fault::classify_kafka(code).class);
             if let (Some(code), Some(Class::Row), 1) = (code, found, sent.records) {
                 // Alone in its batch it is the culprit. In company it may be the size of the batch: fewer the next time.
                 *outcome = self.refuse_alone(assignment, row, code)?;
@@ -109,7 +109,7 @@ impl WorkerContext<'_> {
         let closed = Default::default();
         let mut decider =
             Decider { assignment, producer, options: &self.shared.options, closed: &closed, dead: Default::default() };
-        Ok(decider.refuse(event, refused(code), fault::of_kafka(code).code))
+        Ok(decider.refuse(event, refused(code), fault::classify_kafka(code).code))
     }
 
     /// Writes the whole batch down with the lanes' new progress, and commits. With `goes_on` the next transaction is begun, too. Returns

@@ -151,13 +151,13 @@ impl<E: Error + Send + Sync + 'static> From<E> for Failed {
 
 fn kind_of(error: &(dyn Error + 'static)) -> Kind {
     if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-        return of_database(error);
+        return classify_database(error);
     }
     if error.is::<serde_json::Error>() {
         return Kind::Permanent;
     }
     match error.downcast_ref::<EmitError>() {
-        Some(EmitError::Database(error)) => of_database(error),
+        Some(EmitError::Database(error)) => classify_database(error),
         #[cfg(feature = "schema")]
         Some(EmitError::Invalid(_)) => Kind::Permanent,
         None => Kind::Transient,
@@ -165,7 +165,7 @@ fn kind_of(error: &(dyn Error + 'static)) -> Kind {
 }
 
 /// By SQLSTATE, never by the text of a message.
-fn of_database(error: &sqlx::Error) -> Kind {
+fn classify_database(error: &sqlx::Error) -> Kind {
     let code = error.as_database_error().and_then(|error| error.code());
     let Some(code) = code.as_deref() else {
         return match error {

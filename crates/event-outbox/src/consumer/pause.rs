@@ -11,7 +11,7 @@ pub(super) struct Pause {
 }
 
 impl Pause {
-    pub(super) fn of(retry: &Retry) -> Self {
+    pub(super) fn from_retry(retry: &Retry) -> Self {
         Self { backoff: Backoff::new(retry.first_pause, retry.longest_pause), logged: false }
     }
 

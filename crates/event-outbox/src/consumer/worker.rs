@@ -127,7 +127,7 @@ impl Worker {
     }
 
     async fn attempts(&mut self, delivery: &Delivery, call: &Call) -> Result<(), Unfinished> {
-        let (mut attempt, mut first_failed_at, mut pause) = (1, None, Pause::of(&self.shared.retry));
+        let (mut attempt, mut first_failed_at, mut pause) = (1, None, Pause::from_retry(&self.shared.retry));
         loop {
             let failed = match self.shared.attempt_context.attempt(call, delivery, attempt).await {
                 Ok(AttemptResult::Held) => return self.behind(delivery, &call.event, &call.source_topic).await,
@@ -169,7 +169,7 @@ impl Worker {
         source_topic: &str,
         failed: &Failed,
     ) -> Result<(), Unfinished> {
-        let mut pause = Pause::of(&self.shared.retry);
+        let mut pause = Pause::from_retry(&self.shared.retry);
         loop {
             match self.shared.attempt_context.look(event, source_topic, delivery).await {
                 Ok(Gate::Repeated) => return self.count(AttemptResult::Repeated),
@@ -234,7 +234,7 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let dead_letter = dead_letter(&shared.group, delivery, failure);
         let topic = (shared.dead_letter_topic)(&dead_letter.source_topic);
-        let mut pause = Pause::of(&shared.retry);
+        let mut pause = Pause::from_retry(&shared.retry);
         loop {
             let sent = shared.dead_letters.send(&topic, delivery, delivery.headers_of(&dead_letter));
             let Err(refusal) = self.interruptible(sent).await? else { break };
@@ -276,7 +276,7 @@ impl Worker {
         source_topic: &str,
         reason: Reason,
     ) -> Result<(), Unfinished> {
-        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::of(&self.shared.retry));
+        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retry));
         while let Err(error) = shared.attempt_context.park(event, source_topic, delivery, reason).await {
             self.wait(&mut pause, event, error).await?;
         }
@@ -286,7 +286,7 @@ impl Worker {
 
     /// An event that is skipped holds its key no longer.
     async fn release(&mut self, event: &Event) -> Result<(), Unfinished> {
-        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::of(&self.shared.retry));
+        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retry));
         while let Err(error) = shared.attempt_context.release(event).await {
             self.wait(&mut pause, event, error).await?;
         }

@@ -60,7 +60,7 @@ pub enum RowStatus {
     Dead,
 }
 
-/// 128 bits that stand for a record's key and value. [`Fingerprint::of`] makes one; a caller that has digests from elsewhere, an `md5()`
+/// 128 bits that stand for a record's key and value. [`Fingerprint::from_key_value`] makes one; a caller that has digests from elsewhere, an `md5()`
 /// computed by Postgres for example, makes its own on both sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(pub [u8; 16]);
@@ -68,7 +68,7 @@ pub struct Fingerprint(pub [u8; 16]);
 impl Fingerprint {
     /// Digest of a key and a value. An absent one differs from an empty one, and bytes cannot move from one to the other unseen. Comparable
     /// within one process only: the hash function is the standard library's, which may change from release to release.
-    pub fn of(key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
+    pub fn from_key_value(key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
         let half = |seed: u8| {
             let mut hasher = DefaultHasher::new();
             hasher.write_u8(seed);

@@ -22,7 +22,7 @@ fn event(id: i64) -> Committed<'static> {
         entity: Some(ORDER),
         order: id,
         scheduled: false,
-        fingerprint: Some(Fingerprint::of(Some(b"17"), Some(b"{}"))),
+        fingerprint: Some(Fingerprint::from_key_value(Some(b"17"), Some(b"{}"))),
     }
 }
 
@@ -32,7 +32,7 @@ fn record(id: i64, offset: i64) -> TopicRecord<'static> {
         topic: "order-events",
         partition: 0,
         offset,
-        fingerprint: Some(Fingerprint::of(Some(b"17"), Some(b"{}"))),
+        fingerprint: Some(Fingerprint::from_key_value(Some(b"17"), Some(b"{}"))),
         expected_partition: None,
     }
 }
@@ -210,7 +210,9 @@ fn a_scheduled_row_has_no_order() {
 
 #[test]
 fn a_record_with_another_key_or_value_is_mismatched_even_if_it_is_a_duplicate() {
-    for fingerprint in [Fingerprint::of(Some(b"17"), Some(b"{ }")), Fingerprint::of(Some(b"18"), Some(b"{}"))] {
+    for fingerprint in
+        [Fingerprint::from_key_value(Some(b"17"), Some(b"{ }")), Fingerprint::from_key_value(Some(b"18"), Some(b"{}"))]
+    {
         let mut ledger = delivered(&[1, 2, 3]);
         ledger.observe(TopicRecord { fingerprint: Some(fingerprint), ..record(3, 3) });
         assert!(!finds(ledger, &[(Finding::Duplicates, 1), (Finding::Mismatched, 1)]).is_clean());
@@ -223,18 +225,18 @@ fn a_record_with_another_key_or_value_is_mismatched_even_if_it_is_a_duplicate() 
 #[test]
 fn fingerprints_tell_absent_from_empty_and_key_from_value() {
     let distinct = [
-        Fingerprint::of(None, None),
-        Fingerprint::of(Some(b""), None),
-        Fingerprint::of(None, Some(b"")),
-        Fingerprint::of(Some(b""), Some(b"")),
-        Fingerprint::of(Some(b"ab"), Some(b"c")),
-        Fingerprint::of(Some(b"a"), Some(b"bc")),
-        Fingerprint::of(Some(b"abc"), None),
+        Fingerprint::from_key_value(None, None),
+        Fingerprint::from_key_value(Some(b""), None),
+        Fingerprint::from_key_value(None, Some(b"")),
+        Fingerprint::from_key_value(Some(b""), Some(b"")),
+        Fingerprint::from_key_value(Some(b"ab"), Some(b"c")),
+        Fingerprint::from_key_value(Some(b"a"), Some(b"bc")),
+        Fingerprint::from_key_value(Some(b"abc"), None),
     ];
     for (index, one) in distinct.iter().enumerate() {
         assert!(!distinct[index + 1..].contains(one));
     }
-    assert_eq!(Fingerprint::of(Some(b"ab"), Some(b"c")), distinct[4]);
+    assert_eq!(Fingerprint::from_key_value(Some(b"ab"), Some(b"c")), distinct[4]);
 }
 
 #[test]

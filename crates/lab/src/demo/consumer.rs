@@ -222,7 +222,7 @@ fn see(message: &BorrowedMessage<'_>) -> (Sighting, Option<Delivery>) {
         partition: message.partition(),
         offset: message.offset(),
         event_id: header(message, "event-id").and_then(|text| text.parse().ok()),
-        fingerprint: Fingerprint::of(key, payload),
+        fingerprint: Fingerprint::from_key_value(key, payload),
     };
     let delivery = sighting.event_id.map(|event_id| Delivery {
         event_id,

@@ -163,7 +163,7 @@ fn histories<'a>(events: impl Iterator<Item = (Option<&'a str>, Uuid)>) -> HashM
 /// `None`, which compares nothing, for what only a visitor inserts: tombstones and bytes.
 fn fingerprint(row: &OutboxRow) -> Option<Fingerprint> {
     let payload = row.payload.as_deref()?;
-    Some(Fingerprint::of(row.entity_id.as_deref().map(str::as_bytes), Some(payload.as_bytes())))
+    Some(Fingerprint::from_key_value(row.entity_id.as_deref().map(str::as_bytes), Some(payload.as_bytes())))
 }
 
 fn status(text: &str) -> RowStatus {

@@ -49,14 +49,14 @@ impl History {
         let mut ledger = Ledger::new(Rules { duplicates_allowed: Some(0), pending_allowed: false });
         for (id, entity_id) in (0..).zip(&self.entities) {
             let entity = Some(EntityKey { entity_type: "order", entity_id });
-            let fingerprint = Some(Fingerprint::of(Some(entity_id.as_bytes()), Some(VALUE)));
+            let fingerprint = Some(Fingerprint::from_key_value(Some(entity_id.as_bytes()), Some(VALUE)));
             ledger.committed(Committed { entity, fingerprint, ..event(id) });
         }
         self.rolled_back.iter().for_each(|id| ledger.rolled_back(event_id(*id)));
         self.statuses.iter().for_each(|(id, status)| ledger.status(event_id(*id), *status));
         for (offset, delivered) in (0..).zip(&self.records) {
             let key = self.entities.get(delivered.id as usize).map_or(&b""[..], |entity| entity.as_bytes());
-            let fingerprint = Some(Fingerprint::of(Some(key), Some(delivered.value)));
+            let fingerprint = Some(Fingerprint::from_key_value(Some(key), Some(delivered.value)));
             ledger.observe(TopicRecord { partition: delivered.partition, fingerprint, ..record(delivered.id, offset) });
         }
         ledger.finish()

@@ -22,7 +22,7 @@ fn clean() -> Observed {
         partition: (number % 2) as i32,
         offset,
         event_id: Some(event(number)),
-        fingerprint: Fingerprint::of(Some(order(number).as_bytes()), Some(payload(number).as_bytes())),
+        fingerprint: Fingerprint::from_key_value(Some(order(number).as_bytes()), Some(payload(number).as_bytes())),
     };
     Observed {
         rows: (1..=4).map(row).collect(),
