@@ -13,7 +13,6 @@ mod explain;
 mod health;
 mod interrupt;
 mod migrate;
-mod moment;
 mod output;
 mod pause;
 mod prune;
@@ -23,6 +22,7 @@ mod run;
 mod status;
 mod tail;
 mod target;
+mod time_arg;
 mod verify;
 
 use std::path::PathBuf;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::confirm::Confirm;
 use super::exit::Failure;
 use super::interrupt::interrupted;
-use super::moment::moment;
+use super::time_arg::time_arg;
 use super::{output, runtime};
 use crate::config::KafkaSettings;
 use crate::dlq::DlqError;
@@ -70,11 +70,11 @@ struct Which {
     /// That come from this topic
     #[arg(long, value_name = "TOPIC")]
     source_topic: Option<String>,
-    /// That failed first since then: a length of time such as 2h, or a moment such as 2026-01-31T12:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// That failed first since then: a length of time such as 2h, or a time such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
     /// That failed first before then
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = time_arg)]
     until: Option<DateTime<Utc>>,
     /// In this partition of the dead letter topic
     #[arg(long)]

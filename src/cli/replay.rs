@@ -11,10 +11,10 @@ use super::confirm::Confirm;
 use super::dlq::writable;
 use super::exit::Failure;
 use super::interrupt::interrupted;
-use super::moment::moment;
 use super::prune::may_be_audited;
 use super::runtime;
 use super::target::{By, Target, failed};
+use super::time_arg::time_arg;
 use crate::config::Settings;
 use crate::fault;
 use crate::replay::{Counted, Plan, Progress, Why};
@@ -38,11 +38,11 @@ pub(crate) struct Replay {
     /// That are routed to this topic, by their own topic or by RELAY_TOPIC
     #[arg(long)]
     topic: Option<String>,
-    /// Created since then: a length of time such as 2h, or a moment such as 2026-01-31T12:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// Created since then: a length of time such as 2h, or a time such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
     /// Created before then
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = time_arg)]
     until: Option<DateTime<Utc>>,
     /// Events that are DEAD, instead of those that were published; they stay DEAD
     #[arg(long)]

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 
 use super::exit::Failure;
-use super::moment::moment;
+use super::time_arg::time_arg;
 use super::{migrate, runtime};
 use crate::config::Settings;
 use crate::fault;
@@ -16,8 +16,8 @@ pub(crate) struct Verify {
     /// The topic to compare [default: every topic that a row is routed to]
     #[arg(long)]
     topic: Option<String>,
-    /// Only events created since then: a length of time such as 2h, or a moment such as 2026-01-31T12:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// Only events created since then: a length of time such as 2h, or a time such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
     /// Only the events of this entity id
     #[arg(long, value_name = "ENTITY_ID")]
