@@ -16,7 +16,6 @@ mod finding;
 mod kafka;
 mod pooler;
 pub(crate) mod rights;
-pub(crate) mod routes;
 mod schema;
 mod sessions;
 mod table;
@@ -33,12 +32,12 @@ pub(crate) use finding::{Finding, Severity};
 
 use crate::config::{KafkaSettings, Settings};
 use crate::fault;
-use crate::relay::describe_error;
+use crate::fault::describe;
+use crate::store::routes::{self, IllegalRoute, Seen};
 use crate::store::session;
 use event_outbox::Names;
 use event_outbox::code::Code;
 use kafka::Cluster;
-use routes::Seen;
 
 /// How a check's sessions call themselves. Not like a relay's, so that nobody takes them for one.
 const APPLICATION: &str = "outbox-relay-check";
@@ -128,7 +127,7 @@ struct Found {
 
 fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
     let target = settings.database.target();
-    let (reason, fault) = (describe_error(error), fault::classify_database(error));
+    let (reason, fault) = (describe(error), fault::classify_database(error));
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
         Some("57014") => Finding::warning(
             Code::DatabaseSlow,
@@ -194,7 +193,7 @@ async fn outbox(
     findings.extend(table::table(conn, names).await?);
     findings.extend(table::payloads(conn, names, relay.envelope).await?);
     let (topics, illegal) = routes::routes(conn, names, &relay.topic).await?;
-    findings.extend(illegal);
+    findings.extend(illegal.iter().map(illegal_topic));
     found.topics = topics;
     let (lacking, identity) = transactions::database(conn, settings, names, lanes).await?;
     found.findings.extend(lacking);
@@ -269,4 +268,13 @@ fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::dedup
         window: retention.processed_after?,
         dead_letter_horizon: retention.dead_letter_horizon,
     })
+}
+
+fn illegal_topic(route: &IllegalRoute) -> Finding {
+    let IllegalRoute { entity_type, error } = route;
+    Finding::error(
+        Code::TopicIllegal,
+        format!("Events of the entity type {entity_type:?} have no legal topic and go DEAD: {error}."),
+        "fix RELAY_TOPIC, or what the application writes into entity_type and topic",
+    )
 }

@@ -14,9 +14,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaError;
 use sqlx::PgConnection;
 
-use crate::check::routes;
 use crate::config::{GivenDuration, KafkaSettings};
 use crate::sink::reader::{ANSWER_WITHIN, Reader};
+use crate::store::routes;
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
 

@@ -16,10 +16,10 @@ use sqlx::PgConnection;
 
 pub(crate) use rows::{Row, Wanted};
 
-use crate::check::routes;
 use crate::config::Settings;
 use crate::sink::reader::Reader;
 use crate::store::activity::span;
+use crate::store::routes;
 use event_outbox::Names;
 use why::OutboxState;
 

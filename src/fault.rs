@@ -6,11 +6,13 @@
 //!
 //! How long is waited before what may heal is tried again is in `relay::pace`.
 
+mod describe;
 mod kafka;
 #[cfg(test)]
 mod page;
 mod postgres;
 
+pub(crate) use describe::{describe, shortened};
 pub(crate) use kafka::classify_kafka;
 pub(crate) use postgres::classify_database;
 

@@ -10,4 +10,4 @@ pub(crate) mod progress;
 pub(crate) mod share;
 pub(crate) mod snapshot;
 
-pub(crate) use share::{LaneRange, at_work};
+pub(crate) use share::{LaneRange, WorkerAssignment, at_work};

@@ -20,6 +20,7 @@ mod assignment;
 mod batch_metrics;
 mod exactly_once;
 mod heartbeat;
+mod identity;
 mod options;
 mod outage;
 mod pace;
@@ -41,9 +42,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use options::RelayOptions;
-pub(crate) use outage::describe as describe_error;
 
 use crate::observe::health::Readiness;
+use crate::relay::identity::Fixed;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::delivery::DeliverySql;
 use crate::store::session;
@@ -183,22 +184,13 @@ async fn drain(tasks: &mut JoinSet<()>, timeout: Duration) -> Ended {
     Ended::TimedOut
 }
 
-/// What is fixed of an outbox.
-pub(crate) struct Fixed {
-    lanes: u16,
-    /// Where its ids come from.
-    sequence: Sequence,
-    /// What tells it from others on the same cluster.
-    identity: i64,
-}
-
 /// Waits for the database, then reads what is fixed of the outbox.
 async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fixed, RelayError> {
     let mut backoff = pace::backoff();
     loop {
         let connected = session::connect(&options.database, &options.application_name(), options.connect_timeout).await;
         let failed = match connected {
-            Ok(mut conn) => match worker::context::within(look(&mut conn, &options.names)).await {
+            Ok(mut conn) => match session::within(look(&mut conn, &options.names)).await {
                 Ok(found) => {
                     outages.end(Server::Postgres, Component::Start);
                     return Ok(found);

@@ -11,9 +11,9 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::check::routes;
 use crate::sink::resend::{BATCH, BATCH_BYTES, Outgoing, Record, Resend, Unacknowledged};
 use crate::store::replay::{Found, Stored, Walk};
+use crate::store::routes;
 use crate::verify::Rate;
 use event_outbox::envelope::Envelope;
 use event_outbox::route::TopicTemplate;

@@ -18,13 +18,13 @@ use sqlx::PgConnection;
 pub(crate) use next::{About, NextStep, about_held};
 pub(crate) use progress::LaneProgress;
 
-use crate::check::routes;
 use crate::lane::{LaneRange, at_work};
 use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
 use crate::store::counts::{self, COUNT_LIMIT};
 use crate::store::fleet::{self, LaneDelivery, LaneHeld, RegisteredRelay};
 use crate::store::read_only::read;
+use crate::store::routes;
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
 use event_outbox::schema;

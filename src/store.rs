@@ -10,6 +10,7 @@
 //! - [`retention`]: removing what is old
 //! - [`replay`]: events that are published again
 //! - [`roles`]: who may do what
+//! - [`routes`]: the topics of the events that wait
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
 //! - [`relay_registry`]: the relays that are alive
@@ -41,5 +42,6 @@ pub(crate) mod relay_registry;
 pub(crate) mod replay;
 pub(crate) mod retention;
 pub(crate) mod roles;
+pub(crate) mod routes;
 pub(crate) mod session;
 pub(crate) mod settle;

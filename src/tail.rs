@@ -15,8 +15,8 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::check::routes;
 use crate::config::KafkaSettings;
+use crate::store::routes;
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
 use table::{Row, Table};

@@ -9,12 +9,12 @@ use rdkafka::message::Message;
 
 use super::finding::Finding;
 use super::kafka::{Cluster, blocking, value};
-use super::routes::Seen;
 use crate::config::KafkaSettings;
 use crate::dedup_window::TopicRetention;
 use crate::fault;
 use crate::sink::murmur2;
 use crate::sink::reader::{Part, Partition, Reader};
+use crate::store::routes::Seen;
 use event_outbox::code::Code;
 
 /// librdkafka's default of `message.max.bytes`.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::fault::Fault;
-use crate::relay::describe_error;
+use crate::fault::describe;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
@@ -98,7 +98,7 @@ impl Failure {
         while let Some(error) = next {
             // The client says it twice, with the line of the server's source.
             if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-                causes.push(describe_error(error));
+                causes.push(describe(error));
                 break;
             }
             causes.push(error.to_string());

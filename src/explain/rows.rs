@@ -7,9 +7,9 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::MOST_EVENTS;
-use crate::check::routes;
 use crate::store::pending::{held_by, pending};
 use crate::store::read_only::read_within;
+use crate::store::routes;
 use event_outbox::Names;
 use event_outbox::names::literal;
 use event_outbox::route::TopicTemplate;

@@ -58,6 +58,33 @@ impl fmt::Display for LaneRange {
     }
 }
 
+/// The assignment of this relay's workers among all workers: worker `i` is number `first + i` of `of`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WorkerAssignment {
+    pub(crate) first: usize,
+    pub(crate) of: usize,
+    /// So many of them have lanes.
+    pub(crate) workers: usize,
+    /// The first worker has the lanes of all.
+    pub(crate) single_worker: bool,
+}
+
+impl WorkerAssignment {
+    /// The lanes of each worker.
+    pub(crate) fn shares(self, lanes: u16) -> Vec<Option<LaneRange>> {
+        let mut shares: Vec<_> =
+            (0..self.workers).map(|index| LaneRange::share(self.first + index, self.of, lanes)).collect();
+        if self.single_worker {
+            let all = LaneRange::spanning(shares.iter().flatten());
+            shares.fill(None);
+            if let Some(first) = shares.first_mut() {
+                *first = all;
+            }
+        }
+        shares
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

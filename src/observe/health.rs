@@ -3,12 +3,13 @@
 //! States: unready (starting) -> ready -> unready (a server is away, a right is missing) or stalled (events wait and none moves)
 //! -> ready -> unready (stopping).
 
-use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+
+use crate::fault::shortened;
 
 /// Why events do not go out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -81,18 +82,6 @@ pub(crate) struct Reason {
     pub(crate) message: String,
     /// What to do about it.
     pub(crate) next_step: String,
-}
-
-/// The longest reason, in bytes: a server's message or an operator's text may be of any length, and is repeated with every status line.
-const REASON_MAX_BYTES: usize = 600;
-
-/// Returns the text, cut where it is too long to be repeated.
-pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
-    if text.len() <= REASON_MAX_BYTES {
-        return Cow::Borrowed(text);
-    }
-    let end = text.floor_char_boundary(REASON_MAX_BYTES);
-    Cow::Owned(format!("{}...", &text[..end]))
 }
 
 impl Reason {
@@ -272,7 +261,7 @@ mod tests {
     fn a_reason_of_any_length_is_cut_and_stays_text() {
         assert_eq!(shortened("short"), "short");
         let long = Reason::new(Cause::Unknown, "ü".repeat(100_000), "none");
-        assert!(long.message.len() <= REASON_MAX_BYTES + 3 && long.message.ends_with("ü..."), "{}", long.message);
+        assert!(long.message.len() <= 603 && long.message.ends_with("ü..."), "{}", long.message);
     }
 
     #[test]

@@ -13,33 +13,6 @@ const SCALE_IN_AFTER: Duration = Duration::from_secs(60);
 /// A batch is large from this part of the batch size on.
 const LARGE: usize = 4;
 
-/// The assignment of this relay's workers among all workers: worker `i` is number `first + i` of `of`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WorkerAssignment {
-    pub(crate) first: usize,
-    pub(crate) of: usize,
-    /// So many of them have lanes.
-    pub(crate) workers: usize,
-    /// The first worker has the lanes of all.
-    pub(crate) single_worker: bool,
-}
-
-impl WorkerAssignment {
-    /// The lanes of each worker.
-    pub(crate) fn shares(self, lanes: u16) -> Vec<Option<LaneRange>> {
-        let mut shares: Vec<_> =
-            (0..self.workers).map(|index| LaneRange::share(self.first + index, self.of, lanes)).collect();
-        if self.single_worker {
-            let all = LaneRange::spanning(shares.iter().flatten());
-            shares.fill(None);
-            if let Some(first) = shares.first_mut() {
-                *first = all;
-            }
-        }
-        shares
-    }
-}
-
 impl Shared {
     /// The lanes of worker `index`.
     pub(crate) fn share(&self, index: usize) -> Option<LaneRange> {
@@ -94,6 +67,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lane::WorkerAssignment;
 
     #[test]
     fn a_single_worker_has_what_all_would_have() {

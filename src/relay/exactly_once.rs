@@ -30,21 +30,24 @@
 //!
 //! A worker that publishes at least once takes such a lane the same way, and leaves it free.
 
+pub(crate) mod ownership;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use rdkafka::error::RDKafkaErrorCode;
 
-use crate::fault::{self, Class};
 use crate::lane::LaneRange;
+use crate::relay::exactly_once::ownership::{relay_of, transactions_of};
 use crate::relay::worker::claim::Batch;
-use crate::relay::worker::context::{CycleError, WorkerContext, within};
+use crate::relay::worker::context::{CycleError, WorkerContext};
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::sink::broker::BrokerDown;
-use crate::sink::progress::{METADATA_MAX_BYTES, Progress, Room, digest};
+use crate::sink::progress::{Progress, Room, digest};
 use crate::sink::transactions::{Offsets, TransactionError};
 use crate::store::delivery::Owner;
+use crate::store::session::within;
 use crate::store::session::{self, Begun, Wanted};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
@@ -55,58 +58,6 @@ const SILENT_HALVES: u32 = 3;
 
 /// A worker that lives and does not release is waited for so many heartbeats.
 const PATIENT_BEATS: u32 = 10;
-
-/// Metadata is not made smaller than this, however little a broker accepts.
-const METADATA_MIN_BYTES: usize = 256;
-
-/// What a worker knows of the lanes it publishes in transactions.
-#[derive(Debug)]
-pub(crate) struct Ownership {
-    transactional_id: String,
-    /// The lanes that are its own, with their epochs, and nothing of them in doubt. Of the producer it has now.
-    settled: BTreeMap<i16, i64>,
-    /// Since when it has wanted lanes that another worker has not released.
-    contested_since: Option<Instant>,
-    /// The most text per lane and batch.
-    metadata_bytes: usize,
-}
-
-impl Ownership {
-    /// Of worker `index` of the relay `relay`; `prefix` is the outbox's.
-    pub(crate) fn new(prefix: &str, relay: uuid::Uuid, index: usize) -> Self {
-        Self {
-            transactional_id: format!("{prefix}.{relay}.{index}"),
-            settled: BTreeMap::new(),
-            contested_since: None,
-            metadata_bytes: METADATA_MAX_BYTES,
-        }
-    }
-
-    pub(crate) fn transactional_id(&self) -> &str {
-        &self.transactional_id
-    }
-
-    /// Forgets which lanes are settled: see the head of this file.
-    pub(crate) fn invalidate(&mut self) {
-        self.settled.clear();
-    }
-
-    /// A broker may accept less than the default.
-    fn metadata_was_refused(&mut self) {
-        self.metadata_bytes = (self.metadata_bytes / 2).max(METADATA_MIN_BYTES);
-    }
-}
-
-/// What [`Shared::block`](crate::relay::shared::Shared::block) calls transactions of a worker that do not come about.
-pub(super) fn transactions_of(worker: usize) -> String {
-    format!("transactions of worker {worker}")
-}
-
-/// The relay of a transactional id.
-fn relay_of(transactional_id: &str) -> Option<&str> {
-    let (rest, _worker) = transactional_id.rsplit_once('.')?;
-    rest.rsplit_once('.').map(|(_prefix, relay)| relay)
-}
 
 impl WorkerContext<'_> {
     /// The lanes to work on, as many as are locked, free to take and in a row; with those of them that have to be taken first.
@@ -388,27 +339,5 @@ impl WorkerContext<'_> {
             fitting += 1;
         }
         Ok(fitting)
-    }
-}
-
-/// What is reported of an error of Kafka that stops a transaction.
-pub(super) fn class_of(error: &TransactionError) -> (Class, &'static str) {
-    match error {
-        TransactionError::Kafka(_) => {
-            let fault = error.code().map(fault::classify_kafka);
-            fault.map_or((Class::Outage, "check that the brokers run"), |fault| (fault.class, fault.next_step))
-        }
-        TransactionError::Fenced => (Class::Outage, "none: it goes back to work"),
-        TransactionError::Topic { .. } => {
-            (Class::ActionRequired, "create the topic, or let the relay's user create it; see `outbox-relay check`")
-        }
-    }
-}
-
-/// An error without what librdkafka may quote.
-pub(super) fn describe_transaction(error: &TransactionError) -> String {
-    match error.code() {
-        Some(code) => format!("{code:?}"),
-        None => error.to_string(),
     }
 }

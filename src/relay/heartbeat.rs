@@ -8,13 +8,13 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 
 use crate::lane;
-use crate::relay::assignment::WorkerAssignment;
+use crate::lane::WorkerAssignment;
 use crate::relay::outage::{Component, Server};
 use crate::relay::pauses::PauseLog;
 use crate::relay::shared::Shared;
-use crate::relay::worker::context::DATABASE_TIMEOUT;
 use crate::store::relay_registry::{Heartbeat, RelayRow};
 use crate::store::session;
+use crate::store::session::DATABASE_TIMEOUT;
 use event_outbox::notice::Notice;
 
 /// The row of a relay that was killed is removed after so many times the time after which it counts as dead, and not sooner than this.

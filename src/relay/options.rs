@@ -7,8 +7,8 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::config::{Delivery, KafkaSettings, OnPoison, RetentionSettings, Settings};
 use crate::observe::Telemetry;
-use crate::relay::worker::context::DATABASE_TIMEOUT;
 use crate::sink::client::ClientSettings;
+use crate::store::session::DATABASE_TIMEOUT;
 use event_outbox::Names;
 use event_outbox::envelope::Envelope;
 use event_outbox::route::TopicTemplate;

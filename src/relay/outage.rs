@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 
-use crate::fault::{self, Fault};
-use crate::observe::health::{Cause, Reason, shortened};
+use crate::fault::{self, Fault, describe};
+use crate::observe::health::{Cause, Reason};
 use crate::store::session;
 use event_outbox::notice::Notice;
 
@@ -191,15 +191,5 @@ fn cause(server: Server, code: Code) -> Cause {
         (Server::Postgres, Code::RightsMissing) => Cause::Right,
         (Server::Postgres, _) => Cause::Database,
         (Server::Kafka, _) => Cause::Brokers,
-    }
-}
-
-/// An error without what it may quote: neither the detail of a database error nor the URL.
-pub(crate) fn describe(error: &sqlx::Error) -> String {
-    match error.as_database_error() {
-        Some(database) => {
-            format!("{} (SQLSTATE {})", shortened(database.message()), database.code().unwrap_or_default())
-        }
-        None => shortened(&error.to_string()).into_owned(),
     }
 }

@@ -11,10 +11,11 @@ use rdkafka::error::KafkaError;
 use crate::config::KafkaSettings;
 use crate::lane::LaneRange;
 use crate::lane::progress::Progress;
-use crate::relay::worker::context::{CycleError, WorkerContext, within};
+use crate::relay::worker::context::{CycleError, WorkerContext};
 use crate::sink::reader::{Reader, header};
 use crate::sink::transactions::TransactionError;
 use crate::store::claim::Limits;
+use crate::store::session::within;
 use event_outbox::code::Code;
 
 /// A batch of another relay is not larger, unless it was told so.

@@ -11,12 +11,12 @@ use tokio::sync::watch;
 
 use crate::config::{GivenDuration, Retention, RetentionSettings};
 use crate::dedup_window::{self, Question, Unknown, WindowViolation};
+use crate::fault::describe;
 use crate::fault::{self, Class};
-use crate::relay::outage::describe;
 use crate::relay::shared::Shared;
-use crate::relay::worker::context::within;
 use crate::store::retention::{self, Removal};
 use crate::store::session;
+use crate::store::session::within;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 

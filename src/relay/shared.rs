@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::fault::Class;
-use crate::observe::health::shortened;
-use crate::relay::Fixed;
-use crate::relay::assignment::WorkerAssignment;
+use crate::fault::shortened;
+use crate::lane::WorkerAssignment;
+use crate::relay::identity::Fixed;
 use crate::relay::options::RelayOptions;
 use crate::relay::outage::Outages;
 use crate::relay::relay_registry::RelayRegistry;

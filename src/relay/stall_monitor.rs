@@ -19,8 +19,8 @@ use crate::observe::health::{Cause, Readiness, Reason};
 use crate::observe::metrics::Outbox;
 use crate::relay::outage::Server;
 use crate::relay::shared::Shared;
-use crate::relay::worker::context::within;
 use crate::store::queue_head::{self, QueueHead};
+use crate::store::session::within;
 use crate::store::{counts, pauses, session};
 use cause::{Observed, reason_from_rights};
 use event_outbox::code::Code;
@@ -110,7 +110,7 @@ impl StallMonitor {
                 Ok(QueueState::Empty | QueueState::Head(_)) => began.elapsed(),
                 Err(error) => {
                     // The workers and the heartbeat log it.
-                    tracing::debug!(error = %super::describe_error(&error), "the monitor cannot read the outbox");
+                    tracing::debug!(error = %crate::fault::describe(&error), "the monitor cannot read the outbox");
                     self.conn = None;
                     self.head = None;
                     Duration::ZERO

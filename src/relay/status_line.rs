@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::relay::outage::describe;
+use crate::fault::describe;
 use crate::relay::shared::Shared;
-use crate::relay::worker::context::within;
 use crate::store::counts::{self, Backlog};
 use crate::store::session;
+use crate::store::session::within;
 use event_outbox::notice::Notice;
 
 /// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::fault::{self, Class, Fault};
 use crate::sink::client::ClientSettings;
-use crate::sink::delivery::log_line;
+use crate::sink::client::log_line;
 use crate::sink::topics::{Answer, Topics};
 use event_outbox::backoff::Backoff;
 

@@ -36,6 +36,11 @@ pub(crate) fn log_level(config: &ClientConfig) -> RDKafkaLogLevel {
     if config.get("debug").is_some() { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info }
 }
 
+/// librdkafka repeats itself for as long as a broker is away. Its lines are for those who ask; incidents are logged by the relay.
+pub(crate) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
+}
+
 /// A large batch is handed over in about that time, and goes out in one request per partition instead of several.
 const LINGER_MS: &str = "2";
 

@@ -13,6 +13,7 @@ use rdkafka::producer::{NoCustomPartitioner, ProducerContext};
 use tokio::sync::Notify;
 
 use crate::sink::broker::SuspicionSender;
+use crate::sink::client::log_line;
 
 /// What is known of one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,11 +135,6 @@ impl ProducerContext<NoCustomPartitioner> for Context {
         };
         self.deliveries.report(opaque, outcome);
     }
-}
-
-/// librdkafka repeats itself for as long as a broker is away. Its lines are for those who ask; incidents are logged by the relay.
-pub(crate) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSettings;
 use crate::sink::client::log_level;
-use crate::sink::delivery::log_line;
+use crate::sink::client::log_line;
 
 /// How long the cluster may take to answer a question.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);

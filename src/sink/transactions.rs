@@ -18,8 +18,8 @@ use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerCon
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::OnceCell;
 
+use crate::sink::client::log_line;
 use crate::sink::client::{ClientSettings, log_level};
-use crate::sink::delivery::log_line;
 use crate::sink::progress::Progress;
 use crate::sink::reader::Reader;
 use event_outbox::notice::Notice;

@@ -16,9 +16,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::check::routes;
 use crate::store::audit::Author;
 use crate::store::pauses;
+use crate::store::routes;
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;
 

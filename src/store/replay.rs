@@ -8,9 +8,9 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::check::routes;
 use crate::store::dead::DISCARDED;
 use crate::store::read_only::{read, read_within};
+use crate::store::routes;
 use event_outbox::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;

@@ -20,6 +20,17 @@ use event_outbox::names::{Names, literal};
 /// `division_by_zero`.
 const DIVISION_BY_ZERO: &str = "22012";
 
+/// How long the statements of one step may take before the connection counts as dead.
+pub(crate) const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Bounds a step against the database: a connection into a black hole answers never.
+pub(crate) async fn within<T, E: From<sqlx::Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    match tokio::time::timeout(DATABASE_TIMEOUT, step).await {
+        Ok(done) => done,
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
+    }
+}
+
 /// Opens a connection that names itself in `pg_stat_activity`.
 ///
 /// # Errors

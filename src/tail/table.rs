@@ -7,9 +7,9 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::now_s;
-use crate::check::routes;
 use crate::store::pending::held_by;
 use crate::store::read_only::read;
+use crate::store::routes;
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
 

@@ -8,9 +8,10 @@ use sqlx::error::DatabaseError;
 use crate::lane::LaneRange;
 use crate::lane::progress::{Progress, Scan};
 use crate::lane::snapshot::Snapshot;
-use crate::relay::worker::context::{CycleError, WorkerContext, within};
+use crate::relay::worker::context::{CycleError, WorkerContext};
 use crate::relay::worker::lane_assignment::{LaneAssignment, OwnedLanes, next_slice};
 use crate::store::claim::{Claimed, ClaimedRow, Limits, RowFault, Skipped};
+use crate::store::session::within;
 
 /// How often scheduled rows are looked for while a backlog keeps the probe from doing so.
 const DUE_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);

@@ -1,21 +1,16 @@
 //! What the steps of a cycle share, and how a cycle ends.
 
-use std::time::Duration;
-
 use sqlx::PgConnection;
 
 use crate::fault::{self, Class};
 use crate::lane::LaneRange;
-use crate::relay::exactly_once::{Ownership, class_of};
+use crate::relay::exactly_once::ownership::{Ownership, class_of};
 use crate::relay::shared::Shared;
 use crate::sink::broker::BrokerDown;
 use crate::sink::producer::KafkaProducer;
 use crate::sink::transactions::TransactionError;
 use crate::store::session::Begun;
 use crate::store::settle::SettleError;
-
-/// How long the statements of one step may take before the connection counts as dead.
-pub(crate) const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The parts of a worker that a cycle works with.
 pub(crate) struct WorkerContext<'w> {
@@ -132,14 +127,6 @@ pub(crate) enum Waited {
     Settled,
     BrokerDown,
     TimedOut,
-}
-
-/// Bounds a step against the database: a connection into a black hole answers never.
-pub(crate) async fn within<T, E: From<sqlx::Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    match tokio::time::timeout(DATABASE_TIMEOUT, step).await {
-        Ok(done) => done,
-        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
-    }
 }
 
 /// What [`Shared::block`] calls marks that change no row.

@@ -6,10 +6,11 @@
 use std::time::{Duration, Instant};
 
 use crate::lane::LaneRange;
-use crate::relay::worker::context::{CycleError, WorkerContext, within};
+use crate::relay::worker::context::{CycleError, WorkerContext};
 use crate::relay::worker::lane_assignment::{LaneAssignment, OwnedLanes};
 use crate::relay::worker::pauses::PauseFilter;
 use crate::store::pauses;
+use crate::store::session::within;
 use crate::store::session::{self, Begun, LaneState, Wanted};
 use crate::store::settle::SettleError;
 use event_outbox::code::Code;

@@ -6,9 +6,7 @@ use chrono::DateTime;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::finding::Finding;
 use event_outbox::Names;
-use event_outbox::code::Code;
 use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use event_outbox::route::TopicTemplate;
 
@@ -30,13 +28,20 @@ pub(crate) struct Seen {
     pub(crate) largest: i64,
 }
 
-/// The topics, by name; and rows whose route is no legal topic.
+/// An entity type of which an event has no legal topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct IllegalRoute {
+    pub(crate) entity_type: String,
+    pub(crate) error: String,
+}
+
+/// The topics, by name; and the routes that are no legal topic.
 pub(crate) async fn routes(
     conn: &mut PgConnection,
     names: &Names,
     template: &TopicTemplate,
-) -> Result<(BTreeMap<String, Seen>, Vec<Finding>), sqlx::Error> {
-    let (mut topics, mut findings) = (BTreeMap::new(), Vec::new());
+) -> Result<(BTreeMap<String, Seen>, Vec<IllegalRoute>), sqlx::Error> {
+    let (mut topics, mut illegal) = (BTreeMap::new(), Vec::new());
     if let Some(topic) = fixed(template) {
         topics.insert(topic, Seen::default());
     }
@@ -56,19 +61,15 @@ pub(crate) async fn routes(
                     seen.largest = seen.largest.max(row.try_get(4)?);
                 }
                 Err(error) => {
-                    let finding = Finding::error(
-                        Code::TopicIllegal,
-                        format!("Events of the entity type {entity_type:?} have no legal topic and go DEAD: {error}."),
-                        "fix RELAY_TOPIC, or what the application writes into entity_type and topic",
-                    );
-                    if !findings.contains(&finding) {
-                        findings.push(finding);
+                    let route = IllegalRoute { entity_type: entity_type.to_owned(), error: error.to_string() };
+                    if !illegal.contains(&route) {
+                        illegal.push(route);
                     }
                 }
             }
         }
     }
-    Ok((topics, findings))
+    Ok((topics, illegal))
 }
 
 /// Both ends of the table, by indexes.

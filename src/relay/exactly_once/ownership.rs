@@ -1,0 +1,82 @@
+//! The lanes that a worker publishes in transactions, and the class of an error of a transaction.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crate::fault::{self, Class};
+use crate::sink::progress::METADATA_MAX_BYTES;
+use crate::sink::transactions::TransactionError;
+
+/// Metadata is not made smaller than this, however little a broker accepts.
+const METADATA_MIN_BYTES: usize = 256;
+
+/// What a worker knows of the lanes it publishes in transactions.
+#[derive(Debug)]
+pub(crate) struct Ownership {
+    pub(super) transactional_id: String,
+    /// The lanes that are its own, with their epochs, and nothing of them in doubt. Of the producer it has now.
+    pub(super) settled: BTreeMap<i16, i64>,
+    /// Since when it has wanted lanes that another worker has not released.
+    pub(super) contested_since: Option<Instant>,
+    /// The most text per lane and batch.
+    pub(super) metadata_bytes: usize,
+}
+
+impl Ownership {
+    /// Of worker `index` of the relay `relay`; `prefix` is the outbox's.
+    pub(crate) fn new(prefix: &str, relay: uuid::Uuid, index: usize) -> Self {
+        Self {
+            transactional_id: format!("{prefix}.{relay}.{index}"),
+            settled: BTreeMap::new(),
+            contested_since: None,
+            metadata_bytes: METADATA_MAX_BYTES,
+        }
+    }
+
+    pub(crate) fn transactional_id(&self) -> &str {
+        &self.transactional_id
+    }
+
+    /// Forgets which lanes are settled: see the head of this file.
+    pub(crate) fn invalidate(&mut self) {
+        self.settled.clear();
+    }
+
+    /// A broker may accept less than the default.
+    pub(super) fn metadata_was_refused(&mut self) {
+        self.metadata_bytes = (self.metadata_bytes / 2).max(METADATA_MIN_BYTES);
+    }
+}
+
+/// What [`Shared::block`](crate::relay::shared::Shared::block) calls transactions of a worker that do not come about.
+pub(crate) fn transactions_of(worker: usize) -> String {
+    format!("transactions of worker {worker}")
+}
+
+/// The relay of a transactional id.
+pub(super) fn relay_of(transactional_id: &str) -> Option<&str> {
+    let (rest, _worker) = transactional_id.rsplit_once('.')?;
+    rest.rsplit_once('.').map(|(_prefix, relay)| relay)
+}
+
+/// What is reported of an error of Kafka that stops a transaction.
+pub(crate) fn class_of(error: &TransactionError) -> (Class, &'static str) {
+    match error {
+        TransactionError::Kafka(_) => {
+            let fault = error.code().map(fault::classify_kafka);
+            fault.map_or((Class::Outage, "check that the brokers run"), |fault| (fault.class, fault.next_step))
+        }
+        TransactionError::Fenced => (Class::Outage, "none: it goes back to work"),
+        TransactionError::Topic { .. } => {
+            (Class::ActionRequired, "create the topic, or let the relay's user create it; see `outbox-relay check`")
+        }
+    }
+}
+
+/// An error without what librdkafka may quote.
+pub(crate) fn describe_transaction(error: &TransactionError) -> String {
+    match error.code() {
+        Some(code) => format!("{code:?}"),
+        None => error.to_string(),
+    }
+}
