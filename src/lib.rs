@@ -8,30 +8,20 @@
 //! - `sink`: Kafka
 //! - `fault`: what an error means and what the operator does
 //! - `observe`: logs, probes, metrics
-//! - `verify`: compares the table with topics, in bounded memory
-//! - `check`: what will go wrong, found before traffic does
-//! - `dlq`: dead letters of consumers, listed and sent again
-//! - `replay`: retained events, published again
-//! - `dedup_window`: how far back topics can be read, against how far back consumers remember
-//! - `status`, `explain`, `tail`: what goes on now, with one event, with each event that comes
+//! - `inspect`: commands that only read
+//! - `resend`: commands that send events again
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers (feature `bench`)
 
 #[cfg(feature = "bench")]
 mod bench;
-mod check;
 pub mod cli;
 pub mod config;
-mod dedup_window;
-mod dlq;
-mod explain;
 mod fault;
+mod inspect;
 mod lane;
 mod observe;
 pub mod relay;
-mod replay;
+mod resend;
 mod sink;
-mod status;
 pub mod store;
-mod tail;
-mod verify;

@@ -4,33 +4,27 @@
 //! - [`shared`]: what its tasks share
 //! - [`worker`]: one task, one connection, one producer: the loop, and its cycle in parts
 //! - [`exactly_once`]: the protocol by which an event is on its topic once
-//! - [`recovery`]: finds out what was published when the progress of lanes is lost
+//! - [`membership`]: the relays of an outbox, and the share of each
+//! - [`health`]: what keeps events from being published, found and logged
+//! - [`identity`]: the facts of an outbox that do not change
 //! - [`pauses`]: what operators have paused, in the log
 //! - [`retention`]: removes what is old
 //! - [`stage_times`]: how long the stages of cycles take
-//! - [`stall_monitor`]: notices that nothing moves, and why; what the probes answer
 //! - [`batch_metrics`]: what a batch adds to the metrics
 //! - [`pace`]: how long to wait when there is nothing to do
-//! - [`heartbeat`]: says that this relay is alive, and works out its workers' shares
-//! - [`relay_registry`]: which relays are alive
 //! - [`status_line`]: counts what waits, and logs it
-//! - [`outage`]: incidents, logged once when they start and once when they end
 
-mod assignment;
 mod batch_metrics;
 mod exactly_once;
-mod heartbeat;
+mod health;
 mod identity;
+mod membership;
 mod options;
-mod outage;
 mod pace;
 mod pauses;
-mod recovery;
-mod relay_registry;
 mod retention;
 mod shared;
 mod stage_times;
-mod stall_monitor;
 mod status_line;
 mod worker;
 
@@ -53,7 +47,7 @@ use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 use event_outbox::schema::{self, SchemaError};
-use outage::{Component, Outages, Server};
+use health::outage::{Component, Outages, Server};
 use shared::Shared;
 use stage_times::Stage;
 
@@ -115,9 +109,9 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     for index in 0..shared.options.workers {
         tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
-    tasks.spawn(heartbeat::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(membership::heartbeat::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(status_line::run(Arc::clone(&shared), stop.clone()));
-    tasks.spawn(stall_monitor::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(health::stall_monitor::run(Arc::clone(&shared), stop.clone()));
     let kept = shared.options.retention;
     if kept.prunes() {
         tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));

@@ -5,9 +5,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::Failure;
-use super::{migrate, output, runtime};
-use crate::check::{self, Finding, Limits, Report, Severity};
+use super::{output, runtime, target};
 use crate::config::Settings;
+use crate::inspect::check::{self, Finding, Limits, Report, Severity};
 use event_outbox::notice::Notice;
 
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ impl Check {
 fn shown(report: &Report, settings: &Settings) -> String {
     let brokers = settings.kafka.as_ref().map_or("no brokers", |kafka| kafka.brokers());
     let mut text =
-        format!("{} in {}, {brokers}\n", migrate::names(&settings.outbox).outbox(), settings.database.target());
+        format!("{} in {}, {brokers}\n", target::names(&settings.outbox).outbox(), settings.database.target());
     for Finding { code, id, severity, message, fix } in &report.findings {
         text += &format!("\n{severity:<8} {code} {id}\n  {message}\n  fix: {fix}\n");
     }

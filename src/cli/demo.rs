@@ -15,7 +15,7 @@ use lab::demo::{
 use rdkafka::ClientConfig;
 
 use super::exit::Failure;
-use super::{migrate, runtime};
+use super::{runtime, target};
 use crate::config::{KafkaSettings, Needs, Settings, Sources};
 use crate::fault;
 use event_outbox::Names;
@@ -220,7 +220,7 @@ fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
 fn failed(error: DemoError) -> Failure {
     match error {
         DemoError::Interrupted => Failure::interrupted(error.to_string()),
-        DemoError::Servers(ServersError::Schema(error)) => migrate::refused(error, "the demo's database"),
+        DemoError::Servers(ServersError::Schema(error)) => target::refused(error, "the demo's database"),
         error => {
             let hint = hint(&error);
             Failure::unexpected("the demo did not come to its end", error).hint(hint)

@@ -17,16 +17,16 @@ use super::interrupt::interrupted;
 use super::time_arg::time_arg;
 use super::{output, runtime};
 use crate::config::KafkaSettings;
-use crate::dlq::DlqError;
-use crate::dlq::filter::{Filter, Run};
-use crate::dlq::info::DeadLetterInfo;
-use crate::dlq::redrive::{self, Ended, Plan, Why};
-use crate::dlq::redrive_log::State;
-use crate::dlq::scan::{self, Cause, DeadLetter, DeadLetters};
 use crate::fault;
+use crate::inspect::verify::bar;
+use crate::resend::dlq::DlqError;
+use crate::resend::dlq::filter::{Filter, Run};
+use crate::resend::dlq::info::DeadLetterInfo;
+use crate::resend::dlq::redrive::{self, Ended, Plan, Why};
+use crate::resend::dlq::redrive_log::State;
+use crate::resend::dlq::scan::{self, Cause, DeadLetter, DeadLetters};
 use crate::sink::reader::Reader;
 use crate::sink::resend::{Record, Resend};
-use crate::verify::bar;
 use event_outbox::route::check_topic;
 
 /// Dead letters of consumers, on any topic.

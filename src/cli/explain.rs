@@ -4,9 +4,9 @@ use clap::Args;
 
 use super::exit::Failure;
 use super::status::{connect, failed};
-use super::{migrate, output, runtime};
+use super::{output, runtime, target};
 use crate::config::Settings;
-use crate::explain::{self, Wanted};
+use crate::inspect::explain::{self, Wanted};
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
@@ -30,7 +30,7 @@ impl Explain {
     }
 
     async fn explain(self, settings: &Settings) -> Result<(), Failure> {
-        let (names, target) = (migrate::names(&settings.outbox), settings.database.target());
+        let (names, target) = (target::names(&settings.outbox), settings.database.target());
         let wanted = match self.wanted.parse() {
             Ok(id) if !self.entity => Wanted::Event(id),
             _ => Wanted::Entity(self.wanted.clone()),

@@ -9,9 +9,7 @@ use super::{runtime, target};
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
 use crate::store::roles::{self, RoleOptions};
-use event_outbox::Names;
-use event_outbox::code::Code;
-use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
+use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated};
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
@@ -48,7 +46,7 @@ fn role_prefix(text: &str) -> Result<String, String> {
 
 impl Migrate {
     pub(crate) fn print(&self, outbox: &OutboxNames) {
-        let names = names(outbox);
+        let names = target::names(outbox);
         match self.roles {
             true => print!("{}", roles::script(&names, &self.role_options())),
             false => print!("{}", schema::print(&names, self.lanes, self.from)),
@@ -69,7 +67,7 @@ impl Migrate {
             }
             Ok::<_, Failure>(migrated)
         })?;
-        let (names, target) = (names(&settings.outbox), settings.database.target());
+        let (names, target) = (target::names(&settings.outbox), settings.database.target());
         match migrated.from {
             Some(from) if from == migrated.to => {
                 println!("{} in {target} is at version {} already", names.outbox(), migrated.to);
@@ -89,7 +87,7 @@ impl Migrate {
 
     async fn make_roles(&self, settings: &Settings) -> Result<(), Failure> {
         let mut conn = target::connect(settings, "outbox-relay migrate").await?;
-        let made = roles::make(&mut conn, &names(&settings.outbox), &self.role_options()).await;
+        let made = roles::make(&mut conn, &target::names(&settings.outbox), &self.role_options()).await;
         made.map_err(|error| {
             let fault = fault::classify_database(&error);
             let hint = match error.as_database_error().and_then(|error| error.code()).as_deref() {
@@ -107,42 +105,9 @@ impl Migrate {
     }
 }
 
-/// The outbox's names as configured.
-pub(crate) fn names(outbox: &OutboxNames) -> Names {
-    Names::new(&outbox.schema, &outbox.table, &outbox.processed_table)
-}
-
 /// Migrates the configured outbox.
 pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Result<Migrated, Failure> {
-    let (names, database) = (names(&settings.outbox), &settings.database);
+    let (names, database) = (target::names(&settings.outbox), &settings.database);
     let mut conn = target::connect(settings, "outbox-relay migrate").await?;
-    schema::migrate(&mut conn, &names, options).await.map_err(|error| refused(error, &database.target()))
-}
-
-/// What a schema error means for a user.
-pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
-    let (code, hint) = match &error {
-        SchemaError::Newer { .. } => (Code::SchemaNewer, "upgrade this binary, or point it at another outbox"),
-        SchemaError::Older { .. } => (Code::SchemaOlder, "run `outbox-relay migrate`"),
-        SchemaError::Missing { .. } => (Code::SchemaMissing, "run `outbox-relay migrate`"),
-        SchemaError::Foreign { .. } => (Code::SchemaForeign, "choose another RELAY_TABLE or RELAY_SCHEMA"),
-        SchemaError::OldServer { .. } => (Code::ServerOld, "upgrade the server"),
-        SchemaError::Partitioned { .. } => {
-            (Code::TablePartitioned, "move the events into a plain table that `outbox-relay migrate` makes")
-        }
-        SchemaError::BrokenLanes { .. } => {
-            (Code::LanesBroken, "restore the lane table from a backup; it must not be edited")
-        }
-        SchemaError::Locked(_) => {
-            (Code::DatabaseLocked, "end the other session, see pg_blocking_pids(), or raise --lock-timeout")
-        }
-        SchemaError::Busy => {
-            (Code::DatabaseLocked, "run it again when the other has ended; `select * from pg_locks` has its pid")
-        }
-        SchemaError::Database(error) => {
-            let fault = fault::classify_database(error);
-            (fault.code, fault.next_step)
-        }
-    };
-    Failure::finding(format!("the outbox in {target} cannot be used")).because(error).code(code).hint(hint)
+    schema::migrate(&mut conn, &names, options).await.map_err(|error| target::refused(error, &database.target()))
 }

@@ -10,7 +10,7 @@ use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::{GivenDuration, Needs, Retention, Settings, Sources};
-use crate::dedup_window::{self, Question, Unknown, WindowViolation};
+use crate::inspect::dedup_window::{self, Question, Unknown, WindowViolation};
 use crate::store::audit::{self, Entry};
 use crate::store::retention::{self, Removal};
 

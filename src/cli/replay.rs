@@ -17,11 +17,11 @@ use super::target::{By, Target, failed};
 use super::time_arg::time_arg;
 use crate::config::Settings;
 use crate::fault;
-use crate::replay::{Counted, Plan, Progress, Why};
+use crate::inspect::verify::bar;
+use crate::resend::replay::{Counted, Plan, Progress, Why};
 use crate::sink::resend::Resend;
 use crate::store::audit::{self, Entry};
 use crate::store::replay::{Filter, Walk};
-use crate::verify::bar;
 use event_outbox::route::check_topic;
 
 #[derive(Debug, Args)]

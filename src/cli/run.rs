@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::exit::Failure;
-use super::{check, migrate, runtime};
+use super::{check, migrate, runtime, target};
 use crate::config::{AdminSettings, Settings};
 use crate::observe::{admin, log};
 use crate::relay::{self, Ended, RelayError, RelayOptions};
@@ -42,7 +42,7 @@ impl Run {
             version = env!("CARGO_PKG_VERSION"),
             name = settings.relay.name,
             database = settings.database.target(),
-            outbox = migrate::names(&settings.outbox).outbox(),
+            outbox = target::names(&settings.outbox).outbox(),
             brokers,
             settings = changed.join(" "),
             "outbox-relay is starting"
@@ -89,7 +89,7 @@ impl Run {
                 Err(Failure::unexpected("a task of the relay has ended by itself", cause)
                     .hint("report this with the log; a restart is safe, nothing is lost"))
             }
-            Err(RelayError::Schema(error)) => Err(migrate::refused(error, &target)),
+            Err(RelayError::Schema(error)) => Err(target::refused(error, &target)),
             // Checked property by property before, so this is about their combination; the text may quote a value.
             Err(RelayError::Client(_)) => {
                 Err(Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")

@@ -7,10 +7,10 @@ use clap::Args;
 use sqlx::PgConnection;
 
 use super::exit::Failure;
-use super::{migrate, output, runtime};
+use super::{output, runtime, target};
 use crate::config::Settings;
 use crate::fault;
-use crate::status::{self, Look};
+use crate::inspect::status::{self, Look};
 use crate::store::backlog::{self, FlowMark};
 use crate::store::session;
 
@@ -37,7 +37,7 @@ impl Status {
     }
 
     async fn show(self, settings: &Settings) -> Result<(), Failure> {
-        let (names, database) = (migrate::names(&settings.outbox), &settings.database);
+        let (names, database) = (target::names(&settings.outbox), &settings.database);
         let mut conn = connect(settings, "outbox-relay-status").await?;
         let look = Look {
             names: &names,

@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::exit::Failure;
 use super::status::{connect, failed};
-use super::{migrate, output, runtime};
+use super::{output, runtime, target};
 use crate::config::Settings;
-use crate::tail::{self, Filter, TailError};
+use crate::inspect::tail::{self, Filter, TailError};
 use event_outbox::code::Code;
 
 #[derive(Debug, Args)]
@@ -51,7 +51,7 @@ impl Tail {
     }
 
     async fn follow(&self, settings: &Settings) -> Result<(), Failure> {
-        let (names, target) = (migrate::names(&settings.outbox), settings.database.target());
+        let (names, target) = (target::names(&settings.outbox), settings.database.target());
         let Some(kafka) = &settings.kafka else {
             return Err(Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to follow events to their topic"));
         };

@@ -3,8 +3,7 @@
 use sqlx::{Connection, PgConnection};
 
 use super::exit::Failure;
-use super::migrate;
-use crate::config::Settings;
+use crate::config::{OutboxNames, Settings};
 use crate::fault;
 use crate::store::audit::Author;
 use crate::store::session;
@@ -47,9 +46,9 @@ impl Target {
     /// Connects and checks the schema.
     pub(crate) async fn open(settings: &Settings, command: &str) -> Result<Self, Failure> {
         let mut conn = connect(settings, &format!("outbox-relay {command}")).await?;
-        let names = migrate::names(&settings.outbox);
+        let names = names(&settings.outbox);
         let usable = is_usable(&mut conn, &names).await;
-        usable.map_err(|error| migrate::refused(error, &settings.database.target()))?;
+        usable.map_err(|error| refused(error, &settings.database.target()))?;
         let shown = format!("{} in {}", names.outbox(), settings.database.target());
         Ok(Self { conn, names, shown })
     }
@@ -75,4 +74,37 @@ async fn is_usable(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaE
     schema::lanes(&mut tx, names).await?;
     tx.commit().await?;
     Ok(())
+}
+
+/// The outbox's names as configured.
+pub(crate) fn names(outbox: &OutboxNames) -> Names {
+    Names::new(&outbox.schema, &outbox.table, &outbox.processed_table)
+}
+
+/// What a schema error means for a user.
+pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
+    let (code, hint) = match &error {
+        SchemaError::Newer { .. } => (Code::SchemaNewer, "upgrade this binary, or point it at another outbox"),
+        SchemaError::Older { .. } => (Code::SchemaOlder, "run `outbox-relay migrate`"),
+        SchemaError::Missing { .. } => (Code::SchemaMissing, "run `outbox-relay migrate`"),
+        SchemaError::Foreign { .. } => (Code::SchemaForeign, "choose another RELAY_TABLE or RELAY_SCHEMA"),
+        SchemaError::OldServer { .. } => (Code::ServerOld, "upgrade the server"),
+        SchemaError::Partitioned { .. } => {
+            (Code::TablePartitioned, "move the events into a plain table that `outbox-relay migrate` makes")
+        }
+        SchemaError::BrokenLanes { .. } => {
+            (Code::LanesBroken, "restore the lane table from a backup; it must not be edited")
+        }
+        SchemaError::Locked(_) => {
+            (Code::DatabaseLocked, "end the other session, see pg_blocking_pids(), or raise --lock-timeout")
+        }
+        SchemaError::Busy => {
+            (Code::DatabaseLocked, "run it again when the other has ended; `select * from pg_locks` has its pid")
+        }
+        SchemaError::Database(error) => {
+            let fault = fault::classify_database(error);
+            (fault.code, fault.next_step)
+        }
+    };
+    Failure::finding(format!("the outbox in {target} cannot be used")).because(error).code(code).hint(hint)
 }

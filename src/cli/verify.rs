@@ -5,10 +5,10 @@ use clap::Args;
 
 use super::exit::Failure;
 use super::time_arg::time_arg;
-use super::{migrate, runtime};
+use super::{runtime, target};
 use crate::config::Settings;
 use crate::fault;
-use crate::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
+use crate::inspect::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
 use event_outbox::code::Code;
 
 #[derive(Debug, Args)]
@@ -73,7 +73,7 @@ impl Verify {
 
     fn plan(self, settings: &Settings) -> Plan {
         Plan {
-            names: migrate::names(&settings.outbox),
+            names: target::names(&settings.outbox),
             template: settings.relay.topic.clone(),
             topic: self.topic,
             since: self.since,

@@ -31,6 +31,7 @@
 //! A worker that publishes at least once takes such a lane the same way, and leaves it free.
 
 pub(crate) mod ownership;
+mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;

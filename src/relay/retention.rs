@@ -10,9 +10,9 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 
 use crate::config::{GivenDuration, Retention, RetentionSettings};
-use crate::dedup_window::{self, Question, Unknown, WindowViolation};
 use crate::fault::describe;
 use crate::fault::{self, Class};
+use crate::inspect::dedup_window::{self, Question, Unknown, WindowViolation};
 use crate::relay::shared::Shared;
 use crate::store::retention::{self, Removal};
 use crate::store::session;

@@ -30,7 +30,7 @@ use crate::fault::Class;
 use crate::lane::LaneRange;
 use crate::observe::health::Pulse;
 use crate::relay::exactly_once::ownership::{Ownership, class_of, describe_transaction, transactions_of};
-use crate::relay::outage::{Component, Server};
+use crate::relay::health::outage::{Component, Server};
 use crate::relay::pace::{self, Pace};
 use crate::relay::shared::Shared;
 use crate::sink::producer::KafkaProducer;

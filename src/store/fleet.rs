@@ -36,8 +36,6 @@ pub(crate) struct LaneDelivery {
     pub(crate) transactional_id: Option<String>,
     /// It may have sent something: its progress is in Kafka.
     pub(crate) opened: bool,
-    /// Not asked for here.
-    pub(crate) progress: Option<crate::status::LaneProgress>,
 }
 
 /// Of all lanes.
@@ -54,7 +52,6 @@ pub(crate) async fn deliveries(conn: &mut PgConnection, names: &Names) -> Result
                 epoch: row.try_get(1)?,
                 transactional_id: row.try_get(2)?,
                 opened: row.try_get(3)?,
-                progress: None,
             })
         })
         .collect()

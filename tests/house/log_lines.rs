@@ -53,6 +53,11 @@ pub(super) fn sources() -> Vec<(PathBuf, String)> {
     paths.into_iter().filter(is_scanned).map(|path| (path.clone(), code_of(&path))).collect()
 }
 
+/// Returns the source files below `folder`, without their comments and without their tests.
+pub(super) fn sources_below(folder: &Path) -> Vec<(PathBuf, String)> {
+    files(folder, "rs").into_iter().map(|path| (path.clone(), code_of(&path))).collect()
+}
+
 fn code_of(path: &Path) -> String {
     let text = std::fs::read_to_string(path).expect("a source file");
     let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();

@@ -1,10 +1,12 @@
 //! The house in order: what a compiler does not check of the sources and documents of the workspace. Starts no server.
 //!
+//! - `floors`: which folder may import which
 //! - `codes`: the codes of warnings and errors, in the sources and in the runbook; `notices`: the names of log lines
 //! - `log_lines`: how long a message is, and how numbers and names are written
 //! - `reference`: the pages of docs/reference that the binary writes
 
 mod codes;
+mod floors;
 mod log_lines;
 mod notices;
 mod reference;

@@ -18,46 +18,12 @@
 //! - `registry`: handlers and upcasters
 //! - `context`, `delivery`: what a handler sees
 
-#[cfg(feature = "consumer-kafka")]
-mod attempt;
-#[cfg(feature = "consumer-kafka")]
-mod context;
 pub mod dead_letter;
-#[cfg(feature = "consumer-kafka")]
-mod dead_letter_producer;
-#[cfg(feature = "consumer-kafka")]
-mod delivery;
-#[cfg(feature = "consumer-kafka")]
-mod failed;
-#[cfg(feature = "consumer-kafka")]
-mod group;
-#[cfg(feature = "consumer-kafka")]
-mod held;
 mod inbox;
 #[cfg(feature = "consumer-kafka")]
-mod pause;
-#[cfg(feature = "consumer-kafka")]
-mod progress;
-#[cfg(feature = "consumer-kafka")]
-mod registry;
-#[cfg(feature = "consumer-kafka")]
 mod runtime;
-#[cfg(feature = "consumer-kafka")]
-mod shared;
-#[cfg(feature = "consumer-kafka")]
-mod stats;
-#[cfg(feature = "consumer-kafka")]
-mod worker;
 
-#[cfg(feature = "consumer-kafka")]
-pub use context::Context;
 pub use dead_letter::{DeadLetter, Reason};
-#[cfg(feature = "consumer-kafka")]
-pub use delivery::Event;
-#[cfg(feature = "consumer-kafka")]
-pub use failed::{Action, Failed, Policy};
 pub use inbox::{Inbox, Once};
 #[cfg(feature = "consumer-kafka")]
-pub use runtime::{Consumer, ConsumerError, Retry, UnknownType};
-#[cfg(feature = "consumer-kafka")]
-pub use stats::Stats;
+pub use runtime::{Action, Consumer, ConsumerError, Context, Event, Failed, Policy, Retry, Stats, UnknownType};

@@ -15,6 +15,7 @@ mod debezium;
 mod decode;
 mod digits;
 mod event;
+pub mod headers;
 mod raw;
 
 use std::fmt;

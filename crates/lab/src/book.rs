@@ -117,3 +117,10 @@ pub fn status(text: &str) -> anyhow::Result<RowStatus> {
         other => None.with_context(|| format!("status {other}")),
     }
 }
+
+impl Outbox {
+    /// Compares the table with the topic and fails unless no promise is broken.
+    pub async fn reconcile(&self, kafka: &RealKafka, rules: Rules) -> anyhow::Result<()> {
+        Book::new(rules).reconcile(self, kafka).await
+    }
+}

@@ -6,13 +6,11 @@ use std::time::Duration;
 use crate::demo::PrivatePostgres;
 use anyhow::ensure;
 use event_outbox::Names;
-use event_outbox::ledger::Rules;
 use event_outbox::schema::{self, MigrateOptions};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use uuid::Uuid;
 
-use super::book::Book;
 use super::database::TestDatabase;
 use super::eventually::eventually;
 use super::kafka::{RealKafka, Record};
@@ -214,11 +212,6 @@ impl Outbox {
             }
         }
         Ok(numbers)
-    }
-
-    /// Compares the table with the topic and fails unless no promise is broken.
-    pub async fn reconcile(&self, kafka: &RealKafka, rules: Rules) -> anyhow::Result<()> {
-        Book::new(rules).reconcile(self, kafka).await
     }
 
     /// States of the relays' sessions, without the one that asks.

@@ -1,4 +1,27 @@
 //! The consumer as its user builds it.
+//!
+//! - [`options`]: the options and the errors of a consumer
+
+mod attempt;
+mod context;
+mod dead_letter_producer;
+mod delivery;
+mod failed;
+mod group;
+mod held;
+mod options;
+mod pause;
+mod progress;
+mod registry;
+mod shared;
+mod stats;
+mod worker;
+
+pub use context::Context;
+pub use delivery::Event;
+pub use failed::{Action, Failed, Policy};
+pub use options::{ConsumerError, Retry, UnknownType};
+pub use stats::Stats;
 
 use std::fmt;
 use std::future::Future;
@@ -8,22 +31,17 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgPool;
 
 use crate::Names;
-use crate::consumer::attempt::AttemptContext;
-use crate::consumer::context::Context;
-use crate::consumer::dead_letter::{DeadLetter, Reason};
-use crate::consumer::dead_letter_producer::DeadLetterProducer;
-use crate::consumer::failed::{Failed, Policy};
-use crate::consumer::group;
-use crate::consumer::held::Held;
-use crate::consumer::registry::Registry;
-use crate::consumer::shared::{Limits, Shared, Shutdown, StopOnDrop, TopicOf};
-use crate::consumer::stats::Stats;
+use crate::consumer::dead_letter::DeadLetter;
+use crate::consumer::runtime::attempt::AttemptContext;
+use crate::consumer::runtime::dead_letter_producer::DeadLetterProducer;
+use crate::consumer::runtime::held::Held;
+use crate::consumer::runtime::registry::Registry;
+use crate::consumer::runtime::shared::{Limits, Shared, Shutdown, StopOnDrop, TopicOf};
 use crate::notice::Notice;
 use crate::outbox::Outbox;
 #[cfg(feature = "schema")]
@@ -97,66 +115,6 @@ pub struct Consumer {
     #[cfg(feature = "schema")]
     schemas: Option<Schemas>,
     stats: Arc<Stats>,
-}
-
-/// How often and how soon an event is tried again after a transient error.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retry {
-    /// Attempts, the first included. An outage costs none.
-    pub attempts: u32,
-    /// Before the second attempt; doubled for each further one, and shortened by up to half at random.
-    pub first_pause: Duration,
-    /// No pause is longer.
-    pub longest_pause: Duration,
-}
-
-impl Default for Retry {
-    /// 10 attempts within about half a minute.
-    fn default() -> Self {
-        Self { attempts: 10, first_pause: Duration::from_millis(100), longest_pause: Duration::from_secs(10) }
-    }
-}
-
-/// What becomes of an event whose type no handler knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum UnknownType {
-    /// It is for others.
-    #[default]
-    Ignore,
-    /// The policy decides, with [`Reason::UnknownType`].
-    Fail,
-}
-
-/// Why a consumer does not start, or has ended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConsumerError {
-    /// It was built wrongly.
-    #[error("the consumer cannot start: {0}")]
-    Configuration(String),
-    /// The database is away, or `outbox-relay migrate` has not been run on it.
-    #[error("the inbox cannot be used: is the database migrated?")]
-    Inbox(#[source] sqlx::Error),
-    /// Kafka, for good.
-    #[error("the consumer cannot go on")]
-    Kafka(#[from] KafkaError),
-    /// The policy says so. The event is delivered again.
-    #[error("stopped at {topic}/{partition} offset {offset} ({reason}): {error}")]
-    Stopped {
-        /// Where the event is.
-        topic: String,
-        /// Where the event is.
-        partition: i32,
-        /// Where the event is.
-        offset: i64,
-        /// What went wrong.
-        reason: Reason,
-        /// The last error.
-        error: String,
-    },
-    /// A bug: a part of the consumer has ended by itself.
-    #[error("a task of the consumer has ended by itself")]
-    Task,
 }
 
 impl fmt::Debug for Consumer {

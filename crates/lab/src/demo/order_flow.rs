@@ -17,6 +17,7 @@
 //! - `watch`, `timeline`: what comes by on the topics, and what is shown of it
 //! - `snapshot`, `reconciliation`: what is there at the end, and whether it agrees
 
+mod context;
 mod crew;
 mod customers;
 mod inventory;

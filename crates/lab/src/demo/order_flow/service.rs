@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use serde::Serialize;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
+use super::context::ServiceContext;
 use super::{inventory, mail, order, payment};
 use event_outbox::Names;
-use event_outbox::consumer::{Consumer, ConsumerError, Retry};
+use event_outbox::consumer::{Consumer, ConsumerError};
 use event_outbox::names::quote;
 use event_outbox::notice::Notice;
 
@@ -81,40 +82,6 @@ impl FromStr for Service {
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         Self::ALL.into_iter().find(|service| service.name() == name).ok_or_else(|| UnknownService(name.to_owned()))
-    }
-}
-
-/// Holds what a service runs with: its tables, its brokers, its topics.
-pub(super) struct ServiceContext {
-    pool: PgPool,
-    names: Names,
-    kafka: ClientConfig,
-    topics: String,
-    session_timeout: Duration,
-}
-
-impl ServiceContext {
-    /// The consumer group is called as the service's schema, which is its own on any server.
-    pub(super) fn consumer(&self) -> Consumer {
-        let group = self.names.schema_raw();
-        let consumer = Consumer::new(group, self.pool.clone())
-            .names(self.names.clone())
-            // One instance of a fixed name: when it is killed and starts again within the session, nobody shares out anew.
-            .kafka("group.instance.id", group)
-            .kafka("session.timeout.ms", self.session_timeout.as_millis().to_string())
-            .kafka("heartbeat.interval.ms", (self.session_timeout / 5).as_millis().to_string())
-            .kafka("fetch.wait.max.ms", "50")
-            .retry(Retry { longest_pause: Duration::from_secs(1), ..Retry::default() })
-            .dead_letter_topic({
-                let dead_letters = self.topic(super::DEAD_LETTERS);
-                move |_| dead_letters.clone()
-            });
-        self.kafka.config_map().iter().fold(consumer, |consumer, (name, value)| consumer.kafka(*name, *value))
-    }
-
-    /// Where events of an entity type are.
-    pub(super) fn topic(&self, entity_type: &str) -> String {
-        self.topics.replace("{entity_type}", entity_type)
     }
 }
 

@@ -1,0 +1,144 @@
+//! The producer of dead letters: one record at a time, acknowledged by all in-sync replicas before anything goes on.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer, ProducerContext, ThreadedProducer};
+use tokio::sync::oneshot;
+
+use crate::consumer::runtime::delivery::Delivery;
+
+/// What the acknowledgement rests on; `partitioner` sends a key where the relay sends it.
+const SETTINGS: [(&str, &str); 6] = [
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("partitioner", "murmur2_random"),
+    // A worker waits that long, then tries again and says so.
+    ("message.timeout.ms", "15000"),
+    ("linger.ms", "0"),
+    // The record was not too large for its topic; whether it is for this one the broker says.
+    ("message.max.bytes", "100000000"),
+];
+
+/// What is waited for when the producer ends.
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+
+type Answer = oneshot::Sender<Result<(), RDKafkaErrorCode>>;
+
+struct Acknowledgements;
+
+impl ClientContext for Acknowledgements {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", %error, reason, "the dead letter producer reports an error");
+    }
+}
+
+impl ProducerContext<NoCustomPartitioner> for Acknowledgements {
+    type DeliveryOpaque = Box<Answer>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, answer: Box<Answer>) {
+        let outcome = match result {
+            Ok(_) => Ok(()),
+            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
+        };
+        // A worker that was stopped meanwhile does not listen any more.
+        let _ = answer.send(outcome);
+    }
+}
+
+/// Sends dead letters.
+pub(super) struct DeadLetterProducer {
+    config: ClientConfig,
+    producer: Mutex<Arc<ThreadedProducer<Acknowledgements>>>,
+}
+
+impl DeadLetterProducer {
+    /// # Errors
+    /// What librdkafka finds wrong with the settings.
+    pub(super) fn new(client: &ClientConfig) -> Result<Self, KafkaError> {
+        let mut config = client.clone();
+        for (name, value) in SETTINGS {
+            config.set(name, value);
+        }
+        let producer = config.create_with_context(Acknowledgements)?;
+        Ok(Self { config, producer: Mutex::new(Arc::new(producer)) })
+    }
+
+    /// The one to send with. An idempotent producer that has met a fatal error, such as a right that was missing, refuses all that follows
+    /// for ever: another one takes its place. What was in its hands was reported as failed, so it is sent again.
+    fn producer(&self) -> Arc<ThreadedProducer<Acknowledgements>> {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if producer.client().fatal_error().is_some()
+            && let Ok(next) = self.config.create_with_context(Acknowledgements)
+        {
+            *producer = Arc::new(next);
+        }
+        Arc::clone(&producer)
+    }
+
+    /// Returns once the record is acknowledged.
+    pub(super) async fn send(
+        &self,
+        topic: &str,
+        delivery: &Delivery,
+        headers: OwnedHeaders,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let (answer, acknowledged) = oneshot::channel();
+        let mut record =
+            BaseRecord::<[u8], [u8], Box<Answer>>::with_opaque_to(topic, Box::new(answer)).headers(headers);
+        record.key = delivery.key.as_deref();
+        record.payload = delivery.value.as_deref();
+        record.timestamp = delivery.timestamp;
+        self.producer()
+            .send(record)
+            .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown))?;
+        acknowledged.await.unwrap_or(Err(RDKafkaErrorCode::PurgeInflight))
+    }
+}
+
+impl Drop for DeadLetterProducer {
+    fn drop(&mut self) {
+        // Whatever is not acknowledged by then is sent again: its offset is not committed.
+        let producer = self.producer.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = producer.flush(FLUSH_WITHIN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_producer_that_was_refused_for_good_is_replaced_so_that_a_right_that_is_granted_later_helps() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("dead", 1, 1).expect("a topic");
+        let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED];
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &refused);
+        let client = ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).clone();
+        let dead_letters = DeadLetterProducer::new(&client).expect("a producer");
+        let delivery = Delivery {
+            topic: "source".to_owned(),
+            partition: 0,
+            offset: 0,
+            key: None,
+            value: Some(b"{}".to_vec()),
+            headers: Vec::new(),
+            timestamp: None,
+        };
+        let send = || dead_letters.send("dead", &delivery, OwnedHeaders::new());
+        send().await.expect_err("refused");
+        assert_eq!(send().await, Ok(()));
+    }
+}

@@ -1,0 +1,27 @@
+//! The pauses between two attempts with an event, told once.
+
+use std::time::Duration;
+
+use crate::backoff::Backoff;
+use crate::consumer::runtime::options::Retry;
+
+pub(super) struct Pause {
+    backoff: Backoff,
+    logged: bool,
+}
+
+impl Pause {
+    pub(super) fn from_retry(retry: &Retry) -> Self {
+        Self { backoff: Backoff::new(retry.first_pause, retry.longest_pause), logged: false }
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        self.backoff.pause()
+    }
+
+    pub(super) fn log_first(&mut self, log: impl FnOnce()) {
+        if !std::mem::replace(&mut self.logged, true) {
+            log();
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! How far a partition's worker has come, and how much waits for it; shared with whoever polls and commits offsets.
+
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+use crate::consumer::runtime::delivery::Delivery;
+
+/// Bytes that may wait per partition: records may be of any size, and the machine's memory is not.
+const MOST_BYTES: usize = 4 * 1024 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// Records that wait for the worker, the one it works on included.
+    records: AtomicUsize,
+    bytes: AtomicUsize,
+    /// The offset to commit; -1 before anything is done.
+    next: AtomicI64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { records: AtomicUsize::new(0), bytes: AtomicUsize::new(0), next: AtomicI64::new(-1) }
+    }
+}
+
+impl Progress {
+    /// A record is about to wait.
+    pub(super) fn wait(&self, delivery: &Delivery) {
+        self.records.fetch_add(1, Ordering::AcqRel);
+        self.bytes.fetch_add(delivery.size(), Ordering::AcqRel);
+    }
+
+    /// A record has come to its end.
+    pub(super) fn done(&self, delivery: &Delivery) {
+        self.next.store(delivery.offset + 1, Ordering::Release);
+        self.records.fetch_sub(1, Ordering::AcqRel);
+        self.bytes.fetch_sub(delivery.size(), Ordering::AcqRel);
+    }
+
+    /// The offset to commit, once anything is done.
+    pub(super) fn next(&self) -> Option<i64> {
+        Some(self.next.load(Ordering::Acquire)).filter(|next| *next >= 0)
+    }
+
+    /// No more are to be fetched.
+    pub(super) fn is_full(&self, most: usize) -> bool {
+        self.records.load(Ordering::Acquire) >= most || self.bytes.load(Ordering::Acquire) >= MOST_BYTES
+    }
+
+    /// More may be fetched. Well below full: whatever was fetched ahead of a pause is fetched again after it.
+    pub(super) fn has_room(&self, most: usize) -> bool {
+        self.records.load(Ordering::Acquire) <= most / 2 && self.bytes.load(Ordering::Acquire) <= MOST_BYTES / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(offset: i64, size: usize) -> Delivery {
+        Delivery {
+            topic: "t".to_owned(),
+            partition: 0,
+            offset,
+            key: None,
+            value: Some(vec![0; size]),
+            headers: Vec::new(),
+            timestamp: None,
+        }
+    }
+
+    #[test]
+    fn many_small_records_and_a_few_large_ones_are_both_enough() {
+        let progress = Progress::default();
+        (0..4).for_each(|offset| progress.wait(&record(offset, 1)));
+        assert!(progress.is_full(4) && !progress.has_room(4) && !progress.is_full(5));
+        let progress = Progress::default();
+        (0..4).for_each(|offset| progress.wait(&record(offset, MOST_BYTES / 4)));
+        assert!(progress.is_full(1_000) && !progress.has_room(1_000));
+        (0..3).for_each(|offset| progress.done(&record(offset, MOST_BYTES / 4)));
+        assert!(progress.has_room(1_000) && progress.next() == Some(3));
+    }
+}

@@ -1,0 +1,74 @@
+//! What the parts of a running consumer share, and how it comes to its end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::consumer::runtime::attempt::AttemptContext;
+use crate::consumer::runtime::dead_letter_producer::DeadLetterProducer;
+use crate::consumer::runtime::failed::Policy;
+use crate::consumer::runtime::options::{ConsumerError, Retry, UnknownType};
+use crate::consumer::runtime::registry::Registry;
+use crate::consumer::runtime::stats::Stats;
+#[cfg(feature = "schema")]
+use crate::schemas::Schemas;
+
+pub(super) type TopicOf = Arc<dyn Fn(&str) -> String + Send + Sync>;
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) queue: usize,
+    pub(super) commit_interval: Duration,
+    pub(super) drain: Duration,
+}
+
+pub(super) struct Shared {
+    pub(super) group: String,
+    pub(super) dead_letters: DeadLetterProducer,
+    pub(super) attempt_context: AttemptContext,
+    pub(super) registry: Registry,
+    pub(super) policy: Policy,
+    pub(super) retry: Retry,
+    pub(super) unknown_type: UnknownType,
+    pub(super) dead_letter_topic: TopicOf,
+    pub(super) limits: Limits,
+    #[cfg(feature = "schema")]
+    pub(super) schemas: Option<Schemas>,
+    pub(super) stats: Arc<Stats>,
+    pub(super) shutdown: Shutdown,
+}
+
+/// Whether it is to end, and why.
+#[derive(Default)]
+pub(super) struct Shutdown {
+    stop: AtomicBool,
+    error: Mutex<Option<ConsumerError>>,
+}
+
+impl Shutdown {
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_requested(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Ends the consumer; the first error is the one that is reported.
+    pub(super) fn fail(&self, error: ConsumerError) {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.stop();
+    }
+
+    pub(super) fn take_error(&self) -> Option<ConsumerError> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+pub(super) struct StopOnDrop(pub(super) Arc<Shared>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.shutdown.stop();
+    }
+}

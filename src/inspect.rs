@@ -1,0 +1,15 @@
+//! Commands that only read: they may run beside relays at any time.
+//!
+//! - [`check`]: finds faults before traffic does
+//! - [`status`]: shows the backlog, what blocks it, and the relays
+//! - [`explain`]: says why one event waits
+//! - [`tail`]: follows events to their topic
+//! - [`verify`]: compares the table with topics, in bounded memory
+//! - [`dedup_window`]: compares how far back topics can be read with how far back consumers remember
+
+pub(crate) mod check;
+pub(crate) mod dedup_window;
+pub(crate) mod explain;
+pub(crate) mod status;
+pub(crate) mod tail;
+pub(crate) mod verify;

@@ -1,0 +1,280 @@
+//! The preflight: what will go wrong, found before traffic does. Looks and changes nothing.
+//!
+//! - [`finding`]: a finding, how bad it is, what fixes it
+//! - [`schema`]: version, indexes, the claim's plan
+//! - [`rights`]: too few, too many
+//! - [`pooler`]: what stands before the database
+//! - [`sessions`]: the clock, open transactions, replication slots
+//! - [`table`]: vacuum, sequence, triggers, payloads
+//! - [`routes`]: the topics that events go to
+//! - [`kafka`], [`topics`]: the brokers, one topic
+//! - [`transactions`]: what exactly-once needs besides
+//! - [`dedup_window`]: how far back consumers remember
+
+mod dedup_window;
+mod finding;
+mod kafka;
+mod pooler;
+pub(crate) mod rights;
+mod schema;
+mod sessions;
+mod table;
+mod topics;
+mod transactions;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::PgConnection;
+
+pub(crate) use finding::{Finding, Severity};
+
+use crate::config::{KafkaSettings, Settings};
+use crate::fault;
+use crate::fault::describe;
+use crate::store::routes::{self, IllegalRoute, Seen};
+use crate::store::session;
+use event_outbox::Names;
+use event_outbox::code::Code;
+use kafka::Cluster;
+
+/// How a check's sessions call themselves. Not like a relay's, so that nobody takes them for one.
+const APPLICATION: &str = "outbox-relay-check";
+
+/// Topics that are looked at.
+const MOST_TOPICS: usize = 20;
+
+/// Findings that mean that no event can be published at all.
+const FATAL: &[Code] = &[
+    Code::DatabaseUnreachable,
+    Code::BrokerUnreachable,
+    Code::BrokerTls,
+    Code::BrokerLogin,
+    Code::SchemaMissing,
+    Code::SchemaOlder,
+    Code::SchemaNewer,
+    Code::ServerOld,
+    Code::LanesBroken,
+];
+
+/// What is tolerated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Age of a transaction.
+    pub(crate) transaction: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { transaction: Duration::from_secs(300) }
+    }
+}
+
+/// Everything that was found, the worst first.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Report {
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Report {
+    pub(crate) fn worst(&self) -> Option<Severity> {
+        self.findings.iter().map(|finding| finding.severity).max()
+    }
+
+    /// True when a server could not be reached, so that the rest is not known.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.findings.iter().any(|finding| matches!(finding.code, Code::DatabaseUnreachable | Code::BrokerUnreachable))
+    }
+
+    /// What a relay that starts has not said by itself already.
+    pub(crate) fn beyond_the_fatal(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| !FATAL.contains(&finding.code))
+    }
+}
+
+/// Looks at the database and the brokers of a configured relay.
+pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
+    let outbox = &settings.outbox;
+    let names = Names::new(&outbox.schema, &outbox.table, &outbox.processed_table);
+    let mut found = Found::default();
+    if let Err(error) = database(settings, &names, limits, &mut found).await {
+        found.findings.push(database_error(settings, &error));
+    }
+    if let Some(kafka) = &settings.kafka
+        && let Err(error) = brokers(settings, kafka, &names, &mut found).await
+    {
+        // The error's text may quote a setting.
+        let code = error.rdkafka_error_code();
+        found.findings.push(Finding::error(
+            Code::BrokerUnreachable,
+            format!("The brokers at {} could not be looked at ({code:?}).", kafka.brokers()),
+            code.map_or("compare the KAFKA_ settings with each other", |code| fault::classify_kafka(code).next_step),
+        ));
+    }
+    found.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    Report { findings: found.findings }
+}
+
+#[derive(Default)]
+struct Found {
+    findings: Vec<Finding>,
+    topics: BTreeMap<String, Seen>,
+    processed_ms: Option<f64>,
+    /// Of a relay that publishes exactly once.
+    identity: Option<transactions::Identity>,
+}
+
+fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
+    let target = settings.database.target();
+    let (reason, fault) = (describe(error), fault::classify_database(error));
+    match error.as_database_error().and_then(|error| error.code()).as_deref() {
+        Some("57014") => Finding::warning(
+            Code::DatabaseSlow,
+            format!("The database {target} took too long over a look, so that not everything was looked at: {reason}."),
+            fault.next_step,
+        ),
+        Some("55P03") => Finding::warning(
+            Code::DatabaseLocked,
+            format!("Another session holds a lock in {target}, so that not everything was looked at: {reason}."),
+            fault.next_step,
+        ),
+        _ => Finding::error(
+            Code::DatabaseUnreachable,
+            format!("The database {target} cannot be used: {reason}."),
+            fault.next_step,
+        ),
+    }
+}
+
+async fn database(settings: &Settings, names: &Names, limits: Limits, found: &mut Found) -> Result<(), sqlx::Error> {
+    let database = &settings.database;
+    let mut conn = session::connect(&database.connect_options(), APPLICATION, database.connect_timeout).await?;
+    let conn = &mut conn;
+    let findings = &mut found.findings;
+    findings.extend(sessions::clock(conn).await?);
+    findings.extend(pooler::pooler(database, APPLICATION).await?);
+    findings.extend(sessions::oldest_transaction(conn, limits.transaction).await?);
+    findings.extend(sessions::prepared_transactions(conn, limits.transaction).await?);
+    findings.extend(sessions::replication_slots(conn).await?);
+    outbox(conn, settings, names, found).await
+}
+
+async fn outbox(
+    conn: &mut PgConnection,
+    settings: &Settings,
+    names: &Names,
+    found: &mut Found,
+) -> Result<(), sqlx::Error> {
+    let relay = &settings.relay;
+    let lanes = match schema::usable(conn, names).await {
+        Ok(Ok(lanes)) => lanes,
+        Ok(Err(finding)) => {
+            found.findings.push(finding);
+            return Ok(());
+        }
+        // 42501 insufficient_privilege: the rights say which.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501") => {
+            found.findings.extend(rights::rights(conn, names).await?);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let rights = rights::rights(conn, names).await?;
+    let lacking = rights.iter().any(|finding| finding.code == Code::RightsMissing);
+    found.findings.extend(rights);
+    if lacking {
+        // Everything else would fail for want of them.
+        return Ok(());
+    }
+    let findings = &mut found.findings;
+    findings.extend(rights::hidden_rows(conn, names).await?);
+    findings.extend(schema::indexes(conn, names).await?);
+    findings.extend(table::table(conn, names).await?);
+    findings.extend(table::payloads(conn, names, relay.envelope).await?);
+    let (topics, illegal) = routes::routes(conn, names, &relay.topic).await?;
+    findings.extend(illegal.iter().map(illegal_topic));
+    found.topics = topics;
+    let (lacking, identity) = transactions::database(conn, settings, names, lanes).await?;
+    found.findings.extend(lacking);
+    found.identity = identity;
+    found.processed_ms = dedup_window::oldest_processed_ms(conn, names).await?;
+    Ok(())
+}
+
+async fn brokers(
+    settings: &Settings,
+    kafka: &KafkaSettings,
+    names: &Names,
+    found: &mut Found,
+) -> Result<(), rdkafka::error::KafkaError> {
+    let cluster = match Cluster::reach(kafka).await? {
+        Ok(cluster) => cluster,
+        Err(finding) => {
+            found.findings.push(finding);
+            return Ok(());
+        }
+    };
+    if let Some(identity) = found.identity {
+        found.findings.extend(transactions::kafka(&cluster, settings, identity).await);
+    }
+    // The busiest first.
+    let mut topics: Vec<_> = std::mem::take(&mut found.topics).into_iter().collect();
+    topics.sort_by_key(|(_, seen)| std::cmp::Reverse(seen.events));
+    if topics.len() > MOST_TOPICS {
+        found.findings.push(Finding::note(
+            Code::TopicsNotAll,
+            format!("The events go to {} topics, of which the {MOST_TOPICS} busiest were looked at.", topics.len()),
+            "nothing; RELAY_TOPIC decides into how many topics events go",
+        ));
+    }
+    let question = question(settings, names);
+    for (name, seen) in topics.iter().take(MOST_TOPICS) {
+        let (findings, topic) = topics::topic(&cluster, kafka, name, *seen).await?;
+        found.findings.extend(findings);
+        let retention = topic.and_then(|topic| topic.retention);
+        let violation = question
+            .as_ref()
+            .zip(retention)
+            .and_then(|(question, retention)| question.violation(Some(name), false, retention));
+        // What will let duplicates in is reported once, not as well as what has.
+        let has_forgotten = || topic.and_then(|topic| dedup_window::outlived(name, topic, found.processed_ms, names));
+        let finding = violation.as_ref().map(dedup_window::too_narrow).or_else(has_forgotten);
+        found.findings.extend(finding);
+    }
+    let Some(question) = question else { return Ok(()) };
+    found.findings.extend(question.horizon().as_ref().map(dedup_window::too_narrow));
+    let all = cluster.topics().await?;
+    let dead_letters = |(name, _): &(String, Seen)| {
+        crate::inspect::dedup_window::dead_letter_topics(name, all.iter()).cloned().collect::<Vec<_>>()
+    };
+    for name in topics.iter().take(MOST_TOPICS).flat_map(dead_letters) {
+        let retention = cluster
+            .topic_config(&name)
+            .await
+            .and_then(|config| crate::inspect::dedup_window::TopicRetention::from_config(&config));
+        let violation = retention.and_then(|retention| question.violation(Some(&name), true, retention));
+        found.findings.extend(violation.as_ref().map(dedup_window::too_narrow));
+    }
+    Ok(())
+}
+
+/// `None` where nothing of the consumers' table is ever pruned.
+fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::inspect::dedup_window::Question<'a>> {
+    let retention = &settings.relay.retention;
+    Some(crate::inspect::dedup_window::Question {
+        names,
+        template: &settings.relay.topic,
+        window: retention.processed_after?,
+        dead_letter_horizon: retention.dead_letter_horizon,
+    })
+}
+
+fn illegal_topic(route: &IllegalRoute) -> Finding {
+    let IllegalRoute { entity_type, error } = route;
+    Finding::error(
+        Code::TopicIllegal,
+        format!("Events of the entity type {entity_type:?} have no legal topic and go DEAD: {error}."),
+        "fix RELAY_TOPIC, or what the application writes into entity_type and topic",
+    )
+}

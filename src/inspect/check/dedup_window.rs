@@ -1,0 +1,64 @@
+//! How far back consumers remember, against how far back they can read.
+
+use sqlx::{PgConnection, Row};
+
+use super::finding::Finding;
+use super::topics::Topic;
+use crate::inspect::dedup_window::{self, TopicRetention, WindowViolation};
+use crate::store::activity::span;
+use crate::store::read_only::read;
+use event_outbox::Names;
+use event_outbox::code::Code;
+use event_outbox::names::literal;
+
+/// How many rows are looked at for the oldest: the table has no index by time, and its first pages hold the first rows.
+const ROWS_LOOKED_AT: u32 = 100_000;
+
+/// A consumer that is behind by less than this is no finding.
+const TOLERANCE_S: f64 = 3_600.0;
+
+/// Milliseconds since 1970 of the oldest row of `processed_events`; `None` when it is empty or may not be read.
+pub(super) async fn oldest_processed_ms(conn: &mut PgConnection, names: &Names) -> Result<Option<f64>, sqlx::Error> {
+    let table = names.processed();
+    let readable = format!("select coalesce(has_table_privilege(to_regclass({}), 'select'), false)", literal(&table));
+    if !super::rights::first::<bool>(conn, &readable).await? {
+        return Ok(None);
+    }
+    // Scanned from its first page: any index would give the oldest of a group, not of the table.
+    let query = format!(
+        "set local enable_seqscan = on; set local synchronize_seqscans = off; \
+         select extract(epoch from min(processed_at))::float8 * 1000 from (select processed_at from {table} limit {ROWS_LOOKED_AT}) first"
+    );
+    read(conn, &query).await?.first().map_or(Ok(None), |row| row.try_get(0))
+}
+
+/// A window that lets duplicates in, whether or not it has done so yet: relays and `prune` refuse it.
+pub(super) fn too_narrow(violation: &WindowViolation) -> Finding {
+    Finding::error(
+        Code::ProcessedWindow,
+        format!("RELAY_PROCESSED_RETENTION lets duplicates in, so that nothing of it is pruned: {violation}."),
+        dedup_window::FIX,
+    )
+}
+
+/// A topic that keeps events which consumers have forgotten.
+pub(super) fn outlived(name: &str, topic: Topic, processed_ms: Option<f64>, names: &Names) -> Option<Finding> {
+    let (processed, oldest) = (processed_ms?, topic.oldest_ms? as f64);
+    let forgotten = (processed - oldest) / 1000.0;
+    let retention = match topic.retention {
+        Some(TopicRetention::For(retention)) => retention.to_string(),
+        Some(TopicRetention::Forever) => "all time".to_owned(),
+        None => "an unknown time".to_owned(),
+    };
+    (forgotten > TOLERANCE_S).then(|| {
+        Finding::warning(
+            Code::ProcessedWindow,
+            format!(
+                "The topic {name} keeps events of {retention}, {} more than {} remembers: a consumer that reads it again applies those twice.",
+                span(forgotten),
+                names.processed()
+            ),
+            format!("keep rows of {} longer than retention.ms of the topic; nothing, if no consumer group is that old", names.processed()),
+        )
+    })
+}

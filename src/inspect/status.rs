@@ -1,0 +1,261 @@
+//! What goes on in an outbox now, for one screen; needs the database alone, and no relay.
+//!
+//! - [`Status::look`]: gathers the facts, all of them bounded
+//! - [`next`]: what blocks, and what to do about it
+//! - [`progress`]: what Kafka knows of lanes that are published exactly once; the one thing that is not in the database
+//! - [`screen`]: the facts for people
+
+mod next;
+mod progress;
+mod screen;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::PgConnection;
+
+pub(crate) use next::{About, NextStep, about_held};
+pub(crate) use progress::LaneOwner;
+
+use crate::lane::{LaneRange, at_work};
+use crate::store::activity::{self, Blocker, Session, Waiting};
+use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
+use crate::store::counts::{self, COUNT_LIMIT};
+use crate::store::fleet::{self, LaneHeld, RegisteredRelay};
+use crate::store::read_only::read;
+use crate::store::routes;
+use event_outbox::Names;
+use event_outbox::route::TopicTemplate;
+use event_outbox::schema;
+
+/// Everything on the screen.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Status {
+    /// Why the outbox itself could not be looked at; its counts are missing then.
+    pub(crate) unreadable: Option<String>,
+    pub(crate) backlog: Option<Counts>,
+    pub(crate) flow: Option<Flow>,
+    /// Until nothing is pending, if it goes on like this; missing when it would never be.
+    pub(crate) drain_s: Option<f64>,
+    /// Of the first 100,000 pending events.
+    pub(crate) topics: Vec<TopicStatus>,
+    /// Of the first 100,000 pending events.
+    pub(crate) lanes: Vec<LaneStatus>,
+    /// Which worker publishes a lane exactly once.
+    pub(crate) delivery: Vec<LaneOwner>,
+    /// Why the lanes' progress is missing.
+    pub(crate) progress_unread: Option<String>,
+    /// What claims have stepped over, by reason.
+    pub(crate) held: Vec<HeldGroup>,
+    /// What operators have paused, as the rows of the table of pauses.
+    pub(crate) pauses: Vec<serde_json::Value>,
+    pub(crate) relays: Vec<RelayStatus>,
+    /// Sessions that keep a relay from working.
+    pub(crate) blockers: Vec<Blocker>,
+    /// Relays' sessions that wait for a lock.
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) oldest_transaction: Option<Session>,
+    /// False: what other users' sessions do is not visible to this user.
+    pub(crate) sees_other_sessions: bool,
+    /// The most urgent first.
+    pub(crate) next: Vec<NextStep>,
+}
+
+/// Counts stop at a million.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Counts {
+    pub(crate) pending: i64,
+    /// True: there are at least that many.
+    pub(crate) pending_is_at_least: bool,
+    pub(crate) oldest_pending_s: Option<f64>,
+    pub(crate) scheduled: i64,
+    pub(crate) held: i64,
+    pub(crate) dead: i64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct TopicStatus {
+    pub(crate) topic: String,
+    pub(crate) pending: i64,
+    pub(crate) oldest_s: f64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct LaneStatus {
+    pub(crate) lane: i16,
+    pub(crate) pending: i64,
+    pub(crate) oldest_s: Option<f64>,
+    /// The relay whose share it is in.
+    pub(crate) due: Option<String>,
+    /// The session that has it locked now.
+    pub(crate) locked_by: Option<LaneHeld>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RelayStatus {
+    #[serde(flatten)]
+    pub(crate) seen: RegisteredRelay,
+    pub(crate) alive: bool,
+    /// Its share: a range for each worker.
+    pub(crate) lanes: Vec<String>,
+}
+
+/// What to look at, and how.
+pub(crate) struct Look<'a> {
+    pub(crate) names: &'a Names,
+    pub(crate) topic: &'a TopicTemplate,
+    /// A relay silent for longer is gone.
+    pub(crate) alive_for: Duration,
+}
+
+impl Status {
+    /// Looks. `mark` is where the last look stood, for the rate; the new one replaces it.
+    ///
+    /// # Errors
+    /// Any database error but that of an outbox which is locked, and that is a finding.
+    pub(crate) async fn look(
+        conn: &mut PgConnection,
+        look: &Look<'_>,
+        mark: &mut Option<FlowMark>,
+    ) -> Result<Self, sqlx::Error> {
+        let mut status = Self {
+            sees_other_sessions: activity::sees_others(conn).await?,
+            blockers: activity::table_blockers(conn, look.names).await?,
+            waiting: activity::waiting_relays(conn).await?,
+            oldest_transaction: activity::oldest_transaction(conn).await?,
+            ..Self::default()
+        };
+        match status.outbox(conn, look, mark).await {
+            Ok(()) => {}
+            // 55P03 lock_not_available, 57014 query_canceled: its time was up.
+            Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("55P03" | "57014")) => {
+                status.unreadable = Some(error.message().to_owned());
+            }
+            Err(error) => return Err(error),
+        }
+        status.next = next::steps(&status);
+        Ok(status)
+    }
+
+    async fn outbox(
+        &mut self,
+        conn: &mut PgConnection,
+        look: &Look<'_>,
+        mark: &mut Option<FlowMark>,
+    ) -> Result<(), sqlx::Error> {
+        let names = look.names;
+        // Whoever has it locked is shown within a second; the counts would wait for longer.
+        read(conn, &format!("select from {} limit 0", names.outbox())).await?;
+        let backlog = counts::backlog(conn, names).await?;
+        self.backlog = Some(Counts {
+            pending: backlog.pending,
+            pending_is_at_least: backlog.pending >= COUNT_LIMIT,
+            oldest_pending_s: backlog.oldest.map(|oldest| oldest.as_secs_f64()),
+            scheduled: backlog.scheduled,
+            held: backlog.held,
+            dead: backlog.dead,
+        });
+        let head = backlog::head(conn, names).await?;
+        self.held = backlog::held(conn, names).await?;
+        self.pauses = backlog::pauses(conn, names).await?;
+        self.blockers.extend(activity::row_blockers(conn, names).await?);
+        let lanes = lane_count(conn, names).await?;
+        let relays = fleet::relays(conn, names).await?;
+        let (relays, due) = shares(relays, look.alive_for, lanes);
+        self.relays = relays;
+        self.delivery = fleet::deliveries(conn, names).await?.into_iter().map(LaneOwner::from).collect();
+        self.topics = by_topic(&head, look.topic);
+        self.lanes = by_lane(&head, lanes, &due, fleet::lanes_held(conn, names).await?);
+        if let Some(mark) = mark {
+            let flow = backlog::flow(conn, names, mark).await?;
+            let shrinks_by = flow.settled_per_s - flow.inserted_per_s;
+            self.drain_s = (backlog.pending == 0)
+                .then_some(0.0)
+                .or((shrinks_by > 0.0).then(|| backlog.pending as f64 / shrinks_by));
+            self.flow = Some(flow);
+        }
+        *mark = Some(backlog::mark(conn, names).await?);
+        Ok(())
+    }
+
+    /// True when the breakdown by lane and topic is of a part of what is pending.
+    pub(crate) fn is_head_only(&self) -> bool {
+        self.backlog.is_some_and(|counts| counts.pending > HEAD_LIMIT)
+    }
+}
+
+async fn lane_count(conn: &mut PgConnection, names: &Names) -> Result<u16, sqlx::Error> {
+    let rows = read(conn, &format!("select count(*) from {}", names.companion("lane"))).await?;
+    let count: i64 = rows.first().map_or(Ok(0), |row| sqlx::Row::try_get(row, 0))?;
+    Ok(u16::try_from(count).unwrap_or(schema::MAX_LANES))
+}
+
+/// The relays with their shares, and the relay each lane is due, as the relays work it out themselves.
+fn shares(seen: Vec<RegisteredRelay>, alive_for: Duration, lanes: u16) -> (Vec<RelayStatus>, BTreeMap<i16, String>) {
+    let alive = |relay: &RegisteredRelay| relay.silent_s < alive_for.as_secs_f64();
+    let members = seen.iter().filter(|relay| alive(relay)).count();
+    let at_work = |relay: &RegisteredRelay| at_work(relay.workers, members);
+    let workers: usize = seen.iter().filter(|relay| alive(relay)).map(at_work).sum();
+    let (mut first, mut due) = (0, BTreeMap::new());
+    let mut relays = Vec::new();
+    for seen in seen {
+        let (alive, working) = (alive(&seen), at_work(&seen));
+        let mut lanes_of = Vec::new();
+        if alive {
+            for share in (first..first + working).filter_map(|worker| LaneRange::share(worker, workers, lanes)) {
+                due.extend((share.first..=share.last).map(|lane| (lane, seen.name.clone())));
+                lanes_of.push(share.to_string());
+            }
+            first += working;
+        }
+        relays.push(RelayStatus { seen, alive, lanes: lanes_of });
+    }
+    (relays, due)
+}
+
+fn by_topic(head: &[HeadGroup], template: &TopicTemplate) -> Vec<TopicStatus> {
+    let mut topics: BTreeMap<String, (i64, f64)> = BTreeMap::new();
+    for group in head {
+        let topic = routes::resolve(template, &group.entity_type, &group.event_type, group.topic.as_deref());
+        let entry = topics.entry(topic.unwrap_or_else(|error| format!("({error})"))).or_default();
+        *entry = (entry.0 + group.pending, entry.1.max(group.oldest_s));
+    }
+    let mut topics: Vec<_> =
+        topics.into_iter().map(|(topic, (pending, oldest_s))| TopicStatus { topic, pending, oldest_s }).collect();
+    topics.sort_by_key(|topic| std::cmp::Reverse(topic.pending));
+    topics
+}
+
+fn by_lane(head: &[HeadGroup], lanes: u16, due: &BTreeMap<i16, String>, held: Vec<LaneHeld>) -> Vec<LaneStatus> {
+    (0..lanes as i16)
+        .map(|lane| {
+            let groups = || head.iter().filter(|group| group.lane == lane);
+            LaneStatus {
+                lane,
+                pending: groups().map(|group| group.pending).sum(),
+                oldest_s: groups().map(|group| group.oldest_s).max_by(f64::total_cmp),
+                due: due.get(&lane).cloned(),
+                locked_by: held.iter().find(|held| held.lane == lane).cloned(),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relay(name: &str, workers: usize, silent_s: f64) -> RegisteredRelay {
+        RegisteredRelay { name: name.to_owned(), version: "1".to_owned(), workers, up_s: 1.0, silent_s }
+    }
+
+    #[test]
+    fn lanes_are_shared_between_the_workers_of_relays_that_are_alive() {
+        let seen = vec![relay("one", 4, 0.1), relay("gone", 4, 60.0), relay("two", 3, 0.1)];
+        let (relays, due) = shares(seen, Duration::from_secs(3), 16);
+        let lanes: Vec<_> = relays.iter().map(|relay| relay.lanes.join(",")).collect();
+        assert_eq!(lanes, ["0-3,4-7", "", "8-11,12-15"]);
+        assert_eq!((due[&7].as_str(), due[&8].as_str(), due.len()), ("one", "two", 16));
+    }
+}

@@ -1,0 +1,353 @@
+//! `verify`: the [ledger](event_outbox::ledger)'s check on a live system, in bounded memory, without a write on either side.
+//!
+//! # What is compared with what
+//! 1. The table is read by id up to the highest id there is at the start, a page at a time, each in a short READ ONLY transaction
+//!    (`table`).
+//! 2. Only then the ends of the topics are asked for, and the topics read up to there (`topic`). So whatever was PUBLISHED when its page
+//!    was read has its record below that end, and is `missing` if it has not.
+//! 3. Both sides are sorted by event on disk (`sorter`, `fact`) and compared as a stream (`compare`). Records without a row are kept,
+//!    their rows asked for once more by `sequence` (a transaction may have committed after its page was read), and compared again.
+//! 4. The first records of keyed events are sorted by entity and offset, and compared for order.
+//!
+//! # What is no violation
+//! - Rows that are PENDING or DEAD when they are read, on the topic or not: they are counted as `pending` and `dead`.
+//! - Rows inserted after the start, and their records (`after_start`).
+//! - Duplicates: delivery is at least once (G4). They are counted; `--exactly-once` makes them violations.
+//! - What `replay` or `dlq redrive` has sent again, and says so by its header (`replayed`, `redriven`): it is no duplicate and has no place
+//!   in the order; it has to be what the row says, though, and an event of which nothing else is left on the topic is not missing.
+//! - A late event whose row an operator has retried: the audit table names it.
+//! - Records whose rows retention may have deleted (`retired`): those below the lowest id that is still PUBLISHED, and those created
+//!   before the earliest `published_at` that is still there, since retention deletes by these. `--all-retained` turns this off.
+//! - Events whose record the topic's own retention may have removed (`unjudged`): their partition begins above offset 0, and they were
+//!   published no later than its first records. On a compacted topic nothing is missing.
+//!
+//! # Memory
+//! Two sorters, one that fills and one that is merged, of at most [`sorter::CHUNK_BYTES`] each, the client's queue of 8 MiB, one row and
+//! one record; besides them 100,000 ids and 20 examples of each kind. Independent of the number of rows: the process had 99 MB at its peak
+//! with 200,000 events, 110 MB with 1,000,000 and 105 MB with 2,000,000 (a debug build). The disk (`TMPDIR`) takes 85 bytes per row and per
+//! record, and 56 more per keyed event.
+//!
+//! # Limits
+//! - A topic whose number of partitions grew has its earlier records where the old number put them: use `--since` the change.
+//! - Rows are routed by today's RELAY_TOPIC; records of rows that went elsewhere before a change are `unknown`.
+//! - A record without a row that claims an id above the highest one counts as `after_start`, one that claims an id below what is retained
+//!   as `retired`.
+
+mod compare;
+mod fact;
+mod reading;
+mod sorter;
+mod table;
+mod topic;
+mod topics;
+mod verdict;
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use indicatif::{ProgressBar, ProgressStyle};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use sqlx::PgConnection;
+use tokio::task::block_in_place;
+
+use crate::config::{DatabaseSettings, KafkaSettings};
+use crate::resend::rate::Rate;
+use crate::store::session;
+use compare::{Comparison, Horizon, Scope, TopicScope};
+use event_outbox::Names;
+use event_outbox::ledger::{Example, Finding, Report, Rules};
+use event_outbox::route::TopicTemplate;
+use fact::Fact;
+use sorter::Sorter;
+use table::{Audits, Extent, TableReader};
+use topic::{Beginning, TopicExtent, TopicReader};
+use topics::TopicNames;
+
+pub(crate) use compare::Partitioner;
+pub(crate) use reading::{KeyFrom, Payload, Reading};
+pub(crate) use verdict::Verdict;
+
+/// A record may be marked this long after one that was appended behind it: two workers settle their batches by themselves.
+const SETTLING: Duration = Duration::from_secs(60);
+
+/// Rows asked for by id at once.
+const IDS_AT_ONCE: usize = 1000;
+
+/// What is verified, and how.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) names: Names,
+    pub(crate) template: TopicTemplate,
+    /// `None` verifies every topic that a row is routed to.
+    pub(crate) topic: Option<String>,
+    pub(crate) since: Option<DateTime<Utc>>,
+    /// One entity alone.
+    pub(crate) key: Option<String>,
+    pub(crate) rate: Option<u32>,
+    pub(crate) exactly_once: bool,
+    pub(crate) expect_pending: bool,
+    pub(crate) all_retained: bool,
+    pub(crate) partitioner: Partitioner,
+    pub(crate) reading: Reading,
+}
+
+/// Why there is no verdict.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VerifyError {
+    #[error("the database")]
+    Database(#[from] sqlx::Error),
+    #[error("Kafka")]
+    Kafka(#[from] KafkaError),
+    #[error("librdkafka refuses the combination of the KAFKA_ settings")]
+    Client,
+    #[error("topic {topic}: {code}")]
+    Topic { topic: String, code: RDKafkaErrorCode },
+    #[error("topic {topic}: partitions {partitions:?} give no records any more")]
+    Stalled { topic: String, partitions: Vec<i32> },
+    #[error("the rows are routed to more than a thousand topics")]
+    TooManyTopics,
+    #[error("a temporary file cannot be written or read")]
+    Disk(#[from] io::Error),
+}
+
+/// Compares both sides.
+///
+/// # Errors
+/// [`VerifyError`] when one of them cannot be read.
+pub(crate) async fn run(
+    plan: &Plan,
+    database: &DatabaseSettings,
+    kafka: &KafkaSettings,
+) -> Result<Verdict, VerifyError> {
+    let options = database.connect_options();
+    let mut conn = session::connect(&options, "outbox-relay verify", database.connect_timeout).await?;
+    let reader = TopicReader::new(kafka)?;
+    let mut verification = Verification {
+        plan,
+        table: TableReader::new(&plan.names, &plan.template, &plan.reading, plan.key.as_deref(), plan.since),
+        facts: Sorter::default(),
+        topics: TopicNames::new(plan.topic.as_deref()),
+        rate: Rate::new(plan.rate),
+        report: Report {
+            rules: Rules { duplicates_allowed: plan.exactly_once.then_some(0), pending_allowed: true },
+            ..Report::default()
+        },
+        uncommitted: 0,
+        notes: Vec::new(),
+    };
+    // A topic that is not there is reported before ten million rows are read.
+    if let Some(topic) = &plan.topic {
+        block_in_place(|| reader.extent(topic, None))?;
+    }
+    let (extent, horizon) = verification.read_table(&mut conn).await?;
+    let mut scopes = Vec::new();
+    for (index, name) in verification.topics.names().to_vec().into_iter().enumerate() {
+        let index = u16::try_from(index).unwrap_or(u16::MAX);
+        scopes.push(verification.read_topic(&mut conn, &reader, index, name).await?);
+    }
+    let scope = Scope {
+        upto: extent.upto,
+        began: extent.now.timestamp_micros(),
+        since: plan.since.map(|since| since.timestamp_micros()),
+        expect_pending: plan.expect_pending,
+        horizon: (!plan.all_retained).then_some(horizon),
+        partitioner: plan.partitioner,
+        topics: scopes,
+    };
+    verification.compare(&mut conn, &scope).await
+}
+
+struct Verification<'a> {
+    plan: &'a Plan,
+    table: TableReader<'a>,
+    facts: Sorter<{ fact::FACT_BYTES }>,
+    topics: TopicNames,
+    rate: Rate,
+    report: Report,
+    /// Records that consumers do not see.
+    uncommitted: u64,
+    notes: Vec<String>,
+}
+
+impl Verification<'_> {
+    async fn read_table(&mut self, conn: &mut PgConnection) -> Result<(Extent, Horizon), VerifyError> {
+        let Self { table, facts, topics, rate, plan, .. } = self;
+        let extent = table.extent(conn).await?;
+        let bar = bar("rows by id", extent.upto.abs_diff(extent.from));
+        let horizon = table
+            .read(conn, extent, topics, rate, |fact, at| {
+                if let Some((event, fact)) = fact {
+                    facts.push(fact.encode(event))?;
+                }
+                bar.set_position(at.abs_diff(extent.from));
+                Ok(())
+            })
+            .await?;
+        bar.finish_and_clear();
+        if topics.too_many {
+            return Err(VerifyError::TooManyTopics);
+        }
+        let audits = table.audits(conn, &plan.names, |event| Ok(facts.push(Fact::Audit.encode(event))?)).await?;
+        if audits == Audits::Forbidden {
+            self.notes.push(
+                "the right to read the audit is missing: events that an operator retried count as inversions"
+                    .to_owned(),
+            );
+        }
+        Ok((extent, horizon))
+    }
+
+    async fn read_topic(
+        &mut self,
+        conn: &mut PgConnection,
+        reader: &TopicReader,
+        index: u16,
+        name: String,
+    ) -> Result<TopicScope, VerifyError> {
+        let since = self.plan.since.map(|since| since.timestamp_millis());
+        let mut extent = match block_in_place(|| reader.extent(&name, since)) {
+            // Of all topics of the table one may not exist yet: then what is PUBLISHED to it is missing.
+            Err(VerifyError::Topic { code, .. }) if self.plan.topic.is_none() && is_missing(code) => {
+                self.notes.push(format!("topic {name} does not exist"));
+                return Ok(TopicScope { name, ..TopicScope::default() });
+            }
+            extent => extent?,
+        };
+        extent.compacted = reader.is_compacted(&name).await;
+        let bar = bar(&name, extent.len());
+        let Self { plan, facts, rate, report, .. } = self;
+        let read = block_in_place(|| {
+            reader.read((index, &name), &extent, &plan.reading, plan.key.as_deref(), rate, |seen| {
+                bar.inc(1);
+                match seen {
+                    Ok((event, fact)) => facts.push(fact.encode(event))?,
+                    Err(nameless) => {
+                        report.records += 1;
+                        let record = Some(format!("{name}[{}]@{}", nameless.partition, nameless.offset));
+                        let note = Some(format!("no event id in the header {}", plan.reading.id_header));
+                        report.add(Finding::Unknown, || Example { record, note, ..Example::default() });
+                    }
+                }
+                Ok(())
+            })
+        })?;
+        bar.finish_and_clear();
+        // A compacted topic has gaps of its own.
+        if extent.compacted != Some(true) {
+            self.uncommitted += block_in_place(|| reader.uncommitted(&name, &extent, read.records, rate))?;
+        }
+        let truncated = self.truncated(conn, &extent, &read.beginnings).await?;
+        self.note(&name, &extent);
+        let compacted = extent.compacted == Some(true);
+        Ok(TopicScope { name, partitions: extent.partitions, truncated, compacted })
+    }
+
+    /// Up to when a partition that has lost its beginning may have lost records.
+    async fn truncated(
+        &self,
+        conn: &mut PgConnection,
+        extent: &TopicExtent,
+        beginnings: &HashMap<i32, Beginning>,
+    ) -> Result<HashMap<i32, i64>, VerifyError> {
+        let slack = i64::try_from(SETTLING.as_micros()).unwrap_or(i64::MAX);
+        let mut truncated = HashMap::new();
+        for partition in &extent.truncated {
+            let until = match beginnings.get(partition) {
+                None => i64::MAX,
+                Some(beginning) => {
+                    let published = self.table.published_at(conn, &beginning.sequences).await?;
+                    published.or(beginning.time).map_or(i64::MAX, |moment| moment.saturating_add(slack))
+                }
+            };
+            truncated.insert(*partition, until);
+        }
+        Ok(truncated)
+    }
+
+    fn note(&mut self, name: &str, extent: &TopicExtent) {
+        if !extent.truncated.is_empty() {
+            self.notes.push(format!(
+                "topic {name}: the beginning of partitions {:?} is gone, by retention or deletion: earlier events are not called missing",
+                extent.truncated
+            ));
+        }
+        match extent.compacted {
+            Some(true) => self.notes.push(format!("topic {name} is compacted: no event is called missing")),
+            None => self.notes.push(format!(
+                "topic {name}: the right DESCRIBE_CONFIGS is missing; if the topic is compacted, missing events are no violation"
+            )),
+            Some(false) => {}
+        }
+    }
+
+    async fn compare(self, conn: &mut PgConnection, scope: &Scope) -> Result<Verdict, VerifyError> {
+        let Self { table, facts, mut topics, report, uncommitted, mut notes, .. } = self;
+        let mut comparison = Comparison::new(scope, report);
+        block_in_place(|| compare_all(&mut comparison, facts, "comparing"))?;
+        let mut unmatched = comparison.second_round()?;
+        for ids in unmatched.ids.chunks(IDS_AT_ONCE) {
+            for (event, row) in table.again(conn, ids, &mut topics).await? {
+                unmatched.facts.push(Fact::Row(row).encode(event))?;
+            }
+        }
+        block_in_place(|| compare_all(&mut comparison, unmatched.facts, "comparing what committed late"))?;
+        let (mut report, tolerated, steps) = comparison.end();
+        block_in_place(|| compare::order(scope, steps, &mut report))?;
+        self::name_entities(&table, conn, &mut report).await?;
+        if tolerated.repeated_ids > 0 {
+            notes.push(format!(
+                "{} rows share their event_id with another row: consumers take them for duplicates",
+                tolerated.repeated_ids
+            ));
+        }
+        let topics = scope.topics.iter().map(|topic| topic.name.clone()).collect();
+        Ok(Verdict { topics, report, tolerated, uncommitted, notes })
+    }
+}
+
+fn compare_all(comparison: &mut Comparison<'_>, facts: Sorter<{ fact::FACT_BYTES }>, what: &str) -> io::Result<()> {
+    let bar = bar(what, facts.len());
+    let mut facts = facts.sorted()?;
+    while let Some(entry) = facts.next()? {
+        let (event, fact) = Fact::decode(&entry);
+        comparison.take(event, fact)?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// What is remembered of a row holds a digest of its entity: the names are asked for when there is something to report.
+async fn name_entities(
+    table: &TableReader<'_>,
+    conn: &mut PgConnection,
+    report: &mut Report,
+) -> Result<(), sqlx::Error> {
+    let mut ids: Vec<i64> = report.examples.values().flatten().filter_map(|example| example.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let names: HashMap<i64, String> = table.entities(conn, &ids).await?.into_iter().collect();
+    for example in report.examples.values_mut().flatten() {
+        example.entity = example.id.and_then(|id| names.get(&id).cloned());
+    }
+    Ok(())
+}
+
+fn is_missing(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+}
+
+/// On stderr, and only if that is a terminal.
+pub(crate) fn bar(what: &str, of: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:<30!} {wide_bar} {percent:>3} % {per_sec} ETA {eta}");
+    let bar = ProgressBar::new(of).with_message(what.to_owned());
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

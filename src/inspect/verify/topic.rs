@@ -1,0 +1,303 @@
+//! The topic's side: a consumer that is assigned every partition, from its first record to the one that was the last when it began. It
+//! joins no group and commits nothing.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::config::KafkaSettings;
+use crate::inspect::verify::VerifyError;
+use crate::inspect::verify::fact::{Fact, RecordFact};
+use crate::inspect::verify::reading::{self, Reading};
+use crate::resend::rate::Rate;
+use crate::sink::murmur2::murmur2;
+use event_outbox::event::EventId;
+
+/// For an answer of a cluster that is up.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// A partition that gives nothing for so long has lost its leader for good.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const POLL: Duration = Duration::from_millis(200);
+
+/// How many records at the beginning of a truncated partition are asked for in the table.
+const FIRST_RECORDS: usize = 100;
+
+const CONSUMER: &[(&str, &str)] = &[
+    ("client.id", "outbox-relay-verify"),
+    // A consumer cannot be made without; it joins no group, and nothing is ever committed to it.
+    ("group.id", "outbox-relay-verify"),
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("allow.auto.create.topics", "false"),
+    ("auto.offset.reset", "earliest"),
+    ("isolation.level", "read_committed"),
+    // The last offsets of a partition may be a transaction's markers, which are never delivered.
+    ("enable.partition.eof", "true"),
+    // What the client holds in memory.
+    ("queued.max.messages.kbytes", "8192"),
+    ("queued.min.messages", "5000"),
+    ("fetch.max.bytes", "4194304"),
+    ("reconnect.backoff.max.ms", "500"),
+];
+
+/// Reads topics, one after the other.
+pub(crate) struct TopicReader {
+    config: ClientConfig,
+    consumer: BaseConsumer,
+    admin: AdminClient<DefaultClientContext>,
+}
+
+/// What a topic is before it is read.
+#[derive(Debug, Clone)]
+pub(crate) struct TopicExtent {
+    pub(crate) partitions: i32,
+    /// Of each partition that holds something to read: the first offset and the one after the last.
+    bounds: HashMap<i32, (i64, i64)>,
+    /// Partitions whose beginning is gone.
+    pub(crate) truncated: Vec<i32>,
+    /// `None` when the user may not know.
+    pub(crate) compacted: Option<bool>,
+}
+
+impl TopicExtent {
+    /// Offsets to read.
+    pub(crate) fn len(&self) -> u64 {
+        self.bounds.values().map(|(first, end)| end.abs_diff(*first)).sum()
+    }
+}
+
+/// The first records of a truncated partition.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Beginning {
+    /// The rows they say they are of.
+    pub(crate) sequences: Vec<i64>,
+    /// The time of the first, in microseconds since 1970.
+    pub(crate) time: Option<i64>,
+}
+
+/// What was read of a topic.
+#[derive(Debug, Default)]
+pub(crate) struct Read {
+    /// All that consumers see.
+    pub(crate) records: u64,
+    /// Of the truncated partitions.
+    pub(crate) beginnings: HashMap<i32, Beginning>,
+}
+
+/// A record without a readable event id.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Nameless {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+}
+
+impl TopicReader {
+    /// # Errors
+    /// What librdkafka finds wrong with the settings; the message may quote one.
+    pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, VerifyError> {
+        let config = kafka.consumer_config(CONSUMER);
+        let failed = |_| VerifyError::Client;
+        let (consumer, admin) = (config.create().map_err(failed)?, config.create().map_err(failed)?);
+        Ok(Self { config, consumer, admin })
+    }
+
+    /// Partitions and their watermarks, now.
+    ///
+    /// # Errors
+    /// The cluster does not answer, or does not know the topic.
+    pub(crate) fn extent(&self, topic: &str, since_ms: Option<i64>) -> Result<TopicExtent, VerifyError> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let error = match found {
+            Some(found) => found.error().map(RDKafkaErrorCode::from),
+            None => Some(RDKafkaErrorCode::UnknownTopicOrPartition),
+        };
+        if let Some(code) = error {
+            return Err(VerifyError::Topic { topic: topic.to_owned(), code });
+        }
+        let partitions = found.map_or(0, |found| found.partitions().len());
+        let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
+        let (mut bounds, mut lows) = (HashMap::new(), Vec::new());
+        for partition in 0..partitions {
+            let (low, high) = self.consumer.fetch_watermarks(topic, partition, ANSWER_WITHIN)?;
+            lows.push((partition, low));
+            bounds.insert(partition, (low, high));
+        }
+        if let Some(since) = since_ms {
+            self.skip_to(topic, since, &mut bounds)?;
+        }
+        // What begins after the first record there still is has lost nothing.
+        let begins_at = |partition: i32, low: i64| bounds.get(&partition).is_some_and(|(first, _)| *first == low);
+        lows.retain(|(partition, low)| *low > 0 && begins_at(*partition, *low));
+        let truncated = lows.into_iter().map(|(partition, _)| partition).collect();
+        bounds.retain(|_, (first, end)| first < end);
+        Ok(TopicExtent { partitions, bounds, truncated, compacted: None })
+    }
+
+    /// The earliest record of each partition that is not older.
+    fn skip_to(&self, topic: &str, since: i64, bounds: &mut HashMap<i32, (i64, i64)>) -> Result<(), VerifyError> {
+        let mut times = TopicPartitionList::new();
+        for partition in bounds.keys() {
+            times.add_partition_offset(topic, *partition, Offset::Offset(since))?;
+        }
+        for found in self.consumer.offsets_for_times(times, ANSWER_WITHIN)?.elements() {
+            let Some((first, end)) = bounds.get_mut(&found.partition()) else { continue };
+            *first = match found.offset() {
+                Offset::Offset(offset) => offset.max(*first),
+                _ => *end,
+            };
+        }
+        Ok(())
+    }
+
+    /// Whether earlier records of a key may be gone; `None` when the user may not know.
+    pub(crate) async fn is_compacted(&self, topic: &str) -> Option<bool> {
+        let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
+        let asked = self.admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.ok()?;
+        let config = asked.into_iter().next()?.ok()?;
+        let policy = config.get("cleanup.policy")?.value.clone()?;
+        Some(policy.split(',').any(|policy| policy.trim() == "compact"))
+    }
+
+    /// Reads a topic to the end of its extent. Blocks.
+    ///
+    /// # Errors
+    /// The cluster, the user's rights, and what `visit` returns.
+    pub(crate) fn read(
+        &self,
+        topic: (u16, &str),
+        extent: &TopicExtent,
+        reading: &Reading,
+        key: Option<&str>,
+        rate: &mut Rate,
+        mut visit: impl FnMut(Result<(EventId, Fact), Nameless>) -> Result<(), VerifyError>,
+    ) -> Result<Read, VerifyError> {
+        let (index, name) = topic;
+        let mut read = Read::default();
+        each_record(&self.consumer, name, extent, rate, |message| {
+            read.records += 1;
+            if extent.truncated.contains(&message.partition()) {
+                begin(read.beginnings.entry(message.partition()).or_default(), message);
+            }
+            seen(index, message, reading, key).map_or(Ok(()), &mut visit)
+        })?;
+        Ok(read)
+    }
+
+    /// How many records of an extent are of transactions that were rolled back or are open, where `committed` were read. Blocks.
+    ///
+    /// # Errors
+    /// The cluster.
+    pub(crate) fn uncommitted(
+        &self,
+        name: &str,
+        extent: &TopicExtent,
+        committed: u64,
+        rate: &mut Rate,
+    ) -> Result<u64, VerifyError> {
+        // Offsets that gave no record are markers of transactions, what they rolled back, or what a compaction removed.
+        if committed >= extent.len() {
+            return Ok(0);
+        }
+        let mut config = self.config.clone();
+        let consumer: BaseConsumer =
+            config.set("isolation.level", "read_uncommitted").create().map_err(|_| VerifyError::Client)?;
+        let mut records = 0_u64;
+        each_record(&consumer, name, extent, rate, |_| {
+            records += 1;
+            Ok(())
+        })?;
+        // A compaction may have run since.
+        Ok(records.saturating_sub(committed))
+    }
+}
+
+fn each_record(
+    consumer: &BaseConsumer,
+    name: &str,
+    extent: &TopicExtent,
+    rate: &mut Rate,
+    mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), VerifyError>,
+) -> Result<(), VerifyError> {
+    let mut unread = extent.bounds.clone();
+    let mut list = TopicPartitionList::new();
+    for (partition, (first, _)) in &unread {
+        list.add_partition_offset(name, *partition, Offset::Offset(*first))?;
+    }
+    consumer.assign(&list)?;
+    let mut heard = Instant::now();
+    while !unread.is_empty() {
+        if heard.elapsed() > PATIENCE {
+            return Err(VerifyError::Stalled { topic: name.to_owned(), partitions: unread.into_keys().collect() });
+        }
+        let message = match consumer.poll(POLL) {
+            None => continue,
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                unread.remove(&partition);
+                continue;
+            }
+            Some(Err(error)) if is_passing(&error) => continue,
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok(message)) => message,
+        };
+        heard = Instant::now();
+        let (partition, offset) = (message.partition(), message.offset());
+        let Some((_, end)) = unread.get(&partition).copied() else { continue };
+        if offset < end {
+            each(&message)?;
+            std::thread::sleep(rate.spend(1));
+        }
+        if offset + 1 >= end {
+            unread.remove(&partition);
+        }
+    }
+    consumer.unassign()?;
+    Ok(())
+}
+
+fn begin(beginning: &mut Beginning, message: &BorrowedMessage<'_>) {
+    if beginning.sequences.len() < FIRST_RECORDS {
+        beginning.sequences.extend(reading::sequence(message));
+        beginning.time = beginning.time.or(message.timestamp().to_millis().map(|ms| ms.saturating_mul(1000)));
+    }
+}
+
+/// `None` for a record of another entity than the one that was asked for.
+fn seen(
+    topic: u16,
+    message: &BorrowedMessage<'_>,
+    reading: &Reading,
+    only: Option<&str>,
+) -> Option<Result<(EventId, Fact), Nameless>> {
+    let (partition, offset) = (message.partition(), message.offset());
+    let key = reading.key(message);
+    if only.is_some_and(|only| key.as_deref() != Some(only.as_bytes())) {
+        return None;
+    }
+    let Some(event) = reading.event_id(message) else { return Some(Err(Nameless { partition, offset })) };
+    let fact = RecordFact {
+        topic,
+        partition,
+        offset,
+        fingerprint: reading.record_fingerprint(key.as_deref(), message.payload()),
+        sequence: reading::sequence(message),
+        key_hash: message.key().map(murmur2),
+        time: message.timestamp().to_millis().map(|ms| ms.saturating_mul(1000)),
+        resent: reading::resent(message),
+    };
+    Some(Ok((event, Fact::Record(fact))))
+}
+
+/// librdkafka reports a lost connection and goes on by itself.
+fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, Resolve};
+    matches!(error.rdkafka_error_code(), Some(BrokerTransportFailure | AllBrokersDown | OperationTimedOut | Resolve))
+}

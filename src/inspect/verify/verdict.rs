@@ -1,0 +1,124 @@
+//! What `verify` says, for people and for programs.
+
+use std::fmt;
+
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
+use crate::inspect::verify::compare::Tolerated;
+use event_outbox::ledger::{Finding, Report};
+
+/// The kinds `verify` can find on a live system, and their names in the JSON.
+const KINDS: [(Finding, &str); 6] = [
+    (Finding::Missing, "missing"),
+    (Finding::Duplicates, "duplicates"),
+    (Finding::Inversions, "inversions"),
+    (Finding::Mismatched, "mismatched"),
+    (Finding::Unknown, "unknown"),
+    (Finding::WrongPartition, "wrong_partition"),
+];
+
+/// The result of a verification.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub(crate) topics: Vec<String>,
+    pub(crate) report: Report,
+    pub(crate) tolerated: Tolerated,
+    /// Records of transactions that were rolled back, or are open.
+    pub(crate) uncommitted: u64,
+    /// What a reader of the numbers has to know.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Verdict {
+    /// The kinds that break a promise.
+    pub(crate) fn violations(&self) -> Vec<&'static str> {
+        let broken: Vec<_> = self.report.violations().collect();
+        KINDS.iter().filter(|(finding, _)| broken.contains(finding)).map(|(_, name)| *name).collect()
+    }
+}
+
+impl Serialize for Verdict {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { topics, report, tolerated, uncommitted, notes } = self;
+        let mut json = serializer.serialize_struct("Verdict", 22)?;
+        json.serialize_field("clean", &report.is_clean())?;
+        json.serialize_field("violations", &self.violations())?;
+        json.serialize_field("topics", topics)?;
+        json.serialize_field("committed", &report.committed)?;
+        json.serialize_field("published", &report.published)?;
+        json.serialize_field("pending", &report.unpublished)?;
+        json.serialize_field("dead", &report.dead)?;
+        json.serialize_field("records", &report.records)?;
+        for (finding, name) in KINDS {
+            json.serialize_field(name, &report.count(finding))?;
+        }
+        json.serialize_field("after_start", &tolerated.after_start)?;
+        json.serialize_field("retired", &tolerated.retired)?;
+        json.serialize_field("unjudged", &tolerated.unjudged)?;
+        json.serialize_field("replayed", &tolerated.replayed)?;
+        json.serialize_field("redriven", &tolerated.redriven)?;
+        json.serialize_field("uncommitted_records", uncommitted)?;
+        json.serialize_field("notes", notes)?;
+        json.serialize_field("examples", &Examples(report))?;
+        json.end()
+    }
+}
+
+struct Examples<'a>(&'a Report);
+
+impl Serialize for Examples<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let found = |finding| self.0.examples.get(finding).map_or(&[][..], Vec::as_slice);
+        serializer.collect_map(KINDS.iter().map(|(finding, name)| (name, found(finding))))
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { topics, report, tolerated, uncommitted, notes } = self;
+        match topics.as_slice() {
+            [] => writeln!(f, "no row is routed to any topic")?,
+            topics => writeln!(f, "topics           {}", topics.join(", "))?,
+        }
+        let Report { committed, published, unpublished, dead, records, .. } = report;
+        writeln!(f, "committed        {committed:>10}  rows; {unpublished} of them pending, {dead} dead")?;
+        writeln!(f, "published        {published:>10}  of them on the topic, in {records} records")?;
+        for (finding, name) in KINDS {
+            writeln!(f, "{:<16} {:>10}", name.replace('_', " "), report.count(finding))?;
+            for example in report.examples.get(&finding).into_iter().flatten() {
+                writeln!(f, "    {example}")?;
+            }
+        }
+        for (count, meaning) in [
+            (tolerated.after_start, "records of events written after the start were left out"),
+            (
+                tolerated.retired,
+                "records have no row any more; the table's retention explains them, nothing else is known of them",
+            ),
+            (
+                tolerated.replayed,
+                "records were published again by `replay`: they are no duplicates, and have no place in the order",
+            ),
+            (
+                tolerated.redriven,
+                "records are dead letters that came back: they are no duplicates, and have no place in the order",
+            ),
+            (
+                *uncommitted,
+                "records are of transactions that were rolled back or are open: consumers that read committed do not see them",
+            ),
+            (tolerated.unjudged, "events may have been on the topic, which no longer holds everything"),
+        ] {
+            if count > 0 {
+                writeln!(f, "note: {count} {meaning}")?;
+            }
+        }
+        for note in notes {
+            writeln!(f, "note: {note}")?;
+        }
+        match self.violations().as_slice() {
+            [] => write!(f, "clean"),
+            violations => write!(f, "NOT CLEAN: {}", violations.join(", ").replace('_', " ")),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The stall monitor's task: looks now and then whether events wait and none moves, finds out why, and keeps what the probes answer and
+//! the metrics of the whole outbox. It only reads, on a connection of its own, within limits.
+//!
+//! - [`stall`]: since when nothing has moved
+//! - [`cause`]: why nothing moves
+
+mod cause;
+mod stall;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sqlx::PgConnection;
+use tokio::sync::watch;
+
+use crate::inspect::check::{Finding, rights};
+use crate::lane::LaneRange;
+use crate::observe::health::{Cause, Readiness, Reason};
+use crate::observe::metrics::Outbox;
+use crate::relay::health::outage::Server;
+use crate::relay::shared::Shared;
+use crate::store::queue_head::{self, QueueHead};
+use crate::store::session::within;
+use crate::store::{counts, pauses, session};
+use cause::{Observed, reason_from_rights};
+use event_outbox::code::Code;
+use event_outbox::notice::Notice;
+use stall::{QueueState, Stall, StallChange};
+
+/// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.
+const APPLICATION: &str = "outbox-relay-stall-monitor";
+
+/// How often memory is looked at: servers that go and come.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often the database is looked at, at most.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Looking may take this share of the time, unless a stall would be found too late: under a held snapshot it walks all that was
+/// published since.
+const LOOK_SHARE: u32 = 50;
+
+/// Rights change rarely.
+const RIGHTS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What [`Shared::block`] calls a stall.
+const STALLED: &str = "stalled";
+
+/// What [`Shared::block`] calls policies that hide rows.
+const HIDDEN: &str = "row level security";
+
+struct StallMonitor {
+    shared: Arc<Shared>,
+    conn: Option<PgConnection>,
+    stall: Stall,
+    /// What was seen last; `None`: the database could not be asked.
+    head: Option<QueueHead>,
+    lacking: Option<Reason>,
+    /// Row level security may hide rows.
+    hides: bool,
+    why: Option<Reason>,
+    look_at: Instant,
+    rights_at: Instant,
+    metrics_at: Instant,
+}
+
+/// Runs until `stop` becomes true.
+pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let (now, mut up) = (Instant::now(), shared.broker.state());
+    let mut monitor = StallMonitor {
+        conn: None,
+        stall: Stall::new(shared.options.stall_after, now),
+        head: None,
+        lacking: None,
+        hides: false,
+        why: None,
+        look_at: now,
+        rights_at: now,
+        metrics_at: now,
+        shared,
+    };
+    let tick = TICK.min(monitor.shared.options.stall_after / 4);
+    loop {
+        let up_now = *up.borrow_and_update();
+        tokio::select! {
+            biased;
+            // A look may take long, and writes nothing: it may be cut short.
+            _ = stop.wait_for(|stop| *stop) => break,
+            () = monitor.look(up_now) => {}
+        }
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            // Fails only when the watch is gone, and with it the relay.
+            _ = up.changed() => {}
+            () = tokio::time::sleep(tick) => {}
+        }
+    }
+    let stopping = Reason::new(Cause::Stopping, "the relay drains and stops", "none: it was told to");
+    monitor.shared.options.telemetry.health.set(Readiness::Unready(stopping));
+}
+
+impl StallMonitor {
+    async fn look(&mut self, up: bool) {
+        if Instant::now() >= self.look_at {
+            let began = Instant::now();
+            let cost = match within(self.look_at_database(up)).await {
+                // To wait for a lock costs nobody anything.
+                Ok(QueueState::Unreadable) => Duration::ZERO,
+                Ok(QueueState::Empty | QueueState::Head(_)) => began.elapsed(),
+                Err(error) => {
+                    // The workers and the heartbeat log it.
+                    tracing::debug!(error = %crate::fault::describe(&error), "the monitor cannot read the outbox");
+                    self.conn = None;
+                    self.head = None;
+                    Duration::ZERO
+                }
+            };
+            let stall_after = self.shared.options.stall_after;
+            let interval = LOOK_INTERVAL.min(stall_after / 4);
+            self.look_at = Instant::now() + (cost * LOOK_SHARE).clamp(interval, stall_after);
+        }
+        self.update_readiness(up);
+    }
+
+    async fn look_at_database(&mut self, up: bool) -> Result<QueueState, sqlx::Error> {
+        let shared = Arc::clone(&self.shared);
+        let options = &shared.options;
+        if self.conn.is_none() {
+            self.conn = Some(session::connect(&options.database, APPLICATION, options.connect_timeout).await?);
+        }
+        let Some(conn) = self.conn.as_mut() else { return Ok(QueueState::Unreadable) };
+        let lacked = shared.outages.reason(Server::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
+        if lacked || self.lacking.is_some() || Instant::now() >= self.rights_at {
+            self.lacking = rights::missing_rights(conn, &options.names).await?.map(reason_from_rights);
+            self.rights_at = Instant::now() + RIGHTS_INTERVAL;
+        }
+        if self.lacking.is_none() {
+            // At each look: rows that are hidden look like an outbox without any.
+            let hidden = rights::hidden_rows(conn, &options.names).await?;
+            self.lacking = hidden.clone().map(reason_from_rights);
+            log_hidden(&shared, &mut self.hides, hidden.as_ref());
+        }
+        let lanes = shared.own_lanes();
+        let seen = match lanes {
+            None => Ok(QueueHead::default()),
+            Some(lanes) => queue_head::queue_head(conn, &options.names, lanes).await,
+        };
+        let (seen, head) = match seen {
+            Ok(head) => (head.lowest_id().map_or(QueueState::Empty, QueueState::Head), head),
+            // 55P03 lock_not_available, 57014 query_canceled, 42501 insufficient_privilege: what it cannot see, no worker can claim.
+            Err(sqlx::Error::Database(error))
+                if matches!(error.code().as_deref(), Some("55P03" | "57014" | "42501")) =>
+            {
+                (QueueState::Unreadable, QueueHead::default())
+            }
+            Err(error) => return Err(error),
+        };
+        let change = self.stall.observe(shared.published_total(), lanes, seen, Instant::now());
+        if self.stall.is_stalled() {
+            let observed = Observed { up, lacking: self.lacking.as_ref(), seen, head: &head };
+            self.why = Some(observed.reason(&shared, conn).await);
+        } else {
+            self.why = None;
+        }
+        self.head = Some(head);
+        self.log(change);
+        if options.serves_metrics && Instant::now() >= self.metrics_at {
+            self.update_outbox_metrics().await?;
+        }
+        Ok(seen)
+    }
+
+    /// From memory.
+    fn update_readiness(&self, up: bool) {
+        let telemetry = &self.shared.options.telemetry;
+        let away = |server| self.shared.outages.reason(server);
+        let postgres = self.lacking.clone().or_else(|| away(Server::Postgres));
+        let postgres = postgres.or_else(|| self.head.is_none().then(cause::not_looked));
+        let kafka = away(Server::Kafka).or_else(|| (!up).then(cause::no_answer));
+        telemetry.metrics.set_reachable(postgres.is_none(), kafka.is_none());
+        telemetry.metrics.set_stalled(self.why.as_ref().map(|why| why.cause));
+        let own = self.shared.own_lanes().map_or(0, LaneRange::len);
+        telemetry.metrics.set_lanes(own, self.shared.lanes);
+        let readiness = match (self.why.clone(), postgres.or(kafka)) {
+            (Some(why), _) => Readiness::Stalled(why),
+            (None, Some(reason)) => Readiness::Unready(reason),
+            (None, None) => Readiness::Ready,
+        };
+        telemetry.metrics.set_ready(readiness == Readiness::Ready);
+        telemetry.health.set(readiness);
+    }
+
+    /// One line when a stall begins, one when what waited has gone on. While it lasts, the status line has it.
+    fn log(&self, change: StallChange) {
+        let after_s = self.shared.options.stall_after.as_secs();
+        match (change, &self.why) {
+            (StallChange::Begun, Some(Reason { cause, message, next_step })) => tracing::warn!(
+                code = %Code::Stalled,
+                cause = cause.word(),
+                reason = message,
+                next_step,
+                stall_after_s = after_s,
+                "events wait and none has moved"
+            ),
+            (StallChange::Ended(lasted), _) => {
+                tracing::info!(
+                    notice = %Notice::Resolved,
+                    code = %Code::Stalled,
+                    lasted_s = lasted.as_secs(),
+                    "the events that waited move again"
+                );
+            }
+            _ => {}
+        }
+        match &self.why {
+            Some(why) => drop(self.shared.block(STALLED, &why.message)),
+            None => drop(self.shared.unblock(STALLED)),
+        }
+    }
+
+    /// Updates the metrics of the whole outbox. Counting costs more than looking, so it is done more rarely.
+    async fn update_outbox_metrics(&mut self) -> Result<(), sqlx::Error> {
+        let Some(conn) = self.conn.as_mut() else { return Ok(()) };
+        let (began, names) = (Instant::now(), &self.shared.options.names);
+        let backlog = counts::backlog(conn, names).await?;
+        let active = pauses::active(conn, names).await?;
+        let vacuum = queue_head::vacuum(conn, names).await?;
+        let paused = |is: fn(&pauses::Scope) -> bool| active.iter().filter(|pause| is(&pause.scope)).count() as i64;
+        let seen = Outbox {
+            pending: backlog.pending,
+            oldest: backlog.oldest.unwrap_or_default(),
+            scheduled: backlog.scheduled,
+            held: backlog.held,
+            dead: backlog.dead,
+            pauses: [
+                paused(|scope| matches!(scope, pauses::Scope::All)),
+                paused(|scope| matches!(scope, pauses::Scope::Topic { .. })),
+                paused(|scope| matches!(scope, pauses::Scope::Entity { .. })),
+            ],
+            dead_tuples: vacuum.dead_tuples,
+            live_tuples: vacuum.live_tuples,
+            vacuum_held_back: vacuum.held_back,
+        };
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.shared.options.telemetry.metrics.set_outbox(&seen, at);
+        self.metrics_at = Instant::now() + began.elapsed() * LOOK_SHARE * 2;
+        Ok(())
+    }
+}
+
+/// One line when policies begin to hide rows, one when they no longer do. Nobody else meets an error then.
+fn log_hidden(shared: &Shared, hides: &mut bool, hidden: Option<&Finding>) {
+    match (hidden, std::mem::replace(hides, hidden.is_some())) {
+        (Some(Finding { message, fix, .. }), false) => {
+            shared.block(HIDDEN, message);
+            tracing::error!(
+                code = %Code::RowSecurity,
+                reason = message,
+                consequence = "hidden events wait",
+                next_step = fix,
+                "row level security may hide events"
+            );
+        }
+        (None, true) => {
+            shared.unblock(HIDDEN);
+            tracing::info!(
+                notice = %Notice::Resolved,
+                code = %Code::RowSecurity,
+                "row level security hides no events"
+            );
+        }
+        _ => {}
+    }
+}

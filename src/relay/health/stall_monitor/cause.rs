@@ -1,0 +1,149 @@
+//! Why nothing moves: from what the relay knows itself, from the row that is first, and from what `outbox-relay status` sees.
+
+use sqlx::PgConnection;
+
+use super::STALLED;
+use super::stall::QueueState;
+use crate::inspect::check::Finding;
+use crate::inspect::status::{About, Look, Status, about_held};
+use crate::observe::health::{Cause, Reason};
+use crate::relay::health::outage::Server;
+use crate::relay::shared::Shared;
+use crate::relay::worker::context::acks_of;
+use crate::store::queue_head::QueueHead;
+
+/// What was seen when nothing moved.
+pub(super) struct Observed<'e> {
+    /// The brokers answer.
+    pub(super) up: bool,
+    pub(super) lacking: Option<&'e Reason>,
+    pub(super) seen: QueueState,
+    pub(super) head: &'e QueueHead,
+}
+
+/// A right that is missing.
+pub(super) fn reason_from_rights(finding: Finding) -> Reason {
+    Reason::new(Cause::Right, finding.message, finding.fix)
+}
+
+/// The brokers have not answered since the start.
+pub(super) fn no_answer() -> Reason {
+    Reason::new(
+        Cause::Brokers,
+        "no broker has answered yet",
+        "check that the brokers run and that KAFKA_BOOTSTRAP_SERVERS and the security settings are right",
+    )
+}
+
+/// The database could not be looked at, and nobody has said why yet.
+pub(super) fn not_looked() -> Reason {
+    Reason::new(
+        Cause::Database,
+        "the database does not answer, or has not been looked at yet",
+        "check that the database runs and can be reached",
+    )
+}
+
+impl Observed<'_> {
+    /// What the relay knows by itself comes first: without servers or rights nothing else matters.
+    pub(super) async fn reason(&self, shared: &Shared, conn: &mut PgConnection) -> Reason {
+        if let Some(lacking) = self.lacking {
+            return lacking.clone();
+        }
+        let outage = shared.outages.reason(Server::Postgres);
+        if let Some(reason) = outage.clone().filter(|reason| reason.cause == Cause::Right) {
+            return reason;
+        }
+        if !self.up {
+            return shared.outages.reason(Server::Kafka).unwrap_or_else(no_answer);
+        }
+        let options = &shared.options;
+        let look = Look { names: &options.names, topic: &options.topic, alive_for: options.alive_for() };
+        let status = Status::look(conn, &look, &mut None).await.unwrap_or_default();
+        self.reason_from_status(&status, &options.application_name())
+            .or(outage)
+            .or_else(|| self.reason_from_acks(shared))
+            .unwrap_or_else(|| self.unknown(shared))
+    }
+
+    fn reason_from_status(&self, status: &Status, own: &str) -> Option<Reason> {
+        let about = |about: About, cause: Cause| {
+            let step = status.next.iter().find(|step| step.about == about)?;
+            Some(Reason::new(cause, &step.what, &step.next_step))
+        };
+        let claimable = self.head.pending.is_some() || self.head.due.is_some();
+        if self.seen == QueueState::Unreadable || claimable {
+            let paused = || self.paused(status);
+            return about(About::Lock, Cause::Lock).or_else(paused).or_else(|| self.lane_locked(status, own));
+        }
+        // Only rows that are held are left; the first says for what.
+        let (_, reason) = self.head.held.as_ref()?;
+        let (of, next_step) = about_held(reason);
+        if of == About::Lock
+            && let Some(named) = about(About::Lock, Cause::Lock)
+        {
+            return Some(named);
+        }
+        let cause = match of {
+            About::Topic => Cause::Topic,
+            About::Pause => Cause::Paused,
+            About::Lock => Cause::Lock,
+            _ => Cause::Held,
+        };
+        let held = status.held.iter().find(|held| held.reason == *reason);
+        let message = held.map_or_else(
+            || format!("events are held: {reason}"),
+            |held| format!("{} are held: {reason}", held.count()),
+        );
+        Some(Reason::new(cause, message, next_step))
+    }
+
+    /// A pause of everything leaves its rows as they are.
+    fn paused(&self, status: &Status) -> Option<Reason> {
+        let text = |pause: &serde_json::Value, name: &str| pause.get(name)?.as_str().map(str::to_owned);
+        let all = status.pauses.iter().find(|pause| text(pause, "scope").as_deref() == Some("all"))?;
+        let why = text(all, "reason").unwrap_or_default();
+        let by = text(all, "paused_by").unwrap_or_default();
+        Some(Reason::new(
+            Cause::Paused,
+            format!("everything is paused by {by}: {why}"),
+            "outbox-relay resume --all, when the reason is gone",
+        ))
+    }
+
+    /// Another session, of a relay that is frozen perhaps, works on the lane of the first row.
+    fn lane_locked(&self, status: &Status, own: &str) -> Option<Reason> {
+        let (_, lane) = self.head.pending?;
+        let held = status.lanes.iter().find(|status| status.lane == lane)?.locked_by.as_ref()?;
+        (held.application != own).then(|| {
+            Reason::new(
+                Cause::Lock,
+                format!("lane {lane} is locked by pid {} (application {:?})", held.pid, held.application),
+                format!(
+                    "look whether that relay is frozen; select pg_terminate_backend({}); frees its lanes",
+                    held.pid
+                ),
+            )
+        })
+    }
+
+    fn reason_from_acks(&self, shared: &Shared) -> Option<Reason> {
+        let why = (0..shared.options.workers).find_map(|worker| shared.obstacle(&acks_of(worker)))?;
+        Some(Reason::new(
+            Cause::Acks,
+            format!("records are not acknowledged: {why}"),
+            "look at the brokers: a partition without a leader, or too few replicas in sync",
+        ))
+    }
+
+    fn unknown(&self, shared: &Shared) -> Reason {
+        // Without the stall itself, whose reason would grow by itself.
+        let blocked = shared.blocked(Some(STALLED)).unwrap_or_else(|| "nothing is known to block them".to_owned());
+        let first = self.head.lowest_id().map(|id| format!(", the first is number {id}")).unwrap_or_default();
+        Reason::new(
+            Cause::Unknown,
+            format!("events wait{first}: {blocked}"),
+            "outbox-relay check; outbox-relay explain of the first event; RELAY_LOG_LEVEL=info,outbox_relay=debug",
+        )
+    }
+}

@@ -1,0 +1,146 @@
+//! The heartbeat's task: says that this relay is alive, and works out its workers' shares. Nothing slow runs here: a relay that is late
+//! counts as dead.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::PgConnection;
+use tokio::sync::watch;
+
+use crate::lane;
+use crate::lane::WorkerAssignment;
+use crate::relay::health::outage::{Component, Server};
+use crate::relay::pauses::PauseLog;
+use crate::relay::shared::Shared;
+use crate::store::relay_registry::{Heartbeat, RelayRow};
+use crate::store::session;
+use crate::store::session::DATABASE_TIMEOUT;
+use event_outbox::notice::Notice;
+
+/// The row of a relay that was killed is removed after so many times the time after which it counts as dead, and not sooner than this.
+const REMOVE_AFTER_TIMES: u32 = 10;
+const REMOVE_AFTER_LEAST: Duration = Duration::from_secs(60);
+
+struct HeartbeatTask {
+    shared: Arc<Shared>,
+    conn: Option<PgConnection>,
+    pause_log: PauseLog,
+}
+
+/// Runs until `stop` becomes true, then takes the relay out of the registry.
+pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let up = shared.broker.state();
+    let mut task = HeartbeatTask { conn: None, pause_log: PauseLog::default(), shared };
+    loop {
+        // A relay that cannot reach the brokers is no help: its share goes to those that can.
+        let present = *up.borrow();
+        match task.look(present).await {
+            Ok(()) => task.shared.outages.end(Server::Postgres, Component::Heartbeat),
+            Err(error) => task.failed(&error),
+        }
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            () = tokio::time::sleep(task.shared.options.heartbeat_interval) => {}
+        }
+    }
+    task.leave().await;
+}
+
+impl HeartbeatTask {
+    async fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+        if self.conn.is_none() {
+            let options = &self.shared.options;
+            let conn =
+                session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
+            self.conn = Some(conn);
+        }
+        self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)
+    }
+
+    fn failed(&mut self, error: &sqlx::Error) {
+        self.conn = None;
+        self.shared.outages.database(Component::Heartbeat, error);
+    }
+
+    async fn look(&mut self, present: bool) -> Result<(), sqlx::Error> {
+        let shared = Arc::clone(&self.shared);
+        let options = &shared.options;
+        let conn = self.connection().await?;
+        let heartbeat = Heartbeat { id: shared.id, name: &options.name, workers: options.workers };
+        let remove_after = (options.alive_for() * REMOVE_AFTER_TIMES).max(REMOVE_AFTER_LEAST);
+        let gone = shared.relays.silent_for(remove_after, Instant::now());
+        let looked = shared.registry.look(conn, present.then_some(heartbeat), &gone);
+        let looked = tokio::time::timeout(DATABASE_TIMEOUT, looked);
+        let (mut rows, paused) = looked.await.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
+        self.pause_log.log_changes(&shared, &paused);
+        let now = Instant::now();
+        shared.relays.observe(&rows, now);
+        rows.retain(|row| shared.relays.is_alive(row.id, options.alive_for(), now));
+        if let Some(worker_assignment) = worker_assignment(&rows, shared.id, options.workers) {
+            let changed = shared.worker_assignment.send_if_modified(|current| {
+                let worker_assignment = WorkerAssignment { single_worker: current.single_worker, ..worker_assignment };
+                let changed = *current != worker_assignment;
+                *current = worker_assignment;
+                changed
+            });
+            if changed {
+                tracing::info!(
+                    notice = %Notice::LanesAssigned,
+                    relays = rows.len(),
+                    lanes = shared.owned_lanes(),
+                    "lanes are assigned to this relay"
+                );
+            }
+        }
+        shared.scale_in();
+        Ok(())
+    }
+
+    async fn leave(mut self) {
+        // One try: a database that is away forgets this relay by its missing heartbeat.
+        if let Some(conn) = self.conn.as_mut() {
+            let _ =
+                tokio::time::timeout(Duration::from_secs(2), self.shared.registry.leave(conn, self.shared.id)).await;
+        }
+    }
+}
+
+/// The assignment of `id`'s workers; `None` while it is not in the registry.
+fn worker_assignment(rows: &[RelayRow], id: uuid::Uuid, workers: usize) -> Option<WorkerAssignment> {
+    let position = rows.iter().position(|row| row.id == id)?;
+    let at_work = |workers| lane::at_work(workers, rows.len());
+    let count = |rows: &[RelayRow]| rows.iter().map(|row| at_work(row.workers)).sum::<usize>();
+    let workers = at_work(workers);
+    Some(WorkerAssignment {
+        first: count(&rows[..position]),
+        of: count(rows).max(workers),
+        workers,
+        single_worker: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn workers_are_numbered_through_all_relays() {
+        let ids = [Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3)];
+        let rows: Vec<_> = ids
+            .iter()
+            .zip([2, 1, 4])
+            .map(|(id, workers)| RelayRow { id: *id, workers, seen_at: 0, age_s: 0.0, has_ended: false })
+            .collect();
+        assert_eq!(
+            worker_assignment(&rows, ids[0], 2),
+            Some(WorkerAssignment { first: 0, of: 4, workers: 1, single_worker: false })
+        );
+        assert_eq!(
+            worker_assignment(&rows, ids[2], 4),
+            Some(WorkerAssignment { first: 2, of: 4, workers: 2, single_worker: false })
+        );
+        assert_eq!(worker_assignment(&rows, Uuid::nil(), 2), None);
+    }
+}

@@ -1,0 +1,154 @@
+//! Sends dead letters again: a batch is logged as started, sent, acknowledged, and logged as done. Nothing is sent that could not be logged.
+
+use event_outbox::envelope::headers::REDRIVE_ID;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::Utc;
+use rdkafka::error::RDKafkaErrorCode;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::redrive_log::{LogEntry, Offsets, Stage};
+use super::scan::{DeadLetter, DeadLetters};
+use crate::resend::rate::Rate;
+use crate::sink::resend::{BATCH, BATCH_BYTES, Outgoing, Resend, Unacknowledged};
+
+/// Where dead letters go, and who sends them.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// The topic of the dead letters.
+    pub(crate) topic: Arc<str>,
+    /// Instead of the topic that each was read from first.
+    pub(crate) to: Option<Arc<str>>,
+    pub(crate) id: Uuid,
+    pub(crate) rate: Option<u32>,
+    pub(crate) by: Option<String>,
+    pub(crate) reason: Option<String>,
+    /// Partitions of each source topic: a dead letter goes back to where it was, if there still is such a partition.
+    pub(crate) partitions: BTreeMap<String, i32>,
+}
+
+/// How a redrive ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Acknowledged, and logged as done.
+    pub(crate) redriven: usize,
+    /// Sent and not acknowledged, or acknowledged and not logged: the next redrive takes them for uncertain.
+    pub(crate) uncertain: usize,
+    pub(crate) why: Why,
+}
+
+#[derive(Debug)]
+pub(crate) enum Why {
+    /// All is done.
+    Done,
+    Interrupted,
+    /// The dead letter topic did not take an entry of the log.
+    Unlogged(Option<RDKafkaErrorCode>),
+    /// A topic did not take a dead letter, which is reported with its place.
+    Refused {
+        topic: Arc<str>,
+        code: Option<RDKafkaErrorCode>,
+        partition: i32,
+        offset: i64,
+    },
+    /// The spool cannot be read.
+    Disk(std::io::Error),
+}
+
+/// Sends the dead letters in the order they have; `on_progress` receives how many of them went out.
+pub(crate) async fn redrive(
+    resend: &mut Resend,
+    mut dead_letters: DeadLetters,
+    plan: &Plan,
+    stop: watch::Receiver<bool>,
+    mut on_progress: impl FnMut(usize),
+) -> Ended {
+    let (mut rate, mut number, mut redriven) = (Rate::new(plan.rate), 0, 0);
+    let ended = |redriven, uncertain, why| Ended { redriven, uncertain, why };
+    let mut rest = std::mem::take(&mut dead_letters.entries).into_iter().peekable();
+    let most = usize::try_from(rate.page(BATCH as i64)).unwrap_or(1);
+    while rest.peek().is_some() {
+        if *stop.borrow() {
+            return ended(redriven, 0, Why::Interrupted);
+        }
+        let (mut batch, mut records, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while batch.len() < most
+            && bytes < BATCH_BYTES
+            && let Some(dead_letter) = rest.next()
+        {
+            match outgoing(&mut dead_letters, &dead_letter, plan) {
+                Ok(outgoing) => {
+                    bytes += outgoing.record.len();
+                    records.push(outgoing);
+                    batch.push(dead_letter);
+                }
+                Err(error) => return ended(redriven, 0, Why::Disk(error)),
+            }
+        }
+        number += 1;
+        if let Err(unsent) = log_stage(resend, plan, Stage::Started, batch.iter(), number).await {
+            return ended(redriven, 0, Why::Unlogged(unsent.code));
+        }
+        let sent = resend.send(&records).await;
+        let acked = |index: usize| sent.as_ref().err().is_none_or(|unsent| unsent.acked[index]);
+        let done: Vec<&DeadLetter> =
+            batch.iter().enumerate().filter_map(|(i, dead_letter)| acked(i).then_some(dead_letter)).collect();
+        let logged = log_stage(resend, plan, Stage::Done, done.iter().copied(), number).await;
+        if let Err(unlogged) = logged {
+            return ended(redriven, batch.len(), Why::Unlogged(unlogged.code));
+        }
+        redriven += done.len();
+        on_progress(done.len());
+        if let Err(Unacknowledged { first, code, .. }) = sent {
+            let DeadLetter { partition, offset, .. } = batch[first];
+            let why = Why::Refused { topic: Arc::clone(&records[first].topic), code, partition, offset };
+            return ended(redriven, batch.len() - done.len(), why);
+        }
+        tokio::time::sleep(rate.spend(batch.len() as i64)).await;
+    }
+    ended(redriven, 0, Why::Done)
+}
+
+fn outgoing(dead_letters: &mut DeadLetters, dead_letter: &DeadLetter, plan: &Plan) -> std::io::Result<Outgoing> {
+    let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+    let spool = dead_letters.spool.as_mut().ok_or_else(missing)?;
+    let mut record = spool.read(dead_letter.place.ok_or_else(missing)?)?;
+    record.set_header(REDRIVE_ID, &plan.id.to_string());
+    let source = dead_letters.causes[dead_letter.cause].source_topic.as_deref();
+    let topic = plan.to.clone().or_else(|| source.map(Arc::from)).ok_or_else(missing)?;
+    // Another producer's partitioner may not be this one's: back to where it was.
+    let there = |source: &str| plan.partitions.get(source).copied().unwrap_or(0);
+    let partition = match (dead_letter.source, source) {
+        (Some((partition, _)), Some(source)) if *source == *topic && partition < there(source) => Some(partition),
+        _ => None,
+    };
+    Ok(Outgoing { topic, partition, record })
+}
+
+/// Writes one entry for each partition.
+async fn log_stage(
+    resend: &mut Resend,
+    plan: &Plan,
+    stage: Stage,
+    dead_letters: impl Iterator<Item = &DeadLetter>,
+    number: u64,
+) -> Result<(), Unacknowledged> {
+    let mut offsets: BTreeMap<i32, Offsets> = BTreeMap::new();
+    dead_letters.for_each(|dead_letter| {
+        offsets.entry(dead_letter.partition).or_default().insert(dead_letter.offset, dead_letter.offset)
+    });
+    let entry = |(partition, offsets): (i32, Offsets)| {
+        let (by, reason) = (plan.by.clone(), plan.reason.clone());
+        let entry = LogEntry { redrive_id: plan.id, stage, offsets: offsets.runs(), at: Utc::now(), by, reason };
+        // Two entries of a batch: started and done.
+        let number = number * 2 + u64::from(stage == Stage::Done);
+        Outgoing { topic: Arc::clone(&plan.topic), partition: Some(partition), record: entry.record(number) }
+    };
+    let entries: Vec<Outgoing> = offsets.into_iter().map(entry).collect();
+    if entries.is_empty() {
+        return Ok(());
+    }
+    resend.send(&entries).await
+}

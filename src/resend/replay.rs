@@ -1,0 +1,206 @@
+//! Retained events, published again: the same records as the relay's, in the order of their ids, with one more header.
+//!
+//! Counted first by a walk over the ids up to the highest there is, then walked again and sent, a batch at a time, each acknowledged before
+//! the next is read. Rows are only read; nothing is held while Kafka is waited for.
+
+use event_outbox::envelope::headers::REPLAY_ID;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use rdkafka::error::RDKafkaErrorCode;
+use sqlx::PgConnection;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::resend::rate::Rate;
+use crate::sink::resend::{BATCH, BATCH_BYTES, Outgoing, Record, Resend, Unacknowledged};
+use crate::store::replay::{Found, Stored, Walk};
+use crate::store::routes;
+use event_outbox::envelope::Envelope;
+use event_outbox::route::TopicTemplate;
+
+/// How events become records.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) walk: Walk,
+    /// Ids from here on, and up to there.
+    pub(crate) from: i64,
+    pub(crate) upto: i64,
+    pub(crate) id: Uuid,
+    /// Instead of the topic that each is routed to.
+    pub(crate) to: Option<Arc<str>>,
+    pub(crate) template: TopicTemplate,
+    pub(crate) envelope: Envelope,
+    pub(crate) source: Option<String>,
+    pub(crate) rate: Option<u32>,
+}
+
+/// What there is to replay.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub(crate) struct Counted {
+    pub(crate) events: u64,
+    pub(crate) archived: u64,
+    /// Events that no legal topic is known for.
+    pub(crate) unroutable: u64,
+    pub(crate) first_id: Option<i64>,
+    pub(crate) last_id: Option<i64>,
+    /// Events by topic.
+    pub(crate) topics: BTreeMap<String, u64>,
+}
+
+/// How far a replay came.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) replayed: u64,
+    /// Events that cannot become a record: how many, and why the first of them.
+    pub(crate) skipped: u64,
+    pub(crate) first_skipped: Option<(i64, String)>,
+    /// All events below this id are done with.
+    pub(crate) next: i64,
+}
+
+/// Why it ended.
+#[derive(Debug)]
+pub(crate) enum Why {
+    Done,
+    Interrupted,
+    Database(sqlx::Error),
+    /// A topic did not take an event.
+    Refused {
+        topic: Arc<str>,
+        id: i64,
+        code: Option<RDKafkaErrorCode>,
+    },
+}
+
+impl Plan {
+    fn topic(&self, found: &Found) -> Option<Arc<str>> {
+        let Found { entity_type, event_type, topic, .. } = found;
+        let routed = || routes::resolve(&self.template, entity_type, event_type, topic.as_deref()).ok();
+        self.to.clone().or_else(|| routed().map(Arc::from))
+    }
+
+    /// Walks over the ids; `on_progress` receives where it is.
+    ///
+    /// # Errors
+    /// Any database error.
+    pub(crate) async fn count(
+        &self,
+        conn: &mut PgConnection,
+        mut on_progress: impl FnMut(i64),
+    ) -> Result<Counted, sqlx::Error> {
+        let (mut counted, mut from) = (Counted::default(), self.from - 1);
+        loop {
+            let step = self.walk.step(conn, from, self.upto).await?;
+            for found in &step.found {
+                let Some(topic) = self.topic(found) else {
+                    counted.unroutable += 1;
+                    continue;
+                };
+                counted.events += 1;
+                counted.archived += u64::from(found.archived);
+                counted.first_id.get_or_insert(found.id);
+                counted.last_id = Some(found.id);
+                *counted.topics.entry(topic.to_string()).or_default() += 1;
+            }
+            let Some(last) = step.last else { return Ok(counted) };
+            from = last;
+            on_progress(last);
+        }
+    }
+
+    /// Walks over them once more and sends them; `on_progress` receives how many went out.
+    pub(crate) async fn replay(
+        &self,
+        conn: &mut PgConnection,
+        resend: &mut Resend,
+        stop: watch::Receiver<bool>,
+        on_progress: impl FnMut(u64),
+    ) -> (Progress, Why) {
+        let mut progress = Progress { next: self.from, ..Progress::default() };
+        let why = self.send_all(conn, resend, stop, on_progress, &mut progress).await;
+        (progress, why)
+    }
+
+    async fn send_all(
+        &self,
+        conn: &mut PgConnection,
+        resend: &mut Resend,
+        stop: watch::Receiver<bool>,
+        mut on_progress: impl FnMut(u64),
+        progress: &mut Progress,
+    ) -> Why {
+        let (mut rate, id) = (Rate::new(self.rate), self.id.to_string());
+        let (mut from, mut at_once) = (self.from - 1, BATCH);
+        loop {
+            let step = match self.walk.step(conn, from, self.upto).await {
+                Ok(step) => step,
+                Err(error) => return Why::Database(error),
+            };
+            let mut waiting: VecDeque<Found> = step.found.into();
+            while !waiting.is_empty() {
+                if *stop.borrow() {
+                    return Why::Interrupted;
+                }
+                let most = usize::try_from(rate.page(at_once as i64)).unwrap_or(1);
+                let asked: Vec<Found> = waiting.iter().take(most).cloned().collect();
+                let rows = match self.walk.rows(conn, &asked, BATCH_BYTES).await {
+                    Ok(rows) => rows,
+                    Err(error) => return Why::Database(error),
+                };
+                // Large events: fewer the next time, they are all read.
+                let taken = rows.last().map_or(asked.len(), |last| {
+                    let cut = rows.len() < asked.len() && rows.iter().map(Stored::size).sum::<usize>() >= BATCH_BYTES;
+                    if cut { asked.partition_point(|found| found.id <= last.id) } else { asked.len() }
+                });
+                at_once = if taken < asked.len() { (taken * 2).clamp(1, BATCH) } else { (at_once * 2).min(BATCH) };
+                let asked: Vec<Found> = waiting.drain(..taken).collect();
+                let (ids, batch) = self.batch(&asked, &rows, &id, progress);
+                if let Err(Unacknowledged { first, code, acked }) = resend.send(&batch).await {
+                    progress.replayed += acked.iter().filter(|acked| **acked).count() as u64;
+                    progress.next = ids[first];
+                    return Why::Refused { topic: Arc::clone(&batch[first].topic), id: ids[first], code };
+                }
+                progress.replayed += batch.len() as u64;
+                progress.next = asked.last().map_or(progress.next, |last| last.id + 1);
+                on_progress(batch.len() as u64);
+                tokio::time::sleep(rate.spend(batch.len() as i64)).await;
+            }
+            let Some(last) = step.last else { return Why::Done };
+            from = last;
+        }
+    }
+
+    /// The records of these rows, and their ids. A row that was removed, or has another status, since it was found is left out.
+    fn batch(&self, found: &[Found], rows: &[Stored], id: &str, progress: &mut Progress) -> (Vec<i64>, Vec<Outgoing>) {
+        let (mut ids, mut batch, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let mut found = found.iter().peekable();
+        for row in rows {
+            while found.next_if(|found| found.id < row.id).is_some() {}
+            let Some(found) = found.next_if(|found| found.id == row.id) else { continue };
+            let event = row.event((REPLAY_ID, id)).map_err(|bad| bad.to_string());
+            let topic = self.topic(found).ok_or_else(|| "no legal topic is known for it".to_owned());
+            match event.and_then(|event| Ok((event, topic?))) {
+                Ok((event, topic)) => {
+                    let mut headers = Vec::new();
+                    let source = self.source.as_deref();
+                    self.envelope.headers(&event, source, &mut |name, value| {
+                        headers.push((name.to_owned(), Some(value.to_vec())));
+                    });
+                    let value = self.envelope.value(&event, source, &mut scratch).map(<[u8]>::to_vec);
+                    let key = event.entity_id.map(|key| key.as_bytes().to_vec());
+                    // As the relay does: zero would mean "now".
+                    let timestamp = Some(event.created_at.timestamp_millis().max(1));
+                    let record = Record { key, value, headers, timestamp };
+                    batch.push(Outgoing { topic, partition: None, record });
+                    ids.push(row.id);
+                }
+                Err(why) => {
+                    progress.skipped += 1;
+                    progress.first_skipped.get_or_insert((row.id, why));
+                }
+            }
+        }
+        (ids, batch)
+    }
+}
