@@ -17,7 +17,7 @@ and the commands name each failure by its code in the [runbook](../how-to/runboo
 | outage | waits and tries the same again; while the brokers are away no transaction is open | no |
 | destination | holds the events of this topic, all others go on; asks for the topic until it can be written | no |
 | row | by `RELAY_ON_POISON`: `dead_letter` makes the event DEAD, `hold_entity` makes its entity's later events wait behind it | one |
-| operator | the same as for an outage, but it does not heal by itself: somebody has to change something | no |
+| action_required | the same as for an outage, but it does not heal by itself: somebody has to change something | no |
 
 The relay retries with back-off. A worker waits 100 ms, then twice as long each time, up to 2 s. Each pause is shortened at random by up to
 half, so that relays do not come back in step; the first success resets it. While the cluster is away, the relay asks it every 0.2 to 1 s.
