@@ -1,9 +1,10 @@
-//! Lanes: the unit of ordering and of ownership. Pure: no I/O.
+//! Computes who owns which lanes, how far each lane has come, and which of its events wait. A lane is the unit of ordering and of
+//! ownership. Nothing here does I/O.
 //!
-//! - [`share`]: which lanes a worker gets
-//! - [`snapshot`]: which transactions a statement saw as ended
-//! - [`progress`]: how far the claims of a lane have come, and what a claim changes of it
-//! - [`hold`]: what keeps events from being published although claims have passed them
+//! - [`share`]: the lanes that each worker gets
+//! - [`snapshot`]: the transactions that had ended when a statement began
+//! - [`progress`]: how far the claims of a lane have come, and how a claim changes the progress
+//! - [`hold`]: the records of events that wait although claims have passed them
 
 pub(crate) mod hold;
 pub(crate) mod progress;

@@ -1,4 +1,4 @@
-//! The `outbox-relay` command.
+//! Runs the `outbox-relay` command.
 
 use std::process::ExitCode;
 

@@ -1,21 +1,23 @@
-//! Holds: what keeps events from being published although claims have passed them.
+//! Keeps the holds of lanes: the records of events that wait although claims have passed them.
 //!
-//! A hold names a lane and a value: an event, an entity or a topic. While it is there, claims step over the events of the value, however
-//! many they are. `from_id` is where they begin: no event of the value with a lower id is pending.
+//! A hold names a lane and a value: an event, an entity or a topic. While the hold exists, claims step over all events of the value,
+//! however many there are. `from_id` is where these events begin. A pending event of the value with a lower id is covered by another hold,
+//! or no claim has found it yet.
 //!
 //! ```text
 //! none --a claim steps over an event--> active --its causes are gone--> releasing --the walk has reached the end--> none
-//!                                         ^---an event of it cannot be sent---'
+//!                                         ^---an event of the value has to wait again---'
 //! ```
 //!
-//! While a hold is releasing, a walk from `from_id` publishes what waited, in the order of ids; other claims still step over its value.
+//! While a hold is releasing, a walk from `from_id` publishes the events that waited, in the order of ids. Other claims still step over the
+//! value.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use event_outbox::backoff::Backoff;
 
-/// What a hold names, besides its lane.
+/// The value that a hold names, besides its lane.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum HoldValue {
     /// One event without an entity.
@@ -26,21 +28,21 @@ pub(crate) enum HoldValue {
     Topic(String),
 }
 
-/// Why events are held.
+/// The reason why events are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HoldCause {
-    /// Another session has the first event locked.
+    /// Another session has locked the first event.
     Locked,
-    /// An event was refused, and `on_poison` is `hold_entity`.
+    /// An event was refused for its own fault, and `on_poison` is `hold_entity`.
     Poison,
     /// The topic cannot be written.
     Topic,
-    /// By an operator.
+    /// An operator has paused the topic or the entity.
     Paused,
 }
 
 impl HoldCause {
-    /// The word in the table of holds.
+    /// Returns the word for this cause in the table of holds.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Locked => "locked",
@@ -50,13 +52,13 @@ impl HoldCause {
         }
     }
 
-    /// From the word in the table of holds.
+    /// Parses the word for a cause in the table of holds.
     pub(crate) fn parse(word: &str) -> Option<Self> {
         [Self::Locked, Self::Poison, Self::Topic, Self::Paused].into_iter().find(|cause| cause.word() == word)
     }
 }
 
-/// Identifies a hold's record: its ctid, and its key, because VACUUM FULL may give that ctid to another record.
+/// Identifies a hold's record by its ctid and its key. The key is needed because VACUUM FULL may give the ctid to another record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RecordId {
     pub(crate) ctid: [u8; 6],
@@ -70,33 +72,33 @@ pub(crate) struct Hold {
     pub(crate) cause: HoldCause,
     pub(crate) reason: String,
     pub(crate) from_id: i64,
-    /// The locked event, or the one that was refused.
+    /// The locked event, or the event that was refused.
     pub(crate) head_id: Option<i64>,
-    /// Events that claims have stepped over.
+    /// The number of events that wait: claims add the events that they step over, walks subtract the events that they publish.
     pub(crate) events: i64,
-    /// An operator has decided about the event that was refused.
+    /// True once an operator has decided about the event that was refused.
     pub(crate) released: bool,
 }
 
-/// A hold and what a worker knows of it.
+/// A hold, and the state that a worker keeps about it.
 #[derive(Debug, Clone)]
 pub(crate) struct Held {
     pub(crate) hold: Hold,
     pub(crate) lane: i16,
-    /// Its causes are gone: a walk publishes what waited.
+    /// True once the hold's causes are gone: a walk publishes the events that waited.
     pub(crate) is_releasing: bool,
-    /// When a locked event is looked at again, and the pauses after that.
+    /// The time of the next attempt to lock the locked event, and the back-off for later attempts.
     pub(crate) look: Option<(Instant, Backoff)>,
-    /// Where its record is in the table of holds; `None`: not stored yet.
+    /// The hold's record in the table of holds; `None` if the hold is not stored yet.
     pub(crate) record: Option<RecordId>,
 }
 
-/// The first pause before a locked event is looked at again, and the longest.
+/// The first and the longest pause before a locked event is tried again.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 impl Held {
-    /// Looks again after a longer pause.
+    /// Plans the next attempt to lock the event, after a longer pause.
     pub(crate) fn look_later(&mut self, now: Instant) {
         let mut backoff = self.look.map_or_else(|| Backoff::new(FIRST_LOOK, LONGEST_LOOK), |(_, backoff)| backoff);
         self.look = Some((now + backoff.pause(), backoff));
@@ -105,28 +107,28 @@ impl Held {
 
 type Key = (i16, HoldValue);
 
-/// The holds of the lanes that a worker has.
+/// The holds of the lanes that a worker owns.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HoldSet {
     held: BTreeMap<u32, Held>,
     by_key: HashMap<Key, u32>,
-    /// Entity holds by their entity's id, whatever the type.
+    /// The entity holds by entity id, whatever the type.
     entities: HashMap<String, Vec<u32>>,
     next: u32,
-    /// Holds that differ from their records.
+    /// The holds that differ from their records.
     dirty: BTreeSet<u32>,
     /// Records of holds that are gone.
     gone: Vec<RecordId>,
 }
 
-/// An event as holds see it.
+/// An event, reduced to the columns that decide whether a hold covers it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate<'a> {
     pub(crate) id: i64,
     pub(crate) lane: i16,
     pub(crate) entity_type: &'a str,
     pub(crate) entity_id: Option<&'a str>,
-    /// `None`: it has no legal topic.
+    /// The topic; `None` if the event has no legal topic, or the topic plays no part.
     pub(crate) topic: Option<&'a str>,
 }
 
@@ -135,12 +137,12 @@ impl HoldSet {
         self.held.iter().map(|(index, held)| (*index, held))
     }
 
-    /// To change what is not stored.
+    /// Iterates over the holds, to change fields that are not stored. Does not mark the holds as changed.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Held)> {
         self.held.iter_mut().map(|(index, held)| (*index, held))
     }
 
-    /// Holds without a record, or with another one.
+    /// Returns the holds that have no record or differ from it.
     pub(crate) fn dirty(&self) -> impl Iterator<Item = (u32, &Held)> {
         self.dirty.iter().filter_map(|index| Some((*index, self.held.get(index)?)))
     }
@@ -150,12 +152,12 @@ impl HoldSet {
         &self.gone
     }
 
-    /// True when the records have to be changed.
+    /// Returns true when records have to be written or deleted.
     pub(crate) fn has_changes(&self) -> bool {
         !self.dirty.is_empty() || !self.gone.is_empty()
     }
 
-    /// The records are what the holds are; `moved` are those whose ctid has changed.
+    /// Marks all holds as stored. `moved` lists the holds whose record has a new ctid.
     pub(crate) fn stored(&mut self, moved: impl IntoIterator<Item = (u32, RecordId)>) {
         for (index, record) in moved {
             if let Some(held) = self.held.get_mut(&index) {
@@ -170,13 +172,13 @@ impl HoldSet {
         self.held.get(&index)
     }
 
-    /// To change what is stored.
+    /// Returns a hold, to change fields that are stored. Marks the hold as changed.
     pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Held> {
         self.dirty.insert(index);
         self.held.get_mut(&index)
     }
 
-    /// A claim has stepped over an event. `counts`: for the first time.
+    /// Records that a claim has stepped over an event. `counts` is true when this happens for the first time.
     pub(crate) fn step_over(&mut self, index: u32, id: i64, counts: bool) {
         if let Some(held) = self.get_mut(index) {
             held.hold.from_id = held.hold.from_id.min(id);
@@ -184,12 +186,12 @@ impl HoldSet {
         }
     }
 
-    /// The hold of exactly this value.
+    /// Returns the hold of exactly this value.
     pub(crate) fn find(&self, lane: i16, value: &HoldValue) -> Option<u32> {
         self.by_key.get(&(lane, value.clone())).copied()
     }
 
-    /// Adds a hold; a second one of the same value replaces the first.
+    /// Adds a hold. A second hold of the same value replaces the first.
     pub(crate) fn insert(&mut self, lane: i16, hold: Hold) -> u32 {
         if let Some(index) = self.find(lane, &hold.value) {
             self.remove(index);
@@ -205,7 +207,7 @@ impl HoldSet {
         index
     }
 
-    /// Adds a hold that is stored.
+    /// Adds a hold that was read from its record.
     pub(crate) fn load(&mut self, lane: i16, hold: Hold, record: RecordId) {
         let index = self.insert(lane, hold);
         self.dirty.remove(&index);
@@ -231,7 +233,7 @@ impl HoldSet {
         Some(held)
     }
 
-    /// A hold that keeps the event: an active one first, then one that is releasing.
+    /// Returns a hold that covers the event: an active hold if there is one, else one that is releasing.
     pub(crate) fn blocking(&self, event: Candidate<'_>) -> Option<u32> {
         if self.held.is_empty() {
             return None;
@@ -252,12 +254,12 @@ impl HoldSet {
         if is_active(&first) { Some(first) } else { Some(found.find(is_active).unwrap_or(first)) }
     }
 
-    /// Locked events of a lane.
+    /// Counts the holds of a lane that exist because an event is locked.
     pub(crate) fn locked_of(&self, lane: i16) -> usize {
         self.held.values().filter(|held| held.lane == lane && held.hold.cause == HoldCause::Locked).count()
     }
 
-    /// From where the walk of all releasing holds goes on.
+    /// Returns the id at which the walk of all releasing holds goes on.
     pub(crate) fn releasing_from(&self) -> Option<i64> {
         self.held.values().filter(|held| held.is_releasing).map(|held| held.hold.from_id).min()
     }

@@ -1,15 +1,15 @@
-//! How far the claims of a lane have come. The specification is ADR 10; `tests/model` walks through it.
+//! Computes the progress of a lane: how far its claims have come. ADR 10 is the specification; the model in `tests/model` checks it.
 //!
 //! Invariant: an event of the lane is settled or covered by a hold if
 //! - no sweep is under way, its id is at or below `scanned_through`, and `snapshot` sees its transaction; or
 //! - a sweep is under way, its id is at or below `sweep.through`, and `sweep.snapshot` sees its transaction; or
 //! - a sweep is under way, its id is above `sweep.through` and at or below `scanned_through`, and `snapshot` sees its transaction.
 //!
-//! A weaker progress (a lower `scanned_through`, an older `snapshot`, no sweep) is true as well: claims pass over what is settled.
+//! A weaker progress (a lower `scanned_through`, an older `snapshot`, no sweep) is also true, because claims skip settled events.
 
 use super::snapshot::Snapshot;
 
-/// See the head of this file. Lanes that one worker has share one progress.
+/// The progress of lanes, with the invariant at the head of this file. All lanes of a worker share one progress.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Progress {
     pub(crate) scanned_through: i64,
@@ -17,37 +17,39 @@ pub(crate) struct Progress {
     pub(crate) sweep: Option<Sweep>,
 }
 
-/// A claim found more late events than it may take: the rest is taken in the order of ids, under the snapshot that found them.
+/// The rest of a claim that found more late events than its limit. Claims take this rest in the order of ids, under the snapshot that found
+/// it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sweep {
     pub(crate) through: i64,
     pub(crate) snapshot: Snapshot,
 }
 
-/// What a claim saw and how far it came.
+/// The snapshot of a claim, and how far the claim came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Scan {
-    /// The claim's own.
+    /// The claim's own snapshot, in which the claim's transaction counts as running.
     pub(crate) snapshot: Snapshot,
-    /// The last late event that was taken, when there are more.
+    /// The last late event that was taken, if there are more late events. It is the id before the first late event if none was taken.
     pub(crate) late_cut_at: Option<i64>,
-    /// The last new event that was taken, when there may be more. Equals the old `scanned_through` when none was taken.
+    /// The last new event that was taken, if there may be more. It equals the old `scanned_through` if no new event was taken.
     pub(crate) new_cut_at: Option<i64>,
-    /// How far new events were looked for: `scanned_through` + the slice.
+    /// The highest id up to which new events were searched: `scanned_through` + the slice.
     pub(crate) upto: i64,
-    /// The last id that was allocated when the claim looked; the highest of the table, should that be higher.
+    /// The last id that was allocated when the claim looked, or the highest id of the table if that is higher.
     pub(crate) last_allocated: i64,
 }
 
 impl Progress {
-    /// What is true for the lanes of both. A sweep of one goes on: without that, lanes that change hands often would never end one.
+    /// Returns the progress that is true for the lanes of both. The result keeps the sweep of either: otherwise lanes that change owners
+    /// often would never finish a sweep.
     pub(crate) fn merge(self, other: Self) -> Self {
         if self == other {
             return self;
         }
         let scanned_through = self.scanned_through.min(other.scanned_through);
         let snapshot = self.snapshot.intersection(&other.snapshot);
-        // Without a sweep all that was scanned is swept, by the same snapshot.
+        // Without a sweep, everything that was scanned is swept, by the same snapshot.
         let (one, two) = (self.swept_so_far(), other.swept_so_far());
         let sweep = Sweep { through: one.0.min(two.0), snapshot: one.1.intersection(two.1) };
         if sweep.through >= scanned_through {
@@ -63,21 +65,21 @@ impl Progress {
         }
     }
 
-    /// After a claim without a sweep.
+    /// Returns the progress after a claim. Not for progress with a sweep under way: see [`Progress::swept`].
     pub(crate) fn after(&self, scan: &Scan) -> Self {
         if let Some(through) = scan.late_cut_at {
             return Self { sweep: Some(Sweep { through, snapshot: scan.snapshot.clone() }), ..self.clone() };
         }
         let scanned_through = match scan.new_cut_at {
             Some(cut) => cut,
-            // Any id is right where nothing was cut. Ids that are allocated and not committed are passed: their events come late. Beyond
-            // the last one allocated there is nothing to pass, and after `truncate … restart identity` the ids begin again.
+            // If nothing was cut, any id is correct. Ids that are allocated and not committed are passed: their events come late. Beyond
+            // the last allocated id there is nothing to pass, and after `truncate … restart identity` the ids begin again.
             None => scan.last_allocated.min(scan.upto),
         };
         Self { scanned_through, snapshot: scan.snapshot.clone(), sweep: None }
     }
 
-    /// After a part of a sweep; `through`: the last event that was taken, `None`: all of them.
+    /// Returns the progress after a part of a sweep. `through` is the last event that was taken; `None` means all of them.
     pub(crate) fn swept(&self, through: Option<i64>) -> Self {
         let Some(sweep) = &self.sweep else { return self.clone() };
         match through {

@@ -1,24 +1,25 @@
-//! Sharing lanes out: pure arithmetic. Two workers may disagree for a moment; the locks on the lanes decide then.
+//! Computes which lanes each worker gets. Two workers may disagree for a moment; then the locks on the lanes decide.
 
 use std::fmt;
 
-/// A contiguous range of lanes, both ends included. Contiguous because `lane between a and b` keeps the order of the claim's
-/// index, and a list of lanes does not.
+/// A contiguous range of lanes, both ends included. It is contiguous because `lane between a and b` keeps the order of the claim's index,
+/// and a list of lanes does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LaneRange {
-    /// First lane.
+    /// The first lane.
     pub(crate) first: i16,
-    /// Last lane.
+    /// The last lane.
     pub(crate) last: i16,
 }
 
 impl LaneRange {
-    /// Number of lanes.
+    /// Returns the number of lanes.
     pub(crate) fn len(self) -> usize {
         (self.last - self.first + 1) as usize
     }
 
-    /// The share of worker `index` of `workers`: even to one lane; `None` where there are more workers than lanes.
+    /// Returns the share of worker `index` of `workers`. Shares differ by at most one lane. With more workers than lanes, some shares are
+    /// `None`.
     pub(crate) fn share(index: usize, workers: usize, lanes: u16) -> Option<Self> {
         let lanes = usize::from(lanes);
         let first = index * lanes / workers;
@@ -26,14 +27,14 @@ impl LaneRange {
         (first < end).then(|| Self { first: first as i16, last: end as i16 - 1 })
     }
 
-    /// From the first lane of the first range to the last of the last; ascending.
+    /// Returns the range from the first lane of the first range to the last lane of the last range. The ranges must be ascending.
     pub(crate) fn spanning<'r>(ranges: impl IntoIterator<Item = &'r Self>) -> Option<Self> {
         let mut ranges = ranges.into_iter();
         let first = ranges.next()?;
         Some(Self { first: first.first, last: ranges.last().unwrap_or(first).last })
     }
 
-    /// The longest run without a gap in `lanes` (ascending): what a worker can claim when some of its lanes are taken.
+    /// Returns the longest run without a gap in `lanes` (ascending). A worker claims from this run when some of its lanes are taken.
     pub(crate) fn longest_run(lanes: &[i16]) -> Option<Self> {
         let mut best: Option<Self> = None;
         for run in lanes.chunk_by(|lane, next| *next == lane + 1) {
@@ -46,8 +47,9 @@ impl LaneRange {
     }
 }
 
-/// How many of a relay's workers have lanes where there are so many relays: those of all together are about as many as one relay alone has.
-/// Each claim walks past the rows of others' lanes, so that more workers are more work for the database.
+/// Returns how many of a relay's `workers` get lanes when there are `relays` relays: 1/N of them, rounded up. The workers with lanes of all
+/// relays together are about as many as one relay alone has. Each claim walks past the rows of others' lanes, so more workers are more work
+/// for the database.
 pub(crate) fn at_work(workers: usize, relays: usize) -> usize {
     workers.div_ceil(relays.max(1))
 }

@@ -1,37 +1,38 @@
-//! A snapshot as `pg_current_snapshot()` prints it: which transactions had ended when a statement began.
+//! Parses and combines snapshots as `pg_current_snapshot()` prints them. A snapshot says which transactions had ended when a statement
+//! began.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// `xmin:xmax:xip_list`. Transaction ids are 64 bits with the epoch and never wrap
+/// A snapshot with the text `xmin:xmax:xip_list`. Transaction ids are 64 bits with the epoch and never wrap
 /// (<https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT>).
 ///
-/// `xmax` is the last transaction that has *ended*, plus one. Transactions from there on may be running, and are not listed.
+/// `xmax` is the last transaction that has *ended*, plus one. Transactions from `xmax` on may be running, and are not listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Snapshot {
-    /// Every transaction below has ended.
+    /// The lowest id that may be running: every transaction below has ended.
     pub(crate) xmin: u64,
-    /// No transaction from here on has ended.
+    /// The upper bound: no transaction with this id or a higher one has ended.
     pub(crate) xmax: u64,
-    /// Transactions in `xmin..xmax` that are running, ascending.
+    /// The transactions in `xmin..xmax` that are running, ascending.
     pub(crate) running: Vec<u64>,
 }
 
 impl Default for Snapshot {
-    /// The oldest snapshot that Postgres accepts (`3:3:`): sees no transaction of an application.
+    /// Returns the oldest snapshot that Postgres accepts (`3:3:`). It sees no transaction of an application.
     fn default() -> Self {
         Self { xmin: 3, xmax: 3, running: Vec::new() }
     }
 }
 
 impl Snapshot {
-    /// True when the transaction had ended: what it committed was visible. `pg_visible_in_snapshot`.
+    /// Returns true when the transaction had ended, so that its commit was visible. Same as `pg_visible_in_snapshot`.
     pub(crate) fn sees(&self, xid: u64) -> bool {
         xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
     }
 
-    /// The same snapshot with `xid` as running. A snapshot does not list the transaction that takes it, so rows which that transaction
-    /// makes pending later would count as seen.
+    /// Returns the same snapshot with `xid` as running. A snapshot does not list the transaction that takes it. Without this, rows that
+    /// this transaction makes pending later would count as seen.
     pub(crate) fn without(mut self, xid: u64) -> Self {
         if self.sees(xid) {
             let at = self.running.partition_point(|running| *running < xid);
@@ -41,7 +42,8 @@ impl Snapshot {
         self
     }
 
-    /// What both see. Neither has to see all that the other sees: a snapshot does not list the transaction that takes it.
+    /// Returns the snapshot that sees exactly what both see. Neither of the two has to see all that the other sees, because a snapshot does
+    /// not list the transaction that takes it.
     pub(crate) fn intersection(&self, other: &Self) -> Self {
         let xmax = self.xmax.min(other.xmax);
         let mut running: Vec<u64> =
@@ -62,7 +64,7 @@ impl fmt::Display for Snapshot {
     }
 }
 
-/// The text was not a snapshot.
+/// The error for a text that is not a snapshot.
 #[derive(Debug, thiserror::Error)]
 #[error("not a snapshot: {0:?}")]
 pub(crate) struct BadSnapshot(String);
@@ -112,7 +114,7 @@ mod tests {
         let seen = snapshot("20:30:20,25").without(17);
         assert_eq!(seen.to_string(), "17:30:17,20,25");
         assert_eq!(snapshot("20:30:20,25").without(22).to_string(), "20:30:20,22,25");
-        // Not seen anyway.
+        // The snapshot does not see these transactions in any case.
         assert_eq!(snapshot("20:30:20").without(30).to_string(), "20:30:20");
         assert_eq!(snapshot("20:30:20").without(20).to_string(), "20:30:20");
     }
@@ -126,7 +128,7 @@ mod tests {
         };
         assert_eq!(both("10:20:10,14", "14:20:14"), "10:20:10,14");
         assert_eq!(both("14:21:14", "10:20:10,14"), "10:20:10,14");
-        // Each was taken by a transaction that the other lists.
+        // Each snapshot was taken by a transaction that the other one lists.
         assert_eq!(both("9:12:9", "10:12:10"), "9:12:9,10");
         assert_eq!(both("20:30:25", "18:18:"), "18:18:");
     }
