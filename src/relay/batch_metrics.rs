@@ -1,4 +1,4 @@
-//! What a batch adds to the metrics: once per batch, with one look at each record's outcome and at a few rows.
+//! Adds a batch to the metrics: once per batch, with one look at each record's outcome and at a few rows.
 
 use chrono::Utc;
 
@@ -7,7 +7,7 @@ use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::sink::delivery::Outcome;
 use crate::store::claim::ClaimedRow;
 
-/// The acknowledged records of a batch.
+/// Counts the acknowledged records of a batch by topic, and records the age of their events.
 pub(super) fn acknowledged(metrics: &Metrics, rows: &[ClaimedRow], sent: &Sent, outcomes: &[Outcome]) {
     let now = Utc::now();
     let mut by_topic = vec![0_u64; sent.topics.len()];
@@ -23,7 +23,7 @@ pub(super) fn acknowledged(metrics: &Metrics, rows: &[ClaimedRow], sent: &Sent, 
     for (topic, records) in sent.topics.iter().zip(by_topic).filter(|(_, records)| *records > 0) {
         metrics.acknowledged(topic, records);
     }
-    // A clock that is behind the database's makes an event younger than nothing.
+    // If this host's clock is behind the database's, the age of an event is negative and counts as zero.
     let age = |row: &ClaimedRow| row.created_at().ok().and_then(|at| (now - at).to_std().ok()).unwrap_or_default();
     metrics.acknowledged_after(acked.len(), |at| age(&rows[acked[at]]));
 }

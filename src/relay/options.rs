@@ -1,4 +1,4 @@
-//! What a relay is told: one struct per outbox, no globals.
+//! Defines the settings of a relay: one struct per outbox, no globals.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,51 +15,51 @@ use event_outbox::route::TopicTemplate;
 
 /// The settings of a relay. Sizes are in events and bytes.
 pub struct RelayOptions {
-    /// The relay's name in logs and in the registry.
+    /// The relay's name in logs and in the registry of relays.
     pub name: String,
-    /// Where the outbox is.
+    /// The connection to the database with the outbox.
     pub database: PgConnectOptions,
     /// The outbox's names.
     pub names: Names,
-    /// How to reach Kafka.
+    /// The settings of clients that publish.
     pub(crate) kafka: ClientSettings,
-    /// The same, for clients that only look.
+    /// The settings of clients that only read.
     pub(crate) brokers: KafkaSettings,
-    /// How an event becomes a record.
+    /// The format in which an event becomes a record.
     pub envelope: Envelope,
     /// The topic of an event whose row names none.
     pub topic: TopicTemplate,
     /// The `source` of events whose row names none.
     pub source: Option<String>,
-    /// How often an event may be on its topic.
+    /// The delivery guarantee: at least once or exactly once.
     pub delivery: Delivery,
-    /// What happens to poison.
+    /// The treatment of events that cannot be sent by their own fault.
     pub on_poison: OnPoison,
-    /// How long what is done with is kept.
+    /// The retention of published events and of the inbox.
     pub retention: RetentionSettings,
-    /// Tasks that claim, each with a connection and a producer of its own.
+    /// Worker tasks, each with its own connection and producer.
     pub workers: usize,
     /// Events per claim.
     pub batch_size: usize,
     /// Payload bytes per claim.
     pub batch_bytes: usize,
-    /// Longest pause between polls.
+    /// The longest pause between polls.
     pub poll_interval: Duration,
-    /// How long a batch may wait for its acks.
+    /// The longest time that a batch may wait for its acknowledgements.
     pub publish_timeout: Duration,
-    /// How long a drain may take.
+    /// The longest time that a drain may take.
     pub shutdown_timeout: Duration,
-    /// How long a connection may take.
+    /// The longest time that opening a connection may take.
     pub connect_timeout: Duration,
-    /// Between two status lines.
+    /// The interval between two status lines.
     pub status_interval: Duration,
-    /// Between two heartbeats.
+    /// The interval between two heartbeats.
     pub heartbeat_interval: Duration,
-    /// How long events may wait without any of them moving before it is logged.
+    /// The time after which a stall is logged: events wait and none of them has moved.
     pub stall_after: Duration,
-    /// True when somebody may ask for the metrics of the whole outbox.
+    /// True when the admin server may be asked for the metrics of the whole outbox.
     pub serves_metrics: bool,
-    /// What the relay reports about itself.
+    /// The metrics and the health state of this relay.
     pub(crate) telemetry: Arc<Telemetry>,
     /// False behind a pooler that cannot keep prepared statements.
     pub prepared_statements: bool,
@@ -69,7 +69,7 @@ impl RelayOptions {
     /// The options of the configured relay; `None` when Kafka's settings were not loaded.
     pub fn new(settings: &Settings) -> Option<Self> {
         let (relay, database, outbox) = (settings.relay.clone(), &settings.database, &settings.outbox);
-        // A batch larger than the address space is as good as no bound.
+        // A limit above the address space is as good as no limit.
         let batch_bytes = usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX);
         Some(Self {
             kafka: ClientSettings::new(settings.kafka.as_ref()?, relay.batch_size, batch_bytes),
@@ -103,22 +103,23 @@ impl RelayOptions {
         Arc::clone(&self.telemetry)
     }
 
-    /// Events are published in transactions.
+    /// Returns true when events are published in Kafka transactions.
     pub(crate) fn is_exactly_once(&self) -> bool {
         self.delivery == Delivery::ExactlyOnce
     }
 
-    /// How long a transaction may be open, of Postgres or of Kafka: the brokers' bound, and time for the statements around it.
+    /// Returns the longest time that a transaction of Postgres or Kafka may be open: the limit for the brokers, and time for the statements
+    /// around it.
     pub(crate) fn longest_transaction(&self) -> Duration {
         self.publish_timeout + DATABASE_TIMEOUT
     }
 
-    /// How the relay's sessions call themselves in `pg_stat_activity`.
+    /// Returns the name of the relay's sessions in `pg_stat_activity`.
     pub(crate) fn application_name(&self) -> String {
         format!("outbox-relay {}", self.name)
     }
 
-    /// A relay not heard of for this long is gone.
+    /// Returns the silence after which a relay counts as gone.
     pub(crate) fn alive_for(&self) -> Duration {
         self.heartbeat_interval * 3
     }

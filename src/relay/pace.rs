@@ -1,4 +1,4 @@
-//! How long to wait: between polls when there is nothing to do, between attempts when a server is away.
+//! Computes the pauses between polls when there is nothing to do, and between attempts when a server is away.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use event_outbox::backoff::Backoff;
 /// The shortest pause of a worker that found nothing.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// Polls often while events flow, ever less when they do not. The pause grows by a quarter with each empty poll, so that it
-/// follows the time between events: at ten a second a poll comes every few dozen milliseconds, not every one.
+/// The pauses between polls: short while events flow, ever longer when they do not. The pause grows by a quarter with each empty poll, so
+/// that it follows the time between events. At ten events a second a poll comes every few dozen milliseconds, not every millisecond.
 #[derive(Debug)]
 pub(crate) struct Pace {
     pause: Duration,
@@ -20,12 +20,12 @@ impl Pace {
         Self { pause: SHORTEST, longest }
     }
 
-    /// Events were found: the next ones are probably near.
+    /// Shortens the pause after a poll that found events, because the next ones are probably near.
     pub(crate) fn found(&mut self) {
         self.pause = (self.pause / 4).max(SHORTEST);
     }
 
-    /// Nothing was found; returns how long to wait.
+    /// Returns the pause after a poll that found nothing, and makes the next pause longer.
     pub(crate) fn empty(&mut self) -> Duration {
         let pause = self.pause.min(self.longest);
         self.pause = (self.pause + self.pause / 4).min(self.longest);
@@ -33,7 +33,7 @@ impl Pace {
     }
 }
 
-/// The pauses of a worker that cannot work, and of a relay that cannot start.
+/// The first and the longest pause of a worker that cannot work, and of a relay that cannot start.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 

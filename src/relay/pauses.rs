@@ -1,4 +1,4 @@
-//! Pauses in the log: a line when one begins, a line when it ends. What a worker makes of them is in `worker/pauses.rs`.
+//! Logs pauses: one line when a pause begins, one line when it ends. `worker/pauses.rs` applies the pauses.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -7,12 +7,12 @@ use crate::relay::shared::Shared;
 use crate::store::pauses::{Pause, Scope};
 use event_outbox::notice::Notice;
 
-/// The pauses a relay has logged: a line when one begins, a line when it ends.
+/// The pauses that a relay has logged, with the time at which each was first seen.
 #[derive(Debug, Default)]
 pub(crate) struct PauseLog(HashMap<Scope, Instant>);
 
 impl PauseLog {
-    /// Compares what is paused now with what was.
+    /// Logs the pauses that began and those that ended since the last call.
     pub(crate) fn log_changes(&mut self, shared: &Shared, active: &[Pause]) {
         for pause in active {
             let expires_at = pause.expires_at.map(|at| at.to_rfc3339());

@@ -1,4 +1,4 @@
-//! What the tasks of a relay share.
+//! Holds the state that the tasks of a relay share.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,20 +26,20 @@ use crate::store::relay_registry::RegistrySql;
 use crate::store::session::Transaction;
 use crate::store::settle::SettleSql;
 
-/// So many obstacles are shown at once.
+/// The most obstacles that are shown at once.
 const BLOCKED_SHOWN: usize = 8;
 
-/// Remembers when something last happened.
+/// The time at which something last happened.
 #[derive(Debug, Default)]
 pub(crate) struct RecentEvent(Mutex<Option<Instant>>);
 
 impl RecentEvent {
-    /// Records that it happens now.
+    /// Records that the event happens now.
     pub(crate) fn record(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// True when it happened within `time`.
+    /// Returns true when the event happened within the last `time`.
     pub(crate) fn happened_within(&self, time: Duration) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < time)
     }
@@ -63,13 +63,13 @@ pub(crate) struct Shared {
     pub(crate) worker_assignment: watch::Sender<WorkerAssignment>,
     published: AtomicU64,
     pub(crate) stage_times: StageTimes,
-    /// When the database last refused a worker's marks.
+    /// The last time at which the database refused a worker's marks.
     pub(crate) marks_refused: RecentEvent,
-    /// When a claim last came back full.
+    /// The last time at which a claim came back full.
     pub(crate) full_claim: RecentEvent,
-    /// When there was last enough to do for all workers.
+    /// The last time at which there was enough to do for all workers, or a cycle failed.
     pub(crate) busy: RecentEvent,
-    /// What blocks a part of the events, by what it is, for the status line.
+    /// The obstacles that block a part of the events: the reason by the obstacle's name. The status line shows them.
     obstacles: Mutex<BTreeMap<String, String>>,
 }
 
@@ -92,7 +92,7 @@ impl Shared {
             holds: HoldSql::new(names),
             registry: RegistrySql::new(names, options.prepared_statements),
             relays: RelayRegistry::default(),
-            // A single worker until the heartbeat has read the registry: others' locks keep it from doing harm.
+            // A single worker has all lanes until the heartbeat has read the registry. The locks of other relays keep it from doing harm.
             worker_assignment: watch::Sender::new(WorkerAssignment {
                 first: 0,
                 of: options.workers,
@@ -109,7 +109,7 @@ impl Shared {
         }
     }
 
-    /// A batch has been committed; `refused` of its events are refused for their own fault.
+    /// Counts a committed batch. `refused` of its events were refused for their own fault.
     pub(crate) fn settled(&self, published: usize, refused: usize) {
         self.published.fetch_add(published as u64, Ordering::Relaxed);
         let metrics = &self.options.telemetry.metrics;
@@ -119,28 +119,28 @@ impl Shared {
         }
     }
 
-    /// Events marked PUBLISHED since the start.
+    /// Returns the number of events marked PUBLISHED since the start.
     pub(crate) fn published_total(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// Something blocks a part of the events; true when it is new and has to be logged.
+    /// Records that the obstacle `what` blocks a part of the events. Returns true when the obstacle is new and has to be logged.
     pub(crate) fn block(&self, what: &str, why: &str) -> bool {
         let mut obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
         obstacles.insert(what.to_owned(), shortened(why).into_owned()).is_none()
     }
 
-    /// It does no more; true when it did.
+    /// Removes an obstacle. Returns true when it was there.
     pub(crate) fn unblock(&self, what: &str) -> bool {
         self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).remove(what).is_some()
     }
 
-    /// Why it blocks, if it does.
+    /// Returns the reason of an obstacle, if it blocks events.
     pub(crate) fn obstacle(&self, what: &str) -> Option<String> {
         self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).get(what).cloned()
     }
 
-    /// Returns what blocks now, but for `except`, in a text of bounded length; `None` when nothing does.
+    /// Returns all outages and obstacles except `except` as a text of bounded length; `None` when nothing blocks.
     pub(crate) fn blocked(&self, except: Option<&str>) -> Option<String> {
         let obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
         let obstacles = obstacles.iter().filter(|(what, _)| Some(what.as_str()) != except);

@@ -1,22 +1,23 @@
-//! Where a worker's time goes while it has work, by stage of a cycle: added up per cycle, logged when the relay stops.
+//! Adds up where the workers' time goes while they have work, by stage of a cycle. The sums are logged when the relay stops.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// A part of a cycle.
+/// One stage of a cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Begin, own lanes, lock and read the rows. Where cycles follow each other the begin is part of the settling before.
+    /// Begins the transaction, owns lanes, locks and reads the rows. Between cycles that follow each other the begin is part of the
+    /// previous settle.
     Claim,
-    /// Envelopes and routes, and handing the records to the producer.
+    /// Builds envelopes and routes, and hands the records to the producer.
     Send,
-    /// Waiting for the brokers.
+    /// Waits for the brokers.
     Acks,
-    /// Marks and commit.
+    /// Marks the rows and commits.
     Settle,
 }
 
-/// Nanoseconds per stage and the number of cycles, of all workers together.
+/// The nanoseconds per stage and the number of cycles, of all workers together.
 #[derive(Debug, Default)]
 pub(crate) struct StageTimes {
     nanoseconds: [AtomicU64; 4],
@@ -24,7 +25,7 @@ pub(crate) struct StageTimes {
 }
 
 impl StageTimes {
-    /// Adds what has passed since `since`; returns the moment up to which it counted.
+    /// Adds the time since `since` to a stage. Returns the time up to which it was counted.
     pub(crate) fn add(&self, stage: Stage, since: Instant) -> Instant {
         let now = Instant::now();
         self.nanoseconds[stage as usize].fetch_add((now - since).as_nanos() as u64, Ordering::Relaxed);
@@ -34,12 +35,12 @@ impl StageTimes {
         now
     }
 
-    /// Cycles that settled something.
+    /// Returns the number of cycles that settled something.
     pub(crate) fn cycles(&self) -> u64 {
         self.cycles.load(Ordering::Relaxed)
     }
 
-    /// Seconds of all workers together.
+    /// Returns the seconds that all workers together spent in a stage.
     pub(crate) fn seconds(&self, stage: Stage) -> f64 {
         self.nanoseconds[stage as usize].load(Ordering::Relaxed) as f64 / 1e9
     }

@@ -1,5 +1,5 @@
-//! The status line's task: counts what waits and logs it, now and then. Its counts may take long, so nothing waits for them, and the
-//! connection is open only while they run.
+//! Runs the status line's task: counts pending events at intervals and logs the counts. Counting may take long, so nothing waits for it,
+//! and the connection is open only while it runs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::store::session;
 use crate::store::session::within;
 use event_outbox::notice::Notice;
 
-/// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.
+/// The name of the task's sessions. It differs from the names of workers' sessions, which are searched by name for the locks they hold.
 const APPLICATION: &str = "outbox-relay-status";
 
 /// Runs until `stop` becomes true.
@@ -27,7 +27,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         }
         let backlog = tokio::select! {
             biased;
-            // It only reads: it may be cut short.
+            // The count only reads, so it may be cut short.
             _ = stop.wait_for(|stop| *stop) => return,
             backlog = count(&shared) => backlog,
         };
@@ -37,7 +37,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// `None` when the database cannot be asked, or takes too long. The workers and the heartbeat report outages.
+/// Counts the backlog; `None` when the database cannot be asked or takes too long. The workers and the heartbeat report outages.
 async fn count(shared: &Shared) -> Option<Backlog> {
     let options = &shared.options;
     let counted = async {
@@ -62,7 +62,7 @@ struct Line {
 }
 
 impl Line {
-    /// Logs numbers as numbers. Counts stop at [`counts::COUNT_LIMIT`]; what is not known is left out.
+    /// Logs numbers as numbers. Counts stop at [`counts::COUNT_LIMIT`]. Values that are not known are left out.
     fn log(&self) {
         let Self { published, rate_per_s, backlog, lanes, blocked } = self;
         let oldest = backlog.map(|backlog| backlog.oldest.unwrap_or_default());
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// What a subscriber has written.
+    /// The bytes that a subscriber has written.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 

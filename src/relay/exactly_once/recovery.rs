@@ -1,5 +1,6 @@
-//! Recovery of lanes whose progress is lost. Offsets expire, groups are deleted, clusters are replaced: then nobody can say which batch a
-//! former owner published last. Its rows are the first that are pending; those that are on their topics are found there by their ids.
+//! Recovers lanes whose progress in Kafka is lost. Offsets expire, groups are deleted, clusters are replaced: then nothing says which batch
+//! a former owner published last. The rows of that batch are the first pending ones. Those that were published are found on their topics by
+//! their event ids.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -18,20 +19,20 @@ use crate::store::claim::Limits;
 use crate::store::session::within;
 use event_outbox::code::Code;
 
-/// A batch of another relay is not larger, unless it was told so.
+/// The least number of pending rows that are searched for. A batch of another relay is not larger, unless the relay is configured so.
 const UNCERTAIN_ROWS: usize = 10_000;
 
-/// The clocks of Postgres and of the brokers may differ by so much.
+/// The largest expected difference between the clocks of Postgres and of the brokers.
 const CLOCKS_DIFFER: chrono::TimeDelta = chrono::TimeDelta::minutes(10);
 
-/// The rows that may be on a topic: their ids by event id, and when the oldest was written.
+/// The rows that may be on a topic: their ids by event id, and the time at which the oldest was written.
 struct Uncertain {
     ids: HashMap<String, i64>,
     since: DateTime<Utc>,
 }
 
 impl WorkerContext<'_> {
-    /// Of the first pending rows of these lanes those that are on their topics.
+    /// Returns the ids of the first pending rows of these lanes that are already on their topics.
     pub(super) async fn recover_lost_progress(
         &mut self,
         lanes: LaneRange,
@@ -77,7 +78,7 @@ impl WorkerContext<'_> {
         let mut topics: BTreeMap<String, Uncertain> = BTreeMap::new();
         let mut scratch = String::new();
         for row in due.rows.iter().chain(&pending.rows) {
-            // What cannot be routed was never sent.
+            // An event that cannot be routed was never sent.
             let Some(event) = row.head()? else { continue };
             let Ok(topic) = options.topic.resolve(&event, &mut scratch) else { continue };
             let uncertain = topics
@@ -90,7 +91,7 @@ impl WorkerContext<'_> {
     }
 }
 
-/// The ids that are on the topics, and whether all that came since the oldest was read.
+/// Returns the ids that are on the topics, and whether each topic was read to its end from its oldest row in doubt on.
 fn look(
     kafka: &KafkaSettings,
     uncertain: BTreeMap<String, Uncertain>,
@@ -100,7 +101,7 @@ fn look(
     let (mut found, mut all) = (Vec::new(), true);
     let deadline = std::time::Instant::now() + time;
     for (topic, uncertain) in uncertain {
-        // Where there is no topic, nothing is on it.
+        // A topic that does not exist holds no event.
         let Ok(partitions) = reader.partitions(&topic)? else { continue };
         let partitions: Vec<i32> = partitions.iter().map(|partition| partition.id).collect();
         let since = (uncertain.since - CLOCKS_DIFFER).timestamp_millis().max(0);

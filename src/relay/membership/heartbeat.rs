@@ -1,5 +1,5 @@
-//! The heartbeat's task: says that this relay is alive, and works out its workers' shares. Nothing slow runs here: a relay that is late
-//! counts as dead.
+//! Runs the heartbeat's task: shows that this relay is alive, and computes its workers' shares. Nothing slow runs here, because a relay
+//! whose heartbeat is late counts as dead.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,8 @@ use crate::store::session;
 use crate::store::session::DATABASE_TIMEOUT;
 use event_outbox::notice::Notice;
 
-/// The row of a relay that was killed is removed after so many times the time after which it counts as dead, and not sooner than this.
+/// The silence after which the row of a killed relay is removed: `REMOVE_AFTER_TIMES` times the silence after which the relay counts as
+/// dead, but at least `REMOVE_AFTER_LEAST`.
 const REMOVE_AFTER_TIMES: u32 = 10;
 const REMOVE_AFTER_LEAST: Duration = Duration::from_secs(60);
 
@@ -27,12 +28,12 @@ struct HeartbeatTask {
     pause_log: PauseLog,
 }
 
-/// Runs until `stop` becomes true, then takes the relay out of the registry.
+/// Runs until `stop` becomes true, then removes the relay from the registry.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let up = shared.broker.state();
     let mut task = HeartbeatTask { conn: None, pause_log: PauseLog::default(), shared };
     loop {
-        // A relay that cannot reach the brokers is no help: its share goes to those that can.
+        // A relay that cannot reach the brokers sends no heartbeat. Relays that can reach them get its share.
         let present = *up.borrow();
         match task.look(present).await {
             Ok(()) => task.shared.outages.end(Server::Postgres, Component::Heartbeat),
@@ -98,7 +99,7 @@ impl HeartbeatTask {
     }
 
     async fn leave(mut self) {
-        // One try: a database that is away forgets this relay by its missing heartbeat.
+        // One attempt is enough: if it fails, the missing heartbeat shows that this relay is gone.
         if let Some(conn) = self.conn.as_mut() {
             let _ =
                 tokio::time::timeout(Duration::from_secs(2), self.shared.registry.leave(conn, self.shared.id)).await;
@@ -106,7 +107,7 @@ impl HeartbeatTask {
     }
 }
 
-/// The assignment of `id`'s workers; `None` while it is not in the registry.
+/// Returns the assignment of the workers of relay `id`; `None` while the relay is not in the registry.
 fn worker_assignment(rows: &[RelayRow], id: uuid::Uuid, workers: usize) -> Option<WorkerAssignment> {
     let position = rows.iter().position(|row| row.id == id)?;
     let at_work = |workers| lane::at_work(workers, rows.len());

@@ -1,5 +1,5 @@
-//! Which relays are alive, judged by whether their heartbeats change while this relay looks, on its own monotonic clock. The server's
-//! clock may be set back or forward: the time that a heartbeat carries is compared only with itself.
+//! Judges which relays are alive: a relay lives if its heartbeat changes while this relay looks, on this relay's monotonic clock. The
+//! server's clock may be set back or forward, so the time that a heartbeat carries is compared only with itself.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,10 +12,10 @@ use crate::store::relay_registry::RelayRow;
 #[derive(Debug, Clone, Copy)]
 struct LastHeartbeat {
     seen_at: i64,
-    /// When this heartbeat was first read, and how old it was then.
+    /// The time at which this heartbeat was first read. `age` is how old it was then.
     read_at: Instant,
     age: Duration,
-    /// The session that kept it is gone.
+    /// True when the session that kept the heartbeat is gone.
     has_ended: bool,
 }
 
@@ -31,7 +31,7 @@ struct Heard {
     looked_at: Option<Instant>,
 }
 
-/// The relays of an outbox as this one hears them. Shared by the heartbeat and by workers that want to know it at once.
+/// The relays of an outbox as this relay sees them. Shared by the heartbeat and by workers that need a new answer at once.
 #[derive(Debug, Default)]
 pub(crate) struct RelayRegistry(Mutex<Heard>);
 
@@ -40,7 +40,7 @@ impl RelayRegistry {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in all rows of the registry, as they were read just now.
+    /// Takes in all rows of the registry as they were just read.
     pub(crate) fn observe(&self, rows: &[RelayRow], now: Instant) {
         let mut heard = self.heard();
         let since_last_look = heard.looked_at.replace(now).map(|at| now.saturating_duration_since(at));
@@ -52,7 +52,7 @@ impl RelayRegistry {
                 heard.relays.insert(row.id, same);
                 continue;
             }
-            // The server's clock only tells when between two looks the heartbeat came. At the first look its age is all there is.
+            // The server's clock is used only to place the heartbeat between two looks. At the first look nothing but its age is known.
             let age = Duration::try_from_secs_f64(row.age_s.max(0.0)).unwrap_or_default();
             let longest = known.and(since_last_look).unwrap_or(Duration::MAX);
             let age = age.min(longest);
@@ -61,12 +61,12 @@ impl RelayRegistry {
         }
     }
 
-    /// Returns true when the relay's heartbeat has changed within that time, and the session that keeps it is there.
+    /// Returns true when the relay's heartbeat has changed within `within` and the session that keeps it still exists.
     pub(crate) fn is_alive(&self, id: Uuid, within: Duration, now: Instant) -> bool {
         self.heard().relays.get(&id).is_some_and(|heartbeat| !heartbeat.has_ended && heartbeat.silence(now) < within)
     }
 
-    /// Returns the relays that have been silent for longer, with the heartbeat they left behind.
+    /// Returns the relays that have been silent for longer than `longer_than`, each with its last heartbeat.
     pub(crate) fn silent_for(&self, longer_than: Duration, now: Instant) -> Vec<(Uuid, i64)> {
         let heard = self.heard();
         let gone = heard.relays.iter().filter(|(_, heartbeat)| heartbeat.silence(now) > longer_than);
