@@ -1,7 +1,8 @@
-//! Retention: removes what was published, or applied, long ago, in the background.
+//! Removes events published long ago and inbox rows applied long ago, in the background.
 //!
-//! One relay at a time: the first of the registry, and by a lock. It yields to load: a step is followed by a pause in proportion to the
-//! time it took, which is long while claims come back full, so that pruning takes a tenth of one session then and half of it else.
+//! Only one relay at a time prunes: the first of the registry, guarded by a lock. Pruning yields to load: after each step it pauses in
+//! proportion to the time the step took. The pause is long while claims come back full. Pruning then takes a tenth of one session,
+//! otherwise half of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,25 +21,26 @@ use crate::store::session::within;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
-/// Rows of a step: some ten milliseconds.
+/// The rows of a step, which takes some ten milliseconds.
 const STEP: i64 = 500;
 
-/// Pages of a step over the inbox, and the most rows it removes.
+/// The pages of a step over the inbox, and the most rows that the step removes.
 const PAGES: i64 = 32;
 const PAGE_ROWS: i64 = 5_000;
 
-/// The pause after a step, in units of the time it took.
+/// The pause after a step, as a multiple of the time the step took.
 const PAUSE_IDLE: u32 = 1;
 const PAUSE_BUSY: u32 = 9;
 
-/// Claims came back full this recently: there is a backlog.
+/// A claim that came back full within this time means that there is a backlog.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// A walk begins where the last one ended. One from the start finds what was published late; it may take this share of the time.
+/// The interval between walks from the start. Other walks begin where the last one ended; a walk from the start finds events that were
+/// published late. It may take 1/`SWEEP_SHARE` of the time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 const SWEEP_SHARE: u32 = 20;
 
-/// What the obstacles are called.
+/// The names of the obstacles in [`Shared::block`].
 const OBSTACLE: &str = "retention";
 const WINDOW: &str = "processed retention";
 
@@ -48,7 +50,7 @@ struct Pruner {
     from: i64,
     sweep_at: Instant,
     processed_at: Instant,
-    /// Not logged yet.
+    /// The number of removed rows that are not logged yet.
     removed: i64,
     removed_processed: i64,
     logged_at: Instant,
@@ -79,7 +81,7 @@ pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut st
         if pruner.shared.worker_assignment.borrow().first != 0 {
             continue;
         }
-        // A step that is cut short is rolled back: nothing is lost.
+        // A step that is cut short is rolled back, so nothing is lost.
         let passed = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
@@ -99,7 +101,7 @@ pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut st
 }
 
 impl Pruner {
-    /// A connection is held only while there may be something to prune.
+    /// Prunes the outbox and the inbox once. A connection is held only while there may be something to prune.
     async fn pass(&mut self) -> Result<(), sqlx::Error> {
         let options = &self.shared.options;
         let mut conn =
@@ -124,7 +126,8 @@ impl Pruner {
         Ok(())
     }
 
-    /// What a topic can still give to consumers is not forgotten. Asked anew before each walk: a topic's retention may have changed.
+    /// Returns true when no topic can deliver an event again that the inbox would have forgotten. Asked before each walk, because a topic's
+    /// retention may have changed.
     async fn window_is_wide_enough(&self, conn: &mut PgConnection, window: GivenDuration) -> Result<bool, sqlx::Error> {
         let options = &self.shared.options;
         let dead_letter_horizon = self.settings.dead_letter_horizon;
@@ -145,7 +148,7 @@ impl Pruner {
                 (violations.iter().map(WindowViolation::to_string).collect::<Vec<_>>().join("; "), dedup_window::FIX)
             }
             Err(Unknown::Database(error)) => return Err(error),
-            // The relay logs the outage itself.
+            // The broker watch logs the outage.
             Err(Unknown::Kafka(error)) => {
                 tracing::debug!(%error, "RELAY_PROCESSED_RETENTION cannot be compared with the topics");
                 return Ok(false);
@@ -171,7 +174,7 @@ impl Pruner {
         if sweeps {
             self.from = 0;
         }
-        // The next walk begins where this one met the first of the young.
+        // The next walk begins where this walk met the first event that is too young.
         let (mut at, mut met_young) = (self.from, false);
         loop {
             let started = Instant::now();
@@ -230,7 +233,8 @@ impl Pruner {
         (self.removed, self.removed_processed, self.logged_at) = (0, 0, Instant::now());
     }
 
-    /// A table that is locked or a server that is away is tried again; what an operator has to fix is logged once.
+    /// Handles an error of a pass. A table that is locked or a server that is away is tried again. A fault that an operator has to fix is
+    /// logged once.
     fn failed(&self, error: &sqlx::Error) {
         let fault = fault::classify_database(error);
         let reason = describe(error);
@@ -239,7 +243,9 @@ impl Pruner {
             return;
         }
         let next_step = match error.as_database_error().and_then(|error| error.code()).as_deref() {
-            Some("42501") => "grant the relay's role what retention needs: `outbox-relay migrate --roles --retention`",
+            Some("42501") => {
+                "grant the relay's role the rights for retention: `outbox-relay migrate --roles --retention`"
+            }
             _ => fault.next_step,
         };
         if self.shared.block(OBSTACLE, &reason) {

@@ -1,14 +1,14 @@
-//! The loop of a worker: wait until the broker is up, have a connection and a producer, run cycles on its lanes.
+//! Runs the loop of a worker: waits until the brokers answer, opens a connection and a producer, and runs cycles on the worker's lanes.
 //!
-//! - [`context`]: what the steps of a cycle share
-//! - [`lane_assignment`]: what a worker knows of its lanes
+//! - [`context`]: the parts of a worker that the steps of a cycle share
+//! - [`lane_assignment`]: what a worker remembers of its lanes
 //! - [`cycle`]: one serial cycle
-//! - [`lanes`]: its first part: lanes locked, verified, taken over
-//! - [`claim`]: which rows, and how far the progress may move with them
-//! - [`outcome`]: what becomes of each row
-//! - [`settle`]: its last part: marks, progress, holds
-//! - [`pauses`]: what operators have paused
-//! - [`topics`]: asked about, held, released
+//! - [`lanes`]: the first part of a cycle: locks lanes, verifies them, takes them over
+//! - [`claim`]: selects the rows, and how far the progress may move with them
+//! - [`outcome`]: decides about each row
+//! - [`settle`]: the last part of a cycle: marks, progress, holds
+//! - [`pauses`]: applies what operators have paused
+//! - [`topics`]: asks about topics, holds their events, releases them
 
 pub(crate) mod claim;
 pub(crate) mod context;
@@ -44,14 +44,14 @@ use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 use lane_assignment::LaneAssignment;
 
-/// How long a transactional id may take to be had: what was left open under it has to be rolled back first.
+/// The longest time that taking a transactional id may take. Transactions left open under that id have to be rolled back first.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) index: usize,
     conn: Option<PgConnection>,
-    /// A transaction that is begun on the connection, and its lanes.
+    /// A transaction that was already begun on the connection, and its lanes.
     begun: Option<(Begun, LaneRange)>,
     producer: Option<KafkaProducer>,
     assignment: Option<LaneAssignment>,
@@ -61,7 +61,7 @@ pub(super) struct Worker {
     backoff: Backoff,
 }
 
-/// Works until `stop` becomes true. A cycle is never cut short: what is in flight is settled first.
+/// Runs cycles until `stop` becomes true. A cycle is never cut short: events in flight are settled first.
 pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Receiver<bool>) {
     let mut up = shared.broker.state();
     let mut worker_assignment = shared.worker_assignment.subscribe();
@@ -82,7 +82,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
     while !*stop.borrow() {
         pulse.beat();
         if !*up.borrow_and_update() {
-            // No connection, no transaction, no polling: the watch tells when to go on.
+            // Without brokers the worker keeps no connection and no transaction, and does not poll. The broker watch signals when to go on.
             worker.release_all();
             pulse.rest();
             tokio::select! {
@@ -123,15 +123,15 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
 }
 
 impl Worker {
-    /// Every step of a cycle has a bound, and the first that meets it ends the cycle; two that wait for the brokers are the longest that
-    /// works.
+    /// Returns the worker's pulse, with the longest time between two beats. Every step of a cycle has a time limit, and the first step that
+    /// exceeds its limit ends the cycle. The longest cycle that succeeds waits for the brokers twice.
     fn pulse(&self) -> Pulse {
         let options = &self.shared.options;
         let longest = 2 * options.publish_timeout + 4 * DATABASE_TIMEOUT + options.connect_timeout;
         options.telemetry.health.pulse(format!("worker {}", self.index), longest)
     }
 
-    /// Dropping the connection ends its session, and with it any transaction.
+    /// Drops the connection. This ends its session, and with it any transaction.
     fn disconnect(&mut self) {
         self.conn = None;
         self.begun = None;
@@ -143,7 +143,8 @@ impl Worker {
         self.drop_producer();
     }
 
-    /// What it has published is known from here on by the lanes' progress alone.
+    /// Drops the producer and forgets which lanes are settled. From here on, only the lanes' progress says what this producer has
+    /// published.
     fn drop_producer(&mut self) {
         self.ownership.invalidate();
         if let Some(producer) = self.producer.take() {
@@ -151,7 +152,7 @@ impl Worker {
         }
     }
 
-    /// Releases all lanes. Where that fails whoever takes them fences this worker, and no harm is done.
+    /// Releases all lanes. If this fails, the worker that takes the lanes fences this one, and no harm is done.
     async fn release_lanes(&mut self) {
         let shared = Arc::clone(&self.shared);
         let Ok(mut context) = self.context(&shared) else { return };
@@ -179,14 +180,14 @@ impl Worker {
         done
     }
 
-    /// The lanes this worker gets. What is known of other lanes is dropped.
+    /// Returns the lanes that this worker gets. Drops what is remembered of other lanes.
     fn share(&mut self) -> Option<LaneRange> {
         let share = self.shared.share(self.index);
         if self.assignment.as_ref().map(|assignment| assignment.range) != share {
             self.end_assignment();
             self.assignment = share.map(|range| LaneAssignment::new(range, Instant::now()));
             if share.is_none() {
-                // Whoever has the lanes now has its own obstacles.
+                // The present owner of the lanes reports its own obstacles.
                 self.shared.unblock(&acks_of(self.index));
             }
             let lanes = share.map_or_else(|| "none".to_owned(), |range| range.to_string());
@@ -213,7 +214,7 @@ impl Worker {
         if self.producer.as_ref().is_some_and(KafkaProducer::is_outdated) {
             self.drop_producer();
             if options.is_exactly_once() {
-                // A producer takes its transactional id before lanes are looked at: see `exactly_once`.
+                // A producer must take its transactional id before the worker reads its lanes: see `exactly_once`.
                 self.disconnect();
             }
         }
@@ -240,7 +241,7 @@ impl Worker {
             match made {
                 Ok(producer) if shared.options.is_exactly_once() => self.init_transactions(producer).await?,
                 Ok(producer) => self.producer = Some(producer),
-                // The same settings made the watching client, so this is about threads or memory.
+                // The same settings worked for the client of the broker watch, so threads or memory are missing.
                 Err(error) => {
                     return Err(CycleError::Unacknowledged {
                         unacknowledged: 0,
@@ -254,7 +255,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Before any transaction of Postgres begins in which the lanes are looked at: see `exactly_once`.
+    /// Takes the transactional id with `producer`. This must come before any transaction of Postgres in which the worker reads its lanes:
+    /// see `exactly_once`.
     async fn init_transactions(&mut self, producer: KafkaProducer) -> Result<(), CycleError> {
         self.ownership.invalidate();
         let ready = async {
@@ -291,20 +293,20 @@ impl Worker {
                 code = %Code::TransactionsUnusable,
                 worker = self.index,
                 reason,
-                consequence = "they wait",
+                consequence = "the events wait",
                 next_step,
                 "events cannot be published in transactions"
             );
         }
     }
 
-    /// Logs what has to be logged, and drops what cannot be trusted any more.
+    /// Logs the error where necessary, and drops everything that can no longer be trusted.
     fn failed(&mut self, error: CycleError) {
         self.shared.scale_out();
         if self.shared.options.is_exactly_once() {
             self.drop_producer();
         }
-        // Topics and rows are counted where they are logged.
+        // Failures of topics and of rows are counted where they are logged.
         if let class @ (Class::Outage | Class::ActionRequired) = error.class() {
             self.shared.options.telemetry.metrics.failed(class, 1);
         }
@@ -348,7 +350,7 @@ impl Worker {
                             unacknowledged,
                             records,
                             reason,
-                            consequence = "they are sent again, in order, until they are acknowledged",
+                            consequence = "the records are sent again, in order, until they are acknowledged",
                             "records were not acknowledged"
                         );
                     }

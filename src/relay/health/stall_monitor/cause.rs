@@ -1,4 +1,4 @@
-//! Why nothing moves: from what the relay knows itself, from the row that is first, and from what `outbox-relay status` sees.
+//! Finds out why nothing moves: from what the relay itself knows, from the first row, and from what `outbox-relay status` shows.
 
 use sqlx::PgConnection;
 
@@ -12,21 +12,21 @@ use crate::relay::shared::Shared;
 use crate::relay::worker::context::acks_of;
 use crate::store::queue_head::QueueHead;
 
-/// What was seen when nothing moved.
+/// The observations at the time when nothing moved.
 pub(super) struct Observed<'e> {
-    /// The brokers answer.
+    /// True when the brokers answer.
     pub(super) up: bool,
     pub(super) lacking: Option<&'e Reason>,
     pub(super) seen: QueueState,
     pub(super) head: &'e QueueHead,
 }
 
-/// A right that is missing.
+/// Returns the reason for a missing right or a policy that hides rows.
 pub(super) fn reason_from_rights(finding: Finding) -> Reason {
     Reason::new(Cause::Right, finding.message, finding.fix)
 }
 
-/// The brokers have not answered since the start.
+/// Returns the reason for brokers that have not answered since the start.
 pub(super) fn no_answer() -> Reason {
     Reason::new(
         Cause::Brokers,
@@ -35,7 +35,7 @@ pub(super) fn no_answer() -> Reason {
     )
 }
 
-/// The database could not be looked at, and nobody has said why yet.
+/// Returns the reason for a database that could not be read, when no other part of the relay knows why.
 pub(super) fn not_looked() -> Reason {
     Reason::new(
         Cause::Database,
@@ -45,7 +45,7 @@ pub(super) fn not_looked() -> Reason {
 }
 
 impl Observed<'_> {
-    /// What the relay knows by itself comes first: without servers or rights nothing else matters.
+    /// Returns why nothing moves. The relay's own knowledge comes first, because without servers or rights nothing else matters.
     pub(super) async fn reason(&self, shared: &Shared, conn: &mut PgConnection) -> Reason {
         if let Some(lacking) = self.lacking {
             return lacking.clone();
@@ -76,7 +76,7 @@ impl Observed<'_> {
             let paused = || self.paused(status);
             return about(About::Lock, Cause::Lock).or_else(paused).or_else(|| self.lane_locked(status, own));
         }
-        // Only rows that are held are left; the first says for what.
+        // Only held rows are left. The first one gives the reason.
         let (_, reason) = self.head.held.as_ref()?;
         let (of, next_step) = about_held(reason);
         if of == About::Lock
@@ -98,7 +98,7 @@ impl Observed<'_> {
         Some(Reason::new(cause, message, next_step))
     }
 
-    /// A pause of everything leaves its rows as they are.
+    /// Returns the reason when everything is paused. Such a pause leaves the rows as they are, so the rows do not show it.
     fn paused(&self, status: &Status) -> Option<Reason> {
         let text = |pause: &serde_json::Value, name: &str| pause.get(name)?.as_str().map(str::to_owned);
         let all = status.pauses.iter().find(|pause| text(pause, "scope").as_deref() == Some("all"))?;
@@ -111,7 +111,7 @@ impl Observed<'_> {
         ))
     }
 
-    /// Another session, of a relay that is frozen perhaps, works on the lane of the first row.
+    /// Returns the reason when another session works on the lane of the first row. The relay of that session may be frozen.
     fn lane_locked(&self, status: &Status, own: &str) -> Option<Reason> {
         let (_, lane) = self.head.pending?;
         let held = status.lanes.iter().find(|status| status.lane == lane)?.locked_by.as_ref()?;
@@ -120,7 +120,7 @@ impl Observed<'_> {
                 Cause::Lock,
                 format!("lane {lane} is locked by pid {} (application {:?})", held.pid, held.application),
                 format!(
-                    "look whether that relay is frozen; select pg_terminate_backend({}); frees its lanes",
+                    "check whether that relay is frozen; select pg_terminate_backend({}); frees its lanes",
                     held.pid
                 ),
             )
@@ -137,7 +137,7 @@ impl Observed<'_> {
     }
 
     fn unknown(&self, shared: &Shared) -> Reason {
-        // Without the stall itself, whose reason would grow by itself.
+        // Leaves out the stall itself: its reason would contain itself and grow with each look.
         let blocked = shared.blocked(Some(STALLED)).unwrap_or_else(|| "nothing is known to block them".to_owned());
         let first = self.head.lowest_id().map(|id| format!(", the first is number {id}")).unwrap_or_default();
         Reason::new(

@@ -1,30 +1,30 @@
-//! Since when nothing has moved. Pure: what was seen goes in, what has to be logged comes out.
+//! Decides since when nothing has moved. Pure: observations go in, changes to log come out.
 //!
-//! States: moving -> stalled (rows waited at every look for `RELAY_STALL_AFTER` and none moved) -> moving. A stall that was logged
-//! ends when nothing waits, or when the row that was first has gone: while others pass by an entity that waits, nothing new is logged.
+//! States: moving -> stalled (rows waited at every look for `RELAY_STALL_AFTER` and none moved) -> moving. A logged stall ends when no row
+//! waits, or when the row that was first has gone. While other events pass an entity that waits, nothing new is logged.
 
 use std::time::{Duration, Instant};
 
 use crate::lane::LaneRange;
 
-/// What a look at the relay's lanes showed.
+/// The state of the relay's lanes at one look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QueueState {
     /// No row waits.
     Empty,
     /// The lowest id that waits.
     Head(i64),
-    /// The table cannot be read: rows have to be assumed.
+    /// The table cannot be read, so waiting rows have to be assumed.
     Unreadable,
 }
 
-/// What has to be logged.
+/// The change that has to be logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StallChange {
     /// Nothing new.
     None,
     Begun,
-    /// After so long.
+    /// The stall has ended after this time.
     Ended(Duration),
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Stall {
     published: u64,
     lanes: Option<LaneRange>,
     head: Option<i64>,
-    /// Nothing has moved since.
+    /// The time since which nothing has moved.
     quiet_since: Instant,
     stalled: bool,
     logged: Option<LoggedStall>,
@@ -51,7 +51,7 @@ impl Stall {
         Self { after, published: 0, lanes: None, head: None, quiet_since: now, stalled: false, logged: None }
     }
 
-    /// Takes in what was seen, and how many events this relay had published by then.
+    /// Takes in the state at one look, and how many events this relay had published by then. Returns the change to log.
     pub(super) fn observe(
         &mut self,
         published: u64,
@@ -63,7 +63,7 @@ impl Stall {
             QueueState::Head(head) => Some(head),
             QueueState::Empty | QueueState::Unreadable => None,
         };
-        // A head that went up has gone, whoever sent it; one that went down is a row that committed late, or was retried.
+        // If the head went up, the former head has gone, whichever relay sent it. If it went down, a row committed late or was retried.
         let passed = self.head.zip(head).is_some_and(|(before, now)| now > before);
         if seen == QueueState::Empty || published != self.published || passed || lanes != self.lanes {
             self.quiet_since = now;
@@ -89,7 +89,7 @@ impl Stall {
     }
 }
 
-/// True when the row that was first when the stall began does not wait any more.
+/// Returns true when the row that was first at the beginning of the stall no longer waits.
 fn is_gone(first: Option<i64>, head: Option<i64>) -> bool {
     match (first, head) {
         (Some(first), Some(head)) => head > first,
@@ -104,7 +104,7 @@ mod tests {
     const AFTER: Duration = Duration::from_secs(60);
     const LANES: Option<LaneRange> = Some(LaneRange { first: 0, last: 15 });
 
-    /// Seconds, events published, what is seen; the answers.
+    /// Plays a script of (seconds, events published, state of the queue). Returns the changes.
     fn play(script: &[(u64, u64, QueueState)]) -> Vec<StallChange> {
         let began = Instant::now();
         let mut stall = Stall::new(AFTER, began);
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(play(&[(100, 0, QueueState::Empty), (200, 0, QueueState::Empty)]), [StallChange::None; 2]);
         let moving: Vec<_> = (1..20).map(|n| (n * 50, n, QueueState::Head(7))).collect();
         assert_eq!(play(&moving), [StallChange::None; 19]);
-        // Another relay sends them.
+        // Another relay sends the events.
         let passed: Vec<_> = (1..20).map(|n| (n * 50, 0, QueueState::Head(n as i64))).collect();
         assert_eq!(play(&passed), [StallChange::None; 19]);
     }
