@@ -1,4 +1,4 @@
-//! The claim of a cycle: which rows, from where, and how far the progress may move with them.
+//! Claims the rows of a cycle: selects the rows and where the search begins, and decides how far the progress may move with them.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -13,59 +13,60 @@ use crate::relay::worker::lane_assignment::{LaneAssignment, OwnedLanes, next_sli
 use crate::store::claim::{Claimed, ClaimedRow, Limits, RowFault, Skipped};
 use crate::store::session::within;
 
-/// How often scheduled rows are looked for while a backlog keeps the probe from doing so.
+/// The interval between looks for scheduled rows while a backlog keeps the probe from looking.
 const DUE_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
 
-/// Ids of a sweep that are kept in memory: enumerated at once, they cost each claim nothing.
+/// The most ids of a sweep that are kept in memory. They are listed once, so that the claims of the sweep need not search for them.
 const SWEEP_IDS: usize = 65_536;
 
-/// A claim whose text does not fit is made again with fewer rows, so often.
+/// The most attempts of a claim whose text does not fit into memory. Each attempt asks for fewer rows.
 const OVERFLOWS: usize = 6;
 
-/// How many times the bytes of a batch may be kept in memory before rows are dropped.
+/// The bytes that are kept in memory before rows are dropped, as a multiple of the bytes of a batch.
 const KEPT_BATCHES: usize = 2;
 
 /// The claimed rows of a cycle.
 pub(crate) struct Batch {
-    /// The first `due` are scheduled ones; the others are in the order of their ids.
+    /// The claimed rows. The first `due` rows are scheduled ones; the others are in the order of their ids.
     pub(crate) rows: Vec<ClaimedRow>,
     pub(super) due: usize,
-    /// Rows that ought to be in the batch and that another session has locked, in the order of their ids.
+    /// The rows that belong in the batch but are locked by another session, in the order of their ids.
     pub(super) skipped: Vec<Skipped>,
     pub(super) extent: Extent,
-    /// The claim took as much as it may.
+    /// True when the claim took as much as it may.
     pub(super) is_full: bool,
 }
 
-/// Where the rows of a batch come from, and what was looked at.
+/// The source of a batch's rows, and the range that was searched.
 pub(crate) enum Extent {
     /// Late and new events.
     Claim(ClaimExtent),
-    /// The next events of a sweep: these ids, which may be all.
+    /// The next events of a sweep: `ids`. With `is_all` no others are left.
     Sweep { ids: Vec<i64>, is_all: bool, cut_at: Option<i64> },
-    /// What holds have released: up to this id.
+    /// Events that holds have released, up to the id `upto`.
     Walk { upto: i64, cut_at: Option<i64> },
     /// Scheduled events alone.
     Due,
 }
 
-/// What a claim of late and new events saw.
+/// The result of a claim of late and new events.
 pub(crate) struct ClaimExtent {
     pub(super) snapshot: Snapshot,
-    /// The first late ids, one more than `rows` where there are more.
+    /// The first late ids. They are one more than `rows` if there are more than `rows`.
     pub(super) late: Vec<i64>,
-    /// The most events it may take.
+    /// The most events that the claim may take.
     pub(super) rows: usize,
-    /// Ids of the events that it chose, ascending.
+    /// The ids of the events that the claim chose, ascending.
     pub(super) chosen: Vec<i64>,
-    /// The bytes were the limit.
+    /// True when the limit of bytes cut the claim.
     pub(super) is_cut: bool,
     pub(super) upto: i64,
     pub(super) last_allocated: i64,
 }
 
 impl ClaimExtent {
-    /// How the progress moves. `cut`: nothing behind this id was taken, `Some(None)`: nothing at all.
+    /// Returns how the progress moves. `cut` is the last id that was taken: nothing behind it was taken. `Some(None)` means that nothing at
+    /// all was taken.
     pub(super) fn scan(&self, scanned_through: i64, cut: Option<Option<i64>>) -> Scan {
         let (late_cut_at, new_cut_at) = match cut.or_else(|| self.is_cut.then(|| self.chosen.last().copied())) {
             Some(last) => self.cut_behind(scanned_through, last),
@@ -90,7 +91,7 @@ impl ClaimExtent {
         (None, Some(taken.max(scanned_through)))
     }
 
-    /// The last new event where the claim took as many as it may.
+    /// Returns the last new event if the claim took as many events as it may.
     fn new_limit(&self, scanned_through: i64) -> Option<i64> {
         let new = self.chosen.iter().filter(|id| **id > scanned_through).count();
         let is_limited = new >= self.rows.saturating_sub(self.late.len());
@@ -98,7 +99,7 @@ impl ClaimExtent {
     }
 }
 
-/// The progress after a batch, with the cut that the batch was given; a walk and scheduled events leave it as it is.
+/// Returns the progress after a batch, with the cut that the batch was given. A walk and scheduled events do not change the progress.
 pub(super) fn progress_after(before: &Progress, extent: &Extent, cut: Option<Option<i64>>) -> Progress {
     match extent {
         Extent::Claim(claim) => before.after(&claim.scan(before.scanned_through, cut)),
@@ -114,7 +115,7 @@ pub(super) fn progress_after(before: &Progress, extent: &Extent, cut: Option<Opt
     }
 }
 
-/// Which rows a statement claims.
+/// The rows that a statement claims.
 enum Rows<'a> {
     Due,
     New { progress: &'a Progress, upto: i64 },
@@ -123,13 +124,13 @@ enum Rows<'a> {
 }
 
 impl WorkerContext<'_> {
-    /// Locks the rows of a batch.
+    /// Locks the rows of a batch. After an error that one row may cause, the next claims ask for less.
     pub(super) async fn claim(&mut self, assignment: &mut LaneAssignment) -> Result<Batch, CycleError> {
         let claimed = self.claim_rows(assignment).await;
         if let Err(error) = &claimed
             && may_be_a_row(error)
         {
-            // Timeouts and errors of one row look alike from here: ask for less, and read row by row for a while.
+            // A timeout and an error of one row look alike here. So ask for fewer rows, and read them one by one for a while.
             self.budget.shrink();
         }
         claimed
@@ -156,7 +157,7 @@ impl WorkerContext<'_> {
         Ok(batch)
     }
 
-    /// Leaves out what does not fit into the progress of an exactly-once batch; returns the cut that makes.
+    /// Leaves out the rows that do not fit into the progress of an exactly-once batch. Returns the resulting cut.
     pub(super) fn cut(&mut self, batch: &mut Batch) -> Result<Option<Option<i64>>, CycleError> {
         let fitting = self.fitting_rows(batch)?;
         if fitting == batch.rows.len() {
@@ -166,7 +167,7 @@ impl WorkerContext<'_> {
         batch.is_full = true;
         batch.due = batch.due.min(fitting);
         let last = batch.rows.get(batch.due..).and_then(<[_]>::last).map(ClaimedRow::id).transpose()?.map(|id| id.0);
-        // What is behind the last row is the next claim's.
+        // The next claim takes the events behind the last row.
         batch.skipped.retain(|row| last.is_some_and(|last| row.id <= last));
         Ok(Some(last))
     }
@@ -190,7 +191,7 @@ impl WorkerContext<'_> {
         }
         assignment.due_checked = Some(Instant::now());
         let lanes = owned.lanes;
-        // Half of a batch: others are not to wait for a million events that become due at once.
+        // Scheduled events get half of a batch, so that others do not wait for a million events that become due at once.
         let (claimed, _) = self.fitting(rows.div_ceil(2), &Rows::Due, lanes).await?;
         if !claimed.rows.is_empty() {
             assignment.due_checked = None;
@@ -198,7 +199,7 @@ impl WorkerContext<'_> {
         Ok(claimed)
     }
 
-    /// Late and new events.
+    /// Claims late and new events.
     async fn claim_new(&mut self, owned: &mut OwnedLanes, rows: usize) -> Result<Batch, CycleError> {
         let (upto, lanes, began) = (owned.upto(), owned.lanes, Instant::now());
         let progress = owned.progress.clone();
@@ -208,7 +209,7 @@ impl WorkerContext<'_> {
         let extent = ClaimExtent {
             snapshot: summary.own_xid.map_or_else(
                 || summary.snapshot.clone(),
-                // The transaction does not see itself as running, and rows that it makes pending are to come late.
+                // The transaction does not see itself as running. The rows that it makes pending have to come late.
                 |own| summary.snapshot.clone().without(own),
             ),
             late: summary.late.clone(),
@@ -227,7 +228,7 @@ impl WorkerContext<'_> {
         Ok(Batch { rows: claimed.rows, due: 0, skipped, extent: Extent::Claim(extent), is_full })
     }
 
-    /// The next events of a sweep.
+    /// Claims the next events of a sweep.
     async fn claim_sweep(&mut self, owned: &mut OwnedLanes, rows: usize) -> Result<Batch, CycleError> {
         let persistent = self.shared.options.prepared_statements;
         if owned.late.is_empty() && !owned.late_is_all {
@@ -251,7 +252,7 @@ impl WorkerContext<'_> {
         Ok(Batch { rows: claimed.rows, due: 0, skipped, extent, is_full: true })
     }
 
-    /// What holds have released, from `from` on.
+    /// Claims the events that holds have released, from the id `from` on.
     async fn claim_walk(
         &mut self,
         owned: &OwnedLanes,
@@ -274,8 +275,8 @@ impl WorkerContext<'_> {
         Ok(Batch { rows: claimed.rows, due: 0, skipped, extent: Extent::Walk { upto, cut_at }, is_full: is_cut })
     }
 
-    /// Claims so few rows that their text fits into memory; reads them one by one where that is called for. Returns how many it asked for
-    /// as well.
+    /// Claims so few rows that their text fits into memory, and reads them one by one if the budget demands it. Also returns the number of
+    /// rows that it asked for.
     async fn fitting(
         &mut self,
         rows: usize,
@@ -310,17 +311,17 @@ impl WorkerContext<'_> {
         Err(sqlx::Error::Decode("the rows of a claim do not fit into memory".into()).into())
     }
 
-    /// A row that Postgres cannot read, or not as text, is known by itself then.
+    /// Reads the claimed rows one by one. This identifies a row that Postgres cannot read, or not as text.
     async fn read_one_by_one(&mut self, claimed: &mut Claimed, limits: Limits) -> Result<(), CycleError> {
         for head in std::mem::take(&mut claimed.rows) {
             let read = within(self.shared.claim.read(self.conn, head.ctid()?, limits.row_bytes)).await;
             match read {
                 Ok(Some(row)) => claimed.rows.push(row),
-                // It is locked, so it is there.
+                // The row is locked, so it must exist.
                 Ok(None) => return Err(sqlx::Error::RowNotFound.into()),
                 Err(error) => match unreadable(&error) {
                     Some(fault) => {
-                        // Its names, if they can be read: its successors have to wait for what becomes of it.
+                        // Reads the row's names if possible, because its successors have to wait for its outcome.
                         let ctid = head.ctid()?;
                         let named = within(self.shared.claim.read_names(self.conn, ctid, limits.row_bytes)).await;
                         claimed.rows.push(readable(named)?.unwrap_or(head).with_fault(fault));
@@ -332,7 +333,7 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
-    /// What was chosen and not locked, as it is now. Rows that are settled or gone are nobody's any more.
+    /// Returns the rows that were chosen and not locked, in their present state. Rows that are settled or gone are left out.
     async fn skipped(&mut self, claimed: &Claimed, lanes: LaneRange) -> Result<Vec<Skipped>, CycleError> {
         if claimed.rows.len() == claimed.summary.chosen.len() {
             return Ok(Vec::new());
@@ -347,7 +348,7 @@ impl WorkerContext<'_> {
     }
 }
 
-/// None where the names cannot be read either.
+/// Returns `None` instead of an error if the names cannot be read either.
 fn readable(named: Result<Option<ClaimedRow>, sqlx::Error>) -> Result<Option<ClaimedRow>, sqlx::Error> {
     match named {
         Err(error) if unreadable(&error).is_some() => Ok(None),
@@ -355,24 +356,24 @@ fn readable(named: Result<Option<ClaimedRow>, sqlx::Error>) -> Result<Option<Cla
     }
 }
 
-/// True for an error of the database that one row may cause.
+/// Returns true for an error of the database that one row may cause.
 fn may_be_a_row(error: &CycleError) -> bool {
     let CycleError::Database(error) = error else { return false };
     let timed_out = matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut);
     let code = error.as_database_error().and_then(DatabaseError::code);
-    // 57014 query_canceled: the statement's time was up.
+    // 57014 query_canceled: the statement has timed out.
     timed_out
         || code.is_some_and(|code| code == "57014" || is_of_a_value(&code))
         || matches!(error, sqlx::Error::Decode(_))
 }
 
-/// What Postgres says of a value that it cannot print, convert or hold: 22 data exception, 53200 out of memory, 54 a limit of the program,
-/// XX000 an allocation that is too large, XX001 and XX002 damaged data.
+/// Returns true for an SQLSTATE of a value that Postgres cannot print, convert or hold: 22 data exception, 53200 out of memory, 54 a limit
+/// of the program, XX000 an allocation that is too large, XX001 and XX002 damaged data.
 fn is_of_a_value(code: &str) -> bool {
     ["22", "54"].iter().any(|class| code.starts_with(class)) || matches!(code, "53200" | "XX000" | "XX001" | "XX002")
 }
 
-/// The fault of a row that was read alone.
+/// Returns the fault of a row that was read alone.
 fn unreadable(error: &sqlx::Error) -> Option<RowFault> {
     let code = error.as_database_error()?.code()?;
     is_of_a_value(&code).then(|| RowFault::Unreadable { sqlstate: code.into_owned() })

@@ -1,5 +1,8 @@
-//! What a worker knows of the lanes it works on. Everything here is dropped when the lanes change, and after any error: memory that does
-//! not equal what is stored loses events (ADR 10).
+//! Remembers what a worker knows of its lanes. Memory that does not equal what is stored loses events (ADR 10). So everything here is
+//! dropped when the lanes change and after any error. The exception is [`CycleError::Unacknowledged`] in at-least-once mode, which leaves
+//! the lanes' rows as they were.
+//!
+//! [`CycleError::Unacknowledged`]: crate::relay::worker::context::CycleError::Unacknowledged
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,72 +15,73 @@ use crate::relay::worker::pauses::PauseFilter;
 use crate::store::session::{Begun, LaneState, ServerProcess};
 use crate::store::settle::Ctid;
 
-/// How many ids a claim looks at above what was scanned.
+/// The first and the longest slice: the number of ids above `scanned_through` that a claim searches.
 const FIRST_SLICE: i64 = 1 << 14;
 const LONGEST_SLICE: i64 = 1 << 22;
 
-/// A slice that took less makes the next one twice as long, one that took [`SLOW`] times as long half as long.
+/// The time of a good slice. A slice that took less makes the next one twice as long; a slice that took more than [`SLOW`] times as long
+/// makes it half as long.
 const SLICE_TIME: Duration = Duration::from_millis(15);
 const SLOW: u32 = 4;
 
-/// A snapshot that lists more transactions is stored once a second: it is long, and an older one is true as well.
+/// The length from which a snapshot counts as long. A long snapshot is stored only once a second: an older one is true as well.
 const LONG_SNAPSHOT: usize = 64;
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// One worker on one range of lanes.
+/// The state of one worker on one range of lanes.
 #[derive(Debug)]
 pub(crate) struct LaneAssignment {
-    /// The lanes wanted.
+    /// The lanes that the worker wants.
     pub(crate) range: LaneRange,
-    /// The lanes that were locked and read; `None`: nothing is known.
+    /// The lanes that were locked and read; `None` if nothing is known.
     pub(crate) owned: Option<OwnedLanes>,
     pub(crate) holds: HoldSet,
     pub(crate) pauses: PauseFilter,
-    /// By which generation holds and pauses were read; `None`: not yet.
+    /// The generation at which holds and pauses were read; `None` if they have to be read.
     pub(crate) generation: Option<i64>,
-    /// When scheduled rows were last looked for.
+    /// The time of the last look for scheduled rows.
     pub(crate) due_checked: Option<Instant>,
-    /// When the holds' causes were last looked at.
+    /// The time of the last check of the holds' causes.
     pub(crate) causes_checked: Option<Instant>,
-    /// When lanes that were not free are asked for again.
+    /// The time at which lanes that were not free are asked for again.
     pub(crate) widen_at: Instant,
-    /// The next cycle walks what holds have released; the one after it claims.
+    /// True when the next cycle walks the events that holds have released. The cycle after it claims.
     pub(crate) walks_next: bool,
-    /// How many ids a walk looks at.
+    /// The number of ids that a walk searches.
     pub(crate) walk_slice: i64,
     /// The first event that another session has locked, and since when.
     pub(crate) locked: Option<(i64, Instant)>,
 }
 
-/// Lanes whose rows this worker has locked, and what is stored in them.
+/// The lanes whose rows this worker has locked, and their stored state.
 #[derive(Debug)]
 pub(crate) struct OwnedLanes {
     pub(crate) lanes: LaneRange,
-    /// Of the lanes' rows.
+    /// The ctids of the lanes' rows.
     pub(crate) ctids: Vec<Ctid>,
-    /// By lane.
+    /// The nonces, by lane.
     pub(crate) nonces: BTreeMap<i16, i64>,
-    /// What the next settled batch writes as nonce.
+    /// The nonce that the next settled batch writes.
     pub(crate) next_nonce: i64,
-    /// Equals what is stored, but for its snapshot, which may be newer.
+    /// The progress. It equals what is stored (for lanes of unequal progress: their common part), except that its snapshot may be newer.
     pub(crate) progress: Progress,
     pub(crate) server: ServerProcess,
-    /// By lane: up to which id its events were counted in holds, before lanes of unequal progress were merged.
+    /// The id, by lane, up to which events were already counted in holds before lanes of unequal progress were merged.
     pub(crate) counted_through: BTreeMap<i16, i64>,
-    /// By lane: the nonce of the last batch that was committed exactly once.
+    /// The nonce, by lane, of the last batch that was committed exactly once.
     pub(crate) sealed: BTreeMap<i16, i64>,
     /// The last snapshot that was stored, and when.
     pub(crate) stored: (Snapshot, Instant),
-    /// Ids of a sweep that are still to be taken, and whether they are all.
+    /// The ids of a sweep that are still to be taken. With `late_is_all` no others are left.
     pub(crate) late: VecDeque<i64>,
     pub(crate) late_is_all: bool,
-    /// The highest id of the table, and when it was last asked for.
+    /// The highest id of the table, and the time at which it was last read.
     pub(crate) highest: (i64, Option<Instant>),
     slice: i64,
 }
 
 impl OwnedLanes {
-    /// From the lanes' rows. Lanes of unequal progress go on from the one that is behind.
+    /// Builds the state from the lanes' rows. Lanes of unequal progress go on from the one that is behind.
     pub(crate) fn new(lanes: LaneRange, states: &[LaneState], server: ServerProcess) -> Self {
         let progress = states.iter().map(|state| state.progress.clone()).reduce(Progress::merge).unwrap_or_default();
         let by_lane = |of: fn(&LaneState) -> i64| states.iter().map(|state| (state.row.lane, of(state))).collect();
@@ -99,10 +103,10 @@ impl OwnedLanes {
         }
     }
 
-    /// True when what is remembered is what is stored: every lane is locked and has the nonce that this worker knows.
+    /// Returns true when the remembered state equals the stored one: every lane is locked and has the nonce that this worker knows.
     ///
-    /// Behind a pooler another backend may answer, perhaps after the server has recovered from a crash and forgotten what was committed
-    /// asynchronously: then only what is stored counts.
+    /// Behind a pooler another backend may answer, perhaps after the server has recovered from a crash and lost what was committed
+    /// asynchronously. Then only the stored snapshot counts.
     pub(crate) fn matches(&mut self, begun: &Begun) -> bool {
         if begun.server.pid != self.server.pid {
             self.progress.snapshot = self.stored.0.clone();
@@ -113,17 +117,17 @@ impl OwnedLanes {
             && begun.lanes.iter().all(|row| self.nonces.get(&row.lane) == Some(&row.nonce))
     }
 
-    /// How far the next claim looks: `id <= upto`.
+    /// Returns the highest id that the next claim searches: `id <= upto`.
     pub(crate) fn upto(&self) -> i64 {
         self.progress.scanned_through.saturating_add(self.slice)
     }
 
-    /// A slice was walked to its end in this time.
+    /// Adapts the length of slices, after a slice was walked to its end in the time `took`.
     pub(crate) fn walked(&mut self, took: Duration) {
         self.slice = next_slice(self.slice, took);
     }
 
-    /// The progress to store: with an older snapshot where the new one is long and one was stored a moment ago.
+    /// Returns the progress to store. It has the stored snapshot if that is recent, the new one is long, and no sweep is under way.
     pub(crate) fn to_store(&self, progress: &Progress, now: Instant) -> Progress {
         let (stored, at) = &self.stored;
         let is_long = progress.snapshot.running.len() > LONG_SNAPSHOT;
@@ -134,7 +138,7 @@ impl OwnedLanes {
     }
 }
 
-/// The length of the next slice, after one of this length took this time.
+/// Returns the length of the next slice, after one of length `slice` took the time `took`.
 pub(crate) fn next_slice(slice: i64, took: Duration) -> i64 {
     if took < SLICE_TIME {
         (slice * 2).min(LONGEST_SLICE)
@@ -162,18 +166,18 @@ impl LaneAssignment {
         }
     }
 
-    /// True when lanes that were not free are to be asked for again.
+    /// Returns true when lanes that were not free have to be asked for again.
     pub(crate) fn widens(&self, now: Instant) -> bool {
         self.owned.as_ref().is_some_and(|owned| owned.lanes != self.range) && now >= self.widen_at
     }
 
-    /// Forgets everything: it may not be what is stored.
+    /// Forgets everything, because it may differ from what is stored.
     pub(crate) fn invalidate(&mut self) {
         self.owned = None;
         self.reload_holds();
     }
 
-    /// Has holds and pauses read again before the next claim.
+    /// Makes the worker read holds and pauses again before the next claim.
     pub(crate) fn reload_holds(&mut self) {
         self.generation = None;
         self.holds = HoldSet::default();

@@ -1,7 +1,7 @@
-//! Lanes: locked, verified, taken over.
+//! Locks lanes, verifies them and takes them over.
 //!
-//! A cycle that finds its lanes locked by nobody else, with the nonces it knows, goes on with what it remembers. In every other case it
-//! forgets everything, locks what is free and reads it.
+//! A cycle that has locked all its lanes and finds the nonces it knows goes on with what it remembers. In every other case it forgets
+//! everything, locks the lanes that are free and reads them.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,15 @@ use crate::store::session::{self, Begun, LaneState, Wanted};
 use crate::store::settle::SettleError;
 use event_outbox::code::Code;
 
-/// A takeover takes a transaction or two of its own, and another worker may be quicker on a part of the lanes.
+/// The most attempts to own lanes in one cycle. A takeover needs a transaction or two of its own, and another worker may be quicker on a
+/// part of the lanes.
 const ATTEMPTS: usize = 5;
 
-/// How often lanes that were not free are asked for again.
+/// The interval at which lanes that were not free are asked for again.
 const WIDEN_INTERVAL: Duration = Duration::from_millis(100);
 
 impl WorkerContext<'_> {
-    /// Begins a transaction that has lanes locked of which everything is known; false where none of them is free.
+    /// Begins a transaction that has locked lanes of which everything is known. Returns false when no lane is free.
     pub(super) async fn own(&mut self, assignment: &mut LaneAssignment) -> Result<bool, CycleError> {
         for _ in 0..ATTEMPTS {
             let (begun, are_all_free) = self.begin(assignment).await?;
@@ -47,14 +48,15 @@ impl WorkerContext<'_> {
                         return Ok(true);
                     }
                 }
-                // Its transaction is over then.
+                // Taking the lanes commits the transaction.
                 Some((lanes, unsettled)) => self.take(&begun, lanes, &unsettled).await?,
             }
         }
         Ok(false)
     }
 
-    /// The transaction that was begun with the last commit, or a new one. True: it has locked whatever was free.
+    /// Returns the transaction that was begun with the last commit, or a new one. The flag is true when the transaction has locked every
+    /// lane that was free.
     async fn begin(&mut self, assignment: &mut LaneAssignment) -> Result<(Begun, bool), CycleError> {
         if let Some((begun, _)) = self.begun.take() {
             return Ok((begun, false));
@@ -71,8 +73,8 @@ impl WorkerContext<'_> {
         Ok((within(self.shared.transaction.begin(self.conn, wanted)).await?, true))
     }
 
-    /// Reads what is stored of lanes that are locked. False: they were written on another server, and the transaction that resets them has
-    /// been committed.
+    /// Reads the stored state of lanes that are locked. Returns false when that state was written on another server or for another table:
+    /// then the transaction that resets the lanes has been committed.
     async fn read_lanes(
         &mut self,
         assignment: &mut LaneAssignment,
@@ -99,7 +101,7 @@ impl WorkerContext<'_> {
         Ok(true)
     }
 
-    /// Reads holds and pauses when somebody else has changed them.
+    /// Reads holds and pauses again when another session has changed them.
     async fn load_holds(&mut self, assignment: &mut LaneAssignment, generation: i64) -> Result<(), CycleError> {
         if assignment.generation == Some(generation) {
             return Ok(());
@@ -114,7 +116,7 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
-    /// Ends a transaction that was begun for another cycle, unless it is on `lanes`.
+    /// Rolls back a transaction that was begun for another cycle, unless its lanes are exactly `lanes`.
     pub(crate) async fn rollback_begun(&mut self, lanes: Option<LaneRange>) -> Result<(), CycleError> {
         if self.begun.as_ref().is_some_and(|(_, begun)| Some(*begun) != lanes) {
             within(session::rollback(self.conn)).await?;
@@ -136,7 +138,7 @@ fn log_reset(states: &[LaneState], lanes: LaneRange) {
         tracing::warn!(
             code = %Code::LanesReset,
             %lanes,
-            consequence = "the relay looks at all events once",
+            consequence = "the relay scans all events once",
             next_step = "none if this database was restored or upgraded; otherwise find out whether two databases share one address",
             "the lanes' progress is of another server"
         );

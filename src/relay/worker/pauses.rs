@@ -1,5 +1,5 @@
-//! What is paused, as one worker knows it: read again when the lanes' generation or the counter of pauses has changed, and when a pause
-//! has expired. While everything is paused a worker claims nothing and begins no transaction.
+//! Applies pauses for one worker. The pauses are read again when the generation has changed (the counter of pauses), and when a pause has
+//! expired. While everything is paused, a worker claims nothing and begins no transaction.
 
 use std::collections::HashMap;
 #[cfg(test)]
@@ -12,20 +12,20 @@ use crate::store::pauses::{Pause, Scope};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PauseFilter {
     everything: bool,
-    /// By topic: the reason.
+    /// The reasons of paused topics, by topic.
     topics: HashMap<String, String>,
-    /// By the entity's id; a pause may leave the type open.
+    /// The paused entities by entity id: the type and the reason. A pause may leave the type open.
     entities: HashMap<String, Vec<(Option<String>, String)>>,
-    /// When the first of the pauses expires.
+    /// The time at which the first of the pauses expires.
     until: Option<Instant>,
 }
 
-/// What a pause that keeps an event names.
+/// The topic or the entity that is named by the pause of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PausedBy {
-    /// Its topic.
+    /// The event's topic.
     Topic(String),
-    /// Its entity; the type as the pause has it.
+    /// The event's entity, with the type that the pause names.
     Entity(Option<String>, String),
 }
 
@@ -49,28 +49,28 @@ impl PauseFilter {
         filter
     }
 
-    /// True while nothing at all may be claimed.
+    /// Returns true while nothing at all may be claimed.
     pub(crate) fn blocks_everything(&self) -> bool {
         self.everything
     }
 
-    /// True once a pause has ended by itself: pauses have to be read again.
+    /// Returns true once a pause has ended by itself: pauses have to be read again.
     pub(crate) fn has_ended(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| until <= now)
     }
 
-    /// True for a topic none of whose events is published.
+    /// Returns true for a topic that is paused.
     pub(crate) fn blocks_topic(&self, topic: &str) -> bool {
         self.topics.contains_key(topic)
     }
 
-    /// True for an entity (type, id) that a pause names. Without a type: one whose pause names none either.
+    /// Returns true for an entity (type, id) that a pause names. Without a type, the pause must name no type either.
     pub(crate) fn blocks_entity(&self, entity_type: Option<&str>, entity_id: &str) -> bool {
         let mut of_id = self.entities.get(entity_id).into_iter().flatten();
         of_id.any(|(named, _)| named.is_none() || named.as_deref() == entity_type)
     }
 
-    /// The pause that keeps an event, and its reason.
+    /// Returns the pause that covers an event, and its reason.
     pub(crate) fn blocking(
         &self,
         topic: Option<&str>,
@@ -90,7 +90,7 @@ impl PauseFilter {
         Some((PausedBy::Entity(named.clone(), entity_id.to_owned()), reason))
     }
 
-    /// The topics that are paused.
+    /// Returns the topics that are paused.
     #[cfg(test)]
     fn topics(&self) -> HashSet<&str> {
         self.topics.keys().map(String::as_str).collect()
