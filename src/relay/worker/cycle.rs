@@ -1,9 +1,9 @@
-//! One cycle of a worker, strictly serial:
+//! Runs one cycle of a worker, strictly serial:
 //!
 //! probe -> begin (lock lanes, verify) -> claim -> decide -> send -> await acks -> settle -> commit
 //!
-//! Whatever fails on the way, the rows that were not marked are still pending, the producer that may hold them is dropped, and the next
-//! cycle claims and sends them again in order. Only rows the broker has acknowledged are ever marked.
+//! If a step fails, the rows that were not marked are still pending, and the producer that may hold their records is dropped. The next
+//! cycle claims these rows and sends them again in order. Only rows that the brokers have acknowledged are ever marked PUBLISHED.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -28,26 +28,27 @@ use crate::store::settle::SettleError;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
-/// Marks are tried in a savepoint before publishing for so long after some were refused: longer than between two attempts.
+/// The time after refused marks during which marks are tried in a savepoint before publishing. It is longer than the time between two
+/// attempts.
 const REHEARSED: Duration = Duration::from_secs(60);
 
-/// A locked event is reported after this long.
+/// The time after which a locked event is reported.
 const LOCKED_REPORT: Duration = Duration::from_secs(5);
 
-/// Locked events that one cycle looks at again.
+/// The most locked events that one cycle looks at again.
 const MOST_LOOKS: usize = 200;
 
-/// How often a probe asks for the highest id of the table.
+/// The interval at which a probe asks for the highest id of the table.
 const HIGHEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A probe that takes longer is worth a claim that stores how far it came.
+/// The longest probe whose snapshot is taken over in memory. After a longer one the next claim stores how far it came.
 const SLOW_PROBE: Duration = Duration::from_millis(5);
 
 impl WorkerContext<'_> {
-    /// One cycle. After an error the connection must be dropped, unless it is [`CycleError::Unacknowledged`].
+    /// Runs one cycle. After an error the connection must be dropped, unless the error is [`CycleError::Unacknowledged`].
     ///
-    /// With `goes_on` a cycle that settled rows has begun the transaction of the next one, which the next cycle on the same lanes takes
-    /// over; whoever does something else with the connection has to [`WorkerContext::rollback_begun`] first.
+    /// With `goes_on` a cycle that settled rows has also begun the transaction of the next cycle. The next cycle on the same lanes takes
+    /// over that transaction. Any other use of the connection needs [`WorkerContext::rollback_begun`] first.
     pub(crate) async fn cycle(
         &mut self,
         assignment: &mut LaneAssignment,
@@ -57,7 +58,7 @@ impl WorkerContext<'_> {
         if assignment.pauses.has_ended(Instant::now()) {
             assignment.generation = None;
         }
-        // A probe looks at the lanes that the worker has: those that were not free must not wait until there is an event in these.
+        // A probe looks only at the lanes that the worker has. Lanes that were not free must not wait until there is an event in these.
         let may_probe = (probe_first || assignment.pauses.blocks_everything()) && !assignment.widens(Instant::now());
         if may_probe && self.begun.is_none() && !self.probe(assignment).await? {
             return Ok(Cycle::Idle);
@@ -65,21 +66,21 @@ impl WorkerContext<'_> {
         let done = self.cycle_in_transaction(assignment, goes_on).await;
         match &done {
             Ok(_) => {}
-            // Its transaction has committed what was acknowledged, and left the lanes' rows as they were.
+            // Its transaction has committed the acknowledged rows and left the lanes' rows as they were.
             Err(CycleError::Unacknowledged { .. }) if !self.shared.options.is_exactly_once() => {}
             Err(_) => assignment.invalidate(),
         }
         done
     }
 
-    /// True when there may be work. Without locks and without writes.
+    /// Returns true when there may be work. Takes no locks and writes nothing.
     async fn probe(&mut self, assignment: &mut LaneAssignment) -> Result<bool, CycleError> {
         let Some(owned) = &mut assignment.owned else { return Ok(true) };
         let (asked, upto) = (Instant::now(), owned.upto());
         let generation = self.shared.transaction.generation();
         let settings_hold = self.shared.options.prepared_statements;
         let sql = &self.shared.claim;
-        // Ids that were not allocated from the sequence may be far above it.
+        // Ids that were not allocated from the sequence may be far above its last value.
         let asks = owned.highest.1.is_none_or(|asked| asked.elapsed() >= HIGHEST_INTERVAL);
         let probe = sql.probe(self.conn, generation, &owned.progress, owned.lanes, upto, asks, settings_hold);
         let mut probed = within(probe).await?;
@@ -95,10 +96,10 @@ impl WorkerContext<'_> {
         if is_due {
             assignment.due_checked = None;
         }
-        // Ids that begin again are a claim's to note.
+        // If ids have begun again, a claim has to record this.
         let is_behind = probed.last_allocated > upto || probed.last_allocated < owned.progress.scanned_through;
         if !probed.has_work && !is_behind && owned.progress.sweep.is_none() && asked.elapsed() < SLOW_PROBE {
-            // Nothing came late: what this snapshot sees at or below what was scanned is settled or held.
+            // No row came late: every event at or below `scanned_through` that this snapshot sees is settled or held.
             owned.progress.snapshot = probed.snapshot;
         }
         let sweeps = owned.progress.sweep.is_some();
@@ -141,7 +142,7 @@ impl WorkerContext<'_> {
         Ok(if has_moved { Cycle::Worked } else { Cycle::Idle })
     }
 
-    /// True when an empty claim has come further and there is more to look at.
+    /// Returns true when an empty claim has come further and there is more to look at.
     fn went_on(&self, assignment: &LaneAssignment, batch: &Batch) -> bool {
         let Some(owned) = &assignment.owned else { return false };
         match &batch.extent {
@@ -155,7 +156,7 @@ impl WorkerContext<'_> {
         }
     }
 
-    /// Looks whether events that another session had locked are free by now.
+    /// Checks whether events that another session had locked are free by now. Marks the holds of free events as releasing.
     async fn look_at_locked(&mut self, assignment: &mut LaneAssignment) -> Result<(), CycleError> {
         let now = Instant::now();
         let due: Vec<(u32, i64)> = assignment
@@ -174,7 +175,7 @@ impl WorkerContext<'_> {
         let (lanes, persistent) = (owned.lanes, self.shared.options.prepared_statements);
         let ids: Vec<i64> = due.iter().map(|(_, id)| *id).collect();
         let free = within(self.shared.claim.lockable(self.conn, &ids, persistent)).await?;
-        // What is settled, gone or in another lane is nobody's any more.
+        // An event that is settled, deleted or in another lane no longer needs its hold.
         let pending = within(self.shared.claim.skipped(self.conn, &ids, lanes, persistent)).await?;
         let is_locked = |id: &i64| !free.contains(id) && pending.iter().any(|row| row.id == *id);
         for (_, held) in assignment.holds.iter_mut().filter(|(index, _)| due.iter().any(|(due, _)| due == index)) {
@@ -230,7 +231,7 @@ impl WorkerContext<'_> {
         self.shared.options.telemetry.metrics.set_unscanned(self.worker, behind);
     }
 
-    /// Sends, awaits the acks, settles and commits.
+    /// Sends the batch, awaits the acknowledgements, settles and commits. Returns false when all of the batch has to wait.
     async fn publish(
         &mut self,
         assignment: &mut LaneAssignment,
@@ -253,7 +254,7 @@ impl WorkerContext<'_> {
         if options.is_exactly_once() {
             missing = self.finish_transaction(assignment, batch, &sent, missing).await;
             if missing.is_some() {
-                // Rolled back, or for the progress to tell.
+                // The batch is rolled back, or its result is unknown until the progress is read.
                 reports.clear();
             }
         }
@@ -262,7 +263,7 @@ impl WorkerContext<'_> {
         let settled = match missing {
             None => self.settle(assignment, batch, &sent, &reports, goes_on).await,
             Some(_) => {
-                // Nothing it still holds may be sent behind what the next producer sends.
+                // Records that this producer still holds must not be sent behind records of the next producer.
                 if let Some(producer) = self.producer.take() {
                     producer.retire();
                 }
@@ -272,7 +273,7 @@ impl WorkerContext<'_> {
         if settled.is_err()
             && let Some(error @ CycleError::Transaction(_)) = missing
         {
-            // Whoever fenced this worker has its lanes, because its session has ended: this is the cause to report.
+            // The worker that fenced this one has its lanes, because this session has ended. Report the fencing as the cause.
             return Err(error);
         }
         let has_moved = settled.map_err(|error| self.not_marked(error, lanes))?;
@@ -313,9 +314,9 @@ impl WorkerContext<'_> {
         Ok(Decider { assignment, producer, options, closed, dead: HashSet::new() }.decide(batch, plan)?)
     }
 
-    /// If Postgres accepts a claim but rejects the marks (disk full, a failing trigger, a policy), every retry would publish the same
-    /// events again. So the first batch of a session, and each one for a while after such a failure, tries the marks in a savepoint before
-    /// it publishes. In exactly-once mode the lanes' progress keeps events from being published again.
+    /// Tries the marks of a batch in a savepoint before it is published. If Postgres accepts a claim but rejects the marks (disk full, a
+    /// failing trigger, a policy), every retry would publish the same events again. So the first batch of a session does this, and each
+    /// batch for a while after such a failure. In exactly-once mode the lanes' progress keeps events from being published again.
     async fn rehearse(&mut self, lanes: crate::lane::LaneRange, rows: &[ClaimedRow]) -> Result<(), CycleError> {
         let is_called_for = self.budget.is_unproved || self.shared.marks_refused.happened_within(REHEARSED);
         if self.shared.options.is_exactly_once() || !is_called_for || rows.is_empty() {
@@ -329,7 +330,7 @@ impl WorkerContext<'_> {
     fn not_marked(&self, error: SettleError, lanes: crate::lane::LaneRange) -> CycleError {
         match error {
             SettleError::Database(error) => {
-                // Not when the session is gone: that says nothing of the marks.
+                // An error that ends the session (57P..) says nothing about the marks.
                 if error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| !code.starts_with("57P"))
                 {
                     self.shared.marks_refused.record();
@@ -343,7 +344,7 @@ impl WorkerContext<'_> {
         }
     }
 
-    /// The records are there; the batch is, when its transaction is committed.
+    /// Commits the transaction of Kafka if all records are acknowledged. Only this commit publishes the batch. Returns the error, if any.
     async fn finish_transaction(
         &mut self,
         assignment: &LaneAssignment,
@@ -363,7 +364,7 @@ impl WorkerContext<'_> {
         let Some(producer) = self.producer.as_ref() else {
             return Waited::BrokerDown;
         };
-        // A cluster that does not answer the watch may acknowledge all the same: what is dropped now would be sent twice.
+        // A cluster that does not answer the watch may acknowledge records all the same. Records dropped now would be sent twice.
         tokio::select! {
             biased;
             () = producer.deliveries().all_settled() => Waited::Settled,
@@ -372,7 +373,7 @@ impl WorkerContext<'_> {
     }
 }
 
-/// What [`Shared::block`](crate::relay::shared::Shared::block) calls an event of these lanes that another session has locked.
+/// Returns the name in [`Shared::block`](crate::relay::shared::Shared::block) of an event of these lanes that another session has locked.
 pub(crate) fn lock_in(lanes: crate::lane::LaneRange) -> String {
     format!("lanes {lanes}")
 }

@@ -1,7 +1,7 @@
-//! What becomes of each claimed row. Everything that can be known to fail is found out here, before its successors are sent.
+//! Decides about each claimed row. Every failure that can be known in advance is found here, before the row's successors are sent.
 //!
-//! Rows are looked at in the order of their ids, those that another session has locked among them: what stands behind a hold is stepped
-//! over, and the hold is where it is found again.
+//! Rows are looked at in the order of their ids, including the rows that another session has locked. An event behind a hold is stepped
+//! over, and the hold's walk finds it again.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -20,25 +20,25 @@ use crate::store::claim::{ClaimedRow, Skipped};
 use event_outbox::code::Code;
 use event_outbox::event::StoredEvent;
 
-/// A lane with more locked events claims nothing behind them until some are free: the memory for them is bounded.
+/// The most locked events of a lane. A lane with more claims nothing behind them until some are free, so the memory for them is bounded.
 const MOST_LOCKED: usize = 1_000;
 
-/// What becomes of a row.
+/// The outcome of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RowOutcome {
-    /// Given to the producer, as this record of its batch.
+    /// Given to the producer as record `slot` of its batch.
     Sent { slot: usize, topic: usize },
-    /// DEAD by its own fault.
+    /// Becomes DEAD by its own fault.
     Dead { error: String, code: Code },
-    /// Refused by its own fault: it holds its entity until an operator decides.
+    /// Refused by its own fault. The row holds its entity until an operator decides.
     Refused { error: String, code: Code },
-    /// A hold covers it.
+    /// Covered by a hold.
     Held,
-    /// Not in this batch: still pending, and the progress stays in front of it.
+    /// Left out of this batch. The row is still pending, and the progress stays in front of it.
     Left,
 }
 
-/// A row and where it would go.
+/// A row with its topic, or with the reason why it cannot be sent.
 enum Routed<'r> {
     Ready { event: StoredEvent<'r>, topic: usize },
     Poison { error: String, code: Code },
@@ -53,12 +53,12 @@ pub(crate) struct Plan<'r> {
 
 /// A batch that has been given to the producer.
 pub(crate) struct Sent {
-    /// One per claimed row, in order.
+    /// The outcomes: one per claimed row, in order.
     pub(crate) outcomes: Vec<RowOutcome>,
     pub(crate) topics: Vec<String>,
-    /// How many went to the producer.
+    /// The number of records that were given to the producer.
     pub(crate) records: usize,
-    /// Nothing behind this id belongs to the batch any more; `Some(None)`: nothing at all.
+    /// The cut: nothing behind this id belongs to the batch any more. `Some(None)` means that only scheduled rows belong to it.
     pub(crate) cut: Option<Option<i64>>,
 }
 
@@ -89,7 +89,7 @@ impl<'r> Plan<'r> {
         })
     }
 
-    /// A batch has few topics, most often the same as the row before.
+    /// Returns the index of a topic. A batch has few topics, and most often a row has the topic of the row before.
     fn intern(&mut self, topic: &str) -> usize {
         self.topics.iter().rposition(|known| known == topic).unwrap_or_else(|| {
             self.topics.push(topic.to_owned());
@@ -105,19 +105,19 @@ pub(super) struct Decider<'a> {
     pub(super) options: &'a RelayOptions,
     /// The topics that cannot be written, and why.
     pub(super) closed: &'a HashMap<String, String>,
-    /// Entities with an event that goes DEAD in this batch. Its successors are sent once that is committed: should the session end before,
-    /// and somebody correct the event, it would follow them.
+    /// The entities with an event that becomes DEAD in this batch. Their later events are sent only after that is committed. Otherwise the
+    /// session might end before the commit, somebody might correct the event, and it would then follow its successors.
     pub(super) dead: HashSet<String>,
 }
 
 impl Decider<'_> {
-    /// Sends what can be sent, in order.
+    /// Sends the rows that can be sent, in order. Returns the outcome of each row.
     pub(super) fn decide(&mut self, batch: &Batch, plan: Plan<'_>) -> Result<Sent, sqlx::Error> {
         self.producer.begin(plan.rows.len());
         let mut sent =
             Sent { outcomes: Vec::with_capacity(plan.rows.len()), topics: plan.topics, records: 0, cut: None };
         let mut skipped = batch.skipped.iter().peekable();
-        // Once the producer has refused a record for a reason of its own, nothing may follow it: it might be taken again.
+        // Once the producer has refused a record for a reason of its own, no record may follow: the producer might accept a later one.
         let mut is_broken = false;
         let mut last = None;
         for (slot, (row, routed)) in batch.rows.iter().zip(&plan.rows).enumerate() {
@@ -139,7 +139,7 @@ impl Decider<'_> {
             };
             match outcome {
                 RowOutcome::Sent { .. } => sent.records += 1,
-                // Nothing to wait for.
+                // This slot has no report to wait for.
                 _ => self.producer.skip(slot, RDKafkaErrorCode::NoError),
             }
             sent.outcomes.push(outcome);
@@ -179,7 +179,7 @@ impl Decider<'_> {
         let (id, lane) = (row.id()?.0, row.lane()?);
         let candidate = Candidate { id, lane, entity_type: row.entity_type()?, entity_id: row.entity_id()?, topic };
         if let Some(index) = self.holding(candidate, &batch.extent) {
-            // Scheduled rows get a place in the order of ids, and are stepped over there.
+            // A scheduled row that is held loses its schedule. A later claim finds it in the order of ids and steps over it there.
             if slot >= batch.due {
                 self.step_over(index, candidate, &batch.extent);
             }
@@ -192,7 +192,7 @@ impl Decider<'_> {
                 Err(code) if fault::classify_kafka(code).class == Class::Row => {
                     self.refuse(candidate, refused(code), fault::classify_kafka(code).code)
                 }
-                // The outcome of the slot tells.
+                // The slot's delivery report shows the failure.
                 Err(_) => {
                     *is_broken = true;
                     RowOutcome::Sent { slot, topic: *topic }
@@ -205,11 +205,11 @@ impl Decider<'_> {
         self.producer.send(slot, topic, event, self.options.envelope, self.options.source.as_deref())
     }
 
-    /// The hold that keeps the event: one that is there, or one that begins here.
+    /// Returns the hold that covers the event: an existing one, or one that begins here.
     fn holding(&mut self, event: Candidate<'_>, extent: &Extent) -> Option<u32> {
         let is_walk = matches!(extent, Extent::Walk { .. });
         let there = self.assignment.holds.blocking(event);
-        // A walk publishes what releasing holds have kept.
+        // A walk publishes the events that releasing holds have kept.
         let keeps = |index: &u32| !is_walk || self.assignment.holds.peek(*index).is_some_and(|held| !held.is_releasing);
         if let Some(index) = there.filter(keeps) {
             return Some(index);
@@ -239,7 +239,7 @@ impl Decider<'_> {
         self.assignment.holds.step_over(index, event.id, !is_walk && event.id > counted);
     }
 
-    /// Begins a hold, or makes one active again.
+    /// Begins a hold, or makes an existing one active again.
     fn hold(
         &mut self,
         lane: i16,
@@ -256,7 +256,7 @@ impl Decider<'_> {
             holds.insert(lane, Hold { value, cause, reason, from_id, head_id, events: 0, released: false })
         });
         if let Some(held) = holds.get_mut(index) {
-            // Never later: a walk that has not come far has left events of it behind.
+            // `from_id` only goes down: a walk that has not come far has left earlier events of the value behind.
             held.hold.from_id = held.hold.from_id.min(from_id);
             held.hold.released = false;
             held.is_releasing = false;
@@ -271,7 +271,7 @@ impl Decider<'_> {
         index
     }
 
-    /// Holds the entity of an event that another session has locked; false where the lane has too many of them.
+    /// Holds the entity of an event that another session has locked. Returns false when the lane has too many locked events.
     fn hold_locked(&mut self, row: &Skipped, extent: &Extent) -> bool {
         let event =
             Candidate { id: row.id, lane: row.lane, entity_type: "", entity_id: row.entity_id.as_deref(), topic: None };
@@ -294,7 +294,7 @@ impl Decider<'_> {
         true
     }
 
-    /// What `on_poison` says of an event that cannot be sent.
+    /// Applies `on_poison` to an event that cannot be sent.
     pub(super) fn refuse(&mut self, event: Candidate<'_>, error: String, code: Code) -> RowOutcome {
         match self.options.on_poison {
             OnPoison::DeadLetter => {
@@ -317,7 +317,7 @@ impl Decider<'_> {
     }
 }
 
-/// The reason kept for a record that Kafka refused.
+/// Returns the reason that is stored for a record that Kafka refused.
 pub(crate) fn refused(code: RDKafkaErrorCode) -> String {
     format!("{code:?}: {}", fault::classify_kafka(code).next_step)
 }

@@ -1,4 +1,4 @@
-//! The end of a cycle: what the reports mean for each row, and how it is written down.
+//! Ends a cycle: decides what the delivery reports mean for each row, and writes the result.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -23,11 +23,11 @@ use crate::store::settle::{Ctid, SettleError};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
-/// An empty claim that moves the progress by more ids, or takes longer, is written down.
+/// The limits above which an empty claim stores its progress: the number of ids that it moved, or the time that it took.
 const WORTH_STORING: i64 = 1_000;
 const WORTH_STORING_TIME: std::time::Duration = std::time::Duration::from_millis(5);
 
-/// What a batch changes.
+/// The rows that a batch changes.
 struct Changes {
     published: Vec<Ctid>,
     dead: Vec<(Ctid, String)>,
@@ -36,7 +36,7 @@ struct Changes {
 }
 
 impl WorkerContext<'_> {
-    /// Turns refusals into outcomes; returns what is missing.
+    /// Turns refusals into outcomes. Returns the error for records that are not acknowledged, if there are any.
     pub(super) fn classify_deliveries(
         &mut self,
         assignment: &mut LaneAssignment,
@@ -53,14 +53,15 @@ impl WorkerContext<'_> {
             let RowOutcome::Sent { slot, topic } = *outcome else { continue };
             let code = match reports.get(slot) {
                 Some(Outcome::Acked) => continue,
-                // Records that fail with a broken producer say no more than that; the producer knows why.
+                // Records that fail with a broken producer have only the code `Fatal`. The producer knows the cause.
                 Some(Outcome::Failed(RDKafkaErrorCode::Fatal)) => Some(fatal.unwrap_or(RDKafkaErrorCode::Fatal)),
                 Some(Outcome::Failed(code)) => Some(*code),
                 _ => None,
             };
             let found = code.map(|code| fault::classify_kafka(code).class);
             if let (Some(code), Some(Class::Row), 1) = (code, found, sent.records) {
-                // Alone in its batch it is the culprit. In company it may be the size of the batch: fewer the next time.
+                // A record that was alone in its batch is the cause itself. Among others, the size of the batch may be the cause: the next
+                // batch is smaller.
                 *outcome = self.refuse_alone(assignment, row, code)?;
                 continue;
             }
@@ -84,7 +85,7 @@ impl WorkerContext<'_> {
         }
         let how = match waited {
             Waited::Settled => "",
-            // The watch logs it.
+            // The broker watch logs the outage.
             Waited::BrokerDown => return Ok(Some(BrokerDown.into())),
             Waited::TimedOut => "RELAY_PUBLISH_TIMEOUT passed; ",
         };
@@ -113,8 +114,8 @@ impl WorkerContext<'_> {
         Ok(decider.refuse(event, refused(code), fault::classify_kafka(code).code))
     }
 
-    /// Writes the whole batch down with the lanes' new progress, and commits. With `goes_on` the next transaction is begun, too. Returns
-    /// false where there was nothing to write: all of the batch has to wait.
+    /// Writes the outcomes of the whole batch with the lanes' new progress, and commits. With `goes_on` the next transaction is begun, too.
+    /// Returns false when there was nothing to write, because all of the batch has to wait.
     pub(super) async fn settle(
         &mut self,
         assignment: &mut LaneAssignment,
@@ -144,7 +145,7 @@ impl WorkerContext<'_> {
         Ok(true)
     }
 
-    /// Marks what was acknowledged and leaves the lanes' progress as it is: the rest is claimed again.
+    /// Marks the acknowledged and the DEAD rows and leaves the lanes' progress as it is. The rest is claimed again.
     pub(super) async fn settle_partly(
         &mut self,
         assignment: &mut LaneAssignment,
@@ -160,12 +161,12 @@ impl WorkerContext<'_> {
         within(transaction.mark_and_commit(self.conn, &changes.published, None, Next::None)).await?;
         self.shared.settled(changes.published.len(), changes.dead.len());
         log_dead(batch, sent)?;
-        // Holds that began with this batch are not stored.
+        // Holds that began with this batch are not stored, so holds are read again.
         assignment.reload_holds();
         Ok(())
     }
 
-    /// Ends a transaction in which nothing was claimed. The progress is stored where it would be found out again at a cost.
+    /// Ends a transaction in which nothing was claimed. Stores the progress if finding it again would be expensive.
     pub(super) async fn settle_nothing(
         &mut self,
         assignment: &mut LaneAssignment,
@@ -196,7 +197,7 @@ impl WorkerContext<'_> {
             self.store(assignment, after, &[], &[], false).await?;
         } else {
             within(crate::store::session::commit(self.conn)).await?;
-            // Only the snapshot may be ahead of what is stored: CLAIM 6.
+            // Only the snapshot in memory may be ahead of what is stored: see `OwnedLanes::progress`.
             owned.progress.snapshot = after.snapshot;
         }
         Ok(())
@@ -216,7 +217,7 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
-    /// Writes marks, progress and holds in one commit. What is remembered changes only with it.
+    /// Writes marks, progress and holds in one commit. What the worker remembers changes only with this commit.
     async fn store(
         &mut self,
         assignment: &mut LaneAssignment,
@@ -258,7 +259,7 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
-    /// The lanes of which this batch has committed records to Kafka.
+    /// Returns the lanes of which this batch has committed records to Kafka.
     fn sealed_lanes(&self, batch: &Batch, sent: &Sent) -> Result<Vec<i16>, sqlx::Error> {
         if !self.shared.options.is_exactly_once() {
             return Ok(Vec::new());
@@ -303,7 +304,7 @@ fn changes(batch: &Batch, sent: &Sent, reports: &[Outcome]) -> Result<Changes, s
     Ok(changes)
 }
 
-/// Releasing holds whose events have been published up to `walked` begin behind it; those with nothing left are gone.
+/// Moves the start of releasing holds behind `walked`: up to this id their events have been published. Removes the holds with nothing left.
 fn finish_walk(holds: &mut HoldSet, walked: i64, scanned_through: i64) {
     let releasing: Vec<u32> = holds
         .iter()
@@ -311,7 +312,7 @@ fn finish_walk(holds: &mut HoldSet, walked: i64, scanned_through: i64) {
         .map(|(index, _)| index)
         .collect();
     for index in releasing {
-        // Events above what was scanned are new to the claims.
+        // Events above `scanned_through` are new to the claims.
         let is_beyond = holds.peek(index).is_some_and(|held| held.hold.from_id > scanned_through);
         if walked >= scanned_through || is_beyond {
             holds.remove(index);
@@ -339,7 +340,7 @@ fn log_refused(batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Status and consequence of an event that cannot be sent.
+/// The status and the consequence of an event that cannot be sent.
 const DEAD: (&str, &str) = ("DEAD", "its successors go on");
 const HELD: (&str, &str) = ("PENDING", "its entity waits until the event is retried or discarded");
 
@@ -364,7 +365,7 @@ fn log_poison(
     Ok(())
 }
 
-/// For the end of a cycle that failed to mark.
+/// Returns the owned lanes, or the wanted ones if none are owned. Errors of a cycle that failed to mark name them.
 pub(super) fn lanes_of(assignment: &LaneAssignment) -> LaneRange {
     assignment.owned.as_ref().map_or(assignment.range, |owned| owned.lanes)
 }

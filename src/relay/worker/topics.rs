@@ -1,4 +1,4 @@
-//! Topics: asked about before they are used, held while they cannot be written.
+//! Asks about topics before they are used, and holds their events while the topics cannot be written.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -15,21 +15,21 @@ use crate::sink::topics::TopicState;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
-/// How often the causes of holds are looked at again: from memory. With many holds it is done more rarely, so that it takes little of the
-/// time.
+/// The interval between checks of the holds' causes, which are made from memory. With many holds the checks are rarer, so that they take
+/// little of the time.
 const CAUSES_INTERVAL: Duration = Duration::from_millis(100);
 const CAUSE_TIME: Duration = Duration::from_micros(50);
 
-/// How long a cycle waits for topics that it does not know: it is in a transaction. Events of those without an answer are held until there
-/// is one.
+/// The longest time that a cycle waits for the state of topics that it does not know. The cycle is in a transaction meanwhile. Events of
+/// topics without an answer are held until there is one.
 const ASKING_TIME: Duration = Duration::from_millis(250);
 
-/// More topics than this that are closed at once share a log line.
+/// The most topics that get their own log line when they are closed at once. More than this share one line.
 const LOGGED_EACH: usize = 5;
 
 impl WorkerContext<'_> {
-    /// Finds out which holds have lost their cause: a walk publishes what they kept. From memory, and for locked events from what this
-    /// transaction could lock.
+    /// Marks the holds that have lost their cause as releasing: a walk publishes the events that they kept. Works from memory, and for
+    /// locked events from what this transaction could lock.
     pub(super) fn refresh_causes(&self, assignment: &mut LaneAssignment, now: Instant) {
         let holds = u32::try_from(assignment.holds.iter().count()).unwrap_or(u32::MAX);
         let interval = CAUSES_INTERVAL.max(CAUSE_TIME.saturating_mul(holds));
@@ -90,13 +90,13 @@ impl WorkerContext<'_> {
         states
     }
 
-    /// Of the topics of a batch, those that cannot be written, with the reason.
+    /// Returns the topics of a batch that cannot be written, with the reason.
     pub(super) async fn closed_topics(
         &mut self,
         assignment: &LaneAssignment,
         topics: &[String],
     ) -> HashMap<String, String> {
-        // Nothing is sent to a paused topic, so nothing is asked.
+        // Nothing is sent to a paused topic, so its state is not asked for.
         let is_open = |topic: &&String| assignment.pauses.blocks_topic(topic) || self.shared.topics.is_known(topic);
         let unknown: Vec<String> = topics.iter().filter(|topic| !is_open(topic)).cloned().collect();
         let mut closed = HashMap::new();
@@ -107,7 +107,9 @@ impl WorkerContext<'_> {
         for (topic, state) in self.shared.topics.resolve(&unknown, ASKING_TIME).await {
             match state {
                 TopicState::Writable => {}
-                TopicState::Unknown => drop(closed.insert(topic, "the cluster has not answered for it yet".to_owned())),
+                TopicState::Unknown => {
+                    drop(closed.insert(topic, "the cluster has not answered for the topic yet".to_owned()))
+                }
                 TopicState::Closed(why) => {
                     newly_closed.push((topic.clone(), why.clone()));
                     closed.insert(topic, why);
@@ -124,7 +126,7 @@ impl WorkerContext<'_> {
         self.log_closed(&[(topic.to_owned(), crate::sink::topics::closed(code))]);
     }
 
-    /// One line for each topic, or one for all where a mistake of the application has named many.
+    /// Logs one line for each topic. If a mistake of the application has named many topics, logs one line for all.
     fn log_closed(&self, closed: &[(String, String)]) {
         let blocks = |(topic, why): &&(String, String)| self.shared.block(&format!("topic {topic}"), why);
         let new: Vec<_> = closed.iter().filter(blocks).collect();
@@ -160,7 +162,7 @@ impl WorkerContext<'_> {
         }
     }
 
-    /// The end of a topic's incident: something was acknowledged on it.
+    /// Logs the end of a topic's incident: a record was acknowledged on the topic.
     pub(super) fn log_reopened(&self, sent: &Sent, reports: &[Outcome]) {
         let mut last = usize::MAX;
         for outcome in &sent.outcomes {
