@@ -117,7 +117,7 @@ pub(crate) struct HoldSet {
     next: u32,
     /// The holds that differ from their records.
     dirty: BTreeSet<u32>,
-    /// Records of holds that are gone.
+    /// The records of removed holds, to be deleted.
     gone: Vec<RecordId>,
 }
 
@@ -147,7 +147,7 @@ impl HoldSet {
         self.dirty.iter().filter_map(|index| Some((*index, self.held.get(index)?)))
     }
 
-    /// Records of holds that are gone.
+    /// Returns the records of removed holds.
     pub(crate) fn gone(&self) -> &[RecordId] {
         &self.gone
     }

@@ -39,9 +39,9 @@ pub struct RelayOptions {
     pub retention: RetentionSettings,
     /// Worker tasks, each with its own connection and producer.
     pub workers: usize,
-    /// Events per claim.
+    /// The most events per claim.
     pub batch_size: usize,
-    /// Payload bytes per claim.
+    /// The most payload bytes per claim.
     pub batch_bytes: usize,
     /// The longest pause between polls.
     pub poll_interval: Duration,
@@ -66,7 +66,7 @@ pub struct RelayOptions {
 }
 
 impl RelayOptions {
-    /// The options of the configured relay; `None` when Kafka's settings were not loaded.
+    /// Builds the options of the configured relay; `None` when Kafka's settings were not loaded.
     pub fn new(settings: &Settings) -> Option<Self> {
         let (relay, database, outbox) = (settings.relay.clone(), &settings.database, &settings.outbox);
         // A limit above the address space is as good as no limit.

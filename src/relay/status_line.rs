@@ -16,7 +16,7 @@ use event_outbox::notice::Notice;
 /// The name of the task's sessions. It differs from the names of workers' sessions, which are searched by name for the locks they hold.
 const APPLICATION: &str = "outbox-relay-status";
 
-/// Runs until `stop` becomes true.
+/// Runs the task until `stop` becomes true.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let (mut logged_at, mut logged_published) = (Instant::now(), 0);
     loop {

@@ -64,7 +64,7 @@ struct StallMonitor {
     metrics_at: Instant,
 }
 
-/// Runs until `stop` becomes true.
+/// Runs the task until `stop` becomes true.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let (now, mut up) = (Instant::now(), shared.broker.state());
     let mut monitor = StallMonitor {
