@@ -243,9 +243,7 @@ impl Pruner {
             return;
         }
         let next_step = match error.as_database_error().and_then(|error| error.code()).as_deref() {
-            Some("42501") => {
-                "grant the relay's role the rights for retention: `outbox-relay migrate --roles --retention`"
-            }
+            Some("42501") => "grant the relay's role the rights in `outbox-relay migrate --roles --retention`",
             _ => fault.next_step,
         };
         if self.shared.block(OBSTACLE, &reason) {

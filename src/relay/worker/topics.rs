@@ -107,9 +107,7 @@ impl WorkerContext<'_> {
         for (topic, state) in self.shared.topics.resolve(&unknown, ASKING_TIME).await {
             match state {
                 TopicState::Writable => {}
-                TopicState::Unknown => {
-                    drop(closed.insert(topic, "the cluster has not answered for the topic yet".to_owned()))
-                }
+                TopicState::Unknown => drop(closed.insert(topic, "the cluster has not answered yet".to_owned())),
                 TopicState::Closed(why) => {
                     newly_closed.push((topic.clone(), why.clone()));
                     closed.insert(topic, why);
