@@ -1,10 +1,10 @@
-//! Everything the relay says to Postgres: one function per statement, one file per family.
+//! Holds every SQL statement of the relay: one function per statement, one file per subject.
 //!
-//! - [`session`]: a connection, the transaction that owns lanes
-//! - [`claim`]: the rows of a batch
-//! - [`settle`]: what becomes of them
+//! - [`session`]: a worker's connection, and the transaction that locks lanes
+//! - [`claim`]: reads and locks the rows of a batch
+//! - [`settle`]: settles claimed rows that were not published
 //! - [`delivery`]: which worker publishes a lane exactly once
-//! - [`holds`]: the records of what is held
+//! - [`holds`]: the rows of the hold table
 //! - [`pauses`]: topics and entities that operators have paused
 //! - [`dead`]: events that need a decision, and what is decided
 //! - [`retention`]: removing what is old
@@ -16,12 +16,12 @@
 //! - [`relay_registry`]: the relays that are alive
 //! - [`counts`]: counts for the status line
 //!
-//! For people who look, in read-only transactions ([`read_only`]):
-//! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
-//! - [`fleet`]: the relays, and who works on which lane
-//! - [`pending`]: SQL for what claims have not met, and for what holds keep
-//! - [`queue_head`]: the first events that wait in a relay's lanes, how vacuum fares
-//! - [`activity`]: who holds transactions and locks
+//! These read for people, in read-only transactions ([`read_only`]):
+//! - [`backlog`]: the pending and held events by lane, route and reason, and the rate of publishing
+//! - [`fleet`]: the relays, and which session works on which lane
+//! - [`pending`]: SQL for events that no claim has reached, and for the holds that keep events back
+//! - [`queue_head`]: the first waiting events of a relay's lanes, and the state of vacuum
+//! - [`activity`]: sessions that hold transactions and locks
 
 pub mod plan;
 

@@ -1,4 +1,4 @@
-//! What sessions do: who holds a transaction open, who has locked the outbox or rows of it.
+//! Finds sessions that hold a transaction open, and sessions that have locked the outbox or its rows.
 
 use serde::Serialize;
 use sqlx::postgres::PgRow;
@@ -8,43 +8,43 @@ use crate::store::pending::pending;
 use crate::store::read_only::read;
 use event_outbox::names::{Names, literal};
 
-/// How many pending rows, from the first, are looked at for foreign locks.
+/// The number of first pending rows that are checked for locks of other sessions.
 const ROWS_LOOKED_AT: i64 = 1_000;
 
-/// A session of the server, as far as this user may see it.
+/// A session of the server, as far as the current user may see it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Session {
     pub(crate) pid: i32,
-    /// `None`: not a client's.
+    /// The session's user; `None` for a session that belongs to no client.
     pub(crate) user: Option<String>,
     pub(crate) application: String,
-    /// `None`: this user may not see it.
+    /// The session's state; `None` if the current user may not see it.
     pub(crate) state: Option<String>,
-    /// Age of the transaction.
+    /// The age of the transaction.
     pub(crate) transaction_s: Option<f64>,
-    /// Age of the running query, or time since the last one ended.
+    /// The age of the running query, or the time since the last one ended.
     pub(crate) query_s: Option<f64>,
-    /// Vacuum cannot remove what has died since it began.
+    /// True if vacuum cannot remove rows that died since the transaction began.
     pub(crate) holds_vacuum: bool,
 }
 
-/// A session that others have to wait for.
+/// A session that other sessions wait for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Blocker {
-    /// What it holds, in words.
+    /// The lock that the session holds, in words.
     pub(crate) holds: String,
-    /// Pids that wait for it.
+    /// The pids of the sessions that wait for this one.
     pub(crate) blocked: Vec<i32>,
     #[serde(flatten)]
     pub(crate) session: Session,
 }
 
 impl Session {
-    /// `pid 4711 (user app, application psql, idle in transaction for 12 s)`.
+    /// Describes the session, such as `pid 4711 (user app, application psql, idle in transaction for 12 s)`.
     pub(crate) fn describe(&self) -> String {
         let age = |age: Option<f64>| age.map_or_else(String::new, |age| format!(" for {}", span(age)));
         let doing = match self.state.as_deref() {
-            None => "what it does is not visible to this user".to_owned(),
+            None => "its activity is not visible to this user".to_owned(),
             Some(state) => format!("{state}{}, transaction open{}", age(self.query_s), age(self.transaction_s)),
         };
         let user = self.user.as_deref().unwrap_or("none");
@@ -52,7 +52,7 @@ impl Session {
     }
 }
 
-/// Seconds as people say them.
+/// Formats a number of seconds in the unit that fits.
 pub(crate) fn span(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
     match seconds as u64 {
@@ -64,7 +64,8 @@ pub(crate) fn span(seconds: f64) -> String {
     }
 }
 
-/// The columns of a [`Session`], of `pg_stat_activity a`. Others' ages are null unless the user may see them.
+/// SQL for the columns of a [`Session`], read from `pg_stat_activity a`. The ages of other users' sessions are null unless the user may see
+/// them.
 const SESSION: &str = "a.pid::int8, a.usename::text, coalesce(a.application_name, ''), a.state, \
      extract(epoch from clock_timestamp() - a.xact_start)::float8, \
      extract(epoch from clock_timestamp() - case when a.state = 'active' then a.query_start else a.state_change end)::float8, \
@@ -82,14 +83,14 @@ fn session(row: &PgRow, from: usize) -> Result<Session, sqlx::Error> {
     })
 }
 
-/// True when this user may see what other users' sessions do.
+/// Returns true if this user may see the activity of other users' sessions.
 pub(crate) async fn sees_others(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let rows = read(conn, "select pg_has_role(current_user, 'pg_read_all_stats', 'usage')").await?;
     rows.first().map_or(Ok(false), |row| row.try_get(0))
 }
 
-/// The transaction that has been open for longest: of this database, or of another one if it has a transaction id, because those
-/// keep the relay's claims from starting higher.
+/// Returns the transaction that has been open for the longest time. Transactions of other databases count only if they have a transaction
+/// id, because only those hold back the relay's snapshots.
 pub(crate) async fn oldest_transaction(conn: &mut PgConnection) -> Result<Option<Session>, sqlx::Error> {
     let query = format!(
         "select {SESSION} from pg_stat_activity a \
@@ -99,9 +100,10 @@ pub(crate) async fn oldest_transaction(conn: &mut PgConnection) -> Result<Option
     read(conn, &query).await?.first().map(|row| session(row, 0)).transpose()
 }
 
-/// Sessions whose locks on the outbox table, or on the relays' companions, keep a relay from reading or writing it.
+/// Returns the sessions whose locks on the outbox table, the lane table or the relay table keep a relay from reading or writing.
 pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Result<Vec<Blocker>, sqlx::Error> {
-    // Databases made from one template have tables of the same oids, hence the database. By the catalog: a cast to regclass of a table that is being dropped would wait or fail.
+    // Compares the database as well, because databases made from one template have tables with the same oids. Looks the oids up in the
+    // catalog: a cast to `regclass` could wait or fail for a table that is being dropped.
     let (schema, outbox, lane, relay) = (
         literal(names.schema_raw()),
         literal(names.table_raw()),
@@ -125,9 +127,9 @@ pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Re
     rows.iter().map(blocker).collect()
 }
 
-/// Sessions that are no relay's and hold locks on the first pending rows: the entities of those rows wait.
+/// Returns the sessions that are not a relay's and hold locks on the first pending rows. The entities of these rows have to wait.
 ///
-/// A shared lock of several sessions at once is not seen.
+/// A shared lock that several sessions hold at once is not detected.
 pub(crate) async fn row_blockers(conn: &mut PgConnection, names: &Names) -> Result<Vec<Blocker>, sqlx::Error> {
     let (outbox, hold) = (names.outbox(), names.companion("hold"));
     let first = pending(names, "id, xmax::text::int8 as locker", "true", ROWS_LOOKED_AT);
@@ -161,7 +163,7 @@ pub(crate) struct Waiting {
     pub(crate) waits_for: Vec<i32>,
 }
 
-/// Relays' sessions that wait for locks.
+/// Returns the relays' sessions that wait for locks.
 pub(crate) async fn waiting_relays(conn: &mut PgConnection) -> Result<Vec<Waiting>, sqlx::Error> {
     let query = "with waiting as materialized (\
            select distinct l.pid from pg_locks l where not l.granted) \

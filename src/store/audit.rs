@@ -1,29 +1,29 @@
-//! The book of what operators change: a row for each command, in the transaction of the change.
+//! Records what operators change: one row in the audit table for each command, in the transaction of the change.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use event_outbox::names::Names;
 
-/// Who acts, and why. The session's user is written down by the database itself.
+/// The person who acts, and the reason. The database itself records the session's user.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Author {
-    /// Whom the session's user acts for.
+    /// The person that the session's user acts for.
     pub(crate) by: Option<String>,
     pub(crate) reason: Option<String>,
 }
 
-/// A command as it is written down.
+/// The audit entry of a command.
 #[derive(Debug)]
 pub(crate) struct Entry<'a> {
-    /// As it is typed: `dead retry`.
+    /// The command as it is typed, such as `dead retry`.
     pub(crate) command: &'a str,
-    /// What it was asked to change.
+    /// The filter of the command.
     pub(crate) filter: serde_json::Value,
-    /// How many rows it changed.
+    /// The number of changed rows.
     pub(crate) affected: u64,
 }
 
-/// Writes the entry; returns its number.
+/// Inserts the entry and returns its id.
 ///
 /// # Errors
 /// Any database error.

@@ -1,4 +1,4 @@
-//! What waits, looked at more closely than the status line does: by lane and route, by reason, and how fast it moves. All bounded.
+//! Counts pending and held events by lane, route and reason, and measures the rate of publishing. Each query is bounded.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,13 @@ use crate::store::pending::{REASON, pending};
 use crate::store::read_only::read;
 use event_outbox::names::Names;
 
-/// How many pending rows, from the first, are told apart by lane and route.
+/// The number of first pending rows that [`head`] counts by lane and route.
 pub(crate) const HEAD_LIMIT: i64 = 100_000;
 
-/// How many pending rows, from the first, the rate is measured by: more than a relay settles in a second.
+/// The number of first pending rows that the rate is measured by. A relay settles fewer than these in a second.
 const FLOW_LIMIT: i64 = 200_000;
 
-/// Pending rows of one lane and one route.
+/// The pending rows of one lane and one route.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HeadGroup {
     pub(crate) lane: i16,
@@ -26,7 +26,7 @@ pub(crate) struct HeadGroup {
     pub(crate) oldest_s: f64,
 }
 
-/// The first [`HEAD_LIMIT`] pending rows by lane and route.
+/// Counts the first [`HEAD_LIMIT`] pending rows by lane and route.
 pub(crate) async fn head(conn: &mut PgConnection, names: &Names) -> Result<Vec<HeadGroup>, sqlx::Error> {
     let query = format!(
         "select lane::int8, entity_type, event_type, topic, count(*), \
@@ -49,14 +49,14 @@ pub(crate) async fn head(conn: &mut PgConnection, names: &Names) -> Result<Vec<H
         .collect()
 }
 
-/// Events that are held for one reason.
+/// The events that are held for one reason.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct HeldGroup {
-    /// What they wait for, and why.
+    /// The object that the events wait for, and the cause.
     pub(crate) reason: String,
-    /// As claims have counted them.
+    /// The number of held events, as counted by claims.
     pub(crate) events: i64,
-    /// Entities that are held one by one; missing where a whole topic is.
+    /// The number of entities that are held one by one; missing if the hold is of a whole topic.
     pub(crate) entities: Option<i64>,
     /// One of the entities, as `type/id`.
     pub(crate) example: Option<String>,
@@ -64,7 +64,7 @@ pub(crate) struct HeldGroup {
 }
 
 impl HeldGroup {
-    /// `7 events of 2 entities`.
+    /// Returns the counts as text, such as `7 events of 2 entities`.
     pub(crate) fn count(&self) -> String {
         match self.entities {
             Some(entities) => format!("{} events of {entities} entities", self.events),
@@ -73,7 +73,7 @@ impl HeldGroup {
     }
 }
 
-/// What is held, by reason, the most frequent first.
+/// Returns the held events by reason, the largest group first.
 pub(crate) async fn held(conn: &mut PgConnection, names: &Names) -> Result<Vec<HeldGroup>, sqlx::Error> {
     let query = format!(
         "select {REASON}, sum(h.events)::int8, nullif(count(*) filter (where h.kind <> 'topic'), 0), \
@@ -96,7 +96,7 @@ pub(crate) async fn held(conn: &mut PgConnection, names: &Names) -> Result<Vec<H
         .collect()
 }
 
-/// What operators have paused, each as the JSON object of its row; empty where the table of pauses does not exist.
+/// Returns the pauses in force, each as the JSON object of its row. Returns none if the pause table does not exist.
 pub(crate) async fn pauses(conn: &mut PgConnection, names: &Names) -> Result<Vec<serde_json::Value>, sqlx::Error> {
     let exists = format!(
         "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
@@ -119,29 +119,29 @@ pub(crate) async fn pauses(conn: &mut PgConnection, names: &Names) -> Result<Vec
         .collect()
 }
 
-/// Where the outbox stood when a measurement began.
+/// The state of the outbox at the start of a measurement.
 #[derive(Debug, Clone)]
 pub(crate) struct FlowMark {
     at: Instant,
-    /// Highest id of the pending rows that were counted.
+    /// The highest id of the pending rows that were counted.
     cut: i64,
     counted: i64,
-    /// Highest id of the table.
+    /// The highest id of the table.
     highest: i64,
 }
 
-/// How fast events come and go, measured between two looks.
+/// The rates of insertion and publishing between two measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Flow {
-    /// Events that left the pending ones, a second: published, mostly.
+    /// Events a second that stopped being pending. Most of them were published.
     pub(crate) settled_per_s: f64,
-    /// Events written, a second.
+    /// Events a second that were inserted.
     pub(crate) inserted_per_s: f64,
-    /// Time between the two looks.
+    /// The seconds between the two measurements.
     pub(crate) over_s: f64,
 }
 
-/// The first look.
+/// Takes the first measurement.
 pub(crate) async fn mark(conn: &mut PgConnection, names: &Names) -> Result<FlowMark, sqlx::Error> {
     let outbox = names.outbox();
     let query = format!(
@@ -154,7 +154,7 @@ pub(crate) async fn mark(conn: &mut PgConnection, names: &Names) -> Result<FlowM
     Ok(FlowMark { at: Instant::now(), counted: row.try_get(0)?, cut: row.try_get(1)?, highest: row.try_get(2)? })
 }
 
-/// The second look: of the rows counted then, how many are pending still; of the rows written since, how many are not.
+/// Takes the second measurement: counts the rows of the first one that are still pending, and the rows inserted since that are not.
 pub(crate) async fn flow(conn: &mut PgConnection, names: &Names, mark: &FlowMark) -> Result<Flow, sqlx::Error> {
     let (outbox, FlowMark { cut, highest, .. }) = (names.outbox(), mark);
     let query = format!(
@@ -167,7 +167,7 @@ pub(crate) async fn flow(conn: &mut PgConnection, names: &Names, mark: &FlowMark
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     let (left, new, gone): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let over = mark.at.elapsed().max(Duration::from_millis(1)).as_secs_f64();
-    // Rows released or committed late below the cut would make it negative.
+    // Rows below the cut that were released or committed late would make the difference negative.
     let settled = (mark.counted - left).max(0) + gone;
     Ok(Flow { settled_per_s: settled as f64 / over, inserted_per_s: new as f64 / over, over_s: over })
 }

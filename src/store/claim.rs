@@ -1,8 +1,8 @@
-//! Claiming: the rows of a batch, locked, in the order of publishing. ADR 10 has the reasons; no statement here may start from a guess
-//! of time.
+//! Claims the rows of a batch: reads and locks them in the order in which they are published. ADR 10 has the reasons. No statement here may
+//! rely on an assumption about time.
 //!
-//! A claim is one statement with one snapshot. It takes the late rows (at or below what was scanned, not seen by the progress's snapshot)
-//! and the new ones above, never one without the other.
+//! A claim is one statement with one snapshot. It always takes both the late rows and the new ones. Late rows are at or below
+//! `scanned_through` and were not seen by the progress's snapshot; new rows are above `scanned_through`.
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
@@ -22,19 +22,20 @@ use event_outbox::names::Names;
 
 type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
-/// Rows that no claim has met or that wait behind a hold. `due` is set for scheduled rows, which are claimed apart.
+/// A condition for rows that are not scheduled: no claim has reached them, or they wait behind a hold. `due` is set for scheduled rows,
+/// which a separate statement claims.
 pub(crate) const ORDINARY: &str = "status = 'PENDING' and due is null";
 
-/// The most bytes of an entity id, an entity type or an event type, and of a topic. A row with more goes DEAD without being read.
+/// The largest entity id, entity type, event type and topic in bytes. A row that exceeds this limit goes DEAD without being read.
 pub(crate) const NAME_MAX_BYTES: usize = 64 * 1024;
 
-/// The most bytes of the text of `headers`.
+/// The largest text of `headers` in bytes.
 pub(crate) const HEADERS_MAX_BYTES: usize = 1024 * 1024;
 
-/// Microseconds from the Unix epoch to Postgres' (2000-01-01), in which `timestamptz` travels.
+/// The microseconds from the Unix epoch to the epoch of Postgres (2000-01-01), from which a binary `timestamptz` counts.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
-/// Where the columns of the summary begin.
+/// The index of the summary's first column.
 const SUMMARY: usize = 16;
 
 /// The statements that find work, rendered once per relay.
@@ -53,44 +54,44 @@ pub(crate) struct ClaimSql {
     locked: String,
 }
 
-/// A claim's text: with contents, and without them ([`Limits::heads_only`]).
+/// The text of a claim, with contents and without them ([`Limits::heads_only`]).
 #[derive(Debug, Clone)]
 struct Claiming {
     whole: String,
     heads: String,
 }
 
-/// How much a claim takes.
+/// The limits of a claim.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Rows.
+    /// The most rows.
     pub(crate) rows: usize,
-    /// Bytes as they are stored, that is, compressed.
+    /// The most bytes as they are stored, that is, compressed.
     pub(crate) stored_bytes: i64,
-    /// Bytes of text or `payload_bytes` of one row; more is not read.
+    /// The largest text or `payload_bytes` of one row in bytes. A larger one is not read.
     pub(crate) row_bytes: i64,
-    /// Bytes of text kept in memory; what comes on top of it is dropped.
+    /// The most bytes of text that are kept in memory. Rows beyond them are dropped.
     pub(crate) kept_bytes: usize,
-    /// Names and contents are left out: they are read row by row.
+    /// Leaves out names and contents, which are then read row by row.
     pub(crate) heads_only: bool,
     pub(crate) persistent: bool,
 }
 
-/// What a statement saw, besides the rows it locked.
+/// The facts that a statement saw, besides the rows it locked.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     pub(crate) snapshot: Snapshot,
-    /// The relay's own transaction, if it has an id.
+    /// The id of the relay's own transaction, if it has one.
     pub(crate) own_xid: Option<u64>,
-    /// The first late ids, one more than the limit at the most.
+    /// The first late ids, at most one more than the limit.
     pub(crate) late: Vec<i64>,
-    /// Ids of the rows that it tried to lock, ascending.
+    /// The ids of the rows that the statement tried to lock, ascending.
     pub(crate) chosen: Vec<i64>,
-    /// Rows that were found; more than `chosen` where the bytes were the limit.
+    /// The number of rows that were found. It is higher than the length of `chosen` if the limit of bytes was reached.
     pub(crate) candidates: i64,
-    /// Stored bytes of what was chosen.
+    /// The stored bytes of the chosen rows.
     pub(crate) stored_bytes: i64,
-    /// See [`crate::lane::progress::Scan`].
+    /// The last id that was allocated: see [`crate::lane::progress::Scan`].
     pub(crate) last_allocated: i64,
 }
 
@@ -99,30 +100,30 @@ pub(crate) struct Summary {
 pub(crate) struct Claimed {
     pub(crate) rows: Vec<ClaimedRow>,
     pub(crate) summary: Summary,
-    /// Bytes of text that arrived.
+    /// The bytes of text that arrived.
     pub(crate) text_bytes: usize,
-    /// More arrived than is kept: nothing of it can be used.
+    /// True if more bytes arrived than may be kept. The rows must not be used then.
     pub(crate) overflowed: bool,
 }
 
-/// A row that was chosen and not locked, as it is now.
+/// The current state of a row that was chosen and could not be locked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Skipped {
     pub(crate) id: i64,
     pub(crate) lane: i16,
-    /// Without a value for one that is too long to be compared.
+    /// The row's entity id; `None` also for one that is too long to be compared.
     pub(crate) entity_id: Option<String>,
 }
 
-/// What a probe saw.
+/// The result of a probe.
 #[derive(Debug)]
 pub(crate) struct Probed {
     pub(crate) snapshot: Snapshot,
-    /// A row can be claimed.
+    /// True if a row can be claimed.
     pub(crate) has_work: bool,
-    /// A scheduled row is due.
+    /// True if a scheduled row is due.
     pub(crate) is_due: bool,
-    /// Sum over the lanes, and the counter of pauses: changes whenever somebody else changes what is held or paused.
+    /// The counter of pauses: changes whenever an operator changes what is held or paused.
     pub(crate) generation: i64,
     pub(crate) last_allocated: i64,
     /// The highest id of the table, if it was asked for.
@@ -143,9 +144,10 @@ impl ClaimSql {
             let text = |heads| claim(&outbox, candidates, late, &last_allocated, heads);
             Claiming { whole: text(false), heads: text(true) }
         };
-        // $1 xmax and $2 running transactions of the progress's snapshot, $3 scanned_through, $4 and $5 lanes, $6 rows, $7 upto.
-        // `xid < xmax of the claim's snapshot`: rows of a restored backup carry ids that are still to come. Two arms: `or` walks the
-        // whole index. `offset 0` keeps the planner from merging them with the sort outside, for which it would walk the key.
+        // $1 xmax and $2 running transactions of the progress's snapshot, $3 scanned_through, $4 and $5 lanes, $6 rows, $7 upto. `xid <
+        // xmax of the claim's snapshot`: rows of a restored backup may carry transaction ids that are not allocated here yet. Two arms,
+        // because `or` would walk the whole index. `offset 0` keeps the planner from merging an arm with the outer sort, for which it would
+        // walk the primary key.
         let arms = |select: &str, condition: &str| {
             format!(
                 "(select {select} from {outbox} where xid >= $1::text::xid8 and xid < pg_snapshot_xmax(pg_current_snapshot()) \
@@ -157,7 +159,7 @@ impl ClaimSql {
             )
         };
         let late = format!("select id from ({}) late order by id limit $6 + 1", arms("id", ""));
-        // `lane + 0` and the orders: by the lane or the id alone the planner would walk the index of late rows.
+        // `lane + 0` and the sort orders keep the planner from the index of late rows, which it would walk for the lane or the id alone.
         let lanes = format!("{ORDINARY} and lane + 0 between $4 and $5");
         let claim = both(
             &format!(
@@ -169,7 +171,8 @@ impl ClaimSql {
             ),
             &late,
         );
-        // $1 ids, $4 and $5 lanes, $6 rows, $7 the sweep's snapshot: what became pending anew since the ids were read comes late.
+        // $1 ids, $4 and $5 lanes, $6 rows, $7 the sweep's snapshot. A row that became pending again after the ids were read is not visible
+        // in this snapshot: it is claimed as a late row.
         let by_id = both(
             &format!(
                 "select {CANDIDATE_COLUMNS} from {outbox} where id = any ($1::int8[]) and {lanes} \
@@ -177,7 +180,7 @@ impl ClaimSql {
             ),
             NO_LATE,
         );
-        // $1 from, $2 upto, $7 snapshot, $4 and $5 lanes, $6 rows. The snapshot is parsed once, not for each row.
+        // $1 from, $2 upto, $7 snapshot, $4 and $5 lanes, $6 rows. The subquery parses the snapshot once, and not once per row.
         let walk = both(
             &format!(
                 "select {CANDIDATE_COLUMNS} from {outbox} where id >= $1 and id <= $2 and {lanes} \
@@ -185,7 +188,7 @@ impl ClaimSql {
             ),
             NO_LATE,
         );
-        // $4 and $5 lanes, $6 rows. Rows without an order of ids: those that are due first come first.
+        // $4 and $5 lanes, $6 rows. Scheduled rows do not follow the order of ids: those that were due first come first.
         let due = both(
             &format!(
                 "select {CANDIDATE_COLUMNS} from {outbox} where status = 'PENDING' and due <= now() and lane between $4 and $5 \
@@ -217,17 +220,17 @@ impl ClaimSql {
         }
     }
 
-    /// The claim's text, for EXPLAIN: `$1` xmax, `$2` running, `$3` scanned_through, `$4` and `$5` lanes, `$6` rows, `$7` upto, `$8`
+    /// Returns the claim's text for EXPLAIN: `$1` xmax, `$2` running, `$3` scanned_through, `$4` and `$5` lanes, `$6` rows, `$7` upto, `$8`
     /// stored bytes, `$9` bytes of a row.
     pub(crate) fn claim_text(&self) -> &str {
         &self.claim.whole
     }
 
-    /// Looks for work without locks and without writes: an idle relay takes no transaction id and writes no WAL.
+    /// Looks for work without locks and without writes, so that an idle relay takes no transaction id and writes no WAL.
     ///
-    /// One simple query, planned each time: a plan cached while the table was small would scan it when it is large, and a pooler
-    /// cannot tear it apart. `settings_hold`: the session has the worker's settings. The server gives up before the relay does: a
-    /// backend that waits for a lock does not notice that its client is gone.
+    /// The probe is one simple query, planned each time. A plan cached while the table was small would scan the table when it is large, and
+    /// a pooler cannot split a simple query over two servers. `settings_hold` means that the session already has the worker's settings. The
+    /// server's timeout is shorter than the relay's: a backend that waits for a lock does not notice that its client is gone.
     #[expect(clippy::too_many_arguments, reason = "one call; a struct would only rename them")]
     pub(crate) async fn probe(
         &self,
@@ -257,7 +260,8 @@ impl ClaimSql {
         })
     }
 
-    /// `generation`: an expression. `asks_highest`: with the highest id of the table, which may be above the last one allocated.
+    /// Returns the text of a probe. `generation` is an SQL expression. `asks_highest` adds the highest id of the table, which may be above
+    /// the last one allocated.
     pub(crate) fn probe_text(
         &self,
         generation: &str,
@@ -270,7 +274,7 @@ impl ClaimSql {
         let Progress { scanned_through, snapshot, .. } = progress;
         let lanes = format!("lane between {} and {}", lanes.first, lanes.last);
         let running = snapshot.running.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        // Settled late rows count as work, too: a claim moves the snapshot past them.
+        // Late rows that are settled count as work as well: a claim moves the snapshot past them.
         let has_work = format!(
             "exists (select from {outbox} where id > {scanned_through} and id <= {upto} and {ORDINARY} and {lanes} order by id limit 1) \
              or exists (select from (select id from {outbox} where xid >= '{xmax}'::xid8 and xid < pg_snapshot_xmax(pg_current_snapshot()) \
@@ -292,7 +296,7 @@ impl ClaimSql {
         )
     }
 
-    /// Takes late and new rows.
+    /// Claims late and new rows.
     pub(crate) async fn claim(
         &self,
         conn: &mut PgConnection,
@@ -310,7 +314,7 @@ impl ClaimSql {
         take(bounded(query, lanes, limits).bind(upto), conn, limits).await
     }
 
-    /// The first `most` ids that a sweep has still to take, ascending.
+    /// Returns the first `most` ids that a sweep still has to take, ascending.
     pub(crate) async fn late_ids(
         &self,
         conn: &mut PgConnection,
@@ -334,7 +338,7 @@ impl ClaimSql {
             .await
     }
 
-    /// Takes those of the rows `ids` that can still be published in these lanes.
+    /// Claims the rows of `ids` that can still be published in these lanes.
     pub(crate) async fn by_id(
         &self,
         conn: &mut PgConnection,
@@ -347,7 +351,7 @@ impl ClaimSql {
         take(bounded(query, lanes, limits).bind(seen_by.to_string()), conn, limits).await
     }
 
-    /// Takes rows in `from..=upto` that the progress counts as settled or held.
+    /// Claims rows in `from..=upto` that the progress counts as settled or held.
     pub(crate) async fn walk(
         &self,
         conn: &mut PgConnection,
@@ -361,7 +365,7 @@ impl ClaimSql {
         take(bounded(query, lanes, limits).bind(seen_by.to_string()), conn, limits).await
     }
 
-    /// Takes scheduled rows that are due.
+    /// Claims scheduled rows that are due.
     pub(crate) async fn due(
         &self,
         conn: &mut PgConnection,
@@ -372,7 +376,7 @@ impl ClaimSql {
         take(bounded(query, lanes, limits).bind(0_i64), conn, limits).await
     }
 
-    /// Reads the contents of a row that is locked. In a savepoint: an error that is the row's own leaves the transaction usable.
+    /// Reads the contents of a locked row in a savepoint. An error of the row itself leaves the transaction usable.
     pub(crate) async fn read(
         &self,
         conn: &mut PgConnection,
@@ -382,7 +386,7 @@ impl ClaimSql {
         self.read_by(&self.read, conn, row, row_bytes).await
     }
 
-    /// Reads a row that is locked without its contents, in a savepoint.
+    /// Reads a locked row without its contents, in a savepoint.
     pub(crate) async fn read_names(
         &self,
         conn: &mut PgConnection,
@@ -399,13 +403,13 @@ impl ClaimSql {
         row: Ctid,
         row_bytes: i64,
     ) -> Result<Option<ClaimedRow>, sqlx::Error> {
-        // By hand: sqlx does not know of the transaction, which was begun by a script, and would begin and commit one.
+        // Sends the savepoint by hand: a script began the transaction, so sqlx does not know of it, and would begin and commit another one.
         conn.execute("savepoint one_row").await?;
         let query = sqlx::query(AssertSqlSafe(sql)).bind(row).bind(row_bytes).persistent(false);
         let found = query.fetch_optional(&mut *conn).await;
         let end = if found.is_ok() { "release savepoint one_row" } else { "rollback to savepoint one_row" };
         match found {
-            // The connection is of no use then, and the first error is the one that counts.
+            // The connection is unusable then, and the first error is the cause.
             Err(error) if error.as_database_error().is_none() => Err(error),
             found => {
                 conn.execute(end).await?;
@@ -414,7 +418,7 @@ impl ClaimSql {
         }
     }
 
-    /// What the rows `ids` are now, if they are still pending in these lanes.
+    /// Returns the current state of the rows `ids` that are still pending in these lanes.
     pub(crate) async fn skipped(
         &self,
         conn: &mut PgConnection,
@@ -429,7 +433,7 @@ impl ClaimSql {
             .collect()
     }
 
-    /// Of the pending rows `ids` those that nobody else has locked; locks them.
+    /// Locks the pending rows of `ids` that no other session has locked, and returns their ids.
     pub(crate) async fn lockable(
         &self,
         conn: &mut PgConnection,
@@ -440,7 +444,8 @@ impl ClaimSql {
     }
 }
 
-/// The last id that was allocated; where it cannot be read or ids have gone back, the highest of the table if that is higher.
+/// Returns SQL for the last id that was allocated. If that is unknown, or ids have gone back, the highest id of the table counts if it is
+/// higher.
 fn last_allocated(outbox: &str, sequence: &Sequence) -> String {
     let allocated = sequence.last_allocated();
     let highest = format!("(select id from {outbox} order by id desc limit 1)");
@@ -451,24 +456,24 @@ fn last_allocated(outbox: &str, sequence: &Sequence) -> String {
 
 const NO_LATE: &str = "select null::int8 as id where false";
 
-/// What is known of a row before it is locked: `size` is what it takes in the table, without decompressing anything.
+/// The columns that are read of a row before it is locked. `size` is the row's size in the table, known without decompressing anything.
 const CANDIDATE_COLUMNS: &str = "id, ctid as row_ctid, \
     coalesce(pg_column_size(payload), 0) + coalesce(pg_column_size(payload_bytes), 0) + pg_column_size(headers) + 100 as size";
 
-/// What a row is read from, besides the texts.
+/// The columns of a row, except its contents.
 const ROW_COLUMNS: &str =
     "ctid as row_ctid, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
 
-/// The contents as text, which converts and decompresses them.
+/// The contents as text; this conversion decompresses them.
 const TEXTS: &str = "payload::text as text, headers::text as header_text, payload_bytes as bytes";
 const NO_TEXTS: &str = "null::text as text, null::text as header_text, null::bytea as bytes";
 
-/// A claim: `candidates` are rows (id, row_ctid, size); those within the bytes are locked, read and returned in any order; one more row has
-/// the summary. All by one snapshot. `$8` stored bytes, `$9` bytes of a row.
+/// Returns a claim. `candidates` selects rows (id, row_ctid, size). The claim locks, reads and returns those within the limit of bytes, in
+/// any order, and one more row with the summary, all by one snapshot. `$8` stored bytes, `$9` bytes of a row.
 fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads: bool) -> String {
     let texts = if heads { NO_TEXTS } else { TEXTS };
-    // Conditions on the locked row are looked at again should it have changed since the snapshot.
-    // An older minor version of Postgres returns another version of it than the one that was chosen: with another ctid.
+    // Postgres checks the conditions on a locked row again if the row has changed since the snapshot. Older minor versions of Postgres may
+    // return a version of the row that was not chosen, which has another ctid.
     format!(
         "with late as materialized ({late}), \
          candidates as materialized ({candidates}), \
@@ -486,7 +491,8 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
            array(select id from late order by id), array(select id from chosen order by id), \
            (select count(*) from candidates), (select coalesce(sum(size), 0) from chosen)::int8, ({last_allocated})::int8",
         contents = contents(
-            // Of a row that is read by itself not even the names: one of them may not be text in the client's encoding.
+            // For a row that is read by itself, not even the names are read here: one of them may not be valid text in the client's
+            // encoding.
             !heads,
             "$9",
             "row_ctid in (select row_ctid from chosen), null::text, null::text, null::int8[], null::int8[], null::int8, null::int8, null::int8"
@@ -494,8 +500,9 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
     )
 }
 
-/// Selects the columns of a [`ClaimedRow`] from [`ROW_COLUMNS`], texts and `bytes_len`; `tail` is whether it was chosen, and what follows.
-/// Names that are too long are left out, and so is a payload that no record can carry: its length is there.
+/// Returns a select of the columns of a [`ClaimedRow`] from [`ROW_COLUMNS`], texts and `bytes_len`. `tail` says whether the row was chosen,
+/// and adds the columns of the summary. Names that are too long are left out. So is a payload that is too large for any record; only its
+/// length is returned.
 fn contents(has_names: bool, row_bytes: &str, tail: &str) -> String {
     let name = |column: &str| match has_names {
         true => format!("case when octet_length({column}) <= {NAME_MAX_BYTES} then {column} end"),
@@ -516,7 +523,7 @@ fn contents(has_names: bool, row_bytes: &str, tail: &str) -> String {
     )
 }
 
-/// Reads the row at `$1`; `$2` bytes of a row.
+/// Returns SQL that reads the row at `$1`; `$2` bytes of a row.
 fn read(outbox: &str, texts: &str) -> String {
     format!(
         "{} from (select {ROW_COLUMNS}, {texts}, octet_length(payload_bytes) as bytes_len from {outbox} where ctid = $1 offset 0) o",
@@ -524,18 +531,18 @@ fn read(outbox: &str, texts: &str) -> String {
     )
 }
 
-/// Binds the lanes and the rows, which have the same places in each claim.
+/// Binds the lanes and the rows, which have the same parameter numbers in each claim.
 fn bounded<'q>(query: PgQuery<'q>, lanes: LaneRange, limits: Limits) -> PgQuery<'q> {
     query.bind(lanes.first).bind(lanes.last).bind(limits.rows as i64)
 }
 
-/// Binds the bytes, which come last in each claim, and takes the rows.
+/// Binds the limits of bytes, which are the last parameters of each claim, and reads the rows.
 async fn take(query: PgQuery<'_>, conn: &mut PgConnection, limits: Limits) -> Result<Claimed, sqlx::Error> {
     let query = query.bind(limits.stored_bytes).bind(limits.row_bytes).persistent(limits.persistent);
     collect(query.fetch(conn), limits.kept_bytes).await
 }
 
-/// Rows arrive in the order of their ctids.
+/// Collects the rows, which arrive in the order of their ctids, and sorts them by id.
 async fn collect(
     mut rows: BoxStream<'_, Result<PgRow, sqlx::Error>>,
     kept_bytes: usize,
@@ -548,7 +555,8 @@ async fn collect(
         }
         let row = ClaimedRow { row, unread: None };
         if !row.flag(15)? {
-            // Changed since the claim's snapshot: not what was chosen, and not skipped either; the next claim sees it as it is.
+            // The row has changed since the claim's snapshot. It is neither the chosen version nor skipped; the next claim reads its new
+            // version.
             continue;
         }
         claimed.text_bytes += row.byte_len();
@@ -585,14 +593,14 @@ fn snapshot(row: &PgRow, column: usize) -> Result<Snapshot, sqlx::Error> {
     row.try_get::<&str, _>(column)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
-/// Why a row can never become a record, whatever the brokers say.
+/// The reason why a row can never become a record, whatever the brokers answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RowFault {
-    #[error("the {column} is not valid UTF-8, which Kafka's clients expect of it")]
+    #[error("the {column} is not valid UTF-8, which Kafka clients expect")]
     NotUtf8 { column: &'static str },
     #[error("its entity id, entity type, event type or topic is longer than {NAME_MAX_BYTES} bytes")]
     NameTooLong,
-    #[error("its headers have more than {HEADERS_MAX_BYTES} bytes")]
+    #[error("its headers are longer than {HEADERS_MAX_BYTES} bytes")]
     HeadersTooLong,
     #[error(
         "MessageSizeTooLarge: its payload has {bytes} bytes; raise the topic's max.message.bytes and KAFKA_MESSAGE_MAX_BYTES, or discard the event"
@@ -604,16 +612,16 @@ pub(crate) enum RowFault {
     Headers(String),
 }
 
-/// A claimed row in the buffer it arrived in; columns are read in place, in Postgres' binary format.
+/// A claimed row in the buffer it arrived in. Its columns are read in place, in Postgres' binary format.
 #[derive(Debug)]
 pub(crate) struct ClaimedRow {
     row: PgRow,
-    /// Its contents could not be read.
+    /// The fault of a row whose contents could not be read.
     unread: Option<RowFault>,
 }
 
 impl RowFault {
-    /// The code under which the log names it.
+    /// Returns the code that the log uses for this fault.
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::NotUtf8 { .. } | Self::Unreadable { .. } => Code::EventUnreadable,
@@ -645,7 +653,7 @@ impl ClaimedRow {
             .map_err(|_| sqlx::Error::Decode(format!("column {column} has {} bytes, not {N}", bytes.len()).into()))
     }
 
-    /// Text that is not UTF-8 reads as missing; [`ClaimedRow::fault`] tells.
+    /// Returns `None` for text that is not UTF-8; [`ClaimedRow::fault`] reports it.
     fn text(&self, column: usize) -> Result<Option<&str>, sqlx::Error> {
         Ok(self.bytes(column)?.and_then(|bytes| std::str::from_utf8(bytes).ok()))
     }
@@ -654,7 +662,7 @@ impl ClaimedRow {
         Ok(self.bytes(column)?.is_some_and(|bytes| bytes == [1]))
     }
 
-    /// Where the row is; stable while it is locked.
+    /// Returns the row's ctid, which does not change while the row is locked.
     pub(crate) fn ctid(&self) -> Result<Ctid, sqlx::Error> {
         self.fixed(0).map(Ctid)
     }
@@ -671,12 +679,12 @@ impl ClaimedRow {
         self.text(3).map(Option::unwrap_or_default)
     }
 
-    /// `None` for a row without order.
+    /// Returns the entity id; `None` for a row without an entity, which has no order.
     pub(crate) fn entity_id(&self) -> Result<Option<&str>, sqlx::Error> {
         self.text(4)
     }
 
-    /// When its transaction began.
+    /// Returns the start time of the transaction that inserted the row.
     pub(crate) fn created_at(&self) -> Result<DateTime<Utc>, sqlx::Error> {
         self.fixed(8).map(|bytes| timestamp(i64::from_be_bytes(bytes)))
     }
@@ -685,13 +693,13 @@ impl ClaimedRow {
         self.fixed(9).map(i16::from_be_bytes)
     }
 
-    /// Payload and headers: what a row may have much of.
+    /// Returns the length of payload and headers, the parts of a row that may be large.
     fn byte_len(&self) -> usize {
         let len = |column| self.bytes(column).ok().flatten().map_or(0, <[u8]>::len);
         len(10) + len(11) + len(12)
     }
 
-    /// Why the row can never become a record.
+    /// Returns the reason why the row can never become a record, if there is one.
     pub(crate) fn fault(&self) -> Result<Option<RowFault>, sqlx::Error> {
         if let Some(fault) = &self.unread {
             return Ok(Some(fault.clone()));
@@ -716,7 +724,7 @@ impl ClaimedRow {
         }
     }
 
-    /// The event without its contents; `None` where its names are too long.
+    /// Returns the event without its contents; `None` if its names are too long.
     pub(crate) fn head(&self) -> Result<Option<StoredEvent<'_>>, sqlx::Error> {
         if self.flag(14)? {
             return Ok(None);
@@ -735,7 +743,7 @@ impl ClaimedRow {
         }))
     }
 
-    /// The event of a row without a [`RowFault`]; headers that are not strings are one.
+    /// Returns the event, or the row's [`RowFault`]. Headers whose values are not strings are a fault.
     pub(crate) fn event(&self) -> Result<Result<StoredEvent<'_>, RowFault>, sqlx::Error> {
         if let Some(fault) = self.fault()? {
             return Ok(Err(fault));
@@ -764,7 +772,7 @@ impl ClaimedRow {
     }
 }
 
-/// `timestamptz` in binary; `infinity` and what chrono cannot hold become the nearest it can.
+/// Converts a binary `timestamptz`. `infinity` and other values outside chrono's range become the nearest value in the range.
 fn timestamp(micros: i64) -> DateTime<Utc> {
     let clamped = micros.saturating_add(POSTGRES_EPOCH_MICROS);
     DateTime::from_timestamp_micros(clamped).unwrap_or(if micros < 0 {

@@ -1,4 +1,4 @@
-//! Counts for the status line, bounded so that they stay cheap on any table.
+//! Counts the events for the status line. Each count is bounded, so it stays cheap on a table of any size.
 
 use std::time::Duration;
 
@@ -8,31 +8,31 @@ use crate::store::dead::DISCARDED;
 use crate::store::pending::pending;
 use event_outbox::names::Names;
 
-/// Counting stops here; a count that reached it is "at least".
+/// The number at which counting stops. A count that reached the limit means "at least".
 pub(crate) const COUNT_LIMIT: i64 = 1_000_000;
 
-/// What waits in the outbox.
+/// The events of the outbox that are not settled, by state.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Backlog {
-    /// Rows that no claim has met.
+    /// Rows that no claim has reached.
     pub(crate) pending: i64,
-    /// Age of the first of them.
+    /// The age of the first of these rows.
     pub(crate) oldest: Option<Duration>,
-    /// Rows not due yet.
+    /// Scheduled rows: not due yet, or due and not claimed yet.
     pub(crate) scheduled: i64,
-    /// Rows that claims have stepped over.
+    /// Rows that claims have stepped over because of a hold.
     pub(crate) held: i64,
-    /// Rows that need an operator's decision; not those that somebody has discarded.
+    /// Rows that need an operator's decision; without those that an operator has discarded.
     pub(crate) dead: i64,
 }
 
-/// Counts the backlog. The cost follows what waits, not the table.
+/// Counts the backlog. The cost depends on the number of events that wait, not on the size of the table.
 pub(crate) async fn backlog(conn: &mut PgConnection, names: &Names) -> Result<Backlog, sqlx::Error> {
     let outbox = names.outbox();
     let count = |predicate: &str| {
         format!("(select count(*) from (select from {outbox} where {predicate} limit {COUNT_LIMIT}) counted)::int8")
     };
-    // A simple query with settings of its own: without them a count of few rows may be planned as a scan of the table.
+    // A simple query with its own settings. Without them the planner may plan a count of few rows as a scan of the table.
     let sql = format!(
         "begin read only; set local search_path = pg_catalog, pg_temp; set local jit = off; set local enable_seqscan = off; \
          set local statement_timeout = '10s'; \

@@ -1,11 +1,16 @@
-//! Events that need a decision: DEAD ones, and poison that holds its entity. Found by cause, retried in order, or discarded.
+//! Lists and changes events that need a decision: DEAD events, and refused events that hold their entity. An operator finds them by cause,
+//! retries them in order, or discards them.
 //!
-//! States: dead (`DEAD`), held (`PENDING` with an error, and a hold of its entity that names it; its successors wait behind it), discarded
-//! (`DEAD`, and `last_error` begins with [`DISCARDED`]: somebody has decided, no list and no alert counts it).
-//! retry: dead, held, discarded -> pending. discard: dead, held -> discarded. What waits behind a held row goes on with it.
+//! The states are:
+//! - dead: `DEAD`
+//! - held: `PENDING` with an error, named by a hold of its entity; the entity's later events wait behind it
+//! - discarded: `DEAD` with a `last_error` that begins with [`DISCARDED`]; an operator has decided, so no list and no alert counts it
 //!
-//! A change touches rows of the outbox alone, and the counter that workers compare before each claim: a row that is made pending comes
-//! late to its lane's claims, and a hold whose event has no error any more is released by the lane's owner.
+//! Retry changes dead, held and discarded events to pending. Discard changes dead and held events to discarded. Both release the events
+//! that wait behind a held one.
+//!
+//! A change writes only rows of the outbox and the counter that workers compare before each claim. A row that becomes pending reaches its
+//! lane's claims as a late row. The lane's owner releases a hold whose event has no error any more.
 
 use std::time::Duration;
 
@@ -22,10 +27,10 @@ use crate::store::routes;
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;
 
-/// What `last_error` begins with once somebody has decided about the event.
+/// The beginning of `last_error` after an operator has discarded the event.
 pub(crate) const DISCARDED: &str = "discarded: ";
 
-/// An event, by either of its ids.
+/// One of the two ids of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Id {
     Outbox(i64),
@@ -51,7 +56,7 @@ impl std::fmt::Display for Id {
     }
 }
 
-/// Which events; an empty filter is all of them.
+/// A filter of events. An empty filter selects all of them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filter {
     pub(crate) ids: Vec<Id>,
@@ -62,12 +67,12 @@ pub(crate) struct Filter {
     pub(crate) fingerprint: Option<String>,
     pub(crate) older_than: Option<Duration>,
     pub(crate) newer_than: Option<Duration>,
-    /// Those that somebody has decided about, instead of the others.
+    /// Selects discarded events instead of the others.
     pub(crate) discarded: bool,
 }
 
 impl Filter {
-    /// True when it names no event in particular.
+    /// Returns true if the filter has no condition on single events.
     pub(crate) fn is_empty(&self) -> bool {
         self.ids.is_empty()
             && [&self.event_type, &self.entity_type, &self.entity_id, &self.topic, &self.fingerprint]
@@ -77,7 +82,7 @@ impl Filter {
             && self.newer_than.is_none()
     }
 
-    /// For the audit table.
+    /// Returns the filter as JSON for the audit table.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
         let mut json = serde_json::json!({
@@ -93,7 +98,7 @@ impl Filter {
         json
     }
 
-    /// SQL for the events of the filter, as a table expression.
+    /// Returns a table expression with the events of the filter.
     fn events(&self, names: &Names, topic: &TopicTemplate) -> String {
         let outbox = names.outbox();
         let columns = "id, event_id, entity_type, entity_id, event_type, topic, attempts, created_at, lane, last_error";
@@ -149,7 +154,8 @@ impl Filter {
     }
 }
 
-/// SQL for the fingerprint of an error: what differs from event to event is left out, so that one cause has one.
+/// Returns SQL for the fingerprint of an error. The parts that differ between events are left out, so that errors of one cause have one
+/// fingerprint.
 fn cause(error: &str) -> String {
     let plain = format!("regexp_replace(coalesce({error}, ''), '^({DISCARDED})+', '')");
     let uuid = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}";
@@ -160,7 +166,7 @@ fn cause(error: &str) -> String {
     )
 }
 
-/// Events of one cause and one state.
+/// The events of one cause and one state.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Cause {
     pub(crate) fingerprint: String,
@@ -174,13 +180,13 @@ pub(crate) struct Cause {
     pub(crate) last_id: i64,
     pub(crate) oldest: DateTime<Utc>,
     pub(crate) newest: DateTime<Utc>,
-    /// Up to five.
+    /// Up to five of the events' types.
     pub(crate) event_types: Vec<String>,
-    /// Of the first event.
+    /// The error of the first event.
     pub(crate) error: String,
 }
 
-/// The events of the filter by cause, the most frequent first.
+/// Returns the events of the filter by cause, the most frequent cause first.
 ///
 /// # Errors
 /// Any database error.
@@ -216,7 +222,7 @@ pub(crate) async fn causes(
     rows.iter().map(cause).collect()
 }
 
-/// One event.
+/// An event without its contents, unless they were asked for.
 #[derive(Debug, Serialize)]
 pub(crate) struct Event {
     pub(crate) id: i64,
@@ -234,16 +240,16 @@ pub(crate) struct Event {
     pub(crate) content: Option<Content>,
 }
 
-/// What an event says, shown only when it is asked for.
+/// The contents of an event, which are shown only on request.
 #[derive(Debug, Serialize)]
 pub(crate) struct Content {
     pub(crate) headers: Box<RawValue>,
-    /// As Postgres prints it.
+    /// The payload as Postgres prints it.
     pub(crate) payload: Option<Box<RawValue>>,
     pub(crate) payload_base64: Option<String>,
 }
 
-/// The first `limit` events of the filter, in the order of their ids.
+/// Returns the first `limit` events of the filter, in the order of their ids.
 ///
 /// # Errors
 /// Any database error.
@@ -298,7 +304,7 @@ fn event_of(row: &PgRow) -> Result<Event, sqlx::Error> {
     })
 }
 
-/// Status and error of events that a filter names and does not find.
+/// Returns status and error of an event that a filter names but does not find.
 ///
 /// # Errors
 /// Any database error.
@@ -312,23 +318,23 @@ async fn read(conn: &mut PgConnection, sql: String) -> Result<Vec<PgRow>, sqlx::
     let script = format!("begin read only; set local jit = off; set local enable_seqscan = off; {sql}; commit");
     let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await;
     if rows.is_err() {
-        // The rest of the script was not run.
+        // The rest of the script, with its commit, was not run.
         conn.execute("rollback").await?;
     }
     rows
 }
 
-/// What is to become of the events.
+/// The decision about events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Sent again, in order.
+    /// Sends the events again, in order.
     Retry,
-    /// Never sent.
+    /// Never sends the events.
     Discard,
 }
 
 impl Decision {
-    /// The command, as it is typed.
+    /// Returns the command as it is typed.
     pub(crate) fn command(self) -> &'static str {
         match self {
             Decision::Retry => "dead retry",
@@ -337,17 +343,17 @@ impl Decision {
     }
 }
 
-/// What a command has changed.
+/// The changes of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Changed {
-    /// Events of the filter.
+    /// The number of changed events.
     pub(crate) events: i64,
-    /// Events that waited behind them and go on.
+    /// The number of events that waited behind them and are released.
     pub(crate) released: i64,
 }
 
-/// Retries or discards the events of the filter, with its audit entry, in one transaction. Waits no longer than `longest` for a batch that
-/// has one of them in flight.
+/// Retries or discards the events of the filter, with an audit entry, in one transaction. Waits at most `longest` for a batch that has one
+/// of the events in flight.
 ///
 /// # Errors
 /// Any database error; nothing is changed then.
@@ -376,19 +382,19 @@ pub(crate) async fn decide(
         .persistent(false)
         .fetch_one(&mut *tx)
         .await?;
-    // Workers look again at what they hold.
+    // Makes workers reload their holds.
     pauses::count_up(&mut tx, names).await?;
     tx.commit().await?;
     Ok(Changed { events: row.try_get(0)?, released: row.try_get(1)? })
 }
 
-/// The statement that changes rows and writes it down. `$1` by, `$2` command, `$3` filter, `$4` reason.
+/// Returns the statement that changes rows and records the change. `$1` by, `$2` command, `$3` filter, `$4` reason.
 fn change(names: &Names, events: &str, decision: Decision) -> String {
     let (outbox, audit, audit_row) = (names.outbox(), names.companion("audit"), names.companion("audit_row"));
     let (set, action) = match decision {
         Decision::Retry => (
             "status = 'PENDING', available_at = null, last_error = null".to_owned(),
-            // Only a row that was DEAD may be overtaken by what went out before.
+            // Only events that were DEAD may reach their topic after their successors, so `verify` has to tell them apart.
             "case when c.state = 'held' then 'released' else 'retried' end",
         ),
         Decision::Discard => (
@@ -396,7 +402,7 @@ fn change(names: &Names, events: &str, decision: Decision) -> String {
             "'discarded'",
         ),
     };
-    // Locked one after the other, upwards: two commands at once cannot wait for each other.
+    // Locks the rows in ascending order, so that two commands at once cannot deadlock.
     format!(
         "with chosen as materialized (select * from {events} e), \
          locked as materialized (select o.id from {outbox} o where o.id in (select id from chosen) order by o.id for update), \

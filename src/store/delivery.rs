@@ -1,5 +1,5 @@
-//! Which worker publishes a lane in Kafka transactions: what the lane's row says, and each change of it. The protocol these belong to
-//! is in `relay/exactly_once.rs`.
+//! Reads and changes the rows that name the worker of each lane that is published in Kafka transactions. The protocol is in
+//! `relay/exactly_once.rs`.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -11,13 +11,13 @@ use uuid::Uuid;
 use crate::lane::LaneRange;
 use event_outbox::Names;
 
-/// A lane whose row names a worker.
+/// The owner of a lane, if the lane's row names one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub(crate) lane: i16,
-    /// Grows with every change of hands.
+    /// A number that grows with every change of the owner.
     pub(crate) epoch: i64,
-    /// It may have sent something.
+    /// True if the owner may have sent something.
     pub(crate) opened: bool,
     pub(crate) transactional_id: String,
 }
@@ -25,7 +25,7 @@ pub(crate) struct Owner {
 impl FromStr for Owner {
     type Err = sqlx::Error;
 
-    /// As [`OWNERS`] writes it.
+    /// Parses one owner from the text that [`OWNERS`] makes.
     fn from_str(text: &str) -> Result<Self, sqlx::Error> {
         let parse = || {
             let mut parts = text.splitn(4, ' ');
@@ -33,23 +33,23 @@ impl FromStr for Owner {
             let (opened, transactional_id) = (parts.next()? == "1", parts.next()?.to_owned());
             Some(Self { lane, epoch, opened, transactional_id })
         };
-        parse().ok_or_else(|| sqlx::Error::Decode(format!("the owner of a lane reads {text:?}").into()))
+        parse().ok_or_else(|| sqlx::Error::Decode(format!("cannot parse the owner of a lane: {text:?}").into()))
     }
 }
 
-/// What separates two owners: no transactional id has it.
+/// The character between two owners. No transactional id contains it.
 const BETWEEN: char = '\n';
 
-/// An expression over rows of the table: the owners among them as one text; null where there are none.
+/// An SQL aggregate over rows of the table: their owners as one text; null if there are none.
 const OWNERS: &str = "string_agg(lane || ' ' || epoch || ' ' || opened::int || ' ' || transactional_id, E'\\n') \
                                  filter (where transactional_id is not null)";
 
-/// The owners of lanes as one text, for [`owners`]; null where there are none. SQL text.
+/// Returns SQL for the owners of lanes as one text, which [`owners`] parses; null if there are none.
 pub(crate) fn owners_between(names: &Names, first: &str, last: &str) -> String {
     format!("select {OWNERS} from {} where lane between {first} and {last}", names.companion("delivery"))
 }
 
-/// The statements of exactly-once, rendered once per relay.
+/// The statements of exactly-once delivery, rendered once per relay.
 #[derive(Debug, Clone)]
 pub(crate) struct DeliverySql {
     identity: String,
@@ -70,7 +70,7 @@ impl DeliverySql {
                 "update {lane} set epoch = epoch + 1, transactional_id = $3, opened = false \
                  where lane between $1 and $2 and lane = any ($4) returning lane, epoch"
             ),
-            // Only what is still ours: another worker may have taken the lane since.
+            // Only lanes that this worker still owns: another worker may have taken a lane meanwhile.
             open: format!(
                 "update {lane} as l set opened = true \
                  from unnest($1::smallint[], $2::bigint[]) as ours (lane, epoch) \
@@ -90,12 +90,12 @@ impl DeliverySql {
         }
     }
 
-    /// What tells this outbox from others on the same cluster.
+    /// Returns the number that identifies this outbox among others on the same cluster.
     pub(crate) async fn identity(&self, conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(AssertSqlSafe(self.identity.as_str())).persistent(false).fetch_one(conn).await
     }
 
-    /// Another owner, or none: returns the lanes' epochs under it.
+    /// Sets another owner of the lanes, or none. Returns the lanes' new epochs.
     pub(crate) async fn take(
         &self,
         conn: &mut PgConnection,
@@ -113,7 +113,7 @@ impl DeliverySql {
         rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
-    /// From here on the owner may send; returns the lanes that are still its own.
+    /// Marks the lanes as opened: from now on the owner may send. Returns the lanes that the worker still owns.
     pub(crate) async fn open(
         &self,
         conn: &mut PgConnection,
@@ -126,7 +126,7 @@ impl DeliverySql {
         query.bind(transactional_id).persistent(persistent).fetch_all(conn).await
     }
 
-    /// Releases lanes of which the owner has nothing in doubt.
+    /// Releases lanes whose batches are all settled, so that no batch of the owner is in doubt.
     pub(crate) async fn release_lanes(
         &self,
         conn: &mut PgConnection,
@@ -139,7 +139,7 @@ impl DeliverySql {
         query.bind(transactional_id).persistent(persistent).execute(conn).await.map(drop)
     }
 
-    /// The epochs of these lanes.
+    /// Returns the epochs of these lanes.
     pub(crate) async fn epochs(
         &self,
         conn: &mut PgConnection,
@@ -151,7 +151,7 @@ impl DeliverySql {
         rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
-    /// The event ids of those of these rows that are in the lane, whatever their status.
+    /// Returns the event ids of the given rows that are in the lane, whatever their status.
     pub(crate) async fn events(
         &self,
         conn: &mut PgConnection,
@@ -163,7 +163,7 @@ impl DeliverySql {
         query.fetch_all(conn).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
-    /// PENDING -> PUBLISHED for what a former owner has published; returns how many were pending still.
+    /// Changes events that a former owner published from PENDING to PUBLISHED. Returns the number of rows that were still pending.
     pub(crate) async fn settle(
         &self,
         conn: &mut PgConnection,
@@ -176,7 +176,7 @@ impl DeliverySql {
     }
 }
 
-/// The owners in what [`OWNERS`] returns.
+/// Parses the text that [`OWNERS`] returns.
 pub(crate) fn owners(text: Option<&str>) -> Result<Vec<Owner>, sqlx::Error> {
     text.map_or_else(|| Ok(Vec::new()), |text| text.split(BETWEEN).map(str::parse).collect())
 }

@@ -1,4 +1,4 @@
-//! The relays in the registry, and who holds which lane at this moment.
+//! Reads the relays of the registry, and which session works on which lane now.
 
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
@@ -6,19 +6,19 @@ use sqlx::{PgConnection, Row};
 use crate::store::read_only::read;
 use event_outbox::names::Names;
 
-/// A relay as the registry knows it.
+/// A relay's row in the registry.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct RegisteredRelay {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) workers: usize,
-    /// Since it entered itself.
+    /// Seconds since the relay registered itself.
     pub(crate) up_s: f64,
-    /// Since its last heartbeat.
+    /// Seconds since its last heartbeat.
     pub(crate) silent_s: f64,
 }
 
-/// A lane that a session works on now.
+/// A lane that a session has locked now.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct LaneHeld {
     pub(crate) lane: i16,
@@ -26,19 +26,19 @@ pub(crate) struct LaneHeld {
     pub(crate) application: String,
 }
 
-/// Who publishes a lane in transactions, by the lane's row.
+/// The worker that publishes a lane in Kafka transactions, by the lane's row in the table `delivery`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct LaneDelivery {
     pub(crate) lane: i16,
-    /// Grows with every change of hands.
+    /// A number that grows with every change of the owner.
     pub(crate) epoch: i64,
-    /// A worker that publishes exactly once and has not released the lane; `None`: nobody does.
+    /// The id of the worker that publishes the lane exactly once and has not released it; `None` if there is none.
     pub(crate) transactional_id: Option<String>,
-    /// It may have sent something: its progress is in Kafka.
+    /// True if the worker may have sent something. Its progress is in Kafka then.
     pub(crate) opened: bool,
 }
 
-/// Of all lanes.
+/// Reads the owners of all lanes.
 pub(crate) async fn deliveries(conn: &mut PgConnection, names: &Names) -> Result<Vec<LaneDelivery>, sqlx::Error> {
     let query = format!(
         "select lane::int8, epoch, transactional_id, opened from {} order by lane limit 1024",
@@ -57,7 +57,7 @@ pub(crate) async fn deliveries(conn: &mut PgConnection, names: &Names) -> Result
         .collect()
 }
 
-/// The relays of the registry, in the order in which they share the lanes out; those not heard of for an hour are forgotten.
+/// Returns the relays of the registry, in the order in which they share the lanes. Relays without a heartbeat for an hour are left out.
 pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec<RegisteredRelay>, sqlx::Error> {
     let query = format!(
         "select name, version, workers::int8, extract(epoch from now() - started_at)::float8, \
@@ -79,7 +79,7 @@ pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec
         .collect()
 }
 
-/// The lanes that are locked: a worker locks its lanes' rows while a batch is under way, and none while there is nothing to do.
+/// Returns the locked lanes. A worker locks its lanes' rows while a batch is in progress, and locks none while it is idle.
 pub(crate) async fn lanes_held(conn: &mut PgConnection, names: &Names) -> Result<Vec<LaneHeld>, sqlx::Error> {
     let query = format!(
         "select lanes.lane::int8, l.pid::int8, coalesce(a.application_name, '') \

@@ -1,5 +1,5 @@
-//! The records of holds: written by a lane's owner in the transaction that steps over the events, read when lanes are taken over or when
-//! an operator has changed them. Records are found by their ctid: see migration 0007.
+//! Reads and writes the records of holds. A lane's owner writes them in the transaction that steps over the events. They are read when a
+//! worker takes over lanes, or after an operator has changed them. Statements find records by their ctid; migration 0007 has the reason.
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
@@ -9,7 +9,7 @@ use crate::lane::hold::{Hold, HoldCause, HoldSet, HoldValue, RecordId};
 use crate::store::settle::{Ctid, SettleError, owned, postgres_text};
 use event_outbox::names::Names;
 
-/// The columns of a record, as [`hold_of`] reads them.
+/// The columns of a record, in the order in which [`hold_of`] reads them.
 const COLUMNS: &str = "lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events";
 
 /// The longest reason that is stored, in characters.
@@ -28,7 +28,8 @@ impl HoldSql {
     pub(crate) fn new(names: &Names) -> Self {
         let table = names.companion("hold");
         Self {
-            // An operator releases what a refused event holds by deciding about that event: it is DEAD then, or its error is gone.
+            // A hold of a refused event is released when an operator decides about that event: the event is then DEAD, or its error is
+            // cleared.
             load: format!(
                 "select {COLUMNS}, ctid, id, why = 'poison' and not exists (select from {} head where head.id = hold.head_id \
                    and head.status = 'PENDING' and head.last_error is not null) \
@@ -55,7 +56,7 @@ impl HoldSql {
         }
     }
 
-    /// Reads the holds of these lanes.
+    /// Reads the holds of a range of lanes.
     ///
     /// # Errors
     /// Any database error.
@@ -75,10 +76,10 @@ impl HoldSql {
         Ok(holds)
     }
 
-    /// Writes what has changed, in the transaction that owns the lanes.
+    /// Writes the changed holds, in the transaction that owns the lanes. Returns the new places of the records that were written.
     ///
     /// # Errors
-    /// [`SettleError::NotOwned`] when a record is not where it was: another session has changed it without the lanes' locks.
+    /// [`SettleError::NotOwned`] if a record is not at its ctid: another session changed it without holding the lanes' locks.
     pub(crate) async fn save(
         &self,
         conn: &mut PgConnection,
@@ -175,7 +176,7 @@ fn hold_of(row: &PgRow) -> Result<(i16, Hold), sqlx::Error> {
     };
     let cause = HoldCause::parse(row.try_get(5)?);
     let (Some(value), Some(cause)) = (value, cause) else {
-        return Err(sqlx::Error::Decode("a record of the table of holds is damaged".into()));
+        return Err(sqlx::Error::Decode("a row of the hold table is damaged".into()));
     };
     let hold = Hold {
         value,

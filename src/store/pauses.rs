@@ -1,7 +1,7 @@
-//! What is paused: kept in the database, so that every relay knows of it and a restart forgets nothing.
+//! Stores pauses in the database, so that every relay knows of them and a restart does not lose them.
 //!
-//! Whoever changes it adds to the counter `pauses` in the same transaction. Workers compare the counter before each claim; so once a
-//! pause has committed and the batches in flight have ended ([`until_in_force`]), nothing that it names is published.
+//! Every change of a pause increments the counter `pauses` in the same transaction. Workers compare the counter before each claim. So once
+//! a pause has committed and the batches in flight have ended ([`until_in_force`]), no event that the pause names is published.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -14,15 +14,15 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use crate::store::audit::{self, Author, Entry};
 use event_outbox::names::{Names, literal};
 
-/// What a pause names.
+/// The events that a pause names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(tag = "scope", rename_all = "snake_case")]
 pub(crate) enum Scope {
-    /// Everything.
+    /// All events.
     All,
     /// The events of a topic.
     Topic { topic: String },
-    /// The events of an entity; without a type, of every entity of that id.
+    /// The events of an entity; without a type, of every entity with that id.
     Entity { entity_type: Option<String>, entity_id: String },
 }
 
@@ -45,21 +45,21 @@ pub(crate) struct Pause {
     #[serde(flatten)]
     pub(crate) scope: Scope,
     pub(crate) reason: String,
-    /// The database's user, and whom it acted for.
+    /// The database user, and the person it acted for.
     pub(crate) paused_by: String,
     pub(crate) since: DateTime<Utc>,
     pub(crate) expires_at: Option<DateTime<Utc>>,
-    /// How long it still lasts, by the database's clock.
+    /// The remaining time by the database's clock.
     #[serde(skip)]
     pub(crate) remaining: Option<Duration>,
 }
 
-/// The text of the query for the counter, to be compared by workers.
+/// Returns SQL for the counter of pauses, which workers compare.
 pub(crate) fn counter(names: &Names) -> String {
     format!("(select value from {} where name = 'pauses')", names.companion("control"))
 }
 
-/// The pauses in force, the oldest first. A simple query: it may run inside a worker's transaction and behind a pooler.
+/// Returns the pauses in force, the oldest first. The query is a simple one: it may run inside a worker's transaction and behind a pooler.
 ///
 /// # Errors
 /// Any database error.
@@ -68,7 +68,7 @@ pub(crate) async fn active(conn: &mut PgConnection, names: &Names) -> Result<Vec
     rows.iter().map(pause_of).collect()
 }
 
-/// The text of [`active`], for [`pause_of`].
+/// Returns the text of [`active`]'s query; [`pause_of`] reads its rows.
 pub(crate) fn active_text(names: &Names) -> String {
     format!(
         "select scope, topic, entity_type, entity_id, reason, paused_by, since, expires_at, \
@@ -78,10 +78,10 @@ pub(crate) fn active_text(names: &Names) -> String {
     )
 }
 
-/// A row of it.
+/// Reads a row of [`active_text`].
 ///
 /// # Errors
-/// [`sqlx::Error::ColumnDecode`] and its like.
+/// Any error of decoding a column.
 pub(crate) fn pause_of(row: &PgRow) -> Result<Pause, sqlx::Error> {
     let scope = match row.try_get::<&str, _>(0)? {
         "topic" => Scope::Topic { topic: row.try_get(1)? },
@@ -99,7 +99,7 @@ pub(crate) fn pause_of(row: &PgRow) -> Result<Pause, sqlx::Error> {
     })
 }
 
-/// Pauses what `scope` names, in a transaction of its own; a pause of the same that is in force gets the new reason and end.
+/// Pauses the events of `scope`, in its own transaction. A pause of the same scope that is in force gets the new reason and end.
 ///
 /// # Errors
 /// Any database error; nothing is changed then.
@@ -137,7 +137,7 @@ pub(crate) async fn pause(
     tx.commit().await
 }
 
-/// Ends the pause of exactly this scope, or with `None` every pause; returns those that were in force.
+/// Ends the pause of exactly this scope, or every pause if `None`. Returns the pauses that were in force.
 ///
 /// # Errors
 /// Any database error; nothing is changed then.
@@ -162,10 +162,10 @@ pub(crate) async fn resume(
     Ok(ended)
 }
 
-/// How often the lanes are looked at while a batch is in flight.
+/// The interval at which the lanes are read while a batch is in flight.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A lane at one moment: its nonce, which each settled batch changes, and the transaction that has it locked.
+/// The state of a lane at one time: its nonce, which each settled batch changes, and the transaction that has locked it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LaneLook {
     lane: i64,
@@ -173,10 +173,10 @@ struct LaneLook {
     locker: Option<i64>,
 }
 
-/// Waits until every batch that began before has ended; false when one was still in flight after `longest`.
+/// Waits until every batch that began earlier has ended. Returns false if one was still in flight after `longest`.
 ///
-/// A lane is done once nobody has it locked, or somebody else has, or its nonce has changed: whoever begins a batch later sees what has
-/// committed before this.
+/// A lane's earlier batch has ended once the lane is not locked, is locked by another transaction, or has another nonce. A batch that
+/// begins later sees the changes that committed before this call.
 ///
 /// # Errors
 /// Any database error.
@@ -223,7 +223,7 @@ fn columns(scope: &Scope) -> (&'static str, Option<&str>, Option<&str>, Option<&
     }
 }
 
-/// Removes the pause of this scope, and whatever has expired.
+/// Removes the pause of this scope, and all expired pauses.
 async fn remove(conn: &mut PgConnection, names: &Names, scope: &Scope) -> Result<(), sqlx::Error> {
     let (word, topic, entity_type, entity_id) = columns(scope);
     let text = |value: Option<&str>| value.map_or_else(|| "null".to_owned(), literal);
@@ -238,7 +238,7 @@ async fn remove(conn: &mut PgConnection, names: &Names, scope: &Scope) -> Result
     conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
 }
 
-/// Has every worker read pauses and holds again before its next claim.
+/// Makes every worker reload pauses and holds before its next claim.
 pub(crate) async fn count_up(conn: &mut PgConnection, names: &Names) -> Result<(), sqlx::Error> {
     let sql = format!("update {} set value = value + 1 where name = 'pauses'", names.companion("control"));
     conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)

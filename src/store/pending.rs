@@ -1,15 +1,15 @@
-//! SQL for people who look: the events that claims have not met, and the hold that keeps an event. The same rules as the claim's
-//! (ADR 10), by the progress that is stored: the relay itself is up to a batch ahead of it.
+//! Builds SQL for people: the events that no claim has reached, and the hold that keeps an event back. It follows the rules of the claim
+//! (ADR 10), but by the progress that is stored. The relay itself may be one batch ahead of the stored progress.
 
 use crate::store::claim::ORDINARY;
 use event_outbox::names::Names;
 
-/// Events of transactions that a progress has not seen are looked at up to this many.
+/// The most late events that a query reads. A late event belongs to a transaction that the progress's snapshot did not see.
 const MOST_LATE: i64 = 1_000_000;
 
-/// The first `limit` pending events that no claim has met, ascending: a table expression with `columns`, which include `id`.
+/// Returns a table expression with the first `limit` pending events that no claim has reached, ascending. `columns` must include `id`.
 ///
-/// Above what every lane has scanned, and those at or below it that the progress's snapshot did not see.
+/// These are the events above `scanned_through` of every lane, and those at or below it that the progress's snapshot did not see.
 pub(crate) fn pending(names: &Names, columns: &str, condition: &str, limit: i64) -> String {
     let (outbox, lane) = (names.outbox(), names.companion("lane"));
     let scanned = format!("(select min(scanned_through) from {lane})");
@@ -20,7 +20,8 @@ pub(crate) fn pending(names: &Names, columns: &str, condition: &str, limit: i64)
         )
     };
     let (xmax, running) = (snapshot("pg_snapshot_xmax"), snapshot("pg_snapshot_xip"));
-    // In the order of the index of late events, so that no statistics make the planner walk the key up to what was scanned.
+    // Orders by the column of the index of late events. Otherwise stale statistics could make the planner walk the primary key up to
+    // `scanned_through`.
     let late = |transactions: &str| {
         format!(
             "(select * from (select {columns} from {outbox} where {ORDINARY} and {transactions} and {condition} \
@@ -36,12 +37,12 @@ pub(crate) fn pending(names: &Names, columns: &str, condition: &str, limit: i64)
     )
 }
 
-/// How the reason of a hold `h` reads: what kind it is, what it names, why. Read back by [`HoldKind::parse`].
+/// SQL for the reason of a hold `h`: its kind, the object it names, its cause. [`HoldKind::parse`] reads the kind back.
 pub(crate) const REASON: &str = "case h.why when 'locked' then 'locked: ' when 'poison' then 'held entity: ' \
      when 'topic' then 'held topic ' || h.topic || ': ' \
      else case h.kind when 'topic' then 'paused topic ' || h.topic || ': ' else 'paused entity: ' end end || h.reason";
 
-/// The reason of the hold that keeps the pending event `o`, as a scalar; null where none does. `topic`: SQL for the event's topic.
+/// Returns SQL for the reason of the hold that keeps the pending event `o` back; null if none does. `topic` is SQL for the event's topic.
 pub(crate) fn held_by(names: &Names, topic: &str) -> String {
     format!(
         "(select {REASON} from {} h where o.status = 'PENDING' and h.lane = o.lane and h.from_id <= o.id \
@@ -53,21 +54,21 @@ pub(crate) fn held_by(names: &Names, topic: &str) -> String {
     )
 }
 
-/// What an event waits for, by the reason that people are shown.
+/// The kind of a hold, as its reason shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HoldKind {
-    /// Its topic cannot be written.
+    /// The event's topic cannot be written.
     Topic,
-    /// An event of its entity was refused.
+    /// An earlier event of its entity was refused.
     Entity,
-    /// An operator has paused it.
+    /// An operator has paused the event's topic or entity.
     Paused,
-    /// Another session has an event of its entity locked.
+    /// Another session has locked an event of the entity.
     Locked,
 }
 
 impl HoldKind {
-    /// From a reason as [`REASON`] makes it.
+    /// Parses a reason that [`REASON`] made.
     pub(crate) fn parse(reason: &str) -> Self {
         if reason.starts_with("held topic ") {
             Self::Topic

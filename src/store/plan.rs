@@ -1,5 +1,5 @@
-//! How the planner would find work: EXPLAIN of the statements that a worker runs over and over, under the settings it runs them
-//! with. A plan that leaves the key and the index of late events walks every event that was ever published.
+//! Shows the query plans of the statements that a worker runs repeatedly, by EXPLAIN under the worker's settings. A plan that does not use
+//! the primary key and the index of late events would read every event that was ever published.
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use crate::store::claim::ClaimSql;
 use crate::store::session::{Sequence, Transaction};
 use event_outbox::names::{self, Names};
 
-/// Which statement.
+/// A statement of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Statement {
-    /// Looks whether there is work.
+    /// The statement that looks for work.
     Probe,
-    /// Locks the rows of a batch.
+    /// The statement that locks the rows of a batch.
     Claim,
 }
 
-/// The lines of EXPLAIN, for the outbox `names` and a worker that owns some of its lanes.
+/// Returns the lines of EXPLAIN for the outbox `names` and a worker that owns some of its lanes.
 ///
 /// # Errors
-/// Any database error. The connection must be dropped then: it may be inside a transaction.
+/// Any database error. Drop the connection then: it may be inside a transaction.
 pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statement) -> Result<Vec<String>, sqlx::Error> {
     let sequence = Sequence::read(conn, names).await?;
     let (sql, lanes) = (ClaimSql::new(names, &sequence), LaneRange { first: 0, last: 7 });
     let script = match statement {
-        // Outside a transaction, planned each time it runs.
+        // The probe is a simple query, so it is planned each time it runs.
         Statement::Probe => {
             let progress = Progress { scanned_through: 1000, ..Progress::default() };
             let settings = Transaction::new(names, Duration::from_secs(60), false, false).settings_text();
@@ -42,9 +42,9 @@ pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statemen
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// The step of a plan that walks more than it has to, if there is one.
+/// Returns the first step of a plan that reads more rows than necessary, if there is one.
 pub fn costly_step(plan: &[String], names: &Names) -> Option<String> {
-    // The lanes and what operators pause are a handful of rows, and so are a batch's.
+    // The tables of lanes, counters and holds have few rows, and so has a batch.
     let small = ["lane", "control", "hold"].map(|part| names.part_raw(part));
     let is_small = |line: &str| small.iter().any(|table| line.contains(&format!(" {table}")));
     let table = format!(" on {}", names.table_raw());
@@ -64,7 +64,8 @@ pub fn costly_step(plan: &[String], names: &Names) -> Option<String> {
     }
 }
 
-/// A worker's statements are prepared and planned for any parameter, which EXPLAIN shows of a prepared statement only.
+/// Builds the script that explains a prepared statement. A worker's statements are prepared and have generic plans, which EXPLAIN shows
+/// only for a prepared statement.
 fn prepared(names: &Names, statement: &str, parameters: &str) -> String {
     let settings = Transaction::new(names, Duration::from_secs(60), false, false).settings_text();
     format!(

@@ -1,4 +1,4 @@
-//! What waits in a relay's lanes, and what keeps vacuum from working: cheap looks at the heads of the indexes.
+//! Reads the first waiting events of a relay's lanes, and the state of vacuum. The queries read only the first entries of indexes.
 
 use std::time::Duration;
 
@@ -9,26 +9,26 @@ use crate::store::pending::{REASON, pending};
 use crate::store::read_only::read;
 use event_outbox::names::{Names, literal};
 
-/// The first rows of these lanes that are due and have not gone out.
+/// The first rows of a range of lanes that are due and not settled.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct QueueHead {
-    /// The first that can be claimed, and its lane.
+    /// The id and lane of the first row that can be claimed.
     pub(crate) pending: Option<(i64, i16)>,
-    /// The first that is held, and for what.
+    /// The id of the first held row, and the reason of its hold.
     pub(crate) held: Option<(i64, String)>,
-    /// The first that was scheduled and is due.
+    /// The id of the scheduled row that was due first.
     pub(crate) due: Option<i64>,
 }
 
 impl QueueHead {
-    /// The lowest of the ids; none when nothing waits.
+    /// Returns the lowest of these ids; `None` if nothing waits.
     pub(crate) fn lowest_id(&self) -> Option<i64> {
         let (pending, held) = (self.pending.map(|(id, _)| id), self.held.as_ref().map(|(id, _)| *id));
         [pending, held, self.due].into_iter().flatten().min()
     }
 }
 
-/// Looks at the first of each kind.
+/// Reads the first row of each kind.
 pub(crate) async fn queue_head(
     conn: &mut PgConnection,
     names: &Names,
@@ -55,17 +55,17 @@ pub(crate) async fn queue_head(
     })
 }
 
-/// How vacuum fares.
+/// The dead and live rows of the outbox table, and the transaction that holds vacuum back.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Vacuum {
     pub(crate) dead_tuples: i64,
     pub(crate) live_tuples: i64,
-    /// Age of the oldest transaction that holds it back.
+    /// The age of the oldest transaction that keeps vacuum from removing dead rows.
     pub(crate) held_back: Duration,
 }
 
-/// The statistics of the table, and the oldest transaction of this database that has a snapshot or an id, prepared ones among
-/// them. Of other users' sessions it sees those that `pg_read_all_stats` shows.
+/// Reads the statistics of the table, and the oldest transaction of this database that has a snapshot or a transaction id. Prepared
+/// transactions count as well. Sessions of other users are visible only to members of `pg_read_all_stats`.
 pub(crate) async fn vacuum(conn: &mut PgConnection, names: &Names) -> Result<Vacuum, sqlx::Error> {
     let outbox = literal(&names.outbox());
     let query = format!(

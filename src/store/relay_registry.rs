@@ -1,4 +1,5 @@
-//! The relays that are alive, by their heartbeat. Decides only who is due which lanes; the locks decide who has them.
+//! Keeps the registry of live relays by their heartbeats. The registry decides only which relay may take which lanes; the locks decide
+//! which worker owns a lane.
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
@@ -12,11 +13,11 @@ use event_outbox::names::{Names, literal};
 pub(crate) struct RelayRow {
     pub(crate) id: Uuid,
     pub(crate) workers: usize,
-    /// The server's time of its last heartbeat, in microseconds since 1970. Only to be compared with itself.
+    /// The server's time of the last heartbeat, in microseconds since 1970. Compare it only with other values of the same column.
     pub(crate) seen_at: i64,
-    /// How long ago that was by the server's clock; below zero after the clock was set back.
+    /// The age of the last heartbeat in seconds, by the server's clock; negative after the clock was set back.
     pub(crate) age_s: f64,
-    /// The session that kept its heartbeat is gone: the relay was killed, or has lost its connection.
+    /// True if the session that sent the heartbeats is gone: the relay was killed, or has lost its connection.
     pub(crate) has_ended: bool,
 }
 
@@ -25,11 +26,11 @@ pub(crate) struct RelayRow {
 pub(crate) struct RegistrySql {
     table: String,
     pauses: String,
-    /// The heartbeat has a session of its own. Behind a pooler a session says nothing about a relay.
+    /// True if the heartbeat has its own session. Behind a pooler the state of a session does not show the state of a relay.
     own_session: bool,
 }
 
-/// What a relay says of itself.
+/// The data that a relay writes with its heartbeat.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Heartbeat<'a> {
     pub(crate) id: Uuid,
@@ -37,13 +38,13 @@ pub(crate) struct Heartbeat<'a> {
     pub(crate) workers: usize,
 }
 
-/// Relays of another one do not share lanes with this. 1 had no column for it.
+/// The version of the protocol between relays. Relays with different versions do not share lanes. Version 1 had no column for it.
 const PROTOCOL: i32 = 2;
 
-/// The time of a heartbeat as a number. SQL text.
+/// SQL for the time of a heartbeat as a number.
 const SEEN_AT: &str = "(extract(epoch from seen_at) * 1000000)::int8";
 
-/// Of a row of [`RegistrySql::all`]; pauses have more.
+/// The number of columns in a row of [`RegistrySql::all`]. Rows of pauses have more.
 const RELAY_COLUMNS: usize = 5;
 
 impl RegistrySql {
@@ -51,8 +52,9 @@ impl RegistrySql {
         Self { table: names.companion("relay"), pauses: pauses::active_text(names), own_session }
     }
 
-    /// Says that this relay is alive, if it has a `heartbeat`, and removes rows that are still as they were when their relays counted as
-    /// gone. Returns all relays, in an order all of them agree on, and the pauses in force. One round trip and one transaction.
+    /// Writes the `heartbeat` of this relay, if there is one, and removes the relays in `gone` whose rows have not changed since they
+    /// counted as gone. Returns all relays, in an order that all relays agree on, and the pauses in force. Takes one round trip and one
+    /// transaction.
     pub(crate) async fn look(
         &self,
         conn: &mut PgConnection,
@@ -78,7 +80,7 @@ impl RegistrySql {
         )
     }
 
-    /// All relays that have a row.
+    /// Returns all relays that have a row.
     pub(crate) async fn all_of(&self, conn: &mut PgConnection) -> Result<Vec<RelayRow>, sqlx::Error> {
         let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(self.all()))).await?;
         rows.iter().map(relay_row).collect()
@@ -98,12 +100,12 @@ impl RegistrySql {
         format!("delete from {} where id = '{id}' and {SEEN_AT} = {seen_at}; ", self.table)
     }
 
-    /// Takes this relay out, so that the others share its lanes at once.
+    /// Removes this relay's row, so that the other relays share its lanes at once.
     pub(crate) async fn leave(&self, conn: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
         self.execute(conn, format!("delete from {} where id = '{id}'", self.table)).await
     }
 
-    /// Simple queries throughout: outside a transaction a pooler may send the parts of a prepared one to two servers.
+    /// Runs a statement as a simple query. Outside a transaction a pooler may send the parts of a prepared statement to two servers.
     async fn execute(&self, conn: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await.map(drop)
     }

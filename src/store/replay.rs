@@ -1,5 +1,5 @@
-//! Events that are published again: found by walking the ids of outbox and archive, a page at a time, each in a read-only transaction
-//! that ends before anything is sent. No row is locked or changed.
+//! Finds events to publish again by walking the ids of outbox and archive. Each page is read in a read-only transaction that ends before
+//! anything is sent. No row is locked or changed.
 
 use std::time::Duration;
 
@@ -15,30 +15,30 @@ use event_outbox::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, 
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;
 
-/// Rows that a step of the walk looks at.
+/// The number of rows that a step of the walk reads.
 pub(crate) const STEP: i64 = 2_000;
 
-/// A step that takes longer has met a lock.
+/// The time limit of a step. A step that takes longer waits for a lock.
 const STEP_WITHIN: Duration = Duration::from_secs(30);
 
-/// Which events; all that is given has to be true of one.
+/// A filter of events. An event has to meet all conditions that are given.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub(crate) struct Filter {
     pub(crate) entity: Option<String>,
     pub(crate) entity_type: Option<String>,
     #[serde(rename = "type")]
     pub(crate) event_type: Option<String>,
-    /// That they are routed to.
+    /// The topic that the event is routed to.
     pub(crate) topic: Option<String>,
-    /// By `created_at`.
+    /// The earliest `created_at`.
     pub(crate) since: Option<DateTime<Utc>>,
     pub(crate) until: Option<DateTime<Utc>>,
-    /// DEAD ones instead of those that were published.
+    /// Selects DEAD events instead of published ones.
     pub(crate) dead: bool,
 }
 
 impl Filter {
-    /// True when it names no event in particular.
+    /// Returns true if the filter has no condition.
     pub(crate) fn is_empty(&self) -> bool {
         [&self.entity, &self.entity_type, &self.event_type, &self.topic].iter().all(|part| part.is_none())
             && self.since.is_none()
@@ -68,24 +68,24 @@ impl Filter {
     }
 }
 
-/// What the walk is over.
+/// The tables and the condition of a walk.
 #[derive(Debug)]
 pub(crate) struct Walk {
     outbox: String,
-    /// `None` where it is left out.
+    /// The archive; `None` if it is left out.
     archive: Option<String>,
     condition: String,
 }
 
-/// What a step found.
+/// The result of a step.
 #[derive(Debug)]
 pub(crate) struct Step {
-    /// The last id it looked at; `None` at the end.
+    /// The last id that the step read; `None` at the end.
     pub(crate) last: Option<i64>,
     pub(crate) found: Vec<Found>,
 }
 
-/// An event of the filter, without what it says.
+/// An event of the filter, without its contents.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     pub(crate) id: i64,
@@ -101,7 +101,7 @@ impl Walk {
         Self { outbox: names.outbox(), archive, condition: filter.condition(template) }
     }
 
-    /// True when this user may read the archive.
+    /// Returns true if this user may read the archive.
     ///
     /// # Errors
     /// Any database error.
@@ -111,7 +111,7 @@ impl Walk {
         read(conn, &sql).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
     }
 
-    /// The highest id there is.
+    /// Returns the highest id of the tables.
     ///
     /// # Errors
     /// Any database error.
@@ -122,7 +122,7 @@ impl Walk {
         read(conn, &sql).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
     }
 
-    /// Looks at the next ids above `from`, up to `upto`.
+    /// Reads the next ids above `from`, up to `upto`.
     ///
     /// # Errors
     /// Any database error.
@@ -136,7 +136,7 @@ impl Walk {
         };
         let mut parts = vec![part(&self.outbox, false)];
         parts.extend(self.archive.as_ref().map(|archive| part(archive, true)));
-        // An event restored from the archive by hand is in both: the outbox's row comes first and is the one that counts.
+        // An event that was restored from the archive by hand is in both tables. The outbox's row sorts first and is used.
         let sql = format!(
             "with page as materialized (select * from ({}) u order by id, archived limit {STEP}) \
              select (select max(id) from page), f.id, f.archived, f.entity_type, f.event_type, f.topic \
@@ -161,7 +161,7 @@ impl Walk {
         Ok(Step { last, found })
     }
 
-    /// The rows of these events in the order of their ids; only the first of them, where all would be more than `bytes`.
+    /// Returns the rows of these events in the order of their ids; only the first rows if all of them exceed `bytes`.
     ///
     /// # Errors
     /// Any database error.
@@ -174,14 +174,15 @@ impl Walk {
         let ids: Vec<i64> = found.iter().map(|found| found.id).collect();
         let condition = &self.condition;
         let select = |table: &String| {
-            // Looked at once more: an operator may have retried one since. `infinity` has no number; the relay sends it as the last moment there is, too.
+            // Checks the condition again: an operator may have retried an event meanwhile. `infinity` has no number; it becomes chrono's
+            // latest time, as the relay sends it.
             format!(
                 "select id, event_id, entity_type, entity_id, event_type, event_version, payload::text, payload_bytes, headers::text, \
                  topic, case when isfinite(created_at) then (extract(epoch from created_at) * 1000000)::int8 end \
                  from {table} where id = any($1) and {condition}"
             )
         };
-        // In both: retention may have moved an event since it was found.
+        // Reads both tables: retention may have moved an event since it was found.
         let parts: Vec<_> = [Some(&self.outbox), self.archive.as_ref()].into_iter().flatten().map(select).collect();
         let sql = format!("{} order by 1", parts.join(" union all "));
         begin(conn).await?;
@@ -190,7 +191,7 @@ impl Walk {
         {
             let mut stream = query.fetch(&mut *conn);
             while let Some(row) = stream.try_next().await? {
-                // What is beyond is read and dropped: it is the next call's.
+                // Rows beyond the limit are read and dropped; the next call returns them.
                 if size < bytes {
                     let row = Stored::from_row(&row)?;
                     size += row.size();
@@ -209,7 +210,7 @@ async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     conn.execute(sqlx::raw_sql(sql)).await.map(drop)
 }
 
-/// A row, owned.
+/// A row of the outbox or the archive.
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) id: i64,
@@ -242,17 +243,17 @@ impl Stored {
         })
     }
 
-    /// Bytes of payload and headers.
+    /// Returns the bytes of payload and headers.
     pub(crate) fn size(&self) -> usize {
         self.payload.as_ref().map_or(0, String::len)
             + self.payload_bytes.as_ref().map_or(0, Vec::len)
             + self.headers.len()
     }
 
-    /// The event with one more header.
+    /// Returns the event with one more header. It replaces a header of the same name.
     ///
     /// # Errors
-    /// Its own headers are no object of strings.
+    /// [`BadHeaders`] if the event's own headers are not an object of strings.
     pub(crate) fn event<'a>(&'a self, header: (&'a str, &'a str)) -> Result<StoredEvent<'a>, BadHeaders> {
         let own = EventHeaders::parse(&self.headers)?;
         let own: Vec<(String, String)> = own.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();

@@ -1,10 +1,10 @@
-//! Removing what was published, and what was applied, long ago: in small steps, each a transaction of its own.
+//! Removes old rows in small steps, each in its own transaction: events published long ago, and the inbox's records of them.
 //!
-//! Nothing tells the age of an event but its row: an index on `published_at` would cost every mark. Ids are published nearly in order,
-//! so the outbox is walked by its primary key from the lowest id, and a walk ends at a step whose events are all too young. The
-//! inbox is walked by its pages: it is keyed by random ids.
+//! Only the row itself shows the age of an event: an index on `published_at` would make every mark more expensive. Ids are published nearly
+//! in order. So a walk follows the outbox's primary key from the lowest id, and ends at a step whose events are all too young. The inbox is
+//! keyed by random ids, so it is walked by its pages.
 //!
-//! A step never waits for a claim nor makes one wait: it takes PUBLISHED rows, which claims do not lock, and skips locked ones.
+//! A step never waits for a claim and never makes one wait: it takes only PUBLISHED rows, which claims do not lock, and skips locked rows.
 
 use std::time::Duration;
 
@@ -12,44 +12,45 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use event_outbox::names::{Names, literal};
 
-/// The second key of the advisory lock that prunes a table. Lanes are from 0.
+/// The second key of the advisory lock on a table that is being pruned. Lanes use the keys from 0.
 const LOCK: i32 = -1;
 
-/// What a step may spend: a table that is locked is left alone, and a server that is slow gets less to do.
+/// The settings of a step. A short lock timeout leaves a locked table alone, and a statement timeout limits the work on a slow server.
 const SETTINGS: &str = "set local search_path = pg_catalog; set local jit = off; set local synchronous_commit = off; \
                         set local enable_seqscan = off; set local enable_sort = off; set local enable_bitmapscan = off; \
                         set local lock_timeout = '200ms'; set local statement_timeout = '10s'; \
                         set local idle_in_transaction_session_timeout = '20s'";
 
-/// All columns but `lane`, which is generated: the archive holds it all the same.
+/// All columns, including `lane`: the outbox generates it, and the archive stores it.
 const COLUMNS: &str = "id, event_id, entity_type, entity_id, event_type, event_version, payload, payload_bytes, headers, topic, \
                        available_at, created_at, status, published_at, attempts, last_error, lane, xid, due";
 
-/// What is done with an event that is old enough.
+/// The action for an event that is old enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Removal {
     Delete,
     Archive,
-    /// It is only counted.
+    /// Only counts the event.
     Count,
 }
 
-/// What a step of the walk found.
+/// The result of one step of a walk over the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// Events looked at; fewer than asked for at the end of the table.
+    /// Events read; fewer than the limit at the end of the table.
     pub(crate) walked: i64,
-    /// Id of the last of them.
+    /// The id of the last event read.
     pub(crate) last: i64,
     pub(crate) removed: i64,
-    /// One of them may be removed before long, being too young or about to be published: those after them are alike, nearly all.
+    /// True if one of the events may become removable soon: it is too young, or about to be published. The events after it are nearly all
+    /// alike.
     pub(crate) young: bool,
 }
 
-/// Looks at up to `limit` events above `from` and removes those published longer than `after` ago. `None` while another relay prunes.
+/// Reads up to `limit` events above `from`, and removes those published longer than `after` ago. Returns `None` while another relay prunes.
 ///
 /// # Errors
-/// Any database error; the step has changed nothing then.
+/// Any database error; the step has then changed nothing.
 pub(crate) async fn step(
     conn: &mut PgConnection,
     names: &Names,
@@ -63,9 +64,9 @@ pub(crate) async fn step(
         return Ok(None);
     }
     let outbox = names.outbox();
-    // What claims have passed and is pending is held: it may stay so for long.
+    // A pending row that claims have passed is held, perhaps for long, so it does not end the walk.
     let scanned = format!("(select coalesce(min(scanned_through), 0) from {})", names.companion("lane"));
-    // The rows' payloads are not touched. `least` passes over the missing `published_at` of a row that is not published.
+    // Does not read the payloads. `least` ignores the null `published_at` of an unpublished row.
     let walk = format!(
         "select count(*), coalesce(max(id), 0), \
            coalesce(bool_or(least(created_at, published_at) >= {CUTOFF} or status = 'PENDING' and due is null and id > {scanned}), false), \
@@ -90,7 +91,7 @@ pub(crate) async fn step(
     Ok(Some(step))
 }
 
-/// `$1` is the age in seconds.
+/// SQL for the latest time of publication of rows that are old enough. `$1` is the age in seconds.
 const CUTOFF: &str = "now() - make_interval(secs => $1)";
 
 async fn remove(
@@ -101,7 +102,7 @@ async fn remove(
     old: &[i64],
 ) -> Result<i64, sqlx::Error> {
     let (outbox, control) = (names.outbox(), names.companion("control"));
-    // An event restored from the archive by hand and archived a second time is there already.
+    // An event that was restored from the archive by hand and is archived again is already there.
     let archived = match removal {
         Removal::Archive => format!(
             ", kept as (insert into {} ({COLUMNS}) select {COLUMNS} from gone on conflict do nothing)",
@@ -110,7 +111,7 @@ async fn remove(
         Removal::Delete | Removal::Count => String::new(),
     };
     let returning = if removal == Removal::Archive { COLUMNS } else { "id" };
-    // Looked at once more: an operator may have retried one since, and another session may have locked one.
+    // Checks the conditions again: meanwhile an operator may have retried a row, and another session may have locked one.
     let sql = format!(
         "with gone as (delete from {outbox} where ctid = any (array(\
            select ctid from {outbox} where id = any ($2) and status = 'PUBLISHED' and published_at < {CUTOFF} \
@@ -123,7 +124,7 @@ async fn remove(
         .persistent(false)
         .fetch_one(&mut *conn)
         .await?;
-    // `verify` takes an event on the topic that is not in the table for pruned up to here.
+    // `verify` regards an event that is on the topic but not in the table as pruned if its id is not above this value.
     if let Some(highest) = row.try_get::<Option<i64>, _>(1)? {
         let sql = format!("update {control} set value = {highest} where name = 'pruned' and value < {highest}");
         conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
@@ -131,7 +132,7 @@ async fn remove(
     row.try_get(0)
 }
 
-/// The highest id that was ever pruned; 0: none.
+/// Returns the highest id that was ever pruned; 0 if none was.
 ///
 /// # Errors
 /// Any database error.
@@ -140,19 +141,19 @@ pub(crate) async fn pruned_up_to(conn: &mut PgConnection, names: &Names) -> Resu
     conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?.try_get(0)
 }
 
-/// What a step over the inbox found.
+/// The result of one step over the inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PageStep {
     pub(crate) removed: i64,
-    /// Where the next step begins; `None` at the end of the table.
+    /// The page at which the next step begins; `None` at the end of the table.
     pub(crate) next: Option<i64>,
 }
 
-/// Looks at `pages` pages of the inbox from page `from` and removes rows older than `after`, at most `limit` of them. `None` while
+/// Reads `pages` pages of the inbox from page `from`, and removes rows older than `after`, at most `limit` of them. Returns `None` while
 /// another relay prunes.
 ///
 /// # Errors
-/// Any database error; the step has changed nothing then.
+/// Any database error; the step has then changed nothing.
 pub(crate) async fn processed_step(
     conn: &mut PgConnection,
     names: &Names,
@@ -184,14 +185,14 @@ pub(crate) async fn processed_step(
         format!("select pg_relation_size({}::regclass) / current_setting('block_size')::int8", literal(&processed));
     let size: i64 = tx.fetch_one(sqlx::raw_sql(AssertSqlSafe(size))).await?.try_get(0)?;
     tx.commit().await?;
-    // What a full step left over is taken by the next one; counting leaves it there.
+    // The next step reads the same pages again for rows beyond the limit. A count does not, because it removes nothing.
     let next = if removed == limit && removal != Removal::Count { from } else { end };
     Ok(Some(PageStep { removed, next: (next < size).then_some(next) }))
 }
 
-/// Settles the transaction's bounds; true when this one prunes `table` until it ends.
+/// Sets the transaction's timeouts, and takes the lock on pruning `table` until the transaction ends. Returns true if the lock is free.
 async fn alone(conn: &mut PgConnection, table: &str) -> Result<bool, sqlx::Error> {
-    // The table's oid is unsigned and the lock's key is signed: the same 32 bits.
+    // The oid is unsigned and the lock's key is signed: this converts the same 32 bits.
     let oid = format!("{}::regclass::oid::int8", literal(table));
     let sql = format!(
         "{SETTINGS}; select pg_try_advisory_xact_lock(\

@@ -1,45 +1,47 @@
-//! Who may do what: four roles that nobody logs in as, to be granted to users. Each has the least it needs.
+//! Creates four database roles and grants each the rights it needs, and no others. Nobody logs in as one of these roles; they are granted
+//! to users.
 //!
 //! | role | may | may not |
 //! |---|---|---|
-//! | writer | insert events, learn their ids | read any, set a status, change or remove one |
-//! | relay | read and settle events, keep the registry; with `retention` remove old ones | insert, change what an event says |
-//! | operator | see events without their content, retry and discard them, pause; add to the audit table | read a payload, change the audit table |
-//! | monitor | see states, counts and who did what | read a payload, change anything |
+//! | writer | insert events, read their ids | read other columns, set a status, change or delete events |
+//! | relay | read and settle events, keep the relay registry; with `retention` delete old events | insert events, change their contents |
+//! | operator | read events without their contents, retry and discard them, pause; insert into the audit tables | read a payload, change or
+//! delete audit entries |
+//! | monitor | read states, counts and the audit tables | read a payload, change anything |
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use event_outbox::names::{Names, literal};
 use event_outbox::schema::dollar_quote;
 
-/// What an application gives an event. Not `created_at`, `status` and what follows from them: those are the relay's.
+/// The columns that an application writes. `created_at`, `status` and the columns that follow from them belong to the relay.
 const WRITTEN: &str =
     "event_id, entity_type, entity_id, event_type, event_version, payload, payload_bytes, headers, topic, available_at";
 
-/// All of an event but what it says.
+/// All columns of an event except its contents.
 const SEEN: &str = "id, event_id, entity_type, entity_id, event_type, event_version, topic, available_at, created_at, status, \
                     published_at, attempts, last_error, lane, xid, due";
 
-/// What a relay writes of a lane.
+/// The columns of a lane's row that a relay writes.
 const PROGRESS: &str = "nonce, sealed, scanned_through, snapshot, swept_through, sweep_snapshot, system, relation";
 
 const SUFFIXES: [&str; 4] = ["writer", "relay", "operator", "monitor"];
 
-/// How the roles are made.
+/// The options for creating the roles.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RoleOptions {
-    /// What their names begin with; the table's name without it.
+    /// The prefix of the roles' names; the table's name if `None`.
     pub(crate) prefix: Option<String>,
-    /// The relay removes events.
+    /// True if the relay may delete old events.
     pub(crate) retention: bool,
 }
 
-/// The roles' names, quoted: writer, relay, operator, monitor.
+/// Returns the quoted names of the roles: writer, relay, operator, monitor.
 pub(crate) fn names(names: &Names, options: &RoleOptions) -> [String; 4] {
     SUFFIXES.map(|suffix| names.role(options.prefix.as_deref(), suffix))
 }
 
-/// Makes the roles, or brings them to what this binary grants, in one transaction.
+/// Creates the roles, or changes their rights to those that this binary grants, in one transaction.
 ///
 /// # Errors
 /// Any database error; nothing is changed then.
@@ -51,7 +53,7 @@ pub(crate) async fn make(conn: &mut PgConnection, names: &Names, options: &RoleO
     tx.commit().await
 }
 
-/// The same as a script for an administrator.
+/// Returns the same statements as a script for an administrator.
 pub(crate) fn script(names: &Names, options: &RoleOptions) -> String {
     format!("begin;\n{};\ncommit;\n", statements(names, options).join(";\n"))
 }
@@ -59,14 +61,14 @@ pub(crate) fn script(names: &Names, options: &RoleOptions) -> String {
 fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     let all = self::names(names, options);
     let [writer, relay, operator, monitor] = &all;
-    // Two at once would change the same rows of the catalogue, and one of them fail.
+    // Takes a lock: two sessions at once would change the same rows of the catalog, and one of them would fail.
     let turn = format!(
         "select pg_advisory_xact_lock(hashtextextended({}, 0))",
         literal(&format!("roles of {}", names.outbox()))
     );
     let mut statements = vec![turn];
     statements.extend(all.iter().map(|role| create(names, role)));
-    // What an older binary has granted and this one does not.
+    // Revokes rights that an older binary granted and this one does not.
     let tables =
         ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"]
             .map(|part| names.companion(part));
@@ -123,16 +125,17 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
 }
 
 fn create(names: &Names, role: &str) -> String {
-    // Roles are the server's: another database's migration may create the same one at this moment.
+    // Roles belong to the whole server: the migration of another database may create the same role at the same time.
     block(names, &format!("create role {role} nologin"), "duplicate_object or unique_violation", "null")
 }
 
-/// What holds a lock is seen by the queries of others' sessions. Only an administrator may grant that.
+/// Returns the statement that lets the monitor see the queries of other users' sessions, which shows who holds a lock. Only an
+/// administrator may grant this right.
 fn see_sessions(names: &Names, monitor: &str) -> String {
     let notice = literal(&format!("{monitor} does not see what other users' sessions do: grant it pg_read_all_stats"));
     block(
         names,
-        // Granted a second time it would be a notice.
+        // A second grant would raise a notice.
         &format!(
             "if not pg_has_role({}, 'pg_read_all_stats', 'member') then grant pg_read_all_stats to {monitor}; end if",
             literal(&monitor[1..monitor.len() - 1].replace("\"\"", "\""))

@@ -1,8 +1,8 @@
-//! A worker's connection, and the transaction in which it owns lanes.
+//! Opens a worker's connection, and runs the transaction in which the worker owns lanes.
 //!
-//! A lane is owned by the lock on its row. The lock ends with the transaction or the session, so a relay that dies hands over at once.
-//! The same row holds the lane's progress and a nonce that each settled batch changes: a worker that finds the nonce it wrote knows that
-//! what it remembers is what is stored.
+//! A worker owns a lane by the lock on the lane's row. The lock ends with the transaction or the session, so another worker can take the
+//! lanes of a relay that dies at once. The same row holds the lane's progress and a nonce, which each settled batch changes. A worker that
+//! finds the nonce it wrote knows that its memory agrees with the stored progress.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::store::pauses;
 use crate::store::settle::{Ctid, SettleError, owned};
 use event_outbox::names::{Names, literal};
 
-/// `division_by_zero`.
+/// The SQLSTATE of `division_by_zero`.
 const DIVISION_BY_ZERO: &str = "22012";
 
 /// How long the statements of one step may take before the connection counts as dead.
@@ -34,7 +34,7 @@ pub(crate) async fn within<T, E: From<sqlx::Error>>(step: impl Future<Output = R
 /// Opens a connection that names itself in `pg_stat_activity`.
 ///
 /// # Errors
-/// Any connection error, [`sqlx::Error::PoolTimedOut`] after `timeout`.
+/// Any connection error, [`std::io::ErrorKind::TimedOut`] after `timeout`.
 pub(crate) async fn connect(
     options: &PgConnectOptions,
     application_name: &str,
@@ -47,32 +47,32 @@ pub(crate) async fn connect(
     }
 }
 
-/// Lets sqlx look up the types of the relay's statements that it does not know. It looks between parsing a statement and binding
-/// it, by a simple query, which takes the unnamed statement away: without named ones the first claim of every session would fail.
+/// Makes sqlx look up the types of the relay's statements that it does not know. The lookup is a simple query between parsing and binding,
+/// and it destroys the unnamed statement. Without named statements the first claim of every session would fail.
 ///
 /// # Errors
-/// Any database error but the expected one.
+/// Any database error except the expected one.
 async fn load_types(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     let loaded = sqlx::query("select null::tid, null::tid[]").persistent(false).execute(conn).await;
     match loaded {
-        // 26000 invalid_sql_statement_name: the statement is gone, the types are known.
+        // 26000 invalid_sql_statement_name: the statement is gone, but the types are known now.
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("26000") => Ok(()),
         other => other.map(drop),
     }
 }
 
-/// The statements of a worker's transaction that go as simple queries: those that begin it and lock lanes in it, and those that end it.
-/// Fixed per relay but for the lanes and the progress.
+/// The statements of a worker's transaction that are sent as simple queries: those that begin it and lock lanes, and those that end it.
+/// They are fixed per relay, except for the lanes and the progress.
 ///
-/// On a session of its own the settings hold for the session and the statements are prepared once. Behind a pooler both travel with
-/// each transaction.
+/// With its own session, a worker sets the settings once for the session and prepares the statements once. Behind a pooler, both are sent
+/// with each transaction.
 #[derive(Debug, Clone)]
 pub(crate) struct Transaction {
     settings: String,
     lane_table: String,
     outbox_literal: String,
     pauses: String,
-    /// Of the rows with certain ctids, up to the ctids.
+    /// The statement that marks rows by their ctids, without the ctids.
     mark: String,
     names: Names,
     prepared: bool,
@@ -86,88 +86,89 @@ pub(crate) struct LaneRow {
     pub(crate) ctid: Ctid,
 }
 
-/// A lane's row, read whole.
+/// All columns of a lane's row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LaneState {
     pub(crate) row: LaneRow,
-    /// Nothing is known when the row was written on another server or for another table.
+    /// The lane's progress; the default, which knows nothing, if the row was written on another server or for another table.
     pub(crate) progress: Progress,
-    /// See migration 0009.
+    /// The nonce of the last batch that was committed exactly once: see migration 0009.
     pub(crate) sealed: i64,
-    /// The row was written on this server and for this table.
+    /// True if the row was written on this server and for this table.
     pub(crate) is_of_here: bool,
-    /// It was written on another one: not new.
+    /// True if the row was written on another server or for another table, and is not new.
     pub(crate) was_of_elsewhere: bool,
 }
 
-/// What the transaction locked and saw.
+/// The lanes that the transaction locked, and the facts it saw.
 #[derive(Debug)]
 pub(crate) struct Begun {
-    /// Ascending.
+    /// The locked lanes, ascending.
     pub(crate) lanes: Vec<LaneRow>,
-    /// Changes whenever an operator changes what is held or paused.
+    /// A counter that changes whenever an operator changes what is held or paused.
     pub(crate) generation: i64,
-    /// Of the wanted lanes those that a worker publishes in Kafka transactions.
+    /// The owners of those wanted lanes that a worker publishes in Kafka transactions.
     pub(crate) owners: Vec<Owner>,
     pub(crate) server: ServerProcess,
 }
 
-/// Which process of which server answers.
+/// The server process that answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerProcess {
-    /// When the server started: another time means that another server may answer.
+    /// The start time of the server. Another time means that another server may answer.
     pub(crate) started: String,
     pub(crate) pid: i32,
 }
 
-/// Which lanes a transaction locks.
+/// The lanes that a transaction locks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Wanted<'a> {
-    /// Rows whose ctids are known: their cost stays flat when old versions cannot be removed.
+    /// Lanes' rows by their known ctids. Their cost stays constant even if vacuum cannot remove old row versions.
     Ctids(LaneRange, &'a [Ctid]),
-    /// All that are free of these lanes.
+    /// All lanes of the range that are not locked.
     Free(LaneRange),
 }
 
-/// What the end of a batch writes about its lanes.
+/// The changes to the lanes' rows at the end of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LaneUpdate<'a> {
     pub(crate) ctids: &'a [Ctid],
     pub(crate) nonce: i64,
     pub(crate) progress: &'a Progress,
-    /// Lanes of which the batch has committed events to Kafka in a transaction.
+    /// The lanes whose events the batch has committed to Kafka in a transaction.
     pub(crate) sealed: &'a [i16],
 }
 
-/// How the transaction after a settled batch begins.
+/// The start of the transaction after a settled batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// In the same round trip, on the same lanes.
+    /// Begins in the same round trip, on the same lanes.
     Begin(LaneRange),
-    /// Later.
+    /// Does not begin yet.
     None,
 }
 
-/// What a settled batch leaves behind.
+/// The state after a settled batch.
 #[derive(Debug)]
 pub(crate) struct Settled {
-    /// Where the lanes' rows are now; empty when they were not written.
+    /// The new ctids of the lanes' rows; empty if the rows were not written.
     pub(crate) ctids: Vec<Ctid>,
     pub(crate) begun: Option<Begun>,
 }
 
 const BEGIN: &str = "begin isolation level read committed read write";
 
-/// A session variable that carries the new ctids of the lanes' rows from the statement that writes them to the one that locks them.
+/// The session variable that passes the new ctids of the lanes' rows from the statement that writes them to the one that locks them.
 const CTIDS: &str = "outbox_relay.lanes";
 
 impl Transaction {
-    /// The isolation is the one in which a statement after the locks sees what their last owner has committed. The server gives a
-    /// statement up before the relay gives up the connection, or its backend would stay behind, with its locks.
+    /// Renders the statements. In read committed isolation, a statement after the locks sees what the lanes' last owner committed. The
+    /// server's timeouts are shorter than the relay's. Otherwise a backend could stay behind with its locks after the relay gave up the
+    /// connection.
     ///
-    /// `longest` bounds how long the transaction may idle: a relay frozen for longer loses its session, and with it the lanes. A relay
-    /// frozen while a claim is being sent to it is bounded by `tcp_user_timeout`: a backend that writes obeys no other.
-    /// `durable`: a mark that a crash of Postgres forgets would be a duplicate, and none is allowed.
+    /// `longest` limits how long the transaction may be idle: a relay that is frozen for longer loses its session, and with it the lanes.
+    /// If the relay is frozen while the server sends it a claim, `tcp_user_timeout` is the limit, because a backend that is writing obeys
+    /// no other timeout. `durable` is set for exactly-once: a mark that is lost in a crash of Postgres would become a duplicate.
     pub(crate) fn new(names: &Names, longest: Duration, prepared: bool, durable: bool) -> Self {
         let scope = if prepared { "set" } else { "set local" };
         let idle = format!("idle_in_transaction_session_timeout = {}", longest.as_millis());
@@ -201,7 +202,7 @@ impl Transaction {
         }
     }
 
-    /// An expression for what [`Begun`] calls generation, for a probe.
+    /// Returns SQL for [`Begun::generation`], for use in a probe.
     pub(crate) fn generation(&self) -> &str {
         &self.pauses
     }
@@ -218,8 +219,7 @@ impl Transaction {
         format!("select {}, ({owners}), pg_postmaster_start_time()::text, pg_backend_pid()::int8", self.pauses)
     }
 
-    /// Another number of rows than asked for means that they could not be marked: the division fails, and with it the transaction,
-    /// before it can commit.
+    /// Divides by zero unless exactly `count` rows were marked. The error makes the transaction fail before it can commit.
     fn mark(&self, ctids: &str, count: &str) -> String {
         let mark = &self.mark;
         format!(
@@ -238,7 +238,7 @@ impl Transaction {
         )
     }
 
-    /// Makes a new session ready. Nothing to do behind a pooler.
+    /// Prepares a new session. Behind a pooler only the types are loaded.
     ///
     /// # Errors
     /// Any database error.
@@ -259,16 +259,16 @@ impl Transaction {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await.map(drop)
     }
 
-    /// `begin` and the settings, for EXPLAIN.
+    /// Returns `begin` and the settings, for EXPLAIN.
     pub(crate) fn settings_text(&self) -> String {
         format!("{BEGIN}; {}", self.settings)
     }
 
-    /// Begins a transaction and locks lanes. The locks come in a statement before the claim: its snapshot then sees what their last owner
-    /// has committed.
+    /// Begins a transaction and locks lanes. The locks are taken in a statement before the claim, so that the claim's snapshot sees what
+    /// the lanes' last owner committed.
     ///
     /// # Errors
-    /// Any database error. The connection must be dropped then: it may be inside a transaction.
+    /// Any database error. Drop the connection then: it may be inside a transaction.
     pub(crate) async fn begin(&self, conn: &mut PgConnection, wanted: Wanted<'_>) -> Result<Begun, sqlx::Error> {
         let text = match wanted {
             Wanted::Ctids(lanes, ctids) => self.begin_text(lanes, &format!("'{}'", Ctid::array(ctids))),
@@ -281,7 +281,7 @@ impl Transaction {
         begun(&conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(text))).await?)
     }
 
-    /// `ctids`: an expression.
+    /// Returns the script that begins a transaction and locks the lanes at `ctids`, an SQL expression.
     fn begin_text(&self, lanes: LaneRange, ctids: &str) -> String {
         let lock = match self.prepared {
             true => format!("execute outbox_relay_lock ({ctids})"),
@@ -319,11 +319,11 @@ impl Transaction {
         Ok(lanes)
     }
 
-    /// Resets the progress of lanes that was written on another server or for another table: its ids and transaction ids are allocated again
-    /// here.
+    /// Resets the progress of lanes that was written on another server or for another table. Its ids and transaction ids will be allocated
+    /// again here.
     ///
     /// # Errors
-    /// [`SettleError::NotOwned`] when not all rows could be written.
+    /// [`SettleError::NotOwned`] if not all rows could be written.
     pub(crate) async fn reset_lanes(
         &self,
         conn: &mut PgConnection,
@@ -342,11 +342,11 @@ impl Transaction {
         owned(lanes.len(), changed.rows_affected())
     }
 
-    /// PENDING -> PUBLISHED, and the lanes' new progress, and commits; only after the broker has acknowledged. Where there will be more
-    /// to do it begins the next transaction, all in one round trip.
+    /// Marks rows as PUBLISHED, writes the lanes' new progress, and commits. Call it only after the broker has acknowledged the rows. If
+    /// there is more to do, the same round trip begins the next transaction.
     ///
     /// # Errors
-    /// [`SettleError::NotOwned`] when another number of rows would have been changed: nothing is.
+    /// [`SettleError::NotOwned`] if another number of rows would have been changed; nothing is changed then.
     pub(crate) async fn mark_and_commit(
         &self,
         conn: &mut PgConnection,
@@ -360,7 +360,7 @@ impl Transaction {
             sql.push_str("; ");
         }
         sql.push_str("commit; ");
-        // Behind a pooler the next transaction may be another session's, which does not have the variable.
+        // Behind a pooler the next transaction may run in another session, which does not have the variable.
         let next = if self.prepared && lanes.is_some() { next } else { Next::None };
         if let Next::Begin(range) = next {
             sql.push_str(&self.begin_text(range, &format!("current_setting('{CTIDS}')")));
@@ -393,17 +393,17 @@ impl Transaction {
         }
     }
 
-    /// Marks these rows and takes it back: shows whether they could be marked, before they are published. Their locks stay.
+    /// Marks the rows in a savepoint and rolls it back, to show before publishing whether they can be marked. The locks stay.
     ///
     /// # Errors
-    /// What marking them would have met.
+    /// The error that marking the rows would meet.
     pub(crate) async fn rehearse_mark(&self, conn: &mut PgConnection, rows: &[Ctid]) -> Result<(), SettleError> {
         let mark = self.mark_text(rows);
         let sql = format!("savepoint rehearsal; {mark}rollback to savepoint rehearsal; release savepoint rehearsal");
         conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop).map_err(|error| unmarked(error, rows))
     }
 
-    /// One statement, or none where there are no rows.
+    /// Returns one statement, or none if there are no rows.
     fn mark_text(&self, rows: &[Ctid]) -> String {
         if rows.is_empty() {
             return String::new();
@@ -426,12 +426,12 @@ fn unmarked(error: sqlx::Error, rows: &[Ctid]) -> SettleError {
     }
 }
 
-/// Where event ids are allocated from.
+/// The sequence that allocates event ids.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sequence(Option<String>);
 
 impl Sequence {
-    /// Looks the sequence of the outbox up; there may be none that belongs to its `id`.
+    /// Looks up the sequence of the outbox. There may be none that belongs to its `id`.
     ///
     /// # Errors
     /// Any database error.
@@ -441,7 +441,7 @@ impl Sequence {
         row.try_get(0).map(Self)
     }
 
-    /// An expression for the last id allocated; null where that cannot be known.
+    /// Returns SQL for the last id allocated; null if it cannot be known.
     pub(crate) fn last_allocated(&self) -> String {
         self.0.as_ref().map_or_else(
             || "null::int8".to_owned(),
@@ -456,7 +456,7 @@ impl Sequence {
     }
 }
 
-/// The rows of a script that begins: one per lane, and one of what it saw.
+/// Reads the rows of a script that begins a transaction: one row per lane, and a last one with the other facts.
 fn begun(rows: &[PgRow]) -> Result<Begun, sqlx::Error> {
     let (seen, locked) = rows.split_last().ok_or(sqlx::Error::RowNotFound)?;
     let mut lanes = locked.iter().map(lane_row).collect::<Result<Vec<_>, _>>()?;
@@ -496,7 +496,7 @@ fn lane_state(row: &PgRow) -> Result<LaneState, sqlx::Error> {
     Ok(LaneState { row: lane_row(row)?, progress, sealed: row.try_get(7)?, is_of_here, was_of_elsewhere })
 }
 
-/// Commits. An error leaves it open whether the marks are there; the rows are then claimed again or not at all.
+/// Commits. After an error it is unknown whether the marks were committed. If they were not, the rows are claimed again.
 ///
 /// # Errors
 /// Any database error.
@@ -504,7 +504,7 @@ pub(crate) async fn commit(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     conn.execute("commit").await.map(drop)
 }
 
-/// Gives everything back unchanged.
+/// Rolls the transaction back.
 ///
 /// # Errors
 /// Any database error.

@@ -1,5 +1,5 @@
-//! Settles claimed rows that were not published. (Published ones are marked by the statement that commits: [`crate::store::session`].)
-//! Each statement changes rows by their ctid, which their locks keep still, and checks how many it changed.
+//! Settles claimed rows that were not published. ([`crate::store::session`] marks published rows in the statement that commits.) Each
+//! statement finds rows by their ctid, which cannot change while the row is locked, and checks the number of changed rows.
 
 use std::fmt::Write;
 
@@ -11,7 +11,8 @@ use sqlx::{AssertSqlSafe, Decode, Encode, Postgres, Type};
 
 use event_outbox::names::Names;
 
-/// `tid` and `_tid` in `pg_type`: fixed oids (<https://github.com/postgres/postgres/blob/master/src/include/catalog/pg_type.dat>).
+/// The fixed oids of `tid` and `_tid` (`tid[]`) in `pg_type`
+/// (<https://github.com/postgres/postgres/blob/master/src/include/catalog/pg_type.dat>).
 const TID: Oid = Oid(27);
 const TID_ARRAY: Oid = Oid(1010);
 
@@ -20,7 +21,7 @@ const TID_ARRAY: Oid = Oid(1010);
 pub(crate) struct Ctid(pub(crate) [u8; 6]);
 
 impl Ctid {
-    /// Appends the ctid as an element of a `tid[]` literal, with a comma behind it.
+    /// Appends the ctid to a `tid[]` literal, followed by a comma.
     pub(crate) fn push_to(&self, list: &mut String) {
         let [a, b, c, d, e, f] = self.0;
         let number = |text: &mut String, number: u32| {
@@ -33,7 +34,7 @@ impl Ctid {
         list.push_str(")\",");
     }
 
-    /// From its text, `(block,offset)`.
+    /// Parses the text `(block,offset)`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (block, offset) = text.strip_prefix('(')?.strip_suffix(')')?.split_once(',')?;
         let (block, offset): (u32, u16) = (block.parse().ok()?, offset.parse().ok()?);
@@ -41,7 +42,7 @@ impl Ctid {
         Some(Self([a, b, c, d, e, f]))
     }
 
-    /// From the text of a `tid[]`.
+    /// Parses the text of a `tid[]`.
     pub(crate) fn parse_array(text: &str) -> Option<Vec<Self>> {
         let inner = text.strip_prefix('{')?.strip_suffix('}')?;
         if inner.is_empty() {
@@ -50,7 +51,7 @@ impl Ctid {
         inner.split("\",\"").map(|ctid| Self::parse(ctid.trim_matches('"'))).collect()
     }
 
-    /// The text of a `tid[]` with these ctids.
+    /// Returns the text of a `tid[]` with these ctids.
     pub(crate) fn array(ctids: &[Self]) -> String {
         let mut text = String::with_capacity(ctids.len() * 18 + 2);
         text.push('{');
@@ -91,16 +92,16 @@ impl Decode<'_, Postgres> for Ctid {
     }
 }
 
-/// A statement changed another number of rows than it was given.
+/// The error of a statement that changes rows.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettleError {
-    #[error("not all of {rows} rows could be changed")]
+    #[error("the statement had to change {rows} rows, and changed a different number")]
     NotOwned { rows: usize },
     #[error(transparent)]
     Database(#[from] sqlx::Error),
 }
 
-/// The statements that settle rows which are not published, rendered once per relay.
+/// The statements that settle rows without publishing them, rendered once per relay.
 #[derive(Debug, Clone)]
 pub(crate) struct SettleSql {
     dead: String,
@@ -111,22 +112,22 @@ pub(crate) struct SettleSql {
 impl SettleSql {
     pub(crate) fn new(names: &Names) -> Self {
         let outbox = names.outbox();
-        // `status = 'PENDING'` keeps G6 even if a ctid were another row's by mistake: PUBLISHED and DEAD rows stay what they are.
-        // Not by a join: a plan made while the table was small would walk an index.
+        // `status = 'PENDING'` keeps G6 even if a wrong ctid were passed: PUBLISHED and DEAD rows never change here. The rows are not found
+        // by a join: a plan cached while the table was small would walk an index.
         let change = "due = null, attempts = attempts + 1, last_error = ($2::text[])[array_position($1::tid[], ctid)] \
                       where ctid = any ($1) and status = 'PENDING'";
         Self {
             dead: format!("update {outbox} set status = 'DEAD', {change}"),
             refused: format!("update {outbox} set {change}"),
-            // The trigger gives the row this transaction's id: it comes again as a late one, in the order of ids.
+            // The trigger sets the row's `xid` to this transaction, so the row is claimed again as a late one, in the order of ids.
             unschedule: format!("update {outbox} set due = null where ctid = any ($1) and status = 'PENDING'"),
         }
     }
 
-    /// PENDING -> DEAD, by the rows' own fault. Neither reads nor writes what the rows say.
+    /// Changes rows from PENDING to DEAD because they cannot be sent by their own fault. Does not read or write their contents.
     ///
     /// # Errors
-    /// [`SettleError::NotOwned`] when not all of them could be changed.
+    /// [`SettleError::NotOwned`] if not all of the rows could be changed.
     pub(crate) async fn mark_dead(
         &self,
         conn: &mut PgConnection,
@@ -136,10 +137,10 @@ impl SettleSql {
         change(&self.dead, conn, rows, persistent).await
     }
 
-    /// Counts an attempt of rows that hold their entity from here on, and notes why.
+    /// Adds one attempt to refused rows, which hold their entity from now on, and stores the error.
     ///
     /// # Errors
-    /// [`SettleError::NotOwned`] when not all of them could be changed.
+    /// [`SettleError::NotOwned`] if not all of the rows could be changed.
     pub(crate) async fn mark_refused(
         &self,
         conn: &mut PgConnection,
@@ -149,10 +150,10 @@ impl SettleSql {
         change(&self.refused, conn, rows, persistent).await
     }
 
-    /// Gives scheduled rows that are due and held a place in the order of ids.
+    /// Clears `due` of scheduled rows that are due but held, so that they take their place in the order of ids.
     ///
     /// # Errors
-    /// [`SettleError::NotOwned`] when not all of them could be changed.
+    /// [`SettleError::NotOwned`] if not all of the rows could be changed.
     pub(crate) async fn unschedule(
         &self,
         conn: &mut PgConnection,
@@ -175,12 +176,12 @@ async fn change(
     owned(rows.len(), query.execute(conn).await?.rows_affected())
 }
 
-/// True only for the number that was asked for.
+/// Fails unless exactly `expected` rows were changed.
 pub(super) fn owned(expected: usize, changed: u64) -> Result<(), SettleError> {
     if changed == expected as u64 { Ok(()) } else { Err(SettleError::NotOwned { rows: expected }) }
 }
 
-/// Postgres' text cannot hold NUL, and an error that quotes a client library might.
+/// Replaces NUL, which Postgres' `text` cannot store. An error that quotes a client library may contain NUL.
 pub(super) fn postgres_text(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
