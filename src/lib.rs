@@ -1,12 +1,12 @@
-//! Outbox Relay: brings the rows of a Postgres table `event_outbox` to Kafka, in order per entity, with any number of relays. Services
-//! use the crate `event-outbox`.
+//! Outbox Relay publishes the rows of the Postgres table `event_outbox` to Kafka, in order per entity, with any number of relays. Services
+//! write and consume events with the crate `event-outbox`.
 //!
-//! - [`config`]: settings, read once
-//! - [`relay`]: claims, publishes, settles
-//! - `lane`: who works on what, and from where
-//! - `store`: everything that is said to Postgres
-//! - `sink`: Kafka
-//! - `fault`: what an error means and what the operator does
+//! - [`config`]: reads and checks the settings, once at the start
+//! - [`relay`]: claims, publishes and settles events
+//! - `lane`: computes lane shares, progress and holds
+//! - `store`: the statements for Postgres
+//! - `sink`: the side of Kafka: clients, topics, acknowledgements
+//! - `fault`: classifies errors and names the operator's next step
 //! - `observe`: logs, probes, metrics
 //! - `inspect`: commands that only read
 //! - `resend`: commands that send events again

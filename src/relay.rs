@@ -1,4 +1,4 @@
-//! The relay: workers that claim, publish and settle; one task that keeps the heartbeat; one that watches the brokers.
+//! Runs a relay as a set of tasks. Workers claim, publish and settle; other tasks keep the heartbeat, watch the brokers and report.
 //!
 //! - [`options`]: what a relay is told
 //! - [`shared`]: what its tasks share
@@ -51,34 +51,34 @@ use health::outage::{Component, Outages, Server};
 use shared::Shared;
 use stage_times::Stage;
 
-/// Why a relay could not start.
+/// The error that keeps a relay from starting or from going on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RelayError {
-    /// librdkafka does not accept the settings. The text names the property; it may quote its value.
+    /// librdkafka does not accept the settings. The text names the property and may quote its value.
     #[error("the Kafka client cannot be created")]
     Client(#[source] rdkafka::error::KafkaError),
-    /// A task of the relay ended by itself: a bug. A relay that goes on without it would look alive and do nothing.
+    /// A task of the relay ended by itself, which is a bug. A relay that goes on without the task would look alive and do nothing.
     #[error("a task of the relay has ended by itself")]
     Task(Option<tokio::task::JoinError>),
-    /// The outbox is missing or of another version.
+    /// The outbox is missing or has another version.
     #[error(transparent)]
     Schema(#[from] SchemaError),
 }
 
-/// How a relay ended.
+/// The way in which a relay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// Everything in flight was settled.
     Drained,
-    /// `shutdown_timeout` passed; the rows in flight are still pending and will be sent again.
+    /// `shutdown_timeout` passed. The rows in flight are still pending and will be sent again.
     TimedOut,
 }
 
-/// Runs a relay until `stop` becomes true, then drains it. Waits for a database or a broker that is not there.
+/// Runs a relay until `stop` becomes true, then drains it. Waits for a database or a broker that cannot be reached.
 ///
 /// # Errors
-/// [`RelayError`] when the settings or the schema cannot work. Outages are no errors.
+/// [`RelayError`] when the settings or the schema cannot work. An outage is not an error.
 pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Result<Ended, RelayError> {
     let started = Instant::now();
     let (broker, suspicions) = Broker::new(&options.kafka).map_err(RelayError::Client)?;
@@ -118,11 +118,11 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     }
 
     let ended = tokio::select! {
-        // Fails only when the sender is gone, which means the same.
+        // Fails only when the sender is gone, which means the same as `stop`.
         _ = stop.wait_for(|stop| *stop) => Ok(()),
         Some(ended) = tasks.join_next() => ended,
     };
-    // A task may see the order to stop a moment before this one is woken by it.
+    // A task may see `stop` and end a moment before this task is woken by it.
     if ended.is_err() || !*stop.borrow() && stop.has_changed().is_ok() {
         return Err(RelayError::Task(ended.err()));
     }
@@ -153,7 +153,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     Ok(ended)
 }
 
-/// Reports when the cluster goes away and when it is back.
+/// Begins an outage when the cluster goes away, and ends it when the cluster is back.
 async fn report_broker(mut changed: mpsc::UnboundedReceiver<BrokerChange>, outages: Arc<Outages>) {
     while let Some(change) = changed.recv().await {
         match change {
@@ -171,7 +171,7 @@ async fn drain(tasks: &mut JoinSet<()>, timeout: Duration) -> Ended {
     tracing::warn!(
         code = %Code::ShutdownTimeout,
         shutdown_timeout_s = timeout.as_secs(),
-        consequence = "they stay pending and may be sent again",
+        consequence = "the events stay pending and may be sent again",
         "RELAY_SHUTDOWN_TIMEOUT passed with events in flight"
     );
     tasks.abort_all();
@@ -202,7 +202,7 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
     }
 }
 
-/// In a transaction: a pooler may send the parts of a statement to two servers otherwise.
+/// Reads the fixed properties in one transaction. Otherwise a pooler may send the parts of a statement to two servers.
 async fn look(conn: &mut PgConnection, names: &Names) -> Result<Fixed, SchemaError> {
     let mut tx = conn.begin().await?;
     let lanes = schema::lanes(&mut tx, names).await?;

@@ -1,15 +1,15 @@
-//! Where events go: Kafka, through librdkafka.
+//! Sends events to Kafka, through librdkafka.
 //!
 //! - [`producer`]: one idempotent producer, used by one worker for one batch at a time
-//! - [`delivery`]: what became of each record of the batch
+//! - [`delivery`]: the outcome of each record of a batch
 //! - [`broker`]: whether the cluster can be reached
 //! - [`topics`]: whether a topic can be written
-//! - [`client`]: the settings a guarantee rests on
-//! - [`murmur2`]: where a key belongs
-//! - [`progress`]: what a lane's last transaction published
-//! - [`transactions`]: Kafka's side of exactly-once
-//! - [`reader`]: reads topics, for commands that look
-//! - [`resend`]: sends records a second time, as they are
+//! - [`client`]: the librdkafka settings that the guarantees depend on
+//! - [`murmur2`]: the partition of a key
+//! - [`progress`]: the batch that a lane's last Kafka transaction published
+//! - [`transactions`]: Kafka's part of exactly-once
+//! - [`reader`]: reads topics for commands
+//! - [`resend`]: sends existing records again, unchanged
 
 pub(crate) mod broker;
 pub(crate) mod client;

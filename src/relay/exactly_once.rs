@@ -1,34 +1,37 @@
-//! Exactly-once: how a batch is on its topic once, whoever dies at whatever moment. The model in `tests/model` walks through it.
+//! Publishes each batch to its topic exactly once, whichever process dies at whichever moment. The model in `tests/model` checks the
+//! protocol.
 //!
-//! A batch and the note "these ids are done", its progress, go to Kafka in one transaction; Postgres is told afterwards. Who finds a lane
-//! whose last owner did not release it reads the progress before it sends anything.
+//! A batch and its progress (the note "these ids are done") go to Kafka in one transaction. Postgres gets the marks afterwards. A worker
+//! that finds a lane whose last owner did not release it reads the progress before it sends anything.
 //!
 //! ```text
 //! a lane's row         meaning                                         what may be in doubt
-//! free                 no worker, or one that publishes at least once  nothing of a transaction
-//! taken (id, epoch)    `id` is making itself known to Kafka            nothing: it has not sent
-//! opened (id, epoch)   `id` may have sent                              the batch that its progress names, if that is of this epoch
+//! free                 no worker, or one that publishes at least once  nothing that was sent in a Kafka transaction
+//! taken (id, epoch)    `id` is making itself known to Kafka            nothing: `id` has not sent any event
+//! opened (id, epoch)   `id` may have sent events                       the batch that its progress names, if that is of this epoch
 //!
 //! free | taken | opened --take--> taken, epoch + 1 --open--> opened --batch--> opened --release--> free
 //! ```
 //!
-//! Each step is made under the locks of the lanes, and its change of rows is durable before the next one begins:
+//! Each step changes the lanes' rows under their locks. The changes are durable before the next step begins:
 //!
-//! - take: 1. the former owner's transactional id is fenced, which rolls back what it had open and stops it for good;
-//!   2. the lane's progress is read; 3. what it names and is still PENDING is marked; 4. the row gets the new owner and the next epoch.
-//! - open: a progress without ids is committed to Kafka, then the row says `opened`. From here on a progress of this epoch has to be
-//!   there: where it is not, it was lost, and what may be in doubt is looked for on the topics (`recovery`).
-//! - batch: claim, send, commit records and progress in one transaction of Kafka, mark, commit. The next transaction of Kafka, whose
-//!   progress replaces this one, begins only when the marks are durable (`synchronous_commit = on`).
-//! - release: nothing is in doubt, and the row says so.
+//! - take: 1. the worker fences the former owner's transactional id, which rolls back what that owner had open and stops it for good; 2. it
+//!   reads the lane's progress; 3. it marks the events that the progress names and that are still PENDING; 4. it writes the new owner and
+//!   the next epoch to the row.
+//! - open: the worker commits a progress without ids to Kafka, then writes `opened` to the row. From here on a progress of this epoch has
+//!   to exist. If it is missing, it was lost, and the events that may be in doubt are searched for on the topics (`recovery`).
+//! - batch: the worker claims and sends, commits records and progress in one transaction of Kafka, marks the rows, and commits in Postgres.
+//!   The next transaction of Kafka, whose progress replaces this one, begins only when the marks are durable (`synchronous_commit = on`).
+//! - release: nothing is in doubt, and the worker writes this to the row.
 //!
-//! Why a worker that was frozen does no harm, wherever it wakes up: it sends with a producer that had taken the transactional id before the
-//! row was looked at under the lock. Whoever took the lane since has fenced that producer. A new one needs a new look at the row.
+//! A worker that was frozen does no harm, wherever it wakes up. It sends with a producer that had taken the transactional id before the
+//! worker read the row under the lock. A worker that has taken the lane since has fenced that producer. A new producer requires a new look
+//! at the row.
 //!
-//! After any error a worker trusts nothing: it drops its producer, and takes its own lanes as if they were another's. That its
-//! commit was made, or was not, it learns from the progress like everybody else.
+//! After any error a worker trusts nothing. It drops its producer, and takes its own lanes as if they were another worker's. Like every
+//! other worker, it learns from the progress whether its commit was made.
 //!
-//! A worker that publishes at least once takes such a lane the same way, and leaves it free.
+//! A worker that publishes at least once takes such a lane (taken or opened) by the same steps, and leaves it free.
 
 pub(crate) mod ownership;
 mod recovery;
@@ -53,15 +56,16 @@ use crate::store::session::{self, Begun, Wanted};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
-/// A relay whose last heartbeat is so many halves of an interval ago does not release its lanes any more. What looks at them has seen nobody
-/// move their first event, and they are not locked.
+/// The silence, in halves of a heartbeat interval, after which the owner of a lane no longer counts as alive. Such a relay does not release
+/// its lanes any more. The time is shorter than elsewhere, because this owner does not hold the lock on the lane either.
 const SILENT_HALVES: u32 = 3;
 
-/// A worker that lives and does not release is waited for so many heartbeats.
+/// The time, in heartbeat intervals, for which a worker waits for a live owner to release a lane. After this time it takes the lane.
 const PATIENT_BEATS: u32 = 10;
 
 impl WorkerContext<'_> {
-    /// The lanes to work on, as many as are locked, free to take and in a row; with those of them that have to be taken first.
+    /// Returns the lanes to work on: the longest run of lanes that are locked and free to take. Also returns those of them that have to be
+    /// taken first.
     pub(super) async fn lanes_to_work_on(
         &mut self,
         begun: &Begun,
@@ -76,12 +80,13 @@ impl WorkerContext<'_> {
             .map(|lanes| (lanes, (lanes.first..=lanes.last).filter(|lane| !self.is_settled(begun, *lane)).collect())))
     }
 
-    /// True when nothing of the locked lanes can be in doubt.
+    /// Returns true when nothing of the locked lanes can be in doubt.
     pub(super) fn are_settled(&self, begun: &Begun) -> bool {
         begun.lanes.iter().all(|row| self.is_settled(begun, row.lane))
     }
 
-    /// A worker that is alive releases by itself what is another's share; fencing it would cost it what it has in flight.
+    /// Removes from `locked` the lanes that a live worker owns. Such a worker itself releases the lanes that are another worker's share.
+    /// Fencing it would cost it the events that it has in flight. After [`PATIENT_BEATS`] intervals of waiting nothing is removed.
     async fn without_those_of_the_living(&mut self, begun: &Begun, locked: Vec<i16>) -> Result<Vec<i16>, CycleError> {
         let own = &self.ownership.transactional_id;
         let others: Vec<_> =
@@ -107,7 +112,7 @@ impl WorkerContext<'_> {
         Ok(locked.into_iter().filter(|lane| !kept.contains(lane)).collect())
     }
 
-    /// True when nothing of the lane can be in doubt.
+    /// Returns true when nothing of the lane can be in doubt.
     fn is_settled(&self, begun: &Begun, lane: i16) -> bool {
         let owner = begun.owners.iter().find(|owner| owner.lane == lane);
         match owner {
@@ -121,7 +126,7 @@ impl WorkerContext<'_> {
         }
     }
 
-    /// Takes lanes, in the transaction that has them locked, which it commits.
+    /// Takes lanes in the transaction that has locked them, and commits that transaction. In exactly-once mode it then opens them.
     pub(super) async fn take(&mut self, begun: &Begun, lanes: LaneRange, wanted: &[i16]) -> Result<(), CycleError> {
         let former: Vec<_> = begun.owners.iter().filter(|owner| wanted.contains(&owner.lane)).collect();
         self.fence_former(lanes, wanted, &former).await?;
@@ -149,7 +154,8 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
-    /// The lanes whose progress in Kafka has to be looked at: also those whose row names nobody, because the row may have lost commits.
+    /// Returns the lanes whose progress in Kafka has to be read. In exactly-once mode this includes lanes whose row names no owner, because
+    /// the row may have lost commits.
     fn lanes_in_doubt(&self, wanted: &[i16], former: &[&Owner]) -> Vec<i16> {
         match self.shared.options.is_exactly_once() {
             true => wanted.to_vec(),
@@ -157,8 +163,8 @@ impl WorkerContext<'_> {
         }
     }
 
-    /// Stops the former owners for good: those that the lanes' rows name, and those that only Kafka knows, because Postgres has lost the
-    /// commit that made them owners.
+    /// Stops the former owners for good: the owners that the lanes' rows name, and the owners that only Kafka knows, because Postgres has
+    /// lost the commit that made them owners.
     async fn fence_former(&mut self, lanes: LaneRange, wanted: &[i16], former: &[&Owner]) -> Result<(), CycleError> {
         let mut ids: BTreeSet<String> = former.iter().map(|owner| owner.transactional_id.clone()).collect();
         let read = self.lanes_in_doubt(wanted, former);
@@ -177,11 +183,11 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
-    /// Marks what the former owners have published and could not mark; returns how many events that were.
+    /// Marks the events that the former owners have published and could not mark. Returns the number of marked events.
     ///
-    /// What Kafka says names ids. They stand for the events that were sent only if the table has not lost commits since, in a failover
-    /// or by a restored backup: ids that were lost are allocated again. The nonces tell whether the table is in the state before or after
-    /// the batch, and the digest whether the rows are the ones that were sent.
+    /// The progress in Kafka names ids. The ids stand for the events that were sent only if the table has not lost commits since, in a
+    /// failover or by a restored backup: lost ids are allocated again. The nonces tell whether the table is in the state before or after
+    /// the batch. The digest tells whether the rows are the ones that were sent.
     async fn settle_former(
         &mut self,
         lanes: LaneRange,
@@ -200,10 +206,10 @@ impl WorkerContext<'_> {
             let stored = sealed.get(&lane).copied().unwrap_or_default();
             let owner = former.iter().find(|owner| owner.lane == lane && owner.opened);
             match (progress.get(&lane), owner) {
-                // Never published exactly once.
+                // The lane was never published exactly once.
                 (None, None) => {}
                 (Some(found), Some(owner)) if !found.is_of(&owner.transactional_id, owner.epoch) => lost.push(lane),
-                // Settled: the table has the batch.
+                // The batch is settled: the table has it.
                 (Some(found), _) if found.after == stored => {}
                 (Some(found), _) if found.before == stored => {
                     let rows = within(self.shared.delivery.events(self.conn, &found.ids, lane, persistent)).await?;
@@ -235,7 +241,7 @@ impl WorkerContext<'_> {
         Ok(settled)
     }
 
-    /// Makes the new owner known to Kafka, then says in the rows that it may send.
+    /// Makes the new owner known to Kafka, then writes to the rows that the owner may send.
     async fn open(
         &mut self,
         lanes: LaneRange,
@@ -260,7 +266,7 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
-    /// Commits to Kafka what was sent since the transaction began, with the progress of these lanes.
+    /// Commits to Kafka the records that were sent since the transaction began, with the progress of these lanes.
     async fn commit_progress(&mut self, lanes: Vec<(i16, Progress)>) -> Result<(), CycleError> {
         let member = self.shared.progress.prepare().await?;
         let producer = self.producer.as_mut().ok_or(BrokerDown)?;
@@ -279,8 +285,8 @@ impl WorkerContext<'_> {
         Ok(committed?)
     }
 
-    /// Commits the batch to Kafka, and decides the nonce that the lanes' rows get with it. What goes wrong is what becomes of the batch: it
-    /// may be committed, and progress will tell.
+    /// Commits the batch to Kafka, with a progress that fixes the nonce which the lanes' rows get with this batch. After an error the batch
+    /// may or may not be committed: the progress tells.
     pub(super) async fn seal(
         &mut self,
         assignment: &LaneAssignment,
@@ -305,7 +311,7 @@ impl WorkerContext<'_> {
         self.commit_progress(lanes).await
     }
 
-    /// Releases the lanes outside `keep`, of which nothing is in doubt.
+    /// Releases the owned lanes outside `keep`. Nothing of them is in doubt.
     pub(crate) async fn release_lanes(&mut self, keep: Option<LaneRange>) -> Result<(), CycleError> {
         let is_kept = |lane: i16| keep.is_some_and(|keep| (keep.first..=keep.last).contains(&lane));
         let released: Vec<_> = self
@@ -324,7 +330,7 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
-    /// How many rows of the batch fit into the progress that is committed with them; the rest is the next claim's.
+    /// Returns how many rows of the batch fit into the progress that is committed with them. The next claim takes the rest.
     pub(super) fn fitting_rows(&mut self, batch: &Batch) -> Result<usize, sqlx::Error> {
         if !self.shared.options.is_exactly_once() {
             return Ok(batch.rows.len());

@@ -1,11 +1,11 @@
-//! Whether the cluster can be reached. One client of the relay watches; the workers' producers report to it when they suspect an outage.
+//! Watches whether the cluster can be reached. One client of the relay does so; the workers' producers report to it if they suspect an
+//! outage.
 //!
-//! The client is a plain producer that sends nothing. An idempotent one is broken for good when the right to be one is missing, and
-//! then does not connect again. A client that gets no answer for long is made anew.
+//! The client is a plain producer that sends nothing. An idempotent producer breaks permanently if it lacks the right to be idempotent, and
+//! does not connect again. A client that gets no answer for a long time is replaced.
 //!
-//! States: unknown -> up; up -> suspected (a client lost all brokers, a batch timed out, or it was not asked for a while) -> up or
-//! down (it did not answer);
-//! down -> up. While it is not up, no worker opens a transaction.
+//! States: unknown -> up; up -> suspected (a client lost all brokers, a batch timed out, or 10 s have passed since the last request);
+//! suspected -> up or down (no answer); down -> up. Unless the cluster is up, no worker opens a transaction.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,30 +25,30 @@ use crate::sink::client::log_line;
 use crate::sink::topics::{Answer, Topics};
 use event_outbox::backoff::Backoff;
 
-/// How long the cluster may take to answer before it counts as down.
+/// The time limit for an answer, after which the cluster counts as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the client's callbacks are served after each question.
+/// The time for which the client's callbacks are served after each request.
 const SERVING_TIME: Duration = Duration::from_millis(20);
 
-/// How often it is asked while it is down: the first event after its return waits this long at the most.
+/// The interval of requests while the cluster is down. The first event after the cluster's return waits at most this long.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// How often it is asked when nobody suspects it: a client with nothing to send does not notice that its brokers are gone.
+/// The interval of requests without a suspicion. A client that sends nothing does not notice that its brokers are gone.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
-/// A client without an answer for this long is made anew.
+/// The time without an answer after which the client is replaced.
 const CLIENT_KEPT: Duration = Duration::from_secs(10);
 
-/// librdkafka keeps every topic it was asked for, and asks for those that are missing once a second: a client that has asked for more
-/// is made anew.
+/// The number of topics after which the client is replaced. librdkafka keeps every topic it was asked for, and asks for missing ones once a
+/// second.
 const NAMES_KEPT: usize = 64;
 
-/// What the watch asks for while no topic is known: any answer will do, and this topic is on most clusters.
+/// The topic that the watch asks for while it knows no other. Any answer is enough, and most clusters have this topic.
 const ANY_TOPIC: &str = "__consumer_offsets";
 
-/// The cluster did not answer, or is known to be down.
+/// The error of a cluster that did not answer, or is known to be down.
 #[derive(Debug, thiserror::Error)]
 #[error("the Kafka cluster does not answer")]
 pub(crate) struct BrokerDown;
@@ -61,14 +61,14 @@ pub(crate) struct Suspicion {
     explains: Explains,
 }
 
-/// How much a suspicion explains.
+/// The usefulness of a suspicion as an explanation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Explains {
-    /// "2/2 brokers are down", a batch that timed out.
+    /// Explains nothing: "2/2 brokers are down", or a batch that timed out.
     Nothing,
-    /// "Connection refused", a name that cannot be resolved.
+    /// Explains the symptom: "Connection refused", or a name that cannot be resolved.
     Something,
-    /// A login or a certificate that was refused: lost connections follow from it and explain nothing.
+    /// Explains the cause: a login or a certificate was refused. Lost connections follow from it and explain nothing.
     TheCause,
 }
 
@@ -83,40 +83,40 @@ impl Suspicion {
         Self { reason: reason.to_owned(), fault, explains }
     }
 
-    /// That it does not answer is all that is known.
+    /// Returns the suspicion of a cluster that did not answer, if no client reported a reason.
     fn silence() -> Self {
         Self::from_code(RDKafkaErrorCode::AllBrokersDown, "no broker answers")
     }
 
-    /// The later one, unless it says less.
+    /// Returns the later suspicion, unless it explains less.
     fn or(self, later: Suspicion) -> Self {
         if self.explains > later.explains { self } else { later }
     }
 }
 
-/// Takes suspicions from librdkafka's threads and from workers.
+/// Sends suspicions from librdkafka's threads and from workers to the watch.
 #[derive(Debug, Clone)]
 pub(crate) struct SuspicionSender(mpsc::UnboundedSender<Suspicion>);
 
 impl SuspicionSender {
-    /// An error of a client as a whole.
+    /// Reports an error of a whole client.
     pub(crate) fn client_error(&self, error: &KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
         tracing::debug!(target: "librdkafka", kafka_code = ?code, "{reason}");
         if !matches!(code, Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::GaplessGuarantee)) {
-            // Fails only when the relay is gone.
+            // Fails only if the relay is gone.
             let _ = self.0.send(Suspicion::from_code(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown), reason));
         }
     }
 
-    /// A batch was not acknowledged in time, or the like.
+    /// Raises a suspicion, for example because a batch was not acknowledged in time.
     pub(crate) fn raise(&self, reason: &str) {
-        // Fails only when the relay is gone.
+        // Fails only if the relay is gone.
         let _ = self.0.send(Suspicion::from_code(RDKafkaErrorCode::AllBrokersDown, reason));
     }
 }
 
-/// The watching client.
+/// The client that watches the cluster.
 pub(crate) struct Broker {
     config: ClientConfig,
     client: Mutex<Client>,
@@ -126,7 +126,7 @@ pub(crate) struct Broker {
 
 struct Client {
     producer: Arc<BaseProducer<WatchContext>>,
-    /// The topics it was asked for.
+    /// The topics that the client was asked for.
     names: HashSet<String>,
     made_at: Instant,
 }
@@ -155,7 +155,7 @@ impl ProducerContext<NoCustomPartitioner> for WatchContext {
     fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): ()) {}
 }
 
-/// What the watch reports: the cluster went away, stays away for this reason, or came back.
+/// A report of the watch: the cluster is down for this reason, or up again.
 #[derive(Debug)]
 pub(crate) enum BrokerChange {
     Down { reason: String, fault: Fault },
@@ -164,7 +164,7 @@ pub(crate) enum BrokerChange {
 
 impl Broker {
     /// # Errors
-    /// What librdkafka finds wrong with the settings; the message may quote one.
+    /// The error that librdkafka finds in the settings. Its message may quote a setting.
     pub(crate) fn new(
         settings: &ClientSettings,
     ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Suspicion>), KafkaError> {
@@ -176,18 +176,18 @@ impl Broker {
         Ok((Arc::new(broker), receiver))
     }
 
-    /// Returns where to raise suspicions.
+    /// Returns the sender of suspicions.
     pub(crate) fn suspicions(&self) -> SuspicionSender {
         self.suspicions.clone()
     }
 
-    /// Becomes true when the cluster is up.
+    /// Returns the state of the cluster, which becomes true when the cluster is up.
     pub(crate) fn state(&self) -> watch::Receiver<bool> {
         self.state.subscribe()
     }
 
-    /// Watches until nobody listens to `changes`: one when the cluster goes away, one when it is back. What it hears of `topics` is
-    /// theirs to know.
+    /// Watches the cluster until nobody receives `changes`. Sends one change when the cluster goes down, and one when it is up again.
+    /// Writes the answers about topics to `topics`.
     pub(crate) async fn watch(
         self: Arc<Self>,
         topics: Arc<Topics>,
@@ -211,21 +211,22 @@ impl Broker {
                 }
             }
             self.state.send_replace(true);
-            // One broker of several that is away raises suspicions all the time: a pause keeps the cluster from being asked as often.
+            // A single broker that is down raises suspicions all the time. The pause limits the rate of requests.
             tokio::time::sleep(RETRY_MIN).await;
             suspicion = match tokio::time::timeout(ASK_EVERY, suspicions.recv()).await {
                 Ok(Some(raised)) => raised,
                 Ok(None) => return,
                 Err(_) => Suspicion::silence(),
             };
-            // What is suspected from here on is asked about again: it may have gone right after it answered.
+            // Suspicions raised from here on lead to a new request: the cluster may have gone down right after its answer.
             while let Ok(later) = suspicions.try_recv() {
                 suspicion = suspicion.or(later);
             }
         }
     }
 
-    /// What keeps it away may change meanwhile: a broker comes back, and with another password.
+    /// Asks until the cluster answers. Reports later suspicions as well, because the reason may change: a broker may return with another
+    /// password.
     async fn until_it_answers(
         self: &Arc<Self>,
         topics: &Topics,
@@ -246,7 +247,7 @@ impl Broker {
         }
     }
 
-    /// Asks for one topic: a large cluster takes long to list them all.
+    /// Asks for one topic, because a large cluster takes long to list all of them.
     async fn answers(self: &Arc<Self>, topics: &Topics) -> bool {
         let known = topics.stalest();
         if known.is_some() {
@@ -267,7 +268,7 @@ impl Broker {
     /// Asks for topics one by one.
     ///
     /// # Errors
-    /// [`BrokerDown`] when the cluster does not answer.
+    /// [`BrokerDown`] if the cluster does not answer.
     pub(crate) async fn describe(self: &Arc<Self>, topics: Vec<String>) -> Result<Vec<(String, Answer)>, BrokerDown> {
         let asked = self.ask(topics.clone(), move |client| {
             let mut answers = Vec::with_capacity(topics.len());
@@ -281,10 +282,10 @@ impl Broker {
         self.or_suspect(asked.await)
     }
 
-    /// Asks for all topics that may be seen, in one request.
+    /// Asks for all topics that the user may see, in one request.
     ///
     /// # Errors
-    /// [`BrokerDown`] when the cluster does not answer.
+    /// [`BrokerDown`] if the cluster does not answer.
     pub(crate) async fn describe_all(self: &Arc<Self>) -> Result<HashMap<String, Answer>, BrokerDown> {
         let asked = self.ask(Vec::new(), |client| {
             let metadata = client.client().fetch_metadata(None, ANSWER_TIMEOUT)?;
@@ -293,10 +294,10 @@ impl Broker {
         self.or_suspect(asked.await)
     }
 
-    /// What the cluster says against writing `topic`, if anything.
+    /// Returns the cluster's error for `topic`, if there is one.
     ///
     /// # Errors
-    /// [`BrokerDown`] when it does not answer.
+    /// [`BrokerDown`] if the cluster does not answer.
     pub(crate) async fn topic_error(self: &Arc<Self>, topic: &str) -> Result<Option<RDKafkaErrorCode>, BrokerDown> {
         let answers = self.describe(vec![topic.to_owned()]).await?;
         Ok(answers.into_iter().find_map(|(_, answer)| match answer {
@@ -312,7 +313,7 @@ impl Broker {
         })
     }
 
-    /// Asks by a client that has been asked for `names`. librdkafka's metadata calls block.
+    /// Sends a request with a client that has been asked for `names`. librdkafka's metadata calls block.
     async fn ask<T: Send + 'static>(
         self: &Arc<Self>,
         names: Vec<String>,
@@ -322,7 +323,8 @@ impl Broker {
         tokio::task::spawn_blocking(move || {
             let producer = broker.client_for(names);
             let answer = question(&producer);
-            // Serves the callbacks: errors and log lines queue up otherwise. One event is served per call once the time is over.
+            // Serves the callbacks, because errors and log lines would queue up otherwise. Once the time is over, one event is served per
+            // call.
             producer.poll(SERVING_TIME);
             answer
         })
@@ -330,7 +332,8 @@ impl Broker {
         .unwrap_or(Err(KafkaError::Canceled))
     }
 
-    /// Blocks: the last user of a client that was replaced waits for its end.
+    /// Returns the client for topics `names`, and replaces it if it has too many topics or is broken. May block: the last user of a
+    /// replaced client waits for its threads to end.
     fn client_for(&self, names: Vec<String>) -> Arc<BaseProducer<WatchContext>> {
         let mut client = self.client();
         let known = client.names.len();
@@ -343,7 +346,7 @@ impl Broker {
         Arc::clone(&client.producer)
     }
 
-    /// A client that has got no answer for long may have given up.
+    /// Replaces a client that has received no answer for a long time, because it may have given up.
     fn renew_client(&self, down_at: Instant) {
         let mut client = self.client();
         if client.made_at.max(down_at).elapsed() >= CLIENT_KEPT {
@@ -351,7 +354,8 @@ impl Broker {
         }
     }
 
-    /// A topic of the relay's own is known: librdkafka need not ask for the other one any more, which may be missing.
+    /// Replaces a client that was asked for [`ANY_TOPIC`]. One of the relay's topics is known now, and librdkafka would keep asking for the
+    /// other one, which may be missing.
     fn drop_any_topic(&self) {
         let mut client = self.client();
         if client.names.contains(ANY_TOPIC) {
@@ -363,10 +367,10 @@ impl Broker {
         match Client::new(&self.config, &self.suspicions) {
             Ok(new) => {
                 let old = std::mem::replace(client, new);
-                // librdkafka joins its threads.
+                // Drops the old client on another thread, because librdkafka joins its threads.
                 std::thread::spawn(move || drop(old));
             }
-            // The same settings made the first one, so this is about threads or memory.
+            // The same settings made the first client, so the error is about threads or memory.
             Err(error) => tracing::debug!(%error, "the cluster client cannot be replaced"),
         }
     }

@@ -1,7 +1,7 @@
-//! What became of each record of a batch. The producer's thread reports, the worker waits.
+//! Tracks the outcome of each record of a batch. The producer's thread reports the outcomes, and the worker waits for them.
 //!
-//! A record is open -> acked, or open -> failed. A record that is still open when the worker stops waiting is *unknown*: it may
-//! be on the topic.
+//! A record is open -> acked, or open -> failed. A record that is still open when the worker stops waiting is *unknown*: it may be on the
+//! topic.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,14 +15,14 @@ use tokio::sync::Notify;
 use crate::sink::broker::SuspicionSender;
 use crate::sink::client::log_line;
 
-/// What is known of one record.
+/// The outcome of one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Not reported yet: it may or may not be on the topic.
+    /// The record has no report yet: it may or may not be on the topic.
     Open,
-    /// On the topic, on all in-sync replicas.
+    /// The record is on the topic, on all in-sync replicas.
     Acked,
-    /// Refused, or given up with its producer.
+    /// The record was refused, or dropped with its producer.
     Failed(RDKafkaErrorCode),
 }
 
@@ -33,7 +33,7 @@ struct Batch {
     outcomes: Vec<Outcome>,
 }
 
-/// Shared between a worker and its producer's thread.
+/// The outcomes of a batch, shared between a worker and its producer's thread.
 #[derive(Debug, Default)]
 pub(crate) struct Deliveries {
     batch: Mutex<Batch>,
@@ -45,7 +45,7 @@ impl Deliveries {
         self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a batch of `records`; reports of earlier batches no longer count. Returns the batch's number.
+    /// Begins a batch of `records` and returns its number. Reports of earlier batches are ignored from now on.
     pub(crate) fn begin(&self, records: usize) -> u32 {
         let mut batch = self.batch();
         batch.number = batch.number.wrapping_add(1);
@@ -58,7 +58,7 @@ impl Deliveries {
     /// Waits until no record is open. Cancel safe.
     pub(crate) async fn all_settled(&self) {
         loop {
-            // Armed before looking, so that a report in between is not missed.
+            // Registers for the notification before it checks, so that no report in between is missed.
             let settled = self.settled.notified();
             if self.are_settled() {
                 return;
@@ -67,18 +67,18 @@ impl Deliveries {
         }
     }
 
-    /// True when no record is open.
+    /// Returns true if no record is open.
     pub(crate) fn are_settled(&self) -> bool {
         self.batch().open == 0
     }
 
-    /// True when this is the batch, and a record of it is open.
+    /// Returns true if this is the current batch and a record of it is open.
     pub(crate) fn is_open(&self, number: u32) -> bool {
         let batch = self.batch();
         batch.number == number && batch.open > 0
     }
 
-    /// What is known now.
+    /// Returns the outcomes known so far.
     pub(crate) fn outcomes(&self) -> Vec<Outcome> {
         self.batch().outcomes.clone()
     }
@@ -98,18 +98,18 @@ impl Deliveries {
         }
     }
 
-    /// A record that was refused before it was queued, or will not be queued at all.
+    /// Marks a record as failed that was refused before it was queued, or will not be queued.
     pub(crate) fn refuse(&self, opaque: usize, code: RDKafkaErrorCode) {
         self.report(opaque, Outcome::Failed(code));
     }
 }
 
-/// The number of a batch and a record's place in it, as one word that travels with the record.
+/// Packs the number of a batch and a record's index in it into one word, which travels with the record.
 pub(crate) fn opaque(batch: u32, slot: usize) -> usize {
     ((batch as usize) << 32) | slot
 }
 
-/// librdkafka's callbacks.
+/// The context that receives librdkafka's callbacks.
 pub(crate) struct Context {
     pub(crate) deliveries: Arc<Deliveries>,
     pub(crate) suspicions: SuspicionSender,

@@ -1,15 +1,15 @@
-//! Where Kafka's Java client, and with it this relay's producer, puts a key.
+//! Computes the partition of a key as Kafka's Java client does. The relay's producer uses this partition.
 
-/// The partition of a key that hashes to `hash`: `Utils.toPositive(hash) % partitions`, as `BuiltInPartitioner.partitionForKey` has it.
+/// Returns the partition of a key that hashes to `hash`: `Utils.toPositive(hash) % partitions`, as in `BuiltInPartitioner.partitionForKey`.
 pub(crate) fn partition(hash: u32, partitions: i32) -> i32 {
     (hash & i32::MAX as u32) as i32 % partitions.max(1)
 }
 
-/// `org.apache.kafka.common.utils.Utils.murmur2`.
+/// Hashes a key as `org.apache.kafka.common.utils.Utils.murmur2` does.
 pub(crate) fn murmur2(data: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const M: u32 = 0x5bd1_e995;
-    // Java's length is 32 bits as well; no key is longer.
+    // The length is 32 bits in Java as well; no key is longer.
     let mut hash = SEED ^ data.len() as u32;
     let (words, rest) = data.as_chunks::<4>();
     for word in words {
@@ -32,7 +32,7 @@ pub(crate) fn murmur2(data: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// From `UtilsTest.testMurmur2` of Apache Kafka.
+    /// Checks the values of `UtilsTest.testMurmur2` in Apache Kafka.
     #[test]
     fn the_hash_is_that_of_the_java_client() {
         for (key, hash) in [

@@ -1,5 +1,5 @@
-//! One idempotent producer. A worker gives it one batch at a time; after any failure the whole producer is dropped, and with it
-//! everything queued, so that a new one sends the unacknowledged suffix again in order.
+//! Runs one idempotent producer. A worker gives it one batch at a time. After any failure the whole producer and its queue are dropped, so
+//! that a new one sends the unacknowledged records again in order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,21 +21,21 @@ use crate::sink::transactions::{self, Offsets, TransactionError};
 use event_outbox::envelope::Envelope;
 use event_outbox::event::StoredEvent;
 
-/// Headers of an event without any of its own: room for the usual correlation and trace headers.
+/// The number of envelope headers, with room for the usual correlation and trace headers.
 const USUAL_HEADERS: usize = 8;
 
-/// How long the thread that reports listens before it looks whether it is still wanted.
+/// The time after which the report thread checks whether it is still needed.
 const REPORT_WAIT: Duration = Duration::from_millis(100);
 
-/// A batch of so few records is sent without lingering.
+/// The largest batch, in records, that is sent without lingering.
 const FEW: usize = 16;
 
-/// A generation of a worker's producer: two of librdkafka's, one for small batches and one for large ones. A batch is all of one of them, and
-/// over before the next begins, so that the order is the batches'.
+/// A generation of a worker's producer: two of librdkafka's producers, one for small batches and one for large ones. A batch uses only one
+/// of them and ends before the next begins, so the records keep the order of the batches.
 pub(crate) struct KafkaProducer {
     patient: Reporting,
     prompt: Option<Reporting>,
-    /// The batch is small.
+    /// True if the batch is small.
     is_few: bool,
     deliveries: Arc<Deliveries>,
     batch: u32,
@@ -46,7 +46,7 @@ pub(crate) struct KafkaProducer {
 
 impl KafkaProducer {
     /// # Errors
-    /// What librdkafka finds wrong with the settings; the message may quote one.
+    /// The error that librdkafka finds in the settings. Its message may quote a setting.
     pub(crate) fn new(
         settings: &ClientSettings,
         suspicions: &SuspicionSender,
@@ -55,10 +55,11 @@ impl KafkaProducer {
         Self::start(settings.config(), settings.prompt(), suspicions, topics)
     }
 
-    /// One that publishes in transactions under this id, none of which the brokers leave open for longer than `longest`.
+    /// Creates a producer that publishes in transactions under this id. The brokers roll back a transaction that is open for longer than
+    /// `longest`.
     ///
     /// # Errors
-    /// What librdkafka finds wrong with the settings; the message may quote one.
+    /// The error that librdkafka finds in the settings. Its message may quote a setting.
     pub(crate) fn transactional(
         settings: &ClientSettings,
         id: &str,
@@ -83,20 +84,20 @@ impl KafkaProducer {
         Ok(Self { patient, prompt, is_few, deliveries, batch, scratch, in_transaction, spread })
     }
 
-    /// Returns true when a new generation has to take its place before the next batch: a topic has more partitions.
+    /// Returns true if a topic has more partitions. A new generation must then replace this one before the next batch.
     pub(crate) fn is_outdated(&self) -> bool {
         self.spread.is_outdated()
     }
 
-    /// Makes this the only producer of its transactional id: what another one has open is rolled back.
+    /// Makes this the only producer with its transactional id. The open transaction of another one is rolled back.
     ///
     /// # Errors
-    /// Any error of the client. The producer is of no use then.
+    /// Any error of the client. The producer is unusable then.
     pub(crate) async fn init_transactions(&self, within: Duration) -> Result<(), TransactionError> {
         transactions::init(Arc::clone(&self.patient.producer), within).await
     }
 
-    /// Begins a transaction unless one is begun. Nothing reaches the brokers before the first record does.
+    /// Begins a transaction unless one has begun. Nothing reaches the brokers before the first record.
     ///
     /// # Errors
     /// Any error of the client.
@@ -108,10 +109,10 @@ impl KafkaProducer {
         Ok(())
     }
 
-    /// Commits what was sent since, with the progress.
+    /// Commits the records sent since the transaction began, together with the progress.
     ///
     /// # Errors
-    /// Any error of the client: it may be committed all the same.
+    /// Any error of the client. The transaction may be committed all the same.
     pub(crate) async fn commit_transaction(
         &mut self,
         offsets: Offsets,
@@ -152,7 +153,7 @@ impl KafkaProducer {
             headers = headers.take().map(|headers| headers.insert(Header { key, value: Some(value) }));
         });
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, opaque(self.batch, slot))
-            // Zero would mean "now", and librdkafka knows no time before 1970.
+            // Zero would mean "now", and librdkafka does not support times before 1970.
             .timestamp(event.created_at.timestamp_millis().max(1));
         record.headers = headers;
         record.key = event.entity_id.map(str::as_bytes);
@@ -168,22 +169,22 @@ impl KafkaProducer {
         sent
     }
 
-    /// Leaves record `slot` of the batch out.
+    /// Leaves out record `slot` of the batch.
     pub(crate) fn skip(&self, slot: usize, code: RDKafkaErrorCode) {
         self.deliveries.refuse(opaque(self.batch, slot), code);
     }
 
-    /// The state of the batch.
+    /// Returns the outcomes of the batch.
     pub(crate) fn deliveries(&self) -> &Deliveries {
         &self.deliveries
     }
 
-    /// Why the producer is broken for good, if it is.
+    /// Returns the error that has broken the producer permanently, if there is one.
     pub(crate) fn fatal(&self) -> Option<RDKafkaErrorCode> {
         self.current().producer.client().fatal_error().map(|(code, _)| code)
     }
 
-    /// Drops what is queued and in flight, off the runtime: librdkafka joins its threads.
+    /// Drops all queued records and those in flight. Runs outside the async runtime, because librdkafka joins its threads.
     pub(crate) fn retire(self) {
         for reporting in self.prompt.into_iter().chain([self.patient]) {
             reporting.retire();
@@ -191,13 +192,13 @@ impl KafkaProducer {
     }
 }
 
-/// Which partition a key belongs to, the same for all producers of the relay. Left to itself each producer of librdkafka hears of new
-/// partitions when it asks by itself, every 5 minutes, or when a leader moves; until all have, an entity's events would go to two partitions
-/// in turn. The counts hold for a generation of producers, and a new one is made between two batches.
+/// Computes the partition of a key, the same for all producers of the relay. Otherwise each librdkafka producer would learn of new
+/// partitions at its own time: every 5 minutes, or when a leader moves. Until then an entity's events would go to two partitions
+/// alternately. The counts stay fixed for a generation of producers, and a new generation is made between two batches.
 struct Spread {
     topics: Arc<Topics>,
     layout: u64,
-    /// Of the topics met so far. Empty where librdkafka computes the partition.
+    /// The number of partitions of the topics used so far. Empty if librdkafka computes the partition.
     counts: HashMap<String, Option<i32>>,
     is_murmur2: bool,
 }
@@ -205,7 +206,7 @@ struct Spread {
 impl Spread {
     fn new(topics: &Arc<Topics>, config: &ClientConfig) -> Self {
         let is_murmur2 = matches!(config.get("partitioner"), Some("murmur2_random" | "murmur2"));
-        // Read first: counts that change after this make it outdated.
+        // Reads the layout first: counts that change after this make this generation outdated.
         Self { layout: topics.layout(), topics: Arc::clone(topics), counts: HashMap::new(), is_murmur2 }
     }
 
@@ -213,7 +214,7 @@ impl Spread {
         self.topics.layout() != self.layout
     }
 
-    /// `None`: librdkafka decides, as it does for records without a key.
+    /// Returns the partition; `None` if librdkafka decides, as it does for records without a key.
     fn partition(&mut self, topic: &str, key: Option<&[u8]>) -> Option<i32> {
         let key = key.filter(|_| self.is_murmur2)?;
         let count = match self.counts.get(topic) {
@@ -224,9 +225,9 @@ impl Spread {
     }
 }
 
-/// A producer of librdkafka and the thread that takes its reports. The thread sleeps while no record of this producer is open: rdkafka
-/// spins through the last millisecond of each wait for an event, and its own threaded producer, which waits all the time, takes most of
-/// an idle relay's CPU.
+/// A librdkafka producer and the thread that receives its delivery reports. The thread sleeps while no record of this producer is open.
+/// rdkafka spins through the last millisecond of each wait for an event. Its own threaded producer waits all the time, and uses most of an
+/// idle relay's CPU.
 struct Reporting {
     producer: Arc<BaseProducer<Context>>,
     /// The last batch of this producer.
@@ -257,11 +258,11 @@ impl Reporting {
         };
         let thread = thread::Builder::new().name("kafka reports".to_owned()).spawn(report);
         let thread =
-            thread.map_err(|error| KafkaError::ClientCreation(format!("no thread for its reports: {error}")))?;
+            thread.map_err(|error| KafkaError::ClientCreation(format!("cannot start the report thread: {error}")))?;
         Ok(Self { producer, batch, retired, thread })
     }
 
-    /// Takes the reports of a batch that has been begun.
+    /// Starts to receive the reports of a batch that has begun.
     fn listen(&self, batch: u32) {
         self.batch.store(batch, Ordering::Relaxed);
         self.thread.thread().unpark();
@@ -269,11 +270,11 @@ impl Reporting {
 
     fn retire(self) {
         self.retired.store(true, Ordering::Relaxed);
-        // What is dropped is reported, which is soon done: there is no need to wait for the brokers.
+        // Dropped records are reported quickly, so there is no need to wait for the brokers.
         self.producer.purge(PurgeConfig::default().queue().inflight());
         self.thread.thread().unpark();
         tokio::task::spawn_blocking(move || {
-            // It has nothing to report but that it panicked, which the panic hook has logged.
+            // The thread returns nothing; the panic hook has logged a panic.
             let _ = self.thread.join();
             drop(self.producer);
         });

@@ -1,49 +1,49 @@
-//! The progress of a lane: who committed it, and the batch it was committed with. It travels as the metadata of a committed offset, which
-//! is text, so a few bytes per thousand events must do.
+//! Encodes the progress of a lane: its owner, and the batch it was committed with. The progress is stored as the metadata of a committed
+//! offset, which is short text. So the encoding uses only a few bytes for each event.
 //!
 //! ```text
 //! "2" base64url( before, after, digest: 8 bytes each, owner: length and text, epoch, count,
 //!                ids: each as the difference to the one before, check: 4 bytes )
 //! ```
 //!
-//! Numbers are varints (<https://protobuf.dev/programming-guides/encoding/#varints>), differences zigzag ones: the ids of a batch are in
-//! the order in which they were claimed, which is not quite ascending where scheduled events are due.
+//! Numbers are varints (<https://protobuf.dev/programming-guides/encoding/#varints>), and differences are zigzag ones. The ids of a batch
+//! are in the order in which they were claimed, which is not quite ascending if scheduled events are due.
 
 use uuid::Uuid;
 
 use event_outbox::hash::fnv1a;
 
-/// What a broker accepts unless told otherwise (`offset.metadata.max.bytes`).
+/// The default limit of a broker (`offset.metadata.max.bytes`).
 pub(crate) const METADATA_MAX_BYTES: usize = 4096;
 
 const VERSION: char = '2';
 
-/// A transactional id is not longer.
+/// The longest transactional id.
 const OWNER_MAX_BYTES: usize = 100;
 
-/// Before, after, digest, owner, epoch, count and check, at their longest.
+/// The largest size of before, after, digest, owner, epoch, count and check together.
 const FRAME_BYTES: usize = 8 * 3 + 1 + OWNER_MAX_BYTES + 10 + 10 + 4;
 
-/// RFC 4648, section 5.
+/// The alphabet of base64url (RFC 4648, section 5).
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// See the head of this file.
+/// The progress of a lane in Kafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// The transactional id: whoever finds that the lane's row has forgotten it can fence it.
+    /// The owner's transactional id. A worker can fence it even if the lane's row has lost it.
     pub(crate) owner: String,
     /// The owner's epoch of the lane.
     pub(crate) epoch: i64,
-    /// What the lane's row in Postgres has as `sealed` before the batch is settled, and after. Equal right after the lane was taken.
+    /// The value of `sealed` in the lane's row before the batch is settled. It equals `after` right after the lane was taken.
     pub(crate) before: i64,
     pub(crate) after: i64,
-    /// [`digest`] of the batch.
+    /// The [`digest`] of the batch.
     pub(crate) digest: u64,
-    /// Of the batch; none right after the lane was taken.
+    /// The ids of the batch; none right after the lane was taken.
     pub(crate) ids: Vec<i64>,
 }
 
-/// Tells the events of a batch from others that have allocated the same ids after Postgres lost commits.
+/// Returns a digest of a batch. It differs between events that were allocated the same ids after Postgres lost commits.
 pub(crate) fn digest(rows: &[(i64, Uuid)]) -> u64 {
     let mut bytes = Vec::with_capacity(rows.len() * 24);
     for (id, event_id) in rows {
@@ -54,7 +54,7 @@ pub(crate) fn digest(rows: &[(i64, Uuid)]) -> u64 {
 }
 
 impl Progress {
-    /// True when it is of this worker and this epoch: what the lane's row says of its owner.
+    /// Returns true if the progress belongs to this worker and this epoch, which the lane's row names as its owner.
     pub(crate) fn is_of(&self, transactional_id: &str, epoch: i64) -> bool {
         self.owner == transactional_id && self.epoch == epoch
     }
@@ -86,7 +86,7 @@ impl Progress {
         text
     }
 
-    /// `None` for anything that [`Progress::encode`] did not write.
+    /// Parses the text; `None` for anything that [`Progress::encode`] did not write.
     pub(crate) fn decode(text: &str) -> Option<Self> {
         let bytes = from_base64(text.strip_prefix(VERSION)?)?;
         let (body, found) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
@@ -113,7 +113,7 @@ impl Progress {
     }
 }
 
-/// How much of the metadata of one lane is taken.
+/// The space that is left in the metadata of one lane.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
     left: usize,
@@ -121,12 +121,12 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// All of `max_bytes` of text.
+    /// Starts with all of `max_bytes` of text.
     pub(crate) fn new(max_bytes: usize) -> Self {
         Self { left: (max_bytes.saturating_sub(1) / 4 * 3).saturating_sub(FRAME_BYTES), last: 0 }
     }
 
-    /// Takes what `id` needs; false where it does not fit.
+    /// Takes the space for `id`; false if it does not fit.
     pub(crate) fn take(&mut self, id: i64) -> bool {
         let needed = varint_len(zigzag(id.wrapping_sub(self.last)));
         let Some(left) = self.left.checked_sub(needed) else { return false };
@@ -222,7 +222,7 @@ mod tests {
             let mut changed = text.clone().into_bytes();
             changed[at] = ALPHABET[letter];
             let changed = String::from_utf8(changed).unwrap();
-            // The last letter has bits that stand for nothing.
+            // The last letter has unused bits.
             prop_assume!(changed != text && at + 1 < text.len());
             prop_assert_eq!(Progress::decode(&changed), None);
         }

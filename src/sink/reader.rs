@@ -1,4 +1,4 @@
-//! Reading topics, for commands that look: never joins a group, commits nothing, creates no topic.
+//! Reads topics for commands. Never joins a group, commits nothing, creates no topic.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,12 +15,12 @@ use crate::config::KafkaSettings;
 use crate::sink::client::log_level;
 use crate::sink::client::log_line;
 
-/// How long the cluster may take to answer a question.
+/// The time limit for an answer of the cluster.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 const SETTINGS: &[(&str, &str)] = &[
     ("client.id", "outbox-relay"),
-    // A consumer cannot be made without; no group is joined.
+    // librdkafka requires a group id for a consumer; the reader joins no group.
     ("group.id", "outbox-relay-reader"),
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
@@ -33,7 +33,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("reconnect.backoff.max.ms", "500"),
 ];
 
-/// A part of a partition: from the first offset to before the end.
+/// A range of offsets of a partition: from `from` to before `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) partition: i32,
@@ -66,7 +66,7 @@ impl ClientContext for Complaints {
 
 impl ConsumerContext for Complaints {}
 
-/// A consumer of its own kind. Its calls block.
+/// A consumer that reads assigned partitions. Its calls block.
 pub(crate) struct Reader {
     consumer: BaseConsumer<Complaints>,
     complaints: Complaints,
@@ -74,7 +74,7 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// # Errors
-    /// What librdkafka finds wrong with the settings; the message may quote one.
+    /// The error that librdkafka finds in the settings. Its message may quote a setting.
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
         let complaints = Complaints::default();
         let mut config = kafka.consumer_config(&[]);
@@ -85,7 +85,7 @@ impl Reader {
         Ok(Self { consumer: config.create_with_context(complaints.clone())?, complaints })
     }
 
-    /// The ids of the brokers.
+    /// Returns the ids of the brokers.
     ///
     /// # Errors
     /// Any error of the client; [`Reader::complaint`] may know more.
@@ -94,7 +94,7 @@ impl Reader {
         Ok(metadata.brokers().iter().map(|broker| broker.id()).collect())
     }
 
-    /// The partitions of a topic, or what the cluster says instead.
+    /// Returns the partitions of a topic, or the cluster's error code for it.
     ///
     /// # Errors
     /// Any error of the client.
@@ -115,9 +115,9 @@ impl Reader {
         Ok(Ok(found.partitions().iter().map(partition).collect()))
     }
 
-    /// The most telling error the client has met so far: about security if there is one, else the first.
+    /// Returns the most useful error that the client has met so far: the first one about security, or else the first one.
     pub(crate) fn complaint(&self) -> Option<(RDKafkaErrorCode, String)> {
-        // Serves the callbacks.
+        // Polls to serve the callbacks.
         while let Some(Err(error)) = self.consumer.poll(Duration::from_millis(20)) {
             self.complaints.error(error.clone(), &error.to_string());
         }
@@ -129,7 +129,7 @@ impl Reader {
         complaints.iter().find(|(code, _)| security(*code)).or_else(|| complaints.first()).cloned()
     }
 
-    /// First offset and the one after the last.
+    /// Returns the first offset of a partition, and the offset after its last record.
     ///
     /// # Errors
     /// Any error of the client.
@@ -137,13 +137,13 @@ impl Reader {
         self.consumer.fetch_watermarks(topic, partition, ANSWER_WITHIN)
     }
 
-    /// The first offset of each partition whose record is as young as `millis` or younger; the end where there is none.
+    /// Returns, for each partition, the first offset whose record has a timestamp of `millis` or later; the end if there is none.
     ///
     /// # Errors
     /// Any error of the client.
     pub(crate) fn since(&self, topic: &str, partitions: &[i32], millis: i64) -> Result<Vec<Part>, KafkaError> {
         let (mut wanted, mut parts) = (TopicPartitionList::new(), Vec::new());
-        // The ends first: a record that comes while the times are looked up is beyond them, not before.
+        // Reads the ends first. A record that arrives during the lookup of times then has an offset beyond the end.
         for partition in partitions {
             wanted.add_partition_offset(topic, *partition, Offset::Offset(millis))?;
             let (_, end) = self.watermarks(topic, *partition)?;
@@ -158,10 +158,10 @@ impl Reader {
         Ok(parts)
     }
 
-    /// Reads parts of a topic until `each` breaks, all is read, or `within` is over. True when all was read.
+    /// Reads parts of a topic until `each` breaks, everything is read, or `within` is over. Returns true if everything was read.
     ///
     /// # Errors
-    /// Any error of the client but those it recovers from.
+    /// Any error of the client, except those it recovers from.
     pub(crate) fn read(
         &self,
         topic: &str,
@@ -197,11 +197,11 @@ impl Reader {
         Ok(all)
     }
 
-    /// Reads parts of a topic until `each` breaks, or all is read. Returns the partitions that were not read to their end: those that gave
-    /// nothing for so long as `patience`, or whatever was left when it broke.
+    /// Reads parts of a topic until `each` breaks, or everything is read. Returns the partitions that were not read to their end, because
+    /// they returned no record for `patience` or because `each` broke.
     ///
     /// # Errors
-    /// Any error of the client but those it recovers from.
+    /// Any error of the client, except those it recovers from.
     pub(crate) fn read_patiently(
         &self,
         topic: &str,
@@ -221,7 +221,7 @@ impl Reader {
                 if broke { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
             .map(|all| if all { next.clear() } else { next.retain(|part| part.from < part.end) })?;
-            // No part has come any further: a partition without a leader.
+            // No partition made progress, for example because it has no leader.
             if broke || next == left {
                 return Ok(next.into_iter().map(|part| part.partition).collect());
             }
@@ -230,7 +230,7 @@ impl Reader {
         Ok(Vec::new())
     }
 
-    /// The names of all topics that the user may see.
+    /// Returns the names of all topics that the user may see.
     ///
     /// # Errors
     /// Any error of the client.
@@ -239,7 +239,7 @@ impl Reader {
         Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
     }
 
-    /// Begins to follow topics from these offsets.
+    /// Starts to follow topics from these offsets.
     ///
     /// # Errors
     /// Any error of the client.
@@ -251,21 +251,21 @@ impl Reader {
         self.consumer.incremental_assign(&list)
     }
 
-    /// The next record of what is followed, if one comes soon.
+    /// Returns the next record of the followed topics, if one arrives within `within`.
     pub(crate) fn next(&self, within: Duration) -> Option<BorrowedMessage<'_>> {
-        // Errors pass, or the command's other half reports them.
+        // Ignores errors: they are temporary, or the other part of the command reports them.
         self.consumer.poll(within).and_then(Result::ok)
     }
 }
 
-/// The first header of that name, as text.
+/// Returns the first header with this name, as text.
 pub(crate) fn header<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m str> {
     let headers = message.headers()?;
     let at = (0..headers.count()).find(|at| headers.get(*at).key == name)?;
     std::str::from_utf8(headers.get(at).value?).ok()
 }
 
-/// librdkafka reports a lost connection and goes on by itself.
+/// Returns true for errors of a lost connection: librdkafka reports them and recovers by itself.
 fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut};
     matches!(error.rdkafka_error_code(), Some(BrokerTransportFailure | AllBrokersDown | OperationTimedOut))

@@ -1,7 +1,7 @@
-//! Records that are sent a second time, as they are: a batch at a time, in order, each acknowledged by all in-sync replicas.
+//! Sends existing records again, unchanged: one batch at a time, in order, each record acknowledged by all in-sync replicas.
 //!
-//! The producer has the relay's guarantees. After a failure it is dropped with all it holds, and the caller learns which records of
-//! the batch are on their topic for sure; the others may be there as well.
+//! The producer has the relay's guarantees. After a failure it is dropped with its queue. The caller learns which records of the batch are
+//! certainly on their topic; the others may be there as well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,22 +16,22 @@ use crate::sink::broker::{Broker, BrokerDown};
 use crate::sink::client::ClientSettings;
 use crate::sink::delivery::{Context, Deliveries, Outcome, opaque};
 
-/// Records of a batch, and bytes of their values beyond which it is full.
+/// The most records of a batch, and the bytes of values at which a batch is full.
 pub(crate) const BATCH: usize = 500;
 pub(crate) const BATCH_BYTES: usize = 8 << 20;
 
-/// How long a batch may wait for its acknowledgements.
+/// The time limit for the acknowledgements of a batch.
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// Whether a record is too large for its topic is the broker's to say.
+/// The largest record. The limit is high because the broker decides whether a record is too large for its topic.
 const LARGEST: &str = "100000000";
 
-/// What a record says, byte for byte.
+/// The contents of a record, byte for byte.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) value: Option<Vec<u8>>,
-    /// In the order in which they were sent; a name may come twice.
+    /// The headers, in the order in which they were sent. A name may occur twice.
     pub(crate) headers: Vec<(String, Option<Vec<u8>>)>,
     /// Milliseconds since 1970.
     pub(crate) timestamp: Option<i64>,
@@ -50,18 +50,18 @@ impl Record {
         }
     }
 
-    /// The first header of that name.
+    /// Returns the first header with this name.
     pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.iter().find(|(key, _)| key == name)?.1.as_deref()
     }
 
-    /// The only header of that name from now on, behind all others.
+    /// Sets a header and moves it behind all others. It replaces all headers of the same name.
     pub(crate) fn set_header(&mut self, name: &str, value: &str) {
         self.headers.retain(|(key, _)| key != name);
         self.headers.push((name.to_owned(), Some(value.as_bytes().to_vec())));
     }
 
-    /// Bytes of key, value and headers.
+    /// Returns the bytes of key, value and headers.
     pub(crate) fn len(&self) -> usize {
         let part = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::len);
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + part(value)).sum();
@@ -69,23 +69,23 @@ impl Record {
     }
 }
 
-/// A record and where it goes.
+/// A record and its destination.
 #[derive(Debug, Clone)]
 pub(crate) struct Outgoing {
     pub(crate) topic: Arc<str>,
-    /// By the configured partitioner, if `None`.
+    /// The partition; `None` if the configured partitioner decides.
     pub(crate) partition: Option<i32>,
     pub(crate) record: Record,
 }
 
-/// Not all of a batch was acknowledged.
+/// The error of a batch that was not acknowledged completely.
 #[derive(Debug)]
 pub(crate) struct Unacknowledged {
-    /// Of each record: whether it is on its topic for sure.
+    /// True for each record that is certainly on its topic.
     pub(crate) acked: Vec<bool>,
-    /// The first that is not.
+    /// The index of the first record that was not acknowledged.
     pub(crate) first: usize,
-    /// What Kafka says against it; `None` when it did not answer in time.
+    /// Kafka's error; `None` if it did not answer in time.
     pub(crate) code: Option<RDKafkaErrorCode>,
 }
 
@@ -99,10 +99,10 @@ pub(crate) struct Resend {
 
 impl Resend {
     /// # Errors
-    /// What librdkafka finds wrong with the settings; the message may quote one.
+    /// The error that librdkafka finds in the settings. Its message may quote a setting.
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
         let settings = ClientSettings::new(kafka, BATCH, BATCH_BYTES);
-        // Nobody watches the cluster here: a batch has its own bound.
+        // No task watches the cluster here, because a batch has its own time limit.
         let (broker, _) = Broker::new(&settings)?;
         let mut config = settings.config().clone();
         if config.get("message.max.bytes").is_none() {
@@ -111,30 +111,31 @@ impl Resend {
         Ok(Self { config, broker, producer: None, deliveries: Arc::default() })
     }
 
-    /// What the cluster says against writing a topic, if anything.
+    /// Returns the cluster's error for a topic, if there is one.
     ///
     /// # Errors
-    /// [`BrokerDown`] when it does not answer.
+    /// [`BrokerDown`] if the cluster does not answer.
     pub(crate) async fn topic_error(&self, topic: &str) -> Result<Option<RDKafkaErrorCode>, BrokerDown> {
         self.broker.topic_error(topic).await
     }
 
-    /// Sends a batch. Returns once all of it is acknowledged, or is not going to be.
+    /// Sends a batch. Returns when all of it is acknowledged, or cannot be acknowledged any more.
     ///
     /// # Errors
-    /// [`Unacknowledged`]; nothing that was not acknowledged is sent later.
+    /// [`Unacknowledged`]. A record that was not acknowledged is not sent later.
     pub(crate) async fn send(&mut self, batch: &[Outgoing]) -> Result<(), Unacknowledged> {
         let number = self.deliveries.begin(batch.len());
         let queued = self.queue(number, batch);
         let settled = tokio::time::timeout(WITHIN, self.deliveries.all_settled()).await;
         let outcomes = self.deliveries.outcomes();
         let Some(first) = outcomes.iter().position(|outcome| *outcome != Outcome::Acked) else { return Ok(()) };
-        // Drops what is queued, off the runtime: librdkafka joins its threads. Late reports of this batch do not count any more.
+        // Drops the queue outside the async runtime, because librdkafka joins its threads. Late reports of this batch are ignored from now
+        // on.
         if let Some(producer) = self.producer.take() {
             let _ = tokio::task::spawn_blocking(move || drop(producer)).await;
         }
         self.deliveries = Arc::default();
-        // The first error is the cause; what was purged after it is not.
+        // The first error is the cause; records purged after it do not count.
         let failed = |outcome: &Outcome| match outcome {
             Outcome::Failed(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => None,
             Outcome::Failed(code) => Some(*code),
@@ -152,7 +153,7 @@ impl Resend {
             if failed.is_none() {
                 failed = self.queue_one(opaque(number, slot), outgoing).err().map(|error| code(&error));
             }
-            // Nothing goes out behind what did not.
+            // No record is sent after one that could not be queued.
             if failed.is_some() {
                 self.deliveries.refuse(opaque(number, slot), RDKafkaErrorCode::PurgeQueue);
             }

@@ -1,8 +1,8 @@
-//! Whether a topic can be written, asked before anything is sent to it: a record that fails for good after its successors went
-//! out cannot be put right.
+//! Finds out whether a topic can be written before anything is sent to it. If a record failed for good after its successors were sent, the
+//! order could not be restored.
 //!
-//! Workers read the answers from memory. One task asks the cluster: for a few topics one by one, for many with one request for all of
-//! them, and again for those that are closed while somebody waits for them.
+//! Workers read the answers from memory. One task asks the cluster: it asks for few topics one by one, and for many with one request for
+//! all topics. It asks again for closed topics while workers wait for them.
 //!
 //! - [`asking`]: the task that asks
 //! - [`table`]: what is known
@@ -22,54 +22,55 @@ use event_outbox::code::Code;
 pub(crate) use table::Answer;
 use table::Table;
 
-/// Up to this many topics are asked for one by one. librdkafka's bindings ask for one topic or for all.
+/// The largest number of topics that are asked for one by one. librdkafka's bindings ask for one topic or for all.
 const FEW: usize = 8;
 
-/// A topic that is new to the relay is asked for again after this pause: it may have been created a moment ago.
+/// The pause before a topic that is new to the relay is asked for again. It may have been created a moment ago.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(150);
 const ATTEMPTS: usize = 2;
 
-/// The same where asking may create the topic: the broker answers "unknown" or "no leader yet" first.
+/// The number of attempts if asking may create the topic: the broker answers "unknown" or "no leader yet" first.
 const ATTEMPTS_TO_CREATE: usize = 4;
 
-/// How often it is looked whether a topic is due to be asked for.
+/// The interval at which the task checks which topics are due.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Fetching the list of all topics may take this share of the time.
+/// The factor between the duration of a request for all topics and the interval of such requests. Requests take at most 1/20 of the time.
 const LIST_SHARE: u32 = 20;
 const LIST_INTERVAL_LONGEST: Duration = Duration::from_secs(30);
 
-/// With more topics than the watch asks for one by one in this time, the counts of their partitions come from the list.
+/// The interval for updating partition counts from the list. The list is used if there are more topics than the watch can ask for one by
+/// one in this time.
 const COUNTS_INTERVAL: Duration = Duration::from_secs(300);
 const WATCHED: usize = 30;
 
-/// What is known of a topic.
+/// The known state of a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TopicState {
-    /// It exists and may be seen.
+    /// The topic exists and may be seen.
     Writable,
-    /// It does not exist, a right is missing, or it refuses records; a message for the operator.
+    /// The topic does not exist, a right is missing, or it refuses records. Contains a message for the operator.
     Closed(String),
     /// The cluster has not answered yet.
     Unknown,
 }
 
-/// The topics of a relay; shared by its workers.
+/// The topics of a relay, shared by its workers.
 #[derive(Debug)]
 pub(crate) struct Topics {
     table: Mutex<Table>,
-    /// Somebody waits for an answer.
+    /// Notified when a worker waits for an answer.
     asked: Notify,
     /// Changes with every answer.
     answered: watch::Sender<()>,
-    /// Asking for a topic may create it, because the operator said so.
+    /// True if asking for a topic may create it, because the operator allowed it.
     creates: bool,
 }
 
-/// The last list of all topics.
+/// The last request for all topics.
 struct Listed {
     at: Option<Instant>,
-    /// To the next one, unless somebody waits for it.
+    /// The time until the next list, unless a worker waits for it.
     interval: Duration,
 }
 
@@ -80,17 +81,17 @@ impl Listed {
 }
 
 impl Topics {
-    /// `creates`: the brokers may create a topic that is asked for (`allow.auto.create.topics`).
+    /// Creates an empty table. `creates` means that the brokers may create a topic that is asked for (`allow.auto.create.topics`).
     pub(crate) fn new(creates: bool) -> Self {
         Self { table: Mutex::default(), asked: Notify::new(), answered: watch::Sender::new(()), creates }
     }
 
-    /// Returns true when the topic can be written, as far as is known. Asks nobody.
+    /// Returns true if the topic can be written, as far as is known. Sends no request.
     pub(crate) fn is_known(&self, topic: &str) -> bool {
         self.table().is_writable(topic, Instant::now())
     }
 
-    /// Returns the state of each topic. Waits at most `wait` for those that are not known.
+    /// Returns the state of each topic. Waits at most `wait` for unknown ones.
     pub(crate) async fn resolve(&self, topics: &[String], wait: Duration) -> HashMap<String, TopicState> {
         let deadline = tokio::time::Instant::now() + wait;
         let mut answered = self.answered.subscribe();
@@ -100,14 +101,14 @@ impl Topics {
                 return states;
             }
             self.asked.notify_one();
-            // Fails only when the relay is gone.
+            // Fails only if the relay is gone.
             if !matches!(tokio::time::timeout_at(deadline, answered.changed()).await, Ok(Ok(()))) {
                 return states;
             }
         }
     }
 
-    /// Returns the state of each topic, as far as is known. Asks nobody; those that cannot be written are asked for in the background for as
+    /// Returns the state of each topic, as far as is known. Sends no request itself. The task asks for topics that cannot be written for as
     /// long as this is called for them.
     pub(crate) fn states(&self, topics: &[String]) -> HashMap<String, TopicState> {
         let (mut table, now) = (self.table(), Instant::now());
@@ -124,23 +125,24 @@ impl Topics {
         self.table().acknowledged(topic);
     }
 
-    /// Returns the number of partitions to spread a topic's records over. All producers of a relay use this one and none its own: two that
-    /// learn of new partitions at different times would send an entity's events to two partitions in turn.
+    /// Returns the number of partitions to spread a topic's records over. All producers of a relay use this number and not their own. Two
+    /// producers that learn of new partitions at different times would send an entity's events to two partitions alternately.
     pub(crate) fn partitions(&self, topic: &str) -> Option<i32> {
         self.table().partitions(topic)
     }
 
-    /// Changes when a topic's records are to be spread over another number of partitions.
+    /// Returns a number that changes when a topic's records have to be spread over another number of partitions.
     pub(crate) fn layout(&self) -> u64 {
         self.table().layout()
     }
 
-    /// Returns a topic whose answer tells the watch that the cluster is there, and is wanted anyway.
+    /// Returns the topic with the oldest answer. The watch asks for it: the answer shows that the cluster can be reached, and updates the
+    /// topic.
     pub(super) fn stalest(&self) -> Option<String> {
         self.table().stalest()
     }
 
-    /// Takes in what the cluster says of a topic.
+    /// Stores the cluster's answer about a topic.
     pub(super) fn update(&self, topic: &str, answer: Answer) {
         self.table().update(topic, answer, Instant::now());
         self.answered.send_replace(());
@@ -151,9 +153,9 @@ impl Topics {
     }
 }
 
-/// The operator's message for a topic that cannot be written.
+/// Returns the operator's message for a topic that cannot be written.
 pub(crate) fn closed(code: RDKafkaErrorCode) -> String {
-    // A topic that is deleted under a producer is reported as an unknown partition, not as an unknown topic.
+    // A topic that is deleted while a producer uses it is reported as an unknown partition, not as an unknown topic.
     match fault::classify_kafka(code).code {
         Code::TopicMissing => "the topic does not exist; create it".to_owned(),
         Code::TopicUnauthorized => "the right to write the topic is missing; grant WRITE and DESCRIBE on it".to_owned(),

@@ -1,8 +1,8 @@
-//! Kafka's side of exactly-once: the group that keeps the lanes' progress, and what fences a worker that has lost its lanes. The protocol
-//! these belong to is in `relay/exactly_once.rs`.
+//! Implements Kafka's part of exactly-once: the consumer group that stores the lanes' progress, and the fencing of a worker that has lost
+//! its lanes. The protocol is in `relay/exactly_once.rs`.
 //!
-//! Progress is a committed offset of a topic of our own, one partition per lane, in a group of the same name. Nothing is ever written to
-//! the topic: it is there because a group commits offsets of partitions that exist.
+//! Progress is a committed offset of a topic that belongs to the relay, with one partition per lane, in a group of the same name. Nothing
+//! is ever written to the topic. It exists because a group commits offsets only of partitions that exist.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,28 +24,28 @@ use crate::sink::progress::Progress;
 use crate::sink::reader::Reader;
 use event_outbox::notice::Notice;
 
-/// How long the cluster may take to answer a question: a transaction of Postgres is open meanwhile.
+/// The time limit for an answer of the cluster. A transaction of Postgres is open meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A new topic is asked for so often until all of its partitions have a leader.
+/// The number of times that the relay asks for a new topic until all of its partitions have a leader.
 const LEADER_ATTEMPTS: usize = 50;
 const LEADER_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why Kafka's side of exactly-once did not work.
+/// The error of Kafka's part of exactly-once.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransactionError {
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    /// Another producer has taken the transactional id: what this one had open was rolled back.
-    #[error("another relay has taken over")]
+    /// Another producer has taken the transactional id. The open transaction of this one was rolled back.
+    #[error("another relay has taken over this transactional id")]
     Fenced,
-    /// The progress topic is not there and cannot be created, or has another number of partitions.
+    /// The progress topic does not exist and cannot be created, or it has another number of partitions.
     #[error("the progress topic {topic} {why}")]
     Topic { topic: String, why: String },
 }
 
 impl TransactionError {
-    /// librdkafka's code, where there is one.
+    /// Returns librdkafka's code, if there is one.
     pub(crate) fn code(&self) -> Option<RDKafkaErrorCode> {
         match self {
             Self::Kafka(error) => error.rdkafka_error_code(),
@@ -61,22 +61,22 @@ impl TransactionError {
     }
 }
 
-/// True for what a producer hears whose transactional id another one has taken.
+/// Returns true for the errors of a producer whose transactional id another one has taken.
 pub(crate) fn is_fenced(code: RDKafkaErrorCode) -> bool {
     matches!(code, RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::InvalidProducerEpoch)
 }
 
-/// The group of one outbox; shared by its workers.
+/// The progress group of one outbox, shared by its workers.
 pub(crate) struct ProgressGroup {
     settings: ClientSettings,
-    /// Of the group and of the topic.
+    /// The name of the group and of the topic.
     name: String,
     lanes: u16,
     member: OnceCell<Arc<ConsumerGroupMetadata>>,
     topic_is_there: AtomicBool,
 }
 
-/// A consumer that says nothing but to those who listen for librdkafka.
+/// A client context that only writes librdkafka's debug log.
 struct Quiet;
 
 impl ClientContext for Quiet {
@@ -96,7 +96,7 @@ impl ProducerContext<NoCustomPartitioner> for Quiet {
     fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): ()) {}
 }
 
-/// What the group and the topic of an outbox are called, and what its transactional ids begin with.
+/// Returns the name of an outbox's group and topic, which is also the prefix of its transactional ids.
 pub(crate) fn name_of(identity: i64) -> String {
     format!("outbox-relay.{identity:015x}")
 }
@@ -112,12 +112,12 @@ impl ProgressGroup {
         }
     }
 
-    /// Of the group and of the topic.
+    /// The name of the group and of the topic.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Makes sure that progress can be committed: the topic is there, and created where it was not.
+    /// Makes sure that progress can be committed. Creates the topic if it does not exist.
     ///
     /// # Errors
     /// [`TransactionError::Topic`], or any error of the client.
@@ -131,12 +131,12 @@ impl ProgressGroup {
         self.member.get_or_try_init(async || self.join().await).await.cloned()
     }
 
-    /// The topic may be gone: looked for again before the next transaction.
+    /// Looks for the topic again before the next transaction, because it may be gone.
     pub(crate) fn check_topic_again(&self) {
         self.topic_is_there.store(false, Ordering::Relaxed);
     }
 
-    /// The group's name and no membership: a group without members takes what anybody commits.
+    /// Returns the group's metadata without joining it: a group without members accepts commits from every client.
     async fn join(&self) -> Result<Arc<ConsumerGroupMetadata>, TransactionError> {
         let config = self.consumer_config();
         blocking(move || {
@@ -153,14 +153,14 @@ impl ProgressGroup {
             .set("group.id", &self.name)
             .set("enable.auto.commit", "false")
             .set("allow.auto.create.topics", "false")
-            // Offsets of a transaction that is not over are not answered with the ones before it: the question waits.
+            // While a transaction with offsets is open, the broker does not answer with the older offsets; the question waits.
             .set("isolation.level", "read_committed")
             .set("log.connection.close", "false");
         config.set_log_level(log_level(&config));
         config
     }
 
-    /// True when the topic is there and each lane has a partition with a leader; false where there is no topic.
+    /// Returns true if the topic exists and each lane has a partition with a leader; false if there is no topic.
     async fn is_there(&self) -> Result<bool, TransactionError> {
         let (kafka, topic) = (self.settings.kafka().clone(), self.name.clone());
         match blocking(move || Reader::new(&kafka)?.partitions(&topic)).await? {
@@ -169,13 +169,13 @@ impl ProgressGroup {
                 let lanes = usize::from(self.lanes);
                 let wrong = || {
                     format!(
-                        "has {led} partitions with a leader, {lanes} lanes need one each; see kafka-topics.sh --alter"
+                        "has {led} partitions with a leader, but {lanes} lanes need one each; see kafka-topics.sh --alter"
                     )
                 };
                 if led >= lanes { Ok(true) } else { Err(self.wrong(wrong())) }
             }
             Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(false),
-            Err(code) => Err(self.wrong(format!("cannot be looked at ({code:?})"))),
+            Err(code) => Err(self.wrong(format!("cannot be described ({code:?})"))),
         }
     }
 
@@ -185,7 +185,7 @@ impl ProgressGroup {
 
     async fn create_topic(&self) -> Result<(), TransactionError> {
         let admin: AdminClient<DefaultClientContext> = self.consumer_config().create()?;
-        // The broker's own number of copies.
+        // -1 is the broker's default replication factor.
         let topic = NewTopic::new(&self.name, i32::from(self.lanes), TopicReplication::Fixed(-1));
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT)).operation_timeout(Some(ANSWER_TIMEOUT));
         for created in admin.create_topics([&topic], &options).await? {
@@ -211,10 +211,11 @@ impl ProgressGroup {
             }
             tokio::time::sleep(LEADER_PAUSE).await;
         }
-        Err(self.wrong("was created and has no leaders yet".to_owned()))
+        Err(self.wrong("was created, but has no leaders yet".to_owned()))
     }
 
-    /// The progress of those of these lanes that have one that can be read. No transaction of theirs is open once their owner is fenced.
+    /// Reads the committed progress of `lanes`. A lane without readable progress is missing from the map. After their owner is fenced,
+    /// these lanes have no open transaction.
     ///
     /// # Errors
     /// Any error of the client.
@@ -229,7 +230,8 @@ impl ProgressGroup {
             let committed = consumer.committed_offsets(wanted, ANSWER_TIMEOUT)?;
             let mut found = BTreeMap::new();
             for element in committed.elements() {
-                // Without the topic there is no progress; any other error passes, and what it hides must not count as lost.
+                // A missing topic means that there is no progress. Other errors are temporary, and the progress they hide must not count as
+                // lost.
                 match element.error() {
                     Ok(()) => {}
                     Err(error) if error.rdkafka_error_code().is_some_and(is_unknown) => {}
@@ -244,10 +246,11 @@ impl ProgressGroup {
         .await
     }
 
-    /// Takes a transactional id from whoever uses it: what that has open is rolled back, and it can neither send nor commit any more.
+    /// Takes a transactional id from the producer that uses it. Its open transaction is rolled back, and it can neither send nor commit any
+    /// more.
     ///
     /// # Errors
-    /// Any error of the client: then it may not be fenced.
+    /// Any error of the client. The other producer may then not be fenced.
     pub(crate) async fn fence(&self, transactional_id: &str, longest: Duration) -> Result<(), TransactionError> {
         let config = self.settings.transactional(transactional_id, longest);
         blocking(move || {
@@ -265,7 +268,7 @@ fn is_unknown(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// What a producer commits with its records.
+/// The progress that a producer commits with its records.
 pub(crate) struct Offsets {
     pub(crate) topic: String,
     pub(crate) lanes: Vec<(i16, Progress)>,
@@ -276,7 +279,7 @@ impl Offsets {
     fn list(&self) -> Result<TopicPartitionList, KafkaError> {
         let mut list = TopicPartitionList::with_capacity(self.lanes.len());
         for (lane, progress) in &self.lanes {
-            // The number means nothing to us; who looks at the group sees how far the lane is.
+            // The relay does not use the offset's number. It shows people who look at the group how far the lane is.
             let offset = Offset::Offset(progress.ids.iter().max().map_or(0, |id| (*id).max(0)));
             let mut element = list.add_partition(&self.topic, (*lane).into());
             element.set_offset(offset)?;
@@ -286,7 +289,7 @@ impl Offsets {
     }
 }
 
-/// Commits what the producer has sent since the transaction began, with the progress.
+/// Commits the records sent since the transaction began, together with the progress.
 pub(super) async fn commit<C>(
     producer: Arc<BaseProducer<C>>,
     offsets: Offsets,
@@ -302,7 +305,7 @@ where
     .await
 }
 
-/// Makes the producer the only one of its transactional id.
+/// Makes the producer the only one with its transactional id.
 pub(super) async fn init<C>(producer: Arc<BaseProducer<C>>, within: Duration) -> Result<(), TransactionError>
 where
     C: ProducerContext<NoCustomPartitioner> + 'static,
@@ -310,7 +313,7 @@ where
     blocking(move || producer.init_transactions(within)).await
 }
 
-/// librdkafka's calls block, and go on to their end whatever becomes of who waits for them.
+/// Runs a librdkafka call on a blocking thread. The call runs to its end even if the caller stops waiting.
 async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
 ) -> Result<T, TransactionError> {

@@ -174,13 +174,13 @@ pub(crate) struct Cause {
     pub(crate) state: String,
     pub(crate) events: i64,
     pub(crate) entities: i64,
-    /// Events that wait behind held ones.
+    /// The number of events that wait behind held ones.
     pub(crate) waiting_behind: i64,
     pub(crate) first_id: i64,
     pub(crate) last_id: i64,
     pub(crate) oldest: DateTime<Utc>,
     pub(crate) newest: DateTime<Utc>,
-    /// Up to five of the events' types.
+    /// The types of the events, at most five.
     pub(crate) event_types: Vec<String>,
     /// The error of the first event.
     pub(crate) error: String,

@@ -1,5 +1,5 @@
-//! Incidents: a server that is away is logged once when it goes and once when it is back, with how long it took and how many
-//! events waited. What happens in between is in the status line.
+//! Records incidents. A server that is away is logged once when it goes and once when it is back, with the duration and the number of
+//! events that waited. Until then the status line shows the incident.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::store::counts;
 use event_outbox::Names;
 use event_outbox::code::Code;
 
-/// How long the count of the events that waited may take.
+/// The longest time that the count of the waiting events may take.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A server that a relay needs.
@@ -37,8 +37,8 @@ impl fmt::Display for Server {
     }
 }
 
-/// The part of a relay that meets the outage. An incident ends when everyone who met it has got on again: a missing right may stop the workers and
-/// leave the heartbeat alone.
+/// The part of a relay that meets the outage. An incident ends when every part that met it works again: a missing right may stop the
+/// workers and leave the heartbeat alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Component {
     Start,
@@ -52,19 +52,19 @@ struct Incident {
     since: Instant,
     reason: Reason,
     code: Code,
-    /// Each cause is logged once, also when two of them take turns.
+    /// The causes that were logged. Each cause is logged once, even if two of them alternate.
     logged: BTreeSet<Code>,
     components: BTreeSet<Component>,
 }
 
-/// An incident that is over.
+/// An incident that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     server: Server,
     lasted: Duration,
 }
 
-/// The incidents that are open now.
+/// The open incidents of a relay.
 pub(crate) struct Outages {
     open: Mutex<BTreeMap<Server, Incident>>,
     ended: mpsc::UnboundedSender<Ended>,
@@ -74,7 +74,7 @@ pub(crate) struct Outages {
 }
 
 impl Outages {
-    /// With the incidents that end, for [`Outages::log_ends`].
+    /// Creates the set of incidents. Also returns the channel of ended incidents, for [`Outages::log_ends`].
     pub(crate) fn new(
         names: Names,
         database: PgConnectOptions,
@@ -88,13 +88,13 @@ impl Outages {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `component` meets an outage; logged unless the incident is open already, and for that reason.
+    /// Records that `component` meets an outage. Logs a new incident, and an open one when its cause is new.
     pub(crate) fn begin(&self, server: Server, component: Component, reason: &str, fault: Fault) {
         let mut open = self.open();
         let (code, next_step) = (fault.code, fault.next_step);
         if let Some(incident) = open.get_mut(&server) {
             incident.components.insert(component);
-            // That it takes long follows from most of them and explains none.
+            // A slow database follows from most causes and explains none of them.
             if incident.code != code && code != Code::DatabaseSlow {
                 incident.code = code;
                 incident.reason = Reason::new(cause(server, code), reason, next_step);
@@ -126,13 +126,13 @@ impl Outages {
         open.insert(server, incident);
     }
 
-    /// An error of the database starts an incident.
+    /// Begins an incident for an error of the database.
     pub(crate) fn database(&self, component: Component, error: &sqlx::Error) {
         self.begin(Server::Postgres, component, &describe(error), fault::classify_database(error));
     }
 
-    /// Notes that `component` gets on. The incident ends with the last of them; the task of [`Outages::log_ends`] logs it, so nobody waits for the
-    /// count of the events that waited.
+    /// Records that `component` works again. The incident ends with the last component. The task of [`Outages::log_ends`] logs the end, so
+    /// nobody waits for the count of the events that waited.
     pub(crate) fn end(&self, server: Server, component: Component) {
         let mut open = self.open();
         let Some(incident) = open.get_mut(&server) else { return };
@@ -144,7 +144,7 @@ impl Outages {
         }
     }
 
-    /// Logs each end of an incident, with how many events waited. Never ends.
+    /// Logs each end of an incident with the number of events that waited. Never ends.
     pub(crate) async fn log_ends(self: Arc<Self>, mut ends: mpsc::UnboundedReceiver<Ended>) {
         while let Some(Ended { server, lasted }) = ends.recv().await {
             let waited = self.waiting_events().await;
@@ -158,7 +158,7 @@ impl Outages {
         }
     }
 
-    /// What blocks now, for the status line.
+    /// Returns the open incidents as texts for the status line.
     pub(crate) fn current(&self) -> Vec<String> {
         self.open()
             .iter()
@@ -168,13 +168,13 @@ impl Outages {
             .collect()
     }
 
-    /// Why that server cannot be worked with, if it cannot.
+    /// Returns the reason why `server` cannot be used, if there is one.
     pub(crate) fn reason(&self, server: Server) -> Option<Reason> {
         self.open().get(&server).map(|incident| incident.reason.clone())
     }
 
-    /// Counts the pending events, up to [`stats::COUNT_LIMIT`]; `None` when the database does not answer. On a connection of its own: an
-    /// incident may end while no other is open.
+    /// Counts the pending events, up to [`counts::COUNT_LIMIT`]; `None` when the database does not answer. Uses its own connection, because
+    /// an incident may end while no other connection is open.
     async fn waiting_events(&self) -> Option<i64> {
         let counted = async {
             let mut conn = session::connect(&self.database, "outbox-relay outage", self.connect_timeout).await?;
@@ -185,7 +185,7 @@ impl Outages {
     }
 }
 
-/// What the probes say of it.
+/// Returns the cause that the probes show for an outage.
 fn cause(server: Server, code: Code) -> Cause {
     match (server, code) {
         (Server::Postgres, Code::RightsMissing) => Cause::Right,

@@ -1,8 +1,8 @@
-//! The stall monitor's task: looks now and then whether events wait and none moves, finds out why, and keeps what the probes answer and
-//! the metrics of the whole outbox. It only reads, on a connection of its own, within limits.
+//! Runs the stall monitor's task: checks at intervals whether events wait and none moves, and finds out why. Also keeps the answers of the
+//! probes and the metrics of the whole outbox. It only reads, on its own connection, within limits.
 //!
-//! - [`stall`]: since when nothing has moved
-//! - [`cause`]: why nothing moves
+//! - [`stall`]: decides since when nothing has moved
+//! - [`cause`]: finds out why nothing moves
 
 mod cause;
 mod stall;
@@ -27,36 +27,36 @@ use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 use stall::{QueueState, Stall, StallChange};
 
-/// How its sessions call themselves. Not like a worker's, whose locks are looked for by that name.
+/// The name of the task's sessions. It differs from the names of workers' sessions, which are searched by name for the locks they hold.
 const APPLICATION: &str = "outbox-relay-stall-monitor";
 
-/// How often memory is looked at: servers that go and come.
+/// The interval between checks of what is in memory: servers that go away and come back.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often the database is looked at, at most.
+/// The shortest interval between two looks at the database, unless `RELAY_STALL_AFTER` is short.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Looking may take this share of the time, unless a stall would be found too late: under a held snapshot it walks all that was
-/// published since.
+/// Looks at the database may take 1/`LOOK_SHARE` of the time, unless a stall would then be found too late. Under a held snapshot a look
+/// walks all rows that were published since.
 const LOOK_SHARE: u32 = 50;
 
-/// Rights change rarely.
+/// The interval between checks of rights, which change rarely.
 const RIGHTS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What [`Shared::block`] calls a stall.
+/// The name of a stall in [`Shared::block`].
 const STALLED: &str = "stalled";
 
-/// What [`Shared::block`] calls policies that hide rows.
+/// The name of policies that hide rows in [`Shared::block`].
 const HIDDEN: &str = "row level security";
 
 struct StallMonitor {
     shared: Arc<Shared>,
     conn: Option<PgConnection>,
     stall: Stall,
-    /// What was seen last; `None`: the database could not be asked.
+    /// The head of the queue at the last look; `None` if the database could not be asked.
     head: Option<QueueHead>,
     lacking: Option<Reason>,
-    /// Row level security may hide rows.
+    /// True when row level security may hide rows.
     hides: bool,
     why: Option<Reason>,
     look_at: Instant,
@@ -84,19 +84,19 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         let up_now = *up.borrow_and_update();
         tokio::select! {
             biased;
-            // A look may take long, and writes nothing: it may be cut short.
+            // A look may take long and writes nothing, so it may be cut short.
             _ = stop.wait_for(|stop| *stop) => break,
             () = monitor.look(up_now) => {}
         }
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            // Fails only when the watch is gone, and with it the relay.
+            // Fails only when the broker watch is gone, and with it the relay.
             _ = up.changed() => {}
             () = tokio::time::sleep(tick) => {}
         }
     }
-    let stopping = Reason::new(Cause::Stopping, "the relay drains and stops", "none: it was told to");
+    let stopping = Reason::new(Cause::Stopping, "the relay drains and stops", "none: the relay was asked to stop");
     monitor.shared.options.telemetry.health.set(Readiness::Unready(stopping));
 }
 
@@ -105,7 +105,7 @@ impl StallMonitor {
         if Instant::now() >= self.look_at {
             let began = Instant::now();
             let cost = match within(self.look_at_database(up)).await {
-                // To wait for a lock costs nobody anything.
+                // Waiting for a lock costs the database nothing.
                 Ok(QueueState::Unreadable) => Duration::ZERO,
                 Ok(QueueState::Empty | QueueState::Head(_)) => began.elapsed(),
                 Err(error) => {
@@ -136,7 +136,7 @@ impl StallMonitor {
             self.rights_at = Instant::now() + RIGHTS_INTERVAL;
         }
         if self.lacking.is_none() {
-            // At each look: rows that are hidden look like an outbox without any.
+            // Checked at each look, because an outbox whose rows are hidden looks like an empty one.
             let hidden = rights::hidden_rows(conn, &options.names).await?;
             self.lacking = hidden.clone().map(reason_from_rights);
             log_hidden(&shared, &mut self.hides, hidden.as_ref());
@@ -148,7 +148,8 @@ impl StallMonitor {
         };
         let (seen, head) = match seen {
             Ok(head) => (head.lowest_id().map_or(QueueState::Empty, QueueState::Head), head),
-            // 55P03 lock_not_available, 57014 query_canceled, 42501 insufficient_privilege: what it cannot see, no worker can claim.
+            // 55P03 lock_not_available, 57014 query_canceled, 42501 insufficient_privilege: rows that cannot be read here cannot be claimed
+            // by a worker either.
             Err(sqlx::Error::Database(error))
                 if matches!(error.code().as_deref(), Some("55P03" | "57014" | "42501")) =>
             {
@@ -171,7 +172,7 @@ impl StallMonitor {
         Ok(seen)
     }
 
-    /// From memory.
+    /// Updates the answer of the probes and the metrics from memory.
     fn update_readiness(&self, up: bool) {
         let telemetry = &self.shared.options.telemetry;
         let away = |server| self.shared.outages.reason(server);
@@ -191,7 +192,8 @@ impl StallMonitor {
         telemetry.health.set(readiness);
     }
 
-    /// One line when a stall begins, one when what waited has gone on. While it lasts, the status line has it.
+    /// Logs one line when a stall begins, and one when the events that waited have moved on. While the stall lasts, the status line shows
+    /// it.
     fn log(&self, change: StallChange) {
         let after_s = self.shared.options.stall_after.as_secs();
         match (change, &self.why) {
@@ -249,7 +251,7 @@ impl StallMonitor {
     }
 }
 
-/// One line when policies begin to hide rows, one when they no longer do. Nobody else meets an error then.
+/// Logs one line when policies begin to hide rows, and one when they no longer do. No other part of the relay gets an error in that case.
 fn log_hidden(shared: &Shared, hides: &mut bool, hidden: Option<&Finding>) {
     match (hidden, std::mem::replace(hides, hidden.is_some())) {
         (Some(Finding { message, fix, .. }), false) => {

@@ -1,36 +1,37 @@
-//! Which lanes each of this relay's workers is due. With little to do one worker has all of them: two would claim, send and commit twice as
-//! often for the same events, and on a small machine wait for each other. A large batch, or a cycle that failed, scales out to all of them.
+//! Computes which lanes each of this relay's workers gets. With little to do one worker has all of them. Two workers would claim, send and
+//! commit twice as often for the same events, and would wait for each other on a small machine. A large batch or a failed cycle scales out
+//! to all workers.
 
 use std::time::Duration;
 
 use crate::lane::LaneRange;
 use crate::relay::shared::Shared;
 
-/// How long no batch may have been large before one worker takes all lanes. Whoever takes lanes over begins at the first row, which under a
-/// held snapshot means all that was published since: not to be done every few seconds.
+/// The time without a large batch after which one worker takes all lanes. A change of owner is not free, so it should not happen every few
+/// seconds: the new owner forgets what it remembers and reads the lanes' rows, holds and pauses again.
 const SCALE_IN_AFTER: Duration = Duration::from_secs(60);
 
-/// A batch is large from this part of the batch size on.
+/// A batch counts as large from `batch_size / LARGE` events on.
 const LARGE: usize = 4;
 
 impl Shared {
-    /// The lanes of worker `index`.
+    /// Returns the lanes of worker `index`.
     pub(crate) fn share(&self, index: usize) -> Option<LaneRange> {
         self.shares().get(index).copied().flatten()
     }
 
-    /// The lanes of this relay.
+    /// Returns the lanes of this relay.
     pub(crate) fn own_lanes(&self) -> Option<LaneRange> {
         LaneRange::spanning(self.shares().iter().flatten())
     }
 
-    /// The lanes of each worker now.
+    /// Returns the lanes of each worker at present.
     pub(crate) fn shares(&self) -> Vec<Option<LaneRange>> {
         let worker_assignment = *self.worker_assignment.borrow();
         worker_assignment.shares(self.lanes)
     }
 
-    /// A batch of so many events was claimed.
+    /// Records that a batch of `events` events was claimed. A large batch scales out.
     pub(crate) fn record_claim(&self, events: usize, full: bool) {
         if full {
             self.full_claim.record();
@@ -40,13 +41,14 @@ impl Shared {
         }
     }
 
-    /// There is enough to do for all, or one is in trouble and must not keep the events of the others.
+    /// Gives lanes to all workers. Called when there is enough to do for all, or when one worker is in trouble and must not keep back the
+    /// events of the others.
     pub(crate) fn scale_out(&self) {
         self.busy.record();
         self.set_single_worker(false);
     }
 
-    /// Looked at now and then: one worker is enough when there has been little to do.
+    /// Gives all lanes to one worker if there has been little to do. The heartbeat calls this.
     pub(crate) fn scale_in(&self) {
         if !self.busy.happened_within(SCALE_IN_AFTER) {
             self.set_single_worker(true);

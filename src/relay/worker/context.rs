@@ -1,4 +1,4 @@
-//! What the steps of a cycle share, and how a cycle ends.
+//! Defines what the steps of a cycle share, and how a cycle ends.
 
 use sqlx::PgConnection;
 
@@ -18,33 +18,33 @@ pub(crate) struct WorkerContext<'w> {
     pub(crate) shared: &'w Shared,
     pub(crate) conn: &'w mut PgConnection,
     pub(crate) producer: &'w mut Option<KafkaProducer>,
-    /// A transaction that was begun with the last commit, on these lanes.
+    /// A transaction that was begun with the last commit, and its lanes.
     pub(crate) begun: &'w mut Option<(Begun, LaneRange)>,
     pub(crate) budget: &'w mut Budget,
-    /// The lanes it publishes in transactions.
+    /// The state of the lanes that the worker publishes in Kafka transactions.
     pub(crate) ownership: &'w mut Ownership,
 }
 
-/// How much the next claim takes.
+/// The limits of the next claim.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
-    /// Events: the batch size; less after a refusal, to find out which record it was, and after a claim that took too long.
+    /// The most events: the batch size; less after a refusal, to find the refused record, and less after a claim that took too long.
     pub(crate) rows: usize,
-    /// How many bytes of text a stored byte becomes, at the most, lately. TOAST compresses.
+    /// The recent maximum of text bytes per stored byte. TOAST compresses.
     expansion: f64,
-    /// Claims that read their rows one by one: one of them cannot be read.
+    /// The number of coming claims that read their rows one by one, because one of the rows may be unreadable.
     pub(crate) careful: usize,
-    /// The session has not shown yet that it can mark rows.
+    /// True until the session has shown that it can mark rows.
     pub(crate) is_unproved: bool,
 }
 
-/// After a claim that failed, so many claims read their rows one by one.
+/// The number of claims that read their rows one by one after a claim that failed.
 const CAREFUL_CLAIMS: usize = 8;
 
-/// Rows of such a claim.
+/// The most rows of a claim that reads rows one by one.
 const CAREFUL_ROWS: usize = 64;
 
-/// TOAST compresses a thousand times at the best.
+/// The highest assumed expansion: TOAST compresses a thousand times at best.
 const MOST_EXPANSION: f64 = 1024.0;
 
 impl Budget {
@@ -52,46 +52,46 @@ impl Budget {
         Self { rows, expansion: 1.0, careful: 0, is_unproved: true }
     }
 
-    /// Rows of the next claim.
+    /// Returns the most rows of the next claim.
     pub(crate) fn next_rows(&self) -> usize {
         if self.careful > 0 { self.rows.min(CAREFUL_ROWS) } else { self.rows }
     }
 
-    /// Stored bytes of the next claim.
+    /// Returns the most stored bytes of the next claim.
     pub(crate) fn stored_bytes(&self, batch_bytes: usize) -> i64 {
         ((batch_bytes as f64 / self.expansion) as i64).max(1)
     }
 
-    /// A claim has read `text` bytes that are stored as `stored`.
+    /// Records that a claim has read `text` bytes that are stored as `stored` bytes.
     pub(crate) fn has_read(&mut self, text: usize, stored: i64) {
         let expansion = text as f64 / (stored.max(1) as f64);
         self.expansion = expansion.max(self.expansion * 0.9).max(1.0);
     }
 
-    /// A claim failed for a reason that may be one of its rows: the next ones ask for less.
+    /// Makes the next claims ask for less, after a claim failed for a reason that may be one of its rows.
     pub(crate) fn shrink(&mut self) {
         self.rows = (self.rows / 4).max(1);
         self.expansion = (self.expansion * 4.0).min(MOST_EXPANSION);
         self.careful = CAREFUL_CLAIMS;
     }
 
-    /// A batch went well.
+    /// Makes the next claims ask for more, after a batch that went well.
     pub(crate) fn grow(&mut self, most: usize) {
         self.rows = (self.rows * 2).min(most);
         self.careful = self.careful.saturating_sub(1);
     }
 }
 
-/// How a cycle ended.
+/// The result of a cycle that went well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cycle {
-    /// Nothing to do.
+    /// Found nothing to do.
     Idle,
-    /// Something was settled, or there is more to look at.
+    /// Settled something, or has more to look at.
     Worked,
 }
 
-/// Why a cycle did not end well. Nothing is lost: rows that were not marked are still pending.
+/// The reason why a cycle failed. Nothing is lost: rows that were not marked are still pending.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CycleError {
     #[error("database")]
@@ -100,16 +100,16 @@ pub(crate) enum CycleError {
     NotOwned { lanes: LaneRange, source: SettleError },
     #[error(transparent)]
     BrokerDown(#[from] BrokerDown),
-    /// A transaction of Kafka came to nothing, or nobody knows what it came to: the lane's progress tells.
+    /// A transaction of Kafka failed, or its result is unknown: the lane's progress tells.
     #[error(transparent)]
     Transaction(#[from] TransactionError),
-    /// Some records were not acknowledged; those that were are marked.
+    /// Some records were not acknowledged. In at-least-once mode the acknowledged ones are marked.
     #[error("{unacknowledged} of {records} records were not acknowledged: {reason}")]
     Unacknowledged { unacknowledged: usize, records: usize, reason: String, class: Class },
 }
 
 impl CycleError {
-    /// What kind of failure it is.
+    /// Returns the class of the failure.
     pub(crate) fn class(&self) -> Class {
         match self {
             Self::Database(error) => fault::classify_database(error).class,
@@ -121,7 +121,7 @@ impl CycleError {
     }
 }
 
-/// How the wait for acks ended.
+/// The result of the wait for acknowledgements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Waited {
     Settled,
@@ -132,7 +132,7 @@ pub(crate) enum Waited {
 /// What [`Shared::block`] calls marks that change no row.
 pub(crate) const MARKS: &str = "marks";
 
-/// What [`Shared::block`] calls records of a worker that are not acknowledged.
+/// Returns the name of a worker's unacknowledged records in [`Shared::block`].
 pub(crate) fn acks_of(worker: usize) -> String {
     format!("acks of worker {worker}")
 }

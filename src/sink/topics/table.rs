@@ -1,8 +1,12 @@
-//! What is known of topics, in memory. Pure, apart from the jitter of a pause: answers of the cluster and the time go in, states come out.
+//! Keeps the known state of topics in memory. Answers of the cluster and the time go in, states come out. The code is deterministic, except
+//! for the jitter of a pause.
 //!
-//! States of a topic: unknown -> writable | closed (by the cluster's answer), closed -> writable (by a later answer),
-//! writable -> refused (it refused a record) -> on trial (the pause is over and the cluster shows it) -> writable (it took a record)
-//! or refused again, for about twice as long.
+//! The states of a topic:
+//! - unknown -> writable or closed, by the cluster's answer
+//! - closed -> writable, by a later answer
+//! - writable -> refused, if the topic refused a record
+//! - refused -> on trial, after the pause is over and the cluster lists the topic
+//! - on trial -> writable, if the topic took a record; or refused again, for about twice as long
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,32 +16,32 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::{TopicState, closed};
 use event_outbox::backoff::Backoff;
 
-/// A topic that refused a record is tried again after this long, then after twice as long, up to the longest.
+/// The pause after which a topic that refused a record is tried again. It doubles with each refusal, up to the longest.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(2);
 const REFUSAL_PAUSE_LONGEST: Duration = Duration::from_secs(60);
 
-/// A topic that is closed is asked for again after this long, while somebody waits for it.
+/// The time after which a closed topic is asked for again, while a worker waits for it.
 const REASK_AFTER: Duration = Duration::from_secs(2);
 
-/// The answer that a topic is closed holds for this long: longer than it takes to ask again.
+/// The time for which the answer "closed" is valid. It is longer than the time of asking again.
 const CLOSED_VALID: Duration = Duration::from_secs(5);
 
-/// A list of all topics answers for this long for topics that were not known when it was fetched.
+/// The time for which a list of all topics answers for topics that were not known when it was fetched.
 pub(super) const LIST_VALID: Duration = Duration::from_secs(2);
 
-/// A topic nobody has named for this long is removed; one that took records later.
+/// The time without a request after which a topic is removed. A topic that took records is kept for longer.
 const CLOSED_KEPT: Duration = Duration::from_secs(60);
 const WRITABLE_KEPT: Duration = Duration::from_secs(3600);
 
-/// A higher partition count is believed when it was seen for this long: one broker may know it before the others do.
+/// The time for which a higher partition count has to be seen before it is used. One broker may know the count before the others do.
 const COUNT_SETTLES: Duration = Duration::from_secs(2);
 
 /// The cluster's answer about a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It exists and may be seen.
+    /// The topic exists and may be seen.
     Exists { partitions: i32 },
-    /// It does not, or may not be seen.
+    /// The topic does not exist, or may not be seen.
     Error(RDKafkaErrorCode),
 }
 
@@ -54,11 +58,11 @@ struct Entry {
     state: State,
     answered_at: Option<Instant>,
     wanted_at: Instant,
-    /// The count that records are spread by.
+    /// The number of partitions that records are spread over.
     partitions: Option<i32>,
-    /// A higher count, and since when it is seen.
+    /// A higher count, and the time since when it has been seen.
     rising: Option<(i32, Instant)>,
-    /// The topic may be another one of the same name: the next count is believed at once.
+    /// True if the topic may have been created again under the same name. The next count is then used at once.
     recount: bool,
 }
 
@@ -88,14 +92,14 @@ impl Entry {
             State::Writable => TopicState::Writable,
             State::Refused { .. } if self.is_on_trial(now) => TopicState::Writable,
             State::Refused { until, .. } if until > now => {
-                TopicState::Closed("the topic refuses records; it is tried again before long".to_owned())
+                TopicState::Closed("the topic refuses records; the relay tries it again soon".to_owned())
             }
             State::Closed(code) if self.answered_within(CLOSED_VALID, now) => TopicState::Closed(closed(code)),
             State::Unknown | State::Closed(_) | State::Refused { .. } => TopicState::Unknown,
         }
     }
 
-    /// True when the cluster should be asked now.
+    /// Returns true if the cluster should be asked now.
     fn is_due(&self, now: Instant) -> bool {
         let confirms_count = self.rising.is_some_and(|(_, since)| now - since >= COUNT_SETTLES);
         match self.state {
@@ -106,7 +110,7 @@ impl Entry {
         }
     }
 
-    /// Takes the count in; true when records are to be spread anew.
+    /// Takes a new partition count. Returns true if records have to be spread differently.
     fn count(&mut self, seen: i32, now: Instant) -> bool {
         let settled = match self.rising {
             Some((count, since)) => count == seen && now - since >= COUNT_SETTLES,
@@ -119,7 +123,7 @@ impl Entry {
                 }
                 false
             }
-            // A broker that has not heard of the new partitions yet. A topic that was made anew refuses a record first.
+            // The broker has not learnt of the new partitions yet. A topic that was created again refuses a record first.
             Some(current) if !self.recount && seen < current => false,
             before => {
                 (self.rising, self.recount, self.partitions) = (None, false, Some(seen));
@@ -132,24 +136,24 @@ impl Entry {
 /// The topics to ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Due {
-    /// Somebody waits for the answer.
+    /// New topics, for whose answer a worker waits.
     pub(super) new: Vec<String>,
-    /// They were closed; they may be open now.
+    /// Topics that were closed and may be writable now.
     pub(super) closed: Vec<String>,
 }
 
-/// See the head of this file.
+/// The known state of all topics.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     entries: HashMap<String, Entry>,
-    /// Every topic that may be seen, and when that was.
+    /// All visible topics, and the time of the list.
     list: Option<(HashMap<String, Answer>, Instant)>,
-    /// Grows when records of a topic are to be spread over another number of partitions.
+    /// A number that grows when records of a topic have to be spread over another number of partitions.
     layout: u64,
 }
 
 impl Table {
-    /// What is known of `topic`, which somebody has a use for. Until it is known the cluster is to be asked.
+    /// Returns the state of `topic` and notes that it was requested. While the state is unknown, the cluster has to be asked.
     pub(super) fn state(&mut self, topic: &str, now: Instant) -> TopicState {
         let Some(entry) = self.entries.get_mut(topic) else {
             self.entries.insert(topic.to_owned(), Entry::new(now));
@@ -172,7 +176,7 @@ impl Table {
         self.entries.get(topic).map_or(TopicState::Unknown, |entry| entry.state(now))
     }
 
-    /// True when it can be written, as far as is known.
+    /// Returns true if the topic can be written, as far as is known.
     pub(super) fn is_writable(&mut self, topic: &str, now: Instant) -> bool {
         let Some(entry) = self.entries.get_mut(topic) else { return false };
         entry.wanted_at = now;
@@ -189,23 +193,23 @@ impl Table {
         Due { new, closed }
     }
 
-    /// True when no answer about the topic is known, or it has expired.
+    /// Returns true if no answer about the topic is known.
     pub(super) fn is_unknown(&self, topic: &str) -> bool {
         self.entries.get(topic).is_none_or(|entry| entry.state == State::Unknown)
     }
 
-    /// The topics that are closed and somebody waits for.
+    /// Returns the closed topics that workers wait for.
     pub(super) fn closed(&self, now: Instant) -> Vec<String> {
         let closed = |entry: &Entry| matches!(entry.state, State::Closed(_)) && now - entry.wanted_at < CLOSED_KEPT;
         self.entries.iter().filter(|(_, entry)| closed(entry)).map(|(topic, _)| topic.clone()).collect()
     }
 
-    /// How many topics take records.
+    /// Returns the number of topics that take records.
     pub(super) fn writable(&self) -> usize {
         self.entries.values().filter(|entry| entry.state == State::Writable).count()
     }
 
-    /// The topic that takes records whose last answer is the oldest.
+    /// Returns the writable topic whose last answer is the oldest.
     pub(super) fn stalest(&self) -> Option<String> {
         let writable = self.entries.iter().filter(|(_, entry)| entry.state == State::Writable);
         writable.min_by_key(|(_, entry)| entry.answered_at).map(|(topic, _)| topic.clone())
@@ -224,13 +228,13 @@ impl Table {
                     self.layout += 1;
                 }
             }
-            // One that took records is closed when it refuses one, not because a broker has not heard of it.
+            // A topic that took records is closed only when it refuses one, and not because a broker does not know it.
             (Answer::Error(_), State::Writable) => {}
             (Answer::Error(code), _) => entry.state = State::Closed(code),
         }
     }
 
-    /// Updates all topics by the list of all.
+    /// Updates all topics from a list of all topics.
     pub(super) fn update_all(&mut self, list: HashMap<String, Answer>, now: Instant) {
         let topics: Vec<String> = self.entries.keys().cloned().collect();
         for topic in topics {
@@ -242,7 +246,8 @@ impl Table {
         self.list = Some((list, now));
     }
 
-    /// A list leaves out what may not be seen: a topic that was said to need a right still does.
+    /// Updates a topic that a list does not contain. A list leaves out topics that may not be seen, so a topic that lacked a right still
+    /// lacks it.
     fn update_missing(&mut self, topic: &str, now: Instant) {
         let code = match self.entries.get(topic).map(|entry| entry.state) {
             Some(State::Closed(code)) => code,
@@ -251,7 +256,7 @@ impl Table {
         self.update(topic, Answer::Error(code), now);
     }
 
-    /// The topic refused a record.
+    /// Closes the topic because it refused a record.
     pub(super) fn refused(&mut self, topic: &str, now: Instant) {
         let entry = self.entries.entry(topic.to_owned()).or_insert_with(|| Entry::new(now));
         let mut backoff = match entry.state {
@@ -263,7 +268,7 @@ impl Table {
         entry.recount = true;
     }
 
-    /// The topic took a record.
+    /// Makes a topic on trial writable because it took a record.
     pub(super) fn acknowledged(&mut self, topic: &str) {
         if let Some(entry) = self.entries.get_mut(topic)
             && matches!(entry.state, State::Refused { .. })
@@ -272,7 +277,7 @@ impl Table {
         }
     }
 
-    /// The partitions to spread records over.
+    /// Returns the number of partitions to spread records over.
     pub(super) fn partitions(&self, topic: &str) -> Option<i32> {
         self.entries.get(topic)?.partitions
     }
@@ -281,7 +286,7 @@ impl Table {
         self.layout
     }
 
-    /// Removes what nobody asks for any more.
+    /// Removes topics and lists that nobody asks for any more.
     pub(super) fn expire(&mut self, now: Instant) {
         self.entries.retain(|_, entry| {
             let kept = match entry.state {
@@ -316,7 +321,7 @@ mod tests {
         assert!(matches!(table.state("orders", now), TopicState::Closed(_)));
         assert_eq!(table.due(now), Due::default());
         assert_eq!(table.due(now + REASK_AFTER).closed, ["orders"]);
-        assert_eq!(table.state("orders", now + CLOSED_VALID), TopicState::Unknown, "nobody has asked since");
+        assert_eq!(table.state("orders", now + CLOSED_VALID), TopicState::Unknown, "the answer has expired");
         table.update("orders", SIX, now + CLOSED_VALID);
         assert_eq!(table.state("orders", now + CLOSED_VALID), TopicState::Writable);
         assert_eq!(table.partitions("orders"), Some(6));
@@ -335,7 +340,7 @@ mod tests {
         assert_eq!(table.state("late", now + LIST_VALID), TopicState::Unknown);
         assert_eq!(table.due(now + seconds(1)).new, ["late"]);
         table.expire(now + LIST_VALID + WRITABLE_KEPT);
-        assert!(table.entries.is_empty() && table.list.is_none(), "a mistake does not stay in memory");
+        assert!(table.entries.is_empty() && table.list.is_none(), "unused topics must be removed");
     }
 
     #[test]
@@ -344,7 +349,7 @@ mod tests {
         table.state("orders", now);
         table.update("orders", Answer::Error(RDKafkaErrorCode::TopicAuthorizationFailed), now);
         table.update_all(HashMap::new(), now);
-        let TopicState::Closed(why) = table.state("orders", now) else { panic!("it cannot be written") };
+        let TopicState::Closed(why) = table.state("orders", now) else { panic!("the topic should be closed") };
         assert!(why.contains("right"), "{why}");
     }
 
@@ -363,7 +368,10 @@ mod tests {
         table.update("orders", SIX, later);
         assert_eq!(table.state("orders", later), TopicState::Writable);
         table.refused("orders", later);
-        assert!(matches!(table.state("orders", later + REFUSAL_PAUSE), TopicState::Closed(_)), "twice as long");
+        assert!(
+            matches!(table.state("orders", later + REFUSAL_PAUSE), TopicState::Closed(_)),
+            "the second pause should be twice as long"
+        );
         table.update("orders", SIX, later + 2 * REFUSAL_PAUSE);
         table.acknowledged("orders");
         assert!(table.is_writable("orders", later + 2 * REFUSAL_PAUSE));
@@ -377,13 +385,17 @@ mod tests {
         let nine = Answer::Exists { partitions: 9 };
         table.update("orders", nine, now);
         assert_eq!((table.partitions("orders"), table.layout()), (Some(6), 0));
-        assert_eq!(table.due(now + COUNT_SETTLES).new, ["orders"], "it is confirmed");
+        assert_eq!(table.due(now + COUNT_SETTLES).new, ["orders"], "the higher count should be confirmed");
         table.update("orders", nine, now + COUNT_SETTLES);
         assert_eq!((table.partitions("orders"), table.layout()), (Some(9), 1));
         table.update("orders", SIX, now + seconds(10));
-        assert_eq!((table.partitions("orders"), table.layout()), (Some(9), 1), "a broker that lags");
+        assert_eq!(
+            (table.partitions("orders"), table.layout()),
+            (Some(9), 1),
+            "a lagging broker should not lower the count"
+        );
         table.refused("orders", now + seconds(11));
         table.update("orders", SIX, now + seconds(20));
-        assert_eq!((table.partitions("orders"), table.layout()), (Some(6), 2), "it was made anew");
+        assert_eq!((table.partitions("orders"), table.layout()), (Some(6), 2), "the topic was created again");
     }
 }
