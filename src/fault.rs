@@ -1,10 +1,10 @@
-//! What an error of Postgres or Kafka means for the relay, whether it costs the row an attempt, and what the operator does next. Matched by
-//! code, never by the text of a message.
+//! Classifies errors of Postgres and Kafka: what an error means for the relay, whether it costs the row an attempt, and the operator's next
+//! step. Errors are matched by code, never by the text of a message.
 //!
-//! - `kafka`, `postgres`: the tables, as data
-//! - `page`: the same for people, docs/reference/failures.md
+//! - `kafka`, `postgres`: the tables of codes
+//! - `page`: renders the tables as docs/reference/failures.md
 //!
-//! How long is waited before what may heal is tried again is in `relay::pace`.
+//! `relay::pace` has the pauses between attempts.
 
 mod describe;
 mod kafka;
@@ -18,24 +18,24 @@ pub(crate) use postgres::classify_database;
 
 use event_outbox::code::Code;
 
-/// What an error means.
+/// The class of an error, which decides how the relay reacts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Class {
-    /// A server is away or busy: wait, then do the same again. Costs no attempt.
+    /// A server is unavailable or busy: the relay waits, then does the same again. Costs no attempt.
     Outage,
-    /// One topic cannot be written: hold its rows. Costs no attempt.
+    /// One topic cannot be written: the relay holds its rows. Costs no attempt.
     Destination,
-    /// The row itself cannot be sent: by policy. Costs the row an attempt.
+    /// The row itself cannot be sent: the policy `RELAY_ON_POISON` decides. Costs the row an attempt.
     Row,
-    /// Somebody has to change something before it can work; tried again all the same. Costs no attempt.
+    /// A person has to change something first; the relay keeps trying anyway. Costs no attempt.
     ActionRequired,
 }
 
-/// What an error means, and the operator's next step.
+/// The meaning of an error, and the operator's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) class: Class,
-    /// Its entry in docs/how-to/runbook.md.
+    /// The code of its entry in docs/how-to/runbook.md.
     pub(crate) code: Code,
     /// The operator's next step.
     pub(crate) next_step: &'static str,

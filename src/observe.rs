@@ -1,10 +1,10 @@
-//! What an operator sees of a running relay.
+//! Reports the state of a running relay to operators.
 //!
 //! - `log`: the lines on stderr
-//! - `health`: what the probes answer, from memory
-//! - `metrics`: every metric, with its name and what it means
-//! - `latency`: the histogram of the way from the insert to the ack
-//! - `admin`: the address where probes and metrics are asked for
+//! - `health`: the answers to probes, from memory
+//! - `metrics`: every metric, with its name and its meaning
+//! - `latency`: the histogram of the time from insert to acknowledgement
+//! - `admin`: the HTTP address of probes and metrics
 
 pub(crate) mod admin;
 pub(crate) mod health;
@@ -14,7 +14,7 @@ pub(crate) mod metrics;
 
 use std::sync::Arc;
 
-/// What a relay reports about itself: written by its tasks, read by the admin address.
+/// The state that a relay reports: its tasks write it, and the admin address reads it.
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
     pub(crate) health: health::Health,

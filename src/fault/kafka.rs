@@ -1,33 +1,33 @@
-//! librdkafka's error codes, for a record that was not acknowledged or a question the cluster did not answer.
+//! Classifies librdkafka's error codes, for a record that was not acknowledged or a request that the cluster did not answer.
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::{Class, Fault, fault};
 use event_outbox::code::Code as Runbook;
 
-/// Codes that mean the same.
+/// Codes with the same meaning.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) codes: &'static [Code],
-    /// What has happened, in a few words.
+    /// A few words on the cause, for the page.
     #[cfg_attr(not(test), expect(dead_code, reason = "for the page, which a test writes"))]
     pub(super) meaning: &'static str,
     pub(super) fault: Fault,
 }
 
-/// A code that librdkafka has learnt after this table was written. It may have been delivered, like any other that is not known.
+/// The fault for a code that is newer than this table. The record may have been delivered, as with any other unknown outcome.
 const UNHEARD_OF: Fault = fault(
     Class::Outage,
     Runbook::BrokerAnswer,
-    "report this code: this version does not know it; the events are sent again until then",
+    "report this code, which this version does not know; meanwhile the events are sent again",
 );
 
-/// What librdkafka's error codes mean for a record that was not acknowledged.
+/// Classifies an error code of librdkafka for a record that was not acknowledged.
 pub(crate) fn classify_kafka(code: Code) -> Fault {
     TABLE.iter().find(|entry| entry.codes.contains(&code)).map_or(UNHEARD_OF, |entry| entry.fault)
 }
 
-/// Every code there is, in the order of the page.
+/// Every code of librdkafka, in the order of the page.
 pub(super) const TABLE: &[Entry] = &[
     Entry {
         codes: &[
@@ -41,7 +41,7 @@ pub(super) const TABLE: &[Entry] = &[
             Code::RebootstrapRequired,
             Code::ListenerNotFound,
         ],
-        meaning: "no broker, or not the right one, can be reached",
+        meaning: "no broker can be reached, or not the right one",
         fault: fault(
             Class::Outage,
             Runbook::BrokerUnreachable,
@@ -135,7 +135,7 @@ pub(super) const TABLE: &[Entry] = &[
             Code::State,
             Code::BrokerDestroy,
         ],
-        meaning: "this producer can go on no more; a new one sends what is unacknowledged again, in order",
+        meaning: "this producer cannot continue; a new one sends the unacknowledged records again, in order",
         fault: fault(
             Class::Outage,
             Runbook::ProducerLost,
@@ -144,7 +144,7 @@ pub(super) const TABLE: &[Entry] = &[
     },
     Entry {
         codes: &[Code::CriticalSystemResource, Code::FileSystem, Code::QueueFull, Code::Interrupted],
-        meaning: "the relay's own machine is short of something",
+        meaning: "the relay's machine is short of a resource",
         fault: fault(
             Class::Outage,
             Runbook::ClientResources,
@@ -159,7 +159,7 @@ pub(super) const TABLE: &[Entry] = &[
             Code::UnknownTopicId,
             Code::TopicDeletionDisabled,
         ],
-        meaning: "the topic does not exist, or no longer",
+        meaning: "the topic does not exist, or does not exist any more",
         fault: fault(Class::Destination, Runbook::TopicMissing, "create the topic"),
     },
     Entry {
@@ -180,10 +180,10 @@ pub(super) const TABLE: &[Entry] = &[
             "fix the topic's name in RELAY_TOPIC or in the row's topic column",
         ),
     },
-    // Told of every record of a producer with an id, so it is the topic's fault and not the record's.
+    // The broker returns this code for every record of a producer with an id, so the topic is at fault and not the record.
     Entry {
         codes: &[Code::UnsupportedForMessageFormat],
-        meaning: "the topic's records are of a format that knows no idempotent and no transactional producers",
+        meaning: "the topic's message format does not support idempotent or transactional producers",
         fault: fault(
             Class::Destination,
             Runbook::BrokerOld,
@@ -192,7 +192,7 @@ pub(super) const TABLE: &[Entry] = &[
     },
     Entry {
         codes: &[Code::MessageSizeTooLarge, Code::InvalidMessageSize, Code::MessageBatchTooLarge],
-        meaning: "the record is too large, or the batch: then it is made smaller until the record is alone",
+        meaning: "the record or its batch is too large; a batch is made smaller until the record is alone",
         fault: fault(
             Class::Row,
             Runbook::MessageTooLarge,
@@ -206,11 +206,11 @@ pub(super) const TABLE: &[Entry] = &[
     },
     Entry {
         codes: &[Code::InvalidTimestamp],
-        meaning: "the record's time is outside what the topic accepts",
+        meaning: "the record's timestamp is outside the range that the topic accepts",
         fault: fault(
             Class::Row,
             Runbook::RecordTimestamp,
-            "created_at is outside what the topic accepts (message.timestamp.before/after.max.ms)",
+            "created_at is outside the range that the topic accepts: fix it, or raise message.timestamp.before/after.max.ms",
         ),
     },
     Entry {
@@ -219,11 +219,11 @@ pub(super) const TABLE: &[Entry] = &[
         fault: fault(
             Class::ActionRequired,
             Runbook::ProducerRight,
-            "grant the relay's user WRITE on its topics; brokers before 2.8 want IDEMPOTENT_WRITE on the cluster",
+            "grant the relay's user WRITE on its topics; brokers before 2.8 need IDEMPOTENT_WRITE on the cluster",
         ),
     },
-    // InitProducerId, AddPartitionsToTxn, AddOffsetsToTxn, TxnOffsetCommit, EndTxn and a transactional Produce want WRITE, FindCoordinator
-    // wants DESCRIBE (handle… in Kafka's KafkaApis.scala).
+    // InitProducerId, AddPartitionsToTxn, AddOffsetsToTxn, TxnOffsetCommit, EndTxn and a transactional Produce require WRITE, and
+    // FindCoordinator requires DESCRIBE (handle… in Kafka's KafkaApis.scala).
     Entry {
         codes: &[Code::TransactionalIdAuthorizationFailed],
         meaning: "the right to use the transactional ids of an exactly-once relay is missing",
@@ -235,11 +235,11 @@ pub(super) const TABLE: &[Entry] = &[
     },
     Entry {
         codes: &[Code::InvalidTransactionTimeout],
-        meaning: "the brokers allow no transaction as long as an exactly-once relay asks for",
+        meaning: "the brokers do not allow transactions as long as an exactly-once relay needs",
         fault: fault(
             Class::ActionRequired,
             Runbook::TransactionsUnusable,
-            "lower RELAY_PUBLISH_TIMEOUT to transaction.max.timeout.ms of the brokers less 15 s, or raise that",
+            "lower RELAY_PUBLISH_TIMEOUT to the brokers' transaction.max.timeout.ms minus 15 s, or raise transaction.max.timeout.ms",
         ),
     },
     Entry {
@@ -259,7 +259,7 @@ pub(super) const TABLE: &[Entry] = &[
             Code::DelegationTokenAuthorizationFailed,
             Code::DelegationTokenExpired,
         ],
-        meaning: "the brokers do not let the relay in",
+        meaning: "the brokers refuse the relay's login",
         fault: fault(
             Class::ActionRequired,
             Runbook::BrokerLogin,
@@ -272,7 +272,7 @@ pub(super) const TABLE: &[Entry] = &[
         fault: fault(
             Class::ActionRequired,
             Runbook::BrokerTls,
-            "see dates and issuer of the broker's certificate (docs/how-to/runbook.md); KAFKA_SSL_CA_LOCATION has to know the issuer",
+            "check dates and issuer of the broker's certificate (docs/how-to/runbook.md); KAFKA_SSL_CA_LOCATION has to contain the issuer",
         ),
     },
     Entry {
@@ -282,11 +282,11 @@ pub(super) const TABLE: &[Entry] = &[
             Code::UnsupportedFeature,
             Code::UnknownProtocol,
         ],
-        meaning: "the broker is too old for what the relay asks of it",
+        meaning: "the broker is too old for a feature that the relay uses",
         fault: fault(
             Class::ActionRequired,
             Runbook::BrokerOld,
-            "upgrade the broker, or do without: another KAFKA_COMPRESSION_TYPE, RELAY_DELIVERY=at_least_once",
+            "upgrade the broker, or do without the feature: set another KAFKA_COMPRESSION_TYPE, or RELAY_DELIVERY=at_least_once",
         ),
     },
     Entry {
@@ -308,16 +308,16 @@ pub(super) const TABLE: &[Entry] = &[
             Code::TransactionCoordinatorFenced,
             Code::UnstableOffsetCommit,
         ],
-        meaning: "a coordinator of groups or transactions is away, or not done with what came before; exactly-once relays, consumers and `verify` ask one",
+        meaning: "a coordinator of groups or transactions is unavailable or still busy; exactly-once relays, consumers and `verify` use one",
         fault: fault(
             Class::Outage,
             Runbook::CoordinatorAway,
-            "none if it passes; else see that __transaction_state and __consumer_offsets have leaders, and the brokers' log",
+            "none if it passes; else check that __transaction_state and __consumer_offsets have leaders, and see the brokers' log",
         ),
     },
     Entry {
         codes: &[Code::OffsetMetadataTooLarge, Code::InvalidCommitOffsetSize],
-        meaning: "the brokers take less progress than an exactly-once relay writes for a batch: the next batches are smaller",
+        meaning: "the brokers accept less progress than an exactly-once relay writes for a batch: the next batches are smaller",
         fault: fault(
             Class::Outage,
             Runbook::ProgressSmall,
@@ -361,7 +361,7 @@ pub(super) const TABLE: &[Entry] = &[
             Code::ValueDeserialization,
             Code::Underflow,
         ],
-        meaning: "returned to consumers only; no answer to a record that was sent",
+        meaning: "returned only to consumers, never for a record that was sent",
         fault: fault(
             Class::Outage,
             Runbook::BrokerAnswer,
@@ -386,7 +386,7 @@ pub(super) const TABLE: &[Entry] = &[
             Code::UnknownSubscriptionId,
             Code::TelemetryTooLarge,
         ],
-        meaning: "returned to administrators only; no answer to a record that was sent",
+        meaning: "returned only to administrators, never for a record that was sent",
         fault: fault(
             Class::Outage,
             Runbook::BrokerAnswer,
@@ -413,16 +413,16 @@ pub(super) const TABLE: &[Entry] = &[
             Code::InvalidRequiredAcks,
             Code::Unknown,
         ],
-        meaning: "a call that was not understood; whether the record was written is not known",
+        meaning: "a call was not understood; the record may have been written",
         fault: fault(
             Class::Outage,
             Runbook::BrokerAnswer,
-            "report this with the log; the events are sent again until then",
+            "report this with the log; meanwhile the events are sent again",
         ),
     },
     Entry {
         codes: &[Code::NoError, Code::Begin, Code::End, Code::EndAll],
-        meaning: "no error: marks of librdkafka's own list",
+        meaning: "no error: markers in librdkafka's own list",
         fault: fault(Class::Outage, Runbook::BrokerAnswer, "report this: librdkafka reported success as an error"),
     },
 ];
@@ -433,7 +433,7 @@ mod tests {
 
     use super::*;
 
-    /// Every code of the librdkafka this was built with.
+    /// Returns every code of the librdkafka that this binary was built with.
     pub(in crate::fault) fn every_code() -> Vec<Code> {
         (-1000..1000).filter_map(|number| RDKafkaRespErr::try_from(number).ok()).map(Code::from).collect()
     }

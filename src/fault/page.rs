@@ -1,4 +1,4 @@
-//! docs/reference/failures.md, rendered from the tables. `OUTBOX_RELAY_BLESS=1 cargo test --lib failures_page` writes it.
+//! Renders docs/reference/failures.md from the tables. `OUTBOX_RELAY_BLESS=1 cargo test --lib failures_page` writes the file.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -67,7 +67,7 @@ fn render() -> String {
     page.push_str("\nCodes are named as in rdkafka's `RDKafkaErrorCode`, which is how the log names them.\n");
     let rows = postgres::TABLE.iter().map(|entry| (entry.fault, quoted(entry.states), entry.meaning));
     table(&mut page, "Postgres", rows.collect());
-    page.push_str("\nTwo characters stand for the whole class but for the codes that are named by themselves.\n");
+    page.push_str("\nTwo characters stand for the whole class, except the codes that are listed separately.\n");
     page
 }
 
@@ -75,11 +75,11 @@ fn render() -> String {
 fn the_failures_page_says_what_the_tables_say() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/failures.md");
     if std::env::var_os("OUTBOX_RELAY_BLESS").is_some() {
-        std::fs::write(&path, render()).expect("docs/reference/failures.md can be written");
+        std::fs::write(&path, render()).expect("failed to write docs/reference/failures.md");
     }
-    let found = std::fs::read_to_string(&path).expect("docs/reference/failures.md is there");
+    let found = std::fs::read_to_string(&path).expect("failed to read docs/reference/failures.md");
     assert!(
         found == render(),
-        "docs/reference/failures.md is not what src/fault says: OUTBOX_RELAY_BLESS=1 writes it anew"
+        "docs/reference/failures.md differs from the tables in src/fault: OUTBOX_RELAY_BLESS=1 writes it again"
     );
 }

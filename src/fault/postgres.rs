@@ -1,13 +1,13 @@
-//! SQLSTATEs, and the errors of the client that have none.
+//! Classifies SQLSTATEs, and the client's errors that have none.
 
 use super::{Class, Fault, fault};
 use event_outbox::code::Code;
 
-/// SQLSTATEs that mean the same: whole ones of five characters, or classes of two.
+/// SQLSTATEs with the same meaning: complete ones of five characters, or classes of two.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) states: &'static [&'static str],
-    /// What has happened, in a few words.
+    /// A few words on the cause, for the page.
     #[cfg_attr(not(test), expect(dead_code, reason = "for the page, which a test writes"))]
     pub(super) meaning: &'static str,
     pub(super) fault: Fault,
@@ -23,11 +23,11 @@ const fn entry(
     Entry { states, meaning, fault: fault(class, code, next_step) }
 }
 
-/// A class that no Postgres has: an extension's, a proxy's.
+/// The fault for a class that is not one of Postgres, such as one of an extension or a proxy.
 const FOREIGN: Fault =
     fault(Class::ActionRequired, Code::DatabaseRefused, "see the error: the database refused a statement of the relay");
 
-/// What an error of the database means.
+/// Classifies an error of the database.
 pub(crate) fn classify_database(error: &sqlx::Error) -> Fault {
     match error.as_database_error() {
         Some(database) => classify_sqlstate(database.code().as_deref().unwrap_or_default()),
@@ -35,14 +35,14 @@ pub(crate) fn classify_database(error: &sqlx::Error) -> Fault {
     }
 }
 
-/// A whole SQLSTATE outweighs its class.
+/// Classifies an SQLSTATE. A complete SQLSTATE takes precedence over its class.
 fn classify_sqlstate(state: &str) -> Fault {
     let find = |wanted: &str| TABLE.iter().find(|entry| entry.states.contains(&wanted));
     let class = state.get(..2).unwrap_or_default();
     find(state).or_else(|| find(class)).map_or(FOREIGN, |entry| entry.fault)
 }
 
-/// Errors that no server has sent.
+/// Classifies an error that no server has sent.
 fn classify_client_error(error: &sqlx::Error) -> Fault {
     match error {
         sqlx::Error::Tls(_) => {
@@ -55,12 +55,12 @@ fn classify_client_error(error: &sqlx::Error) -> Fault {
         _ => fault(
             Class::ActionRequired,
             Code::DatabaseRefused,
-            "report this: the database answered what the relay does not understand",
+            "report this: the relay does not understand the database's answer",
         ),
     }
 }
 
-/// Every class of Postgres' errcodes.txt (14 to 18), and the states within them that want something else.
+/// Every class of Postgres' errcodes.txt (14 to 18), and the SQLSTATEs within them that need another fault.
 pub(super) const TABLE: &[Entry] = &[
     entry(
         &["08", "57", "57P01", "57P02", "57P03", "57P05"],
@@ -71,7 +71,7 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     entry(
         &["08P01"],
-        "a message out of turn; poolers report their own errors with it",
+        "a protocol violation; poolers report their own errors with this code",
         Class::Outage,
         Code::PoolerError,
         "see the log of the pooler between relay and database, if there is one",
@@ -81,11 +81,11 @@ pub(super) const TABLE: &[Entry] = &[
         "a statement was cancelled, or outlasted statement_timeout",
         Class::Outage,
         Code::DatabaseSlow,
-        "see what the database is busy with: pg_stat_activity, its disks, its locks",
+        "find out what keeps the database busy: see pg_stat_activity, its disks and its locks",
     ),
     entry(
         &["57P04", "3D000", "3D"],
-        "there is no such database",
+        "the database does not exist",
         Class::ActionRequired,
         Code::DatabaseName,
         "check the database's name in DATABASE_URL",
@@ -99,10 +99,10 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     entry(
         &["25P03"],
-        "the relay's transaction idled for longer than it may",
+        "the relay's transaction was idle for longer than idle_in_transaction_session_timeout",
         Class::Outage,
         Code::RelayFrozen,
-        "the relay was frozen for longer than RELAY_PUBLISH_TIMEOUT: give it CPU",
+        "the relay was frozen for longer than RELAY_PUBLISH_TIMEOUT: give it more CPU",
     ),
     entry(
         &["25P04"],
@@ -127,10 +127,10 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     entry(
         &["53300"],
-        "no connection is left",
+        "the server has no free connection",
         Class::Outage,
         Code::DatabaseConnections,
-        "the server has no connection left: raise max_connections or stop a client",
+        "the server has no free connection: raise max_connections or stop a client",
     ),
     entry(
         &["53100"],
@@ -141,14 +141,14 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     entry(
         &["53", "53200", "53400"],
-        "the server is short of memory or of something else",
+        "the server is short of memory or another resource",
         Class::Outage,
         Code::DatabaseResources,
         "see the server's log: it is short of a resource",
     ),
     entry(
         &["58", "58030"],
-        "the server's system failed it",
+        "an error outside the database, such as an I/O error",
         Class::Outage,
         Code::DatabaseResources,
         "see the server's log and its disks",
@@ -156,14 +156,14 @@ pub(super) const TABLE: &[Entry] = &[
     entry(&["72"], "a snapshot was too old", Class::Outage, Code::DatabaseSlow, "none if it passes"),
     entry(
         &["0A"],
-        "a feature that is not supported; after `alter table` also a plan that no longer fits",
+        "a feature is not supported; after `alter table`, also a cached plan that no longer fits",
         Class::Outage,
         Code::DatabaseRefused,
-        "none if it passes: the relay connects anew; else report it with the server's version",
+        "none if it passes: the relay connects again; else report it with the server's version",
     ),
     entry(
         &["28", "28000", "28P01"],
-        "the server does not let the relay in",
+        "the server refuses the relay's login",
         Class::ActionRequired,
         Code::DatabaseLogin,
         "check the user and the password in DATABASE_URL and pg_hba.conf",
@@ -184,7 +184,7 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     entry(
         &["26", "26000", "42P05"],
-        "a prepared statement is not there, or twice: a pooler gave the session to another client",
+        "a prepared statement is missing or exists already: a pooler gave the session to another client",
         Class::ActionRequired,
         Code::PoolerPreparedStatements,
         "set RELAY_PREPARED_STATEMENTS=false behind a transaction-mode pooler",
@@ -201,11 +201,11 @@ pub(super) const TABLE: &[Entry] = &[
         "a trigger or a function of the outbox failed",
         Class::ActionRequired,
         Code::DatabaseTrigger,
-        "see the error: let the trigger on the outbox pass the relay's updates",
+        "see the error, and make the trigger on the outbox accept the relay's updates",
     ),
     entry(
         &["54", "55", "55000", "55006"],
-        "the server cannot do it now, or not so much",
+        "a limit of the server is exceeded, or an object is in the wrong state",
         Class::ActionRequired,
         Code::DatabaseRefused,
         "see the error and the server's log",
@@ -233,7 +233,7 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     entry(
         &["00", "01", "02", "03", "0B", "0F", "0L", "0P", "0Z", "10", "24", "25", "2B", "2D", "34", "3B"],
-        "nothing the relay's statements can cause",
+        "an error that the relay's statements cannot cause",
         Class::ActionRequired,
         Code::DatabaseRefused,
         "report this with the log: the database refused a statement of the relay",
@@ -244,7 +244,7 @@ pub(super) const TABLE: &[Entry] = &[
 mod tests {
     use super::*;
 
-    /// The classes of src/backend/utils/errcodes.txt, of Postgres 14 to 18.
+    /// The classes of src/backend/utils/errcodes.txt in Postgres 14 to 18.
     const CLASSES: &str = "00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 10 20 21 22 23 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F \
                            40 42 44 53 54 55 57 58 72 F0 HV P0 XX";
 

@@ -1,4 +1,4 @@
-//! The admin address: `/livez`, `/readyz`, `/metrics`. Everything is answered from memory; nothing is written.
+//! Serves the admin address: `/livez`, `/readyz` and `/metrics`. All answers come from memory, and no request changes anything.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,13 +17,13 @@ use tokio::sync::oneshot;
 use super::Telemetry;
 use super::health::Answer;
 
-/// Version 0.0.4 is what every scraper reads.
+/// The content type of version 0.0.4, which every scraper reads.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What every caller has to show; `None`: nothing.
+/// The `Authorization` header that every request needs; `None` if it needs none.
 type Expected = Option<Arc<str>>;
 
-/// A server that has its address.
+/// A server that is bound to its address.
 pub(crate) struct Server {
     listener: TcpListener,
     address: SocketAddr,
@@ -32,18 +32,18 @@ pub(crate) struct Server {
 
 impl Server {
     /// # Errors
-    /// The address is taken, or none of this host's.
+    /// Any error of binding, for example because the address is in use or does not belong to this host.
     pub(crate) async fn bind(address: SocketAddr, token: Option<&str>, telemetry: Arc<Telemetry>) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         Ok(Self { address: listener.local_addr()?, listener, router: router(token, telemetry) })
     }
 
-    /// Where it listens.
+    /// Returns the address that the server listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Answers until `end` is dropped, and then what is under way.
+    /// Answers requests until `end` is dropped, then finishes open requests.
     pub(crate) async fn serve(self, end: oneshot::Receiver<()>) {
         let ended = async { drop(end.await) };
         if let Err(error) = axum::serve(self.listener, self.router).with_graceful_shutdown(ended).await {
@@ -61,19 +61,23 @@ fn router(token: Option<&str>, telemetry: Arc<Telemetry>) -> Router {
             get(|State(telemetry): State<Arc<Telemetry>>| async move { probe(&telemetry.health.ready()) }),
         )
         .route("/metrics", get(metrics))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "/livez, /readyz and /metrics are here\n") })
+        .fallback(|| async { (StatusCode::NOT_FOUND, "not found: use /livez, /readyz or /metrics\n") })
         .with_state(telemetry)
-        // Around the fallback as well: without the token nothing is shown, not even what there is.
+        // Also around the fallback: without the token, a caller cannot even see which paths exist.
         .layer(middleware::from_fn_with_state(expected, authorize))
 }
 
 async fn authorize(State(expected): State<Expected>, request: Request, next: Next) -> Response {
     if let Some(expected) = expected {
         let shown = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
-        // In a time that does not depend on where the two differ.
+        // Compares in a time that does not depend on the first difference.
         if !bool::from(shown.ct_eq(expected.as_bytes())) {
             let asked = [(header::WWW_AUTHENTICATE, "Bearer")];
-            return (StatusCode::UNAUTHORIZED, asked, "Authorization: Bearer <RELAY_ADMIN_TOKEN> is needed\n")
+            return (
+                StatusCode::UNAUTHORIZED,
+                asked,
+                "the header Authorization: Bearer <RELAY_ADMIN_TOKEN> is required\n",
+            )
                 .into_response();
         }
     }

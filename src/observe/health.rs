@@ -1,7 +1,7 @@
-//! What the probes answer, from memory: the relay's tasks write, a probe reads, so that a probe waits for nothing and costs nothing.
+//! Answers probes from memory. The relay's tasks write the state and a probe only reads it, so a probe waits for nothing and costs nothing.
 //!
-//! States: unready (starting) -> ready -> unready (a server is away, a right is missing) or stalled (events wait and none moves)
-//! -> ready -> unready (stopping).
+//! States: unready (starting) -> ready -> unready (a server is unavailable, a right is missing) or stalled (events wait and none moves) ->
+//! ready -> unready (stopping).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,19 +15,19 @@ use crate::fault::shortened;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Cause {
-    /// The relay has not begun to work.
+    /// The relay is starting.
     Starting,
-    /// The relay drains.
+    /// The relay is shutting down.
     Stopping,
     /// A worker's loop does not move.
     Loop,
-    /// Postgres is away, or refuses the relay's statements.
+    /// Postgres is unavailable, or refuses the relay's statements.
     Database,
-    /// The relay's user may not do what it has to.
+    /// The relay's user lacks a right.
     Right,
-    /// The brokers are away.
+    /// The brokers are unavailable.
     Brokers,
-    /// An operator has paused it.
+    /// An operator has paused publishing.
     Paused,
     /// Another session has locked rows, lanes or the table.
     Lock,
@@ -35,14 +35,14 @@ pub(crate) enum Cause {
     Topic,
     /// An event that was refused holds its entity.
     Held,
-    /// The brokers are there and acknowledge nothing.
+    /// The brokers can be reached, but acknowledge nothing.
     Acks,
-    /// None of these.
+    /// The cause is none of the others.
     Unknown,
 }
 
 impl Cause {
-    /// Those that explain a standstill, for the metric.
+    /// The causes of a stall, for the metric.
     pub(crate) const OF_STALL: [Self; 9] = [
         Self::Database,
         Self::Right,
@@ -55,7 +55,7 @@ impl Cause {
         Self::Unknown,
     ];
 
-    /// The word of logs, bodies and labels.
+    /// Returns the word that logs, bodies and labels use.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -74,13 +74,13 @@ impl Cause {
     }
 }
 
-/// A cause, for people.
+/// A cause with texts for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Reason {
     pub(crate) cause: Cause,
-    /// What is the matter.
+    /// The problem.
     pub(crate) message: String,
-    /// What to do about it.
+    /// The operator's next step.
     pub(crate) next_step: String,
 }
 
@@ -91,7 +91,7 @@ impl Reason {
     }
 }
 
-/// Whether the relay can claim and produce.
+/// The readiness of the relay to claim and produce.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Readiness {
     Ready,
@@ -100,14 +100,14 @@ pub(crate) enum Readiness {
     Stalled(Reason),
 }
 
-/// What a probe receives; the body of its answer.
+/// The body of the answer to a probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Answer {
     pub(crate) state: &'static str,
-    /// `None`: all is well.
+    /// The problem; `None` if there is none.
     #[serde(flatten)]
     pub(crate) reason: Option<Reason>,
-    /// How long it has been so.
+    /// The seconds for which the state has lasted.
     pub(crate) for_s: u64,
 }
 
@@ -117,20 +117,20 @@ impl Answer {
     }
 }
 
-/// While it says this, a loop waits for something that may take any time.
+/// The value of `last` while a loop waits for something that may take any time.
 const AT_REST: u64 = u64::MAX;
 
-/// When a loop last moved.
+/// The time at which a loop last moved.
 #[derive(Debug)]
 struct Beat {
     of: String,
-    /// How long one round may take.
+    /// The longest time of one round.
     longest: Duration,
-    /// Milliseconds since the start.
+    /// The time of the last move, in milliseconds since the start.
     last: AtomicU64,
 }
 
-/// A loop that says that it moves. One that is dropped is not expected to move any more.
+/// The handle with which a loop reports that it moves. After it is dropped, the loop is not expected to move any more.
 #[derive(Debug)]
 pub(crate) struct Pulse {
     started: Instant,
@@ -138,12 +138,12 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    /// A round begins.
+    /// Reports that a round begins.
     pub(crate) fn beat(&self) {
         self.beat.last.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// The loop waits for something that may take any time.
+    /// Reports that the loop waits for something that may take any time.
     pub(crate) fn rest(&self) {
         self.beat.last.store(AT_REST, Ordering::Relaxed);
     }
@@ -166,14 +166,14 @@ pub(crate) struct Health {
 impl Default for Health {
     fn default() -> Self {
         let started = Instant::now();
-        let starting = Reason::new(Cause::Starting, "the relay is starting", "wait; its log says what it waits for");
+        let starting = Reason::new(Cause::Starting, "the relay is starting", "wait; its log shows what it waits for");
         let readiness = Mutex::new((Readiness::Unready(starting), started));
         Self { started, readiness, beats: Mutex::default() }
     }
 }
 
 impl Health {
-    /// A loop whose rounds take at most `longest` each.
+    /// Registers a loop whose rounds take at most `longest` each.
     pub(crate) fn pulse(&self, of: String, longest: Duration) -> Pulse {
         let beat = Arc::new(Beat { of, longest, last: AtomicU64::new(AT_REST) });
         self.beats.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&beat));
@@ -186,14 +186,14 @@ impl Health {
         self.readiness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says what a probe receives from now on.
+    /// Sets the answer to probes from now on.
     pub(crate) fn set(&self, readiness: Readiness) {
         let mut current = self.readiness();
         let since = if word(&current.0) == word(&readiness) { current.1 } else { Instant::now() };
         *current = (readiness, since);
     }
 
-    /// Can it claim and produce, and does it?
+    /// Returns the answer to the readiness probe: whether the relay can claim and produce, and does so.
     pub(crate) fn ready(&self) -> Answer {
         let (readiness, since) = self.readiness().clone();
         let state = word(&readiness);
@@ -204,7 +204,8 @@ impl Health {
         Answer { state, reason, for_s: since.elapsed().as_secs() }
     }
 
-    /// Do the loops move? Servers that are away do not count: a restart would not bring them back.
+    /// Returns the answer to the liveness probe: whether the loops move. Unavailable servers do not count, because a restart would not
+    /// bring them back.
     pub(crate) fn live(&self) -> Answer {
         self.live_after(self.started.elapsed())
     }
@@ -222,7 +223,7 @@ impl Health {
                 let (of, silent, longest) = (&beat.of, silent.as_secs(), beat.longest.as_secs());
                 let message = format!("{of} has not moved for {silent} s; a round takes {longest} s at most");
                 let reason =
-                    Reason::new(Cause::Loop, message, "restart the relay: nothing is lost; report it with its log");
+                    Reason::new(Cause::Loop, message, "restart the relay; no event is lost. Report this with the log");
                 Answer { state: "stuck", reason: Some(reason), for_s: silent }
             }
         }

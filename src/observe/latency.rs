@@ -1,5 +1,5 @@
-//! The histogram of the way from the insert to the ack. Unlike the library's it takes many events at one price: a batch costs a few
-//! additions, however large it is.
+//! Counts the time from insert to acknowledgement in a histogram. Unlike the library's histogram it takes a whole batch at once: a batch
+//! costs a few additions, however large it is.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-/// Upper bounds in seconds: dense where a relay that keeps up is, sparse where it catches up.
+/// The upper bounds in seconds: close together for a relay that keeps up, far apart for one that catches up.
 const BOUNDS: [f64; 16] =
     [0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0];
 
-/// How many events of a batch are looked at; each stands for its neighbours, which were inserted at about the same time.
+/// The number of events that are read in a batch. Each represents its neighbours, which were inserted at about the same time.
 const LOOKED_AT: usize = 16;
 
-/// Counts by bucket; the last is what lies beyond every bound.
+/// The counts by bucket. The last bucket has no upper bound.
 #[derive(Debug, Default)]
 pub(super) struct Latency {
     buckets: [AtomicU64; BOUNDS.len() + 1],
@@ -23,7 +23,7 @@ pub(super) struct Latency {
 }
 
 impl Latency {
-    /// `events` events of a batch, in order; `age` tells how old one of them was when it was acknowledged.
+    /// Counts `events` events of a batch, in order. `age` returns the age of one of them when it was acknowledged.
     pub(super) fn observe(&self, events: usize, age: impl Fn(usize) -> Duration) {
         let step = events.div_ceil(LOOKED_AT).max(1);
         for first in (0..events).step_by(step) {
@@ -42,7 +42,7 @@ impl Latency {
     }
 }
 
-/// A latency as the registry shows it.
+/// A latency in the form that the registry collects.
 #[derive(Debug)]
 pub(super) struct Shown {
     pub(super) name: &'static str,

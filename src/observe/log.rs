@@ -1,4 +1,4 @@
-//! Logs: lines on stderr, text for people on a terminal, JSON for machines elsewhere.
+//! Writes the log to stderr: as text on a terminal, as JSON elsewhere.
 
 use std::io::IsTerminal;
 
@@ -8,7 +8,7 @@ use crate::config::{LogFormat, LogSettings};
 
 /// Starts logging. A second call in one process changes nothing.
 pub(crate) fn start(settings: &LogSettings) {
-    // Checked by the configuration; the default is for those who construct settings by hand.
+    // The configuration has checked the level. The default is for callers that construct settings by hand.
     let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = if is_json(settings) {
@@ -16,11 +16,11 @@ pub(crate) fn start(settings: &LogSettings) {
     } else {
         lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init()
     };
-    // Somebody else's subscriber is installed: theirs to write.
+    // An error means that the host program has installed its own subscriber, which then writes the log.
     drop(started);
 }
 
-/// Whether lines are JSON.
+/// Returns true if lines are JSON.
 pub(crate) fn is_json(settings: &LogSettings) -> bool {
     match settings.format {
         LogFormat::Json => true,

@@ -1,5 +1,5 @@
-//! Every metric: its name, what it means, and the calls that the relay's tasks make. Labels are words of ours, workers and a bounded
-//! number of topics: never an entity or an event.
+//! Defines every metric with its name and meaning, and the calls by which the relay's tasks update them. Labels are fixed words, workers
+//! and a limited number of topics, never an entity or an event.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -16,62 +16,64 @@ use super::health::Cause;
 use super::latency::{Latency, Shown};
 use crate::fault::Class;
 
-/// Before every name.
+/// The prefix of every name.
 const PREFIX: &str = "outbox_relay";
 
-/// Topics with a label of their own; all others are `other`.
+/// The number of topics with their own label. All others share [`OTHER_TOPICS`].
 const MOST_TOPICS: usize = 50;
 
-/// Where the topics beyond go. No topic is called so by Kafka's rules: `/` is not allowed in a name.
+/// The label of all other topics. No topic can have this name, because Kafka does not allow `/` in a name.
 const OTHER_TOPICS: &str = "other/";
 
-/// A name, without prefix and `_total`, and its meaning, without the full stop.
+/// The name of a metric without prefix and `_total`, and its meaning without a full stop.
 type Named = (&'static str, &'static str);
 
 const BUILD: Named = ("build_info", "Always 1; the version is a label");
 const PUBLISHED: Named =
-    ("published_events", "Events that this relay has marked PUBLISHED; the rate of it is the publish rate");
+    ("published_events", "Events that this relay has marked PUBLISHED; its rate is the publish rate");
 const ACKNOWLEDGED: Named = (
     "acknowledged_records",
-    "Records that all in-sync replicas have acknowledged; one that was sent again counts again. 50 topics have a label, the others share other/",
+    "Records that all in-sync replicas have acknowledged; a record sent again counts again. 50 topics have their own label, the others share other/",
 );
-const BATCHES: Named = ("batches", "Batches that were settled");
+const BATCHES: Named = ("batches", "Settled batches");
 const LATENCY: Named = (
     "insert_to_ack_seconds",
-    "From the start of an event's transaction to its ack, by the clocks of database and relay; batches are sampled",
+    "Time from the start of an event's transaction to its acknowledgement, by the clocks of database and relay; batches are sampled",
 );
 const FAILURES: Named = (
     "failures",
-    "Failures by class: row, events refused by their own fault; destination, topics found closed; outage, cycles that met a server that was away; operator, cycles that met something that somebody has to change",
+    "Failures by class: row, events refused by their own fault; destination, topics found closed; outage, cycles that met an unavailable server; action_required, cycles that met a fault that somebody has to fix",
 );
 const LANES: Named = ("lanes", "Lanes of the whole outbox");
-const OWNED: Named = ("owned_lanes", "Lanes that are this relay's share; zero where there are more workers than lanes");
-const UNSCANNED: Named = ("unscanned_events", "Event ids that were allocated and that claims have not reached yet");
+const OWNED: Named = ("owned_lanes", "Lanes assigned to this relay; zero is possible with more workers than lanes");
+const UNSCANNED: Named = ("unscanned_events", "Event ids that were allocated, but not yet reached by claims");
 const PENDING: Named = ("pending_events", "Events of the whole outbox that can be claimed; counting stops at 1000000");
 const OLDEST: Named = ("oldest_pending_seconds", "Age of the oldest event of the whole outbox that can be claimed");
-const SCHEDULED: Named = ("scheduled_events", "Events of the whole outbox whose available_at has not come");
+const SCHEDULED: Named = ("scheduled_events", "Events of the whole outbox that wait for their available_at");
 const HELD: Named =
     ("held_events", "Events of the whole outbox that wait for a topic, an entity or the end of a pause");
 const DEAD: Named = ("dead_events", "Events of the whole outbox that need a decision");
-const PAUSES: Named = ("pauses", "Pauses in force, of everything, of topics, of entities");
+const PAUSES: Named = ("pauses", "Pauses in force, by scope: all, topic or entity");
 const DEAD_TUPLES: Named =
-    ("dead_tuples", "Dead rows of the outbox table that vacuum has not removed, as Postgres estimates");
-const LIVE_TUPLES: Named = ("live_tuples", "Live rows of the outbox table, as Postgres estimates");
+    ("dead_tuples", "Dead rows of the outbox table that vacuum has not removed, estimated by Postgres");
+const LIVE_TUPLES: Named = ("live_tuples", "Live rows of the outbox table, estimated by Postgres");
 const VACUUM: Named = (
     "vacuum_held_back_seconds",
-    "Age of the oldest transaction that this user may see and that keeps vacuum from removing what has died since",
+    "Age of the oldest transaction that keeps vacuum from removing dead rows, among those that this user may see",
 );
-const LOOKED_AT: Named =
-    ("looked_at_timestamp_seconds", "When the figures of the whole outbox were read last, in seconds since 1970");
+const LOOKED_AT: Named = (
+    "looked_at_timestamp_seconds",
+    "Time at which the metrics of the whole outbox were last read, in seconds since 1970",
+);
 const REACHABLE: Named = ("reachable", "1 while the relay can work with the server");
-const READY: Named = ("ready", "1 while /readyz says so");
-const STALLED: Named = ("stalled", "1 for the cause while events wait and none has moved for RELAY_STALL_AFTER");
+const READY: Named = ("ready", "1 while /readyz answers ready");
+const STALLED: Named = ("stalled", "1 for the cause of a stall: events wait, and none has moved for RELAY_STALL_AFTER");
 
 type Word = [(&'static str, &'static str); 1];
 type Text = [(&'static str, String); 1];
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// What the whole outbox looks like, whichever relay looks.
+/// The state of the whole outbox. Every relay reports the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Outbox {
     pub(crate) pending: i64,
@@ -79,7 +81,7 @@ pub(crate) struct Outbox {
     pub(crate) scheduled: i64,
     pub(crate) held: i64,
     pub(crate) dead: i64,
-    /// Of everything, of topics, of entities.
+    /// The number of pauses of everything, of topics and of entities.
     pub(crate) pauses: [i64; 3],
     pub(crate) dead_tuples: i64,
     pub(crate) live_tuples: i64,
@@ -174,7 +176,7 @@ fn class(class: Class) -> Word {
 const SCOPES: [&str; 3] = ["all", "topic", "entity"];
 
 impl Metrics {
-    /// Every word is there from the start: a rate over a counter that appears with its first failure would miss that one.
+    /// Creates every label value at the start. A rate over a counter that appeared with its first failure would miss that failure.
     fn with_all_words(mut self, latency: Arc<Latency>) -> Self {
         self.registry.register_collector(Box::new(Shown { name: LATENCY.0, help: LATENCY.1, latency }));
         for of in [Class::Outage, Class::Destination, Class::Row, Class::ActionRequired] {
@@ -186,18 +188,18 @@ impl Metrics {
         self
     }
 
-    /// A batch has been committed.
+    /// Counts a batch that was committed.
     pub(crate) fn settled(&self, published: usize) {
         self.published.inc_by(published as u64);
         self.batches.inc();
     }
 
-    /// `events` events of a batch were acknowledged; `age` tells how old one of them is.
+    /// Counts the latency of `events` acknowledged events of a batch. `age` returns the age of one of them.
     pub(crate) fn acknowledged_after(&self, events: usize, age: impl Fn(usize) -> Duration) {
         self.latency.observe(events, age);
     }
 
-    /// Records of a topic were acknowledged.
+    /// Counts acknowledged records of a topic.
     pub(crate) fn acknowledged(&self, topic: &str, records: u64) {
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, counter)) = topics.iter().find(|(known, _)| known == topic) {
@@ -213,23 +215,23 @@ impl Metrics {
         }
     }
 
-    /// So many failures of a class were met.
+    /// Counts failures of a class.
     pub(crate) fn failed(&self, of: Class, failures: u64) {
         self.failures.get_or_create(&class(of)).inc_by(failures);
     }
 
-    /// How far behind the highest id it has seen a worker's next claim begins.
+    /// Sets the distance between the start of a worker's next claim and the highest id that the worker has seen.
     pub(crate) fn set_unscanned(&self, worker: usize, events: i64) {
         self.unscanned.get_or_create(&[("worker", worker.to_string())]).set(events);
     }
 
-    /// Lanes of this relay, of so many.
+    /// Sets the number of this relay's lanes and of all lanes.
     pub(crate) fn set_lanes(&self, owned: usize, of: u16) {
         self.owned.set(owned as i64);
         self.lanes.set(i64::from(of));
     }
 
-    /// The whole outbox, as it was seen at that moment.
+    /// Sets the metrics of the whole outbox, as read at time `at`.
     pub(crate) fn set_outbox(&self, seen: &Outbox, at: Duration) {
         self.pending.set(seen.pending);
         self.oldest.set(seen.oldest.as_secs_f64());
@@ -249,26 +251,26 @@ impl Metrics {
         }
     }
 
-    /// Which servers the relay can work with.
+    /// Sets whether the relay can work with each server.
     pub(crate) fn set_reachable(&self, postgres: bool, kafka: bool) {
         for (server, reachable) in [("postgres", postgres), ("kafka", kafka)] {
             self.reachable.get_or_create(&[("server", server)]).set(i64::from(reachable));
         }
     }
 
-    /// What /readyz says.
+    /// Sets whether /readyz answers ready.
     pub(crate) fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
     }
 
-    /// Why nothing moves, if nothing does.
+    /// Sets the cause of a stall; `None` if there is no stall.
     pub(crate) fn set_stalled(&self, why: Option<Cause>) {
         for cause in Cause::OF_STALL {
             self.stalled.get_or_create(&[("cause", cause.word())]).set(i64::from(why == Some(cause)));
         }
     }
 
-    /// Returns metrics that have a sample each, for the reference: a family without one is not rendered.
+    /// Returns metrics that have one sample each, for the reference: a family without a sample is not rendered.
     pub(crate) fn with_samples() -> Self {
         let metrics = Self::default();
         metrics.acknowledged("order-events", 0);
@@ -276,7 +278,7 @@ impl Metrics {
         metrics
     }
 
-    /// Everything in Prometheus' text format, version 0.0.4.
+    /// Renders all metrics in Prometheus' text format, version 0.0.4.
     pub(crate) fn render(&self) -> Result<String, fmt::Error> {
         let mut open_metrics = String::new();
         text::encode(&mut open_metrics, &self.registry)?;
@@ -284,8 +286,8 @@ impl Metrics {
     }
 }
 
-/// The library writes OpenMetrics, in which a counter's family lacks the `_total` of its samples, and which tools that know only the
-/// classic format take for two families.
+/// Converts OpenMetrics, which the library writes, to the classic format. In OpenMetrics the family of a counter lacks the `_total` of its
+/// samples, so tools that know only the classic format see two families.
 fn classic(open_metrics: &str) -> String {
     let lines = || open_metrics.lines();
     let counters: Vec<&str> =
