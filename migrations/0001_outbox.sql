@@ -1,9 +1,10 @@
--- 0001 outbox: the outbox itself, its lanes, the relays' register, the inbox of consumers, and the SQL functions.
--- The previous binary: there is none, this is the first migration.
--- Names in braces are replaced by quoted, schema-qualified identifiers; {lanes} by the number of lanes.
+-- 0001 outbox: creates the outbox, its lanes, the registry of relays, the inbox of consumers, and the SQL functions.
+-- There is no previous binary: this is the first migration.
+-- Names in braces are replaced by quoted, schema-qualified identifiers; {lanes} is replaced by the number of lanes.
 
 create table {outbox} (
-    -- The order of publishing. `cache 1`: a larger cache hands out blocks of ids to sessions and breaks the order of an entity.
+    -- The order of publishing. `cache 1`: with a larger cache, sessions would take blocks of ids in advance, and events of one entity would
+    -- be out of order.
     id            bigint generated always as identity (cache 1),
     event_id      uuid        not null default gen_random_uuid(),
     entity_type   text        not null,
@@ -20,7 +21,7 @@ create table {outbox} (
     published_at  timestamptz,
     attempts      integer     not null default 0,
     last_error    text,
-    -- The unit of ordering and of ownership. Rows without an entity have no order: they are spread by id.
+    -- The unit of ordering and of ownership. Rows without an entity have no order, so they are spread by id.
     lane          smallint    not null generated always as (
         (case when entity_id is null then id % {lanes}
               else (pg_catalog.hashtext(entity_id)::bigint & 2147483647) % {lanes} end)::smallint
@@ -30,9 +31,8 @@ create table {outbox} (
     constraint {outbox_one_payload} check (payload is null or payload_bytes is null),
     constraint {outbox_headers} check (jsonb_typeof(headers) = 'object')
 ) with (
-    -- Every event is inserted and then updated once, so a tenth of the table is dead soon; waiting for the default 20 % of
-    -- a large table leaves millions of dead index entries in the path of the claim. Without cost delay a vacuum of the
-    -- small tail is over in seconds.
+    -- Every event is inserted and then updated once, so a tenth of the table is soon dead. With the default of 20 %, a large table would
+    -- keep millions of dead index entries that the claim has to read. Without cost delay, a vacuum of the small tail takes only seconds.
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 10000,
     autovacuum_vacuum_insert_scale_factor = 0.05,
@@ -40,14 +40,14 @@ create table {outbox} (
     autovacuum_vacuum_cost_delay = 0
 );
 
--- The claim's index. Its first column is the expression `id + 0` and not `id`, so that the primary key can serve neither the
--- claim's condition nor its order: with stale statistics the planner preferred the primary key and walked every published
--- row. `lane` is there to skip other workers' rows without a visit to the heap. Rows that wait (scheduled, held) are not in
--- it, so no claim walks them.
+-- The claim's index. Its first column is the expression `id + 0` and not `id`, so that the primary key matches neither the claim's
+-- condition nor its order. With stale statistics the planner preferred the primary key and read every published row. `lane` is included so
+-- that rows of other workers are skipped without reading the heap. Rows that wait (scheduled or held) are not in the index, so no claim
+-- reads them.
 create index {outbox_pending} on {outbox} ((id + 0), lane)
     where status = 'PENDING' and (available_at is null or available_at <= created_at);
 
--- Rows that wait: scheduled by the application, or held by the relay (`available_at = 'infinity'`).
+-- Finds rows that wait: scheduled by the application, or held by the relay (`available_at = 'infinity'`).
 create index {outbox_waiting} on {outbox} (available_at, id, lane)
     where status = 'PENDING' and available_at > created_at;
 
@@ -55,16 +55,16 @@ create index {outbox_dead} on {outbox} (id) where status = 'DEAD';
 
 comment on table {outbox} is 'Transactional outbox: applications insert here in their own transactions, outbox-relay publishes to Kafka';
 
--- One row per lane. A worker owns a lane by the transaction-scoped advisory lock (oid of this table, lane); the row carries
--- `generation`, which whoever holds or releases rows of a lane adds to, so that its owner looks at them again.
+-- One row per lane. A worker owns a lane by the transaction-scoped advisory lock (oid of this table, lane). A session that holds or
+-- releases rows of a lane increments `generation`, so that the lane's owner reads them again.
 create table {lane} (
     lane       smallint primary key,
     generation bigint not null default 0
 );
 insert into {lane} (lane) select generate_series(0, {lanes} - 1);
 
--- The relays that are alive, to share the lanes out evenly. Safety never depends on it. Unlogged: a heartbeat writes no WAL,
--- and after a crash every relay enters itself again.
+-- The relays that are alive, which share the lanes evenly. Safety does not depend on this table. It is unlogged: a heartbeat writes no WAL,
+-- and after a crash every relay registers again.
 create unlogged table {relay} (
     id         uuid primary key,
     name       text        not null,
@@ -74,7 +74,7 @@ create unlogged table {relay} (
     seen_at    timestamptz not null default now()
 ) with (fillfactor = 50);
 
--- The inbox: which consumer group has applied which event. Shared by all outboxes of a schema.
+-- The inbox: which consumer group has applied which event. All outboxes of a schema share it.
 create table if not exists {processed} (
     consumer_group text        not null,
     event_id       uuid        not null,
@@ -82,9 +82,10 @@ create table if not exists {processed} (
     primary key (consumer_group, event_id)
 );
 
--- Bodies are text and not SQL-standard ones: those depend on the columns, and `alter column payload type text` would be refused.
+-- Function bodies are text, not SQL-standard bodies. Those would depend on the columns, and `alter column payload type text` would be
+-- refused.
 --
--- Writes an event and takes a lock on its entity until the transaction ends, so that id order is commit order for it.
+-- Inserts an event, and locks its entity until the transaction ends, so that the order of ids is the order of commits for the entity.
 create function {emit}(
     entity_type   text,
     entity_id     text,
@@ -106,7 +107,7 @@ create function {emit}(
     returning event_id;
 {quote};
 
--- True the first time a group sees an event, in the caller's transaction; a second caller waits for the first to end.
+-- Returns true the first time that a group sees an event, within the caller's transaction. A second caller waits for the first to end.
 create or replace function {once}(consumer_group text, event_id uuid) returns boolean language sql volatile as {quote}
     with first as (
         insert into {processed} (consumer_group, event_id) values (consumer_group, event_id)

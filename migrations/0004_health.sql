@@ -1,10 +1,10 @@
--- 0004 health: the facts of `outbox-relay status` as one row, for any monitor that can run a query.
--- The previous binary runs on it: nothing it uses has changed.
+-- 0004 health: creates a view with the facts of `outbox-relay status` as one row, for any monitor that can run a query.
+-- The previous binary runs on this schema: nothing that it uses has changed.
 
--- Cheap on a table of any size: each count walks a partial index and stops at a million ("at least" then), so its cost follows the
--- backlog and not the table. `order by` the index's own columns, so that no statistics make the planner scan the table instead.
--- Who may read the view needs no right on the tables. What other users' sessions do is visible to members of pg_read_all_stats
--- (pg_monitor) alone: without, oldest_transaction_seconds knows of the reader's own user.
+-- The view is cheap on a table of any size: each count reads a partial index and stops at a million (then it means "at least"). So the cost
+-- depends on the backlog and not on the size of the table. `order by` uses the index's own columns, so that no statistics can make the
+-- planner scan the table. A user who may read the view needs no right on the tables. Only members of pg_read_all_stats (or pg_monitor) see
+-- the sessions of other users. For others, oldest_transaction_seconds covers only their own sessions.
 create view {health} as
 select pending.events as pending,
        pending.events >= 1000000 as pending_is_at_least,
@@ -41,7 +41,7 @@ select pending.events as pending,
                  order by available_at, id limit 1000000) counted) held
  cross join (select count(*) as events
           from (select from {outbox} where status = 'DEAD' limit 1000000) counted) dead
- -- The longest heartbeat interval is 10 s; a relay that has missed three is gone.
+ -- The longest heartbeat interval is 10 s. A relay that has missed three heartbeats counts as gone.
  cross join (select count(*) filter (where seen_at > now() - interval '30 seconds') as alive,
                coalesce(sum(workers) filter (where seen_at > now() - interval '30 seconds'), 0)::bigint as workers,
                extract(epoch from clock_timestamp() - max(seen_at))::float8 as silent_seconds

@@ -1,19 +1,19 @@
--- 0007 claims: what a claim by snapshots needs of a row: the transaction that made it pending, and when it is due. ADR 10.
--- The previous binary: goes on publishing on it. Rewrites nothing: `alter table` waits for open writers and is over at once.
+-- 0007 claims: adds the columns that a claim by snapshots (ADR 10) needs: the transaction that made a row pending, and the time it is due.
+-- The previous binary continues to publish. No table is rewritten: `alter table` waits for open writers and then ends at once.
 
--- The archive first: the outbox is locked for the shortest time.
+-- Changes the archive first, so that the outbox is locked for the shortest time.
 alter table {archive}
     add column xid xid8,
     add column due timestamptz;
 
--- The default is one value for all rows that exist: the transaction of this migration.
+-- The default is one value for all existing rows: the transaction of this migration.
 alter table {outbox}
     add column xid xid8        not null default pg_catalog.pg_current_xact_id(),
-    -- Set while a scheduled event waits (`available_at > created_at`); null for all others and once it is settled.
+    -- Set while a scheduled event waits (`available_at > created_at`). Null for all other events, and after the event is settled.
     add column due timestamptz;
 
--- Keeps the one invariant that claims rest on: `xid` is the local transaction that made the row pending in its lane. A claim finds
--- a row that committed late by this column alone.
+-- Maintains the one invariant that claims depend on: `xid` is the local transaction that made the row pending in its lane. A claim finds a
+-- row that committed late only by this column.
 create function {stamp}() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as {quote}
 begin
     if tg_op = 'INSERT' then
@@ -37,7 +37,7 @@ begin
 end
 {quote};
 
--- The conditions are evaluated without a call, so an ordinary insert and the relay's own marks cost nothing.
+-- The conditions are evaluated without calling the function, so it costs nothing for an ordinary insert and for the relay's own marks.
 create trigger {outbox_stamp_insert} before insert on {outbox} for each row
     when (new.xid is distinct from pg_catalog.pg_current_xact_id() or new.available_at is not null or new.due is not null
           or new.status = 'DEAD')
@@ -55,38 +55,38 @@ create trigger {outbox_stamp_update} before update on {outbox} for each row
                  or new.event_type is distinct from old.event_type
                  or new.topic is distinct from old.topic))
     execute function {stamp}();
--- Also for rows that logical replication applies: their `xid` is of another server.
+-- Enables the triggers for rows of logical replication as well: their `xid` belongs to another server.
 alter table {outbox} enable always trigger {outbox_stamp_insert};
 alter table {outbox} enable always trigger {outbox_stamp_update};
 
--- What keeps events from being published although claims have passed them: one row for a lane and an entity, a topic or an event, however
--- many events wait. Written by the lane's owner in the transaction that passes the events. No index: under a held snapshot the check of
--- a key would walk every old version of its row.
+-- The holds, which keep events from being published although claims have passed them. There is one row for a lane and an entity, a topic or
+-- an event, however many events wait. The lane's owner writes it in the transaction that passes the events. There is no index: while an old
+-- snapshot keeps vacuum back, the check of a key would read every old version of its row.
 create table {hold} (
     id          bigint generated always as identity,
     lane        smallint    not null,
     kind        text        not null,
     topic       text,
-    -- Null with `kind = 'entity'`: the entities of that id, whatever their type.
+    -- Null with `kind = 'entity'`: every entity with that id, whatever its type.
     entity_type text,
     entity_id   text,
-    -- locked: another session has the row locked. poison: an event was refused. topic: it cannot be written. paused: by an operator.
+    -- locked: another session has locked the row. poison: an event was refused. topic: the topic cannot be written. paused: by an operator.
     why         text        not null,
     reason      text        not null,
     -- No event of this hold with a lower id is pending.
     from_id     bigint      not null,
     -- The locked row, or the event that was refused.
     head_id     bigint,
-    -- How many events claims have passed.
+    -- The number of events that claims have passed.
     events      bigint      not null default 0,
     since       timestamptz not null default now(),
     constraint {outbox_hold_kind} check (kind in ('row', 'entity', 'topic')),
     constraint {outbox_hold_why} check (why in ('locked', 'poison', 'topic', 'paused'))
 ) with (fillfactor = 50);
--- A publication for all tables would refuse every change of a table without a key.
+-- Sets a replica identity: with a publication for all tables, Postgres would refuse every update of a table without a key.
 alter table {hold} replica identity full;
 
--- Gives the table of holds and the function to the owner of the outbox: another user may run the migration.
+-- Gives the table of holds and the function to the owner of the outbox, because another user may run the migration.
 do {quote}
 declare
     owner text := (select pg_catalog.pg_get_userbyid(relowner) from pg_catalog.pg_class where oid = {outbox_regclass}::pg_catalog.regclass);
@@ -102,7 +102,7 @@ exception when insufficient_privilege then
 end
 {quote};
 
--- As before, and bounded: the server's lock table is shared by all sessions, and one transaction that fills it makes the others fail.
+-- Replaces the function by one with a limit. All sessions share the server's lock table; if one transaction fills it, the others fail.
 create or replace function {emit}(
     entity_type   text,
     entity_id     text,

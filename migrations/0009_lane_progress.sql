@@ -1,9 +1,9 @@
--- 0009 lane progress: how far the claims of each lane have come. ADR 10.
--- The previous binary: claims nothing from here on. It reads a column that is gone, reports that and waits; no event is lost and none
--- overtakes. Start the new binary now. Applications are not touched: only lanes are locked, for as long as this transaction lasts.
+-- 0009 lane progress: stores how far the claims of each lane have come. ADR 10.
+-- The previous binary claims nothing from now on. It reads a column that is gone, reports that and waits. No event is lost and none
+-- overtakes another. Start the new binary now. Applications are not affected: only lanes are locked, as long as this transaction lasts.
 
--- What a row says of its lane: every event with id <= scanned_through that snapshot sees is settled or covered by a hold. While a sweep
--- is under way (sweep_snapshot is set), sweep_snapshot counts up to swept_through and snapshot counts above.
+-- The invariant of a lane's row: every event with id <= scanned_through that snapshot sees is settled or covered by a hold. During a sweep
+-- (sweep_snapshot is set), sweep_snapshot applies to ids up to swept_through, and snapshot to ids above.
 alter table {lane}
     add column nonce           bigint      not null default 0,
     -- The nonce of the last batch that was committed exactly once.
@@ -12,16 +12,17 @@ alter table {lane}
     add column snapshot        pg_snapshot not null default '3:3:',
     add column swept_through   bigint      not null default 0,
     add column sweep_snapshot  pg_snapshot,
-    -- Where the progress was written: another server or another table means that nothing is known.
+    -- The server and the table of the progress. On another server or for another table, nothing is known.
     add column system          bigint,
     add column relation        oid;
 
--- The session that keeps a relay's heartbeat: when it is gone, so is the relay.
--- The previous binary goes on with its heartbeat, and would be counted as the owner of lanes: it has no value for `protocol`.
+-- Adds the session that sends a relay's heartbeat: when it is gone, the relay is gone.
+-- Adds `protocol` and removes all heartbeats. The previous binary has no value for `protocol`, so its heartbeats fail. Otherwise it would
+-- count as an owner of lanes.
 delete from {relay};
 alter table {relay} add column pid integer, add column protocol integer not null;
 
--- Whoever could work as a relay or an operator before can do so now, without running `migrate --roles` again.
+-- Gives the new rights to every user that could work as a relay or an operator before, so that nobody has to run `migrate --roles` again.
 do {quote}
 declare
     seen pg_catalog.regclass;
@@ -66,7 +67,8 @@ begin
 end
 {quote};
 
--- No key, and found by place: see the table of holds. The previous binary reads `generation` before each claim.
+-- Drops the primary key: rows are found by their ctid, as in the table of holds. Drops `generation`, which the previous binary reads before
+-- each claim.
 do {quote}
 begin
     execute (select pg_catalog.format('alter table %s drop constraint %I', {lane_regclass}, conname) from pg_catalog.pg_constraint
@@ -77,15 +79,15 @@ alter table {lane} drop column generation;
 alter table {lane} replica identity full;
 alter table {lane} set (fillfactor = 10, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 
--- What the previous binary held goes through the claims again, which hold it in the new form. Scheduled events get their column.
+-- Makes the rows that the previous binary held pending again: new claims hold them in the new form. Sets `due` of scheduled events.
 update {outbox} set available_at = null, last_error = null
  where status = 'PENDING' and available_at > created_at and available_at = 'infinity' and last_error is not null;
 update {outbox} set due = available_at
  where status = 'PENDING' and available_at > created_at and due is null;
--- Those that the previous binary has settled since 0007.
+-- Clears `due` of rows that the previous binary has settled since 0007.
 update {outbox} set due = null where due is not null and status <> 'PENDING';
 
--- One statement and one snapshot: below the first pending event that it sees, everything that it sees is settled.
+-- Sets the progress in one statement with one snapshot: below the first pending event that it sees, every event that it sees is settled.
 update {lane}
    set scanned_through = first.id - 1,
        snapshot = pg_catalog.pg_current_snapshot(),
@@ -97,8 +99,8 @@ update {lane}
             (select id from {outbox} order by id desc limit 1),
             1) as id) first;
 
--- The columns are those of 0004. Pending are the events above what every lane has scanned, and those that committed late: see ADR 10.
--- Two bounds of xid: of one alone the planner believes that a third of the table lies behind it.
+-- The columns are those of 0004. Pending events are those above scanned_through of every lane, and those that committed late: see ADR 10.
+-- `xid` has two bounds: with only one, the planner assumes that a third of the table lies behind it.
 create or replace view {health} as
 with progress as materialized (
     select min(scanned_through) as scanned_through,
@@ -151,7 +153,7 @@ select pending.events as pending,
  cross join (select coalesce(sum(events), 0)::bigint as events, min(since) as oldest from {hold}) held
  cross join (select count(*) as events
           from (select from {outbox} where status = 'DEAD' and last_error is not null limit 1000000) counted) dead
- -- The longest heartbeat interval is 10 s; a relay that has missed three is gone.
+ -- The longest heartbeat interval is 10 s. A relay that has missed three heartbeats counts as gone.
  cross join (select count(*) filter (where seen_at > now() - interval '30 seconds') as alive,
                coalesce(sum(workers) filter (where seen_at > now() - interval '30 seconds'), 0)::bigint as workers,
                extract(epoch from clock_timestamp() - max(seen_at))::float8 as silent_seconds
