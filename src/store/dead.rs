@@ -9,8 +9,8 @@
 //! Retry changes dead, held and discarded events to pending. Discard changes dead and held events to discarded. Both release the events
 //! that wait behind a held one.
 //!
-//! A change writes only rows of the outbox and the counter that workers compare before each claim. A row that becomes pending reaches its
-//! lane's claims as a late row. The lane's owner releases a hold whose event has no error any more.
+//! Besides its audit entry, a change writes only rows of the outbox and the counter that workers compare before each claim. A row that
+//! becomes pending reaches its lane's claims as a late row. The lane's owner releases a hold whose event has no error any more.
 
 use std::time::Duration;
 
