@@ -1,10 +1,11 @@
-//! Pauses between attempts: doubled, capped, jittered, started over by a success. Pure, apart from the jitter.
+//! Computes the pauses between attempts: each is twice the last one up to a limit, with jitter. A success starts again with the first
+//! pause.
 
 use std::time::Duration;
 
 use rand::Rng;
 
-/// The pauses of one caller that tries the same thing again and again.
+/// The pauses of one caller that tries the same operation again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -14,21 +15,21 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Begins with `first` and stops growing at `longest`.
+    /// Creates a back-off whose pauses begin with `first` and stop growing at `longest`.
     pub fn new(first: Duration, longest: Duration) -> Self {
         let first = first.min(longest);
         Self { first, longest, next: first }
     }
 
-    /// Returns how long to wait before the next attempt: `first`, then twice as long each time. Each pause is shortened at random by up to
-    /// half, so that callers that failed together do not come back together.
+    /// Returns the pause before the next attempt: `first`, then twice as long each time. Each pause is shortened at random by up to half,
+    /// so that callers that failed together do not try again together.
     pub fn pause(&mut self) -> Duration {
         let pause = rand::rng().random_range(self.next / 2..=self.next);
         self.next = self.next.saturating_mul(2).min(self.longest);
         pause
     }
 
-    /// Starts over, because an attempt has succeeded.
+    /// Starts again with the first pause. Call it after an attempt that succeeded.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

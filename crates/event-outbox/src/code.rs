@@ -1,15 +1,16 @@
-//! The codes of warnings and errors: in the log, in what `check` finds, and in the command line's errors. A code is never given to
-//! something else, and one that is gone stays unused.
+//! Lists the codes of warnings and errors. They are in the log, in the findings of `check` and in the errors of the command line.
 //!
-//! A new one is a line here and an entry in docs/how-to/runbook.md. The tests of the workspace find a log line without a code, a code that nothing uses, and an entry
-//! that is missing or left over.
+//! A code never gets another meaning, and a code that was removed is not used again.
+//!
+//! A new code needs a line here and an entry in docs/how-to/runbook.md. The tests of the workspace find a log line without a code, a code
+//! that nothing uses, and a missing or obsolete entry.
 
 use std::fmt;
 
-/// Number, variant, name, meaning: one line each.
+/// Takes one line per code: number, variant, name, meaning.
 macro_rules! codes {
     ($($number:literal $variant:ident $name:literal $meaning:literal;)+) => {
-        /// What a warning or an error is about. Prints as `OR-2001`.
+        /// The subject of a warning or an error. Prints as `OR-2001`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
         pub enum Code {

@@ -1,22 +1,22 @@
-//! The other half: one effect per event.
+//! Applies each event once, in the consumer's own database.
 //!
-//! The relay delivers at least once. [`Inbox`] makes that one effect, in the transaction of the effect, with any Kafka client
-//! (feature `consumer`); [`Consumer`] is a whole consumer: handlers by type and version, retries, dead letters (feature
-//! `consumer-kafka`).
+//! The relay delivers each event at least once. [`Inbox`] turns that into one effect: it marks the event in the transaction of the effect,
+//! and works with any Kafka client. [`Consumer`] (feature `consumer-kafka`) is a complete consumer with handlers by event type and version,
+//! retries and dead letters.
 //!
-//! - `inbox`: what a group has processed
-//! - [`dead_letter`]: what a dead letter says of itself
-//! - `failed`: what an error means, and what becomes of the event
-//! - `runtime`: the consumer as its user builds it
-//! - `group`: the member of the group: polls, shares out, commits offsets
-//! - `worker`: a partition, one event after the other
-//! - `attempt`: one transaction
-//! - `held`: keys that are held
+//! - `inbox`: remembers which events a group has processed
+//! - [`dead_letter`]: the headers of a dead letter
+//! - `failed`: classifies errors and decides what happens to the event
+//! - `runtime`: the builder of a consumer
+//! - `group`: the group member, which polls, distributes records and commits offsets
+//! - `worker`: handles the events of one partition in order
+//! - `attempt`: one attempt, in one transaction
+//! - `held`: the held keys of a group
 //! - `dead_letter_producer`: sends dead letters
-//! - `progress`: how far a partition is, and how much waits for it
-//! - `pause`: between two attempts; `shared`: what all parts share
+//! - `progress`: the offset that a partition has reached, and the size of its queue
+//! - `pause`: the pause between two attempts; `shared`: the state that all parts share
 //! - `registry`: handlers and upcasters
-//! - `context`, `delivery`: what a handler sees
+//! - `context`, `delivery`: the event and the transaction that a handler gets
 
 pub mod dead_letter;
 mod inbox;

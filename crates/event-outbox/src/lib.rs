@@ -1,12 +1,12 @@
-//! The transactional outbox for services: writes events in the service's own Postgres transaction, and applies each event once.
-//! The relay that brings the events to Kafka is a program of its own, `outbox-relay`.
+//! Writes events in a service's own Postgres transaction and applies each event once: the transactional outbox for services. A separate
+//! program, `outbox-relay`, brings the events to Kafka.
 //!
-//! - [`event`]: an event, and how to make one
+//! - [`event`]: an event, and how to build one
 //! - [`outbox`]: writes events in the service's own transaction
-//! - [`consumer`]: one effect per event; handlers on Kafka partitions (feature `consumer-kafka`)
-//! - [`schemas`]: payloads checked against JSON Schema (feature `schema`)
-//! - [`envelope`], [`route`]: from an event to a record and its topic; pure
-//! - [`ledger`]: compares what was committed with what a topic holds; pure
+//! - [`consumer`]: applies each event once; handlers on Kafka partitions need the feature `consumer-kafka`
+//! - [`schemas`]: checks payloads against JSON Schema (feature `schema`)
+//! - [`envelope`], [`route`]: turn an event into a record and find its topic, without I/O
+//! - [`ledger`]: compares committed events with the records of a topic, without I/O
 //! - [`backoff`]: pauses between attempts
 //! - [`names`]: the tables of one outbox; [`schema`]: their migrations
 //! - [`code`]: the codes of warnings and errors; [`notice`]: the names of log lines

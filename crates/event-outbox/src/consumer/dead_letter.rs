@@ -1,24 +1,24 @@
-//! What a dead letter says of itself: headers that are added to those of the original record. Pure.
+//! Writes and reads the headers by which a dead letter explains itself. They are added to the headers of the original record. Does no I/O.
 //!
-//! A dead letter has the key, the value and the headers of its record. What is redriven may keep these headers: they are written
-//! anew when it dies again, except where it came from and when it failed first.
+//! A dead letter has the key, the value and the headers of its record. A redriven event may keep these headers. If it fails again they are
+//! written again, except for its origin and the time of its first failure.
 
 use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-/// What all header names of a dead letter begin with.
+/// The prefix of all header names of a dead letter.
 pub const PREFIX: &str = "dlq-";
 
-/// Header: why the event died, a [`Reason`].
+/// Header: the reason of the failure, a [`Reason`].
 pub const REASON: &str = "dlq-reason";
-/// Header: the error of the last attempt, shortened.
+/// Header: the error of the last attempt, cut to 1,000 bytes.
 pub const ERROR: &str = "dlq-error";
 const PATH: &str = "dlq-path";
 /// Header: the number of attempts.
 pub const ATTEMPTS: &str = "dlq-attempts";
-/// Header: the consumer group that gave the event up.
+/// Header: the consumer group that could not apply the event.
 pub const GROUP: &str = "dlq-group";
 /// Header: the topic that the record came from.
 pub const TOPIC: &str = "dlq-source-topic";
@@ -26,30 +26,31 @@ pub const TOPIC: &str = "dlq-source-topic";
 pub const PARTITION: &str = "dlq-source-partition";
 /// Header: the record's offset in its partition.
 pub const OFFSET: &str = "dlq-source-offset";
-/// Header: when the event failed first, RFC 3339.
+/// Header: the time of the first failure, RFC 3339.
 pub const FIRST_FAILED_AT: &str = "dlq-first-failed-at";
 
-/// Brokers refuse records whose headers are too large for the topic; a stack trace is not what an operator needs here.
+/// Most bytes of an error in a header. Brokers refuse records with headers too large for the topic, and an operator needs no stack trace
+/// here.
 const LONGEST_ERROR: usize = 1000;
 
-/// Why an event is a dead letter.
+/// The reason why an event is a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The handler said that another attempt cannot help.
+    /// The handler reported that another attempt cannot help.
     Permanent,
-    /// The attempts are used up.
+    /// All attempts have failed.
     Exhausted,
-    /// The payload is not what the schema or the handler's type asks for.
+    /// The payload does not match the schema or the type that the handler expects.
     Invalid,
-    /// The record names no event.
+    /// The record does not name an event.
     Undecodable,
-    /// No handler knows the type, and the consumer is to know all of them.
+    /// No handler takes the event type, and the consumer must know all types (`UnknownType::Fail`).
     UnknownType,
-    /// Handlers know the type, none of them the version.
+    /// Handlers take the event type, but none takes this version.
     UnsupportedVersion,
     /// The handler panicked.
     Panicked,
-    /// An earlier event of its key is a dead letter, and the key is held.
+    /// An earlier event of the same key is a dead letter, and the key is held.
     Held,
 }
 
@@ -66,7 +67,7 @@ impl Reason {
         Self::Held,
     ];
 
-    /// The value of the header `dlq-reason`.
+    /// Returns the value of the header `dlq-reason`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Permanent => "permanent",
@@ -87,7 +88,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The name is not that of a reason.
+/// The error for a name that is not the name of a [`Reason`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown reason {0:?}")]
 pub struct UnknownReason(pub String);
@@ -103,33 +104,33 @@ impl FromStr for Reason {
 /// The headers of a dead letter, typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Why.
+    /// The reason of the failure.
     pub reason: Reason,
     /// The error of the last attempt.
     pub error: String,
-    /// JSON Pointer to what a schema refused.
+    /// JSON Pointer to the member that a schema refused.
     pub path: Option<String>,
-    /// Attempts, those before a redrive included.
+    /// The number of attempts, including those before a redrive.
     pub attempts: u32,
-    /// The consumer group that could not apply it.
+    /// The consumer group that could not apply the event.
     pub group: String,
-    /// The topic it was read from first.
+    /// The topic that the record was first read from.
     pub source_topic: String,
-    /// The partition it was read from first.
+    /// The partition that the record was first read from.
     pub source_partition: i32,
-    /// The offset it was read from first.
+    /// The offset that the record was first read from.
     pub source_offset: i64,
-    /// When the first attempt failed.
+    /// The time at which the first attempt failed.
     pub first_failed_at: DateTime<Utc>,
 }
 
 impl DeadLetter {
-    /// The default dead letter topic of a group that reads `topic`.
+    /// Returns the default dead letter topic of a group that reads `topic`: `<topic>.<group>.dlq`.
     pub fn default_topic(topic: &str, group: &str) -> String {
         format!("{topic}.{group}.dlq")
     }
 
-    /// Names and values.
+    /// Returns the names and values of the headers.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let mut headers = vec![
             (REASON, self.reason.name().to_owned()),
@@ -145,7 +146,7 @@ impl DeadLetter {
         headers
     }
 
-    /// Reads them back; `None` for a record that is no dead letter, or whose headers are damaged.
+    /// Reads the headers of a record; `None` if the record is no dead letter or its headers are damaged.
     pub fn read<'a>(header: impl Fn(&str) -> Option<&'a [u8]>) -> Option<Self> {
         let text = |name| std::str::from_utf8(header(name)?).ok();
         Some(Self {

@@ -1,4 +1,4 @@
-//! One effect per event: the event is marked as processed in the transaction of its effect, so that both are there or neither.
+//! Marks an event as processed in the transaction of its effect, so that either both are committed or neither is.
 
 use std::collections::HashSet;
 
@@ -8,13 +8,13 @@ use uuid::Uuid;
 use crate::Names;
 use crate::event::EventId;
 
-/// What a consumer group has processed.
+/// The record of the events that a consumer group has processed: one effect per event.
 ///
 /// A second delivery of an event waits until the transaction that processes it has ended, and then sees whether it was committed.
 ///
 /// ```no_run
-/// use outbox_relay::consumer::{Inbox, Once};
-/// use outbox_relay::event::EventId;
+/// use event_outbox::consumer::{Inbox, Once};
+/// use event_outbox::event::EventId;
 ///
 /// # async fn apply(pool: &sqlx::PgPool, event: EventId, cents: i64) -> Result<(), sqlx::Error> {
 /// let inbox = Inbox::new("billing");
@@ -29,7 +29,7 @@ use crate::event::EventId;
 /// if once == Once::Repeated {
 ///     println!("{event} had been processed before");
 /// }
-/// // Only now the offset.
+/// Commit the offset only now.
 /// # Ok(())
 /// # }
 /// ```
@@ -40,22 +40,22 @@ pub struct Inbox {
     first_of: String,
 }
 
-/// What became of a delivery.
+/// The outcome of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Once<T> {
-    /// It was the first one: what the effect returned.
+    /// This was the first delivery. Holds the value that the effect returned.
     Applied(T),
-    /// The group has processed the event before; nothing was done.
+    /// The group had processed the event before, and the effect did not run.
     Repeated,
 }
 
 impl<T> Once<T> {
-    /// True for the first delivery.
+    /// Returns true for the first delivery.
     pub fn is_applied(&self) -> bool {
         matches!(self, Once::Applied(_))
     }
 
-    /// What the effect returned, if it was the first delivery.
+    /// Returns the value of the effect, or `None` if this was not the first delivery.
     pub fn applied(self) -> Option<T> {
         match self {
             Once::Applied(value) => Some(value),
@@ -65,17 +65,17 @@ impl<T> Once<T> {
 }
 
 impl Inbox {
-    /// The inbox of a consumer group, `processed_events` in `public`.
+    /// Creates the inbox of a consumer group in `public.processed_events`.
     pub fn new(group: impl Into<String>) -> Self {
         Self::with_names(group, &Names::default())
     }
 
-    /// The inbox of a consumer group under other names.
+    /// Creates the inbox of a consumer group in the table that `names` gives.
     pub fn with_names(group: impl Into<String>, names: &Names) -> Self {
         Self {
             group: group.into(),
             once: format!("select {}($1, $2)", names.once()),
-            // Sorted: two batches that share events would else wait for each other.
+            // Sorted, because two batches that share events would otherwise deadlock.
             first_of: format!(
                 "insert into {} (consumer_group, event_id) select $1, id from unnest($2::uuid[]) id order by id \
                  on conflict do nothing returning event_id",
@@ -84,25 +84,26 @@ impl Inbox {
         }
     }
 
-    /// The consumer group.
+    /// Returns the consumer group.
     pub fn group(&self) -> &str {
         &self.group
     }
 
-    /// Marks the event as processed; true the first time. Waits for another transaction that has just done the same.
+    /// Marks the event as processed and returns true if this is the first time. Waits for a concurrent transaction that marks the same
+    /// event.
     ///
-    /// Only within a transaction this means anything: the mark has to go when the effect is rolled back.
+    /// Call it inside a transaction: if the effect is rolled back, the mark has to be rolled back, too.
     ///
     /// # Errors
-    /// Any database error; the transaction can only be rolled back then.
+    /// Any database error. The transaction can then only be rolled back.
     pub async fn first(&self, tx: &mut PgConnection, event: EventId) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar(AssertSqlSafe(self.once.clone())).bind(&self.group).bind(event.0).fetch_one(tx).await
     }
 
-    /// Runs the effect unless the group has processed the event. The caller commits, or rolls back where this fails.
+    /// Runs the effect unless the group has processed the event. The caller commits, or rolls back after an error.
     ///
     /// # Errors
-    /// The effect's, or a database error of the inbox.
+    /// The error of the effect, or a database error of the inbox.
     pub async fn once<T, E, F>(&self, tx: &mut PgConnection, event: EventId, effect: F) -> Result<Once<T>, E>
     where
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
@@ -114,11 +115,11 @@ impl Inbox {
         effect(tx).await.map(Once::Applied)
     }
 
-    /// Marks many events as processed in one statement, and returns those that are new, in the order given. An id that is given
-    /// twice is new once.
+    /// Marks many events as processed in one statement, and returns the new ones in the given order. An id that occurs twice is returned
+    /// once.
     ///
     /// # Errors
-    /// Any database error; the transaction can only be rolled back then.
+    /// Any database error. The transaction can then only be rolled back.
     pub async fn first_of(&self, tx: &mut PgConnection, events: &[EventId]) -> Result<Vec<EventId>, sqlx::Error> {
         let ids: Vec<Uuid> = events.iter().map(|event| event.0).collect();
         let new: Vec<Uuid> =

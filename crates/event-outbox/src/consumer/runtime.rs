@@ -47,13 +47,13 @@ use crate::outbox::Outbox;
 #[cfg(feature = "schema")]
 use crate::schemas::Schemas;
 
-/// What holds unless the user says otherwise.
+/// Settings that apply unless the user sets them.
 const DEFAULTS: [(&str, &str); 7] = [
-    // Without an offset, all that the topic holds: the inbox knows what has been applied.
+    // Without a committed offset, read all that the topic holds: the inbox knows which events have been applied.
     ("auto.offset.reset", "earliest"),
-    // Only what moves from one member to another is taken from anyone.
+    // Only partitions that move to another member are revoked.
     ("partition.assignment.strategy", "cooperative-sticky"),
-    // Fetched ahead, all partitions together; the client's own 64 MiB are more than most services' memory allows for.
+    // Most kilobytes fetched ahead for all partitions. The default of librdkafka is 64 MiB, more than most services have to spare.
     ("queued.max.messages.kbytes", "16384"),
     ("client.id", "outbox-relay-consumer"),
     ("reconnect.backoff.max.ms", "1000"),
@@ -61,17 +61,17 @@ const DEFAULTS: [(&str, &str); 7] = [
     ("log.connection.close", "false"),
 ];
 
-/// What the guarantees rest on.
+/// Settings that the guarantees depend on; the user cannot change them.
 const GUARANTEES: [(&str, &str); 2] = [("enable.auto.commit", "false"), ("enable.auto.offset.store", "false")];
 
-/// A group of handlers that applies each event of its topics once.
+/// A member of a consumer group that applies each event of its topics once.
 ///
-/// Its partitions are worked on side by side, each in order. An event is marked as processed in the transaction of its effect, and
-/// its offset is committed after that. Errors are tried again with growing pauses, while the member stays in its group; what
-/// cannot be applied goes to a dead letter topic, `<topic>.<group>.dlq` by default, by [`Policy`].
+/// Partitions are worked on in parallel, each in order. An event is marked as processed in the transaction of its effect, and its offset is
+/// committed after that. Failed events are tried again with growing pauses while the member stays in its group. Events that cannot be
+/// applied go to a dead letter topic, `<topic>.<group>.dlq` by default; see [`Policy`].
 ///
 /// ```no_run
-/// use outbox_relay::consumer::{Consumer, Context, Failed};
+/// use event_outbox::consumer::{Consumer, Context, Failed};
 /// use serde::Deserialize;
 ///
 /// #[derive(Deserialize)]
@@ -90,7 +90,7 @@ const GUARANTEES: [(&str, &str); 2] = [("enable.auto.commit", "false"), ("enable
 ///     Ok(())
 /// }
 ///
-/// # async fn run(pool: sqlx::PgPool) -> Result<(), outbox_relay::consumer::ConsumerError> {
+/// # async fn run(pool: sqlx::PgPool) -> Result<(), event_outbox::consumer::ConsumerError> {
 /// Consumer::new("billing", pool)
 ///     .kafka("bootstrap.servers", "localhost:9092")
 ///     .topic("order-events")
@@ -119,14 +119,14 @@ pub struct Consumer {
 
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the client's settings: a password may be among them.
+        // The client's settings are left out, because a password may be among them.
         f.debug_struct("Consumer").field("group", &self.group).field("topics", &self.topics).finish_non_exhaustive()
     }
 }
 
 impl Consumer {
-    /// A member of the group, whose inbox and effects are in the database of `pool`. The pool needs a connection for each partition
-    /// that is worked on at the same time; with fewer, partitions wait for each other.
+    /// Creates a member of the group. The inbox and the effects of the handlers are in the database of `pool`. The pool needs one
+    /// connection per partition that is worked on at the same time; with fewer, partitions wait for each other.
     pub fn new(group: impl Into<String>, pool: PgPool) -> Self {
         let group = group.into();
         let of_group = group.clone();
@@ -153,20 +153,23 @@ impl Consumer {
         }
     }
 
-    /// A setting of librdkafka, for example `bootstrap.servers` or `sasl.password`; the producer of dead letters gets it, too.
+    /// Sets a property of librdkafka, for example `bootstrap.servers` or `sasl.password`. The producer of dead letters gets the property,
+    /// too.
     pub fn kafka(mut self, property: impl Into<String>, value: impl Into<String>) -> Self {
         self.client.set(property, value);
         self
     }
 
-    /// A topic to read; may be called more than once: a retry topic of the group, to which `outbox-relay dlq redrive --to` sends its dead
-    /// letters, is one more. What dies again there goes to the dead letter topic of the topic it was read from first.
+    /// Adds a topic to read. Call it once per topic. A retry topic, to which `outbox-relay dlq redrive --to` sends the group's dead
+    /// letters, is one more topic. If an event fails again there, it goes to the dead letter topic of the topic that it was first read
+    /// from.
     pub fn topic(mut self, topic: impl Into<String>) -> Self {
         self.topics.push(topic.into());
         self
     }
 
-    /// The handler of an event type, for a range of versions: `1..=2`, `3..`. The payload is read as `T`; a tombstone as JSON `null`.
+    /// Adds the handler of an event type for a range of versions, such as `1..=2` or `3..`. The payload is parsed as `T`, a tombstone as
+    /// JSON `null`.
     pub fn on<T, F, Fut>(mut self, event_type: &str, versions: impl RangeBounds<i32>, handler: F) -> Self
     where
         T: DeserializeOwned + Send + 'static,
@@ -177,7 +180,7 @@ impl Consumer {
         self
     }
 
-    /// The same for payloads that are no JSON: the handler reads [`Context::payload`].
+    /// Adds a handler for payloads that are not JSON. The handler reads [`Context::payload`].
     pub fn on_raw<F, Fut>(mut self, event_type: &str, versions: impl RangeBounds<i32>, handler: F) -> Self
     where
         F: Fn(Context) -> Fut + Send + Sync + 'static,
@@ -187,7 +190,7 @@ impl Consumer {
         self
     }
 
-    /// Brings payloads of version `from` to the next one, where no handler takes `from`.
+    /// Adds an upcaster, which brings a payload of version `from` to the next version. It runs only if no handler takes version `from`.
     pub fn upcast<A, B, F>(mut self, event_type: &str, from: i32, upcaster: F) -> Self
     where
         A: DeserializeOwned,
@@ -198,79 +201,80 @@ impl Consumer {
         self
     }
 
-    /// What becomes of events that cannot be applied; all are skipped by default.
+    /// Sets the treatment of events that cannot be applied. By default all are skipped.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// How often transient errors are tried again.
+    /// Sets the attempts and pauses for transient errors.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self
     }
 
-    /// What becomes of events whose type no handler knows; they are ignored by default.
+    /// Sets the treatment of events whose type no handler takes. By default they are ignored.
     pub fn unknown_type(mut self, unknown_type: UnknownType) -> Self {
         self.unknown_type = unknown_type;
         self
     }
 
-    /// The dead letter topic of a source topic.
+    /// Sets the function from a source topic to its dead letter topic.
     pub fn dead_letter_topic(mut self, topic_of: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         self.dead_letter_topic = Arc::new(topic_of);
         self
     }
 
-    /// The names of inbox and outbox, where they are not the default ones.
+    /// Sets the names of inbox and outbox, if they are not the default ones.
     pub fn names(mut self, names: Names) -> Self {
         self.names = names;
         self
     }
 
-    /// The outbox that [`Context::emit`] writes to; the one of [`Consumer::names`] by default.
+    /// Sets the outbox that [`Context::emit`] writes to. The default is the outbox of [`Consumer::names`].
     pub fn outbox(mut self, outbox: Outbox) -> Self {
         self.outbox = Some(outbox);
         self
     }
 
-    /// Payloads are checked as they were written, before any upcaster; an invalid one is a failure with its path.
+    /// Checks payloads against these schemas as they were written, before any upcaster. An invalid payload is a failure with the path of
+    /// the member.
     #[cfg(feature = "schema")]
     pub fn schemas(mut self, schemas: Schemas) -> Self {
         self.schemas = Some(schemas);
         self
     }
 
-    /// Records of a partition that may wait in memory; fetching pauses beyond, and at 4 MiB. 2,000 by default. Fewer are no faster: what the
-    /// client has fetched ahead of a pause it fetches again.
+    /// Sets the most records of a partition that may wait in memory, 2,000 by default. Beyond this number, or 4 MiB, fetching pauses. A
+    /// smaller number is not faster, because librdkafka fetches again the records that it had fetched ahead of a pause.
     pub fn queue(mut self, records: usize) -> Self {
         self.limits.queue = records.max(1);
         self
     }
 
-    /// How often offsets are committed. What is applied and not committed is delivered again after a crash, and skipped. 500 ms by
-    /// default.
+    /// Sets the interval between two commits of offsets, 500 ms by default. After a crash, events since the last commit are delivered again
+    /// and skipped.
     pub fn commit_interval(mut self, interval: Duration) -> Self {
         self.limits.commit_interval = interval;
         self
     }
 
-    /// How long handlers may take to end when their partition goes to another member, or the consumer stops; then their
-    /// transactions are rolled back. 30 s by default; to be shorter than `max.poll.interval.ms`.
+    /// Sets the time that handlers may take to end when their partition is revoked or the consumer stops, 30 s by default. After that their
+    /// transactions are rolled back. Must be shorter than `max.poll.interval.ms`.
     pub fn drain(mut self, within: Duration) -> Self {
         self.limits.drain = within;
         self
     }
 
-    /// Its counters; they go on while it runs.
+    /// Returns the counters of this consumer. They go on counting while the consumer runs.
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.stats)
     }
 
-    /// Runs until `stop` is ready, then ends the handlers that are at work, commits their offsets and leaves the group.
+    /// Runs until `stop` is ready. Then waits for the handlers at work, commits their offsets and leaves the group.
     ///
     /// # Errors
-    /// [`ConsumerError`]; handlers have been ended and offsets committed in that case, too.
+    /// [`ConsumerError`]. Handlers have ended and offsets are committed in that case, too.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ConsumerError> {
         let config = self.check()?;
         let held = Held::new(&self.group, &self.names);
@@ -305,7 +309,7 @@ impl Consumer {
             stats: self.stats,
             shutdown: Shutdown::default(),
         });
-        // However this future ends, the thread hears of it.
+        // Stops the polling thread even if this future is dropped.
         let _stop = StopOnDrop(Arc::clone(&shared));
         let (runtime, of_thread) = (tokio::runtime::Handle::current(), Arc::clone(&shared));
         let topics = self.topics;
@@ -322,7 +326,7 @@ impl Consumer {
         shared.shutdown.take_error().map_or(Ok(()), Err)
     }
 
-    /// The client's settings.
+    /// Checks the configuration and returns the client's settings.
     fn check(&self) -> Result<ClientConfig, ConsumerError> {
         let refuse = |why: String| Err(ConsumerError::Configuration(why));
         if let Some(conflict) = self.registry.conflicts.first() {
@@ -341,7 +345,7 @@ impl Consumer {
         }
         let mut config = self.client.clone();
         for (name, value) in DEFAULTS {
-            // The new group protocol has no client-side strategy and refuses one.
+            // The new group protocol has no client-side assignment strategy and refuses the setting.
             let other_protocol = name == "partition.assignment.strategy" && config.get("group.protocol").is_some();
             if config.get(name).is_none() && !other_protocol {
                 config.set(name, value);

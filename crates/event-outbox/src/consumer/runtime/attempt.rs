@@ -1,4 +1,4 @@
-//! One attempt at one event: mark, effect and commit in one transaction.
+//! Makes one attempt to apply one event: mark, effect and commit in one transaction.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -21,15 +21,15 @@ use crate::outbox::Outbox;
 pub(super) enum AttemptResult {
     /// The effect is committed.
     Applied,
-    /// It had been applied before.
+    /// The event had been applied before.
     Repeated,
-    /// Its key is held, and it is not its turn.
+    /// The event's key is held, and an earlier event of the key has to be applied first.
     Held,
-    /// It has been parked before.
+    /// The event has been parked before.
     Parked,
 }
 
-/// Holds what every attempt of a consumer needs.
+/// The parts that every attempt of a consumer needs.
 #[derive(Debug, Clone)]
 pub(super) struct AttemptContext {
     pub(super) pool: PgPool,
@@ -37,7 +37,7 @@ pub(super) struct AttemptContext {
     pub(super) outbox: Outbox,
 }
 
-/// An event on its way to its handler.
+/// An event and the handler to call with it.
 pub(super) struct Call {
     pub(super) event: Arc<Event>,
     pub(super) source_topic: String,
@@ -47,7 +47,7 @@ pub(super) struct Call {
 }
 
 impl AttemptContext {
-    /// Whether the event may be applied at all, without applying it: for an event that has failed before any handler saw it.
+    /// Checks whether the event may be applied, without applying it. For an event that failed before a handler got it.
     pub(super) async fn look(
         &self,
         event: &Event,
@@ -62,7 +62,7 @@ impl AttemptContext {
         Ok(gate)
     }
 
-    /// Keeps the event's key held until the event has been applied.
+    /// Parks the event: its key stays held until the event is applied.
     pub(super) async fn park(
         &self,
         event: &Event,
@@ -75,14 +75,17 @@ impl AttemptContext {
         tx.commit().await
     }
 
-    /// The event no longer holds its key.
+    /// Releases the key that the event holds.
     pub(super) async fn release(&self, event: &Event) -> Result<(), sqlx::Error> {
         let mut conn = self.pool.acquire().await?;
         self.held.delete(&mut conn, event.event_id).await
     }
 
+    /// Applies the event in one transaction and commits.
+    ///
     /// # Errors
-    /// The handler's, or the database's; nothing of it is committed, or nobody knows whether it is, and the next attempt sees.
+    /// The error of the handler or of the database. The transaction is then rolled back, or its outcome is unknown if the commit failed;
+    /// the next attempt finds out by the mark.
     pub(super) async fn attempt(
         &self,
         call: &Call,
@@ -110,7 +113,7 @@ impl AttemptContext {
             attempt,
             outbox: self.outbox.clone(),
         };
-        // The call itself is inside: a handler that is no async function may panic before it returns its future.
+        // The call itself is inside too: a handler that is not an async function may panic before it returns its future.
         let handled = AssertUnwindSafe(async { (call.handler)(context).await }).catch_unwind().await;
         handled.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))?;
         let Some(tx) = Arc::into_inner(tx) else {

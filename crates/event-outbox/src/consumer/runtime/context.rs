@@ -1,4 +1,4 @@
-//! What a handler works with: the transaction of its effect, the event, and this service's own outbox.
+//! Gives a handler the transaction of its effect, the event, and an outbox to write to.
 
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use crate::consumer::runtime::delivery::Event;
 use crate::event::{EventId, NewEvent};
 use crate::outbox::{EmitError, Outbox};
 
-/// Headers of the trace that an event belongs to.
+/// The headers of the trace that an event belongs to.
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];
 
-/// Given to a handler, which drops it when it ends; the runtime then commits, or rolls back where the handler has failed.
+/// The transaction and the event of one call of a handler. The handler drops it at its end; then the runtime commits, or rolls back if the
+/// handler failed.
 #[derive(Debug)]
 pub struct Context {
     pub(super) tx: OwnedMutexGuard<Transaction<'static, Postgres>>,
@@ -24,36 +25,36 @@ pub struct Context {
 }
 
 impl Context {
-    /// The transaction in which the event is marked as processed. Effects outside of it may happen more than once.
+    /// Returns the transaction in which the event is marked as processed. Effects outside of it may happen more than once.
     pub fn tx(&mut self) -> &mut PgConnection {
         &mut self.tx
     }
 
-    /// The event.
+    /// Returns the event.
     pub fn event(&self) -> &Event {
         &self.event
     }
 
-    /// The payload as the handler gets it, upcast; `None` for a tombstone.
+    /// Returns the payload after all upcasters; `None` for a tombstone.
     pub fn payload(&self) -> Option<&[u8]> {
         self.payload.as_deref()
     }
 
-    /// Version of the payload as the handler gets it; [`Event::event_version`] is the one it was written with.
+    /// Returns the version of [`Context::payload`]. [`Event::event_version`] is the version that was written.
     pub fn version(&self) -> i32 {
         self.version
     }
 
-    /// 1 for the first attempt.
+    /// Returns the number of this attempt, 1 for the first. Attempts that failed because of an outage are not counted.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// Writes an event to this service's own outbox, in the same transaction. It gets the headers `correlation-id` (this event's),
-    /// `causation-id` (this event's id), `traceparent` and `tracestate`, unless they are set.
+    /// Writes an event to this service's outbox, in the same transaction. Sets the headers `correlation-id` (of the event in hand),
+    /// `causation-id` (the id of the event in hand), `traceparent` and `tracestate` unless `event` has them.
     ///
     /// # Errors
-    /// [`EmitError`], to be handed on with `?`.
+    /// [`EmitError`]; return it with `?`, because the transaction can only be rolled back.
     pub async fn emit(&mut self, event: NewEvent) -> Result<EventId, EmitError> {
         let mut event = event
             .default_header("correlation-id", &self.event.correlation_id)

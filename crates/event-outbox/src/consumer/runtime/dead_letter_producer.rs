@@ -1,4 +1,4 @@
-//! The producer of dead letters: one record at a time, acknowledged by all in-sync replicas before anything goes on.
+//! Sends dead letters one at a time and waits until all in-sync replicas have acknowledged the record.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,19 +13,19 @@ use tokio::sync::oneshot;
 
 use crate::consumer::runtime::delivery::Delivery;
 
-/// What the acknowledgement rests on; `partitioner` sends a key where the relay sends it.
+/// Settings that the acknowledgement depends on. `partitioner` sends a key to the same partition as the relay does.
 const SETTINGS: [(&str, &str); 6] = [
     ("enable.idempotence", "true"),
     ("acks", "all"),
     ("partitioner", "murmur2_random"),
-    // A worker waits that long, then tries again and says so.
+    // A worker waits this long, then logs the failure and tries again.
     ("message.timeout.ms", "15000"),
     ("linger.ms", "0"),
-    // The record was not too large for its topic; whether it is for this one the broker says.
+    // The record fitted its own topic. Only the broker knows whether it fits this one.
     ("message.max.bytes", "100000000"),
 ];
 
-/// What is waited for when the producer ends.
+/// The longest wait for acknowledgements when the producer is dropped.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 type Answer = oneshot::Sender<Result<(), RDKafkaErrorCode>>;
@@ -50,20 +50,22 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledgements {
             Ok(_) => Ok(()),
             Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
         };
-        // A worker that was stopped meanwhile does not listen any more.
+        // The receiver is gone if the worker was stopped in the meantime.
         let _ = answer.send(outcome);
     }
 }
 
-/// Sends dead letters.
+/// The producer of dead letters.
 pub(super) struct DeadLetterProducer {
     config: ClientConfig,
     producer: Mutex<Arc<ThreadedProducer<Acknowledgements>>>,
 }
 
 impl DeadLetterProducer {
+    /// Creates the producer with the client's settings and [`SETTINGS`].
+    ///
     /// # Errors
-    /// What librdkafka finds wrong with the settings.
+    /// The error of librdkafka if it refuses the settings.
     pub(super) fn new(client: &ClientConfig) -> Result<Self, KafkaError> {
         let mut config = client.clone();
         for (name, value) in SETTINGS {
@@ -73,8 +75,8 @@ impl DeadLetterProducer {
         Ok(Self { config, producer: Mutex::new(Arc::new(producer)) })
     }
 
-    /// The one to send with. An idempotent producer that has met a fatal error, such as a right that was missing, refuses all that follows
-    /// for ever: another one takes its place. What was in its hands was reported as failed, so it is sent again.
+    /// Returns the producer, and replaces it first if it has met a fatal error. An idempotent producer refuses all records after a fatal
+    /// error, such as a missing right. Its records were reported as failed, so they are sent again.
     fn producer(&self) -> Arc<ThreadedProducer<Acknowledgements>> {
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if producer.client().fatal_error().is_some()
@@ -85,7 +87,7 @@ impl DeadLetterProducer {
         Arc::clone(&producer)
     }
 
-    /// Returns once the record is acknowledged.
+    /// Sends the record of `delivery` with these headers and returns once it is acknowledged.
     pub(super) async fn send(
         &self,
         topic: &str,
@@ -107,7 +109,7 @@ impl DeadLetterProducer {
 
 impl Drop for DeadLetterProducer {
     fn drop(&mut self) {
-        // Whatever is not acknowledged by then is sent again: its offset is not committed.
+        // Records that are not acknowledged in time are sent again, because their offsets are not committed.
         let producer = self.producer.get_mut().unwrap_or_else(PoisonError::into_inner);
         let _ = producer.flush(FLUSH_WITHIN);
     }

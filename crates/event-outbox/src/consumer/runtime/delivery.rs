@@ -1,4 +1,4 @@
-//! A record as it was delivered, and the event it carries.
+//! Holds a record as it was delivered, and decodes the event in it.
 
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 
@@ -19,37 +19,37 @@ pub(super) struct Delivery {
     pub(super) timestamp: Option<i64>,
 }
 
-/// An event as its handler sees it.
+/// An event as its handler gets it.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// De-duplication key.
+    /// The id that consumers de-duplicate on.
     pub event_id: EventId,
-    /// For example `OrderPlaced`.
+    /// The event type, for example `OrderPlaced`.
     pub event_type: String,
-    /// Schema version as it was written.
+    /// The schema version that was written.
     pub event_version: i32,
-    /// The outbox id, where the record tells it.
+    /// The outbox id, if the record has it.
     pub sequence: Option<i64>,
-    /// Ties together what happened because of one request; the event's own id where it was the first.
+    /// The id shared by all events that one request caused. The event's own id if the record has none.
     pub correlation_id: String,
-    /// The record key: the entity's id.
+    /// The record key, which is the entity's id.
     pub key: Option<Vec<u8>>,
-    /// The topic it was read from.
+    /// The topic that the record was read from.
     pub topic: String,
-    /// The partition it was read from.
+    /// The partition that the record was read from.
     pub partition: i32,
-    /// The offset it was read from.
+    /// The offset that the record was read from.
     pub offset: i64,
     pub(super) headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
 impl Event {
-    /// The first header of a name, where it is text.
+    /// Returns the first header of this name, if its value is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         std::str::from_utf8(find(&self.headers, name)?).ok()
     }
 
-    /// The key, where it is text.
+    /// Returns the key, if it is text.
     pub fn key_text(&self) -> Option<&str> {
         std::str::from_utf8(self.key.as_deref()?).ok()
     }
@@ -71,14 +71,14 @@ impl Delivery {
         }
     }
 
-    /// Bytes that it takes, nearly.
+    /// Returns the size of key, value and headers in bytes.
     pub(super) fn size(&self) -> usize {
         let of = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + of(value)).sum();
         of(&self.key) + of(&self.value) + headers
     }
 
-    /// The event and its payload.
+    /// Decodes the event and its payload.
     pub(super) fn decode(&self) -> Result<(Event, Option<Vec<u8>>), Undecodable> {
         let decoded = decode(|name| find(&self.headers, name), self.value.as_deref())?;
         let correlation_id = decoded.correlation_id.map_or_else(|| decoded.event_id.to_string(), |id| id.into_owned());
@@ -97,12 +97,12 @@ impl Delivery {
         Ok((event, decoded.payload.map(|payload| payload.into_owned())))
     }
 
-    /// What it says of its death, where the group has redriven it.
+    /// Returns the dead letter headers if this group has redriven the record.
     pub(super) fn redriven_by(&self, group: &str) -> Option<DeadLetter> {
         DeadLetter::read(|name| find(&self.headers, name)).filter(|dead_letter| dead_letter.group == group)
     }
 
-    /// The record's own headers and those of its death.
+    /// Joins the headers of the record with those of the dead letter. Dead letter headers of an earlier failure are left out.
     pub(super) fn headers_of(&self, dead_letter: &DeadLetter) -> OwnedHeaders {
         let own = self.headers.iter().filter(|(name, _)| !name.starts_with(PREFIX));
         let headers = own

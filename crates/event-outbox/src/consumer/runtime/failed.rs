@@ -1,4 +1,4 @@
-//! What an error of a handler means: whether another attempt can help, and what becomes of the event if not.
+//! Classifies the errors of handlers: whether another attempt can help, and what happens to the event if not.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -7,15 +7,15 @@ use std::fmt;
 use crate::consumer::dead_letter::Reason;
 use crate::outbox::EmitError;
 
-/// Why a handler could not apply an event. Made from any error by `?`:
+/// The reason why a handler could not apply an event. The operator `?` makes one from any error:
 ///
 /// | error | meaning |
 /// |---|---|
-/// | the database is away, or too busy | outage: tried again for as long as it takes, costs no attempt |
-/// | a constraint or a value was refused, an emitted event is invalid, JSON does not fit | permanent |
-/// | anything else | transient: tried again, a limited number of times |
+/// | the database is down or overloaded | outage: tried again until it succeeds, costs no attempt |
+/// | a constraint or a value was refused, an emitted event is invalid, JSON does not match | permanent |
+/// | any other error | transient: tried again, up to [`Retry::attempts`](super::Retry::attempts) times |
 ///
-/// A handler that knows better says so: [`Failed::permanent`], [`Failed::transient`], [`Failed::outage`].
+/// A handler that knows better uses [`Failed::permanent`], [`Failed::transient`] or [`Failed::outage`].
 pub struct Failed {
     pub(crate) kind: Kind,
     pub(crate) reason: Option<Reason>,
@@ -24,33 +24,34 @@ pub struct Failed {
     error: Box<dyn Error + Send + Sync>,
 }
 
-/// What another attempt would bring.
+/// The effect that another attempt would have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A server is away: not the event's fault.
+    /// A server is down: the event is not the cause.
     Outage,
     Transient,
     Permanent,
 }
 
-/// What becomes of an event that cannot be applied.
+/// The treatment of an event that cannot be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Action {
-    /// It goes to the dead letter topic, and its successors are applied.
+    /// Sends the event to the dead letter topic and goes on with the next one.
     #[default]
     Skip,
-    /// It goes to the dead letter topic, and so do the later events of its key, in order, until it has been applied from there or
-    /// given up by an operator. Events of other keys are applied. A record without a key or without an event id has nothing to
-    /// hold: it is skipped.
+    /// Sends the event to the dead letter topic, and after it all later events of its key, in order. This ends when the event has been
+    /// applied from there, or an operator has given it up. Events of other keys are applied. A record without a key or without an event id
+    /// is skipped, because it has no key to hold.
     HoldKey,
-    /// The consumer ends with the error; the event is delivered again when it is started again.
+    /// Ends the consumer with the error. The event is delivered again after a restart.
     Stop,
 }
 
-/// Which action for which error. The handler's own word ([`Failed::then`]) wins over the type's, that over the reason's.
+/// Chooses the [`Action`] for an error. [`Failed::then`] of the handler comes first, then the action for the event type, then the action
+/// for the reason, then the default.
 ///
 /// ```
-/// use outbox_relay::consumer::{Action, Policy, Reason};
+/// use event_outbox::consumer::{Action, Policy, Reason};
 ///
 /// let policy = Policy::default().on(Reason::Exhausted, Action::HoldKey).for_type("PaymentBooked", Action::Stop);
 /// ```
@@ -62,18 +63,18 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The same for every error.
+    /// Creates a policy with the same action for every error.
     pub fn always(action: Action) -> Self {
         Self { default: action, ..Self::default() }
     }
 
-    /// For one reason.
+    /// Sets the action for one reason.
     pub fn on(mut self, reason: Reason, action: Action) -> Self {
         self.by_reason.insert(reason, action);
         self
     }
 
-    /// For one event type, whatever the reason.
+    /// Sets the action for one event type, for every reason.
     pub fn for_type(mut self, event_type: impl Into<String>, action: Action) -> Self {
         self.by_type.insert(event_type.into(), action);
         self
@@ -86,22 +87,22 @@ impl Policy {
 }
 
 impl Failed {
-    /// Another attempt cannot help.
+    /// Creates a permanent failure: another attempt cannot help.
     pub fn permanent(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(Kind::Permanent, error.into())
     }
 
-    /// Another attempt may help.
+    /// Creates a transient failure: another attempt may help.
     pub fn transient(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(Kind::Transient, error.into())
     }
 
-    /// Something that every event needs is away: tried again for as long as it takes.
+    /// Creates an outage: a system that every event needs is down. The event is tried again until it succeeds.
     pub fn outage(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(Kind::Outage, error.into())
     }
 
-    /// What becomes of the event when the attempts are over, whatever the policy says.
+    /// Sets the action for this event once its attempts are over, whatever the policy says.
     pub fn then(mut self, action: Action) -> Self {
         self.action = Some(action);
         self
@@ -118,7 +119,7 @@ impl Failed {
         self
     }
 
-    /// The error and its causes in one line.
+    /// Returns the error and its causes in one line.
     pub(crate) fn describe(&self) -> String {
         let mut text = self.error.to_string();
         let mut source = self.error.source();
@@ -141,7 +142,7 @@ impl fmt::Debug for Failed {
     }
 }
 
-/// Not for [`Failed`] itself, which is no [`Error`] so that this can be.
+/// `Failed` must not implement [`Error`], or this blanket impl would overlap with `From<T> for T`.
 impl<E: Error + Send + Sync + 'static> From<E> for Failed {
     fn from(error: E) -> Self {
         let kind = kind_of(&error);
@@ -164,7 +165,7 @@ fn kind_of(error: &(dyn Error + 'static)) -> Kind {
     }
 }
 
-/// By SQLSTATE, never by the text of a message.
+/// Classifies a database error by its SQLSTATE, never by the text of a message.
 fn classify_database(error: &sqlx::Error) -> Kind {
     let code = error.as_database_error().and_then(|error| error.code());
     let Some(code) = code.as_deref() else {
@@ -175,17 +176,17 @@ fn classify_database(error: &sqlx::Error) -> Kind {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => Kind::Outage,
-            // A row that is not there yet may come with an event of another topic.
+            // A missing row may still come with an event of another topic.
             sqlx::Error::RowNotFound => Kind::Transient,
             _ => Kind::Permanent,
         };
     };
     match code {
-        // A statement that was cancelled may have been slow by itself.
+        // 57014 query_canceled: the statement itself may have been slow.
         "57014" => Kind::Transient,
-        // A standby that is about to be promoted, or the wrong server.
+        // 25006 read_only_sql_transaction: a standby that is about to be promoted, or the wrong server.
         "25006" => Kind::Outage,
-        // A right, a table or a function is missing: the deployment is not complete.
+        // A missing right, table, column or function: the deployment is not complete yet.
         "42501" | "42P01" | "42703" | "42883" => Kind::Transient,
         _ if ["08", "28", "3D", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => Kind::Outage,
         _ if ["22", "23", "42"].iter().any(|class| code.starts_with(class)) => Kind::Permanent,

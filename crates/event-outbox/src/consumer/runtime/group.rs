@@ -1,8 +1,8 @@
-//! The member of the group: one thread polls, hands records to the partitions' workers and commits offsets.
+//! Runs the member of the consumer group: one thread polls, hands records to the workers of their partitions and commits offsets.
 //!
-//! A partition is assigned -> at work -> told to stop -> ended -> its offset committed -> given back. It polls for as long as it is
-//! a member, whatever the handlers do, so that a long retry is no reason to leave: a partition whose queue is full is paused.
-//! Rebalances are called by the poll, on the same thread, so nothing else touches the partitions meanwhile.
+//! A partition goes through these states: assigned, at work, told to stop, ended, offset committed, given back. The thread polls as long as
+//! it is a member, however long handlers take, so a long retry does not make it leave the group. A partition with a full queue is paused.
+//! The poll itself calls the rebalance callbacks on the same thread, so nothing else changes the partitions meanwhile.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
@@ -25,19 +25,20 @@ use crate::consumer::runtime::shared::Shared;
 use crate::consumer::runtime::worker::Worker;
 use crate::notice::Notice;
 
-/// How long a poll may wait for a record: a paused partition goes on, and a stop is heard, that much later at most.
+/// The longest wait of a poll for a record. A resume and a stop take effect at most this much later.
 const POLL: Duration = Duration::from_millis(20);
 
-/// librdkafka tries at least once a second to reach a broker that is away, and reports each failure.
+/// The time without errors after which an incident is over. librdkafka tries to reach a broker at least once a second and reports each
+/// failure.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// For the last commit and the group's answer; both take milliseconds while the brokers are there.
+/// Time limit for the last commit and the group's answer. Both take milliseconds while the brokers are up.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
-/// For a task that was aborted to be gone; one that never yields cannot be.
+/// Time limit for an aborted task to end. A task that never yields cannot be aborted.
 const ABORT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Runs until it is told to stop. Blocks.
+/// Polls and commits until the consumer is told to stop. Blocks.
 pub(super) fn run(
     shared: &Arc<Shared>,
     config: &ClientConfig,
@@ -55,8 +56,8 @@ pub(super) fn run(
     polled
 }
 
-/// Commits what is done and leaves the group. Both wait for brokers that are away for as long as a session lasts, or a request, which is
-/// longer than what stops us waits; all that they would spare us is repetitions, which the inbox skips.
+/// Commits the finished offsets and leaves the group. If the brokers are down, both block for a session or a request timeout, which may be
+/// longer than the caller waits. Giving up costs only redeliveries, which the inbox skips.
 fn leave(consumer: BaseConsumer<Member>) {
     let (done, left) = std_mpsc::channel();
     std::thread::spawn(move || {
@@ -64,7 +65,7 @@ fn leave(consumer: BaseConsumer<Member>) {
         member.commit(&consumer, CommitMode::Sync);
         member.partitions().clear();
         drop(consumer);
-        // Nobody waits any more if that took too long.
+        // The receiver is gone if this took too long.
         let _ = done.send(());
     });
     if left.recv_timeout(LEAVE_WITHIN).is_err() {
@@ -102,7 +103,7 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>) -> Result<(), Consumer
     Ok(())
 }
 
-/// librdkafka goes on by itself, and repeats itself.
+/// Logs each kind of error once per incident. librdkafka goes on by itself and repeats its errors.
 fn log_once(incidents: &mut IncidentLog, error: &KafkaError) {
     if incidents.is_news(error.rdkafka_error_code(), Instant::now()) {
         tracing::warn!(
@@ -114,7 +115,7 @@ fn log_once(incidents: &mut IncidentLog, error: &KafkaError) {
     }
 }
 
-/// What has been logged of an incident. It is over when a record comes, or when nothing more is heard of it.
+/// The errors that have been logged in the current incident. It is over when a record arrives, or when no error came for [`SILENCE`].
 #[derive(Default)]
 struct IncidentLog {
     logged: Vec<Option<RDKafkaErrorCode>>,
@@ -128,7 +129,7 @@ impl IncidentLog {
             self.logged.clear();
         }
         self.heard_at = Some(now);
-        // One outage is reported as all of these, by turns, for each broker and each attempt to reach it.
+        // librdkafka reports one outage with all of these codes in turn, for each broker and each attempt.
         let outage = [Kafka::BrokerTransportFailure, Kafka::AllBrokersDown, Kafka::Resolve, Kafka::OperationTimedOut];
         let code = code.map(|code| if outage.contains(&code) { Kafka::AllBrokersDown } else { code });
         let news = !self.logged.contains(&code);
@@ -146,28 +147,28 @@ struct Partition {
     progress: Arc<Progress>,
     stop: watch::Sender<bool>,
     abort: AbortHandle,
-    /// Ends when the task is gone.
+    /// Disconnects when the task is gone.
     ended: std_mpsc::Receiver<()>,
     paused: bool,
     committed: i64,
 }
 
-/// librdkafka's callbacks, and the partitions they are about.
+/// The callbacks of librdkafka, and the partitions that they are about.
 struct Member {
     shared: Arc<Shared>,
     runtime: Handle,
     partitions: Mutex<Vec<Partition>>,
-    /// A commit has failed: everything is committed again.
+    /// True after a failed commit: the next commit repeats all offsets.
     again: AtomicBool,
 }
 
 impl Member {
-    /// Never held across a poll, which calls back.
+    /// Locks the partitions. Do not hold the lock across a poll, because the poll runs the callbacks.
     fn partitions(&self) -> MutexGuard<'_, Vec<Partition>> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// False when the worker has ended although nobody told it to.
+    /// Hands the record to its worker. Returns false if the worker has ended although nobody told it to.
     fn hand_over(&self, consumer: &BaseConsumer<Self>, delivery: Delivery) -> KafkaResult<bool> {
         let mut partitions = self.partitions();
         let is_its =
@@ -182,7 +183,7 @@ impl Member {
             consumer.pause(&partition.list(None)?)?;
             partition.paused = true;
         }
-        // The policy's stop ends a worker, too.
+        // [`Action::Stop`](super::Action::Stop) ends a worker, too.
         Ok(partition.queue.send(delivery).is_ok() || self.shared.shutdown.is_requested())
     }
 
@@ -210,7 +211,7 @@ impl Member {
         }
     }
 
-    /// Partitions whose queue has room again.
+    /// Resumes paused partitions whose queue has room again.
     fn resume(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
         for partition in self.partitions().iter_mut().filter(|partition| partition.paused) {
             if partition.progress.has_room(self.shared.limits.queue) {
@@ -221,7 +222,7 @@ impl Member {
         Ok(())
     }
 
-    /// Commits what is done. Failing costs nothing but repetitions, which the inbox skips.
+    /// Commits the finished offsets. A failure costs only redeliveries, which the inbox skips.
     fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
         let again = self.again.swap(false, Ordering::AcqRel);
         let mut partitions = self.partitions();
@@ -259,7 +260,7 @@ impl Member {
         self.end(&partitions.iter().collect::<Vec<_>>());
     }
 
-    /// Lets the handlers end that are at work, and aborts those that take too long.
+    /// Waits for the handlers at work, and aborts those that take longer than the drain limit.
     fn end(&self, partitions: &[&Partition]) {
         for partition in partitions {
             partition.stop.send_replace(true);
@@ -274,7 +275,7 @@ impl Member {
                 code = %Code::HandlerSlow,
                 topic = partition.topic,
                 partition = partition.number,
-                consequence = "the handler is aborted, and its event comes again",
+                consequence = "the handler is aborted, and its event is redelivered",
                 "a handler did not end in time"
             );
             partition.abort.abort();
@@ -297,7 +298,7 @@ impl Member {
             let going: Vec<_> = partitions.iter().filter(|partition| is_revoked(partition)).collect();
             self.end(&going);
         }
-        // A member that was thrown out has nothing to commit to.
+        // A member that the group has expelled cannot commit any more.
         if !consumer.assignment_lost() {
             self.commit(consumer, CommitMode::Sync);
         }
@@ -357,7 +358,7 @@ impl ConsumerContext for Member {
         if let Rebalance::Assign(assigned) = rebalance
             && let Err(error) = consumer.resume(assigned)
         {
-            // It may have been paused when this member had it before.
+            // The partition may have been paused when this member had it before.
             tracing::warn!(code = %Code::PartitionsStay, %error, "newly assigned partitions cannot be resumed");
         }
     }

@@ -1,8 +1,9 @@
-//! Keys that are held, in the consumer's database, so that a restart does not forget them.
+//! Keeps the held keys of a group in the consumer's database, so that a restart does not lose them.
 //!
-//! A key is held as long as a row of it is there. An event of a held key goes to the dead letter topic and gets a row (it is
-//! *parked*). The event of a key's first row is its *head*: when it comes again, from another place than where it was read, it has
-//! been redriven and is applied; its row goes in the same transaction. So a redrive in order frees the key, and events that come
+//! A key is held as long as the table has a row of it. An event of a held key goes to the dead letter topic and gets a row; it is then
+//! *parked*. The event of the key's first row is the *head* of the key. If the head arrives from another place than where it was first
+//! read, it has been redriven: the consumer applies it and deletes its row in the same transaction. So a redrive in order releases the key,
+//! and events that arrive in between are parked behind. An operator gives a parked event up by deleting its row.
 //! in between are parked behind. To give a parked event up, an operator deletes its row.
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
@@ -13,7 +14,7 @@ use crate::consumer::dead_letter::Reason;
 use crate::consumer::runtime::delivery::Delivery;
 use crate::event::EventId;
 
-/// The statements of one group.
+/// The SQL statements of one group.
 #[derive(Debug, Clone)]
 pub(super) struct Held {
     group: String,
@@ -24,18 +25,18 @@ pub(super) struct Held {
     exists: String,
 }
 
-/// Whether an event may be applied.
+/// The decision whether an event may be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gate {
-    /// Nothing is in its way.
+    /// Nothing prevents the event from being applied.
     Open,
-    /// It is its key's head, and has been redriven: applying it frees the key of it.
+    /// The event is the head of its key and has been redriven. Applying it releases its part of the hold.
     Redriven,
-    /// An earlier event of its key is parked.
+    /// An earlier event of the key is parked.
     Held,
     /// This very record has been parked.
     Parked,
-    /// The group has processed it before. A row that it still has, because an operator applied it by hand, is gone.
+    /// The group has processed the event before. Its row, if an operator applied the event by hand, is deleted.
     Repeated,
 }
 
@@ -45,7 +46,7 @@ impl Held {
         let read_here = "read_topic = $5 and read_partition = $6 and read_offset = $7";
         Self {
             group: group.to_owned(),
-            // One round trip: the mark, the key's head, and whether this record is the one that was parked.
+            // One round trip for the mark, the head of the key, and whether this is the record that was parked.
             gate: format!(
                 "select {once}($1, $2), \
                  (select event_id from {held} where consumer_group = $1 and topic = $3 and key = $4 order by position limit 1), \
@@ -62,13 +63,13 @@ impl Held {
         }
     }
 
-    /// How many events of the group are parked; fails where there is no such table.
+    /// Counts the parked events of the group. Fails if the table does not exist.
     pub(super) async fn count(&self, conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(AssertSqlSafe(self.exists.clone())).bind(&self.group).fetch_one(conn).await
     }
 
-    /// Marks the event as processed and says whether it may be applied. For anything but [`Gate::Open`] and [`Gate::Redriven`] the
-    /// transaction has to be rolled back, except that for [`Gate::Repeated`] it may be committed.
+    /// Marks the event as processed and returns whether it may be applied. Unless the result is [`Gate::Open`] or [`Gate::Redriven`] the
+    /// caller has to roll the transaction back. For [`Gate::Repeated`] it may also commit.
     pub(super) async fn gate(
         &self,
         tx: &mut PgConnection,
@@ -108,8 +109,8 @@ impl Held {
         sqlx::query(sql).bind(&self.group).bind(event.0).execute(tx).await.map(drop)
     }
 
-    /// Parks the event, unless it has been processed in the meantime. The mark is set and taken back, so that this and a
-    /// transaction that processes the event wait for each other.
+    /// Parks the event, unless it has been processed in the meantime. Sets the mark and deletes it again, so that this transaction and one
+    /// that processes the event wait for each other.
     pub(super) async fn park(
         &self,
         tx: &mut PgConnection,

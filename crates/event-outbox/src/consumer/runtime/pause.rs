@@ -1,4 +1,4 @@
-//! The pauses between two attempts with an event, told once.
+//! Keeps the pause between two attempts with one event, and makes sure that only the first attempt is logged.
 
 use std::time::Duration;
 

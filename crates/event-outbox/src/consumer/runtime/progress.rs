@@ -1,18 +1,18 @@
-//! How far a partition's worker has come, and how much waits for it; shared with whoever polls and commits offsets.
+//! Counts the finished and the queued records of a partition. The worker and the polling thread share the counts.
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use crate::consumer::runtime::delivery::Delivery;
 
-/// Bytes that may wait per partition: records may be of any size, and the machine's memory is not.
+/// Most bytes that may be queued per partition, because records may be of any size and memory is limited.
 const MOST_BYTES: usize = 4 * 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Progress {
-    /// Records that wait for the worker, the one it works on included.
+    /// Records in the queue, including the one that the worker handles.
     records: AtomicUsize,
     bytes: AtomicUsize,
-    /// The offset to commit; -1 before anything is done.
+    /// The offset to commit; -1 before the first event is finished.
     next: AtomicI64,
 }
 
@@ -23,30 +23,31 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// A record is about to wait.
+    /// Counts a record that is about to be queued.
     pub(super) fn wait(&self, delivery: &Delivery) {
         self.records.fetch_add(1, Ordering::AcqRel);
         self.bytes.fetch_add(delivery.size(), Ordering::AcqRel);
     }
 
-    /// A record has come to its end.
+    /// Counts a record that is finished.
     pub(super) fn done(&self, delivery: &Delivery) {
         self.next.store(delivery.offset + 1, Ordering::Release);
         self.records.fetch_sub(1, Ordering::AcqRel);
         self.bytes.fetch_sub(delivery.size(), Ordering::AcqRel);
     }
 
-    /// The offset to commit, once anything is done.
+    /// Returns the offset to commit, or `None` before the first event is finished.
     pub(super) fn next(&self) -> Option<i64> {
         Some(self.next.load(Ordering::Acquire)).filter(|next| *next >= 0)
     }
 
-    /// No more are to be fetched.
+    /// Returns true if no more records are to be fetched.
     pub(super) fn is_full(&self, most: usize) -> bool {
         self.records.load(Ordering::Acquire) >= most || self.bytes.load(Ordering::Acquire) >= MOST_BYTES
     }
 
-    /// More may be fetched. Well below full: whatever was fetched ahead of a pause is fetched again after it.
+    /// Returns true if fetching may go on. The limit is half of the full queue, because librdkafka fetches again the records that it had
+    /// fetched ahead of a pause.
     pub(super) fn has_room(&self, most: usize) -> bool {
         self.records.load(Ordering::Acquire) <= most / 2 && self.bytes.load(Ordering::Acquire) <= MOST_BYTES / 2
     }

@@ -1,4 +1,4 @@
-//! Which handler takes which event: by type and version, after the payload has been brought to a version that one of them takes.
+//! Finds the handler of an event by type and version, after upcasters have brought the payload to a version that a handler takes.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -26,11 +26,11 @@ struct Route {
 pub(super) struct Registry {
     routes: HashMap<String, Vec<Route>>,
     upcasters: HashMap<String, HashMap<i32, Upcaster>>,
-    /// Registered twice: reported when the consumer starts.
+    /// Types and versions that were registered twice; reported when the consumer starts.
     pub(super) conflicts: Vec<String>,
 }
 
-/// What takes an event.
+/// A handler, with the payload and the version to call it with.
 pub(super) struct Taken {
     pub(super) handler: Handler,
     pub(super) version: i32,
@@ -84,7 +84,7 @@ impl Registry {
         self.routes.is_empty()
     }
 
-    /// `None` where no handler knows the type. An event is upcast only while no handler takes its version.
+    /// Finds the handler of an event; `None` if no handler takes the type. The payload is upcast only while no handler takes its version.
     pub(super) fn take(
         &self,
         event_type: &str,
@@ -102,14 +102,14 @@ impl Registry {
                 let error = format!("no handler of {event_type} takes version {version}, and no upcaster either");
                 return Err(Failed::permanent(error).because(Reason::UnsupportedVersion));
             };
-            // A tombstone has no shape to change.
+            // A tombstone has no payload to change.
             payload = payload.map(|payload| upcaster(&payload)).transpose()?;
             version += 1;
         }
     }
 }
 
-/// serde_json repeats the value that it did not expect; payloads stay out of logs and headers.
+/// Parses a payload. The error leaves out the message of serde_json, which repeats the value: payloads stay out of logs and headers.
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Failed> {
     serde_json::from_slice(payload).map_err(|error| {
         let what = match error.classify() {

@@ -1,4 +1,4 @@
-//! What the parts of a running consumer share, and how it comes to its end.
+//! Holds the state that the parts of a running consumer share, and the request to end it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,7 +38,7 @@ pub(super) struct Shared {
     pub(super) shutdown: Shutdown,
 }
 
-/// Whether it is to end, and why.
+/// The request to end the consumer, and the error that caused it.
 #[derive(Default)]
 pub(super) struct Shutdown {
     stop: AtomicBool,
@@ -54,7 +54,7 @@ impl Shutdown {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Ends the consumer; the first error is the one that is reported.
+    /// Ends the consumer. Of several errors the first is reported.
     pub(super) fn fail(&self, error: ConsumerError) {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.stop();

@@ -1,8 +1,8 @@
-//! What a consumer has done so far; for metrics.
+//! Counts the events that a consumer has handled, for metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters since the consumer was made. Shared: read them while it runs.
+/// The counters since the consumer was created. They can be read while the consumer runs.
 #[derive(Debug, Default)]
 pub struct Stats {
     applied: AtomicU64,
@@ -33,20 +33,20 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Events whose effect is committed.
+    /// Returns the number of events whose effect is committed.
     applied, add_applied;
-    /// Deliveries of events that had been applied before.
+    /// Returns the number of deliveries of events that had been applied before.
     repeated, add_repeated;
-    /// Events of types that no handler knows.
+    /// Returns the number of events whose type no handler takes.
     ignored, add_ignored;
-    /// Attempts after the first.
+    /// Returns the number of attempts after the first.
     retried, add_retried;
-    /// Dead letters that are acknowledged, held ones included.
+    /// Returns the number of acknowledged dead letters, including those of held keys.
     dead, add_dead;
-    /// Events that are parked because their key is held, or with which their key came to be.
+    /// Returns the number of parked events: those that caused a hold and those behind them.
     held, add_held;
-    /// Partitions this member was given.
+    /// Returns the number of partitions that were assigned to this member.
     assigned, add_assigned;
-    /// Partitions this member gave back, those at its end not counted.
+    /// Returns the number of partitions that were revoked from this member, except at its end.
     revoked, add_revoked;
 }

@@ -1,8 +1,8 @@
-//! A partition's worker: one event after the other, each to its end.
+//! Handles the events of one partition one after the other, each until it is finished.
 //!
-//! An event ends applied, repeated, ignored, or as a dead letter that is acknowledged; only then its offset counts as done. An
-//! attempt that failed and may help is made again after a pause; the partition waits, and the group does not notice, because
-//! somebody else polls. A worker that is told to stop ends after the attempt it is in.
+//! An event is finished when it is applied, recognised as repeated, ignored, or acknowledged as a dead letter. Only then its offset may be
+//! committed. A failed attempt that may help is made again after a pause. The partition waits meanwhile, but the group does not notice,
+//! because another thread polls. A worker that is told to stop ends after its current attempt.
 
 use std::sync::Arc;
 
@@ -27,13 +27,13 @@ pub(super) struct Worker {
     pub(super) stop: watch::Receiver<bool>,
 }
 
-/// The event has to be delivered again: the worker was told to stop, or has to.
+/// The reason why an event must be delivered again: the worker was told to stop, or hit a fatal error.
 enum Unfinished {
     Interrupted,
     Fatal(ConsumerError),
 }
 
-/// An event that is not going to be applied.
+/// An event that will not be applied, and the reason.
 struct Failure {
     reason: Reason,
     error: String,
@@ -101,7 +101,7 @@ impl Worker {
         }
     }
 
-    /// The event's handler and what to call it with.
+    /// Finds the event's handler, and the payload and version to call it with.
     #[expect(clippy::type_complexity, reason = "the three only travel from here to the one call")]
     fn take(
         &self,
@@ -134,7 +134,7 @@ impl Worker {
                 Ok(result) => return self.count(result),
                 Err(failed) => failed,
             };
-            // An outage says nothing about the event.
+            // An outage is not the event's fault.
             if failed.kind != Kind::Outage {
                 first_failed_at.get_or_insert_with(Utc::now);
             }
@@ -161,7 +161,7 @@ impl Worker {
         Ok(())
     }
 
-    /// An event that no handler is called for. It may have been applied by a member that knew it, and its key may be held.
+    /// Ends an event that no handler is called for. First looks whether another member has applied the event before, or its key is held.
     async fn refuse(
         &mut self,
         delivery: &Delivery,
@@ -184,7 +184,7 @@ impl Worker {
         }
     }
 
-    /// Its key is held: it waits in the dead letter topic, behind the others of its key.
+    /// Sends an event of a held key to the dead letter topic, where it waits behind the earlier events of its key.
     async fn behind(&mut self, delivery: &Delivery, event: &Event, source_topic: &str) -> Result<(), Unfinished> {
         let failure = Failure {
             reason: Reason::Held,
@@ -197,7 +197,7 @@ impl Worker {
         self.end(delivery, Some((event, source_topic)), failure).await
     }
 
-    /// What the policy says.
+    /// Does what the policy says with a failed event: stop, skip or hold the key.
     async fn end(
         &mut self,
         delivery: &Delivery,
@@ -224,7 +224,7 @@ impl Worker {
         }
     }
 
-    /// Returns once the dead letter is acknowledged, however long that takes: its offset must not be committed before.
+    /// Sends a dead letter and returns once it is acknowledged, however long that takes. The event's offset must not be committed before.
     async fn send(
         &mut self,
         delivery: &Delivery,
@@ -284,7 +284,7 @@ impl Worker {
         Ok(())
     }
 
-    /// An event that is skipped holds its key no longer.
+    /// Releases the key that a skipped event holds.
     async fn release(&mut self, event: &Event) -> Result<(), Unfinished> {
         let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retry));
         while let Err(error) = shared.attempt_context.release(event).await {
@@ -293,7 +293,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The database did not do what it has to do sooner or later.
+    /// Logs a database error and waits for the next attempt. The statement has to succeed sooner or later.
     async fn wait(&mut self, pause: &mut Pause, event: &Event, error: sqlx::Error) -> Result<(), Unfinished> {
         pause.log_first(|| warn_of(event, &Failed::from(error)));
         self.interruptible(tokio::time::sleep(pause.next())).await
@@ -308,7 +308,7 @@ impl Worker {
     }
 }
 
-/// Told by whoever owns the partitions, or because he is gone.
+/// Returns when the owner of the partition tells the worker to stop, or is gone.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -322,7 +322,7 @@ fn warn_of(event: &Event, failed: &Failed) {
         partition = event.partition,
         offset = event.offset,
         error = failed.describe(),
-        consequence = "its partition waits, others go on",
+        consequence = "its partition waits, other partitions go on",
         "an event is tried again"
     );
 }
