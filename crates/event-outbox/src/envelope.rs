@@ -1,14 +1,17 @@
-//! The Kafka record of an event: its value and its headers, byte for byte.
+//! Builds the Kafka record of an event, value and headers, byte for byte.
 //!
-//! `event` is the relay's own JSON object, `raw` the payload alone, `cloudevents` both modes of the CloudEvents 1.0 Kafka
-//! binding, `debezium` what Debezium's outbox event router emits; `digits` prints numbers and times into stack buffers; `decode` is the
-//! way back, for consumers.
+//! - `event`: the relay's own JSON object
+//! - `raw`: the payload alone
+//! - `cloudevents`: both modes of the CloudEvents 1.0 Kafka binding
+//! - `debezium`: the records of Debezium's outbox event router
+//! - `digits`: prints numbers and times into stack buffers
+//! - `decode`: reads records back, for consumers
 //!
-//! The payload is spliced in as bytes and never parsed: a JSON tree would damage big numbers, key order and duplicate keys. So
-//! where the outbox keeps `payload` in a `text` column, it is the application's word that the text is JSON.
+//! The payload is copied as bytes and never parsed, because a JSON tree would damage big numbers, key order and duplicate keys. If the
+//! outbox keeps `payload` in a `text` column, only the application can guarantee that the text is JSON.
 //!
-//! Two rules hold for every envelope: a row without a payload is a tombstone, a record without a value; and `payload_bytes` are sent
-//! as they are (only CloudEvents' structured mode must wrap them, as base64).
+//! Two rules hold for every envelope. A row without a payload becomes a tombstone, a record without a value. `payload_bytes` are sent as
+//! they are; only the structured mode of CloudEvents has to wrap them, as base64.
 
 mod cloudevents;
 mod debezium;
@@ -25,30 +28,30 @@ use crate::event::{Payload, StoredEvent};
 
 pub use decode::{Decoded, Undecodable, decode};
 
-/// Headers of every record, in the order in which they are sent.
+/// The headers of every record, in the order of sending.
 const ALWAYS: [&str; 4] = ["event-id", "event-type", "event-version", "sequence"];
 
-/// How an event becomes a Kafka record.
+/// The conversion of an event to a Kafka record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Envelope {
     /// `{"eventId","eventType","timestamp","version","source","correlationId","data"}`.
     #[default]
     Event,
-    /// The payload as it is.
+    /// The payload, unchanged.
     Raw,
     /// CloudEvents 1.0, binary content mode: attributes are headers, the value is the payload.
     CloudeventsBinary,
     /// CloudEvents 1.0, structured content mode: one JSON object holds attributes and payload.
     CloudeventsStructured,
-    /// What Debezium's outbox event router emits with its defaults.
+    /// The records of Debezium's outbox event router with its default options.
     Debezium,
 }
 
-/// The name is not that of an envelope.
+/// The error for a name that is not the name of an [`Envelope`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown envelope {given:?}: accepted are {}", Envelope::ALL.map(|envelope| envelope.name()).join(", "))]
 pub struct UnknownEnvelope {
-    /// What was given.
+    /// The name that was given.
     pub given: String,
 }
 
@@ -57,7 +60,7 @@ impl Envelope {
     pub const ALL: [Self; 5] =
         [Self::Event, Self::Raw, Self::CloudeventsBinary, Self::CloudeventsStructured, Self::Debezium];
 
-    /// The name in the configuration.
+    /// Returns the name in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Event => "event",
@@ -68,7 +71,7 @@ impl Envelope {
         }
     }
 
-    /// The topic template of an outbox that configures none.
+    /// Returns the topic template of an outbox whose configuration has none.
     pub const fn default_topic(&self) -> &'static str {
         match self {
             Self::Debezium => debezium::DEFAULT_TOPIC,
@@ -76,10 +79,10 @@ impl Envelope {
         }
     }
 
-    /// The record's value; `None` is a tombstone. Borrowed from the event where the payload is sent as it is, else written into
-    /// `scratch`, which is cleared first and keeps its capacity from event to event.
+    /// Returns the record's value; `None` is a tombstone. The value is borrowed from the event if the payload is sent unchanged. Otherwise
+    /// it is written into `scratch`, which is cleared first and keeps its capacity from event to event.
     ///
-    /// `source` is the relay's configured source; the row's own `source` header wins over it.
+    /// `source` is the configured source of the relay. The row's own `source` header takes precedence.
     pub fn value<'b>(
         &self,
         event: &'b StoredEvent<'_>,
@@ -100,14 +103,14 @@ impl Envelope {
     ///
     /// 1. `event-id`, `event-type`, `event-version`, `sequence` (the outbox id), in every envelope;
     /// 2. the row's own headers in column order;
-    /// 3. `source`, when the row has none and one is configured;
-    /// 4. those of the envelope: `id` for `debezium`; for CloudEvents `content-type` and, unless the attributes are in the value,
+    /// 3. `source`, if the row has none and one is configured;
+    /// 4. the headers of the envelope: `id` for `debezium`; for CloudEvents `content-type` and, unless the attributes are in the value,
     ///    `ce_specversion`, `ce_id`, `ce_source`, `ce_type`, `ce_subject`, `ce_time`, `ce_eventversion`, `ce_correlationid`,
     ///    `ce_causationid`, `ce_traceparent`, `ce_tracestate`.
     ///
-    /// No name is sent twice: a row header named like one of group 1 or like one the envelope may send in group 4 is not sent,
-    /// because Kafka allows repeated names and a consumer that reads the last one would take the row's word for the event's
-    /// identity. A row's `content-type` is not lost under CloudEvents: it becomes the attribute `datacontenttype`.
+    /// No name is sent twice. A row header with a name of group 1, or with a name that the envelope may send in group 4, is left out: Kafka
+    /// allows repeated names, and a consumer that reads the last one would take the row's header for the event's identity. CloudEvents keep
+    /// a row's `content-type` as the attribute `datacontenttype`.
     pub fn headers(&self, event: &StoredEvent<'_>, source: Option<&str>, emit: &mut dyn FnMut(&str, &[u8])) {
         let [id, kind, version, sequence] = ALWAYS;
         emit(id, digits::uuid(event.event_id.0, &mut [0; 36]));
@@ -128,7 +131,7 @@ impl Envelope {
         }
     }
 
-    /// True for a header name that only the envelope itself may send.
+    /// Returns true for a header name that only the envelope itself may send.
     fn owns(self, name: &str) -> bool {
         ALWAYS.contains(&name)
             || match self {
@@ -156,12 +159,12 @@ impl FromStr for Envelope {
     }
 }
 
-/// The row's own source, or the relay's.
+/// Returns the row's own source, or else the relay's.
 fn source_of<'b>(event: &'b StoredEvent<'_>, configured: Option<&'b str>) -> Option<&'b str> {
     event.headers.get("source").or(configured)
 }
 
-/// Appends `text` as a JSON string, quotes included.
+/// Appends `text` as a JSON string, including the quotes.
 fn push_json_string(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("writing a string to memory cannot fail");
 }

@@ -1,5 +1,5 @@
-//! What an event is: the form an application writes ([`NewEvent`]), the form the relay has claimed, and the newtypes that must not
-//! be swapped. Knows neither sqlx nor Kafka.
+//! Defines the event as an application writes it ([`NewEvent`]) and as the relay claims it, with newtypes for the two ids, which must not
+//! be mixed up. Depends neither on sqlx nor on Kafka.
 
 mod new_event;
 
@@ -12,11 +12,11 @@ use uuid::Uuid;
 pub(crate) use new_event::Body;
 pub use new_event::NewEvent;
 
-/// `event_outbox.id`: the order of publishing within an entity. Sent as the `sequence` header.
+/// The column `event_outbox.id`: the order of publishing within an entity. Sent as the `sequence` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OutboxId(pub i64);
 
-/// `event_outbox.event_id`: what consumers de-duplicate on. Sent as the `event-id` header.
+/// The column `event_outbox.event_id`: the id that consumers de-duplicate on. Sent as the `event-id` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId(pub Uuid);
 
@@ -35,16 +35,16 @@ impl fmt::Display for EventId {
 /// The body of a claimed row, borrowed from the row buffer and never parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Payload<'a> {
-    /// `payload`, as Postgres prints it.
+    /// The column `payload` as Postgres prints it.
     Json(&'a [u8]),
-    /// `payload_bytes`, for binary formats.
+    /// The column `payload_bytes`, for binary formats.
     Bytes(&'a [u8]),
-    /// Neither column is set: a tombstone, a Kafka record without a value.
+    /// A tombstone, because both columns are NULL: a Kafka record without a value.
     Tombstone,
 }
 
 impl Payload<'_> {
-    /// Length in bytes; 0 for a tombstone.
+    /// Returns the length in bytes; 0 for a tombstone.
     pub fn len(&self) -> usize {
         match self {
             Payload::Json(bytes) | Payload::Bytes(bytes) => bytes.len(),
@@ -52,7 +52,7 @@ impl Payload<'_> {
         }
     }
 
-    /// True for a tombstone and for an empty payload.
+    /// Returns true for a tombstone and for an empty payload.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -61,33 +61,33 @@ impl Payload<'_> {
 /// A row of `event_outbox` that the relay has claimed. Text is borrowed from the row buffer.
 #[derive(Debug, Clone)]
 pub struct StoredEvent<'a> {
-    /// Order of publishing.
+    /// The position in the order of publishing.
     pub id: OutboxId,
-    /// De-duplication key.
+    /// The id that consumers de-duplicate on.
     pub event_id: EventId,
-    /// Routes to the topic.
+    /// The entity type, from which the route makes the topic.
     pub entity_type: &'a str,
     /// The record key; `None` means no key and no order.
     pub entity_id: Option<&'a str>,
-    /// For example `OrderPlaced`.
+    /// The event type, for example `OrderPlaced`.
     pub event_type: &'a str,
-    /// Schema version of the payload.
+    /// The schema version of the payload.
     pub event_version: i32,
     /// The record value before the envelope.
     pub payload: Payload<'a>,
     /// The row's own headers.
     pub headers: EventHeaders<'a>,
-    /// Overrides the route.
+    /// The row's own topic, which takes precedence over the route.
     pub topic: Option<&'a str>,
-    /// Start of the inserting transaction; the record's timestamp.
+    /// The start of the inserting transaction, used as the record's timestamp.
     pub created_at: DateTime<Utc>,
 }
 
-/// The `headers` column: names and values in the order Postgres prints them (`jsonb` sorts by length, then bytes).
+/// The `headers` column: names and values in the order in which Postgres prints them (`jsonb` sorts by length, then bytes).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventHeaders<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
-/// Why a `headers` column cannot become Kafka headers.
+/// The reason why a `headers` column cannot become Kafka headers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("headers is not a JSON object of strings: {0}")]
 pub struct BadHeaders(pub String);
@@ -96,7 +96,7 @@ impl<'a> EventHeaders<'a> {
     /// Parses the text of a JSON object of strings.
     ///
     /// # Errors
-    /// [`BadHeaders`] when the text is not an object or a value is not a string; the value itself is not repeated.
+    /// [`BadHeaders`] if the text is not an object or a value is not a string. The error does not repeat the value.
     pub fn parse(json: &'a str) -> Result<Self, BadHeaders> {
         if json == "{}" {
             return Ok(Self::default());
@@ -106,17 +106,17 @@ impl<'a> EventHeaders<'a> {
             .map_err(|error| BadHeaders(describe_without_value(&error)))
     }
 
-    /// The value of a header, by exact name.
+    /// Returns the value of a header by its exact name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_ref())
     }
 
-    /// Names and values in column order.
+    /// Iterates over names and values in column order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
     }
 
-    /// Bytes of all names and values.
+    /// Returns the bytes of all names and values together.
     pub fn byte_len(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
@@ -128,7 +128,7 @@ impl<'a, N: Into<Cow<'a, str>>, V: Into<Cow<'a, str>>> FromIterator<(N, V)> for 
     }
 }
 
-/// serde_json quotes the offending value in its message ("invalid type: string \"secret\""); payload data stays out of logs.
+/// Describes a parse error without the value that serde_json quotes ("invalid type: string \"secret\""): payloads stay out of logs.
 fn describe_without_value(error: &serde_json::Error) -> String {
     match error.classify() {
         serde_json::error::Category::Data => format!("a value at column {} is not a string", error.column()),
@@ -154,7 +154,7 @@ impl<'de> serde::de::Visitor<'de> for HeaderVisitor {
     }
 }
 
-/// `Cow<str>` deserializes to an owned string; this one borrows when the JSON string has no escapes.
+/// A text that borrows if the JSON string has no escapes. `Cow<str>` would always deserialize to an owned string.
 struct BorrowedOrOwned<'a>(Cow<'a, str>);
 
 impl<'de> serde::Deserialize<'de> for BorrowedOrOwned<'de> {

@@ -1,18 +1,22 @@
-//! The ledger: what was committed against what the topic holds. Pure; `verify`, the demo, the fault suite and the benchmark feed it.
+//! Compares what was committed with what a topic holds. Does no I/O; `verify`, the demo, the fault suite and the benchmark feed it.
 //!
-//! `record` is what it is told, `names` interns entities and topics, `check` finds the violations, `report` counts and prints them.
+//! - `record`: the facts that the ledger is given
+//! - `names`: interns entities and topics
+//! - `check`: finds the violations
+//! - `report`: counts and prints them
 //!
-//! It only writes down until [`Ledger::finish`], so facts may arrive in any order: a record may be seen before its commit is
-//! reported, partitions may be read one after the other or side by side, a record may be read twice. An event and its record take
-//! about 200 bytes.
+//! Until [`Ledger::finish`] the ledger only stores facts, so they may arrive in any order. A record may be seen before its commit is
+//! reported, partitions may be read in sequence or in parallel, and a record may be read twice. An event and its record take about 200
+//! bytes.
 //!
-//! What is not a violation, besides what each [`Finding`] says:
-//! - a duplicate, unless [`Rules::duplicates_allowed`] is exceeded: delivery is at least once;
-//! - an event that comes late because an operator retried its row ([`Ledger::retried`]);
-//! - any order with a scheduled event, which goes out when it becomes due, and between keyless events, which have none;
-//! - a DEAD row that is not on the topic, and one that is: the broker may have applied a record whose answer was an error.
+//! Besides the exceptions of each [`Finding`], these are no violations:
+//! - a duplicate, unless there are more than [`Rules::duplicates_allowed`], because delivery is at least once;
+//! - an event that arrives late because an operator retried its row ([`Ledger::retried`]);
+//! - any order relative to a scheduled event, which is published when it becomes due, or between events without a key, which have no order;
+//! - a DEAD row with or without its record on the topic, because the broker may have stored a record and answered with an error.
 //!
-//! Order is judged within one partition of one topic, because nobody can observe it across them. An entity on two partitions
+//! Order is judged within one partition of one topic, because nobody can observe it across partitions. An entity on two partitions of a
+//! topic is a violation itself. An entity on two topics is a matter of configuration.
 //! is itself a violation; two topics for one entity are a matter of configuration.
 
 mod check;
@@ -29,16 +33,17 @@ use crate::event::EventId;
 use names::{Entities, Names};
 use record::{Entry, Facts, Sighting, TransactionOutcome};
 
-/// What a run is allowed to do.
+/// The faults that a run may have without being a violation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// More duplicates than this are a violation: batches in flight × faults injected, plus what operators replayed. `None` only counts.
+    /// The most duplicates that are allowed: batches in flight × faults injected, plus the events that operators replayed. `None` only
+    /// counts them.
     pub duplicates_allowed: Option<u64>,
-    /// The system is live: rows that are PENDING at the end are reported and are no violation.
+    /// True while the system is live: rows that are PENDING at the end are reported, but are no violation.
     pub pending_allowed: bool,
 }
 
-/// Everything that is known of a run. See the module for what it accepts.
+/// All facts of a run. See the module for their order.
 #[derive(Debug, Default)]
 pub struct Ledger {
     rules: Rules,
@@ -50,12 +55,13 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// An empty ledger.
+    /// Creates an empty ledger.
     pub fn new(rules: Rules) -> Self {
         Self { rules, ..Self::default() }
     }
 
-    /// The event's transaction committed. A second report of the same event replaces the first; a commit outweighs a rollback.
+    /// Records that the event's transaction committed. A second report of the event replaces the first. A commit takes precedence over a
+    /// rollback.
     pub fn committed(&mut self, event: Committed<'_>) {
         let entity = event.entity.map(|key| self.entities.intern(key));
         self.entry(event.event_id).outcome = TransactionOutcome::Committed(Facts {
@@ -67,7 +73,7 @@ impl Ledger {
         });
     }
 
-    /// The event's transaction rolled back: it must not be on the topic.
+    /// Records that the event's transaction rolled back. The event must not be on the topic.
     pub fn rolled_back(&mut self, event: EventId) {
         let entry = self.entry(event);
         if matches!(entry.outcome, TransactionOutcome::Unheard) {
@@ -75,8 +81,8 @@ impl Ledger {
         }
     }
 
-    /// The row's status was seen in the table. Called whenever the caller looks; the last call is the status at the end. An event without
-    /// any call is expected on the topic.
+    /// Records the row's status in the table. May be called many times per row; the last call counts as the status at the end. An event
+    /// without any call is expected on the topic.
     pub fn status(&mut self, event: EventId, status: RowStatus) {
         let entry = self.entry(event);
         if entry.status.is_some_and(|before| before != RowStatus::Pending && before != status) {
@@ -85,12 +91,14 @@ impl Ledger {
         entry.status = Some(status);
     }
 
-    /// An audit entry says that an operator's command put the row back to PENDING. Called once per entry, before or after the row is seen.
+    /// Records an audit entry by which an operator set the row back to PENDING. Call it once per entry, before or after the row's status is
+    /// recorded.
     pub fn retried(&mut self, event: EventId) {
         self.entry(event).audits += 1;
     }
 
-    /// A record was read from a topic. Records of one partition may come in any order and more than once: offsets tell.
+    /// Records a record of a topic. The records of a partition may come in any order and more than once, because the offset identifies a
+    /// record.
     pub fn observe(&mut self, record: TopicRecord<'_>) {
         let event = record.event_id.map(|event_id| self.position(event_id));
         let topic = self.topics.intern(record.topic);
@@ -104,7 +112,7 @@ impl Ledger {
         });
     }
 
-    /// Compares both sides.
+    /// Compares committed events and records.
     pub fn finish(self) -> Report {
         check::check(self)
     }

@@ -1,4 +1,4 @@
-//! The identifiers of one outbox: derived from its schema and table name, quoted, never spliced unquoted.
+//! Derives the identifiers of one outbox from its schema and table names. All are quoted, so that they are safe in SQL text.
 
 use crate::hash::fnv1a;
 
@@ -14,72 +14,72 @@ pub struct Names {
 }
 
 impl Default for Names {
-    /// `event_outbox` and `processed_events` in `public`.
+    /// Returns the names `event_outbox` and `processed_events` in `public`.
     fn default() -> Self {
         Self::new("public", "event_outbox", "processed_events")
     }
 }
 
 impl Names {
-    /// Names for the outbox `table` and the inbox `processed_table` in `schema`; all unquoted, of 1 to 63 bytes without NUL.
+    /// Creates the names for the outbox `table` and the inbox `processed_table` in `schema`. All three are unquoted, with 1 to 63 bytes and
+    /// without NUL.
     pub fn new(schema: &str, table: &str, processed_table: &str) -> Self {
         Self { schema: schema.to_owned(), table: table.to_owned(), processed_table: processed_table.to_owned() }
     }
 
-    /// The schema, unquoted.
+    /// Returns the schema, unquoted.
     pub fn schema_raw(&self) -> &str {
         &self.schema
     }
 
-    /// The outbox table, unquoted.
+    /// Returns the outbox table, unquoted and without schema.
     pub fn table_raw(&self) -> &str {
         &self.table
     }
 
-    /// The schema, quoted.
+    /// Returns the schema, quoted.
     pub fn schema(&self) -> String {
         quote(&self.schema)
     }
 
-    /// The outbox table.
+    /// Returns the outbox table, quoted and with its schema.
     pub fn outbox(&self) -> String {
         self.qualified(&self.table)
     }
 
-    /// The inbox table.
+    /// Returns the inbox table, quoted and with its schema.
     pub fn processed(&self) -> String {
         self.qualified(&self.processed_table)
     }
 
-    /// The keys that consumers hold: `processed_events_held`.
+    /// Returns the table of the keys that consumers hold, `processed_events_held`.
     pub fn held(&self) -> String {
         self.qualified(&derive(&self.processed_table, "held"))
     }
 
-    /// A companion of the outbox table: `event_outbox` and `lane` give `"public"."event_outbox_lane"`.
+    /// Returns a companion table of the outbox: `event_outbox` and `lane` give `"public"."event_outbox_lane"`.
     pub fn companion(&self, suffix: &str) -> String {
         self.qualified(&derive(&self.table, suffix))
     }
 
-    /// An index or a constraint of the outbox table, quoted but not qualified, as `create index` wants it.
+    /// Returns an index or a constraint of the outbox table, quoted but without schema, as `create index` wants it.
     pub fn part(&self, suffix: &str) -> String {
         quote(&derive(&self.table, suffix))
     }
 
-    /// An index of the outbox table as `pg_class.relname` and EXPLAIN show it.
+    /// Returns an index of the outbox table, unquoted, as `pg_class.relname` and EXPLAIN show it.
     pub fn part_raw(&self, suffix: &str) -> String {
         derive(&self.table, suffix)
     }
-
-    /// A role of the outbox, quoted: `event_outbox` and `writer` give `"event_outbox_writer"`. Roles are the whole server's; another
-    /// `prefix` keeps those of two outboxes of one name apart.
+    /// Returns a role of the outbox, quoted: `event_outbox` and `writer` give `"event_outbox_writer"`. Roles belong to the whole server;
+    /// another `prefix` keeps the roles of two outboxes with the same table name apart.
 
     pub fn role(&self, prefix: Option<&str>, suffix: &str) -> String {
         quote(&derive(prefix.unwrap_or(&self.table), suffix))
     }
 
-    /// The function that writes an event: `outbox_emit`, or `<table>_emit` for a table of another name, so that two outboxes
-    /// of one schema do not replace each other's.
+    /// Returns the function that writes an event: `outbox_emit`, or `<table>_emit` for a table of another name, so that two outboxes in one
+    /// schema do not replace each other's function.
     pub fn emit(&self) -> String {
         match self.table.as_str() {
             "event_outbox" => self.qualified("outbox_emit"),
@@ -87,7 +87,7 @@ impl Names {
         }
     }
 
-    /// The function of the inbox: `event_once`, or `<processed table>_once` for a table of another name.
+    /// Returns the function of the inbox: `event_once`, or `<processed table>_once` for a table of another name.
     pub fn once(&self) -> String {
         match self.processed_table.as_str() {
             "processed_events" => self.qualified("event_once"),
@@ -100,18 +100,18 @@ impl Names {
     }
 }
 
-/// `name` as a quoted SQL identifier.
+/// Quotes `name` as an SQL identifier.
 pub fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// `text` as a quoted SQL literal, whatever `standard_conforming_strings` says.
+/// Quotes `text` as an SQL literal that does not depend on `standard_conforming_strings`.
 pub fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
-/// `<table>_<suffix>`; where that is longer than Postgres allows, the table's part is cut and a hash of the whole keeps two
-/// long names apart.
+/// Returns `<table>_<suffix>`. If the result is longer than Postgres allows, the table's part is cut and a hash of the whole table name
+/// keeps two long names apart.
 fn derive(table: &str, suffix: &str) -> String {
     let plain = format!("{table}_{suffix}");
     if plain.len() <= MAX_IDENTIFIER_BYTES {

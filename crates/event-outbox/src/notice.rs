@@ -1,17 +1,17 @@
-//! The notices: stable names of log lines, in the field `notice`.
+//! Lists the notices: stable names of log lines, in the field `notice`.
 //!
-//! Each INFO line has one. A WARN or ERROR line has one when its code depends on the cause: the code names the cause, the notice names the
-//! line. A WARN or ERROR line of which the code says enough has none.
+//! Each INFO line has a notice. A WARN or ERROR line has one if its code depends on the cause: the code names the cause, the notice names
+//! the line. Other WARN and ERROR lines have only a code.
 //!
-//! A new one is a line here and a row in the documents' table of log lines. Tests find a line without a notice, a notice that nothing logs,
-//! and a row that is missing.
+//! A new notice needs a line here and a row in docs/reference/log-lines.md. Tests find a line without a notice, a notice that nothing logs,
+//! and a missing row.
 
 use std::fmt;
 
-/// Variant, name, meaning: one line each.
+/// Takes one line per notice: variant, name, meaning.
 macro_rules! notices {
     ($($variant:ident $name:literal $meaning:literal;)+) => {
-        /// Names a log line. Prints as `outage_ended`.
+        /// The name of a log line. Prints as `outage_ended`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[non_exhaustive]
         pub enum Notice {

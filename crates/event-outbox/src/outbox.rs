@@ -1,4 +1,4 @@
-//! Writing events from a Rust service, in the service's own transaction.
+//! Writes events from a Rust service, in the service's own transaction.
 
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -9,11 +9,11 @@ use crate::event::{Body, EventId, NewEvent};
 #[cfg(feature = "schema")]
 use crate::schemas::{Invalid, Schemas};
 
-/// The writing end of an outbox. Cheap to clone and to keep.
+/// The writer of an outbox. Cheap to clone and to keep.
 ///
 /// ```no_run
-/// use outbox_relay::event::NewEvent;
-/// use outbox_relay::outbox::Outbox;
+/// use event_outbox::event::NewEvent;
+/// use event_outbox::outbox::Outbox;
 /// use serde_json::json;
 ///
 /// # async fn place_order(pool: &sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
@@ -33,28 +33,28 @@ pub struct Outbox {
     schemas: Option<Schemas>,
 }
 
-/// Why an event was not written.
+/// The reason why an event was not written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmitError {
-    /// The database refused, or is not there.
+    /// The database refused the event or cannot be reached.
     #[error("the event cannot be written")]
     Database(#[from] sqlx::Error),
-    /// The payload is not what the schema of its type and version says.
+    /// The payload does not match the schema of its event type and version.
     #[cfg(feature = "schema")]
     #[error(transparent)]
     Invalid(#[from] Invalid),
 }
 
 impl Default for Outbox {
-    /// The outbox of the default names: `event_outbox` in `public`.
+    /// Returns the outbox with the default names: `event_outbox` in `public`.
     fn default() -> Self {
         Self::new(&Names::default())
     }
 }
 
 impl Outbox {
-    /// The outbox of these names.
+    /// Creates the writer of the outbox with these names.
     pub fn new(names: &Names) -> Self {
         Self {
             emit: format!("select {}($1, $2, $3, $4::text::jsonb, $5::jsonb, $6, $7, $8, $9)", names.emit()),
@@ -63,18 +63,19 @@ impl Outbox {
         }
     }
 
-    /// Payloads are checked before they are written.
+    /// Checks payloads against these schemas before they are written.
     #[cfg(feature = "schema")]
     pub fn checked_by(mut self, schemas: Schemas) -> Self {
         self.schemas = Some(schemas);
         self
     }
 
-    /// Writes the event in the transaction of `tx`, and takes a lock on its entity until that ends: id order is commit order for
-    /// the entity. Returns the id that consumers de-duplicate on.
+    /// Writes the event in the transaction of `tx` and returns the id that consumers de-duplicate on.
+    ///
+    /// Takes a lock on the event's entity until the transaction ends. So for one entity the order of ids is the order of commits.
     ///
     /// # Errors
-    /// [`EmitError`]; after a database error the transaction can only be rolled back.
+    /// [`EmitError`]. After a database error the transaction can only be rolled back.
     pub async fn emit(&self, tx: &mut PgConnection, event: &NewEvent) -> Result<EventId, EmitError> {
         #[cfg(feature = "schema")]
         if let (Some(schemas), Some(payload)) = (&self.schemas, event.json_payload()) {

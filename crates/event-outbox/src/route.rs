@@ -1,14 +1,15 @@
-//! Where a record goes: the topic, from the row's own `topic` or from a template, and nothing else; the key is the entity id as it is.
+//! Finds the topic of an event: the row's own `topic`, or else a template. The record's key is the entity id, unchanged.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::event::StoredEvent;
 
-/// Kafka's limit (`org.apache.kafka.common.internals.Topic.MAX_NAME_LENGTH`): the name is part of a directory name.
+/// The longest topic name that Kafka allows (`org.apache.kafka.common.internals.Topic.MAX_NAME_LENGTH`), because the name is part of a
+/// directory name.
 const LONGEST_TOPIC: usize = 249;
 
-/// How much of a bad name is repeated in a message: entity types and topics of rows have no length limit.
+/// The most characters of a bad name in a message, because entity types and topics of rows have no length limit.
 const SHOWN: usize = 80;
 
 /// A topic name with placeholders: `{entity_type}-events`.
@@ -24,66 +25,66 @@ enum Part {
     EventType,
 }
 
-/// Why a template cannot name topics.
+/// The reason why a template cannot name topics.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "bad topic template {template:?}: {mistake}; accepted are letters, digits, '.', '_', '-' and the placeholders {{entity_type}} and \
      {{event_type}}, for example {{entity_type}}-events"
 )]
 pub struct BadTemplate {
-    /// What was given.
+    /// The template that was given.
     pub template: String,
-    /// What is wrong with it.
+    /// The mistake in the template.
     pub mistake: TemplateMistake,
 }
 
-/// What is wrong with a template.
+/// The mistake in a template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateMistake {
-    /// No character at all.
+    /// The template is empty.
     #[error("it is empty")]
     Empty,
-    /// A placeholder this relay does not know.
+    /// The template has a placeholder that this relay does not know.
     #[error("unknown placeholder {{{0}}}")]
     UnknownPlaceholder(String),
-    /// `{` without `}` or the other way round.
+    /// The template has `{` without `}`, or `}` without `{`.
     #[error("a brace without its counterpart")]
     UnbalancedBrace,
-    /// The part outside placeholders already breaks Kafka's rules.
+    /// The text outside of placeholders already breaks Kafka's rules.
     #[error("{0}")]
     IllegalName(NameMistake),
 }
 
-/// Why a name is not that of a Kafka topic.
+/// The reason why a name is not a legal Kafka topic name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameMistake {
-    /// No character at all.
+    /// The name is empty.
     #[error("a topic name cannot be empty")]
     Empty,
-    /// Longer than 249 bytes.
+    /// The name is longer than 249 bytes. Holds its length.
     #[error("a topic name has at most 249 characters, this one has {0} bytes")]
     TooLong(usize),
-    /// `.` or `..`.
+    /// The name is `.` or `..`.
     #[error("a topic cannot be named \".\" or \"..\"")]
     Dots,
-    /// Outside of `[a-zA-Z0-9._-]`.
+    /// The name has a character outside of `[a-zA-Z0-9._-]`.
     #[error("{0:?} is not allowed in a topic name")]
     Character(char),
 }
 
-/// The topic of this event is not a legal one: the row's fault, not the destination's.
+/// The error for an event whose topic name is illegal. The row is the cause, not the destination.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("bad topic {name:?} from {origin}: {mistake}")]
 pub struct BadTopic {
     /// The name, cut after 80 characters.
     pub name: String,
-    /// What the name was made of.
+    /// The source of the name.
     pub origin: TopicOrigin,
     /// The rule it breaks.
     pub mistake: NameMistake,
 }
 
-/// What a topic name was made of.
+/// The source of a topic name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TopicOrigin {
     /// The row's `topic` column.
@@ -102,11 +103,11 @@ impl fmt::Display for TopicOrigin {
 }
 
 impl TopicTemplate {
-    /// The topic of an event: its own `topic` if set, else the template, written into `scratch`.
+    /// Returns the topic of an event: its own `topic` if set, else the template, written into `scratch`.
     ///
     /// # Errors
-    /// [`BadTopic`] when the name breaks Kafka's rules. Found here and not by the broker, because a permanent error on one record
-    /// does not stop the entity's next records from being sent.
+    /// [`BadTopic`] if the name breaks Kafka's rules. The relay checks the name before sending, because the broker's permanent error on one
+    /// record would not stop the entity's next records.
     pub fn resolve<'b>(&self, event: &'b StoredEvent<'_>, scratch: &'b mut String) -> Result<&'b str, BadTopic> {
         let (name, origin) = match event.topic {
             Some(topic) => (topic, TopicOrigin::Column),
@@ -180,22 +181,22 @@ fn parse(template: &str) -> Result<Vec<Part>, TemplateMistake> {
 fn push_literal(text: &str, parts: &mut Vec<Part>) -> Result<(), TemplateMistake> {
     match check(text) {
         Err(NameMistake::Empty) => return Ok(()),
-        // "." and ".." are fine beside a placeholder, and only there can a literal have neighbours.
+        // "." and ".." are legal beside a placeholder. A template that is one literal is checked again in `parse`.
         Ok(()) | Err(NameMistake::Dots) => parts.push(Part::Literal(text.to_owned())),
         Err(mistake) => return Err(TemplateMistake::IllegalName(mistake)),
     }
     Ok(())
 }
 
-/// Whether Kafka would accept a topic of this name.
+/// Checks a topic name against Kafka's rules.
 ///
 /// # Errors
-/// The rule that it breaks.
+/// The rule that the name breaks.
 pub fn check_topic(name: &str) -> Result<(), NameMistake> {
     check(name)
 }
 
-/// Kafka's rules for topic names (`org.apache.kafka.common.internals.Topic.validate`).
+/// Checks a name by the rules of `org.apache.kafka.common.internals.Topic.validate`.
 fn check(name: &str) -> Result<(), NameMistake> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     match name {

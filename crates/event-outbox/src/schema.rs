@@ -1,4 +1,4 @@
-//! Migrations: rendered for one outbox's names, applied under a lock, printed for teams with a migration tool of their own.
+//! Renders the migrations for the names of one outbox, applies them under a lock, and prints them for teams with their own migration tool.
 
 use std::time::{Duration, Instant};
 
@@ -7,33 +7,34 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use crate::hash::fnv1a;
 use crate::names::{Names, literal};
 
-/// Lanes of a new outbox. More lanes let more workers share an outbox; fewer make wider claims.
+/// The number of lanes of a new outbox. More lanes let more workers share an outbox; fewer lanes make each claim wider.
 pub const DEFAULT_LANES: u16 = 16;
 
-/// `lane` is a smallint and every lane is a row; beyond this nothing is won.
+/// The most lanes of an outbox. `lane` is a smallint and every lane is a row; more lanes bring no benefit.
 pub const MAX_LANES: u16 = 1024;
 
-/// The oldest server the suite is meant for: older ones get no fixes any more.
+/// The oldest supported server version. Older servers get no fixes any more.
 const OLDEST_SERVER: i32 = 140_000;
 
-/// The oldest version that this binary works with.
+/// The oldest schema version that this binary works with.
 const OLDEST_USABLE: i32 = 9;
 
-/// How long a statement of an upgrade waits for a lock at a time, and the pause until it tries again.
+/// The longest wait of one attempt of an upgrade to get a lock; [`LOCK_PAUSE`] is the pause before the next attempt.
 const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
 
-/// The pause until it asks again whether it is its turn.
+/// The pause between two attempts to get the advisory lock of the migration.
 const TURN_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long it waits for an autovacuum to make room.
+/// The longest wait for an autovacuum to release the table.
 const AUTOVACUUM_ENDS: Duration = Duration::from_millis(1500);
 
 struct Migration {
     version: i32,
     name: &'static str,
     template: &'static str,
-    /// Builds or drops indexes. On an outbox in use each statement runs by itself with `concurrently`, outside any transaction.
+    /// True for a migration that builds or drops indexes. On an outbox in use, each of its statements runs alone with `concurrently`,
+    /// outside of transactions.
     is_concurrent: bool,
 }
 
@@ -58,17 +59,18 @@ const MIGRATIONS: &[Migration] = &[
     concurrent(10, "without partial indexes", include_str!("../migrations/0010_without_partial_indexes.sql")),
 ];
 
-/// The schema version this binary works on.
+/// The schema version that this binary migrates to.
 pub const CURRENT_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
 
-/// How [`migrate`] goes about it.
+/// The options of [`migrate`].
 #[derive(Debug, Clone)]
 pub struct MigrateOptions {
-    /// Number of lanes of a new outbox; fixed from then on. 1 to [`MAX_LANES`].
+    /// The number of lanes of a new outbox, 1 to [`MAX_LANES`]. It cannot be changed later.
     pub lanes: u16,
-    /// How long to wait for a lock on a table that others use. Half a second at a time: others wait behind it meanwhile.
+    /// The longest wait for a lock on a table in use. Each attempt takes at most half a second, because other sessions queue behind it
+    /// meanwhile.
     pub lock_timeout: Duration,
-    /// How long to wait for another `migrate` of the same schema.
+    /// The longest wait for another `migrate` of the same schema.
     pub turn_timeout: Duration,
 }
 
@@ -78,54 +80,54 @@ impl Default for MigrateOptions {
     }
 }
 
-/// What [`migrate`] did.
+/// The result of [`migrate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Migrated {
-    /// Version found; `None` where there was no outbox.
+    /// The version that was found; `None` if there was no outbox.
     pub from: Option<i32>,
-    /// Version now.
+    /// The version after the migration.
     pub to: i32,
 }
 
-/// Why the schema could not be brought up to date, or cannot be used.
+/// The reason why the schema could not be migrated, or cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// The database was migrated by a newer binary.
+    /// A newer binary has migrated the database.
     #[error("{table} is at schema version {found}, this binary knows up to {known}")]
     Newer {
         /// The outbox table.
         table: String,
-        /// Version found.
+        /// The version that was found.
         found: i32,
-        /// Newest version this binary knows.
+        /// The newest version that this binary knows.
         known: i32,
     },
-    /// There is no outbox, or an older one.
+    /// The outbox has an older schema version.
     #[error("{table} is at schema version {found}, this binary needs {needed}")]
     Older {
         /// The outbox table.
         table: String,
-        /// Version found.
+        /// The version that was found.
         found: i32,
-        /// Version this binary works on.
+        /// The version that this binary needs.
         needed: i32,
     },
-    /// There is no outbox of this name.
+    /// The database has no outbox of this name.
     #[error("there is no outbox {table} in this database")]
     Missing {
         /// The outbox table.
         table: String,
     },
-    /// A table of this name exists that no migration of ours made.
+    /// A table of this name exists, but no migration of ours created it.
     #[error("{table} exists already and was not made by outbox-relay")]
     Foreign {
         /// The outbox table.
         table: String,
     },
-    /// The server is too old.
+    /// The PostgreSQL server is too old.
     #[error("PostgreSQL {found} is too old, {} or newer is needed", OLDEST_SERVER / 10_000)]
     OldServer {
-        /// The server's own description of its version.
+        /// The version as the server states it.
         found: String,
     },
     /// The outbox is a partitioned table.
@@ -134,29 +136,29 @@ pub enum SchemaError {
         /// The outbox table.
         table: String,
     },
-    /// The lanes' rows are not 0..n.
+    /// The rows of the lane table are not 0..n.
     #[error("{table} does not hold the lanes 0..n without gaps ({found} rows)")]
     BrokenLanes {
         /// The lane table.
         table: String,
-        /// Rows found.
+        /// The number of rows found.
         found: i64,
     },
-    /// Another session held a lock for too long.
+    /// Another session held a lock for longer than the timeout.
     #[error("another session holds a lock that the migration needs")]
     Locked(#[source] sqlx::Error),
-    /// Another process migrates.
+    /// Another process is migrating an outbox of the schema.
     #[error("another process is migrating an outbox of this schema")]
     Busy,
-    /// The database refused or was not there.
+    /// The database refused a statement or cannot be reached.
     #[error("the database refused the migration")]
     Database(#[from] sqlx::Error),
 }
 
-/// Brings the outbox `names` to [`CURRENT_VERSION`]. May be called by any number of processes at once.
+/// Migrates the outbox `names` to [`CURRENT_VERSION`]. Any number of processes may call it at the same time.
 ///
-/// A new outbox is made in one transaction. An outbox in use is upgraded step by step: each migration in a transaction of its own, the
-/// ones that build indexes without any. A step that fails changes nothing, and the next call goes on from there.
+/// A new outbox is created in one transaction. An outbox in use is upgraded step by step: each migration runs in its own transaction,
+/// except that migrations with indexes run in none. A step that fails changes nothing, and the next call continues with it.
 ///
 /// # Errors
 /// [`SchemaError`].
@@ -179,7 +181,7 @@ pub async fn migrate(
     upgrade(conn, names, options).await
 }
 
-/// Makes a new outbox; `None` where another process was quicker.
+/// Creates a new outbox; returns `None` if another process was faster.
 async fn create(
     conn: &mut PgConnection,
     names: &Names,
@@ -199,18 +201,19 @@ async fn create(
     Ok(Some(Migrated { from: None, to: CURRENT_VERSION }))
 }
 
-/// Holds the turn for the session: the steps are several transactions.
+/// Upgrades an outbox in use. Holds the advisory lock for the session, because the steps are several transactions.
 async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOptions) -> Result<Migrated, SchemaError> {
     let key = migration_key(names);
     take_turn(conn, "select pg_try_advisory_lock($1)", key, options.turn_timeout).await?;
-    // A role's own timeout may be shorter than an index takes. What need not be dropped is no news.
+    // A role's own `statement_timeout` may be shorter than an index build. Notices about missing objects of `drop ... if exists` are no
+    // news.
     run(conn, "set statement_timeout = 0; set client_min_messages = warning").await?;
     let mut upgraded = async || {
         let found = version(conn, names).await?;
         refuse_newer(names, found)?;
         for migration in MIGRATIONS.iter().filter(|migration| migration.version > found.unwrap_or(0)) {
             if migration.is_concurrent {
-                // It waits for older transactions, and nobody waits for it.
+                // The build waits for older transactions, but no session waits for the build.
                 run(conn, "set lock_timeout = 0").await?;
                 migration.run_concurrently(conn, names).await?;
             } else {
@@ -220,14 +223,14 @@ async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOption
         Ok(Migrated { from: found, to: CURRENT_VERSION })
     };
     let upgraded = upgraded().await;
-    // Ends with the session at the latest.
+    // If this fails, the lock ends with the session.
     let _ = sqlx::query("select pg_advisory_unlock($1)").bind(key).persistent(false).execute(&mut *conn).await;
     let _ = run(conn, "reset lock_timeout; reset statement_timeout; reset client_min_messages").await;
     upgraded
 }
 
-/// Asks again and again: a session that waits for a lock in a statement has a snapshot, for which `create index concurrently` of the one
-/// that has the turn would wait.
+/// Polls for the advisory lock. A session that waits for a lock inside a statement holds a snapshot, and `create index concurrently` of the
+/// lock's owner would wait for that snapshot.
 async fn take_turn(conn: &mut PgConnection, sql: &'static str, key: i64, timeout: Duration) -> Result<(), SchemaError> {
     let began = Instant::now();
     loop {
@@ -242,12 +245,13 @@ async fn take_turn(conn: &mut PgConnection, sql: &'static str, key: i64, timeout
     }
 }
 
-/// Blocks no writer, and ends an autovacuum that is at work once it has waited for a `deadlock_timeout`, which is 1 s.
+/// Returns a statement that ends a running autovacuum after `deadlock_timeout` (1 s by default). The lock does not block writers.
 fn end_autovacuum(names: &Names) -> String {
     format!("lock table {} in share update exclusive mode", names.outbox())
 }
 
-/// Per schema and not per outbox: outboxes of one schema share the inbox table and the schema itself.
+/// Returns the key of the advisory lock. There is one per schema, not per outbox: the outboxes of a schema share the inbox table and the
+/// schema itself.
 fn migration_key(names: &Names) -> i64 {
     fnv1a(format!("outbox-relay migrate {}", names.schema_raw()).as_bytes()) as i64
 }
@@ -256,7 +260,7 @@ async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<
     if exists(conn, names, names.table_raw()).await? {
         return Err(SchemaError::Foreign { table: names.outbox() });
     }
-    // `create schema if not exists` asks for the right to create one even where it exists.
+    // `create schema if not exists` needs the right to create a schema even if the schema exists.
     let schema_exists: bool = sqlx::query_scalar("select exists (select from pg_namespace where nspname = $1)")
         .bind(names.schema_raw())
         .persistent(false)
@@ -268,9 +272,10 @@ async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<
     run(conn, &version_table(names)).await
 }
 
-/// The migrations above version `from` as one SQL script for a tool of the team's own; `None`: those of a new outbox.
+/// Returns the migrations above version `from` as one SQL script for a team's own migration tool; `None` gives those of a new outbox.
 ///
-/// An upgrade has statements that cannot run inside a transaction (`create index concurrently`): the script begins and commits by itself.
+/// The script begins and commits its own transactions, because an upgrade has statements that cannot run inside one (`create index
+/// concurrently`).
 pub fn print(names: &Names, lanes: u16, from: Option<i32>) -> String {
     let Some(from) = from else {
         let mut script = format!("begin;\n{}\n{}\n", create_schema(names), version_table(names));
@@ -288,7 +293,7 @@ pub fn print(names: &Names, lanes: u16, from: Option<i32>) -> String {
     script
 }
 
-/// The schema version of the outbox, `None` where it was never migrated.
+/// Reads the schema version of the outbox; `None` if it was never migrated.
 ///
 /// # Errors
 /// Any database error.
@@ -300,8 +305,8 @@ pub async fn version(conn: &mut PgConnection, names: &Names) -> Result<Option<i3
     sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(conn).await
 }
 
-/// True when the schema has a relation of that name. Reads the catalog by the statement's snapshot: `to_regclass` looks into the
-/// session's cache, which does not yet know what another migration has committed while this one waited for its turn.
+/// Returns true if the schema has a relation of that name. Reads the catalog with the statement's snapshot. `to_regclass` would read the
+/// session's cache, which misses the commit of another migration that this one has just waited for.
 async fn exists(conn: &mut PgConnection, names: &Names, relation: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
@@ -314,17 +319,17 @@ async fn exists(conn: &mut PgConnection, names: &Names, relation: &str) -> Resul
     .await
 }
 
-/// Statements are not kept prepared; a caller behind a pooler calls from inside a transaction.
+/// Reads the number of lanes of an outbox that this binary can use.
 ///
-/// Number of lanes of an outbox that is at [`CURRENT_VERSION`].
+/// Its statements are not kept prepared, because the caller may be behind a pooler; such a caller has to be in a transaction.
 ///
 /// # Errors
-/// [`SchemaError`] when the outbox is missing, of another version, or its lanes are damaged.
+/// [`SchemaError`] if the outbox is missing, of an unusable version or partitioned, or its lanes are damaged.
 pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, SchemaError> {
     server_is_new_enough(conn).await?;
     match version(conn, names).await? {
         None => return Err(SchemaError::Missing { table: names.outbox() }),
-        // What is missing then takes old indexes away, which may wait for other transactions for long.
+        // The migrations above this version only drop old indexes, which may wait long for other transactions.
         Some(found) if found < OLDEST_USABLE => {
             return Err(SchemaError::Older { table: names.outbox(), found, needed: CURRENT_VERSION });
         }
@@ -347,7 +352,7 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
     }
 }
 
-/// True for a partitioned table, and for one that others inherit from.
+/// Returns true for a partitioned table, and for a table with inheriting children.
 async fn is_partitioned(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "select c.relkind <> 'r' or exists (select from pg_inherits where inhparent = c.oid) \
@@ -393,7 +398,7 @@ async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), SchemaError> {
 }
 
 fn lock_or_database(error: sqlx::Error) -> SchemaError {
-    // 55P03 lock_not_available: lock_timeout has passed.
+    // 55P03 lock_not_available: `lock_timeout` has passed.
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
         Some("55P03") => SchemaError::Locked(error),
         _ => SchemaError::Database(error),
@@ -412,17 +417,17 @@ fn version_table(names: &Names) -> String {
     )
 }
 
-/// For which outbox a migration is rendered.
+/// The state of the outbox that a migration is rendered for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Empty and unknown to others: indexes are built at once.
+    /// The outbox is empty and not yet visible to others, so indexes are built at once.
     New,
-    /// Applications and relays use it.
+    /// Applications and relays use the outbox.
     InUse,
 }
 
 impl Migration {
-    /// The statements of this migration and the row that records it.
+    /// Returns the statements of this migration and of the row that records it.
     fn render(&self, names: &Names, lanes: u16, mode: Mode) -> String {
         format!("{}\n{}", self.body(names, lanes, mode), self.record(names))
     }
@@ -439,7 +444,7 @@ impl Migration {
                 "once" => names.once(),
                 "lanes" => lanes.to_string(),
                 "quote" => dollar_quote(names),
-                // For `create index`, which takes the table's schema, and `drop index`, which needs it said.
+                // `create index` takes the schema of its table, but `drop index` needs the schema in the name.
                 "concurrently" if mode == Mode::InUse => match self.template.contains("drop index") {
                     true => "concurrently if exists".to_owned(),
                     false => "concurrently".to_owned(),
@@ -449,7 +454,7 @@ impl Migration {
                     let suffix = placeholder.strip_prefix("outbox_")?.strip_suffix("_index")?;
                     format!("{}.{}", names.schema(), names.part(suffix))
                 }
-                // For a cast to regclass.
+                // The name is a string literal, to be cast to regclass.
                 "outbox_regclass" => literal(&names.outbox()),
                 "lane_regclass" => literal(&names.companion("lane")),
                 "hold_regclass" => literal(&names.companion("hold")),
@@ -460,8 +465,8 @@ impl Migration {
         })
     }
 
-    /// A part of a printed script. A tool that goes on after an error (psql without ON_ERROR_STOP) must not record what has failed, nor
-    /// take the next step: each one fails unless the one before it is recorded.
+    /// Returns a step of the printed script. A tool that goes on after an error (psql without ON_ERROR_STOP) must neither record a failed
+    /// step nor take the next one. So each step fails unless the step before it is recorded.
     fn step(&self, names: &Names, lanes: u16) -> String {
         let (quote, version) = (dollar_quote(names), self.version);
         let guard = format!(
@@ -495,7 +500,7 @@ impl Migration {
         )
     }
 
-    /// The indexes that this migration builds, quoted and with their schema.
+    /// Returns the indexes that this migration builds, quoted and with their schema.
     fn indexes_built(&self, names: &Names) -> Vec<String> {
         let built =
             |suffix: &&str| self.template.contains(&format!("create index {{concurrently}} {{outbox_{suffix}}}"));
@@ -516,7 +521,8 @@ impl Migration {
         )
     }
 
-    /// Runs in a transaction. Whoever comes after a statement that waits for a lock waits as well, so it gives up soon and tries again.
+    /// Runs the migration in one transaction. Other sessions queue behind a statement that waits for a lock, so each attempt gives up soon
+    /// and is made again.
     async fn run_in_use(
         &self,
         conn: &mut PgConnection,
@@ -544,7 +550,7 @@ impl Migration {
         }
     }
 
-    /// Runs each statement by itself. An index that an interrupted run has left behind is built anew.
+    /// Runs each statement on its own. An index that an interrupted run has left behind is built again.
     async fn run_concurrently(&self, conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
         for index in self.indexes_built(names) {
             run(conn, &drop_index(&index)).await?;
@@ -563,7 +569,7 @@ fn drop_index(index: &str) -> String {
     format!("drop index concurrently if exists {index};\n")
 }
 
-/// The statements of a script without comments and function bodies. A semicolon inside a quoted name does not end one.
+/// Splits a script without comments and function bodies into statements. A semicolon inside a quoted name does not end one.
 fn statements(script: &str) -> Vec<&str> {
     let (mut found, mut from, mut quoted) = (Vec::new(), 0, false);
     for (at, letter) in script.char_indices() {
@@ -579,14 +585,13 @@ fn statements(script: &str) -> Vec<&str> {
     found
 }
 
-/// A dollar quote that no name of the outbox contains.
+/// Returns a dollar quote that no name of the outbox contains.
 pub fn dollar_quote(names: &Names) -> String {
     let taken = format!("{} {}", names.outbox(), names.processed());
     (0..).map(|n| format!("$outbox{n}$")).find(|quote| !taken.contains(quote)).unwrap_or_default()
 }
 
-/// Replaces each `{name}` in one pass, so that a table called `{lanes}` stays what it is. Braces around anything that is not a
-/// placeholder (`'{}'`) are kept.
+/// Replaces each `{name}` in one pass, so that a table called `{lanes}` keeps its name. Braces around other text (`'{}'`) are kept.
 fn fill(template: &str, value: impl Fn(&str) -> Option<String>) -> String {
     let mut filled = String::with_capacity(template.len() * 2);
     let mut rest = template;

@@ -1,4 +1,5 @@
-//! JSON Schema per event type and version, for payloads that are written ([`crate::outbox::Outbox::checked_by`]) and read.
+//! Checks payloads against a JSON Schema per event type and version, when they are written ([`crate::outbox::Outbox::checked_by`]) and when
+//! they are read.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,10 +8,10 @@ use std::sync::Arc;
 use jsonschema::Validator;
 use serde_json::Value;
 
-/// The schemas a service knows. Cheap to clone.
+/// The schemas that a service knows. Cheap to clone.
 ///
 /// ```
-/// use outbox_relay::schemas::Schemas;
+/// use event_outbox::schemas::Schemas;
 /// use serde_json::json;
 ///
 /// let schemas = Schemas::default().with(
@@ -22,7 +23,7 @@ use serde_json::Value;
 ///
 /// let invalid = schemas.check("OrderPlaced", 1, br#"{"orderId": "o-1", "totalCents": "many"}"#).unwrap_err();
 /// assert_eq!(invalid.path, "/totalCents");
-/// # Ok::<(), outbox_relay::schemas::BadSchema>(())
+/// # Ok::<(), event_outbox::schemas::BadSchema>(())
 /// ```
 #[derive(Clone, Default)]
 pub struct Schemas {
@@ -30,29 +31,29 @@ pub struct Schemas {
     strict: bool,
 }
 
-/// The payload is not what the schema says. Holds nothing of the payload's values.
+/// The error for a payload that does not match its schema. Holds no values of the payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{event_type} version {version} is not valid at {}: {problem}", if path.is_empty() { "its root" } else { path.as_str() })]
 pub struct Invalid {
-    /// The event's type.
+    /// The event type.
     pub event_type: String,
-    /// The payload's version.
+    /// The version of the payload.
     pub version: i32,
     /// JSON Pointer to the first member that fails; empty for the payload itself.
     pub path: String,
-    /// What the schema asks for.
+    /// The rule of the schema that the payload breaks.
     pub problem: String,
 }
 
-/// The schema itself is wrong.
+/// The error for a schema that is itself invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the schema of {event_type} version {version} cannot be used: {problem}")]
 pub struct BadSchema {
-    /// The event's type.
+    /// The event type.
     pub event_type: String,
-    /// The payload's version.
+    /// The version of the payload.
     pub version: i32,
-    /// What is wrong with it.
+    /// The mistake in the schema.
     pub problem: String,
 }
 
@@ -68,30 +69,30 @@ impl Schemas {
     /// Adds the schema of a type and version, or replaces it. Remote references are not fetched.
     ///
     /// # Errors
-    /// [`BadSchema`] when it is no JSON Schema.
+    /// [`BadSchema`] if `schema` is not a JSON Schema.
     pub fn with(mut self, event_type: &str, version: i32, schema: &Value) -> Result<Self, BadSchema> {
         let validator = jsonschema::validator_for(schema).map_err(|error| BadSchema {
             event_type: event_type.to_owned(),
             version,
             problem: error.to_string(),
         })?;
-        // A clone that is in use keeps the schemas it had.
+        // A clone that is in use keeps its schemas.
         let mut validators = Arc::try_unwrap(self.validators).unwrap_or_else(|shared| (*shared).clone());
         validators.insert((event_type.to_owned(), version), validator);
         self.validators = Arc::new(validators);
         Ok(self)
     }
 
-    /// An event whose type and version have no schema is invalid; else it is taken as it is.
+    /// Makes an event without a schema for its type and version invalid. Without this call such an event is accepted.
     pub fn strict(mut self) -> Self {
         self.strict = true;
         self
     }
 
-    /// Checks a payload.
+    /// Checks a payload against the schema of its type and version.
     ///
     /// # Errors
-    /// [`Invalid`] with the path of what fails first.
+    /// [`Invalid`] with the path of the first member that fails.
     pub fn check(&self, event_type: &str, version: i32, payload: &[u8]) -> Result<(), Invalid> {
         let invalid =
             |path: String, problem: String| Invalid { event_type: event_type.to_owned(), version, path, problem };
@@ -101,7 +102,7 @@ impl Schemas {
         };
         let value: Value = serde_json::from_slice(payload)
             .map_err(|error| invalid(String::new(), format!("it is no JSON (column {})", error.column())))?;
-        // Masked: the message names the schema's side and keeps the payload's values out of logs and headers.
+        // Masked: the message repeats only the schema's side. The payload's values stay out of logs and headers.
         validator
             .validate(&value)
             .map_err(|error| invalid(error.instance_path().to_string(), error.masked().to_string()))

@@ -1,4 +1,4 @@
-//! CloudEvents 1.0 over Kafka: the Kafka Protocol Binding and, in structured mode, the JSON Event Format.
+//! Writes CloudEvents 1.0 by the Kafka Protocol Binding and, in structured mode, the JSON Event Format.
 //!
 //! | attribute | from |
 //! |---|---|
@@ -11,24 +11,25 @@
 //! | `datacontenttype` | the row's `content-type` header, else `application/json` or `application/octet-stream`; none for a tombstone |
 //! | `eventversion`, `correlationid`, `causationid`, `traceparent`, `tracestate` | extensions: `event_version` and the row's headers |
 //!
-//! Extension names may hold only lower-case letters and digits, hence `correlationid` for `correlation-id`. Other row headers stay plain
-//! Kafka headers and are no attributes; a row that wants an attribute of its own sets a header `ce_<name>`.
+//! Extension names may contain only lower-case letters and digits, so `correlation-id` becomes `correlationid`. Other row headers stay
+//! plain Kafka headers and do not become attributes. A row sets an attribute of its own with a header `ce_<name>`.
 //!
 //! In binary mode attributes are headers with the prefix `ce_`, except `datacontenttype`, which is the header `content-type`. In structured
-//! mode the value is a JSON object and `content-type` announces it. There a CloudEvent without data would still have a value, so it could
-//! not delete its key in a compacted topic: tombstones go out in binary mode, whose representation of "no data" is a tombstone. The
-//! mode is the sender's choice record by record, and receivers tell them apart by `content-type`.
+//! mode the value is a JSON object, and `content-type` announces it.
+//!
+//! Tombstones are sent in binary mode, because in structured mode an event without data still has a value and could not delete its key in a
+//! compacted topic. A sender may choose the mode for each record, and receivers tell the modes apart by `content-type`.
 
 use super::{digits, push_json_string, source_of};
 use crate::event::{Payload, StoredEvent};
 
-/// The source of events when neither the row nor the configuration names one.
+/// The source of events if neither the row nor the configuration names one.
 const DEFAULT_SOURCE: &str = "/outbox-relay";
 const CONTENT_TYPE: &str = "content-type";
 const STRUCTURED: &[u8] = b"application/cloudevents+json; charset=UTF-8";
 const PREFIX: &str = "ce_";
 
-/// Extensions that repeat a header of the row: header name in binary mode, row header.
+/// Extensions that repeat a header of the row: the header name in binary mode, and the row header.
 const FROM_ROW_HEADERS: [(&str, &str); 4] = [
     ("ce_correlationid", "correlation-id"),
     ("ce_causationid", "causation-id"),
@@ -36,7 +37,7 @@ const FROM_ROW_HEADERS: [(&str, &str); 4] = [
     ("ce_tracestate", "tracestate"),
 ];
 
-/// The header names that this envelope sends itself.
+/// Returns true for header names that this envelope sends itself.
 pub(super) fn owns(name: &str) -> bool {
     const ATTRIBUTES: [&str; 7] =
         ["ce_specversion", "ce_id", "ce_source", "ce_type", "ce_subject", "ce_time", "ce_eventversion"];
@@ -99,17 +100,17 @@ pub(super) fn write(event: &StoredEvent<'_>, source: Option<&str>, payload: Payl
     out.push(b'}');
 }
 
-/// The value of an attribute, by how JSON has to write it.
+/// The value of an attribute, by its form in JSON.
 enum Attribute<'a> {
-    /// Any text; needs escaping.
+    /// Text of the row, which needs escaping.
     Text(&'a str),
-    /// Printed by us; needs quotes alone.
+    /// Text that we have printed, which needs only quotes.
     Ascii(&'a [u8]),
     /// A JSON number.
     Integer(&'a [u8]),
 }
 
-/// Visits the attributes, named as binary mode's headers; `datacontenttype` aside, which the two modes place differently.
+/// Visits the attributes, named like the headers of binary mode. Leaves out `datacontenttype`, which the two modes place differently.
 fn each_attribute(event: &StoredEvent<'_>, source: Option<&str>, visit: &mut dyn FnMut(&str, Attribute<'_>)) {
     let source = source_of(event, source).filter(|source| !source.is_empty()).unwrap_or(DEFAULT_SOURCE);
     visit("ce_specversion", Attribute::Ascii(b"1.0"));
@@ -138,7 +139,7 @@ fn data_content_type<'b>(event: &'b StoredEvent<'_>) -> Option<&'b str> {
     Some(event.headers.get(CONTENT_TYPE).unwrap_or(by_column))
 }
 
-/// RFC 4648 section 4, with padding.
+/// Appends the bytes as base64 with padding (RFC 4648 section 4).
 fn push_base64(bytes: &[u8], out: &mut Vec<u8>) {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     out.reserve(bytes.len().div_ceil(3) * 4);

@@ -1,25 +1,25 @@
-//! `debezium`: what `io.debezium.transforms.outbox.EventRouter` emits with its defaults, for consumers that read such topics today.
+//! Writes the records of `io.debezium.transforms.outbox.EventRouter` with its default options, for consumers that read such topics today.
 //!
-//! Taken from Debezium's documentation of the router ("Outbox Event Router", basic outbox table and configuration options):
-//! - the value is the `payload` column alone, passed on transparently; an envelope around it exists only with
-//!   `table.fields.additional.placement`, which has no default. The bytes are those that Debezium's users get with a converter that
-//!   leaves them alone (`StringConverter`, `BinaryDataConverter`); Connect's `JsonConverter` would quote the payload once more;
-//! - a NULL payload gives a record without a value;
-//! - the key is `aggregateid`, our `entity_id`;
-//! - the topic is `outbox.event.` and `aggregatetype`, our `entity_type`, as written (`route.topic.replacement`);
-//! - the one header is `id`, the event's id.
+//! The rules come from Debezium's documentation of the router ("Outbox Event Router", basic outbox table and configuration options):
+//! - The value is the `payload` column alone, unchanged. Only `table.fields.additional.placement`, which has no default, puts an envelope
+//!   around it. The bytes equal those of a converter that does not change them (`StringConverter`, `BinaryDataConverter`). Connect's
+//!   `JsonConverter` would quote the payload once more.
+//! - A NULL payload becomes a record without a value.
+//! - The key is `aggregateid`, our `entity_id`.
+//! - The topic is `outbox.event.` and `aggregatetype`, our `entity_type`, as written (`route.topic.replacement`).
+//! - The only header is `id`, the event's id.
 //!
-//! Two things differ on purpose. The four headers every record of this relay has, and the row's own, are sent besides `id`: consumers of
-//! the router's topics ignore headers they do not know, while `verify` and our consumers need `event-id` and `sequence`. And the record's
-//! timestamp is `created_at`, where the router's default is the moment Debezium processed the change.
+//! Two differences are intended. Besides `id` we send the four headers of every record and the row's own headers: consumers of the router's
+//! topics ignore unknown headers, but `verify` and our consumers need `event-id` and `sequence`. The record's timestamp is `created_at`,
+//! while the router's default is the time at which Debezium processed the change.
 
 use super::digits;
 use crate::event::StoredEvent;
 
-/// The header the router adds.
+/// The header that the router adds.
 pub(super) const ID: &str = "id";
 
-/// `route.topic.replacement` by default: `outbox.event.${routedByValue}`.
+/// The default of `route.topic.replacement`: `outbox.event.${routedByValue}`.
 pub(super) const DEFAULT_TOPIC: &str = "outbox.event.{entity_type}";
 
 pub(super) fn headers(event: &StoredEvent<'_>, emit: &mut dyn FnMut(&str, &[u8])) {

@@ -1,13 +1,13 @@
-//! From a record back to the event: what the relay sends, in any of its envelopes, told apart by what the record says of itself.
+//! Reads an event back from a record of the relay. The headers and the value show which envelope the record has.
 //!
 //! | record | payload |
 //! |---|---|
 //! | `content-type: application/cloudevents+json` | member `data`, or `data_base64` |
-//! | header `ce_specversion` or `event-id` | see the next line, else the value |
-//! | a value `{"eventId": …, "data": …}` whose id is that of the headers, or without any header that names the event | member `data` |
+//! | header `ce_specversion` or `event-id` | the value, unless the next line applies |
+//! | value `{"eventId": …, "data": …}` with the id of the headers, or without any header that names the event | member `data` |
 //!
-//! A payload in the outbox that happens to have members `eventId` and `data` is not mistaken for an envelope: it would need the id
-//! of its own event.
+//! A payload that happens to have members `eventId` and `data` is not mistaken for an envelope, because it would need the id of its own
+//! event.
 
 use std::borrow::Cow;
 
@@ -17,36 +17,36 @@ use uuid::Uuid;
 
 use crate::event::EventId;
 
-/// An event as it was read from a record. Borrowed from it where that is possible.
+/// An event that was read from a record. Borrows from the record where possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded<'a> {
-    /// De-duplication key.
+    /// The id that consumers de-duplicate on.
     pub event_id: EventId,
-    /// For example `OrderPlaced`.
+    /// The event type, for example `OrderPlaced`.
     pub event_type: Cow<'a, str>,
-    /// Schema version of the payload.
+    /// The schema version of the payload.
     pub event_version: i32,
-    /// The outbox id, where the record tells it.
+    /// The outbox id, if the record has it.
     pub sequence: Option<i64>,
-    /// Ties together what happened because of one request.
+    /// The id shared by all events that one request caused.
     pub correlation_id: Option<Cow<'a, str>>,
-    /// What the application wrote; `None` for a tombstone.
+    /// The payload that the application wrote; `None` for a tombstone.
     pub payload: Option<Cow<'a, [u8]>>,
 }
 
-/// The record does not say which event it is. Names the member or the header, never its value.
+/// The error for a record that does not name its event. It names the member or the header, never its value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Undecodable {
-    /// Nothing names the event's id or its type.
+    /// No header or member has the event's id or its type.
     #[error("the record has no {0}: it was not written by outbox-relay, or its headers were lost")]
     Missing(&'static str),
-    /// There is one, and it is damaged.
+    /// The header or member exists and is damaged.
     #[error("the record's {0} is not what it should be")]
     Malformed(&'static str),
 }
 
-/// The `event` envelope.
+/// The value in the `event` envelope.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Wrapped<'a> {
@@ -60,7 +60,7 @@ struct Wrapped<'a> {
     data: &'a RawValue,
 }
 
-/// CloudEvents' structured mode.
+/// The value in the structured mode of CloudEvents.
 #[derive(Deserialize)]
 struct CloudEvent<'a> {
     id: Uuid,
@@ -75,21 +75,21 @@ struct CloudEvent<'a> {
     data_base64: Option<Cow<'a, str>>,
 }
 
-/// Reads an event. `header` gives the first header of a name.
+/// Reads an event from a record. `header` returns the first header of a name.
 ///
 /// ```
-/// use outbox_relay::envelope::decode;
+/// use event_outbox::envelope::decode;
 ///
 /// let value = br#"{"eventId":"6f1c1bd2-66cc-4a5e-9b55-02d1b6b0fdc4","eventType":"OrderPlaced","timestamp":"2026-01-01T00:00:00Z",
 ///     "version":1,"source":null,"correlationId":null,"data":{"orderId": "o-1"}}"#;
 /// let event = decode(|_| None, Some(value))?;
 /// assert_eq!(event.event_type, "OrderPlaced");
 /// assert_eq!(event.payload.as_deref(), Some(&br#"{"orderId": "o-1"}"#[..]));
-/// # Ok::<(), outbox_relay::envelope::Undecodable>(())
+/// # Ok::<(), event_outbox::envelope::Undecodable>(())
 /// ```
 ///
 /// # Errors
-/// [`Undecodable`] for a record that names no event.
+/// [`Undecodable`] for a record that does not name its event.
 pub fn decode<'a>(
     header: impl Fn(&str) -> Option<&'a [u8]>,
     value: Option<&'a [u8]>,
@@ -139,7 +139,7 @@ fn structured(value: &[u8], sequence: Option<i64>) -> Result<Decoded<'_>, Undeco
 }
 
 fn wrapped(value: &[u8]) -> Option<Wrapped<'_>> {
-    // The relay writes this member first: most raw payloads are not parsed for nothing.
+    // The relay writes this member first. So most raw payloads need not be parsed.
     if !value.starts_with(b"{\"eventId\"") {
         return None;
     }
@@ -159,7 +159,7 @@ fn text<'a>(header: &impl Fn(&str) -> Option<&'a [u8]>, name: &'static str) -> R
     header(name).map(|value| std::str::from_utf8(value).map_err(|_| Undecodable::Malformed(name))).transpose()
 }
 
-/// RFC 4648 section 4, padding needed.
+/// Decodes base64 with padding (RFC 4648 section 4).
 fn base64(text: &str) -> Option<Vec<u8>> {
     let symbols = text.trim_end_matches('=');
     let mut bytes = Vec::with_capacity(symbols.len() * 3 / 4);
@@ -194,7 +194,7 @@ mod tests {
 
     const ID: Uuid = Uuid::from_u128(0x6f1c_1bd2_66cc_4a5e_9b55_02d1_b6b0_fdc4);
 
-    /// Sends the event as the relay does and reads it as a consumer does.
+    /// Encodes the event as the relay does and decodes it as a consumer does.
     fn there_and_back(envelope: Envelope, payload: Payload<'_>, check: impl FnOnce(Decoded<'_>)) {
         let event = StoredEvent {
             id: OutboxId(17),

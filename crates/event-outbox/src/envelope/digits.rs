@@ -1,11 +1,11 @@
-//! Numbers, ids and times as text in a caller's stack buffer: this runs for every event, and `to_string` would allocate.
+//! Prints numbers, ids and times into a stack buffer of the caller. This runs for every event, and `to_string` would allocate.
 
 use std::io::Write;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use uuid::Uuid;
 
-/// Decimal digits with a leading `-` if negative; `i64::MIN` fills the buffer.
+/// Prints decimal digits, with a leading `-` if negative. `i64::MIN` fills the buffer.
 pub(super) fn decimal(value: i64, buffer: &mut [u8; 20]) -> &[u8] {
     let mut rest = value.unsigned_abs();
     let mut start = buffer.len();
@@ -24,17 +24,17 @@ pub(super) fn decimal(value: i64, buffer: &mut [u8; 20]) -> &[u8] {
     &buffer[start..]
 }
 
-/// Lower case with hyphens, as Postgres prints it.
+/// Prints the id in lower case with hyphens, as Postgres does.
 pub(super) fn uuid(id: Uuid, buffer: &mut [u8; 36]) -> &[u8] {
     id.hyphenated().encode_lower(buffer).as_bytes()
 }
 
-/// RFC 3339 in UTC with the six digits Postgres stores: `2025-11-21T09:07:00.000001Z`.
+/// Prints a time in UTC by RFC 3339 with the six decimal places of Postgres: `2025-11-21T09:07:00.000001Z`.
 ///
-/// RFC 3339 ends with year 9999 and Postgres does not: other years are printed with a sign, as ISO 8601 does, hence the room.
+/// RFC 3339 ends with the year 9999, Postgres does not. Other years get a sign, as in ISO 8601, and the buffer has room for them.
 pub(super) fn timestamp(at: DateTime<Utc>, buffer: &mut [u8; 32]) -> &[u8] {
     let Ok(year @ 0..=9999) = u32::try_from(at.year()) else { return far_timestamp(at, buffer) };
-    // chrono keeps a leap second as 1,000,000 and more microseconds; RFC 3339 writes it as second 60.
+    // chrono represents a leap second by 1,000,000 and more microseconds; RFC 3339 writes second 60.
     let micros = at.nanosecond() / 1_000;
     let second = at.second() + micros / 1_000_000;
     put(&mut buffer[0..4], year);
@@ -54,7 +54,7 @@ pub(super) fn timestamp(at: DateTime<Utc>, buffer: &mut [u8; 32]) -> &[u8] {
     &buffer[..27]
 }
 
-/// Fills `slot` with `value`, zero-padded.
+/// Fills `slot` with the zero-padded digits of `value`.
 fn put(slot: &mut [u8], mut value: u32) {
     for digit in slot.iter_mut().rev() {
         *digit = b'0' + (value % 10) as u8;

@@ -1,10 +1,11 @@
-//! `event`, the default: `{"eventId","eventType","timestamp","version","source","correlationId","data"}`, always these members in
-//! this order, `source` and `correlationId` null when unknown, `data` the payload's own bytes.
+//! Writes the default envelope `event`: `{"eventId","eventType","timestamp","version","source","correlationId","data"}`. The members are
+//! always these, in this order. `source` and `correlationId` are null if unknown; `data` has the bytes of the payload.
 
 use super::{digits, push_json_string, source_of};
 use crate::event::StoredEvent;
 
-/// Everything but the texts and the payload, which grow the buffer themselves; one reservation instead of several.
+/// The bytes of everything except the texts and the payload. One reservation replaces several; texts and payload grow the buffer
+/// themselves.
 const FIXED: usize = 192;
 
 pub(super) fn write(event: &StoredEvent<'_>, source: Option<&str>, data: &[u8], out: &mut Vec<u8>) {

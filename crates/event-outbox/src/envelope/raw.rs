@@ -1,4 +1,4 @@
-//! `raw`: the value is what the row holds. Also the value of `debezium`, of CloudEvents' binary mode, and of every `payload_bytes`
+//! Returns the row's payload unchanged: the value of `raw`, of `debezium`, of the binary mode of CloudEvents, and of all `payload_bytes`
 //! that no envelope has to wrap.
 
 pub(super) fn value(payload: &[u8]) -> &[u8] {

@@ -240,7 +240,7 @@ fn names_parse_and_print_and_others_are_refused_with_the_list() {
     );
 }
 
-/// JSON texts that a tree would not give back: any spacing, digits, duplicate keys, escapes.
+/// Generates JSON texts that a parsed tree would not give back: any spacing, digits, duplicate keys, escapes.
 fn json() -> impl Strategy<Value = String> {
     let text = any::<String>().prop_map(|text| serde_json::to_string(&text).expect("a string"));
     let leaf = prop_oneof![

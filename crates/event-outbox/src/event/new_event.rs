@@ -1,16 +1,16 @@
-//! The form an application writes.
+//! Builds the event that an application writes.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-/// An event that has not been written yet; [`crate::outbox::Outbox::emit`] writes it.
+/// An event that has not been written yet. [`crate::outbox::Outbox::emit`] writes it.
 ///
-/// Without a body it is a tombstone.
+/// An event without a body is a tombstone.
 ///
 /// ```
-/// use outbox_relay::event::NewEvent;
+/// use event_outbox::event::NewEvent;
 /// use serde_json::json;
 ///
 /// let event = NewEvent::new("order", "o-1", "OrderPlaced")
@@ -32,7 +32,7 @@ pub struct NewEvent {
     pub(crate) available_at: Option<DateTime<Utc>>,
 }
 
-/// What goes to `payload` or to `payload_bytes`.
+/// The content of `payload` or `payload_bytes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Body {
     Json(String),
@@ -41,12 +41,12 @@ pub(crate) enum Body {
 }
 
 impl NewEvent {
-    /// An event of an entity, version 1.
+    /// Creates an event of an entity with version 1.
     pub fn new(entity_type: impl Into<String>, entity_id: impl Into<String>, event_type: impl Into<String>) -> Self {
         Self { entity_id: Some(entity_id.into()), ..Self::without_entity(entity_type, event_type) }
     }
 
-    /// An event without a key, and so without any order.
+    /// Creates an event without a key, and therefore without order.
     pub fn without_entity(entity_type: impl Into<String>, event_type: impl Into<String>) -> Self {
         Self {
             entity_type: entity_type.into(),
@@ -60,62 +60,63 @@ impl NewEvent {
         }
     }
 
-    /// The payload.
+    /// Sets the payload.
     ///
     /// # Errors
-    /// What serde_json cannot write, for example a map whose keys are no strings.
+    /// The error of serde_json if it cannot write the value, for example a map whose keys are not strings.
     pub fn json<T: Serialize + ?Sized>(mut self, payload: &T) -> Result<Self, serde_json::Error> {
         self.body = Body::Json(serde_json::to_string(payload)?);
         Ok(self)
     }
 
-    /// A payload in a binary format.
+    /// Sets a payload in a binary format.
     pub fn bytes(mut self, payload: impl Into<Vec<u8>>) -> Self {
         self.body = Body::Bytes(payload.into());
         self
     }
 
-    /// The schema version of the payload.
+    /// Sets the schema version of the payload.
     pub fn version(mut self, version: i32) -> Self {
         self.event_version = version;
         self
     }
 
-    /// A header of the Kafka record: `correlation-id`, `causation-id`, `traceparent`, `source` and others. The last value of a name stays.
+    /// Sets a header of the Kafka record, such as `correlation-id`, `causation-id`, `traceparent` or `source`. A later value replaces an
+    /// earlier one.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.insert(name.into(), value.into());
         self
     }
 
-    /// A header, unless it is set already.
+    /// Sets a header, unless it is set already.
     pub fn default_header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.entry(name.into()).or_insert_with(|| value.into());
         self
     }
 
-    /// A topic other than the one the relay's route gives.
+    /// Sets the topic, which takes precedence over the relay's route.
     pub fn topic(mut self, topic: impl Into<String>) -> Self {
         self.topic = Some(topic.into());
         self
     }
 
-    /// Not to be published before; such an event is ordered by when it becomes due.
+    /// Sets the earliest time of publishing. Such an event is ordered by the time at which it becomes due.
     pub fn available_at(mut self, time: DateTime<Utc>) -> Self {
         self.available_at = Some(time);
         self
     }
 
-    /// For example `OrderPlaced`.
+    /// Returns the event type, for example `OrderPlaced`.
     pub fn event_type(&self) -> &str {
         &self.event_type
     }
 
-    /// Schema version of the payload.
+    /// Returns the schema version of the payload.
     pub fn event_version(&self) -> i32 {
         self.event_version
     }
 
-    /// The JSON payload as it will be written, if it is one.
+    /// Returns the JSON payload, or `None` for bytes and tombstones.
     pub fn json_payload(&self) -> Option<&str> {
         match &self.body {
             Body::Json(text) => Some(text),

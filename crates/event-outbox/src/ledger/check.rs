@@ -1,4 +1,4 @@
-//! The comparison: a few linear passes over the records in topic order, and one over the events.
+//! Compares events and records in a few linear passes over the records in topic order and one pass over the events.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -8,10 +8,10 @@ use super::record::{Entry, Facts, RowStatus, Sighting, TransactionOutcome};
 use super::report::{Example, Finding, Report};
 
 pub(super) fn check(mut ledger: Ledger) -> Report {
-    // Stable, and usually already in runs: each partition is read from its beginning.
+    // The sort is stable. The records are usually in runs already, because each partition is read from its beginning.
     ledger.sightings.sort_by_key(|sighting| (sighting.topic, sighting.partition, sighting.offset));
-    // A consumer that reconnects reads a record twice; that is no duplicate. Only a record equal in all is dropped, so that a caller's
-    // mistake about offsets shows up instead of hiding a record.
+    // A consumer that reconnects may read a record twice, which is no duplicate. Only a record equal in all fields is dropped. So a
+    // caller's mistake about offsets shows up and does not hide a record.
     ledger.sightings.dedup();
     let mut check = Check { report: Report { rules: ledger.rules, ..Report::default() }, ledger: &ledger };
     let on_topic = check.records();
@@ -27,7 +27,7 @@ struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    /// Each record alone: whose is it, is it the first, are its bytes right. Returns which entries are on a topic.
+    /// Checks each record alone: its event, whether it is the first one, and its bytes. Returns for each entry whether it is on a topic.
     fn records(&mut self) -> Vec<bool> {
         let mut on_topic = vec![false; self.ledger.entries.len()];
         for sighting in &self.ledger.sightings {
@@ -61,7 +61,7 @@ impl<'a> Check<'a> {
         on_topic
     }
 
-    /// First records within a partition, per entity, against the highest that went before.
+    /// Compares the first record of each event in a partition with the highest earlier one of its entity.
     fn order(&mut self) {
         let mut last_stream = vec![0_u32; self.ledger.entries.len()];
         let mut highest: Vec<Option<(u32, &Facts)>> = vec![None; self.ledger.entities.len()];
@@ -78,7 +78,7 @@ impl<'a> Check<'a> {
                 let highest = &mut highest[entity as usize];
                 match highest {
                     Some((of, above)) if *of == stream && above.order > facts.order => {
-                        // A retried row still counts as the highest for those that come after it: it is excused for being late only.
+                        // A retried row still counts as the highest for later records. Only its own lateness is excused.
                         if entry.audits == 0 {
                             let note = format!("after id {}", above.id);
                             self.found(Finding::Inversions, Some(entry), Some(sighting), Some(note));
@@ -105,14 +105,14 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// For each entity that has records on several partitions of a topic: the partition with most of them, the lowest of equals. Records
-    /// whose partition the caller knows do not vote.
+    /// Returns the home partition of each entity that has records on several partitions of a topic. The home has most of the records; of
+    /// equals the lowest number wins. Records with a known expected partition do not count.
     fn homes_of_split_entities(&self) -> HashMap<(u32, u32), i32> {
         let keyed = || {
             let unjudged = self.ledger.sightings.iter().filter(|sighting| sighting.expected_partition.is_none());
             unjudged.filter_map(|sighting| Some((self.entry(sighting)?.1.facts()?.entity?, sighting)))
         };
-        // Records come topic by topic, so one remembered partition per entity is enough to see a second one.
+        // Records come topic by topic, so one remembered partition per entity is enough to notice a second one.
         let mut first: Vec<Option<(u32, i32)>> = vec![None; self.ledger.entities.len()];
         let mut split = HashSet::new();
         for (entity, sighting) in keyed() {
@@ -134,7 +134,7 @@ impl<'a> Check<'a> {
         votes.into_iter().filter_map(|(key, votes)| Some((key, most(votes)?.0))).collect()
     }
 
-    /// Each event alone: is it where its status says.
+    /// Checks each event alone: whether its status and the topic agree.
     fn rows(&mut self, on_topic: &[bool]) {
         for (entry, on_topic) in self.ledger.entries.iter().zip(on_topic) {
             match entry.outcome {

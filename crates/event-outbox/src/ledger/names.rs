@@ -1,11 +1,11 @@
-//! Names as numbers: an entity appears in every one of its events, and a topic in every record.
+//! Interns names as numbers, because an entity is in each of its events and a topic in each record.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::record::EntityKey;
 
-/// Texts, each with the number of its first appearance.
+/// Texts, each with a number in the order of first appearance.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     index: HashMap<Arc<str>, u32>,
@@ -29,7 +29,7 @@ impl Names {
     }
 }
 
-/// Entities by type and id. Two levels, so that looking up a known one allocates nothing and no separator can be ambiguous.
+/// Entities by type and id. The map has two levels, so that looking up a known entity allocates nothing and no separator can be ambiguous.
 #[derive(Debug, Default)]
 pub(super) struct Entities {
     types: Names,
@@ -58,14 +58,14 @@ impl Entities {
         self.all.len()
     }
 
-    /// `order/17`, for people.
+    /// Formats an entity for people: `order/17`.
     pub(super) fn describe(&self, entity: u32) -> String {
         let (entity_type, entity_id) = &self.all[entity as usize];
         format!("{}/{entity_id}", self.types.text(*entity_type))
     }
 }
 
-/// The index of the last of `len` items.
+/// Returns the index of the last of `len` items.
 pub(super) fn last_index(len: usize) -> u32 {
     u32::try_from(len - 1).expect("a ledger of more than four billion events does not fit memory")
 }

@@ -1,73 +1,74 @@
-//! What the ledger is told, and the compact form in which it remembers.
+//! Defines the facts that the ledger is given, and the compact form in which it keeps them.
 
 use std::hash::{DefaultHasher, Hasher};
 
 use crate::event::{EventId, OutboxId};
 
-/// An entity: order and partition are per entity.
+/// An entity, within which order and partition are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntityKey<'a> {
-    /// `entity_type`.
+    /// The column `entity_type`.
     pub entity_type: &'a str,
-    /// `entity_id`, the record key.
+    /// The column `entity_id`, which is the record key.
     pub entity_id: &'a str,
 }
 
 /// A committed event, as the database has it.
 #[derive(Debug, Clone, Copy)]
 pub struct Committed<'a> {
-    /// The row.
+    /// The row's id.
     pub id: OutboxId,
-    /// What the record's `event-id` must say.
+    /// The id that the record's `event-id` must have.
     pub event_id: EventId,
-    /// `None` for a keyless row, which has no order.
+    /// The entity; `None` for a row without a key, which has no order.
     pub entity: Option<EntityKey<'a>>,
-    /// Where the event belongs among those of its entity: normally the id. Of transactions that wrote one entity concurrently without
-    /// a lock the ids do not tell; a caller that knows the order of commits passes it for all events of that entity. Events with
-    /// equal numbers may appear either way.
+    /// The position among the events of the entity, normally the row's id. If transactions wrote one entity concurrently without a lock,
+    /// ids do not show the order. A caller that knows the order of the commits then passes it for all events of the entity. Events with
+    /// equal numbers may appear in either order.
     pub order: i64,
-    /// The row had an `available_at`.
+    /// True if the row had an `available_at`.
     pub scheduled: bool,
-    /// Key and value the record must have; `None` leaves them unchecked.
+    /// The key and value that the record must have; `None` leaves them unchecked.
     pub fingerprint: Option<Fingerprint>,
 }
 
 /// A record of a topic.
 #[derive(Debug, Clone, Copy)]
 pub struct TopicRecord<'a> {
-    /// Its `event-id`; `None` when it has none or an unreadable one.
+    /// The record's `event-id`; `None` if it is missing or cannot be read.
     pub event_id: Option<EventId>,
-    /// A topic that was deleted and created again needs a name of its own here: its offsets start anew.
+    /// The topic. A topic that was deleted and created again needs another name here, because its offsets start again.
     pub topic: &'a str,
-    /// The partition it was read from.
+    /// The partition that the record was read from.
     pub partition: i32,
-    /// Its offset there.
+    /// The record's offset in the partition.
     pub offset: i64,
-    /// Key and value as read; `None` leaves them unchecked.
+    /// The key and value of the record; `None` leaves them unchecked.
     pub fingerprint: Option<Fingerprint>,
-    /// The partition its key belongs to, if the caller can tell. Without it, the entity's other records tell.
+    /// The partition that the key belongs to, if the caller knows it. Otherwise the entity's other records decide.
     pub expected_partition: Option<i32>,
 }
 
-/// A row's `status` column.
+/// The column `status` of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowStatus {
-    /// Waits.
+    /// Waits to be published.
     Pending,
     /// Acknowledged by Kafka.
     Published,
-    /// Given up, until an operator retries it.
+    /// Cannot be sent, until an operator retries it.
     Dead,
 }
 
-/// 128 bits that stand for a record's key and value. [`Fingerprint::from_key_value`] makes one; a caller that has digests from elsewhere, an `md5()`
-/// computed by Postgres for example, makes its own on both sides.
+/// A digest of 128 bits for a record's key and value. [`Fingerprint::from_key_value`] computes one. A caller with digests from elsewhere,
+/// such as an `md5()` computed by Postgres, constructs the fingerprints of both sides from these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(pub [u8; 16]);
 
 impl Fingerprint {
-    /// Digest of a key and a value. An absent one differs from an empty one, and bytes cannot move from one to the other unseen. Comparable
-    /// within one process only: the hash function is the standard library's, which may change from release to release.
+    /// Computes the digest of a key and a value. An absent part differs from an empty one, and moving bytes from key to value changes the
+    /// digest. Compare digests only within one process: the hash function is that of the standard library, which may change from release to
+    /// release.
     pub fn from_key_value(key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
         let half = |seed: u8| {
             let mut hasher = DefaultHasher::new();
@@ -82,29 +83,29 @@ impl Fingerprint {
     }
 }
 
-/// Everything known of one event id.
+/// All facts about one event id.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) event_id: EventId,
     pub(super) outcome: TransactionOutcome,
-    /// The status seen last.
+    /// The status that was seen last.
     pub(super) status: Option<RowStatus>,
-    /// How often the row was seen with another status after PUBLISHED or DEAD.
+    /// The number of times that the row was seen with another status after PUBLISHED or DEAD.
     pub(super) left_terminal: u32,
-    /// How many audit entries explain that.
+    /// The number of audit entries of the row. Each explains one such change.
     pub(super) audits: u32,
 }
 
-/// What became of the transaction that wrote the event.
+/// The outcome of the transaction that wrote the event.
 #[derive(Debug)]
 pub(super) enum TransactionOutcome {
-    /// Seen on the topic or in the table, never reported by the application.
+    /// The event was seen on the topic or in the table, but the application never reported it.
     Unheard,
     RolledBack,
     Committed(Facts),
 }
 
-/// [`Committed`], interned.
+/// The fields of [`Committed`], interned.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts {
     pub(super) id: OutboxId,
@@ -114,7 +115,7 @@ pub(super) struct Facts {
     pub(super) fingerprint: Option<Fingerprint>,
 }
 
-/// [`TopicRecord`], interned.
+/// The fields of [`TopicRecord`], interned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sighting {
     pub(super) offset: i64,

@@ -1,4 +1,4 @@
-//! What the check found, for people and for programs.
+//! Reports the violations that the check found, for people and for programs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::Rules;
 
-/// How many examples of a kind are kept.
+/// The most examples that are kept of a kind.
 const EXAMPLES: usize = 20;
-/// How many of them a line for people shows.
+/// The most examples in a line for people.
 const SHOWN: usize = 3;
 
 /// A kind of violation.
@@ -21,17 +21,17 @@ pub enum Finding {
     Missing,
     /// A record of an event that rolled back.
     Phantoms,
-    /// A record without an event id, or with one that nobody committed or rolled back.
+    /// A record without an event id, or with an id that nobody reported as committed or rolled back.
     Unknown,
-    /// A record of an event that already has one. Counted; a violation only beyond [`Rules::duplicates_allowed`].
+    /// A record of an event that already has one. Always counted, but a violation only beyond [`Rules::duplicates_allowed`].
     Duplicates,
     /// An event whose first record in a partition comes after that of a later event of its entity.
     Inversions,
-    /// A record whose key or value is not what the database holds.
+    /// A record whose key or value differs from the database.
     Mismatched,
-    /// A record outside the partition of its key: the expected one, else the one that has most of the entity's records of the topic.
+    /// A record outside the partition of its key: the expected partition, or else the one with most records of the entity in the topic.
     WrongPartition,
-    /// A row that was PUBLISHED or DEAD and then something else, more often than audit entries explain.
+    /// A row that left PUBLISHED or DEAD more often than its audit entries explain.
     Regressed,
     /// A row that is PENDING at the end.
     Unpublished,
@@ -51,7 +51,7 @@ impl Finding {
         Self::Unpublished,
     ];
 
-    /// Name and meaning on the lines for people.
+    /// Returns the name and the meaning in the lines for people.
     const fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Missing => ("missing", "committed, not on the topic"),
@@ -70,63 +70,63 @@ impl Finding {
 /// One case of a violation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Example {
-    /// The event, unless the record names none.
+    /// The event's id, unless the record has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_id: Option<Uuid>,
-    /// `event_outbox.id`, if the event committed.
+    /// The row's `event_outbox.id`, if the event committed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<i64>,
-    /// `<entity_type>/<entity_id>`.
+    /// The entity, as `<entity_type>/<entity_id>`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entity: Option<String>,
-    /// Where the record is, if it is about a record: `<topic>[<partition>]@<offset>`.
+    /// The position of the record, as `<topic>[<partition>]@<offset>`. Unset if the case has no record.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<String>,
-    /// What it should have been.
+    /// The correct value, such as the partition of the key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// Result of [`Ledger::finish`](super::Ledger::finish). As JSON: the numbers by name, and `examples` by the same names.
+/// The result of [`Ledger::finish`](super::Ledger::finish). As JSON: the numbers by name, and `examples` by the same names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Events that committed.
+    /// The number of events that committed.
     pub committed: u64,
-    /// Events that rolled back.
+    /// The number of events that rolled back.
     pub rolled_back: u64,
-    /// Records read, each offset once.
+    /// The number of records, each offset counted once.
     pub records: u64,
-    /// Committed events on the topic.
+    /// The number of committed events that are on the topic.
     pub published: u64,
-    /// Committed events that are DEAD at the end.
+    /// The number of committed events that are DEAD at the end.
     pub dead: u64,
-    /// See [`Finding::Missing`]; counts events.
+    /// The number of events with [`Finding::Missing`].
     pub missing: u64,
-    /// See [`Finding::Phantoms`]; counts records.
+    /// The number of records with [`Finding::Phantoms`].
     pub phantoms: u64,
-    /// See [`Finding::Unknown`]; counts records.
+    /// The number of records with [`Finding::Unknown`].
     pub unknown: u64,
-    /// See [`Finding::Duplicates`]; counts records.
+    /// The number of records with [`Finding::Duplicates`].
     pub duplicates: u64,
-    /// See [`Finding::Inversions`]; counts events.
+    /// The number of events with [`Finding::Inversions`].
     pub inversions: u64,
-    /// See [`Finding::Mismatched`]; counts records.
+    /// The number of records with [`Finding::Mismatched`].
     pub mismatched: u64,
-    /// See [`Finding::WrongPartition`]; counts records.
+    /// The number of records with [`Finding::WrongPartition`].
     pub wrong_partition: u64,
-    /// See [`Finding::Regressed`]; counts events.
+    /// The number of events with [`Finding::Regressed`].
     pub regressed: u64,
-    /// See [`Finding::Unpublished`]; counts events.
+    /// The number of events with [`Finding::Unpublished`].
     pub unpublished: u64,
     /// The first 20 cases of each kind.
     pub examples: BTreeMap<Finding, Vec<Example>>,
-    /// What the run was allowed to do.
+    /// The faults that the run was allowed to have.
     #[serde(skip)]
     pub rules: Rules,
 }
 
 impl Report {
-    /// The number of cases of a kind.
+    /// Returns the number of cases of a kind.
     pub fn count(&self, finding: Finding) -> u64 {
         match finding {
             Finding::Missing => self.missing,
@@ -141,12 +141,12 @@ impl Report {
         }
     }
 
-    /// The kinds that break a promise under the run's rules.
+    /// Iterates over the kinds that break a promise under the rules of the run.
     pub fn violations(&self) -> impl Iterator<Item = Finding> {
         Finding::ALL.into_iter().filter(|finding| self.count(*finding) > self.allowed(*finding))
     }
 
-    /// True if no promise is broken.
+    /// Returns true if no promise is broken.
     pub fn is_clean(&self) -> bool {
         self.violations().next().is_none()
     }
@@ -159,7 +159,7 @@ impl Report {
         }
     }
 
-    /// Counts a case; `example` is made only while there is room for it.
+    /// Counts a case. `example` is called only while fewer than 20 examples of the kind are kept.
     pub fn add(&mut self, finding: Finding, example: impl FnOnce() -> Example) {
         let count = match finding {
             Finding::Missing => &mut self.missing,
@@ -181,7 +181,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// A line of totals, a line per kind with its first examples, and the verdict.
+    /// Writes a line of totals, a line per kind with its first examples, and the verdict.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { committed, rolled_back, records, published, dead, .. } = self;
         writeln!(

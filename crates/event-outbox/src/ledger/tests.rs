@@ -1,5 +1,5 @@
-//! Histories that must fail, one per kind of violation, and those that must not; `naive` checks random ones a second way, `mutated` breaks
-//! clean ones in one place.
+//! Tests one history per kind of violation that must be found, and histories that are clean. `naive` checks random histories a second way,
+//! `mutated` breaks clean ones in one place.
 
 mod mutated;
 mod naive;
@@ -37,7 +37,7 @@ fn record(id: i64, offset: i64) -> TopicRecord<'static> {
     }
 }
 
-/// Events 1 to 3 of one order, committed and PUBLISHED.
+/// Returns a ledger with events 1 to 3 of one order, committed and PUBLISHED.
 fn three_events(rules: Rules) -> Ledger {
     let mut ledger = Ledger::new(rules);
     for id in 1..=3 {
@@ -48,7 +48,7 @@ fn three_events(rules: Rules) -> Ledger {
     ledger
 }
 
-/// [`three_events`] with their records in the given order.
+/// Returns the ledger of [`three_events`] with their records in the given order.
 fn delivered(ids: &[i64]) -> Ledger {
     let mut ledger = three_events(Rules::default());
     for (offset, id) in (0..).zip(ids) {
@@ -57,7 +57,7 @@ fn delivered(ids: &[i64]) -> Ledger {
     ledger
 }
 
-/// Asserts that these cases were found and no others, and returns the report.
+/// Asserts that exactly these cases were found, and returns the report.
 fn finds(ledger: Ledger, expected: &[(Finding, u64)]) -> Report {
     let report = ledger.finish();
     let found: Vec<_> = Finding::ALL

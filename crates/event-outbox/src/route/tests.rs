@@ -112,7 +112,7 @@ proptest! {
     }
 }
 
-/// Kafka's rule once more, written as its documentation says it.
+/// Checks Kafka's rule a second way, as its documentation states it.
 fn kafkas_rule(name: &str) -> bool {
     let alphabet = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
     name != "." && name != ".." && (1..=249).contains(&name.len()) && name.chars().all(|c| alphabet.contains(c))

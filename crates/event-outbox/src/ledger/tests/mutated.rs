@@ -1,10 +1,10 @@
-//! Clean histories, broken in one place: that is found, and nothing else.
+//! Breaks clean histories in one place and checks that the ledger finds this violation and no other.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Of each event its entity, by id; and the records in the order of the topic.
+/// A run: the entity of each event by id, the records in the order of the topic, and the statuses of the rows.
 #[derive(Debug, Clone)]
 struct History {
     entities: Vec<String>,
@@ -22,7 +22,8 @@ struct Delivered {
 
 const VALUE: &[u8] = b"{\"total\": 1}";
 
-/// Entities take turns at random; each has three events at least, so that most of its records tell its partition.
+/// Generates clean histories with entities in random order. Each entity has at least three events, so that most of its records show its
+/// partition.
 fn clean_history() -> impl Strategy<Value = History> {
     (2..6_u8).prop_flat_map(|entities| {
         let turns = (0..entities).flat_map(|entity| [entity; 3]).collect::<Vec<_>>();
@@ -62,14 +63,14 @@ impl History {
         ledger.finish()
     }
 
-    /// The place of the next record of the entity, if it has one.
+    /// Returns the index of the next record of the entity, if there is one.
     fn next_of_entity(&self, at: usize) -> Option<usize> {
         let entity = |at: usize| &self.entities[self.records[at].id as usize];
         (at + 1..self.records.len()).find(|next| entity(*next) == entity(at))
     }
 }
 
-/// Asserts one case of one kind.
+/// Asserts one case of this kind and none of any other.
 fn only(history: &History, expected: Finding) -> Result<(), TestCaseError> {
     let report = history.report();
     for finding in Finding::ALL {

@@ -1,4 +1,4 @@
-//! The ledger against a checker that is written as the findings are worded: every record against every other.
+//! Compares the ledger with a naive checker that follows the definitions of the findings: each record is compared with each other.
 
 use proptest::prelude::*;
 
@@ -41,7 +41,7 @@ fn event() -> impl Strategy<Value = Event> {
     })
 }
 
-/// Deliveries with the offsets a broker would give them.
+/// Generates deliveries with the offsets that a broker would assign.
 fn deliveries(events: usize) -> impl Strategy<Value = Vec<Delivery>> {
     let event = prop::option::weighted(0.95, 0..events);
     let delivery = (event, 0..2_u8, 0..3_i32, prop::option::of(0..2_u8), prop::option::weighted(0.2, 0..3_i32));
@@ -56,7 +56,7 @@ fn deliveries(events: usize) -> impl Strategy<Value = Vec<Delivery>> {
     })
 }
 
-/// Every finding's count, with nested loops.
+/// Counts every finding with nested loops.
 fn naive(events: &[Event], deliveries: &[Delivery]) -> [u64; 9] {
     let [mut missing, mut phantoms, mut unknown, mut duplicates, mut inversions] = [0; 5];
     let [mut mismatched, mut wrong_partition, mut regressed, mut unpublished] = [0; 4];
