@@ -1,4 +1,4 @@
-//! A relay's admin address, asked as a probe or a scraper asks it.
+//! Asks a relay's admin address as a probe or a scraper does.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use super::eventually::{SOON, eventually};
 use super::relay::{Relay, RelayProcess};
 
-/// What was answered.
+/// An answer of the admin address.
 #[derive(Debug)]
 pub struct Answered {
     /// The HTTP status code.
@@ -22,13 +22,13 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// Parses the body.
+    /// Parses the body as JSON.
     pub fn json(&self) -> anyhow::Result<Value> {
         serde_json::from_str(&self.body).with_context(|| format!("{self:?}"))
     }
 }
 
-/// Where to ask, and what to show.
+/// The admin address of a relay, and the token to send with each request.
 #[derive(Debug, Clone)]
 pub struct Admin {
     address: SocketAddr,
@@ -36,14 +36,14 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Of a relay that has it at a port of its own choice.
+    /// Waits until the relay has logged the address that it chose.
     pub async fn from_relay(relay: &RelayProcess) -> anyhow::Result<Self> {
         let line = relay.wait_for("admin_listening").await;
         let address = line["address"].as_str().unwrap_or_default().parse().with_context(|| line.to_string())?;
         Ok(Self { address, token: None })
     }
 
-    /// The same, with a token.
+    /// Returns the same address with a token.
     pub fn showing(&self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
@@ -53,7 +53,7 @@ impl Admin {
         self.address
     }
 
-    /// Asks once.
+    /// Sends a GET request and returns the answer.
     pub async fn get(&self, path: &str) -> anyhow::Result<Answered> {
         self.request("GET", path).await
     }
@@ -70,7 +70,7 @@ impl Admin {
         Ok(Answered { status, head: head.to_lowercase(), body: body.to_owned() })
     }
 
-    /// Asks whether it is ready until the answer has that status and `matches`.
+    /// Asks `/readyz` until the answer has this status and `matches` is true for its body.
     pub async fn until_ready_says(&self, status: u16, matches: impl Fn(&Value) -> bool) -> Value {
         eventually(&format!("/readyz says {status}"), SOON * 2, || async {
             let answered = self.get("/readyz").await.map_err(|error| format!("{error:?}"))?;
@@ -81,7 +81,7 @@ impl Admin {
     }
 }
 
-/// With an admin address, and a short patience.
+/// Gives the relay an admin address on a free port, and a stall limit of 1 s.
 pub fn with_admin(relay: Relay) -> Relay {
     relay.with("RELAY_ADMIN_ADDRESS", "127.0.0.1:0").with("RELAY_STALL_AFTER", "1s")
 }

@@ -1,4 +1,4 @@
-//! The book of a run: what the application says it did, compared by the ledger with the table and the topic.
+//! Records what the application did in a run, and lets the ledger compare it with the table and the topic.
 
 use anyhow::{Context, ensure};
 use event_outbox::event::{EventId, OutboxId};
@@ -11,7 +11,7 @@ use super::kafka::RealKafka;
 use super::murmur2::java_partition;
 use super::outbox::{Outbox, PARTITIONS, data};
 
-/// What the application knows, in the order in which it came to know it.
+/// The facts that the application knows, in the order in which it learned them.
 #[derive(Debug, Default)]
 pub struct Book {
     rules: Rules,
@@ -21,34 +21,34 @@ pub struct Book {
 }
 
 impl Book {
-    /// Begins an empty book that is judged by `rules`.
+    /// Creates an empty book that is judged by `rules`.
     pub fn new(rules: Rules) -> Self {
         Self { rules, ..Self::default() }
     }
 
-    /// The transaction of these events has committed.
+    /// Records that the transaction of these events committed.
     pub fn committed(&mut self, events: Vec<Uuid>) {
         self.committed.extend(events);
     }
 
-    /// The transaction of these events was rolled back.
+    /// Records that the transaction of these events rolled back.
     pub fn rolled_back(&mut self, events: Vec<Uuid>) {
         self.rolled_back.extend(events);
     }
 
-    /// What rows were seen to be during the run, in that order: none may leave PUBLISHED or DEAD.
+    /// Records the statuses of rows during the run, in the order in which they were seen. No row may leave PUBLISHED or DEAD.
     pub fn sighted(&mut self, sightings: Vec<(Uuid, RowStatus)>) {
         self.sightings.extend(sightings);
     }
 
-    /// Fails unless table and topic agree with each other and with the application.
+    /// Fails unless the table, the topic and the application agree.
     pub async fn reconcile(self, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<()> {
         let report = self.compare(outbox, kafka).await?;
         ensure!(report.is_clean(), "{report}");
         Ok(())
     }
 
-    /// The ledger's report.
+    /// Returns the ledger's report.
     pub async fn compare(self, outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<Report> {
         let mut ledger = Ledger::new(self.rules);
         for event in &self.rolled_back {
@@ -58,7 +58,7 @@ impl Book {
             ledger.status(EventId(*event), *status);
         }
         let rows = rows(outbox, &mut ledger).await?;
-        // What was committed and is not in the table is missing twice over: the ledger then expects it on the topic.
+        // The ledger learns committed events only from the table. So check here that the table has them all.
         let lost = self.committed.iter().filter(|event| !rows.contains(event)).count();
         ensure!(lost == 0, "{lost} committed events are not in the table");
         let retried = "select event_id from event_outbox_audit_row where action = 'retried'";
@@ -81,7 +81,7 @@ impl Book {
     }
 }
 
-/// Tells the ledger every row, with its payload as Postgres prints it; returns their event ids.
+/// Adds every row to the ledger, with its payload as Postgres prints it. Returns the event ids.
 async fn rows(outbox: &Outbox, ledger: &mut Ledger) -> anyhow::Result<std::collections::HashSet<Uuid>> {
     let mut connection = outbox.connect().await?;
     let mut rows = sqlx::query(
@@ -108,7 +108,7 @@ async fn rows(outbox: &Outbox, ledger: &mut Ledger) -> anyhow::Result<std::colle
     Ok(events)
 }
 
-/// A row's `status`.
+/// Parses the column `status` of a row.
 pub fn status(text: &str) -> anyhow::Result<RowStatus> {
     match text {
         "PENDING" => Ok(RowStatus::Pending),

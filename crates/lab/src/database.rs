@@ -1,4 +1,4 @@
-//! One database per test.
+//! Creates one database per test.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,13 +9,13 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use super::shared::TEMPLATE;
 
-/// As the migration draws it.
+/// Generates a new identity in the same way as the migration.
 const NEW_IDENTITY: &str = "update event_outbox_control \
     set value = ('x' || substr(md5(gen_random_uuid()::text), 1, 15))::bit(60)::bigint where name = 'identity'";
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
-/// A test's own database on the shared server; it goes when the test has ended, however it ended.
+/// A test's own database on the shared server. It is dropped when the test has ended, even if it failed.
 #[derive(Debug, Clone)]
 pub struct TestDatabase {
     server: Arc<PrivatePostgres>,
@@ -35,32 +35,32 @@ impl TestDatabase {
         Ok(database)
     }
 
-    /// Ends the sessions a test has left behind, too.
+    /// Drops the database and ends the sessions that a test has left behind.
     pub async fn drop(&self) -> anyhow::Result<()> {
         self.administer(format!("drop database {} with (force)", self.name)).await
     }
 
-    /// For `DATABASE_URL`.
+    /// Returns the URL for `DATABASE_URL`.
     pub fn url(&self) -> String {
         self.server.url(&self.name)
     }
 
-    /// Its name on the server.
+    /// Returns the database's name on the server.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The same as [`TestDatabase::url`] for sqlx.
+    /// Returns the connection options for sqlx, equal to [`TestDatabase::url`].
     pub fn connect_options(&self) -> PgConnectOptions {
         self.server.connect_options(&self.name)
     }
 
-    /// A connection of its own.
+    /// Opens a connection.
     pub async fn connect(&self) -> sqlx::Result<PgConnection> {
         self.server.connect(&self.name).await
     }
 
-    /// A pool of at most so many connections, opened when they are used.
+    /// Creates a pool of at most `connections` connections, which are opened when they are used.
     pub fn pool(&self, connections: u32) -> PgPool {
         PgPoolOptions::new().max_connections(connections).connect_lazy_with(self.connect_options())
     }

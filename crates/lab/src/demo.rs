@@ -1,20 +1,20 @@
-//! Servers of one's own: what `outbox-relay demo`, the tests and the benchmarks run against.
+//! Runs servers for `outbox-relay demo`, the tests and the benchmarks, and the two demos themselves.
 //!
-//! - `child_server`: a server process that ends with the process that started it, whatever ends that one.
-//! - `directory`: a temporary directory that goes the same way.
-//! - `postgres`: a private Postgres server, from local binaries or downloaded ones.
-//! - `binaries`: where those binaries come from.
-//! - `server_user`: the unprivileged user a server runs as when we are root.
-//! - `port`: ports that stay ours across a restart.
+//! - `child_server`: a server process that ends with the process that started it, however that one ends
+//! - `directory`: a temporary directory that is removed in the same way
+//! - `postgres`: a private Postgres server, from local or downloaded binaries
+//! - `binaries`: finds these binaries
+//! - `server_user`: the unprivileged user that runs a server if we are root
+//! - `port`: ports that stay ours across a restart
 //!
 //! The demo itself:
-//! - `flow`: its course, from the servers to the reconciliation.
-//! - `servers`: private ones, or the user's own; `mock_broker`: the stand-in for Kafka; `topic`: one on a real cluster.
-//! - `relay_process`: the relay, killed and started again.
-//! - `shop`: the application; `consumer`: who applies its events.
-//! - `observed`: what is there at the end, compared; `reconciliation`: what that comes to.
-//! - `output`: what is said meanwhile.
-//! - `order_flow`: the other demo, of four services that consume each other's events.
+//! - `flow`: its steps, from the servers to the reconciliation
+//! - `servers`: private servers or the user's own; `mock_broker`: the mock of Kafka; `topic`: a topic on a real cluster
+//! - `relay_process`: the relay, killed and started again
+//! - `shop`: the application; `consumer`: applies its events
+//! - `observed`: gathers and compares the results; `reconciliation`: the report of the comparison
+//! - `output`: the messages meanwhile
+//! - `order_flow`: the other demo, of four services that consume each other's events
 
 mod binaries;
 mod child_server;

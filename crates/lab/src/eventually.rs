@@ -1,4 +1,4 @@
-//! Waiting for something that another process or task does.
+//! Waits for the work of another process or task.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// Long enough for anything that works, on a machine that is busy.
+/// The longest wait for anything that works, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// Polls until the probe returns `Ok`, and returns that. The probe's `Err` is the state it saw instead.
+/// Polls until the probe returns `Ok`, and returns its value. The probe's `Err` describes the state that it saw instead.
 ///
 /// # Panics
-/// When it has not come to that within the given time; with the last state.
+/// Panics with the last state if the probe has not returned `Ok` within the given time.
 pub async fn eventually<T, S, P>(what: &str, within: Duration, mut probe: impl FnMut() -> P) -> T
 where
     S: Debug,

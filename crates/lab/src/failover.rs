@@ -1,4 +1,4 @@
-//! A Postgres with a streaming standby behind one address, and a failover to a standby that lacks the last commits.
+//! Runs a Postgres with a streaming standby behind one address, and fails over to a standby that lacks the last commits.
 
 use crate::demo::{PostgresOptions, PrivatePostgres};
 use anyhow::ensure;
@@ -19,7 +19,7 @@ pub struct FailoverPair {
 }
 
 impl FailoverPair {
-    /// Starts both. `Err` with [`Missing`] where the binaries do not include `pg_basebackup`.
+    /// Starts both servers. Returns `Err` with [`Missing`] if the binaries do not include `pg_basebackup`.
     pub async fn start() -> anyhow::Result<Self> {
         let primary = PrivatePostgres::start(PostgresOptions { durable: true, ..options_for_tests() }).await?;
         if !primary.has_program("pg_basebackup") {
@@ -30,28 +30,28 @@ impl FailoverPair {
         Ok(Self { primary, standby, front })
     }
 
-    /// Migrates the outbox; connects to whichever server is the primary.
+    /// Migrates the outbox. The connection leads to the server that is the primary at the time.
     pub async fn outbox(&self, topic: &str) -> anyhow::Result<Outbox> {
         Outbox::behind(&self.primary, self.front.port(), topic).await
     }
 
-    /// Waits until the standby has replayed everything, and then cuts it off: what commits from now on exists on the primary only.
+    /// Waits until the standby has replayed everything, and then stops replication. Later commits exist only on the primary.
     pub async fn cut_replication_when_caught_up(&self) -> anyhow::Result<()> {
         let mut primary = self.primary.connect("postgres").await?;
         let mut standby = self.standby.connect("postgres").await?;
         let position: String =
             sqlx::query_scalar("select pg_current_wal_insert_lsn()::text").fetch_one(&mut primary).await?;
-        // Commits without a flush are streamed only after a later flush; this record flushes them.
+        // Commits without a flush are streamed only after a later flush. This commit flushes them.
         primary.execute("set synchronous_commit = on; create temporary table flush (n int)").await?;
         until(&mut standby, "select coalesce(pg_last_wal_replay_lsn() >= $1::pg_lsn, false)", &position).await;
-        // A pause of the replay is not enough: a promotion ends the pause and replays what was received.
+        // Pausing the replay is not enough, because a promotion ends the pause and replays all received WAL.
         standby.execute("alter system set primary_conninfo = ''").await?;
         standby.execute("select pg_reload_conf()").await?;
         until(&mut standby, "select not exists (select from pg_stat_wal_receiver) and $1 <> ''", "x").await;
         Ok(())
     }
 
-    /// Kills the primary and promotes the standby. The address leads nowhere until it is moved.
+    /// Kills the primary and promotes the standby. The address has no server until it is moved.
     pub async fn promote(&mut self) -> anyhow::Result<()> {
         self.primary.kill().await;
         let mut standby = self.standby.connect("postgres").await?;
@@ -60,7 +60,7 @@ impl FailoverPair {
         Ok(standby.close().await?)
     }
 
-    /// The outbox on the promoted server, before the address is moved.
+    /// Returns the outbox on the promoted server, before the address is moved.
     pub fn promoted_outbox(&self, topic: &str) -> Outbox {
         Outbox::found_on(&self.standby, topic)
     }

@@ -1,10 +1,10 @@
-//! One address in front of a server that can change: the address of a managed Postgres, which a failover moves.
+//! Provides one address in front of a changing server, like the address of a managed Postgres that a failover moves.
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// A listening port of 127.0.0.1 that leads to another one. Ends with the runtime that it was started on.
+/// A listening port of 127.0.0.1 that forwards to another port. It ends with the runtime on which it was started.
 #[derive(Debug)]
 pub struct Front {
     port: u16,
@@ -12,7 +12,7 @@ pub struct Front {
 }
 
 impl Front {
-    /// Listens, and leads to that port.
+    /// Listens, and forwards connections to the port `upstream`.
     pub async fn start(upstream: u16) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
@@ -31,7 +31,7 @@ impl Front {
         self.port
     }
 
-    /// Ends every connection; new ones lead to that port.
+    /// Closes every connection. New ones are forwarded to the port `upstream`.
     pub fn move_to(&self, upstream: u16) {
         self.upstream.send_replace(upstream);
     }
@@ -39,7 +39,7 @@ impl Front {
 
 async fn link(mut client: TcpStream, mut current: watch::Receiver<u16>) {
     let upstream = *current.borrow_and_update();
-    // While no server listens there, the client sees its connection end.
+    // Without a server on the port, the client sees its connection end.
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", upstream)).await else { return };
     tokio::select! {
         _ = current.changed() => {}

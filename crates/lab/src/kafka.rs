@@ -1,9 +1,9 @@
-//! A real Apache Kafka: one KRaft node on 127.0.0.1, which ends with us.
+//! Runs a real Apache Kafka: one KRaft node on 127.0.0.1 that ends with this process.
 //!
-//! - `jars`: fetches Kafka once, into a cache outside the repository.
-//! - `broker`: the process and its configuration.
-//! - `rights`: who may do what with a topic.
-//! - `topics`: creates, deletes and reads topics.
+//! - `jars`: fetches Kafka once, into a cache outside the repository
+//! - `broker`: the process and its configuration
+//! - `rights`: sets the ACLs of a topic
+//! - `topics`: creates, deletes and reads topics
 
 mod broker;
 mod jars;

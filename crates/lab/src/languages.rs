@@ -1,6 +1,6 @@
-//! The consumers of docs/examples/consumers as commands, with what they need from their registries in a cache outside the repository.
+//! Runs the consumers of docs/examples/consumers, and keeps their packages in a cache outside the repository.
 //!
-//! What is fetched is kept with the text of the files it was made from: other files fetch anew.
+//! The cache is keyed by the text of the files that name the packages, so changed files are fetched again.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -12,14 +12,14 @@ use anyhow::{Context, ensure};
 
 use super::trial::Missing;
 
-/// A program ready to run. The directory goes with it.
+/// A program that is ready to run. Dropping it removes its directory.
 pub struct Program {
     /// The command, without arguments and environment.
     pub command: Command,
     _directory: Option<tempfile::TempDir>,
 }
 
-/// `java` and Maven's jars.
+/// Returns the Java consumer, with `java` and the jars from Maven.
 pub fn java() -> anyhow::Result<Program> {
     runs("java", &["-version"])?;
     let packages = fetched("java", &["pom.xml"], |directory| {
@@ -31,7 +31,7 @@ pub fn java() -> anyhow::Result<Program> {
     Ok(Program { command, _directory: None })
 }
 
-/// A virtual environment.
+/// Returns the Python consumer, with a virtual environment.
 pub fn python() -> anyhow::Result<Program> {
     runs("python3", &["-c", "import ensurepip, venv"])?;
     let packages = fetched("python", &["requirements.txt"], |directory| {
@@ -39,12 +39,12 @@ pub fn python() -> anyhow::Result<Program> {
         run(directory, "venv/bin/python", &["-m", "pip", "install", "-q", "-r", "requirements.txt"])
     })?;
     let mut command = Command::new(packages.join("venv/bin/python"));
-    // The checkout stays as it is.
+    // `-B` writes no byte code, so the checkout does not change.
     command.arg("-B").arg(example("python").join("consume.py"));
     Ok(Program { command, _directory: None })
 }
 
-/// `node_modules`. A module's packages are looked for beside it, so it is run from a directory of its own.
+/// Returns the Node consumer, with `node_modules`. Node looks for packages beside the module, so it runs from a directory of its own.
 pub fn node() -> anyhow::Result<Program> {
     runs("node", &["--eval", "process.exit(process.versions.node.split('.')[0] < 20 ? 1 : 0)"])?;
     let packages = fetched("node", &["package.json"], |directory| {
@@ -56,7 +56,7 @@ pub fn node() -> anyhow::Result<Program> {
         fs::copy(example("node").join(file), directory.path().join(file))?;
     }
     symlink(packages.join("node_modules"), directory.path().join("node_modules"))?;
-    // Node queues what a pipe does not take, the other languages wait; so does this.
+    // Node buffers what a pipe does not accept, while the other languages block. This module makes `console.log` block, too.
     let synchronous = directory.path().join("synchronous.cjs");
     fs::write(&synchronous, "console.log = (...words) => require('fs').writeSync(1, words.join(' ') + '\\n');\n")?;
     let mut command = Command::new("node");
@@ -64,7 +64,7 @@ pub fn node() -> anyhow::Result<Program> {
     Ok(Program { command, _directory: Some(directory) })
 }
 
-/// A binary, built in the cache.
+/// Returns the Go consumer, built in the cache.
 pub fn go() -> anyhow::Result<Program> {
     runs("go", &["version"])?;
     let packages = fetched("go", &["go.mod", "go.sum", "consume.go"], |directory| {
@@ -73,8 +73,8 @@ pub fn go() -> anyhow::Result<Program> {
     Ok(Program { command: Command::new(packages.join("consume")), _directory: None })
 }
 
-/// The example of `event-outbox`; `cargo test --test main` has not built it. The whole workspace is named, so that the features of its
-/// dependencies are those that are built already.
+/// Returns the Rust example of `event-outbox`, which `cargo test --test main` has not built. Building the whole workspace gives its
+/// dependencies the features with which they are built already.
 pub fn rust() -> anyhow::Result<Program> {
     let arguments = ["build", "-q", "--locked", "--workspace", "--all-features", "--example", "consume"];
     run(checkout(), env!("CARGO"), &arguments)?;
@@ -83,7 +83,7 @@ pub fn rust() -> anyhow::Result<Program> {
     Ok(Program { command: Command::new(target.join("examples/consume")), _directory: None })
 }
 
-/// The root of the workspace.
+/// Returns the root of the workspace.
 fn checkout() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
@@ -92,12 +92,12 @@ fn example(language: &str) -> PathBuf {
     checkout().join("docs/examples/consumers").join(language)
 }
 
-/// The directory in the cache that `fetch` has filled, starting from these files of the example.
+/// Returns the directory in the cache, and fills it with `fetch` first if these files of the example have changed.
 fn fetched(language: &str, files: &[&str], fetch: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
     let home = || Missing("no home directory to keep packages in".to_owned());
     let cache = cache_directory().ok_or_else(home)?.join("consumers");
     fs::create_dir_all(&cache).with_context(|| format!("{} cannot be written", cache.display()))?;
-    // Several suites may run at once; the lock ends with its process.
+    // Several suites may run at once. The lock ends with its process.
     let lock = File::create(cache.join(format!("{language}.lock")))?;
     lock.lock()?;
     let (source, directory) = (example(language), cache.join(language));

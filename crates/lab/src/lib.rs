@@ -1,25 +1,25 @@
-//! Servers, relays and loads for the tests, the benchmarks and the demo. Not published.
+//! Provides servers, relays and loads for the tests, the benchmarks and the demo. Not published.
 //!
 //! - [`demo`]: servers that end with their process, and the two flows that `outbox-relay demo` shows
 //! - [`payload`]: the payloads of the benchmarks
 //!
 //! With the feature `kit`, for tests and benchmarks:
-//! - `kafka`: a real Kafka.
-//! - `shared`: one Postgres and one Kafka per run, started when the first test asks.
-//! - `database`: a database per test, made from a migrated template.
-//! - `trial`: registers tests with what they need, skips those whose needs this machine cannot meet, and says so.
-//! - `relay`: relays as processes.
-//! - `admin`: a relay's probes and metrics.
-//! - `languages`: the consumers of docs/examples/consumers, ready to run.
-//! - `outbox`: a test's events, from the insert to the record.
-//! - `load`: an application under load; `rough`: what it writes at its worst.
-//! - `book`: what the application did against table and topic, by the ledger.
-//! - `failover`: a server with a standby behind one address; `front`: that address.
-//! - `process`: CPU time and memory of a process.
-//! - `murmur2`: where Java would put a key.
-//! - `pgbouncer`: a pooler before a database.
-//! - `eventually`: waiting without sleeping.
-//! - `seed`: random numbers that a seed makes again.
+//! - `kafka`: a real Kafka
+//! - `shared`: one Postgres and one Kafka per run, started for the first test that needs them
+//! - `database`: a database per test, copied from a migrated template
+//! - `trial`: registers tests with the servers that they need, and skips and reports those that this machine cannot run
+//! - `relay`: relays as processes
+//! - `admin`: a relay's probes and metrics
+//! - `languages`: the consumers of docs/examples/consumers, ready to run
+//! - `outbox`: the events of a test, from the insert to the record
+//! - `load`: an application under load; `rough`: its odd events
+//! - `book`: compares what the application did with table and topic, by the ledger
+//! - `failover`: a server with a standby behind one address; `front`: that address
+//! - `process`: CPU time and memory of a process
+//! - `murmur2`: the partition that Java chooses for a key
+//! - `pgbouncer`: a pooler before a database
+//! - `eventually`: waits without sleeping
+//! - `seed`: random numbers that a seed reproduces
 
 pub mod demo;
 pub mod payload;

@@ -1,9 +1,9 @@
-//! An application under load: many connections that write events of many entities, and roll some of them back.
+//! Runs an application under load: many connections write events of many entities and roll some of them back.
 //!
-//! An entity is either one connection's own, written by plain inserts, or shared by all and written by `outbox_emit`. Either way
+//! An entity is either written by one connection only, with plain inserts, or shared by all and written with `outbox_emit`. In both cases
 //! the order of its ids is the order of its commits. One connection keeps its transactions open while the others commit hundreds.
 //!
-//! A rough load goes on, at a pace that may change, until it is told to end, and is what applications write at their worst (`rough`).
+//! A rough load goes on until it is told to end. Its pace may change, and it also writes the odd events of module `rough`.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,63 +22,63 @@ use super::kafka::RealKafka;
 use super::outbox::{Outbox, emit, insert};
 use super::rough;
 
-/// Connections that write.
+/// The number of connections that write.
 pub const WRITERS: i64 = 16;
 
-/// Events of a transaction, at most.
+/// The most events of a transaction.
 const LARGEST: i64 = 4;
 
-/// How many commits of others a long transaction outlasts.
+/// The number of commits of other connections that a long transaction outlasts.
 const OUTLASTS: i64 = 300;
 
-/// And for how long at most: who waits for the table waits for it, and holds up the others.
+/// The longest duration of a long transaction, because a session that waits for a lock on the table holds up the others behind it.
 const OUTLASTS_FOR: Duration = Duration::from_secs(2);
 
-/// A resting writer looks so often whether the pace has changed.
+/// The interval in which a resting writer checks whether the pace has changed.
 const LOOKS_UP: Duration = Duration::from_millis(20);
 
-/// Whatever the machine does, no commit takes that long.
+/// The longest wait for a commit, on any machine.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
 
-/// Events and entities of a run. The same seed decides what each connection does; how they interleave is up to the servers.
+/// The events and entities of a run. The seed decides the actions of each connection; the servers decide how the connections interleave.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// The most events to write.
     pub events: i64,
     /// The number of entities.
     pub entities: i64,
-    /// What the random choices are made from.
+    /// The seed of the random choices.
     pub seed: u64,
-    /// True: writes what an application does at its worst, too.
+    /// True for a load that also writes odd events.
     pub rough: bool,
 }
 
 impl Plan {
-    /// A new seed, printed so that a failure can be looked into.
+    /// Creates a plan with a new seed, and prints the seed so that a failure can be investigated.
     pub fn new(events: i64, entities: i64) -> Self {
         let seed = rand::rng().random();
         eprintln!("load of {events} events of {entities} entities, seed {seed}");
         Self { events, entities, seed, rough: false }
     }
 
-    /// Until it is told to end.
+    /// Creates a plan for a load that goes on until it is told to end.
     pub fn rough(entities: i64, seed: u64) -> Self {
         Self { events: i64::MAX, entities, seed, rough: true }
     }
 }
 
-/// How much a rough load writes.
+/// The pace of a rough load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
     /// One connection, one transaction a minute.
     OneAMinute,
-    /// One connection, one transaction a second, open for 2 s now and then: the newest transaction of the server is the open one.
+    /// One connection, one transaction a second, now and then open for 2 s, so that the newest transaction of the server is an open one.
     OneASecond,
     /// Two connections, about ten transactions a second.
     Slow,
     /// All connections, some hundred transactions a second.
     Moderate,
-    /// All connections without a pause.
+    /// All connections, without a pause.
     Saturated,
 }
 
@@ -86,12 +86,12 @@ impl Pace {
     /// All paces.
     pub const ALL: [Self; 5] = [Self::OneAMinute, Self::OneASecond, Self::Slow, Self::Moderate, Self::Saturated];
 
-    /// True when nothing may commit for seconds: who waits for an event has to write one.
+    /// Returns true if nothing may commit for seconds. A test that waits for an event then has to write one.
     pub fn is_quiet(self) -> bool {
         matches!(self, Self::OneAMinute | Self::OneASecond | Self::Slow)
     }
 
-    /// Connections that write; the first one keeps its transactions open.
+    /// Returns the number of connections that write. The first one keeps its transactions open.
     fn writers(self) -> i64 {
         match self {
             Self::OneAMinute | Self::OneASecond => 1,
@@ -100,7 +100,7 @@ impl Pace {
         }
     }
 
-    /// The time between two transactions of a connection.
+    /// Returns the shortest and the longest time between two transactions of a connection.
     fn pause(self) -> std::ops::Range<Duration> {
         let (shortest, longest) = match self {
             Self::OneAMinute => (55_000, 65_000),
@@ -124,7 +124,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts to write.
+    /// Starts the load.
     pub fn start(outbox: &Outbox, plan: Plan) -> Self {
         let (committed_by_all, ends) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
         let (mut writers, pace) = (JoinSet::new(), Arc::new(Mutex::new(Pace::Moderate)));
@@ -147,7 +147,7 @@ impl Load {
         Self { writers, committed_by_all, ends, pace, rough: plan.rough }
     }
 
-    /// The pace of a rough load.
+    /// Returns the pace of a rough load.
     pub fn pace(&self) -> Pace {
         *self.pace.lock().expect("the pace")
     }
@@ -157,12 +157,12 @@ impl Load {
         *self.pace.lock().expect("the pace") = pace;
     }
 
-    /// Events committed so far.
+    /// Returns the number of events committed so far.
     pub fn committed(&self) -> i64 {
         self.committed_by_all.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many events have committed; the load is running then.
+    /// Waits until `events` events have committed, while the load is running.
     pub async fn until_committed(&self, events: i64) {
         eventually(&format!("{events} events have committed"), PROGRESS_WITHIN, || async {
             let committed = self.committed();
@@ -171,7 +171,7 @@ impl Load {
         .await;
     }
 
-    /// Waits for its end, for the relays to settle everything, and compares what was written with what was published.
+    /// Waits until the load has ended and the relays have settled everything, then compares written and published events.
     pub async fn reconcile(self, outbox: &Outbox, kafka: &RealKafka, rules: Rules) -> anyhow::Result<()> {
         let book = self.end(rules).await?;
         outbox.until_settled().await;
@@ -179,16 +179,16 @@ impl Load {
         book.reconcile(outbox, kafka).await
     }
 
-    /// The same where some events were refused: what is DEAD is not expected on the topic.
+    /// Does the same as [`Load::reconcile`] for a load with refused events: DEAD events are not expected on the topic.
     pub async fn reconcile_all_but_dead(self, outbox: &Outbox, kafka: &RealKafka, rules: Rules) -> anyhow::Result<()> {
         let book = self.end(rules).await?;
         outbox.until_settled().await;
         book.reconcile(outbox, kafka).await
     }
 
-    /// Every connection ends its transaction and writes no more; returns what they know.
+    /// Lets every connection end its transaction and stop. Returns what the connections know.
     pub async fn end(mut self, rules: Rules) -> anyhow::Result<Book> {
-        // Another load ends when its events are written.
+        // A load that is not rough ends when its events are written.
         self.ends.store(self.rough, Ordering::Relaxed);
         let mut book = Book::new(rules);
         while let Some(writer) = self.writers.join_next().await {
@@ -223,7 +223,7 @@ impl Writer {
             }
             let open = match connection.take() {
                 Some(open) => open,
-                // Postgres may be away: it comes back.
+                // Postgres may be down; try again.
                 None => match self.outbox.connect().await {
                     Ok(open) => open,
                     Err(_) => {
@@ -234,7 +234,7 @@ impl Writer {
             };
             connection = match self.transaction(open).await {
                 Ok(open) => Some(open),
-                // It takes its transaction along: whether that has committed is for the table to say.
+                // The transaction ends with its connection. Whether it committed is read from the table later.
                 Err(error) if is_outage(&error) => None,
                 Err(error) => return Err(error),
             };
@@ -249,7 +249,7 @@ impl Writer {
         *self.pace.lock().expect("the pace")
     }
 
-    /// Pauses as the pace asks; a change of the pace counts at once.
+    /// Pauses as the pace says. A change of the pace takes effect at once.
     async fn rest(&mut self) {
         let (began, share) = (Instant::now(), self.random.random::<f64>());
         while !self.ends.load(Ordering::Relaxed) {
@@ -269,7 +269,7 @@ impl Writer {
         for _ in 0..self.random.random_range(1..=LARGEST) {
             entities.push(self.entity(shared));
         }
-        // Two transactions that lock the same entities must do so in one order.
+        // Two transactions that lock the same entities must lock them in the same order.
         entities.sort();
         let mut tx = connection.begin().await?;
         let mut events = Vec::new();
@@ -296,9 +296,9 @@ impl Writer {
         Ok(connection)
     }
 
-    /// `s...` and `hot` are shared; the others belong to one writer each.
+    /// Chooses an entity. `s...` and `hot` are shared; each other entity belongs to one writer.
     fn entity(&mut self, shared: bool) -> String {
-        // Few events and still one after the other of an entity: nothing else shows whether they are in order.
+        // A quiet load uses one entity per kind: with few events, only consecutive events of one entity show whether they are in order.
         let entities = if self.pace().is_quiet() { 1 } else { self.plan.entities / WRITERS };
         let number = self.random.random_range(0..entities);
         if shared && self.plan.rough && self.random.random_bool(0.5) {
@@ -307,7 +307,7 @@ impl Writer {
         if shared { format!("s{}", number / 2) } else { format!("e{number}-{}", self.index) }
     }
 
-    /// Until the others have got far ahead, are about to end, or are held up.
+    /// Waits until the others are far ahead, are about to end, or are held up.
     async fn outlast_others(&self) {
         let began = Instant::now();
         let until = (self.committed_by_all.load(Ordering::Relaxed) + OUTLASTS).min(self.plan.events / 10 * 8);
@@ -323,7 +323,7 @@ impl Writer {
 fn is_outage(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<sqlx::Error>() {
         Some(sqlx::Error::Io(_)) => true,
-        // 57P: the server is going down, or somebody has terminated the session. 53, 58: the server lacks something, a disk perhaps.
+        // 57P: the server is shutting down, or the session was terminated. 53, 58: the server lacks a resource, such as disk space.
         Some(error) => {
             let code = error.as_database_error().and_then(|error| error.code());
             code.is_some_and(|code| ["53", "57P", "58"].iter().any(|class| code.starts_with(class)))

@@ -1,6 +1,6 @@
-//! The partitioner of Kafka's Java client, written down from its source and not taken from the library under test.
+//! Implements the partitioner of Kafka's Java client from its source, independently of the library under test.
 
-/// `Utils.toPositive(Utils.murmur2(key)) % partitions`, as `BuiltInPartitioner.partitionForKey` has it.
+/// Returns `Utils.toPositive(Utils.murmur2(key)) % partitions`, like `BuiltInPartitioner.partitionForKey`.
 pub fn java_partition(key: &[u8], partitions: i32) -> i32 {
     (murmur2(key) & i32::MAX as u32) as i32 % partitions
 }

@@ -1,4 +1,4 @@
-//! The outbox of a test: a migrated database, a Kafka, and a topic of its own; writes events, reads rows and records.
+//! Holds the outbox of a test: a migrated database, a Kafka and a topic of its own. Writes events, and reads rows and records.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,24 +16,24 @@ use super::eventually::eventually;
 use super::kafka::{RealKafka, Record};
 use super::relay::Relay;
 
-/// Partitions of a test's topic: more than there are relays in any test.
+/// The partitions of a test's topic: more than any test has relays.
 pub const PARTITIONS: i32 = 6;
 
-/// For whatever has to be published, on a machine that is busy.
+/// The longest wait until events are published, on a busy machine.
 pub const PUBLISHED_WITHIN: Duration = Duration::from_secs(120);
 
-/// The state of a row.
+/// The delivery state of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowState {
     /// `PENDING`, `PUBLISHED` or `DEAD`.
     pub status: String,
-    /// The attempts that the row has cost.
+    /// The number of attempts of the row.
     pub attempts: i32,
-    /// Why the last attempt failed.
+    /// The reason why the last attempt failed.
     pub last_error: Option<String>,
 }
 
-/// Where a test's events are written and where they go.
+/// The database and the topic of a test's events.
 #[derive(Debug, Clone)]
 pub struct Outbox {
     options: PgConnectOptions,
@@ -43,36 +43,37 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// In a test's own database, which the template has migrated.
+    /// Creates the outbox in a test's own database, which is a copy of the migrated template.
     pub fn from_database(database: &TestDatabase) -> Self {
         Self { options: database.connect_options(), url: database.url(), topic: database.name().to_owned() }
     }
 
-    /// In a server of the test's own; migrates it.
+    /// Migrates the outbox in a server of the test's own.
     pub async fn on(postgres: &PrivatePostgres, topic: &str) -> anyhow::Result<Self> {
         Self::on_database(postgres, "postgres", topic).await
     }
 
-    /// In one of the databases of such a server; migrates it.
+    /// Migrates the outbox in one of the databases of a server of the test's own.
     pub async fn on_database(postgres: &PrivatePostgres, database: &str, topic: &str) -> anyhow::Result<Self> {
         let url = postgres.url(database);
         migrate(url.clone()).await?;
         Ok(Self { options: postgres.connect_options(database), url, topic: topic.to_owned() })
     }
 
-    /// In a server of the test's own, reached at another port of 127.0.0.1; migrates it.
+    /// Migrates the outbox in a server of the test's own that is reached at another port of 127.0.0.1.
     pub async fn behind(postgres: &PrivatePostgres, port: u16, topic: &str) -> anyhow::Result<Self> {
         let outbox = Self::on(postgres, topic).await?;
         let (own, other) = (format!("@127.0.0.1:{}/", postgres.port()), format!("@127.0.0.1:{port}/"));
         Ok(Self { url: outbox.url.replace(&own, &other), options: outbox.options.port(port), topic: outbox.topic })
     }
 
-    /// In a server of the test's own that holds a migrated outbox already.
+    /// Returns the outbox of a server of the test's own in which it is already migrated.
     pub fn found_on(postgres: &PrivatePostgres, topic: &str) -> Self {
         Self { options: postgres.connect_options("postgres"), url: postgres.url("postgres"), topic: topic.to_owned() }
     }
 
-    /// In a further database of a test's server, created with `clause` of `create database` and migrated with `options`. Goes with the server.
+    /// Creates another database on the server of `beside`, with `clause` of `create database`, and migrates it with `options`. It is
+    /// removed with the server.
     pub async fn in_new_database(
         beside: &TestDatabase,
         name: &str,
@@ -87,7 +88,7 @@ impl Outbox {
         Ok(Self { options: beside.connect_options().database(name), url, topic: name.to_owned() })
     }
 
-    /// The same outbox, seen by another topic that some of its events go to.
+    /// Returns the same outbox with another topic that some of its events go to.
     pub fn seen_by(&self, topic: &str) -> Self {
         Self { topic: topic.to_owned(), ..self.clone() }
     }
@@ -97,12 +98,12 @@ impl Outbox {
         kafka.create_topic(&self.topic, PARTITIONS, &[]).await
     }
 
-    /// A relay of this outbox, which sends everything to the test's topic.
+    /// Returns a relay of this outbox that sends everything to the test's topic.
     pub fn relay(&self, kafka: &RealKafka) -> Relay {
         Relay::new(&self.url, &kafka.bootstrap()).with("RELAY_TOPIC", &self.topic)
     }
 
-    /// The same through proxies in front of both servers.
+    /// Returns the same relay behind proxies in front of both servers.
     pub fn relay_through(&self, postgres: u16, kafka: u16) -> anyhow::Result<Relay> {
         let own = format!("@127.0.0.1:{}/", self.options.get_port());
         ensure!(self.url.contains(&own), "the database is not at {own}");
@@ -110,29 +111,29 @@ impl Outbox {
         Ok(Relay::new(&url, &format!("127.0.0.1:{kafka}")).with("RELAY_TOPIC", &self.topic))
     }
 
-    /// Where Postgres listens.
+    /// Returns the port of Postgres.
     pub fn postgres_port(&self) -> u16 {
         self.options.get_port()
     }
 
-    /// Opens a connection of its own.
+    /// Opens a connection.
     pub async fn connect(&self) -> anyhow::Result<PgConnection> {
         Ok(self.options.clone().connect().await?)
     }
 
-    /// Runs a statement.
+    /// Runs a statement and returns the number of affected rows.
     pub async fn execute(&self, sql: &str) -> anyhow::Result<u64> {
         let done = self.connect().await?.execute(AssertSqlSafe(sql.to_owned())).await?;
         Ok(done.rows_affected())
     }
 
-    /// The single number a query returns.
+    /// Runs a query and returns its single number.
     pub async fn number(&self, sql: &str) -> anyhow::Result<i64> {
         let sql = format!("select ({sql})::int8");
         Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut self.connect().await?).await?)
     }
 
-    /// `count` events of an entity, in a transaction of their own each; numbered on from `from` in `payload.n`.
+    /// Writes `count` events of an entity, each in its own transaction. `payload.n` counts up from `from`.
     pub async fn write(&self, entity: &str, from: i64, count: i64) -> anyhow::Result<()> {
         let mut connection = self.connect().await?;
         for n in from..from + count {
@@ -141,7 +142,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// `count` events of `entities` entities in one transaction.
+    /// Writes `count` events of `entities` entities in one transaction.
     pub async fn write_backlog(&self, count: i64, entities: i64) -> anyhow::Result<()> {
         self.execute(&format!(
             "insert into event_outbox (entity_type, entity_id, event_type, payload) \
@@ -152,7 +153,7 @@ impl Outbox {
         .map(drop)
     }
 
-    /// What became of an entity's rows, in the order of ids.
+    /// Reads the states of an entity's rows, in the order of ids.
     pub async fn row_states(&self, entity: &str) -> anyhow::Result<Vec<RowState>> {
         let sql = "select status, attempts, last_error from event_outbox where entity_id = $1 order by id";
         let rows = sqlx::query_as(sql).bind(entity).fetch_all(&mut self.connect().await?).await?;
@@ -182,7 +183,7 @@ impl Outbox {
         .await;
     }
 
-    /// Waits until so many rows are PUBLISHED.
+    /// Waits until at least this number of rows is PUBLISHED.
     pub async fn until_published(&self, at_least: i64) {
         let sql = "select count(*) from event_outbox where status = 'PUBLISHED'";
         eventually(&format!("{at_least} rows are published"), PUBLISHED_WITHIN, || async {
@@ -194,7 +195,7 @@ impl Outbox {
         .await;
     }
 
-    /// Fails unless every row is PUBLISHED at the first attempt.
+    /// Fails unless every row is PUBLISHED and has no failed attempt.
     pub async fn all_published(&self) -> anyhow::Result<()> {
         let others =
             self.number("select count(*) from event_outbox where status <> 'PUBLISHED' or attempts <> 0").await?;
@@ -202,7 +203,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// `payload.n` per entity, in the order of the topic. First occurrences only.
+    /// Reads `payload.n` per entity in the order of the topic, only the first record of each event.
     pub async fn published_numbers(&self, kafka: &RealKafka) -> anyhow::Result<BTreeMap<String, Vec<i64>>> {
         let mut seen = std::collections::HashSet::new();
         let mut numbers: BTreeMap<String, Vec<i64>> = BTreeMap::new();
@@ -224,7 +225,7 @@ impl Outbox {
     }
 }
 
-/// Brings the outbox of the default names up to date.
+/// Migrates the outbox with the default names.
 pub async fn migrate(url: String) -> anyhow::Result<()> {
     migrate_with(url, &MigrateOptions::default()).await
 }
@@ -236,20 +237,20 @@ async fn migrate_with(url: String, options: &MigrateOptions) -> anyhow::Result<(
     Ok(connection.close().await?)
 }
 
-/// One event.
+/// Inserts one event.
 pub async fn insert(connection: &mut PgConnection, entity: &str, n: i64) -> anyhow::Result<Uuid> {
     let sql = "insert into event_outbox (entity_type, entity_id, event_type, payload) \
                values ('order', $1, 'Counted', jsonb_build_object('n', $2)) returning event_id";
     Ok(sqlx::query_scalar(sql).bind(entity).bind(n).fetch_one(connection).await?)
 }
 
-/// One event by the function for every language.
+/// Writes one event with the SQL function that all languages use.
 pub async fn emit(connection: &mut PgConnection, entity: &str, n: i64) -> anyhow::Result<Uuid> {
     let sql = "select outbox_emit('order', $1, 'Counted', jsonb_build_object('n', $2))";
     Ok(sqlx::query_scalar(sql).bind(entity).bind(n).fetch_one(connection).await?)
 }
 
-/// The payload inside the default envelope, byte for byte; the value itself in any other.
+/// Returns the bytes of the payload in the default envelope, and the whole value in any other envelope.
 pub fn data(value: &[u8]) -> &[u8] {
     const MARK: &[u8] = b",\"data\":";
     let at = value.windows(MARK.len()).position(|window| window == MARK);

@@ -1,5 +1,5 @@
-//! Payloads as an order service writes them: names, ids, hashes, amounts. They compress like JSON does, and like Postgres they
-//! print with a space after `:` and `,`, so that their length here is their length in the table (the order of keys is not).
+//! Generates payloads like those of an order service: names, ids, hashes, amounts. They compress like real JSON. Like Postgres they have a
+//! space after `:` and `,`, so that their length equals their length in the table (the order of the keys may differ).
 
 use std::fmt::Write;
 
@@ -7,14 +7,14 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-/// Different payloads of a run. Rows take them in turn: a compressor sees batches of at most 1 MB, so with 500 B each it never
-/// meets the same payload twice.
+/// The number of different payloads of a run, which the rows use in turn. A compressor sees batches of at most 1 MB, so with payloads of
+/// 500 B it never meets the same one twice.
 pub const SAMPLES: usize = 10_000;
 
-/// The smallest payload that can be made.
+/// The size of the smallest payload, in bytes.
 pub const SMALLEST: usize = 64;
 
-/// Always the same payloads, so that runs can be compared.
+/// The seed, always the same, so that runs can be compared.
 const SEED: u64 = 0x6f75_7462_6f78;
 
 const FIRST: &[&str] = &[
@@ -90,13 +90,13 @@ const WORDS: &[&str] = &[
     "first",
 ];
 
-/// So many payloads of `bytes` bytes each.
+/// Returns `count` payloads of `bytes` bytes each.
 pub fn samples(count: usize, bytes: usize) -> Vec<String> {
     let mut rng = StdRng::seed_from_u64(SEED);
     (0..count).map(|_| payload(&mut rng, bytes)).collect()
 }
 
-/// One JSON object of exactly `bytes` bytes, at least [`SMALLEST`].
+/// Returns one JSON object of exactly `bytes` bytes, at least [`SMALLEST`].
 fn payload(rng: &mut StdRng, bytes: usize) -> String {
     let bytes = bytes.max(SMALLEST);
     let mut text = format!("{{\"orderId\": \"{}\"", hex(rng, 16));
@@ -116,7 +116,7 @@ fn payload(rng: &mut StdRng, bytes: usize) -> String {
     text
 }
 
-/// Keeps room for the note and the closing brace.
+/// Appends the member if room remains for the note and the closing brace.
 fn push_if_it_fits(text: &mut String, member: &str, bytes: usize) {
     if text.len() + 2 + member.len() + 16 <= bytes {
         text.push_str(", ");

@@ -1,4 +1,4 @@
-//! A real PgBouncer before a test's database.
+//! Runs a real PgBouncer in front of a test's database.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::database::TestDatabase;
 use super::eventually::{SOON, eventually};
 use super::trial::Missing;
 
-/// A running PgBouncer; dropping it stops it. Fields in that order.
+/// A running PgBouncer. Dropping it stops it. The order of the fields is the order of dropping.
 #[derive(Debug)]
 pub struct PgBouncer {
     server: ChildServer,
@@ -20,7 +20,7 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one in that pool mode and waits until a client gets through. `Err` with [`Missing`] where there is none to start.
+    /// Starts a PgBouncer in this pool mode and waits until a client can connect. Returns `Err` with [`Missing`] if none is installed.
     pub async fn start(database: &TestDatabase, mode: &str) -> anyhow::Result<Self> {
         let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].map(PathBuf::from);
         let program = program
@@ -59,12 +59,12 @@ impl PgBouncer {
         Ok(Self { server, _directory: directory, url })
     }
 
-    /// The test's database through it.
+    /// Returns the URL of the test's database through the pooler.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Stops it. Blocks.
+    /// Stops the pooler. Blocks.
     pub fn stop(mut self) {
         self.server.stop();
     }

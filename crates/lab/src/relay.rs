@@ -1,4 +1,4 @@
-//! Relays as they run in production: processes of the built binary, told by their environment, heard by their log.
+//! Runs relays as in production: processes of the built binary, configured by their environment and observed through their log.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,23 +18,23 @@ use super::eventually::{SOON, eventually};
 
 static BINARY: OnceLock<PathBuf> = OnceLock::new();
 
-/// Names the binary to start, `env!("CARGO_BIN_EXE_outbox-relay")`: this crate does not depend on the relay, and cannot know.
+/// Sets the binary to start, `env!("CARGO_BIN_EXE_outbox-relay")`. This crate does not depend on the relay, so it cannot know the path.
 pub fn use_binary(path: impl Into<PathBuf>) {
     BINARY.get_or_init(|| path.into());
 }
 
-/// The binary of the relay.
+/// Returns the binary of the relay.
 ///
 /// # Panics
-/// Before [`use_binary`].
+/// Panics if [`use_binary`] has not been called.
 pub fn binary() -> &'static Path {
     BINARY.get().expect("the suite has not named the relay's binary")
 }
 
-/// A drain, on a machine that is busy.
+/// The longest drain, on a busy machine.
 const EXIT_WITHIN: Duration = Duration::from_secs(60);
 
-/// How many of its last lines tell why a test failed.
+/// The number of last lines of a relay's log that a failed test prints.
 const TAIL: usize = 30;
 
 thread_local! {
@@ -42,7 +42,7 @@ thread_local! {
     static LOGS: RefCell<Vec<(String, Log)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The environment of a relay: nothing is inherited.
+/// The environment of a relay. It inherits no variables.
 #[derive(Debug, Clone, Default)]
 pub struct Relay {
     environment: BTreeMap<String, String>,
@@ -50,12 +50,12 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// The binary with a clean environment.
+    /// Returns the binary with an empty environment.
     pub fn bare() -> Self {
         Self::default()
     }
 
-    /// What every relay needs.
+    /// Returns a relay with the settings that every relay needs.
     pub fn new(database_url: &str, brokers: &str) -> Self {
         Self::bare().with("DATABASE_URL", database_url).with("KAFKA_BOOTSTRAP_SERVERS", brokers)
     }
@@ -66,13 +66,13 @@ impl Relay {
         self
     }
 
-    /// Arguments before the command, or after it.
+    /// Adds an argument, which comes after the command. With an empty command it is the first one, so it may be a global option.
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
         self
     }
 
-    /// Starts `outbox-relay run` under that name.
+    /// Starts `outbox-relay run` under this name.
     pub fn start(&self, name: &str) -> anyhow::Result<RelayProcess> {
         let mut child = self
             .command("run")
@@ -90,14 +90,14 @@ impl Relay {
         Ok(RelayProcess { child, log })
     }
 
-    /// Starts it and waits until it works.
+    /// Starts the relay and waits until it is ready.
     pub async fn start_ready(&self, name: &str) -> anyhow::Result<RelayProcess> {
         let relay = self.start(name)?;
         relay.wait_for("ready").await;
         Ok(relay)
     }
 
-    /// Runs a command to its end.
+    /// Runs a command until it ends.
     pub async fn output(&self, command: &str) -> anyhow::Result<Output> {
         let mut command = self.command(command);
         let output = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output()).await??;
@@ -119,10 +119,10 @@ impl Relay {
     }
 }
 
-/// What a command that has ended left behind.
+/// The output of a command that has ended.
 #[derive(Debug)]
 pub struct Output {
-    /// The exit code; none after a signal.
+    /// The exit code; `None` after a signal.
     pub code: Option<i32>,
     /// Everything on stdout.
     pub stdout: String,
@@ -130,7 +130,7 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// A running relay; dropping it kills it.
+/// A running relay. Dropping it kills the process.
 #[derive(Debug)]
 pub struct RelayProcess {
     child: Child,
@@ -138,7 +138,7 @@ pub struct RelayProcess {
 }
 
 impl RelayProcess {
-    /// SIGKILL. Returns when it is gone.
+    /// Kills the relay with SIGKILL. Returns when the process is gone.
     pub fn kill(mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         let status = self.child.wait()?;
@@ -146,7 +146,7 @@ impl RelayProcess {
         Ok(())
     }
 
-    /// Process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -156,13 +156,13 @@ impl RelayProcess {
         Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
-    /// SIGTERM, and the code it exits with.
+    /// Stops the relay with SIGTERM and returns its exit code.
     pub async fn stop(self) -> anyhow::Result<Option<i32>> {
         self.signal(Signal::SIGTERM)?;
         Ok(self.exit().await?.code())
     }
 
-    /// Waits for its end.
+    /// Waits until the relay has ended.
     pub async fn exit(mut self) -> anyhow::Result<ExitStatus> {
         let child = Mutex::new(&mut self.child);
         let status = eventually("the relay exits", EXIT_WITHIN, || async {
@@ -171,12 +171,12 @@ impl RelayProcess {
         Ok(status.await?)
     }
 
-    /// True until it has ended.
+    /// Returns true until the relay has ended.
     pub fn is_running(&mut self) -> anyhow::Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Returns the lines so far with this `notice`, or with this `code`. The end of an incident repeats its code and does not count.
+    /// Returns the lines so far with this `notice` or this `code`. The line that ends an incident repeats its code and does not count.
     pub fn lines(&self, name: &str) -> Vec<Value> {
         let is_named = |line: &Value| match name.starts_with("OR-") {
             true => line["code"] == name && line["notice"] != "resolved",
@@ -185,27 +185,27 @@ impl RelayProcess {
         self.log.lines().iter().filter_map(|line| parse(line)).filter(is_named).collect()
     }
 
-    /// Returns the lines so far that end an incident of this code.
+    /// Returns the lines so far that end an incident with this code.
     pub fn ends_of(&self, code: &str) -> Vec<Value> {
         self.lines("resolved").into_iter().filter(|line| line["code"] == code).collect()
     }
 
-    /// Every line so far, as it was written.
+    /// Returns every line so far, unchanged.
     pub fn log(&self) -> Vec<String> {
         self.log.lines()
     }
 
-    /// Waits for a line with this `notice` or this `code`; returns the first.
+    /// Waits for a line with this `notice` or this `code`, and returns the first one.
     pub async fn wait_for(&self, name: &str) -> Value {
         self.wait_for_line(name, |_| true).await
     }
 
-    /// Waits for the end of an incident of this code; returns the first.
+    /// Waits for the end of an incident with this code, and returns the first such line.
     pub async fn wait_for_end_of(&self, code: &str) -> Value {
         self.wait_for_line("resolved", |line| line["code"] == code).await
     }
 
-    /// Waits for a line with this `notice` or this `code` of which `matches` is true.
+    /// Waits for a line with this `notice` or this `code` for which `matches` is true.
     pub async fn wait_for_line(&self, name: &str, matches: impl Fn(&Value) -> bool) -> Value {
         let what = format!("the relay logs {name:?}");
         eventually(&what, SOON * 2, || async {
@@ -217,7 +217,7 @@ impl RelayProcess {
 
 impl Drop for RelayProcess {
     fn drop(&mut self) {
-        // It may have ended; then there is nobody to kill.
+        // Fails if the relay has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -242,7 +242,7 @@ impl Log {
     }
 }
 
-/// Forgets the relays of this thread's test; when it has `failed`, their last lines come first.
+/// Clears the list of the relays of this thread's test. If the test has `failed`, prints their last lines first.
 pub fn end_of_test(failed: bool) {
     for (name, log) in LOGS.take() {
         if failed {

@@ -1,17 +1,17 @@
-//! Events as applications really write them: without a key, with odd keys and payloads, and now and then one that cannot be sent.
+//! Writes events like those of real applications: without a key, with odd keys and payloads, and now and then one that cannot be sent.
 
 use rand::Rng;
 use rand::rngs::StdRng;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
-/// `event_type` of the events that cannot be sent: they end as DEAD, everything else as PUBLISHED.
+/// The `event_type` of events that cannot be sent. They end as DEAD, all others as PUBLISHED.
 pub const POISON: &str = "Poison";
 
-/// One in so many odd events is poison.
+/// One in N odd events is poison.
 const POISON_IN: u32 = 12;
 
-/// What follows `insert into event_outbox (entity_type, event_type, entity_id, `; `KEY` is the writer's own entity.
+/// The rest of `insert into event_outbox (entity_type, event_type, entity_id, `. `KEY` stands for the writer's own entity.
 const ODD: [&str; 9] = [
     "payload) values ('order', 'Odd', null, '{\"keyless\": true}')",
     "payload) values ('order', 'Odd', null, null)",
@@ -30,7 +30,7 @@ const BAD: [&str; 3] = [
     "payload_bytes) values ('order', 'Poison', KEY, decode(repeat('00', 2000000), 'hex'))",
 ];
 
-/// Writes one, of the entity that is this connection's own or of none.
+/// Writes one odd event, of the connection's own entity or of none.
 pub async fn insert(connection: &mut PgConnection, entity: &str, random: &mut StdRng) -> sqlx::Result<Uuid> {
     let bad = random.random_ratio(1, POISON_IN);
     let rest = if bad { BAD[random.random_range(0..BAD.len())] } else { ODD[random.random_range(0..ODD.len())] };

@@ -1,4 +1,4 @@
-//! The servers of a run: one Postgres and one Kafka, each started when the first test asks for it.
+//! Starts the servers of a run, one Postgres and one Kafka, each for the first test that needs it.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -9,27 +9,28 @@ use tokio::runtime;
 
 use super::kafka::{RealKafka, Unavailable};
 
-/// The database every test's own one is copied from.
+/// The database that is copied for every test.
 pub const TEMPLATE: &str = "outbox_template";
 
 static POSTGRES: Shared<PrivatePostgres, NoPostgres> = Shared::new();
 static KAFKA: Shared<RealKafka, Unavailable> = Shared::new();
 static MIGRATION: OnceLock<Migration> = OnceLock::new();
 
-/// Brings the database at the URL up to date. Must leave no connection behind: Postgres copies only a database nobody uses.
+/// A function that migrates the database at the URL. It must leave no connection open, because Postgres copies only a database without
+/// connections.
 pub type Migration = fn(String) -> BoxFuture<'static, anyhow::Result<()>>;
 
-/// Fills the template with what every test's database is to contain. To be called before the first test.
+/// Sets the migration of the template database. Call it before the first test.
 pub fn migrate_template_with(migration: Migration) {
     MIGRATION.set(migration).expect("the template is migrated by one function");
 }
 
-/// This machine has no Postgres server and can get none: why.
+/// The reason why this machine has no Postgres server and cannot get one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct NoPostgres(String);
 
-/// A private server that is quick rather than durable; for tests of their own server.
+/// Returns options for a private server that is fast instead of durable, for tests with their own server.
 pub fn options_for_tests() -> PostgresOptions {
     PostgresOptions {
         binaries: BinariesFrom::Anywhere,
@@ -41,7 +42,7 @@ pub fn options_for_tests() -> PostgresOptions {
     }
 }
 
-/// The run's Postgres. Blocks; not to be called from async code.
+/// Returns the Postgres of the run. Blocks; do not call it from async code.
 pub fn postgres() -> Result<Arc<PrivatePostgres>, NoPostgres> {
     POSTGRES.get(|| {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -55,12 +56,12 @@ pub fn postgres() -> Result<Arc<PrivatePostgres>, NoPostgres> {
     })
 }
 
-/// The run's Kafka. Blocks.
+/// Returns the Kafka of the run. Blocks.
 pub fn kafka() -> Result<Arc<RealKafka>, Unavailable> {
     KAFKA.get(|| RealKafka::start(&[]))
 }
 
-/// Stops both. Statics are never dropped, so without this they would only end a moment after us.
+/// Stops both servers. Statics are never dropped, so without this call the servers would only end shortly after this process.
 pub fn stop() {
     KAFKA.stop();
     POSTGRES.stop();
@@ -77,7 +78,7 @@ async fn start_postgres() -> anyhow::Result<PrivatePostgres> {
     Ok(postgres)
 }
 
-/// Something that is started once. A start that panics poisons it, so that every later test fails at once and does not try again.
+/// A server that is started once. A start that panics poisons it, so that later tests fail at once and do not try again.
 struct Shared<T, E>(Mutex<Option<Result<Arc<T>, E>>>);
 
 impl<T, E: Clone> Shared<T, E> {
@@ -91,7 +92,7 @@ impl<T, E: Clone> Shared<T, E> {
     }
 
     fn stop(&self) {
-        // A poisoned one holds nothing.
+        // A poisoned lock holds no server.
         if let Ok(mut started) = self.0.lock() {
             drop(started.take());
         }

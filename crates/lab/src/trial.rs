@@ -1,9 +1,9 @@
 //! Registers tests with libtest-mimic and runs them.
 //!
-//! A test is an async function in a [`trials!`] list, on a multi-threaded runtime of its own. A function that is in no list is dead code,
-//! which is a compiler warning and an error in the gate.
+//! A test is an async function in a [`trials!`] list. It runs on its own multi-threaded runtime. A function in no list is dead code: a
+//! compiler warning, and an error in CI.
 //!
-//! A test whose server this machine cannot have (no Java, no network) is reported as ignored with the reason and counted at the end. With
+//! A test whose server this machine cannot have (no Java, no network) is reported as ignored with the reason, and counted at the end. With
 //! `OUTBOX_RELAY_REQUIRE_REAL=1` it fails.
 
 use std::future::Future;
@@ -21,10 +21,10 @@ use super::kafka::{RealKafka, Unavailable};
 use super::relay;
 use super::shared::{self, NoPostgres};
 
-/// The tests keep two servers busy and a relay each; more at a time only makes each slower.
+/// The number of tests that run at a time. They keep two servers and a relay each busy, so more of them only slow each other down.
 const THREADS: usize = 3;
 
-/// Why a test cannot be run on this machine, other than for want of a server.
+/// The reason, other than a missing server, why a test cannot run on this machine.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Skip(pub String);
@@ -33,12 +33,12 @@ static SKIPPED_FOR_KAFKA: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_POSTGRES: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_PROGRAMS: AtomicUsize = AtomicUsize::new(0);
 
-/// This machine lacks a program or a runtime that the test needs.
+/// The name of a program or a runtime that the test needs and this machine lacks.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Missing(pub String);
 
-/// The trials of a module, by what they need: `trials! { alone: a, b; with_postgres: c; with_kafka: d; with_both: e }`.
+/// Lists the trials of a module by the servers that they need: `trials! { alone: a, b; with_postgres: c; with_kafka: d; with_both: e }`.
 #[macro_export]
 macro_rules! trials {
     ($($needs:ident: $($test:ident),+ $(,)?);+ $(;)?) => {
@@ -46,7 +46,7 @@ macro_rules! trials {
     };
 }
 
-/// A test that needs nothing, or starts its own servers; an [`Unavailable`] that it returns skips it.
+/// Registers a test that needs no server or starts its own. The test is skipped if it returns an [`Unavailable`].
 pub fn alone<F>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial
 where
     F: Future<Output = anyhow::Result<()>>,
@@ -54,7 +54,7 @@ where
     trial(name, |runtime| runtime.block_on(test()))
 }
 
-/// A test with a database of its own.
+/// Registers a test with a database of its own.
 pub fn with_postgres<F>(name: &str, test: impl FnOnce(TestDatabase) -> F + Send + 'static) -> Trial
 where
     F: Future<Output = anyhow::Result<()>>,
@@ -62,7 +62,7 @@ where
     trial(name, |runtime| in_database(runtime, test))
 }
 
-/// A test with the shared Kafka; its topics must have names of their own.
+/// Registers a test with the shared Kafka. Its topics must have their own names.
 pub fn with_kafka<F>(name: &str, test: impl FnOnce(Arc<RealKafka>) -> F + Send + 'static) -> Trial
 where
     F: Future<Output = anyhow::Result<()>>,
@@ -73,7 +73,7 @@ where
     })
 }
 
-/// A test with a database of its own and the shared Kafka.
+/// Registers a test with a database of its own and the shared Kafka.
 pub fn with_both<F>(name: &str, test: impl FnOnce(TestDatabase, Arc<RealKafka>) -> F + Send + 'static) -> Trial
 where
     F: Future<Output = anyhow::Result<()>>,
@@ -84,12 +84,12 @@ where
     })
 }
 
-/// Leaves the trials out of a plain run: `-- --include-ignored <trial>` runs them.
+/// Excludes the trials from a plain run. `-- --include-ignored <trial>` runs them.
 pub fn long(trials: Vec<Trial>) -> Vec<Trial> {
     trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect()
 }
 
-/// Runs the trials, stops the shared servers and says what was skipped.
+/// Runs the trials, stops the shared servers and prints the skipped tests.
 pub fn run(mut arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
     arguments.test_threads.get_or_insert(THREADS);
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -106,13 +106,13 @@ pub fn run(mut arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
 }
 
 fn trial(name: &str, body: impl FnOnce(&Runtime) -> anyhow::Result<()> + Send + 'static) -> Trial {
-    // The binary's own name says nothing.
+    // Drop the binary's own name, which carries no information.
     let name = name.split_once("::").map_or(name, |(_, rest)| rest);
     Trial::ignorable_test(name, move || {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let outcome = catch_unwind(AssertUnwindSafe(|| body(&runtime)));
         relay::end_of_test(!matches!(outcome, Ok(Ok(()))));
-        // Whatever a test has left running must not keep the suite from going on.
+        // Tasks that a test has left running must not block the suite.
         runtime.shutdown_background();
         match outcome.unwrap_or_else(|panic| resume_unwind(panic)) {
             Ok(()) => Ok(Completion::Completed),
@@ -121,7 +121,7 @@ fn trial(name: &str, body: impl FnOnce(&Runtime) -> anyhow::Result<()> + Send + 
     })
 }
 
-/// The database goes even when the test panics, because the panic is caught first.
+/// Runs a test in its database. The panic of a test is caught first, so the database is dropped in any case.
 fn in_database<F>(runtime: &Runtime, test: impl FnOnce(TestDatabase) -> F) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<()>>,

@@ -82,7 +82,7 @@ pub struct Example {
     /// The position of the record, as `<topic>[<partition>]@<offset>`. Unset if the case has no record.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<String>,
-    /// The correct value, such as the partition of the key.
+    /// An explanation, such as the correct partition or the id of the later event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Finds the Postgres server's binaries on this machine, or fetches them.
+//! Finds the binaries of a Postgres server on this machine, or downloads them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use super::download::{self, DownloadError};
 use super::server_user::ServerUser;
 
-/// The oldest server that will do: `gen_random_uuid()` without an extension, `drop database ... with (force)`.
+/// The oldest usable server, because of `gen_random_uuid()` without an extension and `drop database ... with (force)`.
 const OLDEST_MAJOR: u32 = 14;
 
-/// Where packages put the binaries without adding them to PATH; `*` stands for any name.
+/// Directories in which packages put the binaries without adding them to PATH. `*` stands for any name.
 const USUAL_PLACES: [&str; 8] = [
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
@@ -22,15 +22,15 @@ const USUAL_PLACES: [&str; 8] = [
     "/usr/local/pgsql/bin",
 ];
 
-/// Where a private server's binaries come from.
+/// The source of the binaries of a private server.
 #[derive(Debug, Clone, Default)]
 pub enum BinariesFrom {
-    /// This machine if it has any, else the network.
+    /// This machine if it has binaries, else the network.
     #[default]
     Anywhere,
-    /// This directory, which holds `postgres` and `initdb`.
+    /// This directory, which must contain `postgres` and `initdb`.
     Directory(PathBuf),
-    /// The network, or what it brought before, even when this machine has binaries.
+    /// The network or an earlier download, even if this machine has binaries.
     Download,
 }
 
@@ -41,23 +41,23 @@ pub struct ServerBinaries {
     version: Version,
 }
 
-/// Major and the rest: 17.5, or 16.0 for a development version.
+/// The major version and the rest: 17.5, or 16.0 for a development version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Version(u32, u32);
 
-/// Why there are no binaries.
+/// The reason why there are no binaries.
 #[derive(Debug, thiserror::Error)]
 pub enum BinariesError {
-    /// A directory that was asked for will not do.
+    /// The directory in [`BinariesFrom::Directory`] cannot be used.
     #[error("no usable Postgres server in {}", directory.display())]
     Unusable {
         /// The directory.
         directory: PathBuf,
-        /// What `postgres --version` ran into.
+        /// The error of `postgres --version`.
         #[source]
         source: io::Error,
     },
-    /// None here, and none from the network.
+    /// This machine has no binaries, and none could be downloaded.
     #[error("no Postgres server of version {OLDEST_MAJOR} or newer on this machine, and none could be downloaded")]
     Download(#[from] DownloadError),
 }
@@ -65,11 +65,10 @@ pub enum BinariesError {
 impl ServerBinaries {
     /// Finds binaries that `user` (or we) can run.
     ///
-    /// What has to be downloaded is kept in our cache directory; where there is none, or where `user` cannot get at it, it is put into
-    /// `scratch`.
+    /// Downloads are kept in our cache directory. If there is none, or `user` cannot read it, they are put into `scratch`.
     ///
     /// # Errors
-    /// When there are none, or the directory asked for has none.
+    /// [`BinariesError`] if there are no binaries, or none in the given directory.
     pub async fn find(from: &BinariesFrom, user: Option<&ServerUser>, scratch: &Path) -> Result<Self, BinariesError> {
         match from {
             BinariesFrom::Directory(directory) => Self::in_directory(directory, user).map_err(unusable(directory)),
@@ -81,22 +80,22 @@ impl ServerBinaries {
         }
     }
 
-    /// Path of one of the programs.
+    /// Returns the path of one of the programs.
     pub fn program(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// The directory that holds them.
+    /// Returns the directory of the programs.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The server's major version.
+    /// Returns the server's major version.
     pub fn major(&self) -> u32 {
         self.version.0
     }
 
-    /// PATH first, because that is what the user's shell would start; then the newest of the rest.
+    /// Tries PATH first, because the user's shell would start these, and then the newest of the usual places.
     fn on_this_machine(user: Option<&ServerUser>) -> Option<Self> {
         let usable = |directory: PathBuf| Self::in_directory(&directory, user).ok();
         on_path()
@@ -115,9 +114,9 @@ impl ServerBinaries {
         Self::in_directory(&copy, user).map_err(unusable(&copy))
     }
 
-    /// Runs `postgres --version`, which shows at once that they are there, fit this machine, are open to the user and new enough.
+    /// Runs `postgres --version`. Its success shows that the binaries exist, fit this machine, may be run by the user and are new enough.
     fn in_directory(directory: &Path, user: Option<&ServerUser>) -> io::Result<Self> {
-        // A client-only package has neither; some split packages have postgres alone.
+        // A client-only package has neither program; some split packages have only `postgres`.
         directory.join("initdb").metadata()?;
         let mut command = Command::new(directory.join("postgres"));
         command.arg("--version").current_dir("/").stdin(Stdio::null());
@@ -137,7 +136,7 @@ fn unusable(directory: &Path) -> impl FnOnce(io::Error) -> BinariesError {
 }
 
 impl Version {
-    /// From `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` or `... 19devel`.
+    /// Parses `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` or `... 19devel`.
     fn parse(line: &str) -> Option<Self> {
         let number = line.split_once("(PostgreSQL) ")?.1;
         let mut parts = number.split(|character: char| !character.is_ascii_digit());
@@ -146,9 +145,10 @@ impl Version {
     }
 }
 
-/// The directories of PATH that have an `initdb`, with links followed: the server finds its libraries from where it really is.
+/// Returns the directories of PATH that have an `initdb`, with links resolved, because the server finds its libraries relative to its real
+/// path.
 fn on_path() -> Vec<PathBuf> {
-    // The search path of programs, as any start of a program reads it; not configuration.
+    // PATH as any start of a program reads it; it is not configuration.
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .filter_map(|directory| directory.join("initdb").canonicalize().ok())

@@ -1,13 +1,13 @@
-//! A server process that ends with us: when its [`ChildServer`] is dropped, on Ctrl-C, and even when we are killed with SIGKILL.
+//! Runs a server process that ends with us: when its [`ChildServer`] is dropped, on Ctrl-C, and even if we are killed with SIGKILL.
 //!
-//! A shell stands between us and the server. It holds the reading end of a pipe (the line) whose only writing end is ours, so the kernel
-//! tells it of our end, however that came about. States of the shell:
+//! A shell runs between us and the server. It holds the reading end of a pipe (the line), and we hold the only writing end. So the kernel
+//! closes the line when we end, for whatever reason. States of the shell:
 //!
-//! 1. the server runs, a watcher waits for the end of the line;
-//! 2. the line has ended: the watcher sends the stop signal, and SIGKILL once the grace is over;
+//! 1. the server runs, and a watcher waits for the end of the line;
+//! 2. the line has ended: the watcher sends the stop signal, and SIGKILL when the grace period is over;
 //! 3. the server has ended, in 1 by itself or in 2: the shell reaps it, ends the watcher and itself.
 //!
-//! We see 3 as the end of our child, so "is it running" is a `waitpid`, never a guess by process id.
+//! State 3 ends our child process, so a `waitpid` shows whether the server runs. A check by process id could meet another process.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -22,14 +22,14 @@ use nix::unistd::Pid;
 
 use super::server_user::ServerUser;
 
-/// Bytes of the server's log that an error repeats.
+/// The bytes of the server's log that an error repeats.
 const LOG_TAIL: u64 = 4096;
 
-/// `$1` stop signal, `$2` seconds of grace, then the program and its arguments. stdin is the line, stdout takes the server's process
-/// id, stderr is the log.
+/// Runs the server. `$1` is the stop signal, `$2` the grace period in seconds; the program and its arguments follow. stdin is the line,
+/// stdout receives the server's process id, stderr is the log.
 ///
-/// CONT follows the stop signal because a stopped process would not see it. The last TERM goes to the shell's own process group
-/// (0) and takes the watcher and its `sleep` along; the shell itself ignores it by then.
+/// CONT follows the stop signal, because a stopped process would not handle it. The last TERM goes to the shell's own process group (0) and
+/// ends the watcher and its `sleep`; the shell itself ignores TERM by then.
 const SCRIPT: &str = r#"
 signal=$1 grace=$2
 shift 2
@@ -61,7 +61,7 @@ kill -s TERM 0
 exit "$status"
 "#;
 
-/// What to start and how to stop it.
+/// The command of a server, and the way to stop it.
 #[derive(Debug, Clone)]
 pub struct ServerCommand {
     program: OsString,
@@ -75,7 +75,8 @@ pub struct ServerCommand {
 }
 
 impl ServerCommand {
-    /// A server that runs in `directory`, writes its stdout and stderr to `log`, stops on SIGTERM and is killed ten seconds after that.
+    /// Creates the command of a server that runs in `directory` and writes stdout and stderr to `log`. It stops on SIGTERM and is killed
+    /// ten seconds later.
     pub fn new(program: impl AsRef<OsStr>, directory: &Path, log: &Path) -> Self {
         Self {
             program: program.as_ref().to_owned(),
@@ -96,7 +97,7 @@ impl ServerCommand {
         self
     }
 
-    /// Sets variables, beside those of this process.
+    /// Sets variables in addition to those of this process.
     #[must_use]
     pub fn envs<N: AsRef<OsStr>, V: AsRef<OsStr>>(mut self, variables: impl IntoIterator<Item = (N, V)>) -> Self {
         let owned = |(name, value): (N, V)| (name.as_ref().to_owned(), value.as_ref().to_owned());
@@ -104,7 +105,7 @@ impl ServerCommand {
         self
     }
 
-    /// The signal that asks the server to stop, and how long (in whole seconds) it may take before SIGKILL.
+    /// Sets the signal that asks the server to stop, and the grace period before SIGKILL in whole seconds.
     #[must_use]
     pub fn stops_on(mut self, signal: Signal, grace: Duration) -> Self {
         self.stop_signal = signal;
@@ -112,7 +113,7 @@ impl ServerCommand {
         self
     }
 
-    /// Runs the server as this user; `None` as ourselves.
+    /// Runs the server as this user; `None` runs it as ourselves.
     #[must_use]
     pub fn as_user(mut self, user: Option<ServerUser>) -> Self {
         self.user = user;
@@ -130,10 +131,11 @@ pub struct ChildServer {
 }
 
 impl ChildServer {
-    /// Starts the server. That it could be executed at all shows only afterwards, in [`ChildServer::is_running`] and [`ChildServer::log_tail`].
+    /// Starts the shell and the server. If the server's program cannot be executed, [`ChildServer::is_running`] and
+    /// [`ChildServer::log_tail`] show it later.
     ///
     /// # Errors
-    /// When the log cannot be opened, the directory not entered, the user not taken on or the shell not started.
+    /// An I/O error if the log cannot be opened, the directory not entered, the user not assumed or the shell not started.
     pub fn start(command: &ServerCommand) -> io::Result<Self> {
         let log = File::options().create(true).append(true).open(&command.log)?;
         let mut shell = Command::new("/bin/sh");
@@ -147,7 +149,7 @@ impl ChildServer {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
-            // A group of its own: Ctrl-C at the terminal is for us, the server is stopped in order by our end.
+            // A process group of its own: Ctrl-C at the terminal reaches only us, and our end stops the server in order.
             .process_group(0);
         if let Some(user) = &command.user {
             user.run(&mut shell);
@@ -158,25 +160,25 @@ impl ChildServer {
         Ok(Self { shell, line, server, log: command.log.clone() })
     }
 
-    /// The server's process id.
+    /// Returns the server's process id.
     pub fn pid(&self) -> u32 {
         self.server.as_raw().unsigned_abs()
     }
 
-    /// Process id of the shell that ends after the server.
+    /// Returns the process id of the shell, which ends after the server.
     pub(super) fn shell_pid(&self) -> u32 {
         self.shell.id()
     }
 
-    /// False once the server has ended.
+    /// Returns false once the server has ended.
     pub fn is_running(&mut self) -> bool {
         matches!(self.shell.try_wait(), Ok(None))
     }
 
-    /// Sends the server a signal; SIGSTOP and SIGCONT freeze and thaw it.
+    /// Sends the server a signal. SIGSTOP freezes it and SIGCONT resumes it.
     ///
     /// # Errors
-    /// When the server has ended.
+    /// An I/O error if the server has ended.
     pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
         if !self.is_running() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the server has ended"));
@@ -184,21 +186,22 @@ impl ChildServer {
         Ok(kill(self.server, signal)?)
     }
 
-    /// Lets go of the line and waits until the server is gone: at most its grace, then it is killed. Blocks; does nothing the second time.
+    /// Closes the line and waits until the server has ended: at most the grace period, then it is killed. Blocks. A second call does
+    /// nothing.
     pub fn stop(&mut self) {
         self.line = None;
-        // Only a failed waitpid can end here, and then there is no child to wait for.
+        // An error means that there is no child process to wait for.
         drop(self.shell.wait());
     }
 
-    /// Kills the server with SIGKILL and waits until it is gone. Blocks.
+    /// Kills the server with SIGKILL and waits until it has ended. Blocks.
     pub fn kill(&mut self) {
-        // An error says that it has ended already.
+        // An error means that the server has ended already.
         drop(self.signal(Signal::SIGKILL));
         self.stop();
     }
 
-    /// The end of the server's log.
+    /// Returns the end of the server's log.
     pub fn log_tail(&self) -> String {
         tail(&self.log).unwrap_or_else(|error| format!("(cannot read {}: {error})", self.log.display()))
     }

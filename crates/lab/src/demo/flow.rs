@@ -1,7 +1,8 @@
-//! The course of a demo: servers, relay, consumer and shop; the kill; the wait for the last event; the comparison.
+//! Runs a demo: starts servers, relay, consumer and shop, kills the relay, waits for the last event and compares.
 //!
-//! Interrupts: the first ends a `--serve` in order, with its reconciliation. Any other abandons the demo. Either way, and on every
-//! error, what was started is stopped and what was created is removed; a SIGKILL leaves that to the shells that watch over them.
+//! The first interrupt ends a `--serve` in order, with its reconciliation. Any other interrupt aborts the demo. In all cases, and on every
+//! error, everything that was started is stopped and everything that was created is removed. After a SIGKILL the shells that watch the
+//! processes do this.
 
 mod settled;
 
@@ -21,41 +22,41 @@ use super::relay_process::RelayProcess;
 use super::servers::{DemoSchemas, ServerChoice, Servers, ServersError};
 use super::shop::{self, Shop, Workload};
 
-/// One outbox. Its topic is where events of `order` go by default.
+/// One outbox, with the topic to which events of `order` go by default.
 const DEMO_SCHEMAS: DemoSchemas =
     DemoSchemas { schemas: &["public"], topic: "order-events", topics: &["order-events"] };
 
-/// Enough to see that it works, and done in five seconds on a small machine.
+/// The work of a demo: enough to see that it works, and finished in five seconds on a small machine.
 const ACT: Workload = Workload { orders: 1_200, per_second: 800.0 };
 
-/// Committed events at which the relay is killed, and those at which the next one starts: meanwhile events wait.
+/// The number of committed events at which the relay is killed, and the number at which the next one starts. Events wait in between.
 const KILL_AT: u64 = 1_800;
 const START_AGAIN_AT: u64 = 2_200;
 
-/// While a `--serve` lasts: enough to watch, little enough to read.
+/// The work during a `--serve`: enough to watch, little enough to read.
 const SERVING: Workload = Workload { orders: u64::MAX, per_second: 6.0 };
 
-/// How soon a `--serve` notices that its relay or its consumer is gone.
+/// The interval in which a `--serve` checks that its relay and its consumer run.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// What a demo is to be.
+/// The options of a demo.
 #[derive(Debug)]
 pub struct DemoOptions {
-    /// On which servers.
+    /// The servers to run on.
     pub servers: ServerChoice,
     /// The process's environment.
     pub env: BTreeMap<String, String>,
-    /// Stay up until interrupted.
+    /// True to keep running until interrupted.
     pub serve: bool,
 }
 
-/// Why there is no reconciliation.
+/// The reason why there is no reconciliation.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// An interrupt.
+    /// The user interrupted the demo.
     #[error("the demo was interrupted; what it had started is stopped and removed")]
     Interrupted,
-    /// No place for it.
+    /// The servers cannot be used.
     #[error(transparent)]
     Servers(#[from] ServersError),
     /// The relay could not be started.
@@ -64,10 +65,10 @@ pub enum DemoError {
     /// The relay ended by itself.
     #[error("the relay ended by itself; its log is above")]
     RelayEnded,
-    /// The shop's database.
+    /// The shop's database reported an error.
     #[error("the shop cannot write its orders")]
     Shop(#[source] sqlx::Error),
-    /// The consumer.
+    /// The consumer failed.
     #[error(transparent)]
     Consumer(#[from] ConsumerError),
     /// The tables cannot be read at the end.
@@ -75,11 +76,11 @@ pub enum DemoError {
     Tables(#[source] sqlx::Error),
 }
 
-/// Runs a demo. `interrupts` gets a message per Ctrl-C; `serving` is told where to connect once a `--serve` is up. Needs a
-/// multi-threaded runtime, because stopping processes blocks.
+/// Runs a demo. `interrupts` gets a message per Ctrl-C. `serving` is called with the addresses to connect to once a `--serve` is up. Needs
+/// a multi-threaded runtime, because stopping processes blocks.
 ///
 /// # Errors
-/// [`DemoError`] when it could not be carried through. A broken promise is no error; it is in the reconciliation.
+/// [`DemoError`] if the demo could not be completed. A broken promise is no error; it is in the reconciliation.
 pub async fn run(
     options: DemoOptions,
     mut interrupts: mpsc::Receiver<()>,
@@ -121,7 +122,7 @@ async fn unless_interrupted<T>(
     }
 }
 
-/// Everything that moves. Dropping it stops it.
+/// The running parts of a demo. Dropping them stops them.
 struct Play<'a> {
     topic: &'a str,
     output: DemoOutput,
@@ -139,14 +140,14 @@ impl<'a> Play<'a> {
         if let Some(pid) = relay.pid() {
             output.say(format_args!("`outbox-relay run` is process {pid}; its log:"));
         }
-        // One more for looking at the outbox while all others are busy.
+        // One more connection, to look at the outbox while all others are busy.
         let pool = servers.pool(location, shop::CLERKS + consumer::APPLIERS as u32 + 1);
         let consumer = Consumer::start(&servers.kafka_client(), topic, &pool).await?;
         let shop = Shop::open(pool.clone()).await.map_err(DemoError::Shop)?;
         Ok(Self { topic, output, relay, relay_kills: 0, consumer, shop, pool })
     }
 
-    /// The orders, and the kill in their midst.
+    /// Places the orders, and kills the relay in between.
     async fn act(&mut self) -> Result<(), DemoError> {
         self.output.say(format_args!(
             "the shop takes {} orders over {} connections; one transaction in ten rolls back",
@@ -167,7 +168,7 @@ impl<'a> Play<'a> {
         orders.until_done().await
     }
 
-    /// A few orders per second until `end`.
+    /// Places a few orders per second until `end`.
     async fn serve(&mut self, end: impl Future) -> Result<(), DemoError> {
         self.output.say("serving until Ctrl-C; a few orders per second go on");
         let (stop, stopped) = watch::channel(false);
@@ -182,7 +183,7 @@ impl<'a> Play<'a> {
         orders.until_done().await
     }
 
-    /// Waits until everything is published and applied, stops relay and consumer, compares.
+    /// Waits until everything is published and applied, stops relay and consumer, and compares.
     async fn settle(&mut self) -> Result<Reconciliation, DemoError> {
         self.output.say("the shop has closed; waiting for the last events");
         if !settled::published(&self.pool, &mut self.relay).await.map_err(DemoError::Tables)? {
@@ -223,7 +224,7 @@ impl<'a> Play<'a> {
     }
 }
 
-/// The shop at work. Dropping it stops the work.
+/// The shop's running work. Dropping it stops the work.
 struct Orders {
     working: JoinHandle<Result<(), sqlx::Error>>,
     committed: watch::Receiver<u64>,
@@ -235,7 +236,7 @@ impl Orders {
         Self { working: tokio::spawn(async move { shop.work(load, stop).await }), committed }
     }
 
-    /// Returns early when the work has ended, with its error if it has one.
+    /// Waits for this number of committed events. Returns early if the work has ended, with its error if it failed.
     async fn until_committed(&mut self, events: u64) -> Result<(), DemoError> {
         tokio::select! {
             biased;

@@ -1,7 +1,10 @@
-//! The stand-in for Kafka: librdkafka's mock cluster, in a process of its own, so that a relay can be killed without it and it can
-//! end with us. It keeps records in memory, does not de-duplicate and loses everything at its end: fit to show, never to prove.
+//! Runs librdkafka's mock cluster in place of Kafka. It has its own process, so that a relay can be killed without it and it can end with
+//! us.
 //!
-//! The process prints its bootstrap servers on a line and lives until its stdin ends, which the kernel sees to whatever ends us.
+//! The mock cluster keeps records in memory, does not de-duplicate and loses everything when it ends. So it is good enough for a demo,
+//! never for a proof.
+//!
+//! The process prints its bootstrap servers on a line and runs until its stdin ends. The kernel closes stdin however we end.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -12,36 +15,36 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use rdkafka::mocking::MockCluster;
 
-/// The hidden subcommand that becomes the process.
+/// The hidden subcommand that runs the mock cluster.
 pub const SUBCOMMAND: &str = "demo-broker";
 
 const BROKERS: i32 = 3;
 
-/// Each answer takes this long, as one from another zone would. It is also the time in which a SIGKILL finds records that are on
-/// the topic and not yet acknowledged: the duplicates a consumer has to expect.
+/// The delay of each answer, like that of a broker in another zone. A SIGKILL within this time finds records that are on the topic and not
+/// yet acknowledged. These are the duplicates that a consumer has to expect.
 const ROUND_TRIP: Duration = Duration::from_millis(10);
 
-/// For the process to name its ports.
+/// The longest wait for the process to print its address.
 const START_WITHIN: Duration = Duration::from_secs(20);
 
-/// Why the stand-in does not run.
+/// The reason why the mock cluster does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum MockBrokerError {
-    /// librdkafka could not set it up.
+    /// librdkafka could not start it.
     #[error("librdkafka cannot start its mock cluster")]
     Cluster(#[from] KafkaError),
-    /// The process or its pipes.
+    /// The process or its pipes failed.
     #[error("the process of the mock cluster cannot be started")]
     System(#[from] io::Error),
-    /// The process said nothing.
+    /// The process printed no address.
     #[error("the mock cluster's process named no address within {START_WITHIN:?}; see its message above")]
     Silent,
 }
 
-/// Runs the mock cluster until stdin ends. What [`SUBCOMMAND`] does.
+/// Runs the mock cluster until stdin ends. This is the subcommand [`SUBCOMMAND`].
 ///
 /// # Errors
-/// When the cluster cannot listen on 127.0.0.1, or nobody reads stdout.
+/// [`MockBrokerError`] if the cluster cannot listen on 127.0.0.1, or nobody reads stdout.
 pub fn serve(topics: &[String], partitions: i32) -> Result<(), MockBrokerError> {
     let cluster = MockCluster::new(BROKERS)?;
     for broker in 1..=BROKERS {
@@ -73,7 +76,7 @@ impl MockBroker {
             .args(topics)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Ctrl-C at the terminal is for us; the broker ends when we let go of it.
+            // Ctrl-C at the terminal is for us only; the broker ends when we close its stdin.
             .process_group(0)
             .spawn()?;
         let line = process.stdin.take();
@@ -91,13 +94,13 @@ impl MockBroker {
 impl Drop for MockBroker {
     fn drop(&mut self) {
         self.line = None;
-        // Nothing is lost with it, so there is no reason to wait for librdkafka's clean-up. It fails when the process has ended.
+        // The mock cluster has nothing to lose, so do not wait for librdkafka's clean-up. An error means that the process has ended.
         drop(self.process.kill());
         drop(self.process.wait());
     }
 }
 
-/// `None` when the process ends or stays silent.
+/// Reads the first line; `None` if the process ends or prints nothing.
 fn first_line(stdout: impl Read + Send + 'static) -> Option<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {

@@ -1,5 +1,4 @@
-//! What is there at the end, from three sides: the tables, the topic as the consumer read it, and the shop's own log. Gathered,
-//! then compared.
+//! Gathers and compares the three records of a demo: the tables, the topic as the consumer read it, and the shop's own log.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,12 +18,12 @@ struct OutboxRow {
     id: i64,
     event_id: Uuid,
     entity_id: Option<String>,
-    /// As Postgres prints it.
+    /// The payload as Postgres prints it.
     payload: Option<String>,
     status: String,
 }
 
-/// An event the consumer applied.
+/// An event that the consumer applied.
 #[derive(Debug)]
 struct AppliedRow {
     event_id: Uuid,
@@ -49,7 +48,7 @@ impl AppliedRow {
     }
 }
 
-/// All three sides.
+/// The records of all three sides.
 #[derive(Debug)]
 pub(super) struct Observed {
     rows: Vec<OutboxRow>,
@@ -59,7 +58,8 @@ pub(super) struct Observed {
 }
 
 impl Observed {
-    /// Reads the tables. What a visitor of `--serve` has inserted counts once it is published; before, it may be meant to wait.
+    /// Reads the tables. An event that a visitor of `--serve` has inserted counts only once it is published, because it may be meant to
+    /// wait.
     pub(super) async fn gather(pool: &PgPool, commit_log: CommitLog, consumed: Consumed) -> Result<Self, sqlx::Error> {
         let rows = sqlx::query(
             "select id, event_id, entity_id, payload::text as payload, status from event_outbox \
@@ -76,7 +76,7 @@ impl Observed {
         Ok(Self { rows, applied, commit_log, consumed })
     }
 
-    /// Compares them.
+    /// Compares the three sides.
     pub(super) fn compare(&self, topic: &str) -> Reconciliation {
         let committed: HashSet<Uuid> = self.rows.iter().map(|row| row.event_id).collect();
         let mut times: HashMap<Uuid, u64> = HashMap::new();
@@ -102,7 +102,7 @@ impl Observed {
         }
     }
 
-    /// Table against topic.
+    /// Fills a ledger with table and topic.
     fn ledger(&self, topic: &str) -> Ledger {
         let mut ledger = Ledger::new(Rules::default());
         for row in &self.rows {
@@ -133,7 +133,7 @@ impl Observed {
         ledger
     }
 
-    /// Orders, and how many of them were applied as they were committed. What is missing is no question of order.
+    /// Counts the orders, and those whose events were applied in the order of their commits. A missing event is not a fault of the order.
     fn orders(&self) -> (u64, u64) {
         let applied = histories(self.applied.iter().map(|row| (row.order_id.as_deref(), row.event_id)));
         let seen: HashSet<Uuid> = self.applied.iter().map(|row| row.event_id).collect();
@@ -146,7 +146,7 @@ impl Observed {
     }
 }
 
-/// The first occurrence of each event, by order; events without one have no history.
+/// Returns the first occurrence of each event by order. Events without an order are left out.
 fn histories<'a>(events: impl Iterator<Item = (Option<&'a str>, Uuid)>) -> HashMap<&'a str, Vec<Uuid>> {
     let mut histories: HashMap<&str, Vec<Uuid>> = HashMap::new();
     let mut seen = HashSet::new();
@@ -160,7 +160,7 @@ fn histories<'a>(events: impl Iterator<Item = (Option<&'a str>, Uuid)>) -> HashM
     histories
 }
 
-/// `None`, which compares nothing, for what only a visitor inserts: tombstones and bytes.
+/// Returns the digest of key and payload. `None`, which is not compared, for tombstones and bytes: only a visitor inserts these.
 fn fingerprint(row: &OutboxRow) -> Option<Fingerprint> {
     let payload = row.payload.as_deref()?;
     Some(Fingerprint::from_key_value(row.entity_id.as_deref().map(str::as_bytes), Some(payload.as_bytes())))

@@ -1,4 +1,4 @@
-//! The broker process.
+//! Starts, stops and configures the broker process.
 
 use std::fmt::Write;
 use std::fs;
@@ -13,30 +13,32 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::jars::{self, Unavailable};
 
-/// How long a broker may take to answer; recovery after a SIGKILL on a loaded machine is part of it.
+/// The longest start of a broker, including the recovery after a SIGKILL on a loaded machine.
 const START_WITHIN: Duration = Duration::from_secs(90);
 
-/// A clean stop moves leadership and closes the logs.
+/// The longest clean stop, which moves leadership and closes the logs.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
-/// Any base64 of 16 bytes will do.
+/// The cluster id, which may be any base64 of 16 bytes.
 const CLUSTER_ID: &str = "b3V0Ym94LXJlbGF5LXQwMQ";
 
-/// A running broker, or a stopped one with its data in place. Dropping it stops it and removes its directory. Fields in that order.
+/// A running broker, or a stopped one whose data is kept. Dropping it stops the broker and then removes its directory; the fields are in
+/// that order.
 #[derive(Debug)]
 pub struct RealKafka {
     server: ChildServer,
     directory: TemporaryDirectory,
     command: ServerCommand,
     port: u16,
-    /// The controller's.
+    /// The port of the controller.
     controller_port: u16,
 }
 
 impl RealKafka {
-    /// Starts a broker with further server properties, which win over ours. Blocks until it answers.
+    /// Starts a broker with `extra` server properties, which take precedence over ours. Blocks until the broker answers.
     ///
-    /// `Err` says what the machine lacks; a broker that does not come up is a panic, because that is nothing to skip a test for.
+    /// Returns `Err` with the reason if the machine lacks something. Panics if the broker does not start, because that must not skip a
+    /// test.
     pub fn start(extra: &[(&str, &str)]) -> Result<Self, Unavailable> {
         let jars = jars::directory()?;
         let start = || {
@@ -46,7 +48,7 @@ impl RealKafka {
         Ok(start().unwrap_or_else(|error| panic!("Kafka does not start: {error:?}")))
     }
 
-    /// Starts a second broker of this one's cluster. Blocks until it answers.
+    /// Starts a second broker in the cluster of this one. Blocks until the new broker answers.
     pub fn start_another(&self) -> anyhow::Result<Self> {
         let port = free_port()?;
         let listener = format!("PLAINTEXT://127.0.0.1:{port}");
@@ -67,32 +69,32 @@ impl RealKafka {
         Ok(kafka)
     }
 
-    /// For `bootstrap.servers`; the same for good.
+    /// Returns the value for `bootstrap.servers`. It does not change after a restart.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Process id of the broker.
+    /// Returns the process id of the broker.
     pub fn pid(&self) -> u32 {
         self.server.pid()
     }
 
-    /// Where the broker's files are.
+    /// Returns the directory of the broker's files.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// SIGSTOP and SIGCONT freeze and thaw it.
+    /// Sends the broker a signal. SIGSTOP freezes it and SIGCONT resumes it.
     pub fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
         Ok(self.server.signal(signal)?)
     }
 
-    /// Stops it cleanly (SIGTERM); topics stay. Blocks.
+    /// Stops the broker cleanly with SIGTERM and keeps the topics. Blocks.
     pub fn stop(&mut self) {
         self.server.stop();
     }
 
-    /// Kills it with SIGKILL; topics stay. Blocks.
+    /// Kills the broker with SIGKILL and keeps the topics. Blocks.
     pub fn kill(&mut self) {
         self.server.kill();
     }
@@ -105,7 +107,7 @@ impl RealKafka {
         self.until_ready()
     }
 
-    /// A configuration of a client that talks to this broker and keeps quiet while it is down.
+    /// Returns the configuration of a client of this broker that logs nothing while the broker is down.
     pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -117,7 +119,7 @@ impl RealKafka {
         config
     }
 
-    /// The broker lists itself only once the controller has let it in.
+    /// Waits until the broker lists itself, which it does only after the controller has registered it.
     fn until_ready(&mut self) -> anyhow::Result<()> {
         let client: BaseConsumer = self.client().create()?;
         let deadline = Instant::now() + START_WITHIN;
@@ -145,7 +147,7 @@ fn class_path(jars: &Path) -> PathBuf {
 
 fn format_storage(jars: &Path, properties: &Path) -> anyhow::Result<()> {
     let output = Command::new("java")
-        // It lives for a second: what the second compiler would gain it never earns.
+        // The process lives for a second, too short for the second compiler to pay off.
         .args(["-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"])
         .arg(class_path(jars))
         .args(["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config"])
@@ -157,9 +159,10 @@ fn format_storage(jars: &Path, properties: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A repeated key wins over the earlier one, so `extra` comes last; `{port}` and `{controller}` in its values are the broker's ports.
+/// Returns the server properties. `extra` comes last, because the last value of a key counts. `{port}` and `{controller}` in its values are
+/// replaced by the broker's ports.
 ///
-/// A broker that was killed is let in again only when its former session has run out: after 9 s by default, 3 s here.
+/// The controller registers a killed broker again only after its former session has expired: 9 s by default, 3 s here.
 fn server_properties(directory: &Path, port: u16, controller: u16, extra: &[(&str, &str)]) -> anyhow::Result<String> {
     let mut text = format!(
         "process.roles=broker,controller

@@ -1,4 +1,4 @@
-//! Kafka's jars, fetched by Maven once per user.
+//! Fetches Kafka's jars with Maven, once per user.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 
 const POM: &str = include_str!("pom.xml");
 
-/// Why there is no real Kafka on this machine.
+/// The reason why this machine has no real Kafka.
 #[derive(Debug, Clone)]
 pub struct Unavailable(pub String);
 
@@ -22,7 +22,7 @@ impl fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
-/// The directory of the jars; fetches them when it is not there yet.
+/// Returns the directory of the jars, and fetches them first if they are missing.
 pub(super) fn directory() -> Result<PathBuf, Unavailable> {
     runs("java", "-version")?;
     let cache = cache_directory().ok_or_else(|| Unavailable("no home directory to keep Kafka's jars in".to_owned()))?;
@@ -33,7 +33,7 @@ pub(super) fn directory() -> Result<PathBuf, Unavailable> {
 
 fn fetch_once(cache: &Path, directory: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(cache).with_context(|| format!("{} cannot be written", cache.display()))?;
-    // Several suites may run at once; the lock ends with its process.
+    // Several suites may run at once. The lock ends with its process.
     let lock = File::create(cache.join("kafka.lock"))?;
     lock.lock()?;
     if is_complete(directory) {
@@ -43,7 +43,7 @@ fn fetch_once(cache: &Path, directory: &Path) -> anyhow::Result<()> {
     fetch(cache, directory)
 }
 
-/// The pom beside the jars says which ones they are: another pom in the repository fetches anew.
+/// Returns true if the directory has the jars of the current pom. A copy of the pom beside the jars says which ones they are.
 fn is_complete(directory: &Path) -> bool {
     fs::read_to_string(directory.join("pom.xml")).is_ok_and(|pom| pom == POM)
 }
@@ -63,7 +63,7 @@ fn fetch(cache: &Path, directory: &Path) -> anyhow::Result<()> {
     fs::rename(staging.keep(), directory).context("cannot put Kafka's jars in place")
 }
 
-/// Runs the program, because finding it is not enough: macOS has a `java` that only says there is none.
+/// Runs the program, because finding it is not enough: macOS has a `java` that only reports that no Java is installed.
 fn runs(program: &str, argument: &str) -> Result<(), Unavailable> {
     let output = Command::new(program).arg(argument).stdin(Stdio::null()).output();
     match output {

@@ -1,4 +1,4 @@
-//! Rights on topics. librdkafka's bindings cannot set them, so this asks Kafka's own client.
+//! Sets rights on topics with Kafka's own Java client, because librdkafka's bindings cannot set them.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,14 +8,14 @@ use anyhow::{Context, ensure};
 use super::RealKafka;
 use super::jars;
 
-/// Properties of a broker that minds rights. Where there is no rule everything is allowed.
+/// Properties of a broker that checks rights. Resources without a rule are open to everybody.
 pub const MINDS_RIGHTS: &[(&str, &str)] = &[
     ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
     ("allow.everyone.if.no.acl.found", "true"),
 ];
 
 impl RealKafka {
-    /// What everybody may do with a topic from now on: one operation, `ALL` or `NONE`. Takes a broker that minds.
+    /// Sets the right that everybody has on a topic: one operation, `ALL` or `NONE`. Needs a broker with [`MINDS_RIGHTS`].
     pub async fn set_rights(&self, topic: &str, operation: &str) -> anyhow::Result<()> {
         let mut command = Command::new("java");
         command

@@ -1,4 +1,4 @@
-//! Topics of the real broker: create, delete, read back.
+//! Creates, deletes and reads topics of the real broker.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::RealKafka;
 
-/// For an answer of a broker that is up.
+/// The longest wait for an answer of a broker that is up.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// For a whole topic.
+/// The longest time to read a whole topic.
 const READ_WITHIN: Duration = Duration::from_secs(120);
 
 /// A record as a consumer sees it.
@@ -28,18 +28,18 @@ pub struct Record {
     pub partition: i32,
     /// The offset in its partition.
     pub offset: i64,
-    /// The key, if there is one.
+    /// The key, if the record has one.
     pub key: Option<Vec<u8>>,
-    /// The value, if there is one.
+    /// The value, if the record has one.
     pub value: Option<Vec<u8>>,
-    /// In the order in which they were sent.
+    /// The headers in the order in which they were sent.
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     /// Milliseconds since 1970.
     pub timestamp: Option<i64>,
 }
 
 impl Record {
-    /// The first header of that name, as text.
+    /// Returns the first header of this name, as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         let value = self.headers.iter().find(|(key, _)| key == name)?.1.as_deref()?;
         std::str::from_utf8(value).ok()
@@ -52,7 +52,7 @@ impl RealKafka {
         self.create_replicated_topic(name, partitions, 1, configs).await
     }
 
-    /// The same with copies on so many brokers.
+    /// Creates a topic with this number of replicas and waits until each partition has a leader.
     pub async fn create_replicated_topic(
         &self,
         name: &str,
@@ -71,7 +71,7 @@ impl RealKafka {
         self.until(name, move |leaders| leaders.is_some_and(|found| found == partitions)).await
     }
 
-    /// Sets configs of a topic; those that are not named go back to their defaults.
+    /// Sets configs of a topic. All other configs go back to their defaults.
     pub async fn alter_topic(&self, name: &str, configs: &[(&str, &str)]) -> anyhow::Result<()> {
         let topic = ResourceSpecifier::Topic(name);
         let change = configs.iter().fold(AlterConfig::new(topic), |change, (key, value)| change.set(key, value));
@@ -90,7 +90,7 @@ impl RealKafka {
         self.until(name, move |leaders| leaders.is_some_and(|found| found == partitions)).await
     }
 
-    /// The names of all topics.
+    /// Returns the names of all topics.
     pub fn topics(&self) -> anyhow::Result<Vec<String>> {
         let metadata = self.consumer()?.fetch_metadata(None, ANSWER_WITHIN)?;
         Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
@@ -104,7 +104,7 @@ impl RealKafka {
         self.until(name, |leaders| leaders.is_none()).await
     }
 
-    /// Everything the topic holds now, by partition and offset. Of transactions only what was committed.
+    /// Reads all records that the topic holds now, by partition and offset. Reads only committed transactions.
     pub async fn read_topic(&self, name: &str) -> anyhow::Result<Vec<Record>> {
         let consumer = self.consumer()?;
         let name = name.to_owned();
@@ -118,10 +118,10 @@ impl RealKafka {
     fn consumer(&self) -> anyhow::Result<BaseConsumer> {
         let mut config = self.client();
         config
-            // A consumer cannot be made without; nothing is ever committed to it.
+            // A consumer needs a group, although it commits nothing to the group.
             .set("group.id", "outbox-relay-reader")
             .set("enable.auto.commit", "false")
-            // The end of a partition is an event: the last offsets may be a transaction's markers, which are never delivered.
+            // The last offsets of a partition may be markers of a transaction, which are never delivered. So its end has to be an event.
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "10")
             .set("fetch.message.max.bytes", "8388608")
@@ -129,7 +129,7 @@ impl RealKafka {
         Ok(config.create()?)
     }
 
-    /// Polls the number of partitions with a leader; `None` for an unknown topic.
+    /// Polls the number of partitions with a leader until `reached` is true; the number is `None` for an unknown topic.
     async fn until(&self, topic: &str, reached: impl Fn(Option<i32>) -> bool + Send + 'static) -> anyhow::Result<()> {
         let consumer = self.consumer()?;
         let topic = topic.to_owned();
@@ -162,7 +162,7 @@ fn partitions_with_leader(consumer: &BaseConsumer, topic: &str) -> anyhow::Resul
 }
 
 fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Record>> {
-    // Partition and the offset after the last one to read.
+    // The key is the partition, the value the offset after the last record to read.
     let mut unread = ends(consumer, topic)?;
     assign(consumer, topic, unread.keys())?;
     let deadline = Instant::now() + READ_WITHIN;
@@ -189,7 +189,7 @@ fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Recor
     Ok(records)
 }
 
-/// The high watermark of every partition that is not empty.
+/// Returns the high watermark of every partition that is not empty.
 fn ends(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<HashMap<i32, i64>> {
     let metadata = consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
     let found = metadata.topics().first().context("no metadata")?;
@@ -212,7 +212,7 @@ fn assign<'a>(consumer: &BaseConsumer, topic: &str, partitions: impl Iterator<It
     Ok(consumer.assign(&list)?)
 }
 
-/// librdkafka reports a lost connection and goes on by itself.
+/// Returns true for a lost connection, which librdkafka reports but recovers from by itself.
 fn is_passing(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),

@@ -1,4 +1,4 @@
-//! Applying an event once: `event_once` and the effect in one transaction, so that both are there or neither.
+//! Applies an event once: `event_once` and the effect are in one transaction, so that either both are committed or neither is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,10 +7,10 @@ use sqlx::{Executor, PgPool};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-/// The name under which the consumer keeps what it has processed.
+/// The consumer group under which the consumer stores its processed events.
 const GROUP: &str = "demo-billing";
 
-/// An event, as it was delivered.
+/// An event as it was delivered.
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub(super) event_id: Uuid,
@@ -19,21 +19,21 @@ pub(super) struct Delivery {
     pub(super) event_type: String,
 }
 
-/// What an applier did.
+/// The results of an applier.
 #[derive(Debug, Default)]
 pub(super) struct Applied {
-    /// Deliveries of an event that had been applied.
+    /// The deliveries of events that had been applied before.
     pub(super) duplicates: u64,
 }
 
-/// No key on the event's id: were an event applied twice, the table would show it.
+/// Creates the table of effects. It has no unique key on the event's id, so that an event that was applied twice would show up.
 pub(super) async fn create_table(pool: &PgPool) -> Result<(), sqlx::Error> {
     let table = "create table demo_applied (position bigint generated always as identity, event_id uuid not null, \
                  order_id text, event_type text not null)";
     pool.execute(table).await.map(drop)
 }
 
-/// Applies what comes in until the reader has ended.
+/// Applies deliveries until the reader has ended.
 pub(super) async fn run(
     pool: PgPool,
     mut inbox: mpsc::Receiver<Delivery>,
@@ -49,7 +49,7 @@ pub(super) async fn run(
     Ok(applied)
 }
 
-/// False when it had been applied before.
+/// Applies one event. Returns false if it had been applied before.
 async fn apply(pool: &PgPool, delivery: &Delivery) -> Result<bool, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     let first: bool = sqlx::query_scalar("select event_once($1, $2)")

@@ -1,4 +1,4 @@
-//! Waiting for the end, by what is there and not by the clock: patience runs out only when nothing moves any more.
+//! Waits until the demo's events are published and applied. Gives up only when nothing has changed for a while, not after a fixed time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use sqlx::PgPool;
 use crate::demo::relay_process::RelayProcess;
 use crate::demo::shop;
 
-/// How long nothing may move. A relay that starts on a busy machine, or takes over the lanes of one that was killed, takes seconds.
+/// The longest time without any change. A relay that starts on a busy machine, or claims the lanes of a killed one, takes seconds.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// The shop's events that wait.
+/// Counts the shop's events that wait.
 pub(super) async fn pending(pool: &PgPool) -> Result<u64, sqlx::Error> {
     let count: i64 =
         sqlx::query_scalar("select count(*) from event_outbox where status = 'PENDING' and headers ->> 'source' = $1")
@@ -23,7 +23,8 @@ pub(super) async fn pending(pool: &PgPool) -> Result<u64, sqlx::Error> {
     Ok(count.unsigned_abs())
 }
 
-/// True once none of the shop's events waits; false when their number has not changed for too long, or the relay has ended.
+/// Waits until none of the shop's events waits, and returns true. Returns false if their number has not changed for too long, or the relay
+/// has ended.
 pub(super) async fn published(pool: &PgPool, relay: &mut RelayProcess) -> Result<bool, sqlx::Error> {
     let mut patience = Patience::new();
     loop {
@@ -38,7 +39,7 @@ pub(super) async fn published(pool: &PgPool, relay: &mut RelayProcess) -> Result
     }
 }
 
-/// What `work` returns; `None` when `progress` has not grown for too long.
+/// Returns the result of `work`, or `None` if `progress` has not grown for too long.
 pub(super) async fn while_growing<T>(progress: &AtomicU64, work: impl Future<Output = T>) -> Option<T> {
     let stuck = async {
         let mut patience = Patience::new();

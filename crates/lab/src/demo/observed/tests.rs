@@ -7,7 +7,7 @@ fn event(number: u128) -> Uuid {
     Uuid::from_u128(number)
 }
 
-/// Two orders of two events each, events 1 to 4 in turns; event 9 rolled back; event 2 is on the topic twice.
+/// Returns two orders with two events each, events 1 to 4 in turn. Event 9 is rolled back, and event 2 is on the topic twice.
 fn clean() -> Observed {
     let order = |number: u128| format!("order-{}", number % 2);
     let payload = |number: u128| format!(r#"{{"number": {number}}}"#);
