@@ -1,5 +1,5 @@
-//! An order and its event in one transaction: `cargo run --example insert`, with `DATABASE_URL` set, after
-//! `docs/examples/sql/orders.sql`.
+//! Writes an order and its event in one transaction. Run `docs/examples/sql/orders.sql` first, then `cargo run --example insert` with
+//! `DATABASE_URL` set.
 
 use serde_json::json;
 use sqlx::{Connection, PgConnection};

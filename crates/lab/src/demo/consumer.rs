@@ -141,7 +141,7 @@ struct Reader {
 impl Reader {
     /// Reads until it was told to finish and has reached the end of the topic, or until its caller is gone. Blocks.
     fn run(mut self, finish: &watch::Receiver<bool>) -> Result<Vec<Sighting>, ConsumerError> {
-        // Where to stop, once that is known, and where we are: the offset after the last record read.
+        // `ends` has the offsets to stop at, once they are known. `positions` has the offsets after the last record read.
         let mut ends: Option<HashMap<i32, i64>> = None;
         let mut positions: HashMap<i32, i64> = HashMap::new();
         while finish.has_changed().is_ok() {

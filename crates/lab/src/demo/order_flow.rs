@@ -1,5 +1,5 @@
-//! An order's way through four services that know each other only by their events: order, inventory, payment, mail. Each has a schema,
-//! an outbox, an inbox and a consumer group of its own; nobody is in charge. docs/explanation/sagas.md explains it.
+//! Runs orders through four services that know each other only by their events: order, inventory, payment, mail. Each has its own schema,
+//! outbox, inbox and consumer group, and no service coordinates the others. docs/explanation/sagas.md explains the flow.
 //!
 //! ```text
 //! customer ─> order ──OrderPlaced──> inventory ──StockReserved──> payment ──PaymentTaken──> order ──OrderConfirmed──> mail
@@ -10,12 +10,12 @@
 //!                                                                              mail
 //! ```
 //!
-//! - [`order`], [`inventory`], [`payment`], [`mail`]: the services, to be copied
-//! - `service`: what they have in common, and the process that is one of them
+//! - [`order`], [`inventory`], [`payment`], [`mail`]: the services, as an example to copy
+//! - `service`: their common parts, and the process that runs one of them
 //! - `crew`: the processes, killed and started again
-//! - `customers`: who orders what
-//! - `watch`, `timeline`: what comes by on the topics, and what is shown of it
-//! - `snapshot`, `reconciliation`: what is there at the end, and whether it agrees
+//! - `customers`: places the orders
+//! - `watch`, `timeline`: read the topics and show the orders' progress
+//! - `snapshot`, `reconciliation`: read the final state and check that it agrees
 
 mod context;
 mod crew;
@@ -55,79 +55,79 @@ use snapshot::{Databases, Snapshot};
 use timeline::Timeline;
 use watch::Watch;
 
-/// The schemas in the order of [`Service::ALL`], and the topics of what they emit.
+/// The schemas in the order of [`Service::ALL`], and the topics of their events.
 const DEMO_SCHEMAS: DemoSchemas = DemoSchemas {
     schemas: &["order", "inventory", "payment", "mail"],
     topic: "{entity_type}-events",
     topics: &["order-events", "stock-events", "payment-events", "mail-events", "dead-letter-events"],
 };
 
-/// Takes the place of an entity type in the name of the topic of dead letters.
+/// The entity type in the name of the topic of dead letters.
 const DEAD_LETTERS: &str = "dead-letter";
 
-/// Between two orders: slow enough to be watched.
+/// The pause between two orders: slow enough to be watched.
 const BETWEEN_ORDERS: Duration = Duration::from_millis(120);
 
-/// Orders that are placed while a killed process is away.
+/// The number of orders that are placed while a killed process is down.
 const AWAY_FOR: usize = 5;
 
-/// How long nothing may move, beyond the deadline of an order.
+/// The longest time without any change, in addition to the deadline of an order.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What an order flow is to be.
+/// The options of an order flow.
 #[derive(Debug, Clone)]
 pub struct OrderFlowOptions {
-    /// On which servers.
+    /// The servers to run on.
     pub servers: ServerChoice,
     /// The process's environment.
     pub env: BTreeMap<String, String>,
-    /// The binary whose processes the services and relays are.
+    /// The binary that runs the services and relays.
     pub program: PathBuf,
-    /// How many are placed.
+    /// The number of orders to place.
     pub orders: usize,
-    /// How long an order may take before it is cancelled.
+    /// The time after which an unfinished order is cancelled.
     pub deadline: Duration,
-    /// Whom to kill, one after the other over all orders. Each is started again some orders later.
+    /// The processes to kill, spread over all orders. Each is started again some orders later.
     pub kills: Vec<Member>,
 }
 
 impl OrderFlowOptions {
-    /// Enough to see that it works, and done in half a minute: two dozen orders, with the payment service killed among them.
+    /// Returns options for a short flow, finished in half a minute: two dozen orders, with the payment service killed among them.
     ///
-    /// The deadline is beyond the session of the killed service ([`crew::SESSION`]): its orders are late, and not given up.
+    /// The deadline is longer than the session of the killed service ([`crew::SESSION`]), so its orders are late but not cancelled.
     pub fn short(servers: ServerChoice, env: BTreeMap<String, String>, program: PathBuf) -> Self {
         let kills = vec![Member::Handlers(Service::Payment)];
         Self { servers, env, program, orders: 24, deadline: Duration::from_secs(10), kills }
     }
 }
 
-/// Why there is no reconciliation.
+/// The reason why there is no reconciliation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OrderFlowError {
-    /// An interrupt.
+    /// The user interrupted the demo.
     #[error("the demo was interrupted; what it had started is stopped and removed")]
     Interrupted,
-    /// No place for it.
+    /// The servers cannot be used.
     #[error(transparent)]
     Servers(#[from] ServersError),
     /// A process could not be started.
     #[error("a process of the flow cannot be started")]
     Process(#[source] io::Error),
-    /// A process did not come up.
+    /// A process did not become ready.
     #[error("{member} does not come up; its log ends with:\n{log}")]
     NotReady {
-        /// Which.
+        /// The process.
         member: Member,
         /// The end of its log.
         log: String,
     },
-    /// A process ended that nobody had killed.
+    /// A process ended although nobody had killed it.
     #[error("{member} has ended by itself; its log ends with:\n{log}")]
     Ended {
-        /// Which.
+        /// The process.
         member: Member,
         /// The end of its log.
         log: String,
@@ -138,7 +138,7 @@ pub enum OrderFlowError {
     /// The topics cannot be read.
     #[error("the topics of the flow cannot be read")]
     Watch(#[source] KafkaError),
-    /// The services' tables.
+    /// The services' tables cannot be created or read.
     #[error("the tables of the flow cannot be made or read")]
     Tables(#[from] sqlx::Error),
 }
@@ -146,7 +146,7 @@ pub enum OrderFlowError {
 /// Runs the flow. `interrupts` gets a message per Ctrl-C. Needs a multi-threaded runtime, because stopping processes blocks.
 ///
 /// # Errors
-/// [`OrderFlowError`] when it could not be carried through. Tables that do not agree are no error; they are in the reconciliation.
+/// [`OrderFlowError`] if the flow could not be completed. Tables that do not agree are no error; they are in the reconciliation.
 pub async fn run(
     options: OrderFlowOptions,
     mut interrupts: mpsc::Receiver<()>,
@@ -188,7 +188,7 @@ async fn play(
     Ok(reconciliation)
 }
 
-/// Everything that moves. Dropping it stops it.
+/// The running parts of the flow. Dropping them stops them.
 struct Play {
     timeline: Timeline,
     crew: Crew,
@@ -212,7 +212,7 @@ impl Play {
         let (watch, mut sightings) = Watch::start(&servers.kafka_client(), servers.topics())?;
         let timeline = Timeline::new(output);
         let shown = timeline.clone();
-        // Ends with the watch, which holds the other end.
+        // The task ends with the watch, which holds the sender.
         tokio::spawn(async move {
             while let Some(sighting) = sightings.recv().await {
                 shown.see(&sighting);
@@ -226,7 +226,7 @@ impl Play {
         Ok(Self { timeline, crew, databases, customers, _watch: watch })
     }
 
-    /// The orders, and the kills among them.
+    /// Places the orders, and kills processes in between.
     async fn act(&mut self, options: &OrderFlowOptions) -> Result<(), OrderFlowError> {
         self.timeline.say(format_args!("{} orders, by two releases of the checkout at the same time", options.orders));
         let mut away: Vec<(usize, Member)> = Vec::new();
@@ -238,7 +238,7 @@ impl Play {
                 self.timeline.say(format_args!("{back} starts again"));
                 self.crew.start_again(back).map_err(OrderFlowError::Process)?;
             }
-            // Spread over all orders, none at either end.
+            // The kills are spread over all orders, none at the start or the end.
             let due = |index: usize| (index + 1) * options.orders / (options.kills.len() + 1);
             for (index, member) in options.kills.iter().enumerate().filter(|(index, _)| due(*index) == placed) {
                 let Some(pid) = self.crew.kill(*member) else { continue };
@@ -254,7 +254,7 @@ impl Play {
         Ok(())
     }
 
-    /// Waits until the tables agree, stops everything, and looks once more: nothing may have come after.
+    /// Waits until the tables agree, stops everything, and compares again, because nothing may change after that.
     async fn settle(&mut self, options: &OrderFlowOptions) -> Result<OrderReconciliation, OrderFlowError> {
         self.timeline.say("all orders are placed; waiting until the tables agree");
         let (until, kept) = self.until_kept(None, options.deadline + PATIENCE).await?;
@@ -272,7 +272,8 @@ impl Play {
         Ok(reconciliation)
     }
 
-    /// The reconciliation, and the time up to which events are due, once it is kept or nothing has moved for that long.
+    /// Returns the reconciliation, and the time up to which events are due, once all promises are kept or nothing has changed for this
+    /// long.
     async fn until_kept(
         &self,
         until: Option<DateTime<Utc>>,

@@ -1,43 +1,43 @@
-//! What the demo says while it runs: lines on stderr with the seconds since its start.
+//! Prints the demo's messages while it runs: lines on stderr with the seconds since its start.
 
 use std::fmt;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// Shows the course of one demo.
+/// The output of one demo.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DemoOutput {
     started: Instant,
 }
 
 impl DemoOutput {
-    /// The clock starts now.
+    /// Creates the output and starts its clock.
     pub(super) fn new() -> Self {
         Self { started: Instant::now() }
     }
 
-    /// Since the start.
+    /// Returns the time since the start.
     pub(super) fn elapsed(self) -> Duration {
         self.started.elapsed()
     }
 
-    /// One line of the demo's own.
+    /// Prints a line of the demo itself.
     pub(super) fn say(self, line: impl fmt::Display) {
         write_line(format_args!("{:5.1} s | {line}", self.elapsed().as_secs_f64()));
     }
 
-    /// One line of the relay's log, as it is.
+    /// Prints a line of the relay's log, unchanged.
     pub(super) fn relay_says(self, line: &str) {
         write_line(format_args!("  relay | {line}"));
     }
 }
 
-/// `eprintln!` panics when nobody reads stderr any more; the demo ends in order all the same.
+/// Writes a line to stderr. `eprintln!` would panic if nobody reads stderr any more, but the demo has to end in order.
 fn write_line(line: fmt::Arguments<'_>) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
-/// 3600 as `3,600`.
+/// Formats 3600 as `3,600`.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();

@@ -1,18 +1,18 @@
-//! Ports for servers that must come back on the same one after a restart.
+//! Finds ports for servers that have to use the same one after a restart.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 
 use rand::Rng;
 
-/// Below the ranges from which Linux (32768) and macOS (49152) serve outgoing connections: while a server is down for a test, none of
-/// the test's own connections can take its port.
+/// The range of ports to choose from. It is below the ranges that Linux (32768) and macOS (49152) use for outgoing connections. So while a
+/// test has its server down, no connection of the test can take the server's port.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
-/// A port of 127.0.0.1 nobody listens on now. Somebody may by the time it is used: callers try again with another one.
+/// Returns a port of 127.0.0.1 on which nobody listens now. Another process may take it before it is used; callers then try another one.
 ///
 /// # Errors
-/// When a hundred ports in a row are taken.
+/// An I/O error if a hundred ports in a row are taken.
 pub fn free_port() -> io::Result<u16> {
     let mut random = rand::rng();
     (0..100)

@@ -1,8 +1,8 @@
-//! A private Postgres server on a port of 127.0.0.1, with a password nobody else knows, in a directory that goes with it.
+//! Runs a private Postgres server on a port of 127.0.0.1, with a password that nobody else knows, in a directory that is removed with it.
 //!
-//! States: started, and stopped with its data in place (after [`PrivatePostgres::shut_down`], [`PrivatePostgres::stop_hard`] or
-//! [`PrivatePostgres::kill`]), from where [`PrivatePostgres::start_again`] brings it back on the same port. Dropping it in either state
-//! removes everything.
+//! A server is either running, or stopped with its data kept (after [`PrivatePostgres::shut_down`], [`PrivatePostgres::stop_hard`] or
+//! [`PrivatePostgres::kill`]). [`PrivatePostgres::start_again`] starts a stopped server on the same port. Dropping the server in either
+//! state removes everything.
 
 mod copy;
 mod initdb;
@@ -28,54 +28,54 @@ use super::server_user::ServerUser;
 /// The superuser of every private server.
 const USER: &str = "postgres";
 
-/// How long a server may take to accept connections; a crash recovery on a slow disk is part of it.
+/// The longest start of a server, including a crash recovery on a slow disk.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a fast shutdown may take before SIGKILL: it writes a checkpoint of all that is in shared buffers.
+/// The longest fast shutdown before SIGKILL. It writes a checkpoint of all shared buffers.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
-/// Between two attempts to connect to a server that is starting.
+/// The pause between two attempts to connect to a starting server.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 
-/// For the handshake of one attempt.
+/// The longest handshake of one attempt.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(2);
 
-/// Ports to try: between finding a free one and listening on it somebody else may take it.
+/// The number of ports to try, because another process may take a free port before the server listens on it.
 const PORTS_TO_TRY: u32 = 5;
 
-/// How a private server is to run.
+/// The options of a private server.
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
-    /// Where its binaries come from.
+    /// The source of its binaries.
     pub binaries: BinariesFrom,
-    /// Whether commits survive a crash of the machine (fsync); a server for tests is faster without.
+    /// True if commits survive a crash of the machine (fsync). A server for tests is faster without.
     pub durable: bool,
-    /// `max_connections`.
+    /// The setting `max_connections`.
     pub max_connections: u32,
-    /// Further settings (names and values as in postgresql.conf); they win over ours.
+    /// Additional settings, with names and values as in postgresql.conf. They take precedence over ours.
     pub settings: Vec<(String, String)>,
 }
 
 impl Default for PostgresOptions {
-    /// Any binaries, durable, 100 connections.
+    /// Returns options with any binaries, durable, with 100 connections.
     fn default() -> Self {
         Self { binaries: BinariesFrom::Anywhere, durable: true, max_connections: 100, settings: Vec::new() }
     }
 }
 
-/// Why a private server does not run.
+/// The reason why a private server does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
-    /// There is nothing to start.
+    /// No binaries were found.
     #[error("no Postgres server to start")]
     Binaries(#[from] BinariesError),
-    /// Files or processes.
+    /// A file or a process could not be created.
     #[error("cannot prepare or start the private Postgres server")]
     System(#[from] io::Error),
-    /// `initdb` refused.
+    /// `initdb` failed.
     #[error("initdb failed:\n{0}")]
     Initdb(String),
-    /// `pg_basebackup` refused.
+    /// `pg_basebackup` failed.
     #[error("the server cannot be copied:\n{0}")]
     Copy(String),
     /// The server ended while it was starting.
@@ -84,18 +84,18 @@ pub enum PostgresError {
         /// The end of its log.
         log: String,
     },
-    /// It runs, and nobody can connect.
+    /// The server runs, but accepts no connection.
     #[error("the private Postgres server accepts no connection after {START_WITHIN:?}; its log ends with:\n{log}")]
     NotReady {
         /// The end of its log.
         log: String,
-        /// What the last attempt met.
+        /// The error of the last attempt.
         #[source]
         source: sqlx::Error,
     },
 }
 
-/// A private server. Fields in the order in which they must go: the server before its directory.
+/// A private server. The order of the fields is the order of dropping: the server before its directory.
 #[derive(Debug)]
 pub struct PrivatePostgres {
     server: ChildServer,
@@ -108,10 +108,10 @@ pub struct PrivatePostgres {
 }
 
 impl PrivatePostgres {
-    /// Finds binaries, makes a new data directory, starts the server and waits until it accepts connections.
+    /// Finds binaries, creates a data directory, starts the server and waits until it accepts connections.
     ///
     /// # Errors
-    /// See [`PostgresError`].
+    /// [`PostgresError`].
     pub async fn start(options: PostgresOptions) -> Result<Self, PostgresError> {
         let user = ServerUser::in_place_of_root();
         let directory = TemporaryDirectory::create(user.as_ref())?;
@@ -137,33 +137,33 @@ impl PrivatePostgres {
         Ok(postgres)
     }
 
-    /// The port on 127.0.0.1; it stays the same for good.
+    /// Returns the port on 127.0.0.1, which never changes.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Process id of the postmaster.
+    /// Returns the process id of the postmaster.
     pub fn pid(&self) -> u32 {
         self.server.pid()
     }
 
-    /// The server's major version.
+    /// Returns the server's major version.
     pub fn major(&self) -> u32 {
         self.binaries.major()
     }
 
-    /// The directory that holds all the server's files and goes with it.
+    /// Returns the directory of all the server's files. It is removed with the server.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// URL of one of its databases. Holds the password.
+    /// Returns the URL of one of the databases. Contains the password.
     pub fn url(&self, database: &str) -> String {
         let (password, port) = (self.password.expose_secret(), self.port);
         format!("postgres://{USER}:{password}@127.0.0.1:{port}/{database}?sslmode=disable")
     }
 
-    /// The same for sqlx.
+    /// Returns the connection options of one of the databases, for sqlx.
     pub fn connect_options(&self, database: &str) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
@@ -174,31 +174,31 @@ impl PrivatePostgres {
             .ssl_mode(PgSslMode::Disable)
     }
 
-    /// A connection to one of its databases.
+    /// Opens a connection to one of the databases.
     ///
     /// # Errors
-    /// When the server is stopped, or has no such database.
+    /// A database error if the server is stopped, or has no such database.
     pub async fn connect(&self, database: &str) -> Result<PgConnection, sqlx::Error> {
         self.connect_options(database).connect().await
     }
 
-    /// Ends all sessions and stops; the data stays.
+    /// Ends all sessions and stops the server with its data kept.
     pub async fn shut_down(&mut self) {
         blocking(|| self.server.stop());
     }
 
-    /// Stops at once without a checkpoint, as a crash of the server would (immediate shutdown); the data stays and is recovered by the
-    /// next start.
+    /// Stops the server at once and without a checkpoint, like a crash of the server (immediate shutdown). The data is kept, and the next
+    /// start recovers it.
     pub async fn stop_hard(&mut self) {
         blocking(|| {
-            // An error says that it has ended already. The stop's own signal after this one changes nothing: Postgres never
-            // turns back to a milder shutdown.
+            // An error means that the server has ended already. The signal of `stop` that follows has no effect, because Postgres never
+            // returns to a milder shutdown.
             drop(self.server.signal(Signal::SIGQUIT));
             self.server.stop();
         });
     }
 
-    /// Kills the postmaster with SIGKILL; the data stays. Its backends end as soon as they notice.
+    /// Kills the postmaster with SIGKILL and keeps the data. Its backends end as soon as they notice.
     pub async fn kill(&mut self) {
         blocking(|| self.server.kill());
     }
@@ -206,30 +206,30 @@ impl PrivatePostgres {
     /// Starts a stopped server on the same data and the same port, and waits until it accepts connections.
     ///
     /// # Errors
-    /// See [`PostgresError`].
+    /// [`PostgresError`].
     pub async fn start_again(&mut self) -> Result<(), PostgresError> {
         blocking(|| self.server.stop());
         let deadline = Instant::now() + START_WITHIN;
         loop {
             self.launch()?;
             match self.until_ready().await {
-                // After a SIGKILL the backends that live on for a moment hold the shared memory, and the new postmaster ends itself.
+                // After a SIGKILL the remaining backends hold the shared memory for a moment, and the new postmaster ends.
                 Err(PostgresError::Ended { .. }) if Instant::now() < deadline => sleep(BETWEEN_ATTEMPTS).await,
                 outcome => return outcome,
             }
         }
     }
 
-    /// [`PrivatePostgres::shut_down`] and [`PrivatePostgres::start_again`].
+    /// Shuts the server down and starts it again.
     ///
     /// # Errors
-    /// See [`PostgresError`].
+    /// [`PostgresError`].
     pub async fn restart(&mut self) -> Result<(), PostgresError> {
         self.shut_down().await;
         self.start_again().await
     }
 
-    /// Stops the server and removes its directory; when this returns, both are gone. The same as dropping it.
+    /// Stops the server and removes its directory before it returns. Dropping the server does the same.
     pub async fn stop(self) {
         blocking(|| drop(self));
     }
@@ -237,7 +237,7 @@ impl PrivatePostgres {
     /// Sends the postmaster a signal.
     ///
     /// # Errors
-    /// When the server has ended.
+    /// An I/O error if the server has ended.
     pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
         self.server.signal(signal)
     }
@@ -248,11 +248,11 @@ impl PrivatePostgres {
         self.directory.outlives(&self.server)
     }
 
-    /// For the first start only: later the port is known to clients.
+    /// Tries several ports. Only for the first start, because later the clients know the port.
     async fn until_ready_on_some_port(&mut self) -> Result<(), PostgresError> {
         for _ in 1..PORTS_TO_TRY {
             match self.until_ready().await {
-                // Our server has ended and the port is in use: somebody else was quicker.
+                // Our server has ended and its port is in use, so another process has taken the port.
                 Err(PostgresError::Ended { .. }) if !is_free(self.port) => self.port = free_port()?,
                 outcome => return outcome,
             }
@@ -261,7 +261,7 @@ impl PrivatePostgres {
         self.until_ready().await
     }
 
-    /// Bounded, because who took our port may accept connections and never say a word.
+    /// Connects with a time limit, because a process that took our port may accept the connection and never answer.
     async fn attempt(&self) -> Result<PgConnection, sqlx::Error> {
         let silent = |_| sqlx::Error::Io(io::ErrorKind::TimedOut.into());
         timeout(ATTEMPT_WITHIN, self.connect("postgres")).await.map_err(silent)?
@@ -296,7 +296,7 @@ fn command(
     let ours = [
         ("listen_addresses", "127.0.0.1".to_owned()),
         ("port", port.to_string()),
-        // No socket: its path may be longer than the 107 bytes a socket's path can have.
+        // No socket, because its path may be longer than the 107 bytes that are allowed.
         ("unix_socket_directories", String::new()),
         ("max_connections", options.max_connections.to_string()),
         ("fsync", on_if_durable.to_owned()),
@@ -309,7 +309,7 @@ fn command(
     ServerCommand::new(binaries.program("postgres"), directory.path(), &directory.path().join("postgres.log"))
         .args([Path::new("-D"), &directory.path().join(initdb::DATA)])
         .args(settings)
-        // The fast shutdown: it does not wait for sessions to end by themselves.
+        // SIGINT is the fast shutdown, which does not wait until sessions end by themselves.
         .stops_on(Signal::SIGINT, STOP_WITHIN)
         .as_user(user.cloned())
 }
@@ -318,7 +318,7 @@ fn random_password() -> String {
     rand::rng().sample_iter(Alphanumeric).take(32).map(char::from).collect()
 }
 
-/// Waits for a process to end without keeping other tasks of a multi-threaded runtime from running.
+/// Waits for a process to end without blocking the other tasks of a multi-threaded runtime.
 fn blocking<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     match Handle::try_current().map(|handle| handle.runtime_flavor()) {

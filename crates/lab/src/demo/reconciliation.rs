@@ -1,4 +1,4 @@
-//! How a demo ended: the numbers, the promises they stand for, and whether each was kept. Pure.
+//! Reports how a demo ended: its numbers, the promises that they stand for, and whether each was kept. Does no I/O.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,48 +9,48 @@ use serde_json::{Value, json};
 use super::output::grouped;
 use event_outbox::ledger::{Finding, Report};
 
-/// What a demo came to. As JSON: [`Reconciliation::to_json`].
+/// The result of a demo. As JSON: [`Reconciliation::to_json`].
 #[derive(Debug, Clone, Default)]
 pub struct Reconciliation {
-    /// Table against topic.
+    /// The comparison of table and topic.
     pub ledger: Report,
-    /// Events whose transaction the shop committed and that are not in the table.
+    /// The number of events that the shop committed and that are not in the table.
     pub lost_commits: u64,
-    /// Deliveries that `event_once` recognised as repetitions.
+    /// The number of deliveries that `event_once` recognised as repetitions.
     pub duplicates_recognised: u64,
-    /// Events the consumer applied exactly once.
+    /// The number of events that the consumer applied exactly once.
     pub applied_once: u64,
-    /// Events the consumer applied more than once.
+    /// The number of events that the consumer applied more than once.
     pub applied_again: u64,
-    /// Events on the topic that the consumer did not apply.
+    /// The number of events on the topic that the consumer did not apply.
     pub not_applied: u64,
-    /// Events the consumer applied although they were never committed.
+    /// The number of events that the consumer applied although they were never committed.
     pub applied_phantoms: u64,
-    /// Orders with a committed event.
+    /// The number of orders with a committed event.
     pub orders: u64,
-    /// Orders whose events were applied in the order in which they were committed.
+    /// The number of orders whose events were applied in the order of their commits.
     pub orders_in_order: u64,
-    /// How often a relay was killed with SIGKILL.
+    /// The number of times that a relay was killed with SIGKILL.
     pub relay_kills: u32,
-    /// From the start to the ledger.
+    /// The time from the start to the comparison.
     pub elapsed: Duration,
 }
 
 /// A line of the reconciliation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Promise {
-    /// What it is about.
+    /// The subject of the promise.
     pub name: &'static str,
-    /// Whether it was kept.
+    /// True if the promise was kept.
     pub kept: bool,
-    /// The number that goes with the name.
+    /// The number of cases.
     pub count: u64,
-    /// What the number means.
+    /// The meaning of the number.
     pub words: String,
 }
 
 impl Reconciliation {
-    /// Every promise, in the order in which an event meets them.
+    /// Returns every promise, in the order in which an event meets them.
     pub fn promises(&self) -> [Promise; 6] {
         [
             self.committed(),
@@ -62,13 +62,13 @@ impl Reconciliation {
         ]
     }
 
-    /// True if every promise was kept.
+    /// Returns true if every promise was kept.
     pub fn is_kept(&self) -> bool {
         self.promises().iter().all(|promise| promise.kept)
     }
 
-    /// For programs: `kept`, the number of each promise by its name (spaces as `_`), `orders`, `relay_kills`, `elapsed_ms`, the
-    /// `promises` in full and the `ledger` of table and topic.
+    /// Returns JSON for programs: `kept`, the number of each promise by its name (spaces as `_`), `orders`, `relay_kills`, `elapsed_ms`,
+    /// the `promises` in full and the `ledger` of table and topic.
     pub fn to_json(&self) -> Value {
         let promises = self.promises();
         let mut object = json!({
@@ -163,7 +163,7 @@ impl Reconciliation {
     }
 }
 
-/// `2 missing, 1 still pending`; `None` when there is nothing to list.
+/// Lists the counts that are not 0, such as `2 missing, 1 still pending`; `None` if all are 0.
 pub(super) fn listed(counts: &[(u64, &str)]) -> Option<String> {
     let some: Vec<_> = counts
         .iter()
@@ -182,7 +182,7 @@ impl fmt::Display for Promise {
 }
 
 impl fmt::Display for Reconciliation {
-    /// A line per promise, the verdict, and the ledger's examples when there is something to look into.
+    /// Writes a line per promise, the verdict, and the ledger's examples if there are any violations.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for promise in self.promises() {
             writeln!(f, "{promise}")?;

@@ -1,4 +1,4 @@
-//! The relay as operators run it: `outbox-relay run` in a process of its own, which ends with us. Its log is shown as it grows.
+//! Runs the relay as operators do: `outbox-relay run` in a process of its own, which ends with us. Shows its log as it grows.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -14,22 +14,22 @@ use super::child_server::{ChildServer, ServerCommand};
 use super::directory::TemporaryDirectory;
 use super::output::DemoOutput;
 
-/// How often the log is looked at.
+/// The interval in which the log is read.
 const LOG_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A relay with nothing left to do drains at once; one whose servers are gone is not waited for.
+/// The longest drain. A relay without pending work drains at once, and a relay whose servers are down is killed.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
-/// What the relay is told: a file, because a command line is open to everybody on the machine.
+/// The settings of the relay. They go into a file, because a command line is visible to everybody on the machine.
 #[derive(Debug)]
 pub(super) struct RelaySetup {
-    /// Settings for `--config`.
+    /// The settings for `--config`.
     pub(super) settings: toml::Table,
-    /// Environment variables it must not see.
+    /// The environment variables that the relay must not see.
     pub(super) hidden_variables: Vec<String>,
 }
 
-/// One relay at a time, killed and started again. Fields in the order in which they must go: the process before its directory.
+/// One relay at a time, killed and started again. The order of the fields is the order of dropping: the process before its directory.
 #[derive(Debug)]
 pub(super) struct RelayProcess {
     process: Option<ChildServer>,
@@ -40,7 +40,7 @@ pub(super) struct RelayProcess {
 }
 
 impl RelayProcess {
-    /// Starts the first one.
+    /// Starts the first relay.
     pub(super) fn start(setup: &RelaySetup, output: DemoOutput) -> io::Result<Self> {
         let directory = TemporaryDirectory::create(None)?;
         let (config, log) = (directory.path().join("relay.toml"), directory.path().join("relay.log"));
@@ -59,7 +59,7 @@ impl RelayProcess {
         Ok(relay)
     }
 
-    /// Starts the next one.
+    /// Starts the next relay.
     pub(super) fn start_again(&mut self) -> io::Result<()> {
         let process = ChildServer::start(&self.command)?;
         self.directory.outlives(&process)?;
@@ -67,17 +67,17 @@ impl RelayProcess {
         Ok(())
     }
 
-    /// The running one's process id.
+    /// Returns the process id of the running relay.
     pub(super) fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(ChildServer::pid)
     }
 
-    /// False when it has ended without having been told to.
+    /// Returns false if the relay has ended although nobody stopped it.
     pub(super) fn is_running(&mut self) -> bool {
         self.process.as_mut().is_some_and(ChildServer::is_running)
     }
 
-    /// SIGKILL; when this returns it is gone.
+    /// Kills the relay with SIGKILL and waits until it has ended.
     pub(super) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             block_in_place(|| process.kill());
@@ -85,7 +85,7 @@ impl RelayProcess {
         lock(&self.log).show_new_lines();
     }
 
-    /// SIGTERM, and waits until it has drained.
+    /// Stops the relay with SIGTERM and waits until it has drained.
     pub(super) fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             block_in_place(|| process.stop());
@@ -94,7 +94,7 @@ impl RelayProcess {
     }
 }
 
-/// Shows the log until it is dropped.
+/// Shows the log until the task is dropped.
 async fn show(log: Arc<Mutex<Log>>) {
     loop {
         tokio::time::sleep(LOG_INTERVAL).await;
@@ -106,7 +106,7 @@ fn lock(log: &Mutex<Log>) -> std::sync::MutexGuard<'_, Log> {
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The relay's log, as far as it was shown.
+/// The relay's log, and the position up to which it was shown.
 #[derive(Debug)]
 struct Log {
     file: File,
@@ -127,7 +127,7 @@ impl Log {
     }
 }
 
-/// A file that nobody else can read.
+/// Writes a file that only its owner can read.
 pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }

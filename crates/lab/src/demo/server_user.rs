@@ -1,4 +1,4 @@
-//! The user a server runs as. Postgres refuses to run as root, so root hands it to somebody without rights.
+//! Chooses the user that runs a server. Postgres refuses to run as root, so root uses an unprivileged user.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -13,22 +13,23 @@ pub struct ServerUser {
 }
 
 impl ServerUser {
-    /// `None` when we are not root and the server can run as ourselves; else `postgres` if there is such a user, else `nobody`.
+    /// Returns `None` if we are not root, because the server can then run as ourselves. Otherwise returns the user `postgres` if it exists,
+    /// or else `nobody`.
     pub fn in_place_of_root() -> Option<Self> {
         geteuid().is_root().then(|| {
             let known = ["postgres", "nobody"].into_iter().find_map(|name| User::from_name(name).ok().flatten());
-            // 65534 is nobody on every Linux; an image without /etc/passwd still has the number.
+            // 65534 is nobody on every Linux. It works even in an image without /etc/passwd.
             known
                 .map_or(Self { uid: 65534, gid: 65534 }, |user| Self { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
         })
     }
 
-    /// The user's number.
+    /// Returns the user's id.
     pub fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// The number of the user's own group.
+    /// Returns the id of the user's own group.
     pub fn gid(&self) -> u32 {
         self.gid
     }

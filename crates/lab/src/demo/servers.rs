@@ -1,5 +1,5 @@
-//! Where a demo happens: on private servers that come and go with it, or on the user's own, in schemas and topics of its own that
-//! are removed at the end.
+//! Provides the servers of a demo: private ones that end with it, or the user's own. On the user's servers the demo creates its own schemas
+//! and topics, and removes them at the end.
 
 mod outbox_location;
 mod server_choice;
@@ -23,22 +23,22 @@ pub(super) use outbox_location::{DemoSchemas, OutboxLocation};
 use server_choice::{BROKERS, DATABASE};
 pub use server_choice::{HalfGiven, OwnServers, ServerChoice, names_own_servers};
 
-/// Partitions of each topic.
+/// The partitions of each topic.
 const PARTITIONS: i32 = 6;
 
-/// How long a connection to the private Postgres may take.
+/// The longest time to connect to the private Postgres.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The demo's sessions in `pg_stat_activity`.
+/// The name of the demo's sessions in `pg_stat_activity`.
 const SESSION: &str = "outbox-relay demo";
 
-/// Why the servers cannot be used.
+/// The reason why the servers cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ServersError {
-    /// No private Postgres.
+    /// The private Postgres does not run.
     #[error("the demo's private Postgres does not run")]
     Postgres(#[source] Box<PostgresError>),
-    /// No stand-in for Kafka.
+    /// The mock of Kafka does not run.
     #[error("the demo's stand-in for Kafka does not run")]
     MockBroker(#[from] MockBrokerError),
     /// The user's database cannot be reached.
@@ -46,14 +46,14 @@ pub enum ServersError {
     Connect {
         /// The database, without user and password.
         target: String,
-        /// What was met.
+        /// The error of the database.
         #[source]
         source: sqlx::Error,
     },
-    /// No outbox in it.
+    /// The outbox cannot be created in the database.
     #[error("the demo's outbox cannot be created")]
     Schema(#[from] SchemaError),
-    /// No topic on the user's brokers.
+    /// The topic cannot be created on the user's brokers.
     #[error(transparent)]
     Topic(#[from] TopicError),
 }
@@ -62,16 +62,16 @@ pub enum ServersError {
 #[derive(Debug)]
 pub(super) struct Servers {
     reach: OwnServers,
-    /// One per schema of the demo, in that order.
+    /// The outboxes, one per schema of the demo, in the same order.
     locations: Vec<OutboxLocation>,
     topics: Vec<String>,
     private: Option<Private>,
-    /// On the user's servers, what may be there to be removed: the first so many of either.
+    /// The number of schemas and of topics to remove from the user's servers, counted from the first. They may exist already.
     schemas_to_remove: usize,
     topics_to_remove: usize,
 }
 
-/// Dropping them ends them.
+/// The private servers. Dropping them stops them.
 #[derive(Debug)]
 struct Private {
     postgres: PrivatePostgres,
@@ -80,7 +80,7 @@ struct Private {
 }
 
 impl Servers {
-    /// Starts private servers, or reads how to reach the user's own. Changes nothing there yet.
+    /// Starts private servers, or takes the connection settings of the user's own. Changes nothing on the user's servers.
     pub(super) async fn open(
         choice: &ServerChoice,
         env: BTreeMap<String, String>,
@@ -99,7 +99,7 @@ impl Servers {
         output: DemoOutput,
     ) -> Result<Self, ServersError> {
         output.say("starting a private Postgres (downloads one if this machine has none)");
-        // Nothing of it outlives the demo, so nothing has to survive a crash of the machine.
+        // No data outlives the demo, so none has to survive a crash of the machine.
         let options = PostgresOptions { durable: false, ..PostgresOptions::default() };
         let postgres =
             PrivatePostgres::start(options).await.map_err(|error| ServersError::Postgres(Box::new(error)))?;
@@ -126,7 +126,7 @@ impl Servers {
         Ok(Self { reach, locations, topics, private, schemas_to_remove: 0, topics_to_remove: 0 })
     }
 
-    /// The user's settings for Postgres and Kafka hold, those of their relay do not.
+    /// Uses the user's settings for Postgres and Kafka, but not those for a relay.
     fn own(reach: OwnServers, env: BTreeMap<String, String>, demo_schemas: DemoSchemas) -> Self {
         let random: u32 = rand::rng().random();
         let (schema_prefix, topic_prefix) =
@@ -154,7 +154,7 @@ impl Servers {
             return Ok(());
         }
         for (index, topic) in self.topics.iter().enumerate() {
-            // Before, because an interrupt may come between the cluster's doing and its answer.
+            // Counted first, because an interrupt may come between the creation and the cluster's answer.
             self.topics_to_remove = index + 1;
             let created = topic::create(&self.kafka_client(), topic, PARTITIONS).await;
             if created.is_err() {
@@ -166,7 +166,7 @@ impl Servers {
         Ok(())
     }
 
-    /// Removes what [`Servers::prepare`] has created, as far as it got; says what it could not remove.
+    /// Removes everything that [`Servers::prepare`] has created so far. Prints what could not be removed.
     pub(super) async fn clear_away(self, output: DemoOutput) {
         for location in &self.locations[..self.schemas_to_remove] {
             if let Err(error) = self.drop_schema(location).await {
@@ -202,19 +202,19 @@ impl Servers {
         connected.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
     }
 
-    /// Connections of at most this number, which find the tables of a location without naming the schema.
+    /// Creates a pool of at most `connections` connections, which find the tables of a location without naming the schema.
     pub(super) fn pool(&self, location: &OutboxLocation, connections: u32) -> PgPool {
         let options = self.reach.database.clone().application_name(SESSION);
         let options = options.options([("search_path", quote(location.names.schema_raw()))]);
         PgPoolOptions::new().max_connections(connections).connect_lazy_with(options)
     }
 
-    /// A consumer's and an administrator's settings.
+    /// Returns the settings for a consumer or an admin client.
     pub(super) fn kafka_client(&self) -> ClientConfig {
         let mut config = self.reach.kafka.clone();
         let defaults = [
             ("client.id", "outbox-relay-demo"),
-            // A consumer cannot be made without; nothing is ever committed to it.
+            // A consumer needs a group, although it commits nothing to the group.
             ("group.id", "outbox-relay-demo"),
             ("enable.auto.commit", "false"),
             ("fetch.wait.max.ms", "50"),
@@ -228,27 +228,28 @@ impl Servers {
         config
     }
 
-    /// The outboxes, in the order of `DemoSchemas`.
+    /// Returns the outboxes, in the order of `DemoSchemas`.
     pub(super) fn locations(&self) -> &[OutboxLocation] {
         &self.locations
     }
 
-    /// The topics, in the order of `DemoSchemas`.
+    /// Returns the topics, in the order of `DemoSchemas`.
     pub(super) fn topics(&self) -> &[String] {
         &self.topics
     }
 
-    /// The one outbox, and its one topic.
+    /// Returns the only outbox of a demo with one, and its topic.
     pub(super) fn first(&self) -> (&OutboxLocation, &str) {
         (&self.locations[0], &self.topics[0])
     }
 
-    /// True where nobody else is.
+    /// Returns true for private servers.
     pub(super) fn are_private(&self) -> bool {
         self.private.is_some()
     }
 
-    /// What a visitor of `--serve` needs, as environment variables. The user knows their own servers.
+    /// Returns the environment variables that a visitor of `--serve` needs. On the user's own servers these are only schema and topic,
+    /// because the user knows the addresses.
     pub(super) fn addresses(&self) -> Vec<(&'static str, String)> {
         let brokers = self.reach.kafka.get("bootstrap.servers").unwrap_or_default().to_owned();
         match &self.private {
@@ -262,7 +263,7 @@ impl Servers {
     }
 }
 
-/// What every demo's relay is told besides.
+/// Returns the given settings and those of every demo's relay.
 fn relay_settings(given: &[(&str, &str)]) -> toml::Table {
     let always = [("name", "demo"), ("log_format", "text"), ("status_interval", "2s")];
     given.iter().copied().chain(always).map(|(name, value)| (name.to_owned(), value.into())).collect()

@@ -1,8 +1,8 @@
-//! The application: a shop whose clerks write orders and their events side by side, each step of an order in one transaction.
+//! Runs the application: a shop whose clerks write orders and their events in parallel, each step of an order in one transaction.
 //!
-//! An order is placed, paid and shipped, by whichever clerk is free, so its history comes from several connections. What rolls back
-//! is done again later, as applications do. The steps write their events in both ways there are: by `outbox_emit`, and by a plain
-//! insert while the order's row is locked; either makes the order of ids the order of commits.
+//! An order is placed, paid and shipped by whichever clerk is free, so its history comes from several connections. A step that rolls back
+//! is done again later, as applications do. The steps write their events in both possible ways: with `outbox_emit`, and with a plain insert
+//! while the order's row is locked. Both make the order of ids the order of commits.
 
 mod step;
 
@@ -18,19 +18,19 @@ use uuid::Uuid;
 
 use step::{Order, Step};
 
-/// Connections that write side by side.
+/// The number of connections that write in parallel.
 pub(super) const CLERKS: u32 = 4;
 
-/// The `source` header of all the shop's events: tells them from what a visitor of `--serve` inserts.
+/// The `source` header of all the shop's events. It distinguishes them from the events that a visitor of `--serve` inserts.
 pub(super) const SOURCE: &str = "/demo/shop";
 
-/// One transaction in so many rolls back.
+/// One in N transactions rolls back.
 const ROLLBACK_IN: u32 = 10;
 
-/// Orders in hand before the next is placed: steps of so many orders mix.
+/// The number of unfinished orders before no new one is placed. The steps of these orders mix.
 const IN_HAND: usize = 50;
 
-/// What the shop knows by itself, whatever the tables say.
+/// The events that the shop itself knows of, independent of the tables.
 #[derive(Debug, Default, Clone)]
 pub(super) struct CommitLog {
     /// Events whose transaction committed.
@@ -39,12 +39,12 @@ pub(super) struct CommitLog {
     pub(super) rolled_back: Vec<Uuid>,
 }
 
-/// How much work there is, and how fast it comes.
+/// The amount of work, and its rate.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Workload {
-    /// Orders to place; each is paid and shipped before the work is done.
+    /// The number of orders to place. Each is paid and shipped before the work is done.
     pub(super) orders: u64,
-    /// Transactions per second over all clerks, as far as the database keeps up.
+    /// The transactions per second of all clerks together, as far as the database keeps up.
     pub(super) per_second: f64,
 }
 
@@ -66,7 +66,7 @@ struct Desk {
 }
 
 impl Shop {
-    /// Opens it: creates its table.
+    /// Opens the shop and creates its table.
     pub(super) async fn open(pool: PgPool) -> Result<Self, sqlx::Error> {
         pool.execute(
             "create table demo_orders (order_id text primary key, state text not null, total numeric not null)",
@@ -75,7 +75,7 @@ impl Shop {
         Ok(Self { pool, desk: Arc::default(), committed: Arc::new(watch::Sender::new(0)) })
     }
 
-    /// Does the work, or as much as there is time for until `stop` becomes true. Called again, goes on.
+    /// Does the work until it is done or `stop` becomes true. Another call continues.
     pub(super) async fn work(&self, load: Workload, stop: watch::Receiver<bool>) -> Result<(), sqlx::Error> {
         self.desk().begin(load.orders);
         let started = Instant::now();
@@ -84,18 +84,18 @@ impl Shop {
             clerks.spawn(self.clone().clerk(started, load.per_second, stop.clone()));
         }
         while let Some(ended) = clerks.join_next().await {
-            // A clerk is never aborted, so this is a panic of its own.
+            // A clerk is never aborted, so the error is a panic.
             ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         }
         Ok(())
     }
 
-    /// Number of events committed so far.
+    /// Returns the number of events committed so far.
     pub(super) fn committed(&self) -> watch::Receiver<u64> {
         self.committed.subscribe()
     }
 
-    /// A copy of the log.
+    /// Returns a copy of the log of commits.
     pub(super) fn commit_log(&self) -> CommitLog {
         self.desk().commit_log.clone()
     }
@@ -140,7 +140,7 @@ impl Desk {
         self.tickets = 0;
     }
 
-    /// The next step to take, with the number of its turn. `None` when whoever has the rest in hand will finish it.
+    /// Returns the next step with its ticket number. `None` if all that remains is in the hands of other clerks.
     fn next(&mut self) -> Option<(u32, Order, Step)> {
         let (order, step) = if self.to_place > 0 && self.in_hand.len() < IN_HAND {
             self.to_place -= 1;

@@ -1,4 +1,4 @@
-//! The demo's topic on a real cluster.
+//! Creates and deletes the demo's topics on a real cluster.
 
 use std::time::{Duration, Instant};
 
@@ -7,49 +7,49 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-/// For an answer of the cluster.
+/// The longest wait for an answer of the cluster.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// As many replicas as the cluster gives by itself.
+/// The replication factor that makes the cluster use its default.
 const REPLICAS_BY_DEFAULT: i32 = -1;
 
-/// Why the topic is not there, or still there.
+/// The reason why a topic or a group could not be created or deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicError {
-    /// The cluster refused.
+    /// The cluster refused the request.
     #[error("the Kafka cluster refuses to create or delete the topic {topic}: {code}")]
     Refused {
         /// The topic.
         topic: String,
-        /// Its answer.
+        /// The error code of the cluster.
         code: RDKafkaErrorCode,
     },
-    /// The cluster keeps a consumer group.
+    /// The cluster refused to delete a consumer group.
     #[error("the Kafka cluster refuses to delete the consumer group {group}: {code}")]
     Group {
         /// The group.
         group: String,
-        /// Its answer.
+        /// The error code of the cluster.
         code: RDKafkaErrorCode,
     },
-    /// No answer.
+    /// The cluster did not answer.
     #[error("the Kafka cluster does not answer within {ANSWER_WITHIN:?}")]
     Unreachable(#[source] KafkaError),
-    /// The settings; librdkafka's words may quote one.
+    /// librdkafka refused the settings. Its message is left out, because it may quote a password.
     #[error("librdkafka refuses the combination of the KAFKA_ settings")]
     Client,
 }
 
-/// Creates it.
+/// Creates the topic.
 pub(super) async fn create(config: &ClientConfig, name: &str, partitions: i32) -> Result<(), TopicError> {
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(REPLICAS_BY_DEFAULT));
     let results = admin(config)?.create_topics([&topic], &options()).await.map_err(TopicError::Unreachable)?;
     results.into_iter().try_for_each(|result| result.map(drop).map_err(refused))
 }
 
-/// Deletes it, if it is there.
+/// Deletes the topic, if it exists.
 pub(super) async fn delete(config: &ClientConfig, name: &str) -> Result<(), TopicError> {
     let results = admin(config)?.delete_topics(&[name], &options()).await.map_err(TopicError::Unreachable)?;
     results.into_iter().try_for_each(|result| match result {
@@ -58,8 +58,8 @@ pub(super) async fn delete(config: &ClientConfig, name: &str) -> Result<(), Topi
     })
 }
 
-/// Deletes consumer groups, as far as they are there. A static member does not leave when it stops: its group is empty once its session
-/// has run out.
+/// Deletes consumer groups, if they exist. A static member does not leave its group when it stops, so the group is empty only when the
+/// session has expired.
 pub(super) async fn delete_groups(config: &ClientConfig, names: &[&str], session: Duration) -> Result<(), TopicError> {
     let admin = admin(config)?;
     let deadline = Instant::now() + session * 2;

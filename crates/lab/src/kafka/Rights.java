@@ -12,8 +12,8 @@ import org.apache.kafka.common.resource.ResourcePattern;
 import org.apache.kafka.common.resource.ResourceType;
 
 /**
- * What everybody may do with a topic: {@code Rights <brokers> <topic> <operation>}, for example DESCRIBE. ALL takes every restriction off,
- * which is what the broker allows where there is no rule; NONE leaves a rule for somebody else alone.
+ * Sets the right that everybody has on a topic: {@code Rights <brokers> <topic> <operation>}, for example DESCRIBE. ALL deletes all rules,
+ * because the broker allows everything on a topic without a rule. NONE leaves only a rule for another user.
  */
 class Rights {
     public static void main(String[] arguments) throws Exception {

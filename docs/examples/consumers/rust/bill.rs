@@ -1,3 +1,4 @@
+//! Writes an invoice for each order with `event_outbox::consumer::Consumer`. Run it with
 //! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run -p event-outbox --example bill --features consumer-kafka
 
 use event_outbox::consumer::{Consumer, Context, Failed};
@@ -15,7 +16,7 @@ struct OrderPlaced {
 
 async fn bill(mut ctx: Context, order: OrderPlaced) -> Result<(), Failed> {
     if order.total_cents < 0 {
-        return Err(Failed::permanent("an order cannot cost less than nothing"));
+        return Err(Failed::permanent("the total of an order is negative"));
     }
     sqlx::query("insert into invoices (order_id, total_cents) values ($1, $2)")
         .bind(&order.order_id)
@@ -36,7 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .on("OrderPlaced", 1..=1, bill)
         .run(async {
             if let Err(error) = tokio::signal::ctrl_c().await {
-                eprintln!("Ctrl-C cannot be heard, so it stops at once: {error}");
+                eprintln!("cannot listen for Ctrl-C, stopping: {error}");
             }
         })
         .await?;

@@ -1,6 +1,7 @@
-//! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run -p event-outbox --example consume --features consumer-kafka
+//! Writes an invoice for each order with the inbox and the service's own Kafka client. `event_outbox::consumer::Consumer` does this and
+//! more: see docs/tutorial/first-consumer.md.
 //!
-//! The inbox with a Kafka client of one's own. `event_outbox::consumer::Consumer` does this and more: see docs/tutorial/first-consumer.md.
+//! DATABASE_URL=... KAFKA_BOOTSTRAP_SERVERS=... TOPIC=order-events cargo run -p event-outbox --example consume --features consumer-kafka
 
 use event_outbox::consumer::Inbox;
 use event_outbox::envelope::decode;
@@ -25,7 +26,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let consumer: StreamConsumer = ClientConfig::new()
         .set("bootstrap.servers", std::env::var("KAFKA_BOOTSTRAP_SERVERS")?)
         .set("group.id", GROUP)
-        // How soon others take over from a consumer that was killed.
+        // The time until other members take over from a consumer that was killed.
         .set("session.timeout.ms", "10000")
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
@@ -46,7 +47,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             .await?;
         tx.commit().await?;
         println!("committed {}", event.event_id);
-        // Only now: were it committed first, a crash in between would lose the event.
+        // Commit the offset last. If it came first, a crash in between would lose the event.
         consumer.commit_message(&record, CommitMode::Sync)?;
     }
 }

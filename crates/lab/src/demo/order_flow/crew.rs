@@ -1,4 +1,4 @@
-//! The flow's processes: each service, and the relay of its outbox. Any of them can be killed and started again.
+//! Runs the flow's processes: each service, and the relay of its outbox. Any of them can be killed and started again.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,30 +15,31 @@ use crate::demo::directory::TemporaryDirectory;
 use crate::demo::relay_process::write_private;
 use crate::demo::servers::{OutboxLocation, Servers};
 
-/// The hidden subcommand that becomes a service.
+/// The hidden subcommand that runs a service.
 pub const SUBCOMMAND: &str = "demo-service";
 
-/// Mostly the first round of a consumer group, for which brokers wait three seconds.
+/// The longest start of a process. Most of it is the first rebalance of a consumer group, which brokers delay by three seconds.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// A process with nothing left to do ends at once.
+/// The grace period of a process, which ends at once if it has nothing left to do.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
-/// The shortest session that brokers allow unless they are told to.
+/// The shortest session timeout that brokers allow by default.
 pub(super) const SESSION: Duration = Duration::from_secs(6);
 
-/// The stand-in allows any, but throws out whoever is silent for as long while a group's first round lasts, which takes three seconds. It
-/// knows no static members: a process that starts again waits for this one second less.
+/// The session timeout on the mock of Kafka, which allows any value. The mock expels a member that is silent for this long even during a
+/// group's first rebalance, which takes three seconds. It does not support static members, so a process that starts again waits for the end
+/// of its session.
 const SESSION_ON_STAND_IN: Duration = Duration::from_secs(4);
 
 /// A process of the flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Member {
-    /// The service itself: its handlers.
+    /// The service itself, which runs its handlers.
     Handlers(Service),
-    /// The relay of its outbox.
+    /// The relay of the service's outbox.
     Relay(Service),
 }
 
@@ -61,7 +62,7 @@ impl Member {
         }
     }
 
-    /// What its log says once it works.
+    /// Returns the text in its log that shows that the process is ready.
     const fn readiness(self) -> &'static str {
         match self {
             Self::Handlers(_) => "notice=partitions_assigned",
@@ -79,7 +80,7 @@ impl std::fmt::Display for Member {
     }
 }
 
-/// All processes. Fields in the order in which they must go: the processes before their directory.
+/// The processes of the flow. The order of the fields is the order of dropping: the processes before their directory.
 #[derive(Debug)]
 pub(super) struct Crew {
     seats: Vec<Seat>,
@@ -121,7 +122,7 @@ impl Crew {
         Ok(())
     }
 
-    /// SIGKILL; when this returns it is gone. Its process id.
+    /// Kills a process with SIGKILL and waits until it has ended. Returns its process id.
     pub(super) fn kill(&mut self, member: Member) -> Option<u32> {
         let seat = self.seats.iter_mut().find(|seat| seat.member == member)?;
         let mut process = seat.process.take()?;
@@ -130,7 +131,7 @@ impl Crew {
         Some(pid)
     }
 
-    /// Waits until every process has said that it works.
+    /// Waits until the log of every process shows that it is ready.
     pub(super) async fn until_ready(&mut self) -> Result<(), OrderFlowError> {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
@@ -146,7 +147,7 @@ impl Crew {
         }
     }
 
-    /// Fails when a process has ended that nobody has killed.
+    /// Fails if a process has ended although nobody killed it.
     pub(super) fn must_run(&mut self) -> Result<(), OrderFlowError> {
         for seat in &mut self.seats {
             if seat.process.as_mut().is_some_and(|process| !process.is_running()) {
@@ -156,10 +157,10 @@ impl Crew {
         Ok(())
     }
 
-    /// SIGTERM for all of them, and waits until they have ended. What they said last.
+    /// Stops all processes with SIGTERM and waits until they have ended. Returns the end of their logs.
     pub(super) fn stop(&mut self) -> Vec<(Member, String)> {
         block_in_place(|| {
-            // One after the other: what handlers have emitted at the very end, a relay may still send.
+            // In this order, so that relays can still send what handlers have emitted at the very end.
             for seat in &mut self.seats {
                 seat.process = None;
             }
@@ -188,7 +189,7 @@ impl Seat {
 fn write_config(directory: &Path, service: Service, location: &OutboxLocation) -> io::Result<PathBuf> {
     let mut settings = location.setup.settings.clone();
     settings.insert("name".to_owned(), service.name().into());
-    // An order is a handful of events: one worker is plenty.
+    // An order has only a few events, so one worker is enough.
     settings.insert("workers".to_owned(), 1.into());
     let path = directory.join(format!("{service}.toml"));
     write_private(&path, &settings.to_string())?;

@@ -1,4 +1,4 @@
-//! Who orders what: most orders go through, and each way in which one can fail comes up again and again.
+//! Places orders: most succeed, and every way to fail comes up regularly.
 
 use std::error::Error;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use super::service::Service;
 use super::snapshot::Databases;
 use event_outbox::outbox::Outbox;
 
-/// More tea than anybody can order, and no more than two of the rest.
+/// The stock: more coffee and tea than all orders need, and two jars of honey.
 const DELIVERED: &str = "insert into stock (sku, delivered, on_shelf) values ('coffee', 100000, 100000), ('tea', 100000, 100000), ('honey', 2, 2)";
 
-/// Eve's bank asks her first, and she does not answer; Dan has no money.
+/// The accounts. Eve's bank asks her first, and she does not answer. Dan has no money.
 const DEPOSITED: &str = "insert into accounts (customer, deposited, cents, asks_first) values \
      ('ana', 10000000, 10000000, false), ('ben', 10000000, 10000000, false), ('dan', 100, 100, false), ('eve', 10000, 10000, true)";
 
-/// The customers, and what they were told is placed.
+/// The customers, and the orders that they were told are placed.
 #[derive(Debug)]
 pub(super) struct Customers {
     pool: PgPool,
@@ -28,7 +28,7 @@ pub(super) struct Customers {
 }
 
 impl Customers {
-    /// Fills shelves and accounts.
+    /// Fills the stock and the accounts.
     pub(super) async fn open(databases: &Databases, outbox: Outbox, deadline: Duration) -> Result<Self, sqlx::Error> {
         databases.pool(Service::Inventory).execute(DELIVERED).await?;
         databases.pool(Service::Payment).execute(DEPOSITED).await?;
@@ -36,7 +36,7 @@ impl Customers {
         Ok(Self { pool: databases.pool(Service::Order).clone(), outbox, deadline, placed: Vec::new() })
     }
 
-    /// Places the order of that number.
+    /// Places the order with this number.
     pub(super) async fn order(&mut self, number: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
         let (basket, release) = basket(number);
         let mut tx = self.pool.begin().await?;
@@ -46,7 +46,7 @@ impl Customers {
         Ok(())
     }
 
-    /// What was placed.
+    /// Returns the placed orders.
     pub(super) fn placed(&self) -> &[Basket] {
         &self.placed
     }
@@ -62,7 +62,7 @@ fn basket(number: usize) -> (Basket, Release) {
         _ => ("ana", vec![line("coffee", 1)]),
     };
     let units: i64 = lines.iter().map(|line| line.quantity).sum();
-    // The old checkout knows one article per order.
+    // The old checkout allows one article per order.
     let release = if lines.len() == 1 { Release::Old } else { Release::New };
     let basket = Basket {
         order_id: format!("o-{number:03}"),

@@ -1,6 +1,7 @@
-//! Inventory: sets goods aside for an order, and puts them back when it is cancelled.
+//! Runs the inventory: sets goods aside for an order, and puts them back if the order is cancelled.
 //!
-//! Both events are on the orders' topic under the order's id, so they come in their order: nothing is put back before it was set aside.
+//! Both events are on the orders' topic with the order's id as the key, so they arrive in order: nothing is put back before it was set
+//! aside.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -10,10 +11,10 @@ use super::context::ServiceContext;
 use event_outbox::consumer::{Consumer, Context, Failed};
 use event_outbox::event::NewEvent;
 
-/// What the service keeps.
+/// The tables of the service.
 pub(super) const TABLES: &str = include_str!("inventory.sql");
 
-/// Version 2, the one the handler knows.
+/// Version 2 of the event, which the handler takes.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct OrderPlaced {
@@ -29,7 +30,7 @@ struct Line {
     quantity: i64,
 }
 
-/// Version 1 had one article.
+/// Version 1 of the event, which has one article.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct OrderPlacedV1 {
@@ -62,9 +63,9 @@ fn upcast(old: OrderPlacedV1) -> Result<OrderPlaced, Failed> {
 }
 
 async fn reserve(mut ctx: Context, mut order: OrderPlaced) -> Result<(), Failed> {
-    // In one order for everybody: two orders of the same goods would else wait for each other.
+    // Every handler locks goods in the same order. Otherwise two orders of the same goods could deadlock.
     order.lines.sort_by(|one, two| one.sku.cmp(&two.sku));
-    // All lines or none, and the answer in either case: a savepoint.
+    // A savepoint: all lines or none are set aside, and the answer is written in either case.
     let mut all = ctx.tx().begin().await?;
     let mut missing = None;
     for line in &order.lines {
@@ -90,7 +91,7 @@ async fn reserve(mut ctx: Context, mut order: OrderPlaced) -> Result<(), Failed>
     Ok(())
 }
 
-/// False when there is not enough on the shelf.
+/// Sets the goods of one line aside. Returns false if the stock is too small.
 async fn set_aside(tx: &mut PgConnection, order_id: &str, line: &Line) -> Result<bool, sqlx::Error> {
     let sql = "with taken as (update stock set on_shelf = on_shelf - $3 where sku = $2 and on_shelf >= $3 returning sku) \
                insert into reservations (order_id, sku, quantity) select $1, sku, $3 from taken";
@@ -98,7 +99,7 @@ async fn set_aside(tx: &mut PgConnection, order_id: &str, line: &Line) -> Result
     Ok(done.rows_affected() == 1)
 }
 
-/// The compensation of `reserve`. An order that was refused has nothing set aside, and there is nothing to tell.
+/// Compensates `reserve`. A refused order has nothing set aside, so there is no event for it.
 async fn release(mut ctx: Context, order: OrderCancelled) -> Result<(), Failed> {
     let sql = "with back as (delete from reservations where order_id = $1 returning sku, quantity) \
                update stock set on_shelf = on_shelf + quantity from back where stock.sku = back.sku";

@@ -1,4 +1,4 @@
-//! Mail: tells the customer how the order ended.
+//! Sends mails: tells the customer how the order ended.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -7,7 +7,7 @@ use super::context::ServiceContext;
 use event_outbox::consumer::{Consumer, Context, Failed};
 use event_outbox::event::NewEvent;
 
-/// What the service keeps.
+/// The tables of the service.
 pub(super) const TABLES: &str = include_str!("mail.sql");
 
 #[derive(Deserialize)]
@@ -31,7 +31,7 @@ async fn send(mut ctx: Context, order: OrderEnded, how: &str) -> Result<(), Fail
         Some(reason) => format!("your order is {how}: {reason}"),
         None => format!("your order is {how}"),
     };
-    // A mail cannot be rolled back. The provider gets the event's id as the key by which it recognises a repetition.
+    // A mail cannot be rolled back. The provider gets the event's id as a key and recognises repetitions by it.
     let event_id = ctx.event().event_id.0;
     sqlx::query(
         "insert into sent_mails (event_id, order_id, recipient, subject) values ($1, $2, $3, $4) on conflict do nothing",

@@ -1,4 +1,4 @@
--- Stands for the provider that sends: it recognises a repetition by the event's id.
+-- Represents the mail provider, which recognises a repetition by the event's id.
 create table sent_mails (
     event_id  uuid primary key,
     order_id  text not null,

@@ -1,6 +1,7 @@
-//! Orders: takes them, sets them a deadline, and decides how each ends. All else happens elsewhere and comes back as an event.
+//! Runs the orders: accepts each, sets a deadline and decides how it ends. Other services do the rest and answer with events.
 //!
-//! An order is `open`, then `confirmed` or `cancelled` for good. Whatever ends it first wins; later answers change nothing here.
+//! An order is `open`, then `confirmed` or `cancelled` for good. The first event that ends the order decides; later answers change nothing
+//! here.
 
 use std::error::Error;
 
@@ -14,10 +15,10 @@ use event_outbox::consumer::{Consumer, Context, Failed};
 use event_outbox::event::NewEvent;
 use event_outbox::outbox::Outbox;
 
-/// What the service keeps.
+/// The tables of the service.
 pub(super) const TABLES: &str = include_str!("order.sql");
 
-/// What a customer asks for.
+/// An order of a customer.
 #[derive(Debug, Clone)]
 pub(super) struct Basket {
     pub(super) order_id: String,
@@ -33,16 +34,16 @@ pub(super) struct Line {
     pub(super) quantity: i64,
 }
 
-/// Two releases of the checkout are alive at the same time while the new one is rolled out.
+/// The release of the checkout. Two releases run at the same time while the new one is rolled out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Release {
-    /// Writes version 1 of `OrderPlaced`: one article per order.
+    /// Writes version 1 of `OrderPlaced`, with one article per order.
     Old,
-    /// Writes version 2: any number of lines.
+    /// Writes version 2, with any number of lines.
     New,
 }
 
-/// The checkout. The order, its event and its deadline are there together, or none of them.
+/// Places an order. The order, its event and its deadline are committed together or not at all.
 pub(super) async fn place(
     tx: &mut PgConnection,
     outbox: &Outbox,
@@ -67,13 +68,13 @@ pub(super) async fn place(
         }))?,
     };
     outbox.emit(tx, &placed).await?;
-    // Nobody has to watch the clock: the relay publishes this one when it is due, and it comes back to us.
+    // The deadline needs no timer: the relay publishes this event when it is due, and this service reads it.
     let overdue = event("OrderOverdue").json(&json!({"orderId": order_id}))?.available_at(Utc::now() + deadline);
     outbox.emit(tx, &overdue).await?;
     Ok(())
 }
 
-/// The part of all those events that matters here.
+/// The order's id, the only member that this service needs of all these events.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct OfOrder {
@@ -110,7 +111,7 @@ async fn end(
     let ended = "update orders set state = $2, reason = $3 where order_id = $1 and state = 'open' returning customer";
     let customer: Option<String> =
         sqlx::query_scalar(ended).bind(order_id).bind(state).bind(reason).fetch_optional(ctx.tx()).await?;
-    // None: it has ended before. An answer came too late, or the deadline of an order that is done.
+    // None: the order has ended before. This is a late answer, or the deadline of a finished order.
     if let Some(customer) = customer {
         let event = NewEvent::new("order", order_id, event_type);
         ctx.emit(event.json(&json!({"orderId": order_id, "customer": customer, "reason": reason}))?).await?;

@@ -1,7 +1,7 @@
-//! Payment: takes the money once the goods are set aside, and gives it back when the order is cancelled.
+//! Runs the payments: takes the money once the goods are set aside, and gives it back if the order is cancelled.
 //!
-//! The two events come by two topics, and topics have no order among each other: a cancellation may come first. The payment's row is what
-//! decides. Whoever makes it first wins, the other finds it.
+//! The two events arrive on two topics, and there is no order between topics, so a cancellation may come first. The payment's row decides:
+//! the first event inserts it, and the other one finds it.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -10,7 +10,7 @@ use super::context::ServiceContext;
 use event_outbox::consumer::{Consumer, Context, Failed};
 use event_outbox::event::NewEvent;
 
-/// What the service keeps.
+/// The tables of the service.
 pub(super) const TABLES: &str = include_str!("payment.sql");
 
 #[derive(Deserialize)]
@@ -32,7 +32,7 @@ pub(super) fn consumer(context: &ServiceContext) -> Consumer {
         .consumer()
         .topic(context.topic("stock"))
         .on("StockReserved", 1..=1, take)
-        // Another topic: there is no telling which of the two comes first.
+        // Another topic: either event may come first.
         .topic(context.topic("order"))
         .on("OrderCancelled", 1..=1, give_back)
 }
@@ -48,7 +48,7 @@ async fn take(mut ctx: Context, order: StockReserved) -> Result<(), Failed> {
     .execute(ctx.tx())
     .await?;
     if begun.rows_affected() == 0 {
-        // The cancellation was here first.
+        // The cancellation came first.
         return Ok(());
     }
     let asks_first: bool = sqlx::query_scalar("select asks_first from accounts where customer = $1")
@@ -56,7 +56,7 @@ async fn take(mut ctx: Context, order: StockReserved) -> Result<(), Failed> {
         .fetch_one(ctx.tx())
         .await?;
     if asks_first {
-        // The bank will answer one day. The order's deadline does not depend on it.
+        // The bank may answer at any time. The order's deadline does not depend on it.
         return Ok(());
     }
     let taken = sqlx::query("update accounts set cents = cents - $2 where customer = $1 and cents >= $2")
@@ -78,7 +78,7 @@ async fn take(mut ctx: Context, order: StockReserved) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The compensation of `take`, and its prevention where it has not happened yet.
+/// Compensates `take`, or prevents it if it has not happened yet.
 async fn give_back(mut ctx: Context, order: OrderCancelled) -> Result<(), Failed> {
     let refunded: Option<(String, i64)> = sqlx::query_as(
         "insert into payments (order_id, cents, state) values ($1, 0, 'cancelled') on conflict (order_id) do update \

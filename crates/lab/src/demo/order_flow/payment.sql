@@ -2,7 +2,7 @@ create table accounts (
     customer   text primary key,
     deposited  bigint not null,
     cents      bigint not null check (cents >= 0),
-    -- The customer's bank asks the customer first.
+    -- True if the customer's bank asks the customer before it pays.
     asks_first boolean not null
 );
 create table payments (

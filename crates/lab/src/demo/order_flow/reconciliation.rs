@@ -1,4 +1,4 @@
-//! Whether stock, payments and mails agree with the orders, and the topics with the outboxes. Pure.
+//! Checks that stock, payments and mails agree with the orders, and the topics with the outboxes. Does no I/O.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -11,19 +11,19 @@ use super::snapshot::{Event, Payment, Snapshot, Stock};
 use crate::demo::output::grouped;
 use crate::demo::reconciliation::{Promise, listed};
 
-/// How an order flow ended. As JSON: [`OrderReconciliation::to_json`].
+/// The result of an order flow. As JSON: [`OrderReconciliation::to_json`].
 #[derive(Debug, Clone, Default)]
 pub struct OrderReconciliation {
-    /// One per question, in the order in which an order meets them.
+    /// The promises, in the order in which an order meets them.
     pub promises: Vec<Promise>,
-    /// Processes that were killed with SIGKILL.
+    /// The number of processes that were killed with SIGKILL.
     pub kills: u64,
-    /// From the start to the end.
+    /// The time from the start to the end.
     pub elapsed: Duration,
 }
 
 impl OrderReconciliation {
-    /// Compares.
+    /// Compares the tables and topics of a snapshot.
     pub(super) fn from_snapshot(snapshot: &Snapshot) -> Self {
         let promises = vec![
             ended(snapshot),
@@ -37,17 +37,17 @@ impl OrderReconciliation {
         Self { promises, ..Self::default() }
     }
 
-    /// True if every promise was kept.
+    /// Returns true if every promise was kept.
     pub fn is_kept(&self) -> bool {
         self.promises.iter().all(|promise| promise.kept)
     }
 
-    /// The number that goes with a promise.
+    /// Returns the number of a promise.
     pub fn count(&self, name: &str) -> Option<u64> {
         self.promises.iter().find(|promise| promise.name == name).map(|promise| promise.count)
     }
 
-    /// For programs: `kept`, the number of each promise by its name (spaces as `_`), `kills`, `elapsed_ms` and the `promises`.
+    /// Returns JSON for programs: `kept`, the number of each promise by its name (spaces as `_`), `kills`, `elapsed_ms` and the `promises`.
     pub fn to_json(&self) -> Value {
         let mut object = json!({
             "kept": self.is_kept(),
@@ -63,7 +63,7 @@ impl OrderReconciliation {
 }
 
 impl fmt::Display for OrderReconciliation {
-    /// A line per promise, and the verdict.
+    /// Writes a line per promise, and the verdict.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for promise in &self.promises {
             writeln!(f, "{promise}")?;
@@ -75,7 +75,7 @@ impl fmt::Display for OrderReconciliation {
     }
 }
 
-/// A promise that is kept when none of the faults occurred.
+/// Builds a promise that is kept if none of the faults occurred.
 fn promise(name: &'static str, count: usize, words: String, faults: &[(usize, &str)]) -> Promise {
     let counts: Vec<(u64, &str)> = faults.iter().map(|(count, words)| (*count as u64, *words)).collect();
     let faults = listed(&counts);
@@ -107,7 +107,7 @@ fn ended(snapshot: &Snapshot) -> Promise {
     promise("orders ended", confirmed + cancelled, words, &faults)
 }
 
-/// What left the shelf is set aside, and set aside is what confirmed orders asked for: no more, no less.
+/// Checks that the goods missing from the stock are set aside, and that exactly the goods of confirmed orders are set aside.
 fn stock(snapshot: &Snapshot) -> Promise {
     let mut wanted: BTreeMap<(&str, &str), i64> = BTreeMap::new();
     for basket in snapshot.placed_in("confirmed") {
@@ -135,7 +135,7 @@ fn stock(snapshot: &Snapshot) -> Promise {
     promise("stock agrees", usize::try_from(units).unwrap_or(0), words, &faults)
 }
 
-/// Money was taken for confirmed orders alone, once, and as much as they cost.
+/// Checks that money was taken only for confirmed orders, once, and in the right amount.
 fn payments(snapshot: &Snapshot) -> Promise {
     let taken: HashMap<&str, &Payment> = snapshot
         .payments
@@ -172,7 +172,7 @@ fn payments(snapshot: &Snapshot) -> Promise {
     promise("payments agree", taken.len(), words, &faults)
 }
 
-/// One mail per order, to its customer, that says how it ended.
+/// Checks that each order has one mail, to its customer, with the order's outcome.
 fn mails(snapshot: &Snapshot) -> Promise {
     let of = |basket: &Basket| snapshot.mails.iter().filter(|(order, ..)| *order == basket.order_id).count();
     let fits = |basket: &&Basket| {
@@ -192,7 +192,7 @@ fn mails(snapshot: &Snapshot) -> Promise {
     promise("mails agree", snapshot.mails.len(), "sent, one per order".to_owned(), &faults)
 }
 
-/// What is in the outboxes is on the topics, and the other way round.
+/// Checks that the outboxes and the topics have the same events.
 fn published(snapshot: &Snapshot) -> Promise {
     let known: HashSet<_> = snapshot.events.iter().map(|event| event.event_id).collect();
     let again: u64 = snapshot.seen.values().map(|times| times - 1).sum();
@@ -211,7 +211,7 @@ fn published(snapshot: &Snapshot) -> Promise {
     promise("published", snapshot.seen.len(), words, &faults)
 }
 
-/// Every event can be traced back to the request that placed its order.
+/// Checks that every event can be traced back to the request that placed its order.
 fn correlated(snapshot: &Snapshot) -> Promise {
     let requests: HashMap<&str, &str> =
         snapshot.placed.iter().map(|basket| (basket.order_id.as_str(), basket.request_id.as_str())).collect();
@@ -234,7 +234,7 @@ fn correlated(snapshot: &Snapshot) -> Promise {
     promise("correlated", snapshot.events.len(), words, &faults)
 }
 
-/// Both versions of `OrderPlaced` were written, and each was understood.
+/// Checks that both versions of `OrderPlaced` were written and handled.
 fn versions(snapshot: &Snapshot) -> Promise {
     let placed = |version| {
         let of_version = move |event: &&Event| event.event_type == "OrderPlaced" && event.event_version == version;

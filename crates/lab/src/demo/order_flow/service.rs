@@ -1,4 +1,4 @@
-//! The four services: what each is called, and a process that is one of them.
+//! Names the four services, and runs a process that is one of them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,33 +15,33 @@ use event_outbox::consumer::{Consumer, ConsumerError};
 use event_outbox::names::quote;
 use event_outbox::notice::Notice;
 
-/// Handlers of one service that are at work at the same time; its partitions share them.
+/// The most handlers of one service that run at the same time. The service's partitions share them.
 const CONNECTIONS: u32 = 6;
 
-/// A service of the flow. Each has a schema, an outbox, an inbox and a consumer group of its own.
+/// A service of the flow, with its own schema, outbox, inbox and consumer group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Service {
-    /// Takes orders and ends them.
+    /// Accepts orders and ends them.
     Order,
     /// Sets goods aside.
     Inventory,
-    /// Takes money.
+    /// Takes the money.
     Payment,
-    /// Writes to customers.
+    /// Sends mails to customers.
     Mail,
 }
 
-/// No service has this name.
+/// The error for a name that no service has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no service {0:?}")]
 pub struct UnknownService(String);
 
 impl Service {
-    /// In the order in which an order meets them.
+    /// All services, in the order in which an order meets them.
     pub const ALL: [Self; 4] = [Self::Order, Self::Inventory, Self::Payment, Self::Mail];
 
-    /// Its name, and its schema's.
+    /// Returns the name of the service and of its schema.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Order => "order",
@@ -51,7 +51,7 @@ impl Service {
         }
     }
 
-    /// The tables of its own, beside outbox and inbox.
+    /// Returns the SQL of the service's own tables, besides outbox and inbox.
     pub(super) const fn tables(self) -> &'static str {
         match self {
             Self::Order => order::TABLES,
@@ -87,7 +87,7 @@ impl FromStr for Service {
 
 /// Where a service finds its tables, its topics and the brokers: what its relay is configured with.
 pub struct ServiceLocation {
-    /// The tables.
+    /// The names of the tables.
     pub names: Names,
     /// The database.
     pub database: PgConnectOptions,
@@ -100,7 +100,7 @@ pub struct ServiceLocation {
 /// Runs one service until `stop` is ready.
 ///
 /// # Errors
-/// The consumer's.
+/// The error of the consumer.
 pub async fn serve(
     service: Service,
     location: ServiceLocation,

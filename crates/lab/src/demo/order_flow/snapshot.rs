@@ -1,4 +1,4 @@
-//! What is in the four schemas, each read by itself: no service could join them, and neither does this.
+//! Reads the four schemas, each on its own connections, because services of different databases could not join them either.
 
 use std::collections::HashMap;
 
@@ -10,23 +10,23 @@ use uuid::Uuid;
 use super::order::Basket;
 use super::service::Service;
 
-/// Everything that is to agree.
+/// The final state of all services, which has to agree.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Snapshot {
-    /// What customers were told is placed.
+    /// The orders that customers were told are placed.
     pub(super) placed: Vec<Basket>,
-    /// By order id: state.
+    /// The state of each order by order id.
     pub(super) orders: HashMap<String, String>,
     pub(super) stock: Vec<Stock>,
-    /// Order, article, quantity.
+    /// The reservations: order, article, quantity.
     pub(super) reservations: Vec<(String, String, i64)>,
     pub(super) payments: Vec<Payment>,
-    /// Customer, deposited, still there.
+    /// The accounts: customer, deposited, remaining.
     pub(super) accounts: Vec<(String, i64, i64)>,
-    /// Order, recipient, subject.
+    /// The mails: order, recipient, subject.
     pub(super) mails: Vec<(String, String, String)>,
     pub(super) events: Vec<Event>,
-    /// How often each event came by on the topics.
+    /// The number of records per event on the topics.
     pub(super) seen: HashMap<Uuid, u64>,
     pub(super) dead_letters: u64,
 }
@@ -56,7 +56,7 @@ pub(super) struct Event {
     pub(super) status: String,
     pub(super) correlation_id: Option<String>,
     pub(super) causation_id: Option<String>,
-    /// False for one that is to be published later.
+    /// False if the event is to be published later.
     pub(super) due: bool,
 }
 
@@ -92,7 +92,7 @@ impl Event {
     }
 }
 
-/// Connections to the services' schemas.
+/// The connections to the services' schemas.
 #[derive(Debug, Clone)]
 pub(super) struct Databases(pub(super) HashMap<Service, PgPool>);
 
@@ -101,12 +101,12 @@ impl Databases {
         &self.0[&service]
     }
 
-    /// Now, by the clock that decides what is due.
+    /// Returns the current time of the database, whose clock decides which events are due.
     pub(super) async fn now(&self) -> Result<DateTime<Utc>, sqlx::Error> {
         sqlx::query_scalar("select now()").fetch_one(self.pool(Service::Order)).await
     }
 
-    /// All tables. Events after `until` are not due.
+    /// Reads all tables. Events that become due after `until` count as not due.
     pub(super) async fn read(&self, until: DateTime<Utc>) -> Result<Snapshot, sqlx::Error> {
         let pool = |service| self.pool(service);
         let orders: Vec<(String, String)> =

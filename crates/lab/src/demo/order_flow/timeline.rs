@@ -1,4 +1,4 @@
-//! What is shown: a line per order that grows with its events on a terminal; elsewhere the same line once the order is done.
+//! Shows a line per order. On a terminal the line grows with its events; elsewhere it is printed once the order is done.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -12,11 +12,11 @@ use uuid::Uuid;
 use super::watch::Sighting;
 use crate::demo::output::DemoOutput;
 
-/// All orders. Cheap to clone.
+/// The lines of all orders. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Timeline {
     output: DemoOutput,
-    /// `None` where nobody could see a line change.
+    /// The terminal; `None` if stderr is not one.
     screen: Option<MultiProgress>,
     orders: Arc<Mutex<Orders>>,
 }
@@ -28,7 +28,7 @@ struct Orders {
     dead_letters: u64,
 }
 
-/// What happened to an order, as far as the topics have shown.
+/// The history of an order, as far as the topics have shown it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct History {
     order_id: String,
@@ -43,7 +43,7 @@ impl Timeline {
         Self { output, screen, orders: Arc::default() }
     }
 
-    /// A line of the demo's own, above the orders.
+    /// Prints a line of the demo itself, above the orders.
     pub(super) fn say(&self, line: impl fmt::Display) {
         match &self.screen {
             Some(screen) => screen.suspend(|| self.output.say(line)),
@@ -51,7 +51,7 @@ impl Timeline {
         }
     }
 
-    /// A record came by.
+    /// Adds a record of the topics.
     pub(super) fn see(&self, sighting: &Sighting) {
         let mut orders = self.orders();
         if sighting.dead {
@@ -63,7 +63,7 @@ impl Timeline {
         if *times > 1 {
             return;
         }
-        // Every order before it has its line by now.
+        // All orders before this one already have their line.
         let place = orders.lines.range(..sighting.order_id.clone()).count();
         let (history, line) = orders.lines.entry(sighting.order_id.clone()).or_default();
         history.see(sighting);
@@ -75,17 +75,17 @@ impl Timeline {
         }
     }
 
-    /// How often each event came by.
+    /// Returns the number of records per event.
     pub(super) fn seen(&self) -> HashMap<Uuid, u64> {
         self.orders().seen.clone()
     }
 
-    /// Records on the topic of dead letters.
+    /// Returns the number of records on the topic of dead letters.
     pub(super) fn dead_letters(&self) -> u64 {
         self.orders().dead_letters
     }
 
-    /// The lines stay as they are, and what follows is printed below.
+    /// Leaves the lines as they are. Later output is printed below.
     pub(super) fn close(&self) {
         for (_, line) in self.orders().lines.values() {
             line.iter().for_each(ProgressBar::abandon);
@@ -102,7 +102,7 @@ fn blank() -> ProgressBar {
     ProgressBar::new_spinner().with_style(style)
 }
 
-/// What an event means to somebody who follows the order.
+/// Returns the words for an event in an order's line.
 fn words(event_type: &str) -> &'static str {
     match event_type {
         "OrderPlaced" => "placed",
@@ -122,7 +122,7 @@ fn words(event_type: &str) -> &'static str {
 
 impl History {
     fn see(&mut self, sighting: &Sighting) {
-        // The deadline of an order that is done is of no interest to anybody.
+        // The deadline of a finished order is not shown.
         if sighting.event_type == "OrderOverdue" && self.has("OrderConfirmed", "OrderCancelled") {
             return;
         }
@@ -130,10 +130,10 @@ impl History {
             self.version = sighting.version;
         }
         self.order_id.clone_from(&sighting.order_id);
-        // Written long before, with the order.
+        // This event was written with the order, long before it was due.
         let at = if sighting.event_type == "OrderOverdue" { Utc::now().timestamp_millis() } else { sighting.at };
         self.steps.push((at, words(&sighting.event_type)));
-        // They come by several topics, and some of them a little late.
+        // The events come from several topics, so some arrive a little late.
         self.steps.sort_by_key(|(at, _)| *at);
     }
 
@@ -141,7 +141,7 @@ impl History {
         self.steps.iter().any(|(_, step)| *step == words(one) || *step == words(other))
     }
 
-    /// True when nothing more is to come.
+    /// Returns true if no more events are expected.
     fn is_complete(&self) -> bool {
         let compensated = |done: &str, undone: &str| !self.has(done, done) || self.has(undone, undone);
         let cancelled = self.has("OrderCancelled", "OrderCancelled");
@@ -151,7 +151,7 @@ impl History {
 }
 
 impl fmt::Display for History {
-    /// `o-003 v1 | placed, +0.04 goods set aside, …`: seconds since it was placed.
+    /// Writes `o-003 v1 | placed, +0.04 goods set aside, …`. The numbers are seconds since the order was placed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} v{} |", self.order_id, self.version)?;
         let start = self.steps.first().map_or(0, |(at, _)| *at);

@@ -1,4 +1,4 @@
-//! Reads the flow's topics beside the services, without a group: what anybody would see who looks.
+//! Reads the flow's topics beside the services and without a group, as any observer could.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,31 +16,31 @@ use uuid::Uuid;
 
 use super::OrderFlowError;
 
-/// How long the reader may sleep.
+/// The longest wait of the reader for a record.
 const POLL: Duration = Duration::from_millis(50);
 
-/// For topics that were created a moment ago.
+/// The longest wait for topics that have just been created.
 const THERE_WITHIN: Duration = Duration::from_secs(10);
 
-/// A record that came by.
+/// A record of the topics.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sighting {
     pub(super) event_id: Uuid,
     pub(super) event_type: String,
     pub(super) version: i32,
     pub(super) order_id: String,
-    /// When its transaction began, in milliseconds since 1970.
+    /// The start of the event's transaction, in milliseconds since 1970.
     pub(super) at: i64,
-    /// It came by the topic of dead letters.
+    /// True for a record on the topic of dead letters.
     pub(super) dead: bool,
 }
 
-/// The reader. Dropping it ends it.
+/// The running reader. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Watch(Arc<AtomicBool>);
 
 impl Watch {
-    /// Reads all topics from their beginning, the last of which is that of dead letters.
+    /// Reads all topics from their beginning. The last one is the topic of dead letters.
     pub(super) fn start(
         config: &ClientConfig,
         topics: &[String],
@@ -54,7 +54,7 @@ impl Watch {
         let end = Arc::clone(&ended);
         spawn_blocking(move || {
             while !end.load(Ordering::Relaxed) {
-                // librdkafka reports what it meets and goes on by itself; what does not come is missed by the reconciliation.
+                // librdkafka reports errors and recovers by itself. The reconciliation notices records that never arrive.
                 if let Some(Ok(message)) = consumer.poll(POLL)
                     && let Some(sighting) = see(&message, &dead_letters)
                     && sender.send(sighting).is_err()
@@ -97,7 +97,7 @@ fn partitions(consumer: &BaseConsumer, topics: &[String]) -> Result<TopicPartiti
     Ok(assigned)
 }
 
-/// `None` for a record that is no event.
+/// Reads the event of a record; `None` if it has none.
 fn see(message: &BorrowedMessage<'_>, dead_letters: &str) -> Option<Sighting> {
     Some(Sighting {
         event_id: header(message, "event-id")?.parse().ok()?,

@@ -1,4 +1,4 @@
-//! Other servers made from a private one: a streaming standby, an empty twin; and client programs such as `pg_dump`.
+//! Makes other servers from a private one: a streaming standby, an empty twin. Also runs client programs such as `pg_dump`.
 
 use std::ffi::OsStr;
 use std::io;
@@ -10,10 +10,10 @@ use secrecy::ExposeSecret;
 use super::{PostgresError, PrivatePostgres, TemporaryDirectory, USER, initdb};
 
 impl PrivatePostgres {
-    /// Takes a base backup and starts a streaming standby on a port of its own, with the same users and passwords.
+    /// Takes a base backup and starts a streaming standby on its own port, with the same users and passwords.
     ///
     /// # Errors
-    /// [`PostgresError::Copy`] when `pg_basebackup` fails, and as for [`PrivatePostgres::start`].
+    /// [`PostgresError::Copy`] if `pg_basebackup` fails, and the errors of [`PrivatePostgres::start`].
     pub async fn standby(&self) -> Result<Self, PostgresError> {
         let directory = TemporaryDirectory::create(self.user.as_ref())?;
         let data = directory.path().join(initdb::DATA);
@@ -30,7 +30,7 @@ impl PrivatePostgres {
     /// Starts an empty server with the same binaries, options and superuser password, for a restore or an upgrade.
     ///
     /// # Errors
-    /// As for [`PrivatePostgres::start`].
+    /// The errors of [`PrivatePostgres::start`].
     pub async fn empty_twin(&self) -> Result<Self, PostgresError> {
         let directory = TemporaryDirectory::create(self.user.as_ref())?;
         initdb::run(&self.binaries, directory.path(), self.user.as_ref(), &self.password).await?;
@@ -38,25 +38,25 @@ impl PrivatePostgres {
             .await
     }
 
-    /// Returns whether the server's binaries include a program; a downloaded server has no client programs.
+    /// Returns true if the server's binaries include the program. A downloaded server has no client programs.
     pub fn has_program(&self, name: &str) -> bool {
         self.binaries.program(name).exists()
     }
 
-    /// Directory of the server's programs.
+    /// Returns the directory of the server's programs.
     pub fn programs(&self) -> &Path {
         self.binaries.directory()
     }
 
-    /// The data directory.
+    /// Returns the data directory.
     pub fn data_directory(&self) -> PathBuf {
         self.directory.path().join(initdb::DATA)
     }
 
-    /// Runs a client program as the server's user in the server's directory; `PG*` variables lead to this server.
+    /// Runs a client program as the server's user in the server's directory. `PG*` variables lead to this server.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// An error if the program cannot be started.
     pub async fn client_program<A: AsRef<OsStr>>(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Makes the data directory of a private server.
+//! Creates the data directory of a private server.
 
 use std::fs;
 use std::io;
@@ -10,10 +10,10 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{PostgresError, ServerBinaries, ServerUser, USER};
 
-/// Name of the data directory in the server's directory.
+/// The name of the data directory in the server's directory.
 pub(super) const DATA: &str = "data";
 
-/// Runs `initdb`: locale C, UTF-8, connections by password only.
+/// Runs `initdb` with locale C, UTF-8, and connections by password only.
 pub(super) async fn run(
     binaries: &ServerBinaries,
     directory: &Path,
@@ -42,7 +42,7 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// Only the server's user may read it; a command line is open to everybody.
+/// Writes the password to a file that only the server's user may read. A command line is visible to everybody.
 fn write_password(path: &Path, user: Option<&ServerUser>, password: &SecretString) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     io::Write::write_all(&mut file, password.expose_secret().as_bytes())?;

@@ -72,7 +72,7 @@ fn no_finding_of_the_ledger_is_left_out() {
             Finding::Missing => &mut reconciliation.ledger.missing,
             Finding::Phantoms => &mut reconciliation.ledger.phantoms,
             Finding::Unknown => &mut reconciliation.ledger.unknown,
-            // Allowed, as long as each is recognised.
+            // Duplicates are allowed as long as each is recognised.
             Finding::Duplicates => continue,
             Finding::Inversions => &mut reconciliation.ledger.inversions,
             Finding::Mismatched => &mut reconciliation.ledger.mismatched,

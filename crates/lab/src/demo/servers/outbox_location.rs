@@ -1,21 +1,21 @@
-//! An outbox of a demo: its schema, and the topic of its events.
+//! Describes an outbox of a demo: its schema, and the topic of its events.
 
 use super::relay_settings;
 use crate::demo::relay_process::RelaySetup;
 use event_outbox::Names;
 
-/// What a demo asks for.
+/// The schemas and topics that a demo needs.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::demo) struct DemoSchemas {
-    /// A schema with an outbox each.
+    /// The schemas, each with an outbox.
     pub(in crate::demo) schemas: &'static [&'static str],
-    /// Where the outboxes' events go: a topic, or a template.
+    /// The topic of the outboxes' events, or a template.
     pub(in crate::demo) topic: &'static str,
     /// All topics.
     pub(in crate::demo) topics: &'static [&'static str],
 }
 
-/// An outbox, and how its relay is to run.
+/// An outbox, and the settings of its relay.
 #[derive(Debug)]
 pub(in crate::demo) struct OutboxLocation {
     pub(in crate::demo) names: Names,
@@ -23,7 +23,7 @@ pub(in crate::demo) struct OutboxLocation {
 }
 
 impl OutboxLocation {
-    /// `prefix` keeps the schema apart from the user's own; empty on a private server.
+    /// Creates the location of an outbox. `prefix` keeps its schema apart from the user's own; it is empty on a private server.
     pub(super) fn new(schema: &str, prefix: &str, given: &[(&str, &str)], hidden_variables: Vec<String>) -> Self {
         let schema = format!("{prefix}{schema}");
         let mut settings = relay_settings(given);

@@ -1,4 +1,4 @@
-//! Whose servers the demo runs on: two variables tell, together or not at all.
+//! Chooses the servers of the demo by two environment variables, which must be set together or not at all.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,25 +10,25 @@ use sqlx::postgres::PgConnectOptions;
 pub(super) const DATABASE: &str = "DATABASE_URL";
 pub(super) const BROKERS: &str = "KAFKA_BOOTSTRAP_SERVERS";
 
-/// Which servers the demo runs on.
+/// The choice of the servers that the demo runs on.
 #[derive(Debug, Clone)]
 pub enum ServerChoice {
-    /// Private ones.
+    /// Private servers.
     Private,
-    /// The user's own.
+    /// The user's own servers.
     Own(Box<OwnServers>),
 }
 
-/// How to reach the user's servers.
+/// The connection settings of the user's servers.
 #[derive(Clone)]
 pub struct OwnServers {
-    /// The database.
+    /// The connection options of the database.
     pub database: PgConnectOptions,
-    /// How long a connection to the database may take.
+    /// The longest time to connect to the database.
     pub connect_timeout: Duration,
-    /// The database, without user and password.
+    /// The database without user and password, for messages.
     pub target: String,
-    /// A consumer's settings, among them `bootstrap.servers`.
+    /// The settings of a consumer, among them `bootstrap.servers`.
     pub kafka: ClientConfig,
 }
 
@@ -39,7 +39,7 @@ impl fmt::Debug for OwnServers {
     }
 }
 
-/// One of the two servers is named in the environment, and the other is not.
+/// The error for an environment that names one of the two servers but not the other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{given} is set and {missing} is not: the demo runs either on both of your servers or on private ones")]
 pub struct HalfGiven {
@@ -49,10 +49,10 @@ pub struct HalfGiven {
     pub missing: &'static str,
 }
 
-/// True when the environment names the user's own servers: `DATABASE_URL` and `KAFKA_BOOTSTRAP_SERVERS`.
+/// Returns true if the environment names the user's own servers: `DATABASE_URL` and `KAFKA_BOOTSTRAP_SERVERS`.
 ///
 /// # Errors
-/// When it names one server without the other.
+/// [`HalfGiven`] if it names one server but not the other.
 pub fn names_own_servers(env: &BTreeMap<String, String>) -> Result<bool, HalfGiven> {
     let given = |name: &str| env.contains_key(name) || env.contains_key(&format!("{name}_FILE"));
     match (given(DATABASE), given(BROKERS)) {

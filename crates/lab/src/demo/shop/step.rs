@@ -1,4 +1,4 @@
-//! The steps of an order, each what an application does in one transaction: change its own table and write the event.
+//! Runs the steps of an order. Each is one transaction of an application: it changes the application's table and writes the event.
 
 use rand::Rng;
 use sqlx::PgConnection;
@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::SOURCE;
 
-/// Payload bytes come back from Kafka as Postgres prints them; these are there to go wrong if anything touches them.
+/// Names with special characters. Kafka has to return the payload bytes exactly as Postgres prints them, and these names show any change.
 const CUSTOMERS: [&str; 4] = ["Zoë Müller", "李小龙", "O'Brien \\\"Bob\\\"", "Ada 🚀 Lovelace"];
 
-/// An order as its customer knows it.
+/// An order of a customer.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     id: String,
@@ -17,7 +17,7 @@ pub(super) struct Order {
     cents: u32,
 }
 
-/// What happens to it next.
+/// The next step of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Place,
@@ -32,7 +32,7 @@ impl Order {
         Self { id: format!("order-{number:06}"), customer, cents: random.random_range(100..100_000) }
     }
 
-    /// Digits beyond a double's precision, as bookkeeping has them.
+    /// Returns the payload. It has digits beyond the precision of a double, as in bookkeeping.
     fn payload(&self, state: &str) -> String {
         let Self { id, customer, cents } = self;
         let (euros, cents) = (cents / 100, cents % 100);
@@ -54,7 +54,7 @@ impl Step {
         }
     }
 
-    /// Takes the step in the caller's transaction; the event's id.
+    /// Takes the step in the caller's transaction and returns the event's id.
     pub(super) async fn write(self, conn: &mut PgConnection, order: &Order) -> Result<Uuid, sqlx::Error> {
         match self {
             Self::Place => place(conn, order).await,
@@ -73,7 +73,7 @@ async fn place(conn: &mut PgConnection, order: &Order) -> Result<Uuid, sqlx::Err
     emit(conn, order, "OrderPlaced", "placed").await
 }
 
-/// The plain insert. The locked row is what keeps two payments of one order apart.
+/// Pays with a plain insert. The lock on the order's row keeps two payments of one order apart.
 async fn pay(conn: &mut PgConnection, order: &Order) -> Result<Uuid, sqlx::Error> {
     sqlx::query("select from demo_orders where order_id = $1 for update").bind(&order.id).execute(&mut *conn).await?;
     sqlx::query("update demo_orders set state = 'paid' where order_id = $1")

@@ -1,11 +1,11 @@
-//! Snapshots that agree, and each way in which they may not: one effect lost, or one too many.
+//! Tests snapshots that agree, and every way in which they may not: one effect lost, or one too many.
 
 use uuid::Uuid;
 
 use super::*;
 use crate::demo::order_flow::order::Line;
 
-/// One order that went through, one that was cancelled after its money was taken.
+/// Returns a snapshot with one order that succeeded, and one that was cancelled after its money was taken.
 fn fine() -> Snapshot {
     let basket = |n: usize, customer: &str| Basket {
         order_id: format!("o-{n}"),
@@ -40,7 +40,7 @@ fn fine() -> Snapshot {
         let reserved = event(order, "StockReserved", 1, Some(placed.event_id));
         snapshot.seen.extend([(placed.event_id, 1), (reserved.event_id, 2)]);
         snapshot.events.extend([placed, reserved]);
-        // Not due for days.
+        // The deadline is days away.
         let overdue = Event { due: false, status: "PENDING".to_owned(), ..event(order, "OrderOverdue", 1, None) };
         snapshot.events.push(overdue);
     }
@@ -60,7 +60,7 @@ fn event(order: usize, event_type: &str, version: i32, cause: Option<Uuid>) -> E
     }
 }
 
-/// The promises that the change breaks.
+/// Returns the promises that the change breaks.
 fn broken(change: impl FnOnce(&mut Snapshot)) -> Vec<&'static str> {
     let mut snapshot = fine();
     change(&mut snapshot);
