@@ -48,7 +48,7 @@ pub enum TemplateMistake {
     #[error("unknown placeholder {{{0}}}")]
     UnknownPlaceholder(String),
     /// The template has `{` without `}`, or `}` without `{`.
-    #[error("a brace without its counterpart")]
+    #[error("'{{' and '}}' are not balanced")]
     UnbalancedBrace,
     /// The text outside of placeholders already breaks Kafka's rules.
     #[error("{0}")]

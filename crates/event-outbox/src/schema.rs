@@ -131,7 +131,7 @@ pub enum SchemaError {
         found: String,
     },
     /// The outbox is a partitioned table.
-    #[error("{table} is a partitioned table: a row's ctid is not unique in it, and marks would meet other rows")]
+    #[error("{table} is a partitioned table: a row's ctid is not unique in it, so marks could hit other rows")]
     Partitioned {
         /// The outbox table.
         table: String,

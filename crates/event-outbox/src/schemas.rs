@@ -97,11 +97,11 @@ impl Schemas {
         let invalid =
             |path: String, problem: String| Invalid { event_type: event_type.to_owned(), version, path, problem };
         let Some(validator) = self.validators.get(&(event_type.to_owned(), version)) else {
-            let refused = || Err(invalid(String::new(), "there is no schema for it".to_owned()));
+            let refused = || Err(invalid(String::new(), "it has no schema".to_owned()));
             return if self.strict { refused() } else { Ok(()) };
         };
         let value: Value = serde_json::from_slice(payload)
-            .map_err(|error| invalid(String::new(), format!("it is no JSON (column {})", error.column())))?;
+            .map_err(|error| invalid(String::new(), format!("it is not JSON (column {})", error.column())))?;
         // Masked: the message repeats only the schema's side. The payload's values stay out of logs and headers.
         validator
             .validate(&value)

@@ -28,7 +28,7 @@ pub fn use_binary(path: impl Into<PathBuf>) {
 /// # Panics
 /// Panics if [`use_binary`] has not been called.
 pub fn binary() -> &'static Path {
-    BINARY.get().expect("the suite has not named the relay's binary")
+    BINARY.get().expect("use_binary has not been called")
 }
 
 /// The longest drain, on a busy machine.

@@ -42,7 +42,7 @@ pub enum Undecodable {
     #[error("the record has no {0}: it was not written by outbox-relay, or its headers were lost")]
     Missing(&'static str),
     /// The header or member exists and is damaged.
-    #[error("the record's {0} is not what it should be")]
+    #[error("the record's {0} is malformed")]
     Malformed(&'static str),
 }
 

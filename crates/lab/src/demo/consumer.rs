@@ -65,7 +65,7 @@ pub enum ConsumerError {
     #[error("the demo's consumer cannot apply an event")]
     Database(#[from] sqlx::Error),
     /// The topic has no partitions with a leader.
-    #[error("the topic {topic} is not there within {ANSWER_WITHIN:?}")]
+    #[error("the topic {topic} does not exist after {ANSWER_WITHIN:?}")]
     NoTopic {
         /// The topic.
         topic: String,

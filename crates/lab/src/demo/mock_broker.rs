@@ -37,7 +37,7 @@ pub enum MockBrokerError {
     #[error("the process of the mock cluster cannot be started")]
     System(#[from] io::Error),
     /// The process printed no address.
-    #[error("the mock cluster's process named no address within {START_WITHIN:?}; see its message above")]
+    #[error("the mock cluster's process printed no address within {START_WITHIN:?}; see its message above")]
     Silent,
 }
 

@@ -117,7 +117,7 @@ pub enum OrderFlowError {
     #[error("a process of the flow cannot be started")]
     Process(#[source] io::Error),
     /// A process did not become ready.
-    #[error("{member} does not come up; its log ends with:\n{log}")]
+    #[error("{member} did not become ready; its log ends with:\n{log}")]
     NotReady {
         /// The process.
         member: Member,
@@ -139,7 +139,7 @@ pub enum OrderFlowError {
     #[error("the topics of the flow cannot be read")]
     Watch(#[source] KafkaError),
     /// The services' tables cannot be created or read.
-    #[error("the tables of the flow cannot be made or read")]
+    #[error("the tables of the flow cannot be created or read")]
     Tables(#[from] sqlx::Error),
 }
 

@@ -117,7 +117,7 @@ impl AttemptContext {
         let handled = AssertUnwindSafe(async { (call.handler)(context).await }).catch_unwind().await;
         handled.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))?;
         let Some(tx) = Arc::into_inner(tx) else {
-            return Err(Failed::permanent("the handler has ended and still holds its Context, in a task perhaps"));
+            return Err(Failed::permanent("the handler has ended, but its Context is still held, perhaps by a task"));
         };
         let mut tx = tx.into_inner();
         if gate == Gate::Redriven {

@@ -183,7 +183,7 @@ impl Member {
             consumer.pause(&partition.list(None)?)?;
             partition.paused = true;
         }
-        // [`Action::Stop`](super::Action::Stop) ends a worker, too.
+        // The action `Stop` of the policy ends a worker, too.
         Ok(partition.queue.send(delivery).is_ok() || self.shared.shutdown.is_requested())
     }
 

@@ -99,7 +99,7 @@ impl Registry {
                 return Ok(Some(Taken { handler: Arc::clone(&route.handler), version, payload }));
             }
             let Some(upcaster) = self.upcasters.get(event_type).and_then(|upcasters| upcasters.get(&version)) else {
-                let error = format!("no handler of {event_type} takes version {version}, and no upcaster either");
+                let error = format!("no handler and no upcaster of {event_type} takes version {version}");
                 return Err(Failed::permanent(error).because(Reason::UnsupportedVersion));
             };
             // A tombstone has no payload to change.
