@@ -28,10 +28,10 @@ pub(crate) enum HoldValue {
     Topic(String),
 }
 
-/// The reason why events are held.
+/// Why events are held: the column `why` of the table of holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum HoldCause {
-    /// Another session has locked the first event.
+pub(crate) enum HoldKind {
+    /// Another session has the first event locked.
     Locked,
     /// An event was refused for its own fault, and `on_poison` is `hold_entity`.
     Poison,
@@ -41,8 +41,8 @@ pub(crate) enum HoldCause {
     Paused,
 }
 
-impl HoldCause {
-    /// Returns the word for this cause in the table of holds.
+impl HoldKind {
+    /// The word in the table of holds.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Locked => "locked",
@@ -54,7 +54,7 @@ impl HoldCause {
 
     /// Parses the word for a cause in the table of holds.
     pub(crate) fn parse(word: &str) -> Option<Self> {
-        [Self::Locked, Self::Poison, Self::Topic, Self::Paused].into_iter().find(|cause| cause.word() == word)
+        [Self::Locked, Self::Poison, Self::Topic, Self::Paused].into_iter().find(|kind| kind.word() == word)
     }
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct RecordId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hold {
     pub(crate) value: HoldValue,
-    pub(crate) cause: HoldCause,
+    pub(crate) kind: HoldKind,
     pub(crate) reason: String,
     pub(crate) from_id: i64,
     /// The locked event, or the event that was refused.
@@ -82,7 +82,7 @@ pub(crate) struct Hold {
 
 /// A hold, and the state that a worker keeps about it.
 #[derive(Debug, Clone)]
-pub(crate) struct Held {
+pub(crate) struct TrackedHold {
     pub(crate) hold: Hold,
     pub(crate) lane: i16,
     /// True once the hold's causes are gone: a walk publishes the events that waited.
@@ -97,8 +97,8 @@ pub(crate) struct Held {
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
-impl Held {
-    /// Plans the next attempt to lock the event, after a longer pause.
+impl TrackedHold {
+    /// Looks again after a longer pause.
     pub(crate) fn look_later(&mut self, now: Instant) {
         let mut backoff = self.look.map_or_else(|| Backoff::new(FIRST_LOOK, LONGEST_LOOK), |(_, backoff)| backoff);
         self.look = Some((now + backoff.pause(), backoff));
@@ -110,7 +110,7 @@ type Key = (i16, HoldValue);
 /// The holds of the lanes that a worker owns.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HoldSet {
-    held: BTreeMap<u32, Held>,
+    held: BTreeMap<u32, TrackedHold>,
     by_key: HashMap<Key, u32>,
     /// The entity holds by entity id, whatever the type.
     entities: HashMap<String, Vec<u32>>,
@@ -133,17 +133,17 @@ pub(crate) struct Candidate<'a> {
 }
 
 impl HoldSet {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Held)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &TrackedHold)> {
         self.held.iter().map(|(index, held)| (*index, held))
     }
 
-    /// Iterates over the holds, to change fields that are not stored. Does not mark the holds as changed.
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Held)> {
+    /// To change what is not stored.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut TrackedHold)> {
         self.held.iter_mut().map(|(index, held)| (*index, held))
     }
 
-    /// Returns the holds that have no record or differ from it.
-    pub(crate) fn dirty(&self) -> impl Iterator<Item = (u32, &Held)> {
+    /// Holds without a record, or with another one.
+    pub(crate) fn dirty(&self) -> impl Iterator<Item = (u32, &TrackedHold)> {
         self.dirty.iter().filter_map(|index| Some((*index, self.held.get(index)?)))
     }
 
@@ -168,12 +168,12 @@ impl HoldSet {
         self.gone.clear();
     }
 
-    pub(crate) fn peek(&self, index: u32) -> Option<&Held> {
+    pub(crate) fn peek(&self, index: u32) -> Option<&TrackedHold> {
         self.held.get(&index)
     }
 
-    /// Returns a hold, to change fields that are stored. Marks the hold as changed.
-    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Held> {
+    /// To change what is stored.
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut TrackedHold> {
         self.dirty.insert(index);
         self.held.get_mut(&index)
     }
@@ -202,7 +202,7 @@ impl HoldSet {
             self.entities.entry(entity_id.clone()).or_default().push(index);
         }
         self.by_key.insert((lane, hold.value.clone()), index);
-        self.held.insert(index, Held { hold, lane, is_releasing: false, look: None, record: None });
+        self.held.insert(index, TrackedHold { hold, lane, is_releasing: false, look: None, record: None });
         self.dirty.insert(index);
         index
     }
@@ -217,7 +217,7 @@ impl HoldSet {
         }
     }
 
-    pub(crate) fn remove(&mut self, index: u32) -> Option<Held> {
+    pub(crate) fn remove(&mut self, index: u32) -> Option<TrackedHold> {
         let held = self.held.remove(&index)?;
         self.dirty.remove(&index);
         self.gone.extend(held.record);
@@ -242,7 +242,7 @@ impl HoldSet {
         let of_entity = event.entity_id.and_then(|id| self.entities.get(id)).into_iter().flatten().copied();
         let row = event.entity_id.is_none().then(|| self.find(event.lane, &HoldValue::Row(event.id))).flatten();
         let matches = |index: &u32| match self.held.get(index) {
-            Some(Held { hold: Hold { value: HoldValue::Entity { entity_type, .. }, .. }, lane, .. }) => {
+            Some(TrackedHold { hold: Hold { value: HoldValue::Entity { entity_type, .. }, .. }, lane, .. }) => {
                 *lane == event.lane && entity_type.as_deref().is_none_or(|of| of == event.entity_type)
             }
             Some(_) => true,
@@ -256,7 +256,7 @@ impl HoldSet {
 
     /// Counts the holds of a lane that exist because an event is locked.
     pub(crate) fn locked_of(&self, lane: i16) -> usize {
-        self.held.values().filter(|held| held.lane == lane && held.hold.cause == HoldCause::Locked).count()
+        self.held.values().filter(|held| held.lane == lane && held.hold.kind == HoldKind::Locked).count()
     }
 
     /// Returns the id at which the walk of all releasing holds goes on.
@@ -271,8 +271,8 @@ mod tests {
 
     const RECORD: RecordId = RecordId { ctid: [8; 6], id: 8 };
 
-    fn hold(value: HoldValue, cause: HoldCause) -> Hold {
-        Hold { value, cause, reason: "why".to_owned(), from_id: 5, head_id: None, events: 0, released: false }
+    fn hold(value: HoldValue, kind: HoldKind) -> Hold {
+        Hold { value, kind, reason: "why".to_owned(), from_id: 5, head_id: None, events: 0, released: false }
     }
 
     fn entity(entity_type: Option<&str>, entity_id: &str) -> HoldValue {
@@ -287,10 +287,10 @@ mod tests {
     fn a_hold_keeps_the_events_of_its_value_and_lane_alone() {
         let mut holds = HoldSet::default();
         assert_eq!(holds.blocking(event(1, Some("a"))), None);
-        let typed = holds.insert(1, hold(entity(Some("order"), "a"), HoldCause::Poison));
-        let any = holds.insert(1, hold(entity(None, "b"), HoldCause::Locked));
-        let topic = holds.insert(2, hold(HoldValue::Topic("order-events".to_owned()), HoldCause::Topic));
-        let row = holds.insert(1, hold(HoldValue::Row(9), HoldCause::Locked));
+        let typed = holds.insert(1, hold(entity(Some("order"), "a"), HoldKind::Poison));
+        let any = holds.insert(1, hold(entity(None, "b"), HoldKind::Locked));
+        let topic = holds.insert(2, hold(HoldValue::Topic("order-events".to_owned()), HoldKind::Topic));
+        let row = holds.insert(1, hold(HoldValue::Row(9), HoldKind::Locked));
         assert_eq!(holds.blocking(event(1, Some("a"))), Some(typed));
         assert_eq!(holds.blocking(Candidate { entity_type: "customer", ..event(1, Some("a")) }), None);
         assert_eq!(holds.blocking(event(1, Some("b"))), Some(any));
@@ -306,8 +306,8 @@ mod tests {
     #[test]
     fn an_active_hold_comes_before_one_that_is_releasing() {
         let mut holds = HoldSet::default();
-        let topic = holds.insert(1, hold(HoldValue::Topic("order-events".to_owned()), HoldCause::Topic));
-        let of_entity = holds.insert(1, hold(entity(Some("order"), "a"), HoldCause::Poison));
+        let topic = holds.insert(1, hold(HoldValue::Topic("order-events".to_owned()), HoldKind::Topic));
+        let of_entity = holds.insert(1, hold(entity(Some("order"), "a"), HoldKind::Poison));
         holds.get_mut(topic).unwrap().is_releasing = true;
         assert_eq!(holds.blocking(event(1, Some("a"))), Some(of_entity));
         holds.get_mut(of_entity).unwrap().is_releasing = true;
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn what_is_not_stored_is_known() {
         let mut holds = HoldSet::default();
-        holds.load(1, hold(entity(None, "a"), HoldCause::Locked), RecordId { ctid: [7; 6], id: 7 });
+        holds.load(1, hold(entity(None, "a"), HoldKind::Locked), RecordId { ctid: [7; 6], id: 7 });
         assert!(!holds.has_changes());
         let index = holds.blocking(event(1, Some("a"))).unwrap();
         holds.step_over(index, 3, true);
@@ -337,8 +337,8 @@ mod tests {
     #[test]
     fn a_second_hold_of_a_value_replaces_the_first() {
         let mut holds = HoldSet::default();
-        holds.insert(1, hold(entity(None, "a"), HoldCause::Locked));
-        let second = holds.insert(1, hold(entity(None, "a"), HoldCause::Paused));
+        holds.insert(1, hold(entity(None, "a"), HoldKind::Locked));
+        let second = holds.insert(1, hold(entity(None, "a"), HoldKind::Paused));
         assert_eq!((holds.iter().count(), holds.find(1, &entity(None, "a"))), (1, Some(second)));
     }
 }

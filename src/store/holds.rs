@@ -1,16 +1,22 @@
 //! Reads and writes the records of holds. A lane's owner writes them in the transaction that steps over the events. They are read when a
 //! worker takes over lanes, or after an operator has changed them. Statements find records by their ctid; migration 0007 has the reason.
 
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 
 use crate::lane::LaneRange;
-use crate::lane::hold::{Hold, HoldCause, HoldSet, HoldValue, RecordId};
+use crate::lane::hold::{Hold, HoldKind, HoldSet, HoldValue, RecordId, TrackedHold};
 use crate::store::settle::{Ctid, SettleError, owned, postgres_text};
 use event_outbox::names::Names;
 
 /// The columns of a record, in the order in which [`hold_of`] reads them.
 const COLUMNS: &str = "lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events";
+
+/// Holds as rows of `v`: one array for each column, as [`bind`] binds them. The first three identify a hold in memory and its record.
+const VALUES: &str = "unnest($1::int8[], $2::tid[], $3::int8[], $4::int2[], $5::text[], $6::text[], $7::text[], $8::text[], \
+     $9::text[], $10::text[], $11::int8[], $12::int8[], $13::int8[]) \
+     as v (index, row_ctid, id, lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events)";
 
 /// The longest reason that is stored, in characters.
 const REASON_MAX: usize = 1_000;
@@ -37,18 +43,12 @@ impl HoldSql {
                 names.outbox()
             ),
             insert: format!(
-                "with new as (insert into {table} ({COLUMNS}) \
-                   select lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events \
-                   from unnest($1::int2[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::int8[], $9::int8[], $10::int8[]) \
-                     as v (lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events) \
-                   returning {COLUMNS}, ctid, id) \
+                "with new as (insert into {table} ({COLUMNS}) select {COLUMNS} from {VALUES} returning {COLUMNS}, ctid, id) \
                  select * from new"
             ),
             update: format!(
                 "update {table} h set why = v.why, reason = v.reason, from_id = v.from_id, head_id = v.head_id, events = v.events \
-                 from unnest($1::tid[], $2::int8[], $3::text[], $4::text[], $5::int8[], $6::int8[], $7::int8[], $8::int8[]) \
-                   as v (row_ctid, index, why, reason, from_id, head_id, events, id) \
-                 where h.ctid = v.row_ctid and h.id = v.id returning v.index, h.ctid, h.id"
+                 from {VALUES} where h.ctid = v.row_ctid and h.id = v.id returning v.index, h.ctid, h.id"
             ),
             delete: format!(
                 "delete from {table} h using unnest($1::tid[], $2::int8[]) as v (row_ctid, id) where h.ctid = v.row_ctid and h.id = v.id"
@@ -95,28 +95,16 @@ impl HoldSql {
         }
         let (changed, new): (Vec<_>, Vec<_>) = holds.dirty().partition(|(_, held)| held.record.is_some());
         if !changed.is_empty() {
-            let query = sqlx::query(AssertSqlSafe(self.update.as_str()))
-                .bind(
-                    changed
-                        .iter()
-                        .filter_map(|(_, held)| held.record.map(|record| Ctid(record.ctid)))
-                        .collect::<Vec<_>>(),
-                )
-                .bind(changed.iter().map(|(index, _)| i64::from(*index)).collect::<Vec<_>>())
-                .bind(changed.iter().map(|(_, held)| held.hold.cause.word()).collect::<Vec<_>>())
-                .bind(changed.iter().map(|(_, held)| short(&held.hold.reason)).collect::<Vec<_>>())
-                .bind(changed.iter().map(|(_, held)| held.hold.from_id).collect::<Vec<_>>())
-                .bind(changed.iter().map(|(_, held)| held.hold.head_id).collect::<Vec<_>>())
-                .bind(changed.iter().map(|(_, held)| held.hold.events).collect::<Vec<_>>())
-                .bind(changed.iter().filter_map(|(_, held)| held.record.map(|record| record.id)).collect::<Vec<_>>());
-            let rows = query.persistent(persistent).fetch_all(&mut *conn).await?;
+            let query = bind(&self.update, &changed).persistent(persistent);
+            let rows = query.fetch_all(&mut *conn).await?;
             owned(changed.len(), rows.len() as u64)?;
             for row in &rows {
                 moved.push((row.try_get::<i64, _>(0)? as u32, record_id(row, 1)?));
             }
         }
         if !new.is_empty() {
-            let rows = self.insert(conn, &new, persistent).await?;
+            let query = bind(&self.insert, &new).persistent(persistent);
+            let rows = query.fetch_all(&mut *conn).await?;
             for row in &rows {
                 let (lane, hold) = hold_of(row)?;
                 if let Some(index) = holds.find(lane, &hold.value) {
@@ -127,33 +115,34 @@ impl HoldSql {
         }
         Ok(moved)
     }
-
-    async fn insert(
-        &self,
-        conn: &mut PgConnection,
-        new: &[(u32, &crate::lane::hold::Held)],
-        persistent: bool,
-    ) -> Result<Vec<PgRow>, sqlx::Error> {
-        let values = || new.iter().map(|(_, held)| &held.hold.value);
-        let text = |of: fn(&HoldValue) -> Option<&str>| values().map(of).collect::<Vec<_>>();
-        let query = sqlx::query(AssertSqlSafe(self.insert.as_str()))
-            .bind(new.iter().map(|(_, held)| held.lane).collect::<Vec<_>>())
-            .bind(values().map(kind).collect::<Vec<_>>())
-            .bind(text(|value| if let HoldValue::Topic(topic) = value { Some(topic) } else { None }))
-            .bind(text(
-                |value| if let HoldValue::Entity { entity_type, .. } = value { entity_type.as_deref() } else { None },
-            ))
-            .bind(text(|value| if let HoldValue::Entity { entity_id, .. } = value { Some(entity_id) } else { None }))
-            .bind(new.iter().map(|(_, held)| held.hold.cause.word()).collect::<Vec<_>>())
-            .bind(new.iter().map(|(_, held)| short(&held.hold.reason)).collect::<Vec<_>>())
-            .bind(new.iter().map(|(_, held)| held.hold.from_id).collect::<Vec<_>>())
-            .bind(new.iter().map(|(_, held)| held.hold.head_id).collect::<Vec<_>>())
-            .bind(new.iter().map(|(_, held)| held.hold.events).collect::<Vec<_>>());
-        query.persistent(persistent).fetch_all(conn).await
-    }
 }
 
-fn kind(value: &HoldValue) -> &'static str {
+/// Binds the values of `holds` to the arrays of [`VALUES`].
+fn bind<'q>(sql: &'q str, holds: &[(u32, &TrackedHold)]) -> Query<'q, Postgres, PgArguments> {
+    fn column<T>(holds: &[(u32, &TrackedHold)], of: impl Fn(&TrackedHold) -> T) -> Vec<T> {
+        holds.iter().map(|(_, held)| of(held)).collect()
+    }
+    let text = |of: fn(&HoldValue) -> Option<&str>| column(holds, |held| of(&held.hold.value).map(str::to_owned));
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(holds.iter().map(|(index, _)| i64::from(*index)).collect::<Vec<_>>())
+        .bind(column(holds, |held| held.record.map(|record| Ctid(record.ctid))))
+        .bind(column(holds, |held| held.record.map(|record| record.id)))
+        .bind(column(holds, |held| held.lane))
+        .bind(column(holds, |held| kind_of(&held.hold.value)))
+        .bind(text(|value| if let HoldValue::Topic(topic) = value { Some(topic) } else { None }))
+        .bind(text(
+            |value| if let HoldValue::Entity { entity_type, .. } = value { entity_type.as_deref() } else { None },
+        ))
+        .bind(text(|value| if let HoldValue::Entity { entity_id, .. } = value { Some(entity_id) } else { None }))
+        .bind(column(holds, |held| held.hold.kind.word()))
+        .bind(column(holds, |held| short(&held.hold.reason)))
+        .bind(column(holds, |held| held.hold.from_id))
+        .bind(column(holds, |held| held.hold.head_id))
+        .bind(column(holds, |held| held.hold.events))
+}
+
+/// Returns what a hold names, as the column `kind` has it.
+fn kind_of(value: &HoldValue) -> &'static str {
     match value {
         HoldValue::Row(_) => "row",
         HoldValue::Entity { .. } => "entity",
@@ -174,13 +163,13 @@ fn hold_of(row: &PgRow) -> Result<(i16, Hold), sqlx::Error> {
         "topic" => topic.map(HoldValue::Topic),
         _ => entity_id.map(|entity_id| HoldValue::Entity { entity_type, entity_id }),
     };
-    let cause = HoldCause::parse(row.try_get(5)?);
-    let (Some(value), Some(cause)) = (value, cause) else {
-        return Err(sqlx::Error::Decode("a row of the hold table is damaged".into()));
+    let kind = HoldKind::parse(row.try_get(5)?);
+    let (Some(value), Some(kind)) = (value, kind) else {
+        return Err(sqlx::Error::Decode("a record of the table of holds is damaged".into()));
     };
     let hold = Hold {
         value,
-        cause,
+        kind,
         reason: row.try_get(6)?,
         from_id: row.try_get(7)?,
         head_id,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::error::DatabaseError;
 
-use crate::lane::hold::HoldCause;
+use crate::lane::hold::HoldKind;
 use crate::relay::batch_metrics;
 use crate::relay::stage_times::Stage;
 use crate::relay::worker::claim::{Batch, Extent};
@@ -162,7 +162,7 @@ impl WorkerContext<'_> {
         let due: Vec<(u32, i64)> = assignment
             .holds
             .iter()
-            .filter(|(_, held)| held.hold.cause == HoldCause::Locked && !held.is_releasing)
+            .filter(|(_, held)| held.hold.kind == HoldKind::Locked && !held.is_releasing)
             .filter(|(_, held)| held.look.is_none_or(|(at, _)| at <= now))
             .filter_map(|(index, held)| Some((index, held.hold.head_id?)))
             .take(MOST_LOOKS)
@@ -193,7 +193,7 @@ impl WorkerContext<'_> {
         let first = assignment
             .holds
             .iter()
-            .filter(|(_, held)| held.hold.cause == HoldCause::Locked && !held.is_releasing)
+            .filter(|(_, held)| held.hold.kind == HoldKind::Locked && !held.is_releasing)
             .filter_map(|(_, held)| held.hold.head_id)
             .min();
         match (first, assignment.locked) {
@@ -380,6 +380,6 @@ pub(crate) fn lock_in(lanes: crate::lane::LaneRange) -> String {
 
 fn has_look_due(assignment: &LaneAssignment, now: Instant) -> bool {
     assignment.holds.iter().any(|(_, held)| {
-        held.hold.cause == HoldCause::Locked && !held.is_releasing && held.look.is_none_or(|(at, _)| at <= now)
+        held.hold.kind == HoldKind::Locked && !held.is_releasing && held.look.is_none_or(|(at, _)| at <= now)
     })
 }

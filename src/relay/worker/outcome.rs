@@ -10,7 +10,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::OnPoison;
 use crate::fault::{self, Class};
-use crate::lane::hold::{Candidate, Hold, HoldCause, HoldValue};
+use crate::lane::hold::{Candidate, Hold, HoldKind, HoldValue};
 use crate::relay::options::RelayOptions;
 use crate::relay::worker::claim::{Batch, Extent};
 use crate::relay::worker::lane_assignment::LaneAssignment;
@@ -220,11 +220,11 @@ impl Decider<'_> {
                 PausedBy::Entity(entity_type, entity_id) => HoldValue::Entity { entity_type, entity_id },
             };
             let reason = reason.to_owned();
-            return Some(self.hold(event.lane, value, HoldCause::Paused, reason, event.id, None));
+            return Some(self.hold(event.lane, value, HoldKind::Paused, reason, event.id, None));
         }
         if let Some((topic, why)) = event.topic.and_then(|topic| self.closed.get_key_value(topic)) {
             let value = HoldValue::Topic(topic.clone());
-            return Some(self.hold(event.lane, value, HoldCause::Topic, why.clone(), event.id, None));
+            return Some(self.hold(event.lane, value, HoldKind::Topic, why.clone(), event.id, None));
         }
         if is_walk && let Some(released) = there.and_then(|index| self.assignment.holds.get_mut(index)) {
             released.hold.events = (released.hold.events - 1).max(0);
@@ -244,7 +244,7 @@ impl Decider<'_> {
         &mut self,
         lane: i16,
         value: HoldValue,
-        cause: HoldCause,
+        kind: HoldKind,
         reason: String,
         from_id: i64,
         head_id: Option<i64>,
@@ -253,18 +253,18 @@ impl Decider<'_> {
         let found = holds.find(lane, &value);
         let index = found.unwrap_or_else(|| {
             let reason = reason.clone();
-            holds.insert(lane, Hold { value, cause, reason, from_id, head_id, events: 0, released: false })
+            holds.insert(lane, Hold { value, kind, reason, from_id, head_id, events: 0, released: false })
         });
         if let Some(held) = holds.get_mut(index) {
             // `from_id` only goes down: a walk that has not come far has left earlier events of the value behind.
             held.hold.from_id = held.hold.from_id.min(from_id);
             held.hold.released = false;
             held.is_releasing = false;
-            held.hold.cause = cause;
+            held.hold.kind = kind;
             held.hold.reason = reason;
             held.hold.head_id = head_id;
             held.look = None;
-            if cause == HoldCause::Locked {
+            if kind == HoldKind::Locked {
                 held.look_later(Instant::now());
             }
         }
@@ -289,7 +289,7 @@ impl Decider<'_> {
             return false;
         }
         let reason = "another session has the first event locked".to_owned();
-        let index = self.hold(row.lane, value, HoldCause::Locked, reason, row.id, Some(row.id));
+        let index = self.hold(row.lane, value, HoldKind::Locked, reason, row.id, Some(row.id));
         self.step_over(index, event, extent);
         true
     }
@@ -309,7 +309,7 @@ impl Decider<'_> {
                     },
                     None => HoldValue::Row(event.id),
                 };
-                let index = self.hold(event.lane, value, HoldCause::Poison, error.clone(), event.id, Some(event.id));
+                let index = self.hold(event.lane, value, HoldKind::Poison, error.clone(), event.id, Some(event.id));
                 self.assignment.holds.step_over(index, event.id, true);
                 RowOutcome::Refused { error, code }
             }

@@ -373,14 +373,14 @@ pub(super) fn lanes_of(assignment: &LaneAssignment) -> LaneRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lane::hold::{Hold, HoldCause, HoldValue};
+    use crate::lane::hold::{Hold, HoldKind, HoldValue};
 
     #[test]
     fn a_walk_moves_the_holds_it_has_emptied_and_removes_them_at_the_end() {
         let mut holds = HoldSet::default();
         let hold = |topic: &str, from_id| Hold {
             value: HoldValue::Topic(topic.to_owned()),
-            cause: HoldCause::Topic,
+            kind: HoldKind::Topic,
             reason: String::new(),
             from_id,
             head_id: None,

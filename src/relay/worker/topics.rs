@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::fault::Class;
-use crate::lane::hold::{HoldCause, HoldValue};
+use crate::lane::hold::{HoldKind, HoldValue};
 use crate::relay::worker::context::WorkerContext;
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{RowOutcome, Sent};
@@ -45,8 +45,8 @@ impl WorkerContext<'_> {
                 HoldValue::Entity { entity_type, entity_id } => pauses.blocks_entity(entity_type.as_deref(), entity_id),
                 HoldValue::Row(_) => false,
             };
-            let is_over = match (held.hold.cause, &held.hold.value) {
-                (HoldCause::Topic, HoldValue::Topic(topic)) => match topics.get(topic) {
+            let is_over = match (held.hold.kind, &held.hold.value) {
+                (HoldKind::Topic, HoldValue::Topic(topic)) => match topics.get(topic) {
                     Some(TopicState::Writable) => true,
                     Some(TopicState::Closed(why)) if *why != held.hold.reason => {
                         other_reasons.push((index, why.clone()));
@@ -54,12 +54,12 @@ impl WorkerContext<'_> {
                     }
                     _ => false,
                 },
-                (HoldCause::Poison, _) => held.hold.released,
-                (HoldCause::Locked, _) => held.is_releasing,
-                (HoldCause::Paused | HoldCause::Topic, _) => true,
+                (HoldKind::Poison, _) => held.hold.released,
+                (HoldKind::Locked, _) => held.is_releasing,
+                (HoldKind::Paused | HoldKind::Topic, _) => true,
             };
             held.is_releasing = is_over && !is_paused;
-            if held.hold.cause == HoldCause::Locked && held.look.is_none() {
+            if held.hold.kind == HoldKind::Locked && held.look.is_none() {
                 held.look_later(now);
             }
         }
@@ -71,8 +71,8 @@ impl WorkerContext<'_> {
     }
 
     fn states_of_held_topics(&self, assignment: &LaneAssignment) -> HashMap<String, TopicState> {
-        let held = assignment.holds.iter().filter_map(|(_, held)| match (&held.hold.value, held.hold.cause) {
-            (HoldValue::Topic(topic), HoldCause::Topic) => Some(topic.clone()),
+        let held = assignment.holds.iter().filter_map(|(_, held)| match (&held.hold.value, held.hold.kind) {
+            (HoldValue::Topic(topic), HoldKind::Topic) => Some(topic.clone()),
             _ => None,
         });
         let held: BTreeSet<String> = held.collect();
