@@ -16,12 +16,13 @@
 //! - [`relay_registry`]: the relays that are alive
 //! - [`counts`]: counts for the status line
 //!
-//! These read for people, in read-only transactions ([`read_only`]):
-//! - [`backlog`]: the pending and held events by lane, route and reason, and the rate of publishing
-//! - [`fleet`]: the relays, and which session works on which lane
-//! - [`pending`]: SQL for events that no claim has reached, and for the holds that keep events back
-//! - [`queue_head`]: the first waiting events of a relay's lanes, and the state of vacuum
-//! - [`activity`]: sessions that hold transactions and locks
+//! For people who look, in read-only transactions ([`read_only`]):
+//! - [`backlog`]: what waits, by lane, route and reason, and how fast it moves
+//! - [`fleet`]: the relays, and who works on which lane
+//! - [`pending`]: SQL for what claims have not met
+//! - [`held`]: why an event is held
+//! - [`queue_head`]: the first events that wait in a relay's lanes, how vacuum fares
+//! - [`activity`]: who holds transactions and locks
 
 pub mod plan;
 
@@ -33,6 +34,7 @@ pub(crate) mod counts;
 pub(crate) mod dead;
 pub(crate) mod delivery;
 pub(crate) mod fleet;
+pub(crate) mod held;
 pub(crate) mod holds;
 pub(crate) mod pauses;
 pub(crate) mod pending;

@@ -264,18 +264,18 @@ async fn causes(target: &mut Target, filter: &Filter, topic: &TopicTemplate) -> 
 /// An event that was named and not found is in another state, or not there.
 async fn explain_missing(target: &mut Target, filter: &Filter) -> Result<(), Failure> {
     let Some(id) = filter.ids.first() else { return Ok(()) };
-    let status = dead::status_of(&mut target.conn, &target.names, *id).await;
-    let status = status.map_err(|error| target.failed("read the events of", error))?;
-    let is = match &status {
+    let standing = dead::standing(&mut target.conn, &target.names, *id).await;
+    let standing = standing.map_err(|error| target.failed("read the events of", error))?;
+    let is = match &standing {
         None => "is not in the table".to_owned(),
-        Some(status) => format!("is {status}"),
+        Some(standing) => format!("is {standing}"),
     };
     let failure = Failure::finding(format!("event {id} {is}"));
-    Err(match status.as_deref() {
-        Some(status) if status.starts_with("PENDING") => {
+    Err(match standing {
+        Some(standing) if standing.is_pending() => {
             failure.hint("`outbox-relay explain` says what it waits for; behind a refused event, decide about that one")
         }
-        Some(status) if status.contains(dead::DISCARDED) => failure.hint("--discarded looks at those"),
+        Some(standing) if standing.is_discarded() => failure.hint("--discarded looks at those"),
         _ => failure,
     })
 }

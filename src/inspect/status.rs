@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-pub(crate) use next::{About, NextStep, about_held};
+pub(crate) use next::{About, NextStep};
 pub(crate) use progress::LaneOwner;
 
 use crate::lane::{LaneRange, at_work};

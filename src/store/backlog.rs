@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use crate::store::pending::{REASON, pending};
+use crate::store::held::{self, Held};
+use crate::store::pending::pending;
 use crate::store::read_only::read;
 use event_outbox::names::Names;
 
@@ -52,9 +53,9 @@ pub(crate) async fn head(conn: &mut PgConnection, names: &Names) -> Result<Vec<H
 /// The events that are held for one reason.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct HeldGroup {
-    /// The object that the events wait for, and the cause.
-    pub(crate) reason: String,
-    /// The number of held events, as counted by claims.
+    #[serde(flatten)]
+    pub(crate) held: Held,
+    /// As claims have counted them.
     pub(crate) events: i64,
     /// The number of entities that are held one by one; missing if the hold is of a whole topic.
     pub(crate) entities: Option<i64>,
@@ -76,21 +77,22 @@ impl HeldGroup {
 /// Returns the held events by reason, the largest group first.
 pub(crate) async fn held(conn: &mut PgConnection, names: &Names) -> Result<Vec<HeldGroup>, sqlx::Error> {
     let query = format!(
-        "select {REASON}, sum(h.events)::int8, nullif(count(*) filter (where h.kind <> 'topic'), 0), \
+        "select {columns}, sum(h.events)::int8, nullif(count(*) filter (where h.kind <> 'topic'), 0), \
          min(concat_ws('/', h.entity_type, h.entity_id)) filter (where h.kind = 'entity'), \
          greatest(0, extract(epoch from clock_timestamp() - min(h.since)))::float8 \
-         from {} h group by 1 order by 2 desc, 1 limit 100",
-        names.companion("hold")
+         from {} h group by {columns} order by 4 desc, {columns} limit 100",
+        names.companion("hold"),
+        columns = held::COLUMNS,
     );
     let rows = read(conn, &query).await?;
     rows.iter()
         .map(|row| {
             Ok(HeldGroup {
-                reason: row.try_get(0)?,
-                events: row.try_get(1)?,
-                entities: row.try_get(2)?,
-                example: row.try_get(3)?,
-                oldest_s: row.try_get(4)?,
+                held: Held::from_row(row, 0)?.ok_or(sqlx::Error::RowNotFound)?,
+                events: row.try_get(3)?,
+                entities: row.try_get(4)?,
+                example: row.try_get(5)?,
+                oldest_s: row.try_get(6)?,
             })
         })
         .collect()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
-use crate::store::dead::DISCARDED;
+use crate::store::dead::is_discarded;
 use crate::store::pending::pending;
 use event_outbox::names::Names;
 
@@ -43,9 +43,7 @@ pub(crate) async fn backlog(conn: &mut PgConnection, names: &Names) -> Result<Ba
         first = pending(names, "id, created_at", "true", 1),
         hold = names.companion("hold"),
         scheduled = count("status = 'PENDING' and due is not null"),
-        dead = count(&format!(
-            "status = 'DEAD' and last_error is not null and not starts_with(last_error, '{DISCARDED}')"
-        )),
+        dead = count(&format!("status = 'DEAD' and last_error is not null and not {}", is_discarded())),
     );
     let row = conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
     Ok(Backlog {

@@ -27,8 +27,13 @@ use crate::store::routes;
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;
 
-/// The beginning of `last_error` after an operator has discarded the event.
-pub(crate) const DISCARDED: &str = "discarded: ";
+/// What `last_error` begins with once somebody has decided about the event. Read by [`is_discarded`] and [`Standing::is_discarded`] alone.
+const DISCARDED: &str = "discarded: ";
+
+/// SQL that is true for a DEAD event that somebody has discarded.
+pub(crate) fn is_discarded() -> String {
+    format!("starts_with(coalesce(last_error, ''), '{DISCARDED}')")
+}
 
 /// One of the two ids of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +107,7 @@ impl Filter {
     fn events(&self, names: &Names, topic: &TopicTemplate) -> String {
         let outbox = names.outbox();
         let columns = "id, event_id, entity_type, entity_id, event_type, topic, attempts, created_at, lane, last_error";
-        let decided = format!("starts_with(coalesce(last_error, ''), '{DISCARDED}')");
+        let decided = is_discarded();
         let states = if self.discarded {
             format!(
                 "select {columns}, 'discarded' as state, 0 as behind from {outbox} \
@@ -304,14 +309,39 @@ fn event_of(row: &PgRow) -> Result<Event, sqlx::Error> {
     })
 }
 
-/// Returns status and error of an event that a filter names but does not find.
+/// The state of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) status: String,
+    pub(crate) last_error: Option<String>,
+}
+
+impl Standing {
+    pub(crate) fn is_pending(&self) -> bool {
+        self.status == "PENDING"
+    }
+
+    pub(crate) fn is_discarded(&self) -> bool {
+        self.status == "DEAD" && self.last_error.as_deref().is_some_and(|error| error.starts_with(DISCARDED))
+    }
+}
+
+impl std::fmt::Display for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.status)?;
+        self.last_error.as_ref().map_or(Ok(()), |error| write!(f, ": {error}"))
+    }
+}
+
+/// Reads the state of an event that a filter names and does not find.
 ///
 /// # Errors
 /// Any database error.
-pub(crate) async fn status_of(conn: &mut PgConnection, names: &Names, id: Id) -> Result<Option<String>, sqlx::Error> {
+pub(crate) async fn standing(conn: &mut PgConnection, names: &Names, id: Id) -> Result<Option<Standing>, sqlx::Error> {
     let condition = Filter { ids: vec![id], ..Filter::default() }.conditions();
-    let sql = format!("select concat_ws(': ', status, last_error) from {} where {condition}", names.outbox());
-    read(conn, sql).await?.first().map(|row| row.try_get(0)).transpose()
+    let sql = format!("select status, last_error from {} where {condition}", names.outbox());
+    let standing = |row: &PgRow| Ok(Standing { status: row.try_get(0)?, last_error: row.try_get(1)? });
+    read(conn, sql).await?.first().map(standing).transpose()
 }
 
 async fn read(conn: &mut PgConnection, sql: String) -> Result<Vec<PgRow>, sqlx::Error> {

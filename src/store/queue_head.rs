@@ -5,7 +5,8 @@ use std::time::Duration;
 use sqlx::{PgConnection, Row};
 
 use crate::lane::LaneRange;
-use crate::store::pending::{REASON, pending};
+use crate::store::held::{self, Held};
+use crate::store::pending::pending;
 use crate::store::read_only::read;
 use event_outbox::names::{Names, literal};
 
@@ -14,9 +15,9 @@ use event_outbox::names::{Names, literal};
 pub(crate) struct QueueHead {
     /// The id and lane of the first row that can be claimed.
     pub(crate) pending: Option<(i64, i16)>,
-    /// The id of the first held row, and the reason of its hold.
-    pub(crate) held: Option<(i64, String)>,
-    /// The id of the scheduled row that was due first.
+    /// The first that is held, and why.
+    pub(crate) held: Option<(i64, Held)>,
+    /// The first that was scheduled and is due.
     pub(crate) due: Option<i64>,
 }
 
@@ -36,22 +37,22 @@ pub(crate) async fn queue_head(
 ) -> Result<QueueHead, sqlx::Error> {
     let (outbox, lanes) = (names.outbox(), format!("lane between {} and {}", lanes.first, lanes.last));
     let query = format!(
-        "select p.id, p.lane::int8, h.from_id, h.reason, d.id from (select 1) one \
+        "select p.id, p.lane::int8, d.id, h.from_id, {held} from (select 1) one \
          left join lateral (select id, lane from {first} first) p on true \
-         left join lateral (select h.from_id, {REASON} as reason from {hold} h where h.{lanes} order by h.from_id limit 1) h on true \
+         left join lateral (select h.from_id, {held} from {hold} h where h.{lanes} order by h.from_id limit 1) h on true \
          left join lateral (select id from {outbox} where status = 'PENDING' and due <= now() and {lanes} \
            order by due limit 1) d on true",
         first = pending(names, "id, lane", &lanes, 1),
+        held = held::COLUMNS,
         hold = names.companion("hold"),
     );
     let rows = read(conn, &query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     let lane: Option<i64> = row.try_get(1)?;
-    let reason: Option<String> = row.try_get(3)?;
     Ok(QueueHead {
         pending: row.try_get::<Option<i64>, _>(0)?.zip(lane.map(|lane| lane as i16)),
-        held: row.try_get::<Option<i64>, _>(2)?.zip(reason),
-        due: row.try_get(4)?,
+        held: row.try_get::<Option<i64>, _>(3)?.zip(Held::from_row(row, 4)?),
+        due: row.try_get(2)?,
     })
 }
 

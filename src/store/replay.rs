@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::store::dead::DISCARDED;
+use crate::store::dead::is_discarded;
 use crate::store::read_only::{read, read_within};
 use crate::store::routes;
 use event_outbox::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
@@ -48,7 +48,7 @@ impl Filter {
 
     fn condition(&self, template: &TopicTemplate) -> String {
         let state = if self.dead {
-            format!("status = 'DEAD' and not starts_with(coalesce(last_error, ''), '{DISCARDED}')")
+            format!("status = 'DEAD' and not {}", is_discarded())
         } else {
             "status = 'PUBLISHED'".to_owned()
         };

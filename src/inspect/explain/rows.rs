@@ -7,7 +7,8 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::MOST_EVENTS;
-use crate::store::pending::{held_by, pending};
+use crate::store::held::{self, Held};
+use crate::store::pending::pending;
 use crate::store::read_only::read_within;
 use crate::store::routes;
 use event_outbox::Names;
@@ -50,8 +51,8 @@ pub(crate) struct Row {
     pub(crate) available_at: Option<String>,
     /// Seconds until it is due; negative when it is.
     pub(crate) due_in_s: Option<f64>,
-    /// What it is held for, and why; missing while it is not held.
-    pub(crate) held_by: Option<String>,
+    /// Why it is held; missing while it is not.
+    pub(crate) held_by: Option<Held>,
     #[serde(skip)]
     pub(crate) created_ms: i64,
 }
@@ -90,10 +91,11 @@ async fn look(
     full: bool,
 ) -> Result<Vec<Row>, sqlx::Error> {
     let (outbox, hold) = (names.outbox(), names.companion("hold"));
-    let held_by = held_by(names, &routes::topic_sql(topic, "o."));
+    let join = held::join(names, &routes::topic_sql(topic, "o."));
     let part = |from: &str, order: &str| {
         format!(
-            "select * from (select {COLUMNS}, {held_by} from {from} o where {condition} order by {order} limit {MOST_EVENTS}) part"
+            "select o.*, {} from (select {COLUMNS} from {from} o where {condition} order by {order} limit {MOST_EVENTS}) o {join}",
+            held::COLUMNS
         )
     };
     let of = |predicate: &str| format!("(select * from {outbox} where {predicate})");
@@ -148,7 +150,7 @@ fn add(found: &mut Vec<Row>, rows: Vec<PgRow>) -> Result<(), sqlx::Error> {
             available_at: row.try_get(14)?,
             due_in_s: row.try_get(15)?,
             created_ms: row.try_get(16)?,
-            held_by: row.try_get(17)?,
+            held_by: Held::from_row(&row, 17)?,
         });
     }
     Ok(())

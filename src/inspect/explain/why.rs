@@ -7,7 +7,7 @@ use crate::config::Settings;
 use crate::store::activity::{self, Blocker, span};
 use crate::store::backlog;
 use crate::store::fleet::{self, RegisteredRelay};
-use crate::store::pending::{HoldKind, pending};
+use crate::store::pending::pending;
 use crate::store::read_only::read;
 use event_outbox::Names;
 use event_outbox::names::literal;
@@ -113,15 +113,7 @@ pub(super) async fn why(
 
 fn held_or_scheduled(row: &Row) -> Reason {
     if let Some(held) = &row.held_by {
-        let next = match HoldKind::parse(held) {
-            HoldKind::Topic => "create the topic or grant WRITE on it; the relay notices within seconds",
-            HoldKind::Paused => "outbox-relay resume, when the reason is gone",
-            HoldKind::Locked => "`outbox-relay status` names the session: end its transaction",
-            HoldKind::Entity => {
-                "fix the cause of its entity's refused event, then retry or discard that one: outbox-relay dead list"
-            }
-        };
-        return reason(held, next);
+        return reason(held.to_string(), held.next_step());
     }
     let due_in = row.due_in_s.filter(|due_in| *due_in > 0.0)?;
     let at = row.available_at.as_deref().unwrap_or_default();

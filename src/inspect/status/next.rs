@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::Status;
+use crate::lane::hold::HoldKind;
 use crate::store::activity::span;
 use crate::store::backlog::HeldGroup;
-use crate::store::pending::HoldKind;
 
 /// A transaction older than this is worth a look.
 const LONG_TRANSACTION_S: f64 = 300.0;
@@ -67,17 +67,22 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
         steps.push(paused(pause));
     }
     // What a pause holds is shown with the pause, and a locked row with the session that has it.
-    let is_shown = |held: &&HeldGroup| match HoldKind::parse(&held.reason) {
+    let is_shown = |group: &&HeldGroup| match group.held.kind {
         HoldKind::Paused => !status.pauses.is_empty(),
         HoldKind::Locked => !status.blockers.is_empty(),
-        HoldKind::Topic | HoldKind::Entity => false,
+        HoldKind::Topic | HoldKind::Poison => false,
     };
-    for held in status.held.iter().filter(|held| !is_shown(held)) {
-        let (about, next) = about_held(&held.reason);
+    for group in status.held.iter().filter(|group| !is_shown(group)) {
+        let about = match group.held.kind {
+            HoldKind::Topic => About::Topic,
+            HoldKind::Paused => About::Pause,
+            HoldKind::Locked => About::Lock,
+            HoldKind::Poison => About::Entity,
+        };
         steps.push(step(
             about,
-            format!("{} are held for {}: {}", held.count(), span(held.oldest_s), held.reason),
-            next,
+            format!("{} are held for {}: {}", group.count(), span(group.oldest_s), group.held),
+            group.held.next_step(),
         ));
     }
     if let Some(dead) = counts.map(|counts| counts.dead).filter(|dead| *dead > 0) {
@@ -100,18 +105,6 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
         None => {}
     }
     steps
-}
-
-/// What a row waits for, by the reason it carries, and what to do about it.
-pub(crate) fn about_held(reason: &str) -> (About, &'static str) {
-    match HoldKind::parse(reason) {
-        HoldKind::Topic => (About::Topic, "create the topic or grant WRITE on it; the relay notices within seconds"),
-        HoldKind::Paused => (About::Pause, "outbox-relay resume, when the reason is gone"),
-        HoldKind::Locked => (About::Lock, "end the transaction of the session that has the event locked"),
-        HoldKind::Entity => {
-            (About::Entity, "fix the refused event's cause, then `outbox-relay dead retry` or `dead discard` it")
-        }
-    }
 }
 
 /// A pause is easily forgotten: who, since when, until when, and the command that ends it.

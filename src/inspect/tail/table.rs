@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::now_s;
-use crate::store::pending::held_by;
+use crate::store::held::{self, Held};
 use crate::store::read_only::read;
 use crate::store::routes;
 use event_outbox::Names;
@@ -37,15 +37,14 @@ pub(super) struct Row {
     pub(super) published_after_ms: Option<f64>,
 }
 
-/// `{held_by}` is [`crate::store::pending::held_by`].
-const COLUMNS: &str = "id, event_id::text, entity_type, entity_id, event_type, topic, status, \
-     coalesce(last_error, {held_by}), {held_by} is not null, \
+const COLUMNS: &str = "id, event_id::text, entity_type, entity_id, event_type, topic, status, lane, last_error, \
      extract(epoch from created_at)::float8 * 1000, extract(epoch from clock_timestamp() - created_at)::float8 * 1000, \
      extract(epoch from published_at - created_at)::float8 * 1000";
 
 pub(super) struct Table<'a> {
     names: &'a Names,
-    columns: String,
+    /// [`held::join`].
+    join: String,
     highest: i64,
     known: BTreeSet<i64>,
 }
@@ -67,17 +66,12 @@ impl<'a> Table<'a> {
         let server = read(conn, "select extract(epoch from clock_timestamp())::float8").await?;
         let server: f64 = server.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
         let ahead_s = server - (asked + now_s()) / 2.0;
-        let columns = COLUMNS.replace("{held_by}", &held_by(names, &routes::topic_sql(topic, "o.")));
-        Ok((Self { names, columns, highest: known.last().copied().unwrap_or(0), known }, ahead_s))
+        let join = held::join(names, &routes::topic_sql(topic, "o."));
+        Ok((Self { names, join, highest: known.last().copied().unwrap_or(0), known }, ahead_s))
     }
 
     pub(super) async fn new_rows(&mut self, conn: &mut PgConnection) -> Result<Vec<Row>, sqlx::Error> {
-        let query = format!(
-            "select {} from {} o where id > {} order by id limit {MOST_ROWS}",
-            self.columns,
-            self.names.outbox(),
-            self.highest - LOOK_BACK
-        );
+        let query = self.query(&format!("id > {} order by id limit {MOST_ROWS}", self.highest - LOOK_BACK));
         let mut new = Vec::new();
         for found in read(conn, &query).await? {
             let row = row(&found)?;
@@ -90,23 +84,29 @@ impl<'a> Table<'a> {
         Ok(new)
     }
 
+    /// The events of `rows`, a condition and what may follow it, in the order of their ids.
+    fn query(&self, rows: &str) -> String {
+        format!(
+            "select o.*, {} from (select {COLUMNS} from {} where {rows}) o {} order by o.id",
+            held::COLUMNS,
+            self.names.outbox(),
+            self.join
+        )
+    }
+
     pub(super) async fn look_at(&self, conn: &mut PgConnection, ids: &[i64]) -> Result<Vec<Row>, sqlx::Error> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let list: Vec<_> = ids.iter().map(ToString::to_string).collect();
-        let query = format!(
-            "select {} from {} o where id = any (array[{}]::int8[]) order by id",
-            self.columns,
-            self.names.outbox(),
-            list.join(",")
-        );
+        let query = self.query(&format!("id = any (array[{}]::int8[])", list.join(",")));
         read(conn, &query).await?.iter().map(row).collect()
     }
 }
 
 fn row(row: &PgRow) -> Result<Row, sqlx::Error> {
     let created_exact_ms: f64 = row.try_get(9)?;
+    let (last_error, held): (Option<String>, _) = (row.try_get(8)?, Held::from_row(row, 12)?);
     Ok(Row {
         id: row.try_get(0)?,
         event_id: row.try_get::<&str, _>(1)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
@@ -115,8 +115,8 @@ fn row(row: &PgRow) -> Result<Row, sqlx::Error> {
         event_type: row.try_get(4)?,
         topic: row.try_get(5)?,
         status: row.try_get(6)?,
-        last_error: row.try_get(7)?,
-        held: row.try_get(8)?,
+        held: held.is_some(),
+        last_error: last_error.or_else(|| held.map(|held| held.to_string())),
         created_ms: created_exact_ms.floor() as i64,
         created_exact_ms,
         age_ms: row.try_get(10)?,

@@ -5,7 +5,8 @@ use sqlx::PgConnection;
 use super::STALLED;
 use super::stall::QueueState;
 use crate::inspect::check::Finding;
-use crate::inspect::status::{About, Look, Status, about_held};
+use crate::inspect::status::{About, Look, Status};
+use crate::lane::hold::HoldKind;
 use crate::observe::health::{Cause, Reason};
 use crate::relay::health::outage::Server;
 use crate::relay::shared::Shared;
@@ -76,26 +77,22 @@ impl Observed<'_> {
             let paused = || self.paused(status);
             return about(About::Lock, Cause::Lock).or_else(paused).or_else(|| self.lane_locked(status, own));
         }
-        // Only held rows are left. The first one gives the reason.
-        let (_, reason) = self.head.held.as_ref()?;
-        let (of, next_step) = about_held(reason);
-        if of == About::Lock
+        // Only rows that are held are left; the first says for what.
+        let (_, held) = self.head.held.as_ref()?;
+        if held.kind == HoldKind::Locked
             && let Some(named) = about(About::Lock, Cause::Lock)
         {
             return Some(named);
         }
-        let cause = match of {
-            About::Topic => Cause::Topic,
-            About::Pause => Cause::Paused,
-            About::Lock => Cause::Lock,
-            _ => Cause::Held,
+        let cause = match held.kind {
+            HoldKind::Topic => Cause::Topic,
+            HoldKind::Paused => Cause::Paused,
+            HoldKind::Locked => Cause::Lock,
+            HoldKind::Poison => Cause::Held,
         };
-        let held = status.held.iter().find(|held| held.reason == *reason);
-        let message = held.map_or_else(
-            || format!("events are held: {reason}"),
-            |held| format!("{} are held: {reason}", held.count()),
-        );
-        Some(Reason::new(cause, message, next_step))
+        let events = status.held.iter().find(|group| group.held == *held);
+        let events = events.map_or_else(|| "events".to_owned(), |group| group.count());
+        Some(Reason::new(cause, format!("{events} are held: {held}"), held.next_step()))
     }
 
     /// Returns the reason when everything is paused. Such a pause leaves the rows as they are, so the rows do not show it.
