@@ -140,8 +140,7 @@ impl WorkerContext<'_> {
         }
         self.store(assignment, after, &changes.published, &sealed, goes_on).await?;
         self.shared.settled(changes.published.len(), changes.dead.len() + changes.refused.len());
-        log_dead(batch, sent)?;
-        log_refused(batch, sent)?;
+        changes.log_poison(batch, sent)?;
         Ok(true)
     }
 
@@ -160,8 +159,8 @@ impl WorkerContext<'_> {
         let transaction = &self.shared.transaction;
         within(transaction.mark_and_commit(self.conn, &changes.published, None, Next::None)).await?;
         self.shared.settled(changes.published.len(), changes.dead.len());
-        log_dead(batch, sent)?;
-        // Holds that began with this batch are not stored, so holds are read again.
+        changes.log_poison(batch, sent)?;
+        // Holds that began with this batch are not stored.
         assignment.reload_holds();
         Ok(())
     }
@@ -280,6 +279,21 @@ impl Changes {
     fn count(&self) -> usize {
         self.published.len() + self.dead.len() + self.refused.len() + self.unscheduled.len()
     }
+
+    /// Logs the events that were marked as DEAD or refused.
+    fn log_poison(&self, batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
+        for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
+            match outcome {
+                RowOutcome::Dead { error, code } => log_poison(row, error, *code, DEAD)?,
+                // Where not all of a batch was acknowledged no refusal is marked.
+                RowOutcome::Refused { error, code } if !self.refused.is_empty() => {
+                    log_poison(row, error, *code, HELD)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 fn changes(batch: &Batch, sent: &Sent, reports: &[Outcome]) -> Result<Changes, sqlx::Error> {
@@ -322,25 +336,7 @@ fn finish_walk(holds: &mut HoldSet, walked: i64, scanned_through: i64) {
     }
 }
 
-fn log_dead(batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
-    for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
-        if let RowOutcome::Dead { error, code } = outcome {
-            log_poison(row, error, *code, DEAD)?;
-        }
-    }
-    Ok(())
-}
-
-fn log_refused(batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
-    for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
-        if let RowOutcome::Refused { error, code } = outcome {
-            log_poison(row, error, *code, HELD)?;
-        }
-    }
-    Ok(())
-}
-
-/// The status and the consequence of an event that cannot be sent.
+/// Status and consequence of an event that cannot be sent.
 const DEAD: (&str, &str) = ("DEAD", "its successors go on");
 const HELD: (&str, &str) = ("PENDING", "its entity waits until the event is retried or discarded");
 
