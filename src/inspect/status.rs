@@ -23,6 +23,7 @@ use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
 use crate::store::counts::{self, COUNT_LIMIT};
 use crate::store::fleet::{self, LaneHeld, RegisteredRelay};
+use crate::store::pauses::{self, Pause};
 use crate::store::read_only::read;
 use crate::store::routes;
 use event_outbox::Names;
@@ -48,8 +49,8 @@ pub(crate) struct Status {
     pub(crate) progress_unread: Option<String>,
     /// What claims have stepped over, by reason.
     pub(crate) held: Vec<HeldGroup>,
-    /// What operators have paused, as the rows of the table of pauses.
-    pub(crate) pauses: Vec<serde_json::Value>,
+    /// What operators have paused.
+    pub(crate) pauses: Vec<Pause>,
     pub(crate) relays: Vec<RelayStatus>,
     /// Sessions that keep a relay from working.
     pub(crate) blockers: Vec<Blocker>,
@@ -158,7 +159,7 @@ impl Status {
         });
         let head = backlog::head(conn, names).await?;
         self.held = backlog::held(conn, names).await?;
-        self.pauses = backlog::pauses(conn, names).await?;
+        self.pauses = pauses::look(conn, names).await?;
         self.blockers.extend(activity::row_blockers(conn, names).await?);
         let lanes = lane_count(conn, names).await?;
         let relays = fleet::relays(conn, names).await?;

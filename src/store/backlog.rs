@@ -98,30 +98,7 @@ pub(crate) async fn held(conn: &mut PgConnection, names: &Names) -> Result<Vec<H
         .collect()
 }
 
-/// Returns the pauses in force, each as the JSON object of its row. Returns none if the pause table does not exist.
-pub(crate) async fn pauses(conn: &mut PgConnection, names: &Names) -> Result<Vec<serde_json::Value>, sqlx::Error> {
-    let exists = format!(
-        "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
-         where nspname = {} and relname = {})",
-        event_outbox::names::literal(names.schema_raw()),
-        event_outbox::names::literal(&names.part_raw("pause"))
-    );
-    let found = read(conn, &exists).await?.first().map_or(Ok(false), |row| row.try_get(0))?;
-    if !found {
-        return Ok(Vec::new());
-    }
-    let query = format!(
-        "select (to_jsonb(pause) || jsonb_build_object('lasts_s', extract(epoch from clock_timestamp() - since)))::text from {} pause \
-         where expires_at is null or expires_at > now() limit 1000",
-        names.companion("pause")
-    );
-    let rows = read(conn, &query).await?;
-    rows.iter()
-        .map(|row| serde_json::from_str(row.try_get(0)?).map_err(|error| sqlx::Error::Decode(Box::new(error))))
-        .collect()
-}
-
-/// The state of the outbox at the start of a measurement.
+/// Where the outbox stood when a measurement began.
 #[derive(Debug, Clone)]
 pub(crate) struct FlowMark {
     at: Instant,

@@ -12,6 +12,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::store::audit::{self, Author, Entry};
+use crate::store::read_only::read;
 use event_outbox::names::{Names, literal};
 
 /// The events that a pause names.
@@ -24,6 +25,29 @@ pub(crate) enum Scope {
     Topic { topic: String },
     /// The events of an entity; without a type, of every entity with that id.
     Entity { entity_type: Option<String>, entity_id: String },
+}
+
+impl Scope {
+    /// Returns true for an event that it names.
+    pub(crate) fn concerns(&self, topic: &str, entity_type: &str, entity_id: Option<&str>) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Topic { topic: paused } => paused == topic,
+            Scope::Entity { entity_type: of, entity_id: paused } => {
+                Some(paused.as_str()) == entity_id && of.as_deref().is_none_or(|of| of == entity_type)
+            }
+        }
+    }
+
+    /// Returns the arguments that name it to `outbox-relay resume`.
+    pub(crate) fn arguments(&self) -> String {
+        match self {
+            Scope::All => "--all".to_owned(),
+            Scope::Topic { topic } => format!("--topic {topic}"),
+            Scope::Entity { entity_type: None, entity_id } => format!("--entity {entity_id}"),
+            Scope::Entity { entity_type: Some(of), entity_id } => format!("--entity {entity_id} --entity-type {of}"),
+        }
+    }
 }
 
 impl fmt::Display for Scope {
@@ -48,6 +72,8 @@ pub(crate) struct Pause {
     /// The database user, and the person it acted for.
     pub(crate) paused_by: String,
     pub(crate) since: DateTime<Utc>,
+    /// How long it has lasted, by the database's clock.
+    pub(crate) lasts_s: f64,
     pub(crate) expires_at: Option<DateTime<Utc>>,
     /// The remaining time by the database's clock.
     #[serde(skip)]
@@ -68,11 +94,19 @@ pub(crate) async fn active(conn: &mut PgConnection, names: &Names) -> Result<Vec
     rows.iter().map(pause_of).collect()
 }
 
-/// Returns the text of [`active`]'s query; [`pause_of`] reads its rows.
+/// Reads the pauses in force for people, within the limits of [`read`].
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn look(conn: &mut PgConnection, names: &Names) -> Result<Vec<Pause>, sqlx::Error> {
+    read(conn, &active_text(names)).await?.iter().map(pause_of).collect()
+}
+
+/// The text of [`active`], for [`pause_of`].
 pub(crate) fn active_text(names: &Names) -> String {
     format!(
         "select scope, topic, entity_type, entity_id, reason, paused_by, since, expires_at, \
-         extract(epoch from expires_at - clock_timestamp())::float8 from {} \
+         extract(epoch from expires_at - clock_timestamp())::float8, extract(epoch from clock_timestamp() - since)::float8 from {} \
          where expires_at is null or expires_at > clock_timestamp() order by since, id",
         names.companion("pause")
     )
@@ -94,6 +128,7 @@ pub(crate) fn pause_of(row: &PgRow) -> Result<Pause, sqlx::Error> {
         reason: row.try_get(4)?,
         paused_by: row.try_get(5)?,
         since: row.try_get(6)?,
+        lasts_s: row.try_get(9)?,
         expires_at: row.try_get(7)?,
         remaining: remaining.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
     })

@@ -125,6 +125,12 @@ async fn pauses_are_shown_with_their_reason(database: TestDatabase) -> anyhow::R
     let seen = status(&relay_of(&database)).await?;
     ensure!(shows(&seen, &["order-events", "the consumer is being repaired", "outbox-relay resume"]), "{seen}");
     ensure!(!shows(&seen, &["long over"]), "{seen}");
+    let listed = relay_of(&database).argument("--list").argument("--json").output("pause").await?;
+    let listed: Value = serde_json::from_str(&listed.stdout)?;
+    for member in ["scope", "topic", "reason", "paused_by", "since", "expires_at"] {
+        ensure!(seen["pauses"][0][member] == listed["pauses"][0][member], "{member}: {seen} and {listed}");
+    }
+    ensure!(seen["pauses"].as_array().map(Vec::len) == Some(1), "{seen}");
     Ok(())
 }
 

@@ -5,8 +5,8 @@ use sqlx::{PgConnection, Row as _};
 use super::Row;
 use crate::config::Settings;
 use crate::store::activity::{self, Blocker, span};
-use crate::store::backlog;
 use crate::store::fleet::{self, RegisteredRelay};
+use crate::store::pauses::{self, Pause};
 use crate::store::pending::pending;
 use crate::store::read_only::read;
 use event_outbox::Names;
@@ -19,7 +19,7 @@ const MOST_BEFORE: i64 = 1_000_000;
 pub(super) struct OutboxState {
     relays: Vec<RegisteredRelay>,
     blockers: Vec<Blocker>,
-    pauses: Vec<serde_json::Value>,
+    pauses: Vec<Pause>,
     alive_s: f64,
 }
 
@@ -28,7 +28,7 @@ impl OutboxState {
         Ok(Self {
             relays: fleet::relays(conn, names).await?,
             blockers: activity::table_blockers(conn, names).await?,
-            pauses: backlog::pauses(conn, names).await?,
+            pauses: pauses::look(conn, names).await?,
             alive_s: settings.relay.heartbeat_interval.as_secs_f64() * 3.0,
         })
     }
@@ -66,8 +66,8 @@ pub(super) async fn why(
     if let Some(own) = held_or_scheduled(row) {
         return Ok(Some(own));
     }
-    if let Some(paused) = state.pauses.iter().find(|pause| concerns(pause, row, topic)) {
-        let why = paused.get("reason").and_then(|why| why.as_str()).unwrap_or("no reason is noted");
+    let concerns = |pause: &&Pause| pause.scope.concerns(topic, &row.entity_type, row.entity_id.as_deref());
+    if let Some(Pause { reason: why, .. }) = state.pauses.iter().find(concerns) {
         return Ok(reason(format!("publishing is paused: {why}"), "outbox-relay resume, when the reason is gone"));
     }
     if let Some(locked) = locked(conn, names, row).await? {
@@ -118,18 +118,6 @@ fn held_or_scheduled(row: &Row) -> Reason {
     let due_in = row.due_in_s.filter(|due_in| *due_in > 0.0)?;
     let at = row.available_at.as_deref().unwrap_or_default();
     reason(format!("it is scheduled for {at}, in {}", span(due_in)), "nothing; available_at says when")
-}
-
-/// A pause without topic and entity is for all.
-fn concerns(pause: &serde_json::Value, row: &Row, topic: &str) -> bool {
-    let text = |name: &str| pause.get(name).and_then(|value| value.as_str());
-    match (text("topic"), text("entity_id")) {
-        (None, None) => true,
-        (Some(paused), _) => paused == topic,
-        (None, entity) => {
-            entity == row.entity_id.as_deref() && text("entity_type").is_none_or(|of| of == row.entity_type)
-        }
-    }
 }
 
 async fn locked(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Reason, sqlx::Error> {

@@ -6,6 +6,7 @@ use super::Status;
 use crate::lane::hold::HoldKind;
 use crate::store::activity::span;
 use crate::store::backlog::HeldGroup;
+use crate::store::pauses::Pause;
 
 /// A transaction older than this is worth a look.
 const LONG_TRANSACTION_S: f64 = 300.0;
@@ -108,23 +109,15 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
 }
 
 /// A pause is easily forgotten: who, since when, until when, and the command that ends it.
-fn paused(pause: &serde_json::Value) -> NextStep {
-    let text = |name: &str| pause.get(name).and_then(|value| value.as_str());
-    let (what, flags) = match (text("topic"), text("entity_id"), text("entity_type")) {
-        (Some(topic), ..) => (format!("topic {topic} is paused"), format!("--topic {topic}")),
-        (None, Some(id), Some(of)) => {
-            (format!("entity {of}/{id} is paused"), format!("--entity {id} --entity-type {of}"))
-        }
-        (None, Some(id), None) => (format!("entity {id} is paused"), format!("--entity {id}")),
-        (None, None, _) => ("everything is paused".to_owned(), "--all".to_owned()),
-    };
-    let lasts = pause.get("lasts_s").and_then(|value| value.as_f64()).map(span).unwrap_or_default();
-    let (by, why) = (text("paused_by").unwrap_or("somebody"), text("reason").unwrap_or("no reason is noted"));
-    let until = text("expires_at").map_or_else(|| "without an end".to_owned(), |until| format!("until {until}"));
+fn paused(pause: &Pause) -> NextStep {
+    let Pause { scope, reason, paused_by, .. } = pause;
+    let lasts = span(pause.lasts_s);
+    let until =
+        pause.expires_at.map_or_else(|| "without an end".to_owned(), |until| format!("until {}", until.to_rfc3339()));
     step(
         About::Pause,
-        format!("{what} for {lasts} by {by}, {until}: {why}"),
-        format!("`outbox-relay resume {flags}`, when the reason is gone"),
+        format!("{scope} is paused for {lasts} by {paused_by}, {until}: {reason}"),
+        format!("`outbox-relay resume {}`, when the reason is gone", scope.arguments()),
     )
 }
 

@@ -107,7 +107,15 @@ mod tests {
 
     fn pause(scope: Scope, remaining: Option<Duration>) -> Pause {
         let since = DateTime::UNIX_EPOCH;
-        Pause { scope, reason: "why".to_owned(), paused_by: "me".to_owned(), since, expires_at: None, remaining }
+        Pause {
+            scope,
+            reason: "why".to_owned(),
+            paused_by: "me".to_owned(),
+            since,
+            lasts_s: 0.0,
+            expires_at: None,
+            remaining,
+        }
     }
 
     fn topic(topic: &str) -> Scope {

@@ -11,6 +11,7 @@ use crate::observe::health::{Cause, Reason};
 use crate::relay::health::outage::Server;
 use crate::relay::shared::Shared;
 use crate::relay::worker::context::acks_of;
+use crate::store::pauses::{Pause, Scope};
 use crate::store::queue_head::QueueHead;
 
 /// The observations at the time when nothing moved.
@@ -97,14 +98,11 @@ impl Observed<'_> {
 
     /// Returns the reason when everything is paused. Such a pause leaves the rows as they are, so the rows do not show it.
     fn paused(&self, status: &Status) -> Option<Reason> {
-        let text = |pause: &serde_json::Value, name: &str| pause.get(name)?.as_str().map(str::to_owned);
-        let all = status.pauses.iter().find(|pause| text(pause, "scope").as_deref() == Some("all"))?;
-        let why = text(all, "reason").unwrap_or_default();
-        let by = text(all, "paused_by").unwrap_or_default();
+        let Pause { scope, paused_by, reason, .. } = status.pauses.iter().find(|pause| pause.scope == Scope::All)?;
         Some(Reason::new(
             Cause::Paused,
-            format!("everything is paused by {by}: {why}"),
-            "outbox-relay resume --all, when the reason is gone",
+            format!("{scope} is paused by {paused_by}: {reason}"),
+            format!("outbox-relay resume {}, when the reason is gone", scope.arguments()),
         ))
     }
 
