@@ -18,7 +18,6 @@ use sqlx::PgConnection;
 pub(crate) use next::{About, NextStep};
 pub(crate) use progress::LaneOwner;
 
-use crate::lane::{LaneRange, at_work};
 use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
 use crate::store::counts::{self, COUNT_LIMIT};
@@ -87,8 +86,8 @@ pub(crate) struct LaneStatus {
     pub(crate) lane: i16,
     pub(crate) pending: i64,
     pub(crate) oldest_s: Option<f64>,
-    /// The relay whose share it is in.
-    pub(crate) due: Option<String>,
+    /// The relay that owns it.
+    pub(crate) owner: Option<String>,
     /// The session that has it locked now.
     pub(crate) locked_by: Option<LaneHeld>,
 }
@@ -98,8 +97,13 @@ pub(crate) struct RelayStatus {
     #[serde(flatten)]
     pub(crate) seen: RegisteredRelay,
     pub(crate) alive: bool,
-    /// Its share: a range for each worker.
-    pub(crate) lanes: Vec<String>,
+}
+
+impl RelayStatus {
+    fn owns(&self, lane: i16) -> bool {
+        let mut ranges = self.seen.lanes.iter().flatten();
+        self.alive && ranges.any(|range| (range.first..=range.last).contains(&lane))
+    }
 }
 
 /// What to look at, and how.
@@ -163,11 +167,11 @@ impl Status {
         self.blockers.extend(activity::row_blockers(conn, names).await?);
         let lanes = lane_count(conn, names).await?;
         let relays = fleet::relays(conn, names).await?;
-        let (relays, due) = shares(relays, look.alive_for, lanes);
-        self.relays = relays;
+        let alive = |relay: &RegisteredRelay| relay.silent_s < look.alive_for.as_secs_f64();
+        self.relays = relays.into_iter().map(|seen| RelayStatus { alive: alive(&seen), seen }).collect();
         self.delivery = fleet::deliveries(conn, names).await?.into_iter().map(LaneOwner::from).collect();
         self.topics = by_topic(&head, look.topic);
-        self.lanes = by_lane(&head, lanes, &due, fleet::lanes_held(conn, names).await?);
+        self.lanes = by_lane(&head, lanes, &self.relays, fleet::lanes_held(conn, names).await?);
         if let Some(mark) = mark {
             let flow = backlog::flow(conn, names, mark).await?;
             let shrinks_by = flow.settled_per_s - flow.inserted_per_s;
@@ -192,29 +196,6 @@ async fn lane_count(conn: &mut PgConnection, names: &Names) -> Result<u16, sqlx:
     Ok(u16::try_from(count).unwrap_or(schema::MAX_LANES))
 }
 
-/// The relays with their shares, and the relay each lane is due, as the relays work it out themselves.
-fn shares(seen: Vec<RegisteredRelay>, alive_for: Duration, lanes: u16) -> (Vec<RelayStatus>, BTreeMap<i16, String>) {
-    let alive = |relay: &RegisteredRelay| relay.silent_s < alive_for.as_secs_f64();
-    let members = seen.iter().filter(|relay| alive(relay)).count();
-    let at_work = |relay: &RegisteredRelay| at_work(relay.workers, members);
-    let workers: usize = seen.iter().filter(|relay| alive(relay)).map(at_work).sum();
-    let (mut first, mut due) = (0, BTreeMap::new());
-    let mut relays = Vec::new();
-    for seen in seen {
-        let (alive, working) = (alive(&seen), at_work(&seen));
-        let mut lanes_of = Vec::new();
-        if alive {
-            for share in (first..first + working).filter_map(|worker| LaneRange::share(worker, workers, lanes)) {
-                due.extend((share.first..=share.last).map(|lane| (lane, seen.name.clone())));
-                lanes_of.push(share.to_string());
-            }
-            first += working;
-        }
-        relays.push(RelayStatus { seen, alive, lanes: lanes_of });
-    }
-    (relays, due)
-}
-
 fn by_topic(head: &[HeadGroup], template: &TopicTemplate) -> Vec<TopicStatus> {
     let mut topics: BTreeMap<String, (i64, f64)> = BTreeMap::new();
     for group in head {
@@ -228,7 +209,7 @@ fn by_topic(head: &[HeadGroup], template: &TopicTemplate) -> Vec<TopicStatus> {
     topics
 }
 
-fn by_lane(head: &[HeadGroup], lanes: u16, due: &BTreeMap<i16, String>, held: Vec<LaneHeld>) -> Vec<LaneStatus> {
+fn by_lane(head: &[HeadGroup], lanes: u16, relays: &[RelayStatus], held: Vec<LaneHeld>) -> Vec<LaneStatus> {
     (0..lanes as i16)
         .map(|lane| {
             let groups = || head.iter().filter(|group| group.lane == lane);
@@ -236,7 +217,7 @@ fn by_lane(head: &[HeadGroup], lanes: u16, due: &BTreeMap<i16, String>, held: Ve
                 lane,
                 pending: groups().map(|group| group.pending).sum(),
                 oldest_s: groups().map(|group| group.oldest_s).max_by(f64::total_cmp),
-                due: due.get(&lane).cloned(),
+                owner: relays.iter().find(|relay| relay.owns(lane)).map(|relay| relay.seen.name.clone()),
                 locked_by: held.iter().find(|held| held.lane == lane).cloned(),
             }
         })
@@ -247,16 +228,23 @@ fn by_lane(head: &[HeadGroup], lanes: u16, due: &BTreeMap<i16, String>, held: Ve
 mod tests {
     use super::*;
 
-    fn relay(name: &str, workers: usize, silent_s: f64) -> RegisteredRelay {
-        RegisteredRelay { name: name.to_owned(), version: "1".to_owned(), workers, up_s: 1.0, silent_s }
-    }
-
     #[test]
-    fn lanes_are_shared_between_the_workers_of_relays_that_are_alive() {
-        let seen = vec![relay("one", 4, 0.1), relay("gone", 4, 60.0), relay("two", 3, 0.1)];
-        let (relays, due) = shares(seen, Duration::from_secs(3), 16);
-        let lanes: Vec<_> = relays.iter().map(|relay| relay.lanes.join(",")).collect();
-        assert_eq!(lanes, ["0-3,4-7", "", "8-11,12-15"]);
-        assert_eq!((due[&7].as_str(), due[&8].as_str(), due.len()), ("one", "two", 16));
+    fn a_lane_belongs_to_the_living_relay_that_reports_it() {
+        let relay = |name: &str, alive, lanes: Option<&[&str]>| RelayStatus {
+            seen: RegisteredRelay {
+                name: name.to_owned(),
+                version: "1".to_owned(),
+                workers: 4,
+                up_s: 1.0,
+                silent_s: 0.1,
+                lanes: lanes.map(|lanes| lanes.iter().map(|range| range.parse().unwrap()).collect()),
+            },
+            alive,
+        };
+        let relays =
+            [relay("gone", false, Some(&["0-15"])), relay("old", true, None), relay("new", true, Some(&["0-3", "5"]))];
+        let lanes = by_lane(&[], 6, &relays, Vec::new());
+        let owners: Vec<_> = lanes.iter().map(|lane| lane.owner.as_deref()).collect();
+        assert_eq!(owners, [Some("new"), Some("new"), Some("new"), Some("new"), None, Some("new")]);
     }
 }

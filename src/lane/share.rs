@@ -1,6 +1,9 @@
 //! Computes which lanes each worker gets. Two workers may disagree for a moment; then the locks on the lanes decide.
 
 use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
 
 /// A contiguous range of lanes, both ends included. It is contiguous because `lane between a and b` keeps the order of the claim's index,
 /// and a list of lanes does not.
@@ -60,6 +63,29 @@ impl fmt::Display for LaneRange {
     }
 }
 
+/// A text that names no range of lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no range of lanes")]
+pub(crate) struct BadRange;
+
+impl FromStr for LaneRange {
+    type Err = BadRange;
+
+    fn from_str(text: &str) -> Result<Self, BadRange> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if first <= last => Ok(Self { first, last }),
+            _ => Err(BadRange),
+        }
+    }
+}
+
+impl Serialize for LaneRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// The assignment of this relay's workers among all workers: worker `i` is number `first + i` of `of`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WorkerAssignment {
@@ -100,6 +126,16 @@ mod tests {
             prop_assert_eq!(covered, (0..lanes as i16).collect::<Vec<_>>());
             let sizes = || shares.iter().map(|share| share.len());
             prop_assert!(sizes().max().unwrap_or(0) - sizes().min().unwrap_or(0) <= 1);
+        }
+    }
+
+    #[test]
+    fn a_range_is_read_as_it_is_written() {
+        for (text, range) in [("7", LaneRange { first: 7, last: 7 }), ("0-15", LaneRange { first: 0, last: 15 })] {
+            assert_eq!((text.parse(), range.to_string().as_str()), (Ok(range), text));
+        }
+        for text in ["", "-", "3-1", "-1", "0-99999", "a-b"] {
+            assert_eq!(text.parse::<LaneRange>(), Err(BadRange), "{text}");
         }
     }
 

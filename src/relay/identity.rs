@@ -9,4 +9,6 @@ pub(crate) struct Fixed {
     pub(crate) sequence: Sequence,
     /// What tells it from others on the same cluster.
     pub(crate) identity: i64,
+    /// Its registry has a column for the lanes that relays own.
+    pub(crate) has_lanes: bool,
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::fault::Class;
 use crate::fault::shortened;
-use crate::lane::WorkerAssignment;
+use crate::lane::{LaneRange, WorkerAssignment};
 use crate::relay::health::outage::Outages;
 use crate::relay::identity::Fixed;
 use crate::relay::membership::relay_registry::RelayRegistry;
@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) busy: RecentEvent,
     /// The obstacles that block a part of the events: the reason by the obstacle's name. The status line shows them.
     obstacles: Mutex<BTreeMap<String, String>>,
+    /// By worker: the lanes it owns.
+    owned: Mutex<BTreeMap<usize, LaneRange>>,
 }
 
 impl Shared {
@@ -90,7 +92,7 @@ impl Shared {
             delivery: DeliverySql::new(names),
             progress: ProgressGroup::new(options.kafka.clone(), found.identity, lanes),
             holds: HoldSql::new(names),
-            registry: RegistrySql::new(names, options.prepared_statements),
+            registry: RegistrySql::new(names, options.prepared_statements, found.has_lanes),
             relays: RelayRegistry::default(),
             // A single worker has all lanes until the heartbeat has read the registry. The locks of other relays keep it from doing harm.
             worker_assignment: watch::Sender::new(WorkerAssignment {
@@ -105,6 +107,7 @@ impl Shared {
             full_claim: RecentEvent::default(),
             busy: RecentEvent::default(),
             obstacles: Mutex::default(),
+            owned: Mutex::default(),
             options,
         }
     }
@@ -154,8 +157,22 @@ impl Shared {
         (!all.is_empty()).then(|| all.join("; "))
     }
 
-    /// Returns the lanes of each worker that has some, as text.
-    pub(crate) fn owned_lanes(&self) -> String {
+    /// Records the lanes that a worker owns from now on.
+    pub(crate) fn set_owned(&self, worker: usize, lanes: Option<LaneRange>) {
+        let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        match lanes {
+            Some(lanes) => owned.insert(worker, lanes),
+            None => owned.remove(&worker),
+        };
+    }
+
+    /// Returns the lanes of each worker that owns some, in the order of the workers.
+    pub(crate) fn owned(&self) -> Vec<LaneRange> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect()
+    }
+
+    /// Returns the lanes that each worker is due, as text.
+    pub(crate) fn assigned_lanes(&self) -> String {
         let shares: Vec<_> = self.shares().into_iter().flatten().map(|share| share.to_string()).collect();
         if shares.is_empty() { "none".to_owned() } else { shares.join(",") }
     }

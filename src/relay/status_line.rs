@@ -50,7 +50,8 @@ async fn count(shared: &Shared) -> Option<Backlog> {
 fn log(shared: &Shared, published: u64, elapsed: Duration, backlog: Option<Backlog>) {
     let blocked = shared.blocked(None).unwrap_or_else(|| "nothing".to_owned());
     let rate = published as f64 / elapsed.as_secs_f64();
-    Line { published, rate_per_s: (rate * 10.0).round() / 10.0, backlog, lanes: shared.owned_lanes(), blocked }.log();
+    Line { published, rate_per_s: (rate * 10.0).round() / 10.0, backlog, lanes: shared.assigned_lanes(), blocked }
+        .log();
 }
 
 struct Line {

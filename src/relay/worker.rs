@@ -176,6 +176,8 @@ impl Worker {
             Some(assignment) => self.context(&shared)?.cycle(assignment, probe_first, true).await,
             None => Ok(Cycle::Idle),
         };
+        let owned = assignment.as_ref().and_then(|assignment| assignment.owned.as_ref());
+        shared.set_owned(self.index, owned.map(|owned| owned.lanes));
         self.assignment = assignment;
         done
     }
@@ -199,6 +201,7 @@ impl Worker {
     fn end_assignment(&mut self) {
         if let Some(assignment) = self.assignment.take() {
             self.shared.unblock(&lock_in(assignment.range));
+            self.shared.set_owned(self.index, None);
         }
     }
 

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
+use crate::lane::LaneRange;
+use crate::lane::share::BadRange;
 use crate::store::read_only::read;
 use event_outbox::names::Names;
 
@@ -16,6 +18,8 @@ pub(crate) struct RegisteredRelay {
     pub(crate) up_s: f64,
     /// Seconds since its last heartbeat.
     pub(crate) silent_s: f64,
+    /// The lanes its workers owned then, a range for each worker that owned some; `None`: it does not report them.
+    pub(crate) lanes: Option<Vec<LaneRange>>,
 }
 
 /// A lane that a session has locked now.
@@ -57,11 +61,12 @@ pub(crate) async fn deliveries(conn: &mut PgConnection, names: &Names) -> Result
         .collect()
 }
 
-/// Returns the relays of the registry, in the order in which they share the lanes. Relays without a heartbeat for an hour are left out.
+/// The relays of the registry, in the order in which they share the lanes out; those not heard of for an hour are forgotten. The column
+/// of the lanes is missing in older versions of the schema.
 pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec<RegisteredRelay>, sqlx::Error> {
     let query = format!(
         "select name, version, workers::int8, extract(epoch from now() - started_at)::float8, \
-         extract(epoch from now() - seen_at)::float8 from {} where seen_at > now() - interval '1 hour' \
+         extract(epoch from now() - seen_at)::float8, to_jsonb(relay) ->> 'lanes' from {} relay where seen_at > now() - interval '1 hour' \
          order by started_at, id limit 1000",
         names.companion("relay")
     );
@@ -74,12 +79,18 @@ pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec
                 workers: row.try_get::<i64, _>(2)?.max(0) as usize,
                 up_s: row.try_get(3)?,
                 silent_s: row.try_get(4)?,
+                lanes: row.try_get::<Option<&str>, _>(5)?.map(ranges).transpose()?,
             })
         })
         .collect()
 }
 
-/// Returns the locked lanes. A worker locks its lanes' rows while a batch is in progress, and locks none while it is idle.
+fn ranges(json: &str) -> Result<Vec<LaneRange>, sqlx::Error> {
+    let texts: Vec<&str> = serde_json::from_str(json).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+    texts.into_iter().map(|text| text.parse().map_err(|error: BadRange| sqlx::Error::Decode(Box::new(error)))).collect()
+}
+
+/// The lanes that are locked: a worker locks its lanes' rows while a batch is under way, and none while there is nothing to do.
 pub(crate) async fn lanes_held(conn: &mut PgConnection, names: &Names) -> Result<Vec<LaneHeld>, sqlx::Error> {
     let query = format!(
         "select lanes.lane::int8, l.pid::int8, coalesce(a.application_name, '') \

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Connection, Executor, Row};
 
 use lab::kafka::RealKafka;
@@ -20,6 +20,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             the_health_view_is_for_a_monitor_without_rights_on_the_tables,
             the_health_view_walks_the_backlog_and_not_the_table;
         with_both:
+            lanes_are_shown_as_one_worker_or_all_of_a_relay_own_them,
+            a_relay_on_an_older_schema_goes_on_and_reports_no_lanes,
             relays_are_shown_with_their_lanes_and_what_they_do,
             held_and_dead_events_are_shown_with_the_next_step,
             watching_goes_on_and_shows_the_rate;
@@ -194,6 +196,68 @@ async fn the_health_view_walks_the_backlog_and_not_the_table(database: TestDatab
     Ok(())
 }
 
+/// Waits until status shows these ranges of lanes for each relay, in the order of their start.
+async fn until_owned(relay: &Relay, owned: &[&[&str]]) -> Value {
+    eventually("the lanes are owned as they are shown", SOON, || async {
+        let seen = status(relay).await.map_err(|error| format!("{error:#}"))?;
+        let lanes: Vec<_> =
+            seen["relays"].as_array().into_iter().flatten().map(|relay| relay["lanes"].clone()).collect();
+        if lanes == owned.iter().map(|lanes| json!(lanes)).collect::<Vec<_>>() {
+            Ok(seen)
+        } else {
+            Err(seen.to_string())
+        }
+    })
+    .await
+}
+
+async fn lanes_are_shown_as_one_worker_or_all_of_a_relay_own_them(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let settings = outbox.relay(&kafka).with("RELAY_WORKERS", 3).with("RELAY_HEARTBEAT_INTERVAL", "1s");
+    let one = settings.start_ready("one").await?;
+    let relay = relay_of(&database);
+    // With little to do one worker has the lanes of all.
+    let seen = until_owned(&relay, &[&["0-15"]]).await;
+    ensure!(seen["lanes"][0]["owner"] == "one" && seen["lanes"][15]["owner"] == "one", "{seen}");
+    let text = relay.output("status").await?.stdout;
+    ensure!(text.contains("3 workers, lanes 0-15, up"), "{text}");
+    outbox.write_backlog(10_000, 100).await?;
+    until_owned(&relay, &[&["0-4", "5-9", "10-15"]]).await;
+    ensure!(one.stop().await? == Some(0));
+    Ok(())
+}
+
+/// Versions before 0011 have no column for the lanes.
+async fn a_relay_on_an_older_schema_goes_on_and_reports_no_lanes(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox
+        .execute(
+            "alter table event_outbox_relay drop column lanes; delete from event_outbox_migration where version = 11",
+        )
+        .await?;
+    let _older = outbox.relay(&kafka).start_ready("older").await?;
+    outbox.write("one", 1, 3).await?;
+    outbox.until_settled().await;
+    let relay = relay_of(&database);
+    eventually("the relay is alive", SOON, || async {
+        let seen = status(&relay).await.map_err(|error| format!("{error:#}"))?;
+        let first = &seen["relays"][0];
+        if first["alive"] == true && first["lanes"].is_null() { Ok(()) } else { Err(seen.to_string()) }
+    })
+    .await;
+    let text = relay.output("status").await?.stdout;
+    ensure!(text.contains("lanes not reported, up"), "{text}");
+    Ok(())
+}
+
 async fn relays_are_shown_with_their_lanes_and_what_they_do(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -203,16 +267,12 @@ async fn relays_are_shown_with_their_lanes_and_what_they_do(
     let _one = outbox.relay(&kafka).with("RELAY_WORKERS", 4).start_ready("one").await?;
     let _two = outbox.relay(&kafka).start_ready("two").await?;
     let relay = relay_of(&database);
-    let seen = eventually("both relays have their share", SOON, || async {
-        let seen = status(&relay).await.map_err(|error| format!("{error:#}"))?;
-        let lanes: Vec<_> =
-            seen["relays"].as_array().into_iter().flatten().map(|relay| relay["lanes"].to_string()).collect();
-        if lanes == [r#"["0-3","4-7"]"#, r#"["8-11","12-15"]"#] { Ok(seen) } else { Err(seen.to_string()) }
-    })
-    .await;
+    let seen = until_owned(&relay, &[&["0-7"], &["8-15"]]).await;
     ensure!(seen["relays"][0]["version"] == env!("CARGO_PKG_VERSION") && seen["relays"][0]["alive"] == true, "{seen}");
-    ensure!(seen["lanes"][0]["due"] == "one" && seen["lanes"][15]["due"] == "two", "{seen}");
+    ensure!(seen["lanes"][0]["owner"] == "one" && seen["lanes"][15]["owner"] == "two", "{seen}");
     ensure!(!shows(&seen, &["no relay"]), "{seen}");
+    outbox.write_backlog(20_000, 100).await?;
+    until_owned(&relay, &[&["0-3", "4-7"], &["8-11", "12-15"]]).await;
     Ok(())
 }
 

@@ -57,6 +57,7 @@ const MIGRATIONS: &[Migration] = &[
     concurrent(8, "claim indexes", include_str!("../migrations/0008_claim_indexes.sql")),
     migration(9, "lane progress", include_str!("../migrations/0009_lane_progress.sql")),
     concurrent(10, "without partial indexes", include_str!("../migrations/0010_without_partial_indexes.sql")),
+    migration(11, "relay lanes", include_str!("../migrations/0011_relay_lanes.sql")),
 ];
 
 /// The schema version that this binary migrates to.

@@ -53,7 +53,11 @@ impl Status {
         for relay in &self.relays {
             let seen = &relay.seen;
             if relay.alive {
-                let lanes = if relay.lanes.is_empty() { "none".to_owned() } else { relay.lanes.join(",") };
+                let lanes = match &seen.lanes {
+                    Some(lanes) if lanes.is_empty() => "none".to_owned(),
+                    Some(lanes) => lanes.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+                    None => "not reported".to_owned(),
+                };
                 writeln!(
                     f,
                     "  {}  {}, {} workers, lanes {lanes}, up {}",
@@ -129,15 +133,15 @@ impl Status {
         writeln!(f, "\npending by lane")?;
         let owner = |at: usize| {
             let lane = &self.lanes[at];
-            (lane.due.as_deref(), lane.locked_by.as_ref().map(|held| held.pid))
+            (lane.owner.as_deref(), lane.locked_by.as_ref().map(|held| held.pid))
         };
         let mut from = 0;
         while from < self.lanes.len() {
             let to = (from..self.lanes.len()).take_while(|at| owner(*at) == owner(from)).last().unwrap_or(from);
             let pending: Vec<_> = self.lanes[from..=to].iter().map(|lane| lane.pending.to_string()).collect();
-            let (due, pid) = owner(from);
+            let (relay, pid) = owner(from);
             let locked = pid.map_or_else(String::new, |pid| format!(", locked by pid {pid}"));
-            writeln!(f, "  {from:>3}-{to:<3} {}  (of {}{locked})", pending.join(" "), due.unwrap_or("no relay"))?;
+            writeln!(f, "  {from:>3}-{to:<3} {}  (of {}{locked})", pending.join(" "), relay.unwrap_or("no relay"))?;
             from = to + 1;
         }
         Ok(())

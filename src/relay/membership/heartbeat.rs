@@ -68,7 +68,8 @@ impl HeartbeatTask {
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
         let conn = self.connection().await?;
-        let heartbeat = Heartbeat { id: shared.id, name: &options.name, workers: options.workers };
+        let lanes = shared.owned();
+        let heartbeat = Heartbeat { id: shared.id, name: &options.name, workers: options.workers, lanes: &lanes };
         let remove_after = (options.alive_for() * REMOVE_AFTER_TIMES).max(REMOVE_AFTER_LEAST);
         let gone = shared.relays.silent_for(remove_after, Instant::now());
         let looked = shared.registry.look(conn, present.then_some(heartbeat), &gone);
@@ -89,7 +90,7 @@ impl HeartbeatTask {
                 tracing::info!(
                     notice = %Notice::LanesAssigned,
                     relays = rows.len(),
-                    lanes = shared.owned_lanes(),
+                    lanes = shared.assigned_lanes(),
                     "lanes are assigned to this relay"
                 );
             }
