@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `setting` | the one table of settings |
 //! | `sources`, `layer`, `file`, `noise` | where values come from, and which names are known |
-//! | `resolved` | the layers on top of each other, read value by value |
+//! | `resolved`, `value` | the layers on top of each other, read value by value |
 //! | `database`, `outbox`, `kafka`, `relay`, `retention`, `admin`, `log` | the typed settings |
 //! | `producer`, `property`, `sasl`, `brokers`, `pem`, `host` | what Kafka and TLS settings must hold |
 //! | `bytes`, `duration` | sizes and lengths of time as people write them |
@@ -34,6 +34,7 @@ mod setting;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod value;
 
 pub use admin::AdminSettings;
 pub use database::DatabaseSettings;
@@ -83,17 +84,12 @@ impl Settings {
         let mut from = sources.resolve(needs);
         let database = DatabaseSettings::read(&mut from);
         let outbox = OutboxNames::read(&mut from);
-        let kafka = match needs {
-            Needs::DatabaseAndKafka => KafkaSettings::read(&mut from).map(Some),
-            Needs::DatabaseOnly => Some(None),
-        };
+        let kafka = (needs == Needs::DatabaseAndKafka).then(|| KafkaSettings::read(&mut from));
         let relay = RelaySettings::read(&mut from, &sources);
         let admin = AdminSettings::read(&mut from);
         let log = LogSettings::read(&mut from);
-        match (database, outbox, kafka, relay, admin, log) {
-            (Some(database), Some(outbox), Some(kafka), Some(relay), Some(admin), Some(log))
-                if from.mistakes.is_empty() =>
-            {
+        match (database, relay) {
+            (Some(database), Some(relay)) if from.mistakes.is_empty() => {
                 Ok(Settings { database, outbox, kafka, relay, admin, log, non_defaults: from.non_defaults })
             }
             _ => Err(ConfigError(from.mistakes)),
@@ -106,10 +102,8 @@ impl Settings {
     /// Every mistake there is but what concerns a connection.
     pub fn load_names(sources: &Sources) -> Result<OutboxNames, ConfigError> {
         let mut from = sources.resolve(Needs::DatabaseOnly);
-        match OutboxNames::read(&mut from) {
-            Some(names) if from.mistakes.is_empty() => Ok(names),
-            _ => Err(ConfigError(from.mistakes)),
-        }
+        let names = OutboxNames::read(&mut from);
+        if from.mistakes.is_empty() { Ok(names) } else { Err(ConfigError(from.mistakes)) }
     }
 
     /// Reads only how to reach the brokers: what is needed where no database is.
@@ -118,10 +112,8 @@ impl Settings {
     /// Every mistake there is but what concerns the database.
     pub fn load_kafka(sources: &Sources) -> Result<(KafkaSettings, LogSettings), ConfigError> {
         let mut from = sources.resolve(Needs::DatabaseAndKafka);
-        match (KafkaSettings::read(&mut from), LogSettings::read(&mut from)) {
-            (Some(kafka), Some(log)) if from.mistakes.is_empty() => Ok((kafka, log)),
-            _ => Err(ConfigError(from.mistakes)),
-        }
+        let (kafka, log) = (KafkaSettings::read(&mut from), LogSettings::read(&mut from));
+        if from.mistakes.is_empty() { Ok((kafka, log)) } else { Err(ConfigError(from.mistakes)) }
     }
 
     /// The settings that differ from their defaults, for the start line: name and value, `set` for a secret.

@@ -7,7 +7,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::mistake::Mistake;
 use super::resolved::Resolved;
-use super::setting::Kind;
+use super::setting::{self, Kind};
+use super::value::Value;
 
 /// The admin address: probes and metrics.
 #[derive(Clone)]
@@ -18,17 +19,16 @@ pub struct AdminSettings {
 }
 
 impl AdminSettings {
-    pub(super) fn read(from: &mut Resolved) -> Option<Self> {
-        let address = from.optional("admin_address", |_, text| address(text));
-        let token = from.optional("admin_token", token);
-        let settings = Self { address: address?, token: token? };
+    pub(super) fn read(from: &mut Resolved) -> Self {
+        let settings =
+            Self { address: from.optional(&setting::ADMIN_ADDRESS), token: from.optional(&setting::ADMIN_TOKEN) };
         if let Some(address) = settings.address.filter(|address| !address.ip().is_loopback())
-            && settings.token.is_none()
+            && !from.is_given(&setting::ADMIN_TOKEN)
         {
             let problem = format!("{address} can be reached from other hosts, which needs RELAY_ADMIN_TOKEN");
             from.mistakes.push(Mistake::new("RELAY_ADMIN_ADDRESS", problem));
         }
-        Some(settings)
+        settings
     }
 
     /// What a caller has to show; never print it.
@@ -44,20 +44,24 @@ impl fmt::Debug for AdminSettings {
 }
 
 /// No host names: one that resolves to more than is meant would open more than is meant.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let localhost = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
-    let localhost = localhost.map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    localhost.or_else(|| text.parse().ok()).ok_or_else(String::new)
+impl Value for SocketAddr {
+    fn parse(_: &Kind, text: &str) -> Result<Self, String> {
+        let localhost = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+        let localhost = localhost.map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        localhost.or_else(|| text.parse().ok()).ok_or_else(String::new)
+    }
 }
 
 /// What fits into a header as it is.
-fn token(kind: &Kind, text: &str) -> Result<SecretString, String> {
-    match kind {
-        Kind::Secret { min_len, max_len }
-            if (*min_len..=*max_len).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) =>
-        {
-            Ok(text.into())
+impl Value for SecretString {
+    fn parse(kind: &Kind, text: &str) -> Result<Self, String> {
+        match kind {
+            Kind::Secret { min_len, max_len }
+                if (*min_len..=*max_len).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) =>
+            {
+                Ok(text.into())
+            }
+            _ => Err(String::new()),
         }
-        _ => Err(String::new()),
     }
 }

@@ -11,6 +11,8 @@ use super::host;
 use super::mistake::nearest;
 use super::pem::{self, Holds};
 use super::resolved::Resolved;
+use super::setting::{self, Kind};
+use super::value::Value;
 
 /// How to reach the database.
 #[derive(Clone)]
@@ -25,14 +27,10 @@ pub struct DatabaseSettings {
 
 impl DatabaseSettings {
     pub(super) fn read(from: &mut Resolved) -> Option<DatabaseSettings> {
-        let options = from.required("database_url", |_, text| parse(text));
-        let connect_timeout = from.duration("connect_timeout");
-        let prepared_statements = from.boolean("prepared_statements");
-        Some(DatabaseSettings {
-            options: options?,
-            connect_timeout: connect_timeout?,
-            prepared_statements: prepared_statements?,
-        })
+        let options = from.required(&setting::DATABASE_URL);
+        let (connect_timeout, prepared_statements) =
+            (from.get(&setting::CONNECT_TIMEOUT), from.get(&setting::PREPARED_STATEMENTS));
+        Some(DatabaseSettings { options: options?, connect_timeout, prepared_statements })
     }
 
     /// What sqlx connects with, password included: never print it. What the URL leaves out comes from libpq's own
@@ -88,6 +86,12 @@ const PARAMETERS: &[&str] = &[
 ];
 
 const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+
+impl Value for PgConnectOptions {
+    fn parse(_: &Kind, text: &str) -> Result<Self, String> {
+        parse(text)
+    }
+}
 
 fn parse(text: &str) -> Result<PgConnectOptions, String> {
     if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {

@@ -26,7 +26,7 @@ const YEAR_NANOS: u128 = 31_557_600_000_000_000;
 /// A duration that prints as it was given: `90d` stays `90d`, `24h` stays `24h`. What it prints is read back as the same duration.
 ///
 /// One that was computed prints in years if they are whole, else in days and shorter units: `10y`, `90d`, `30m 1ms`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct GivenDuration {
     length: Duration,
     /// The text, followed by zeros; only zeros: it was computed.

@@ -7,12 +7,14 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::mistake::Mistake;
+use super::mistake::{Mistake, showable};
 use super::pem::{self, Holds};
 use super::producer::{DEFAULT_PARTITIONER, RuleOutcome, apply_rules};
 use super::property::Property;
-use super::resolved::{Given, Resolved};
-use super::{brokers, sasl};
+use super::resolved::Resolved;
+use super::{sasl, setting};
+
+const PARTITIONER: &str = "partitioner";
 
 /// How to reach the brokers.
 #[derive(Clone)]
@@ -61,24 +63,24 @@ impl fmt::Debug for KafkaSettings {
 }
 
 impl KafkaSettings {
-    pub(super) fn read(from: &mut Resolved) -> Option<KafkaSettings> {
-        let brokers = from.required("kafka_bootstrap_servers", |_, text| brokers::parse(text));
+    pub(super) fn read(from: &mut Resolved) -> KafkaSettings {
+        let brokers = from.get(&setting::KAFKA_BOOTSTRAP_SERVERS);
         let mut mistakes = Vec::new();
         let mut properties = Vec::new();
-        for (canonical, given) in from.properties() {
+        for (canonical, label, text) in from.properties() {
             let Some(property) = Property::named(canonical) else { continue };
-            match check(property, &given) {
-                Ok(()) => properties.push((property.name, value(property, given.text))),
+            match check(property, label, text) {
+                Ok(()) => properties.push((property.name, value(property, text.to_owned()))),
                 Err(mistake) => mistakes.push(mistake),
             }
         }
         mistakes.extend(sasl::conflicts(from));
         from.mistakes.append(&mut mistakes);
         from.non_defaults.extend(properties.iter().map(|(name, value)| (*name, value.shown().to_owned())));
-        if !from.has_property("partitioner") {
-            properties.push(("partitioner", PropertyValue::Plain(DEFAULT_PARTITIONER.into())));
+        if !from.has_property(PARTITIONER) {
+            properties.push((PARTITIONER, PropertyValue::Plain(DEFAULT_PARTITIONER.into())));
         }
-        Some(KafkaSettings { brokers: brokers?, properties })
+        KafkaSettings { brokers, properties }
     }
 
     /// `host:port,host:port`, as librdkafka takes it.
@@ -133,14 +135,13 @@ fn value(property: &Property, text: String) -> PropertyValue {
     if property.is_secret() { PropertyValue::Secret(text.into()) } else { PropertyValue::Plain(text) }
 }
 
-fn check(property: &Property, given: &Given) -> Result<(), Mistake> {
-    let text = given.text.as_str();
+fn check(property: &Property, label: &str, text: &str) -> Result<(), Mistake> {
     let mistake = |problem: &str| {
-        let mistake = Mistake::new(&given.label, problem);
+        let mistake = Mistake::new(label, problem);
         if property.is_secret() { mistake } else { mistake.given(text) }
     };
     if text.contains('\0') {
-        return Err(Mistake::new(&given.label, "holds a NUL byte"));
+        return Err(Mistake::new(label, "holds a NUL byte"));
     }
     match apply_rules(property.canonical(), text) {
         RuleOutcome::Allowed => return Ok(()),
@@ -153,28 +154,34 @@ fn check(property: &Property, given: &Given) -> Result<(), Mistake> {
             });
         }
     }
-    if property.kind.is_misread(text) {
-        return Err(mistake("").expected(property.kind.accepted()));
-    }
-    if let Some(unsupported) = librdkafka_refuses(property.name, text) {
-        return Err(match unsupported {
-            Some(why) => mistake(&why),
-            None => mistake("").expected(property.kind.accepted()),
-        });
-    }
-    file_problem(property.name, text).map_or(Ok(()), |problem| Err(mistake(&problem)))
+    let problem = librdkafka_refuses(property, text).or_else(|| file_problem(property.name, text));
+    problem.map_or(Ok(()), |problem| Err(mistake(&problem)))
 }
 
-/// `Some` if librdkafka does not take the value, with the reason if its build is the reason. Its other words repeat the
-/// value, and are dropped.
-fn librdkafka_refuses(name: &str, value: &str) -> Option<Option<String>> {
-    match ClientConfig::new().set(name, value).create_native_config() {
-        Ok(_) => None,
-        Err(KafkaError::ClientConfig(_, why, _, _)) if why.contains("not supported in this build") => {
-            Some(Some("this build of librdkafka does not support it".into()))
-        }
-        Err(_) => Some(None),
-    }
+/// Returns why librdkafka does not take the value. Its words repeat the value, and are dropped where that must not be shown.
+fn librdkafka_refuses(property: &Property, value: &str) -> Option<String> {
+    let is_shown = !property.is_secret() && showable(value);
+    let why = match ClientConfig::new().set(property.name, value).create_native_config() {
+        Ok(_) if property.is_secret() => return None,
+        Ok(config) => return config.get(property.name).ok().and_then(|read| misread(value, &read)),
+        Err(KafkaError::ClientConfig(_, why, ..)) => why,
+        Err(_) => String::new(),
+    };
+    Some(match why.trim() {
+        why if why.contains("not supported in this build") => "this build of librdkafka does not support it".into(),
+        why if is_shown && !why.is_empty() => format!("librdkafka: {why}"),
+        _ => "librdkafka does not accept the value".into(),
+    })
+}
+
+/// Returns what librdkafka takes a number for, if not for what was given. It reads as far as it can, into an `int` and by the rules of C: `5s`
+/// as 5, `010` as 8, `4294967297` as 1.
+fn misread(given: &str, read: &str) -> Option<String> {
+    let number: f64 = read.parse().ok()?;
+    // Of a float it shows six digits.
+    let is_same = |given: f64| (given - number).abs() <= given.abs() * 1e-5;
+    let is_right = given == read || given.parse().is_ok_and(is_same);
+    (!is_right).then(|| format!("librdkafka would read it as {read}"))
 }
 
 fn file_problem(name: &str, path: &str) -> Option<String> {
@@ -189,4 +196,41 @@ fn file_problem(name: &str, path: &str) -> Option<String> {
         _ => return None,
     };
     pem::problem(Path::new(path), holds).map(|problem| format!("the file {problem}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_librdkafka_would_misread_are_refused() {
+        let refused = |name: &str, value: &str| librdkafka_refuses(Property::named(name).unwrap(), value);
+        let bytes = ClientConfig::new().set("message.max.bytes", "4294969296").create_native_config();
+        assert_eq!(bytes.unwrap().get("message.max.bytes").unwrap(), "2000", "librdkafka refuses it by now");
+        for value in ["4294969296", "02000", "0x7d0", "999", "1000000001", "", "many", " 2000", "2000 bytes"] {
+            assert!(refused("message.max.bytes", value).is_some(), "{value}");
+        }
+        assert_eq!(refused("linger.ms", "5s").as_deref(), Some("librdkafka would read it as 5"));
+        for (name, value) in [
+            ("message.max.bytes", "2000"),
+            ("linger.ms", "0.5"),
+            ("linger.ms", "123456.789"),
+            ("compression.level", "-1"),
+            ("client.id", "007"),
+            ("client.id", "nan"),
+            ("broker.version.fallback", "0.10"),
+            ("socket.keepalive.enable", "1"),
+        ] {
+            assert_eq!(refused(name, value), None, "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn librdkafka_says_what_it_accepts_and_repeats_no_secret() {
+        let refused = |name: &str, value: &str| librdkafka_refuses(Property::named(name).unwrap(), value).unwrap();
+        let range = refused("socket.timeout.ms", "5");
+        assert!(range.contains("socket.timeout.ms") && range.contains("10..300000"), "{range}");
+        let word = refused("security.protocol", "hunter2@");
+        assert_eq!(word, "librdkafka does not accept the value");
+    }
 }

@@ -4,12 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ::config::{Map, Source, Value, ValueKind};
-
 use super::Needs;
 use super::mistake::{Mistake, nearest, showable};
 use super::pem;
-use super::property::{CONSUMER_PROPERTIES, INTERNAL_PROPERTIES, JAVA_PROPERTIES, PROPERTIES, Property};
+use super::property::{PROPERTIES, Property, known_elsewhere};
 use super::setting::{Kind, SETTINGS, Setting};
 
 /// The table of a file, and the prefix of a flag, under which the pass-through lives.
@@ -43,18 +41,18 @@ impl Target {
     }
 }
 
+/// A value, and the name it was given under.
 #[derive(Clone)]
-struct Given {
-    label: String,
+pub(super) struct Given {
+    pub(super) label: String,
     /// `None` if it could not be had, which is a mistake of its own already.
-    text: Option<String>,
+    pub(super) text: Option<String>,
 }
 
 /// The values of one layer, each with the name it was given under, and the mistakes made in giving them.
-#[derive(Clone)]
 pub(super) struct Layer {
-    settings: BTreeMap<&'static str, Given>,
-    properties: BTreeMap<&'static str, Given>,
+    pub(super) settings: BTreeMap<&'static str, Given>,
+    pub(super) properties: BTreeMap<&'static str, Given>,
     pub(super) mistakes: Vec<Mistake>,
     /// The later of two values wins instead of both being a mistake.
     pub(super) last_wins: bool,
@@ -135,22 +133,6 @@ impl std::fmt::Debug for Layer {
     }
 }
 
-impl Source for Layer {
-    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
-        Box::new(self.clone())
-    }
-
-    fn collect(&self) -> Result<Map<String, Value>, ::config::ConfigError> {
-        let values = |given: &BTreeMap<&str, Given>| -> Map<String, Value> {
-            let value = |given: &Given| Value::new(Some(&given.label), ValueKind::from(given.text.clone()));
-            given.iter().map(|(key, given)| (key.to_string(), value(given))).collect()
-        };
-        let mut all = values(&self.settings);
-        all.insert(KAFKA.into(), Value::new(None, values(&self.properties)));
-        Ok(all)
-    }
-}
-
 fn read_text(path: &Path) -> Result<String, String> {
     let bytes = pem::read(path).map_err(|error| pem::reason(&error))?;
     let mut text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())?;
@@ -180,16 +162,4 @@ pub(super) fn unknown_key(key: &str, label: String) -> Mistake {
             Mistake::new(label, "unknown librdkafka property").nearest(near.map(|name| format!("kafka.{name}")))
         }
     }
-}
-
-/// Why a property that exists is none of the relay's.
-pub(super) fn known_elsewhere(property: &str) -> Option<String> {
-    if CONSUMER_PROPERTIES.contains(&property) {
-        return Some("a consumer property, without effect on the relay's producer".into());
-    }
-    if INTERNAL_PROPERTIES.contains(&property) {
-        return Some("a callback or object of librdkafka, which cannot be set as text and belongs to the relay".into());
-    }
-    let (_, instead) = JAVA_PROPERTIES.iter().find(|(name, _)| *name == property)?;
-    Some(format!("a property of the Java client; {instead}"))
 }

@@ -1,11 +1,11 @@
 //! What is logged, and how.
 
-use std::str::FromStr;
-
 use tracing_subscriber::EnvFilter;
 
 use super::mistake::nearest;
 use super::resolved::Resolved;
+use super::setting;
+use super::value::words;
 
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,35 +16,21 @@ pub struct LogSettings {
     pub level: String,
 }
 
-/// The form of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
-    Auto,
-    /// For people.
-    Text,
-    /// For machines.
-    Json,
-}
-
-impl FromStr for LogFormat {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<LogFormat, ()> {
-        match text {
-            "auto" => Ok(LogFormat::Auto),
-            "text" => Ok(LogFormat::Text),
-            "json" => Ok(LogFormat::Json),
-            _ => Err(()),
-        }
+words! {
+    /// The form of a log line.
+    LogFormat {
+        /// Text on a terminal, JSON elsewhere.
+        Auto = "auto",
+        /// For people.
+        Text = "text",
+        /// For machines.
+        Json = "json",
     }
 }
 
 impl LogSettings {
-    pub(super) fn read(from: &mut Resolved) -> Option<LogSettings> {
-        let format = from.word("log_format");
-        let level = from.required("log_level", |_, text| directives(text));
-        Some(LogSettings { format: format?, level: level? })
+    pub(super) fn read(from: &mut Resolved) -> LogSettings {
+        LogSettings { format: from.get(&setting::LOG_FORMAT), level: from.get(&setting::LOG_LEVEL) }
     }
 }
 
@@ -52,7 +38,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// `EnvFilter` takes a bare word that is no level for the name of a target, so that `verbose` or `inof` would turn all other
 /// logs off. A target is written `target=level` here.
-fn directives(text: &str) -> Result<String, String> {
+pub(super) fn directives(text: &str) -> Result<String, String> {
     let words: Vec<&str> = text.split(',').map(str::trim).collect();
     for word in &words {
         let bare = word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');

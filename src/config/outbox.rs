@@ -2,6 +2,7 @@
 
 use super::mistake::Mistake;
 use super::resolved::Resolved;
+use super::setting;
 
 /// Names of the schema and its tables, as Postgres stores them: quote them, never splice them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,20 +16,16 @@ pub struct OutboxNames {
 }
 
 impl OutboxNames {
-    pub(super) fn read(from: &mut Resolved) -> Option<OutboxNames> {
-        let schema = from.required("schema", |_, text| identifier(text));
-        let table = from.required("table", |_, text| identifier(text));
-        let processed_table = from.required("processed_table", |_, text| identifier(text));
-        let names = OutboxNames { schema: schema?, table: table?, processed_table: processed_table? };
-        if names.table == names.processed_table {
+    pub(super) fn read(from: &mut Resolved) -> OutboxNames {
+        let before = from.mistakes.len();
+        let names = OutboxNames {
+            schema: from.get(&setting::SCHEMA),
+            table: from.get(&setting::TABLE),
+            processed_table: from.get(&setting::PROCESSED_TABLE),
+        };
+        if names.table == names.processed_table && from.mistakes.len() == before {
             from.mistakes.push(Mistake::new("RELAY_PROCESSED_TABLE", "is the same table as RELAY_TABLE"));
         }
-        Some(names)
+        names
     }
-}
-
-/// Postgres cuts longer names in silence, and two of them may become one.
-fn identifier(text: &str) -> Result<String, String> {
-    let fits = (1..=63).contains(&text.len()) && !text.contains('\0');
-    if fits { Ok(text.to_owned()) } else { Err(String::new()) }
 }

@@ -1,6 +1,5 @@
 //! How the relay works.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use event_outbox::envelope::Envelope;
@@ -8,8 +7,9 @@ use event_outbox::route::TopicTemplate;
 
 use super::resolved::Resolved;
 use super::retention::RetentionSettings;
-use super::setting::Kind;
+use super::setting::{self, Kind};
 use super::sources::Sources;
+use super::value::{Value, words};
 
 /// How the relay works.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub struct RelaySettings {
     /// Most events per claim.
     pub batch_size: usize,
     /// Most payload bytes per claim.
-    pub batch_bytes: u64,
+    pub batch_bytes: usize,
     /// Longest pause between polls while there is nothing to do.
     pub poll_interval: Duration,
     /// How long a batch waits for its acks.
@@ -48,45 +48,23 @@ pub struct RelaySettings {
     pub retention: RetentionSettings,
 }
 
-/// How often an event may be on its topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
-    /// Once, and again after a crash.
-    AtLeastOnce,
-    /// Once, for consumers that read committed.
-    ExactlyOnce,
-}
-
-impl FromStr for Delivery {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Delivery, ()> {
-        match text {
-            "at_least_once" => Ok(Delivery::AtLeastOnce),
-            "exactly_once" => Ok(Delivery::ExactlyOnce),
-            _ => Err(()),
-        }
+words! {
+    /// How often an event may be on its topic.
+    Delivery {
+        /// Once, and again after a crash.
+        AtLeastOnce = "at_least_once",
+        /// Once, for consumers that read committed.
+        ExactlyOnce = "exactly_once",
     }
 }
 
-/// What a row that cannot be sent does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnPoison {
-    /// It goes DEAD, and its successors go on.
-    DeadLetter,
-    /// Its successors wait until it is retried or discarded.
-    HoldEntity,
-}
-
-impl FromStr for OnPoison {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<OnPoison, ()> {
-        match text {
-            "dead_letter" => Ok(OnPoison::DeadLetter),
-            "hold_entity" => Ok(OnPoison::HoldEntity),
-            _ => Err(()),
-        }
+words! {
+    /// What a row that cannot be sent does.
+    OnPoison {
+        /// It goes DEAD, and its successors go on.
+        DeadLetter = "dead_letter",
+        /// Its successors wait until it is retried or discarded.
+        HoldEntity = "hold_entity",
     }
 }
 
@@ -95,61 +73,42 @@ const NAMELESS: &str = "outbox-relay";
 
 impl RelaySettings {
     pub(super) fn read(from: &mut Resolved, sources: &Sources) -> Option<RelaySettings> {
-        // Everything is read before the first `?`, so that no mistake hides another.
-        let name = from.optional("name", printable);
-        let workers = from.integer("workers");
-        let batch_size = from.integer("batch_size");
-        let batch_bytes = from.bytes("batch_bytes");
-        let poll_interval = from.duration("poll_interval");
-        let publish_timeout = from.duration("publish_timeout");
-        let shutdown_timeout = from.duration("shutdown_timeout");
-        let status_interval = from.duration("status_interval");
-        let heartbeat_interval = from.duration("heartbeat_interval");
-        let stall_after = from.duration("stall_after");
-        let envelope = from.word::<Envelope>("envelope");
-        let topic = from.optional("topic", |_, text| template(text));
-        let source = from.optional("source", printable);
-        let delivery = from.word("delivery");
-        let on_poison = from.word("on_poison");
-        let retention = RetentionSettings::read(from);
-        let envelope = envelope?;
-        Some(RelaySettings {
-            name: name?.unwrap_or_else(|| host_name(sources)),
-            workers: usize::try_from(workers?).ok()?,
-            batch_size: usize::try_from(batch_size?).ok()?,
-            batch_bytes: batch_bytes?,
-            poll_interval: poll_interval?,
-            publish_timeout: publish_timeout?,
-            shutdown_timeout: shutdown_timeout?,
-            status_interval: status_interval?,
-            heartbeat_interval: heartbeat_interval?,
-            stall_after: stall_after?,
+        let envelope: Envelope = from.get(&setting::ENVELOPE);
+        let topic = from.optional(&setting::TOPIC).or_else(|| envelope.default_topic().parse().ok());
+        let settings = RelaySettings {
+            name: from.optional(&setting::NAME).unwrap_or_else(|| host_name(sources)),
+            workers: from.get(&setting::WORKERS),
+            batch_size: from.get(&setting::BATCH_SIZE),
+            batch_bytes: from.get(&setting::BATCH_BYTES),
+            poll_interval: from.get(&setting::POLL_INTERVAL),
+            publish_timeout: from.get(&setting::PUBLISH_TIMEOUT),
+            shutdown_timeout: from.get(&setting::SHUTDOWN_TIMEOUT),
+            status_interval: from.get(&setting::STATUS_INTERVAL),
+            heartbeat_interval: from.get(&setting::HEARTBEAT_INTERVAL),
+            stall_after: from.get(&setting::STALL_AFTER),
             envelope,
-            topic: match topic? {
-                Some(topic) => topic,
-                None => template(envelope.default_topic()).ok()?,
-            },
-            source: source?,
-            delivery: delivery?,
-            on_poison: on_poison?,
-            retention: retention?,
-        })
+            topic: topic?,
+            source: from.optional(&setting::SOURCE),
+            delivery: from.get(&setting::DELIVERY),
+            on_poison: from.get(&setting::ON_POISON),
+            retention: RetentionSettings::read(from),
+        };
+        Some(settings)
     }
 }
 
-fn template(text: &str) -> Result<TopicTemplate, String> {
-    text.parse::<TopicTemplate>().map_err(|error| {
-        let mistake = error.mistake;
-        format!("{mistake}, expected letters, digits, '.', '_', '-', {{entity_type}} and {{event_type}}")
-    })
+impl Value for Envelope {
+    fn parse(_: &Kind, text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| String::new())
+    }
 }
 
-fn printable(kind: &Kind, text: &str) -> Result<String, String> {
-    match kind {
-        Kind::Text { max_len } if (1..=*max_len).contains(&text.len()) && !text.contains(char::is_control) => {
-            Ok(text.to_owned())
-        }
-        _ => Err(String::new()),
+impl Value for TopicTemplate {
+    fn parse(_: &Kind, text: &str) -> Result<Self, String> {
+        text.parse::<TopicTemplate>().map_err(|error| {
+            let mistake = error.mistake;
+            format!("{mistake}, expected letters, digits, '.', '_', '-', {{entity_type}} and {{event_type}}")
+        })
     }
 }
 

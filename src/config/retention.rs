@@ -1,32 +1,19 @@
 //! How long published events and applied ones are kept.
 
-use std::str::FromStr;
-
 use super::duration::GivenDuration;
 use super::resolved::Resolved;
-use super::setting::Kind;
+use super::setting;
+use super::value::words;
 
-/// What becomes of published events after a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retention {
-    /// They stay.
-    Keep,
-    /// They are deleted.
-    Delete,
-    /// They are moved to the archive table.
-    Archive,
-}
-
-impl FromStr for Retention {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "keep" => Ok(Self::Keep),
-            "delete" => Ok(Self::Delete),
-            "archive" => Ok(Self::Archive),
-            _ => Err(()),
-        }
+words! {
+    /// What becomes of published events after a time.
+    Retention {
+        /// They stay.
+        Keep = "keep",
+        /// They are deleted.
+        Delete = "delete",
+        /// They are moved to the archive table.
+        Archive = "archive",
     }
 }
 
@@ -44,21 +31,13 @@ pub struct RetentionSettings {
 }
 
 impl RetentionSettings {
-    pub(super) fn read(from: &mut Resolved) -> Option<Self> {
-        let outbox = from.word("retention");
-        let after = from.given_duration("retention_after");
-        let duration = |kind: &Kind, text: &str| match (kind, super::duration::parse(text)) {
-            (Kind::Duration { min, max }, Some(value)) if (min..=max).contains(&&*value) => Ok(value),
-            _ => Err(String::new()),
-        };
-        let processed_after = from.optional("processed_retention", duration);
-        let dead_letter_horizon = from.optional("dead_letter_horizon", duration);
-        Some(Self {
-            outbox: outbox?,
-            after: after?,
-            processed_after: processed_after?,
-            dead_letter_horizon: dead_letter_horizon?,
-        })
+    pub(super) fn read(from: &mut Resolved) -> Self {
+        Self {
+            outbox: from.get(&setting::RETENTION),
+            after: from.get(&setting::RETENTION_AFTER),
+            processed_after: from.optional(&setting::PROCESSED_RETENTION),
+            dead_letter_horizon: from.optional(&setting::DEAD_LETTER_HORIZON),
+        }
     }
 
     /// True when there is anything to prune.

@@ -1,9 +1,10 @@
-//! The one table of settings. Parsing, the check for unknown names, nearest names, `non_defaults` and `.env.example` all
-//! derive from it.
+//! The one table of settings, with a constant for each. Parsing, the check for unknown names, nearest names, `non_defaults` and
+//! `.env.example` all derive from it.
 
 use std::time::Duration;
 
 use super::duration::GivenDuration;
+use super::{Delivery, LogFormat, OnPoison, Retention};
 
 /// One setting: its name in TOML and in flags, what it accepts, and its default.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl Setting {
 
     /// The setting of that name.
     pub fn named(name: &str) -> Option<&'static Setting> {
-        SETTINGS.iter().find(|setting| setting.name == name)
+        SETTINGS.iter().copied().find(|setting| setting.name == name)
     }
 }
 
@@ -138,163 +139,89 @@ const HOUR: u64 = 60 * MINUTE;
 /// As humantime counts it.
 const YEAR: u64 = 31_557_600 * SECOND;
 
-/// Every setting, in the order of `.env.example`.
-pub static SETTINGS: &[Setting] = &[
-    required(
-        "database_url",
-        Kind::DatabaseUrl,
-        "postgres://relay:change-me@localhost:5432/app",
-        "The database of the outbox. Required. The URL has a password in it: DATABASE_URL_FILE reads it from a file instead.",
-    ),
-    required(
-        "kafka_bootstrap_servers",
-        Kind::Brokers,
-        "localhost:9092",
-        "The Kafka brokers to ask first. Required by every command that talks to Kafka.",
-    ),
-    with_default("schema", Kind::Identifier, "public", "Postgres schema of the outbox tables."),
-    with_default("table", Kind::Identifier, "event_outbox", "Name of the outbox table."),
-    with_default(
-        "processed_table",
-        Kind::Identifier,
-        "processed_events",
-        "Name of the table in which consumers record processed events.",
-    ),
-    required(
-        "name",
-        Kind::Text { max_len: 63 },
-        "relay-1",
-        "Name of this relay in logs and in its heartbeat. Default: the host name.",
-    ),
-    with_default(
-        "workers",
-        Kind::Integer { min: 1, max: 64 },
-        "3",
-        "Workers of this relay, each with its own Postgres connection. With N live relays only 1/N of a relay's workers (rounded up) get lanes.",
-    ),
-    with_default("batch_size", Kind::Integer { min: 1, max: 100_000 }, "2000", "Maximum number of events per claim."),
-    with_default(
-        "batch_bytes",
-        Kind::Bytes { min: 1 << 10, max: 1 << 30 },
-        "16MiB",
-        "Maximum payload bytes per claim. KB, MB and GB are powers of 1000; KiB, MiB and GiB are powers of 1024.",
-    ),
-    with_default(
-        "poll_interval",
-        millis(1, MINUTE),
-        "250ms",
-        "Longest pause between two polls while there is nothing to do.",
-    ),
-    with_default(
-        "publish_timeout",
-        millis(SECOND, 15 * MINUTE),
-        "30s",
-        "How long a batch waits for the acknowledgements of its records.",
-    ),
-    with_default(
-        "shutdown_timeout",
-        millis(SECOND, HOUR),
-        "40s",
-        "How long the relay may take after SIGTERM to finish the batches in flight.",
-    ),
-    with_default("connect_timeout", millis(100, 5 * MINUTE), "10s", "How long to wait for a new database connection."),
-    with_default("status_interval", millis(SECOND, HOUR), "30s", "How often the status line is logged."),
-    with_default(
-        "heartbeat_interval",
-        millis(100, 10 * SECOND),
-        "1s",
-        "How often the relay writes its heartbeat. After three missed heartbeats others take its lanes over.",
-    ),
-    with_default(
-        "stall_after",
-        millis(SECOND, HOUR),
-        "1m",
-        "How long events may wait, without any of them moving, before the relay reports that it is stalled, and why.",
-    ),
-    with_default(
-        "envelope",
+/// Makes a constant of each setting, and the list of all.
+macro_rules! settings {
+    ($($key:ident: $setting:expr;)*) => {
+        $(pub(super) static $key: Setting = $setting;)*
+
+        /// Every setting, in the order of `.env.example`.
+        pub static SETTINGS: &[&Setting] = &[$(&$key),*];
+
+        #[cfg(test)]
+        const KEYS: &[&str] = &[$(stringify!($key)),*];
+    };
+}
+
+settings! {
+    DATABASE_URL: required("database_url", Kind::DatabaseUrl, "postgres://relay:change-me@localhost:5432/app",
+        "The database of the outbox. Required. The URL has a password in it: DATABASE_URL_FILE reads it from a file instead.");
+    KAFKA_BOOTSTRAP_SERVERS: required("kafka_bootstrap_servers", Kind::Brokers, "localhost:9092",
+        "The Kafka brokers to ask first. Required by every command that talks to Kafka.");
+    SCHEMA: with_default("schema", Kind::Identifier, "public", "Postgres schema of the outbox tables.");
+    TABLE: with_default("table", Kind::Identifier, "event_outbox", "Name of the outbox table.");
+    PROCESSED_TABLE: with_default("processed_table", Kind::Identifier, "processed_events",
+        "Name of the table in which consumers record processed events.");
+    NAME: required("name", Kind::Text { max_len: 63 }, "relay-1",
+        "Name of this relay in logs and in its heartbeat. Default: the host name.");
+    WORKERS: with_default("workers", Kind::Integer { min: 1, max: 64 }, "3",
+        "Workers of this relay, each with its own Postgres connection. With N live relays only 1/N of a relay's workers (rounded up) get lanes.");
+    BATCH_SIZE: with_default("batch_size", Kind::Integer { min: 1, max: 100_000 }, "2000",
+        "Maximum number of events per claim.");
+    BATCH_BYTES: with_default("batch_bytes", Kind::Bytes { min: 1 << 10, max: 1 << 30 }, "16MiB",
+        "Maximum payload bytes per claim. KB, MB and GB are powers of 1000; KiB, MiB and GiB are powers of 1024.");
+    POLL_INTERVAL: with_default("poll_interval", millis(1, MINUTE), "250ms",
+        "Longest pause between two polls while there is nothing to do.");
+    PUBLISH_TIMEOUT: with_default("publish_timeout", millis(SECOND, 15 * MINUTE), "30s",
+        "How long a batch waits for the acknowledgements of its records.");
+    SHUTDOWN_TIMEOUT: with_default("shutdown_timeout", millis(SECOND, HOUR), "40s",
+        "How long the relay may take after SIGTERM to finish the batches in flight.");
+    CONNECT_TIMEOUT: with_default("connect_timeout", millis(100, 5 * MINUTE), "10s",
+        "How long to wait for a new database connection.");
+    STATUS_INTERVAL: with_default("status_interval", millis(SECOND, HOUR), "30s",
+        "How often the status line is logged.");
+    HEARTBEAT_INTERVAL: with_default("heartbeat_interval", millis(100, 10 * SECOND), "1s",
+        "How often the relay writes its heartbeat. After three missed heartbeats others take its lanes over.");
+    STALL_AFTER: with_default("stall_after", millis(SECOND, HOUR), "1m",
+        "How long events may wait, without any of them moving, before the relay reports that it is stalled, and why.");
+    ENVELOPE: with_default("envelope",
         Kind::OneOf(&["event", "raw", "cloudevents-binary", "cloudevents-structured", "debezium"]),
-        "event",
-        "Format of a record's value and headers.",
-    ),
-    required(
-        "topic",
-        Kind::Topic,
-        "{entity_type}-events",
-        "Topic of events whose row names no topic. Default: that of the envelope.",
-    ),
-    required(
-        "source",
-        Kind::Text { max_len: 255 },
-        "/shop/orders",
-        "Source of events whose row has no header `source`. Default: no source.",
-    ),
-    with_default(
-        "delivery",
-        Kind::OneOf(&["at_least_once", "exactly_once"]),
-        "at_least_once",
-        "Delivery guarantee. With exactly_once, consumers that read committed see no event twice, not even after a crash.",
-    ),
-    with_default(
-        "on_poison",
-        Kind::OneOf(&["dead_letter", "hold_entity"]),
-        "dead_letter",
-        "What happens behind an event that cannot be sent: with dead_letter the later events of its entity go on, with hold_entity they wait.",
-    ),
-    with_default(
-        "retention",
-        Kind::OneOf(&["keep", "delete", "archive"]),
-        "keep",
-        "What happens to published events: they stay, are deleted, or are moved to the archive table.",
-    ),
-    with_default(
-        "retention_after",
-        millis(SECOND, 10 * YEAR),
-        "7d",
-        "How long after it was published an event is deleted or moved. DEAD and pending events are never removed.",
-    ),
-    required(
-        "processed_retention",
-        millis(SECOND, 10 * YEAR),
-        "14d",
-        "How long rows of the consumers' table are kept. Must be longer than a topic can replay. Default: for ever.",
-    ),
-    required(
-        "dead_letter_horizon",
-        millis(SECOND, 10 * YEAR),
-        "30d",
-        "How long a consumer's dead letter may come back. Default: retention.ms of the topics <topic>.<group>.dlq.",
-    ),
-    with_default(
-        "prepared_statements",
-        Kind::Boolean,
-        "true",
-        "Whether to use prepared statements. Set false behind a transaction-mode pooler that does not support them.",
-    ),
-    required(
-        "admin_address",
-        Kind::Address,
-        "127.0.0.1:9187",
-        "Address of /livez, /readyz and /metrics. Default: none. An address beyond this host needs RELAY_ADMIN_TOKEN.",
-    ),
-    required(
-        "admin_token",
-        Kind::Secret { min_len: 16, max_len: 256 },
-        "change-me-change-me",
-        "Token that callers of the admin address send: Authorization: Bearer <token>. RELAY_ADMIN_TOKEN_FILE reads it from a file.",
-    ),
-    with_default(
-        "log_format",
-        Kind::OneOf(&["auto", "text", "json"]),
-        "auto",
-        "Format of the log. auto is text on a terminal and json elsewhere.",
-    ),
-    with_default("log_level", Kind::LogLevel, "info", "Log level, or target=level pairs, comma-separated."),
-];
+        "event", "Format of a record's value and headers.");
+    TOPIC: required("topic", Kind::Topic, "{entity_type}-events",
+        "Topic of events whose row names no topic. Default: that of the envelope.");
+    SOURCE: required("source", Kind::Text { max_len: 255 }, "/shop/orders",
+        "Source of events whose row has no header `source`. Default: no source.");
+    DELIVERY: with_default("delivery", Kind::OneOf(Delivery::WORDS), "at_least_once",
+        "Delivery guarantee. With exactly_once, consumers that read committed see no event twice, not even after a crash.");
+    ON_POISON: with_default("on_poison", Kind::OneOf(OnPoison::WORDS), "dead_letter",
+        "What happens behind an event that cannot be sent: with dead_letter the later events of its entity go on, with hold_entity they wait.");
+    RETENTION: with_default("retention", Kind::OneOf(Retention::WORDS), "keep",
+        "What happens to published events: they stay, are deleted, or are moved to the archive table.");
+    RETENTION_AFTER: with_default("retention_after", millis(SECOND, 10 * YEAR), "7d",
+        "How long after it was published an event is deleted or moved. DEAD and pending events are never removed.");
+    PROCESSED_RETENTION: required("processed_retention", millis(SECOND, 10 * YEAR), "14d",
+        "How long rows of the consumers' table are kept. Must be longer than a topic can replay. Default: for ever.");
+    DEAD_LETTER_HORIZON: required("dead_letter_horizon", millis(SECOND, 10 * YEAR), "30d",
+        "How long a consumer's dead letter may come back. Default: retention.ms of the topics <topic>.<group>.dlq.");
+    PREPARED_STATEMENTS: with_default("prepared_statements", Kind::Boolean, "true",
+        "Whether to use prepared statements. Set false behind a transaction-mode pooler that does not support them.");
+    ADMIN_ADDRESS: required("admin_address", Kind::Address, "127.0.0.1:9187",
+        "Address of /livez, /readyz and /metrics. Default: none. An address beyond this host needs RELAY_ADMIN_TOKEN.");
+    ADMIN_TOKEN: required("admin_token", Kind::Secret { min_len: 16, max_len: 256 }, "change-me-change-me",
+        "Token that callers of the admin address send: Authorization: Bearer <token>. RELAY_ADMIN_TOKEN_FILE reads it from a file.");
+    LOG_FORMAT: with_default("log_format", Kind::OneOf(LogFormat::WORDS), "auto",
+        "Format of the log. auto is text on a terminal and json elsewhere.");
+    LOG_LEVEL: with_default("log_level", Kind::LogLevel, "info", "Log level, or target=level pairs, comma-separated.");
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_constant_is_called_like_its_setting() {
+        let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name.to_uppercase()).collect();
+        assert_eq!(names, KEYS);
+    }
 
     #[test]
     fn names_are_unique_and_their_variables_follow_the_rule() {

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 
 use super::Needs;
 use super::file;
-use super::layer::{Layer, Target, known_elsewhere};
+use super::layer::{Layer, Target};
 use super::mistake::{Mistake, nearest, shown_name};
 use super::noise::is_kubernetes;
-use super::property::{PROPERTIES, Property, variable};
+use super::property::{PROPERTIES, Property, known_elsewhere, not_passed_through, variable};
 use super::resolved::Resolved;
 use super::setting::{SETTINGS, Setting};
 
@@ -87,7 +87,7 @@ fn environment(env: &BTreeMap<String, String>, needs: Needs) -> Layer {
 }
 
 fn target_of_variable(name: &str) -> Option<Target> {
-    let setting = SETTINGS.iter().find(|setting| setting.env_name() == name).map(Target::Setting);
+    let setting = SETTINGS.iter().copied().find(|setting| setting.env_name() == name).map(Target::Setting);
     setting.or_else(|| Property::from_variable(name.strip_prefix("KAFKA_")?).map(Target::Property))
 }
 
@@ -101,7 +101,7 @@ fn unknown_variable(name: &str) -> Mistake {
     // Names given with another prefix than theirs, such as RELAY_DATABASE_URL, resemble without it.
     let bare = plain.strip_prefix("RELAY_").unwrap_or(plain);
     let of_setting = Setting::named(&bare.to_lowercase()).map(Setting::env_name);
-    let known = SETTINGS.iter().map(Setting::env_name);
+    let known = SETTINGS.iter().map(|setting| setting.env_name());
     let known: Vec<_> =
         known.chain(PROPERTIES.iter().map(|property| format!("KAFKA_{}", variable(property.name)))).collect();
     let near = of_setting.or_else(|| nearest(plain, known.iter().map(String::as_str)).map(str::to_owned));
@@ -110,10 +110,7 @@ fn unknown_variable(name: &str) -> Mistake {
 
 /// [`known_elsewhere`] by the variable's form of the name.
 fn elsewhere_as_variable(property: &str) -> Option<String> {
-    use super::property::{CONSUMER_PROPERTIES, INTERNAL_PROPERTIES, JAVA_PROPERTIES};
-    let known =
-        CONSUMER_PROPERTIES.iter().chain(INTERNAL_PROPERTIES).chain(JAVA_PROPERTIES.iter().map(|(name, _)| name));
-    known.into_iter().find(|name| variable(name) == property).and_then(|name| known_elsewhere(name))
+    not_passed_through().find(|name| variable(name) == property).and_then(known_elsewhere)
 }
 
 fn flags(overrides: &[(String, String)], needs: Needs) -> Layer {

@@ -72,8 +72,7 @@ pub(super) async fn produce(
     bench.progress.begin("limit of produce");
     bench.progress.show("producing");
     let relay = &bench.settings.relay;
-    let batch_bytes = usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX);
-    let settings = ClientSettings::new(bench.schemas.kafka(), relay.batch_size, batch_bytes);
+    let settings = ClientSettings::new(bench.schemas.kafka(), relay.batch_size, relay.batch_bytes);
     let records: Arc<[Record]> = records(bench).into();
     let share = events.div_ceil(workers as u64);
     let mut producers = Vec::new();

@@ -81,7 +81,7 @@ impl Session {
             claim: ClaimSql::new(&schema.names, &sequence),
             lanes,
             batch_size: relay.batch_size,
-            batch_bytes: usize::try_from(relay.batch_bytes).unwrap_or(usize::MAX),
+            batch_bytes: relay.batch_bytes,
             prepared,
         })
     }

@@ -1,229 +1,75 @@
-//! The property names of librdkafka 2.12, with their scope and range: its CONFIGURATION.md as data. A test of the parent holds
-//! each line against the library that is linked in.
+//! The property names of librdkafka 2.12, separated by spaces: its CONFIGURATION.md as data. A test of the parent holds each name against
+//! the library that is linked in.
 
-use super::Property;
-use super::PropertyKind::{self, Float, Integer, List, OneOf, Text};
+/// Properties of all clients that are set as text.
+pub(super) const CLIENT: &str = "\
+    builtin.features client.id metadata.broker.list bootstrap.servers message.max.bytes message.copy.max.bytes \
+    receive.message.max.bytes max.in.flight.requests.per.connection max.in.flight metadata.recovery.strategy \
+    metadata.recovery.rebootstrap.trigger.ms topic.metadata.refresh.interval.ms metadata.max.age.ms \
+    topic.metadata.refresh.fast.interval.ms topic.metadata.refresh.fast.cnt topic.metadata.refresh.sparse \
+    topic.metadata.propagation.max.ms topic.blacklist debug socket.timeout.ms socket.blocking.max.ms \
+    socket.send.buffer.bytes socket.receive.buffer.bytes socket.keepalive.enable socket.nagle.disable \
+    socket.max.fails broker.address.ttl broker.address.family socket.connection.setup.timeout.ms \
+    connections.max.idle.ms reconnect.backoff.jitter.ms reconnect.backoff.ms reconnect.backoff.max.ms \
+    statistics.interval.ms enabled_events log_level log.queue log.thread.name enable.random.seed log.connection.close \
+    internal.termination.signal api.version.request api.version.request.timeout.ms api.version.fallback.ms \
+    broker.version.fallback allow.auto.create.topics security.protocol ssl.cipher.suites ssl.curves.list \
+    ssl.sigalgs.list ssl.key.location ssl.key.password ssl.key.pem ssl.certificate.location ssl.certificate.pem \
+    ssl.ca.location https.ca.location https.ca.pem ssl.ca.pem ssl.ca.certificate.stores ssl.crl.location \
+    ssl.keystore.location ssl.keystore.password ssl.providers ssl.engine.location ssl.engine.id \
+    enable.ssl.certificate.verification ssl.endpoint.identification.algorithm sasl.mechanisms sasl.mechanism \
+    sasl.kerberos.service.name sasl.kerberos.principal sasl.kerberos.kinit.cmd sasl.kerberos.keytab \
+    sasl.kerberos.min.time.before.relogin sasl.username sasl.password sasl.oauthbearer.config \
+    enable.sasl.oauthbearer.unsecure.jwt sasl.oauthbearer.method sasl.oauthbearer.client.id \
+    sasl.oauthbearer.client.credentials.client.id sasl.oauthbearer.client.credentials.client.secret \
+    sasl.oauthbearer.client.secret sasl.oauthbearer.scope sasl.oauthbearer.extensions \
+    sasl.oauthbearer.token.endpoint.url sasl.oauthbearer.grant.type sasl.oauthbearer.assertion.algorithm \
+    sasl.oauthbearer.assertion.private.key.file sasl.oauthbearer.assertion.private.key.passphrase \
+    sasl.oauthbearer.assertion.private.key.pem sasl.oauthbearer.assertion.file sasl.oauthbearer.assertion.claim.aud \
+    sasl.oauthbearer.assertion.claim.exp.seconds sasl.oauthbearer.assertion.claim.iss \
+    sasl.oauthbearer.assertion.claim.jti.include sasl.oauthbearer.assertion.claim.nbf.seconds \
+    sasl.oauthbearer.assertion.claim.sub sasl.oauthbearer.assertion.jwt.template.file \
+    sasl.oauthbearer.metadata.authentication.type plugin.library.paths client.rack retry.backoff.ms \
+    retry.backoff.max.ms client.dns.lookup enable.metrics.push";
 
-impl Property {
-    const fn alias_of(mut self, name: &'static str) -> Self {
-        self.alias_of = Some(name);
-        self
-    }
-}
+/// Properties of producers alone.
+pub(super) const PRODUCER: &str = "\
+    transactional.id transaction.timeout.ms enable.idempotence enable.gapless.guarantee queue.buffering.max.messages \
+    queue.buffering.max.kbytes queue.buffering.max.ms linger.ms message.send.max.retries retries \
+    queue.buffering.backpressure.threshold compression.codec compression.type batch.num.messages batch.size \
+    delivery.report.only.error sticky.partitioning.linger.ms request.required.acks acks request.timeout.ms \
+    message.timeout.ms delivery.timeout.ms queuing.strategy produce.offset.report partitioner compression.level";
 
-const fn client(name: &'static str, kind: PropertyKind) -> Property {
-    Property { name, alias_of: None, producer_only: false, kind }
-}
-
-const fn producer(name: &'static str, kind: PropertyKind) -> Property {
-    Property { name, alias_of: None, producer_only: true, kind }
-}
-
-const BOOLEAN: PropertyKind = OneOf("true, false");
-const DEBUG_CONTEXTS: &str = "generic, broker, topic, metadata, feature, queue, msg, protocol, cgrp, \
-    security, fetch, interceptor, plugin, consumer, admin, eos, mock, assignor, conf, telemetry, all";
-
-/// Properties of clients and producers that are set as text.
-pub(in crate::config) static PROPERTIES: &[Property] = &[
-    client("builtin.features", Text),
-    client("client.id", Text),
-    client("metadata.broker.list", Text),
-    client("bootstrap.servers", Text).alias_of("metadata.broker.list"),
-    client("message.max.bytes", Integer(1000, 1_000_000_000)),
-    client("message.copy.max.bytes", Integer(0, 1_000_000_000)),
-    client("receive.message.max.bytes", Integer(1000, 2_147_483_647)),
-    client("max.in.flight.requests.per.connection", Integer(1, 1_000_000)),
-    client("max.in.flight", Integer(1, 1_000_000)).alias_of("max.in.flight.requests.per.connection"),
-    client("metadata.recovery.strategy", OneOf("none, rebootstrap")),
-    client("metadata.recovery.rebootstrap.trigger.ms", Integer(0, 2_147_483_647)),
-    client("topic.metadata.refresh.interval.ms", Integer(-1, 3_600_000)),
-    client("metadata.max.age.ms", Integer(1, 86_400_000)),
-    client("topic.metadata.refresh.fast.interval.ms", Integer(1, 60_000)),
-    client("topic.metadata.refresh.fast.cnt", Integer(0, 1000)),
-    client("topic.metadata.refresh.sparse", BOOLEAN),
-    client("topic.metadata.propagation.max.ms", Integer(0, 3_600_000)),
-    client("topic.blacklist", Text),
-    client("debug", List(DEBUG_CONTEXTS)),
-    client("socket.timeout.ms", Integer(10, 300_000)),
-    client("socket.blocking.max.ms", Integer(1, 60_000)),
-    client("socket.send.buffer.bytes", Integer(0, 100_000_000)),
-    client("socket.receive.buffer.bytes", Integer(0, 100_000_000)),
-    client("socket.keepalive.enable", BOOLEAN),
-    client("socket.nagle.disable", BOOLEAN),
-    client("socket.max.fails", Integer(0, 1_000_000)),
-    client("broker.address.ttl", Integer(0, 86_400_000)),
-    client("broker.address.family", OneOf("any, v4, v6")),
-    client("socket.connection.setup.timeout.ms", Integer(1000, 2_147_483_647)),
-    client("connections.max.idle.ms", Integer(0, 2_147_483_647)),
-    client("reconnect.backoff.jitter.ms", Integer(0, 3_600_000)),
-    client("reconnect.backoff.ms", Integer(0, 3_600_000)),
-    client("reconnect.backoff.max.ms", Integer(0, 3_600_000)),
-    client("statistics.interval.ms", Integer(0, 86_400_000)),
-    client("enabled_events", Integer(0, 2_147_483_647)),
-    client("log_level", Integer(0, 7)),
-    client("log.queue", BOOLEAN),
-    client("log.thread.name", BOOLEAN),
-    client("enable.random.seed", BOOLEAN),
-    client("log.connection.close", BOOLEAN),
-    client("internal.termination.signal", Integer(0, 128)),
-    client("api.version.request", BOOLEAN),
-    client("api.version.request.timeout.ms", Integer(1, 300_000)),
-    client("api.version.fallback.ms", Integer(0, 604_800_000)),
-    client("broker.version.fallback", Text),
-    client("allow.auto.create.topics", BOOLEAN),
-    client("security.protocol", OneOf("plaintext, ssl, sasl_plaintext, sasl_ssl")),
-    client("ssl.cipher.suites", Text),
-    client("ssl.curves.list", Text),
-    client("ssl.sigalgs.list", Text),
-    client("ssl.key.location", Text),
-    client("ssl.key.password", Text),
-    client("ssl.key.pem", Text),
-    client("ssl.certificate.location", Text),
-    client("ssl.certificate.pem", Text),
-    client("ssl.ca.location", Text),
-    client("https.ca.location", Text),
-    client("https.ca.pem", Text),
-    client("ssl.ca.pem", Text),
-    client("ssl.ca.certificate.stores", Text),
-    client("ssl.crl.location", Text),
-    client("ssl.keystore.location", Text),
-    client("ssl.keystore.password", Text),
-    client("ssl.providers", Text),
-    client("ssl.engine.location", Text),
-    client("ssl.engine.id", Text),
-    client("enable.ssl.certificate.verification", BOOLEAN),
-    client("ssl.endpoint.identification.algorithm", OneOf("none, https")),
-    client("sasl.mechanisms", Text),
-    client("sasl.mechanism", Text).alias_of("sasl.mechanisms"),
-    client("sasl.kerberos.service.name", Text),
-    client("sasl.kerberos.principal", Text),
-    client("sasl.kerberos.kinit.cmd", Text),
-    client("sasl.kerberos.keytab", Text),
-    client("sasl.kerberos.min.time.before.relogin", Integer(0, 86_400_000)),
-    client("sasl.username", Text),
-    client("sasl.password", Text),
-    client("sasl.oauthbearer.config", Text),
-    client("enable.sasl.oauthbearer.unsecure.jwt", BOOLEAN),
-    client("sasl.oauthbearer.method", OneOf("default, oidc")),
-    client("sasl.oauthbearer.client.id", Text),
-    client("sasl.oauthbearer.client.credentials.client.id", Text).alias_of("sasl.oauthbearer.client.id"),
-    client("sasl.oauthbearer.client.credentials.client.secret", Text).alias_of("sasl.oauthbearer.client.secret"),
-    client("sasl.oauthbearer.client.secret", Text),
-    client("sasl.oauthbearer.scope", Text),
-    client("sasl.oauthbearer.extensions", Text),
-    client("sasl.oauthbearer.token.endpoint.url", Text),
-    client("sasl.oauthbearer.grant.type", OneOf("client_credentials, urn:ietf:params:oauth:grant-type:jwt-bearer")),
-    client("sasl.oauthbearer.assertion.algorithm", OneOf("RS256, ES256")),
-    client("sasl.oauthbearer.assertion.private.key.file", Text),
-    client("sasl.oauthbearer.assertion.private.key.passphrase", Text),
-    client("sasl.oauthbearer.assertion.private.key.pem", Text),
-    client("sasl.oauthbearer.assertion.file", Text),
-    client("sasl.oauthbearer.assertion.claim.aud", Text),
-    client("sasl.oauthbearer.assertion.claim.exp.seconds", Integer(1, 2_147_483_647)),
-    client("sasl.oauthbearer.assertion.claim.iss", Text),
-    client("sasl.oauthbearer.assertion.claim.jti.include", BOOLEAN),
-    client("sasl.oauthbearer.assertion.claim.nbf.seconds", Integer(0, 2_147_483_647)),
-    client("sasl.oauthbearer.assertion.claim.sub", Text),
-    client("sasl.oauthbearer.assertion.jwt.template.file", Text),
-    client("sasl.oauthbearer.metadata.authentication.type", OneOf("none, azure_imds")),
-    client("plugin.library.paths", Text),
-    client("client.rack", Text),
-    producer("transactional.id", Text),
-    producer("transaction.timeout.ms", Integer(1000, 2_147_483_647)),
-    producer("enable.idempotence", BOOLEAN),
-    producer("enable.gapless.guarantee", BOOLEAN),
-    producer("queue.buffering.max.messages", Integer(0, 2_147_483_647)),
-    producer("queue.buffering.max.kbytes", Integer(1, 2_147_483_647)),
-    producer("queue.buffering.max.ms", Float(0, 900_000)),
-    producer("linger.ms", Float(0, 900_000)).alias_of("queue.buffering.max.ms"),
-    producer("message.send.max.retries", Integer(0, 2_147_483_647)),
-    producer("retries", Integer(0, 2_147_483_647)).alias_of("message.send.max.retries"),
-    client("retry.backoff.ms", Integer(1, 300_000)),
-    client("retry.backoff.max.ms", Integer(1, 300_000)),
-    producer("queue.buffering.backpressure.threshold", Integer(1, 1_000_000)),
-    producer("compression.codec", OneOf("none, gzip, snappy, lz4, zstd")),
-    producer("compression.type", OneOf("none, gzip, snappy, lz4, zstd")).alias_of("compression.codec"),
-    producer("batch.num.messages", Integer(1, 1_000_000)),
-    producer("batch.size", Integer(1, 2_147_483_647)),
-    producer("delivery.report.only.error", BOOLEAN),
-    producer("sticky.partitioning.linger.ms", Integer(0, 900_000)),
-    client("client.dns.lookup", OneOf("use_all_dns_ips, resolve_canonical_bootstrap_servers_only")),
-    client("enable.metrics.push", BOOLEAN),
-    producer("request.required.acks", Integer(-1, 1000)),
-    producer("acks", Integer(-1, 1000)).alias_of("request.required.acks"),
-    producer("request.timeout.ms", Integer(1, 900_000)),
-    producer("message.timeout.ms", Integer(0, 2_147_483_647)),
-    producer("delivery.timeout.ms", Integer(0, 2_147_483_647)).alias_of("message.timeout.ms"),
-    producer("queuing.strategy", OneOf("fifo, lifo")),
-    producer("produce.offset.report", BOOLEAN),
-    producer("partitioner", Text),
-    producer("compression.level", Integer(-1, 12)),
+/// Second names: librdkafka stores the value under the other one.
+pub(super) const ALIASES: &[(&str, &str)] = &[
+    ("bootstrap.servers", "metadata.broker.list"),
+    ("max.in.flight", "max.in.flight.requests.per.connection"),
+    ("sasl.mechanism", "sasl.mechanisms"),
+    ("sasl.oauthbearer.client.credentials.client.id", "sasl.oauthbearer.client.id"),
+    ("sasl.oauthbearer.client.credentials.client.secret", "sasl.oauthbearer.client.secret"),
+    ("linger.ms", "queue.buffering.max.ms"),
+    ("retries", "message.send.max.retries"),
+    ("compression.type", "compression.codec"),
+    ("acks", "request.required.acks"),
+    ("delivery.timeout.ms", "message.timeout.ms"),
 ];
 
 /// Properties of consumers alone: known, and without effect on a relay.
-pub(in crate::config) static CONSUMER_PROPERTIES: &[&str] = &[
-    "group.id",
-    "group.instance.id",
-    "partition.assignment.strategy",
-    "session.timeout.ms",
-    "heartbeat.interval.ms",
-    "group.protocol.type",
-    "group.protocol",
-    "group.remote.assignor",
-    "coordinator.query.interval.ms",
-    "max.poll.interval.ms",
-    "enable.auto.commit",
-    "auto.commit.interval.ms",
-    "enable.auto.offset.store",
-    "queued.min.messages",
-    "queued.max.messages.kbytes",
-    "fetch.wait.max.ms",
-    "fetch.queue.backoff.ms",
-    "fetch.message.max.bytes",
-    "max.partition.fetch.bytes",
-    "fetch.max.bytes",
-    "fetch.min.bytes",
-    "fetch.error.backoff.ms",
-    "offset.store.method",
-    "isolation.level",
-    "enable.partition.eof",
-    "check.crcs",
-    "auto.commit.enable",
-    "auto.offset.reset",
-    "offset.store.path",
-    "offset.store.sync.interval.ms",
-    "consume.callback.max.messages",
-];
+pub(super) const CONSUMER: &str = "\
+    group.id group.instance.id partition.assignment.strategy session.timeout.ms heartbeat.interval.ms \
+    group.protocol.type group.protocol group.remote.assignor coordinator.query.interval.ms max.poll.interval.ms \
+    enable.auto.commit auto.commit.interval.ms enable.auto.offset.store queued.min.messages \
+    queued.max.messages.kbytes fetch.wait.max.ms fetch.queue.backoff.ms fetch.message.max.bytes \
+    max.partition.fetch.bytes fetch.max.bytes fetch.min.bytes fetch.error.backoff.ms offset.store.method \
+    isolation.level enable.partition.eof check.crcs auto.commit.enable auto.offset.reset offset.store.path \
+    offset.store.sync.interval.ms consume.callback.max.messages";
 
 /// Callbacks and objects: known, and not settable as text.
-pub(in crate::config) static INTERNAL_PROPERTIES: &[&str] = &[
-    "error_cb",
-    "throttle_cb",
-    "stats_cb",
-    "log_cb",
-    "background_event_cb",
-    "socket_cb",
-    "connect_cb",
-    "closesocket_cb",
-    "open_cb",
-    "resolve_cb",
-    "opaque",
-    "default_topic_conf",
-    "ssl_key",
-    "ssl_certificate",
-    "ssl_ca",
-    "ssl_engine_callback_data",
-    "ssl.certificate.verify_cb",
-    "oauthbearer_token_refresh_cb",
-    "interceptors",
-    "consume_cb",
-    "rebalance_cb",
-    "offset_commit_cb",
-    "dr_cb",
-    "dr_msg_cb",
-    "partitioner_cb",
-    "msg_order_cmp",
-];
+pub(super) const INTERNAL: &str = "\
+    error_cb throttle_cb stats_cb log_cb background_event_cb socket_cb connect_cb closesocket_cb open_cb resolve_cb \
+    opaque default_topic_conf ssl_key ssl_certificate ssl_ca ssl_engine_callback_data ssl.certificate.verify_cb \
+    oauthbearer_token_refresh_cb interceptors consume_cb rebalance_cb offset_commit_cb dr_cb dr_msg_cb partitioner_cb \
+    msg_order_cmp";
 
 /// Names of the Java client that librdkafka lacks, and what to use instead.
 pub(in crate::config) static JAVA_PROPERTIES: &[(&str, &str)] = &[
