@@ -83,20 +83,21 @@ pub enum Ended {
 pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Result<Ended, RelayError> {
     let started = Instant::now();
     let (broker, suspicions) = Broker::new(&options.kafka).map_err(RelayError::Client)?;
-    let (outages, ends) = Outages::new(options.names.clone(), options.database.clone(), options.connect_timeout);
+    let (outages, ends) =
+        Outages::new(options.names.clone(), options.database.connect_options(), options.database.connect_timeout);
     let outages = Arc::new(outages);
 
     let found = tokio::select! {
         found = look_at_outbox(&options, &outages) => found?,
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Drained),
     };
-    let shutdown_timeout = options.shutdown_timeout;
+    let shutdown_timeout = options.relay.shutdown_timeout;
     let lanes = found.lanes;
     let shared = Arc::new(Shared::new(options, &found, Arc::clone(&broker), Arc::clone(&outages)));
     tracing::info!(
         notice = %Notice::Ready,
         lanes,
-        workers = shared.options.workers,
+        workers = shared.options.relay.workers,
         waited_ms = started.elapsed().as_millis() as u64,
         "relay is ready"
     );
@@ -107,13 +108,13 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     let reporting = tokio::spawn(report_broker(changed, Arc::clone(&outages)));
     let ending = tokio::spawn(outages.log_ends(ends));
     let mut tasks = JoinSet::new();
-    for index in 0..shared.options.workers {
+    for index in 0..shared.options.relay.workers {
         tasks.spawn(worker::run(Arc::clone(&shared), index, stop.clone()));
     }
     tasks.spawn(membership::heartbeat::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(status_line::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(health::stall_monitor::run(Arc::clone(&shared), stop.clone()));
-    let kept = shared.options.retention;
+    let kept = shared.options.relay.retention;
     if kept.prunes() {
         tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));
     }
@@ -183,7 +184,7 @@ async fn drain(tasks: &mut JoinSet<()>, timeout: Duration) -> Ended {
 async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fixed, RelayError> {
     let mut backoff = pace::backoff();
     loop {
-        let connected = session::connect(&options.database, &options.application_name(), options.connect_timeout).await;
+        let connected = options.connect(&options.application_name()).await;
         let failed = match connected {
             Ok(mut conn) => match session::within(look(&mut conn, &options.names)).await {
                 Ok(found) => {

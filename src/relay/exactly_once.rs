@@ -96,7 +96,7 @@ impl WorkerContext<'_> {
             return Ok(locked);
         }
         let options = &self.shared.options;
-        let silence = options.heartbeat_interval / 2 * SILENT_HALVES;
+        let silence = options.relay.heartbeat_interval / 2 * SILENT_HALVES;
         let rows = within(self.shared.registry.all_of(self.conn)).await?;
         let (relays, now) = (&self.shared.relays, Instant::now());
         relays.observe(&rows, now);
@@ -105,7 +105,7 @@ impl WorkerContext<'_> {
             relay.is_some_and(|relay| relays.is_alive(relay, silence, now))
         };
         let since = *self.ownership.contested_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= options.heartbeat_interval * PATIENT_BEATS {
+        if since.elapsed() >= options.relay.heartbeat_interval * PATIENT_BEATS {
             return Ok(locked);
         }
         let kept: BTreeSet<i16> = others.into_iter().filter(|owner| lives(owner)).map(|owner| owner.lane).collect();
@@ -134,7 +134,7 @@ impl WorkerContext<'_> {
         let sealed: BTreeMap<i16, i64> = states.iter().map(|state| (state.row.lane, state.sealed)).collect();
         let settled = self.settle_former(lanes, wanted, &former, &sealed).await?;
         let shared = self.shared;
-        let persistent = shared.options.prepared_statements;
+        let persistent = shared.options.database.prepared_statements;
         let heir = shared.options.is_exactly_once().then_some(self.ownership.transactional_id.as_str());
         let taken = within(shared.delivery.take(self.conn, lanes, wanted, heir, persistent)).await?;
         within(session::commit(self.conn)).await?;
@@ -169,7 +169,7 @@ impl WorkerContext<'_> {
         let mut ids: BTreeSet<String> = former.iter().map(|owner| owner.transactional_id.clone()).collect();
         let read = self.lanes_in_doubt(wanted, former);
         if !read.is_empty() {
-            let persistent = self.shared.options.prepared_statements;
+            let persistent = self.shared.options.database.prepared_statements;
             let epochs = within(self.shared.delivery.epochs(self.conn, lanes, persistent)).await?;
             for (lane, found) in self.shared.progress.read(read).await? {
                 if epochs.get(&lane).is_none_or(|epoch| found.epoch > *epoch) {
@@ -200,7 +200,7 @@ impl WorkerContext<'_> {
             return Ok(0);
         }
         let progress = self.shared.progress.read(read.clone()).await?;
-        let persistent = self.shared.options.prepared_statements;
+        let persistent = self.shared.options.database.prepared_statements;
         let (mut ids, mut lost) = (Vec::new(), Vec::new());
         for lane in read {
             let stored = sealed.get(&lane).copied().unwrap_or_default();
@@ -259,7 +259,7 @@ impl WorkerContext<'_> {
         let begun = within(self.shared.transaction.begin(self.conn, Wanted::Free(lanes))).await?;
         let is_locked = |lane: i16| begun.lanes.iter().any(|row| row.lane == lane);
         let locked: Vec<_> = taken.into_iter().filter(|(lane, _)| is_locked(*lane)).collect();
-        let (id, persistent) = (&self.ownership.transactional_id, self.shared.options.prepared_statements);
+        let (id, persistent) = (&self.ownership.transactional_id, self.shared.options.database.prepared_statements);
         let opened = within(self.shared.delivery.open(self.conn, &locked, id, persistent)).await?;
         within(session::commit(self.conn)).await?;
         self.ownership.settled.extend(locked.into_iter().filter(|(lane, _)| opened.contains(lane)));
@@ -272,7 +272,7 @@ impl WorkerContext<'_> {
         let producer = self.producer.as_mut().ok_or(BrokerDown)?;
         producer.begin_transaction().map_err(TransactionError::from)?;
         let offsets = Offsets { topic: self.shared.progress.name().to_owned(), lanes, member };
-        let committed = producer.commit_transaction(offsets, self.shared.options.publish_timeout).await;
+        let committed = producer.commit_transaction(offsets, self.shared.options.relay.publish_timeout).await;
         match committed.as_ref().err().and_then(TransactionError::code) {
             Some(RDKafkaErrorCode::OffsetMetadataTooLarge | RDKafkaErrorCode::InvalidCommitOffsetSize) => {
                 self.ownership.metadata_was_refused();
@@ -325,7 +325,7 @@ impl WorkerContext<'_> {
             return Ok(());
         }
         self.ownership.settled.retain(|lane, _| is_kept(*lane));
-        let (id, persistent) = (&self.ownership.transactional_id, self.shared.options.prepared_statements);
+        let (id, persistent) = (&self.ownership.transactional_id, self.shared.options.database.prepared_statements);
         within(self.shared.delivery.release_lanes(self.conn, &released, id, persistent)).await?;
         Ok(())
     }

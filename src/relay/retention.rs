@@ -16,7 +16,6 @@ use crate::fault::{self, Class};
 use crate::inspect::dedup_window::{self, Question, Unknown, WindowViolation};
 use crate::relay::shared::Shared;
 use crate::store::retention::{self, Removal};
-use crate::store::session;
 use crate::store::session::within;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
@@ -104,8 +103,7 @@ impl Pruner {
     /// Prunes the outbox and the inbox once. A connection is held only while there may be something to prune.
     async fn pass(&mut self) -> Result<(), sqlx::Error> {
         let options = &self.shared.options;
-        let mut conn =
-            session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
+        let mut conn = options.connect(&options.application_name()).await?;
         let removal = match self.settings.outbox {
             Retention::Keep => None,
             Retention::Delete => Some(Removal::Delete),
@@ -131,7 +129,7 @@ impl Pruner {
     async fn window_is_wide_enough(&self, conn: &mut PgConnection, window: GivenDuration) -> Result<bool, sqlx::Error> {
         let options = &self.shared.options;
         let dead_letter_horizon = self.settings.dead_letter_horizon;
-        let question = Question { names: &options.names, template: &options.topic, window, dead_letter_horizon };
+        let question = Question { names: &options.names, template: &options.relay.topic, window, dead_letter_horizon };
         let (reason, next_step) = match question.violations(conn, &options.brokers).await {
             Ok(violations) if violations.is_empty() => {
                 if self.shared.unblock(WINDOW) {
@@ -220,7 +218,7 @@ impl Pruner {
 
     fn log(&mut self) {
         let nothing = self.removed == 0 && self.removed_processed == 0;
-        if nothing || self.logged_at.elapsed() < self.shared.options.status_interval {
+        if nothing || self.logged_at.elapsed() < self.shared.options.relay.status_interval {
             return;
         }
         tracing::info!(

@@ -77,7 +77,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(options: RelayOptions, found: &Fixed, broker: Arc<Broker>, outages: Arc<Outages>) -> Self {
-        let (names, prepared) = (&options.names, options.prepared_statements);
+        let (names, prepared) = (&options.names, options.database.prepared_statements);
         let (lanes, sequence) = (found.lanes, &found.sequence);
         let (longest, durable) = (options.longest_transaction(), options.is_exactly_once());
         Self {
@@ -92,14 +92,14 @@ impl Shared {
             delivery: DeliverySql::new(names),
             progress: ProgressGroup::new(options.kafka.clone(), found.identity, lanes),
             holds: HoldSql::new(names),
-            registry: RegistrySql::new(names, options.prepared_statements, found.has_lanes),
+            registry: RegistrySql::new(names, options.database.prepared_statements, found.has_lanes),
             relays: RelayRegistry::default(),
             // A single worker has all lanes until the heartbeat has read the registry. The locks of other relays keep it from doing harm.
             worker_assignment: watch::Sender::new(WorkerAssignment {
                 first: 0,
-                of: options.workers,
-                workers: options.workers,
-                single_worker: options.workers > 1,
+                of: options.relay.workers,
+                workers: options.relay.workers,
+                single_worker: options.relay.workers > 1,
             }),
             published: AtomicU64::new(0),
             stage_times: StageTimes::default(),

@@ -9,7 +9,6 @@ use tokio::sync::watch;
 use crate::fault::describe;
 use crate::relay::shared::Shared;
 use crate::store::counts::{self, Backlog};
-use crate::store::session;
 use crate::store::session::within;
 use event_outbox::notice::Notice;
 
@@ -23,7 +22,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(shared.options.status_interval) => {}
+            () = tokio::time::sleep(shared.options.relay.status_interval) => {}
         }
         let backlog = tokio::select! {
             biased;
@@ -41,7 +40,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
 async fn count(shared: &Shared) -> Option<Backlog> {
     let options = &shared.options;
     let counted = async {
-        let mut conn = session::connect(&options.database, APPLICATION, options.connect_timeout).await?;
+        let mut conn = options.connect(APPLICATION).await?;
         within(counts::backlog(&mut conn, &options.names)).await
     };
     counted.await.inspect_err(|error| tracing::debug!(error = describe(error), "the backlog cannot be counted")).ok()

@@ -35,7 +35,7 @@ use crate::relay::pace::{self, Pace};
 use crate::relay::shared::Shared;
 use crate::sink::producer::KafkaProducer;
 use crate::sink::transactions::TransactionError;
-use crate::store::session::{self, Begun};
+use crate::store::session::Begun;
 use crate::store::session::{DATABASE_TIMEOUT, within};
 use context::{Budget, Cycle, CycleError, MARKS, WorkerContext, acks_of};
 use cycle::lock_in;
@@ -71,9 +71,9 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         begun: None,
         producer: None,
         assignment: None,
-        budget: Budget::new(shared.options.batch_size),
+        budget: Budget::new(shared.options.relay.batch_size),
         ownership: Ownership::new(shared.progress.name(), shared.id, index),
-        pace: Pace::new(shared.options.poll_interval),
+        pace: Pace::new(shared.options.relay.poll_interval),
         backoff: pace::backoff(),
         shared,
     };
@@ -127,7 +127,7 @@ impl Worker {
     /// exceeds its limit ends the cycle. The longest cycle that succeeds waits for the brokers twice.
     fn pulse(&self) -> Pulse {
         let options = &self.shared.options;
-        let longest = 2 * options.publish_timeout + 4 * DATABASE_TIMEOUT + options.connect_timeout;
+        let longest = 2 * options.relay.publish_timeout + 4 * DATABASE_TIMEOUT + options.database.connect_timeout;
         options.telemetry.health.pulse(format!("worker {}", self.index), longest)
     }
 
@@ -222,8 +222,7 @@ impl Worker {
             }
         }
         if self.conn.is_none() {
-            let mut conn =
-                session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
+            let mut conn = options.connect(&options.application_name()).await?;
             within(shared.transaction.prepare(&mut conn)).await?;
             self.conn = Some(conn);
             self.begun = None;

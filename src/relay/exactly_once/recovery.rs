@@ -40,7 +40,7 @@ impl WorkerContext<'_> {
     ) -> Result<Vec<i64>, CycleError> {
         let uncertain = self.uncertain(lanes).await?;
         let in_doubt: usize = uncertain.values().map(|topic| topic.ids.len()).sum();
-        let (kafka, time) = (self.shared.options.kafka.kafka().clone(), self.shared.options.publish_timeout);
+        let (kafka, time) = (self.shared.options.kafka.kafka().clone(), self.shared.options.relay.publish_timeout);
         let looked = tokio::task::spawn_blocking(move || look(&kafka, uncertain, time)).await;
         let (found, all) = looked.unwrap_or(Err(KafkaError::Canceled)).map_err(TransactionError::from)?;
         tracing::warn!(
@@ -64,12 +64,12 @@ impl WorkerContext<'_> {
     async fn uncertain(&mut self, lanes: LaneRange) -> Result<BTreeMap<String, Uncertain>, CycleError> {
         let (sql, options) = (&self.shared.claim, &self.shared.options);
         let limits = Limits {
-            rows: UNCERTAIN_ROWS.max(options.batch_size * 2),
-            stored_bytes: i64::try_from(options.batch_bytes.saturating_mul(4)).unwrap_or(i64::MAX),
+            rows: UNCERTAIN_ROWS.max(options.relay.batch_size * 2),
+            stored_bytes: i64::try_from(options.relay.batch_bytes.saturating_mul(4)).unwrap_or(i64::MAX),
             row_bytes: 0,
-            kept_bytes: options.batch_bytes.saturating_mul(4),
+            kept_bytes: options.relay.batch_bytes.saturating_mul(4),
             heads_only: false,
-            persistent: options.prepared_statements,
+            persistent: options.database.prepared_statements,
         };
         let due = within(sql.due(self.conn, lanes, limits)).await?;
         let states = within(self.shared.transaction.read_lanes(self.conn, lanes)).await?;
@@ -80,7 +80,7 @@ impl WorkerContext<'_> {
         for row in due.rows.iter().chain(&pending.rows) {
             // An event that cannot be routed was never sent.
             let Some(event) = row.head()? else { continue };
-            let Ok(topic) = options.topic.resolve(&event, &mut scratch) else { continue };
+            let Ok(topic) = options.relay.topic.resolve(&event, &mut scratch) else { continue };
             let uncertain = topics
                 .entry(topic.to_owned())
                 .or_insert_with(|| Uncertain { ids: HashMap::new(), since: event.created_at });

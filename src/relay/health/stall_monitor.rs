@@ -21,7 +21,7 @@ use crate::relay::health::outage::Server;
 use crate::relay::shared::Shared;
 use crate::store::queue_head::{self, QueueHead};
 use crate::store::session::within;
-use crate::store::{counts, pauses, session};
+use crate::store::{counts, pauses};
 use cause::{Observed, reason_from_rights};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
@@ -69,7 +69,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let (now, mut up) = (Instant::now(), shared.broker.state());
     let mut monitor = StallMonitor {
         conn: None,
-        stall: Stall::new(shared.options.stall_after, now),
+        stall: Stall::new(shared.options.relay.stall_after, now),
         head: None,
         lacking: None,
         hides: false,
@@ -79,7 +79,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         metrics_at: now,
         shared,
     };
-    let tick = TICK.min(monitor.shared.options.stall_after / 4);
+    let tick = TICK.min(monitor.shared.options.relay.stall_after / 4);
     loop {
         let up_now = *up.borrow_and_update();
         tokio::select! {
@@ -116,7 +116,7 @@ impl StallMonitor {
                     Duration::ZERO
                 }
             };
-            let stall_after = self.shared.options.stall_after;
+            let stall_after = self.shared.options.relay.stall_after;
             let interval = LOOK_INTERVAL.min(stall_after / 4);
             self.look_at = Instant::now() + (cost * LOOK_SHARE).clamp(interval, stall_after);
         }
@@ -127,7 +127,7 @@ impl StallMonitor {
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
         if self.conn.is_none() {
-            self.conn = Some(session::connect(&options.database, APPLICATION, options.connect_timeout).await?);
+            self.conn = Some(options.connect(APPLICATION).await?);
         }
         let Some(conn) = self.conn.as_mut() else { return Ok(QueueState::Unreadable) };
         let lacked = shared.outages.reason(Server::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
@@ -195,7 +195,7 @@ impl StallMonitor {
     /// Logs one line when a stall begins, and one when the events that waited have moved on. While the stall lasts, the status line shows
     /// it.
     fn log(&self, change: StallChange) {
-        let after_s = self.shared.options.stall_after.as_secs();
+        let after_s = self.shared.options.relay.stall_after.as_secs();
         match (change, &self.why) {
             (StallChange::Begun, Some(Reason { cause, message, next_step })) => tracing::warn!(
                 code = %Code::Stalled,

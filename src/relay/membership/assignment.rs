@@ -36,7 +36,7 @@ impl Shared {
         if full {
             self.full_claim.record();
         }
-        if full || events * LARGE >= self.options.batch_size {
+        if full || events * LARGE >= self.options.relay.batch_size {
             self.scale_out();
         }
     }
@@ -57,7 +57,7 @@ impl Shared {
 
     fn set_single_worker(&self, single_worker: bool) {
         self.worker_assignment.send_if_modified(|worker_assignment| {
-            let changes = worker_assignment.single_worker != single_worker && self.options.workers > 1;
+            let changes = worker_assignment.single_worker != single_worker && self.options.relay.workers > 1;
             if changes {
                 worker_assignment.single_worker = single_worker;
             }

@@ -13,7 +13,6 @@ use crate::relay::health::outage::{Component, Server};
 use crate::relay::pauses::PauseLog;
 use crate::relay::shared::Shared;
 use crate::store::relay_registry::{Heartbeat, RelayRow};
-use crate::store::session;
 use crate::store::session::DATABASE_TIMEOUT;
 use event_outbox::notice::Notice;
 
@@ -42,7 +41,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            () = tokio::time::sleep(task.shared.options.heartbeat_interval) => {}
+            () = tokio::time::sleep(task.shared.options.relay.heartbeat_interval) => {}
         }
     }
     task.leave().await;
@@ -52,8 +51,7 @@ impl HeartbeatTask {
     async fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
         if self.conn.is_none() {
             let options = &self.shared.options;
-            let conn =
-                session::connect(&options.database, &options.application_name(), options.connect_timeout).await?;
+            let conn = options.connect(&options.application_name()).await?;
             self.conn = Some(conn);
         }
         self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)
@@ -69,7 +67,8 @@ impl HeartbeatTask {
         let options = &shared.options;
         let conn = self.connection().await?;
         let lanes = shared.owned();
-        let heartbeat = Heartbeat { id: shared.id, name: &options.name, workers: options.workers, lanes: &lanes };
+        let heartbeat =
+            Heartbeat { id: shared.id, name: &options.relay.name, workers: options.relay.workers, lanes: &lanes };
         let remove_after = (options.alive_for() * REMOVE_AFTER_TIMES).max(REMOVE_AFTER_LEAST);
         let gone = shared.relays.silent_for(remove_after, Instant::now());
         let looked = shared.registry.look(conn, present.then_some(heartbeat), &gone);
@@ -79,7 +78,7 @@ impl HeartbeatTask {
         let now = Instant::now();
         shared.relays.observe(&rows, now);
         rows.retain(|row| shared.relays.is_alive(row.id, options.alive_for(), now));
-        if let Some(worker_assignment) = worker_assignment(&rows, shared.id, options.workers) {
+        if let Some(worker_assignment) = worker_assignment(&rows, shared.id, options.relay.workers) {
             let changed = shared.worker_assignment.send_if_modified(|current| {
                 let worker_assignment = WorkerAssignment { single_worker: current.single_worker, ..worker_assignment };
                 let changed = *current != worker_assignment;

@@ -176,11 +176,11 @@ impl WorkerContext<'_> {
         let options = &self.shared.options;
         Limits {
             rows,
-            stored_bytes: self.budget.stored_bytes(options.batch_bytes),
+            stored_bytes: self.budget.stored_bytes(options.relay.batch_bytes),
             row_bytes: options.kafka.message_max_bytes() as i64,
-            kept_bytes: options.batch_bytes.saturating_mul(KEPT_BATCHES),
+            kept_bytes: options.relay.batch_bytes.saturating_mul(KEPT_BATCHES),
             heads_only: self.budget.careful > 0,
-            persistent: options.prepared_statements,
+            persistent: options.database.prepared_statements,
         }
     }
 
@@ -230,7 +230,7 @@ impl WorkerContext<'_> {
 
     /// Claims the next events of a sweep.
     async fn claim_sweep(&mut self, owned: &mut OwnedLanes, rows: usize) -> Result<Batch, CycleError> {
-        let persistent = self.shared.options.prepared_statements;
+        let persistent = self.shared.options.database.prepared_statements;
         if owned.late.is_empty() && !owned.late_is_all {
             let sql = &self.shared.claim;
             let ids = within(sql.late_ids(self.conn, &owned.progress, owned.lanes, SWEEP_IDS, persistent)).await?;
@@ -343,7 +343,7 @@ impl WorkerContext<'_> {
             locked.insert(row.id()?.0);
         }
         let ids: Vec<i64> = claimed.summary.chosen.iter().copied().filter(|id| !locked.contains(id)).collect();
-        let persistent = self.shared.options.prepared_statements;
+        let persistent = self.shared.options.database.prepared_statements;
         Ok(within(self.shared.claim.skipped(self.conn, &ids, lanes, persistent)).await?)
     }
 }

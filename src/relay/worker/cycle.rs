@@ -78,7 +78,7 @@ impl WorkerContext<'_> {
         let Some(owned) = &mut assignment.owned else { return Ok(true) };
         let (asked, upto) = (Instant::now(), owned.upto());
         let generation = self.shared.transaction.generation();
-        let settings_hold = self.shared.options.prepared_statements;
+        let settings_hold = self.shared.options.database.prepared_statements;
         let sql = &self.shared.claim;
         // Ids that were not allocated from the sequence may be far above its last value.
         let asks = owned.highest.1.is_none_or(|asked| asked.elapsed() >= HIGHEST_INTERVAL);
@@ -172,7 +172,7 @@ impl WorkerContext<'_> {
             return Ok(());
         }
         let Some(owned) = &assignment.owned else { return Ok(()) };
-        let (lanes, persistent) = (owned.lanes, self.shared.options.prepared_statements);
+        let (lanes, persistent) = (owned.lanes, self.shared.options.database.prepared_statements);
         let ids: Vec<i64> = due.iter().map(|(_, id)| *id).collect();
         let free = within(self.shared.claim.lockable(self.conn, &ids, persistent)).await?;
         // An event that is settled, deleted or in another lane no longer needs its hold.
@@ -293,7 +293,7 @@ impl WorkerContext<'_> {
                 if self.shared.unblock(&acks_of(self.worker)) {
                     tracing::info!(notice = %Notice::RecordsAcknowledged, "records are acknowledged again");
                 }
-                self.budget.grow(options.batch_size);
+                self.budget.grow(options.relay.batch_size);
                 Ok(has_moved)
             }
         }
@@ -368,7 +368,7 @@ impl WorkerContext<'_> {
         tokio::select! {
             biased;
             () = producer.deliveries().all_settled() => Waited::Settled,
-            () = tokio::time::sleep(self.shared.options.publish_timeout) => Waited::TimedOut,
+            () = tokio::time::sleep(self.shared.options.relay.publish_timeout) => Waited::TimedOut,
         }
     }
 }

@@ -107,7 +107,7 @@ impl WorkerContext<'_> {
             return Ok(());
         }
         let Some(owned) = &assignment.owned else { return Ok(()) };
-        let persistent = self.shared.options.prepared_statements;
+        let persistent = self.shared.options.database.prepared_statements;
         assignment.holds = within(self.shared.holds.load(self.conn, owned.lanes, persistent)).await?;
         let active = within(pauses::active(self.conn, &self.shared.options.names)).await?;
         assignment.pauses = PauseFilter::new(&active, Instant::now());

@@ -83,7 +83,7 @@ impl<'r> Plan<'r> {
             Ok(event) => event,
             Err(fault) => return Ok(Routed::Poison { error: fault.to_string(), code: fault.code() }),
         };
-        Ok(match options.topic.resolve(&event, scratch) {
+        Ok(match options.relay.topic.resolve(&event, scratch) {
             Ok(topic) => Routed::Ready { topic: self.intern(topic), event },
             Err(bad) => Routed::Poison { error: bad.to_string(), code: Code::EventRefused },
         })
@@ -202,7 +202,7 @@ impl Decider<'_> {
     }
 
     fn send(&mut self, slot: usize, topic: &str, event: &StoredEvent<'_>) -> Result<(), RDKafkaErrorCode> {
-        self.producer.send(slot, topic, event, self.options.envelope, self.options.source.as_deref())
+        self.producer.send(slot, topic, event, self.options.relay.envelope, self.options.relay.source.as_deref())
     }
 
     /// Returns the hold that covers the event: an existing one, or one that begins here.
@@ -296,7 +296,7 @@ impl Decider<'_> {
 
     /// Applies `on_poison` to an event that cannot be sent.
     pub(super) fn refuse(&mut self, event: Candidate<'_>, error: String, code: Code) -> RowOutcome {
-        match self.options.on_poison {
+        match self.options.relay.on_poison {
             OnPoison::DeadLetter => {
                 self.dead.extend(event.entity_id.map(str::to_owned));
                 RowOutcome::Dead { error, code }

@@ -203,7 +203,7 @@ impl WorkerContext<'_> {
     }
 
     async fn write(&mut self, changes: &Changes) -> Result<(), SettleError> {
-        let (sql, persistent) = (&self.shared.settle, self.shared.options.prepared_statements);
+        let (sql, persistent) = (&self.shared.settle, self.shared.options.database.prepared_statements);
         if !changes.dead.is_empty() {
             within(sql.mark_dead(self.conn, &changes.dead, persistent)).await?;
         }
@@ -226,7 +226,7 @@ impl WorkerContext<'_> {
         goes_on: bool,
     ) -> Result<(), SettleError> {
         let Some(owned) = assignment.owned.as_mut() else { return Err(sqlx::Error::PoolClosed.into()) };
-        let persistent = self.shared.options.prepared_statements;
+        let persistent = self.shared.options.database.prepared_statements;
         let mut moved = Vec::new();
         if assignment.holds.has_changes() {
             moved = within(self.shared.holds.save(self.conn, &assignment.holds, persistent)).await?;

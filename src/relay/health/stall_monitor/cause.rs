@@ -60,7 +60,7 @@ impl Observed<'_> {
             return shared.outages.reason(Server::Kafka).unwrap_or_else(no_answer);
         }
         let options = &shared.options;
-        let look = Look { names: &options.names, topic: &options.topic, alive_for: options.alive_for() };
+        let look = Look { names: &options.names, topic: &options.relay.topic, alive_for: options.alive_for() };
         let status = Status::look(conn, &look, &mut None).await.unwrap_or_default();
         self.reason_from_status(&status, &options.application_name())
             .or(outage)
@@ -123,7 +123,7 @@ impl Observed<'_> {
     }
 
     fn reason_from_acks(&self, shared: &Shared) -> Option<Reason> {
-        let why = (0..shared.options.workers).find_map(|worker| shared.obstacle(&acks_of(worker)))?;
+        let why = (0..shared.options.relay.workers).find_map(|worker| shared.obstacle(&acks_of(worker)))?;
         Some(Reason::new(
             Cause::Acks,
             format!("records are not acknowledged: {why}"),
