@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
-use lab::demo::{Member, OrderFlowOptions, OwnServers, ServerChoice, run_order_flow};
+use lab::demo::{FlowProcess, OrderFlowOptions, OwnServers, ServerChoice, run_order_flow};
 use libtest_mimic::Trial;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -38,7 +38,7 @@ async fn the_books_agree_although_every_service_and_every_relay_is_killed(
         program: PathBuf::from(env!("CARGO_BIN_EXE_outbox-relay")),
         orders: 72,
         deadline: Duration::from_secs(10),
-        kills: Member::ALL.to_vec(),
+        kills: FlowProcess::ALL.to_vec(),
     };
     let (_nobody, interrupts) = mpsc::channel(1);
     let reconciliation = run_order_flow(options, interrupts).await?;

@@ -45,7 +45,7 @@ pub use mock_broker::MockBrokerError;
 pub use mock_broker::{SUBCOMMAND as MOCK_BROKER, serve as serve_mock_broker};
 pub use nix::sys::signal::Signal;
 pub use order_flow::{
-    Member, OrderFlowError, OrderFlowOptions, OrderReconciliation, Service, UnknownService, run as run_order_flow,
+    FlowProcess, OrderFlowError, OrderFlowOptions, OrderReconciliation, Service, UnknownService, run as run_order_flow,
 };
 pub use order_flow::{SERVICE, ServiceLocation, serve as serve_service};
 pub use port::free_port;

@@ -12,18 +12,18 @@
 //!
 //! - [`order`], [`inventory`], [`payment`], [`mail`]: the services, as an example to copy
 //! - `service`: their common parts, and the process that runs one of them
-//! - `crew`: the processes, killed and started again
+//! - `processes`: services and relays, killed and started again
 //! - `customers`: places the orders
 //! - `watch`, `timeline`: read the topics and show the orders' progress
 //! - `snapshot`, `reconciliation`: read the final state and check that it agrees
 
 mod context;
-mod crew;
 mod customers;
 mod inventory;
 mod mail;
 mod order;
 mod payment;
+mod processes;
 mod reconciliation;
 mod service;
 mod snapshot;
@@ -43,11 +43,11 @@ use tokio::sync::mpsc;
 use super::output::DemoOutput;
 use super::servers::{DemoSchemas, ServerChoice, Servers, ServersError};
 use super::topic;
-use crew::Crew;
-pub use crew::Member;
-pub use crew::SUBCOMMAND as SERVICE;
 use customers::Customers;
 use event_outbox::outbox::Outbox;
+pub use processes::FlowProcess;
+use processes::Processes;
+pub use processes::SUBCOMMAND as SERVICE;
 pub use reconciliation::OrderReconciliation;
 pub use service::{Service, UnknownService};
 pub use service::{ServiceLocation, serve};
@@ -90,15 +90,15 @@ pub struct OrderFlowOptions {
     /// The time after which an unfinished order is cancelled.
     pub deadline: Duration,
     /// The processes to kill, spread over all orders. Each is started again some orders later.
-    pub kills: Vec<Member>,
+    pub kills: Vec<FlowProcess>,
 }
 
 impl OrderFlowOptions {
     /// Returns options for a short flow, finished in half a minute: two dozen orders, with the payment service killed among them.
     ///
-    /// The deadline is longer than the session of the killed service ([`crew::SESSION`]), so its orders are late but not cancelled.
+    /// The deadline is longer than the session of the killed service ([`processes::SESSION`]), so its orders are late but not cancelled.
     pub fn short(servers: ServerChoice, env: BTreeMap<String, String>, program: PathBuf) -> Self {
-        let kills = vec![Member::Handlers(Service::Payment)];
+        let kills = vec![FlowProcess::Handlers(Service::Payment)];
         Self { servers, env, program, orders: 24, deadline: Duration::from_secs(10), kills }
     }
 }
@@ -117,18 +117,18 @@ pub enum OrderFlowError {
     #[error("a process of the flow cannot be started")]
     Process(#[source] io::Error),
     /// A process did not become ready.
-    #[error("{member} did not become ready; its log ends with:\n{log}")]
+    #[error("{process} did not become ready; its log ends with:\n{log}")]
     NotReady {
         /// The process.
-        member: Member,
+        process: FlowProcess,
         /// The end of its log.
         log: String,
     },
     /// A process ended although nobody had killed it.
-    #[error("{member} has ended by itself; its log ends with:\n{log}")]
+    #[error("{process} has ended by itself; its log ends with:\n{log}")]
     Ended {
         /// The process.
-        member: Member,
+        process: FlowProcess,
         /// The end of its log.
         log: String,
     },
@@ -166,7 +166,7 @@ pub async fn run(
     if !servers.are_private() {
         output.say("removing what was made on your servers; the groups' sessions have to run out");
         let groups: Vec<&str> = servers.locations().iter().map(|location| location.names.schema_raw()).collect();
-        if let Err(error) = topic::delete_groups(&servers.kafka_client(), &groups, crew::SESSION).await {
+        if let Err(error) = topic::delete_groups(&servers.kafka_client(), &groups, processes::SESSION).await {
             output.say(format_args!("not all of the groups {} could be removed: {error}", groups.join(", ")));
         }
     }
@@ -191,7 +191,7 @@ async fn play(
 /// The running parts of the flow. Dropping them stops them.
 struct Play {
     timeline: Timeline,
-    crew: Crew,
+    processes: Processes,
     databases: Databases,
     customers: Customers,
     _watch: Watch,
@@ -221,35 +221,35 @@ impl Play {
         output.say(
             "starting four services and a relay for each of their outboxes; their consumer groups take three seconds",
         );
-        let mut crew = Crew::start(servers, options).map_err(OrderFlowError::Process)?;
-        crew.until_ready().await?;
-        Ok(Self { timeline, crew, databases, customers, _watch: watch })
+        let mut processes = Processes::start(servers, options).map_err(OrderFlowError::Process)?;
+        processes.until_ready().await?;
+        Ok(Self { timeline, processes, databases, customers, _watch: watch })
     }
 
     /// Places the orders, and kills processes in between.
     async fn act(&mut self, options: &OrderFlowOptions) -> Result<(), OrderFlowError> {
         self.timeline.say(format_args!("{} orders, by two releases of the checkout at the same time", options.orders));
-        let mut away: Vec<(usize, Member)> = Vec::new();
+        let mut away: Vec<(usize, FlowProcess)> = Vec::new();
         for placed in 1..=options.orders {
             self.customers.order(placed).await.map_err(OrderFlowError::Place)?;
             tokio::time::sleep(BETWEEN_ORDERS).await;
-            self.crew.must_run()?;
+            self.processes.must_run()?;
             for (_, back) in away.extract_if(.., |(until, _)| *until <= placed) {
                 self.timeline.say(format_args!("{back} starts again"));
-                self.crew.start_again(back).map_err(OrderFlowError::Process)?;
+                self.processes.start_again(back).map_err(OrderFlowError::Process)?;
             }
             // The kills are spread over all orders, none at the start or the end.
             let due = |index: usize| (index + 1) * options.orders / (options.kills.len() + 1);
-            for (index, member) in options.kills.iter().enumerate().filter(|(index, _)| due(*index) == placed) {
-                let Some(pid) = self.crew.kill(*member) else { continue };
+            for (index, process) in options.kills.iter().enumerate().filter(|(index, _)| due(*index) == placed) {
+                let Some(pid) = self.processes.kill(*process) else { continue };
                 let number = index + 1;
-                self.timeline.say(format_args!("kill -9 for {member} (process {pid}, kill {number})"));
-                away.push((placed + AWAY_FOR, *member));
+                self.timeline.say(format_args!("kill -9 for {process} (process {pid}, kill {number})"));
+                away.push((placed + AWAY_FOR, *process));
             }
         }
         for (_, back) in away {
             self.timeline.say(format_args!("{back} starts again"));
-            self.crew.start_again(back).map_err(OrderFlowError::Process)?;
+            self.processes.start_again(back).map_err(OrderFlowError::Process)?;
         }
         Ok(())
     }
@@ -261,13 +261,13 @@ impl Play {
         if !kept.is_kept() {
             self.timeline.say("nothing moves any more: giving up");
         }
-        self.crew.must_run()?;
-        let last_words = self.crew.stop();
+        self.processes.must_run()?;
+        let last_words = self.processes.stop();
         let (_, reconciliation) = self.until_kept(Some(until), LOOK_EVERY * 20).await?;
         self.timeline.close();
-        for (member, words) in last_words.iter().filter(|(member, _)| matches!(member, Member::Handlers(_))) {
+        for (process, words) in last_words.iter().filter(|(process, _)| matches!(process, FlowProcess::Handlers(_))) {
             let counts = words.split_once("applied=").map_or("", |(_, counts)| counts);
-            self.timeline.say(format_args!("{member} has stopped: since it started, applied={counts}"));
+            self.timeline.say(format_args!("{process} has stopped: since it started, applied={counts}"));
         }
         Ok(reconciliation)
     }

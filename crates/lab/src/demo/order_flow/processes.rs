@@ -29,21 +29,21 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 /// The shortest session timeout that brokers allow by default.
 pub(super) const SESSION: Duration = Duration::from_secs(6);
 
-/// The session timeout on the mock of Kafka, which allows any value. The mock expels a member that is silent for this long even during a
+/// The session timeout on the mock of Kafka, which allows any value. The mock expels a which that is silent for this long even during a
 /// group's first rebalance, which takes three seconds. It does not support static members, so a process that starts again waits for the end
 /// of its session.
 const SESSION_ON_STAND_IN: Duration = Duration::from_secs(4);
 
 /// A process of the flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Member {
+pub enum FlowProcess {
     /// The service itself, which runs its handlers.
     Handlers(Service),
     /// The relay of the service's outbox.
     Relay(Service),
 }
 
-impl Member {
+impl FlowProcess {
     /// Every process.
     pub const ALL: [Self; 8] = [
         Self::Handlers(Service::Order),
@@ -71,7 +71,7 @@ impl Member {
     }
 }
 
-impl std::fmt::Display for Member {
+impl std::fmt::Display for FlowProcess {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Handlers(service) => write!(f, "the service `{service}`"),
@@ -82,50 +82,50 @@ impl std::fmt::Display for Member {
 
 /// The processes of the flow. The order of the fields is the order of dropping: the processes before their directory.
 #[derive(Debug)]
-pub(super) struct Crew {
-    seats: Vec<Seat>,
+pub(super) struct Processes {
+    slots: Vec<Slot>,
     directory: TemporaryDirectory,
 }
 
 #[derive(Debug)]
-struct Seat {
-    member: Member,
+struct Slot {
+    which: FlowProcess,
     command: ServerCommand,
     log: PathBuf,
     process: Option<ChildServer>,
 }
 
-impl Crew {
+impl Processes {
     /// Starts every process.
     pub(super) fn start(servers: &Servers, options: &OrderFlowOptions) -> io::Result<Self> {
         let directory = TemporaryDirectory::create(None)?;
         let session = if servers.are_private() { SESSION_ON_STAND_IN } else { SESSION };
         let pairs = Service::ALL.into_iter().zip(servers.locations()).map(|(service, location)| {
             let config = write_config(directory.path(), service, location)?;
-            let seat = |member: Member| seat(member, directory.path(), options, &config, location, session);
-            Ok([seat(Member::Handlers(service))?, seat(Member::Relay(service))?])
+            let slot = |which: FlowProcess| slot(which, directory.path(), options, &config, location, session);
+            Ok([slot(FlowProcess::Handlers(service))?, slot(FlowProcess::Relay(service))?])
         });
-        let seats = pairs.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect();
-        let mut crew = Self { seats, directory };
-        for member in Member::ALL {
-            crew.start_again(member)?;
+        let slots = pairs.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let mut processes = Self { slots, directory };
+        for which in FlowProcess::ALL {
+            processes.start_again(which)?;
         }
-        Ok(crew)
+        Ok(processes)
     }
 
     /// Starts a process that does not run.
-    pub(super) fn start_again(&mut self, member: Member) -> io::Result<()> {
-        let Some(seat) = self.seats.iter_mut().find(|seat| seat.member == member) else { return Ok(()) };
-        let process = ChildServer::start(&seat.command)?;
+    pub(super) fn start_again(&mut self, which: FlowProcess) -> io::Result<()> {
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.which == which) else { return Ok(()) };
+        let process = ChildServer::start(&slot.command)?;
         self.directory.outlives(&process)?;
-        seat.process = Some(process);
+        slot.process = Some(process);
         Ok(())
     }
 
     /// Kills a process with SIGKILL and waits until it has ended. Returns its process id.
-    pub(super) fn kill(&mut self, member: Member) -> Option<u32> {
-        let seat = self.seats.iter_mut().find(|seat| seat.member == member)?;
-        let mut process = seat.process.take()?;
+    pub(super) fn kill(&mut self, which: FlowProcess) -> Option<u32> {
+        let slot = self.slots.iter_mut().find(|slot| slot.which == which)?;
+        let mut process = slot.process.take()?;
         let pid = process.pid();
         block_in_place(|| process.kill());
         Some(pid)
@@ -136,11 +136,11 @@ impl Crew {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             self.must_run()?;
-            let silent = self.seats.iter().find(|seat| !seat.says(seat.member.readiness()));
+            let silent = self.slots.iter().find(|slot| !slot.says(slot.which.readiness()));
             match silent {
                 None => return Ok(()),
-                Some(seat) if Instant::now() > deadline => {
-                    return Err(OrderFlowError::NotReady { member: seat.member, log: seat.last_words() });
+                Some(slot) if Instant::now() > deadline => {
+                    return Err(OrderFlowError::NotReady { process: slot.which, log: slot.last_words() });
                 }
                 Some(_) => tokio::time::sleep(LOOK_EVERY).await,
             }
@@ -149,27 +149,27 @@ impl Crew {
 
     /// Fails if a process has ended although nobody killed it.
     pub(super) fn must_run(&mut self) -> Result<(), OrderFlowError> {
-        for seat in &mut self.seats {
-            if seat.process.as_mut().is_some_and(|process| !process.is_running()) {
-                return Err(OrderFlowError::Ended { member: seat.member, log: seat.last_words() });
+        for slot in &mut self.slots {
+            if slot.process.as_mut().is_some_and(|process| !process.is_running()) {
+                return Err(OrderFlowError::Ended { process: slot.which, log: slot.last_words() });
             }
         }
         Ok(())
     }
 
     /// Stops all processes with SIGTERM and waits until they have ended. Returns the end of their logs.
-    pub(super) fn stop(&mut self) -> Vec<(Member, String)> {
+    pub(super) fn stop(&mut self) -> Vec<(FlowProcess, String)> {
         block_in_place(|| {
             // In this order, so that relays can still send what handlers have emitted at the very end.
-            for seat in &mut self.seats {
-                seat.process = None;
+            for slot in &mut self.slots {
+                slot.process = None;
             }
         });
-        self.seats.iter().map(|seat| (seat.member, seat.last_line())).collect()
+        self.slots.iter().map(|slot| (slot.which, slot.last_line())).collect()
     }
 }
 
-impl Seat {
+impl Slot {
     fn says(&self, words: &str) -> bool {
         fs::read_to_string(&self.log).is_ok_and(|log| log.contains(words))
     }
@@ -196,21 +196,21 @@ fn write_config(directory: &Path, service: Service, location: &OutboxLocation) -
     Ok(path)
 }
 
-fn seat(
-    member: Member,
+fn slot(
+    which: FlowProcess,
     directory: &Path,
     options: &OrderFlowOptions,
     config: &Path,
     location: &OutboxLocation,
     session: Duration,
-) -> io::Result<Seat> {
-    let service = member.service().name();
-    let (log, arguments) = match member {
-        Member::Handlers(_) => {
+) -> io::Result<Slot> {
+    let service = which.service().name();
+    let (log, arguments) = match which {
+        FlowProcess::Handlers(_) => {
             let session = session.as_millis().to_string();
             (format!("{service}.log"), vec![SUBCOMMAND.to_owned(), service.to_owned(), session])
         }
-        Member::Relay(_) => (format!("{service}-relay.log"), vec!["run".to_owned()]),
+        FlowProcess::Relay(_) => (format!("{service}-relay.log"), vec!["run".to_owned()]),
     };
     let log = directory.join(log);
     File::create(&log)?;
@@ -222,5 +222,5 @@ fn seat(
         .args(arguments)
         .args(["--config".as_ref(), config.as_os_str()])
         .stops_on(Signal::SIGTERM, DRAIN_WITHIN);
-    Ok(Seat { member, command, log, process: None })
+    Ok(Slot { which, command, log, process: None })
 }
