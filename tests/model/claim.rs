@@ -1,60 +1,62 @@
-//! One claim by (c, S), as CLAIM.md has it: what it reads, what it takes, and the lanes' new state. Rules are numbered as there.
+//! Models one claim by (c, S): the rows that it reads and takes, and the lanes' new state. `docs/explanation/model.md` describes the claim.
 //!
-//! - [`merge`]: the common progress of lanes that are claimed together (8).
-//! - [`Look`]: what the claim's statement sees, by its own snapshot (8, 9, 16, 17).
-//! - [`Look::take`]: which of these rows it gets, and what it writes (10, 11, 12).
+//! - [`merge`]: the common progress of lanes that are claimed together (rule 8).
+//! - [`Look`]: the rows that the claim's statement sees, by its own snapshot (rules 8, 9, 16, 17).
+//! - [`Look::take`]: the rows that the claim gets, and the state that it writes (rules 10, 11, 12).
 
 use std::collections::BTreeMap;
 
 use crate::database::{Database, Entity, Hold, Id, Progress, Row, Session, Snapshot, Status, Why};
 
-/// A mistake built into the claim.
+/// A mistake built into the claim; a test catches each one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    /// B1: the limit cuts inside late rows, and S moves on.
+    /// B1: the limit cuts the late rows off, and S moves on nevertheless.
     CutMovesSnapshot,
-    /// B2: whether a transaction of running(S) has ended is judged by an earlier look.
+    /// B2: an earlier snapshot decides whether a transaction of running(S) has ended.
     RunningByEarlierLook,
-    /// N4: a look at a hold is cut short, and the hold is deleted.
+    /// N4: the limit cuts a look at a hold short, and the claim deletes the hold nevertheless.
     CutLookDeletesHold,
-    /// Skipped rows are stepped over, and nothing remembers them.
+    /// The claim steps over locked rows and writes no hold for them.
     NoHoldForSkipped,
-    /// A row that changed between the snapshot and the lock is sent as it is now.
+    /// The claim sends the current version of a row that changed between the snapshot and the lock.
     TakesChangedVersion,
-    /// Lanes that are claimed together begin at the highest c.
+    /// Lanes that are claimed together begin at the highest c instead of the smallest.
     MergeTakesHighestC,
-    /// Of two snapshots, the one with the lower xmax is the older one; with the same xmax, the one with the longer list.
+    /// The merge takes the older of two snapshots instead of their intersection. The lower xmax counts as older; with the same xmax, the
+    /// longer list does.
     MergeTakesOneSnapshot,
-    /// Lanes that are claimed together forget their sweeps: true, but two relays that take turns may begin the same one for ever.
+    /// Lanes that are claimed together forget their sweeps. Correct for the order, but two relays that take turns may begin the same sweep
+    /// for ever.
     MergeDropsSweep,
-    /// Rule 12 to the letter: a claim that found nothing stores nothing, wherever its window ended.
+    /// Rule 12 taken literally: a claim that found nothing stores nothing, wherever its window ended.
     EmptyWindowStoresNothing,
-    /// Rule 11 to the letter: c never moves past the sequence's last value.
+    /// Rule 11 taken literally: c never moves past the sequence's last value.
     OnlySequenceBoundsC,
-    /// Rule 17 to the letter: the walk of a released hold ends at c as it was, and the hold goes though rows above were left.
+    /// Rule 17 taken literally: the walk of a released hold ends at the former c, and the hold is deleted although rows above c were left.
     ReleaseForgetsNewRows,
-    /// Successors of a row that goes DEAD are sent before that is committed.
+    /// The claim sends successors of a row that goes DEAD before that status is committed.
     SuccessorsOfDead,
-    /// Rule 16 to the letter: a look takes all rows of the entity that its snapshot sees from the hold's first on; late ones, too, though
-    /// the limit may have cut off a late one below.
+    /// Rule 16 taken literally: a look takes every visible row of the entity, beginning with the hold's first. The look takes late rows
+    /// too, although the limit may have cut off a late row below.
     LookTakesLateRows,
-    /// A sweep takes rows above c, too.
+    /// A sweep also takes rows above c.
     SweepTakesNewRows,
 }
 
-/// How much a claim reads.
+/// The limits of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// n: rows of one arm.
+    /// n: the highest number of rows that one arm reads.
     pub(crate) rows: usize,
-    /// W: ids of one step.
+    /// W: the number of ids that one step covers.
     pub(crate) window: Id,
     pub(crate) flaw: Option<Flaw>,
 }
 
-/// What all lanes have in common: the smallest c and k, and what all their snapshots see. A lane without a sweep is one whose sweep has come
-/// to its end, k = c and T = S. True for each lane, because a weaker state is. Of two snapshots neither needs to be the older one: a
-/// snapshot does not list the transaction that took it, and another one taken meanwhile does.
+/// Returns the common progress of all lanes: the smallest c and k, and the intersection of the snapshots. A lane without a sweep counts as
+/// a lane whose sweep is complete: k = c and T = S. The result is true for each lane, because it is a weaker statement. Neither of two
+/// snapshots needs to be the older one: a snapshot does not list its own transaction, and another snapshot taken meanwhile does.
 pub(crate) fn merge(all: &[&Progress], flaw: Option<Flaw>) -> Progress {
     let Some((first, others)) = all.split_first() else { return Progress::none() };
     if others.iter().all(|progress| progress == first) {
@@ -84,36 +86,36 @@ fn older(one: Snapshot, other: &Snapshot) -> Snapshot {
     if age(other) < age(&one) { other.clone() } else { one }
 }
 
-/// What the statement sees: a snapshot never sees more later, so the rows are read here and locked in [`Look::take`].
+/// The rows that the statement sees. A snapshot never sees more later, so the model reads the rows here and locks them in [`Look::take`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Look {
     pub(crate) snapshot: Snapshot,
     pub(crate) progress: Progress,
     pub(crate) lanes: Vec<usize>,
     pub(crate) holds: Vec<Hold>,
-    /// The smallest n + 1 late ids, whatever their rows' status.
+    /// The smallest n + 1 late ids, including rows of any status.
     late: Vec<Id>,
     candidates: BTreeMap<Id, Row>,
-    /// The last of n new rows: there may be more.
+    /// The last of n new rows, if the limit cut the new rows off; more may follow.
     new_cut: Option<Id>,
-    /// Entities whose holds were looked at, and the last id that was read of those that have more.
+    /// The entities whose holds were looked at. An entity with more rows has the last id that was read.
     looked: BTreeMap<Entity, Option<Id>>,
     /// The highest id known to exist.
     highest: Id,
 }
 
-/// What a claim leads to.
+/// The result of a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Taken {
     pub(crate) batch: Vec<(Id, Row)>,
     pub(crate) next: Progress,
     pub(crate) holds: Vec<Hold>,
-    /// False: nothing at all was found, and only S moves, in memory (12).
+    /// False if the claim found nothing at all. Then only S moves, in memory (rule 12).
     pub(crate) stores: bool,
 }
 
 impl Look {
-    /// `earlier` is a snapshot from before the claim's own; only a flawed claim has a use for it.
+    /// Reads the rows by the claim's own snapshot. `earlier` is a snapshot from before; only a flawed claim uses it.
     pub(crate) fn new(
         database: &Database,
         session: Session,
@@ -185,9 +187,10 @@ impl Look {
         }
     }
 
-    /// Locks what it can, and decides. The same statement as [`Look::new`], a moment later.
+    /// Locks the rows that are free, and decides which to send. Belongs to the same statement as [`Look::new`], a moment later.
     ///
-    /// A row that goes `dead` blocks the rows behind it until that is committed: else a crash leaves it PENDING behind its successors.
+    /// A row that goes `dead` blocks the rows behind it until the status is committed. Otherwise a crash would leave the row PENDING behind
+    /// its successors.
     pub(crate) fn take(
         &self,
         database: &Database,
@@ -197,7 +200,7 @@ impl Look {
     ) -> Taken {
         let flaw = |flaw| limits.flaw == Some(flaw);
         let mut holds: BTreeMap<Entity, Hold> = self.holds.iter().map(|hold| (hold.entity, hold.clone())).collect();
-        // Blocked from this id on.
+        // The id from which on each entity is blocked.
         let mut blocked: BTreeMap<Entity, Id> = BTreeMap::new();
         for (entity, hold) in &mut holds {
             match self.looked.get(entity) {
@@ -215,7 +218,7 @@ impl Look {
         for (id, row) in &self.candidates {
             let entity = row.entity;
             if flaw(Flaw::ReleaseForgetsNewRows) && self.looked.contains_key(&entity) && *id > self.progress.c {
-                // Left, because the hold was still there when they were read.
+                // Left alone, because the hold still existed when the rows were read.
                 continue;
             }
             if blocked.get(&entity).is_some_and(|from| from <= id) {
@@ -258,7 +261,7 @@ impl Look {
         }
     }
 
-    /// The row as it is sent, where the claim gets it: not locked by another, and the same version as in the snapshot.
+    /// Returns the row to send. Returns nothing if another session has locked the row, or if its version differs from the snapshot's.
     fn lock(&self, database: &Database, session: Session, (id, row): (Id, &Row), limits: Limits) -> Option<Row> {
         let current = database.data.rows.get(&id).filter(|_| !database.row_is_locked(id, session))?;
         let same = current.version == row.version && current.status == row.status;
@@ -266,7 +269,7 @@ impl Look {
         (same || changed).then(|| current.clone())
     }
 
-    /// Rule 11.
+    /// Returns the progress after the claim (rule 11).
     fn next(&self, limits: Limits) -> Progress {
         let Progress { c, s, sweep } = self.progress.clone();
         if self.late.len() > limits.rows {

@@ -1,4 +1,4 @@
-//! Postgres, as far as a claim depends on it. No I/O, no clock: each method is one event inside the server.
+//! Models Postgres, as far as a claim depends on it. There is no I/O and no clock: each method is one event inside the server.
 //!
 //! A transaction goes through these states: open -> (on disk) -> left the running list -> locks released.
 //!
@@ -14,13 +14,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Of a row: the publishing order.
+/// The id of a row, which is the publishing order.
 pub(crate) type Id = u8;
-/// Of a transaction: `xid8`.
+/// The `xid8` of a transaction.
 pub(crate) type Xid = u8;
-/// Names an event for ever. After a lost tail, two events may have had one id.
+/// The permanent name of an event. After a lost tail, two events may have had the same id.
 pub(crate) type Event = u8;
-/// What must stay in order.
+/// The entity of an event. Events of one entity must stay in order.
 pub(crate) type Entity = char;
 
 /// A set of events.
@@ -59,26 +59,27 @@ impl std::fmt::Debug for Events {
     }
 }
 
-/// `pg_snapshot`. The xmin is left out: nothing below `xmax` runs unless it is listed.
+/// A `pg_snapshot`. The xmin is left out, because everything below `xmax` that is not listed has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Snapshot {
     pub(crate) xmax: Xid,
-    /// Ascending, all below `xmax`.
+    /// The listed transactions, ascending and all below `xmax`.
     pub(crate) running: Vec<Xid>,
 }
 
 impl Snapshot {
-    /// Sees nothing: `3:3:`.
+    /// Returns the snapshot `3:3:`, which sees nothing.
     pub(crate) fn nothing() -> Self {
         Self { xmax: 0, running: Vec::new() }
     }
 
-    /// `pg_visible_in_snapshot`.
+    /// Returns the same as `pg_visible_in_snapshot`.
     pub(crate) fn sees(&self, xid: Xid) -> bool {
         xid < self.xmax && !self.running.contains(&xid)
     }
 
-    /// Sees exactly what both see. True wherever one of the two is.
+    /// Returns a snapshot that sees exactly the transactions that both see. Progress that is true under one of the two is true under the
+    /// result.
     pub(crate) fn intersection(&self, other: &Self) -> Self {
         let xmax = self.xmax.min(other.xmax);
         let running: BTreeSet<Xid> = self.running.iter().chain(&other.running).copied().filter(|x| *x < xmax).collect();
@@ -98,21 +99,21 @@ pub(crate) enum Status {
 pub(crate) struct Row {
     pub(crate) entity: Entity,
     pub(crate) event: Event,
-    /// The column `xid`: of the transaction that made the row pending in its lane.
+    /// The column `xid`: the transaction that made the row pending in its lane.
     pub(crate) xid: Xid,
     pub(crate) status: Status,
     /// Stands for the ctid: each change makes a new version.
     pub(crate) version: u8,
-    /// Events of the entity that must be on the topic before this one: their transactions were over before this row's writer began.
+    /// The events of the entity that must be on the topic before this one. Their transactions were over before this row's writer began.
     pub(crate) follows: Events,
 }
 
-/// Why rows are stepped over and not sent.
+/// The reason why a claim steps over rows and does not send them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Why {
-    /// Another session had locked a row, or changed it.
+    /// Another session had locked a row, or had changed it.
     Locked,
-    /// An operator's.
+    /// An operator paused the entity.
     Pause,
 }
 
@@ -125,22 +126,22 @@ pub(crate) struct Hold {
     pub(crate) released: bool,
 }
 
-/// Progress of lanes: which rows are settled or held.
+/// The progress of lanes: which rows are settled or held.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Progress {
     pub(crate) c: Id,
     pub(crate) s: Snapshot,
-    /// k and T.
+    /// The sweep's k and T.
     pub(crate) sweep: Option<(Id, Snapshot)>,
 }
 
 impl Progress {
-    /// Nothing is known.
+    /// Returns the progress of lanes about which nothing is known.
     pub(crate) fn none() -> Self {
         Self { c: 0, s: Snapshot::nothing(), sweep: None }
     }
 
-    /// The invariant I2: such a row is settled or held.
+    /// Returns true if the progress covers the row. By invariant I2 such a row is settled or held.
     pub(crate) fn covers(&self, id: Id, xid: Xid) -> bool {
         match &self.sweep {
             Some((k, t)) if id <= *k => t.sees(xid),
@@ -157,7 +158,7 @@ pub(crate) struct Lane {
     pub(crate) holds: Vec<Hold>,
 }
 
-/// What is committed and visible.
+/// The committed and visible state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Data {
     pub(crate) rows: BTreeMap<Id, Row>,
@@ -166,18 +167,18 @@ pub(crate) struct Data {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Write {
-    /// The row's `xid` is the transaction's.
+    /// Inserts a row with the transaction's `xid`.
     Insert(Id, Entity, Event, Events),
     Mark(Id, Status),
-    /// In `delete` mode, or the application's.
+    /// Deletes a row: the relay in `delete` mode, or the application.
     Delete(Id),
-    /// A change that the relay does not care about.
+    /// Changes a column that has no influence on the relay.
     Patch(Id),
-    /// The entity becomes another, or a DEAD row PENDING: the trigger gives the row a new `xid`.
+    /// Moves a row to another entity, or sets a DEAD row PENDING. The trigger gives the row a new `xid`.
     Reopen(Id, Entity, Events),
-    /// `update … set xid`, which no operator's command does.
+    /// Runs `update … set xid`, which no operator's command does.
     SetXid(Id),
-    /// The row keeps a `xid` that is not its transaction's, which the triggers do not allow.
+    /// Sets a `xid` that is not the transaction's, which the triggers do not allow.
     ForeignXid(Id, Xid),
     Lane(usize, Lane),
     DeleteHold(usize, Entity),
@@ -193,14 +194,14 @@ impl Write {
     }
 }
 
-/// Who has a transaction.
+/// The owner of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Session {
     Writer(usize),
     Relay(usize),
-    /// The server's side of a relay that was killed while its commit stalled.
+    /// The server process of a relay that was killed while its commit stalled.
     Orphan(usize),
-    /// Locks and changes pending rows.
+    /// An application that locks and changes pending rows.
     Application,
     Operator,
 }
@@ -209,11 +210,11 @@ pub(crate) enum Session {
 pub(crate) enum Stage {
     #[default]
     Open,
-    /// Survives a crash, and runs on.
+    /// Prepared: the transaction survives a crash and runs on.
     Prepared,
-    /// The commit is on disk and still in the running list: it waits for a synchronous standby, for example.
+    /// The commit is on disk but still in the running list, for example because it waits for a synchronous standby.
     OnDisk,
-    /// Visible; the entity lock is still held.
+    /// The writes are visible, but the entity lock is still held.
     Left,
 }
 
@@ -225,11 +226,11 @@ pub(crate) struct Transaction {
     pub(crate) rows: BTreeSet<Id>,
     pub(crate) lanes: BTreeSet<usize>,
     pub(crate) entity: Option<Entity>,
-    /// Has given up its entity lock while it still runs, which Postgres never does.
+    /// True after the transaction gave up its entity lock while still running, which Postgres never does.
     pub(crate) unlocked: bool,
 }
 
-/// What a crash leaves.
+/// The state that survives a crash.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Durable {
     data: Data,
@@ -247,9 +248,9 @@ pub(crate) struct Database {
     pub(crate) next_xid: Xid,
     /// The last completed transaction + 1.
     pub(crate) xmax: Xid,
-    /// What is on disk or on the standby, once it is decided that no later commit gets there.
+    /// The state on disk or on the standby, after it is decided that no later commit gets there.
     durable: Option<Box<Durable>>,
-    /// How often it has started. A relay compares it (rule 7).
+    /// The number of starts of the server. A relay compares it (rule 7).
     pub(crate) started: u8,
 }
 
@@ -267,7 +268,7 @@ impl Database {
         }
     }
 
-    /// `pg_current_snapshot()`, asked by `own`.
+    /// Returns `pg_current_snapshot()` as seen by session `own`.
     pub(crate) fn snapshot(&self, own: Session) -> Snapshot {
         let others =
             self.transactions.iter().filter(|(session, _)| **session != own).map(|(_, transaction)| transaction);
@@ -293,7 +294,7 @@ impl Database {
         self.last_id
     }
 
-    /// A transaction that concerns nobody comes and goes; or a savepoint of a transaction that runs on rolls back.
+    /// Completes a transaction without outbox rows, or rolls back a savepoint of a transaction that runs on.
     pub(crate) fn complete_another(&mut self) {
         self.next_xid += 1;
         self.xmax = self.next_xid;
@@ -303,7 +304,7 @@ impl Database {
         self.transactions.values().any(|transaction| transaction.entity == Some(entity))
     }
 
-    /// True when a session other than `own` has the row; `SKIP LOCKED` skips it then.
+    /// Returns true when a session other than `own` has the row; `SKIP LOCKED` then skips it.
     pub(crate) fn row_is_locked(&self, id: Id, own: Session) -> bool {
         let others = self.transactions.iter().filter(|(session, _)| **session != own);
         others
@@ -315,7 +316,7 @@ impl Database {
         self.transactions.values().any(|transaction| transaction.lanes.contains(&lane))
     }
 
-    /// Events of an entity with a smaller id whose transactions are over: a writer that begins now comes behind them.
+    /// Returns the entity's events with a smaller id whose transactions are over. A writer that begins now comes behind them.
     pub(crate) fn over(&self, entity: Entity, below: Id) -> Events {
         let visible = self.data.rows.range(..below).filter(|(_, row)| row.entity == entity).map(|(_, row)| row.event);
         let unlocked = self.transactions.values().filter(|transaction| transaction.unlocked);
@@ -330,7 +331,8 @@ impl Database {
         self.begin(session).stage = Stage::OnDisk;
     }
 
-    /// Leaves the running list: from here on snapshots see what was written, and row and lane locks are free. The entity lock is not.
+    /// Takes the transaction off the running list. From here on snapshots see its writes, and its row and lane locks are free; the entity
+    /// lock is not.
     pub(crate) fn leave(&mut self, session: Session) {
         let Some(mut transaction) = self.transactions.remove(&session) else { return };
         self.data.apply(&transaction);
@@ -341,7 +343,7 @@ impl Database {
             Write::Reopen(id, ..) | Write::SetXid(id) => self.data.rows.get(id).map(|row| row.event),
             _ => None,
         });
-        // Nobody who began earlier has to wait for them.
+        // A writer that began before the row was reopened does not have to wait for the row.
         let reopened: Vec<Event> = reopened.collect();
         self.free_followers(&reopened);
         if transaction.entity.is_some() {
@@ -350,7 +352,7 @@ impl Database {
         }
     }
 
-    /// Nothing has to follow these events any more.
+    /// Removes these events from every `follows`: nothing has to wait for them any more.
     fn free_followers(&mut self, events: &[Event]) {
         let written = self.transactions.values_mut().flat_map(|transaction| &mut transaction.writes);
         let written = written.filter_map(|write| match write {
@@ -362,7 +364,7 @@ impl Database {
         }
     }
 
-    /// The second half of a commit.
+    /// Releases the entity lock: the second half of a commit.
     pub(crate) fn release_locks(&mut self, session: Session) {
         self.transactions.remove(&session);
     }
@@ -373,7 +375,7 @@ impl Database {
         }
     }
 
-    /// No commit that comes after this one gets to the disk, or to the standby.
+    /// Stops flushing: no later commit gets to the disk, or to the standby.
     pub(crate) fn stop_flushing(&mut self) {
         let mut data = self.data.clone();
         let on_disk: Vec<_> = self.transactions.values().filter(|t| t.stage == Stage::OnDisk).collect();
@@ -398,14 +400,14 @@ impl Database {
         self.durable.is_none()
     }
 
-    /// The crash or the failover. Ids and transaction ids go back as far as they can: farther than a write-ahead log takes a sequence,
-    /// as a restore does.
+    /// Crashes or fails over and loses the last commits. Ids and transaction ids go back as far as possible. A restore takes a sequence
+    /// back farther than a write-ahead log does, so the model allows this.
     pub(crate) fn lose_tail(&mut self) {
         let Some(durable) = self.durable.take() else { return };
         let before: BTreeSet<_> = self.data.rows.values().map(|row| (row.entity, row.event)).collect();
         self.data = durable.data;
         self.transactions = durable.prepared;
-        // Rows whose delete or move was lost come back; what was sent meanwhile was right to pass them.
+        // Rows whose delete or move was lost come back. Events that were sent meanwhile were right to pass them.
         let back: Vec<Event> = self
             .data
             .rows
@@ -420,7 +422,7 @@ impl Database {
         self.started += 1;
     }
 
-    /// Every transaction id there is, to give them new names in the same order.
+    /// Returns every transaction id, to renumber them in the same order.
     pub(crate) fn xids(&mut self) -> Vec<&mut Xid> {
         let mut all = vec![&mut self.next_xid, &mut self.xmax];
         all.extend(self.data.xids());

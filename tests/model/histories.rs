@@ -1,5 +1,5 @@
-//! Random histories of the protocol: more writers, entities, rows and faults than an exhaustive search has room for. A history is a list of
-//! numbers; each picks one of the steps that are possible. Then all faults end, and the relays must settle what is left.
+//! Runs random histories of the protocol, with more writers, entities, rows and faults than an exhaustive search has room for. A history is
+//! a list of numbers; each number picks one of the possible steps. Then all faults end, and the relays must settle the rest.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
@@ -9,11 +9,11 @@ use crate::claim::Limits;
 use crate::properties::violated;
 use crate::relays::{Faults, Flaw, Phase, Protocol, Step, World, Writer};
 
-/// Steps that the end of a history may take.
+/// The highest number of steps that the end of a history may take.
 const END: usize = 600;
 
-/// Runs histories of the protocol with this flaw, if any; `tune` bends each protocol to what is looked for. Returns what went wrong first,
-/// with its shortest history.
+/// Runs histories of the protocol with this flaw, if any; `tune` adapts each protocol to the test. Returns the first violation with its
+/// shortest history.
 pub(crate) fn run(flaw: Option<Flaw>, histories: u32, tune: fn(&mut Protocol)) -> Result<(), String> {
     let config = Config { cases: histories, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
@@ -35,7 +35,7 @@ fn protocol(flaw: Option<Flaw>) -> impl Strategy<Value = Protocol> {
     let entities = prop::collection::vec(prop::sample::select(vec!['a', 'b', 'c', 'd']), 1..4);
     let writer = (entities, any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2)).prop_map(
         |(rows, locks, may_roll_back, may_prepare)| {
-            // Who locks an entity writes no other: else two writers could wait for each other.
+            // A writer that locks an entity writes no other entity. Otherwise two writers could wait for each other.
             let rows = if locks { vec![rows[0]; rows.len()] } else { rows };
             Writer { rows, locks, may_roll_back, may_prepare }
         },
@@ -103,11 +103,11 @@ fn check(protocol: &Protocol, world: &World) -> Result<(), TestCaseError> {
     violated(protocol, world).map_or(Ok(()), |name| Err(TestCaseError::fail(name)))
 }
 
-/// The step that a choice picks, and where it leads.
+/// Returns the step that a choice picks, and the world after the step.
 fn step(protocol: &Protocol, world: &World, choice: u16) -> Option<(Step, World)> {
     let mut steps = Vec::new();
     protocol.actions(world, &mut steps);
-    // The first that changes anything.
+    // Takes the first step from there on that changes anything.
     let from = usize::from(choice) % steps.len().max(1);
     let (before, after) = steps.split_at(from);
     after.iter().chain(before).find_map(|step| Some((*step, protocol.next_state(world, *step)?)))
@@ -135,7 +135,7 @@ fn steps(protocol: &Protocol, choices: &[u16]) -> Vec<Step> {
     taken
 }
 
-/// Without faults: whoever is busy finishes, then one relay after the other makes a cycle.
+/// Returns a step without faults: every busy relay or writer finishes, then one relay after the other makes a cycle.
 fn last_step(protocol: &Protocol, world: &World, turn: usize) -> Option<(Step, World)> {
     let mut steps = Vec::new();
     protocol.actions(world, &mut steps);

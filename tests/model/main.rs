@@ -1,9 +1,9 @@
-//! The relay's protocols, model checked: every interleaving of two relays, the application, Kafka and a few faults, and random histories
-//! of more of each. The model is described in `docs/explanation/model.md`; `cargo test --test model` checks it.
+//! Checks the relay's protocols with a model checker. It tries every interleaving of two relays, the application, Kafka and a few faults,
+//! and random histories with more of each. `docs/explanation/model.md` describes the model; `cargo test --test model` checks it.
 //!
 //! - `database`: Postgres. `claim`: one claim by (c, S). `relays`: the protocol around it.
 //! - `properties`: what must hold in every state. `progress`: what must be reached from every state. `histories`: random walks.
-//! - `old_frontier`: the rule before, which this model of Postgres refutes.
+//! - `old_frontier`: the rule that the relay used earlier; this model of Postgres refutes it.
 //! - `once`: exactly-once, a model of its own.
 
 mod claim;
@@ -20,17 +20,17 @@ use properties::{COVERED, IN_ORDER, ONLY_OWNERS, PAUSES};
 use relays::{Faults, Flaw, Protocol, Writer};
 use stateright::{Checker, HasDiscoveries, Model};
 
-/// Writes these rows in one transaction, without a lock.
+/// Returns a writer of these rows in one transaction, without a lock.
 fn writer(rows: &str) -> Writer {
     Writer { rows: rows.chars().collect(), locks: false, may_roll_back: false, may_prepare: false }
 }
 
-/// As `outbox_emit` does.
+/// Returns a writer that locks the entity first, as `outbox_emit` does.
 fn emitter(rows: &str) -> Writer {
     Writer { locks: true, ..writer(rows) }
 }
 
-/// Two relays contend for the only lane.
+/// Builds a protocol of two relays that contend for the only lane.
 fn one_lane(writers: &[Writer]) -> Protocol {
     Protocol {
         writers: writers.to_vec(),
@@ -47,12 +47,12 @@ fn one_lane(writers: &[Writer]) -> Protocol {
     }
 }
 
-/// One relay has the only lane.
+/// Builds a protocol of one relay with the only lane.
 fn one_relay(writers: &[Writer]) -> Protocol {
     Protocol { relays: &[&[0]], ..one_lane(writers) }
 }
 
-/// Checks every state: the properties hold, and steps without a further fault lead to the end.
+/// Checks every state: all properties hold, and steps without a further fault lead to the end.
 fn holds(protocol: Protocol) {
     let explored = progress::explore(&protocol);
     println!("{} states", explored.states);
@@ -65,7 +65,7 @@ fn holds(protocol: Protocol) {
     }
 }
 
-/// The shortest way to a state in which the property does not hold.
+/// Returns the shortest way to a state that violates the property.
 fn path(protocol: &Protocol, property: &'static str) -> Option<Vec<relays::Step>> {
     let wanted = HasDiscoveries::AnyOf([property].into());
     let checker = protocol.clone().checker().finish_when(wanted).spawn_bfs().join();
@@ -73,7 +73,7 @@ fn path(protocol: &Protocol, property: &'static str) -> Option<Vec<relays::Step>
     checker.discovery(property).map(stateright::Path::into_actions)
 }
 
-/// The flawed protocol violates the property, and nothing else has to be wrong for it.
+/// Checks that the flawed protocol violates the property; nothing else has to be wrong.
 fn breaks(flaw: Flaw, property: &'static str, protocol: Protocol) {
     let flawed = Protocol { flaw: Some(flaw), ..protocol };
     println!("{flaw:?}, {property}:");
@@ -177,7 +177,7 @@ fn a_small_window_walks_over_gaps() {
     holds(Protocol { limits, ..one_relay(&[back, writer("a")]) });
 }
 
-/// Claims of one row.
+/// Builds a protocol of claims of one row.
 fn one_by_one(writers: &[Writer]) -> Protocol {
     Protocol { limits: Limits { rows: 1, window: 8, flaw: None }, ..one_relay(writers) }
 }
@@ -187,7 +187,7 @@ fn b1_a_cut_inside_late_rows_that_moves_the_snapshot_on_loses_rows() {
     breaks(Flaw::Claim(claim::Flaw::CutMovesSnapshot), COVERED, one_by_one(&[writer("aaa"), writer("a")]));
 }
 
-/// Two lanes with a relay each, and an application that moves rows to the second.
+/// Builds a protocol of two lanes with a relay each, and an application that moves rows to the second lane.
 fn moving(writers: &[Writer]) -> Protocol {
     let faults = Faults { locks: 1, moves: 1, ..Faults::default() };
     Protocol { lanes: &['a', 'z'], relays: &[&[0], &[1]], moves_to: &['b'], faults, ..one_relay(writers) }
@@ -239,7 +239,7 @@ fn a_released_hold_that_forgets_rows_above_c_loses_them() {
     );
 }
 
-/// The flawed protocol reaches a state from which nothing leads to the end; the protocol without the flaw does not.
+/// Checks that the flawed protocol reaches a state from which nothing leads to the end, and that the sound protocol does not.
 fn gets_stuck(flaw: Flaw, protocol: Protocol) {
     let explored = progress::explore(&Protocol { flaw: Some(flaw), ..protocol.clone() });
     assert!(explored.stuck.is_some(), "{flaw:?} goes unnoticed in {} states, {:?}", explored.states, explored.violated);
@@ -297,25 +297,25 @@ fn a_mark_without_ownership_is_found() {
     breaks(Flaw::MarkWithoutOwnership, ONLY_OWNERS, Protocol { faults, ..one_lane(&[writer("a")]) });
 }
 
-/// A check of the model: were this Postgres' order, `outbox_emit` would not be enough.
+/// Checks the model itself: if Postgres released locks in this order, `outbox_emit` would not keep the order.
 #[test]
 fn locks_that_are_released_before_the_commit_is_visible_break_the_order() {
     breaks(Flaw::LocksReleasedFirst, IN_ORDER, one_relay(&[emitter("a"), emitter("a")]));
 }
 
-/// Random histories of the flawed protocol go wrong.
+/// Checks that random histories of the flawed protocol violate a property.
 fn histories_catch(flaw: Flaw, tune: fn(&mut Protocol)) {
     let caught = histories::run(Some(flaw), 3000, tune).expect_err("goes unnoticed");
     println!("{flaw:?}: {caught}");
 }
 
-/// Nothing goes wrong but the flaw.
+/// Removes every fault, so that only the flaw can be the cause.
 fn undisturbed(protocol: &mut Protocol) {
     protocol.faults = Faults { others: 2, ..Faults::default() };
     protocol.poison = &[];
 }
 
-/// Two relays take lanes from each other.
+/// Lets two relays take lanes from each other.
 fn contended(protocol: &mut Protocol) {
     undisturbed(protocol);
     protocol.relays = &[&[1, 0], &[1]];
@@ -377,7 +377,7 @@ fn many_random_histories_hold() {
     }
 }
 
-/// The old rule with two writers of one entity, each of which locks it.
+/// Builds the old rule with two writers of one entity, each of which locks the entity.
 fn old_frontier(lists_all: bool, xid_first: bool) -> old_frontier::OldFrontier {
     let protocol = Protocol { relays: &[], ..one_relay(&[emitter("a"), emitter("a")]) };
     old_frontier::OldFrontier { protocol, lists_all, xid_first }
@@ -401,7 +401,7 @@ fn the_old_rule_breaks_the_order_where_ids_are_drawn_first() {
     old_frontier_breaks(old_frontier(true, false));
 }
 
-/// So it is the snapshots that refute the rule, and nothing else in this model.
+/// Shows that the missing snapshots are the only reason why this model refutes the rule.
 #[test]
 fn the_old_rule_holds_in_the_postgres_it_was_made_for() {
     let checker = old_frontier(true, true).checker().spawn_bfs().join();
@@ -432,7 +432,7 @@ fn a_look_at_a_hold_that_takes_late_rows_breaks_the_order() {
     breaks(Flaw::Claim(claim::Flaw::LookTakesLateRows), IN_ORDER, protocol);
 }
 
-/// Two rows in batches of one.
+/// Builds exactly-once delivery of two rows in batches of one.
 fn in_transactions() -> once::Once {
     once::Once { rows: 2, batch: 1, epochs: 3, faults: once::Faults::default(), flaw: None }
 }
@@ -463,7 +463,7 @@ fn progress_that_is_lost_is_made_up_for_from_the_topic() {
     publishes_once(once::Faults { losses: 1, crashes: 1, ..once::Faults::default() });
 }
 
-/// Without that part of the protocol an event is on the topic twice.
+/// Checks that the flawed protocol publishes an event twice.
 fn repeats(flaw: once::Flaw, faults: once::Faults) {
     let flawed = once::Once { flaw: Some(flaw), faults, ..in_transactions() };
     let wanted = HasDiscoveries::AnyOf([once::NO_DUPLICATE].into());
@@ -518,7 +518,7 @@ fn every_event_is_published_once_though_postgres_loses_its_last_commits_and_the_
     publishes_once(ONE_TAIL);
 }
 
-/// A row is marked whose event is not on the topic.
+/// Checks that the flawed protocol marks a row whose event is not on the topic.
 fn loses_events(flaw: once::Flaw) {
     let flawed = once::Once { flaw: Some(flaw), faults: ONE_TAIL, ..in_transactions() };
     let wanted = HasDiscoveries::AnyOf([once::ONLY_PUBLISHED].into());

@@ -1,8 +1,9 @@
-//! The rule that decided before (c, S) where a claim starts, on this model of Postgres. A check of the checker: the rule breaks the order
-//! on real servers, so it has to break it here. One relay, and no fault.
+//! Models the rule that decided where a claim starts before (c, S), on this model of Postgres. It checks the checker: the rule breaks the
+//! order on real servers, so it has to break the order here, with one relay and no fault.
 //!
-//! A claim starts above what had been claimed or was known to be allocated, and below the ids of transactions that a snapshot shows as running.
-//! Time is left out: the guard of 50 ms is "two observations ago", a transaction that ran for a second may become a straggler at any moment.
+//! A claim starts above the ids that had been claimed or were known to be allocated, and below the ids of transactions that a snapshot
+//! shows as running. Time is left out. The guard of 50 ms becomes "two observations ago", and a transaction that ran for a second may
+//! become a straggler at any moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +15,7 @@ use crate::relays::{Protocol, Step, World};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Running {
-    /// Its event ids are above.
+    /// A lower bound: the transaction's event ids are above it.
     lower: Id,
     straggler: bool,
 }
@@ -24,7 +25,7 @@ struct Frontier {
     scanned_through: Id,
     highest_claimed: Id,
     settled: Id,
-    /// What had been allocated at the last observation, and at the one before.
+    /// The ids that had been allocated at the last observation, and at the one before.
     marks: Vec<Id>,
     cautious: bool,
     running: BTreeMap<Session, Running>,
@@ -50,13 +51,13 @@ impl Frontier {
         self.marks.push(last_allocated.max(self.highest_claimed));
     }
 
-    /// A claim's condition is `id > start`.
+    /// Returns the start of a claim, whose condition is `id > start`.
     fn start(&self) -> Id {
         let counted = self.running.values().filter(|running| self.cautious || !running.straggler);
         counted.map(|running| running.lower).fold(self.scanned_through.min(self.settled), Id::min)
     }
 
-    /// True when a straggler has ended meanwhile: the claim is given up.
+    /// Returns true when a straggler has ended meanwhile: the claim must be given up.
     fn overlooks(&mut self, running: &BTreeSet<Session>) -> bool {
         let ended = |(transaction, known): (&Session, &Running)| known.straggler && !running.contains(transaction);
         self.cautious = !self.cautious && self.running.iter().any(ended);
@@ -64,13 +65,13 @@ impl Frontier {
     }
 }
 
-/// The old rule; and Postgres as it is, or as it was taken for.
+/// The old rule, with Postgres as it is or as the rule assumed it to be.
 #[derive(Debug, Clone)]
 pub(crate) struct OldFrontier {
     pub(crate) protocol: Protocol,
-    /// A snapshot lists every transaction that runs, which it does not.
+    /// Assumes that a snapshot lists every running transaction, which is not true.
     pub(crate) lists_all: bool,
-    /// A transaction has its transaction id before its event id, which is not so where an insert computes its payload.
+    /// Assumes that a transaction has its transaction id before its event id. That is not true where an insert computes its payload.
     pub(crate) xid_first: bool,
 }
 
@@ -78,9 +79,9 @@ pub(crate) struct OldFrontier {
 pub(crate) struct State {
     world: World,
     frontier: Frontier,
-    /// What the open claim has found above its start.
+    /// The open claim's start, and the ids that the claim has found above it.
     claim: Option<(Id, Vec<Id>)>,
-    /// The snapshot for the next claim has been taken, and the sequence was there.
+    /// The sequence's value when the snapshot for the next claim was taken.
     observed: Option<Id>,
 }
 

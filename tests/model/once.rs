@@ -1,15 +1,15 @@
-//! The protocol of exactly-once: two relays, one lane, one entity, whose rows are all committed. What is modelled is who owns the lane, what
+//! Models exactly-once delivery: two relays, one lane and one entity, whose rows are all committed. The model holds who owns the lane, what
 //! Kafka's coordinator knows of transactions, and what Postgres knows of marks.
 //!
-//! A relay takes a step when it sends to a server or hears from one; frozen, it takes none. `Lock` asks Postgres for the lane's lock and
-//! reads the lane's row; every later step at Postgres fails if the session, and with it the lock, has ended meanwhile.
+//! A relay takes a step when it sends to a server or receives an answer; a frozen relay takes no step. `Lock` asks Postgres for the lane's
+//! lock and reads the lane's row. Every later step at Postgres fails if the session, and with it the lock, has ended meanwhile.
 //!
-//! A progress in Kafka names the ids of a batch, the lane's nonce before and after it, and a digest over (id, event) of the batch. Whoever takes
-//! the lane finds one of these:
+//! A progress record in Kafka names the ids of a batch, the lane's nonce before and after the batch, and a digest over (id, event) of the
+//! batch. A relay that takes the lane finds one of these cases:
 //!
-//! - the lane has the nonce after: the marks were made, nothing is in doubt;
-//! - the lane has the nonce before, and the digest over what is PENDING under these ids is the same: the ids are marked;
-//! - anything else, a lost progress or a lost tail of Postgres: the topics are searched for what is PENDING.
+//! - the lane has the nonce after: the marks were made, and every published row is marked;
+//! - the lane has the nonce before, and the digest over the PENDING rows under these ids is the same: the relay marks the ids;
+//! - anything else (lost progress, or a lost tail of Postgres): the relay searches the topics for the events of PENDING rows.
 
 use stateright::{Model, Property};
 
@@ -20,26 +20,26 @@ const DONE: &str = "all is published and marked";
 
 const RELAYS: usize = 2;
 
-/// What is left out of the protocol, or done at the wrong moment.
+/// A mistake in the protocol: a step that is left out, or done at the wrong moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    /// The former owner can go on.
+    /// The former owner is not fenced and can go on writing.
     NoFence,
-    /// What the former owner has published is sent again.
+    /// A new owner claims before it reads the progress, so it sends the former owner's events again.
     ClaimBeforeProgress,
-    /// The progress of a batch is replaced before its marks are made.
+    /// The next batch replaces the progress before the marks of the last batch are made.
     NextTransactionBeforeMarks,
-    /// A fenced worker makes a new producer and goes on with what it saw of the lane before.
+    /// A fenced worker makes a new producer and goes on with its old view of the lane.
     NewProducerWithoutNewLook,
-    /// A worker trusts a lane that is its own by the row, whatever happened to it since.
+    /// A worker trusts a lane whose row names it as owner, whatever has happened to the lane since.
     OwnLaneWithoutProgress,
-    /// A lost progress is taken for nothing in doubt.
+    /// A relay that finds no progress assumes that nothing was published.
     LossUnnoticed,
-    /// The protocol before the digest: a progress of the lane's owner and epoch is believed, and its ids are marked.
+    /// The protocol before the digest: a relay believes progress with the lane's owner and epoch, and marks its ids.
     IdsAlone,
-    /// The nonces are compared, and the digest is not.
+    /// A relay compares the nonces, but not the digest.
     NoDigest,
-    /// Only the owner that the lane's row names is fenced. Postgres may have forgotten the last owner.
+    /// A relay fences only the owner that the lane's row names. Postgres may have forgotten the last owner.
     FenceByRowAlone,
 }
 
@@ -49,11 +49,11 @@ pub(crate) struct Faults {
     pub(crate) crashes: u8,
     /// The server ends a session.
     pub(crate) sessions: u8,
-    /// A commit of Kafka is made, and its answer lost.
+    /// Kafka commits a transaction, but its answer is lost.
     pub(crate) answers: u8,
-    /// The coordinator rolls a transaction back that was open for too long.
+    /// The coordinator rolls back a transaction that was open for too long.
     pub(crate) timeouts: u8,
-    /// The group is deleted.
+    /// The consumer group, which stores the progress, is deleted.
     pub(crate) losses: u8,
     /// Postgres loses its last commits, and the ids of rows among them are allocated again.
     pub(crate) tails: u8,
@@ -63,7 +63,7 @@ pub(crate) struct Faults {
 pub(crate) struct Once {
     pub(crate) rows: u8,
     pub(crate) batch: usize,
-    /// Relays that take the lane from each other could do so for ever.
+    /// The highest epoch. Without a bound, relays could take the lane from each other for ever.
     pub(crate) epochs: u8,
     pub(crate) faults: Faults,
     pub(crate) flaw: Option<Flaw>,
@@ -75,11 +75,11 @@ pub(crate) struct Lane {
     owner: Option<usize>,
     epoch: u8,
     opened: bool,
-    /// Another one with each take and each settle.
+    /// A random number, new with each take and each settle.
     nonce: u8,
 }
 
-/// A row by its id, and its event. Two events may have had one id.
+/// A row's id and its event. Two events may have had the same id.
 type Sent = (u8, u8);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -88,66 +88,66 @@ struct Progress {
     epoch: u8,
     before: u8,
     after: u8,
-    /// The ids, with the events of which there is only a digest.
+    /// The ids and their events. In reality only a digest of these pairs is stored.
     rows: Vec<Sent>,
 }
 
-/// What is on the standby.
+/// The state that survives on the standby.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Durable {
-    /// So many rows.
+    /// The number of rows that survive.
     kept: usize,
     marked: Vec<bool>,
     lane: Lane,
 }
 
-/// Where in its cycle a relay is, as it believes.
+/// The point of its cycle at which a relay believes itself to be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Phase {
-    /// Without a producer.
+    /// The relay has no producer.
     Down,
     Idle,
-    /// It has the lock and must take the lane, whose row was this.
+    /// The relay has the lock and must take the lane; holds the lane's row as it was read.
     Looked(Lane),
     Fenced(Lane),
-    /// It knows what the former owner has published.
+    /// The relay knows which events the former owner has published.
     Read(Lane, Vec<u8>),
-    /// The row is its own; Kafka does not know yet.
+    /// The lane's row names the relay as owner; Kafka does not know yet.
     Taken,
     Known,
-    /// It has the lock of a lane of which nothing is in doubt. The rows: published and not marked, which a flaw allows.
+    /// The relay has the lock of a lane whose published rows are all marked. The rows: published but not marked, which only a flaw allows.
     Own(Vec<Sent>),
     Claimed(Vec<Sent>, Vec<Sent>),
-    /// Its records are in an open transaction.
+    /// The relay's records are in an open transaction.
     Sent(Vec<Sent>, Vec<Sent>),
-    /// In Kafka; the lane's nonce is to be this.
+    /// Kafka has committed the records; the settle will give the lane this nonce.
     Committed(Vec<Sent>, u8),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Relay {
     phase: Phase,
-    /// Of its producer, as Kafka gave it.
+    /// The generation of the relay's producer, as Kafka assigned it.
     generation: u8,
-    /// The lane's nonce with which nothing of the lane is in doubt.
+    /// The lane's nonce after the relay's last settle. While the lane has it, every published row of the lane is marked.
     settled: Option<u8>,
-    /// The epoch under which it took the lane.
+    /// The epoch under which the relay took the lane.
     epoch: u8,
-    /// The nonce that it gave the lane then. The lane's row may have gone back since.
+    /// The nonce that the relay gave the lane when it took the lane. A lost tail may have set the lane's row back since.
     taken: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct State {
-    /// The event under each id.
+    /// The event of each id.
     events: Vec<u8>,
     marked: Vec<bool>,
     lane: Lane,
     locked_by: Option<usize>,
-    /// What a consumer sees that reads committed.
+    /// The records that a `read_committed` consumer sees.
     topic: Vec<u8>,
     progress: Option<Progress>,
-    /// By transactional id: the youngest producer's generation, and the rows of the transaction that is open.
+    /// The youngest producer's generation by transactional id; `open` holds the rows of each id's open transaction.
     generations: [u8; RELAYS],
     open: [Option<Vec<Sent>>; RELAYS],
     next_nonce: u8,
@@ -258,7 +258,7 @@ impl Model for Once {
                 }
             }
         }
-        // A step that changes nothing is none.
+        // A step that changes nothing is no step.
         (state != *before).then_some(state)
     }
 
@@ -290,7 +290,7 @@ impl Once {
         self.flaw == Some(flaw)
     }
 
-    /// The relay's next step.
+    /// Takes the relay's next step.
     fn go_on(&self, state: &mut State, me: usize) {
         let phase = state.relays[me].phase.clone();
         let next = match phase {
@@ -402,7 +402,7 @@ impl Once {
         if lane.owner == Some(me) && lane.opened && settled { Phase::Own(Vec::new()) } else { Phase::Looked(lane) }
     }
 
-    /// What the former owner has published and may not have marked.
+    /// Returns the rows that the former owner published and may not have marked.
     fn read(&self, state: &State, lane: Lane) -> Vec<u8> {
         if self.has(Flaw::ClaimBeforeProgress) {
             return Vec::new();
@@ -417,7 +417,7 @@ impl Once {
                 let now: Vec<Sent> = pending.map(|(id, _)| (*id, state.events[usize::from(*id)])).collect();
                 if now == found.rows || self.has(Flaw::NoDigest) { ids(&found.rows) } else { state.search() }
             }
-            // Nobody has ever sent anything.
+            // A lane in its first state has never had an owner, so nobody has sent anything.
             None if lane == Lane::default() => Vec::new(),
             None if self.has(Flaw::LossUnnoticed) => Vec::new(),
             _ => state.search(),
@@ -443,7 +443,7 @@ impl State {
         self.next_nonce - 1
     }
 
-    /// The ids of rows whose events are on the topic: by event id, which nobody allocates twice.
+    /// Returns the ids of rows whose events are on the topic. Searches by event id, because no event id is ever used twice.
     fn search(&self) -> Vec<u8> {
         (0..).zip(&self.events).filter(|(_, event)| self.topic.contains(event)).map(|(id, _)| id).collect()
     }
@@ -458,12 +458,12 @@ impl State {
         }
     }
 
-    /// Nobody has taken its transactional id since.
+    /// Returns true while nobody else has taken the relay's transactional id.
     fn is_current(&self, relay: usize) -> bool {
         self.relays[relay].generation == self.generations[relay]
     }
 
-    /// Takes a transactional id: what is open under it is rolled back, and who used it can go on no more.
+    /// Takes a transactional id: rolls back its open transaction and fences its former user.
     fn roll_back(&mut self, id: usize) {
         self.open[id] = None;
         self.generations[id] += 1;
@@ -473,7 +473,7 @@ impl State {
         rows.iter().for_each(|row| self.marked[usize::from(*row)] = true);
     }
 
-    /// After any error a relay trusts nothing.
+    /// Ends the relay's cycle after an error; from now on the relay trusts nothing that it knew.
     fn fail(&mut self, relay: usize) {
         self.relays[relay].phase = Phase::Down;
         self.relays[relay].settled = None;

@@ -1,5 +1,5 @@
-//! "Every committed row is published in the end": from every state that can be reached, whatever has gone wrong before, steps
-//! without any further fault lead to a state in which all is marked. Relays that go round in circles do not pass for progress.
+//! Checks that every committed row is published in the end. From every reachable state, whatever has gone wrong before, steps without a
+//! further fault must lead to a state in which every row is marked. Relays that go round in circles do not count as progress.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -9,18 +9,18 @@ use stateright::Model;
 use crate::properties::violated;
 use crate::relays::{Protocol, World};
 
-/// What an exploration of every state found.
+/// The result of an exploration of every state.
 pub(crate) struct Explored {
     pub(crate) states: usize,
-    /// A property, and a state in which it does not hold.
+    /// A violated property, and a state that violates it.
     pub(crate) violated: Option<(&'static str, World)>,
-    /// A state from which nothing but luck leads on.
+    /// A state from which no fault-free steps lead to the end.
     pub(crate) stuck: Option<World>,
 }
 
-/// Visits every state that can be reached; stops at the first in which a property does not hold.
+/// Visits every reachable state; stops at the first state that violates a property.
 pub(crate) fn explore(protocol: &Protocol) -> Explored {
-    // By hash, as the checker does it: a set of whole states would take twice the memory.
+    // The map stores hashes, as the checker does: whole states would take twice the memory.
     let (mut places, hasher) = (HashMap::<u64, usize>::new(), RandomState::new());
     let mut states: Vec<World> = Vec::new();
     let mut earlier: Vec<Vec<usize>> = Vec::new();

@@ -1,4 +1,4 @@
-//! What must hold in every state.
+//! Lists the properties that must hold in every state.
 
 use stateright::Property;
 
@@ -24,12 +24,12 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
         Property::always(ONLY_OWNERS, |_, world: &World| !world.marked_by_a_stranger),
         Property::always(TERMINAL, |_, world: &World| !world.regressed),
         Property::always(PAUSES, |_, world: &World| !world.sent_in_a_pause),
-        // Without it, the others might hold because nothing happens.
+        // Without this property, the others might hold only because nothing happens.
         Property::sometimes(DONE, |_, world: &World| world.is_done() && world.topic.iter().count() > 0),
     ]
 }
 
-/// The first property that does not hold.
+/// Returns the first property that does not hold.
 pub(crate) fn violated(protocol: &Protocol, world: &World) -> Option<&'static str> {
     let always = |property: &Property<Protocol>| property.expectation == stateright::Expectation::Always;
     let all = all();

@@ -1,6 +1,6 @@
-//! The protocol of CLAIM.md around the claim: relays that contend for lanes, writers, an application that changes pending rows, an
-//! operator, Kafka, and faults. A step is one message to a server, or one answer; between two steps anything else may happen. So a relay
-//! that SIGSTOP freezes is one that takes no step.
+//! Models the claim protocol of `docs/explanation/model.md`: relays that contend for lanes, writers, an application that changes pending
+//! rows, an operator, Kafka, and faults. A step is one message to a server, or one answer. Between two steps anything else may happen, so a
+//! relay that SIGSTOP freezes is a relay that takes no step.
 //!
 //! A relay's cycle: idle -> locked -> looked -> sent -> settled -> idle.
 //!
@@ -15,32 +15,32 @@ use crate::database::{
     Database, Entity, Event, Events, Hold, Id, Lane, Row, Session, Snapshot, Stage, Status, Why, Write, Xid,
 };
 
-/// A mistake built in on purpose; each is caught by a test.
+/// A mistake built into the protocol on purpose; a test catches each one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
     Claim(claim::Flaw),
-    /// N1: the lanes are locked by the claim's own statement, whose snapshot is older than the lock.
+    /// N1: the claim's own statement locks the lanes, so its snapshot is older than the lock.
     LockAndClaimTogether,
-    /// B3: a change of the entity keeps the row's `xid`.
+    /// B3: a row keeps its `xid` when it moves to another entity.
     MovedRowKeepsXid,
-    /// B4: an insert brings a `xid` of its own.
+    /// B4: an insert sets a `xid` that is not its transaction's.
     ForeignXid,
-    /// B5: a hold is released by an `update … set xid` over its rows.
+    /// B5: an `update … set xid` over a hold's rows releases the hold.
     ReleaseByXid,
-    /// B6: memory is trusted whatever the lane's nonce is.
+    /// B6: a relay trusts its memory of a lane even if the lane's nonce has changed.
     MemoryOutlivesConnection,
-    /// Rule 7 to the letter: the nonce and `pg_postmaster_start_time()` are compared, and behind a pooler neither changes when Postgres
+    /// Rule 7 taken literally: a relay compares the nonce and `pg_postmaster_start_time()`. Behind a pooler neither changes when Postgres
     /// recovers from the crash of one backend.
     ComparesPostmasterOnly,
-    /// N5, N6: the new state is committed while records of the batch are not acknowledged.
+    /// N5, N6: a relay commits the new state while records of the batch are not acknowledged.
     NewStateInFlight,
-    /// An operator changes a hold and leaves the lane's nonce as it is.
+    /// An operator changes a hold and leaves the lane's nonce unchanged.
     OperatorKeepsNonce,
-    /// A record that failed is sent again by the same producer, behind those that went through.
+    /// The same producer sends a failed record again, behind the records that went through.
     RetryOfAMiddleEvent,
-    /// Marks are made in a new session when the old one is gone.
+    /// A relay whose session has ended makes its marks in a new session.
     MarkWithoutOwnership,
-    /// Not the relay's: Postgres gives up a transaction's locks before it leaves the running list.
+    /// Postgres gives up a transaction's locks before the transaction leaves the running list. A flaw of Postgres, not of the relay.
     LocksReleasedFirst,
 }
 
@@ -49,37 +49,37 @@ pub(crate) enum Flaw {
 pub(crate) struct Writer {
     /// Entities of its rows, in order.
     pub(crate) rows: Vec<Entity>,
-    /// It locks the first row's entity before it allocates an id, as `outbox_emit` does.
+    /// Locks the first row's entity before it allocates an id, as `outbox_emit` does.
     pub(crate) locks: bool,
     pub(crate) may_roll_back: bool,
     pub(crate) may_prepare: bool,
 }
 
-/// How often each may still happen.
+/// The number of times that each fault may still happen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Faults {
     /// A relay is killed and starts again.
     pub(crate) crashes: u8,
-    /// The server ends a relay's session, of which the relay learns by its next statement.
+    /// The server ends a relay's session. The relay notices with its next statement.
     pub(crate) sessions: u8,
-    /// The wait for acknowledgements ends with some unknown.
+    /// The wait for acknowledgements times out, and some results are unknown.
     pub(crate) timeouts: u8,
     /// Postgres loses its last commits.
     pub(crate) tails: u8,
-    /// The application locks a pending row, and may change it.
+    /// The application locks a pending row and may change the row.
     pub(crate) locks: u8,
-    /// Of these: the row goes to another entity.
+    /// The application moves a row that it has locked to another entity.
     pub(crate) moves: u8,
     pub(crate) deletes: u8,
     /// An operator pauses an entity.
     pub(crate) pauses: u8,
     /// An operator makes a DEAD row PENDING.
     pub(crate) revivals: u8,
-    /// A transaction of no concern completes.
+    /// A transaction without outbox rows completes.
     pub(crate) others: u8,
-    /// The sequence is set back to where it began.
+    /// The sequence is set back to its start.
     pub(crate) resets: u8,
-    /// A relay looks without locks.
+    /// A relay probes for rows without locks.
     pub(crate) probes: u8,
 }
 
@@ -88,18 +88,18 @@ pub(crate) struct Protocol {
     pub(crate) writers: Vec<Writer>,
     /// The last entity of each lane: `a..=lanes[0]` are lane 0.
     pub(crate) lanes: &'static [Entity],
-    /// The lanes each relay is due.
+    /// The lanes assigned to each relay.
     pub(crate) relays: &'static [&'static [usize]],
     pub(crate) limits: Limits,
-    /// Settled rows are deleted.
+    /// Settling deletes rows.
     pub(crate) deletes: bool,
-    /// Events that go DEAD, and not to the topic, as long as nobody has touched their row.
+    /// Events that go DEAD instead of to the topic, as long as their row is unchanged.
     pub(crate) poison: &'static [Event],
-    /// Between two cycles a relay's connection is to a pooler, and survives a crash of Postgres.
+    /// A relay connects through a pooler between cycles, so its connection survives a crash of Postgres.
     pub(crate) pooler: bool,
-    /// Lock, look and take are one step, and so are a settle and the end of its commit. A claim that finds nothing is none.
+    /// Merges lock, look and take into one step, and a settle with the end of its commit. A claim that finds nothing is then no step.
     pub(crate) coarse: bool,
-    /// Where the application moves rows.
+    /// The entities to which the application moves rows.
     pub(crate) moves_to: &'static [Entity],
     pub(crate) faults: Faults,
     pub(crate) flaw: Option<Flaw>,
@@ -108,7 +108,7 @@ pub(crate) struct Protocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum WriterStage {
     Waiting,
-    /// So many of its rows have an id.
+    /// The transaction is open, and this many of its rows have an id.
     Open(usize),
     Ended,
 }
@@ -120,27 +120,27 @@ pub(crate) struct Record {
     entity: Entity,
 }
 
-/// Where in its cycle a relay is, as it believes.
+/// The point of its cycle at which a relay believes itself to be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
     Idle,
-    /// The claim's statement has its snapshot, and no lock yet.
+    /// The claim's statement has its snapshot, but no lock yet.
     Snapped(Box<Database>),
-    /// It has these lanes. The snapshot is the lock statement's.
+    /// The relay has locked these lanes. The snapshot is the lock statement's.
     Locked(Vec<usize>, Snapshot, Option<Box<Database>>),
     Looked(Box<Look>),
-    /// The records are with the producer; these are not on the topic yet.
+    /// The producer has the records; the listed records are not on the topic yet.
     Sent(Box<Look>, Taken, Vec<Record>),
-    /// The commit is on its way; then the relay knows this of its lanes.
+    /// The relay has sent its commit. After the answer, it knows these rows of its lanes.
     Settled(BTreeMap<usize, Lane>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Relay {
     pub(crate) phase: Phase,
-    /// The lanes' rows as the relay knows them. Only S may be ahead.
+    /// The lanes' rows as the relay knows them. Only S may be ahead of the table.
     pub(crate) memory: BTreeMap<usize, Lane>,
-    /// Since when the server has been up.
+    /// The start of the server that the relay last saw.
     started: u8,
 }
 
@@ -150,15 +150,15 @@ pub(crate) struct World {
     pub(crate) writers: Vec<WriterStage>,
     pub(crate) relays: Vec<Relay>,
     pub(crate) topic: Events,
-    /// Records of dropped, killed and frozen producers: each list may yet arrive, in its order, wholly or in part.
+    /// Records of dropped, killed and frozen producers. Each list may still arrive, in its order, completely or in part.
     adrift: Vec<Vec<Record>>,
     next_nonce: u8,
     faults: Faults,
-    /// An event got to the topic before one that it follows.
+    /// An event that got to the topic before an event that it follows, and the latter.
     pub(crate) inverted: Option<(Event, Event)>,
     pub(crate) marked_by_a_stranger: bool,
     pub(crate) regressed: bool,
-    /// A row of an entity was sent although the entity is paused.
+    /// True after a row was sent although its entity is paused.
     pub(crate) sent_in_a_pause: bool,
 }
 
@@ -173,16 +173,16 @@ pub(crate) enum Step {
     Leave(usize),
     ReleaseLocks(usize),
     RollBack(usize),
-    /// Of another transaction, or of a savepoint that rolls back.
+    /// A transaction without outbox rows, or a savepoint that rolls back, completes.
     AnotherCompletes,
     SetSequenceBack,
     // A relay's cycle.
-    /// All up to [`Step::Take`].
+    /// Merges all steps up to [`Step::Take`].
     Claim(usize, bool),
     Probe(usize),
     Snap(usize),
     Lock(usize),
-    /// With a look at the `locked` holds, or without.
+    /// The claim's statement, with a look at the `locked` holds or without.
     Look(usize, bool),
     Take(usize),
     Append(usize, Entity),
@@ -206,13 +206,13 @@ pub(crate) enum Step {
     Crash(usize),
     SessionEnds(usize),
     Timeout(usize),
-    /// No later commit gets to the disk.
+    /// No later commit reaches the disk.
     StopFlushing,
     LoseTail,
 }
 
 impl Step {
-    /// What the environment does to the protocol; without it, all must end well.
+    /// Returns true for a step of the environment against the protocol. Without these steps, everything must be published in the end.
     pub(crate) fn is_fault(self) -> bool {
         use Step::{
             AnotherCompletes, ArriveLate, Crash, DeleteRow, LockRow, LoseTail, MoveRow, PatchRow, Pause, Prepare,
@@ -245,14 +245,14 @@ impl Protocol {
         Limits { flaw, ..self.limits }
     }
 
-    /// The relay's lanes that nobody has locked, if any.
+    /// Returns the relay's lanes if nobody has locked them.
     fn free_lanes(&self, world: &World, index: usize) -> Option<Vec<usize>> {
         let lanes = self.relays[index].iter().copied();
         let free: Vec<usize> = lanes.filter(|lane| !world.database.lane_is_locked(*lane)).collect();
         (!free.is_empty()).then_some(free)
     }
 
-    /// The number of the writer's event.
+    /// Returns the number of the writer's event.
     fn event(&self, writer: usize, row: usize) -> Event {
         let before: usize = self.writers[..writer].iter().map(|writer| writer.rows.len()).sum();
         (before + row) as Event
@@ -308,7 +308,7 @@ impl Model for Protocol {
             let went_back = row.status == Status::Published && after.is_some_and(|row| row.status != Status::Published);
             world.regressed |= went_back && step != Step::LoseTail;
         }
-        // What is on the topic already changes nothing by arriving.
+        // A record of an event that is already on the topic changes nothing when it arrives.
         world.adrift.iter_mut().for_each(|records| records.retain(|record| !world.topic.contains(record.event)));
         world.adrift.retain(|records| !records.is_empty());
         world.adrift.sort();
@@ -322,13 +322,13 @@ impl Model for Protocol {
     }
 }
 
-/// The first record of each entity: one partition's records arrive in order.
+/// Returns the first record of each entity, because one partition's records arrive in order.
 fn firsts(records: &[Record]) -> impl Iterator<Item = &Record> {
     let first = |at: usize| !records[..at].iter().any(|record| record.entity == records[at].entity);
     records.iter().enumerate().filter(move |(at, _)| first(*at)).map(|(_, record)| record)
 }
 
-/// Which steps are possible.
+/// Lists the possible steps.
 impl Protocol {
     fn writer_steps(&self, world: &World, index: usize, steps: &mut Vec<Step>) {
         let writer = &self.writers[index];
@@ -359,7 +359,7 @@ impl Protocol {
                 if !has_xid {
                     steps.push(Step::AssignXid(index));
                 }
-                // A row is written with the transaction id before the next id is allocated.
+                // The transaction writes a row, and so has a transaction id, before it allocates the next id.
                 if allocated < writer.rows.len() && (allocated == 0 || has_xid) {
                     steps.push(Step::AllocateId(index));
                 }
@@ -455,7 +455,7 @@ impl Protocol {
             return steps.push(Step::OperatorCommits);
         }
         for lane in 0..self.lanes.len() {
-            // It waits for the lane's lock.
+            // The operator waits for the lane's lock.
             if database.lane_is_locked(lane) && !self.has(Flaw::OperatorKeepsNonce) {
                 continue;
             }
@@ -471,7 +471,7 @@ impl Protocol {
     }
 }
 
-/// What they do. `None`: nothing.
+/// Carries out the steps. A step that is not possible returns `None`.
 impl Protocol {
     fn apply(&self, world: &mut World, step: Step) -> Option<()> {
         let database = &mut world.database;
@@ -514,7 +514,7 @@ impl Protocol {
             }
             Step::SetSequenceBack => {
                 world.faults.resets -= 1;
-                // Ids that are in the table cannot be allocated again.
+                // An id that is in the table cannot be allocated again.
                 let allocated = |(writer, stage): (&Writer, &WriterStage)| match stage {
                     WriterStage::Open(allocated) => *allocated == writer.rows.len(),
                     stage => *stage == WriterStage::Ended,
@@ -638,7 +638,7 @@ impl Protocol {
         Some(())
     }
 
-    /// An operator's change of a lane's holds, in one transaction: it has the lane's lock, and gives the lane a new nonce.
+    /// Changes a lane's holds in an operator's transaction, which has the lane's lock and gives the lane a new nonce.
     fn operate(&self, world: &mut World, entity: Entity, change: impl FnOnce(&mut Vec<Hold>)) {
         let lane = &mut world.database.data.lanes[self.lane_of(entity)];
         change(&mut lane.holds);
@@ -672,7 +672,7 @@ impl Protocol {
         world.writers[index] = WriterStage::Open(allocated + 1);
     }
 
-    /// Rule 12's idle poll: no lock, no transaction id; S may move in memory.
+    /// Polls without a lock or a transaction id while nothing happens (rule 12). Only S in memory may move.
     fn probe(&self, world: &mut World, index: usize) -> Option<()> {
         world.faults.probes -= 1;
         let relay = &world.relays[index];
@@ -692,7 +692,7 @@ impl Protocol {
         Some(())
     }
 
-    /// Rule 7, the first statement.
+    /// Locks the lanes: the first statement of rule 7.
     fn lock(&self, world: &mut World, index: usize) -> Option<()> {
         let session = Session::Relay(index);
         let snapped = match std::mem::replace(&mut world.relays[index].phase, Phase::Idle) {
@@ -722,7 +722,7 @@ impl Protocol {
         Some(())
     }
 
-    /// Rule 8, the second statement: its snapshot, and what it reads by it.
+    /// Takes the snapshot of the second statement (rule 8) and reads the rows that it sees.
     fn look(&self, world: &mut World, index: usize, at_holds: bool) {
         let session = Session::Relay(index);
         if !world.database.transactions.contains_key(&session) {
@@ -739,7 +739,7 @@ impl Protocol {
         world.relays[index].phase = Phase::Looked(Box::new(look));
     }
 
-    /// The same statement, a moment later: rows are locked, and then sent.
+    /// Locks the rows and sends them: the end of the statement that [`Self::look`] began.
     fn take(&self, world: &mut World, index: usize) {
         let session = Session::Relay(index);
         if !world.database.transactions.contains_key(&session) {
@@ -748,7 +748,7 @@ impl Protocol {
         let Phase::Looked(look) = world.relays[index].phase.clone() else { return };
         let mut taken = look.take(&world.database, session, self.limits(), |row| self.is_poison(row));
         let relay = &mut world.relays[index];
-        // Lanes that were behind have something to store even if nothing was found.
+        // Lanes that were behind have something to store even if the claim found nothing.
         let equal = look.lanes.iter().all(|lane| relay.memory.get(lane).is_some_and(|l| l.progress == look.progress));
         if !taken.stores && equal {
             for lane in &look.lanes {
@@ -774,12 +774,13 @@ impl Protocol {
         row.version == 0 && self.poison.contains(&row.event)
     }
 
-    /// Rules 13 to 15: marks and the new state, in one transaction; or the marks of what is known to be there, and the old state.
+    /// Settles (rules 13 to 15): marks the rows and stores the new state in one transaction. With `partial`, marks only the acknowledged
+    /// rows and keeps the old state.
     fn settle(&self, world: &mut World, index: usize, partial: bool) {
         let session = Session::Relay(index);
         let Phase::Sent(look, taken, queued) = world.relays[index].phase.clone() else { return };
         let missing = |row: &Row| queued.iter().any(|record| record.event == row.event);
-        // Of an entity the prefix: a row that goes DEAD is not ahead of one that is missing.
+        // Marks only a prefix of each entity: a row that goes DEAD must not be ahead of a missing row.
         let behind = |at: usize| {
             taken.batch[..=at].iter().any(|(_, row)| row.entity == taken.batch[at].1.entity && missing(row))
         };
@@ -825,12 +826,12 @@ impl Protocol {
         }
     }
 
-    /// A record arrives. What is there already is a duplicate and changes no first occurrence.
+    /// Appends a record to the topic. A record that is already there is a duplicate and changes no first occurrence.
     fn append(&self, world: &mut World, record: &Record) {
         if world.topic.contains(record.event) {
             return;
         }
-        // Of a row that is gone or another entity's by now, nothing is asked.
+        // The pause check ignores a row that is gone or has moved to another entity by now.
         let rows = || world.database.data.rows.values().filter(|row| row.entity == record.entity);
         let follows = rows().find(|row| row.event == record.event).map(|row| row.follows).unwrap_or_default();
         let waits = |row: &Row| row.status == Status::Pending && follows.contains(row.event) && !self.is_poison(row);
@@ -839,7 +840,7 @@ impl Protocol {
         world.topic.insert(record.event);
     }
 
-    /// The row's record arrives.
+    /// Appends the row's record to the topic.
     pub(crate) fn append_row(&self, world: &mut World, id: Id) {
         let row = world.database.data.rows.get(&id);
         if let Some(record) = row.map(|row| Record { event: row.event, entity: row.entity }) {
@@ -851,7 +852,7 @@ impl Protocol {
         world.faults.tails -= 1;
         world.database.lose_tail();
         for index in 0..world.writers.len() {
-            // A prepared transaction is there again, though its commit may have been heard of.
+            // A prepared transaction is back after the crash, although the writer may have heard of its commit.
             let prepared = world.database.transactions.contains_key(&Session::Writer(index));
             if world.writers[index] != WriterStage::Waiting {
                 let rows = self.writers[index].rows.len();
@@ -867,7 +868,7 @@ impl Protocol {
 }
 
 impl World {
-    /// The relay's commit leaves the running list, and the relay hears of it.
+    /// Takes the relay's commit off the running list; the relay hears of the commit.
     fn commit_leaves(&mut self, session: Session) {
         let alive = self.database.transactions.contains_key(&session);
         self.database.leave(session);
@@ -880,22 +881,22 @@ impl World {
         }
     }
 
-    /// What the producer has sent may arrive at any time, or never.
+    /// Drops the relay's producer. Its records may still arrive at any time, or never.
     fn drop_producer(&mut self, index: usize) {
         if let Phase::Sent(_, _, queued) = &mut self.relays[index].phase {
             self.adrift.push(std::mem::take(queued));
         }
     }
 
-    /// The relay hears that its session is gone: it knows nothing any more.
+    /// Ends the relay's cycle after it hears that its session is gone. The relay forgets everything that it knew.
     fn fail(&mut self, index: usize) {
         self.drop_producer(index);
         self.relays[index].phase = Phase::Idle;
         self.relays[index].memory.clear();
     }
 
-    /// Gives transaction ids and nonces the smallest numbers that leave their order as it is. What a snapshot sees depends on the order
-    /// alone, so states that differ in nothing else are one.
+    /// Renumbers transaction ids and nonces from zero, in the same order. Snapshots depend only on the order, so states that differ only in
+    /// these numbers become one.
     pub(crate) fn rename(&mut self) {
         let mut xids = self.database.xids();
         for relay in &mut self.relays {
@@ -928,7 +929,7 @@ impl World {
         compact(relays.chain([&mut self.database.started]).collect());
     }
 
-    /// All is written, and all that is committed is settled.
+    /// Returns true when every row is written and every committed row is settled.
     pub(crate) fn is_done(&self) -> bool {
         self.writers.iter().all(|writer| *writer == WriterStage::Ended)
             && self.database.data.rows.values().all(|row| row.status != Status::Pending)
@@ -936,7 +937,8 @@ impl World {
             && !self.database.transactions.contains_key(&Session::Operator)
     }
 
-    /// The invariant I2, of what is stored: the first row that is neither settled nor held although its lane's progress covers it.
+    /// Checks invariant I2 on the stored state. Returns the first row that is neither settled nor held although its lane's progress covers
+    /// it.
     pub(crate) fn overlooked(&self, protocol: &Protocol) -> Option<Id> {
         self.database.data.rows.iter().find_map(|(id, row)| {
             let lane = &self.database.data.lanes[protocol.lane_of(row.entity)];
@@ -947,7 +949,7 @@ impl World {
     }
 }
 
-/// Renumbers from zero, which stays zero.
+/// Renumbers from zero; zero stays zero.
 fn compact(mut numbers: Vec<&mut Xid>) {
     let mut values: Vec<Xid> = std::iter::once(0).chain(numbers.iter().map(|number| **number)).collect();
     values.sort_unstable();
