@@ -1,4 +1,4 @@
-//! What happens to Kafka, to the way there, and to topics.
+//! Tests faults of Kafka, of the network to Kafka, and of topics.
 
 use std::fs;
 use std::sync::{Arc, Mutex};
@@ -21,12 +21,12 @@ use lab::load::{Load, Plan};
 use lab::seed::{random_of, size};
 use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
-/// How long a broker is down, in events that commit meanwhile.
+/// The length of a broker's downtime, as the number of events that commit meanwhile.
 const DOWN: &str = "OUTBOX_RELAY_TEST_DOWN_EVENTS";
 const DOWN_BY_DEFAULT: u64 = 1_000;
 
-/// Events that are on their way when the broker pauses, and how long it pauses: long enough for a look at the cluster to fail, and less
-/// than a batch waits for its acks.
+/// The number of events in flight when the broker pauses, and the length of the pause. The pause is long enough to make a query of the
+/// cluster fail, and shorter than a batch's wait for its acks.
 const PAUSED_BACKLOG: i64 = 30_000;
 const PAUSE: Duration = Duration::from_secs(14);
 
@@ -68,7 +68,7 @@ async fn a_kafka_that_is_slow(database: TestDatabase, kafka: Arc<RealKafka>) -> 
     under(Fault::SlowKafka, "slow kafka", &database, &kafka).await
 }
 
-/// The idempotent producer sends them again, and the broker knows them.
+/// The idempotent producer sends the records again, and the broker recognises them as duplicates.
 async fn records_that_were_appended_and_whose_acks_were_lost_are_not_appended_twice(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -86,7 +86,7 @@ async fn records_that_were_appended_and_whose_acks_were_lost_are_not_appended_tw
     Ok(())
 }
 
-/// Two brokers, of which one goes: what is left is a leader that may not write alone.
+/// Runs two brokers and stops one of them. The remaining leader may not write alone (`min.insync.replicas`).
 async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Result<()> {
     let (kafka, mut follower) = tokio::task::spawn_blocking(|| {
         let kafka = RealKafka::start(&[])?;
@@ -98,13 +98,13 @@ async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Re
     kafka.create_replicated_topic(&outbox.topic, PARTITIONS, 2, &[("min.insync.replicas", "2")]).await?;
     let mut stage = Stage::open_on_topic("quorum", &outbox, &kafka, 2, |relay| relay).await?;
     stage.moment().await;
-    // Once for each time that the follower goes in the middle of an append, and once more for its leaders, which move.
+    // Once for each time that the follower stops in the middle of an append, and once more because leaderships move.
     stage.may_repeat(8);
     follower.kill();
     for relay in &stage.relays {
         relay.process()?.wait_for("records_unacknowledged").await;
     }
-    // What was acknowledged before the follower went is marked when its batch ends. From then on nothing is.
+    // Records that were acknowledged before the follower stopped are marked when their batch ends. After that nothing is marked.
     let published = "select count(*) from event_outbox where status = 'PUBLISHED'";
     let last = Mutex::new(-1);
     let standing = eventually("no row is marked for longer than a batch may last", SOON, || async {
@@ -127,7 +127,7 @@ async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Re
     stage.close(&kafka).await.map(drop)
 }
 
-/// The topic of the load stays; some events of entities of their own go to another.
+/// The topic of the load stays; some events of separate entities go to another topic.
 async fn a_topic_that_is_created_late_and_deleted_while_relays_run(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -157,7 +157,7 @@ async fn a_topic_that_is_created_late_and_deleted_while_relays_run(
     let costly =
         outbox.number("select count(*) from event_outbox where entity_id = 'to-other' and attempts <> 0").await?;
     ensure!(costly == 0, "{costly} rows have paid for their topic");
-    // What went to the other topic is gone with it, by the test's own hand; the rest is judged as always.
+    // The records on the other topic are gone, because the test deleted it. The rest is checked as always.
     let book = load.end(Rules { duplicates_allowed: Some(100), pending_allowed: false }).await?;
     outbox.until_settled().await;
     outbox.execute("delete from event_outbox where entity_id = 'to-other'").await?;
@@ -176,7 +176,7 @@ async fn write_to(outbox: &Outbox, topic: &str, from: i64, count: i64) -> anyhow
     outbox.execute(&sql).await.map(drop)
 }
 
-/// A limit of the topic that the relay cannot know: the broker refuses, the relay finds out which record it was.
+/// The topic has a limit that the relay cannot know. The broker rejects the batch, and the relay finds out which record was too large.
 async fn a_topic_that_refuses_large_records(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
     let uncompressed = |relay: Relay| relay.with("KAFKA_COMPRESSION_TYPE", "none");
@@ -184,7 +184,7 @@ async fn a_topic_that_refuses_large_records(database: TestDatabase, kafka: Arc<R
     kafka.alter_topic(&outbox.topic, &[("max.message.bytes", "60000")]).await?;
     for n in 0..3 {
         stage.moment().await;
-        // Each is looked for in ever smaller claims, what was sent beside it is sent again.
+        // The relay looks for each large record in ever smaller claims, and sends the records beside it again.
         stage.may_repeat(5);
         let sql = format!(
             "insert into event_outbox (entity_type, entity_id, event_type, payload) \
@@ -198,7 +198,7 @@ async fn a_topic_that_refuses_large_records(database: TestDatabase, kafka: Arc<R
     stage.close(&kafka).await.map(drop)
 }
 
-/// A broker of the trial's own, in front of which the relays' proxies are.
+/// Starts a broker for this trial alone; the relays' proxies connect to it.
 async fn own_broker(trial: &str, database: &TestDatabase) -> anyhow::Result<(RealKafka, Stage)> {
     let kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
     let stage = Stage::open(trial, &Outbox::from_database(database), &kafka, 2).await?;
@@ -236,7 +236,7 @@ async fn a_broker_that_is_killed_and_down_for_a_while(database: TestDatabase) ->
     let until = stage.committed() + size(DOWN, DOWN_BY_DEFAULT) as i64;
     while stage.committed() < until {
         stage.moment().await;
-        // G7: it stays that way, however long it takes.
+        // G7: the relay holds no open transaction, however long the outage takes.
         let open = stage.outbox.relay_sessions_in_transaction().await?;
         ensure!(open == 0, "{open} sessions of relays are in a transaction while the broker is down");
     }
@@ -266,7 +266,8 @@ async fn a_broker_that_is_frozen(database: TestDatabase) -> anyhow::Result<()> {
     stage.close(&kafka).await.map(drop)
 }
 
-/// Until the watch has given the cluster up, and not until a batch gives its acks up: what is in flight is acknowledged late.
+/// Pauses the broker until the watch reports the cluster as down, but for less time than a batch waits for its acks. Records in flight are
+/// acknowledged late.
 async fn a_broker_that_pauses_for_less_than_the_publish_timeout_gets_no_record_twice(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
@@ -298,7 +299,7 @@ async fn a_broker_that_pauses_for_less_than_the_publish_timeout_gets_no_record_t
     Ok(())
 }
 
-/// Connections that are lost raise suspicions, and each is a question.
+/// Each lost connection raises a suspicion, and each suspicion causes one query of the cluster.
 async fn a_cluster_that_is_suspected_is_not_asked_for_all_its_topics(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -326,7 +327,7 @@ async fn a_cluster_that_is_suspected_is_not_asked_for_all_its_topics(
     stage.close(&kafka).await.map(drop)
 }
 
-/// A second listener with passwords, and rights for those who come by it. First the password is wrong, then the right is missing.
+/// Adds a second listener with passwords and permissions. First the password is wrong, then the permission is missing.
 async fn a_broker_that_refuses_the_password_and_then_the_topic(database: TestDatabase) -> anyhow::Result<()> {
     let mut kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
     let guarded = guard(&mut kafka)?;
@@ -393,7 +394,7 @@ fn replace(kafka: &RealKafka, from: &str, to: &str) -> anyhow::Result<()> {
     Ok(fs::write(&properties, text.replace(from, to))?)
 }
 
-/// Backlogs are on their way when the broker pauses: no batch is dropped and sent again.
+/// Backlogs are in flight when the broker pauses. No batch is dropped and sent again.
 async fn a_broker_that_pauses_for_seconds_under_load_causes_few_duplicates(
     database: TestDatabase,
 ) -> anyhow::Result<()> {

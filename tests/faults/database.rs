@@ -1,4 +1,4 @@
-//! What happens to Postgres and to the way there.
+//! Tests faults of Postgres and of the network to Postgres.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::stage::Stage;
 use lab::kafka::RealKafka;
 use lab::{Outbox, Relay, SOON, Skip, TestDatabase, eventually, options_for_tests, trials};
 
-/// Room for `pg_wal` where the disk is to be full: a few segments of 16 MB.
+/// The size of the disk for `pg_wal` in the trial of a full disk: a few segments of 16 MB.
 const WAL_DISK: &str = "size=80m,mode=0700";
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -69,7 +69,7 @@ async fn a_row_that_another_session_locks_is_not_overtaken(
     under(Fault::LockRow, "lock row", &database, &kafka).await
 }
 
-/// The relay cannot know whether the marks are there: the rows say so when it claims again.
+/// The relay cannot know whether the marks were committed. The rows' status answers that at the next claim.
 async fn commits_that_were_made_and_whose_answers_were_lost(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -81,13 +81,13 @@ async fn commits_that_were_made_and_whose_answers_were_lost(
         proxy.set_trap(Spot::Mark, Catch::LoseAnswer);
         proxy.until_sprung(lost).await;
     }
-    // They were made, so nothing is sent again.
+    // The marks were committed, so nothing is sent again.
     let report = stage.close(&kafka).await?;
     ensure!(report.duplicates == 0, "{report}");
     Ok(())
 }
 
-/// Another session waits for a row that the relay has claimed, and keeps the relay from marking. Postgres ends the one that waited last.
+/// Another session waits for a row that the relay has claimed, and blocks the relay's marks. Postgres cancels the session that waited last.
 async fn a_deadlock_in_which_the_relay_is_the_victim(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -102,7 +102,7 @@ async fn a_deadlock_in_which_the_relay_is_the_victim(
     proxy.until_sprung(1).await;
     let mut other = stage.outbox.connect().await?;
     let mut rival = other.begin().await?;
-    // Its own look for a deadlock is over by the time that there is one.
+    // The rival has already made its own deadlock check when the deadlock arises, so Postgres cancels the relay.
     rival.execute("set local deadlock_timeout = '1ms'; lock table event_outbox in share row exclusive mode").await?;
     let waits = rival.execute("select from event_outbox where status = 'PENDING' for update");
     let outbox = stage.outbox.clone();
@@ -149,7 +149,7 @@ async fn a_snapshot_held_all_the_while(database: TestDatabase, kafka: Arc<RealKa
     Ok(snapshot.rollback().await?)
 }
 
-/// A server that keeps what it has committed.
+/// Starts a server that keeps what it has committed.
 pub(crate) async fn durable() -> anyhow::Result<PrivatePostgres> {
     Ok(PrivatePostgres::start(PostgresOptions { durable: true, ..options_for_tests() }).await?)
 }
@@ -180,12 +180,13 @@ async fn a_postgres_that_crashes(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     stage.close(&kafka).await.map(drop)
 }
 
-/// `synchronous_commit = off` loses the commits of up to three `wal_writer_delay` (200 ms), several batches of each worker.
+/// Allows repeats for lost marks. `synchronous_commit = off` loses the commits of up to three `wal_writer_delay` (200 ms), several batches
+/// of each worker.
 pub(crate) fn may_repeat_lost_marks(stage: &mut Stage) {
     stage.may_repeat(20);
 }
 
-/// `pg_wal` on a disk of its own, which something else fills.
+/// `pg_wal` is on a separate disk, which other data fills.
 async fn a_disk_that_is_full_of_wal(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let disk = Disk::mount()?;
     let mut postgres = durable().await?;
@@ -198,7 +199,7 @@ async fn a_disk_that_is_full_of_wal(kafka: Arc<RealKafka>) -> anyhow::Result<()>
     disk.fill()?;
     let outbox = stage.outbox.clone();
     eventually("Postgres has no room for its WAL", SOON, || async {
-        // The next segment does not fit: the server ends itself.
+        // The next segment does not fit, so the server shuts itself down.
         match outbox
             .execute("select pg_logical_emit_message(false, 'fill', repeat('x', 1000000)), pg_switch_wal()")
             .await
@@ -218,12 +219,12 @@ async fn a_disk_that_is_full_of_wal(kafka: Arc<RealKafka>) -> anyhow::Result<()>
     stage.until_moving().await?;
     stage.moment().await;
     stage.close(&kafka).await?;
-    // It goes before its disk does.
+    // The server must stop before its disk is unmounted.
     postgres.stop().await;
     Ok(())
 }
 
-/// A small disk of its own; gone when dropped.
+/// A small separate disk; removed on drop.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
@@ -240,7 +241,7 @@ impl Disk {
         }
     }
 
-    /// Moves a directory here, and leaves a link in its place.
+    /// Moves a directory to this disk and leaves a link in its place.
     fn take(&self, directory: &Path) -> anyhow::Result<()> {
         let here = self.0.path().join("pg_wal");
         let copied = Command::new("cp").arg("-a").arg(directory).arg(&here).status()?;
@@ -253,7 +254,7 @@ impl Disk {
 
     fn fill(&self) -> anyhow::Result<()> {
         let mut ballast = fs::File::create(self.0.path().join("ballast"))?;
-        // Ends when the disk is full.
+        // The copy ends when the disk is full.
         let ended = std::io::copy(&mut std::io::repeat(0), &mut ballast);
         ensure!(ended.is_err());
         Ok(())
@@ -266,7 +267,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: a server that a failed test has left behind may still be on it.
+        // Unmounts lazily, because a server that a failed test has left behind may still use the disk.
         let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
 }

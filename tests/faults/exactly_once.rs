@@ -1,5 +1,5 @@
-//! Relays that publish in transactions: whatever happens to them, a consumer that reads committed sees every event once and in order.
-//! No trial allows a duplicate.
+//! Tests relays that publish in transactions. Whatever happens to the relays, a `read_committed` consumer sees every event once and in
+//! order. No trial allows a duplicate.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use lab::kafka::RealKafka;
 use lab::seed::size;
 use lab::{Outbox, Relay, TestDatabase, trials};
 
-/// How often a relay is killed at one place.
+/// The number of times that a relay is killed at one place.
 const KILLS_AT_A_PLACE: &str = "OUTBOX_RELAY_TEST_KILLS";
 const KILLS_AT_A_PLACE_BY_DEFAULT: u64 = 2;
 
@@ -49,7 +49,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// The statements are recognised by their text. A batch is four round trips instead of one, on a machine that is busy.
+/// Sets exactly-once delivery. Traps recognise the statements by their text. A batch takes four round trips instead of one, on a busy
+/// machine.
 fn in_transactions(relay: Relay) -> Relay {
     let relay = relay.with("RELAY_DELIVERY", "exactly_once").with("RELAY_PREPARED_STATEMENTS", false);
     relay.with("RELAY_PUBLISH_TIMEOUT", "5s")
@@ -90,7 +91,7 @@ killed_at! {
     no_duplicate_of_relays_killed_after_the_marks: Mark, HoldAnswer;
 }
 
-/// `OUTBOX_RELAY_TEST_STRIKES=100` is the run of a hundred kills.
+/// `OUTBOX_RELAY_TEST_STRIKES=100` makes this the run of a hundred kills.
 async fn no_duplicate_of_relays_killed_at_random_moments(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -125,7 +126,7 @@ async fn no_duplicate_of_commits_of_kafka_whose_answers_are_lost(
     stage.close(&kafka).await.map(drop)
 }
 
-/// Ends the sessions of a relay, whose batch is on the topic and not marked.
+/// Ends the sessions of a relay whose batch is on the topic but not marked.
 async fn no_duplicate_of_sessions_that_end_after_the_transaction_is_committed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -156,12 +157,12 @@ async fn end_sessions(stage: &Stage, relay: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Its records are in a transaction that is open when it is frozen; its session ends, and others roll the transaction back.
+/// Freezes a relay while its records are in an open transaction. Its session ends, and other relays roll the transaction back.
 async fn a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_is_fenced_and_goes_back_to_work(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    // The batch must not time out before it is told that its producer is fenced.
+    // The batch must not time out before the relay hears that its producer is fenced.
     let patient = |relay: Relay| in_transactions(relay).with("RELAY_PUBLISH_TIMEOUT", "10m");
     let outbox = Outbox::from_database(&database);
     let stage = Stage::open_with("frozen in a transaction", &outbox, &kafka, 2, patient).await?;
@@ -173,7 +174,7 @@ async fn a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_i
     frozen.signal(Signal::SIGSTOP)?;
     frozen.kafka.release();
     end_sessions(&stage, 0).await?;
-    // What the frozen relay holds included.
+    // Includes the events that the frozen relay holds.
     let last = outbox.number("select max(id) from event_outbox").await?;
     let sql = format!("select 1 - sign(count(*)) from event_outbox where status = 'PENDING' and id <= {last}");
     lab::eventually("everything from before the freeze is published", lab::SOON * 3, || async {
@@ -214,7 +215,7 @@ async fn no_duplicate_of_faults_of_every_kind(database: TestDatabase, kafka: Arc
     stage.close(&kafka).await.map(drop)
 }
 
-/// Relays of both kinds side by side, each leaving in good order.
+/// Runs relays of both delivery modes side by side; each stops in good order.
 async fn no_duplicate_of_a_change_between_at_least_once_and_exactly_once(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -237,7 +238,7 @@ async fn no_duplicate_of_a_change_between_at_least_once_and_exactly_once(
     stage.close(&kafka).await.map(drop)
 }
 
-/// Killed between the two commits, and then the group is deleted, which alone knew what had been published.
+/// Kills a relay between the two commits and then deletes the consumer group, which alone knew the published events.
 async fn progress_that_is_lost_is_logged_and_made_up_for_from_the_topic(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -259,7 +260,7 @@ async fn progress_that_is_lost_is_logged_and_made_up_for_from_the_topic(
     let line = victim.process()?.wait_for(LOST).await;
     ensure!(line["level"] == "WARN" && line["next_step"].is_string(), "{line}");
     ensure!(line["topics_read_to_the_end"] == true, "{line}");
-    // What was published and not marked may be in the lanes that it takes later, when the dead one has been silent for long enough.
+    // Lanes with published but unmarked events may be taken over later, after the dead relay has been silent for long enough.
     let found = |line: &serde_json::Value| line["found_on_topics"].as_i64().is_some_and(|found| found > 0);
     stage.relays[0].process()?.wait_for_line(LOST, found).await;
     stage.moment().await;
@@ -274,7 +275,7 @@ async fn no_duplicate_of_a_broker_that_is_killed(database: TestDatabase) -> anyh
     broker_goes(&database, |kafka| kafka.kill()).await
 }
 
-/// In the middle of a transaction: its records are there, its end is not.
+/// Takes the broker away in the middle of a transaction: its records are on the topic, its end is not.
 async fn broker_goes(database: &TestDatabase, goes: fn(&mut RealKafka)) -> anyhow::Result<()> {
     let mut kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
     let mut stage = open("a broker goes", database, &kafka, 2).await?;

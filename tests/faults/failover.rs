@@ -1,7 +1,8 @@
-//! A Postgres that goes back in time: a failover to a standby that lacks the last commits, a crash that loses them, a restore, an upgrade.
+//! Tests a Postgres that goes back in time: a failover to a standby without the last commits, a crash that loses them, a restore, an
+//! upgrade.
 //!
-//! Rows that come after allocate the same ids again as rows that were published and lost. Every row that is in the table at the end must be on
-//! the topic, in order; records of lost rows are on the topic too, and belong to no row.
+//! Later rows allocate the ids of rows that were published and lost. Every row that is in the table at the end must be on the topic, in
+//! order. Records of lost rows are on the topic too, and belong to no row.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,16 +23,17 @@ use lab::rough::POISON;
 use lab::seed::{random_of, size};
 use lab::{Missing, Outbox, Relay, long, options_for_tests, trials};
 
-/// How often a trial loses the last commits.
+/// The number of times that a trial loses the last commits.
 const LOSSES: &str = "OUTBOX_RELAY_TEST_LOSSES";
 const LOSSES_BY_DEFAULT: u64 = 2;
 
-/// Events that stay, that are lost, and that come after. A server allocates up to 32 ids fewer than it has logged, so more are lost than come after.
+/// The numbers of events that stay, that are lost, and that come after. A server allocates up to 32 ids fewer than it has logged, so more
+/// events are lost than come after.
 const BEFORE: i64 = 60;
 const LOST: i64 = 200;
 const AFTER: i64 = 60;
 
-/// Entities of the events. With one, the rows that allocate lost ids are of the same lane as the lost rows were.
+/// The number of entities. With one entity, the rows that allocate lost ids are in the same lane as the lost rows.
 const ENTITIES: i64 = 20;
 const FEW_AND_MANY: [i64; 2] = [1, ENTITIES];
 
@@ -63,8 +65,8 @@ fn relay(outbox: &Outbox, kafka: &RealKafka, delivery: &str) -> Relay {
     outbox.relay(kafka).with("RELAY_DELIVERY", delivery)
 }
 
-/// Fails unless every row is on the topic, in order, or was refused as poison. Records of lost rows are counted, and nothing is asserted
-/// about them. Returns the duplicates.
+/// Fails unless every row is on the topic in order, or was refused as poison. Counts the records of lost rows, but asserts nothing about
+/// them. Returns the duplicates.
 pub(crate) async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<u64> {
     outbox.until_settled().await;
     let report = Book::new(Rules { duplicates_allowed: None, pending_allowed: false }).compare(outbox, kafka).await?;
@@ -79,7 +81,7 @@ pub(crate) async fn every_row_is_published_in_order(outbox: &Outbox, kafka: &Rea
     Ok(report.duplicates)
 }
 
-/// Fails unless new events allocate ids that lost ones had, which is what the trials here are about.
+/// Writes new events. Fails unless they allocate ids of lost events, because these trials test exactly that.
 async fn write_over_lost_ids(outbox: &Outbox, last_lost: i64, entities: i64) -> anyhow::Result<()> {
     outbox.write_backlog(AFTER, entities).await?;
     let allocated_again =
@@ -116,12 +118,12 @@ async fn after_failovers(topic: &str, delivery: &str, kafka: &RealKafka) -> anyh
         outbox.until_settled().await;
         let last_lost = last_id(&outbox).await?;
         pair.promote().await?;
-        // The application is back before the relay is, and goes on after.
+        // The application is back before the relay and continues after it.
         write_over_lost_ids(&pair.promoted_outbox(topic), last_lost, entities).await?;
         pair.move_address().await?;
         outbox.write_backlog(AFTER, entities).await?;
         let duplicates = every_row_is_published_in_order(&outbox, kafka).await?;
-        // The standby has all marks of the rows that it has.
+        // The standby has the marks of all rows that it has.
         ensure!(duplicates == 0, "{duplicates} duplicates");
     }
     Ok(())
@@ -135,7 +137,7 @@ async fn failovers_under_load_lose_no_row_exactly_once(kafka: Arc<RealKafka>) ->
     under_load("failover-load-exactly-once", EXACTLY_ONCE, &kafka).await
 }
 
-/// Writers and two relays go on while the address moves; what either had in flight is lost or repeated.
+/// Runs writers and two relays while the address moves. Work in flight is lost or repeated.
 async fn under_load(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::Result<()> {
     let mut pair = FailoverPair::start().await?;
     let outbox = pair.outbox(topic).await?;
@@ -151,14 +153,14 @@ async fn under_load(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::R
         pair.move_address().await?;
     }
     load.until_committed(load.committed() + 500).await;
-    // The load knows of commits that the failovers lost: the table says which rows there are.
+    // The load counts commits that the failovers lost, so the table decides which rows exist.
     drop(load.end(Rules::default()).await?);
     every_row_is_published_in_order(&outbox, kafka).await.map(drop)
 }
 
-/// All commits are asynchronous, and the process that writes the WAL is frozen: an immediate stop loses what it has not written.
+/// Makes all commits asynchronous and freezes the process that writes the WAL. An immediate stop then loses the unwritten WAL.
 ///
-/// At least once only: with exactly-once the marks are durable, and they make every commit before them durable.
+/// Tests at-least-once only: exactly-once makes its marks durable, and thereby every commit before them.
 async fn events_after_a_crash_that_lost_the_last_commits_are_published(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let topic = "lost-tail";
     let mut options = options_for_tests();
@@ -220,7 +222,7 @@ async fn a_dump_older_than_the_last_events_is_published_exactly_once(kafka: Arc<
     after_an_old_restore("old-restore-exactly-once", EXACTLY_ONCE, &kafka).await
 }
 
-/// Dumps an outbox under a relay, which publishes more and is lost with its server. The application is back before the relay is.
+/// Dumps an outbox under a relay, which then publishes more and is lost with its server. The application is back before the relay.
 async fn after_an_old_restore(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::Result<()> {
     let old = PrivatePostgres::start(options_for_tests()).await?;
     let outbox = Outbox::on(&old, topic).await?;
@@ -260,7 +262,7 @@ async fn an_outbox_moved_by_pg_upgrade_is_published_exactly_once(kafka: Arc<Real
     after_an_upgrade("upgrade-exactly-once", EXACTLY_ONCE, &kafka).await
 }
 
-/// To the same major version: the new cluster has another system identifier, as after any upgrade.
+/// Upgrades to the same major version. The new cluster has another system identifier, as after any upgrade.
 async fn after_an_upgrade(topic: &str, delivery: &str, kafka: &RealKafka) -> anyhow::Result<()> {
     let mut old = PrivatePostgres::start(options_for_tests()).await?;
     needs(&old, &["pg_upgrade", "pg_dump", "pg_restore", "pg_resetwal"])?;
@@ -287,7 +289,7 @@ async fn publish_some_and_leave_some(outbox: &Outbox, kafka: &RealKafka, deliver
     outbox.write_backlog(BEFORE, ENTITIES).await
 }
 
-/// What was pending is published, and then what is new.
+/// Starts a relay, and checks that it publishes the pending events and then new events.
 async fn goes_on(outbox: &Outbox, kafka: &RealKafka, delivery: &str, duplicates_allowed: u64) -> anyhow::Result<()> {
     let relay = relay(outbox, kafka, delivery).start_ready("after").await?;
     outbox.write_backlog(AFTER, ENTITIES).await?;

@@ -1,4 +1,4 @@
-//! The faults that can be mixed: each by name, what it does to a stage, and what may be sent again because of it.
+//! Lists the faults that can be mixed: the name of each, its effect on a stage, and the events that may be sent again because of it.
 
 use std::time::Duration;
 
@@ -25,11 +25,11 @@ pub(crate) enum Fault {
     EndSessions,
     /// A relay's connections to Postgres are reset.
     CutPostgres,
-    /// A relay hears nothing of Postgres for a moment, or Postgres of it.
+    /// A relay receives nothing from Postgres for a moment, or Postgres receives nothing from the relay.
     StillPostgres,
     /// Postgres answers a relay slowly.
     SlowPostgres,
-    /// A commit is made, and its answer lost.
+    /// A commit succeeds, but its answer is lost.
     LoseCommit,
     /// Another session locks the whole table.
     LockTable,
@@ -37,11 +37,11 @@ pub(crate) enum Fault {
     LockRow,
     /// A relay's connections to Kafka are reset.
     CutKafka,
-    /// A relay hears nothing of Kafka for a moment, or Kafka of it.
+    /// A relay receives nothing from Kafka for a moment, or Kafka receives nothing from the relay.
     StillKafka,
     /// Kafka answers a relay slowly.
     SlowKafka,
-    /// Records are appended, and the answer lost.
+    /// Kafka appends records, but its answer is lost.
     LoseAck,
     /// A relay joins.
     Join,
@@ -50,7 +50,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    /// All of them.
+    /// All faults.
     pub(crate) const ALL: [Self; 16] = [
         Self::Kill,
         Self::Stop,
@@ -70,22 +70,22 @@ impl Fault {
         Self::Leave,
     ];
 
-    /// How many relays may send again what they had in flight, and how often in all.
+    /// Returns how many times a relay may send its events in flight again because of this fault, summed over all relays.
     fn repeats(self, relays: u64) -> u64 {
         match self {
-            // They end or wait, and lose nothing they had in their hands.
+            // These relays end or wait, and lose nothing that is in flight.
             Self::Stop | Self::Join | Self::Leave | Self::SlowPostgres => 0,
             Self::LockRow => relays,
-            // Every relay, once for each time its statement gives up.
+            // Every relay repeats once for each time that its statement gives up.
             Self::LockTable => 3 * relays,
             Self::Kill | Self::EndSessions | Self::CutPostgres | Self::LoseCommit | Self::CutKafka | Self::LoseAck => 1,
             Self::Freeze | Self::StillPostgres => 2,
-            // Once for each publish_timeout that passes.
+            // Once for each `publish_timeout` that passes.
             Self::StillKafka | Self::SlowKafka => 4,
         }
     }
 
-    /// Does it to a stage; when this returns, the stage is whole again, though the relays may not have noticed yet.
+    /// Applies the fault to a stage. On return the stage works again, though the relays may not have noticed yet.
     pub(crate) async fn strike(self, stage: &mut Stage, kafka: &RealKafka) -> anyhow::Result<()> {
         stage.may_repeat(self.repeats(stage.relays.len() as u64));
         let (while_it_lasts, cut) =
@@ -174,7 +174,7 @@ async fn lock_table(stage: &Stage, while_it_lasts: Duration) -> anyhow::Result<(
     Ok(locked.rollback().await?)
 }
 
-/// Locks a pending row of an entity; as long as it is locked, no later row of its entity may be published.
+/// Locks a pending row of an entity. While the row is locked, no later row of its entity may be published.
 async fn lock_row(stage: &mut Stage) -> anyhow::Result<()> {
     for relay in &stage.relays {
         relay.postgres.weather(Weather::Still(Way::Requests));

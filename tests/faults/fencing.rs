@@ -1,4 +1,4 @@
-//! A relay that no longer owns its lanes does no harm with what it still holds.
+//! Tests that a relay that no longer owns its lanes does no harm with the events that it still holds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,10 +41,10 @@ async fn a_relay_frozen_before_it_read_its_acks_and_woken_after_others_took_its_
     frozen("frozen with acks", Catch::HoldAnswer, &database, &kafka).await
 }
 
-/// Freezes a relay with a batch in its hands until Postgres has ended its session and another relay has published what it held; wakes
-/// it then, with the network as it was.
+/// Freezes a relay that holds a batch, until Postgres has ended its session and another relay has published the batch. Then wakes the
+/// relay, with the network restored.
 async fn frozen(trial: &str, catch: Catch, database: &TestDatabase, kafka: &RealKafka) -> anyhow::Result<()> {
-    // Of each place the shortest: Postgres waits for publish_timeout and 15 s more.
+    // Uses the shortest timeouts: Postgres waits for `publish_timeout` and 15 s more.
     let quick = |relay: Relay| relay.with("RELAY_PUBLISH_TIMEOUT", "1s").with("RELAY_SHUTDOWN_TIMEOUT", "30s");
     let outbox = Outbox::from_database(database);
     let mut stage = Stage::open_with(trial, &outbox, kafka, 2, quick).await?;
@@ -55,7 +55,7 @@ async fn frozen(trial: &str, catch: Catch, database: &TestDatabase, kafka: &Real
     frozen.kafka.until_sprung(1).await;
     frozen.signal(Signal::SIGSTOP)?;
     frozen.kafka.release();
-    // All that was committed by now, what the frozen relay holds included, is published by the other one.
+    // The other relay publishes everything committed by now, including the events that the frozen relay holds.
     let last = outbox.number("select max(id) from event_outbox").await?;
     let sql = format!("select count(*) from event_outbox where status = 'PENDING' and id <= {last}");
     until_zero(&outbox, &sql).await;
@@ -80,15 +80,15 @@ async fn until_zero(outbox: &Outbox, sql: &str) {
     .await;
 }
 
-/// When each row was marked, and by which transaction.
+/// Returns the time of each row's mark and the transaction that made it.
 async fn marks(outbox: &Outbox, last: i64) -> anyhow::Result<HashMap<i64, String>> {
     let sql = "select id, xmin::text || ' ' || coalesce(published_at::text, status) from event_outbox where id <= $1";
     let rows: Vec<(i64, String)> = sqlx::query_as(sql).bind(last).fetch_all(&mut outbox.connect().await?).await?;
     Ok(rows.into_iter().collect())
 }
 
-/// A row that is locked cannot be changed by anybody else, so marks that miss need somebody with more rights than the relay to
-/// interfere with the statement itself: here a trigger, made while the acks are on their way, swallows it.
+/// Nobody else can change a locked row, so only a session with more rights than the relay can make its marks miss. This trial creates a
+/// trigger while the acks are in flight; the trigger swallows the update.
 async fn marks_that_change_no_row_are_an_error_that_names_the_lanes(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -115,14 +115,14 @@ async fn marks_that_change_no_row_are_an_error_that_names_the_lanes(
     stage.moment().await;
     ensure!(outbox.number(marked).await? == before, "a mark was made that the trigger swallows");
     outbox.execute("drop trigger swallow on event_outbox").await?;
-    // It has sent both workers' batches at each try until then.
+    // Until then, each try has sent the batches of both workers.
     let tries = stage.relays[0].process()?.lines(NOT_OWNED).len() as u64;
     stage.may_repeat(tries + 2);
     stage.until_moving().await?;
     stage.close(&kafka).await.map(drop)
 }
 
-/// One entity: ten events that are marked, then thirty whose acks arrive when the session is gone.
+/// Writes ten events of one entity, which are marked, and then thirty events whose acks arrive after the session has ended.
 async fn a_relay_whose_session_ends_while_acks_arrive_marks_nothing_and_all_of_it_is_sent_again_in_order(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -148,7 +148,7 @@ async fn a_relay_whose_session_ends_while_acks_arrive_marks_nothing_and_all_of_i
         ))
         .await?;
     ensure!(ended > 0, "there was no session to end");
-    // The acks arrive while the heir has, or may get, the lanes.
+    // The acks arrive while the other relay has the lanes, or may take them.
     victim.kafka.release();
     outbox.until_settled().await;
 

@@ -1,4 +1,4 @@
-//! Rows that cannot be sent, and are too large or too strange to be read: each goes DEAD with a reason, and nothing waits for it.
+//! Tests rows that cannot be sent, or are too large or too strange to be read. Each goes DEAD with a reason, and nothing waits for it.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ const LARGE_BY_DEFAULT: u64 = 200;
 const LONG_KEYS: &str = "OUTBOX_RELAY_TEST_LONG_KEYS";
 const LONG_KEYS_BY_DEFAULT: u64 = 20;
 
-/// Most memory that a relay may have needed, and most bytes that it may have logged.
+/// The highest memory that a relay may need, and the most bytes that it may log.
 const MEMORY_ALLOWED: u64 = 300_000_000;
 const LOG_ALLOWED: usize = 1_000_000;
 
@@ -95,7 +95,7 @@ async fn a_key_that_is_not_utf8_in_a_database_without_encoding_goes_dead(
     go_dead(&outbox, &kafka, &["select 'order', E'\\xff\\xfe', 'Bad', '{}'::jsonb, null, '{}'"]).await
 }
 
-/// Writes good events, the bad ones, and good ones behind. `rows` select entity_type, entity_id, event_type, payload, topic, headers.
+/// Writes good events, then the bad ones, then good ones. `rows` select entity_type, entity_id, event_type, payload, topic, headers.
 async fn go_dead(outbox: &Outbox, kafka: &RealKafka, rows: &[&str]) -> anyhow::Result<()> {
     outbox.create_topic(kafka).await?;
     outbox.write_backlog(50, 50).await?;
@@ -121,7 +121,7 @@ async fn go_dead(outbox: &Outbox, kafka: &RealKafka, rows: &[&str]) -> anyhow::R
     Ok(())
 }
 
-/// Kinds of rows that are not what they should be, with an example of each.
+/// Lists the kinds of rows in the wrong state, with an example of each.
 async fn wrong_outcomes(outbox: &Outbox) -> anyhow::Result<Vec<String>> {
     let sql = "select count(*) || ' of ' || left(entity_id, 6) || ': ' || status || ' ' || \
                coalesce(left(min(last_error), 100), '') from event_outbox where case when event_type like 'Bad%' \
@@ -144,7 +144,7 @@ async fn until_none_is(what: &str, outbox: &Outbox, relay: &RelayProcess, pendin
     eventually(what, SOON * 10, || async {
         match outbox.number(pending).await {
             Ok(0) => Ok(Ok(())),
-            // Returned and not panicked, so that the relay's memory and log are reported as well.
+            // Returns an error and does not panic, so that the relay's memory and log are reported as well.
             other if tokio::time::Instant::now() > deadline || log_bytes(relay) > 100 * LOG_ALLOWED => {
                 Ok(Err(anyhow::anyhow!("{what} are still pending: {other:?}")))
             }

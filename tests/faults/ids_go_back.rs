@@ -1,4 +1,4 @@
-//! Ids that are allocated again under a running relay: a truncated table, a sequence that is set back.
+//! Tests ids that are allocated again under a running relay, after a truncate or after a sequence was set back.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::failover::every_row_is_published_in_order;
 use lab::kafka::RealKafka;
 use lab::{Outbox, SOON, TestDatabase, eventually, long, trials};
 
-/// Events before the ids go back, and events after, each of which must be published before the next one is written.
+/// The number of events before the ids go back, and the number after. Each later event must be published before the next one is written.
 const BEFORE: i64 = 200;
 const AFTER: i64 = 20;
 
@@ -63,12 +63,12 @@ async fn published_soon(outbox: &Outbox, kafka: &RealKafka, back: &str) -> anyho
         .await;
     }
     eprintln!("{}: {AFTER} events, one after the other, took {:?}", outbox.topic, began.elapsed());
-    // Many at once, too: the relay may meet them in any order.
+    // Writes many at once as well, because the relay may meet them in any order.
     outbox.write_backlog(BEFORE * 10, 20).await?;
     every_row_is_published_in_order(outbox, kafka).await.map(drop)
 }
 
-/// The progress in Kafka names ids that other rows have now.
+/// The progress in Kafka names ids that belong to other rows by now.
 async fn events_after_a_truncate_are_published_exactly_once_by_the_next_relay(
     database: TestDatabase,
     kafka: Arc<RealKafka>,

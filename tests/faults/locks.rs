@@ -1,4 +1,4 @@
-//! A row that another session has locked: only its entity waits.
+//! Tests a row that another session has locked: only the row's entity may wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use lab::process::cpu_time;
 use lab::seed::size;
 use lab::{Outbox, SOON, TestDatabase, eventually, long, trials};
 
-/// Events of other entities behind the locked row. The claim before this one published 100,000 of them, and not 200,000.
+/// The number of other entities' events behind the locked row. An earlier version of the claim published 100,000 of them, but not 200,000.
 const BEHIND: &str = "OUTBOX_RELAY_TEST_BEHIND_A_LOCK";
 const BEHIND_BY_DEFAULT: u64 = 200_000;
 const FEW_BEHIND: u64 = 20_000;
 
-/// How long the relay is observed while nothing but the locked entity waits, and the CPU time that this may cost: a fifth of a core.
+/// The time of observation while nothing but the locked entity waits, and the CPU time that the relay may use in it: a fifth of a core.
 const OBSERVED: Duration = Duration::from_secs(5);
 const CPU_ALLOWED: Duration = Duration::from_secs(1);
 

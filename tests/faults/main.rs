@@ -1,5 +1,6 @@
-//! The fault suite: every fault of docs/explanation/reliability.md, against a real Postgres, a real Kafka and relays as processes, with a
-//! proxy between each relay and each server and an application that writes all the while. After each the ledger is allocated up.
+//! Runs the fault suite: every fault of docs/explanation/reliability.md, against a real Postgres, a real Kafka and relays as processes. A
+//! proxy is between each relay and each server, and an application writes during the whole trial. After each trial the ledger checks the
+//! result.
 //!
 //! `cargo test --test faults -- <trial>` runs one, `OUTBOX_RELAY_SEED=…` replays a seed, `just soak --minutes N` mixes all of them.
 
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         soak::trials(),
     ];
     let mut arguments = Arguments::from_args();
-    // Each has relays, proxies, a load and perhaps a broker of its own: with more at a time acks take longer than relays wait for them.
+    // Each trial has relays, proxies, a load and perhaps its own broker. With more trials at once, acks take longer than relays wait.
     arguments.test_threads.get_or_insert(2);
     lab::run(arguments, trials.into_iter().flatten().collect())
 }

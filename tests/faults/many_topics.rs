@@ -1,4 +1,4 @@
-//! Many topics that do not exist: good events are published meanwhile.
+//! Tests many missing topics: good events must be published meanwhile.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use lab::kafka::RealKafka;
 use lab::seed::size;
 use lab::{Outbox, SOON, TestDatabase, eventually, long, trials};
 
-/// Missing topics, each with one event.
+/// The number of missing topics, each with one event.
 const TOPICS: &str = "OUTBOX_RELAY_TEST_MISSING_TOPICS";
 const TOPICS_BY_DEFAULT: u64 = 20_000;
 
-/// Missing topics when a relay starts.
+/// The number of missing topics when a relay starts.
 const TOPICS_AT_START: i64 = 5_000;
 
 const GOOD: i64 = 500;
@@ -43,7 +43,7 @@ async fn events_behind_those_of_many_missing_topics_are_published(
     nothing_else_is(&outbox).await
 }
 
-/// The first relay leaves whatever it holds to the second one.
+/// The first relay leaves its holds to the second relay.
 async fn events_are_published_by_a_relay_that_starts_with_many_held_topics(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -81,7 +81,7 @@ async fn until_good_are_published(outbox: &Outbox, good: i64) {
     .await;
 }
 
-/// Events of missing topics have cost no attempt and are not DEAD.
+/// Checks that events of missing topics have cost no attempt and are not DEAD.
 async fn nothing_else_is(outbox: &Outbox) -> anyhow::Result<()> {
     let wrong =
         "select count(*) from event_outbox where event_type = 'Away' and (status <> 'PENDING' or attempts <> 0)";

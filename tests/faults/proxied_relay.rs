@@ -1,4 +1,4 @@
-//! The relays of a trial: processes, each behind proxies of its own.
+//! Runs the relays of a trial as processes, each behind its own proxies.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ pub(crate) const BATCH: u64 = 100;
 /// Workers of a relay.
 const WORKERS: u64 = 2;
 
-/// What a relay may have in flight, and so what it may send again after a fault.
+/// The most events that a relay has in flight, and so the most that it may send again after a fault.
 pub(crate) const IN_FLIGHT: u64 = BATCH * WORKERS;
 
-/// How long a batch waits for its acks.
+/// The time that a batch waits for its acks.
 pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// One relay and the network around it.
@@ -32,7 +32,7 @@ pub(crate) struct ProxiedRelay {
 }
 
 impl ProxiedRelay {
-    /// Starts it; `tune` changes its settings.
+    /// Starts the relay; `tune` changes its settings.
     pub(crate) async fn start(
         name: &str,
         outbox: &Outbox,
@@ -60,19 +60,19 @@ impl ProxiedRelay {
         self.process()?.signal(signal)
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         self.process.take().context("the relay was killed")?.kill()
     }
 
-    /// SIGTERM; it has to drain and exit with 0.
+    /// Sends SIGTERM; the relay must drain and exit with 0.
     pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
         let code = self.process.take().context("the relay was killed")?.stop().await?;
         ensure!(code == Some(0), "relay {} exited with {code:?}", self.name);
         Ok(())
     }
 
-    /// A new process in the place of one that has gone.
+    /// Starts a new process in place of one that has ended.
     pub(crate) fn revive(&mut self) -> anyhow::Result<()> {
         self.process = Some(self.settings.start(&self.name)?);
         Ok(())
@@ -83,7 +83,7 @@ impl ProxiedRelay {
         Ok(())
     }
 
-    /// `application_name` of its sessions.
+    /// Returns the `application_name` of the relay's sessions.
     pub(crate) fn sessions(&self) -> String {
         format!("outbox-relay {}", self.name)
     }

@@ -1,11 +1,11 @@
 //! A TCP proxy between one relay and one server, with the faults of a network.
 //!
-//! - `wire`: where a request ends and which ones are told apart, for Postgres and for Kafka
-//! - `trap`: stops one request or its answer at the very place a trial is about
+//! - `wire`: finds the end of a request and recognises requests, for Postgres and for Kafka
+//! - `trap`: stops one request or its answer at the exact place that a trial tests
 //!
-//! A link is a pair of connections, one to the relay and one to the server. Weather is for all links of a proxy: clear, slow, or
-//! still, in which nothing arrives and the end of a connection is not noticed either; what was sent meanwhile arrives when it clears,
-//! as TCP would have it. A cut resets all links.
+//! A link is a pair of connections, one to the relay and one to the server. The weather applies to all links of a proxy: clear, slow or
+//! still. In still weather nothing arrives, not even the end of a connection. Data sent meanwhile arrives when the weather clears, as TCP
+//! does it. A cut resets all links.
 
 #[path = "proxy/trap.rs"]
 mod trap;
@@ -34,9 +34,9 @@ use wire::Unit;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Weather {
     Clear,
-    /// Everything takes so much longer.
+    /// Delays everything by this time.
     Slow(Duration),
-    /// Nothing arrives, in these directions.
+    /// Delivers nothing in these directions.
     Still(Way),
 }
 
@@ -54,7 +54,7 @@ impl Way {
     }
 }
 
-/// A running proxy; ends with the runtime it was started on.
+/// A running proxy; ends with the runtime that started it.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     port: u16,
@@ -67,9 +67,9 @@ struct Shared {
     upstream: u16,
     own_port: u16,
     weather: watch::Sender<Weather>,
-    /// Counts the cuts: a link ends when it changes.
+    /// The number of cuts. A link ends when the number changes.
     cuts: watch::Sender<u64>,
-    /// Counts the releases: what a trap holds goes on when it changes.
+    /// The number of releases. A trap lets its catch go on when the number changes.
     releases: watch::Sender<u64>,
     trap: Mutex<Option<Trap>>,
     sprung: AtomicUsize,
@@ -77,7 +77,7 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Listens on a port of its own, in front of that port of 127.0.0.1.
+    /// Listens on a new port, in front of the port `upstream` of 127.0.0.1.
     pub(crate) async fn start(protocol: Protocol, upstream: u16) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
@@ -104,18 +104,18 @@ impl Proxy {
         self.shared.weather.send_replace(weather);
     }
 
-    /// Resets every link; returns how many there were.
+    /// Resets every link; returns the number of links.
     pub(crate) fn cut(&self) -> usize {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
         self.shared.links.load(Ordering::Relaxed)
     }
 
-    /// The next request at that spot is caught; the others pass.
+    /// Catches the next request at that spot; all other requests pass.
     pub(crate) fn set_trap(&self, spot: Spot, catch: Catch) {
         *self.shared.trap.lock().expect("the trap") = Some(Trap { spot, catch });
     }
 
-    /// Waits until so many requests in all have been caught.
+    /// Waits until the proxy has caught this many requests in total.
     pub(crate) async fn until_sprung(&self, times: usize) {
         eventually(&format!("{times} requests have been caught"), SOON, || async {
             let sprung = self.shared.sprung.load(Ordering::Relaxed);
@@ -124,13 +124,13 @@ impl Proxy {
         .await;
     }
 
-    /// Lets go of what a trap holds.
+    /// Releases the request or answer that a trap holds.
     pub(crate) fn release(&self) {
         *self.shared.trap.lock().expect("the trap") = None;
         self.shared.releases.send_modify(|releases| *releases += 1);
     }
 
-    /// As before any fault. What was still goes on, or with `cut` is gone.
+    /// Restores the state before any fault. Data that was held back goes on, or with `cut` is lost.
     pub(crate) fn heal(&self, cut: bool) {
         if cut {
             self.cut();
@@ -152,7 +152,7 @@ async fn link(relay: TcpStream, shared: Arc<Shared>) {
     let mut cuts = shared.cuts.subscribe();
     cuts.mark_unchanged();
     let Ok(server) = TcpStream::connect(("127.0.0.1", shared.upstream)).await else {
-        // As a server that is down would: the relay sees its connection refused or reset.
+        // Behaves as a server that is down: the relay sees its connection refused or reset.
         return reset(relay);
     };
     shared.links.fetch_add(1, Ordering::Relaxed);
@@ -186,17 +186,17 @@ fn reset(stream: TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
-/// A wait that ends with the link: what is held must not keep the server from seeing that the relay is gone.
+/// Returns the error of a wait that ends with the link. A held request must not keep the server from seeing that the relay is gone.
 fn ended() -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
 }
 
-/// Ends the link with a reset.
+/// Returns the error that ends the link with a reset.
 fn cut() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
 }
 
-/// From the relay to the server.
+/// The direction from the relay to the server.
 struct Requests<'a> {
     shared: &'a Shared,
     sprung: Arc<Mutex<Option<Sprung>>>,
@@ -222,7 +222,7 @@ impl Requests<'_> {
         }
     }
 
-    /// Reads on, so that the end of the relay is noticed.
+    /// Holds the request and reads on, to notice when the relay closes the connection.
     async fn hold(&mut self, reader: &mut wire::Reader) -> io::Result<()> {
         let mut releases = self.shared.releases.subscribe();
         self.shared.sprung.fetch_add(1, Ordering::Relaxed);
@@ -235,7 +235,7 @@ impl Requests<'_> {
     }
 }
 
-/// From the server to the relay.
+/// The direction from the server to the relay.
 struct Answers<'a> {
     shared: &'a Shared,
     sprung: Arc<Mutex<Option<Sprung>>>,
@@ -258,7 +258,7 @@ impl Answers<'_> {
                 Some(_) => {
                     let mut releases = self.shared.releases.subscribe();
                     self.shared.sprung.fetch_add(1, Ordering::Relaxed);
-                    // Ends by the other direction when the relay is gone.
+                    // The other direction ends this wait when the relay is gone.
                     releases.changed().await.map_err(|_| ended())?;
                 }
                 None => {}
@@ -270,7 +270,7 @@ impl Answers<'_> {
 }
 
 impl Shared {
-    /// Waits as the weather wants it.
+    /// Waits for as long as the weather demands.
     async fn pass(&self, way: Way) {
         let mut weather = self.weather.subscribe();
         let now = *weather.borrow_and_update();
@@ -285,7 +285,7 @@ impl Shared {
         }
     }
 
-    /// The trap's catch, if this is the request it waits for; a trap catches once.
+    /// Returns the trap's catch if the trap waits for this request. A trap catches once.
     fn spring(&self, unit: &Unit) -> Option<Catch> {
         let mut trap = self.trap.lock().expect("the trap");
         let caught = trap.take_if(|trap| unit.is_at(trap.spot));
@@ -293,7 +293,7 @@ impl Shared {
     }
 }
 
-/// The port of a `host:port`.
+/// Returns the port of a `host:port`.
 pub(crate) fn port_of(address: &str) -> anyhow::Result<u16> {
     let (_, port) = address.rsplit_once(':').context("no port")?;
     Ok(port.parse()?)

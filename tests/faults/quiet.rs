@@ -1,4 +1,4 @@
-//! A system with one writer: the newest transaction of the server is the open one, and nothing else commits meanwhile.
+//! Tests a system with one writer: the open transaction is the newest of the server, and nothing else commits meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use lab::{Outbox, options_for_tests, trials};
 /// Pairs of events of one entity.
 const PAIRS: i64 = 20;
 
-/// How long the first event of a pair is uncommitted, and how long after its commit the second is written.
+/// The time for which the first event of a pair stays uncommitted, and the time from its commit to the second event.
 const OPEN: Duration = Duration::from_secs(1);
 const BETWEEN: Duration = Duration::from_millis(20);
 
@@ -36,14 +36,14 @@ async fn the_only_writer_leaves_transactions_open(kafka: Arc<RealKafka>) -> anyh
         } else {
             emit(&mut transaction, entity, 1).await?;
         }
-        // The length of the transaction is what this is about.
+        // The length of the transaction is the subject of this test.
         tokio::time::sleep(OPEN).await;
         Ok(transaction.commit().await?)
     })
     .await
 }
 
-/// Postgres allocates the id first, and the transaction id only with the row.
+/// Postgres allocates the id first, and assigns the transaction id only with the row.
 async fn the_only_writer_computes_payloads_inside_the_insert(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     in_order("quiet-computed", &kafka, async |connection, entity, _| {
         let sql = format!(
@@ -56,7 +56,8 @@ async fn the_only_writer_computes_payloads_inside_the_insert(kafka: Arc<RealKafk
     .await
 }
 
-/// `first` writes the first event of an entity. The server is the trial's own: on a shared one other trials commit meanwhile.
+/// Checks the order of pairs; `first` writes the first event of an entity. Uses a private server, because other trials commit on a shared
+/// one.
 async fn in_order(
     topic: &str,
     kafka: &RealKafka,

@@ -1,4 +1,4 @@
-//! Marks that Postgres accepts and that change no row: the relay must stop, and not publish the same events for ever.
+//! Tests marks that Postgres accepts but that change no row. The relay must stop, and must not publish the same events for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ const EVENTS: i64 = 500;
 const BATCH: usize = 100;
 const WORKERS: usize = 2;
 
-/// Two batches of each worker.
+/// The most records that may appear: two batches of each worker.
 const RECORDS_ALLOWED: usize = 2 * BATCH * WORKERS;
 
-/// How long the topic is observed after the relay has reported the fault.
+/// The time for which the topic is observed after the relay has reported the fault.
 const OBSERVED: Duration = Duration::from_secs(10);
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -96,7 +96,7 @@ async fn by_policy(database: &TestDatabase, kafka: &RealKafka, refuse: &str) -> 
     refused(&outbox, relay, kafka, refuse, "alter table event_outbox disable row level security").await
 }
 
-/// URL of a user with the relay's role.
+/// Returns the URL of a user with the relay's role.
 pub(crate) async fn ordinary_user(database: &TestDatabase, outbox: &Outbox) -> anyhow::Result<String> {
     let prefix = database.name();
     let migrate = Relay::bare().with("DATABASE_URL", database.url());

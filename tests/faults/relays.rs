@@ -1,4 +1,4 @@
-//! Relays that are killed, stopped, frozen, that join and leave.
+//! Tests relays that are killed, stopped or frozen, and relays that join and leave.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use lab::kafka::RealKafka;
 use lab::seed::size;
 use lab::{Outbox, SOON, TestDatabase, eventually, trials};
 
-/// How often a fault strikes in a trial.
+/// The number of times that a fault strikes in a trial.
 pub(crate) const STRIKES: &str = "OUTBOX_RELAY_TEST_STRIKES";
 pub(crate) const STRIKES_BY_DEFAULT: u64 = 3;
 
-/// How often a relay is killed at one place.
+/// The number of times that a relay is killed at one place.
 const KILLS_AT_A_PLACE: usize = 2;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -35,7 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// The same fault again and again, at moments that the seed decides.
+/// Runs a trial with the same fault again and again, at moments that the seed decides.
 pub(crate) async fn under(fault: Fault, trial: &str, database: &TestDatabase, kafka: &RealKafka) -> anyhow::Result<()> {
     let mut stage = Stage::open(trial, &Outbox::from_database(database), kafka, 2).await?;
     for _ in 0..size(STRIKES, STRIKES_BY_DEFAULT) {
@@ -99,7 +99,7 @@ async fn relays_killed_after_the_marks_and_before_the_commit(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    // Marks and commit are one request: what keeps them apart is a trigger that runs at the commit and waits.
+    // Marks and commit are one request. A trigger that runs at the commit and waits separates the two.
     let outbox = Outbox::from_database(&database);
     let mut stage = Stage::open("kill before commit", &outbox, &kafka, 2).await?;
     outbox
@@ -112,7 +112,7 @@ async fn relays_killed_after_the_marks_and_before_the_commit(
         .await?;
     for _ in 0..KILLS_AT_A_PLACE {
         stage.moment().await;
-        // Both relays wait there, and may have to give up once (`lock_timeout`) before one of them dies.
+        // Both relays wait there and may give up once (`lock_timeout`) before one of them dies.
         stage.may_repeat(4);
         let mut gate = outbox.connect().await?;
         gate.execute("select pg_advisory_lock(4711)").await?;
@@ -127,7 +127,7 @@ async fn relays_killed_after_the_marks_and_before_the_commit(
         })
         .await;
         stage.relays[0].kill()?;
-        // A backend that waits does not notice that its client is gone: what it has marked would be committed.
+        // A waiting backend does not notice that its client is gone, so it would commit its marks.
         outbox.number(&format!("select count(pg_terminate_backend(pid)) from {waiting}")).await?;
         gate.close().await?;
         stage.until_moving().await?;

@@ -1,4 +1,4 @@
-//! Looks at the rows all the while, for G6: PUBLISHED and DEAD rows stay what they are.
+//! Watches the rows during a trial, for guarantee G6: PUBLISHED and DEAD rows stay unchanged.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 /// Looking may take this share of the time.
 const SHARE: u32 = 10;
 
-/// A task that looks until it is asked for what it saw.
+/// A task that reads the rows until its result is wanted.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     ends: Arc<AtomicBool>,
@@ -31,7 +31,7 @@ impl Sampler {
         Self { ends, task }
     }
 
-    /// Every change that was seen, in order; the last look is after this call.
+    /// Returns every observed change, in order. Reads the rows one last time after this call.
     pub(crate) async fn end(self) -> anyhow::Result<Vec<(Uuid, RowStatus)>> {
         self.ends.store(true, Ordering::Relaxed);
         Ok(self.task.await?)
@@ -43,7 +43,7 @@ async fn sample(outbox: Outbox, ends: Arc<AtomicBool>) -> Vec<(Uuid, RowStatus)>
     loop {
         let last = ends.load(Ordering::Relaxed);
         let began = Instant::now();
-        // The server may be away, or the table locked: then there is nothing to see.
+        // The server may be down or the table locked; then there is nothing to read.
         if let Ok(rows) = look(&outbox).await {
             for (event, status) in rows {
                 if known.insert(event, status) != Some(status) {

@@ -1,5 +1,5 @@
-//! All faults at random, again and again, against servers of its own: `just soak --minutes 10`. The suite runs a small one. The load
-//! changes as well, from one transaction a minute to all that the servers take.
+//! Applies all faults at random, again and again, against its own servers: `just soak --minutes 10`. The suite runs a short soak. The load
+//! changes as well, from one transaction a minute to the most that the servers accept.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -20,36 +20,36 @@ use lab::load::Pace;
 use lab::seed::{seed, use_seed};
 use lab::{Outbox, trials};
 
-/// Relays, besides those that join.
+/// The number of relays, without those that join.
 const RELAYS: usize = 3;
 
-/// More than this many relays do not join.
+/// The highest number of relays: at this number no relay joins.
 const MOST_RELAYS: usize = 5;
 
-/// One in so many faults is one of a server.
+/// One in this many faults is a fault of a server.
 const SERVER_FAULT_IN: u32 = 15;
 
-/// The pace of the load changes before one in so many faults.
+/// The pace of the load changes before one in this many faults.
 const PACE_CHANGES_IN: u32 = 3;
 
-/// Every other fault is a SIGKILL: it is what the figure counts.
+/// The share of SIGKILLs among the faults, because the published figure counts kills.
 const KILL_SHARE: f64 = 0.5;
 
-/// How long the whole thing goes on.
+/// The length of a soak.
 #[derive(Debug, Clone, Copy)]
 enum Length {
     Faults(u32),
     Time(Duration),
 }
 
-/// What is done to the servers themselves.
+/// A fault of the servers themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ServerFault {
     RestartPostgres,
     CrashPostgres,
     RestartKafka,
     KillKafka,
-    /// Commits that are to wait for a standby wait, because there is none.
+    /// Makes commits wait for a standby that does not exist.
     StallCommits,
 }
 
@@ -66,7 +66,7 @@ struct Servers {
     kafka: RealKafka,
 }
 
-/// The figure.
+/// The published figure.
 struct Figure {
     seed: u64,
     lasted: Duration,
@@ -87,7 +87,7 @@ async fn a_small_soak_of_all_faults_at_random() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `soak --minutes N [--seed S]`; `None` when the arguments ask for something else.
+/// Runs `soak --minutes N [--seed S]`; returns `None` when the arguments ask for something else.
 pub(crate) fn run(arguments: &[String]) -> Option<ExitCode> {
     let [word, rest @ ..] = arguments else { return None };
     if word != "soak" || !rest.iter().any(|argument| argument == "--minutes") {
@@ -109,7 +109,7 @@ pub(crate) fn run(arguments: &[String]) -> Option<ExitCode> {
     })
 }
 
-/// The minutes; sets the seed on the way.
+/// Returns the minutes, and sets the seed.
 fn minutes(arguments: &[String]) -> anyhow::Result<f64> {
     let mut minutes = None;
     let mut arguments = arguments.iter();

@@ -1,4 +1,4 @@
-//! A trial's run: relays behind proxies, an application that writes all the while, somebody who watches the rows, and the reckoning.
+//! Runs a trial: relays behind proxies, an application that writes all the time, a sampler of the rows, and the final check.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ const BETWEEN_FAULTS_IN_QUIET: std::ops::Range<u64> = 200..3_000;
 /// The entity of events that the stage writes itself.
 const PROBE: &str = "probe";
 
-/// See the head of this file.
+/// The relays, load and sampler of one trial.
 pub(crate) struct Stage {
     pub(crate) outbox: Outbox,
     pub(crate) random: StdRng,
@@ -37,20 +37,20 @@ pub(crate) struct Stage {
     tune: fn(Relay) -> Relay,
     load: Load,
     sampler: Sampler,
-    /// Duplicates that the faults so far may have caused.
+    /// The number of duplicates that the faults so far may have caused.
     duplicates_allowed: u64,
-    /// Nothing may be sent twice, whatever the faults.
+    /// True if nothing may be sent twice, whatever the faults.
     nothing_repeats: bool,
     started: AtomicU64,
 }
 
 impl Stage {
-    /// So many relays at work under load. `trial` is what the seed is mixed with.
+    /// Starts `relays` relays at work under load. `trial` is mixed into the seed.
     pub(crate) async fn open(trial: &str, outbox: &Outbox, kafka: &RealKafka, relays: usize) -> anyhow::Result<Self> {
         Self::open_with(trial, outbox, kafka, relays, |relay| relay).await
     }
 
-    /// The same with other settings of the relays.
+    /// Does the same as [`Self::open`], with other settings of the relays.
     pub(crate) async fn open_with(
         trial: &str,
         outbox: &Outbox,
@@ -62,7 +62,7 @@ impl Stage {
         Self::open_on_topic(trial, outbox, kafka, relays, tune).await
     }
 
-    /// On a topic that is there.
+    /// Starts a stage on an existing topic.
     pub(crate) async fn open_on_topic(
         trial: &str,
         outbox: &Outbox,
@@ -92,42 +92,42 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The relays publish exactly once.
+    /// Allows no duplicates, because the relays publish exactly once.
     pub(crate) fn where_nothing_repeats(mut self) -> Self {
         self.nothing_repeats = true;
         self
     }
 
-    /// Other settings of the relays that join from here on.
+    /// Changes the settings of relays that join from now on.
     pub(crate) fn newcomers_are(&mut self, tune: fn(Relay) -> Relay) {
         self.tune = tune;
     }
 
-    /// One relay more.
+    /// Starts one more relay.
     pub(crate) async fn join(&mut self, kafka: &RealKafka) -> anyhow::Result<()> {
         let name = format!("{}-{}", self.outbox.topic, self.started.fetch_add(1, Ordering::Relaxed));
         self.relays.push(ProxiedRelay::start(&name, &self.outbox, kafka, self.tune).await?);
         Ok(())
     }
 
-    /// One relay fewer; it sends nothing twice.
+    /// Stops one relay; it sends nothing twice.
     pub(crate) async fn leave(&mut self) -> anyhow::Result<()> {
         let leaver = self.random.random_range(0..self.relays.len());
         self.relays.swap_remove(leaver).stop().await
     }
 
-    /// A relay.
+    /// Returns a random relay.
     pub(crate) fn anyone(&mut self) -> &mut ProxiedRelay {
         let victim = self.random.random_range(0..self.relays.len());
         &mut self.relays[victim]
     }
 
-    /// Events committed so far.
+    /// Returns the number of events committed so far.
     pub(crate) fn committed(&self) -> i64 {
         self.load.committed()
     }
 
-    /// Lets the load go on for a random while.
+    /// Lets the load run for a random time.
     pub(crate) async fn moment(&mut self) {
         if self.load.pace().is_quiet() {
             let millis = self.random.random_range(BETWEEN_FAULTS_IN_QUIET);
@@ -142,7 +142,7 @@ impl Stage {
         self.load.set_pace(pace);
     }
 
-    /// Writes an event where the application hardly writes any, so that there is one to wait for or to lock.
+    /// Writes an event if the application hardly writes any, so that there is one to wait for or to lock.
     pub(crate) async fn probe_if_quiet(&self) -> bool {
         let quiet = self.load.pace().is_quiet();
         if quiet {
@@ -151,7 +151,7 @@ impl Stage {
         quiet
     }
 
-    /// Until events that commit from now on are on the topic: the relays work.
+    /// Waits until events that commit from now on are on the topic, which shows that the relays work.
     pub(crate) async fn until_moving(&self) -> anyhow::Result<()> {
         if self.probe_if_quiet().await {
             self.outbox.until_settled_of(PROBE).await;
@@ -163,8 +163,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Kills a relay that has got exactly that far with a batch, and starts it again, so many times; another one works beside it all the
-    /// while.
+    /// Kills a relay at exactly this spot of a batch and starts it again, `times` times. Another relay works beside it all the time.
     pub(crate) async fn kill_at(&mut self, spot: Spot, catch: Catch, times: usize) -> anyhow::Result<()> {
         for kill in 1..=times {
             self.moment().await;
@@ -183,20 +182,20 @@ impl Stage {
         Ok(())
     }
 
-    /// What so many relays have in flight may be sent again.
+    /// Allows the events in flight of this many relays to be sent again.
     pub(crate) fn may_repeat(&mut self, relays: u64) {
         if !self.nothing_repeats {
             self.duplicates_allowed += relays * IN_FLIGHT;
         }
     }
 
-    /// A crash of Postgres may forget the last marks, which are not flushed one by one (a duplicate, never a loss): what was seen of
-    /// the rows before it does not count.
+    /// Discards the rows that the sampler has seen. A crash of Postgres may lose the last marks, which are not flushed one by one; that
+    /// causes a duplicate, but never a loss.
     pub(crate) fn discard_sightings(&mut self) {
         self.sampler = Sampler::start(&self.outbox);
     }
 
-    /// Ends the load, waits until no row is pending, stops the relays, and fails unless every promise was kept.
+    /// Ends the load, waits until no row is pending, and stops the relays. Fails unless every guarantee was kept.
     pub(crate) async fn close(mut self, kafka: &RealKafka) -> anyhow::Result<Report> {
         let rules = Rules { duplicates_allowed: Some(self.duplicates_allowed), pending_allowed: false };
         let mut book = self.load.end(rules).await?;
@@ -212,7 +211,7 @@ impl Stage {
     }
 }
 
-/// Poison is DEAD after one attempt, and nothing else has cost one.
+/// Checks that poison is DEAD after one attempt, and that no other event has cost an attempt.
 async fn check_row_states(outbox: &Outbox) -> anyhow::Result<()> {
     let wrong = format!(
         "select count(*) from event_outbox where case when event_type = '{POISON}' \

@@ -1,4 +1,4 @@
-//! An outbox table that the relay cannot serve: it must refuse or report, and not pretend that all is well.
+//! Tests outbox tables that the relay cannot serve. The relay must refuse to start or report the problem, and must not look healthy.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ async fn a_partitioned_outbox_is_refused_at_the_start(
         let records = kafka.read_topic(&outbox.topic).await?.len();
         anyhow::bail!("the relay still runs; {settled} of 500 events are settled, {records} records are on the topic");
     }
-    // The line that names the reason is read a moment after the process has ended.
+    // The test reads the line with the reason a moment after the process has ended.
     relay.wait_for("OR-2113").await;
     let code = relay.exit().await?.code();
     ensure!(code == Some(64) || code == Some(1), "exit code {code:?}: {log:?}");
@@ -66,7 +66,7 @@ async fn until_ended(relay: &tokio::sync::Mutex<RelayProcess>) {
     .await;
 }
 
-/// Policies do not apply to a superuser: the relay is an ordinary user.
+/// Policies do not apply to a superuser, so the relay connects as an ordinary user.
 async fn row_level_security_switched_on_while_the_relay_runs_is_reported(
     database: TestDatabase,
     kafka: Arc<RealKafka>,

@@ -1,4 +1,4 @@
-//! Lanes of a relay that is killed, or freezes while a claim is being sent to it: another relay takes them.
+//! Tests takeover of the lanes of a relay that is killed, or that freezes while Postgres sends it a claim.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use crate::proxy::{Protocol, Proxy, Weather, port_of};
 use lab::kafka::RealKafka;
 use lab::{Outbox, Relay, SOON, TestDatabase, eventually, long, trials};
 
-/// Rows of a claim that takes long to send, and bytes of each.
+/// The number of rows of a claim that takes long to send, and the bytes of each row.
 const LARGE_ROWS: i64 = 80;
 const LARGE_BYTES: i64 = 500_000;
 
-/// Between two pieces of 256 kB on their way to the relay.
+/// The delay between two pieces of 256 kB on their way to the relay.
 const DELAY: Duration = Duration::from_millis(50);
 
-/// Within which another relay has published what a frozen one was about to read.
+/// The time within which another relay must publish the events that a frozen relay was about to read.
 const TAKEN_WITHIN: Duration = Duration::from_secs(40);
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -54,8 +54,8 @@ async fn lanes_that_become_free_while_an_exactly_once_relay_is_quiet_are_taken(
     freed_in_quiet(&database, &kafka, "exactly_once").await
 }
 
-/// The relay starts with a part of its lanes. Nothing happens in that part afterwards, so only the relay itself can notice that the others
-/// are free.
+/// The relay starts with a part of its lanes. Nothing happens in that part afterwards, so only the relay itself can notice that the other
+/// lanes are free.
 async fn freed_in_quiet(database: &TestDatabase, kafka: &RealKafka, delivery: &str) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(database);
     outbox.create_topic(kafka).await?;
@@ -172,14 +172,14 @@ async fn many_lanes_of_a_killed_relay_are_taken_at_once(
     taken_from_the_killed(&Outbox::in_new_database(&database, &name, "", &options).await?, &kafka).await
 }
 
-/// The time is reported and not asserted: the goal of 1 s is one of an idle machine.
+/// Reports the time and asserts nothing about it: the goal of 1 s is for an idle machine.
 async fn taken_from_the_killed(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<()> {
     outbox.create_topic(kafka).await?;
     let start = async |number: usize| outbox.relay(kafka).start_ready(&format!("relay-{number}")).await;
     let mut relays = vec![start(0).await?, start(1).await?];
     let mut took = Vec::new();
     for kill in 2..7 {
-        // Both relays are at work when one of them is killed.
+        // Both relays must be at work when one of them is killed.
         outbox.write_backlog(320, 320).await?;
         outbox.until_settled().await;
         relays.remove(0).kill()?;

@@ -1,4 +1,4 @@
-//! Much of something: a backlog, one entity.
+//! Tests large volumes: a backlog, and many events of one entity.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ async fn a_backlog_drained_under_load_by_relays_that_are_killed(
     let outbox = Outbox::from_database(&database);
     let mut stage = Stage::open("backlog", &outbox, &kafka, 2).await?;
     let backlog = size(BACKLOG, BACKLOG_BY_DEFAULT) as i64;
-    // No relay is there until all of it is.
+    // No relay may run until the whole backlog exists.
     for relay in &mut stage.relays {
         relay.stop().await?;
     }
@@ -48,7 +48,7 @@ async fn a_backlog_drained_under_load_by_relays_that_are_killed(
     stage.close(&kafka).await.map(drop)
 }
 
-/// In transactions of ten batches and of one event, all of one lane.
+/// Writes transactions of ten batches and transactions of one event, all in one lane.
 async fn a_thousand_events_of_one_entity_through_kills_and_lost_acks(
     database: TestDatabase,
     kafka: Arc<RealKafka>,

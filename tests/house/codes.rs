@@ -1,4 +1,4 @@
-//! The codes of warnings and errors: each line has one, each is used, each has its entry in the runbook.
+//! Checks the codes of warnings and errors: each line has a code, each code is used, and each has its entry in the runbook.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -18,7 +18,7 @@ fn every_warning_and_every_error_carries_a_code() {
         for call in calls(text).iter().filter(|call| call.is_warning_or_error()) {
             lines += 1;
             let first = call.first_field();
-            // A literal would be a code that no table knows.
+            // A literal would be a code that is missing from the table.
             let coded = first.starts_with("code = %Code::") || first == "code = %code";
             if !coded {
                 bare.push(format!("{}: {first}", path.display()));
@@ -50,7 +50,7 @@ fn names_and_numbers_are_given_once_and_in_order() {
     assert_eq!(Code::DatabaseUnreachable.to_string(), "OR-2001");
 }
 
-/// The runbook's entries: heading, and what follows it.
+/// Returns the runbook's entries: the heading and the text below it.
 fn entries(runbook: &str) -> BTreeMap<&str, &str> {
     let entries = runbook.split("\n### ").skip(1).filter(|entry| entry.starts_with("OR-"));
     let entries: Vec<_> = entries.map(|entry| entry.split_once('\n').expect("a heading and more")).collect();

@@ -1,12 +1,11 @@
-//! Which folder may import which: imports point down only, and no two files import each other around a corner.
+//! Checks which folder may import which: imports point down only, and no two files import each other, directly or through others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::log_lines::sources_below;
 
-/// The folders of the relay, from the roof to the ground. A folder may import those of the floors below its own, and those that are named
-/// beside it.
+/// The folders of the relay, from the top to the bottom. A folder may import the folders of the floors below, and the ones named beside it.
 const FLOORS: &[&[(&str, &[&str])]] = &[
     &[("cli", &["bench"]), ("bench", &[])],
     &[("relay", &["inspect"]), ("inspect", &["resend"]), ("resend", &[])],
@@ -14,13 +13,13 @@ const FLOORS: &[&[(&str, &[&str])]] = &[
     &[("config", &[]), ("fault", &[]), ("lane", &[])],
 ];
 
-/// Below the relay: the library crate, and the test kit for the demo and the bench.
+/// The crates to check: the relay, the library crate, and the test kit for the demo and the bench.
 const CRATES: [&str; 3] = [".", "crates/event-outbox", "crates/lab"];
 
 /// A module by its path, such as `store::claim`.
 type Module = Vec<String>;
 
-/// The modules of a crate with the modules that each imports.
+/// Returns the modules of a crate with the imports of each.
 fn imports(of: &str) -> BTreeMap<Module, BTreeSet<Module>> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join(of).join("src");
     let files = sources_below(&src);
@@ -55,7 +54,7 @@ fn imports(of: &str) -> BTreeMap<Module, BTreeSet<Module>> {
     files.iter().map(of_file).collect()
 }
 
-/// Every path of the text that begins with `crate`, `self` or `super`, braces resolved.
+/// Returns every path of the text that begins with `crate`, `self` or `super`, with braces resolved.
 fn paths(text: &str) -> Vec<Module> {
     let mut found = Vec::new();
     for start in ["crate::", "self::", "super::"] {
@@ -70,7 +69,7 @@ fn paths(text: &str) -> Vec<Module> {
     found
 }
 
-/// Reads one path, or a group in braces, from the beginning of the text; returns what follows.
+/// Reads one path, or a group in braces, from the beginning of the text; returns the rest of the text.
 fn collect<'t>(text: &'t str, prefix: &mut Module, found: &mut Vec<Module>) -> &'t str {
     let text = text.trim_start();
     if let Some(mut rest) = text.strip_prefix('{') {
@@ -102,7 +101,7 @@ fn collect<'t>(text: &'t str, prefix: &mut Module, found: &mut Vec<Module>) -> &
     }
 }
 
-/// The modules that can be reached from `from`.
+/// Returns the modules that can be reached from `from`.
 fn reached(graph: &BTreeMap<Module, BTreeSet<Module>>, from: &Module) -> BTreeSet<Module> {
     let (mut found, mut open) = (BTreeSet::new(), vec![from]);
     while let Some(module) = open.pop() {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// The words of a message: enough to read alone, and few enough to be read at a glance.
+/// The fewest and the most words of a message: enough to be understood alone, and few enough to be read at a glance.
 const FEWEST_WORDS: usize = 3;
 const MOST_WORDS: usize = 8;
 
@@ -68,7 +68,7 @@ fn code_of(path: &Path) -> String {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Call<'t> {
     level: &'t str,
-    /// The arguments but for the message: `target: "..."`, `name = value`, `name`.
+    /// The arguments except the message: `target: "..."`, `name = value`, `name`.
     fields: Vec<&'t str>,
     /// The message as it stands in the source.
     message: Option<&'t str>,
@@ -96,7 +96,7 @@ impl<'t> Call<'t> {
         self.fields.iter().find_map(|field| field.strip_prefix(name)?.trim_start().strip_prefix('=')).map(str::trim)
     }
 
-    /// True for a line of librdkafka that is passed on in its own words.
+    /// Returns true for a librdkafka line that is logged in librdkafka's own words.
     fn is_of_librdkafka(&self) -> bool {
         self.fields.contains(&"target: \"librdkafka\"")
     }
@@ -123,7 +123,7 @@ pub(super) fn calls(text: &str) -> Vec<Call<'_>> {
     found
 }
 
-/// `Level::WARN` is `warn`.
+/// Returns `warn` for `Level::WARN`, and so on.
 fn level_of(argument: &str) -> &'static str {
     let levels = ["trace", "debug", "info", "warn", "error"];
     let level = levels.into_iter().find(|level| argument.ends_with(&level.to_uppercase()));
@@ -134,7 +134,7 @@ fn is_literal(argument: &&str) -> bool {
     argument.starts_with('"') && argument.ends_with('"') && !argument.trim_matches('"').contains("\" = ")
 }
 
-/// Splits what stands before the closing parenthesis at its commas. Strings, and what is in brackets, stay whole.
+/// Splits the text before the closing parenthesis at its commas. Strings and bracketed parts stay whole.
 fn arguments(text: &str) -> Vec<&str> {
     let (mut found, mut open, mut from) = (Vec::new(), 0_i32, 0);
     let (mut is_string, mut is_escaped) = (false, false);
@@ -171,7 +171,7 @@ fn arguments(text: &str) -> Vec<&str> {
     panic!("a call that is not closed: {text:.100}");
 }
 
-/// Says what is wrong with a call, if anything is.
+/// Returns the mistake in a call, if there is one.
 fn mistake(call: &Call<'_>) -> Option<String> {
     let is_numeric = |name: &str| COUNTS.contains(&name) || UNITS.iter().any(|unit| name.ends_with(unit));
     let is_text =

@@ -1,4 +1,4 @@
-//! The house in order: what a compiler does not check of the sources and documents of the workspace. Starts no server.
+//! Checks the sources and documents of the workspace for rules that the compiler does not check. Starts no server.
 //!
 //! - `floors`: which folder may import which
 //! - `codes`: the codes of warnings and errors, in the sources and in the runbook; `notices`: the names of log lines

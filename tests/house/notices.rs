@@ -1,4 +1,4 @@
-//! The notices of log lines: each is logged, and each has its row in the documents.
+//! Checks the notices of log lines: each is logged, and each has its row in the documents.
 
 use std::collections::BTreeSet;
 

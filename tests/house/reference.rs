@@ -1,10 +1,10 @@
-//! The parts of docs/reference that the binary knows: settings, codes, commands, metrics, SQL objects.
-//! `OUTBOX_RELAY_BLESS=1 cargo test --test house` writes them anew.
+//! Checks the parts of docs/reference that the binary prints: settings, codes, commands, metrics, SQL objects. `OUTBOX_RELAY_BLESS=1 cargo
+//! test --test house` writes them again.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Around the part of a page that the binary prints.
+/// The markers around the part of a page that the binary prints.
 const BEGIN: &str = "<!-- outbox-relay reference -->\n";
 const END: &str = "<!-- end -->\n";
 

@@ -1,4 +1,5 @@
 //! Models one claim by (c, S): the rows that it reads and takes, and the lanes' new state. `docs/explanation/model.md` describes the claim.
+//! The numbers of the rules are those of the claim's design.
 //!
 //! - [`merge`]: the common progress of lanes that are claimed together (rule 8).
 //! - [`Look`]: the rows that the claim's statement sees, by its own snapshot (rules 8, 9, 16, 17).

@@ -1,17 +1,17 @@
-//! A trap: the request a proxy catches, and what it does with it.
+//! Defines a trap: the request that a proxy catches, and the action on it.
 
 use super::wire::Unit;
 
-/// Where in a relay's cycle. Statements are recognised by their text.
+/// A place in a relay's cycle. Statements are recognised by their text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spot {
     /// Kafka: a Produce request.
     Produce,
-    /// Kafka: the progress of lanes, in a transaction.
+    /// Kafka: the progress of lanes, sent in a transaction.
     Offsets,
-    /// Kafka: a transaction is committed, or rolled back.
+    /// Kafka: the commit or the rollback of a transaction.
     EndTransaction,
-    /// Postgres: rows are marked PUBLISHED and the cycle's transaction is committed, which is one request.
+    /// Postgres: one request that marks rows PUBLISHED and commits the cycle's transaction.
     Mark,
 }
 
@@ -21,14 +21,14 @@ impl Spot {
     }
 }
 
-/// What becomes of it.
+/// The action on a caught request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Catch {
-    /// The server does not get it until the trap is released.
+    /// The server receives the request only when the trap is released.
     HoldRequest,
-    /// The server has answered; the relay gets that when the trap is released.
+    /// The server has answered; the relay receives the answer when the trap is released.
     HoldAnswer,
-    /// The server has answered, and then the link is reset: applied, but nobody knows.
+    /// The server has answered, and then the link is reset: the request is applied, but the relay does not know.
     LoseAnswer,
 }
 
@@ -39,11 +39,11 @@ pub(super) struct Trap {
     pub(super) catch: Catch,
 }
 
-/// A request went through whose answer is wanted.
+/// A caught request that went through; its answer is to be caught.
 #[derive(Debug)]
 pub(super) struct Sprung {
     pub(super) catch: Catch,
-    /// Kafka's number for the request. Postgres answers one at a time.
+    /// Kafka's correlation id of the request. Postgres answers one request at a time, so it needs no id.
     pub(super) answer_to: Option<[u8; 4]>,
 }
 

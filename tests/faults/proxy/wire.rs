@@ -1,5 +1,5 @@
-//! Where a request ends. Kafka's requests and answers are frames with a length in front; of Postgres' stream whatever arrives at once
-//! is taken together, which is what the client wrote at once.
+//! Finds the end of a request. Kafka's requests and answers are frames with a leading length. From Postgres' stream the proxy takes
+//! everything that arrives at once, because the client wrote it at once.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use tokio::net::tcp::OwnedReadHalf;
 use super::ended;
 use super::trap::Spot;
 
-/// What the proxy carries.
+/// The protocol that the proxy carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Postgres,
@@ -19,25 +19,25 @@ pub(crate) enum Protocol {
 /// `api_key` of a Produce request (<https://kafka.apache.org/protocol#protocol_api_keys>).
 const PRODUCE: [u8; 2] = [0, 0];
 
-/// The progress that belongs to a transaction, and the end of one.
+/// The `api_key` of a transaction's offset commit (the progress), and the one of a transaction's end.
 const TXN_OFFSET_COMMIT: [u8; 2] = [0, 28];
 const END_TXN: [u8; 2] = [0, 26];
 
 const MARK: &[u8] = b"set status = 'PUBLISHED'";
 
-/// With prepared statements.
+/// The text of the mark as a prepared statement.
 const MARK_PREPARED: &[u8] = b"execute outbox_relay_mark";
 
-/// Where the mark is prepared.
+/// The text of the statement that prepares the mark.
 const PREPARE: &[u8] = b"prepare outbox_relay";
 
-/// Read at once from Postgres, at most.
+/// The most bytes to read from Postgres at once.
 const CHUNK: usize = 256 * 1024;
 
-/// Longer than any frame of a test.
+/// A length above that of any frame of a test.
 const LARGEST_FRAME: usize = 64 * 1024 * 1024;
 
-/// What travels through the proxy in one piece.
+/// A unit that travels through the proxy in one piece.
 #[derive(Debug)]
 pub(crate) struct Unit {
     protocol: Protocol,
@@ -62,18 +62,18 @@ impl Unit {
         }
     }
 
-    /// Kafka's number of a request.
+    /// Returns Kafka's correlation id of a request.
     pub(super) fn correlation(&self) -> Option<[u8; 4]> {
         let number = self.bytes.get(8..12).filter(|_| self.protocol == Protocol::Kafka)?;
         number.try_into().ok()
     }
 
-    /// True for Kafka's answer to the request of that number.
+    /// Returns true for Kafka's answer to the request with that correlation id.
     pub(super) fn answers(&self, number: [u8; 4]) -> bool {
         self.bytes.get(4..8) == Some(&number[..])
     }
 
-    /// In what Kafka says of itself, its port becomes the proxy's: clients connect to where it says it is.
+    /// Replaces the broker's port by the proxy's in Kafka's metadata, because clients connect to the advertised address.
     pub(super) fn advertise(&mut self, upstream: u16, own_port: u16) {
         if self.protocol == Protocol::Postgres {
             return;
@@ -94,7 +94,7 @@ fn position(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
-/// Reads units; what was read of the next one is kept.
+/// Reads units, and keeps the bytes already read of the next one.
 #[derive(Debug)]
 pub(crate) struct Reader {
     protocol: Protocol,
@@ -106,7 +106,7 @@ impl Reader {
         Self { protocol, buffer: Vec::new() }
     }
 
-    /// The next unit; an error at the end of the stream.
+    /// Returns the next unit, or an error at the end of the stream.
     pub(super) async fn next(&mut self, from: &mut OwnedReadHalf) -> io::Result<Unit> {
         loop {
             if let Some(length) = self.complete() {
@@ -118,14 +118,14 @@ impl Reader {
         }
     }
 
-    /// Reads what there is. Cancel safe.
+    /// Reads the available bytes. Cancel safe.
     pub(super) async fn read_more(&mut self, from: &mut OwnedReadHalf) -> io::Result<()> {
         self.buffer.reserve(CHUNK);
         let read = from.read_buf(&mut self.buffer).await?;
         if read == 0 { Err(ended()) } else { Ok(()) }
     }
 
-    /// The length of the first unit, once it is all there.
+    /// Returns the length of the first unit, if the unit is complete.
     fn complete(&self) -> Option<usize> {
         match self.protocol {
             Protocol::Postgres => (!self.buffer.is_empty()).then_some(self.buffer.len()),
