@@ -1,4 +1,4 @@
-//! `outbox-relay bench`: its metrics as JSON, and that it leaves nothing behind. No metric is judged.
+//! Tests `outbox-relay bench`: it prints its metrics as JSON and leaves nothing behind. The tests do not judge the metrics.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ async fn a_bench_reports_its_metrics_as_json_and_removes_what_it_made(
 ) -> anyhow::Result<()> {
     let mut command =
         bench(&database, &kafka, &["drain", "--events", "2000", "--json", "-", "--relay-set", "batch_size=500"]);
-    // What is set for a relay of this machine is not measured.
+    // The bench ignores settings that are set for a relay of this machine.
     let output = command.env("RELAY_SCHEMA", "elsewhere").env("RELAY_BATCH_SIZE", "0").output().await?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     ensure!(output.stderr.is_empty(), "no terminal, no progress: {}", String::from_utf8_lossy(&output.stderr));
@@ -68,7 +68,7 @@ async fn a_bench_of_retention_counts_what_the_relay_removed_meanwhile_apart(
     for drain in [&retention["without"], &retention["with"]] {
         ensure!(drain["records"] == 2000 && drain["published"] == 2000, "{drain}");
     }
-    // How far it came depends on the machine.
+    // The number of pruned rows depends on the machine.
     ensure!(retention["with"]["pruned"].as_u64().is_some_and(|pruned| pruned <= 3000), "{retention}");
     positive(retention, "share_of_without")
 }
@@ -94,14 +94,14 @@ async fn a_killed_bench_takes_its_relays_along(database: TestDatabase, kafka: Ar
         seen => Err(seen),
     })
     .await;
-    // What it made it can no longer remove; the schema goes with the test's database.
+    // The bench can no longer remove its topics; the schema goes with the test's database.
     for topic in schemas(&database).await? {
         kafka.delete_topic(&topic).await?;
     }
     Ok(())
 }
 
-/// A bench whose relay runs.
+/// Starts a bench and waits until its relay runs.
 async fn idle_bench(database: &TestDatabase, kafka: &RealKafka) -> anyhow::Result<Child> {
     let arguments = ["failover", "--no-limits", "--rate", "10"];
     let running = bench(database, kafka, &arguments).stderr(Stdio::null()).kill_on_drop(true).spawn()?;
@@ -123,7 +123,7 @@ async fn relay_sessions(database: &TestDatabase) -> anyhow::Result<i64> {
 async fn nothing_is_left(database: &TestDatabase, kafka: &RealKafka, run: &str) -> anyhow::Result<()> {
     let schemas = schemas(database).await?;
     ensure!(schemas.is_empty(), "{schemas:?}");
-    // The broker forgets a deleted topic a moment later.
+    // The broker removes a deleted topic a moment later.
     eventually("the bench's topics are gone", SOON, async || match topics(kafka) {
         Ok(topics) if !topics.iter().any(|topic| topic.starts_with(run)) => Ok(()),
         seen => Err(seen),
@@ -132,7 +132,7 @@ async fn nothing_is_left(database: &TestDatabase, kafka: &RealKafka, run: &str) 
     Ok(())
 }
 
-/// A bench's topic is named like its schema.
+/// Returns the schemas of benches. A bench's topic is named like its schema.
 async fn schemas(database: &TestDatabase) -> anyhow::Result<Vec<String>> {
     let mut connection = database.connect().await?;
     let sql = "select nspname::text from pg_namespace where nspname like 'outbox\\_bench%'";

@@ -1,4 +1,5 @@
-//! Every finding of `outbox-relay check`, provoked on real servers; where it is fixed by SQL, that SQL is run and the finding is gone.
+//! Provokes every finding of `outbox-relay check` on real servers. Where SQL fixes a finding, the test runs that SQL and the finding is
+//! gone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// The findings by id; the last of each.
+/// Returns the findings by id; the last one of each id.
 async fn findings(relay: &Relay) -> anyhow::Result<BTreeMap<String, Value>> {
     let output = relay.clone().argument("--json").output("check").await?;
     let report: Value = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
@@ -69,7 +70,7 @@ async fn expect(relay: &Relay, id: &str, severity: &str) -> anyhow::Result<Value
     Ok(finding.clone())
 }
 
-/// Finds it, runs its SQL one statement after the other, and finds it no more.
+/// Expects the finding, runs its SQL one statement after the other, and expects the finding to be gone.
 async fn expect_and_fix(outbox: &Outbox, relay: &Relay, id: &str, severity: &str) -> anyhow::Result<()> {
     let finding = expect(relay, id, severity).await?;
     for statement in finding["fix"].as_str().unwrap_or_default().split_inclusive(';') {
@@ -82,7 +83,7 @@ async fn expect_and_fix(outbox: &Outbox, relay: &Relay, id: &str, severity: &str
     Ok(())
 }
 
-/// A user without rights, and the relay as that user. Users are the server's, hence named after the database.
+/// Creates a user without rights, and a relay that connects as that user. Users belong to the server, hence the name after the database.
 pub(crate) async fn with_user(
     database: &TestDatabase,
     outbox: &Outbox,
@@ -97,7 +98,7 @@ pub(crate) async fn with_user(
     Ok((user, relay.with("RELAY_TOPIC", &outbox.topic)))
 }
 
-/// The grants of the role `event_outbox_relay`, see docs/how-to/grant-rights.md.
+/// Grants the rights of the role `event_outbox_relay`, see docs/how-to/grant-rights.md.
 pub(crate) async fn grant(outbox: &Outbox, user: &str) -> anyhow::Result<()> {
     for grant in [
         "usage on schema public",
@@ -126,7 +127,7 @@ async fn a_sound_outbox_with_a_user_of_its_own_has_no_error_and_no_warning(
     grant(&outbox, &user).await?;
     let found = findings(&relay).await?;
     let ids: Vec<_> = found.keys().map(String::as_str).collect();
-    // The one broker of the tests, and a user that may not see others' sessions: notes.
+    // The tests' only broker, and a user that may not see others' sessions: notes.
     ensure!(ids == ["sessions-hidden", "topic-single-replica"], "{found:?}");
     let strict = relay.argument("--strict").output("check").await?;
     ensure!(strict.code == Some(0) && strict.stdout.contains("0 errors, 0 warnings, 2 notes"), "{strict:?}");
@@ -140,7 +141,7 @@ async fn a_missing_right_is_named_and_its_grant_fixes_it(
     let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let (user, relay) = with_user(&database, &outbox, &kafka).await?;
-    // Each look names what it gets to see; nine grants are all there are.
+    // Each check names the missing rights that it can see; nine grants are all there are.
     for _ in 0..9 {
         let found = findings(&relay).await?;
         let Some(missing) = found.get("rights-missing") else { break };
@@ -204,7 +205,7 @@ async fn a_claim_that_leaves_its_index_is_found(database: TestDatabase, kafka: A
     let finding = expect(&relay, "claim-plan", "error").await?;
     ensure!(finding["message"].as_str().is_some_and(|message| message.contains("Scan")), "{finding}");
     outbox.execute("alter table event_outbox add constraint event_outbox_pkey primary key (id)").await?;
-    // Somebody keeps old events in a table that inherits from the outbox: the ctid of a row is not unique any more.
+    // An old table that inherits from the outbox: the ctid of a row is no longer unique.
     outbox.execute("create table archived () inherits (event_outbox)").await?;
     expect(&relay, "table-partitioned", "error").await?;
     Ok(())
@@ -270,7 +271,7 @@ async fn an_open_transaction_is_found_with_its_session(
         .fetch_one(&mut *open)
         .await?;
     let relay = outbox.relay(&kafka).argument("--transaction-age").argument("1ms");
-    // Other tests have transactions as well, and only the oldest is reported.
+    // Other tests have transactions as well, and the check reports only the oldest.
     let finding = eventually("the session is the oldest", SOON, || async {
         let finding = expect(&relay, "transaction-old", "warning").await.map_err(|error| format!("{error:#}"))?;
         let ours = finding["fix"].as_str().is_some_and(|fix| fix.contains(&pid.to_string()));
@@ -420,7 +421,7 @@ async fn a_pooler_is_found_and_whether_it_keeps_prepared_statements(
 
     let by_session = PgBouncer::start(&database, "session").await?;
     let relay = Relay::new(by_session.url(), &kafka.bootstrap());
-    // The server's process was started for the client that looked whether the pooler is up: it gets older by itself.
+    // The server process was started for the client that checked whether the pooler is up, so the process gets older by itself.
     eventually("the process is older than the connection", SOON, || async {
         expect(&relay, "pooler-session", "note").await.map_err(|error| format!("{error:#}"))
     })
@@ -460,7 +461,7 @@ async fn a_clock_that_is_wrong_is_found(database: TestDatabase, kafka: Arc<RealK
     let relay = Relay::new(&database.url(), &kafka.bootstrap());
     let right = findings(&relay).await?;
     ensure!(!right.contains_key("clock-skew"), "{right:?}");
-    // The time of day is shifted, and what measures intervals is not.
+    // Shifts the time of day, but not the clock that measures intervals.
     let wrong = relay.with("LD_PRELOAD", library.display()).with("FAKETIME_DONT_FAKE_MONOTONIC", 1);
     for (shift, says) in [("+4s", "ahead of"), ("-4s", "behind")] {
         let finding = expect(&wrong.clone().with("FAKETIME", shift), "clock-skew", "warning").await?;
@@ -470,7 +471,7 @@ async fn a_clock_that_is_wrong_is_found(database: TestDatabase, kafka: Arc<RealK
 }
 
 async fn brokers_that_refuse_the_login_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
-    // The listener knows no login at all.
+    // The listener knows no login.
     let relay = Relay::new(&database.url(), &kafka.bootstrap())
         .with("KAFKA_SECURITY_PROTOCOL", "sasl_plaintext")
         .with("KAFKA_SASL_MECHANISM", "PLAIN")
@@ -494,7 +495,7 @@ async fn what_exactly_once_lacks_in_the_database_is_found_and_fixed(
     let finding = expect(&relay, "rights-missing", "error").await?;
     let grant = finding["fix"].as_str().and_then(|fix| fix.split_once("or: ")).context("a grant")?.1;
     outbox.execute(grant).await?;
-    // The relay would make it.
+    // The relay would create the topic.
     let finding = expect(&relay, "progress-topic", "warning").await?;
     let topic = finding["message"].as_str().and_then(|message| message.split(' ').nth(3)).context("a name")?;
     kafka.create_topic(topic, 3, &[]).await?;
@@ -511,7 +512,7 @@ async fn what_exactly_once_lacks_in_the_database_is_found_and_fixed(
     outbox.execute(&format!("drop owned by {user}")).await.map(drop)
 }
 
-/// A cluster that cannot keep the state of transactions, and takes little metadata with an offset.
+/// Tests a cluster that cannot keep the state of transactions, and that accepts little metadata with an offset.
 async fn what_exactly_once_lacks_in_the_cluster_is_found(database: TestDatabase) -> anyhow::Result<()> {
     let settings = [("transaction.state.log.replication.factor", "3"), ("offset.metadata.max.bytes", "1024")];
     let kafka = tokio::task::spawn_blocking(move || RealKafka::start(&settings)).await??;
@@ -525,7 +526,7 @@ async fn what_exactly_once_lacks_in_the_cluster_is_found(database: TestDatabase)
     Ok(())
 }
 
-/// A TLS server with a certificate of its own making: the handshake is all it takes.
+/// Starts a TLS server with a self-signed certificate; only the handshake is needed.
 async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
     let openssl = "/usr/bin/openssl";
     if !std::path::Path::new(openssl).exists() {
@@ -551,7 +552,7 @@ async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
     directory.outlives(&server)?;
     let relay = Relay::new(&format!("postgres://relay@127.0.0.1:{}/app", free_port()?), &format!("127.0.0.1:{port}"))
         .with("KAFKA_SECURITY_PROTOCOL", "ssl");
-    // The server may not listen yet.
+    // The server may not be listening yet.
     eventually("the certificate is refused", SOON, || async {
         expect(&relay, "broker-tls", "error").await.map_err(|error| format!("{error:#}"))
     })
@@ -560,7 +561,7 @@ async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Cannot be provoked on one broker that knows no users and a server of a supported version.
+/// Findings that cannot be provoked on one broker without users and on a server of a supported version.
 const NOT_PROVOKED: [&str; 8] = [
     "database-slow",
     "progress-single-replica",

@@ -1,4 +1,4 @@
-//! What an operator sees of the binary: exit codes, mistakes, logs, and never a secret.
+//! Tests the binary as an operator sees it: exit codes, mistakes, logs, and no secrets in any output.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -97,8 +97,8 @@ async fn a_wrong_usage_exits_2_and_help_exits_0() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Everything that is secret, set to something that can be looked for; with logs as detailed as they get, against servers that are
-/// not there, in a configuration that works and in one that does not.
+/// Sets every secret to a value that the test can search for, with the most detailed logs. The servers do not exist; one configuration
+/// works and another does not.
 async fn no_secret_is_ever_printed() -> anyhow::Result<()> {
     const SECRET: &str = "hunter2";
     let directory = tempfile::tempdir()?;

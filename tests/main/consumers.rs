@@ -1,4 +1,4 @@
-//! The consumer runtime: one effect per event, whatever happens on the way.
+//! Tests the consumer runtime: each event has one effect, whatever happens on the way.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -29,10 +29,10 @@ use tokio::task::JoinHandle;
 use lab::kafka::{RealKafka, Record};
 use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
-/// Makes this binary a member of a group, to be killed.
+/// The argument that makes this binary a member of a group, to be killed.
 const MEMBER: &str = "--be-a-member";
 
-/// The handlers here take milliseconds; a busy machine takes longer.
+/// The time within which events must be applied. The handlers take milliseconds; a busy machine takes longer.
 const APPLIED_WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -75,7 +75,7 @@ impl Field {
         let outbox = Outbox::from_database(database);
         outbox.create_topic(&kafka).await?;
         kafka.create_topic(&dead_letters(&outbox.topic), 1, &[]).await?;
-        // No key: were an event applied twice, the table would show it.
+        // The table has no key, so it would show an event that was applied twice.
         outbox
             .execute("create table effects (position bigint generated always as identity, event_id uuid, entity text, n bigint)")
             .await?;
@@ -90,7 +90,7 @@ impl Field {
         Ok(())
     }
 
-    /// Brings all that is written to the topic.
+    /// Publishes every written event to the topic.
     async fn publish(&self) -> anyhow::Result<()> {
         let relay = self.outbox.relay(&self.kafka).start("consumers")?;
         self.outbox.until_settled().await;
@@ -102,7 +102,7 @@ impl Field {
         member(&self.kafka.bootstrap(), &self.outbox.topic, self.pool.clone())
     }
 
-    /// A consumer that counts.
+    /// Returns a consumer that counts.
     fn counting(&self) -> Consumer {
         self.consumer().on("Counted", 1..=1, count)
     }
@@ -121,7 +121,7 @@ impl Field {
         .await;
     }
 
-    /// `n` per entity in the order in which it was applied.
+    /// Returns the values of `n` by entity, in the order in which they were applied.
     async fn applied(&self) -> anyhow::Result<BTreeMap<String, Vec<i64>>> {
         let rows: Vec<(String, i64)> =
             sqlx::query_as("select entity, n from effects order by position").fetch_all(&self.pool).await?;
@@ -144,7 +144,7 @@ impl Field {
             .collect()
     }
 
-    /// Records as somebody else produces them.
+    /// Produces records as another producer would.
     fn produce(&self, records: &[Record]) -> anyhow::Result<()> {
         let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", self.kafka.bootstrap()).create()?;
         for record in records {
@@ -223,19 +223,19 @@ impl Running {
     }
 }
 
-/// To be called before anything else of the suite.
+/// Runs this process as a member, if its argument says so. Must be called before anything else of the suite.
 pub(crate) fn run_as_member() -> Option<ExitCode> {
     let mut arguments = std::env::args().skip_while(|argument| argument != MEMBER).skip(1);
     let (url, bootstrap, topic) = (arguments.next()?, arguments.next()?, arguments.next()?);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let ended = runtime.block_on(async {
         let pool = PgPoolOptions::new().connect_lazy(&url).expect("a URL");
-        // Offsets would be committed long after the test has killed it.
+        // The commit interval is so long that the test kills the member before it commits offsets.
         let consumer =
             member(&bootstrap, &topic, pool).on("Counted", 1..=1, count).commit_interval(Duration::from_secs(3600));
         consumer
             .run(async {
-                // Ends with the test: at the end of the line.
+                // Ends with the test: at the end of the input.
                 let line = || BufReader::new(std::io::stdin()).read_line(&mut String::new());
                 let _ = tokio::task::spawn_blocking(line).await;
             })
@@ -336,7 +336,7 @@ async fn an_outage_costs_no_attempt(database: TestDatabase, kafka: Arc<RealKafka
                 async move {
                     seen.store(ctx.attempt(), Ordering::Relaxed);
                     if outages.fetch_add(1, Ordering::Relaxed) < 5 {
-                        // The session of the transaction itself ends, as it does when the server restarts.
+                        // The session of the transaction itself ends, as in a restart of the server.
                         sqlx::query("select pg_terminate_backend(pg_backend_pid())").execute(ctx.tx()).await?;
                     }
                     insert(&mut ctx, event.n).await
@@ -462,7 +462,7 @@ async fn a_held_key_waits_across_a_restart_until_it_is_redriven_in_order(
     running.until("three events of the key are parked", |stats| stats.held() == 3).await;
     field.until_effects(5).await;
     running.stop().await?;
-    // A restart knows of it; what is read twice is not parked twice.
+    // A restart reads the parked events back; an event that is read twice is not parked twice.
     field.write([counted("a", 5), counted("b", 5)]).await?;
     field.publish().await?;
     let running = Running::start(failing());
@@ -479,7 +479,7 @@ async fn a_held_key_waits_across_a_restart_until_it_is_redriven_in_order(
     let reasons: Vec<Reason> = parked(&dead_letters).into_iter().map(|(reason, _)| reason).collect();
     ensure!(reasons == [Reason::Permanent, Reason::Held, Reason::Held, Reason::Held], "{reasons:?}");
 
-    // The cause is fixed. The second redriven first: it is not its turn.
+    // The cause is fixed. The second event is redriven first, although it is not the next in order.
     let running = Running::start(field.counting());
     let redriven: Vec<Record> = dead_letters
         .into_iter()
@@ -537,7 +537,7 @@ async fn members_of_the_eager_protocol_repeat_nothing_either(
 }
 
 async fn come_and_go(database: &TestDatabase, kafka: Arc<RealKafka>, strategy: &str) -> anyhow::Result<()> {
-    // More than three members get through while the group is rebalanced three times on a busy machine.
+    // Enough events to keep three members busy while the group is rebalanced three times on a busy machine.
     const EVENTS: i64 = 4_000;
     let field = Field::new(database, kafka).await?;
     field.outbox.write_backlog(EVENTS, 30).await?;
@@ -545,11 +545,11 @@ async fn come_and_go(database: &TestDatabase, kafka: Arc<RealKafka>, strategy: &
     let slow = || {
         let handler = |mut ctx: Context, event: Counted| async move {
             insert(&mut ctx, event.n).await?;
-            // A handler that has something to do, so that a rebalance meets it at work.
+            // The handler takes some time, so that a rebalance happens during its work.
             sqlx::query("select pg_sleep(0.005)").execute(ctx.tx()).await?;
             Ok(())
         };
-        // Fetched far ahead, and committed by rebalances alone.
+        // Fetches far ahead, and commits only in rebalances.
         field.consumer().kafka("partition.assignment.strategy", strategy).commit_interval(Duration::from_secs(3600)).on(
             "Counted",
             1..=1,
@@ -718,7 +718,7 @@ async fn a_dead_letter_that_cannot_be_sent_holds_its_partition_until_it_can(
     };
     let running = Running::start(consumer());
     running.until("it is given its partitions", |stats| stats.assigned() > 0).await;
-    // A stop is heard while it waits, and nothing is committed.
+    // The consumer notices the stop while it waits, and commits nothing.
     running.stop().await?;
     ensure!(field.effects().await? == 0);
     let running = Running::start(consumer());
@@ -730,7 +730,7 @@ async fn a_dead_letter_that_cannot_be_sent_holds_its_partition_until_it_can(
     Ok(())
 }
 
-/// 240 MB wait on the topic. Without a bound by bytes, all of them are in memory before the first is applied.
+/// Puts 240 MB on the topic. Without a bound in bytes, all of it would be in memory before the first event is applied.
 async fn large_events_that_wait_for_a_slow_handler_do_not_fill_the_memory(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -783,7 +783,7 @@ async fn large_events_that_wait_for_a_slow_handler_do_not_fill_the_memory(
     Ok(())
 }
 
-/// At its highest.
+/// Returns the peak of the process's memory.
 fn resident_megabytes(process: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
@@ -803,7 +803,7 @@ async fn a_stop_while_the_brokers_are_silent_ends_and_no_effect_is_lost_or_repea
     ensure!(stats.applied() == 20, "{stats:?}");
 
     Arc::get_mut(&mut field.kafka).context("somebody else's")?.signal(Signal::SIGCONT)?;
-    // Its commit may have reached the brokers or not; nothing depends on it.
+    // The commit may have reached the brokers or not; nothing depends on it.
     field.write([counted("e1", 21)]).await?;
     field.publish().await?;
     let running = Running::start(field.counting());

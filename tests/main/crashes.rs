@@ -1,4 +1,4 @@
-//! Relays that die: the black-box run that the project is judged by.
+//! Tests relays that die: the black-box run by which the project is judged.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use lab::kafka::RealKafka;
 use lab::load::{Load, Plan, WRITERS};
 use lab::{Outbox, RelayProcess, TestDatabase, trials};
 
-/// Events of the run; the judged one has 200000.
+/// The number of events of the run; the published run has 200000.
 const EVENTS: &str = "OUTBOX_RELAY_TEST_EVENTS";
 const EVENTS_BY_DEFAULT: i64 = 20_000;
 
@@ -40,7 +40,7 @@ async fn four_relays_killed_twice_each_under_load_lose_nothing_and_keep_every_or
     let load = Load::start(&outbox, Plan::new(events, (events / 40).max(WRITERS)));
     let kills = RELAYS * KILLS_OF_EACH;
     for kill in 0..kills {
-        // Spread over the run; the last one comes well before its end.
+        // Spreads the kills over the run; the last kill comes well before its end.
         load.until_committed(events * (kill as i64 + 1) / (kills as i64 + 3)).await;
         let victim = relays.remove(0);
         victim.wait_for("ready").await;
@@ -55,7 +55,7 @@ async fn four_relays_killed_twice_each_under_load_lose_nothing_and_keep_every_or
     Ok(())
 }
 
-/// The locks go with the session: nobody has to wait until a heartbeat is missed.
+/// The locks end with the session, so nobody has to wait for missed heartbeats.
 async fn rows_in_the_hands_of_a_killed_relay_are_taken_over_at_once(
     database: TestDatabase,
     kafka: Arc<RealKafka>,

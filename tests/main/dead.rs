@@ -1,4 +1,4 @@
-//! Events that need a decision: found by cause, retried in order, discarded, and all of it written down.
+//! Tests events that need a decision: they are found by cause, retried in order, or discarded, and the audit records every action.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ async fn json(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<Val
     Ok(serde_json::from_str(&output.stdout)?)
 }
 
-/// DEAD rows, oldest first: `(entity type, entity, event type, topic, error, age in hours)`.
+/// Writes DEAD rows, oldest first: `(entity type, entity, event type, topic, error, age in hours)`.
 async fn write_dead(outbox: &Outbox) -> anyhow::Result<()> {
     let rows = [
         ("order", "a", "Placed", "null", "Refused: record 17 of 200 for \"ann\"", 50),
@@ -130,7 +130,7 @@ async fn a_payload_is_shown_only_when_it_is_asked_for(database: TestDatabase) ->
     }
     let output = command(&database, &["show", "--payload", "--limit", "1"]).await?;
     ensure!(output.stdout.contains("{\"secret\": 12345678901234567890}"), "{output:?}");
-    // As Postgres prints it: no number is damaged on the way.
+    // The payload is printed as Postgres prints it, so that no number is changed.
     let output = command(&database, &["show", "--payload", "--json"]).await?;
     ensure!(output.stdout.contains("12345678901234567890"), "{output:?}");
     Ok(())
@@ -159,7 +159,7 @@ async fn nothing_is_changed_without_a_filter_or_a_yes_or_in_a_dry_run(database: 
     Ok(())
 }
 
-/// Poison by its headers, which [`fix`] fixes.
+/// Writes an event whose headers make it poison; [`fix`] repairs it.
 async fn write_poison(outbox: &Outbox, entity: &str, n: i64) -> anyhow::Result<()> {
     let sql = format!(
         "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
@@ -197,13 +197,13 @@ async fn dead_events_of_an_entity_are_retried_in_order_while_the_relay_is_far_ah
                  where command = 'dead retry' and acted_by = 'ann' and reason = 'headers fixed' and affected = 6 \
                  and filter = '{\"entity\": \"a\"}' and action = 'retried' and error like '%header%'";
     ensure!(outbox.number(audit).await? == 6);
-    // Retried a second time there is nothing.
+    // A second retry finds nothing.
     let again = json(&database, &["retry", "--entity", "a", "--yes"]).await?;
     ensure!(again["matching"] == 0 && again["changed"].is_null(), "{again}");
     Ok(())
 }
 
-/// Two good events, poison, and three more that wait behind it, for each of two entities.
+/// Writes for each of two entities two good events, poison, and three more events that wait behind the poison.
 async fn hold(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<lab::RelayProcess> {
     outbox.create_topic(kafka).await?;
     let settings = outbox.relay(kafka).with("RELAY_ON_POISON", "hold_entity").with("RELAY_BATCH_SIZE", 3);
@@ -253,7 +253,7 @@ async fn a_held_entity_goes_on_in_order_when_its_event_is_retried(
     outbox.until_settled_of("a").await;
     let numbers = outbox.published_numbers(&kafka).await?;
     ensure!(numbers["a"] == (1..=7).collect::<Vec<_>>() && numbers["b"] == [1, 2], "{numbers:?}");
-    // Nothing was DEAD, so nothing had to be excused.
+    // No event was DEAD, so the audit has no action except releases.
     ensure!(outbox.number("select count(*) from event_outbox_audit_row where action <> 'released'").await? == 0);
     until_held(&outbox, 4).await;
     Ok(())
@@ -277,7 +277,7 @@ async fn a_held_entity_goes_on_when_its_event_is_discarded_which_can_be_undone(
     let open = json(&database, &["list"]).await?;
     let fingerprint = |listed: &Value| listed["causes"][0]["fingerprint"].clone();
     ensure!(decided["events"] == 1 && fingerprint(&decided) == fingerprint(&open), "{decided} {open}");
-    // The status line counts what needs a decision.
+    // The status line counts the events that need a decision.
     relay.signal(lab::demo::Signal::SIGTERM)?;
     let changed = json(&database, &["discard", "--entity", "b", "--yes", "--reason", "another"]).await?;
     ensure!(changed["changed"]["events"] == 1, "{changed}");
@@ -324,7 +324,7 @@ async fn events_are_retried_under_load_with_two_relays_and_the_ledger_is_clean(
     let load = Load::start(&outbox, Plan::new(6_000, 64));
     for round in 1..=4 {
         load.until_committed(round * 1_000).await;
-        // Of entities that the load writes: their successors keep coming while the event is held and while it is retried.
+        // The entities are among those that the load writes: their successors keep coming while the event is held and retried.
         for entity in 0..2 {
             let sql =
                 format!("select outbox_emit('order', 's{entity}', 'Counted', '{{\"n\": 0}}', '{{\"number\": 1}}')");

@@ -1,4 +1,4 @@
-//! The demo as its user sees it: what it prints, how it exits, what it leaves behind.
+//! Tests the demo as its user sees it: its output, its exit code, and the files that it leaves behind.
 
 use std::fs;
 use std::net::TcpStream;
@@ -23,7 +23,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use lab::kafka::RealKafka;
 use lab::{SOON, TestDatabase, eventually, trials};
 
-/// A demo takes ten seconds alone on a machine, and shares this one with other tests.
+/// The time that a demo may take. Alone on a machine a demo takes ten seconds, but here it shares the machine with other tests.
 const WHOLE: Duration = Duration::from_secs(120);
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -171,7 +171,7 @@ async fn the_demo_runs_on_servers_of_ones_own_and_leaves_nothing_there(
     Ok(())
 }
 
-/// A demo about to be started, with a temporary directory of its own.
+/// A demo that is about to be started, with its own temporary directory.
 struct Stage {
     demo: Command,
     temporary: TempDir,
@@ -181,7 +181,7 @@ struct Stage {
 impl Stage {
     fn new() -> anyhow::Result<Self> {
         let (temporary, log) = (tempfile::tempdir()?, tempfile::tempdir()?);
-        // Root's Postgres runs as somebody else, who has to pass.
+        // If the test runs as root, Postgres runs as another user, who must be able to enter the directory.
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755))?;
         let mut demo = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
         for (name, _) in std::env::vars_os() {
@@ -194,7 +194,7 @@ impl Stage {
         Ok(Self { demo, temporary, log })
     }
 
-    /// Skips the test where there can be no Postgres.
+    /// Skips the test where no Postgres can run.
     async fn with_postgres() -> anyhow::Result<Self> {
         let stage = Self::new()?;
         let user = ServerUser::in_place_of_root();
@@ -222,7 +222,7 @@ struct Demo {
 }
 
 impl Demo {
-    /// The next line of stdout, as JSON.
+    /// Returns the next line of stdout, as JSON.
     async fn line(&mut self) -> anyhow::Result<Value> {
         let line = tokio::time::timeout(WHOLE, self.lines.next_line()).await.with_context(|| self.stderr())??;
         Ok(serde_json::from_str(&line.with_context(|| self.stderr())?)?)
@@ -267,7 +267,7 @@ impl Demo {
         Ok(eventually(words, WHOLE, || async { self.says(words).ok_or_else(|| self.stderr()) }).await)
     }
 
-    /// The rest of the line of stderr that has these words, once the line is complete.
+    /// Returns the rest of the stderr line that contains these words, once the line is complete.
     fn says(&self, words: &str) -> Option<String> {
         let text = self.stderr();
         let (_, rest) = text.split_once(words)?;
@@ -293,7 +293,7 @@ async fn topics(brokers: &str) -> anyhow::Result<Vec<String>> {
     })
 }
 
-/// False for a zombie, too: in a container nobody may reap it.
+/// Returns false for a zombie as well, because in a container nobody may reap it.
 fn lives(process: u32) -> bool {
     let output = std::process::Command::new("ps").args(["-o", "stat=", "-p", &process.to_string()]).output();
     output.is_ok_and(|output| !output.stdout.trim_ascii().is_empty() && !output.stdout.trim_ascii().starts_with(b"Z"))

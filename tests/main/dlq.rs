@@ -1,4 +1,4 @@
-//! Dead letters of consumers: found by cause, sent again in order, never twice without saying so.
+//! Tests dead letters of consumers: they are found by cause and sent again in order, and never twice without notice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ async fn json(kafka: &RealKafka, arguments: &[&str]) -> anyhow::Result<Value> {
     Ok(serde_json::from_str(&output.stdout)?)
 }
 
-/// A source topic and one of dead letters, both with some partitions.
+/// A source topic and a topic of dead letters, both with several partitions.
 struct Field {
     kafka: Arc<RealKafka>,
     source: String,
@@ -64,7 +64,7 @@ impl Field {
         Ok(Self { kafka, source, dead_letters })
     }
 
-    /// A dead letter of the consumer runtime: `n` is its offset in partition 1 of its source.
+    /// Returns a dead letter of the consumer runtime. `n` is its offset in partition 1 of its source.
     fn dead_letter(&self, key: &str, event_type: &str, error: &str, n: i64) -> Record {
         let dead_letter = DeadLetter {
             reason: if n % 2 == 0 { Reason::Permanent } else { Reason::Exhausted },
@@ -109,7 +109,7 @@ impl Field {
         Ok(producer.flush(SOON)?)
     }
 
-    /// Six dead letters: of two keys, three causes.
+    /// Produces six dead letters, of two keys and three causes.
     fn produce_dead_letters(&self) -> anyhow::Result<Vec<Record>> {
         let dead_letters: Vec<_> = [
             ("a", "Placed", "no stock for 17 of \"ann\""),
@@ -135,7 +135,7 @@ impl Field {
         json(&self.kafka, &[&["list", &self.dead_letters][..], arguments].concat()).await
     }
 
-    /// The numbers of the payloads in the order of a topic.
+    /// Returns the numbers of the payloads in the order of a topic.
     async fn numbers(&self, topic: &str) -> anyhow::Result<Vec<i64>> {
         let records = self.kafka.read_topic(topic).await?;
         records
@@ -208,7 +208,7 @@ async fn a_payload_of_a_dead_letter_is_shown_only_when_it_is_asked_for(kafka: Ar
 
 async fn a_redrive_keeps_every_byte_and_the_order_of_the_source(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
-    // The first of the key has died once more, behind those that were held.
+    // The first event of the key has died once more, behind the events that were held.
     let mut dead_letters: Vec<_> = [12, 13, 14, 11].map(|n| field.dead_letter("a", "Placed", "why", n)).into();
     dead_letters[3].headers.push(("redrive-id".to_owned(), Some(b"an earlier one".to_vec())));
     dead_letters.push(Record { value: None, ..field.dead_letter("b", "Placed", "why", 15) });
@@ -220,7 +220,7 @@ async fn a_redrive_keeps_every_byte_and_the_order_of_the_source(kafka: Arc<RealK
     let done = field.redrive(&["--all", "--yes"]).await?;
     ensure!((&done["redriven"], &done["left"]) == (&json!(5), &json!(0)), "{done}");
     let arrived = field.kafka.read_topic(&field.source).await?;
-    // As they were read first, in the partition where they were.
+    // In the order in which they were first read, in their original partition.
     for (record, original) in arrived.iter().zip([3, 0, 1, 2, 4].map(|index| &dead_letters[index])) {
         ensure!(record.partition == 1, "{record:?}");
         ensure!((&record.key, &record.value) == (&original.key, &original.value), "{record:?}");
@@ -244,7 +244,7 @@ async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
     ensure!(first["redriven"] == 2, "{first}");
     let listed = field.list(&[]).await?;
     ensure!((&listed["waiting"], &listed["redriven"]) == (&json!(4), &json!(2)), "{listed}");
-    // A dead letter that came meanwhile; one at a time.
+    // A dead letter that arrived meanwhile; sent one at a time.
     field.produce(&field.dead_letters, &[field.dead_letter("d", "Paid", "why", 20)])?;
     let second = field.redrive(&["--all", "--yes", "--rate", "1000", "--limit", "3"]).await?;
     ensure!((&second["redriven"], &second["redriven_before"]) == (&json!(3), &json!(2)), "{second}");
@@ -257,7 +257,7 @@ async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
     let mut numbers = field.numbers(&field.source).await?;
     numbers.sort_unstable();
     ensure!(numbers == [1, 2, 3, 4, 5, 6, 20], "{numbers:?}");
-    // The log tells who did it, and is no dead letter.
+    // The log names the user; a log entry is no dead letter.
     let log = field.kafka.read_topic(&field.dead_letters).await?;
     let entry = log.iter().find(|entry| entry.header("outbox-relay-redrive") == Some("done")).context("no entry")?;
     let said: Value = serde_json::from_slice(entry.value.as_deref().unwrap_or_default())?;
@@ -272,7 +272,7 @@ async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
 async fn a_redrive_that_ended_before_it_knew_is_reported_and_made_again(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
     field.produce_dead_letters()?;
-    // What a process that was killed in the middle of a batch leaves behind.
+    // The entry that a process leaves behind when it is killed in the middle of a batch.
     let entry = json!({"redriveId": Uuid::new_v4(), "stage": "started", "offsets": [[1, 3]], "at": chrono::Utc::now()});
     let entry = Record {
         partition: 0,
@@ -303,11 +303,11 @@ async fn a_redrive_that_a_topic_refuses_says_how_far_it_came_and_goes_on_there(
     let small = format!("{}-small", field.source);
     field.kafka.create_topic(&small, 1, &[("max.message.bytes", "2000")]).await?;
     let mut dead_letters: Vec<_> = (1..=6).map(|n| field.dead_letter("a", "Placed", "why", n)).collect();
-    // It does not get small when it is compressed.
+    // Noise that compression does not make smaller.
     let noise: String = (1..400_u64).map(|n| format!("{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
     dead_letters[3].headers.push(("noise".to_owned(), Some(noise.into_bytes())));
     field.produce(&field.dead_letters, &dead_letters)?;
-    // One at a time, so that it is known which one it is.
+    // One at a time, so that the failing dead letter is known.
     let arguments = ["redrive", &field.dead_letters, "--all", "--to", &small, "--rate", "1", "--yes"];
     let output = dlq(&field.kafka, &arguments).await?;
     ensure!(output.code == Some(1), "{output:?}");
@@ -450,7 +450,7 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
     };
     run(false, 5, 3).await?;
     let redrive = ["redrive", &dead_letters, "--group", group, "--to", &retry, "--yes"];
-    // Not fixed yet: the first one dies again, and the others stay behind it.
+    // The cause is not fixed yet: the first event dies again, and the others stay behind it.
     ensure!(json(&kafka, &redrive).await?["redriven"] == 3);
     let (stop, stopped) = oneshot::channel::<()>();
     let failing = consumer(false);

@@ -1,4 +1,4 @@
-//! What every event can rely on: published once, byte for byte, in the format of the contract.
+//! Tests the guarantees for every event: published once, byte for byte, in the documented format.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use lab::murmur2::java_partition;
 use lab::outbox::{data, insert};
 use lab::{Outbox, PARTITIONS, Relay, TestDatabase, trials};
 
-/// No fault, no duplicate.
+/// The rules of a run without faults: no duplicate.
 pub(crate) const ONCE: Rules = Rules { duplicates_allowed: Some(0), pending_allowed: false };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -51,7 +51,7 @@ async fn a_record_has_the_key_the_headers_the_timestamp_and_the_value_of_the_con
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
-    // The default template: the topic is named after the type of the entity.
+    // With the default template the topic is named after the type of the entity.
     kafka.create_topic("parcel-events", 1, &[]).await?;
     let row: (i64, Uuid, DateTime<Utc>) = sqlx::query_as(
         "insert into event_outbox (entity_type, entity_id, event_type, event_version, payload, headers, created_at) \
@@ -98,7 +98,7 @@ async fn a_record_is_where_javas_partitioner_would_put_it(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    // Asserted by Kafka's own test of the partitioner (UtilsTest.testMurmur2).
+    // Kafka's own test of the partitioner asserts these (UtilsTest.testMurmur2).
     for (key, hash) in [("21", -973_932_308_i32), ("foobar", -790_332_482), ("abc", 479_470_107)] {
         ensure!(java_partition(key.as_bytes(), i32::MAX) == (hash & i32::MAX) % i32::MAX, "{key}");
     }
@@ -241,6 +241,6 @@ async fn sessions_without_prepared_statements_publish_the_same(
     let _relay = outbox.relay(&kafka).with("RELAY_PREPARED_STATEMENTS", false).start("unprepared")?;
     load.reconcile(&outbox, &kafka, ONCE).await?;
     let mut connection = outbox.connect().await?;
-    // Nothing the relay has set stays behind in a session it shares with others.
+    // The relay leaves no setting behind in a session that it shares with others.
     Ok(connection.ping().await?)
 }

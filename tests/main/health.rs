@@ -1,4 +1,4 @@
-//! The probes: what they say for each thing that keeps events from going out, who may ask, and that asking costs nothing.
+//! Tests the probes: their answer for each cause that keeps events from going out, who may ask, and that a request costs nothing.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// A relay that has published an event, and its address.
+/// Starts a relay, waits until it has published an event, and returns it with its address.
 async fn started(outbox: &Outbox, kafka: &RealKafka, name: &str) -> anyhow::Result<(RelayProcess, Admin)> {
     outbox.create_topic(kafka).await?;
     let relay = with_admin(outbox.relay(kafka)).start_ready(name).await?;
@@ -53,7 +53,7 @@ async fn started(outbox: &Outbox, kafka: &RealKafka, name: &str) -> anyhow::Resu
     Ok((relay, admin))
 }
 
-/// Fails unless the relay is stalled for that cause, and has said so in one line that says all of `parts`.
+/// Fails unless the relay is stalled for that cause and has logged it in one line that contains all of `parts`.
 async fn stalled(relay: &RelayProcess, admin: &Admin, cause: &str, parts: &[&str]) -> anyhow::Result<()> {
     let body = admin.until_ready_says(503, |body| body["state"] == "stalled" && body["cause"] == cause).await;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -99,7 +99,7 @@ async fn an_address_beyond_this_host_without_a_token_is_refused() -> anyhow::Res
     Ok(())
 }
 
-/// What is asked while there is nothing to ask it of is answered from memory.
+/// The relay answers from memory while it has no connection to ask.
 async fn a_relay_that_waits_for_its_database_is_alive_and_not_ready() -> anyhow::Result<()> {
     let url = format!("postgres://relay@127.0.0.1:{}/app", free_port()?);
     let relay = with_admin(Relay::new(&url, &format!("127.0.0.1:{}", free_port()?))).start("waits")?;
@@ -121,7 +121,7 @@ async fn a_relay_that_works_is_ready_and_its_address_ends_with_it(
     let missing = admin.get("/").await?;
     ensure!(missing.status == 404 && missing.body.contains("/readyz"), "{missing:?}");
     ensure!(admin.request("POST", "/readyz").await?.status == 405);
-    // A caller that keeps its connection does not keep the relay.
+    // An open connection of a caller must not keep the relay from stopping.
     let idle = tokio::net::TcpStream::connect(admin.address()).await?;
     ensure!(relay.stop().await? == Some(0));
     drop(idle);
@@ -175,7 +175,7 @@ async fn a_missing_topic_is_a_stall_until_it_is_created(
     over(&relay, &admin).await
 }
 
-/// An open transaction of a psql, and its pid.
+/// Opens a transaction, as a forgotten psql does; returns its pid.
 async fn forgotten(conn: &mut PgConnection, sql: &'static str) -> anyhow::Result<i64> {
     conn.execute("set application_name = 'a forgotten psql'; begin").await?;
     conn.execute(sql).await?;
@@ -236,7 +236,7 @@ async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: 
     let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
     let grant = body["next_step"].as_str().unwrap_or_default().to_owned();
     ensure!(grant == format!("grant update (attempts) on \"public\".\"event_outbox\" to {user};"), "{body}");
-    // Nothing of it was needed to publish these.
+    // Nobody had to act on the finding for these to be published.
     outbox.until_settled().await;
 
     outbox.execute(&format!("revoke update (status) on event_outbox from {user}; {grant}")).await?;
@@ -374,7 +374,7 @@ async fn policies_that_hide_events_are_named_with_their_fix(
     ensure!(fix.starts_with("create policy"), "{body}");
     let logged = relay.wait_for_line(HIDDEN, |line| line["finding"].is_null()).await;
     ensure!(logged["level"] == "ERROR" && logged["next_step"] == fix.as_str(), "{logged}");
-    // The policy that it names makes it well, with row level security still on.
+    // The policy of the hint fixes the stall, with row level security still on.
     outbox.execute(&fix).await?;
     admin.until_ready_says(200, |body| body["state"] == "ready").await;
     relay.wait_for_end_of(HIDDEN).await;
@@ -384,7 +384,7 @@ async fn policies_that_hide_events_are_named_with_their_fix(
     outbox.execute(&format!("drop owned by {user}")).await.map(drop)
 }
 
-/// Marks that change no row: events wait, and nothing that the relay knows of keeps them.
+/// The marks change no row: events wait, and the relay knows no reason why.
 async fn a_reason_does_not_grow_while_a_stall_lasts(
     database: TestDatabase,
     kafka: Arc<RealKafka>,

@@ -1,4 +1,5 @@
-//! A snapshot that another session holds keeps the index entries of all that was published since: the relay passes them a slice at a time.
+//! Tests a snapshot that another session holds: it keeps the index entries of every event published since. The relay walks past them one
+//! slice at a time.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use sqlx::{Connection, Executor};
 use lab::kafka::RealKafka;
 use lab::{Outbox, TestDatabase, trials};
 
-/// Several of the slices a walk begins with.
+/// The number of published events: several of the slices with which a walk begins.
 const PUBLISHED: i64 = 300_000;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -33,13 +34,13 @@ async fn what_comes_after_all_that_was_published_is_found_and_so_is_what_was_res
     outbox.execute("update event_outbox set status = 'PUBLISHED', published_at = now()").await?;
     outbox.write("late", 1, 3).await?;
 
-    // One worker: others look at its lanes from the first event on, and would find what it does not.
+    // One worker only: other workers would look at its lanes from the first event on, and would find the rows that it misses.
     let relay = outbox.relay(&kafka).with("RELAY_WORKERS", 1).start("beyond")?;
     outbox.until_settled().await;
     let numbers = outbox.published_numbers(&kafka).await?;
     ensure!(numbers["late"] == [1, 2, 3] && numbers.len() == 1, "{numbers:?}");
 
-    // By hand, as nobody should: no rule of the frontier's knows of it, and only a sweep finds it.
+    // Changes the row by hand, which nobody should do. No rule of the claim knows of the row; only a sweep finds it.
     let restored = PUBLISHED / 2;
     outbox
         .execute(&format!("update event_outbox set status = 'PENDING', published_at = null where id = {restored}"))
@@ -48,7 +49,7 @@ async fn what_comes_after_all_that_was_published_is_found_and_so_is_what_was_res
     let numbers = outbox.published_numbers(&kafka).await?;
     ensure!(numbers.len() == 2 && numbers[&format!("e{}", restored % 100)] == [restored], "{numbers:?}");
 
-    // A start from nothing: another relay, which knows of none of it.
+    // A new relay starts without any memory of these rows.
     relay.stop().await?;
     outbox.write("late", 4, 1).await?;
     let _relay = outbox.relay(&kafka).with("RELAY_WORKERS", 1).start("anew")?;

@@ -1,4 +1,4 @@
-//! Events written and taken in by a Rust service's own transactions.
+//! Tests events that a Rust service writes and applies in its own transactions.
 
 use anyhow::{Context, ensure};
 use event_outbox::Names;
@@ -43,7 +43,7 @@ async fn effects(connection: &mut PgConnection) -> sqlx::Result<i64> {
     sqlx::query_scalar("select count(*) from effects").fetch_one(connection).await
 }
 
-/// As a service does it, in a task of its own.
+/// Applies an event as a service does, in a separate task.
 async fn apply(connection: &mut PgConnection, inbox: &Inbox, event: EventId) -> sqlx::Result<Once<i64>> {
     let mut tx = connection.begin().await?;
     let once = inbox
@@ -64,7 +64,7 @@ async fn a_second_delivery_has_no_effect(database: TestDatabase) -> anyhow::Resu
     Ok(())
 }
 
-/// Returns once the other delivery waits.
+/// Starts the other delivery; returns once it waits.
 async fn second_delivery(
     database: &TestDatabase,
     event: EventId,

@@ -1,4 +1,4 @@
-//! The suite against a real Postgres and a real Kafka. `cargo test --test main -- --list` names its tests.
+//! Runs the suite against a real Postgres and a real Kafka. `cargo test --test main -- --list` names its tests.
 
 mod bench;
 mod check;

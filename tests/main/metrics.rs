@@ -1,4 +1,4 @@
-//! `/metrics`: what it counts, and that dashboard, alert rules and documentation speak of what is there.
+//! Tests `/metrics`: the values of the metrics, and that dashboard, alert rules and documentation name only metrics that exist.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -33,13 +33,13 @@ fn read(path: &str) -> anyhow::Result<String> {
     std::fs::read_to_string(repository(path)).with_context(|| path.to_owned())
 }
 
-/// The value of a sample, by its name with labels.
+/// Returns the value of a sample, by its name with labels.
 fn value(text: &str, sample: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.strip_prefix(sample).is_some_and(|rest| rest.starts_with(' ')))?;
     line.rsplit_once(' ')?.1.parse().ok()
 }
 
-/// Asks until all of these have that value.
+/// Reads the metrics until all of these have that value.
 async fn until(admin: &Admin, wanted: &[(&str, f64)]) -> String {
     eventually("the metrics say so", SOON * 2, || async {
         let text = admin.get("/metrics").await.map_err(|error| format!("{error:?}"))?.body;
@@ -90,7 +90,7 @@ async fn metrics_count_what_went_out_what_waits_and_what_failed(
             ("outbox_relay_lanes", 16.0),
             ("outbox_relay_reachable{server=\"kafka\"}", 1.0),
             ("outbox_relay_reachable{server=\"postgres\"}", 1.0),
-            // The held event waits, and nothing moves any more.
+            // The held event waits, and no other event moves any more.
             ("outbox_relay_stalled{cause=\"topic\"}", 1.0),
             ("outbox_relay_stalled{cause=\"lock\"}", 0.0),
             ("outbox_relay_ready", 0.0),
@@ -123,7 +123,7 @@ async fn metrics_show_what_vacuum_waits_for_and_what_is_unscanned(
         let lags = ["0", "1", "2"].map(|worker| named(&text, &format!("unscanned_events{{worker=\"{worker}\"}}")));
         let seen =
             ["vacuum_held_back_seconds", "dead_tuples", "looked_at_timestamp_seconds"].map(|name| named(&text, name));
-        // The locked event holds its entity and keeps no claim back.
+        // The locked event holds its entity, but does not keep claims back.
         let scanned = lags.iter().flatten().any(|lag| *lag < 100.0);
         let reported = seen[0] > Some(1.0) && seen[1] >= Some(500.0) && seen[2] > Some(1e9);
         if scanned && reported { Ok(()) } else { Err(format!("{lags:?} {seen:?}")) }
@@ -134,7 +134,7 @@ async fn metrics_show_what_vacuum_waits_for_and_what_is_unscanned(
     Ok(())
 }
 
-/// What is called like a metric of ours in a text. A histogram's parts count as the histogram.
+/// Returns the names of our metrics in a text. A histogram's parts count as the histogram.
 fn names_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit() && c != '_');
     let names = words.filter(|word| word.starts_with("outbox_relay_"));
@@ -192,7 +192,7 @@ async fn every_alert_says_what_is_the_matter_and_where_to_read_on() -> anyhow::R
     Ok(())
 }
 
-/// Runs promtool with that on its stdin; [`Missing`] where it is not installed.
+/// Runs promtool with `input` on its stdin; returns [`Missing`] where promtool is not installed.
 async fn promtool(arguments: &[&str], input: Option<String>) -> anyhow::Result<()> {
     let mut command = Command::new("promtool");
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

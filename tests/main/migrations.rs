@@ -1,4 +1,4 @@
-//! The schema: made once by any number of processes, under any name, refused where it is not ours to change; and its functions.
+//! Tests the schema and its functions. Any number of processes create it once, under any name; a schema that is not ours is refused.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -49,7 +49,7 @@ fn refused(output: &Output, reasons: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// True when there was nothing to migrate.
+/// Returns true if there was nothing to migrate.
 fn is_current(output: &Output) -> bool {
     output.stdout.contains(&format!("version {CURRENT_VERSION}")) && !output.stdout.contains("->")
 }
@@ -77,7 +77,7 @@ async fn an_outbox_of_a_newer_version_is_refused(database: TestDatabase) -> anyh
     let relay = migration(&database, "public");
     refused(&relay.output("migrate").await?, &["99", "code: OR-2103"])?;
     let relay = relay.with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1");
-    // A start that is refused is a line of the log.
+    // A refused start is a line of the log.
     refused(&relay.output("run").await?, &["99", "\"code\":\"OR-2103\"", "\"next_step\":"])
 }
 
@@ -99,7 +99,7 @@ async fn an_outbox_that_was_never_migrated_is_refused_by_the_relay(database: Tes
 }
 
 async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -> anyhow::Result<()> {
-    // The inbox is shared by the outboxes of a schema, and somebody has locked it.
+    // The outboxes of a schema share the inbox, and another session has locked it.
     let mut other = database.connect().await?;
     let mut lock = other.begin().await?;
     lock.execute("lock table processed_events in access exclusive mode").await?;
@@ -110,7 +110,7 @@ async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -
     let output = second.output("migrate").await?;
     ensure!(output.code == Some(0), "{output:?}");
 
-    // Another migration of the same schema that does not come to an end.
+    // Another migration of the same schema that does not end.
     let options = MigrateOptions { turn_timeout: Duration::from_millis(100), ..MigrateOptions::default() };
     let names = |table| Names::new("turns", table, "processed_events");
     migrate(&mut database.connect().await?, &names("first"), &options).await?;
@@ -119,7 +119,7 @@ async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -
     Ok(())
 }
 
-/// Stops one migration half-way by a lock on what it needs, and returns how another one of the schema fails meanwhile.
+/// Stops one migration half-way by a lock on an object that it needs; returns the error of another migration of the schema meanwhile.
 async fn while_migrating(
     database: &TestDatabase,
     stopped: &Names,
@@ -140,7 +140,7 @@ async fn while_migrating(
     Ok(error)
 }
 
-/// Waits until so many sessions wait for a lock.
+/// Waits until this many sessions wait for a lock.
 async fn until_blocked(database: &TestDatabase, sessions: i64) {
     let outbox = Outbox::from_database(database);
     let sql = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
@@ -156,7 +156,7 @@ async fn until_blocked(database: &TestDatabase, sessions: i64) {
 async fn the_printed_script_makes_the_same_outbox(database: TestDatabase) -> anyhow::Result<()> {
     let output = migration(&database, "migrated").output("migrate").await?;
     ensure!(output.code == Some(0), "{output:?}");
-    // No database is needed to print.
+    // Printing needs no database.
     let script = Relay::bare().with("RELAY_SCHEMA", "printed").argument("--print").output("migrate").await?;
     ensure!(script.code == Some(0) && script.stderr.is_empty(), "{script:?}");
     let mut connection = database.connect().await?;
@@ -168,13 +168,13 @@ async fn the_printed_script_makes_the_same_outbox(database: TestDatabase) -> any
         ensure!(one == other, "migrated: {one}\nprinted: {other}");
     }
     ensure!(migrated.len() == printed.len());
-    // And the relay takes it for its own.
+    // The relay accepts the printed schema as its own.
     let output = migration(&database, "printed").output("migrate").await?;
     ensure!(is_current(&output), "{output:?}");
     Ok(())
 }
 
-/// Events are being written and settled, and nothing of that waits for the migration or the other way round.
+/// Events are written and settled meanwhile. Neither the writes nor the migration wait for the other.
 async fn later_migrations_apply_while_the_outbox_of_the_first_is_in_use(database: TestDatabase) -> anyhow::Result<()> {
     let script = Relay::bare().with("RELAY_SCHEMA", "elder").argument("--print").output("migrate").await?.stdout;
     let (first, _) = script.split_once("-- 0002 control").context("no second migration")?;
@@ -189,11 +189,12 @@ async fn later_migrations_apply_while_the_outbox_of_the_first_is_in_use(database
     open.execute("update elder.event_outbox set status = 'PUBLISHED', published_at = now() where event_type = 'A'")
         .await?;
     open.execute("select elder.event_once('g', gen_random_uuid())").await?;
-    // The new columns need the table for a moment: the migration tries that while the writer has it, gives up, and goes on from there.
+    // The new columns need the table for a moment. The migration tries this while the writer has the table, gives up, and later goes on
+    // from there.
     let migrate = migration(&database, "elder").argument("--lock-timeout").argument("1s");
     let output = migrate.output("migrate").await?;
     ensure!(output.code == Some(1) && output.stderr.contains("OR-2009"), "{output:?}");
-    // What the previous binary does goes on as it did.
+    // The previous binary's statements still work.
     open.execute(
         "update elder.event_outbox set available_at = 'infinity', last_error = 'held topic t: x' where event_type = 'B'",
     )
@@ -203,10 +204,10 @@ async fn later_migrations_apply_while_the_outbox_of_the_first_is_in_use(database
     let output = migrate.output("migrate").await?;
     ensure!(output.code == Some(0), "{output:?}");
     ensure!(output.stdout.contains(&format!("version 6 -> {CURRENT_VERSION}")), "{output:?}");
-    // What was held in the old form is pending again, for the claims to hold it in the new one.
+    // Rows that were held in the old form are pending again, for the claims to hold them in the new form.
     let held = "select count(*) from elder.event_outbox where event_type = 'B' and available_at is null and last_error is null";
     ensure!(Outbox::from_database(&database).number(held).await? == 1);
-    // And the previous binary can own no lane any more.
+    // The previous binary can no longer own a lane.
     let refused = connection.execute("select generation from elder.event_outbox_lane").await;
     ensure!(refused.is_err(), "the previous binary can still claim");
     let beat =
@@ -228,7 +229,7 @@ async fn later_migrations_apply_while_the_outbox_of_the_first_is_in_use(database
     Ok(())
 }
 
-/// Makes the first version of an outbox in the schema `elder`, and publishes all tables, as connectors and upgrades of a server do.
+/// Creates the first version of an outbox in the schema `elder`, and publishes all tables, as connectors and upgrades of a server do.
 async fn first_version(database: &TestDatabase) -> anyhow::Result<()> {
     let script = Relay::bare().with("RELAY_SCHEMA", "elder").argument("--print").output("migrate").await?.stdout;
     let (first, _) = script.split_once("-- 0002 control").context("no second migration")?;
@@ -251,7 +252,7 @@ async fn upgrades_that_begin_at_once_end_well(database: TestDatabase) -> anyhow:
     Ok(())
 }
 
-/// Everybody who could work with the outbox can go on, whoever has migrated it.
+/// Every user who could work with the outbox can go on, whichever user has migrated it.
 async fn an_upgrade_by_another_user_leaves_the_owner_its_rights(database: TestDatabase) -> anyhow::Result<()> {
     first_version(&database).await?;
     let (owner, monitor) = (format!("{}_owner", database.name()), format!("{}_monitor", database.name()));
@@ -277,7 +278,7 @@ async fn an_upgrade_by_another_user_leaves_the_owner_its_rights(database: TestDa
     outbox.execute(&format!("drop owned by {owner}, {monitor} cascade; drop role {owner}, {monitor}")).await.map(drop)
 }
 
-/// As psql does without ON_ERROR_STOP: each statement by itself, whatever became of the one before it. Returns the errors.
+/// Runs a script as psql does without ON_ERROR_STOP: each statement by itself, even after an error. Returns the errors.
 async fn run_by_statement(database: &TestDatabase, script: &str) -> anyhow::Result<String> {
     let mut connection = database.connect().await?;
     let (mut errors, mut statement) = (String::new(), String::new());
@@ -292,7 +293,7 @@ async fn run_by_statement(database: &TestDatabase, script: &str) -> anyhow::Resu
     Ok(errors)
 }
 
-/// A tool runs it statement by statement. It was interrupted once, and an index is left half built.
+/// A tool runs the script statement by statement. An earlier run was interrupted, and an index is half built.
 async fn a_printed_upgrade_is_run_twice_and_skips_nothing(database: TestDatabase) -> anyhow::Result<()> {
     first_version(&database).await?;
     let outbox = Outbox::from_database(&database);
@@ -303,7 +304,7 @@ async fn a_printed_upgrade_is_run_twice_and_skips_nothing(database: TestDatabase
     let whole = print("1").output("migrate").await?;
     let later = print("8").output("migrate").await?;
     ensure!(whole.code == Some(0) && later.code == Some(0), "{whole:?} {later:?}");
-    // A step whose predecessor is not recorded changes nothing, whatever the tool makes of its error.
+    // A step whose predecessor is not recorded changes nothing, even if the tool ignores its error.
     let errors = run_by_statement(&database, &later.stdout).await?;
     ensure!(errors.contains("step 9"), "{errors}");
     ensure!(outbox.number("select max(version) from elder.event_outbox_migration").await? == 1);
@@ -318,7 +319,7 @@ async fn a_printed_upgrade_is_run_twice_and_skips_nothing(database: TestDatabase
     Ok(())
 }
 
-/// Everything in a schema, in words that do not name it.
+/// Describes everything in a schema, without the schema's name.
 async fn description(connection: &mut PgConnection, schema: &str) -> anyhow::Result<Vec<String>> {
     let sql = "
         select format('%s.%s %s %s %s %s %s', table_name, column_name, ordinal_position, data_type, column_default,
@@ -401,7 +402,7 @@ async fn emits_of_one_entity_commit_in_the_order_of_their_ids_and_those_of_other
     let mut holder = outbox.connect().await?;
     let mut held = holder.begin().await?;
     emit(&mut held, "busy", 0).await?;
-    // Written down under the entity's lock: in the order of commits.
+    // Recorded under the entity's lock, so in the order of commits.
     let commits = Arc::new(Mutex::new(Vec::new()));
     let mut sessions = tokio::task::JoinSet::new();
     for n in 0..8 {

@@ -1,4 +1,4 @@
-//! Order per entity: rows that others have locked, transactions that stay open, schedules, takeovers.
+//! Tests the order per entity: rows that other sessions have locked, transactions that stay open, schedules, takeovers.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// The lock table is the server's: a transaction that fills it would make other sessions fail.
+/// The lock table belongs to the whole server: a transaction that fills it would make other sessions fail.
 async fn one_transaction_does_not_take_the_locks_of_all_others(database: TestDatabase) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
     let many = |entity: &str| {
@@ -61,7 +61,7 @@ async fn a_row_that_another_session_has_locked_is_not_overtaken_by_its_entity(
     lock.execute("select from event_outbox where entity_id = 'locked' and payload['n'] = '2' for update").await?;
     let _relay = outbox.relay(&kafka).start("locked")?;
     outbox.until_settled_of("free").await;
-    // What comes later has to wait as well, on its own and in one claim with others.
+    // Later events have to wait as well, alone and in one claim with others.
     for n in 4..=6 {
         outbox.write("locked", n, 1).await?;
         outbox.write("free", n, 1).await?;
@@ -77,7 +77,7 @@ async fn a_row_that_another_session_has_locked_is_not_overtaken_by_its_entity(
     outbox.reconcile(&kafka, ONCE).await
 }
 
-/// The relay sees both at once, because it was stopped meanwhile: the first row is free, and the newest is locked.
+/// The relay sees both changes at once, because it was stopped meanwhile: the first row is free, and the newest is locked.
 async fn rows_of_an_entity_that_is_locked_again_while_it_is_released_are_found(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -95,7 +95,7 @@ async fn rows_of_an_entity_that_is_locked_again_while_it_is_released_are_found(
         early.execute(sqlx::AssertSqlSafe(last.clone())).await?;
         outbox.write(&entity, 2, 4).await?;
         relay.signal(Signal::SIGCONT)?;
-        // It has stepped over them.
+        // The relay has stepped over these rows.
         let held = format!("select coalesce(sum(events), 0) from event_outbox_hold where entity_id = '{entity}'");
         eventually("the entity is held", SOON, || async {
             match outbox.number(&held).await {
@@ -125,13 +125,13 @@ async fn an_event_of_a_transaction_that_stays_open_is_published_before_its_succe
     let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let _relay = outbox.relay(&kafka).start("open")?;
-    // Of the second round the relay knows that its transaction is a straggler.
+    // In the second round the relay knows that the transaction is a straggler.
     for (round, age) in [(1, "0"), (2, "3")] {
         let (mut early, mut late) = (outbox.connect().await?, outbox.connect().await?);
         let mut first = early.begin().await?;
         emit(&mut first, "slow", round * 10).await?;
         let second = tokio::spawn(async move {
-            // Waits for the first to end.
+            // Waits for the first transaction to end.
             let mut second = late.begin().await?;
             emit(&mut second, "slow", round * 10 + 1).await?;
             anyhow::Ok(second.commit().await?)
@@ -156,8 +156,8 @@ async fn an_event_of_a_transaction_that_stays_open_is_published_before_its_succe
     outbox.reconcile(&kafka, ONCE).await
 }
 
-/// Each session holds an early id of its own while a hundred later ones of others go by, then lets it go with its successor close
-/// behind, in the middle of the relay's claims.
+/// Each session holds an early id while a hundred later ids of other sessions go by. Then it commits with its successor close behind, in
+/// the middle of the relay's claims.
 async fn events_of_many_open_transactions_are_published_before_their_successors(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -178,7 +178,7 @@ async fn events_of_many_open_transactions_are_published_before_their_successors(
                     insert(&mut open, &entity, round * 2).await?;
                     sqlx::query_scalar("select max(id) from event_outbox").fetch_one(&mut *open).await?
                 };
-                // Until rows far above have been published.
+                // Waits until rows far above have been published.
                 let passed = "select count(*) from event_outbox where status = 'PUBLISHED' and id > $1";
                 let mut filler = 0;
                 while sqlx::query_scalar::<_, i64>(passed).bind(id).fetch_one(&mut observer).await? < 40 {
@@ -219,7 +219,7 @@ async fn a_row_that_is_not_due_waits_and_one_that_was_due_long_ago_keeps_its_pla
     outbox.until_published(4).await;
     let numbers = outbox.published_numbers(&kafka).await?;
     ensure!(numbers["a"] == [1, 2, 4, 5], "{numbers:?}");
-    // A day later.
+    // Moves the schedule to a day later.
     outbox
         .execute(
             "update event_outbox set created_at = created_at - interval '2 days', \
@@ -233,7 +233,7 @@ async fn a_row_that_is_not_due_waits_and_one_that_was_due_long_ago_keeps_its_pla
     outbox.reconcile(&kafka, ONCE).await
 }
 
-/// The session of a frozen relay lives until Postgres has waited for it for `publish_timeout` and 15 s; then its lanes are free.
+/// The session of a frozen relay lives until Postgres has waited for it for `publish_timeout` and 15 s. Then its lanes are free.
 async fn a_relay_frozen_with_a_batch_in_its_hands_changes_nothing_when_it_thaws(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -262,7 +262,7 @@ async fn a_relay_frozen_with_a_batch_in_its_hands_changes_nothing_when_it_thaws(
     outbox.until_settled().await;
     frozen.signal(Signal::SIGCONT)?;
     frozen.wait_for("outage_ended").await;
-    // Both work on.
+    // Both relays go on working.
     outbox.write("e1", 20_001, 10).await?;
     outbox.until_settled().await;
     outbox.all_published().await?;

@@ -1,4 +1,4 @@
-//! The order flow on a real Postgres and a real Kafka: every process of it is killed once.
+//! Tests the order flow on a real Postgres and a real Kafka: each of its processes is killed once.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ fn brokers(kafka: &RealKafka) -> ClientConfig {
     config
 }
 
-/// Topics and groups of order flows.
+/// Returns the topics and groups of order flows that are left.
 fn left_in(kafka: &RealKafka) -> anyhow::Result<Vec<String>> {
     let client: BaseConsumer = ClientConfig::new().set("bootstrap.servers", kafka.bootstrap()).create()?;
     tokio::task::block_in_place(|| {

@@ -1,4 +1,4 @@
-//! Servers that are down at the start, go away and come back. Where one is stopped, the test has it for itself.
+//! Tests servers that are down at the start, or go away and come back. A test that stops a server uses a private one.
 
 use std::sync::Arc;
 
@@ -31,12 +31,12 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// The lines about one server's incidents.
+/// Returns the log lines about one server's incidents.
 fn logged(relay: &RelayProcess, notice: &str, server: &str) -> Vec<Value> {
     relay.lines(notice).into_iter().filter(|line| line["server"] == server).collect()
 }
 
-/// One line when it started, one when it ended, with what an operator wants to know.
+/// Expects one line at the start of the incident and one at its end, with the facts that an operator needs.
 async fn logged_once(relay: &RelayProcess, server: &str) -> anyhow::Result<()> {
     relay.wait_for_line(ENDED, |line| line["server"] == server).await;
     let (started, ended) = (logged(relay, STARTED, server), logged(relay, ENDED, server));
@@ -71,7 +71,7 @@ async fn a_broker_that_goes_away_under_load_costs_nothing_and_pins_no_transactio
     let mut kafka = RealKafka::start(&[])?;
     let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
-    // A batch in flight waits so long for its acks, and its transaction with it.
+    // A batch in flight waits this long for its acks, and its transaction waits with it.
     let relay = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "5s").start_ready("kafka-away").await?;
     let load = Load::start(&outbox, Plan::new(4_000, 100));
     load.until_committed(500).await;
@@ -84,7 +84,7 @@ async fn a_broker_that_goes_away_under_load_costs_nothing_and_pins_no_transactio
         }
     })
     .await;
-    // And it stays that way while the application goes on.
+    // The transactions stay closed while the application goes on.
     for n in 0..300 {
         outbox.write("meanwhile", n, 1).await?;
         let open = outbox.relay_sessions_in_transaction().await?;
@@ -95,7 +95,7 @@ async fn a_broker_that_goes_away_under_load_costs_nothing_and_pins_no_transactio
     logged_once(&relay, "kafka").await
 }
 
-/// A frozen broker keeps its connections: only the missing answers tell.
+/// A frozen broker keeps its connections, so only the missing answers show the outage.
 async fn a_broker_that_does_not_answer_is_an_outage_and_keeps_every_order(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
@@ -133,7 +133,7 @@ async fn a_database_that_is_down_at_the_start_is_waited_for(kafka: Arc<RealKafka
 async fn a_database_restarted_under_load_loses_nothing_and_keeps_every_order(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    // What it has committed it has to keep.
+    // The server must keep its commits.
     let options = PostgresOptions { durable: true, ..options_for_tests() };
     let mut postgres = PrivatePostgres::start(options).await?;
     let outbox = Outbox::on(&postgres, "database-restarted").await?;
@@ -144,7 +144,7 @@ async fn a_database_restarted_under_load_loses_nothing_and_keeps_every_order(
     postgres.restart().await?;
     relay.wait_for_line(ENDED, |line| line["server"] == "postgres").await;
     load.until_committed(2_000).await;
-    // The second time without a checkpoint; what was committed is kept, the marks of the last moment need not be.
+    // The second stop is without a checkpoint. Commits are kept, but the marks of the last moment may be lost.
     postgres.stop_hard().await;
     postgres.start_again().await?;
     load.reconcile(&outbox, &kafka, Rules::default()).await
@@ -177,7 +177,7 @@ async fn sessions_terminated_under_load_lose_nothing_and_keep_every_order(
     Ok(())
 }
 
-/// As a full disk does, or a trigger that somebody forgot.
+/// Postgres rejects the marks, as with a full disk or a forgotten trigger.
 async fn a_database_that_takes_claims_and_refuses_marks_is_not_asked_by_publishing_again(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -185,7 +185,7 @@ async fn a_database_that_takes_claims_and_refuses_marks_is_not_asked_by_publishi
     const EVENTS: i64 = 200;
     let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
-    // A sequence is not rolled back: it counts the tries.
+    // A sequence is not rolled back, so it counts the tries.
     outbox.execute("create sequence tries").await?;
     outbox
         .execute(

@@ -1,4 +1,4 @@
-//! Pauses: what waits, what goes on, that nothing is overtaken when they begin and end, and that they outlive a relay.
+//! Tests pauses: paused events wait, and others go on. Nothing is overtaken when a pause begins or ends, and a pause outlives a relay.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ async fn a_pause_names_what_it_pauses_and_every_change_is_in_the_audit_table(
     pause(&database, &["--topic", "orders", "--for", "2h", "--by", "ann"]).await?;
     pause(&database, &entity).await?;
     pause(&database, &["--all"]).await?;
-    // The same once more is one pause, with a new end.
+    // A second pause of the same target gives the one pause a new end.
     pause(&database, &["--topic", "orders", "--for", "3h"]).await?;
     let listed: Value = serde_json::from_str(&fine(&database, "pause", &["--list", "--json"]).await?)?;
     let listed = listed["pauses"].as_array().context("no list")?;
@@ -68,7 +68,7 @@ async fn a_pause_names_what_it_pauses_and_every_change_is_in_the_audit_table(
     ensure!(topic["topic"] == "orders" && topic["reason"] == "a trial" && topic["expires_at"].is_string(), "{topic}");
     ensure!(listed.iter().any(|pause| pause["entity_id"] == "it's \\ 7" && pause["entity_type"] == "order"));
 
-    // It is resumed as it was named.
+    // The pause is resumed by the same name.
     let output = command(&database, "resume", &["--entity", "it's \\ 7"]).await?;
     ensure!(output.code == Some(1) && output.stderr.contains("it's \\ 7"), "{output:?}");
     resume(&database, &entity).await?;
@@ -119,7 +119,7 @@ async fn while_everything_is_paused_nothing_is_published_and_no_transaction_is_b
     outbox.write("a", 4, 3).await?;
     let logged = relay.wait_for(BEGINS).await;
     ensure!(logged["paused"] == "everything" && logged["reason"] == "a trial", "{logged}");
-    // The workers have looked a few times by now.
+    // The workers have polled a few times by now.
     let looks = "select sum(calls) from (select xact_commit as calls from pg_stat_database where datname = current_database()) d";
     let before = outbox.number(looks).await?;
     eventually("the relay looks", SOON, || async {
@@ -182,7 +182,7 @@ async fn events_of_a_paused_entity_wait_and_all_others_go_on(
     outbox.create_topic(&kafka).await?;
     let relay = outbox.relay(&kafka).with("RELAY_BATCH_SIZE", 3).start("entity")?;
     pause(&database, &["--entity", "a"]).await?;
-    // Poison of a paused entity waits as well: it costs no attempt.
+    // Poison of a paused entity waits as well, and costs no attempt.
     outbox
         .execute(
             "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
@@ -196,7 +196,7 @@ async fn events_of_a_paused_entity_wait_and_all_others_go_on(
     outbox.until_settled_of("b").await;
     let rows = outbox.row_states("a").await?;
     ensure!(rows.iter().all(|row| row.status == "PENDING" && row.attempts == 0), "{rows:?}");
-    // Paused a second time, for its type alone; the first pause ends, and it waits still.
+    // Pauses a second time, only for the entity's type. The first pause ends, and the events still wait.
     pause(&database, &["--entity", "a", "--entity-type", "order"]).await?;
     resume(&database, &["--entity", "a"]).await?;
     relay.wait_for_line(ENDS, |line| line["paused"] == "entity a").await;
@@ -228,7 +228,7 @@ async fn a_pause_outlives_the_relay_and_ends_when_it_expires(
     second.wait_for(BEGINS).await;
     outbox.write("a", 6, 1).await?;
     until(&outbox, "six are held", held, 6).await;
-    // Its time comes while the relay runs: nobody resumes it, and nothing tells the relay but the clock.
+    // The pause expires while the relay runs. Nobody resumes it; the relay notices only by the clock.
     let nearer = "update event_outbox_pause set expires_at = clock_timestamp() + interval '2 seconds'; \
                   update event_outbox_control set value = value + 1 where name = 'pauses'";
     outbox.execute(nearer).await?;
@@ -242,7 +242,7 @@ async fn a_pause_outlives_the_relay_and_ends_when_it_expires(
     Ok(())
 }
 
-/// Once held, a row is not touched again until it is released: its ctid does not change.
+/// A held row is not changed again until it is released, so its ctid stays the same.
 async fn a_paused_event_is_held_once_and_no_claim_walks_it(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -266,7 +266,7 @@ async fn a_paused_event_is_held_once_and_no_claim_walks_it(
     resume(&database, &["--every"]).await?;
     outbox.until_settled().await;
     outbox.all_published().await?;
-    // The others are on the topic of their own, and would be missing here.
+    // The other events are on their own topic, and would be missing here.
     outbox.execute("delete from event_outbox where topic is not null").await?;
     outbox.reconcile(&kafka, Rules::default()).await
 }
@@ -288,7 +288,7 @@ async fn nothing_is_overtaken_while_pauses_begin_and_end_under_load_with_two_rel
         step += 1_000;
         load.until_committed(step).await;
         pause(&database, what).await?;
-        // After the command has returned nothing of it goes out.
+        // After the command has returned, no event of its target goes out.
         let whose = if what[0] == "--entity" { format!("entity_id = '{}'", what[1]) } else { "true".to_owned() };
         let published = format!("select count(*) from event_outbox where status = 'PUBLISHED' and {whose}");
         let before = outbox.number(&published).await?;
@@ -297,7 +297,7 @@ async fn nothing_is_overtaken_while_pauses_begin_and_end_under_load_with_two_rel
         ensure!(after == before, "{} went out while {what:?} was paused", after - before);
         resume(&database, what).await?;
     }
-    // One that ends by itself, and a relay that goes while it is in force.
+    // A pause that ends by itself, and a relay that stops while the pause is in force.
     pause(&database, &["--topic", &topic, "--for", "1s"]).await?;
     let [one, two] = relays;
     one.kill()?;

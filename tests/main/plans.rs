@@ -1,5 +1,5 @@
-//! The plans of the statements that find work must not depend on statistics: with the wrong ones the planner has walked every event
-//! that was ever published.
+//! Tests that the plans of the statements that find work do not depend on statistics. With wrong statistics the planner once walked every
+//! event that was ever published.
 
 use anyhow::{Context, ensure};
 use event_outbox::Names;
@@ -22,7 +22,7 @@ async fn work_is_found_by_the_key_and_the_index_of_late_events_whatever_the_stat
     let conn = &mut database.connect().await?;
     conn.execute("alter table event_outbox set (autovacuum_enabled = off)").await?;
     let (every, in_transaction) = (&[Statement::Probe, Statement::Claim], &[Statement::Claim]);
-    // The probe is planned each time it runs: of an empty table any plan will do.
+    // The probe is planned on each run; for an empty table any plan is fine.
     uses_the_indexes(conn, in_transaction, "nothing pending, no statistics").await?;
     conn.execute("analyze event_outbox").await?;
     uses_the_indexes(conn, in_transaction, "nothing pending, fresh statistics").await?;
@@ -45,7 +45,7 @@ async fn work_is_found_by_the_key_and_the_index_of_late_events_whatever_the_stat
     uses_the_indexes(conn, every, "1,000,000 pending, statistics that call no row pending").await?;
     conn.execute("analyze event_outbox").await?;
     uses_the_indexes(conn, every, "1,000,000 pending, fresh statistics").await?;
-    // As after a restore or pg_upgrade.
+    // Removes the statistics, as after a restore or pg_upgrade.
     conn.execute("delete from pg_statistic where starelid = 'event_outbox'::regclass").await?;
     conn.execute("update pg_class set reltuples = -1, relpages = 0 where relname like 'event\\_outbox%'").await?;
     uses_the_indexes(conn, every, "1,000,000 pending, no statistics").await
@@ -64,10 +64,10 @@ async fn uses_the_indexes(conn: &mut PgConnection, statements: &[Statement], sta
         let context = || format!("{statement:?} with {state}");
         let plan = explain(conn, &names, *statement).await.with_context(context)?;
         let text = plan.join("\n");
-        // The lanes and the counters are a handful of rows: any plan will do for them.
+        // The lanes and the counters are a handful of rows, so any plan is fine for them.
         let of_the_outbox =
             || plan.iter().filter(|line| !line.contains("event_outbox_lane") && !line.contains("event_outbox_control"));
-        // Late events by their index in both arms, new ones by the key; never a walk of the table.
+        // Late events by their index in both arms, new events by the key; never a scan of the table.
         let late = plan.iter().filter(|line| line.contains("using event_outbox_late on")).count();
         let new = plan.iter().any(|line| line.contains("using event_outbox_pkey on"));
         let costly = of_the_outbox().any(|line| {
@@ -80,7 +80,7 @@ async fn uses_the_indexes(conn: &mut PgConnection, statements: &[Statement], sta
             *statement != Statement::Claim || plan.iter().any(|line| line.contains("Tid Scan on event_outbox"));
         ensure!(by_ctid, "{}:\n{text}", context());
         ensure!(late == 2 && new && !costly, "{}:\n{text}", context());
-        // The condition on the transaction is the index's, not a filter on what it walks.
+        // The condition on the transaction belongs to the index and is not a filter on the index's rows.
         let conditions = plan.iter().filter(|line| line.contains("Index Cond") && line.contains("xid")).count();
         ensure!(conditions == 2, "{}:\n{text}", context());
     }

@@ -1,4 +1,4 @@
-//! Rows and topics that cannot be written: what stops, what goes on, what it costs.
+//! Tests rows and topics that cannot be written: which events stop, which go on, and the cost.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use lab::kafka::{MINDS_RIGHTS, RealKafka};
 use lab::outbox::RowState;
 use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
-/// `max.message.bytes` of the topics here; good rows stay far below, even many of them.
+/// The `max.message.bytes` of the topics here. Good rows stay far below this limit, even many of them.
 const TOPIC_LIMIT: &str = "20000";
 
-/// Bad rows among good ones: the statement, and a part of the reason that the operator is to read.
+/// The bad rows among good ones: the statement, and a part of the reason that the operator should read.
 const POISON: [(&str, &str, &str); 5] = [
     ("headers", "payload, headers) values ('order', 'HERE', 'X', '{\"n\": 0}', '{\"number\": 1}')", "header"),
     ("topic-name", "payload, topic) values ('order', 'HERE', 'X', '{\"n\": 0}', 'no such topic!')", "bad topic"),
@@ -49,7 +49,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// For each kind of poison two good rows, the bad one and two good rows more, of one entity; and as many good ones of another entity.
+/// Writes for each kind of poison two good rows, the bad one and two good rows more, all of one entity. Writes as many good rows of another
+/// entity.
 async fn write_poison(outbox: &Outbox) -> anyhow::Result<()> {
     for (kind, poison, _) in POISON {
         for n in [1, 2] {
@@ -113,7 +114,7 @@ async fn poison_holds_its_entity_and_no_other_where_that_is_the_policy(
         let logged = |line: &serde_json::Value| line["entity.id"] == kind && line["event.status"] == "PENDING";
         first.wait_for_line("event_refused", logged).await;
     }
-    // Another relay learns from the rows what is held.
+    // Another relay reads from the rows which events are held.
     ensure!(first.stop().await? == Some(0));
     let _second = settings.start("learns")?;
     for (kind, _, _) in POISON {
@@ -131,7 +132,7 @@ async fn poison_holds_its_entity_and_no_other_where_that_is_the_policy(
     Ok(())
 }
 
-/// The limit is one of record batches, of which librdkafka makes one out of all that waits for a partition.
+/// The limit applies to record batches, and librdkafka makes one batch of all records that wait for a partition.
 async fn a_batch_that_is_larger_than_its_topic_allows_is_no_poison(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -175,7 +176,7 @@ async fn a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created(
     Ok(())
 }
 
-/// The next relay finds nothing pending: it has to learn from the held rows that there is a topic to ask for.
+/// The next relay finds nothing pending. It must read from the held rows that there is a topic to ask for.
 async fn events_held_by_one_relay_are_released_by_the_next_in_batches_and_in_order(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -233,7 +234,7 @@ async fn a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_b
     Ok(())
 }
 
-/// First the relay may not even see the topic; then it sees it, and is refused by what it sends.
+/// First the relay may not even see the topic. Then it sees the topic, but its records are refused.
 async fn a_topic_whose_right_is_missing_holds_its_own_events_until_it_is_granted(
     database: TestDatabase,
 ) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! The registry of relays: who counts as alive, whatever is slow and whatever the clock says, and who is forgotten.
+//! Tests the registry of relays: which relays count as alive, however slow or wrong the clock is, and which relays are removed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ async fn sees_two(relay: &RelayProcess) {
     relay.wait_for_line(SHARED_OUT, |line| line["relays"] == 2).await;
 }
 
-/// A count of a table that somebody has locked takes as long as one of many rows.
+/// Counting a locked table takes as long as counting one with many rows.
 async fn relays_whose_counts_are_slow_do_not_take_each_other_for_dead(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -42,7 +42,7 @@ async fn relays_whose_counts_are_slow_do_not_take_each_other_for_dead(
     let mut other = outbox.connect().await?;
     let mut lock = other.begin().await?;
     lock.execute("lock table event_outbox in access exclusive mode").await?;
-    // Longer than two heartbeats may be apart and than any statement waits.
+    // Longer than the allowed gap between two heartbeats, and longer than any statement waits.
     tokio::time::sleep(Duration::from_secs(12)).await;
     lock.rollback().await?;
     for relay in &relays {
@@ -65,7 +65,7 @@ async fn the_row_of_a_killed_relay_is_removed_by_those_that_live(
     let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     outbox.relay(&kafka).start_ready("killed").await?.kill()?;
-    // A relay that is ready has not beaten yet.
+    // A ready relay may not have sent a heartbeat yet.
     outbox.execute("delete from event_outbox_relay").await?;
     outbox
         .execute(
@@ -90,7 +90,7 @@ async fn the_row_of_a_killed_relay_is_removed_by_those_that_live(
     Ok(())
 }
 
-/// Its lanes are taken at once where they are published exactly once: that relay might still be sending.
+/// With exactly-once delivery the dead relay might still be sending, but its lanes are taken at once.
 async fn a_dead_relay_whose_last_heartbeat_lies_in_the_future_keeps_no_lanes(
     database: TestDatabase,
     kafka: Arc<RealKafka>,

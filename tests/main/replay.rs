@@ -1,4 +1,4 @@
-//! Replay: retained events go out again, in order, as the relay sends them, and nobody takes them for new ones.
+//! Tests replay: retained events are sent again, in order and in the relay's format, and no consumer mistakes them for new events.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// An outbox whose events a relay has published, and a topic to replay to.
+/// An outbox whose events a relay has published, and a target topic for the replay.
 struct Field {
     outbox: Outbox,
     kafka: Arc<RealKafka>,
@@ -62,7 +62,7 @@ impl Field {
         self.kafka.read_topic(&self.copy).await
     }
 
-    /// All columns of all rows.
+    /// Returns all columns of all rows.
     async fn rows(&self) -> anyhow::Result<Vec<String>> {
         let sql = "select e::text || xmin::text from event_outbox e order by id";
         Ok(sqlx::query_scalar(sql).fetch_all(&mut self.outbox.connect().await?).await?)
@@ -156,7 +156,7 @@ async fn every_filter_replays_its_events_from_table_and_archive(
     )
     .fetch_one(&mut field.outbox.connect().await?)
     .await?;
-    // 1 and 3 are archived; 4 is in both, having been restored by hand.
+    // 1 and 3 are archived; 4 is in both tables, because it was restored by hand.
     field
         .outbox
         .execute(&format!(
@@ -211,7 +211,7 @@ async fn dead_events_are_replayed_and_stay_dead(database: TestDatabase, kafka: A
         .await?;
     let rows = field.rows().await?;
     let output = field.output(&["--dead", "--to", &field.copy, "--yes", "--reason", "by hand", "--by", "ann"]).await?;
-    // The one whose headers are no strings cannot become a record.
+    // The row whose headers are not strings cannot become a record.
     ensure!(output.code == Some(1), "{output:?}");
     ensure!(output.stderr.contains("event 2: ") && output.stderr.contains("headers"), "{output:?}");
     ensure!(output.stdout.contains("1 of 2 events"), "{output:?}");
@@ -223,7 +223,7 @@ async fn dead_events_are_replayed_and_stay_dead(database: TestDatabase, kafka: A
     Ok(())
 }
 
-/// An inbox as a consumer has it: applies what `event_once` has not seen.
+/// Consumes like a consumer with an inbox: applies the events that `event_once` has not seen.
 async fn consume(field: &Field, group: &str) -> anyhow::Result<i64> {
     let mut connection = field.outbox.connect().await?;
     let mut applied = 0;
@@ -260,7 +260,7 @@ async fn verify_tells_replayed_records_apart_from_duplicates(
     let field = Field::new(&database, kafka).await?;
     field.outbox.write_backlog(100, 5).await?;
     field.publish().await?;
-    // A row that says it is published, and is not: the replay brings it, behind later ones of its entity.
+    // A row with the status PUBLISHED that was never published. The replay sends it behind later events of its entity.
     field
         .outbox
         .execute(
@@ -280,7 +280,7 @@ async fn verify_tells_replayed_records_apart_from_duplicates(
     let after = verify().await?;
     ensure!(after["clean"] == true && after["replayed"] == 101 && after["duplicates"] == 0, "{after:#}");
     ensure!(after["missing"] == 0 && after["inversions"] == 0 && after["published"] == 101, "{after:#}");
-    // What is replayed has to be what the row says.
+    // The replay must send the row's current content.
     field.outbox.execute("update event_outbox set payload = '{\"n\": 7777}' where id = -1").await?;
     ensure!(verify().await?["mismatched"] == 1);
     Ok(())

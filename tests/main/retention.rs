@@ -1,4 +1,4 @@
-//! Retention: what is old and done with goes, by hand or in the background, and nothing else.
+//! Tests retention: old settled rows are removed, by hand or in the background, and nothing else.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ async fn prune(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<Ou
     arguments.iter().fold(relay, |relay, argument| relay.argument(argument)).output("prune").await
 }
 
-/// How many events and how many rows of the consumers' table.
+/// Returns the number of pruned events and of pruned rows of the consumers' table.
 async fn pruned(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<(i64, i64)> {
     let output = prune(database, &[arguments, &["--json"]].concat()).await?;
     ensure!(output.code == Some(0) && output.stderr.is_empty(), "{arguments:?}: {output:?}");
@@ -42,7 +42,8 @@ async fn pruned(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<(
     Ok((json["events"].as_i64().unwrap_or(-1), json["processed"].as_i64().unwrap_or(-1)))
 }
 
-/// 10,000 events a minute apart from now back, the oldest first: of ten, seven are PUBLISHED, and one each DEAD, PENDING and held.
+/// Writes 10,000 events one minute apart up to now, the oldest first. Of ten events seven are PUBLISHED, and one each DEAD, PENDING and
+/// held.
 async fn write_history(outbox: &Outbox) -> anyhow::Result<()> {
     outbox
         .execute(
@@ -101,7 +102,7 @@ async fn an_archived_event_is_moved_as_it_is(database: TestDatabase) -> anyhow::
     ensure!(events > 5_000 && outbox.number(archived).await? == events, "{events}");
     ensure!(outbox.number("select count(*) from event_outbox_archive").await? == events);
     ensure!(outbox.number("select count(*) from event_outbox join event_outbox_archive using (id)").await? == 0);
-    // Restored by hand and archived once more: it is there already.
+    // Restored by hand and archived once more: the archive already has the row.
     let columns = "id, entity_type, event_type, payload, status, created_at, published_at";
     outbox
         .execute(&format!(
@@ -123,7 +124,7 @@ async fn rows_of_the_consumers_table_are_pruned_by_their_age(database: TestDatab
         .await?;
     // The outbox itself is kept.
     write_history(&outbox).await?;
-    // Without brokers nobody knows whether that lets duplicates in.
+    // Without brokers the window cannot be compared with the topic, so duplicates might get in.
     let arguments = ["--processed-after", "10d"];
     let refused = prune(&database, &["--processed-after", "10d", "--yes"]).await?;
     ensure!(refused.code == Some(1) && refused.stderr.contains("KAFKA_BOOTSTRAP_SERVERS"), "{refused:?}");
@@ -180,7 +181,7 @@ async fn relays_prune_in_the_background_under_load_and_the_ledger_is_clean(
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
-    // Consumers remember for longer than the topic keeps what they have applied.
+    // The inbox remembers for longer than the topic keeps the applied events.
     kafka.create_topic(&outbox.topic, PARTITIONS, &[("retention.ms", "1200000")]).await?;
     outbox
         .execute("insert into processed_events values ('g', gen_random_uuid(), now() - interval '1 hour'), ('g', gen_random_uuid(), now())")
@@ -204,11 +205,11 @@ async fn relays_prune_in_the_background_under_load_and_the_ledger_is_clean(
         .await;
     };
     until(1_000).await;
-    // The relay that prunes is killed: the other goes on.
+    // The pruning relay is killed; the other one goes on.
     one.kill()?;
     load.until_committed(6_000 / 16 * 16).await;
     outbox.until_settled().await;
-    // The last of them have to be as old as that as well.
+    // The last events must reach that age as well.
     eventually("all are old", SOON, || async {
         match outbox.number("select count(*) from event_outbox where published_at > now() - interval '1 second'").await
         {
@@ -218,13 +219,13 @@ async fn relays_prune_in_the_background_under_load_and_the_ledger_is_clean(
     })
     .await;
     let all = outbox.number("select count(*) + (select count(*) from event_outbox_archive) from event_outbox").await?;
-    // A late commit below where the walk is waits for the next sweep, which comes once an hour: those are pruned by hand.
+    // A late commit below the walk's position waits for the next sweep, which runs once an hour. The test prunes those rows by hand.
     until(all * 9 / 10).await;
     let (rest, _) = pruned(&database, &["--mode", "archive", "--after", "1s", "--yes"]).await?;
     eprintln!("{rest} of {all} events were left for the sweep");
     until(all).await;
     ensure!(outbox.number("select count(*) from processed_events").await? == 1);
-    // Back into the table, so that the ledger finds what was committed.
+    // Moves the rows back into the table, so that the ledger finds every commit.
     drop(_two);
     let columns: String = sqlx::query_scalar(
         "select string_agg(attname, ', ' order by attnum) from pg_attribute \
@@ -262,7 +263,7 @@ async fn a_relay_that_may_not_prune_says_so_once_and_goes_on(
     Ok(())
 }
 
-/// A topic with its retention, one of dead letters, and a row that is an hour old.
+/// Creates a topic with this retention, a topic of dead letters, and a row that is an hour old.
 async fn remember(outbox: &Outbox, kafka: &RealKafka, retention_ms: &str) -> anyhow::Result<String> {
     kafka.create_topic(&outbox.topic, PARTITIONS, &[("retention.ms", retention_ms)]).await?;
     let dead_letters = format!("{}.billing.dlq", outbox.topic);
@@ -295,7 +296,7 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
         }
         Ok(())
     };
-    // Not the topic of dead letters, whose name begins like this one.
+    // Excludes the topic of dead letters, whose name begins with the same text.
     let of_topic = format!("{topic} ");
     refused(&prune(&relay).await?, &[&of_topic, "retention.ms", "2h", "30m"])?;
     let found = check(&relay).await?;
@@ -314,7 +315,7 @@ async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_i
         if findings.len() == 1 { Ok(()) } else { Err(format!("{findings:?}")) }
     })
     .await;
-    // As long as the window is long enough.
+    // The window is long enough for now.
     kafka.alter_topic(&topic, &[("retention.ms", "1800000")]).await?;
     kafka.alter_topic(&dead_letters, &[("retention.ms", "1800001")]).await?;
     eventually("only the dead letters are kept too long", SOON, || async {
@@ -361,7 +362,7 @@ async fn a_relay_prunes_nothing_that_a_topic_still_holds(
             && logged["next_step"].as_str().is_some_and(|step| step.contains("RELAY_PROCESSED_RETENTION")),
         "{logged}"
     );
-    // Its events go out all the same.
+    // The topic's events are published nevertheless.
     outbox.write("a", 1, 3).await?;
     outbox.until_settled().await;
     ensure!(outbox.number("select count(*) from processed_events").await? == 1);

@@ -1,4 +1,4 @@
-//! Rights: each role does its work alone, and nothing else.
+//! Tests the rights: each role can do its own work, and nothing else.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 const SUFFIXES: [&str; 4] = ["writer", "relay", "operator", "monitor"];
 
-/// Roles are the server's, and tests share it.
+/// Creates the roles. Roles belong to the server, and tests share the server.
 async fn make(database: &TestDatabase, more: &[&str]) -> anyhow::Result<Output> {
     let relay = Relay::bare().with("DATABASE_URL", database.url());
     let arguments = [&["--roles", "--role-prefix", database.name()], more].concat();
@@ -37,7 +37,7 @@ async fn made(database: &TestDatabase, more: &[&str]) -> anyhow::Result<String> 
     Ok(output.stdout)
 }
 
-/// A user with that role and no other right; for `DATABASE_URL`.
+/// Creates a user with that role and no other right; returns its `DATABASE_URL`.
 async fn user(database: &TestDatabase, role: &str) -> anyhow::Result<String> {
     let (name, granted) = (format!("{}_{role}_user", database.name()), format!("{}_{role}", database.name()));
     let sql = format!("create role {name} login password 'secret' in role {granted}");
@@ -51,7 +51,7 @@ fn url_of(database: &TestDatabase, user: &str) -> anyhow::Result<String> {
     Ok(format!("postgres://{user}:secret@{server}"))
 }
 
-/// Every right that was granted, in words.
+/// Returns every granted right as text.
 async fn rights(database: &TestDatabase) -> anyhow::Result<Vec<String>> {
     let sql = "
         select grantee || ' ' || table_name || ' ' || privilege_type from information_schema.role_table_grants
@@ -79,7 +79,7 @@ async fn roles_are_made_once_and_again_by_any_number_of_processes(database: Test
         database.name()
     );
     ensure!(outbox.number(&logins).await? == 0);
-    // What was granted beside is taken away, and the right to remove comes and goes with the option.
+    // Other grants are revoked, and the option adds and removes the right to delete.
     let before = rights(&database).await?;
     ensure!(before.len() > 60, "{before:?}");
     outbox.execute(&format!("grant delete, truncate on event_outbox to {}_writer", database.name())).await?;
@@ -271,11 +271,11 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
     let mut connection = PgConnection::connect(&monitor).await?;
     connection.execute("select query from pg_stat_activity; select count(*) from event_outbox").await?;
 
-    // Nothing of this met a missing right, nor does retention.
+    // No statement failed for a missing right, and retention does not either.
     ensure!(relay.log().iter().all(|line| !line.contains("42501")), "{:?}", relay.log());
     ensure!(relay.stop().await? == Some(0));
     outbox.execute("insert into processed_events values ('g', gen_random_uuid(), now() - interval '1 hour')").await?;
-    // Consumers may not forget what the topic still holds.
+    // The inbox may not forget events that the topic still holds.
     kafka.alter_topic(&outbox.topic, &[("retention.ms", "300000")]).await?;
     let settings = settings.with("RELAY_RETENTION_AFTER", "1s").with("RELAY_PROCESSED_RETENTION", "10m");
     for (mode, written) in [("archive", 5), ("delete", 6)] {

@@ -1,4 +1,4 @@
-//! A whole day of a relay with every secret set, and everything that it printed searched for them.
+//! Tests a relay's whole life with every secret set, and searches everything that it printed for the secrets.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// Each is found nowhere else, and none is a part of another.
+/// The secrets. Each text occurs nowhere else, and none is a part of another.
 const DATABASE_PASSWORD: &str = "marker-of-the-database";
 const SASL_PASSWORD: &str = "marker-of-the-login";
 const ROTATED_PASSWORD: &str = "marker-of-the-login-before";
@@ -29,7 +29,7 @@ const HEADER: &str = "marker-of-the-header";
 const SECRETS: [&str; 7] =
     [DATABASE_PASSWORD, SASL_PASSWORD, ROTATED_PASSWORD, KEY_PASSWORD, OAUTH_CONFIG, PAYLOAD, HEADER];
 
-/// Certificate and key of a broker, and of a client whose key has a password.
+/// The certificate and key of a broker, and of a client whose key has a password.
 struct Certificates {
     directory: tempfile::TempDir,
 }
@@ -68,7 +68,7 @@ impl Certificates {
     }
 }
 
-/// A broker with a second door that wants a login and speaks TLS; and that door's port.
+/// Starts a broker with a second listener that uses TLS and asks for a login; returns that listener's port.
 fn guarded(certificates: &Certificates) -> anyhow::Result<(RealKafka, u16)> {
     let door = free_port()?;
     let outer = format!("PLAINTEXT://127.0.0.1:{{port}},SASL_SSL://127.0.0.1:{door}");
@@ -165,7 +165,7 @@ async fn nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it(
     printed.push(("run".to_owned(), running.log().join("\n")));
     ensure!(running.stop().await? == Some(0), "the relay did not drain");
 
-    // After a rotation that forgot the relay: of the brokers' password, and of the database's user.
+    // The passwords were rotated without the relay: the brokers' password, and the database user's.
     let locked_out = relay.clone().with("KAFKA_SASL_PASSWORD", ROTATED_PASSWORD).start("no-login")?;
     until_it_says(&locked_out, r#""code":"OR-3002""#).await;
     let shut_out =

@@ -1,4 +1,4 @@
-//! The servers that everything else is tested against: they work, keep their data across an outage, and leave nothing behind.
+//! Tests the servers that all other tests use: they work, keep their data across an outage, and leave nothing behind.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use lab::kafka::RealKafka;
 use lab::{SOON, TestDatabase, eventually, options_for_tests, trials};
 
-/// Makes this binary start a Postgres, say where, and wait to be killed.
+/// The argument that makes this binary start a Postgres, print its location, and wait to be killed.
 const OWNER: &str = "--own-a-postgres";
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -41,7 +41,7 @@ async fn every_test_has_a_database_of_its_own(database: TestDatabase) -> anyhow:
     claim_a_table(&database).await
 }
 
-/// The same statement: in a database that both shared, one of the two would fail.
+/// Runs the same statement as the first test. In a shared database one of the two would fail.
 async fn a_second_test_finds_its_database_empty(database: TestDatabase) -> anyhow::Result<()> {
     claim_a_table(&database).await
 }
@@ -96,7 +96,7 @@ async fn a_stopped_postgres_leaves_no_process_and_no_directory() -> anyhow::Resu
     let postgres = PrivatePostgres::start(options_for_tests()).await?;
     let (pid, directory) = (postgres.pid(), postgres.directory().to_owned());
     ensure!(lives(pid)? && directory.join("data").is_dir());
-    // An open session must not keep it from stopping.
+    // An open session must not keep the server from stopping.
     let _session = postgres.connect("postgres").await?;
     postgres.stop().await;
     nothing_is_left(pid, &directory)
@@ -114,7 +114,7 @@ async fn a_killed_owner_leaves_no_postgres_and_no_directory() -> anyhow::Result<
     Ok(())
 }
 
-/// In the process that [`a_killed_owner_leaves_no_postgres_and_no_directory`] kills: never returns but for an error.
+/// Runs in the process that [`a_killed_owner_leaves_no_postgres_and_no_directory`] kills. Returns only after an error.
 pub(crate) fn run_as_owner() -> Option<ExitCode> {
     (std::env::args().nth(1)? == OWNER).then(|| match own_a_postgres() {
         Ok(()) => ExitCode::SUCCESS,
@@ -216,7 +216,7 @@ fn nothing_is_left(pid: u32, directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A zombie does not: it only waits for a parent to ask after it.
+/// Returns true if the process lives. A zombie does not live: it only waits for its parent.
 fn lives(pid: u32) -> anyhow::Result<bool> {
     let output = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output()?;
     let state = String::from_utf8(output.stdout)?;

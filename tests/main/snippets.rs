@@ -1,4 +1,4 @@
-//! The consumers of docs/examples/consumers, one per language, killed between the commit of an effect and that of its offset.
+//! Tests the consumers of docs/examples/consumers, one per language: each is killed between the commit of an effect and that of its offset.
 
 use std::io::{BufRead, BufReader, ErrorKind, PipeReader, PipeWriter, Write, pipe};
 use std::process::{Child, Stdio};
@@ -18,10 +18,11 @@ use lab::kafka::RealKafka;
 use lab::languages::{self, Program};
 use lab::{Outbox, SOON, TestDatabase, eventually, trials};
 
-/// Orders, each an event of its own.
+/// The number of orders, each a separate event.
 const ORDERS: i64 = 12;
 
-/// A virtual machine that starts on a busy machine, and the session of the killed one that has to run out.
+/// The time limit for consumption. It covers a virtual machine that starts on a busy machine, and the killed consumer's session, which must
+/// expire.
 const CONSUMED_WITHIN: Duration = Duration::from_secs(90);
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -91,7 +92,7 @@ async fn killed_before_its_offset(
         .env("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap())
         .env("TOPIC", &outbox.topic);
 
-    // It says what it has committed before it commits the offset: nobody listens, so it gets no further.
+    // The consumer prints each committed event before it commits the offset. Nobody reads the full pipe, so the consumer stops there.
     let (deaf, mouth) = pipe()?;
     fill(&mouth)?;
     let mut first = Running::start(&mut program, mouth)?;
@@ -106,7 +107,7 @@ async fn killed_before_its_offset(
     let mut second = Running::start(&mut program, mouth)?;
     let heard = listen(ear);
     until_invoices(&outbox, &mut second, ORDERS).await;
-    // The last line comes after the last invoice, and the one of the killed consumer's event among them.
+    // The last line comes after the last invoice; the line of the killed consumer's event is among them.
     let all = || async {
         let lines = heard.lock().expect("the lines").clone();
         if lines.len() >= ORDERS as usize { Ok(()) } else { Err(lines) }
@@ -129,13 +130,13 @@ async fn place_orders(outbox: &Outbox) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A consumer that is killed, at the latest when the test has ended.
+/// A consumer that is killed at the latest when the test ends.
 struct Running(Child);
 
 impl Running {
     fn start(program: &mut Program, stdout: PipeWriter) -> anyhow::Result<Self> {
         let child = program.command.stdin(Stdio::null()).stdout(stdout).spawn()?;
-        // The command keeps what it was given: our end of the pipe would never close.
+        // The command keeps its handles, so our end of the pipe would never close.
         program.command.stdout(Stdio::null());
         Ok(Self(child))
     }
@@ -150,7 +151,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended; then there is nobody to kill.
+        // The process may have ended; then there is nothing to kill.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -169,11 +170,11 @@ async fn until_invoices(outbox: &Outbox, consumer: &mut Running, expected: i64) 
     .await;
 }
 
-/// Nothing more can be written: whoever tries, waits.
+/// Fills the pipe, so that every further write blocks.
 fn fill(pipe: &PipeWriter) -> anyhow::Result<()> {
     fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let filled = loop {
-        // One by one: a longer write is refused while there is still a little room.
+        // One byte at a time: a longer write is refused while there is still a little room.
         if let Err(error) = (&mut &*pipe).write(b".") {
             break error;
         }
@@ -194,7 +195,7 @@ fn listen(pipe: PipeReader) -> Arc<Mutex<Vec<String>>> {
     heard
 }
 
-/// How many records the group's offsets stand for.
+/// Returns the number of records below the group's committed offsets.
 fn committed(kafka: &RealKafka, group: &str, topic: &str) -> anyhow::Result<i64> {
     let consumer: BaseConsumer = kafka.client().set("group.id", group).create()?;
     let mut partitions = TopicPartitionList::new();
@@ -207,7 +208,7 @@ fn committed(kafka: &RealKafka, group: &str, topic: &str) -> anyhow::Result<i64>
     Ok(records.sum())
 }
 
-/// JDBC takes the user and the password as parameters.
+/// Returns the JDBC URL. JDBC takes the user and the password as parameters.
 fn jdbc(database: &TestDatabase) -> anyhow::Result<String> {
     let url = database.url();
     let (credentials, place) = url.trim_start_matches("postgres://").split_once('@').context("no user")?;

@@ -1,4 +1,4 @@
-//! `outbox-relay status` and the view `event_outbox_health`: what waits, what blocks, what to do next.
+//! Tests `outbox-relay status` and the view `event_outbox_health`: waiting events, blocked events, and next steps.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ async fn status(relay: &Relay) -> anyhow::Result<Value> {
     Ok(serde_json::from_str(&output.stdout)?)
 }
 
-/// True when one of the next steps says all of that, in what is wrong or in what is to be done.
+/// Returns true when one next step contains all of `parts`, in its problem or in its action.
 fn shows(status: &Value, parts: &[&str]) -> bool {
     let steps = status["next"].as_array().cloned().unwrap_or_default();
     steps.iter().any(|step| {
@@ -110,7 +110,7 @@ async fn a_session_that_has_locked_the_table_is_named_although_nothing_can_be_re
 
 async fn pauses_are_shown_with_their_reason(database: TestDatabase) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
-    // As the migration of the pauses makes it, as far as it is read here.
+    // Creates the columns of the pauses' migration that status reads.
     outbox
         .execute(
             "create table if not exists event_outbox_pause (id bigint generated always as identity, scope text, topic text, \
@@ -174,7 +174,7 @@ async fn the_health_view_walks_the_backlog_and_not_the_table(database: TestDatab
              select 'order', (n % 500)::text, 'X', '{{}}', '{status}' from generate_series(1, 100) n; commit; end loop; end $$"
         )
     };
-    // Statistics that call every row pending, while nearly all are published.
+    // Creates statistics that count every row as pending, while nearly all are published.
     outbox.execute(&fill("PENDING", 1_000)).await?;
     outbox.execute("analyze event_outbox").await?;
     outbox.execute(&fill("PUBLISHED", 200_000)).await?;
@@ -183,7 +183,7 @@ async fn the_health_view_walks_the_backlog_and_not_the_table(database: TestDatab
         let plan: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         let scans =
             plan.iter().any(|line| line.contains("Seq Scan on event_outbox") && !line.contains("event_outbox_"));
-        // By the key only above what was scanned; what came late by its own index.
+        // Uses the key only above the scanned ids, and the late rows' index for late rows.
         let by_key = plan.iter().zip(&plan[1..]).filter(|(line, _)| line.contains("using event_outbox_pkey on"));
         let walks = by_key.clone().any(|(_, condition)| !condition.contains("Index Cond: (id > "));
         let late = plan
@@ -325,7 +325,7 @@ async fn watching_goes_on_and_shows_the_rate(database: TestDatabase, kafka: Arc<
     }
     watching.kill()?;
     watching.wait()?;
-    // What was settled between two looks that both counted; the looks themselves take time as well.
+    // Compares with the events settled between the two counts; the counts themselves take time as well.
     ensure!(settled > 0.0 && settled < 20_001.0, "{settled} events were shown as settled of 20000");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `outbox-relay tail` and `explain`: what happens to an event, and why it waits.
+//! Tests `outbox-relay tail` and `explain`: the history of an event, and the reason why it waits.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -30,13 +30,13 @@ struct Tail(Child);
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        // It may have ended; then there is nobody to kill.
+        // The process may have ended; then there is nothing to kill.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Starts it and waits until it follows.
+/// Starts `tail` and waits until it follows.
 fn tail(database: &TestDatabase, outbox: &Outbox, kafka: &RealKafka, arguments: &[&str]) -> anyhow::Result<Tail> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
         .args(["tail", "--json", "--for", "60s"])
@@ -113,7 +113,7 @@ async fn explained(relay: &Relay, wanted: &str) -> anyhow::Result<Value> {
     Ok(serde_json::from_str(&output.stdout)?)
 }
 
-/// The explanation of an entity's one event says all of that.
+/// Checks that the explanation of an entity's only event contains all of `parts`.
 async fn says(relay: &Relay, entity: &str, parts: &[&str]) -> anyhow::Result<()> {
     let events = explained(relay, entity).await?;
     let event = events.as_array().and_then(|events| events.last()).context("no event")?;
@@ -183,7 +183,7 @@ async fn a_waiting_event_is_explained_with_the_reason_and_what_to_do(
     open.execute("select from event_outbox where entity_id = 'locked' for update").await?;
     says(&relay, "locked", &[&format!("pid {pid}"), &format!("pg_terminate_backend({pid})")]).await?;
     open.rollback().await?;
-    // Somebody who is alive and owns the lanes, so that only the topic is left to blame.
+    // A live relay owns the lanes, so that only the topic can be the cause.
     outbox
         .execute("insert into event_outbox_relay (protocol, id, name, version, workers, seen_at) values (2, gen_random_uuid(), 'x', '0', 2, now() + interval '1 hour')")
         .await?;

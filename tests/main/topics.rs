@@ -1,4 +1,4 @@
-//! Topics: many that are missing beside those that are there, none that the relay creates by accident, and more partitions.
+//! Tests many missing topics beside existing ones, topics that must not be created by accident, and added partitions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use libtest_mimic::Trial;
 use lab::kafka::{RealKafka, Record};
 use lab::{Outbox, SOON, TestDatabase, eventually, trials};
 
-/// Entity ids that were written into `entity_type` by mistake.
+/// The number of entity ids that were written into `entity_type` by mistake.
 const MISTAKES: i64 = 20_000;
 
-/// Events that have a topic.
+/// The number of events whose topic exists.
 const GOOD: i64 = 500;
 
-/// Each mistake has a topic of its own.
+/// A query for the number of held topics; each mistake has its own topic.
 const HELD_TOPICS: &str = "select count(distinct topic) from event_outbox_hold where why = 'topic'";
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -45,7 +45,7 @@ async fn write_good(outbox: &Outbox, entity: &str) -> anyhow::Result<()> {
     outbox.execute(&sql).await.map(drop)
 }
 
-/// Behind the mistakes while they are new, and after a start that finds all of them held.
+/// Writes good events behind the mistakes: first while the mistakes are new, then after a start that finds all of them held.
 async fn twenty_thousand_missing_topics_do_not_starve_the_others(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -77,7 +77,7 @@ async fn twenty_thousand_missing_topics_do_not_starve_the_others(
     Ok(())
 }
 
-/// The broker would.
+/// The broker would create the topic.
 async fn a_topic_that_an_event_names_by_mistake_is_not_created(database: TestDatabase) -> anyhow::Result<()> {
     let kafka = RealKafka::start(&[("auto.create.topics.enable", "true")])?;
     let outbox = Outbox::from_database(&database);
@@ -98,14 +98,14 @@ async fn a_topic_that_an_event_names_by_mistake_is_not_created(database: TestDat
     let created: Vec<String> = kafka.topics()?.into_iter().filter(|topic| topic.starts_with("customer-")).collect();
     ensure!(created.is_empty(), "{created:?} were created");
 
-    // Who asks for it gets it.
+    // A relay with this setting creates the topic.
     let relay = settings.with("KAFKA_ALLOW_AUTO_CREATE_TOPICS", "true").start_ready("trusting").await?;
     outbox.until_settled().await;
     ensure!(relay.stop().await? == Some(0));
     Ok(())
 }
 
-/// Small batches and large ones go through two producers, of which only one knows the topic when it gets more partitions.
+/// Small and large batches go through two producers. Only one of them knows the topic when it gets more partitions.
 async fn an_entity_moves_once_to_another_partition_when_its_topic_gets_more(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
@@ -141,7 +141,7 @@ async fn an_entity_moves_once_to_another_partition_when_its_topic_gets_more(
     Ok(())
 }
 
-/// How often each entity went from one partition to another.
+/// Counts how many times each entity changed its partition.
 fn moves(records: &[Record]) -> BTreeMap<String, usize> {
     let mut of_entity: BTreeMap<String, Vec<(i64, i32)>> = BTreeMap::new();
     for record in records {

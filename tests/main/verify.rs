@@ -1,4 +1,4 @@
-//! `verify` on real servers: what a relay does is clean, and each kind of violation is found, counted and shown.
+//! Tests `verify` on real servers: a relay's work is clean, and each kind of violation is found, counted and shown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// A topic and a table that are filled by hand.
+/// A topic and a table that the tests fill by hand.
 struct Sides {
     outbox: Outbox,
     kafka: Arc<RealKafka>,
@@ -56,12 +56,12 @@ impl Sides {
         let outbox = Outbox::from_database(database);
         outbox.create_topic(&kafka).await?;
         let sides = Self { producer: kafka.client().create()?, outbox, kafka };
-        // Every trial has a clean event on either side of what it is about.
+        // Every trial has a clean event before and after its subject.
         sides.publish("first", 1).await?;
         Ok(sides)
     }
 
-    /// A row that says it is published.
+    /// Inserts a row with the status PUBLISHED.
     async fn row(&self, entity: &str, n: i64) -> anyhow::Result<(i64, Uuid)> {
         insert_published(&mut self.outbox.connect().await?, entity, n).await
     }
@@ -93,13 +93,13 @@ impl Sides {
         self.kafka.read_topic(&self.outbox.topic).await
     }
 
-    /// Exit code and verdict.
+    /// Returns the exit code and the verdict.
     async fn verify(&self, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
         let raw = ["--payload", "raw"];
         verify(self.outbox.relay(&self.kafka), &self.outbox.topic, &[&raw[..], arguments].concat()).await
     }
 
-    /// Fails unless exactly these kinds are found so often, with an example each that mentions `about`.
+    /// Fails unless exactly these kinds are found this many times, each with an example that mentions `about`.
     async fn find(&self, arguments: &[&str], found: &[(&str, u64)], about: &str) -> anyhow::Result<Value> {
         let (code, verdict) = self.verify(arguments).await?;
         ensure!(code == FINDING && verdict["clean"] == false, "{code:?} {verdict:#}");
@@ -114,7 +114,7 @@ impl Sides {
     }
 }
 
-/// A row that says it is published.
+/// Inserts a row with the status PUBLISHED.
 async fn insert_published(connection: &mut PgConnection, entity: &str, n: i64) -> anyhow::Result<(i64, Uuid)> {
     let sql = "insert into event_outbox (entity_type, entity_id, event_type, payload, status, published_at) \
                values ('order', $1, 'Counted', jsonb_build_object('n', $2), 'PUBLISHED', now()) returning id, event_id";
@@ -185,7 +185,7 @@ async fn a_row_marked_without_a_record_is_missing(database: TestDatabase, kafka:
     let examples = verdict["examples"]["missing"].as_array().context("no examples")?;
     ensure!(examples.len() == 20 && examples[0]["entity"] == "order/lost", "{verdict:#}");
     ensure!(examples[0]["id"].is_i64() && examples[0]["event_id"].is_string(), "{verdict:#}");
-    // For people the same, without JSON.
+    // The same for people, without JSON.
     let relay = sides.outbox.relay(&sides.kafka).argument("--topic").argument(&sides.outbox.topic);
     let output = relay.argument("--payload").argument("raw").output("verify").await?;
     ensure!(
@@ -211,7 +211,7 @@ async fn a_record_that_no_row_explains_is_unknown(database: TestDatabase, kafka:
     Ok(())
 }
 
-/// The verification is held at the audit, which it reads after the table and before the topic.
+/// Holds the verification at the audit, which it reads after the table and before the topic.
 async fn a_row_that_commits_after_its_page_was_read_is_asked_for_again(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -258,7 +258,7 @@ async fn a_record_sent_twice_is_counted_and_a_violation_only_where_that_is_asked
     let sides = Sides::new(&database, kafka).await?;
     let (_, event) = sides.publish("twice", 1).await?;
     sides.publish("twice", 2).await?;
-    // After a later one of its entity, as a crash leaves it: no inversion.
+    // Behind a later record of its entity, as after a crash: no inversion.
     sides.record(event, "twice", 1).await?;
     let (code, verdict) = sides.verify(&[]).await?;
     ensure!(code == CLEAN && verdict["published"] == 3 && verdict["records"] == 4, "{verdict:#}");
@@ -277,7 +277,7 @@ async fn an_event_after_a_later_one_of_its_entity_is_an_inversion_unless_an_oper
     sides.record(early, "turned", 1).await?;
     let verdict = sides.find(&[], &[("inversions", 1)], &early.to_string()).await?;
     ensure!(verdict["examples"]["inversions"][0]["note"].as_str().unwrap_or_default().contains(&later.to_string()));
-    // As the operator's commands write it down.
+    // The table as the operator's commands create it.
     let audit = "create table event_outbox_audit_row (event_id uuid, action text)";
     sides.outbox.execute(&format!("drop table if exists event_outbox_audit_row; {audit}")).await?;
     let audited = |action| format!("insert into event_outbox_audit_row values ('{early}', '{action}')");
@@ -311,7 +311,7 @@ async fn a_record_outside_the_partition_of_its_key_is_reported_with_the_right_on
     let right = java_partition(b"astray", PARTITIONS);
     sides.send(event, "astray", "{\"n\": 1}", (right + 1) % PARTITIONS).await?;
     sides.find(&[], &[("wrong_partition", 1)], &format!("partition {right}")).await?;
-    // Where the writer has a partitioner of its own, one partition per entity is what counts.
+    // If the writer has its own partitioner, the rule is one partition per entity.
     let (code, verdict) = sides.verify(&["--partitioner", "any"]).await?;
     ensure!(code == CLEAN, "{verdict:#}");
     sides.publish("astray", 2).await?;
@@ -344,7 +344,7 @@ async fn a_role_that_may_only_select_is_enough_and_nothing_is_written(
     Ok(())
 }
 
-/// As Debezium's outbox router writes with Connect's JSON converter; no row is ever marked.
+/// The topic is written as by Debezium's outbox router with Connect's JSON converter; no row is ever marked.
 async fn the_topic_of_another_system_is_read_by_its_own_header_key_and_payload(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
@@ -392,7 +392,7 @@ async fn what_retention_took_on_either_side_is_no_violation(
     sides.outbox.until_settled().await;
     ensure!(running.stop().await? == CLEAN);
 
-    // The table's: the rows below are gone, their records are there.
+    // The table's retention: the rows below are gone, their records are there.
     let middle = sides.outbox.number("select max(id) - 50 from event_outbox").await?;
     let deleted = sides.outbox.execute(&format!("delete from event_outbox where id <= {middle}")).await?;
     let (code, verdict) = sides.verify(&[]).await?;
@@ -400,7 +400,7 @@ async fn what_retention_took_on_either_side_is_no_violation(
     let (code, verdict) = sides.verify(&["--all-retained"]).await?;
     ensure!(code == FINDING && verdict["unknown"] == deleted, "{verdict:#}");
 
-    // The topic's: its partition begins with one of the last records, while the rows are there.
+    // The topic's retention: its partition begins with one of the last records, while the rows are there.
     let last = sides.records().await?.into_iter().max_by_key(|record| record.offset).context("no record")?;
     let mut keep = TopicPartitionList::new();
     keep.add_partition_offset(&sides.outbox.topic, last.partition, Offset::Offset(last.offset - 9))?;
@@ -409,11 +409,11 @@ async fn what_retention_took_on_either_side_is_no_violation(
     let (code, verdict) = sides.verify(&[]).await?;
     ensure!(code == CLEAN && verdict["unjudged"] == 40 && verdict["published"] == 10, "{verdict:#}");
     ensure!(verdict["notes"][0].as_str().is_some_and(|note| note.contains(&sides.outbox.topic)), "{verdict:#}");
-    // A window of time that begins later has lost nothing.
+    // A time window that begins later has lost nothing.
     let (_, verdict) = sides.verify(&["--since", "2100-01-01T00:00:00Z"]).await?;
     ensure!(verdict["notes"] == serde_json::json!([]), "{verdict:#}");
 
-    // What is published from then on is judged as ever.
+    // Events that are published from then on are checked as usual.
     sides.outbox.execute("update event_outbox set published_at = now() - interval '1 hour'").await?;
     sides.row("lost", 1).await?;
     let lost_there = java_partition(b"lost", PARTITIONS) == last.partition;
