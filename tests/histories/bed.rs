@@ -1,4 +1,4 @@
-//! A database of a private server with its outbox, a topic, relays with default settings, the pulse and the truth of a run.
+//! Sets up a run: a database of a private server with its outbox, a topic, relays with default settings, the pulse and the truth.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,15 +13,15 @@ use crate::truth::{Outcome, Standstill, Truth, Verdict, Written, now, rows};
 use lab::kafka::RealKafka;
 use lab::{Outbox, PARTITIONS, Relay, RelayProcess, options_for_tests};
 
-/// A relay has to publish everything so long after the last commit; what is pending then counts as unpublished.
+/// The time after the last commit within which relays must publish everything. A row that is pending then counts as unpublished.
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
-/// Starts a server that nobody else uses, so that its transaction ids are the run's own.
+/// Starts a private server, so that its transaction ids are the run's own.
 pub(crate) async fn server() -> anyhow::Result<PrivatePostgres> {
     Ok(PrivatePostgres::start(options_for_tests()).await?)
 }
 
-/// See the head of this file.
+/// The database, topic, relays, pulse and truth of one run.
 pub(crate) struct Bed {
     pub(crate) outbox: Outbox,
     pub(crate) truth: Arc<Truth>,
@@ -37,7 +37,7 @@ impl Bed {
         Self::open_with(postgres, kafka, name, 1, |relay| relay).await
     }
 
-    /// The same with several relays, of other settings.
+    /// Does the same as [`Self::open`], with several relays and other settings.
     pub(crate) async fn open_with(
         postgres: &PrivatePostgres,
         kafka: &RealKafka,
@@ -50,7 +50,7 @@ impl Bed {
         connection.close().await?;
         let outbox = Outbox::on_database(postgres, name, name).await?;
         outbox.connect().await?.execute(player::SETUP).await?;
-        // The broker's clock is the machine's: the time of append is comparable with the time of the commit.
+        // The broker uses the machine's clock, so the time of append is comparable with the time of the commit.
         kafka.create_topic(name, PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]).await?;
         let (settings, pulse) = (tune(outbox.relay(kafka)), Pulse::start(&outbox, kafka).await?);
         let (truth, name) = (Arc::new(Truth::default()), name.to_owned());
@@ -60,7 +60,7 @@ impl Bed {
             relay.wait_for("ready").await;
             bed.relays.push(relay);
         }
-        // Workers take their lanes a moment after the relay is ready: the first event shows that they have.
+        // Workers get their lanes a moment after the relay is ready. The first event shows that they have their lanes.
         let mut connection = bed.outbox.connect().await?;
         bed.insert(&mut connection, "first").await?;
         bed.until_settled().await?;
@@ -89,7 +89,7 @@ impl Bed {
         Ok(Written { event, entity: entity.to_owned(), n, poison: false })
     }
 
-    /// Waits until no row is pending; an error only when Postgres does not answer.
+    /// Waits until no row is pending. Fails only when Postgres does not answer.
     pub(crate) async fn until_settled(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + SETTLES_WITHIN;
         let pending = "select count(*) from event_outbox where status = 'PENDING'";
@@ -99,8 +99,8 @@ impl Bed {
         Ok(())
     }
 
-    /// Waits until everything is published, stops the relays and judges the run. `standstills` were caused by the run itself; `None`
-    /// does not judge delays.
+    /// Waits until everything is published, stops the relays and checks the run. `standstills` were caused by the run itself; with `None`,
+    /// delays are not checked.
     pub(crate) async fn close(
         self,
         kafka: &RealKafka,

@@ -1,5 +1,5 @@
-//! `histories --minutes N [--seed S]`: rounds of all regimes side by side, each on a server of its own, until the time is over.
-//! `histories --show NUMBER --regime quiet --seed S` prints the script of a history.
+//! Runs the command line. `histories --minutes N [--seed S]` plays rounds of all regimes side by side, each on its own server, until the
+//! time is over. `histories --show NUMBER --regime quiet --seed S` prints the script of a history.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::script::{History, Regime};
 use lab::kafka::RealKafka;
 use lab::seed::{seed, use_seed};
 
-/// Regimes that run side by side. A quiet server waits most of the time, so there are several.
+/// The regimes that run side by side. A quiet server waits most of the time, so several of them run.
 const SIDE_BY_SIDE: [&[Regime]; 4] = [
     &[Regime::Quiet],
     &[Regime::Quiet],
@@ -21,7 +21,7 @@ const SIDE_BY_SIDE: [&[Regime]; 4] = [
     &[Regime::Busy, Regime::Narrow, Regime::Stalled, Regime::Killed],
 ];
 
-/// Histories of each of them have numbers from a multiple of this.
+/// The distance between the first history numbers of two regimes that run side by side.
 const NUMBERS: u64 = 1_000_000;
 
 /// The time in which histories of a round begin.
@@ -34,7 +34,7 @@ struct Options {
     show: Option<u64>,
 }
 
-/// `None` when the arguments ask for something else.
+/// Returns `None` when the arguments ask for something else.
 pub(crate) fn run(arguments: &[String]) -> Option<ExitCode> {
     let [word, rest @ ..] = arguments else { return None };
     if word != "histories" || !rest.iter().any(|argument| argument == "--minutes" || argument == "--show") {
@@ -82,7 +82,7 @@ impl Options {
     }
 }
 
-/// True if every round was clean.
+/// Plays rounds until the time is over; returns true if every round was clean.
 async fn rounds(options: &Options) -> anyhow::Result<bool> {
     let lasts = Duration::from_secs_f64(options.minutes.context("--minutes is missing")? * 60.0);
     let (until, kafka) = (Instant::now() + lasts, tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??);

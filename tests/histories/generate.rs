@@ -1,4 +1,4 @@
-//! Draws the script of a history: the same for a seed, a regime and a number.
+//! Draws the script of a history. The same seed, regime and number give the same script.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use rand::{Rng, SeedableRng};
 
 use crate::script::{Action, Begin, End, History, Meddling, Regime, Session, Step, Transaction, Turns, Write};
 
-/// One in so many histories has an application that touches pending rows.
+/// One in this many histories has an application that touches pending rows.
 const MEDDLING_IN: u32 = 3;
 
-/// One in so many transactions on a busy server is larger than a claim (2,000 rows by default).
+/// One in this many transactions on a busy server is larger than a claim (2,000 rows by default).
 const HUGE_IN: u32 = 60;
 
 impl History {
@@ -35,7 +35,7 @@ impl Generator {
     fn history(mut self, number: u64) -> History {
         let quiet = self.regime == Regime::Quiet;
         let sessions = if quiet { self.random.random_range(1..=2) } else { self.random.random_range(2..=5) };
-        // At least one entity of every session's own, so that there is always something to write.
+        // Every session has at least one entity of its own, so that there is always something to write.
         self.entities = (0..sessions).map(Turns::OneSession).collect();
         for _ in 0..self.random.random_range(1..=2) {
             let shared = [Turns::RowLock, Turns::CounterUpdate, Turns::AdvisoryLock, Turns::Emit];
@@ -71,14 +71,14 @@ impl Generator {
         Transaction { pause, begin, steps, stays_open: self.stays_open(), end }
     }
 
-    /// One statement that is a transaction of its own.
+    /// Draws one statement that is a transaction of its own.
     fn autocommit(&mut self, session: usize, pause: Duration) -> Transaction {
         let step = self.write(session, Turns::OneSession(session));
         let (begin, stays_open, end) = (Begin::Autocommit, Duration::ZERO, End::Commit);
         Transaction { pause, begin, steps: vec![step], stays_open, end }
     }
 
-    /// Writes to entities in ascending order, so that no two transactions wait for each other.
+    /// Draws writes to entities in ascending order, so that no two transactions wait for each other.
     fn steps(&mut self, session: usize) -> Vec<Step> {
         let mut entities: Vec<usize> = (0..self.random.random_range(1..=3)).map(|_| self.entity_of(session)).collect();
         entities.sort_unstable();

@@ -1,4 +1,4 @@
-//! A row that another session locks stops its own entity, and no other one.
+//! Tests a row that another session locks: only the row's entity stops.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use crate::bed::server;
 use lab::kafka::RealKafka;
 use lab::{Outbox, trials};
 
-/// Many more rows behind the locked one than a relay looks over at a time.
+/// The number of rows behind the locked one, many more than a relay reads at a time.
 const BEHIND: i64 = 200_000;
 
-/// Long enough for a slow machine to publish some of them.
+/// The time after which a standstill fails the test. A slow machine publishes some events in this time.
 const STANDS_FOR: Duration = Duration::from_secs(20);
 
-/// Rows of the locked row's own entity, which wait behind it.
+/// The number of rows of the locked row's entity, which wait behind it.
 const WAITING: i64 = 5;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -50,7 +50,7 @@ async fn a_row_that_another_session_locks_stops_no_other_entity(kafka: Arc<RealK
     Ok(())
 }
 
-/// Waits until the events of all other entities are published; fails when they stand still.
+/// Waits until the events of all other entities are published; fails if no event is published for too long.
 async fn publishes_all_others(outbox: &Outbox) -> anyhow::Result<()> {
     let sql = "select count(*) from event_outbox where status = 'PENDING' and entity_id <> 'locked'";
     let (mut last, mut moved) = (BEHIND, Instant::now());

@@ -1,9 +1,10 @@
-//! The history suite: random interleavings of real sessions beside relays with default settings, on quiet, busy and stalled servers,
-//! and the orders of events that once went wrong. Black box: SQL into the outbox, records from the topic, the ledger between them.
+//! Runs the history suite: random interleavings of real sessions beside relays with default settings, on quiet, busy and stalled servers.
+//! It also repeats the orders of events that once went wrong. The tests are black box: SQL into the outbox, records from the topic, and the
+//! ledger compares them.
 //!
-//! - `script`: what a history is; `generate`: draws one from the seed.
+//! - `script`: the definition of a history; `generate`: draws one from the seed.
 //! - `player`: plays a session; `meddler`: plays an application that touches pending rows.
-//! - `truth`: what the sessions know, compared with table, topic and times of append; `pulse`: when nothing could move.
+//! - `truth`: the sessions' knowledge, compared with table, topic and times of append; `pulse`: the times when nothing could move.
 //! - `bed`: a database, a topic and relays; `round`: many histories on one bed.
 //! - `random`: a few histories of each regime; `command`: `just histories --minutes N --seed S`.
 //! - `quiet`: the newest transaction of a quiet server is open; `sequence`: rows that become pending below ids already published;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     }
     let trials = [quiet::trials(), sequence::trials(), locked::trials(), random::trials()];
     let mut arguments = Arguments::from_args();
-    // Delays are checked: more trials at a time would only measure each other.
+    // Delays are checked, and more trials at a time would only slow each other down.
     arguments.test_threads.get_or_insert(2);
     lab::run(arguments, trials.into_iter().flatten().collect())
 }

@@ -1,4 +1,4 @@
-//! An application that locks, updates, moves and deletes pending rows of a history, and sets DEAD ones PENDING by hand.
+//! Plays an application that locks, updates, moves and deletes pending rows of a history, and sets DEAD rows PENDING by hand.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,13 @@ use crate::script::{Action, History, Meddling};
 use crate::truth::Truth;
 use lab::Outbox;
 
-/// Rows are pending for milliseconds, so the meddler looks often.
+/// The time between two queries for pending rows. Rows are pending for milliseconds, so the meddler queries often.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(4);
 
-/// The meddler gives up an action for which there is no row.
+/// The time after which the meddler gives up an action for which there is no row.
 const LOOKS_FOR: Duration = Duration::from_millis(1_500);
 
-/// Plays the meddling of a history.
+/// Plays the application of a history.
 pub(crate) async fn play(history: &History, outbox: &Outbox, truth: &Truth) -> anyhow::Result<()> {
     let mut connection = outbox.connect().await?;
     let floor: i64 =
@@ -30,7 +30,7 @@ pub(crate) async fn play(history: &History, outbox: &Outbox, truth: &Truth) -> a
     Ok(())
 }
 
-/// Locks some of the newest pending rows and acts on them; false when there are none.
+/// Locks some of the newest pending rows and acts on them; returns false if there are none.
 async fn meddle(
     connection: &mut PgConnection,
     history: &History,

@@ -1,4 +1,4 @@
-//! Plays a session of a history against Postgres, as an application would, and tells the truth what it did.
+//! Plays a session of a history against Postgres, as an application would, and reports its actions to the truth.
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tokio::time::sleep;
@@ -8,7 +8,7 @@ use crate::script::{Begin, End, History, Step, Transaction, Turns, Write};
 use crate::truth::{Outcome, Truth, Written, now};
 use lab::Outbox;
 
-/// Tables and triggers that scripts need, beside the outbox.
+/// The tables and triggers that scripts need in addition to the outbox.
 pub(crate) const SETUP: &str = "
 create table history_entity (entity text primary key, n bigint not null default 0);
 create function history_slow() returns trigger language plpgsql as $$
@@ -36,15 +36,15 @@ pub(crate) async fn play(history: &History, session: usize, outbox: &Outbox, tru
     Ok(())
 }
 
-/// A transaction under way.
+/// An open transaction.
 struct Open<'a> {
     connection: &'a mut PgConnection,
     history: &'a History,
     truth: &'a Truth,
-    /// The name under which it is prepared.
+    /// The name under which the transaction is prepared.
     name: String,
     written: Vec<Written>,
-    /// How many events had been written at each savepoint.
+    /// The number of events that had been written at each savepoint.
     marks: Vec<usize>,
 }
 
@@ -108,7 +108,7 @@ impl Open<'_> {
         }
     }
 
-    /// Waits until no other session may write the entity.
+    /// Waits until no other session may write to the entity.
     async fn take_turn(&mut self, entity: usize) -> anyhow::Result<()> {
         let (history, number) = (self.history.number, entity);
         let name = self.history.entity(entity);
@@ -149,7 +149,7 @@ impl Open<'_> {
         }
     }
 
-    /// One row.
+    /// Inserts one row.
     async fn insert(&mut self, entity: &str, how: Write, event: Uuid, n: i64) -> anyhow::Result<()> {
         let (columns, values) = match how {
             Write::Computed(takes) => {
@@ -207,7 +207,7 @@ impl Open<'_> {
     }
 }
 
-/// One statement writes all events.
+/// Returns true if one statement writes all events.
 fn is_bulk(how: Write) -> bool {
     matches!(how, Write::InsertSelect | Write::Copy)
 }

@@ -1,6 +1,6 @@
-//! Measures whether the machine and both servers move, without the relay: a record to a topic of its own and a query, 20 times a second.
-//! A beat that takes long is a standstill, in which no relay could have published anything. The query assigns no transaction id, so
-//! the server stays quiet.
+//! Measures whether the machine and both servers respond, without the relay. It sends a record to a separate topic and a query to Postgres
+//! 20 times a second. A beat that takes long is a standstill, in which no relay could have published anything. The query assigns no
+//! transaction id, so the server stays quiet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +17,10 @@ use lab::kafka::RealKafka;
 
 const BETWEEN_BEATS: Duration = Duration::from_millis(50);
 
-/// A beat on a machine that moves takes less.
+/// The longest beat, in milliseconds, that is not a standstill.
 const ORDINARY: i64 = 100;
 
-/// A task that beats until it is asked for the standstills.
+/// A task that measures until the standstills are wanted.
 #[derive(Debug)]
 pub(crate) struct Pulse {
     ends: Arc<AtomicBool>,
@@ -28,7 +28,7 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    /// Starts to beat, on a topic next to the outbox's own.
+    /// Starts to measure, on a topic next to the outbox's own.
     pub(crate) async fn start(outbox: &Outbox, kafka: &RealKafka) -> anyhow::Result<Self> {
         let topic = format!("{}-pulse", outbox.topic);
         kafka.create_topic(&topic, 1, &[]).await?;

@@ -1,4 +1,4 @@
-//! One writer and nothing else on the server: the open transaction is the newest one, which no snapshot lists.
+//! Tests one writer with nothing else on the server: the open transaction is the newest one, which no snapshot lists.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-/// Runs on a server of its own and fails unless the run was clean.
+/// Runs on a private server; fails unless the run was clean.
 async fn on_a_quiet_server<F>(
     name: &str,
     kafka: &RealKafka,
@@ -48,7 +48,7 @@ async fn on_a_quiet_server<F>(
     verdict.ensure_clean()
 }
 
-/// A transaction that stays open, and the next event of its entity right after its commit.
+/// Writes an event in a transaction that stays open, and the next event of its entity right after the commit.
 async fn pair(
     bed: &Bed,
     (writer, next): (&mut PgConnection, &mut PgConnection),
@@ -114,7 +114,7 @@ async fn an_event_whose_trigger_takes_long_goes_out_before_the_next_of_its_conne
     slow_inserts("triggered", &kafka, "'Slow', jsonb_build_object('n', $3, 'sleep', 0.3)").await
 }
 
-/// Pairs of one connection whose first insert takes a while; `values` are its event type and payload.
+/// Writes pairs of one connection whose first insert takes a while; `values` are the pair's event type and payload.
 async fn slow_inserts(name: &str, kafka: &RealKafka, values: &str) -> anyhow::Result<()> {
     let sql = format!(
         "insert into event_outbox (entity_type, entity_id, event_id, event_type, payload) values ('order', $1, $2, {values})"

@@ -1,4 +1,4 @@
-//! A few histories of each regime, drawn from the run's seed: `just histories --minutes N` plays thousands.
+//! Plays a few histories of each regime, drawn from the run's seed. `just histories --minutes N` plays thousands.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use lab::{PARTITIONS, trials};
 /// The time in which histories of a trial begin.
 const LASTS: Duration = Duration::from_secs(15);
 
-/// Quiet servers side by side: each waits most of the time.
+/// The number of quiet servers side by side; each waits most of the time.
 const QUIET_SERVERS: u64 = 3;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -78,7 +78,7 @@ async fn a_seed_draws_the_same_histories_again() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The checker is worth something only if it fails: each fault once, and the same events in good order.
+/// Checks the checker: it must find each fault once, and must find nothing in the same events in good order.
 async fn a_history_that_goes_wrong_is_found_out() -> anyhow::Result<()> {
     let event = |n: u128, entity: &str| Written {
         event: Uuid::from_u128(n),
@@ -103,13 +103,13 @@ async fn a_history_that_goes_wrong_is_found_out() -> anyhow::Result<()> {
     ensure!(found(&[(1, 1_001), (2, 1_002), (3, 1_003), (4, 1_004)], Finding::Phantoms), "a rolled back event");
     let late = [(1, 1_001), (2, 1_002), (3, 4_500)];
     ensure!(compare(&late, &[]).delays.late.len() == 1, "a late event");
-    // Twice the same second: it counts once.
+    // The standstills overlap in one second, which must count once.
     let stood = [Standstill { from: 900, to: 2_000 }, Standstill { from: 1_500, to: 2_000 }];
     ensure!(compare(&late, &stood).is_clean(), "a late event of a server that stood still");
     Ok(())
 }
 
-/// A record of entity `a`, or `b` for event 4.
+/// Returns a record of entity `a`, or of `b` for event 4.
 fn record(event: u128, offset: i64, timestamp: i64) -> Record {
     let key = if event == 4 { "b" } else { "a" };
     Record {

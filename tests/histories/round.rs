@@ -1,4 +1,4 @@
-//! A round: many histories of one regime on one server, one topic and the same relays, then the verdict.
+//! Plays a round: many histories of one regime on one server, one topic and the same relays, then the verdict.
 
 use std::fmt;
 use std::future::pending;
@@ -22,13 +22,13 @@ use lab::kafka::RealKafka;
 use lab::seed::{random_of, seed};
 use lab::{Outbox, Relay, SOON, eventually};
 
-/// Histories side by side, other than on a quiet server.
+/// The number of histories side by side, except on a quiet server.
 const AT_A_TIME: usize = 8;
 
-/// Rows of a claim in the narrow regime.
+/// The number of rows of a claim in the narrow regime.
 const NARROW: u32 = 10;
 
-/// Scripts to show when a round fails.
+/// The number of scripts to show when a round fails.
 const SHOWN: usize = 2;
 
 /// One round.
@@ -37,7 +37,7 @@ pub(crate) struct Round {
     pub(crate) regime: Regime,
     /// The number of the first history.
     pub(crate) first: u64,
-    /// Histories begin for so long.
+    /// The time in which histories begin.
     pub(crate) lasts: Duration,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Round {
 pub(crate) struct Played {
     pub(crate) regime: Regime,
     pub(crate) histories: Range<u64>,
-    /// Stalls of commits, or kills.
+    /// The number of commit stalls or kills.
     pub(crate) disturbances: u64,
     pub(crate) verdict: Verdict,
 }
@@ -72,8 +72,8 @@ impl Round {
         if self.regime == Regime::Stalled {
             resume_commits(&mut outbox.connect().await?).await?;
         }
-        // A relay that was killed may keep its lanes for a moment, and with small claims the delay is a matter of the machine's speed:
-        // only the others have a bound.
+        // A relay that was killed may keep its lanes for a moment, and with small claims the delay depends on the machine's speed. Only the
+        // other regimes have a bound.
         let bounded = !matches!(self.regime, Regime::Killed | Regime::Narrow);
         let standstills = bounded.then_some(standstills);
         let verdict = bed.close(kafka, standstills).await?;
@@ -97,7 +97,7 @@ impl Round {
         }
     }
 
-    /// Stalls commits or kills relays until it is dropped.
+    /// Stalls commits or kills relays until the future is dropped.
     async fn disturb(&self, bed: &mut Bed, count: &mut u64, standstills: &mut Vec<Standstill>) -> anyhow::Result<()> {
         let mut random = random_of(&format!("{} {}", self.regime.name(), self.first));
         match self.regime {
@@ -112,7 +112,7 @@ impl Round {
     }
 }
 
-/// Asks for a standby that is missing, for a while, again and again.
+/// Requires a missing standby for a while, again and again.
 async fn stall_commits(
     bed: &Bed,
     random: &mut StdRng,
@@ -167,7 +167,7 @@ async fn play(history: History, outbox: Outbox, truth: Arc<Truth>) -> anyhow::Re
     Ok(())
 }
 
-/// Creates the rows that writers of an entity lock.
+/// Creates the rows that writers lock before they write to an entity.
 async fn create_entities(history: &History, outbox: &Outbox) -> anyhow::Result<()> {
     let locked = |turns: &Turns| matches!(turns, Turns::RowLock | Turns::CounterUpdate);
     let entities = 0..history.entities.len();

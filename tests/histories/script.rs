@@ -1,7 +1,7 @@
-//! The script of a history: which entities there are, how their writers take turns, and what each session does, step by step.
+//! Defines the script of a history: its entities, how their writers take turns, and each session's actions, step by step.
 //!
-//! A script prints as text, so a failed run shows what happened. The interleaving is up to the servers: a script fixes what each
-//! session does and how long it waits, and nothing else.
+//! A script prints as text, so a failed run shows its actions. The servers decide the interleaving. A script fixes only each session's
+//! actions and waits.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,15 +9,15 @@ use std::time::Duration;
 /// The kind of server that a history runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Regime {
-    /// One history at a time and one relay: the open transaction is often the newest of the server.
+    /// One relay and one history at a time: the open transaction is often the newest of the server.
     Quiet,
-    /// Many histories side by side and one relay.
+    /// One relay and many histories side by side.
     Busy,
-    /// As `Busy`, with claims of a few rows: limits cut transactions in pieces.
+    /// The regime `Busy` with claims of a few rows, so that limits cut transactions in pieces.
     Narrow,
-    /// As `Busy`, while commits hang for a moment because a synchronous standby is missing.
+    /// The regime `Busy` with commits that hang for a moment, because a synchronous standby is missing.
     Stalled,
-    /// As `Busy`, with two relays that are killed again and again.
+    /// The regime `Busy` with two relays that are killed again and again.
     Killed,
 }
 
@@ -42,7 +42,7 @@ impl Regime {
 pub(crate) struct History {
     pub(crate) regime: Regime,
     pub(crate) number: u64,
-    /// How the writers of each entity take turns.
+    /// The way in which the writers of each entity take turns.
     pub(crate) entities: Vec<Turns>,
     pub(crate) sessions: Vec<Session>,
     pub(crate) meddling: Vec<Meddling>,
@@ -54,13 +54,13 @@ impl History {
         format!("{}{index}", self.prefix())
     }
 
-    /// The beginning of every `entity_id` of the history.
+    /// The prefix of every `entity_id` of the history.
     pub(crate) fn prefix(&self) -> String {
         format!("h{}-", self.number)
     }
 }
 
-/// How the writers of an entity take turns. Whichever it is, the order of commits is the order in which they got their turn.
+/// A way for the writers of an entity to take turns. In each way, the order of commits is the order of turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turns {
     /// `select … for update` of the entity's own row.
@@ -78,7 +78,7 @@ pub(crate) enum Turns {
 /// One connection and its transactions, one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Session {
-    /// Its commits wait for a synchronous standby, if there is to be one.
+    /// True if the session's commits wait for a synchronous standby, in a regime that has one.
     pub(crate) waits_for_standby: bool,
     pub(crate) transactions: Vec<Transaction>,
 }
@@ -86,7 +86,7 @@ pub(crate) struct Session {
 /// One transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Transaction {
-    /// The time before it begins.
+    /// The time before the transaction begins.
     pub(crate) pause: Duration,
     pub(crate) begin: Begin,
     pub(crate) steps: Vec<Step>,
@@ -95,18 +95,18 @@ pub(crate) struct Transaction {
     pub(crate) end: End,
 }
 
-/// How a transaction begins.
+/// The beginning of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begin {
     /// `begin`.
     Plain,
     /// `begin`, then `pg_current_xact_id()`: the transaction id is older than the ids of the rows.
     WithTransactionId,
-    /// No `begin`: each statement is a transaction. Only entities of one session are written so.
+    /// Each statement is a transaction, without `begin`. Only entities of one session are written like this.
     Autocommit,
 }
 
-/// How a transaction ends.
+/// The end of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Commit,
@@ -126,7 +126,7 @@ pub(crate) enum Step {
     RollBackToSavepoint,
 }
 
-/// How events are written.
+/// A way to write events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Write {
     /// `insert … values`.
@@ -147,16 +147,16 @@ pub(crate) enum Write {
     Poison,
 }
 
-/// What an application does to pending rows of the history.
+/// The action of an application on pending rows of the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meddling {
     pub(crate) action: Action,
-    /// How long the rows stay locked before the action.
+    /// The time for which the rows stay locked before the action.
     pub(crate) locked: Duration,
     pub(crate) commits: bool,
 }
 
-/// See [`Meddling`].
+/// An action of the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Locks pending rows.

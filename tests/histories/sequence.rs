@@ -1,5 +1,5 @@
-//! Rows that become pending below the ids that a running relay has published: a truncated outbox whose sequence starts again, a
-//! sequence that was set back, a DEAD row that somebody sets PENDING.
+//! Tests rows that become pending below the ids that a running relay has published: after a truncate that restarts the sequence, after a
+//! sequence was set back, and after somebody set a DEAD row PENDING.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use crate::truth::{Outcome, Written, now};
 use lab::kafka::RealKafka;
 use lab::trials;
 
-/// More than the 5 s between two sweeps of a relay that misses the events: some of them are late for certain.
+/// The number of events. Writing them takes longer than the 5 s between two sweeps, so a relay that misses them publishes some of them late
+/// for certain.
 const EVENTS: u32 = 32;
 const BETWEEN: Duration = Duration::from_millis(200);
 
@@ -58,7 +59,7 @@ async fn not_late_after(name: &str, sql: &str, kafka: &RealKafka) -> anyhow::Res
     verdict.ensure_clean()
 }
 
-/// The ids pass those of before the truncate while entities go on.
+/// The ids reach those from before the truncate while entities go on.
 async fn events_after_a_truncate_that_restarts_the_ids_are_in_order(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let postgres = server().await?;
     let bed = Arc::new(Bed::open(&postgres, &kafka, "truncated-order").await?);
@@ -73,7 +74,7 @@ async fn events_after_a_truncate_that_restarts_the_ids_are_in_order(kafka: Arc<R
     verdict.ensure_clean()
 }
 
-/// Four connections write so many events each, in turn of five entities of their own.
+/// Writes with four connections, each `events` events, in turn for five entities of its own.
 async fn write(bed: &Arc<Bed>, events: usize) -> anyhow::Result<()> {
     let mut writers = JoinSet::new();
     for writer in 0..4 {

@@ -1,5 +1,5 @@
-//! What the sessions of a run know: each event with its place in the order of commits, and what became of its transaction. Compares
-//! that with the table and the topic by the ledger, and the commits with the times of append.
+//! Records the sessions' knowledge: each event with its place in the order of commits, and the outcome of its transaction. The ledger
+//! compares it with the table and the topic, and the times of the commits with the times of append.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -17,11 +17,11 @@ use lab::murmur2::java_partition;
 use lab::outbox::data;
 use lab::{Outbox, PARTITIONS};
 
-/// An event has to be on the topic so long after its commit, plus the time in which nothing could move ([`Standstill`]). A relay that
-/// has missed an event finds it by a sweep, 0 to 5 s later: of many missed events some are always later than this.
+/// The time after its commit within which an event must be on the topic, plus the time of standstills ([`Standstill`]). A relay that has
+/// missed an event finds it by a sweep 0 to 5 s later. So of many missed events, some are always later than this.
 pub(crate) const BOUND: Duration = Duration::from_secs(3);
 
-/// The time within which each event should be published; counted, not asserted.
+/// The time within which each event should be published. Later events are counted, but do not fail the run.
 const SHOULD: Duration = Duration::from_secs(1);
 
 /// An event that was written.
@@ -29,16 +29,16 @@ const SHOULD: Duration = Duration::from_secs(1);
 pub(crate) struct Written {
     pub(crate) event: Uuid,
     pub(crate) entity: String,
-    /// The place among the events of its entity: drawn while the session had its turn.
+    /// The place among the events of its entity, drawn while the session had its turn.
     pub(crate) n: i64,
-    /// Neither its order nor its delay is checked: the event cannot be sent, or is not sent before somebody repairs its row.
+    /// Excludes the event from the checks of order and delay. The event cannot be sent, or only after somebody repairs its row.
     pub(crate) poison: bool,
 }
 
-/// What became of an event's transaction.
+/// The outcome of an event's transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Committed; the commit's answer was there at this time.
+    /// The transaction committed, and its answer had arrived at this time.
     Committed(Millis),
     RolledBack,
 }
@@ -46,13 +46,13 @@ pub(crate) enum Outcome {
 /// Milliseconds since 1970, as Kafka counts them.
 pub(crate) type Millis = i64;
 
-/// The clock that the broker reads as well.
+/// Returns the time by the clock that the broker uses as well.
 pub(crate) fn now() -> Millis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
     i64::try_from(since.as_millis()).expect("the clock is before the year 292,000,000")
 }
 
-/// A stretch of time in which nothing could move, whatever the relay does: a stall of the machine or of a server.
+/// A time in which nothing could move, whatever the relay does, because the machine or a server stalled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Standstill {
     pub(crate) from: Millis,
@@ -75,16 +75,16 @@ struct Known {
     written: Vec<(Written, Outcome)>,
     moved: HashSet<Uuid>,
     removed: HashSet<Uuid>,
-    /// Beginnings of entity ids whose rows somebody locks: their delay is not checked.
+    /// The prefixes of entity ids whose rows an application locks; their delay is not checked.
     touched: Vec<String>,
 }
 
-/// See the head of this file.
+/// The events of a run and the outcomes of their transactions.
 #[derive(Debug, Default)]
 pub(crate) struct Truth(Mutex<Known>);
 
 impl Truth {
-    /// Draws the next place of an entity. To be called while the session has its turn.
+    /// Draws the next place of an entity. Must be called while the session has its turn.
     pub(crate) fn next(&self, entity: &str) -> i64 {
         let mut known = self.known();
         let counter = known.counters.entry(entity.to_owned()).or_default();
@@ -92,27 +92,27 @@ impl Truth {
         *counter
     }
 
-    /// The transaction of these events has ended.
+    /// Records the outcome of the transaction of these events.
     pub(crate) fn ended(&self, events: Vec<Written>, outcome: Outcome) {
         self.known().written.extend(events.into_iter().map(|written| (written, outcome)));
     }
 
-    /// The application gave the rows of these events another entity: they have to be published, in any order.
+    /// Records that the application gave the rows of these events another entity. They must be published, in any order.
     pub(crate) fn moved(&self, events: &[Uuid]) {
         self.known().moved.extend(events);
     }
 
-    /// The application deleted the rows of these events: they may be published or not.
+    /// Records that the application deleted the rows of these events. They may be published or not.
     pub(crate) fn removed(&self, events: &[Uuid]) {
         self.known().removed.extend(events);
     }
 
-    /// The application locks rows of entities with that prefix.
+    /// Records that the application locks rows of entities with that prefix.
     pub(crate) fn touched(&self, prefix: String) {
         self.known().touched.push(prefix);
     }
 
-    /// Compares everything with the table and the topic. `standstills` lengthen the bound of the delay; `None` does not judge it.
+    /// Compares everything with the table and the topic. `standstills` extend the limit of the delay; with `None`, delays are not checked.
     pub(crate) fn compare(&self, rows: &[Row], records: &[Record], standstills: Option<&[Standstill]>) -> Verdict {
         let known = self.known();
         let report = report(&known, rows, records);
@@ -134,7 +134,7 @@ pub(crate) async fn rows(outbox: &Outbox) -> anyhow::Result<Vec<Row>> {
     Ok(rows.into_iter().map(row).collect())
 }
 
-/// Feeds the ledger: the place of an event in the order of commits stands for its id.
+/// Feeds the ledger. The place of an event in the order of commits stands for the event's id.
 fn report(known: &Known, rows: &[Row], records: &[Record]) -> Report {
     let mut ledger = Ledger::new(Rules::default());
     let rows: HashMap<Uuid, &Row> = rows.iter().map(|row| (row.event_id, row)).collect();
@@ -184,7 +184,7 @@ fn event_of(record: &Record) -> Option<Uuid> {
     record.header("event-id").and_then(|id| id.parse().ok())
 }
 
-/// The delay of each committed event that is on the topic, from its commit to its first append.
+/// Returns the delay of each committed event on the topic, from its commit to its first append.
 fn delays(known: &Known, records: &[Record], standstills: &[Standstill]) -> Delays {
     let mut appended: HashMap<Uuid, Millis> = HashMap::new();
     for record in records {
@@ -207,13 +207,13 @@ fn delays(known: &Known, records: &[Record], standstills: &[Standstill]) -> Dela
     delays
 }
 
-/// Delays of a run.
+/// The delays of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Delays {
     pub(crate) checked: u64,
     pub(crate) worst: Duration,
     pub(crate) above_one_second: u64,
-    /// Events later than [`BOUND`], with their delays.
+    /// The events later than [`BOUND`], with their delays.
     pub(crate) late: Vec<(String, i64, Duration)>,
 }
 
@@ -231,7 +231,7 @@ impl Delays {
     }
 }
 
-/// How much of the time from `from` to `to` was a standstill. Standstills may overlap.
+/// Returns the length of standstills between `from` and `to`. Standstills may overlap.
 fn overlap(from: Millis, to: Millis, standstills: &[Standstill]) -> Millis {
     let mut parts: Vec<(Millis, Millis)> = standstills
         .iter()
@@ -255,7 +255,7 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// Nothing lost, nothing invented, every entity in order, nothing late.
+    /// Returns true if nothing is lost, nothing is invented, every entity is in order, and nothing is late.
     pub(crate) fn is_clean(&self) -> bool {
         self.report.is_clean() && self.delays.late.is_empty()
     }
@@ -266,7 +266,7 @@ impl Verdict {
         Ok(())
     }
 
-    /// The entities of the violations that the verdict shows.
+    /// Returns the entities of the violations that the verdict shows.
     pub(crate) fn entities(&self) -> BTreeSet<String> {
         let examples = self.report.violations().filter_map(|finding| self.report.examples.get(&finding)).flatten();
         let examples = examples.filter_map(|example| example.entity.clone());

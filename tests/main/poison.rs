@@ -234,7 +234,7 @@ async fn a_topic_deleted_while_the_relay_runs_holds_its_own_events_until_it_is_b
     Ok(())
 }
 
-/// First the relay may not even see the topic. Then it sees the topic, but its records are refused.
+/// Tests a missing right: first the relay may not even see the topic, then the broker refuses its records.
 async fn a_topic_whose_right_is_missing_holds_its_own_events_until_it_is_granted(
     database: TestDatabase,
 ) -> anyhow::Result<()> {
