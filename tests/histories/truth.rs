@@ -31,7 +31,7 @@ pub(crate) struct Written {
     pub(crate) entity: String,
     /// The place among the events of its entity, drawn while the session had its turn.
     pub(crate) n: i64,
-    /// Excludes the event from the checks of order and delay. The event cannot be sent, or only after somebody repairs its row.
+    /// Excludes the event from the checks of order and delay. The event cannot be sent, or only after a repair of its row.
     pub(crate) poison: bool,
 }
 

@@ -163,7 +163,7 @@ fn bench(database: &TestDatabase, kafka: &RealKafka, arguments: &[&str]) -> Comm
 }
 
 async fn signal(process: &Child, name: &str) -> anyhow::Result<()> {
-    let pid = process.id().context("it has ended")?;
+    let pid = process.id().context("the bench has ended")?;
     let status = Command::new("/bin/sh").args(["-c", &format!("kill -s {name} {pid}")]).status().await?;
     ensure!(status.success(), "kill: {status}");
     Ok(())

@@ -511,7 +511,7 @@ async fn a_consumer_that_stops_at_an_error_is_given_the_event_again(
         if event.n == 3 { Err(Failed::transient("bad")) } else { Ok(()) }
     };
     let consumer = field.consumer().on("Counted", 1..=1, handler).policy(Policy::always(Action::Stop));
-    let error = consumer.run(std::future::pending()).await.err().context("it did not stop")?;
+    let error = consumer.run(std::future::pending()).await.err().context("the consumer did not stop")?;
     ensure!(matches!(&error, ConsumerError::Stopped { reason: Reason::Exhausted, offset: 2, .. }), "{error:?}");
     ensure!(field.applied().await?["a"] == [1, 2] && field.dead_letters().await?.is_empty());
     let running = Running::start(field.counting());
@@ -537,7 +537,7 @@ async fn members_of_the_eager_protocol_repeat_nothing_either(
 }
 
 async fn come_and_go(database: &TestDatabase, kafka: Arc<RealKafka>, strategy: &str) -> anyhow::Result<()> {
-    // Enough events to keep three members busy while the group is rebalanced three times on a busy machine.
+    // More events than three members can apply while the group is rebalanced three times on a busy machine.
     const EVENTS: i64 = 4_000;
     let field = Field::new(database, kafka).await?;
     field.outbox.write_backlog(EVENTS, 30).await?;
@@ -799,7 +799,7 @@ async fn a_stop_while_the_brokers_are_silent_ends_and_no_effect_is_lost_or_repea
     let running = Running::start(field.counting().commit_interval(Duration::from_secs(3600)));
     field.until_effects(20).await;
     Arc::get_mut(&mut field.kafka).context("somebody else's")?.signal(Signal::SIGSTOP)?;
-    let stats = tokio::time::timeout(SOON, running.stop()).await.context("it waits for the brokers")??;
+    let stats = tokio::time::timeout(SOON, running.stop()).await.context("the stop waits for the brokers")??;
     ensure!(stats.applied() == 20, "{stats:?}");
 
     Arc::get_mut(&mut field.kafka).context("somebody else's")?.signal(Signal::SIGCONT)?;

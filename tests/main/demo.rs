@@ -255,7 +255,7 @@ impl Demo {
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        Ok(kill(Pid::from_raw(i32::try_from(self.process.id().context("it has ended")?)?), signal)?)
+        Ok(kill(Pid::from_raw(i32::try_from(self.process.id().context("the demo has ended")?)?), signal)?)
     }
 
     async fn process_of_relay(&self) -> anyhow::Result<u32> {

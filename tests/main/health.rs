@@ -236,7 +236,7 @@ async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: 
     let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
     let grant = body["next_step"].as_str().unwrap_or_default().to_owned();
     ensure!(grant == format!("grant update (attempts) on \"public\".\"event_outbox\" to {user};"), "{body}");
-    // Nobody had to act on the finding for these to be published.
+    // Publishing these events did not need the missing right.
     outbox.until_settled().await;
 
     outbox.execute(&format!("revoke update (status) on event_outbox from {user}; {grant}")).await?;

@@ -203,7 +203,7 @@ async fn an_event_that_its_schema_refuses_is_not_written(database: TestDatabase)
     let schema = json!({"properties": {"totalCents": {"type": "integer"}}});
     let outbox = Outbox::default().checked_by(Schemas::default().with("OrderPlaced", 1, &schema)?);
     let event = |total| NewEvent::new("order", "o-1", "OrderPlaced").json(&json!({"totalCents": total}));
-    let error = outbox.emit(&mut connection, &event("12,50")?).await.err().context("it was written")?;
+    let error = outbox.emit(&mut connection, &event("12,50")?).await.err().context("the event was written")?;
     ensure!(matches!(&error, EmitError::Invalid(invalid) if invalid.path == "/totalCents"), "{error:?}");
     // Nothing was sent to the database, so the transaction could go on.
     outbox

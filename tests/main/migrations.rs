@@ -134,7 +134,7 @@ async fn while_migrating(
     let patient = MigrateOptions { lock_timeout: SOON, ..MigrateOptions::default() };
     let half_way = tokio::spawn(async move { migrate(&mut first, &stopped, &patient).await });
     until_blocked(database, 1).await;
-    let error = migrate(&mut second, other, options).await.err().context("it did not wait for its turn")?;
+    let error = migrate(&mut second, other, options).await.err().context("the second migration did not wait")?;
     lock.rollback().await?;
     half_way.await??;
     Ok(error)

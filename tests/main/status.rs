@@ -110,7 +110,7 @@ async fn a_session_that_has_locked_the_table_is_named_although_nothing_can_be_re
 
 async fn pauses_are_shown_with_their_reason(database: TestDatabase) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
-    // Creates the columns of the pauses' migration that status reads.
+    // Creates the table as the migration of the pauses does, with the columns that are read here.
     outbox
         .execute(
             "create table if not exists event_outbox_pause (id bigint generated always as identity, scope text, topic text, \

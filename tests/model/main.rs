@@ -61,7 +61,7 @@ fn holds(protocol: Protocol) {
         panic!("{name}: {state:#?}");
     }
     if let Some(state) = explored.stuck {
-        panic!("from here not all is published: {state:#?}");
+        panic!("from this state not every event gets published: {state:#?}");
     }
 }
 

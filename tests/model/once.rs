@@ -165,7 +165,7 @@ pub(crate) enum Step {
     AnswerLost(usize),
     TimesOut(usize),
     ProgressLost,
-    /// No later commit of Postgres gets to the standby, which has so many rows.
+    /// No later commit of Postgres gets to the standby, which has this many rows.
     StopFlushing(usize),
     LoseTail,
 }
