@@ -90,7 +90,8 @@ async fn the_row_of_a_killed_relay_is_removed_by_those_that_live(
     Ok(())
 }
 
-/// With exactly-once delivery the dead relay might still be sending, but its lanes are taken at once.
+/// Waits for the takeover of a dead relay's lanes. With exactly-once delivery, a relay leaves the lanes of a relay that counts as alive
+/// alone, because that relay might still be sending. A heartbeat in the future must not keep the dead relay alive.
 async fn a_dead_relay_whose_last_heartbeat_lies_in_the_future_keeps_no_lanes(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
