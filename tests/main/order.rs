@@ -219,7 +219,7 @@ async fn a_row_that_is_not_due_waits_and_one_that_was_due_long_ago_keeps_its_pla
     outbox.until_published(4).await;
     let numbers = outbox.published_numbers(&kafka).await?;
     ensure!(numbers["a"] == [1, 2, 4, 5], "{numbers:?}");
-    // Moves the schedule to a day later.
+    // Moves the pending rows into the past, as if a day had gone by.
     outbox
         .execute(
             "update event_outbox set created_at = created_at - interval '2 days', \
