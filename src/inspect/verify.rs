@@ -1,37 +1,36 @@
-//! `verify`: the [ledger](event_outbox::ledger)'s check on a live system, in bounded memory, without a write on either side.
+//! Implements `verify`: the [ledger](event_outbox::ledger)'s check on a live system. It needs bounded memory, and writes to neither side.
 //!
-//! # What is compared with what
-//! 1. The table is read by id up to the highest id there is at the start, a page at a time, each in a short READ ONLY transaction
-//!    (`table`).
-//! 2. Only then the ends of the topics are asked for, and the topics read up to there (`topic`). So whatever was PUBLISHED when its page
-//!    was read has its record below that end, and is `missing` if it has not.
-//! 3. Both sides are sorted by event on disk (`sorter`, `fact`) and compared as a stream (`compare`). Records without a row are kept,
-//!    their rows asked for once more by `sequence` (a transaction may have committed after its page was read), and compared again.
-//! 4. The first records of keyed events are sorted by entity and offset, and compared for order.
+//! # Steps
+//! 1. Read the table by id, up to the highest id at the start. Each page is read in a short READ ONLY transaction (`table`).
+//! 2. Only then ask for the end offsets of the topics, and read the topics up to these (`topic`). A row that was PUBLISHED when its page
+//!    was read therefore has its record below the end offset. Without a record there, the event is `missing`.
+//! 3. Sort both sides by event on disk (`sorter`, `fact`) and compare them as a stream (`compare`). Records without a row are kept. Their
+//!    rows are read again by `sequence`, because a transaction may commit after its page was read, and the two are compared again.
+//! 4. Sort the first records of keyed events by entity and offset, and compare their order.
 //!
 //! # What is no violation
-//! - Rows that are PENDING or DEAD when they are read, on the topic or not: they are counted as `pending` and `dead`.
+//! - Rows that are PENDING or DEAD when they are read, on the topic or not. They are counted as `pending` and `dead`.
 //! - Rows inserted after the start, and their records (`after_start`).
-//! - Duplicates: delivery is at least once (G4). They are counted; `--exactly-once` makes them violations.
-//! - What `replay` or `dlq redrive` has sent again, and says so by its header (`replayed`, `redriven`): it is no duplicate and has no place
-//!   in the order; it has to be what the row says, though, and an event of which nothing else is left on the topic is not missing.
-//! - A late event whose row an operator has retried: the audit table names it.
-//! - Records whose rows retention may have deleted (`retired`): those below the lowest id that is still PUBLISHED, and those created
-//!   before the earliest `published_at` that is still there, since retention deletes by these. `--all-retained` turns this off.
+//! - Duplicates, because delivery is at least once (G4). They are counted; `--exactly-once` makes them violations.
+//! - Records that `replay` or `dlq redrive` sent again, marked by a header (`replayed`, `redriven`). Such a record is no duplicate and is
+//!   left out of the order. Its content must equal the row, and an event with no other record on the topic is not missing.
+//! - A late event whose row an operator has retried. The audit table names these events.
+//! - Records whose rows retention may have deleted (`retired`): ids below the lowest PUBLISHED id, and events created before the earliest
+//!   `published_at` in the table, since retention deletes by these. `--all-retained` turns this off.
 //! - Events whose record the topic's own retention may have removed (`unjudged`): their partition begins above offset 0, and they were
-//!   published no later than its first records. On a compacted topic nothing is missing.
+//!   published no later than its first records. On a compacted topic no event is missing.
 //!
 //! # Memory
-//! Two sorters, one that fills and one that is merged, of at most [`sorter::CHUNK_BYTES`] each, the client's queue of 8 MiB, one row and
-//! one record; besides them 100,000 ids and 20 examples of each kind. Independent of the number of rows: the process had 99 MB at its peak
-//! with 200,000 events, 110 MB with 1,000,000 and 105 MB with 2,000,000 (a debug build). The disk (`TMPDIR`) takes 85 bytes per row and per
-//! record, and 56 more per keyed event.
+//! Memory does not depend on the number of rows: two sorters of at most [`sorter::CHUNK_BYTES`] each (one is filled, one is merged), the
+//! client's queue of 8 MiB, one row, one record, 100,000 ids and 20 examples of each kind. A debug build had 99 MB at its peak with
+//! 200,000 events, 110 MB with 1,000,000 and 105 MB with 2,000,000. The disk (`TMPDIR`) takes 85 bytes per row and per record, and
+//! 56 more per keyed event.
 //!
 //! # Limits
-//! - A topic whose number of partitions grew has its earlier records where the old number put them: use `--since` the change.
-//! - Rows are routed by today's RELAY_TOPIC; records of rows that went elsewhere before a change are `unknown`.
-//! - A record without a row that claims an id above the highest one counts as `after_start`, one that claims an id below what is retained
-//!   as `retired`.
+//! - If a topic got more partitions, its earlier records are where the old number of partitions put them: use `--since` the change.
+//! - Rows are routed by today's RELAY_TOPIC. Records of rows that went to another topic before a change are `unknown`.
+//! - A record without a row counts as `after_start` if its `sequence` is above the highest id, and as `retired` if its `sequence` is below
+//!   the retained ids.
 
 mod compare;
 mod fact;
@@ -69,21 +68,22 @@ pub(crate) use compare::Partitioner;
 pub(crate) use reading::{KeyFrom, Payload, Reading};
 pub(crate) use verdict::Verdict;
 
-/// A record may be marked this long after one that was appended behind it: two workers settle their batches by themselves.
+/// The longest expected time between the marking of a record and of a later record in the same partition. Two workers settle their
+/// batches independently.
 const SETTLING: Duration = Duration::from_secs(60);
 
-/// Rows asked for by id at once.
+/// The number of rows that one query reads by id.
 const IDS_AT_ONCE: usize = 1000;
 
-/// What is verified, and how.
+/// The options of a verification.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) names: Names,
     pub(crate) template: TopicTemplate,
-    /// `None` verifies every topic that a row is routed to.
+    /// The topic to verify; `None` verifies every topic that a row is routed to.
     pub(crate) topic: Option<String>,
     pub(crate) since: Option<DateTime<Utc>>,
-    /// One entity alone.
+    /// The id of the only entity to verify.
     pub(crate) key: Option<String>,
     pub(crate) rate: Option<u32>,
     pub(crate) exactly_once: bool,
@@ -93,7 +93,7 @@ pub(crate) struct Plan {
     pub(crate) reading: Reading,
 }
 
-/// Why there is no verdict.
+/// The reason why there is no verdict.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VerifyError {
     #[error("the database")]
@@ -112,10 +112,10 @@ pub(crate) enum VerifyError {
     Disk(#[from] io::Error),
 }
 
-/// Compares both sides.
+/// Compares the table with the topics.
 ///
 /// # Errors
-/// [`VerifyError`] when one of them cannot be read.
+/// Returns [`VerifyError`] when the table or a topic cannot be read.
 pub(crate) async fn run(
     plan: &Plan,
     database: &DatabaseSettings,
@@ -137,7 +137,7 @@ pub(crate) async fn run(
         uncommitted: 0,
         notes: Vec::new(),
     };
-    // A topic that is not there is reported before ten million rows are read.
+    // Report a missing topic before reading millions of rows.
     if let Some(topic) = &plan.topic {
         block_in_place(|| reader.extent(topic, None))?;
     }
@@ -166,7 +166,7 @@ struct Verification<'a> {
     topics: TopicNames,
     rate: Rate,
     report: Report,
-    /// Records that consumers do not see.
+    /// The number of records that consumers with `read_committed` do not see.
     uncommitted: u64,
     notes: Vec<String>,
 }
@@ -208,7 +208,7 @@ impl Verification<'_> {
     ) -> Result<TopicScope, VerifyError> {
         let since = self.plan.since.map(|since| since.timestamp_millis());
         let mut extent = match block_in_place(|| reader.extent(&name, since)) {
-            // Of all topics of the table one may not exist yet: then what is PUBLISHED to it is missing.
+            // Rows may be routed to a topic that does not exist yet. Its PUBLISHED events are then missing.
             Err(VerifyError::Topic { code, .. }) if self.plan.topic.is_none() && is_missing(code) => {
                 self.notes.push(format!("topic {name} does not exist"));
                 return Ok(TopicScope { name, ..TopicScope::default() });
@@ -234,7 +234,7 @@ impl Verification<'_> {
             })
         })?;
         bar.finish_and_clear();
-        // A compacted topic has gaps of its own.
+        // On a compacted topic, gaps in the offsets do not mean uncommitted records.
         if extent.compacted != Some(true) {
             self.uncommitted += block_in_place(|| reader.uncommitted(&name, &extent, read.records, rate))?;
         }
@@ -244,7 +244,7 @@ impl Verification<'_> {
         Ok(TopicScope { name, partitions: extent.partitions, truncated, compacted })
     }
 
-    /// Up to when a partition that has lost its beginning may have lost records.
+    /// Returns, by truncated partition, the latest `published_at` (microseconds since 1970) of an event whose record may be gone.
     async fn truncated(
         &self,
         conn: &mut PgConnection,
@@ -319,7 +319,7 @@ fn compare_all(comparison: &mut Comparison<'_>, facts: Sorter<{ fact::FACT_BYTES
     Ok(())
 }
 
-/// What is remembered of a row holds a digest of its entity: the names are asked for when there is something to report.
+/// Adds entity names to the examples. A [`RowFact`](fact::RowFact) holds only a digest of its entity, so the names are read from the table.
 async fn name_entities(
     table: &TableReader<'_>,
     conn: &mut PgConnection,
@@ -342,7 +342,7 @@ fn is_missing(code: RDKafkaErrorCode) -> bool {
     matches!(code, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
 }
 
-/// On stderr, and only if that is a terminal.
+/// Makes a progress bar on stderr. It is visible only if stderr is a terminal.
 pub(crate) fn bar(what: &str, of: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:<30!} {wide_bar} {percent:>3} % {per_sec} ETA {eta}");
     let bar = ProgressBar::new(of).with_message(what.to_owned());

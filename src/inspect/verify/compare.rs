@@ -1,5 +1,5 @@
-//! The comparison, as a stream: facts come sorted by event, first records sorted by entity, and neither is held. What is found is what
-//! [`Ledger`](event_outbox::ledger::Ledger) finds in the same history; a property test holds the two against each other.
+//! Compares rows with records as a stream: facts arrive sorted by event, first records sorted by entity, and neither is kept in memory.
+//! [`Ledger`](event_outbox::ledger::Ledger) finds the same in the same history; a property test compares the two.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,56 +10,56 @@ use crate::sink::murmur2::partition;
 use event_outbox::event::EventId;
 use event_outbox::ledger::{Example, Finding, Report, RowStatus};
 
-/// Records without a row whose rows are asked for once more, at the most: a late commit explains some, never millions.
+/// The maximum number of records without a row whose rows are read again. A late commit explains some of them, never millions.
 const MOST_ASKED_FOR: usize = 100_000;
 
-/// How the topics' writer chooses partitions.
+/// The rule by which the producer of the topics chooses partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Partitioner {
-    /// As Kafka's Java client does: murmur2 of the key
+    /// The rule of Kafka's Java client: murmur2 of the key
     Murmur2,
-    /// Any way that keeps an entity in one partition
+    /// Any rule that keeps an entity in one partition
     Any,
 }
 
-/// What is known of a topic before its records are compared.
+/// The facts about a topic that the comparison of its records needs.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TopicScope {
     pub(crate) name: String,
     pub(crate) partitions: i32,
-    /// Partitions whose beginning is gone: events published up to then (microseconds since 1970) may have been there.
+    /// The partitions whose first records are gone. Events published up to the given time (microseconds since 1970) may have been there.
     pub(crate) truncated: HashMap<i32, i64>,
-    /// Earlier records of a key may be gone.
+    /// True when compaction may have removed earlier records of a key.
     pub(crate) compacted: bool,
 }
 
-/// What rows that are gone can explain: the edge of what the table still holds.
+/// The edge of what the table still holds. Deleted rows explain records beyond this edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Horizon {
-    /// The lowest id of a row that is PUBLISHED.
+    /// The lowest id of a PUBLISHED row.
     pub(crate) lowest_id: i64,
-    /// The earliest `published_at`, in microseconds since 1970.
+    /// The earliest `published_at` in the table, in microseconds since 1970.
     pub(crate) oldest: i64,
 }
 
-/// What is compared.
+/// The limits of a comparison.
 #[derive(Debug, Clone)]
 pub(crate) struct Scope {
-    /// Rows above are not looked at.
+    /// The highest id that is compared.
     pub(crate) upto: i64,
-    /// When it began, by the database's clock, in microseconds since 1970.
+    /// The start of the verification by the database's clock, in microseconds since 1970.
     pub(crate) began: i64,
-    /// Events created earlier are not compared.
+    /// The earliest creation time of a compared event, in microseconds since 1970.
     pub(crate) since: Option<i64>,
-    /// Rows are expected on the topic whatever their status says.
+    /// True when every row must be on the topic, regardless of its status.
     pub(crate) expect_pending: bool,
-    /// `None` where no row is ever deleted.
+    /// The edge of the retained rows; `None` if no row is ever deleted.
     pub(crate) horizon: Option<Horizon>,
     pub(crate) partitioner: Partitioner,
     pub(crate) topics: Vec<TopicScope>,
 }
 
-/// What was seen and is no finding.
+/// The counts of records, events and rows that are noticed but are no finding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tolerated {
     /// Records of events that were written after the verification began.
@@ -86,7 +86,7 @@ impl Tolerated {
     }
 }
 
-/// Records without a row, to be compared again when their rows were asked for.
+/// Records without a row. They are compared again after their rows were read a second time.
 #[derive(Debug, Default)]
 pub(crate) struct UnmatchedRecords {
     pub(crate) facts: Sorter<FACT_BYTES>,
@@ -98,14 +98,14 @@ struct Current {
     event: Option<EventId>,
     row: Option<RowFact>,
     audited: bool,
-    /// A record of it is on its topic.
+    /// True when a record of the event is on its topic.
     found: bool,
-    /// And one that is not said to be sent again.
+    /// True when such a record has no header of `replay` or `dlq redrive`.
     sent: bool,
     place: Option<(u16, i32)>,
 }
 
-/// Compares facts that come sorted by event.
+/// Compares facts that arrive sorted by event.
 #[derive(Debug)]
 pub(crate) struct Comparison<'a> {
     scope: &'a Scope,
@@ -117,7 +117,7 @@ pub(crate) struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    /// Keeps records without a row for a second round.
+    /// Starts the first round, which keeps records without a row for a second round.
     pub(crate) fn new(scope: &'a Scope, report: Report) -> Self {
         Self {
             scope,
@@ -129,19 +129,19 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// Ends the first round; what comes from here on has its row or never will.
+    /// Ends the first round and returns the records without a row. A record of the second round that has no row yet never gets one.
     ///
     /// # Errors
-    /// The temporary files.
+    /// Returns the error of a temporary file.
     pub(crate) fn second_round(&mut self) -> io::Result<UnmatchedRecords> {
         self.finish_event();
         Ok(self.unmatched.take().unwrap_or_default())
     }
 
-    /// Takes the next fact.
+    /// Compares the next fact with the earlier facts of the same event.
     ///
     /// # Errors
-    /// The temporary files.
+    /// Returns the error of a temporary file.
     pub(crate) fn take(&mut self, event: EventId, fact: Fact) -> io::Result<()> {
         if self.current.event != Some(event) {
             self.finish_event();
@@ -190,7 +190,7 @@ impl<'a> Comparison<'a> {
                 self.found(Finding::WrongPartition, event, Some(row), Some(record), Some(note));
             }
         }
-        // It claims no place in the order: old events come behind newer ones on purpose.
+        // A record that was sent again is left out of the order: it comes behind newer events on purpose.
         if record.resent.is_some() {
             return Ok(());
         }
@@ -264,7 +264,7 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// The topic no longer holds everything that was written to it, and the row's record may be among what is gone.
+    /// Returns true when the topic lost records by retention or compaction and the row's record may be one of them.
     fn may_have_been_removed(&self, row: &RowFact) -> bool {
         let topic = &self.scope.topics[usize::from(row.topic)];
         let until = match (self.scope.partitioner, row.key_hash) {
@@ -287,7 +287,7 @@ impl<'a> Comparison<'a> {
         self.report.add(finding, || example(self.scope, event, id, place, note));
     }
 
-    /// Ends the second round.
+    /// Ends the second round and returns the results.
     pub(crate) fn end(mut self) -> (Report, Tolerated, Sorter<STEP_BYTES>) {
         self.finish_event();
         (self.report, self.tolerated, self.steps)
@@ -306,7 +306,7 @@ fn example(
     Example { event_id: Some(event.0), id, entity: None, record, note }
 }
 
-/// Compares the order of first records, which come sorted by topic, entity, partition and offset.
+/// Checks the order of first records, which arrive sorted by topic, entity, partition and offset.
 pub(crate) fn order(scope: &Scope, steps: Sorter<STEP_BYTES>, report: &mut Report) -> io::Result<()> {
     let mut steps = steps.sorted()?;
     let mut highest: Option<Step> = None;
@@ -322,7 +322,7 @@ pub(crate) fn order(scope: &Scope, steps: Sorter<STEP_BYTES>, report: &mut Repor
         let place = |step: &Step| (step.topic, step.entity, step.partition);
         match highest {
             Some(above) if place(&above) == place(&step) && above.id > step.id => {
-                // A retried row still counts as the highest for those that come after it: it is excused for being late only.
+                // A retried row may be late, but still counts as the highest id for the rows that follow.
                 if !step.audited {
                     let note = Some(format!("after id {}", above.id));
                     let place = Some((step.topic, step.partition, step.offset));
@@ -336,11 +336,11 @@ pub(crate) fn order(scope: &Scope, steps: Sorter<STEP_BYTES>, report: &mut Repor
     Ok(())
 }
 
-/// The partitions of an entity, where no hash tells which is right: the one with most of its events is.
+/// The partitions of an entity whose right partition no hash gives. The partition with most of the entity's events is the right one.
 #[derive(Debug, Default)]
 struct Split {
     entity: Option<(u16, u128)>,
-    /// Of each partition: how many events, and the first of them.
+    /// The number of events in each partition, and the first of them.
     partitions: Vec<(u64, Step)>,
 }
 

@@ -1,20 +1,21 @@
-//! What is remembered of a row and of a record, in bytes that sort by event, then rows, audits and records, the latter in topic order.
+//! Encodes the facts about rows and records in bytes that sort by event. Of one event, the row comes first, then audits, then records in
+//! topic order.
 
 use uuid::Uuid;
 
 use event_outbox::event::EventId;
 use event_outbox::ledger::{Fingerprint, RowStatus};
 
-/// Bytes of a [`Fact`] with its event.
+/// The length of an encoded [`Fact`] with its event.
 pub(crate) const FACT_BYTES: usize = 85;
-/// Bytes of a [`Step`].
+/// The length of an encoded [`Step`].
 pub(crate) const STEP_BYTES: usize = 56;
 
-/// Something known of an event.
+/// A fact about an event.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Fact {
     Row(RowFact),
-    /// An operator put the row back to PENDING.
+    /// An operator's command set the row to PENDING again.
     Audit,
     Record(RecordFact),
 }
@@ -23,18 +24,18 @@ pub(crate) enum Fact {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct RowFact {
     pub(crate) id: i64,
-    /// Where its record belongs: an index of the topics.
+    /// The topic that the row is routed to, as an index of the verified topics.
     pub(crate) topic: u16,
     pub(crate) status: RowStatus,
     pub(crate) scheduled: bool,
-    /// Older than what is verified: known, not compared.
+    /// True for a row older than `--since`. The row is known, but not compared.
     pub(crate) outside: bool,
     pub(crate) fingerprint: Option<Fingerprint>,
-    /// A digest of type and id.
+    /// A digest of the entity's type and id.
     pub(crate) entity: Option<u128>,
-    /// murmur2 of the entity's id.
+    /// The murmur2 hash of the entity's id.
     pub(crate) key_hash: Option<u32>,
-    /// Microseconds since 1970.
+    /// The time of publication in microseconds since 1970.
     pub(crate) published_at: i64,
 }
 
@@ -45,26 +46,26 @@ pub(crate) struct RecordFact {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
     pub(crate) fingerprint: Option<Fingerprint>,
-    /// The header `sequence`: the row's id, where the relay has sent the record.
+    /// The header `sequence`, which is the row's id in records of the relay.
     pub(crate) sequence: Option<i64>,
-    /// murmur2 of the record's key.
+    /// The murmur2 hash of the record's key.
     pub(crate) key_hash: Option<u32>,
-    /// Microseconds since 1970.
+    /// The record's timestamp in microseconds since 1970.
     pub(crate) time: Option<i64>,
-    /// Somebody has sent it a second time, and said so.
+    /// The command that sent the record again, if a header names one.
     pub(crate) resent: Option<Resent>,
 }
 
-/// Who has sent a record again.
+/// The command that sent a record again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resent {
-    /// `outbox-relay replay`: a header `replay-id`.
+    /// `outbox-relay replay`, marked by the header `replay-id`.
     Replayed,
-    /// `outbox-relay dlq redrive`: a header `redrive-id`.
+    /// `outbox-relay dlq redrive`, marked by the header `redrive-id`.
     Redriven,
 }
 
-/// The first record of a keyed event in a partition; sorts by topic, entity, partition and offset.
+/// The first record of a keyed event in a partition. Steps sort by topic, entity, partition and offset.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Step {
     pub(crate) topic: u16,
@@ -94,7 +95,7 @@ fn flag(set: bool, bit: u8) -> u8 {
     if set { bit } else { 0 }
 }
 
-/// Writes or reads fields one after the other.
+/// Reads fields one after the other.
 struct Cursor<'a> {
     rest: &'a [u8],
 }

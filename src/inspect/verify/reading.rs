@@ -1,4 +1,4 @@
-//! How a record is read: where it names its event and its entity, and what of its value is the payload.
+//! Reads records: finds the event id, the entity id, and the payload inside the value.
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -12,12 +12,12 @@ use event_outbox::envelope::Envelope;
 use event_outbox::event::EventId;
 use event_outbox::ledger::Fingerprint;
 
-/// Where a record tells the entity's id.
+/// The part of a record that holds the entity's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum KeyFrom {
     /// The record's key.
     Key,
-    /// A header.
+    /// The value of a header.
     Header(String),
     /// A member of the value, by JSON pointer.
     Json(String),
@@ -36,12 +36,12 @@ impl FromStr for KeyFrom {
     }
 }
 
-/// What is compared of a record's value.
+/// The part of a record's value that is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Payload {
     /// The payload inside an envelope, byte for byte.
     Of(Envelope),
-    /// Nothing.
+    /// No part of the value.
     Unchecked,
 }
 
@@ -59,7 +59,7 @@ impl FromStr for Payload {
     }
 }
 
-/// How the records of a topic are read.
+/// The rules for reading the records of a topic.
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
     pub(crate) id_header: String,
@@ -68,7 +68,7 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// The event a record is of: a UUID as text, as 16 bytes, or as Kafka Connect's JSON converter writes it.
+    /// Returns the id of the record's event. The header holds a UUID as text, as 16 bytes, or as Kafka Connect's JSON converter writes it.
     pub(crate) fn event_id(&self, record: &impl Message) -> Option<EventId> {
         let bytes = header(record, &self.id_header)?;
         if let Ok(raw) = <[u8; 16]>::try_from(bytes) {
@@ -78,7 +78,7 @@ impl Reading {
         Uuid::parse_str(text.trim_matches('"')).ok().map(EventId)
     }
 
-    /// The entity's id as the record tells it.
+    /// Returns the entity's id from the place that `key_from` names.
     pub(crate) fn key<'m>(&self, record: &'m impl Message) -> Option<Cow<'m, [u8]>> {
         let key = match &self.key_from {
             KeyFrom::Key => record.key().map(Cow::Borrowed),
@@ -95,7 +95,7 @@ impl Reading {
         key.map(|key| self.loosened(key))
     }
 
-    /// Stands for a record's key and payload.
+    /// Returns a digest of a record's key and payload.
     pub(crate) fn record_fingerprint(&self, key: Option<&[u8]>, value: Option<&[u8]>) -> Option<Fingerprint> {
         let Payload::Of(envelope) = self.payload else { return Some(Fingerprint::from_key_value(key, None)) };
         let value = match value {
@@ -105,7 +105,7 @@ impl Reading {
         Some(Fingerprint::from_key_value(key, value.as_deref()))
     }
 
-    /// The same for a row.
+    /// Returns the same digest for a row.
     pub(crate) fn row_fingerprint(
         &self,
         key: Option<&str>,
@@ -118,7 +118,7 @@ impl Reading {
         };
         let value = match (json, bytes) {
             (Some(json), _) => Some(self.loosened(Cow::Borrowed(json.as_bytes()))),
-            // Bytes travel without an envelope: what looks like one in them is taken off on both sides.
+            // Binary payloads are sent without an envelope. If the bytes look like an envelope, it is removed on both sides.
             (None, Some(bytes)) => Some(self.unwrapped(envelope, bytes)?),
             (None, None) => None,
         };
@@ -134,8 +134,8 @@ impl Reading {
         }
     }
 
-    /// What the converters of Kafka Connect may do to a text, undone: its schema, its quotes, the white space of its JSON. Applied to
-    /// rows as well, so that a payload that looks converted by itself compares equal.
+    /// Undoes what the converters of Kafka Connect may do to a text: removes the schema, the quotes, and the white space of the JSON.
+    /// Rows get the same treatment, so that a payload that already looks converted compares equal.
     fn loosened<'v>(&self, text: Cow<'v, [u8]>) -> Cow<'v, [u8]> {
         if self.payload != Payload::Of(Envelope::Debezium) {
             return text;
@@ -152,7 +152,7 @@ fn header<'m>(record: &'m impl Message, name: &str) -> Option<&'m [u8]> {
     record.headers()?.iter().find(|header| header.key == name)?.value
 }
 
-/// Who says that he has sent it again.
+/// Returns the command that sent the record again, by the record's headers.
 pub(crate) fn resent(record: &impl Message) -> Option<Resent> {
     if header(record, event_outbox::envelope::headers::REPLAY_ID).is_some() {
         return Some(Resent::Replayed);
@@ -160,13 +160,13 @@ pub(crate) fn resent(record: &impl Message) -> Option<Resent> {
     header(record, event_outbox::envelope::headers::REDRIVE_ID).map(|_| Resent::Redriven)
 }
 
-/// The row's id, in records of this relay.
+/// Returns the header `sequence`, which is the row's id in records of the relay.
 pub(crate) fn sequence(record: &impl Message) -> Option<i64> {
     str::from_utf8(header(record, "sequence")?).ok()?.parse().ok()
 }
 
-/// The payload inside the envelope `event`; any other value as it is. Inside the strings before it a quote is escaped, so the first
-/// mark is the member's.
+/// Returns the payload inside the envelope `event`, and any other value unchanged. Quotes inside the strings before the member `data` are
+/// escaped, so the first match is the member itself.
 fn event_data(value: &[u8]) -> &[u8] {
     const MARK: &[u8] = b",\"data\":";
     let at = value.windows(MARK.len()).position(|window| window == MARK);
@@ -176,7 +176,7 @@ fn event_data(value: &[u8]) -> &[u8] {
     }
 }
 
-/// The member `data` of a CloudEvent; `None`, which compares with nothing, for binary data and for what is no CloudEvent.
+/// Returns the member `data` of a CloudEvent. Binary data and other values give `None`, and are not compared.
 fn structured_data(value: &[u8]) -> Option<&[u8]> {
     #[derive(serde::Deserialize)]
     struct CloudEvent<'v> {
@@ -187,7 +187,7 @@ fn structured_data(value: &[u8]) -> Option<&[u8]> {
     event.data.map(|data| data.get().as_bytes())
 }
 
-/// One layer less of `{"schema": …, "payload": …}` or of a JSON string; `None` where there is none.
+/// Removes one layer of `{"schema": …, "payload": …}` or of a JSON string; returns `None` if there is no such layer.
 fn converted(text: &[u8]) -> Option<Vec<u8>> {
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -203,7 +203,7 @@ fn converted(text: &[u8]) -> Option<Vec<u8>> {
     serde_json::from_slice::<String>(text).ok().map(String::into_bytes)
 }
 
-/// JSON without white space between its tokens.
+/// Removes the white space between the tokens of a JSON text.
 fn compact(json: &[u8]) -> Vec<u8> {
     let (mut inside, mut escaped) = (false, false);
     let keep = |byte: &u8| {

@@ -1,7 +1,7 @@
-//! Sorting what does not fit memory: chunks are sorted and written to a temporary file, and merged when they are read.
+//! Sorts more entries than fit into memory: sorts chunks, writes them to a temporary file, and merges them when they are read.
 //!
-//! Memory: a chunk of [`CHUNK_BYTES`] while it is filled, [`MERGE_BYTES`] while it is read, however many entries there are. Disk: the
-//! entries themselves. The file has no name, so that it goes with the process, however that ends.
+//! Memory does not depend on the number of entries: [`CHUNK_BYTES`] while entries are added, [`MERGE_BYTES`] while they are read. The disk
+//! holds the entries themselves. The file has no name, so it disappears with the process, even after a crash.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,22 +9,22 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
-/// What is held before it is written.
+/// The size of a chunk in memory, which is sorted and written when it is full.
 pub(crate) const CHUNK_BYTES: usize = 16 << 20;
 
-/// What the buffers of all chunks that are merged take together, but never less than [`LEAST_ENTRIES`] entries each.
+/// The total size of the buffers during a merge. Each chunk's buffer holds at least [`LEAST_ENTRIES`] entries.
 const MERGE_BYTES: usize = 16 << 20;
 
-/// Fewer would read the file entry by entry.
+/// The minimum number of entries in a buffer. Smaller buffers would read the file almost entry by entry.
 const LEAST_ENTRIES: usize = 16;
 
-/// Entries of `N` bytes, which sort as their bytes do.
+/// Collects entries of `N` bytes and sorts them by their bytes.
 #[derive(Debug)]
 pub(crate) struct Sorter<const N: usize> {
     chunk: Vec<[u8; N]>,
     most: usize,
     file: Option<File>,
-    /// Where each chunk begins in the file, in bytes, and the end of the last.
+    /// The byte offset in the file at which each chunk begins, and the end of the last chunk.
     ends: Vec<u64>,
     entries: u64,
 }
@@ -40,13 +40,13 @@ impl<const N: usize> Sorter<N> {
         Self { chunk: Vec::new(), most, file: None, ends: vec![0], entries: 0 }
     }
 
-    /// Takes an entry.
+    /// Adds an entry.
     ///
     /// # Errors
-    /// The temporary file cannot be made or written: the disk is full, for example.
+    /// Returns an error if the temporary file cannot be created or written, for example because the disk is full.
     pub(crate) fn push(&mut self, entry: [u8; N]) -> io::Result<()> {
         if self.chunk.capacity() == 0 {
-            // All at once: growing would hold the old and the new one for a moment, and half as much again at the end.
+            // Reserve all memory at once. A growing vector would hold both copies for a moment, and half as much again at the end.
             self.chunk.reserve_exact(self.most);
         }
         self.chunk.push(entry);
@@ -54,7 +54,7 @@ impl<const N: usize> Sorter<N> {
         if self.chunk.len() < self.most { Ok(()) } else { self.spill() }
     }
 
-    /// How many entries it has taken.
+    /// Returns the number of entries.
     pub(crate) fn len(&self) -> u64 {
         self.entries
     }
@@ -76,10 +76,10 @@ impl<const N: usize> Sorter<N> {
         Ok(())
     }
 
-    /// All entries in order.
+    /// Returns all entries in order.
     ///
     /// # Errors
-    /// As for [`Sorter::push`].
+    /// Returns the same errors as [`Sorter::push`].
     pub(crate) fn sorted(mut self) -> io::Result<Sorted<N>> {
         self.spill()?;
         let runs = self.ends.len() - 1;
@@ -103,7 +103,7 @@ struct Run<const N: usize> {
     buffered: usize,
 }
 
-/// Entries in order.
+/// The sorted entries.
 #[derive(Debug)]
 pub(crate) struct Sorted<const N: usize> {
     file: Option<File>,
@@ -112,17 +112,17 @@ pub(crate) struct Sorted<const N: usize> {
 }
 
 impl<const N: usize> Sorted<N> {
-    /// The next entry.
+    /// Returns the next entry.
     ///
     /// # Errors
-    /// The temporary file cannot be read.
+    /// Returns an error if the temporary file cannot be read.
     pub(crate) fn next(&mut self) -> io::Result<Option<[u8; N]>> {
         let Some(Reverse((entry, run))) = self.heads.pop() else { return Ok(None) };
         self.advance(run)?;
         Ok(Some(entry))
     }
 
-    /// Puts the next entry of a run in front.
+    /// Moves the next entry of a run into the heap, and reads the run's next buffer when needed.
     fn advance(&mut self, index: usize) -> io::Result<()> {
         let (Some(file), Some(run)) = (&self.file, self.runs.get_mut(index)) else { return Ok(()) };
         if run.next == run.buffer.len() {

@@ -1,5 +1,5 @@
-//! The table's side: pages of rows by id, each in a read-only transaction of its own that lasts as long as the page, so that no
-//! snapshot is held back and no lock is kept. Nothing is written.
+//! Reads the rows of the table, page by page in the order of ids, and writes nothing. Each page has its own read-only transaction, so that
+//! no old snapshot holds vacuum back and no lock is kept.
 
 use std::time::Duration;
 
@@ -21,19 +21,20 @@ use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent}
 use event_outbox::ledger::{Fingerprint, RowStatus};
 use event_outbox::route::TopicTemplate;
 
-/// Rows of a page. Their payloads are read one after the other.
+/// The number of rows of a page. Their payloads are read one after the other.
 const PAGE_ROWS: i64 = 1000;
 
-/// A transaction may have begun this long before it allocated the ids of its rows: rows this much older than `--since` are read as well.
+/// The margin before `--since`: rows this much older are read as well. `created_at` is the start of the transaction, which may have
+/// allocated the ids of its rows this much later.
 const SINCE_MARGIN: Duration = Duration::from_secs(15 * 60);
 
-/// A page that takes longer has met a lock or a table that is not what it should be.
+/// The time limit of a page. A page that takes longer has met a lock, or the table lacks an index.
 const STATEMENT_TIMEOUT: &str = "30s";
 
 const COLUMNS: &str = "id, event_id, entity_type, entity_id, topic, status, available_at is not null, \
                        published_at, created_at, payload::text, payload_bytes";
 
-/// Which rows are read, and what of them is kept.
+/// Reads rows and keeps the facts that the comparison needs.
 #[derive(Debug)]
 pub(crate) struct TableReader<'a> {
     outbox: String,
@@ -44,24 +45,24 @@ pub(crate) struct TableReader<'a> {
     since: Option<DateTime<Utc>>,
 }
 
-/// Whether it is known which rows an operator has retried.
+/// The state of the audit table, which names the rows that an operator has retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Audits {
-    /// This outbox has no audit.
+    /// The outbox has no audit table.
     None,
     Read,
-    /// The right to read it is missing.
+    /// The user lacks the right to read the table.
     Forbidden,
 }
 
-/// Where the table stands when the verification begins.
+/// The range of ids in the table when the verification begins.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Extent {
-    /// Rows up to here are read.
+    /// The highest id to read.
     pub(crate) upto: i64,
-    /// By the database's clock.
+    /// The start of the verification by the database's clock.
     pub(crate) now: DateTime<Utc>,
-    /// Rows above here are read.
+    /// The id before the first one to read.
     pub(crate) from: i64,
 }
 
@@ -77,10 +78,10 @@ impl<'a> TableReader<'a> {
         Self { outbox: names.outbox(), audit, template, reading, key, since }
     }
 
-    /// The highest id now, and from where to read.
+    /// Returns the range of ids to read.
     ///
     /// # Errors
-    /// Any database error.
+    /// Returns any database error.
     pub(crate) async fn extent(&self, conn: &mut PgConnection) -> Result<Extent, sqlx::Error> {
         begin(conn).await?;
         let sql = format!("select coalesce(min(id), 1), coalesce(max(id), 0), clock_timestamp() from {}", self.outbox);
@@ -94,8 +95,8 @@ impl<'a> TableReader<'a> {
         Ok(extent)
     }
 
-    /// An id below which all but the rows of very long transactions are older than `moment`: by halves, because there is no index
-    /// on `created_at`.
+    /// Finds an id below which all rows are older than `moment`, except rows of very long transactions. This is a binary search by id,
+    /// because there is no index on `created_at`.
     async fn before(&self, conn: &mut PgConnection, moment: DateTime<Utc>, extent: Extent) -> Result<i64, sqlx::Error> {
         let sql = format!("select id, created_at from {} where id > $1 and id <= $2 order by id limit 1", self.outbox);
         let (mut low, mut high) = (extent.from, extent.upto);
@@ -110,10 +111,10 @@ impl<'a> TableReader<'a> {
         Ok(low)
     }
 
-    /// Reads every row of the extent, page by page; `visit` receives each one's facts, and how far it is after each page.
+    /// Reads every row of the extent, page by page. `visit` receives the facts of each row, and the last id after each page.
     ///
     /// # Errors
-    /// Any database error, and what `visit` returns.
+    /// Returns any database error and any error of `visit`.
     pub(crate) async fn read(
         &self,
         conn: &mut PgConnection,
@@ -155,10 +156,10 @@ impl<'a> TableReader<'a> {
         Ok(horizon)
     }
 
-    /// Asks for rows again, by id: those that committed after their page was read.
+    /// Reads rows by id that committed after their page was read.
     ///
     /// # Errors
-    /// Any database error.
+    /// Returns any database error.
     pub(crate) async fn again(
         &self,
         conn: &mut PgConnection,
@@ -179,10 +180,10 @@ impl<'a> TableReader<'a> {
         Ok(found)
     }
 
-    /// The entity of each row, for examples.
+    /// Returns the entity of each row as `type/id`, for the examples.
     ///
     /// # Errors
-    /// Any database error.
+    /// Returns any database error.
     pub(crate) async fn entities(
         &self,
         conn: &mut PgConnection,
@@ -198,10 +199,10 @@ impl<'a> TableReader<'a> {
         Ok(found)
     }
 
-    /// When the latest of these rows was published, in microseconds since 1970; `None` when none of them is there.
+    /// Returns the latest `published_at` of these rows in microseconds since 1970; `None` if the table has none of them.
     ///
     /// # Errors
-    /// Any database error.
+    /// Returns any database error.
     pub(crate) async fn published_at(&self, conn: &mut PgConnection, ids: &[i64]) -> Result<Option<i64>, sqlx::Error> {
         let sql = format!("select max(published_at) from {} where id = any($1)", self.outbox);
         begin(conn).await?;
@@ -211,10 +212,10 @@ impl<'a> TableReader<'a> {
         Ok(latest.map(|latest| latest.timestamp_micros()))
     }
 
-    /// Events that an operator's command has put back to PENDING, from the audit's rows where there are any and they may be read.
+    /// Reads from the audit table which events an operator's command set to PENDING again. The table may be missing or unreadable.
     ///
     /// # Errors
-    /// Any database error, and what `visit` returns.
+    /// Returns any database error and any error of `visit`.
     pub(crate) async fn audits(
         &self,
         conn: &mut PgConnection,
@@ -246,7 +247,7 @@ impl<'a> TableReader<'a> {
         })
     }
 
-    /// What is kept of a row, unless its topic is not verified; the horizon takes all rows into account.
+    /// Returns the facts about a row, or `None` for a row whose topic is not verified. The horizon takes all rows into account.
     fn fact(
         &self,
         row: &PgRow,
@@ -280,7 +281,7 @@ impl<'a> TableReader<'a> {
             created_at,
         };
         let mut scratch = String::new();
-        // A row without a legal topic cannot be published anywhere; the relay makes it DEAD.
+        // A row without a legal topic cannot be published; the relay marks it DEAD.
         let topic = self.template.resolve(&event, &mut scratch).ok().and_then(|name| topics.index(name));
         let Some(topic) = topic else { return Ok((event.event_id, None)) };
         let fact = RowFact {
@@ -303,7 +304,7 @@ fn digest(entity_type: &str, entity_id: &str) -> u128 {
 }
 
 async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    // Sequential scans are off as everywhere in the relay: with stale statistics the planner may prefer one to the primary key.
+    // Turn off sequential scans, as the relay does everywhere: with stale statistics the planner may prefer one to the primary key.
     let sql = format!(
         "begin isolation level read committed read only; set local jit = off; set local enable_seqscan = off; \
          set local lock_timeout = '5s'; set local statement_timeout = '{STATEMENT_TIMEOUT}'"

@@ -1,5 +1,5 @@
-//! The topic's side: a consumer that is assigned every partition, from its first record to the one that was the last when it began. It
-//! joins no group and commits nothing.
+//! Reads the records of a topic with a consumer that is assigned every partition, from the first record to the end at the start. The
+//! consumer joins no group and commits nothing.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -19,20 +19,20 @@ use crate::resend::rate::Rate;
 use crate::sink::murmur2::murmur2;
 use event_outbox::event::EventId;
 
-/// For an answer of a cluster that is up.
+/// The time limit of a request to the cluster.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
-/// A partition that gives nothing for so long has lost its leader for good.
+/// The longest wait for the next record. A topic that delivers nothing for longer has lost a leader for good.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const POLL: Duration = Duration::from_millis(200);
 
-/// How many records at the beginning of a truncated partition are asked for in the table.
+/// The number of records at the beginning of a truncated partition whose rows are read from the table.
 const FIRST_RECORDS: usize = 100;
 
 const CONSUMER: &[(&str, &str)] = &[
     ("client.id", "outbox-relay-verify"),
-    // A consumer cannot be made without; it joins no group, and nothing is ever committed to it.
+    // librdkafka requires a group id. The consumer joins no group and commits nothing.
     ("group.id", "outbox-relay-verify"),
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
@@ -41,7 +41,7 @@ const CONSUMER: &[(&str, &str)] = &[
     ("isolation.level", "read_committed"),
     // The last offsets of a partition may be a transaction's markers, which are never delivered.
     ("enable.partition.eof", "true"),
-    // What the client holds in memory.
+    // Limits of the client's memory.
     ("queued.max.messages.kbytes", "8192"),
     ("queued.min.messages", "5000"),
     ("fetch.max.bytes", "4194304"),
@@ -55,20 +55,20 @@ pub(crate) struct TopicReader {
     admin: AdminClient<DefaultClientContext>,
 }
 
-/// What a topic is before it is read.
+/// The partitions and offsets of a topic to read.
 #[derive(Debug, Clone)]
 pub(crate) struct TopicExtent {
     pub(crate) partitions: i32,
-    /// Of each partition that holds something to read: the first offset and the one after the last.
+    /// The first offset to read and the offset after the last, by partition. Partitions without records to read are left out.
     bounds: HashMap<i32, (i64, i64)>,
-    /// Partitions whose beginning is gone.
+    /// The partitions whose first records are gone.
     pub(crate) truncated: Vec<i32>,
-    /// `None` when the user may not know.
+    /// True for a compacted topic; `None` when the user lacks the right to see the configuration.
     pub(crate) compacted: Option<bool>,
 }
 
 impl TopicExtent {
-    /// Offsets to read.
+    /// Returns the number of offsets to read.
     pub(crate) fn len(&self) -> u64 {
         self.bounds.values().map(|(first, end)| end.abs_diff(*first)).sum()
     }
@@ -77,18 +77,18 @@ impl TopicExtent {
 /// The first records of a truncated partition.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Beginning {
-    /// The rows they say they are of.
+    /// The ids of their rows, by the header `sequence`.
     pub(crate) sequences: Vec<i64>,
-    /// The time of the first, in microseconds since 1970.
+    /// The timestamp of the first record, in microseconds since 1970.
     pub(crate) time: Option<i64>,
 }
 
-/// What was read of a topic.
+/// The result of reading a topic.
 #[derive(Debug, Default)]
 pub(crate) struct Read {
-    /// All that consumers see.
+    /// The number of records that consumers with `read_committed` see.
     pub(crate) records: u64,
-    /// Of the truncated partitions.
+    /// The first records of each truncated partition.
     pub(crate) beginnings: HashMap<i32, Beginning>,
 }
 
@@ -101,7 +101,7 @@ pub(crate) struct Nameless {
 
 impl TopicReader {
     /// # Errors
-    /// What librdkafka finds wrong with the settings; the message may quote one.
+    /// Returns [`VerifyError::Client`] if librdkafka rejects the settings. Its own message is dropped, because it may quote a secret.
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, VerifyError> {
         let config = kafka.consumer_config(CONSUMER);
         let failed = |_| VerifyError::Client;
@@ -109,10 +109,10 @@ impl TopicReader {
         Ok(Self { config, consumer, admin })
     }
 
-    /// Partitions and their watermarks, now.
+    /// Returns the current partitions and watermarks of a topic.
     ///
     /// # Errors
-    /// The cluster does not answer, or does not know the topic.
+    /// Returns an error if the cluster does not answer or does not know the topic.
     pub(crate) fn extent(&self, topic: &str, since_ms: Option<i64>) -> Result<TopicExtent, VerifyError> {
         let metadata = self.consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
@@ -134,7 +134,7 @@ impl TopicReader {
         if let Some(since) = since_ms {
             self.skip_to(topic, since, &mut bounds)?;
         }
-        // What begins after the first record there still is has lost nothing.
+        // If reading begins after the first retained record, no record to read is lost.
         let begins_at = |partition: i32, low: i64| bounds.get(&partition).is_some_and(|(first, _)| *first == low);
         lows.retain(|(partition, low)| *low > 0 && begins_at(*partition, *low));
         let truncated = lows.into_iter().map(|(partition, _)| partition).collect();
@@ -142,7 +142,7 @@ impl TopicReader {
         Ok(TopicExtent { partitions, bounds, truncated, compacted: None })
     }
 
-    /// The earliest record of each partition that is not older.
+    /// Moves the first offset of each partition to the earliest record that is not older than `since`.
     fn skip_to(&self, topic: &str, since: i64, bounds: &mut HashMap<i32, (i64, i64)>) -> Result<(), VerifyError> {
         let mut times = TopicPartitionList::new();
         for partition in bounds.keys() {
@@ -158,7 +158,7 @@ impl TopicReader {
         Ok(())
     }
 
-    /// Whether earlier records of a key may be gone; `None` when the user may not know.
+    /// Returns true for a compacted topic; `None` when the user lacks the right to see the configuration.
     pub(crate) async fn is_compacted(&self, topic: &str) -> Option<bool> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
         let asked = self.admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.ok()?;
@@ -170,7 +170,7 @@ impl TopicReader {
     /// Reads a topic to the end of its extent. Blocks.
     ///
     /// # Errors
-    /// The cluster, the user's rights, and what `visit` returns.
+    /// Returns errors of the cluster, missing rights, and any error of `visit`.
     pub(crate) fn read(
         &self,
         topic: (u16, &str),
@@ -192,10 +192,11 @@ impl TopicReader {
         Ok(read)
     }
 
-    /// How many records of an extent are of transactions that were rolled back or are open, where `committed` were read. Blocks.
+    /// Counts the records of an extent that belong to aborted or open transactions. `committed` is the number of the other records.
+    /// Blocks.
     ///
     /// # Errors
-    /// The cluster.
+    /// Returns errors of the cluster.
     pub(crate) fn uncommitted(
         &self,
         name: &str,
@@ -203,7 +204,7 @@ impl TopicReader {
         committed: u64,
         rate: &mut Rate,
     ) -> Result<u64, VerifyError> {
-        // Offsets that gave no record are markers of transactions, what they rolled back, or what a compaction removed.
+        // Offsets without a record are transaction markers, records of aborted transactions, or records removed by compaction.
         if committed >= extent.len() {
             return Ok(0);
         }
@@ -215,7 +216,7 @@ impl TopicReader {
             records += 1;
             Ok(())
         })?;
-        // A compaction may have run since.
+        // Saturate, because compaction may have run in the meantime.
         Ok(records.saturating_sub(committed))
     }
 }
@@ -270,7 +271,7 @@ fn begin(beginning: &mut Beginning, message: &BorrowedMessage<'_>) {
     }
 }
 
-/// `None` for a record of another entity than the one that was asked for.
+/// Returns the facts about a record; `None` for a record of another entity than `only`.
 fn seen(
     topic: u16,
     message: &BorrowedMessage<'_>,
@@ -296,7 +297,7 @@ fn seen(
     Some(Ok((event, Fact::Record(fact))))
 }
 
-/// librdkafka reports a lost connection and goes on by itself.
+/// Returns true for a lost connection, which librdkafka reports and repairs by itself.
 fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, Resolve};
     matches!(error.rdkafka_error_code(), Some(BrokerTransportFailure | AllBrokersDown | OperationTimedOut | Resolve))

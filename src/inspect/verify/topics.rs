@@ -1,15 +1,15 @@
-//! The topics that are verified: the one that was asked for, or every one that a row is routed to.
+//! Numbers the verified topics: the one that was asked for, or every topic that a row is routed to.
 
-/// More would be a template that makes a topic of every row.
+/// The maximum number of topics. More would mean a template that makes a topic of every row.
 const MOST: usize = 1000;
 
-/// Topics by number.
+/// The verified topics by number.
 #[derive(Debug)]
 pub(crate) struct TopicNames {
     names: Vec<String>,
-    /// Rows of other topics are not looked at.
+    /// True when only the topic that was asked for is verified.
     only: bool,
-    /// There were more topics than can be verified.
+    /// True when rows are routed to more topics than the maximum.
     pub(crate) too_many: bool,
 }
 
@@ -18,7 +18,7 @@ impl TopicNames {
         Self { names: only.map(str::to_owned).into_iter().collect(), only: only.is_some(), too_many: false }
     }
 
-    /// The number of a topic; `None` when it is not verified.
+    /// Returns the number of a topic; `None` for a topic that is not verified.
     pub(crate) fn index(&mut self, name: &str) -> Option<u16> {
         if let Some(index) = self.names.iter().position(|known| known == name) {
             return u16::try_from(index).ok();

@@ -1,4 +1,4 @@
-//! What `verify` says, for people and for programs.
+//! Prints the result of `verify` as text and as JSON.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::ser::{Serialize, SerializeStruct, Serializer};
 use crate::inspect::verify::compare::Tolerated;
 use event_outbox::ledger::{Finding, Report};
 
-/// The kinds `verify` can find on a live system, and their names in the JSON.
+/// The kinds of findings on a live system, and their names in the JSON.
 const KINDS: [(Finding, &str); 6] = [
     (Finding::Missing, "missing"),
     (Finding::Duplicates, "duplicates"),
@@ -23,14 +23,14 @@ pub(crate) struct Verdict {
     pub(crate) topics: Vec<String>,
     pub(crate) report: Report,
     pub(crate) tolerated: Tolerated,
-    /// Records of transactions that were rolled back, or are open.
+    /// The number of records of aborted or open transactions.
     pub(crate) uncommitted: u64,
-    /// What a reader of the numbers has to know.
+    /// Remarks that a reader needs to interpret the numbers.
     pub(crate) notes: Vec<String>,
 }
 
 impl Verdict {
-    /// The kinds that break a promise.
+    /// Returns the kinds of findings that break a guarantee.
     pub(crate) fn violations(&self) -> Vec<&'static str> {
         let broken: Vec<_> = self.report.violations().collect();
         KINDS.iter().filter(|(finding, _)| broken.contains(finding)).map(|(_, name)| *name).collect()

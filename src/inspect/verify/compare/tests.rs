@@ -1,4 +1,4 @@
-//! The comparison against the ledger, which holds everything in memory, on random histories; and what only a live system has.
+//! Tests the comparison against the ledger, which keeps everything in memory, on random histories, and the cases of live systems only.
 
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -21,7 +21,7 @@ struct Row {
 
 #[derive(Debug, Clone)]
 struct Delivery {
-    /// Index of its row; one beyond the rows has none.
+    /// The index of the record's row. An index beyond the rows means a record without a row.
     event: usize,
     partition: i32,
     mismatched: bool,
@@ -55,11 +55,11 @@ fn scope() -> Scope {
 }
 
 fn event_id(index: usize) -> EventId {
-    // Neither sorted as the rows are, nor by chance.
+    // The event ids are deterministic, but in another order than the row ids.
     EventId(Uuid::from_u128((index as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834)))
 }
 
-/// A hash that murmur2 would have to give for the entity; its home is the entity's number.
+/// Returns a stand-in for murmur2 of the entity's id. Its partition is the entity's number.
 fn key_hash(entity: Option<u8>) -> Option<u32> {
     entity.map(u32::from)
 }
@@ -91,7 +91,7 @@ fn record_fact(partition: i32, offset: usize) -> RecordFact {
     }
 }
 
-/// Both rounds, as `verify` runs them.
+/// Runs both rounds of the comparison, as `verify` does.
 fn compare(scope: &Scope, facts: Vec<(EventId, Fact)>) -> (Report, Tolerated) {
     let sorted = |facts: Vec<(EventId, Fact)>| {
         let mut sorter = Sorter::<FACT_BYTES>::default();
@@ -158,11 +158,11 @@ proptest! {
             let record = RecordFact { fingerprint, key_hash: key_hash(entity), ..record_fact(delivery.partition, offset) };
             facts.push((event_id(delivery.event), Fact::Record(record)));
         }
-        // The order in which the two sides are read must not matter.
+        // The result must not depend on the order in which the two sides are read.
         facts.reverse();
         let (found, _) = compare(&scope(), facts);
         let expected = ledger.finish();
-        // Keyless rows on one partition only differ in wrong_partition, which the ledger derives from nothing for them, too.
+        // Keyless rows on one partition differ only in wrong_partition, for which the ledger has no rule either.
         for finding in Finding::ALL {
             prop_assert_eq!(found.count(finding), expected.count(finding), "{:?} in {}\n{}", finding, found, expected);
         }
