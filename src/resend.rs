@@ -1,4 +1,4 @@
-//! Commands that send events again.
+//! Implements the commands that send events again.
 //!
 //! - [`replay`]: publishes retained events again
 //! - [`dlq`]: lists dead letters of consumers and redrives them

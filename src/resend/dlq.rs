@@ -1,14 +1,14 @@
-//! Dead letters of consumers: found by cause on any topic, and sent again in the order of their keys.
+//! Finds dead letters of consumers by cause, on any topic, and sends them again in the order of their keys.
 //!
-//! A topic is read from its beginning to where it ends at the start; no group is joined and no offset committed. What has been redriven is
-//! written down in the topic itself ([`redrive_log`]).
+//! A topic is read from its beginning to its end at the start. The reader joins no group and commits no offset. The topic itself holds a
+//! log of redriven dead letters ([`redrive_log`]).
 //!
-//! - [`info`]: what a dead letter says of itself
-//! - [`filter`]: which dead letters
+//! - [`info`]: reads the headers of a dead letter
+//! - [`filter`]: selects dead letters
 //! - [`scan`]: reads a topic
-//! - [`redrive_log`]: what has been redriven
-//! - [`spool`]: records on disk
-//! - [`redrive`]: sends them again
+//! - [`redrive_log`]: logs which dead letters were redriven
+//! - [`spool`]: keeps records on disk
+//! - [`redrive`]: sends dead letters again
 
 pub(crate) mod filter;
 pub(crate) mod info;
@@ -21,10 +21,10 @@ use std::io;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-/// Why a topic could not be looked at.
+/// The reason why a topic could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DlqError {
-    /// The text may quote a setting.
+    /// librdkafka rejects the settings. Its own text may quote a secret.
     #[error("the Kafka client cannot be made")]
     Client(#[source] KafkaError),
     #[error("Kafka")]

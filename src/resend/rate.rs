@@ -1,8 +1,8 @@
-//! No more than so many rows or records a second.
+//! Limits the number of rows or records per second.
 
 use std::time::{Duration, Instant};
 
-/// Counts what was done, and tells how long to wait. What was slower than allowed is not made up for.
+/// Counts rows or records and returns how long to wait. Time lost by slower work is not made up for.
 #[derive(Debug)]
 pub(crate) struct Rate {
     per_second: Option<u32>,
@@ -10,17 +10,17 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    /// As fast as it goes, if `None`.
+    /// Creates a limit of `per_second`; `None` means no limit.
     pub(crate) fn new(per_second: Option<u32>) -> Self {
         Self { per_second, free_at: Instant::now() }
     }
 
-    /// A page of at most `rows` that does not take more than a second's worth.
+    /// Returns the size of a page: at most `rows`, and at most the number for one second.
     pub(crate) fn page(&self, rows: i64) -> i64 {
         self.per_second.map_or(rows, |per_second| rows.min(i64::from(per_second)).max(1))
     }
 
-    /// `count` more were done; how long to wait before the next.
+    /// Counts `count` more rows or records and returns the wait before the next ones.
     pub(crate) fn spend(&mut self, count: i64) -> Duration {
         let Some(per_second) = self.per_second else { return Duration::ZERO };
         let now = Instant::now();

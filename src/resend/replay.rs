@@ -1,7 +1,7 @@
-//! Retained events, published again: the same records as the relay's, in the order of their ids, with one more header.
+//! Publishes retained events again: the same records as the relay's, in the order of their ids, with one more header.
 //!
-//! Counted first by a walk over the ids up to the highest there is, then walked again and sent, a batch at a time, each acknowledged before
-//! the next is read. Rows are only read; nothing is held while Kafka is waited for.
+//! A first walk over the ids, up to the highest one, counts the events. A second walk sends them batch by batch, and each batch is
+//! acknowledged before the next one is read. Rows are only read, and no transaction is open during a wait for Kafka.
 
 use event_outbox::envelope::headers::REPLAY_ID;
 use std::collections::{BTreeMap, VecDeque};
@@ -19,15 +19,16 @@ use crate::store::routes;
 use event_outbox::envelope::Envelope;
 use event_outbox::route::TopicTemplate;
 
-/// How events become records.
+/// The options of a replay.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) walk: Walk,
-    /// Ids from here on, and up to there.
+    /// The first id to replay.
     pub(crate) from: i64,
+    /// The last id to replay.
     pub(crate) upto: i64,
     pub(crate) id: Uuid,
-    /// Instead of the topic that each is routed to.
+    /// The topic for all events; `None` sends each event to the topic that it is routed to.
     pub(crate) to: Option<Arc<str>>,
     pub(crate) template: TopicTemplate,
     pub(crate) envelope: Envelope,
@@ -35,37 +36,38 @@ pub(crate) struct Plan {
     pub(crate) rate: Option<u32>,
 }
 
-/// What there is to replay.
+/// The events to replay, in numbers.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub(crate) struct Counted {
     pub(crate) events: u64,
     pub(crate) archived: u64,
-    /// Events that no legal topic is known for.
+    /// The number of events without a legal topic.
     pub(crate) unroutable: u64,
     pub(crate) first_id: Option<i64>,
     pub(crate) last_id: Option<i64>,
-    /// Events by topic.
+    /// The number of events by topic.
     pub(crate) topics: BTreeMap<String, u64>,
 }
 
-/// How far a replay came.
+/// The progress of a replay.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) replayed: u64,
-    /// Events that cannot become a record: how many, and why the first of them.
+    /// The number of events that cannot become a record.
     pub(crate) skipped: u64,
+    /// The id of the first skipped event, and the reason.
     pub(crate) first_skipped: Option<(i64, String)>,
-    /// All events below this id are done with.
+    /// The id to continue from: all events with lower ids are sent or skipped.
     pub(crate) next: i64,
 }
 
-/// Why it ended.
+/// The reason why a replay ended.
 #[derive(Debug)]
 pub(crate) enum Why {
     Done,
     Interrupted,
     Database(sqlx::Error),
-    /// A topic did not take an event.
+    /// A topic rejected an event.
     Refused {
         topic: Arc<str>,
         id: i64,
@@ -80,10 +82,10 @@ impl Plan {
         self.to.clone().or_else(|| routed().map(Arc::from))
     }
 
-    /// Walks over the ids; `on_progress` receives where it is.
+    /// Counts the events to replay. `on_progress` receives the last id of each step.
     ///
     /// # Errors
-    /// Any database error.
+    /// Returns any database error.
     pub(crate) async fn count(
         &self,
         conn: &mut PgConnection,
@@ -109,7 +111,7 @@ impl Plan {
         }
     }
 
-    /// Walks over them once more and sends them; `on_progress` receives how many went out.
+    /// Walks over the events once more and sends them. `on_progress` receives the number of events of each batch.
     pub(crate) async fn replay(
         &self,
         conn: &mut PgConnection,
@@ -148,7 +150,7 @@ impl Plan {
                     Ok(rows) => rows,
                     Err(error) => return Why::Database(error),
                 };
-                // Large events: fewer the next time, they are all read.
+                // If a batch of large events is cut, ask for fewer the next time, because all rows asked for are read.
                 let taken = rows.last().map_or(asked.len(), |last| {
                     let cut = rows.len() < asked.len() && rows.iter().map(Stored::size).sum::<usize>() >= BATCH_BYTES;
                     if cut { asked.partition_point(|found| found.id <= last.id) } else { asked.len() }
@@ -171,7 +173,8 @@ impl Plan {
         }
     }
 
-    /// The records of these rows, and their ids. A row that was removed, or has another status, since it was found is left out.
+    /// Makes the records of these rows, and returns them with the rows' ids. A row that was removed or changed its status since it was
+    /// found is left out.
     fn batch(&self, found: &[Found], rows: &[Stored], id: &str, progress: &mut Progress) -> (Vec<i64>, Vec<Outgoing>) {
         let (mut ids, mut batch, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
         let mut found = found.iter().peekable();
@@ -189,7 +192,7 @@ impl Plan {
                     });
                     let value = self.envelope.value(&event, source, &mut scratch).map(<[u8]>::to_vec);
                     let key = event.entity_id.map(|key| key.as_bytes().to_vec());
-                    // As the relay does: zero would mean "now".
+                    // Use at least 1, as the relay does: zero would mean "now".
                     let timestamp = Some(event.created_at.timestamp_millis().max(1));
                     let record = Record { key, value, headers, timestamp };
                     batch.push(Outgoing { topic, partition: None, record });

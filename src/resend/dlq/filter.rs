@@ -1,4 +1,4 @@
-//! Which dead letters.
+//! Selects dead letters by the options of a command.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::info::DeadLetterInfo;
 
-/// A run of offsets: `17`, or `17-40`.
+/// A range of offsets, written as `17` or `17-40`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) first: i64,
@@ -25,26 +25,26 @@ impl FromStr for Run {
     }
 }
 
-/// All that is given has to be true of a dead letter; an empty filter is all of them.
+/// The conditions on dead letters. A dead letter must meet all of them; an empty filter selects every dead letter.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filter {
     pub(crate) event_type: Option<String>,
     pub(crate) key: Option<String>,
-    /// A part of the error.
+    /// A text that the error contains.
     pub(crate) error: Option<String>,
-    /// As the list shows it.
+    /// The fingerprint of the cause, as `dlq list` shows it.
     pub(crate) cause: Option<String>,
     pub(crate) reason: Option<String>,
     pub(crate) group: Option<String>,
     pub(crate) source_topic: Option<String>,
-    /// By when it failed first, else by the record's timestamp.
+    /// The earliest time of the first failure. A dead letter without this time counts by the record's timestamp.
     pub(crate) since: Option<DateTime<Utc>>,
     pub(crate) until: Option<DateTime<Utc>>,
     pub(crate) partition: Option<i32>,
     pub(crate) offsets: Option<Run>,
 }
 
-/// A dead letter as the filter sees it.
+/// The parts of a dead letter that the filter compares.
 #[derive(Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) key: Option<&'a [u8]>,
@@ -65,7 +65,7 @@ impl Filter {
             && self.offsets.is_none()
     }
 
-    /// Of a dead letter in a partition that is looked at.
+    /// Returns true if the dead letter meets all conditions, except the partition: other partitions are not read.
     pub(crate) fn takes(&self, seen: &Seen<'_>) -> bool {
         let is = |wanted: &Option<String>, is: Option<&str>| wanted.is_none() || wanted.as_deref() == is;
         let info = seen.info;

@@ -1,4 +1,4 @@
-//! What a dead letter says of itself: by the consumer runtime's headers, or by those of others who keep dead letters. Pure.
+//! Reads the headers of a dead letter: those of the consumer runtime, of Spring Kafka and of Kafka Connect. Pure.
 
 use chrono::{DateTime, Utc};
 
@@ -6,18 +6,18 @@ use crate::sink::resend::Record;
 use event_outbox::consumer::dead_letter as ours;
 use event_outbox::envelope::decode;
 
-/// Where a dead letter was read first.
+/// The topic and place from which the consumer read the event that became a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) topic: String,
-    /// Partition and offset.
+    /// The partition and offset.
     pub(crate) place: Option<(i32, i64)>,
 }
 
-/// What is known of a dead letter besides the record itself.
+/// The facts about a dead letter in its headers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct DeadLetterInfo {
-    /// The runtime's class, or the exception of another framework.
+    /// The error class of the consumer runtime, or the exception of another framework.
     pub(crate) reason: Option<String>,
     pub(crate) error: Option<String>,
     pub(crate) group: Option<String>,
@@ -58,7 +58,7 @@ impl DeadLetterInfo {
             failed_at: text(ours::FIRST_FAILED_AT).and_then(|at| at.parse().ok()),
             ..Self::default()
         };
-        // The runtime's own word first; a dead letter that came through two of them has both.
+        // The headers of the consumer runtime come first. A dead letter that passed two frameworks has the headers of both.
         for [reason, error, topic, partition, offset, group] in [OURS].into_iter().chain(FOREIGN) {
             let place = || Some((number(record.header(partition)?)?.try_into().ok()?, number(record.header(offset)?)?));
             info.reason = info.reason.or_else(|| text(reason));
@@ -71,7 +71,7 @@ impl DeadLetterInfo {
                 info.event_id = Some(event.event_id.to_string());
                 info.event_type = Some(event.event_type.into_owned());
             }
-            // What it says may still be of use.
+            // The headers of an event that cannot be decoded may still be useful.
             Err(_) => {
                 info.event_id = text("event-id").or_else(|| text("ce_id"));
                 info.event_type = text("event-type").or_else(|| text("ce_type"));
@@ -81,7 +81,7 @@ impl DeadLetterInfo {
     }
 }
 
-/// As text, or as Java's serializers write an int or a long.
+/// Reads a number that is written as text, or as Java's serializers write an int or a long.
 fn number(bytes: &[u8]) -> Option<i64> {
     if let Some(number) = std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
         return Some(number);
@@ -90,7 +90,7 @@ fn number(bytes: &[u8]) -> Option<i64> {
     int().or_else(|| Some(i64::from_be_bytes(bytes.try_into().ok()?)))
 }
 
-/// An error without what differs from event to event, so that one cause has one: quoted texts, UUIDs and numbers are left out.
+/// Replaces quoted texts, UUIDs and numbers in an error by `?`. These differ from event to event, and one cause must have one text.
 pub(crate) fn without_particulars(error: &str) -> String {
     let mut out = String::with_capacity(error.len());
     let mut rest = error;

@@ -1,4 +1,5 @@
-//! Sends dead letters again: a batch is logged as started, sent, acknowledged, and logged as done. Nothing is sent that could not be logged.
+//! Sends dead letters again: logs a batch as started, sends it, waits for the acknowledgements, and logs it as done. A batch that cannot be
+//! logged is not sent.
 
 use event_outbox::envelope::headers::REDRIVE_ID;
 use std::collections::BTreeMap;
@@ -14,39 +15,41 @@ use super::scan::{DeadLetter, DeadLetters};
 use crate::resend::rate::Rate;
 use crate::sink::resend::{BATCH, BATCH_BYTES, Outgoing, Resend, Unacknowledged};
 
-/// Where dead letters go, and who sends them.
+/// The options of a redrive.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     /// The topic of the dead letters.
     pub(crate) topic: Arc<str>,
-    /// Instead of the topic that each was read from first.
+    /// The topic for all dead letters; `None` sends each one to its source topic.
     pub(crate) to: Option<Arc<str>>,
     pub(crate) id: Uuid,
     pub(crate) rate: Option<u32>,
     pub(crate) by: Option<String>,
     pub(crate) reason: Option<String>,
-    /// Partitions of each source topic: a dead letter goes back to where it was, if there still is such a partition.
+    /// The number of partitions of each source topic. A dead letter goes back to its source partition if the topic still has it.
     pub(crate) partitions: BTreeMap<String, i32>,
 }
 
-/// How a redrive ended.
+/// The result of a redrive.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// Acknowledged, and logged as done.
+    /// The number of dead letters that were acknowledged and logged as done.
     pub(crate) redriven: usize,
-    /// Sent and not acknowledged, or acknowledged and not logged: the next redrive takes them for uncertain.
+    /// The number of dead letters that were sent but not acknowledged, or acknowledged but not logged. The next redrive takes them for
+    /// uncertain.
     pub(crate) uncertain: usize,
     pub(crate) why: Why,
 }
 
+/// The reason why a redrive ended.
 #[derive(Debug)]
 pub(crate) enum Why {
-    /// All is done.
+    /// All dead letters were redriven.
     Done,
     Interrupted,
-    /// The dead letter topic did not take an entry of the log.
+    /// The dead letter topic rejected an entry of the log.
     Unlogged(Option<RDKafkaErrorCode>),
-    /// A topic did not take a dead letter, which is reported with its place.
+    /// A topic rejected the dead letter at this partition and offset.
     Refused {
         topic: Arc<str>,
         code: Option<RDKafkaErrorCode>,
@@ -57,7 +60,7 @@ pub(crate) enum Why {
     Disk(std::io::Error),
 }
 
-/// Sends the dead letters in the order they have; `on_progress` receives how many of them went out.
+/// Sends the dead letters in the given order. `on_progress` receives the number of acknowledged dead letters of each batch.
 pub(crate) async fn redrive(
     resend: &mut Resend,
     mut dead_letters: DeadLetters,
@@ -118,7 +121,7 @@ fn outgoing(dead_letters: &mut DeadLetters, dead_letter: &DeadLetter, plan: &Pla
     record.set_header(REDRIVE_ID, &plan.id.to_string());
     let source = dead_letters.causes[dead_letter.cause].source_topic.as_deref();
     let topic = plan.to.clone().or_else(|| source.map(Arc::from)).ok_or_else(missing)?;
-    // Another producer's partitioner may not be this one's: back to where it was.
+    // Use the source partition, because the original producer may have another partitioner than this one.
     let there = |source: &str| plan.partitions.get(source).copied().unwrap_or(0);
     let partition = match (dead_letter.source, source) {
         (Some((partition, _)), Some(source)) if *source == *topic && partition < there(source) => Some(partition),
@@ -127,7 +130,7 @@ fn outgoing(dead_letters: &mut DeadLetters, dead_letter: &DeadLetter, plan: &Pla
     Ok(Outgoing { topic, partition, record })
 }
 
-/// Writes one entry for each partition.
+/// Writes one log entry for each partition.
 async fn log_stage(
     resend: &mut Resend,
     plan: &Plan,
@@ -142,7 +145,7 @@ async fn log_stage(
     let entry = |(partition, offsets): (i32, Offsets)| {
         let (by, reason) = (plan.by.clone(), plan.reason.clone());
         let entry = LogEntry { redrive_id: plan.id, stage, offsets: offsets.runs(), at: Utc::now(), by, reason };
-        // Two entries of a batch: started and done.
+        // A batch has two entries, started and done.
         let number = number * 2 + u64::from(stage == Stage::Done);
         Outgoing { topic: Arc::clone(&plan.topic), partition: Some(partition), record: entry.record(number) }
     };

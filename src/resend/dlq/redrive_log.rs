@@ -1,8 +1,9 @@
-//! What has been redriven, logged where the dead letters are.
+//! Logs in the dead letter topic itself which dead letters were redriven.
 //!
-//! An entry is a record of the dead letter topic, in the partition of the dead letters it is about and behind them, so it is there for as long as
-//! they are, for whoever looks. A dead letter is *waiting*; then an entry says that its redrive was `started`, it is sent and acknowledged, and
-//! an entry says that it is `done`. Started and not done means that a redrive ended in between: it may have been sent, and is *uncertain*.
+//! An entry is a record in the same partition as its dead letters and behind them, so it lives as long as they do, and every reader of the
+//! topic sees it. A dead letter is *waiting* at first. One entry states that its redrive was `started`; then the dead letter is sent and
+//! acknowledged; a second entry states that it is `done`. A dead letter that is started but not done is *uncertain*: the redrive ended in
+//! between, and may have sent it.
 
 use event_outbox::envelope::headers::REDRIVE_LOG;
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 use crate::sink::resend::Record;
 
-/// What an entry says of its dead letters.
+/// The stage of the redrive that an entry states for its dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Stage {
@@ -27,7 +28,7 @@ pub(crate) enum Stage {
 pub(crate) struct LogEntry {
     pub(crate) redrive_id: Uuid,
     pub(crate) stage: Stage,
-    /// First and last offset of each run of dead letters, in the entry's own partition.
+    /// The first and last offset of each range of dead letters, in the entry's own partition.
     pub(crate) offsets: Vec<(i64, i64)>,
     pub(crate) at: DateTime<Utc>,
     #[serde(default)]
@@ -37,7 +38,7 @@ pub(crate) struct LogEntry {
 }
 
 impl LogEntry {
-    /// True for a record that is an entry, be it one that cannot be read.
+    /// Returns true for a record that is an entry, even one that cannot be read.
     pub(crate) fn is(record: &Record) -> bool {
         record.header(REDRIVE_LOG).is_some()
     }
@@ -46,12 +47,12 @@ impl LogEntry {
         serde_json::from_slice(record.value.as_deref()?).ok()
     }
 
-    /// `number` keeps the entries of a redrive apart: a compacted topic would keep the last one only.
+    /// Makes the entry's record. `number` gives each entry of a redrive its own key; a compacted topic would keep only the last entry.
     pub(crate) fn record(&self, number: u64) -> Record {
         let stage = if self.stage == Stage::Started { "started" } else { "done" };
         Record {
             key: Some(format!("{REDRIVE_LOG}/{}/{number}", self.redrive_id).into_bytes()),
-            // It consists of strings and numbers.
+            // Cannot fail, because an entry consists of strings and numbers.
             value: Some(serde_json::to_vec(self).expect("an entry can be written as JSON")),
             headers: vec![(REDRIVE_LOG.to_owned(), Some(stage.as_bytes().to_vec()))],
             timestamp: None,
@@ -59,7 +60,7 @@ impl LogEntry {
     }
 }
 
-/// Offsets, as runs.
+/// A set of offsets, stored as ranges.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Offsets(BTreeMap<i64, i64>);
 
@@ -68,7 +69,7 @@ impl Offsets {
         if first > last {
             return;
         }
-        // All runs that touch it become one.
+        // Merge all ranges that touch the new one.
         while let Some((&from, &to)) = self.0.range(..=last.saturating_add(1)).next_back() {
             if to.saturating_add(1) < first {
                 break;
@@ -88,17 +89,17 @@ impl Offsets {
     }
 }
 
-/// Where a dead letter stands.
+/// The state of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
     Waiting,
-    /// A redrive ended before it knew: it may have been sent.
+    /// A redrive ended before it logged the dead letter as done. The dead letter may have been sent.
     Uncertain,
     Redriven,
 }
 
-/// The entries of a partition.
+/// The log entries of a partition.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RedriveLog {
     started: Offsets,

@@ -1,5 +1,5 @@
-//! Reads a topic of dead letters once, up to where it ended at the start. Of each dead letter that the filter takes some hundred bytes are kept
-//! in memory; the records go to disk where they are needed again.
+//! Reads a topic of dead letters once, up to its end at the start. Each dead letter that the filter selects takes a few hundred bytes of
+//! memory. Records that are needed again go to disk.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -18,15 +18,15 @@ use crate::sink::reader::{Part, Reader};
 use crate::sink::resend::Record;
 use event_outbox::ledger::Fingerprint;
 
-/// A partition that gives nothing for so long has lost its leader for good.
+/// The longest wait for the next record. A topic that delivers nothing for longer has lost a leader for good.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What dead letters have in common.
+/// The common cause of dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cause {
     pub(crate) fingerprint: String,
     pub(crate) reason: Option<String>,
-    /// Of the first dead letter.
+    /// The error of the first dead letter.
     pub(crate) error: Option<String>,
     pub(crate) source_topic: Option<String>,
     pub(crate) group: Option<String>,
@@ -38,20 +38,22 @@ pub(crate) struct DeadLetter {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
     pub(crate) state: State,
-    /// Of the causes.
+    /// The index of its cause in [`DeadLetters::causes`].
     pub(crate) cause: usize,
+    /// The index of its event type in [`DeadLetters::event_types`].
     pub(crate) event_type: Option<usize>,
+    /// A hash of the record's key.
     pub(crate) key: u64,
-    /// Partition and offset where it was read first.
+    /// The partition and offset in its source topic.
     pub(crate) source: Option<(i32, i64)>,
     pub(crate) at: Option<DateTime<Utc>>,
     pub(crate) place: Option<Place>,
 }
 
-/// What a topic holds.
+/// The dead letters of a topic.
 #[derive(Debug, Default)]
 pub(crate) struct DeadLetters {
-    /// In the order of the topic: by partition and offset.
+    /// The dead letters, sorted by partition and offset.
     pub(crate) entries: Vec<DeadLetter>,
     pub(crate) causes: Vec<Cause>,
     pub(crate) event_types: Vec<String>,
@@ -64,20 +66,20 @@ impl DeadLetters {
     }
 }
 
-/// Offsets of a topic's partitions, now.
+/// Returns the current offsets of a topic's partitions.
 pub(crate) fn parts(reader: &Reader, topic: &str, filter: &Filter) -> Result<Vec<Part>, DlqError> {
     let partitions = reader.partitions(topic)?.map_err(|code| DlqError::Topic { topic: topic.to_owned(), code })?;
     let mut parts = Vec::new();
     for partition in partitions.iter().filter(|found| filter.partition.is_none_or(|wanted| wanted == found.id)) {
         let (low, end) = reader.watermarks(topic, partition.id)?;
-        // Not to the filter's last offset: entries of the log come later than their dead letters.
+        // Read beyond the filter's last offset, because log entries come later than their dead letters.
         let from = filter.offsets.map_or(low, |run| run.first.max(low));
         parts.push(Part { partition: partition.id, from, end });
     }
     Ok(parts)
 }
 
-/// Reads the parts; `on_record` is called for each record. Blocks.
+/// Reads the given parts of a topic, and calls `on_record` for each record. Blocks.
 pub(crate) fn scan(
     reader: &Reader,
     topic: &str,
@@ -112,7 +114,7 @@ struct Scan<'a> {
     filter: &'a Filter,
     found: DeadLetters,
     logs: HashMap<i32, RedriveLog>,
-    /// By reason, cause of the error, source topic and group.
+    /// The index of each cause, by reason, error without its details, source topic and group.
     causes: HashMap<[Option<String>; 4], usize>,
 }
 
@@ -180,7 +182,7 @@ impl Scan<'_> {
     }
 }
 
-/// The same in every version: scripts keep it.
+/// Returns a short digest of a cause. It must stay the same in every version, because scripts store it.
 fn fingerprint(common: &[Option<String>; 4]) -> String {
     let text = common.iter().map(|part| part.as_deref().unwrap_or("\0")).collect::<Vec<_>>().join("\0");
     let digest = Fingerprint::from_key_value(Some(text.as_bytes()), None);
@@ -193,8 +195,8 @@ fn hash(key: Option<&[u8]>) -> u64 {
     hasher.finish()
 }
 
-/// Brings dead letters into the order in which they were read first, where that is known: among the places that dead letters of one source
-/// partition have, the earliest offset gets the first. Whatever says nothing of its source stays where it is.
+/// Sorts the dead letters of each source partition by their source offset. They share the same positions in the list as before; a dead
+/// letter without a known source keeps its position.
 pub(crate) fn in_source_order(dead_letters: Vec<DeadLetter>, causes: &[Cause]) -> Vec<DeadLetter> {
     let mut places: BTreeMap<(&str, i32), Vec<usize>> = BTreeMap::new();
     for (index, dead_letter) in dead_letters.iter().enumerate() {
@@ -205,7 +207,7 @@ pub(crate) fn in_source_order(dead_letters: Vec<DeadLetter>, causes: &[Cause]) -
     let mut order: Vec<usize> = (0..dead_letters.len()).collect();
     for places in places.into_values() {
         let mut sorted = places.clone();
-        // Stable: of copies of one dead letter the first comes first.
+        // The sort is stable, so copies of one dead letter keep their order.
         sorted.sort_by_key(|index| dead_letters[*index].source.map(|(_, offset)| offset));
         places.into_iter().zip(sorted).for_each(|(place, dead_letter)| order[place] = dead_letter);
     }
@@ -238,7 +240,7 @@ mod tests {
             dead_letter(2, 2, None),
             dead_letter(3, 1, Some((1, 1))),
             dead_letter(4, 0, Some((2, 3))),
-            // Redriven, and dead again.
+            // This one was redriven and failed again.
             dead_letter(5, 0, Some((1, 6))),
         ];
         let order: Vec<_> =

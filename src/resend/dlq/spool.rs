@@ -1,18 +1,18 @@
-//! Records that wait on disk to be sent in another order than they were read in. The file has no name, and goes with the process.
+//! Keeps records on disk until they are sent, in another order than they were read. The file has no name and disappears with the process.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
 use crate::sink::resend::Record;
 
-/// Where a record is in the spool.
+/// The position of a record in the spool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     at: u64,
     len: u32,
 }
 
-/// The file.
+/// A temporary file of records.
 #[derive(Debug)]
 pub(crate) struct Spool {
     file: BufWriter<File>,
@@ -22,13 +22,13 @@ pub(crate) struct Spool {
 
 impl Spool {
     /// # Errors
-    /// There is no room for temporary files.
+    /// Returns an error if the temporary file cannot be created.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { file: BufWriter::new(tempfile::tempfile()?), end: 0, scratch: Vec::new() })
     }
 
     /// # Errors
-    /// The disk is full.
+    /// Returns an error if the disk is full.
     pub(crate) fn push(&mut self, record: &Record) -> io::Result<Place> {
         self.scratch.clear();
         encode(record, &mut self.scratch);
@@ -39,14 +39,14 @@ impl Spool {
     }
 
     /// # Errors
-    /// The file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub(crate) fn read(&mut self, place: Place) -> io::Result<Record> {
         self.file.flush()?;
         let file = self.file.get_mut();
         file.seek(SeekFrom::Start(place.at))?;
         self.scratch.resize(place.len as usize, 0);
         file.read_exact(&mut self.scratch)?;
-        // What comes next is written behind the rest.
+        // Go back to the end, where the next record is written.
         file.seek(SeekFrom::Start(self.end))?;
         decode(&self.scratch).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
@@ -54,7 +54,7 @@ impl Spool {
 
 fn encode(record: &Record, out: &mut Vec<u8>) {
     let mut bytes = |bytes: Option<&[u8]>| {
-        // -1 is none, as in Kafka.
+        // The length -1 means none, as in Kafka.
         let len = bytes.map_or(-1, |bytes| bytes.len() as i64);
         out.extend_from_slice(&len.to_be_bytes());
         out.extend_from_slice(bytes.unwrap_or_default());
