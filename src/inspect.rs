@@ -1,4 +1,4 @@
-//! Commands that only read: they may run beside relays at any time.
+//! Implements the commands that only read. They may run beside relays at any time.
 //!
 //! - [`check`]: finds faults before traffic does
 //! - [`status`]: shows the backlog, what blocks it, and the relays

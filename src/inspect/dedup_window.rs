@@ -1,9 +1,9 @@
-//! How far back a topic can be read, against how far back consumers remember. What consumers have forgotten and can still be given is
-//! applied twice: by a group that reads the topic again, or by a dead letter that is redriven.
+//! Compares how far back a topic can be read with how far back consumers remember events. An event that consumers have forgotten but can
+//! still receive is applied twice: when a group reads the topic again, or when a dead letter is redriven.
 //!
-//! A topic is taken by its `retention.ms`; one that keeps records for ever, or is compacted and never deletes, has no end. Dead letters
-//! count by the retention of the topics named as the consumer runtime names them, `<topic>.<group>.dlq`, and by
-//! `RELAY_DEAD_LETTER_HORIZON` for those that are named otherwise or wait elsewhere.
+//! A topic can be read back for its `retention.ms`, or for ever if records never expire or the topic is only compacted. Dead letters count
+//! by the retention of the topics that the consumer runtime names `<topic>.<group>.dlq`. Dead letters that have other names or wait
+//! elsewhere count by `RELAY_DEAD_LETTER_HORIZON`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,7 +20,7 @@ use crate::store::routes;
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
 
-/// For how long a topic keeps what is written to it.
+/// The time for which a topic keeps its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TopicRetention {
     For(GivenDuration),
@@ -28,7 +28,7 @@ pub(crate) enum TopicRetention {
 }
 
 impl TopicRetention {
-    /// By a topic's configuration; `None` where it says nothing that can be read.
+    /// Reads the retention from a topic's configuration; `None` if the configuration has no readable value.
     pub(crate) fn from_config(config: &[ConfigEntry]) -> Option<Self> {
         let value = |name: &str| config.iter().find(|entry| entry.name == name)?.value.as_deref();
         Self::from_values(value("cleanup.policy")?, value("retention.ms")?)
@@ -42,7 +42,7 @@ impl TopicRetention {
         Some(u64::try_from(ms).map_or(Self::Forever, |ms| Self::For(Duration::from_millis(ms).into())))
     }
 
-    /// True when something is still there that is no longer remembered.
+    /// Returns true when the topic keeps records for longer than consumers remember their events.
     pub(crate) fn outlasts(self, window: GivenDuration) -> bool {
         match self {
             Self::For(retention) => *retention > *window,
@@ -60,10 +60,10 @@ impl fmt::Display for TopicRetention {
     }
 }
 
-/// What lets a duplicate in.
+/// A retention that is longer than the window, so that an event may be applied twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WindowViolation {
-    /// `None`: the configured horizon of dead letters.
+    /// The topic; `None` stands for the configured horizon of dead letters.
     pub(crate) topic: Option<String>,
     pub(crate) dead_letters: bool,
     pub(crate) retention: TopicRetention,
@@ -92,23 +92,23 @@ impl fmt::Display for WindowViolation {
     }
 }
 
-/// What fixes it.
+/// The fix of a violation.
 pub(crate) const FIX: &str =
     "make RELAY_PROCESSED_RETENTION longer than each of these times, or retention.ms of the topic shorter";
 
-/// Why it is not known whether the window is wide enough.
+/// The reason why the window cannot be judged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unknown {
     #[error("the database")]
     Database(#[from] sqlx::Error),
     #[error("Kafka does not answer")]
     Kafka(#[from] KafkaError),
-    /// The right to see the configuration of this topic is missing.
+    /// The user lacks the right to see the configuration of this topic.
     #[error("the configuration of the topic {0} cannot be seen: grant DESCRIBE_CONFIGS on it")]
     Hidden(String),
 }
 
-/// What is compared.
+/// The settings to compare with the topics.
 #[derive(Debug, Clone)]
 pub(crate) struct Question<'a> {
     pub(crate) names: &'a Names,
@@ -118,10 +118,10 @@ pub(crate) struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// What a window of this length lets in, by the topics that events are routed to.
+    /// Returns the violations of the window by the topics that events are routed to.
     ///
     /// # Errors
-    /// [`Unknown`]: then nothing may be forgotten.
+    /// Returns [`Unknown`] when a topic cannot be judged. Then no row of `processed_events` may be pruned.
     pub(crate) async fn violations(
         &self,
         conn: &mut PgConnection,
@@ -145,7 +145,7 @@ impl Question<'_> {
         Ok(violations)
     }
 
-    /// The configured horizon, where it is too long.
+    /// Returns the configured horizon of dead letters as a violation if it is too long.
     pub(crate) fn horizon(&self) -> Option<WindowViolation> {
         self.violation(None, true, TopicRetention::For(self.dead_letter_horizon?))
     }
@@ -161,7 +161,7 @@ impl Question<'_> {
         retention.outlasts(window).then_some(WindowViolation { topic, dead_letters, retention, window })
     }
 
-    /// The routed topics that there are, and their dead letter topics.
+    /// Returns the existing topics that events are routed to, and their dead letter topics (marked true).
     fn relevant<'t>(
         &self,
         routed: impl Iterator<Item = &'t String>,
@@ -178,7 +178,7 @@ impl Question<'_> {
     }
 }
 
-/// Of all topics those that are named as the dead letters of `topic`.
+/// Returns the topics that are named like dead letter topics of `topic`.
 pub(crate) fn dead_letter_topics<'t>(
     topic: &str,
     all: impl Iterator<Item = &'t String>,

@@ -1,8 +1,8 @@
-//! One event or one entity: what has happened to it, where it is on the topic, and why it still waits.
+//! Explains one event or one entity: its history, its record on the topic, and why it still waits.
 //!
 //! - [`rows`]: finds the rows, bounded
 //! - [`seek`]: finds the records on the topic, from the time the events were written
-//! - [`why`]: why an event waits, in plain words, with the next action
+//! - [`why`]: explains why an event waits, with the next action
 
 mod rows;
 mod seek;
@@ -23,36 +23,36 @@ use crate::store::routes;
 use event_outbox::Names;
 use why::OutboxState;
 
-/// Events of an entity that are explained, the latest of them.
+/// The maximum number of explained events of an entity. The first unpublished and the latest published ones are chosen.
 pub(crate) const MOST_EVENTS: usize = 20;
 
-/// What is known of an event.
+/// The known facts about an event.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Explained {
     #[serde(flatten)]
     pub(crate) row: Row,
-    /// Where it is routed; an error's text where that is no legal topic.
+    /// The topic that the event is routed to, or the text of an error if there is no legal topic.
     pub(crate) topic: String,
-    /// Where it is on the topic; missing when it was not found.
+    /// The place of the record on the topic; missing if the record was not found.
     pub(crate) record: Option<Place>,
-    /// Why nothing can be said about the record.
+    /// The reason why the record's place is unknown.
     pub(crate) record_unknown: Option<String>,
-    /// Why it waits; missing when it does not.
+    /// The reason why the event waits; missing for a published event.
     pub(crate) why: Option<String>,
     pub(crate) next_step: Option<String>,
 }
 
-/// A record's place.
+/// The place of a record on its topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Place {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
 }
 
-/// Explains the rows that are wanted, in the order of their ids; empty when there are none.
+/// Explains the wanted rows in the order of their ids; empty if there are none.
 ///
 /// # Errors
-/// Any database error; what the brokers say is part of the answer.
+/// Returns any database error. Errors of the brokers are part of the answer.
 pub(crate) async fn explain(
     conn: &mut PgConnection,
     settings: &Settings,
@@ -86,7 +86,7 @@ pub(crate) async fn explain(
 
 type Sought = HashMap<String, Result<HashMap<uuid::Uuid, Place>, String>>;
 
-/// By topic: where the events are, or why that is not known.
+/// Finds the places of the events by topic, or the reason why they are unknown.
 async fn look_on_topics(settings: &Settings, found: &[Row], topics: &[String]) -> Sought {
     let Some(kafka) = &settings.kafka else { return Sought::new() };
     let mut wanted: HashMap<String, Vec<(uuid::Uuid, i64)>> = HashMap::new();

@@ -1,9 +1,9 @@
-//! What goes on in an outbox now, for one screen; needs the database alone, and no relay.
+//! Shows the current state of an outbox on one screen. It needs only the database, and no relay.
 //!
-//! - [`Status::look`]: gathers the facts, all of them bounded
-//! - [`next`]: what blocks, and what to do about it
-//! - [`progress`]: what Kafka knows of lanes that are published exactly once; the one thing that is not in the database
-//! - [`screen`]: the facts for people
+//! - [`Status::look`]: gathers the facts with bounded queries
+//! - [`next`]: lists what blocks events, and what to do about it
+//! - [`progress`]: reads the exactly-once progress of lanes from Kafka, the only fact that is not in the database
+//! - [`screen`]: prints the facts for people
 
 mod next;
 mod progress;
@@ -32,21 +32,21 @@ use event_outbox::schema;
 /// Everything on the screen.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Status {
-    /// Why the outbox itself could not be looked at; its counts are missing then.
+    /// The reason why the outbox table could not be read; its counts are then missing.
     pub(crate) unreadable: Option<String>,
     pub(crate) backlog: Option<Counts>,
     pub(crate) flow: Option<Flow>,
-    /// Until nothing is pending, if it goes on like this; missing when it would never be.
+    /// The seconds until no event is pending at the current rate; missing if the backlog does not shrink.
     pub(crate) drain_s: Option<f64>,
-    /// Of the first 100,000 pending events.
+    /// The topics of the first 100,000 pending events.
     pub(crate) topics: Vec<TopicStatus>,
-    /// Of the first 100,000 pending events.
+    /// The lanes; their pending events are counted among the first 100,000.
     pub(crate) lanes: Vec<LaneStatus>,
-    /// Which worker publishes a lane exactly once.
+    /// The owner of each lane that is published exactly once.
     pub(crate) delivery: Vec<LaneOwner>,
-    /// Why the lanes' progress is missing.
+    /// The reason why the progress of the lanes is missing.
     pub(crate) progress_unread: Option<String>,
-    /// What claims have stepped over, by reason.
+    /// The held events, which claims step over, by reason.
     pub(crate) held: Vec<HeldGroup>,
     /// What operators have paused.
     pub(crate) pauses: Vec<Pause>,
@@ -56,17 +56,17 @@ pub(crate) struct Status {
     /// Relays' sessions that wait for a lock.
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) oldest_transaction: Option<Session>,
-    /// False: what other users' sessions do is not visible to this user.
+    /// False when this user may not see the sessions of other users.
     pub(crate) sees_other_sessions: bool,
-    /// The most urgent first.
+    /// The next actions, the most urgent first.
     pub(crate) next: Vec<NextStep>,
 }
 
-/// Counts stop at a million.
+/// The counts of events. Counting stops at a million.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Counts {
     pub(crate) pending: i64,
-    /// True: there are at least that many.
+    /// True when `pending` is a lower bound.
     pub(crate) pending_is_at_least: bool,
     pub(crate) oldest_pending_s: Option<f64>,
     pub(crate) scheduled: i64,
@@ -106,19 +106,19 @@ impl RelayStatus {
     }
 }
 
-/// What to look at, and how.
+/// The options of a look at the outbox.
 pub(crate) struct Look<'a> {
     pub(crate) names: &'a Names,
     pub(crate) topic: &'a TopicTemplate,
-    /// A relay silent for longer is gone.
+    /// The longest silence of a live relay.
     pub(crate) alive_for: Duration,
 }
 
 impl Status {
-    /// Looks. `mark` is where the last look stood, for the rate; the new one replaces it.
+    /// Gathers the facts. `mark` holds the position of the last look, from which the rates are computed; this look replaces it.
     ///
     /// # Errors
-    /// Any database error but that of an outbox which is locked, and that is a finding.
+    /// Returns any database error, except for a locked or slow outbox: that is part of the status.
     pub(crate) async fn look(
         conn: &mut PgConnection,
         look: &Look<'_>,
@@ -133,7 +133,7 @@ impl Status {
         };
         match status.outbox(conn, look, mark).await {
             Ok(()) => {}
-            // 55P03 lock_not_available, 57014 query_canceled: its time was up.
+            // 55P03 lock_not_available, 57014 query_canceled: the query ran into its time limit.
             Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("55P03" | "57014")) => {
                 status.unreadable = Some(error.message().to_owned());
             }
@@ -150,7 +150,7 @@ impl Status {
         mark: &mut Option<FlowMark>,
     ) -> Result<(), sqlx::Error> {
         let names = look.names;
-        // Whoever has it locked is shown within a second; the counts would wait for longer.
+        // Meet a lock on the table here, within a second; the counts would wait for longer.
         read(conn, &format!("select from {} limit 0", names.outbox())).await?;
         let backlog = counts::backlog(conn, names).await?;
         self.backlog = Some(Counts {
@@ -184,7 +184,7 @@ impl Status {
         Ok(())
     }
 
-    /// True when the breakdown by lane and topic is of a part of what is pending.
+    /// Returns true when the counts by lane and topic cover only a part of the pending events.
     pub(crate) fn is_head_only(&self) -> bool {
         self.backlog.is_some_and(|counts| counts.pending > HEAD_LIMIT)
     }

@@ -1,7 +1,7 @@
-//! Follows events: written, published, seen on the topic. Reads only, and joins no consumer group.
+//! Follows events from the insert to the record on the topic. It only reads, and joins no consumer group.
 //!
-//! - [`table`]: the rows, polled by their ids
-//! - [`topic`]: the records, read from when their event was written
+//! - [`table`]: polls the rows by their ids
+//! - [`topic`]: reads the records, from the time when their event was written
 
 mod table;
 mod topic;
@@ -24,10 +24,10 @@ use topic::{Follower, Sighting};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Events that are followed at a time; beyond, the oldest is given up.
+/// The maximum number of followed events. Beyond this number the oldest event is dropped.
 const MOST_FOLLOWED: usize = 10_000;
 
-/// Which events.
+/// The conditions on the events to follow.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filter {
     pub(crate) entity_type: Option<String>,
@@ -36,19 +36,19 @@ pub(crate) struct Filter {
     pub(crate) topic: Option<String>,
 }
 
-/// What happened to an event.
+/// The step of an event that a line reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum What {
     Inserted,
     Published,
-    /// On the topic.
+    /// The record was read from the topic.
     Seen,
     Held,
     Dead,
 }
 
-/// One line.
+/// One line of output.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Line {
     pub(crate) what: What,
@@ -58,8 +58,8 @@ pub(crate) struct Line {
     pub(crate) entity_id: Option<String>,
     pub(crate) event_type: String,
     pub(crate) topic: String,
-    /// Since the event's transaction began, by the database's clock. Of `inserted`: when the row was
-    /// found, up to a poll late; of `published`: when its batch was marked.
+    /// The time since the event's transaction began, by the database's clock. For `inserted` it ends when the row was found, up to one
+    /// poll late; for `published` it ends when the batch was marked.
     pub(crate) latency_ms: f64,
     pub(crate) partition: Option<i32>,
     pub(crate) offset: Option<i64>,
@@ -106,22 +106,22 @@ pub(crate) struct Tail<'a> {
     followed: HashMap<Uuid, Followed>,
     /// The database's clock minus this machine's, in seconds.
     ahead_s: f64,
-    /// Events that have come to an end: on the topic and published, or dead.
+    /// The number of finished events: both seen and published, or dead.
     pub(crate) ended: u64,
 }
 
-/// Why following ended.
+/// The reason why following ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TailError {
     #[error(transparent)]
     Database(#[from] sqlx::Error),
-    /// The text may quote a setting.
+    /// librdkafka rejects the settings. Its own text may quote a secret.
     #[error("the Kafka client cannot be made")]
     Kafka(#[source] KafkaError),
 }
 
 impl<'a> Tail<'a> {
-    /// Follows what is written from now on.
+    /// Starts to follow events that are written from now on.
     pub(crate) async fn begin(
         conn: &mut PgConnection,
         names: &'a Names,
@@ -134,7 +134,7 @@ impl<'a> Tail<'a> {
         Ok(Self { table, template, filter, follower, followed: HashMap::new(), ahead_s, ended: 0 })
     }
 
-    /// What has happened since the last call; waits for a moment when it is nothing.
+    /// Returns the lines since the last call. If there are none, it waits for one poll interval first.
     pub(crate) async fn next(&mut self, conn: &mut PgConnection) -> Result<Vec<Line>, TailError> {
         let mut lines = Vec::new();
         for row in self.table.new_rows(conn).await? {
@@ -184,7 +184,7 @@ impl<'a> Tail<'a> {
             "PUBLISHED" => What::Published,
             "DEAD" => What::Dead,
             "held" => What::Held,
-            // Released: it is shown when it is published.
+            // A released event is shown when it is published.
             _ => return None,
         };
         if what == What::Dead || what == What::Published && followed.seen {
@@ -239,7 +239,7 @@ fn line(what: What, row: &Row, topic: &str) -> Line {
     }
 }
 
-/// Seconds since 1970 by this machine's clock.
+/// Returns the seconds since 1970 by this machine's clock.
 fn now_s() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -1,5 +1,5 @@
-//! Finds rows by event or entity. Neither has an index: the unpublished are few and have partial ones, of the published the
-//! youngest are looked at, unless the whole table is asked for.
+//! Finds rows by event or entity. Neither column has an index. Unpublished rows are few and are read by partial indexes; of the published
+//! rows only the youngest are searched, unless the user asks for the whole table.
 
 use serde::Serialize;
 use sqlx::postgres::PgRow;
@@ -15,18 +15,18 @@ use event_outbox::Names;
 use event_outbox::names::literal;
 use event_outbox::route::TopicTemplate;
 
-/// The youngest rows that are looked at.
+/// The number of youngest rows that are searched.
 pub(crate) const YOUNGEST: u32 = 500_000;
 
 const LOOK_S: u32 = 20;
 const FULL_LOOK_S: u32 = 600;
 
-/// What is looked for.
+/// The event or entity to look for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// An event or, because entities may have ids of that form as well, an entity.
+    /// The id of an event, or else of an entity, because an entity's id may be a UUID as well.
     Event(Uuid),
-    /// An entity's id, of any type.
+    /// The id of an entity of any type.
     Entity(String),
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Row {
     pub(crate) published_at: Option<String>,
     pub(crate) published_after_s: Option<f64>,
     pub(crate) available_at: Option<String>,
-    /// Seconds until it is due; negative when it is.
+    /// The seconds until a scheduled event is due; negative afterwards.
     pub(crate) due_in_s: Option<f64>,
     /// Why it is held; missing while it is not.
     pub(crate) held_by: Option<Held>,
@@ -63,7 +63,7 @@ const COLUMNS: &str = "id, event_id::text, entity_type, entity_id, event_type, t
      available_at::text, case when due is not null and isfinite(due) then extract(epoch from due - clock_timestamp())::float8 end, \
      floor(extract(epoch from created_at) * 1000)::int8";
 
-/// The wanted rows, in the order of their ids: of an entity the first unpublished ones and the youngest.
+/// Returns the wanted rows in the order of their ids: of an entity the first unpublished and the youngest published rows.
 pub(super) async fn find(
     conn: &mut PgConnection,
     names: &Names,
@@ -108,7 +108,7 @@ async fn look(
             (pending(names, "*", condition, MOST_EVENTS as i64), "id"),
             (of("status = 'PENDING' and due is not null"), "due, id"),
             (of("last_error is not null"), "id"),
-            // Where holds begin, and what is behind them: in the order of ids, within the time of a look.
+            // Rows that may be held, from the first hold on: in the order of ids, within the time limit of the query.
             (of(&format!("status = 'PENDING' and due is null and id >= (select min(from_id) from {hold})")), "id"),
             (format!("(select * from {outbox} order by id desc limit {YOUNGEST})"), "id desc"),
         ] {
@@ -118,7 +118,7 @@ async fn look(
     found.sort_by_key(|row| row.id);
     found.dedup_by_key(|row| row.id);
     if found.len() > MOST_EVENTS {
-        // What still waits is what is asked about.
+        // Keep unpublished rows first, because the question is about events that still wait.
         found.sort_by_key(|row| (row.status == "PUBLISHED", row.id));
         let kept = found.iter().filter(|row| row.status != "PUBLISHED").count().min(MOST_EVENTS);
         let published = found.split_off(kept);

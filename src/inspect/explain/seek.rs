@@ -1,4 +1,4 @@
-//! Finds records on a topic. Their timestamp is the time the event was written, so Kafka's index by time leads there.
+//! Finds records on a topic. A record's timestamp is the time when the event was written, so Kafka's time index leads to the record.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -12,10 +12,11 @@ use crate::sink::reader::{Reader, header};
 
 const SEEK_WITHIN: Duration = Duration::from_secs(15);
 
-/// Records that are read at the most.
+/// The maximum number of records that are read.
 const MOST_RECORDS: usize = 2_000_000;
 
-/// The first record of each event (its id, and when it was written in milliseconds since 1970); or why that is not known, in words.
+/// Finds the first record of each event. An event is its id and the time when it was written, in milliseconds since 1970. The error is the
+/// reason, in words.
 pub(super) fn seek(reader: &Reader, topic: &str, events: &[(Uuid, i64)]) -> Result<HashMap<Uuid, Place>, String> {
     let away =
         |error: rdkafka::error::KafkaError| format!("the brokers do not answer ({:?})", error.rdkafka_error_code());
@@ -24,7 +25,7 @@ pub(super) fn seek(reader: &Reader, topic: &str, events: &[(Uuid, i64)]) -> Resu
         Err(code) => return Err(crate::sink::topics::closed(code)),
     };
     let partitions: Vec<_> = partitions.iter().map(|partition| partition.id).collect();
-    // The producer sends no time before 1970.
+    // The producer sends no timestamp before 1970.
     let since = events.iter().map(|(_, written)| (*written).max(1)).min().unwrap_or(1);
     let parts = reader.since(topic, &partitions, since).map_err(away)?;
     let mut found: HashMap<Uuid, Place> = HashMap::new();

@@ -1,4 +1,4 @@
-//! Why an event waits: the first reason that applies, from what stops everything to what stops this event alone.
+//! Explains why an event waits. Several reasons may apply; the first one in a fixed order is reported.
 
 use sqlx::{PgConnection, Row as _};
 
@@ -12,10 +12,10 @@ use crate::store::read_only::read;
 use event_outbox::Names;
 use event_outbox::names::literal;
 
-/// Counting of those before it stops here.
+/// The maximum count of pending events before the event.
 const MOST_BEFORE: i64 = 1_000_000;
 
-/// What concerns every event.
+/// The facts about the outbox that concern every event.
 pub(super) struct OutboxState {
     relays: Vec<RegisteredRelay>,
     blockers: Vec<Blocker>,
@@ -40,7 +40,7 @@ fn reason(why: impl Into<String>, next: impl Into<String>) -> Reason {
     Some((why.into(), next.into()))
 }
 
-/// Why the event waits and the next action; `None` for one that is published.
+/// Returns why the event waits and the next action; `None` for a published event.
 pub(super) async fn why(
     conn: &mut PgConnection,
     names: &Names,
@@ -157,7 +157,7 @@ async fn earlier(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Op
         literal(&row.entity_type),
         row.id
     );
-    // Scheduled rows are out of the order on purpose.
+    // Scheduled rows do not count, because they leave the order on purpose.
     let query = format!("select id from {} first", pending(names, "id", &entity, 1));
     read(conn, &query).await?.first().map_or(Ok(None), |row| row.try_get(0))
 }
@@ -168,7 +168,7 @@ async fn before(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<i64
     read(conn, &query).await?.first().map_or(Ok(0), |row| row.try_get(0))
 }
 
-/// An argument that a shell takes as one word.
+/// Quotes a text so that a shell takes it as one argument.
 fn literal_argument(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -1,4 +1,4 @@
-//! What keeps events from going out, and the next action: the most urgent first.
+//! Lists what keeps events from being published, with the next actions, the most urgent first.
 
 use serde::Serialize;
 
@@ -8,17 +8,17 @@ use crate::store::activity::span;
 use crate::store::backlog::HeldGroup;
 use crate::store::pauses::Pause;
 
-/// A transaction older than this is worth a look.
+/// The age in seconds from which a transaction is reported.
 const LONG_TRANSACTION_S: f64 = 300.0;
 
-/// What a step is about.
+/// The subject of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum About {
     /// The outbox cannot be read.
     Unreadable,
     /// Another session's locks.
     Lock,
-    /// The fleet.
+    /// The live relays and their versions.
     Relays,
     /// An operator's pause, or rows that it holds.
     Pause,
@@ -28,13 +28,13 @@ pub(crate) enum About {
     Entity,
     /// DEAD rows.
     Dead,
-    /// What keeps vacuum from working.
+    /// A transaction that holds vacuum back.
     Vacuum,
-    /// Rows that wait for no reason that can be seen, or for longer than they should.
+    /// Rows that wait for no visible reason, or a growing backlog.
     Backlog,
 }
 
-/// One thing to do.
+/// A problem and the next action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct NextStep {
     #[serde(skip)]
@@ -47,7 +47,7 @@ fn step(about: About, what: impl Into<String>, next_step: impl Into<String>) -> 
     NextStep { about, what: what.into(), next_step: next_step.into() }
 }
 
-/// Everything to do; empty when all is well.
+/// Returns all steps; empty if there is no problem.
 pub(super) fn steps(status: &Status) -> Vec<NextStep> {
     let mut steps = Vec::new();
     if let Some(reason) = &status.unreadable {
@@ -99,7 +99,7 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
             ));
         }
     }
-    // First or last: what keeps everything from going outweighs what a few events wait for.
+    // A standstill comes first, because it concerns all events. A growing backlog comes last.
     match standstill(status) {
         Some((true, step)) => steps.insert(0, step),
         Some((false, step)) => steps.push(step),
@@ -150,8 +150,8 @@ fn versions(status: &Status) -> Option<NextStep> {
     })
 }
 
-/// Rows are due, a relay is alive, and none moved (true) or too few. A blocker or a pause explains the one by itself; dead and held events,
-/// which are not due, do not.
+/// Returns a step when rows are due and a relay is alive, but no row moved (true) or too few did (false). A blocker or a pause already
+/// explains a standstill. Dead and held events do not explain it, because they are not due.
 fn standstill(status: &Status) -> Option<(bool, NextStep)> {
     let (counts, flow) = (status.backlog?, status.flow?);
     if counts.pending == 0 || !status.relays.iter().any(|relay| relay.alive) {

@@ -1,4 +1,4 @@
-//! What Kafka knows of the lanes that are published exactly once.
+//! Reads the progress of lanes that are published exactly once from Kafka.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use crate::store::delivery::DeliverySql;
 use crate::store::fleet::LaneDelivery;
 use event_outbox::Names;
 
-/// The last batch of a lane, as it was committed to Kafka with its records.
+/// The last batch of a lane. Its ids were committed to Kafka in one transaction with its records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct LaneProgress {
     pub(crate) epoch: i64,
-    /// It is of the worker and the epoch of the lane's row: if not, it was lost.
+    /// True when worker and epoch equal those of the lane's row. Otherwise the progress was lost.
     pub(crate) is_current: bool,
-    /// Events of the batch; none right after the lane was taken.
+    /// The number of events in the batch; 0 right after a worker took the lane.
     pub(crate) events: usize,
-    /// The highest `id` among them.
+    /// The highest `id` of the batch.
     pub(crate) last_id: Option<i64>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) struct LaneProgress {
 pub(crate) struct LaneOwner {
     #[serde(flatten)]
     pub(crate) row: LaneDelivery,
-    /// The progress in Kafka; `None`: there is none, or Kafka was not asked.
+    /// The progress in Kafka; `None` if there is none or Kafka was not asked.
     pub(crate) progress: Option<LaneProgress>,
 }
 
@@ -42,7 +42,7 @@ impl From<LaneDelivery> for LaneOwner {
 }
 
 impl Status {
-    /// Reads the progress of the lanes whose owner may have sent something. Without an answer within 5 s the screen says so.
+    /// Reads the progress of the lanes whose owner may have sent records. If Kafka does not answer within 5 s, the screen shows that.
     pub(crate) async fn read_progress(&mut self, conn: &mut PgConnection, settings: &Settings, names: &Names) {
         let opened: Vec<i16> = self.delivery.iter().filter(|lane| lane.row.opened).map(|lane| lane.row.lane).collect();
         let Some(kafka) = settings.kafka.as_ref().filter(|_| !opened.is_empty()) else { return };

@@ -1,11 +1,11 @@
-//! The facts for people: one screen, readable without colour.
+//! Prints the status for people: one screen, readable without colour.
 
 use std::fmt;
 
 use super::Status;
 use crate::store::activity::span;
 
-/// Rows of each part.
+/// The maximum number of rows in each part of the screen.
 const MOST_TOPICS: usize = 8;
 const MOST_STEPS: usize = 8;
 
@@ -95,7 +95,7 @@ impl Status {
         Ok(())
     }
 
-    /// Lanes that are published exactly once, those of one owner in one line.
+    /// Prints the lanes that are published exactly once, grouped by owner.
     fn delivery(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let owned = self.delivery.iter().filter(|lane| lane.row.transactional_id.is_some());
         let owned: Vec<_> = owned.collect();
@@ -125,7 +125,7 @@ impl Status {
         Ok(())
     }
 
-    /// Lanes alike are one line.
+    /// Prints the lanes. Adjacent lanes with the same relay and the same lock share one line.
     fn lanes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.lanes.iter().all(|lane| lane.pending == 0 && lane.locked_by.is_none()) {
             return Ok(());

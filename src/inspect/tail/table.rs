@@ -1,4 +1,4 @@
-//! The rows: new ones by their ids, followed ones by their state.
+//! Polls the rows of the outbox: new rows by their ids, followed rows by their state.
 
 use std::collections::BTreeSet;
 
@@ -13,13 +13,13 @@ use crate::store::routes;
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
 
-/// A lower id may commit later than a higher one: so many ids back are looked at again.
+/// The number of ids below the highest one that are read again. A lower id may commit later than a higher one.
 const LOOK_BACK: i64 = 1_000;
 
-/// Rows of one look: more than those that are looked at again.
+/// The maximum number of rows of one query. It must be more than [`LOOK_BACK`].
 const MOST_ROWS: i64 = 3_000;
 
-/// A row as it was found.
+/// A row as it was read.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) id: i64,
@@ -50,7 +50,7 @@ pub(super) struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// From now on; also tells by how many seconds the database's clock is ahead of this machine's.
+    /// Starts after the current rows. Also returns by how many seconds the database's clock is ahead of this machine's.
     pub(super) async fn begin(
         conn: &mut PgConnection,
         names: &'a Names,

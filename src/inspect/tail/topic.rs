@@ -1,4 +1,4 @@
-//! The records: one thread reads the topics that events go to, each from when the first of its events was written.
+//! Reads the records: one thread reads the topics of the events, each topic from the time when its first event was written.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,10 +11,10 @@ use uuid::Uuid;
 use crate::config::KafkaSettings;
 use crate::sink::reader::{Reader, header};
 
-/// A topic that is not there, or brokers that are not, are asked for again after this long.
+/// The wait before a missing topic or unreachable brokers are tried again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
-/// A record with an event's id.
+/// The place of a record with an event's id, and the time when it was read.
 #[derive(Debug, Clone)]
 pub(super) struct Sighting {
     pub(super) event_id: Uuid,
@@ -23,7 +23,7 @@ pub(super) struct Sighting {
     pub(super) at: SystemTime,
 }
 
-/// The thread's other end; it ends when this is dropped.
+/// The handle of the reading thread. The thread ends when the handle is dropped.
 pub(super) struct Follower {
     asked: BTreeMap<String, i64>,
     wishes: Sender<(String, i64)>,
@@ -39,11 +39,11 @@ impl Follower {
         Ok(Self { asked: BTreeMap::new(), wishes, sightings })
     }
 
-    /// Follows a topic from that time on, in milliseconds since 1970, if it is not followed yet.
+    /// Follows a topic from `since_ms` on (milliseconds since 1970), unless the topic is already followed.
     pub(super) fn follow(&mut self, topic: &str, since_ms: i64) {
         if !self.asked.contains_key(topic) {
             self.asked.insert(topic.to_owned(), since_ms);
-            // Fails only when the thread is gone.
+            // Sending fails only after the thread has ended.
             let _ = self.wishes.send((topic.to_owned(), since_ms));
         }
     }
@@ -77,7 +77,7 @@ fn follow(reader: &Reader, wished: &Receiver<(String, i64)>, seen: &Sender<Sight
     }
 }
 
-/// `None` when it has to be tried again.
+/// Begins to read a topic; `None` when this must be tried again.
 fn begin(reader: &Reader, topic: &str, since_ms: i64) -> Option<()> {
     let partitions = reader.partitions(topic).ok()?.ok()?;
     let ids: Vec<_> = partitions.iter().map(|partition| partition.id).collect();
