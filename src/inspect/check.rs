@@ -1,15 +1,15 @@
-//! The preflight: what will go wrong, found before traffic does. Looks and changes nothing.
+//! Checks the database and the brokers before traffic meets a fault. It only reads.
 //!
-//! - [`finding`]: a finding, how bad it is, what fixes it
-//! - [`schema`]: version, indexes, the claim's plan
-//! - [`rights`]: too few, too many
-//! - [`pooler`]: what stands before the database
-//! - [`sessions`]: the clock, open transactions, replication slots
-//! - [`table`]: vacuum, sequence, triggers, payloads
-//! - [`routes`]: the topics that events go to
-//! - [`kafka`], [`topics`]: the brokers, one topic
-//! - [`transactions`]: what exactly-once needs besides
-//! - [`dedup_window`]: how far back consumers remember
+//! - [`finding`]: a finding with its severity and its fix
+//! - [`schema`]: checks the version, the indexes, and the claim's plan
+//! - [`rights`]: checks for missing and excessive rights
+//! - [`pooler`]: detects a connection pooler
+//! - [`sessions`]: checks the clock, open transactions, and replication slots
+//! - [`table`]: checks vacuum, sequence, triggers, and payloads
+//! - [`routes`]: finds the topics that events go to
+//! - [`kafka`], [`topics`]: check the brokers and one topic
+//! - [`transactions`]: checks what exactly-once needs in addition
+//! - [`dedup_window`]: checks how far back consumers remember events
 
 mod dedup_window;
 mod finding;
@@ -39,13 +39,13 @@ use event_outbox::Names;
 use event_outbox::code::Code;
 use kafka::Cluster;
 
-/// How a check's sessions call themselves. Not like a relay's, so that nobody takes them for one.
+/// The `application_name` of a check's sessions. It differs from a relay's, so that nobody takes a check for a relay.
 const APPLICATION: &str = "outbox-relay-check";
 
-/// Topics that are looked at.
+/// The maximum number of topics that are checked.
 const MOST_TOPICS: usize = 20;
 
-/// Findings that mean that no event can be published at all.
+/// The codes of findings that stop all events. A relay reports these itself when it starts.
 const FATAL: &[Code] = &[
     Code::DatabaseUnreachable,
     Code::BrokerUnreachable,
@@ -58,10 +58,10 @@ const FATAL: &[Code] = &[
     Code::LanesBroken,
 ];
 
-/// What is tolerated.
+/// The limits that a check tolerates.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Age of a transaction.
+    /// The maximum age of a transaction.
     pub(crate) transaction: Duration,
 }
 
@@ -71,7 +71,7 @@ impl Default for Limits {
     }
 }
 
-/// Everything that was found, the worst first.
+/// All findings, the worst first.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) findings: Vec<Finding>,
@@ -82,18 +82,18 @@ impl Report {
         self.findings.iter().map(|finding| finding.severity).max()
     }
 
-    /// True when a server could not be reached, so that the rest is not known.
+    /// Returns true when a server could not be reached, so that not everything was checked.
     pub(crate) fn is_incomplete(&self) -> bool {
         self.findings.iter().any(|finding| matches!(finding.code, Code::DatabaseUnreachable | Code::BrokerUnreachable))
     }
 
-    /// What a relay that starts has not said by itself already.
+    /// Returns the findings that a starting relay has not already reported itself.
     pub(crate) fn beyond_the_fatal(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| !FATAL.contains(&finding.code))
     }
 }
 
-/// Looks at the database and the brokers of a configured relay.
+/// Checks the database and the brokers of a configured relay.
 pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
     let outbox = &settings.outbox;
     let names = Names::new(&outbox.schema, &outbox.table, &outbox.processed_table);
@@ -104,7 +104,7 @@ pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
     if let Some(kafka) = &settings.kafka
         && let Err(error) = brokers(settings, kafka, &names, &mut found).await
     {
-        // The error's text may quote a setting.
+        // Use only the code, because the error's text may quote a secret.
         let code = error.rdkafka_error_code();
         found.findings.push(Finding::error(
             Code::BrokerUnreachable,
@@ -121,7 +121,7 @@ struct Found {
     findings: Vec<Finding>,
     topics: BTreeMap<String, Seen>,
     processed_ms: Option<f64>,
-    /// Of a relay that publishes exactly once.
+    /// The identity of the outbox in Kafka, if the relay publishes exactly once.
     identity: Option<transactions::Identity>,
 }
 
@@ -173,7 +173,7 @@ async fn outbox(
             found.findings.push(finding);
             return Ok(());
         }
-        // 42501 insufficient_privilege: the rights say which.
+        // 42501 insufficient_privilege: `rights` finds out which right is missing.
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501") => {
             found.findings.extend(rights::rights(conn, names).await?);
             return Ok(());
@@ -184,7 +184,7 @@ async fn outbox(
     let lacking = rights.iter().any(|finding| finding.code == Code::RightsMissing);
     found.findings.extend(rights);
     if lacking {
-        // Everything else would fail for want of them.
+        // Without these rights every further check would fail.
         return Ok(());
     }
     let findings = &mut found.findings;
@@ -218,7 +218,7 @@ async fn brokers(
     if let Some(identity) = found.identity {
         found.findings.extend(transactions::kafka(&cluster, settings, identity).await);
     }
-    // The busiest first.
+    // Check the busiest topics first.
     let mut topics: Vec<_> = std::mem::take(&mut found.topics).into_iter().collect();
     topics.sort_by_key(|(_, seen)| std::cmp::Reverse(seen.events));
     if topics.len() > MOST_TOPICS {
@@ -237,7 +237,7 @@ async fn brokers(
             .as_ref()
             .zip(retention)
             .and_then(|(question, retention)| question.violation(Some(name), false, retention));
-        // What will let duplicates in is reported once, not as well as what has.
+        // Report a topic once: a window that is too narrow hides the finding about events that are already forgotten.
         let has_forgotten = || topic.and_then(|topic| dedup_window::outlived(name, topic, found.processed_ms, names));
         let finding = violation.as_ref().map(dedup_window::too_narrow).or_else(has_forgotten);
         found.findings.extend(finding);
@@ -259,7 +259,7 @@ async fn brokers(
     Ok(())
 }
 
-/// `None` where nothing of the consumers' table is ever pruned.
+/// Returns the settings of the window; `None` if `processed_events` is never pruned.
 fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::inspect::dedup_window::Question<'a>> {
     let retention = &settings.relay.retention;
     Some(crate::inspect::dedup_window::Question {

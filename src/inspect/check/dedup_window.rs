@@ -1,4 +1,4 @@
-//! How far back consumers remember, against how far back they can read.
+//! Compares how far back consumers remember events with how far back they can read.
 
 use sqlx::{PgConnection, Row};
 
@@ -11,20 +11,20 @@ use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::names::literal;
 
-/// How many rows are looked at for the oldest: the table has no index by time, and its first pages hold the first rows.
+/// The number of rows that are searched for the oldest. The table has no index by time, but its first pages hold the first rows.
 const ROWS_LOOKED_AT: u32 = 100_000;
 
-/// A consumer that is behind by less than this is no finding.
+/// The difference in seconds below which there is no finding, because a consumer may be a little behind.
 const TOLERANCE_S: f64 = 3_600.0;
 
-/// Milliseconds since 1970 of the oldest row of `processed_events`; `None` when it is empty or may not be read.
+/// Returns the time of the oldest row of `processed_events` in milliseconds since 1970; `None` if the table is empty or may not be read.
 pub(super) async fn oldest_processed_ms(conn: &mut PgConnection, names: &Names) -> Result<Option<f64>, sqlx::Error> {
     let table = names.processed();
     let readable = format!("select coalesce(has_table_privilege(to_regclass({}), 'select'), false)", literal(&table));
     if !super::rights::first::<bool>(conn, &readable).await? {
         return Ok(None);
     }
-    // Scanned from its first page: any index would give the oldest of a group, not of the table.
+    // Scan the table from its first page, because any index would give the oldest row of a group, not of the table.
     let query = format!(
         "set local enable_seqscan = on; set local synchronize_seqscans = off; \
          select extract(epoch from min(processed_at))::float8 * 1000 from (select processed_at from {table} limit {ROWS_LOOKED_AT}) first"
@@ -32,7 +32,7 @@ pub(super) async fn oldest_processed_ms(conn: &mut PgConnection, names: &Names) 
     read(conn, &query).await?.first().map_or(Ok(None), |row| row.try_get(0))
 }
 
-/// A window that lets duplicates in, whether or not it has done so yet: relays and `prune` refuse it.
+/// Reports a window that lets duplicates in, even if it has not done so yet. Relays and `prune` reject such a window.
 pub(super) fn too_narrow(violation: &WindowViolation) -> Finding {
     Finding::error(
         Code::ProcessedWindow,
@@ -41,7 +41,7 @@ pub(super) fn too_narrow(violation: &WindowViolation) -> Finding {
     )
 }
 
-/// A topic that keeps events which consumers have forgotten.
+/// Reports a topic that still holds events which consumers have forgotten.
 pub(super) fn outlived(name: &str, topic: Topic, processed_ms: Option<f64>, names: &Names) -> Option<Finding> {
     let (processed, oldest) = (processed_ms?, topic.oldest_ms? as f64);
     let forgotten = (processed - oldest) / 1000.0;

@@ -1,4 +1,4 @@
-//! A finding: what is wrong, how bad it is, what fixes it.
+//! Defines a finding: the problem, its severity, and its fix.
 
 use std::fmt;
 
@@ -6,15 +6,15 @@ use serde::Serialize;
 
 use event_outbox::code::Code;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Severity {
-    /// Worth knowing; nothing has to be done.
+    /// Information; no action is needed.
     Note,
-    /// It works, and will hurt one day.
+    /// A problem that does no harm yet, but will later.
     Warning,
-    /// Events do not go out, or a guarantee does not hold.
+    /// A problem that keeps events from being published, or breaks a guarantee.
     Error,
 }
 
@@ -28,15 +28,15 @@ impl fmt::Display for Severity {
     }
 }
 
-/// One thing that was found.
+/// One problem that a check found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// Its entry in docs/how-to/runbook.md.
+    /// The code, which has an entry in docs/how-to/runbook.md.
     pub(crate) code: Code,
-    /// The name of the code: for scripts, and for those who want to ignore it.
+    /// The name of the code, for scripts and for the option that ignores findings.
     pub(crate) id: &'static str,
     pub(crate) severity: Severity,
-    /// What is wrong, in one sentence.
+    /// The problem in one sentence.
     pub(crate) message: String,
     /// The SQL or the command that fixes it.
     pub(crate) fix: String,

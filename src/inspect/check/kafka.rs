@@ -1,4 +1,4 @@
-//! The brokers: whether they answer, and if not, why.
+//! Checks whether the brokers answer, and finds the reason if they do not.
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ pub(super) struct Cluster {
     admin: AdminClient<DefaultClientContext>,
     pub(super) brokers: usize,
     first_broker: i32,
-    /// The relay's clients let the brokers create a topic.
+    /// True when the relay's client settings let the brokers create a topic.
     lets_create: bool,
 }
 
 impl Cluster {
-    /// Reaches the cluster, or says why it cannot be.
+    /// Connects to the cluster, or returns the reason why it does not answer.
     pub(super) async fn reach(kafka: &KafkaSettings) -> Result<Result<Self, Finding>, KafkaError> {
         let reader = Arc::new(Reader::new(kafka)?);
         let mut config = kafka.producer_config(&[("client.id", "outbox-relay")]);
@@ -46,29 +46,29 @@ impl Cluster {
         })
     }
 
-    /// What the cluster says about a topic.
+    /// Returns the partitions of a topic, or the cluster's error about it.
     pub(super) async fn topic(&self, topic: &str) -> Result<Result<Vec<Partition>, RDKafkaErrorCode>, KafkaError> {
         let (reader, topic) = (Arc::clone(&self.reader), topic.to_owned());
         blocking(move || reader.partitions(&topic)).await?
     }
 
-    /// The names of all topics that the user may see.
+    /// Returns the names of all topics that the user may see.
     pub(super) async fn topics(&self) -> Result<Vec<String>, KafkaError> {
         let reader = Arc::clone(&self.reader);
         blocking(move || reader.topics()).await?
     }
 
-    /// A topic's configuration; `None` when the right to see it is missing.
+    /// Returns a topic's configuration; `None` if the user lacks the right to see it.
     pub(super) async fn topic_config(&self, topic: &str) -> Option<Vec<ConfigEntry>> {
         self.config(&ResourceSpecifier::Topic(topic)).await
     }
 
-    /// Returns true when the brokers make a topic that the relay asks for, and the relay lets them.
+    /// Returns true when the brokers create a topic that the relay asks for, and the relay's settings allow it.
     pub(super) async fn creates_topics(&self) -> bool {
         self.lets_create && value(&self.broker_config().await, "auto.create.topics.enable") == Some("true")
     }
 
-    /// A broker's configuration; empty when the right to see it is missing.
+    /// Returns a broker's configuration; empty if the user lacks the right to see it.
     pub(super) async fn broker_config(&self) -> Vec<ConfigEntry> {
         self.config(&ResourceSpecifier::Broker(self.first_broker)).await.unwrap_or_default()
     }
@@ -80,12 +80,12 @@ impl Cluster {
     }
 }
 
-/// The value of a property.
+/// Returns the value of a property.
 pub(super) fn value<'e>(entries: &'e [ConfigEntry], name: &str) -> Option<&'e str> {
     entries.iter().find(|entry| entry.name == name)?.value.as_deref()
 }
 
-/// librdkafka's calls block.
+/// Runs a call of librdkafka on a blocking thread.
 pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, KafkaError> {
     tokio::task::spawn_blocking(call).await.map_err(|_| KafkaError::Canceled)
 }

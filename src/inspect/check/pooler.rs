@@ -1,4 +1,4 @@
-//! Whether something stands between the relay and the server.
+//! Detects a connection pooler between the relay and the server.
 
 use std::time::Instant;
 
@@ -9,17 +9,17 @@ use crate::config::DatabaseSettings;
 use crate::store::session;
 use event_outbox::code::Code;
 
-/// A server's process that is older than the connection to it by more than this was not started for it.
+/// The difference in age from which a server process is older than the connection. Such a process was not started for this connection.
 const REUSED_S: f64 = 1.0;
 
-/// How many connections try to take the server a statement was prepared on.
+/// The number of connections that try to occupy the server on which a statement was prepared.
 const HOLDERS: usize = 4;
 
-/// Keeps a server busy until the rollback, and says which.
+/// Keeps a server process busy until the rollback, and returns its pid.
 const HOLD: &str = "begin read only; select pg_backend_pid()::int8";
 
-/// Looks at which server process answers two connections of which one is in a transaction: a transaction pooler gives one process
-/// to both, or two to one. A pooler by sessions shows by a process that is older than the connection.
+/// Compares the server processes of two connections, of which one is in a transaction. A transaction pooler gives one process to both, or
+/// two processes to one. Behind a session pooler the process is older than the connection.
 pub(super) async fn pooler(database: &DatabaseSettings, name: &str) -> Result<Option<Finding>, sqlx::Error> {
     let began = Instant::now();
     let options = database.connect_options();
@@ -29,7 +29,7 @@ pub(super) async fn pooler(database: &DatabaseSettings, name: &str) -> Result<Op
     let mut other = session::connect(&options, name, database.connect_timeout).await?;
 
     let before = pid(&mut one).await?;
-    // Holds its server, so that a transaction pooler has to give another one to the first connection.
+    // Keep the server busy, so that a transaction pooler must give another one to the first connection.
     let holding: i64 = raw(&mut other, HOLD).await?;
     let after = pid(&mut one).await;
     let by_transaction = before == holding || after.as_ref().is_ok_and(|after| *after != before);
@@ -43,17 +43,17 @@ pub(super) async fn pooler(database: &DatabaseSettings, name: &str) -> Result<Op
         (false, Ok(_)) => None,
         (false, Err(error)) => return Err(error),
     };
-    // Errors do not matter any more; a connection that is dropped ends as well.
+    // Ignore errors, because dropping a connection ends it as well.
     drop(one.close().await);
     drop(other.close().await);
     Ok(found)
 }
 
-/// Prepares a statement on one server and executes it on another, as happens to a relay's. True when that works, and when no other
-/// server could be reached.
+/// Prepares a statement on one server and executes it on another, as a pooler may do with a relay's statement. Returns true if this works
+/// or if no other server could be reached.
 async fn keeps_statements(database: &DatabaseSettings, name: &str, one: &mut PgConnection) -> bool {
     match executed_elsewhere(database, name, one).await {
-        // 26000 the statement does not exist on this server, 42P05 another client's of that name does, 08P01 it was torn apart.
+        // 26000: this server has no such statement. 42P05: another client has prepared one of that name. 08P01: its parts got separated.
         Err(sqlx::Error::Database(error)) => !matches!(error.code().as_deref(), Some("26000" | "42P05" | "08P01")),
         _ => true,
     }
@@ -69,7 +69,7 @@ async fn executed_elsewhere(
     sqlx::query(statement).bind(1_i64).execute(&mut *tx).await?;
     let prepared_on = pid(&mut tx).await?;
     tx.commit().await?;
-    // Others hold servers until that one is taken.
+    // Let other connections occupy servers until that one is taken.
     let mut holders = Vec::new();
     for _ in 0..HOLDERS {
         let mut holder = session::connect(&database.connect_options(), name, database.connect_timeout).await?;

@@ -1,4 +1,4 @@
-//! What the relay's user may do: too little, and too much.
+//! Checks the rights of the relay's user: missing ones and excessive ones.
 
 use sqlx::{PgConnection, Row};
 
@@ -11,12 +11,12 @@ use event_outbox::names::{literal, quote};
 /// The columns of the outbox that a relay writes.
 const MARKED: [&str; 5] = ["status", "published_at", "attempts", "last_error", "due"];
 
-/// The rights that a relay needs and does not have.
+/// Returns a finding if the relay lacks a right that it needs.
 pub(crate) async fn missing_rights(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
     Ok(rights(conn, names).await?.into_iter().find(|finding| finding.id == "rights-missing"))
 }
 
-/// Compares the user's rights with what a relay needs. Asks the catalog, so it works without any right on the tables.
+/// Compares the user's rights with those that a relay needs. It reads the catalog, so it works without any right on the tables.
 pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
     let user = current_user(conn).await?;
@@ -51,7 +51,7 @@ pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec
 }
 
 async fn lacking(conn: &mut PgConnection, table: &str, privileges: &[&str]) -> Result<Vec<String>, sqlx::Error> {
-    // By oid: null where the table is missing, which the schema's check reports.
+    // Pass an oid, which is null for a missing table. The schema's check reports a missing table.
     let list = privileges.iter().map(|privilege| literal(privilege)).collect::<Vec<_>>().join(", ");
     let query = format!(
         "select wanted from unnest(array[{list}]) wanted where not has_table_privilege(to_regclass({}), wanted)",
@@ -60,7 +60,7 @@ async fn lacking(conn: &mut PgConnection, table: &str, privileges: &[&str]) -> R
     read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// Of these columns those that the user may not update.
+/// Returns the columns that the user may not update.
 pub(super) async fn not_updatable(
     conn: &mut PgConnection,
     table: &str,
@@ -75,7 +75,7 @@ pub(super) async fn not_updatable(
     read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// The user's name, quoted where SQL needs it.
+/// Returns the user's name, quoted if SQL needs quotes.
 pub(super) async fn current_user(conn: &mut PgConnection) -> Result<String, sqlx::Error> {
     first(conn, "select quote_ident(current_user)").await
 }
@@ -161,7 +161,7 @@ pub(crate) async fn hidden_rows(conn: &mut PgConnection, names: &Names) -> Resul
     }))
 }
 
-/// The one value of a query.
+/// Returns the first value of a query's first row.
 pub(super) async fn first<T>(conn: &mut PgConnection, query: &str) -> Result<T, sqlx::Error>
 where
     T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,

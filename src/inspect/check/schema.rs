@@ -1,4 +1,4 @@
-//! The schema, its indexes, and the plan of the claim.
+//! Checks the schema, its indexes, and the plan of the claim.
 
 use sqlx::{Connection, PgConnection, Row};
 
@@ -11,9 +11,9 @@ use crate::store::read_only::read;
 use event_outbox::names::literal;
 use event_outbox::schema::{self, SchemaError};
 
-/// What keeps the schema from being used, and the number of lanes where nothing does.
+/// Returns the number of lanes, or the finding that keeps the schema from being used.
 pub(super) async fn usable(conn: &mut PgConnection, names: &Names) -> Result<Result<u16, Finding>, sqlx::Error> {
-    // In a transaction: behind a pooler the parts of a prepared statement may reach two servers otherwise.
+    // Use a transaction. Behind a pooler the parts of a prepared statement may otherwise reach two servers.
     let mut tx = conn.begin().await?;
     let lanes = schema::lanes(&mut tx, names).await;
     tx.rollback().await?;
@@ -80,7 +80,7 @@ fn wanted() -> [Wanted; 3] {
     ]
 }
 
-/// The indexes, and the plan if they are there: without them it can only be bad.
+/// Checks the indexes, and the claim's plan if all of them exist. Without them the plan can only be bad.
 pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
     let query = format!(
         "select c.relname::text, i.indisvalid and i.indisready, pg_get_indexdef(i.indexrelid) \

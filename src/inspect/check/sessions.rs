@@ -1,4 +1,4 @@
-//! The clock, and what holds transactions open: sessions, prepared transactions, replication slots.
+//! Checks the clock, and whatever holds transactions open: sessions, prepared transactions, and replication slots.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,12 +10,12 @@ use crate::store::activity::{self, span};
 use crate::store::read_only::read;
 use event_outbox::code::Code;
 
-/// Clocks that differ by more make latencies and log lines of relay and server hard to compare.
+/// The tolerated difference of the clocks. A larger one makes latencies and the log lines of relay and server hard to compare.
 const CLOCK_TOLERANCE_S: f64 = 2.0;
 
-/// Compares the clocks. The answer's way is half of what the question took, give or take that half.
+/// Compares the clocks. The server's time is taken as the middle of the round trip, uncertain by half of it.
 pub(super) async fn clock(conn: &mut PgConnection) -> Result<Option<Finding>, sqlx::Error> {
-    // The first answer on a connection may be slow for its own reasons.
+    // Warm up the connection, because the first answer on it may be slow.
     conn.ping().await?;
     let asked = now_s();
     let server: f64 = first(conn, "select extract(epoch from clock_timestamp())::float8").await?;
@@ -40,7 +40,7 @@ fn skewed(asked: f64, server: f64, answered: f64) -> Option<Finding> {
     })
 }
 
-/// The oldest transaction, if it is older than `tolerated`; or that others' cannot be seen.
+/// Reports the oldest transaction if it is older than `tolerated`. Also reports when the user may not see other sessions.
 pub(super) async fn oldest_transaction(
     conn: &mut PgConnection,
     tolerated: Duration,
@@ -77,7 +77,7 @@ pub(super) async fn oldest_transaction(
     Ok(findings)
 }
 
-/// Prepared transactions of this database: they outlive their session, and even the server.
+/// Reports old prepared transactions of this database. They outlive their session, and even a restart of the server.
 pub(super) async fn prepared_transactions(
     conn: &mut PgConnection,
     tolerated: Duration,
@@ -102,7 +102,7 @@ pub(super) async fn prepared_transactions(
     )))
 }
 
-/// Slots that nobody reads, and slots that hold rows back.
+/// Reports replication slots that nobody reads or that hold vacuum back.
 pub(super) async fn replication_slots(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     // A standby has no current WAL position.
     let query = "select slot_name::text, active, coalesce(age(xmin), 0)::int8, \

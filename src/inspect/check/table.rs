@@ -1,4 +1,4 @@
-//! The outbox table: vacuum, its sequence, what others have put on it.
+//! Checks the outbox table: vacuum, its sequence, triggers of others, and payloads.
 
 use sqlx::{PgConnection, Row};
 
@@ -10,12 +10,13 @@ use event_outbox::code::Code;
 use event_outbox::envelope::Envelope;
 use event_outbox::names::literal;
 
-/// A drain at full speed leaves more than these behind between two vacuums; nobody vacuums for ten minutes only where vacuum is off
-/// or held back.
+/// The number of dead rows from which a missing vacuum is reported. A fast drain leaves even more behind between two vacuums, so the check
+/// also requires ten minutes without a vacuum. Such a gap only occurs where vacuum is off or held back.
 const DEAD_TUPLES: i64 = 100_000;
+/// The number of dead rows per live row from which a missing vacuum is reported.
 const DEAD_SHARE: f64 = 0.2;
 
-/// How many payloads of a text column are parsed.
+/// The number of payloads of a text column that are parsed.
 const PAYLOADS_PARSED: u32 = 100;
 
 pub(super) async fn table(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
@@ -102,7 +103,8 @@ async fn sequence(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
     }))
 }
 
-/// The triggers that keep `xid`: without them, or without ALWAYS, rows that are restored, replicated or changed may never be found.
+/// Checks the triggers that maintain `xid`. If they are missing or not enabled ALWAYS, claims may never find restored, replicated or
+/// changed rows.
 async fn stamp_triggers(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
     let outbox = names.outbox();
     let wanted = ["stamp_insert", "stamp_update"];
@@ -144,7 +146,7 @@ async fn triggers(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
     }))
 }
 
-/// Payloads of a text column that are not JSON, where the envelope puts them into a JSON object as they are.
+/// Reports payloads of a text column that are not JSON, if the envelope puts payloads unchanged into a JSON object.
 pub(super) async fn payloads(
     conn: &mut PgConnection,
     names: &Names,

@@ -1,4 +1,4 @@
-//! One topic: whether it can be written, safely, and whatever is in the outbox for it.
+//! Checks one topic: whether it accepts records, stores them safely, and fits the events in the outbox.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,21 +17,22 @@ use crate::sink::reader::{Part, Partition, Reader};
 use crate::store::routes::Seen;
 use event_outbox::code::Code;
 
-/// librdkafka's default of `message.max.bytes`.
+/// The default of librdkafka's `message.max.bytes`.
 const CLIENT_LIMIT: i64 = 1_000_000;
 
-/// What the envelope and the record put around a payload, at the least.
+/// The minimum number of bytes that the envelope and the record add to a payload.
 const AROUND: i64 = 200;
 
-/// The tail of a topic that is looked at.
+/// The number of partitions whose last records are read.
 const TAIL_PARTITIONS: usize = 12;
+/// The number of last records that are read from each partition.
 const TAIL_RECORDS: i64 = 20;
 const TAIL_WITHIN: Duration = Duration::from_secs(3);
 
-/// Fewer keys say nothing.
+/// The minimum number of keys for a statement about the partitioner.
 const FEWEST_KEYS: usize = 8;
 
-/// What is found about a topic, and the age of its oldest record in milliseconds since 1970 where it is known.
+/// Checks a topic. Returns the findings, and the topic's retention and oldest record unless the topic cannot be used.
 pub(super) async fn topic(
     cluster: &Cluster,
     kafka: &KafkaSettings,
@@ -66,12 +67,12 @@ pub(super) async fn topic(
     Ok((findings, Some(Topic { retention, oldest_ms })))
 }
 
-/// What the window of `processed_events` is compared with.
+/// The facts about a topic that are compared with the window of `processed_events`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Topic {
-    /// `None` where its configuration cannot be seen.
+    /// The retention; `None` if the user may not see the configuration.
     pub(super) retention: Option<TopicRetention>,
-    /// Timestamp of the first record of any partition.
+    /// The earliest timestamp of the partitions' first records.
     pub(super) oldest_ms: Option<i64>,
 }
 
@@ -156,7 +157,7 @@ fn replicas(name: &str, partitions: &[Partition], config: &[ConfigEntry], broker
                 alter(2)
             },
         );
-        // On a cluster of one broker there is nothing to be done about it.
+        // On a cluster of one broker there is no fix, so this is only a note.
         let severity = if brokers == 1 { super::Severity::Note } else { finding.severity };
         return Some(Finding { severity, ..finding });
     }
@@ -196,7 +197,7 @@ fn sizes(name: &str, config: &[ConfigEntry], client: i64, largest: i64) -> Vec<F
 
 #[derive(Debug, Default)]
 struct Tail {
-    /// Partition and key of the last records.
+    /// The partition and key of each of the last records.
     keys: Vec<(i32, Vec<u8>)>,
     oldest_ms: Option<i64>,
 }
@@ -222,7 +223,7 @@ fn tail(reader: &Reader, topic: &str, partitions: &[Partition]) -> Result<Tail, 
     Ok(tail)
 }
 
-/// Compares where the last records are with where the configured partitioner would put their keys.
+/// Compares the partitions of the last records with those that the configured partitioner would choose for their keys.
 fn partitioner(name: &str, kafka: &KafkaSettings, tail: &Tail, partitions: usize) -> Option<Finding> {
     let count = i32::try_from(partitions).ok().filter(|count| *count > 1)?;
     if tail.keys.len() < FEWEST_KEYS {

@@ -1,4 +1,4 @@
-//! What exactly-once needs besides: rights on the lanes' rows, transactions, a group and a topic for the progress.
+//! Checks what exactly-once needs in addition: rights on the delivery table, transactions, and a group and a topic for the progress.
 
 use rdkafka::error::RDKafkaErrorCode;
 use sqlx::PgConnection;
@@ -15,17 +15,17 @@ use crate::store::delivery::DeliverySql;
 use event_outbox::Names;
 use event_outbox::code::Code;
 
-/// The columns of the table of deliveries that a relay writes.
+/// The columns of the delivery table that a relay writes.
 const OWNED: [&str; 3] = ["epoch", "transactional_id", "opened"];
 
-/// What an outbox is known by in Kafka.
+/// The identity of an outbox in Kafka.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Identity {
     pub(super) value: i64,
     pub(super) lanes: u16,
 }
 
-/// Of a relay that publishes exactly once; the findings say what the database lacks.
+/// Returns what the database lacks for exactly-once, and the outbox's identity. The identity is `None` for at-least-once delivery.
 pub(super) async fn database(
     conn: &mut PgConnection,
     settings: &Settings,
@@ -50,7 +50,7 @@ pub(super) async fn database(
     Ok((findings, Some(Identity { value, lanes })))
 }
 
-/// What the cluster lacks.
+/// Returns what the cluster lacks for exactly-once.
 pub(super) async fn kafka(cluster: &Cluster, settings: &Settings, identity: Identity) -> Vec<Finding> {
     let Some(kafka) = &settings.kafka else { return Vec::new() };
     let client = ClientSettings::new(kafka, settings.relay.batch_size, 0);
@@ -58,7 +58,7 @@ pub(super) async fn kafka(cluster: &Cluster, settings: &Settings, identity: Iden
     let name = group.name().to_owned();
     let mut findings = Vec::new();
     findings.extend(topic(cluster, &name, identity.lanes).await);
-    // An id of its own: only another check fences this one, and that it could be fenced is all that was asked.
+    // Use a transactional id of its own, which only another check can fence. The check only asks whether fencing works.
     let fenced = group.fence(&format!("{name}.check"), settings.relay.publish_timeout).await;
     if let Err(error @ (TransactionError::Kafka(_) | TransactionError::Topic { .. })) = fenced {
         findings.push(refused(
