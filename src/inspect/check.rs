@@ -108,7 +108,7 @@ pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
         let code = error.rdkafka_error_code();
         found.findings.push(Finding::error(
             Code::BrokerUnreachable,
-            format!("The brokers at {} could not be looked at ({code:?}).", kafka.brokers()),
+            format!("The brokers at {} could not be checked ({code:?}).", kafka.brokers()),
             code.map_or("compare the KAFKA_ settings with each other", |code| fault::classify_kafka(code).next_step),
         ));
     }
@@ -131,12 +131,12 @@ fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
         Some("57014") => Finding::warning(
             Code::DatabaseSlow,
-            format!("The database {target} took too long over a look, so that not everything was looked at: {reason}."),
+            format!("A query of the database {target} took too long, so not everything was checked: {reason}."),
             fault.next_step,
         ),
         Some("55P03") => Finding::warning(
             Code::DatabaseLocked,
-            format!("Another session holds a lock in {target}, so that not everything was looked at: {reason}."),
+            format!("Another session holds a lock in {target}, so not everything was checked: {reason}."),
             fault.next_step,
         ),
         _ => Finding::error(
@@ -224,8 +224,8 @@ async fn brokers(
     if topics.len() > MOST_TOPICS {
         found.findings.push(Finding::note(
             Code::TopicsNotAll,
-            format!("The events go to {} topics, of which the {MOST_TOPICS} busiest were looked at.", topics.len()),
-            "nothing; RELAY_TOPIC decides into how many topics events go",
+            format!("The events go to {} topics; only the {MOST_TOPICS} busiest were checked.", topics.len()),
+            "no action is needed; RELAY_TOPIC decides to how many topics events go",
         ));
     }
     let question = question(settings, names);
@@ -274,7 +274,7 @@ fn illegal_topic(route: &IllegalRoute) -> Finding {
     let IllegalRoute { entity_type, error } = route;
     Finding::error(
         Code::TopicIllegal,
-        format!("Events of the entity type {entity_type:?} have no legal topic and go DEAD: {error}."),
+        format!("Events of the entity type {entity_type:?} have no legal topic and become DEAD: {error}."),
         "fix RELAY_TOPIC, or what the application writes into entity_type and topic",
     )
 }

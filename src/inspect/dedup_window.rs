@@ -77,16 +77,16 @@ impl fmt::Display for WindowViolation {
             (Some(topic), false) => {
                 write!(
                     f,
-                    "the topic {topic} keeps events for {retention} (retention.ms), consumers remember them for {window}"
+                    "the topic {topic} keeps events for {retention} (retention.ms), but consumers remember them only for {window}"
                 )
             }
             (Some(topic), true) => write!(
                 f,
-                "the dead letter topic {topic} keeps letters for {retention} (retention.ms), consumers remember events for {window}"
+                "the topic {topic} keeps dead letters for {retention} (retention.ms), but consumers remember events only for {window}"
             ),
             (None, _) => write!(
                 f,
-                "dead letters may come back for {retention} (RELAY_DEAD_LETTER_HORIZON), consumers remember events for {window}"
+                "dead letters may be redriven for {retention} (RELAY_DEAD_LETTER_HORIZON), but consumers remember events only for {window}"
             ),
         }
     }
@@ -94,17 +94,17 @@ impl fmt::Display for WindowViolation {
 
 /// The fix of a violation.
 pub(crate) const FIX: &str =
-    "make RELAY_PROCESSED_RETENTION longer than each of these times, or retention.ms of the topic shorter";
+    "set RELAY_PROCESSED_RETENTION longer than each of these times, or retention.ms of the topic shorter";
 
 /// The reason why the window cannot be judged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unknown {
-    #[error("the database")]
+    #[error("a database error")]
     Database(#[from] sqlx::Error),
     #[error("Kafka does not answer")]
     Kafka(#[from] KafkaError),
     /// The user lacks the right to see the configuration of this topic.
-    #[error("the configuration of the topic {0} cannot be seen: grant DESCRIBE_CONFIGS on it")]
+    #[error("no right to see the configuration of the topic {0}: grant DESCRIBE_CONFIGS on it")]
     Hidden(String),
 }
 

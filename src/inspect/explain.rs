@@ -96,7 +96,7 @@ async fn look_on_topics(settings: &Settings, found: &[Row], topics: &[String]) -
     let reader = match Reader::new(kafka) {
         Ok(reader) => reader,
         Err(error) => {
-            let said = format!("the Kafka client cannot be made ({:?})", error.rdkafka_error_code());
+            let said = format!("librdkafka rejects the KAFKA_ settings ({:?})", error.rdkafka_error_code());
             return wanted.into_keys().map(|topic| (topic, Err(said.clone()))).collect();
         }
     };

@@ -96,15 +96,15 @@ pub(crate) struct Plan {
 /// The reason why there is no verdict.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VerifyError {
-    #[error("the database")]
+    #[error("a database error")]
     Database(#[from] sqlx::Error),
-    #[error("Kafka")]
+    #[error("a Kafka error")]
     Kafka(#[from] KafkaError),
     #[error("librdkafka refuses the combination of the KAFKA_ settings")]
     Client,
     #[error("topic {topic}: {code}")]
     Topic { topic: String, code: RDKafkaErrorCode },
-    #[error("topic {topic}: partitions {partitions:?} give no records any more")]
+    #[error("topic {topic}: partitions {partitions:?} deliver no more records")]
     Stalled { topic: String, partitions: Vec<i32> },
     #[error("the rows are routed to more than a thousand topics")]
     TooManyTopics,
@@ -192,8 +192,7 @@ impl Verification<'_> {
         let audits = table.audits(conn, &plan.names, |event| Ok(facts.push(Fact::Audit.encode(event))?)).await?;
         if audits == Audits::Forbidden {
             self.notes.push(
-                "the right to read the audit is missing: events that an operator retried count as inversions"
-                    .to_owned(),
+                "no right to read the audit table: late events that an operator retried count as inversions".to_owned(),
             );
         }
         Ok((extent, horizon))
@@ -269,14 +268,14 @@ impl Verification<'_> {
     fn note(&mut self, name: &str, extent: &TopicExtent) {
         if !extent.truncated.is_empty() {
             self.notes.push(format!(
-                "topic {name}: the beginning of partitions {:?} is gone, by retention or deletion: earlier events are not called missing",
+                "topic {name}: the first records of partitions {:?} are gone, by retention or deletion; earlier events do not count as missing",
                 extent.truncated
             ));
         }
         match extent.compacted {
-            Some(true) => self.notes.push(format!("topic {name} is compacted: no event is called missing")),
+            Some(true) => self.notes.push(format!("topic {name} is compacted; no event counts as missing")),
             None => self.notes.push(format!(
-                "topic {name}: the right DESCRIBE_CONFIGS is missing; if the topic is compacted, missing events are no violation"
+                "topic {name}: no right to DESCRIBE_CONFIGS; if the topic is compacted, missing events are no violation"
             )),
             Some(false) => {}
         }
@@ -292,13 +291,13 @@ impl Verification<'_> {
                 unmatched.facts.push(Fact::Row(row).encode(event))?;
             }
         }
-        block_in_place(|| compare_all(&mut comparison, unmatched.facts, "comparing what committed late"))?;
+        block_in_place(|| compare_all(&mut comparison, unmatched.facts, "comparing late commits"))?;
         let (mut report, tolerated, steps) = comparison.end();
         block_in_place(|| compare::order(scope, steps, &mut report))?;
         self::name_entities(&table, conn, &mut report).await?;
         if tolerated.repeated_ids > 0 {
             notes.push(format!(
-                "{} rows share their event_id with another row: consumers take them for duplicates",
+                "{} rows have the same event_id as another row; consumers treat them as duplicates",
                 tolerated.repeated_ids
             ));
         }

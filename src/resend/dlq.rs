@@ -27,11 +27,11 @@ pub(crate) enum DlqError {
     /// librdkafka rejects the settings. Its own text may quote a secret.
     #[error("the Kafka client cannot be made")]
     Client(#[source] KafkaError),
-    #[error("Kafka")]
+    #[error("a Kafka error")]
     Kafka(#[from] KafkaError),
     #[error("topic {topic}: {code}")]
     Topic { topic: String, code: RDKafkaErrorCode },
-    #[error("partitions {0:?} give no records any more")]
+    #[error("partitions {0:?} deliver no more records")]
     Stalled(Vec<i32>),
     #[error("a temporary file cannot be written or read")]
     Disk(#[from] io::Error),

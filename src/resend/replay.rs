@@ -182,7 +182,7 @@ impl Plan {
             while found.next_if(|found| found.id < row.id).is_some() {}
             let Some(found) = found.next_if(|found| found.id == row.id) else { continue };
             let event = row.event((REPLAY_ID, id)).map_err(|bad| bad.to_string());
-            let topic = self.topic(found).ok_or_else(|| "no legal topic is known for it".to_owned());
+            let topic = self.topic(found).ok_or_else(|| "it has no legal topic".to_owned());
             match event.and_then(|event| Ok((event, topic?))) {
                 Ok((event, topic)) => {
                     let mut headers = Vec::new();

@@ -36,7 +36,9 @@ pub(super) async fn oldest_processed_ms(conn: &mut PgConnection, names: &Names) 
 pub(super) fn too_narrow(violation: &WindowViolation) -> Finding {
     Finding::error(
         Code::ProcessedWindow,
-        format!("RELAY_PROCESSED_RETENTION lets duplicates in, so that nothing of it is pruned: {violation}."),
+        format!(
+            "RELAY_PROCESSED_RETENTION is too short and would let duplicates in, so no row of processed_events is pruned: {violation}."
+        ),
         dedup_window::FIX,
     )
 }
@@ -47,18 +49,18 @@ pub(super) fn outlived(name: &str, topic: Topic, processed_ms: Option<f64>, name
     let forgotten = (processed - oldest) / 1000.0;
     let retention = match topic.retention {
         Some(TopicRetention::For(retention)) => retention.to_string(),
-        Some(TopicRetention::Forever) => "all time".to_owned(),
+        Some(TopicRetention::Forever) => "ever".to_owned(),
         None => "an unknown time".to_owned(),
     };
     (forgotten > TOLERANCE_S).then(|| {
         Finding::warning(
             Code::ProcessedWindow,
             format!(
-                "The topic {name} keeps events of {retention}, {} more than {} remembers: a consumer that reads it again applies those twice.",
+                "The topic {name} keeps events for {retention}, {} longer than {} remembers them: a consumer group that reads the topic again applies these events twice.",
                 span(forgotten),
                 names.processed()
             ),
-            format!("keep rows of {} longer than retention.ms of the topic; nothing, if no consumer group is that old", names.processed()),
+            format!("keep the rows of {} for longer than retention.ms of the topic; no action is needed if no consumer group is that old", names.processed()),
         )
     })
 }

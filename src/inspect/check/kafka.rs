@@ -95,9 +95,9 @@ fn away(brokers: &str, complaint: Option<(RDKafkaErrorCode, String)>) -> Finding
     let (code, reason) = complaint.unwrap_or((RDKafkaErrorCode::BrokerTransportFailure, "no answer".to_owned()));
     let fix = fault::classify_kafka(code).next_step;
     match code {
-        SSL => Finding::error(Code::BrokerTls, format!("No TLS connection to {brokers} comes about: {reason}."), fix),
+        SSL => Finding::error(Code::BrokerTls, format!("The TLS connection to {brokers} fails: {reason}."), fix),
         Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism => {
-            Finding::error(Code::BrokerLogin, format!("The brokers at {brokers} refuse the login: {reason}."), fix)
+            Finding::error(Code::BrokerLogin, format!("The brokers at {brokers} reject the login: {reason}."), fix)
         }
         _ => Finding::error(
             Code::BrokerUnreachable,

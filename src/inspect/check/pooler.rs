@@ -91,15 +91,15 @@ async fn executed_elsewhere(
 fn transaction_pooler() -> Finding {
     Finding::note(
         Code::PoolerTransaction,
-        "A transaction pooler stands before the database, PgBouncer perhaps: it works, and costs each statement a hop.",
-        "nothing; a direct connection is faster, and a relay needs few: RELAY_WORKERS + 1",
+        "A transaction pooler, such as PgBouncer, stands before the database: it works, but adds a network hop to each statement.",
+        "no action is needed; a direct connection is faster, and a relay needs only RELAY_WORKERS + 1",
     )
 }
 
 fn forgetful_pooler() -> Finding {
     Finding::error(
         Code::PoolerPreparedStatements,
-        "The pooler before the database loses prepared statements: claims fail whenever it changes the server.",
+        "The pooler before the database loses prepared statements: claims fail whenever the pooler switches to another server process.",
         "set RELAY_PREPARED_STATEMENTS=false, or max_prepared_statements in PgBouncer 1.21 or newer",
     )
 }
@@ -107,8 +107,8 @@ fn forgetful_pooler() -> Finding {
 fn session_pooler() -> Finding {
     Finding::note(
         Code::PoolerSession,
-        "The server's process is older than the connection to it: a pooler by sessions stands before the database.",
-        "nothing; a direct connection is simpler, and a relay needs few: RELAY_WORKERS + 1",
+        "The server process is older than the connection to it: a session pooler stands before the database.",
+        "no action is needed; a direct connection is simpler, and a relay needs only RELAY_WORKERS + 1",
     )
 }
 

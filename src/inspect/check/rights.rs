@@ -93,7 +93,7 @@ async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Op
     if superuser {
         return Ok(Some(Finding::warning(
             Code::RightsSuperuser,
-            format!("The relay's user {user} is a superuser: whoever gets its password owns the server."),
+            format!("The relay's user {user} is a superuser: a leaked password gives full control of the server."),
             "create a user for the relay with the grants of docs/how-to/grant-rights.md, and put it into DATABASE_URL",
         )));
     }

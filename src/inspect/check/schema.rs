@@ -39,7 +39,7 @@ fn refused(error: &SchemaError) -> Finding {
         SchemaError::Partitioned { .. } => Finding::error(
             Code::TablePartitioned,
             format!("The outbox cannot be used: {error}."),
-            "move the events into a plain table that `outbox-relay migrate` makes",
+            "move the events into a plain table that `outbox-relay migrate` creates",
         ),
         SchemaError::BrokenLanes { .. } => Finding::error(
             Code::LanesBroken,
@@ -97,7 +97,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
         let Some(found) = found else {
             findings.push(Finding::error(
                 Code::IndexMissing,
-                format!("The index {index} is missing: every look for work walks the whole table."),
+                format!("The index {index} is missing: every claim scans the whole table."),
                 format!("{create};"),
             ));
             continue;
@@ -107,7 +107,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
             findings.push(Finding::error(
                 Code::IndexInvalid,
                 format!(
-                    "The index {index} is invalid, so that no query uses it: its creation has failed or is under way."
+                    "The index {index} is invalid, so no query uses it: its creation has failed or is still running."
                 ),
                 format!("reindex index concurrently {}.{index};", names.schema()),
             ));
@@ -115,7 +115,7 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
             findings.push(Finding::error(
                 Code::IndexInvalid,
                 format!(
-                    "The index {index} is not the one that `migrate` makes, so that the claim may walk the whole table."
+                    "The index {index} differs from the one that `migrate` creates, so the claim may scan the whole table."
                 ),
                 format!("drop index concurrently {}.{index}; {create};", names.schema()),
             ));
@@ -133,7 +133,7 @@ async fn plans(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>
         Finding::error(
             Code::ClaimPlan,
             format!(
-                "The planner does not take the indexes that the claim is made for, so that it walks published events ({step})."
+                "The planner does not use the indexes that the claim needs, so the claim reads published events as well ({step})."
             ),
             format!(
                 "analyze {}; if that does not help, compare the indexes with `outbox-relay migrate --print`",

@@ -34,8 +34,8 @@ fn skewed(asked: f64, server: f64, answered: f64) -> Option<Finding> {
         let direction = if ahead > 0.0 { "ahead of" } else { "behind" };
         Finding::warning(
             Code::ClockSkew,
-            format!("This machine's clock is {} {direction} the database's: times in its log and latencies are off.", span(ahead.abs())),
-            "synchronise both machines' clocks: `timedatectl timesync-status` or `chronyc tracking` tells which is wrong",
+            format!("This machine's clock is {} {direction} the database's: the times in its log and the latencies are wrong.", span(ahead.abs())),
+            "synchronise the clocks of both machines: `timedatectl timesync-status` or `chronyc tracking` shows which one is wrong",
         )
     })
 }
@@ -51,7 +51,7 @@ pub(super) async fn oldest_transaction(
         findings.push(Finding::note(
             Code::SessionsHidden,
             format!(
-                "The user {user} may not see what other sessions do: who holds a transaction or a lock stays unknown."
+                "The user {user} may not see other sessions, so the holders of transactions and locks stay unknown."
             ),
             format!("grant pg_read_all_stats to {user};"),
         ));
@@ -60,7 +60,7 @@ pub(super) async fn oldest_transaction(
         let age = oldest.transaction_s.unwrap_or_default();
         if age > tolerated.as_secs_f64() {
             let harm = if oldest.holds_vacuum {
-                "vacuum removes nothing that has died since, and claims get slower"
+                "vacuum cannot remove rows that died since, and claims get slower"
             } else {
                 "it may hold locks"
             };
@@ -95,7 +95,7 @@ pub(super) async fn prepared_transactions(
     Ok(Some(Finding::warning(
         Code::TransactionPrepared,
         format!(
-            "{count} prepared transaction(s) hold back vacuum and keep their locks; the oldest, of {owner}, for {}.",
+            "{count} prepared transaction(s) hold vacuum back and keep their locks; the oldest belongs to {owner} and is open for {}.",
             span(age)
         ),
         format!("rollback prepared {}; -- or commit prepared, ask its owner", event_outbox::names::literal(&gid)),

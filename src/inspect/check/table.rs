@@ -60,7 +60,9 @@ async fn vacuum(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding
     };
     Ok(Some(Finding::warning(
         Code::AutovacuumOff,
-        format!("Autovacuum is off {whose}: what published events leave behind piles up, and every claim walks it."),
+        format!(
+            "Autovacuum is off {whose}: dead row versions of published events pile up, and every claim reads them."
+        ),
         fix,
     )))
 }
@@ -81,7 +83,7 @@ async fn dead_tuples(conn: &mut PgConnection, names: &Names) -> Result<Option<Fi
         Finding::warning(
             Code::DeadTuples,
             format!("The table {outbox} holds {dead} dead rows beside {live} live ones, and no vacuum has ended for ten minutes."),
-            format!("vacuum (verbose) {outbox}; -- says what it could not remove; then look who holds it back: transaction-old"),
+            format!("vacuum (verbose) {outbox}; -- reports what it could not remove; then look for the session that holds vacuum back: transaction-old"),
         )
     }))
 }
@@ -97,7 +99,7 @@ async fn sequence(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
     Ok(cache.filter(|cache| *cache > 1).map(|cache| {
         Finding::error(
             Code::SequenceCache,
-            format!("The ids of {outbox} are handed out to sessions in blocks of {cache}: id order is not commit order, and an entity's events are published out of order."),
+            format!("The sequence of {outbox} gives each session ids in blocks of {cache}: the order of ids is not the order of commits, and events of an entity are published out of order."),
             format!("alter table {outbox} alter column id set cache 1;"),
         )
     }))
@@ -119,8 +121,8 @@ async fn stamp_triggers(conn: &mut PgConnection, names: &Names) -> Result<Option
     Ok((found < 2).then(|| {
         Finding::error(
             Code::StampTriggers,
-            format!("{outbox} lacks triggers that claims rest on, or they are not enabled ALWAYS: events may never be published."),
-            format!("alter table {outbox} {enable}; -- where they are gone: `outbox-relay migrate --print` has them, in 0007"),
+            format!("Triggers of {outbox} that claims depend on are missing or not enabled ALWAYS: events may never be published."),
+            format!("alter table {outbox} {enable}; -- if they are missing: `outbox-relay migrate --print` has them, in 0007"),
         )
     }))
 }
@@ -140,7 +142,7 @@ async fn triggers(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
     Ok(all.zip(one).map(|(all, one)| {
         Finding::warning(
             Code::Triggers,
-            format!("Triggers run on {outbox} ({all}): they slow each insert or mark down, and one that fails or changes rows stops the relay."),
+            format!("Triggers run on {outbox} ({all}): they slow down each insert or mark, and a trigger that fails or changes rows stops the relay."),
             format!("alter table {outbox} disable trigger {one}; -- if nobody needs it"),
         )
     }))

@@ -48,8 +48,8 @@ pub(super) async fn topic(
     match &config {
         None => findings.push(Finding::note(
             Code::TopicConfigHidden,
-            format!("The configuration of the topic {name} cannot be seen: replicas and sizes are not compared."),
-            "grant the relay's user DESCRIBE_CONFIGS on the topic; it works without",
+            format!("The relay's user may not see the configuration of the topic {name}: replicas and sizes are not checked."),
+            "grant the relay's user DESCRIBE_CONFIGS on the topic; the relay works without this right",
         )),
         Some(config) => {
             findings.extend(replicas(name, &partitions, config, cluster.brokers));
@@ -89,7 +89,7 @@ async fn closed(name: &str, code: RDKafkaErrorCode, cluster: &Cluster) -> Findin
                 return Finding::warning(
                     Code::TopicMissing,
                     format!(
-                        "The topic {name} does not exist: the brokers make it at the first event, with their default partitions, which cannot be fewer later."
+                        "The topic {name} does not exist: the brokers create it at the first event, with their default number of partitions, which cannot be reduced later."
                     ),
                     create,
                 );
@@ -132,7 +132,7 @@ fn replicas(name: &str, partitions: &[Partition], config: &[ConfigEntry], broker
         return Some(Finding::error(
             Code::TopicMinIsr,
             format!(
-                "The topic {name} wants {least} replicas in sync and has {fewest}: no record is ever acknowledged."
+                "The topic {name} needs {least} replicas in sync and has only {fewest}: no record is ever acknowledged."
             ),
             alter(fewest.saturating_sub(1).max(1)),
         ));
@@ -147,10 +147,10 @@ fn replicas(name: &str, partitions: &[Partition], config: &[ConfigEntry], broker
         ));
     }
     if fewest == 1 || least == 1 {
-        let single = if fewest == 1 { "has one replica" } else { "acknowledges a record that one replica has" };
+        let single = if fewest == 1 { "has one replica" } else { "acknowledges a record that only one replica has" };
         let finding = Finding::warning(
             Code::TopicSingleReplica,
-            format!("The topic {name} {single}: acknowledged events are lost with that broker's disk."),
+            format!("The topic {name} {single}: if that broker loses its disk, acknowledged events are lost."),
             if fewest == 1 {
                 format!("kafka-reassign-partitions.sh to 3 replicas, then {}", alter(2))
             } else {
@@ -177,7 +177,7 @@ fn sizes(name: &str, config: &[ConfigEntry], client: i64, largest: i64) -> Vec<F
     if client > topic {
         findings.push(Finding::warning(
             Code::MessageSizeMismatch,
-            format!("KAFKA_MESSAGE_MAX_BYTES is {client}, the topic {name} takes {topic} bytes: larger batches are refused and sent again smaller."),
+            format!("KAFKA_MESSAGE_MAX_BYTES is {client}, but the topic {name} accepts only {topic} bytes: larger batches are rejected and sent again in smaller ones."),
             format!("KAFKA_MESSAGE_MAX_BYTES={topic}, or raise max.message.bytes of the topic"),
         ));
     }
@@ -186,7 +186,7 @@ fn sizes(name: &str, config: &[ConfigEntry], client: i64, largest: i64) -> Vec<F
         let raise = largest + AROUND + largest / 4;
         findings.push(Finding::error(
             Code::MessageTooLarge,
-            format!("Events for the topic {name} have up to {largest} bytes, and records of {limit} bytes are the limit: such events go DEAD."),
+            format!("Events for the topic {name} have up to {largest} bytes, but the limit for a record is {limit} bytes: such events become DEAD."),
             format!(
                 "KAFKA_MESSAGE_MAX_BYTES={raise}; kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config max.message.bytes={raise}"
             ),
@@ -243,14 +243,14 @@ fn partitioner(name: &str, kafka: &KafkaSettings, tail: &Tail, partitions: usize
         let (there, fix) = if java {
             (
                 format!("{others} of the last {all} records with a key are not where {configured} puts them"),
-                "find the other producer and let both use one partitioner: KAFKA_PARTITIONER=murmur2_random is Java's, consistent is librdkafka's for keys; or the topic got more partitions, then it passes",
+                "find the other producer and make both use the same partitioner: KAFKA_PARTITIONER=murmur2_random is Java's, consistent is librdkafka's for keys; if the topic got more partitions, the finding disappears with new records",
             )
         } else {
             (format!("the last {all} records with a key are where Java's partitioner puts them, not {configured}"), "KAFKA_PARTITIONER=murmur2_random")
         };
         Finding::warning(
             Code::TopicPartitioner,
-            format!("On the topic {name} {there}: events of an entity are on two partitions, without order."),
+            format!("On the topic {name} {there}: events of an entity are on two partitions, and their order is lost."),
             fix,
         )
     })

@@ -93,7 +93,7 @@ async fn topic(cluster: &Cluster, name: &str, lanes: u16) -> Option<Finding> {
         )),
         Ok(Err(_)) => Some(Finding::warning(
             Code::ProgressTopic,
-            format!("The progress topic {name} does not exist: the relay creates it, if it may."),
+            format!("The progress topic {name} does not exist: the relay creates it if it has the right."),
             create,
         )),
         Err(_) => None,
@@ -113,13 +113,13 @@ fn refused(error: &TransactionError, what: &str, resource: &str, operations: &st
         ),
         Some(code) if fault::classify_kafka(code).class == Class::ActionRequired => Finding::error(
             fault::classify_kafka(code).code,
-            format!("RELAY_DELIVERY is exactly_once, and the brokers refuse {what} ({code:?})."),
+            format!("RELAY_DELIVERY is exactly_once, and the brokers reject {what} ({code:?})."),
             fault::classify_kafka(code).next_step,
         ),
         code => Finding::error(
             Code::TransactionsUnusable,
             format!("RELAY_DELIVERY is exactly_once, and the coordinator of {what} does not answer ({code:?})."),
-            "see the brokers' log: __transaction_state and __consumer_offsets need as many brokers as their replication factor",
+            "see the log of the brokers: __transaction_state and __consumer_offsets need as many brokers as their replication factor",
         ),
     }
 }
@@ -132,7 +132,7 @@ async fn brokers(cluster: &Cluster) -> Vec<Finding> {
         findings.push(Finding::note(
             Code::ProgressSmall,
             format!(
-                "The brokers take {bytes} bytes of progress per lane, so that batches are smaller than they could be."
+                "The brokers accept only {bytes} bytes of progress per lane, so batches are smaller than necessary."
             ),
             format!("offset.metadata.max.bytes={METADATA_MAX_BYTES} on the brokers"),
         ));
@@ -141,10 +141,8 @@ async fn brokers(cluster: &Cluster) -> Vec<Finding> {
         if cluster.brokers > 1 && number(name) == Some(1) {
             findings.push(Finding::warning(
                 Code::ProgressSingleReplica,
-                format!("{name} is 1: a broker that is lost takes along what keeps events from being published twice."),
-                format!(
-                    "{name}=2 or more on the brokers, and the topics that exist already by kafka-reassign-partitions.sh"
-                ),
+                format!("{name} is 1: if that broker is lost, the state that prevents duplicates is lost with it."),
+                format!("{name}=2 or more on the brokers, and kafka-reassign-partitions.sh for the existing topics"),
             ));
         }
     }

@@ -46,7 +46,7 @@ pub(super) fn seek(reader: &Reader, topic: &str, events: &[(Uuid, i64)]) -> Resu
         })
         .map_err(away)?;
     if found.is_empty() && !all {
-        return Err(format!("not among the {read} records that were read in {} s", SEEK_WITHIN.as_secs()));
+        return Err(format!("not found in the {read} records that were read in {} s", SEEK_WITHIN.as_secs()));
     }
     Ok(found)
 }

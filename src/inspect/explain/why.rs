@@ -52,7 +52,7 @@ pub(super) async fn why(
     match row.status.as_str() {
         "PUBLISHED" => return Ok(None),
         "DEAD" => {
-            let error = row.last_error.as_deref().unwrap_or("no error is noted");
+            let error = row.last_error.as_deref().unwrap_or("no error is recorded");
             return Ok(reason(
                 format!("it could not be sent and is DEAD: {error}"),
                 format!(
@@ -89,12 +89,12 @@ pub(super) async fn why(
     if alive.is_empty() {
         let last = state.relays.iter().map(|relay| relay.silent_s).min_by(f64::total_cmp);
         let since = last.map_or_else(
-            || "none was heard of within the hour".to_owned(),
-            |last| format!("the last was heard of {} ago", span(last)),
+            || "no relay has sent a heartbeat for an hour".to_owned(),
+            |last| format!("the last heartbeat was {} ago", span(last)),
         );
         return Ok(reason(
             format!("no relay is alive: {since}"),
-            "start `outbox-relay run`, or look at the log of the one that is gone: a relay whose brokers are away goes silent",
+            "start `outbox-relay run`, or read the log of the missing relay: a relay sends no heartbeats while its brokers are unreachable",
         ));
     }
     if let Some(trouble) = topic_trouble {
@@ -104,10 +104,10 @@ pub(super) async fn why(
     let least = if before >= MOST_BEFORE { "at least " } else { "" };
     Ok(reason(
         format!(
-            "{} relay(s) are alive and its turn comes: {least}{before} pending events are before it in its lane",
+            "{} relay(s) are alive, and {least}{before} pending events come before this one in its lane",
             alive.len()
         ),
-        "outbox-relay status tells the rate; if nothing moves, look at `blocked` in the relay's status line",
+        "outbox-relay status shows the rate; if no event moves, look at `blocked` in the relay's status line",
     ))
 }
 
@@ -117,7 +117,7 @@ fn held_or_scheduled(row: &Row) -> Reason {
     }
     let due_in = row.due_in_s.filter(|due_in| *due_in > 0.0)?;
     let at = row.available_at.as_deref().unwrap_or_default();
-    reason(format!("it is scheduled for {at}, in {}", span(due_in)), "nothing; available_at says when")
+    reason(format!("it is scheduled for {at}, in {}", span(due_in)), "no action is needed; available_at has the time")
 }
 
 async fn locked(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Reason, sqlx::Error> {
@@ -137,8 +137,8 @@ async fn locked(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Rea
     let age = age.map_or_else(String::new, |age| format!(" for {}", span(age)));
     if application.starts_with("outbox-relay ") {
         return Ok(reason(
-            format!("it is being sent now, by {application:?} (pid {pid}){age}"),
-            "nothing; if that lasts for longer than RELAY_PUBLISH_TIMEOUT, look at the brokers",
+            format!("it is being published now by {application:?} (pid {pid}){age}"),
+            "no action is needed; if this lasts longer than RELAY_PUBLISH_TIMEOUT, look at the brokers",
         ));
     }
     let user = user.unwrap_or_default();

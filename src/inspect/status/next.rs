@@ -129,8 +129,8 @@ fn relays(status: &Status) -> Option<NextStep> {
     Some(match last {
         Some(last) => step(
             About::Relays,
-            format!("no relay is alive; {:?} was heard of {} ago", last.name, span(last.silent_s)),
-            "outbox-relay check: a relay falls silent when its brokers or the database are away; else it was killed, see its log",
+            format!("no relay is alive; the last heartbeat of {:?} was {} ago", last.name, span(last.silent_s)),
+            "outbox-relay check: a relay sends no heartbeats while its brokers or the database are unreachable; else it was killed, see its log",
         ),
         None => step(About::Relays, "no relay is alive", "outbox-relay run"),
     })
@@ -163,7 +163,7 @@ fn standstill(status: &Status) -> Option<(bool, NextStep)> {
         let stands = step(
             About::Backlog,
             format!(
-                "{} events are pending for up to {oldest}, a relay is alive, and none has moved for {}",
+                "{} events are pending for up to {oldest}, a relay is alive, and no event has moved for {}",
                 counts.pending,
                 span(flow.over_s)
             ),
@@ -174,8 +174,11 @@ fn standstill(status: &Status) -> Option<(bool, NextStep)> {
     (flow.settled_per_s > 0.0 && flow.inserted_per_s > flow.settled_per_s * 1.1 && counts.pending > 1000).then(|| {
         let grows = step(
             About::Backlog,
-            format!("the backlog grows: {:.0} events/s come, {:.0} go", flow.inserted_per_s, flow.settled_per_s),
-            "add a relay or workers, up to one for each lane; look at `outbox-relay check` for what makes claims slow",
+            format!(
+                "the backlog grows: {:.0} events/s are written, {:.0} are published",
+                flow.inserted_per_s, flow.settled_per_s
+            ),
+            "add a relay or workers, up to one worker per lane; `outbox-relay check` finds what makes claims slow",
         );
         (false, grows)
     })

@@ -240,7 +240,7 @@ impl<'a> Comparison<'a> {
             self.tolerated.resent(&record);
             self.tolerated.retired += 1;
         } else {
-            let note = record.sequence.map(|sequence| format!("says it is of row {sequence}"));
+            let note = record.sequence.map(|sequence| format!("its header sequence names row {sequence}"));
             self.found(Finding::Unknown, event, None, Some(&record), note);
         }
         Ok(())
@@ -363,7 +363,7 @@ impl Split {
             let Some((_, expected)) = home.filter(|(home, _)| *home != index) else { continue };
             for _ in 0..count {
                 let place = Some((first.topic, first.partition, first.offset));
-                let note = Some(format!("most of the entity is in partition {expected}"));
+                let note = Some(format!("most events of the entity are in partition {expected}"));
                 report.add(Finding::WrongPartition, || example(scope, first.event, Some(first.id), place, note));
             }
         }

@@ -90,24 +90,27 @@ impl fmt::Display for Verdict {
             }
         }
         for (count, meaning) in [
-            (tolerated.after_start, "records of events written after the start were left out"),
+            (tolerated.after_start, "records of events that were written after the start are left out"),
             (
                 tolerated.retired,
-                "records have no row any more; the table's retention explains them, nothing else is known of them",
+                "records have no row; the retention of the table may have deleted it, so they cannot be compared",
             ),
             (
                 tolerated.replayed,
-                "records were published again by `replay`: they are no duplicates, and have no place in the order",
+                "records were published again by `replay`; they do not count as duplicates and are left out of the order",
             ),
             (
                 tolerated.redriven,
-                "records are dead letters that came back: they are no duplicates, and have no place in the order",
+                "records were sent again by `dlq redrive`; they do not count as duplicates and are left out of the order",
             ),
             (
                 *uncommitted,
-                "records are of transactions that were rolled back or are open: consumers that read committed do not see them",
+                "records belong to aborted or open transactions; consumers with read_committed do not see them",
             ),
-            (tolerated.unjudged, "events may have been on the topic, which no longer holds everything"),
+            (
+                tolerated.unjudged,
+                "events have no record, but the retention or compaction of the topic may have removed it",
+            ),
         ] {
             if count > 0 {
                 writeln!(f, "note: {count} {meaning}")?;

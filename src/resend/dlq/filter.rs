@@ -20,7 +20,7 @@ impl FromStr for Run {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         match (first.parse(), last.parse()) {
             (Ok(first), Ok(last)) if 0 <= first && first <= last => Ok(Self { first, last }),
-            _ => Err("expected an offset or a run of them, such as 17 or 17-40".to_owned()),
+            _ => Err("expected an offset or a range of offsets, such as 17 or 17-40".to_owned()),
         }
     }
 }
