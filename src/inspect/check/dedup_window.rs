@@ -37,7 +37,7 @@ pub(super) fn too_narrow(violation: &WindowViolation) -> Finding {
     Finding::error(
         Code::ProcessedWindow,
         format!(
-            "RELAY_PROCESSED_RETENTION is too short and would let duplicates in, so no row of processed_events is pruned: {violation}."
+            "RELAY_PROCESSED_RETENTION is too short and would let duplicates in, so no row of the inbox is pruned: {violation}."
         ),
         dedup_window::FIX,
     )
