@@ -1,4 +1,4 @@
-//! The commands: parsing, one file per command, exit codes.
+//! Parses the command line and runs a command. Each command has a file; `exit` picks the exit code.
 
 #[cfg(feature = "bench")]
 mod bench;
@@ -35,15 +35,15 @@ use exit::Failure;
 
 /// Brings the rows of a Postgres outbox to Kafka, in order per entity.
 ///
-/// Settings come from --config, the environment (DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS, RELAY_*, KAFKA_*) and --set, the later
-/// of them winning; .env.example lists them all. Logs go to stderr.
+/// Settings come from --config, the environment (DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS, RELAY_*, KAFKA_*) and --set. A later source
+/// overrides an earlier one. .env.example lists all settings. Logs go to stderr.
 #[derive(Debug, Parser)]
 #[command(name = "outbox-relay", version)]
 struct Cli {
     /// A TOML file with settings
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// One setting, for example --set batch_size=500; may be given again
+    /// One setting, for example --set batch_size=500; may be repeated
     #[arg(long = "set", global = true, value_name = "NAME=VALUE")]
     set: Vec<String>,
     #[command(subcommand)]
@@ -54,49 +54,49 @@ struct Cli {
 enum Command {
     /// Publish events until SIGTERM
     Run(run::Run),
-    /// Look for what will go wrong: schema, rights, plans, brokers, topics; exit 1 if something must be fixed
+    /// Check schema, rights, query plans, brokers and topics for problems; exit 1 if something must be fixed
     Check(check::Check),
-    /// Show what waits, what blocks, which relays are alive, and what to do next
+    /// Show pending events, what blocks them, which relays are alive, and what to do next
     Status(status::Status),
-    /// Ask the relay of this host whether it is ready, or alive; exit 1 if not. For the health checks of containers
+    /// Ask the relay of this host whether it is ready, or alive; exit 1 if not. Meant for health checks of containers
     Health(health::Health),
-    /// Say what happened to an event or to an entity's events, and why they still wait
+    /// Explain what happened to an event or to an entity's events, and why they still wait
     Explain(explain::Explain),
     /// Follow events as they are written, published and seen on the topic
     Tail(tail::Tail),
     /// Create or update the outbox's tables and functions
     Migrate(migrate::Migrate),
-    /// Compare the table with the topics, and exit 1 if anything is lost, invented, changed or out of order
+    /// Compare the table with the topics; exit 1 if an event is lost, unknown to the table, changed or out of order
     ///
-    /// Reads only, in short transactions; --rate bounds how fast. It may run beside relays at any time: rows that are pending and events
-    /// that come while it runs are left out.
+    /// Only reads, in short transactions; --rate limits the speed. It may run beside relays at any time: pending rows and events
+    /// that arrive during the run are left out.
     Verify(verify::Verify),
-    /// Keep events back: all, a topic's, an entity's; they wait in order, nothing is lost
+    /// Hold back all events, those of a topic or those of an entity; they wait in order and none is lost
     Pause(pause::Pause),
     /// End a pause
     Resume(pause::Resume),
-    /// Events that could not be sent: list and show them by cause, retry or discard them
+    /// List, show, retry or discard events that could not be sent
     #[command(subcommand)]
     Dead(dead::Dead),
-    /// Dead letters of consumers, on any topic: list and show them by cause, send them again in the order of their keys
+    /// List, show or redrive the dead letters of consumers, on any topic; each key keeps its order
     #[command(subcommand)]
     Dlq(dlq::Dlq),
-    /// Publish retained events again, in order, with their event ids: for a group that has to build its state
+    /// Publish retained events again, in order, with their event ids, so that a consumer group can rebuild its state
     ///
-    /// The table's rows do not change. A consumer with an inbox that has seen an event skips it; one without applies it twice.
+    /// The table's rows do not change. A consumer with an inbox skips an event that it has applied; one without applies it twice.
     Replay(replay::Replay),
-    /// Remove what was published, or applied, long ago; relays do it by themselves when RELAY_RETENTION says so
+    /// Remove old published events and old rows of the inbox now; relays do this by themselves if RELAY_RETENTION is set
     Prune(prune::Prune),
-    /// Print what docs/reference takes from the binary
+    /// Print a page of docs/reference that is generated from the binary
     #[command(hide = true)]
     Reference(reference::Reference),
     #[cfg(feature = "bench")]
     /// Measure the relay against these servers, in a schema and topics of its own
     Bench(bench::Bench),
-    /// Show it at work: a Postgres, a stand-in for Kafka, a shop that writes orders, a relay that is killed, and the reconciliation at the end
+    /// Show the relay at work: Postgres, a mock Kafka, a shop that writes orders, a relay that is killed, and a reconciliation at the end
     ///
-    /// Nothing has to be installed. With DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS set it uses those servers instead, in a schema and
-    /// a topic of its own, and removes them at the end.
+    /// Nothing has to be installed. With DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS set, the demo uses those servers instead. It works in
+    /// a schema and a topic of its own, and removes them at the end.
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
     #[cfg(feature = "demo")]
@@ -107,7 +107,7 @@ enum Command {
     DemoService(demo::DemoService),
 }
 
-/// Not clap's to parse: its message would repeat the argument, which may be a URL with a password.
+/// Splits each NAME=VALUE argument. clap must not parse them: its error would repeat the argument, which may be a URL with a password.
 fn names_and_values(flag: &str, overrides: Vec<String>) -> Result<Vec<(String, String)>, Failure> {
     let pair = |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
     let pairs: Option<Vec<_>> = overrides.into_iter().map(pair).collect();
@@ -116,7 +116,7 @@ fn names_and_values(flag: &str, overrides: Vec<String>) -> Result<Vec<(String, S
     })
 }
 
-/// Parses the command line, runs the command, picks the exit code.
+/// Parses the command line, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -182,7 +182,7 @@ fn settings(file: Option<PathBuf>, overrides: Vec<(String, String)>, needs: Need
     Ok(settings)
 }
 
-/// The runtime of every command.
+/// Builds the async runtime that every command uses.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

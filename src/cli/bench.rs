@@ -1,4 +1,4 @@
-//! `outbox-relay bench`.
+//! Runs `outbox-relay bench`.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::fault;
 
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
-    /// What to measure
+    /// The scenario to measure
     scenario: Scenario,
     /// Events of a backlog
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
@@ -20,16 +20,16 @@ pub(crate) struct Bench {
     /// Published rows that `retained` and `retention` find in the table
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     retained: u64,
-    /// Events a second of `latency`, `failover` (both 1000 by default) and `held-snapshot` (as many as go)
+    /// Events per second of `latency`, `failover` (both 1000 by default) and `held-snapshot` (default: as fast as the relay publishes)
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     rate: Option<u64>,
-    /// How long `latency`, `idle` (both 30 by default) and `held-snapshot` (120) take, without warm-up
+    /// Duration of `latency`, `idle` (both 30 by default) and `held-snapshot` (120) in seconds, without the warm-up
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: Option<u64>,
     /// Seconds of a window of `held-snapshot`
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     window: u64,
-    /// Leave out the limits of the box
+    /// Do not measure the baseline: what each server can do alone
     #[arg(long)]
     no_limits: bool,
     /// Bytes of an event's payload
@@ -38,14 +38,14 @@ pub(crate) struct Bench {
     /// Partitions of the topic
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..=1000))]
     partitions: i32,
-    /// Different entities of the events [default: one per 200 events]
+    /// Number of different entities [default: one per 200 events]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     entities: Option<u64>,
-    /// Also write the metrics as JSON to FILE; with - they go to stdout, and the table nowhere
+    /// Also write the metrics as JSON to FILE; with - the JSON goes to stdout and the table is not printed
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// One setting of the relay under test, for example --relay-set batch_size=500; may be given again. RELAY_* variables do not
-    /// reach it
+    /// One setting of the relay under test, for example --relay-set batch_size=500; may be repeated. RELAY_* variables do not
+    /// reach that relay
     #[arg(long = "relay-set", value_name = "NAME=VALUE")]
     relay_set: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `outbox-relay check`.
+//! Runs `outbox-relay check`, and the same check beside a relay that starts.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub(crate) struct Check {
     /// Exit 1 for warnings as well
     #[arg(long)]
     strict: bool,
-    /// Age of a transaction that is a finding
+    /// Report transactions that are older than this
     #[arg(long, default_value = "5m", value_name = "AGE", value_parser = humantime::parse_duration)]
     transaction_age: Duration,
 }
@@ -57,11 +57,11 @@ fn shown(report: &Report, settings: &Settings) -> String {
     text + &format!("\n{errors} errors, {warnings} warnings, {notes} notes\n")
 }
 
-/// How long to wait for servers that are away before looking again.
+/// The pause before the check is repeated because Postgres or Kafka did not answer.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
-/// The check of a relay that starts: beside it, so that it waits for nothing, and logged by it. What stops the relay altogether,
-/// or is an outage, it logs itself.
+/// Runs the check beside a relay that starts, and logs its findings. The relay does not wait for the check. Findings that stop
+/// the relay, or that are an outage, are left out here: the relay logs them itself.
 pub(super) async fn preflight(settings: Settings) {
     let mut report = check::run(&settings, Limits::default()).await;
     while report.is_incomplete() {

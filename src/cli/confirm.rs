@@ -1,13 +1,13 @@
-//! The question before rows are changed.
+//! Asks for confirmation before a command changes rows.
 
 use std::io::{BufRead, IsTerminal, Write};
 
 use super::exit::Failure;
 
-/// How a person agrees to a change.
+/// The flags that answer or replace the question before a change.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Confirm {
-    /// Only show what would be changed
+    /// Only show the changes, do not make them
     #[arg(long, conflicts_with = "yes")]
     pub(crate) dry_run: bool,
     /// Do not ask
@@ -16,7 +16,7 @@ pub(crate) struct Confirm {
 }
 
 impl Confirm {
-    /// Asks on the terminal, unless told not to; without a terminal nobody could answer.
+    /// Asks on the terminal, unless `--yes` is given. Without a terminal the command fails, because nobody could answer.
     pub(crate) fn ask(self, question: &str) -> Result<(), Failure> {
         if self.yes {
             return Ok(());

@@ -1,4 +1,4 @@
-//! `outbox-relay dead list|show|retry|discard`.
+//! Runs `outbox-relay dead list|show|retry|discard`.
 
 use std::time::Duration;
 
@@ -13,47 +13,47 @@ use crate::config::Settings;
 use crate::store::dead::{self, Cause, Decision, Event, Filter, Id};
 use event_outbox::route::TopicTemplate;
 
-/// Events that need a decision: DEAD ones, and, where RELAY_ON_POISON is hold_entity, those that hold their entity.
+/// Events that need a decision: DEAD ones and, if RELAY_ON_POISON is hold_entity, those that hold their entity
 #[derive(Debug, Subcommand)]
 pub(crate) enum Dead {
-    /// Count them by cause
+    /// Count the events by cause
     List(List),
-    /// Show them one by one, without payloads unless asked
+    /// Show the events one by one, without payloads unless --payload is given
     Show(Show),
-    /// Send them again, in order; what waits behind a held one goes on with it
+    /// Send the events again, in order; events that wait behind a held one are released with it
     Retry(Decide),
-    /// Decide that they are never sent; they stay in the table as DEAD, and no list or count shows them any more
+    /// Give the events up: they stay in the table as DEAD, but lists and counts no longer include them
     Discard(Discard),
 }
 
-/// Which events. All that is given has to be true of an event.
+/// The filter for events. An event has to match every filter that is given.
 #[derive(Debug, Args)]
 struct Which {
-    /// The event with this id: the outbox's number, or the event id; may be given again
+    /// Only the event with this id: the outbox id (a number) or the event id; may be repeated
     #[arg(long = "id", value_name = "ID")]
     ids: Vec<Id>,
-    /// Of this event type
+    /// Only events of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// Of the entity with this id
+    /// Only events of the entity with this id
     #[arg(long, value_name = "ID")]
     entity: Option<String>,
-    /// Of entities of this type
+    /// Only events of entities of this type
     #[arg(long, value_name = "TYPE")]
     entity_type: Option<String>,
-    /// That go to this topic, by their own topic or by RELAY_TOPIC
+    /// Only events that go to this topic, by their own topic or by RELAY_TOPIC
     #[arg(long)]
     topic: Option<String>,
-    /// With this cause, as `dead list` shows it
+    /// Only events with this cause, as `dead list` shows it
     #[arg(long = "error", value_name = "FINGERPRINT")]
     fingerprint: Option<String>,
-    /// Created longer ago than this, for example 2h
+    /// Only events created longer ago than this, for example 2h
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// Created no longer ago than this
+    /// Only events created within this time
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
-    /// Those that were discarded, instead of the others
+    /// Only discarded events; without this flag they are left out
     #[arg(long)]
     discarded: bool,
 }
@@ -71,10 +71,10 @@ pub(crate) struct List {
 pub(crate) struct Show {
     #[command(flatten)]
     which: Which,
-    /// Headers and payload as well: they may be confidential
+    /// Also show headers and payload; they may be confidential
     #[arg(long)]
     payload: bool,
-    /// At most so many
+    /// Show at most N events
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
     /// Print JSON
@@ -86,12 +86,12 @@ pub(crate) struct Show {
 pub(crate) struct Decide {
     #[command(flatten)]
     which: Which,
-    /// All of them; instead of a filter
+    /// Take all events; replaces a filter
     #[arg(long)]
     all: bool,
     #[command(flatten)]
     confirm: Confirm,
-    /// Why; for the audit table
+    /// The reason, stored in the audit table
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -261,7 +261,7 @@ async fn causes(target: &mut Target, filter: &Filter, topic: &TopicTemplate) -> 
     found.map_err(|error| target.failed("read the events of", error))
 }
 
-/// An event that was named and not found is in another state, or not there.
+/// Fails with the reason why an event that was given by id was not found: its status is another one, or it does not exist.
 async fn explain_missing(target: &mut Target, filter: &Filter) -> Result<(), Failure> {
     let Some(id) = filter.ids.first() else { return Ok(()) };
     let standing = dead::standing(&mut target.conn, &target.names, *id).await;

@@ -1,4 +1,4 @@
-//! `outbox-relay demo`, `demo order-flow`, and the hidden commands that are the stand-in for Kafka and the services.
+//! Runs `outbox-relay demo`, `demo order-flow`, and the hidden commands that are the mock Kafka and the services of the order flow.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -28,16 +28,16 @@ pub(crate) struct Demo {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// Stay up until Ctrl-C and print where to connect
+    /// Keep the servers up until Ctrl-C and print their addresses
     #[arg(long)]
     serve: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Orders, inventory, payment and mail by events alone: compensation, deadlines, two versions of an event, one service killed halfway
+    /// Run four services (orders, inventory, payment, mail) by events alone: compensation, deadlines, two versions of an event, a kill
     ///
-    /// Shows a line per order and ends with a reconciliation: stock, payments and mails against the orders; exit 1 if they do not agree.
+    /// Shows a line per order and ends with a reconciliation of stock, payments and mails with the orders; exit 1 if they do not agree.
     OrderFlow(OrderFlow),
 }
 
@@ -65,7 +65,7 @@ impl OrderFlow {
 }
 
 impl Demo {
-    /// `env` is the process's environment.
+    /// Runs the demo. `env` is the process's environment.
     pub(crate) fn run(&self, env: BTreeMap<String, String>) -> Result<(), Failure> {
         let servers = server_choice(&env)?;
         if let Some(Act::OrderFlow(flow)) = &self.act {
@@ -84,7 +84,7 @@ impl Demo {
         check_promises(&reconciliation)
     }
 
-    /// Lines for a shell, or one line of JSON.
+    /// Prints the addresses as lines for a shell, or as one line of JSON.
     fn show_addresses(&self, addresses: &[(&'static str, String)]) {
         if self.json {
             let object: BTreeMap<_, _> = addresses.iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
@@ -97,7 +97,7 @@ impl Demo {
     }
 }
 
-/// The hidden command.
+/// The hidden command that is the mock Kafka.
 #[derive(Debug, Args)]
 pub(crate) struct DemoBroker {
     partitions: i32,
@@ -111,7 +111,7 @@ impl DemoBroker {
     }
 }
 
-/// The hidden command that is a service of the order flow. It reads the settings of its relay.
+/// The hidden command that is one service of the order flow. It reads the settings of its relay.
 #[derive(Debug, Args)]
 pub(crate) struct DemoService {
     #[arg(value_parser = clap::value_parser!(Service))]
@@ -134,7 +134,7 @@ impl DemoService {
     }
 }
 
-/// The servers that the environment names, or private ones.
+/// Returns the servers that the environment names, or private ones.
 fn server_choice(env: &BTreeMap<String, String>) -> Result<ServerChoice, Failure> {
     let are_own = names_own_servers(env).map_err(|error| {
         Failure::bad_configuration(error.to_string()).hint(format!("set {}, or unset {}", error.missing, error.given))
@@ -142,7 +142,7 @@ fn server_choice(env: &BTreeMap<String, String>) -> Result<ServerChoice, Failure
     if !are_own {
         return Ok(ServerChoice::Private);
     }
-    // The user's settings for Postgres and Kafka hold, those of their relay do not.
+    // The user's settings of Postgres and Kafka apply to the demo, those of the user's relay do not.
     let env = env.iter().filter(|(name, _)| !name.starts_with("RELAY_"));
     let env = env.map(|(name, value)| (name.clone(), value.clone())).collect();
     let settings = Settings::load(Sources { file: None, env, overrides: Vec::new() }, Needs::DatabaseAndKafka)?;
@@ -155,7 +155,7 @@ fn server_choice(env: &BTreeMap<String, String>) -> Result<ServerChoice, Failure
     })))
 }
 
-/// What a service of the order flow shares with its relay.
+/// Returns the location that a service of the order flow shares with its relay: database, table and brokers.
 fn service_location(settings: &Settings) -> ServiceLocation {
     let outbox = &settings.outbox;
     ServiceLocation {
@@ -166,7 +166,7 @@ fn service_location(settings: &Settings) -> ServiceLocation {
     }
 }
 
-/// The brokers under the name that the consumer asks for.
+/// Returns the client configuration of a consumer, with the brokers under librdkafka's own property name.
 fn consumer_config(kafka: &KafkaSettings) -> ClientConfig {
     let mut config = kafka.consumer_config(&[]);
     config.remove("metadata.broker.list");
@@ -174,7 +174,7 @@ fn consumer_config(kafka: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// Exit code 1 is for tables that do not agree.
+/// Fails with exit code 1 if the services' tables do not agree.
 fn check_order_flow(reconciliation: &OrderReconciliation) -> Result<(), Failure> {
     let broken: Vec<_> =
         reconciliation.promises.iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect();
@@ -185,7 +185,7 @@ fn check_order_flow(reconciliation: &OrderReconciliation) -> Result<(), Failure>
         .hint("this is a bug of outbox-relay; please report it with everything printed above"))
 }
 
-/// Exit code 1 is for a promise that was broken.
+/// Fails with exit code 1 if a guarantee was broken.
 fn check_promises(reconciliation: &Reconciliation) -> Result<(), Failure> {
     if reconciliation.is_kept() {
         return Ok(());
@@ -196,7 +196,7 @@ fn check_promises(reconciliation: &Reconciliation) -> Result<(), Failure> {
         .hint("this is a bug of outbox-relay; please report it with everything printed above"))
 }
 
-/// One message per SIGINT or SIGTERM.
+/// Returns a channel with one message per SIGINT or SIGTERM.
 fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
     let failed = |error| Failure::unexpected("signals cannot be received", error);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -216,7 +216,7 @@ fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
     Ok(receiver)
 }
 
-/// What an error of the demo means for a new user.
+/// Turns an error of the demo into a failure with a hint for a new user.
 fn failed(error: DemoError) -> Failure {
     match error {
         DemoError::Interrupted => Failure::interrupted(error.to_string()),
@@ -228,7 +228,7 @@ fn failed(error: DemoError) -> Failure {
     }
 }
 
-/// The same errors have the same exit codes and hints in both demos.
+/// Turns an error of the order flow into a failure. Errors that both demos share get the same exit code and hint.
 fn flow_failed(error: OrderFlowError) -> Failure {
     match error {
         OrderFlowError::Interrupted => failed(DemoError::Interrupted),
@@ -263,7 +263,7 @@ fn hint(error: &DemoError) -> &'static str {
     }
 }
 
-/// `println!` panics when nobody reads stdout any more.
+/// Prints to stdout. `println!` would panic after the reader has closed the pipe.
 fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
     drop(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));

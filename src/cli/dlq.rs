@@ -1,4 +1,4 @@
-//! `outbox-relay dlq list|show|redrive`.
+//! Runs `outbox-relay dlq list|show|redrive`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -29,57 +29,57 @@ use crate::sink::reader::Reader;
 use crate::sink::resend::{Record, Resend};
 use event_outbox::route::check_topic;
 
-/// Dead letters of consumers, on any topic.
+/// Dead letters of consumers, on any topic
 #[derive(Debug, Subcommand)]
 pub(crate) enum Dlq {
-    /// Count them by cause: reason, error, source topic and group
+    /// Count the dead letters by cause: reason, error, source topic and group
     List(List),
-    /// Show them one by one, without headers and payloads unless asked
+    /// Show the dead letters one by one, without headers and payloads unless --payload is given
     Show(Show),
-    /// Send them again, in the order in which they were read first, to their source topic or to another one
+    /// Send the dead letters again, in the order in which they were read first, to their source topic or to another one
     ///
-    /// Key, value, timestamp and headers stay as they are; a header `redrive-id` is added. What was redriven is logged in the topic itself,
-    /// and left out the next time.
+    /// Key, value, timestamp and headers stay as they are; a header `redrive-id` is added. The dead letter topic itself keeps a log
+    /// of the redriven dead letters, so that the next redrive leaves them out.
     Redrive(Redrive),
 }
 
-/// Which dead letters. All that is given has to be true of a dead letter.
+/// The filter for dead letters. A dead letter has to match every filter that is given.
 #[derive(Debug, Clone, Args)]
 struct Which {
     /// The topic of the dead letters, for example order-events.billing.dlq
     #[arg(value_parser = topic)]
     topic: String,
-    /// Of this event type
+    /// Only dead letters of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// With this key: the entity's id
+    /// Only dead letters with this key, which is the entity's id
     #[arg(long, visible_alias = "entity")]
     key: Option<String>,
-    /// With this text in their error
+    /// Only dead letters with this text in their error
     #[arg(long, value_name = "TEXT")]
     error: Option<String>,
-    /// With this cause, as `dlq list` shows it
+    /// Only dead letters with this cause, as `dlq list` shows it
     #[arg(long, value_name = "FINGERPRINT")]
     cause: Option<String>,
-    /// For this reason: permanent, exhausted, invalid, held and so on
+    /// Only dead letters with this reason: permanent, exhausted, invalid, held and so on
     #[arg(long)]
     reason: Option<String>,
-    /// That this consumer group could not apply
+    /// Only dead letters that this consumer group could not apply
     #[arg(long)]
     group: Option<String>,
-    /// That come from this topic
+    /// Only dead letters that come from this topic
     #[arg(long, value_name = "TOPIC")]
     source_topic: Option<String>,
-    /// That failed first since then: a length of time such as 2h, or a time such as 2026-01-31T12:00:00Z
+    /// Only dead letters that failed first at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
-    /// That failed first before then
+    /// Only dead letters that failed first before this time
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     until: Option<DateTime<Utc>>,
-    /// In this partition of the dead letter topic
+    /// Only dead letters in this partition of the dead letter topic
     #[arg(long)]
     partition: Option<i32>,
-    /// At this offset of the partition, or in this run of them, such as 17-40
+    /// Only the dead letter at this offset of the partition, or those in a range such as 17-40
     #[arg(long = "offset", value_name = "OFFSETS", requires = "partition")]
     offsets: Option<Run>,
 }
@@ -88,7 +88,7 @@ struct Which {
 pub(crate) struct List {
     #[command(flatten)]
     which: Which,
-    /// Those that were redriven as well
+    /// Include dead letters that were redriven
     #[arg(long)]
     redriven: bool,
     /// Print JSON
@@ -100,13 +100,13 @@ pub(crate) struct List {
 pub(crate) struct Show {
     #[command(flatten)]
     which: Which,
-    /// Those that were redriven as well
+    /// Include dead letters that were redriven
     #[arg(long)]
     redriven: bool,
-    /// Headers and payload as well: they may be confidential
+    /// Also show headers and payload; they may be confidential
     #[arg(long)]
     payload: bool,
-    /// At most so many
+    /// Show at most N dead letters
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
     /// Print JSON
@@ -118,27 +118,27 @@ pub(crate) struct Show {
 pub(crate) struct Redrive {
     #[command(flatten)]
     which: Which,
-    /// All of them; instead of a filter
+    /// Take all dead letters; replaces a filter
     #[arg(long)]
     all: bool,
-    /// To this topic, such as a retry topic that only one group reads [default: where each was read first]
+    /// Send to this topic, such as a retry topic that only one group reads [default: each to its source topic]
     #[arg(long, value_name = "TOPIC", value_parser = topic)]
     to: Option<String>,
-    /// At most so many a second
+    /// Send at most N per second
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// At most so many: the first ones
+    /// Send at most N, the first ones
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Also those that were redriven before
+    /// Also send dead letters that were redriven before
     #[arg(long)]
     again: bool,
     #[command(flatten)]
     confirm: Confirm,
-    /// Why; it is kept in the log of the redrive
+    /// The reason, kept in the log of the redrive
     #[arg(long)]
     why: Option<String>,
-    /// The person who acts; it is kept in the log of the redrive
+    /// The person who acts, kept in the log of the redrive
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
     /// Print JSON
@@ -180,7 +180,7 @@ impl Dlq {
     }
 }
 
-/// Dead letters of a topic that the filter takes.
+/// Reads the dead letters of a topic that match the filter.
 fn look(
     kafka: &KafkaSettings,
     topic: &str,
@@ -216,7 +216,7 @@ fn failed(error: DlqError, topic: &str, brokers: &str) -> Failure {
     Failure::finding(format!("the topic {topic} cannot be read from {brokers}")).because(error).hint(hint)
 }
 
-/// Dead letters of one cause.
+/// The dead letters of one cause.
 #[derive(Debug, Serialize)]
 struct Group<'a> {
     fingerprint: &'a str,
@@ -225,21 +225,21 @@ struct Group<'a> {
     source_topic: Option<&'a str>,
     group: Option<&'a str>,
     letters: u64,
-    /// Of them: may have been redriven.
+    /// The number of its dead letters that may have been redriven.
     uncertain: u64,
     redriven: u64,
     keys: usize,
-    /// Up to five.
+    /// The event types, at most five.
     event_types: Vec<&'a str>,
     oldest: Option<DateTime<Utc>>,
     newest: Option<DateTime<Utc>>,
-    /// Partition and offset of the first one.
+    /// The partition and offset of the first dead letter.
     first: (i32, i64),
     #[serde(skip)]
     key_hashes: HashSet<u64>,
 }
 
-/// The most frequent first.
+/// Groups the dead letters by cause, the most frequent cause first.
 fn groups(dead_letters: &DeadLetters) -> Vec<Group<'_>> {
     let mut groups: BTreeMap<usize, Group<'_>> = BTreeMap::new();
     for dead_letter in &dead_letters.entries {
@@ -370,7 +370,7 @@ impl Show {
     }
 }
 
-/// Text where it is text, else base16.
+/// Returns the bytes as text if they are UTF-8, else in base16.
 fn readable(bytes: Option<&[u8]>) -> Value {
     match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
         None => Value::Null,
@@ -473,7 +473,7 @@ impl Redrive {
         };
         let stop = interrupted()?;
         let bar = bar("redriven", found.matching as u64);
-        // What is printed at the end names the causes; the redrive takes the dead letters.
+        // The report at the end needs the causes; the redrive consumes the dead letters.
         let shown = DeadLetters { causes: dead_letters.causes.clone(), ..DeadLetters::default() };
         let ended = redrive::redrive(&mut resend, dead_letters, &plan, stop, |count| bar.inc(count as u64)).await;
         bar.finish_and_clear();
@@ -481,7 +481,7 @@ impl Redrive {
         outcome(ended, &found, &topic)
     }
 
-    /// How many dead letters go to which topic.
+    /// Counts the dead letters by target topic. Fails if one has no target, or an illegal one.
     fn targets(&self, dead_letters: &DeadLetters) -> Result<BTreeMap<String, usize>, Failure> {
         let (mut targets, mut homeless) = (BTreeMap::new(), 0);
         for dead_letter in &dead_letters.entries {
@@ -564,7 +564,7 @@ struct Found {
     redriven: usize,
 }
 
-/// Nothing is asked, and nothing sent, if a topic cannot be written.
+/// Fails if the topic cannot be written. Called before the question, so that nothing is asked or sent in vain.
 pub(super) async fn writable(resend: &Resend, topic: &str, brokers: &str) -> Result<(), Failure> {
     match resend.topic_error(topic).await {
         Err(down) => Err(Failure::finding(format!("the brokers at {brokers} do not answer"))
@@ -576,7 +576,7 @@ pub(super) async fn writable(resend: &Resend, topic: &str, brokers: &str) -> Res
     }
 }
 
-/// Of the topics that dead letters go back to.
+/// Returns the number of partitions by target topic; a topic that cannot be read is missing from the map.
 fn partitions(reader: &Reader, targets: &BTreeMap<String, usize>) -> BTreeMap<String, i32> {
     let count = |topic: &str| block_in_place(|| reader.partitions(topic)).ok()?.ok();
     let known = |topic: &String| Some((topic.clone(), i32::try_from(count(topic)?.len()).ok()?));

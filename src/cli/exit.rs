@@ -1,5 +1,5 @@
-//! Exit codes, picked here and nowhere else: 0 fine, 1 a finding, 2 usage, 64 bad configuration, 70 unexpected, 130
-//! interrupted.
+//! Picks the exit code of every command, here and nowhere else: 0 success, 1 a finding, 2 usage, 64 bad configuration,
+//! 70 unexpected, 130 interrupted.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -14,34 +14,34 @@ const FINDING: u8 = 1;
 const USAGE: u8 = 2;
 const BAD_CONFIGURATION: u8 = 64;
 const UNEXPECTED: u8 = 70;
-/// What shells make of a SIGINT.
+/// The exit code that shells give to a process that SIGINT ended.
 pub(super) const INTERRUPTED: u8 = 130;
 
-/// A command that did not do what it was asked for.
+/// A command that failed: exit code, message, cause and hint.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: u8,
-    /// Its entry in docs/how-to/runbook.md, where there is one.
+    /// The code of the failure's entry in docs/how-to/runbook.md, if there is an entry.
     code: Option<Code>,
     message: String,
     cause: Option<Box<dyn Error + Send + Sync>>,
     hint: Option<String>,
-    /// The log has it: nothing is to be printed.
+    /// True if the failure is in the log already, so that nothing has to be printed.
     logged: bool,
 }
 
 impl Failure {
-    /// Something the user has to know or do; the command itself worked as it should.
+    /// Makes a failure that the user has to know about or act on; the command itself worked as it should.
     pub(crate) fn finding(message: impl Into<String>) -> Self {
         Self { exit: FINDING, code: None, message: message.into(), cause: None, hint: None, logged: false }
     }
 
-    /// The command line asks for something there is not.
+    /// Makes a failure for a command line that is wrong.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self { exit: USAGE, code: None, message: message.into(), cause: None, hint: None, logged: false }
     }
 
-    /// Something that should not have happened.
+    /// Makes a failure for a fault that should not have happened.
     pub(crate) fn unexpected(message: impl Into<String>, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             exit: UNEXPECTED,
@@ -53,7 +53,7 @@ impl Failure {
         }
     }
 
-    /// What was asked for contradicts itself.
+    /// Makes a failure for settings that contradict each other.
     #[cfg(feature = "demo")]
     pub(crate) fn bad_configuration(message: impl Into<String>) -> Self {
         Self {
@@ -66,7 +66,7 @@ impl Failure {
         }
     }
 
-    /// The user ended it.
+    /// Makes a failure for a command that the user ended.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
         Self { exit: INTERRUPTED, code: None, message: message.into(), cause: None, hint: None, logged: false }
     }
@@ -81,13 +81,13 @@ impl Failure {
         self
     }
 
-    /// What it is about.
+    /// Sets the code.
     pub(crate) fn code(mut self, code: Code) -> Self {
         self.code = Some(code);
         self
     }
 
-    /// What the table of errors says of it.
+    /// Sets the code and the hint from the fault table.
     pub(crate) fn fault(self, fault: Fault) -> Self {
         self.code(fault.code).hint(fault.next_step)
     }
@@ -96,7 +96,7 @@ impl Failure {
         let mut causes = Vec::new();
         let mut next = self.cause.as_deref().map(|cause| cause as &(dyn Error + 'static));
         while let Some(error) = next {
-            // The client says it twice, with the line of the server's source.
+            // sqlx's own text repeats the server's message and adds the line of the server's source.
             if let Some(error) = error.downcast_ref::<sqlx::Error>() {
                 causes.push(describe(error));
                 break;
@@ -107,7 +107,7 @@ impl Failure {
         causes
     }
 
-    /// Writes it as a line of the log, and not again.
+    /// Logs the failure. `report` prints nothing afterwards.
     pub(crate) fn logged(mut self) -> Self {
         let code = self.code.unwrap_or(Code::Unexpected);
         let causes = self.causes();
@@ -125,7 +125,7 @@ impl Failure {
         self
     }
 
-    /// Prints the failure: what failed, why, what to do next, where to read on.
+    /// Prints the failure: message, causes, hint, and where to read on.
     pub(crate) fn report(self) -> ExitCode {
         if self.logged {
             return ExitCode::from(self.exit);
@@ -159,7 +159,7 @@ impl From<ConfigError> for Failure {
     }
 }
 
-/// clap prints help and version to stdout and exits 0; a wrong usage goes to stderr.
+/// Prints clap's message. Help and version go to stdout with exit code 0, wrong usage goes to stderr.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let printed = error.print();
     if error.use_stderr() || printed.is_err() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }

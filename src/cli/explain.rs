@@ -1,4 +1,4 @@
-//! `outbox-relay explain`.
+//! Runs `outbox-relay explain`.
 
 use clap::Args;
 
@@ -10,13 +10,13 @@ use crate::inspect::explain::{self, Wanted};
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// An event's id, or an entity's
+    /// The id of an event or of an entity
     #[arg(value_name = "EVENT_ID|ENTITY")]
     wanted: String,
-    /// It is an entity, even if it looks like an event's id
+    /// Take the id as an entity's, even if it looks like an event's
     #[arg(long)]
     entity: bool,
-    /// Look at the whole table, and not only at what is unpublished and the youngest 500,000 events; may take minutes
+    /// Search the whole table, not only unpublished events and the youngest 500,000; may take minutes
     #[arg(long)]
     full: bool,
     /// Print an array of JSON objects

@@ -1,4 +1,4 @@
-//! `outbox-relay health`: asks a running relay. A container's health check needs no other program.
+//! Runs `outbox-relay health`: asks a running relay. A container's health check then needs no other program.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use super::exit::Failure;
 use super::{output, runtime};
 use crate::config::{AdminSettings, Settings};
 
-/// An answer comes from memory.
+/// The time limit of a probe. It may be short, because the relay answers from memory.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
-/// Longer than any answer of a probe.
+/// The most bytes to read; every answer of a probe is shorter.
 const LONGEST_ANSWER: u64 = 64 * 1024;
 
 #[derive(Debug, Args)]
 pub(crate) struct Health {
-    /// Ask whether its loops move, not whether it can work
+    /// Ask whether the relay's loops move, not whether it can publish
     #[arg(long)]
     live: bool,
 }
@@ -45,7 +45,7 @@ impl Health {
     }
 }
 
-/// One that listens everywhere is asked on this host.
+/// Returns the address to connect to: loopback if the relay listens on all interfaces.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -57,7 +57,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 async fn ask(address: SocketAddr, path: &str, admin: &AdminSettings) -> std::io::Result<(u16, String)> {
     let token = admin.token().map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-    // The version in which an answer ends with its connection.
+    // In HTTP/1.0 the end of the connection ends the answer.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{token}\r\n");
     let answered = tokio::time::timeout(ANSWERS_WITHIN, async {
         let mut stream = TcpStream::connect(address).await?;

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM, for commands that can end between two steps.
+//! Listens for Ctrl-C and SIGTERM, for commands that can end between two steps.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::exit::{Failure, INTERRUPTED};
 
-/// What sends a signal to a process and to its group, as `timeout` does, sends it twice.
+/// The time in which a second signal counts as the first. `timeout` signals a process and its group, so the process gets two.
 const ONE_AND_THE_SAME: Duration = Duration::from_millis(500);
 
 /// Becomes true at the first signal; the second ends the process at once.
@@ -19,7 +19,7 @@ pub(super) fn interrupted() -> Result<watch::Receiver<bool>, Failure> {
         eprintln!("stopping after what is in flight");
         sender.send_replace(true);
         tokio::time::sleep(ONE_AND_THE_SAME).await;
-        // Hears only what comes from now on.
+        // A new listener receives only signals that arrive from now on.
         if let Ok(second) = listen() {
             any(second).await;
             std::process::exit(i32::from(INTERRUPTED));

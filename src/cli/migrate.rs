@@ -1,4 +1,4 @@
-//! `outbox-relay migrate`.
+//! Runs `outbox-relay migrate`.
 
 use std::time::Duration;
 
@@ -13,32 +13,32 @@ use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migra
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
-    /// Print the SQL instead, for Flyway, Alembic, Prisma and the like; no database is needed
+    /// Only print the SQL, for Flyway, Alembic, Prisma and the like; no database is needed
     #[arg(long)]
     pub(crate) print: bool,
-    /// With --print: only the steps above this version, for an outbox that is in use. They begin and commit by themselves, because indexes
-    /// are built without a transaction
+    /// With --print: only the steps above this version, for an outbox that is in use. The steps contain their own begin and commit,
+    /// because indexes are built outside a transaction
     #[arg(long, requires = "print", conflicts_with = "roles", value_name = "VERSION", value_parser = clap::value_parser!(i32).range(1..))]
     from: Option<i32>,
     /// Number of lanes of a new outbox; cannot be changed later
     #[arg(long, default_value_t = DEFAULT_LANES, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_LANES)))]
     lanes: u16,
-    /// How long to wait for a lock that another session holds
+    /// Wait at most this long for a lock that another session holds
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     lock_timeout: Duration,
-    /// Also create the roles writer, relay, operator and monitor and give each the least it needs; may be repeated. With --print: only
-    /// their SQL
+    /// Also create the roles writer, relay, operator and monitor with the least rights that each needs; safe to run again. With --print:
+    /// print only their SQL
     #[arg(long)]
     roles: bool,
-    /// What the roles' names begin with [default: the table's name]
+    /// Prefix of the roles' names [default: the table's name]
     #[arg(long, value_name = "PREFIX", requires = "roles", value_parser = role_prefix)]
     role_prefix: Option<String>,
-    /// Let the relay's role remove events, for RELAY_RETENTION and RELAY_PROCESSED_RETENTION; without it the right is taken away
+    /// Let the relay's role remove events, for RELAY_RETENTION and RELAY_PROCESSED_RETENTION; without this flag the right is revoked
     #[arg(long, requires = "roles")]
     retention: bool,
 }
 
-/// Postgres cuts longer names in silence; a role's name ends in `_operator`.
+/// Checks the length of the prefix: Postgres truncates longer names silently, and a role's name ends in `_operator`.
 fn role_prefix(text: &str) -> Result<String, String> {
     let fits = (1..=50).contains(&text.len()) && !text.contains('\0') && !text.starts_with("pg_");
     if fits { Ok(text.to_owned()) } else { Err("expected 1 to 50 bytes that do not begin with pg_".to_owned()) }

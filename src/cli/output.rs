@@ -1,4 +1,4 @@
-//! Data on stdout. `println!` panics when its reader has seen enough, such as `head`.
+//! Writes data to stdout. `println!` would panic after a reader such as `head` has closed the pipe.
 
 use std::io::Write;
 
@@ -6,18 +6,18 @@ use serde::Serialize;
 
 use super::exit::Failure;
 
-/// Writes text; false when nobody reads any more.
+/// Writes text. Returns false if the reader has closed the pipe.
 pub(super) fn text(text: &str) -> bool {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
 }
 
-/// Writes a document as JSON; false when nobody reads any more.
+/// Writes a document as JSON. Returns false if the reader has closed the pipe.
 pub(super) fn json(document: &impl Serialize) -> Result<bool, Failure> {
     serde_json::to_string_pretty(document).map(|json| text(&(json + "\n"))).map_err(failed)
 }
 
-/// Writes JSON on one line; false when nobody reads any more.
+/// Writes a document as JSON on one line. Returns false if the reader has closed the pipe.
 pub(super) fn json_line(document: &impl Serialize) -> Result<bool, Failure> {
     serde_json::to_string(document).map(|json| text(&(json + "\n"))).map_err(failed)
 }

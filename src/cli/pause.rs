@@ -1,4 +1,4 @@
-//! `outbox-relay pause` and `outbox-relay resume`.
+//! Runs `outbox-relay pause` and `outbox-relay resume`.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use crate::config::{GivenDuration, Settings};
 use crate::store::pauses::{self, Pause as Paused, Scope};
 use event_outbox::route;
 
-/// What is paused: all, a topic or an entity.
+/// The target of a pause: everything, a topic or an entity.
 #[derive(Debug, Args)]
 #[group(required = false, multiple = true)]
 struct What {
-    /// Everything
+    /// Pause or resume everything
     #[arg(long, conflicts_with_all = ["topic", "entity"])]
     all: bool,
-    /// The events of this topic
+    /// Pause or resume the events of this topic
     #[arg(long, value_name = "TOPIC", conflicts_with = "entity")]
     topic: Option<String>,
-    /// The events of the entity with this id
+    /// Pause or resume the events of the entity with this id
     #[arg(long, value_name = "ID")]
     entity: Option<String>,
-    /// Only of the entity of this type
+    /// Only the entity of this type
     #[arg(long, value_name = "TYPE", requires = "entity")]
     entity_type: Option<String>,
 }
@@ -47,15 +47,15 @@ impl What {
 pub(crate) struct Pause {
     #[command(flatten)]
     what: What,
-    /// Why; shown in status and logs
+    /// The reason, shown in status and logs
     #[arg(long, required_unless_present = "list")]
     reason: Option<String>,
-    /// When it ends by itself, for example 30m; without it: when it is resumed
+    /// End the pause by itself after this time, for example 30m [default: only `resume` ends it]
     #[arg(long = "for", value_name = "DURATION", value_parser = lasting)]
     lasts: Option<Duration>,
     #[command(flatten)]
     by: By,
-    /// Only show what is paused
+    /// Only show the pauses
     #[arg(long, conflicts_with_all = ["all", "topic", "entity", "entity_type", "reason", "lasts", "by"])]
     list: bool,
     /// Print JSON
@@ -67,10 +67,10 @@ pub(crate) struct Pause {
 pub(crate) struct Resume {
     #[command(flatten)]
     what: What,
-    /// Every pause there is
+    /// End every pause
     #[arg(long, conflicts_with_all = ["all", "topic", "entity"])]
     every: bool,
-    /// Why; for the audit table
+    /// The reason, stored in the audit table
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -80,7 +80,7 @@ pub(crate) struct Resume {
     json: bool,
 }
 
-/// Longer than anybody means; a larger one overflows Postgres' clock.
+/// The longest pause with an end. A much longer one would overflow Postgres' timestamps.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 fn lasting(text: &str) -> Result<Duration, String> {
@@ -120,7 +120,7 @@ impl Pause {
         pauses::pause(&mut conn, &names, &scope, self.lasts, &author)
             .await
             .map_err(|error| failed("pause events of", &shown, error))?;
-        // The longest a batch may take, and the statements around it.
+        // The longest time of a batch, plus the statements around it.
         let longest = settings.relay.publish_timeout + Duration::from_secs(5);
         let in_force = pauses::until_in_force(&mut conn, &names, longest)
             .await

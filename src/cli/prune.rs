@@ -1,4 +1,4 @@
-//! `outbox-relay prune`: retention by hand, at once.
+//! Runs `outbox-relay prune`: retention by hand, at once.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::inspect::dedup_window::{self, Question, Unknown, WindowViolation};
 use crate::store::audit::{self, Entry};
 use crate::store::retention::{self, Removal};
 
-/// Rows and pages of a step.
+/// The rows, or pages, of one step.
 const STEP: i64 = 2_000;
 const PAGES: i64 = 128;
 
-/// While a relay prunes.
+/// The pause before the next try while a relay prunes.
 const TURN: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -29,22 +29,22 @@ enum Mode {
 
 #[derive(Debug, Args)]
 pub(crate) struct Prune {
-    /// What is done with published events [default: RELAY_RETENTION]
+    /// The fate of published events [default: RELAY_RETENTION]
     #[arg(long)]
     mode: Option<Mode>,
-    /// How long after they were published, for example 7d [default: RELAY_RETENTION_AFTER]
+    /// Time since an event was published, for example 7d [default: RELAY_RETENTION_AFTER]
     #[arg(long, value_name = "DURATION")]
     after: Option<GivenDuration>,
-    /// Also delete rows of the consumers' table that are older than this [default: RELAY_PROCESSED_RETENTION]
+    /// Also delete rows of the inbox that are older than this [default: RELAY_PROCESSED_RETENTION]
     #[arg(long, value_name = "DURATION")]
     processed_after: Option<GivenDuration>,
-    /// Delete rows of the consumers' table although topics still hold their events, or nobody knows: duplicates may be applied. Takes a
+    /// Delete rows of the inbox although topics hold their events still, or may hold them: duplicates may be applied. Needs a
     /// --reason
     #[arg(long, requires = "reason")]
     force: bool,
     #[command(flatten)]
     confirm: Confirm,
-    /// Why; for the audit table
+    /// The reason, stored in the audit table
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -128,7 +128,7 @@ impl Prune {
     }
 }
 
-/// What a topic can still give to consumers is not forgotten.
+/// Fails if a topic may still deliver an event to consumers after the inbox has forgotten it.
 async fn wide_enough(
     target: &mut Target,
     settings: &Settings,
@@ -140,7 +140,7 @@ async fn wide_enough(
     let unknown = |why: &str| {
         Failure::finding(format!("{REFUSED}: nobody knows whether duplicates would be let in")).because(why.to_owned())
     };
-    // Only here are the brokers needed.
+    // The brokers are needed only here.
     let kafka = Settings::load(sources, Needs::DatabaseAndKafka).ok().and_then(|settings| settings.kafka);
     let Some(kafka) = kafka else {
         return Err(
@@ -164,13 +164,13 @@ async fn wide_enough(
             .hint(format!("{}; {force}", dedup_window::FIX)))
         }
         Err(Unknown::Database(error)) => Err(target.failed("look at the routes of", error)),
-        // The text of an error of the client may quote a setting.
+        // The client's own error text may quote a setting, so it is not shown.
         Err(Unknown::Kafka(_)) => Err(unknown(&format!("{} does not answer", kafka.brokers())).hint(force)),
         Err(hidden @ Unknown::Hidden(_)) => Err(unknown(&hidden.to_string()).hint(force)),
     }
 }
 
-/// Before anything is removed: what cannot be written down is not done.
+/// Fails if the audit table cannot be written. Called before anything is removed, because each removal must be audited.
 pub(super) async fn may_be_audited(target: &mut Target) -> Result<(), Failure> {
     let sql = "select has_table_privilege($1, 'insert')";
     let allowed = sqlx::query_scalar(sql).bind(target.names.companion("audit")).persistent(false);
@@ -203,7 +203,7 @@ async fn outbox(target: &mut Target, removal: Removal, after: Duration) -> Resul
 async fn inbox(target: &mut Target, removal: Removal, after: Duration) -> Result<i64, Failure> {
     let Target { conn, names, shown, .. } = target;
     let (mut from, mut removed) = (Some(0), 0);
-    // All rows of the pages at once where they are only counted.
+    // A count takes all rows of the pages at once.
     let limit = if removal == Removal::Count { i64::MAX } else { 20_000 };
     while let Some(page) = from {
         let step = retention::processed_step(conn, names, removal, after, page, PAGES, limit).await;

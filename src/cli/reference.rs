@@ -1,4 +1,4 @@
-//! `outbox-relay reference PAGE`, hidden: prints what docs/reference takes from the binary. A test compares the pages with it.
+//! Runs the hidden `outbox-relay reference PAGE`: prints a generated page of docs/reference. A test compares the pages with it.
 
 use std::fmt::Write;
 
@@ -11,10 +11,10 @@ use super::output::text;
 use crate::config::SETTINGS;
 use crate::observe::metrics::Metrics;
 
-/// Columns of the help texts.
+/// The width of the help texts in columns.
 const WIDTH: usize = 110;
 
-/// A page of docs/reference.
+/// A generated page of docs/reference.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Page {
     Settings,
@@ -24,7 +24,7 @@ enum Page {
     Sql,
 }
 
-/// The hidden command.
+/// The hidden command that prints one page.
 #[derive(Debug, Args)]
 pub(crate) struct Reference {
     page: Page,
@@ -62,7 +62,7 @@ fn codes() -> String {
     page
 }
 
-/// The help of every command, in the order of `--help`.
+/// Returns the help of every command, in the order of `--help`.
 fn commands() -> String {
     let mut page = String::new();
     let mut root = super::Cli::command().term_width(WIDTH);
@@ -100,7 +100,7 @@ fn metrics() -> String {
     page
 }
 
-/// What the migrations create and do not drop again, in that order.
+/// Lists the objects that the migrations create and do not drop later, in order of creation.
 fn sql() -> String {
     let script = schema::print(&Names::default(), schema::DEFAULT_LANES, None);
     let mut objects: Vec<(&str, String)> = Vec::new();
@@ -122,13 +122,13 @@ fn sql() -> String {
     page
 }
 
-/// Kinds of objects that a migration creates.
+/// The kinds of objects that a migration creates.
 const KINDS: [&str; 5] = ["table", "view", "index", "function", "trigger"];
 
-/// Words between `create` and the object's name.
+/// The words between `create` and the object's name.
 const PASSED_OVER: [&str; 7] = ["or", "replace", "unique", "if", "not", "exists", "concurrently"];
 
-/// Text within a table.
+/// Escapes text for a cell of a Markdown table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;").replace('\n', " ")
 }

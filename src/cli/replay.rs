@@ -1,4 +1,4 @@
-//! `outbox-relay replay`.
+//! Runs `outbox-relay replay`.
 
 use std::sync::Arc;
 
@@ -26,51 +26,51 @@ use event_outbox::route::check_topic;
 
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
-    /// Events of the entity with this id
+    /// Only events of the entity with this id
     #[arg(long, value_name = "ID")]
     entity: Option<String>,
-    /// Of entities of this type
+    /// Only events of entities of this type
     #[arg(long, value_name = "TYPE")]
     entity_type: Option<String>,
-    /// Of this event type
+    /// Only events of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// That are routed to this topic, by their own topic or by RELAY_TOPIC
+    /// Only events that are routed to this topic, by their own topic or by RELAY_TOPIC
     #[arg(long)]
     topic: Option<String>,
-    /// Created since then: a length of time such as 2h, or a time such as 2026-01-31T12:00:00Z
+    /// Only events created at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
-    /// Created before then
+    /// Only events created before this time
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     until: Option<DateTime<Utc>>,
-    /// Events that are DEAD, instead of those that were published; they stay DEAD
+    /// Take DEAD events instead of published ones; they stay DEAD
     #[arg(long)]
     dead: bool,
-    /// All that were published; instead of a filter
+    /// Take all published events; replaces a filter
     #[arg(long)]
     all: bool,
-    /// Only with this outbox id or a higher one: to go on where a replay has ended
+    /// Only events with this outbox id or a higher one, to continue an earlier replay
     #[arg(long, value_name = "ID", default_value_t = 1)]
     from_id: i64,
-    /// Only with this outbox id or a lower one [default: the highest there is now]
+    /// Only events with this outbox id or a lower one [default: the highest at present]
     #[arg(long, value_name = "ID")]
     upto_id: Option<i64>,
-    /// To this topic [default: where each is routed to, behind what is there]
+    /// Send to this topic [default: each event to the topic that it is routed to]
     #[arg(long, value_name = "TOPIC", value_parser = topic)]
     to: Option<String>,
-    /// At most so many a second
+    /// Send at most N per second
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// The value of the header `replay-id` [default: a new one]
     #[arg(long, value_name = "UUID")]
     replay_id: Option<Uuid>,
-    /// Leave out what retention has moved to the archive table
+    /// Leave out events that retention has moved to the archive table
     #[arg(long)]
     no_archive: bool,
     #[command(flatten)]
     confirm: Confirm,
-    /// Why; for the audit table
+    /// The reason, stored in the audit table
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -132,7 +132,7 @@ impl Replay {
         let (progress, why) = plan.replay(&mut target.conn, &mut resend, stop, |count| bar.inc(count)).await;
         bar.finish_and_clear();
         self.report(&plan, &counted, Some(&progress));
-        // A connection that broke in the middle is made anew: what went out is written down.
+        // If the connection broke during the replay, connect again: the events that were sent must get their audit entry.
         if matches!(why, Why::Database(_)) {
             target = Target::open(settings, "replay").await?;
         }

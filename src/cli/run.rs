@@ -1,4 +1,4 @@
-//! `outbox-relay run`.
+//! Runs `outbox-relay run`.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use event_outbox::schema::MigrateOptions;
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// Run `migrate` first; safe with any number of relays starting at once
+    /// Run `migrate` first; safe if many relays start at once
     #[arg(long)]
     migrate: bool,
-    /// Start without the look that `check` takes
+    /// Start without running `check`
     #[arg(long)]
     no_check: bool,
 }
@@ -30,7 +30,7 @@ impl Run {
     pub(crate) fn run(self, settings: Settings) -> Result<(), Failure> {
         let json = log::is_json(&settings.log);
         let ended = runtime()?.block_on(self.relay(settings));
-        // Who collects JSON finds a relay that does not start by its code, as any other line.
+        // With JSON logs the failure is a log line with a code as well, so that log collectors find a relay that does not start.
         ended.map_err(|failure| if json { failure.logged() } else { failure })
     }
 
@@ -51,7 +51,7 @@ impl Run {
         let target = settings.database.target();
         let options = RelayOptions::new(&settings)
             .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
-        // Before anything is waited for: a probe learns what for.
+        // The address answers before the relay waits for a server, so that a probe learns the reason of the wait.
         let admin = Admin::bind(&settings.admin, &options).await?;
         if self.migrate {
             let migrated = migrate::migrate(&settings, &MigrateOptions::default()).await?;
@@ -65,7 +65,7 @@ impl Run {
         let preflight = (!self.no_check).then(|| {
             let mut stop = stop.clone();
             tokio::spawn(async move {
-                // The relay has the last word: nothing is found in its settings while it stops.
+                // The relay's end decides: no check runs, and no finding is logged, while the relay stops.
                 tokio::select! {
                     _ = stop.wait_for(|stop| *stop) => {}
                     () = check::preflight(settings) => {}
@@ -90,7 +90,7 @@ impl Run {
                     .hint("report this with the log; a restart is safe, nothing is lost"))
             }
             Err(RelayError::Schema(error)) => Err(target::refused(error, &target)),
-            // Checked property by property before, so this is about their combination; the text may quote a value.
+            // Each property was checked alone before, so the combination is wrong. The client's text may quote a value: do not show it.
             Err(RelayError::Client(_)) => {
                 Err(Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")
                     .code(Code::KafkaSettingsConflict)
@@ -100,10 +100,10 @@ impl Run {
     }
 }
 
-/// How long a probe or a scrape that is under way may take at the end.
+/// The longest time that a running probe or scrape may still take when the relay ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// The admin address, which answers until the relay has ended.
+/// The listener on the admin address, which answers until the relay has ended.
 struct Admin {
     task: JoinHandle<()>,
     ended: oneshot::Sender<()>,
@@ -129,7 +129,7 @@ impl Admin {
 
     async fn end(self) {
         drop(self.ended);
-        // Whoever still reads then is cut off when the process ends.
+        // A client that reads for longer is cut off when the process ends.
         drop(tokio::time::timeout(LAST_ANSWERS, self.task).await);
     }
 }

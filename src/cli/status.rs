@@ -1,4 +1,4 @@
-//! `outbox-relay status`.
+//! Runs `outbox-relay status`.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -14,19 +14,19 @@ use crate::inspect::status::{self, Look};
 use crate::store::backlog::{self, FlowMark};
 use crate::store::session;
 
-/// Between the two looks that the rate is measured by.
+/// The time between the two reads from which the rate is computed.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
-/// A relay that has missed so many is gone: the relays' own rule, each by its own interval, which the registry does not hold. Here it is
-/// the configured one.
+/// The number of missed heartbeats after which a relay counts as gone, as among relays. A relay uses its own interval; the registry
+/// does not hold it, so `status` uses the configured one.
 const HEARTBEATS: u32 = 3;
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// Print it as one JSON object; with --watch one on each line
+    /// Print the status as one JSON object; with --watch one object per line
     #[arg(long)]
     json: bool,
-    /// Look again and again, until interrupted
+    /// Repeat at this interval, until interrupted
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s", value_parser = humantime::parse_duration)]
     watch: Option<Duration>,
 }
@@ -44,7 +44,7 @@ impl Status {
             topic: &settings.relay.topic,
             alive_for: settings.relay.heartbeat_interval * HEARTBEATS,
         };
-        // An outbox that cannot be read is reported by the look itself.
+        // An error here is dropped: the read of the status below reports an outbox that cannot be read.
         let mut mark: Option<FlowMark> = backlog::mark(&mut conn, &names).await.ok();
         let mut pause = BETWEEN_LOOKS;
         loop {
@@ -59,12 +59,12 @@ impl Status {
         }
     }
 
-    /// False when nobody reads any more.
+    /// Prints the status. Returns false if the reader has closed the pipe.
     fn print(&self, status: &status::Status, title: &str) -> Result<bool, Failure> {
         match (self.json, self.watch) {
             (true, None) => output::json(status),
             (true, Some(_)) => output::json_line(status),
-            // Home, then clear below: less flicker than clearing first.
+            // Cursor home, print, then clear below: this flickers less than clearing first.
             (false, Some(_)) if std::io::stdout().is_terminal() => {
                 Ok(output::text(&format!("\u{1b}[H\u{1b}[J{title}\n\n{status}")))
             }
@@ -73,7 +73,7 @@ impl Status {
     }
 }
 
-/// A connection for a command that looks.
+/// Connects a command that only reads.
 pub(super) async fn connect(settings: &Settings, application_name: &str) -> Result<PgConnection, Failure> {
     let database = &settings.database;
     let connected = session::connect(&database.connect_options(), application_name, database.connect_timeout).await;

@@ -1,4 +1,4 @@
-//! `outbox-relay tail`.
+//! Runs `outbox-relay tail`.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use event_outbox::code::Code;
 
 #[derive(Debug, Args)]
 pub(crate) struct Tail {
-    /// Print one JSON object on each line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     /// Only events of this event type
@@ -28,10 +28,10 @@ pub(crate) struct Tail {
     /// Only events that go to this topic
     #[arg(long)]
     topic: Option<String>,
-    /// End when so many events are published and seen, or dead
+    /// End after N events are published and seen on the topic, or are DEAD
     #[arg(long, value_name = "N")]
     events: Option<u64>,
-    /// End after this long
+    /// End after this time
     #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
     within: Option<Duration>,
 }
@@ -45,7 +45,7 @@ impl Tail {
                 None => self.follow(settings).await,
             }
         });
-        // The Kafka client's thread ends by itself; nobody waits for it.
+        // The Kafka client's thread ends by itself; the command does not wait for it.
         runtime.shutdown_background();
         followed
     }

@@ -1,4 +1,4 @@
-//! What an operator's command works on: the configured outbox, its schema checked.
+//! Opens the outbox that an operator's command works on, and checks its schema.
 
 use sqlx::{Connection, PgConnection};
 
@@ -11,10 +11,10 @@ use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::schema::{self, SchemaError};
 
-/// Who acts, as given on the command line.
+/// The person who acts, as given on the command line.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct By {
-    /// The person who acts, where several share a database user; for the audit table
+    /// The person who acts, for the audit table, if several people share a database user
     #[arg(long, value_name = "NAME")]
     pub(crate) by: Option<String>,
 }
@@ -25,15 +25,15 @@ impl By {
     }
 }
 
-/// An outbox that can be worked on.
+/// A connected outbox with a usable schema.
 pub(crate) struct Target {
     pub(crate) conn: PgConnection,
     pub(crate) names: Names,
-    /// Table and database, for people; without user and password.
+    /// Table and database as shown to people, without user and password.
     pub(crate) shown: String,
 }
 
-/// A connection to the configured database.
+/// Connects to the configured database.
 pub(crate) async fn connect(settings: &Settings, name: &str) -> Result<PgConnection, Failure> {
     let database = &settings.database;
     session::connect(&database.connect_options(), name, database.connect_timeout).await.map_err(|error| {
@@ -53,13 +53,13 @@ impl Target {
         Ok(Self { conn, names, shown })
     }
 
-    /// A statement of `what` failed.
+    /// Turns the error of a statement into a failure: "cannot `what` this outbox".
     pub(crate) fn failed(&self, what: &str, error: sqlx::Error) -> Failure {
         failed(what, &self.shown, error)
     }
 }
 
-/// A statement of `what` failed on `shown`.
+/// Turns the error of a statement into a failure: "cannot `what` `shown`".
 pub(crate) fn failed(what: &str, shown: &str, error: sqlx::Error) -> Failure {
     let mut fault = fault::classify_database(&error);
     if fault.code == Code::RightsMissing {
@@ -68,7 +68,7 @@ pub(crate) fn failed(what: &str, shown: &str, error: sqlx::Error) -> Failure {
     Failure::finding(format!("cannot {what} {shown}")).because(error).fault(fault)
 }
 
-/// In a transaction: a pooler may send the parts of a statement to two servers otherwise.
+/// Checks the schema in a transaction. Without one a pooler may run the statements on two different servers.
 async fn is_usable(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
     let mut tx = conn.begin().await?;
     schema::lanes(&mut tx, names).await?;
@@ -76,12 +76,12 @@ async fn is_usable(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaE
     Ok(())
 }
 
-/// The outbox's names as configured.
+/// Returns the configured names of the outbox's tables.
 pub(crate) fn names(outbox: &OutboxNames) -> Names {
     Names::new(&outbox.schema, &outbox.table, &outbox.processed_table)
 }
 
-/// What a schema error means for a user.
+/// Turns a schema error into a failure with its code and a hint.
 pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
     let (code, hint) = match &error {
         SchemaError::Newer { .. } => (Code::SchemaNewer, "upgrade this binary, or point it at another outbox"),

@@ -1,10 +1,10 @@
-//! A point in time as people give it.
+//! Parses a point in time from the command line.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-/// Reads a time: `2h` ago, or `2026-01-31T12:00:00Z`.
+/// Parses a time: `2h` means two hours ago, or `2026-01-31T12:00:00Z`.
 pub(super) fn time_arg(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
         return before_now(ago).ok_or_else(|| "that is before the beginning of time".to_owned());

@@ -1,4 +1,4 @@
-//! `outbox-relay verify`.
+//! Runs `outbox-relay verify`.
 
 use chrono::{DateTime, Utc};
 use clap::Args;
@@ -13,40 +13,40 @@ use event_outbox::code::Code;
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// The topic to compare [default: every topic that a row is routed to]
+    /// Compare this topic [default: every topic that a row is routed to]
     #[arg(long)]
     topic: Option<String>,
-    /// Only events created since then: a length of time such as 2h, or a time such as 2026-01-31T12:00:00Z
+    /// Only events created at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
-    /// Only the events of this entity id
+    /// Only events of the entity with this id
     #[arg(long, value_name = "ENTITY_ID")]
     key: Option<String>,
     /// Print the verdict as JSON
     #[arg(long)]
     json: bool,
-    /// Read at most this many rows, and records, a second
+    /// Read at most N rows and N records per second
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// A duplicate is a violation too; by default it is counted, for delivery is at least once
+    /// Treat a duplicate as a violation; by default duplicates are only counted, because delivery is at least once
     #[arg(long)]
     exactly_once: bool,
-    /// Rows that are PENDING or DEAD have to be on the topic as well: for a system that does not mark the rows
+    /// Expect PENDING and DEAD rows on the topic as well, for a system that does not mark the rows
     #[arg(long)]
     expect_pending: bool,
-    /// No row is ever deleted: a record without a row is unknown, however old it is
+    /// Report every record without a row as unknown, however old; for a table whose rows are never deleted
     #[arg(long)]
     all_retained: bool,
-    /// How the topic's writer chooses partitions
+    /// The partitioner of the topic's writer
     #[arg(long, value_enum, default_value_t = Partitioner::Murmur2)]
     partitioner: Partitioner,
-    /// The header that holds the event id; `id` for Debezium
+    /// The header with the event id; `id` for Debezium
     #[arg(long, value_name = "NAME", default_value = "event-id")]
     id_header: String,
-    /// Where a record tells the entity id: key, header:NAME or json:/POINTER into the value
+    /// The place of the entity id in a record: key, header:NAME or json:/POINTER into the value
     #[arg(long, value_name = "WHERE", default_value = "key")]
     key_from: KeyFrom,
-    /// What the record's value is: raw, event, debezium (which forgives what its converters add), cloudevents-binary,
+    /// The envelope of the record's value: raw, event, debezium (tolerates additions of its converters), cloudevents-binary,
     /// cloudevents-structured, or none to compare no values [default: RELAY_ENVELOPE]
     #[arg(long)]
     payload: Option<Payload>,
@@ -103,7 +103,7 @@ fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Exit code 1 says that something was found, so what could not be looked at must not look like it.
+/// Turns an error into a failure. Exit code 1 means that `verify` found a violation, so a failed comparison must not exit with 1.
 fn failed(error: VerifyError, target: &str, brokers: &str) -> Failure {
     let (message, code, hint) = match &error {
         VerifyError::Database(cause) => {
