@@ -1,14 +1,14 @@
-//! Configuration, read once into typed settings: defaults < TOML file < environment < flags.
+//! Reads the configuration once into typed settings: defaults < TOML file < environment < flags.
 //!
-//! | file | what lives there |
+//! | file | content |
 //! |---|---|
 //! | `setting` | the one table of settings |
 //! | `sources`, `layer`, `file`, `noise` | where values come from, and which names are known |
 //! | `resolved`, `value` | the layers on top of each other, read value by value |
 //! | `database`, `outbox`, `kafka`, `relay`, `retention`, `admin`, `log` | the typed settings |
-//! | `producer`, `property`, `sasl`, `brokers`, `pem`, `host` | what Kafka and TLS settings must hold |
-//! | `bytes`, `duration` | sizes and lengths of time as people write them |
-//! | `mistake` | what is wrong, all at once and without secrets |
+//! | `producer`, `property`, `sasl`, `brokers`, `pem`, `host` | the checks of Kafka and TLS settings |
+//! | `bytes`, `duration` | sizes and durations as people write them |
+//! | `mistake` | all mistakes of a configuration at once, without secrets |
 
 mod admin;
 mod brokers;
@@ -48,10 +48,10 @@ pub use retention::{Retention, RetentionSettings};
 pub use setting::{Kind, SETTINGS, Setting};
 pub use sources::Sources;
 
-/// What a command talks to.
+/// The servers that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// Postgres alone: Kafka's settings may be missing, and their values are not looked at.
+    /// Only Postgres: Kafka's settings may be missing, and their values are not checked.
     DatabaseOnly,
     /// Postgres and Kafka.
     DatabaseAndKafka,
@@ -60,26 +60,26 @@ pub enum Needs {
 /// The settings of one outbox and its relay.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How to reach the database.
+    /// The connection to the database.
     pub database: DatabaseSettings,
-    /// What the tables are called.
+    /// The names of the schema and the tables.
     pub outbox: OutboxNames,
-    /// How to reach the brokers; `Some` exactly if loaded with [`Needs::DatabaseAndKafka`].
+    /// The connection to the brokers; `Some` exactly if loaded with [`Needs::DatabaseAndKafka`].
     pub kafka: Option<KafkaSettings>,
-    /// How the relay works.
+    /// The behaviour of the relay.
     pub relay: RelaySettings,
-    /// Where it answers probes.
+    /// The admin address, for probes and metrics.
     pub admin: AdminSettings,
-    /// What is logged.
+    /// The format and the level of the log.
     pub log: LogSettings,
     non_defaults: Vec<(&'static str, String)>,
 }
 
 impl Settings {
-    /// Reads, layers and checks everything.
+    /// Reads, layers and checks all settings.
     ///
     /// # Errors
-    /// Every mistake there is, at once.
+    /// Returns every mistake, all at once.
     pub fn load(sources: Sources, needs: Needs) -> Result<Settings, ConfigError> {
         let mut from = sources.resolve(needs);
         let database = DatabaseSettings::read(&mut from);
@@ -96,27 +96,27 @@ impl Settings {
         }
     }
 
-    /// Reads only what the tables are called: what is needed to print the migrations.
+    /// Reads only the names of the tables, which is enough to print the migrations.
     ///
     /// # Errors
-    /// Every mistake there is but what concerns a connection.
+    /// Returns every mistake except those that concern a connection.
     pub fn load_names(sources: &Sources) -> Result<OutboxNames, ConfigError> {
         let mut from = sources.resolve(Needs::DatabaseOnly);
         let names = OutboxNames::read(&mut from);
         if from.mistakes.is_empty() { Ok(names) } else { Err(ConfigError(from.mistakes)) }
     }
 
-    /// Reads only how to reach the brokers: what is needed where no database is.
+    /// Reads only the settings of the brokers and the log, for commands that use no database.
     ///
     /// # Errors
-    /// Every mistake there is but what concerns the database.
+    /// Returns every mistake except those that concern the database.
     pub fn load_kafka(sources: &Sources) -> Result<(KafkaSettings, LogSettings), ConfigError> {
         let mut from = sources.resolve(Needs::DatabaseAndKafka);
         let (kafka, log) = (KafkaSettings::read(&mut from), LogSettings::read(&mut from));
         if from.mistakes.is_empty() { Ok((kafka, log)) } else { Err(ConfigError(from.mistakes)) }
     }
 
-    /// The settings that differ from their defaults, for the start line: name and value, `set` for a secret.
+    /// Lists name and value of each setting that differs from its default, for the log line at the start. A secret is shown as `set`.
     pub fn non_defaults(&self) -> Vec<(&'static str, String)> {
         self.non_defaults.clone()
     }

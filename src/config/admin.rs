@@ -1,4 +1,4 @@
-//! Where the relay answers probes and shows its metrics, and who may ask.
+//! Reads the address for probes and metrics, and the token that a caller must present.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,10 +10,10 @@ use super::resolved::Resolved;
 use super::setting::{self, Kind};
 use super::value::Value;
 
-/// The admin address: probes and metrics.
+/// The admin address, for probes and metrics.
 #[derive(Clone)]
 pub struct AdminSettings {
-    /// Where it listens; `None`: nowhere.
+    /// The address to listen on; `None`: the relay does not listen.
     pub address: Option<SocketAddr>,
     token: Option<SecretString>,
 }
@@ -31,7 +31,7 @@ impl AdminSettings {
         settings
     }
 
-    /// What a caller has to show; never print it.
+    /// Returns the token that a caller must present. Never print it.
     pub(crate) fn token(&self) -> Option<&str> {
         self.token.as_ref().map(ExposeSecret::expose_secret)
     }

@@ -1,6 +1,6 @@
-//! `KAFKA_BOOTSTRAP_SERVERS`: a list of `host:port`.
+//! Parses `KAFKA_BOOTSTRAP_SERVERS`, a list of `host:port`.
 
-/// Checks every broker and returns the list without spaces. The error names the first that is wrong, by its place.
+/// Checks every broker and returns the list without spaces. The error names the position of the first wrong one.
 pub(super) fn parse(text: &str) -> Result<String, String> {
     let brokers: Vec<&str> = text.split(',').map(str::trim).collect();
     for (index, broker) in brokers.iter().enumerate() {

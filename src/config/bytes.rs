@@ -1,6 +1,6 @@
-//! Sizes in bytes, as people write them.
+//! Parses sizes in bytes, as people write them.
 
-/// Parses `16777216`, `512KB` (1000), `16MiB` (1024). Whole numbers only; the unit's case does not count.
+/// Parses `16777216`, `512KB` (1000), `16MiB` (1024). Takes only whole numbers, and ignores the unit's case.
 pub(super) fn parse(text: &str) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

@@ -1,4 +1,4 @@
-//! `DATABASE_URL`, taken apart with care: whatever is wrong with it, no part of it that may be the password is repeated.
+//! Parses `DATABASE_URL`. No error repeats a part of the URL that may be the password.
 
 use std::fmt;
 use std::path::Path;
@@ -14,14 +14,14 @@ use super::resolved::Resolved;
 use super::setting::{self, Kind};
 use super::value::Value;
 
-/// How to reach the database.
+/// The connection to the database.
 #[derive(Clone)]
 pub struct DatabaseSettings {
-    /// sqlx's own Debug prints the password, hence private and with a Debug of ours.
+    /// The options of sqlx. The field is private and `Debug` is written by hand, because sqlx's `Debug` prints the password.
     options: PgConnectOptions,
-    /// How long to wait for a connection.
+    /// The longest wait for a connection.
     pub connect_timeout: Duration,
-    /// False behind a transaction-mode pooler that does not support prepared statements.
+    /// False if a transaction-mode pooler without support for prepared statements is in between.
     pub prepared_statements: bool,
 }
 
@@ -33,16 +33,16 @@ impl DatabaseSettings {
         Some(DatabaseSettings { options: options?, connect_timeout, prepared_statements })
     }
 
-    /// What sqlx connects with, password included: never print it. What the URL leaves out comes from libpq's own
+    /// Returns the options of sqlx with the password: never print them. Parts that the URL leaves out come from libpq's
     /// variables and password file.
     pub fn connect_options(&self) -> PgConnectOptions {
         self.options.clone()
     }
 
-    /// `host:port/database`, for logs: neither user nor password.
+    /// Returns `host:port/database` for logs, without user and password.
     pub fn target(&self) -> String {
         let options = &self.options;
-        // Without a database Postgres takes the one called like the user.
+        // If the URL names no database, Postgres takes the one with the user's name.
         let database = options.get_database().unwrap_or_else(|| options.get_username());
         match options.get_socket() {
             Some(socket) => format!("{}:{}/{database}", socket.display(), options.get_port()),
@@ -63,7 +63,7 @@ impl fmt::Debug for DatabaseSettings {
 
 const PERCENT_ENCODE: &str = "user or password holds a character with a meaning in URLs; write it percent-encoded (@ %40, : %3A, / %2F, ? %3F, # %23)";
 
-/// Parameters sqlx takes; it ignores others with a warning that prints their value.
+/// The parameters that sqlx accepts. sqlx ignores others with a warning that prints their value.
 const PARAMETERS: &[&str] = &[
     "sslmode",
     "ssl-mode",
@@ -98,7 +98,7 @@ fn parse(text: &str) -> Result<PgConnectOptions, String> {
         return Err("expected a URL that begins with postgres:// or postgresql://".into());
     }
     let url = Url::parse(text).map_err(|error| syntax(error, text))?;
-    // Whatever stands before the last `@` may be part of a password, so that nothing of it may be looked at, let alone shown.
+    // The text before the last `@` may be part of a password, so it must not be parsed or shown.
     if url.fragment().is_some() || url.path().contains('@') || url.query().is_some_and(|query| query.contains('@')) {
         return Err(PERCENT_ENCODE.into());
     }
@@ -106,12 +106,12 @@ fn parse(text: &str) -> Result<PgConnectOptions, String> {
     if !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    // sqlx repeats what it was given in its errors.
+    // The errors of sqlx repeat the URL, so they are dropped.
     text.parse().map_err(|_| "is not a URL that the database client understands".into())
 }
 
 fn syntax(error: url::ParseError, text: &str) -> String {
-    // A password with `/` in it ends the authority early: what stands before reads as a bad port or host.
+    // A `/` in the password ends the authority too early; the part before it then looks like a bad port or host.
     let cut = text
         .split_once("://")
         .and_then(|(_, rest)| rest.split_once(['/', '?', '#']))
@@ -124,7 +124,7 @@ fn syntax(error: url::ParseError, text: &str) -> String {
     }
 }
 
-/// Everything wrong with a URL whose parts are where they should be.
+/// Lists all problems of a URL whose parts could be told apart.
 fn problems(url: &Url) -> Vec<String> {
     let mut problems = Vec::new();
     let host_elsewhere = url.query_pairs().any(|(key, _)| key == "host" || key == "hostaddr");
@@ -174,7 +174,7 @@ fn unknown_parameter(key: &str) -> String {
     }
 }
 
-/// sqlx takes the PEM text itself in the place of a path.
+/// Checks the file that a parameter names. A value that is PEM text is fine as well, because sqlx accepts it in place of a path.
 fn file_problem(key: &str, value: &str, holds: Holds) -> Option<String> {
     if value.trim_start().starts_with("-----BEGIN") {
         return None;
@@ -182,7 +182,7 @@ fn file_problem(key: &str, value: &str, holds: Holds) -> Option<String> {
     pem::problem(Path::new(value), holds).map(|problem| format!("the file of {key}, {value:?}, {problem}"))
 }
 
-/// A host name, an address, or a percent-encoded socket directory.
+/// Returns true for a host name, an address, or a percent-encoded socket directory.
 fn is_host(host: &str) -> bool {
     if host.starts_with("%2F") || host.starts_with("%2f") || host.starts_with('[') {
         return true;

@@ -1,15 +1,15 @@
-//! Lengths of time, as people write them.
+//! Parses and prints durations, as people write them.
 
 use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Longest text taken for a duration: `1h 30m 15s 250ms` and no more. humantime panics on some sums of seconds near
-/// `u64::MAX`, which need more digits than fit.
+/// The longest text that is accepted as a duration, enough for `1h 30m 15s 250ms`. humantime panics on some sums of seconds near
+/// `u64::MAX`; these need more digits than fit.
 const MAX_TEXT: usize = 20;
 
-/// Units of a duration that was computed, in nanoseconds, the longest first. Months are left out: nobody knows how long one is.
+/// The units of a computed duration, in nanoseconds, the longest first. Months are left out, because their length differs.
 const UNITS: [(&str, u128); 7] = [
     ("d", 86_400_000_000_000),
     ("h", 3_600_000_000_000),
@@ -20,21 +20,21 @@ const UNITS: [(&str, u128); 7] = [
     ("ns", 1),
 ];
 
-/// As long as humantime counts it.
+/// The length of a year in humantime.
 const YEAR_NANOS: u128 = 31_557_600_000_000_000;
 
-/// A duration that prints as it was given: `90d` stays `90d`, `24h` stays `24h`. What it prints is read back as the same duration.
+/// A duration that prints as it was given: `90d` stays `90d`, `24h` stays `24h`. The printed text parses to the same duration.
 ///
 /// One that was computed prints in years if they are whole, else in days and shorter units: `10y`, `90d`, `30m 1ms`.
 #[derive(Clone, Copy, Default)]
 pub struct GivenDuration {
     length: Duration,
-    /// The text, followed by zeros; only zeros: it was computed.
+    /// The text, padded with zeros. Only zeros mean that the duration was computed.
     text: [u8; MAX_TEXT],
 }
 
 impl GivenDuration {
-    /// The duration alone.
+    /// Returns the duration without its text.
     pub fn length(self) -> Duration {
         self.length
     }
@@ -46,7 +46,7 @@ impl From<Duration> for GivenDuration {
     }
 }
 
-/// The text is not a duration, or too long for one.
+/// The error for a text that is not a duration, or is too long.
 #[derive(Debug, thiserror::Error)]
 #[error("expected a duration with its unit, such as 250ms, 30m or 90d")]
 pub struct NotADuration;
@@ -54,7 +54,7 @@ pub struct NotADuration;
 impl FromStr for GivenDuration {
     type Err = NotADuration;
 
-    /// Reads `250ms`, `1m 30s`, `2h`. A number without a unit is refused.
+    /// Parses `250ms`, `1m 30s`, `2h`. Rejects a number without a unit.
     fn from_str(text: &str) -> Result<Self, NotADuration> {
         let mut given = [0; MAX_TEXT];
         let shown = text.trim();
@@ -107,7 +107,7 @@ impl Deref for GivenDuration {
     }
 }
 
-/// `24h` equals `1d`.
+/// Compares lengths, not texts: `24h` equals `1d`.
 impl PartialEq for GivenDuration {
     fn eq(&self, other: &Self) -> bool {
         self.length == other.length
@@ -116,7 +116,7 @@ impl PartialEq for GivenDuration {
 
 impl Eq for GivenDuration {}
 
-/// Parses `250ms`, `1m 30s`, `2h`. A number without a unit is refused.
+/// Parses `250ms`, `1m 30s`, `2h`. Rejects a number without a unit.
 pub(super) fn parse(text: &str) -> Option<GivenDuration> {
     text.parse().ok()
 }
@@ -153,7 +153,7 @@ mod tests {
         }
     }
 
-    /// Durations in whole units and in odd ones, from nanoseconds to the longest.
+    /// Generates durations in whole units and in odd ones, from nanoseconds to the longest.
     fn durations() -> impl Strategy<Value = Duration> {
         let whole = (0_usize..UNITS.len(), 0_u64..=1_000_000).prop_map(|(unit, count)| {
             let nanos = UNITS[unit].1 * u128::from(count);

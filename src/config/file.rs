@@ -1,4 +1,4 @@
-//! The TOML file: flat keys, and one table `[kafka]` with the dotted names of librdkafka.
+//! Reads the TOML file: flat keys, and one table `[kafka]` with the dotted names of librdkafka.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::layer::{KAFKA, Layer, Target, unknown_key};
 use super::mistake::{Mistake, shown_name};
 use super::pem;
 
-/// Reads the file into a layer. `None` if it has no readable content: then nothing can be said about what is missing.
+/// Reads the file into a layer. Returns `None` if the content is unreadable: then no setting may be reported as missing.
 pub(super) fn read(path: &Path, needs: Needs, mistakes: &mut Vec<Mistake>) -> Option<Layer> {
     let name = path.display().to_string();
     let bytes = match pem::read(path) {
@@ -43,7 +43,7 @@ fn parse(name: &str, text: &str, needs: Needs, mistakes: &mut Vec<Mistake>) -> O
     Some(file.layer)
 }
 
-/// `relay.toml:3:7: …`. The parser's own rendering quotes the line, which may hold a password.
+/// Makes the mistake of a syntax error: `relay.toml:3:7: …`. The parser's own text quotes the line, which may hold a password.
 fn syntax_mistake(name: &str, text: &str, error: &toml::de::Error) -> Mistake {
     let at = error.span().map_or(0, |span| span.start);
     let before = text.get(..at).unwrap_or(text);
@@ -52,7 +52,7 @@ fn syntax_mistake(name: &str, text: &str, error: &toml::de::Error) -> Mistake {
         .expected(expectation(error.message()))
 }
 
-/// The parser's words, if they are only its own: a message about a key or a value can repeat it.
+/// Returns the parser's message if it quotes nothing from the file. A message about a key or a value may repeat it.
 fn expectation(message: &str) -> String {
     const QUOTABLE: [&str; 2] = ["expected ", "missing "];
     let clause = message.split(", ").last().unwrap_or(message).trim();
@@ -73,7 +73,7 @@ struct File<'a> {
 }
 
 impl File<'_> {
-    /// `sasl.username = "x"` without quotes is a table in a table; the dots are put back.
+    /// Reads the table `[kafka]`. TOML parses an unquoted `sasl.username = "x"` as a nested table, so the dots are put back.
     fn properties(&mut self, prefix: &str, table: DeTable<'_>) {
         for (key, value) in table {
             let at = key.span().start;
@@ -97,7 +97,7 @@ impl File<'_> {
     }
 }
 
-/// The text that the same setting would have in a variable.
+/// Returns the text that the same setting would have in an environment variable.
 fn as_text(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),

@@ -1,6 +1,7 @@
-//! Host names.
+//! Checks host names.
 
-/// A host name or an IPv4 address. Underscores are none of DNS's, but Docker Compose resolves them; one dot may end a name.
+/// Returns true for a host name or an IPv4 address. Allows underscores, which DNS does not have but Docker Compose resolves,
+/// and one dot at the end.
 pub(super) fn is_name(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     host.len() <= 253 && host.split('.').all(is_label)

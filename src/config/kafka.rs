@@ -1,4 +1,4 @@
-//! The brokers and the pass-through to librdkafka.
+//! Reads the brokers and the properties that are passed through to librdkafka.
 
 use std::fmt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::{sasl, setting};
 
 const PARTITIONER: &str = "partitioner";
 
-/// How to reach the brokers.
+/// The connection to the brokers.
 #[derive(Clone)]
 pub struct KafkaSettings {
     brokers: String,
@@ -26,14 +26,14 @@ pub struct KafkaSettings {
 /// The value of one librdkafka property.
 #[derive(Clone)]
 pub enum PropertyValue {
-    /// May be shown.
+    /// A value that may be shown.
     Plain(String),
-    /// Must not be shown.
+    /// A value that must not be shown.
     Secret(SecretString),
 }
 
 impl PropertyValue {
-    /// The value itself, for librdkafka and nobody else.
+    /// Returns the value itself, only for librdkafka.
     pub fn expose(&self) -> &str {
         match self {
             PropertyValue::Plain(text) => text,
@@ -41,7 +41,7 @@ impl PropertyValue {
         }
     }
 
-    /// The value for people: `set` for a secret.
+    /// Returns the value for people; a secret becomes `set`.
     pub fn shown(&self) -> &str {
         match self {
             PropertyValue::Plain(text) => text,
@@ -83,23 +83,23 @@ impl KafkaSettings {
         KafkaSettings { brokers, properties }
     }
 
-    /// `host:port,host:port`, as librdkafka takes it.
+    /// Returns the brokers as `host:port,host:port`, the form of librdkafka.
     pub fn brokers(&self) -> &str {
         &self.brokers
     }
 
-    /// What was passed through, and the partitioner. An alias such as `linger.ms` is under the name librdkafka stores it by,
-    /// here `queue.buffering.max.ms`: of two aliases in one client, chance decides.
+    /// Returns the properties that were passed through, and the partitioner. An alias such as `linger.ms` is listed under
+    /// librdkafka's own name, here `queue.buffering.max.ms`, because chance decides between two aliases in one client.
     pub fn properties(&self) -> impl Iterator<Item = (&'static str, &PropertyValue)> {
         self.properties.iter().map(|(name, value)| (*name, value))
     }
 
-    /// A producer's configuration: the relay's `defaults`, overridden by what was passed through.
+    /// Returns a producer's configuration: the relay's `defaults`, overridden by the properties that were passed through.
     pub fn producer_config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         self.client_config(defaults, self.properties())
     }
 
-    /// A consumer's configuration: as [`KafkaSettings::producer_config`], without what is a producer's alone.
+    /// Returns a consumer's configuration: as [`KafkaSettings::producer_config`], without properties that only producers have.
     pub fn consumer_config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let shared = |name: &str| Property::named(name).is_some_and(|property| !property.producer_only);
         self.client_config(defaults, self.properties().filter(|(name, _)| shared(name)))
@@ -112,7 +112,7 @@ impl KafkaSettings {
     ) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("metadata.broker.list", &self.brokers);
-        // An entity id written into entity_type by mistake must not create a hundred topics.
+        // If a service writes entity ids into entity_type by mistake, hundreds of topics must not be created.
         config.set("allow.auto.create.topics", "false");
         for (name, value) in defaults {
             config.set(canonical(name), *value);

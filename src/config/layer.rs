@@ -1,5 +1,5 @@
-//! One layer of settings: the file, the environment or the flags. Names are resolved here, unknown ones refused, `_FILE`
-//! variants read.
+//! Builds one layer of settings: the file, the environment or the flags. Resolves names, rejects unknown ones and reads the
+//! files of `_FILE` variants.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,10 +10,10 @@ use super::pem;
 use super::property::{PROPERTIES, Property, known_elsewhere};
 use super::setting::{Kind, SETTINGS, Setting};
 
-/// The table of a file, and the prefix of a flag, under which the pass-through lives.
+/// The table of the TOML file, and the prefix of a flag, for librdkafka properties that are passed through.
 pub(super) const KAFKA: &str = "kafka";
 
-/// What a name stands for.
+/// The setting or property that a name stands for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Target {
     Setting(&'static Setting),
@@ -32,7 +32,7 @@ impl Target {
         matches!(self, Target::Property(_) | Target::Setting(Setting { kind: Kind::Brokers, .. }))
     }
 
-    /// The setting `batch_size`, or the property `kafka.linger.ms`.
+    /// Resolves a key: the setting `batch_size`, or the property `kafka.linger.ms`.
     pub(super) fn from_key(key: &str) -> Option<Target> {
         match key.strip_prefix("kafka.") {
             Some(name) => Property::named(name).map(Target::Property),
@@ -54,9 +54,10 @@ pub(super) struct Layer {
     pub(super) settings: BTreeMap<&'static str, Given>,
     pub(super) properties: BTreeMap<&'static str, Given>,
     pub(super) mistakes: Vec<Mistake>,
-    /// The later of two values wins instead of both being a mistake.
+    /// True if the later of two values wins; false if two values are a mistake.
     pub(super) last_wins: bool,
-    /// Kafka's values are not looked at, only their names: a migration runs where the certificates are not mounted.
+    /// The servers that the command needs. Without Kafka only the names of Kafka's settings are checked, because a migration may run
+    /// where the certificates are not mounted.
     needs: Needs,
 }
 
@@ -73,7 +74,7 @@ impl Layer {
         self.insert(target, Given { label, text: Some(text) });
     }
 
-    /// Records a mistake in place of a value, so that the setting is not called missing as well.
+    /// Records a mistake in place of a value, so that the setting is not also reported as missing.
     pub(super) fn refuse(&mut self, target: Target, label: String, problem: impl Into<String>) {
         if self.skips(target) {
             return;
@@ -101,7 +102,7 @@ impl Layer {
         }
     }
 
-    /// Takes the value from a file: its content without the line end that editors put there.
+    /// Takes the value from a file: its content without the line end that editors add.
     pub(super) fn set_from_file(&mut self, target: Target, label: String, path: &str) {
         if self.skips(target) {
             return;
@@ -109,7 +110,7 @@ impl Layer {
         match read_text(Path::new(path)) {
             Ok(text) => self.set(target, label, text),
             Err(why) => {
-                // A secret pasted where its path belongs must not be repeated.
+                // A user may paste the secret itself instead of its path; the error must not repeat it.
                 let is_shown = is_surely_a_path(path) || (!target.is_secret() && showable(path));
                 let named = if is_shown { format!("{path:?}") } else { "it names".into() };
                 self.refuse(target, label, format!("cannot read the file {named}: {why}"));
@@ -117,7 +118,7 @@ impl Layer {
         }
     }
 
-    /// Resolves a name of a file or a flag: exact, or with `_file` behind it.
+    /// Resolves a name from the TOML file or a flag, exact or with the suffix `_file`, and stores the value.
     pub(super) fn set_key(&mut self, key: &str, label: String, text: String) {
         match (Target::from_key(key), key.strip_suffix("_file").and_then(Target::from_key)) {
             (Some(target), _) => self.set(target, label, text),
@@ -142,12 +143,12 @@ fn read_text(path: &Path) -> Result<String, String> {
     if text.is_empty() { Err("it is empty".into()) } else { Ok(text) }
 }
 
-/// True if the directory exists: no password is that by accident. `/` alone does not count.
+/// Returns true if the directory part exists, because no password is an existing directory by accident. `/` alone does not count.
 fn is_surely_a_path(path: &str) -> bool {
     Path::new(path).parent().is_some_and(|parent| parent.parent().is_some() && parent.is_dir())
 }
 
-/// The mistake of a key that nothing answers to.
+/// Makes the mistake for an unknown key.
 pub(super) fn unknown_key(key: &str, label: String) -> Mistake {
     let Some(property) = key.strip_prefix("kafka.") else {
         let known = SETTINGS.iter().map(|setting| setting.name);

@@ -1,4 +1,4 @@
-//! What is logged, and how.
+//! Reads the settings of the log.
 
 use tracing_subscriber::EnvFilter;
 
@@ -7,12 +7,12 @@ use super::resolved::Resolved;
 use super::setting;
 use super::value::words;
 
-/// What is logged, and how.
+/// The settings of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogSettings {
-    /// The form of a line.
+    /// The format of a line.
     pub format: LogFormat,
-    /// Directives that `EnvFilter` takes; checked.
+    /// The checked directives for `EnvFilter`.
     pub level: String,
 }
 

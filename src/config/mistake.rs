@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: every mistake of one start, each in a line an operator can act on.
+//! Reports the mistakes of a configuration: all mistakes of a start at once, each on a line that an operator can act on.
 
 use std::fmt;
 
@@ -18,18 +18,18 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// One mistake. None of its fields ever holds a secret.
+/// One mistake. No field ever holds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mistake {
-    /// Where it was given: `RELAY_BATCH_SIZE`, `relay.toml:3: batch_size` or `--set batch_size`.
+    /// The place of the value: `RELAY_BATCH_SIZE`, `relay.toml:3: batch_size` or `--set batch_size`.
     pub setting: String,
-    /// What was given; `None` for secrets and for what was not given at all.
+    /// The given value; `None` for a secret and for a missing setting.
     pub given: Option<String>,
-    /// What is wrong with it; empty when `given` and `accepted` say it all.
+    /// The problem; empty if `given` and `accepted` explain enough.
     pub problem: String,
-    /// What would be accepted.
+    /// The accepted values.
     pub accepted: Option<String>,
-    /// The known name or value that resembles it most.
+    /// The known name or value that is most similar.
     pub nearest: Option<String>,
 }
 
@@ -68,20 +68,20 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// False for what may be a secret in the wrong place: credentials in a URL, a PEM block, a long blob.
+/// Returns false if the text may be a secret in the wrong place: credentials in a URL, a PEM block, a long blob.
 pub(super) fn showable(text: &str) -> bool {
     text.len() <= 200 && !text.contains('@') && !text.contains("-----BEGIN") && !text.contains(['\n', '\r'])
 }
 
-/// A name as it was given, unless it is none: a URL after `--set`, or text that would break the line.
+/// Returns a given name for display, or a placeholder if it is no name: a URL after `--set`, or text that would break the line.
 pub(super) fn shown_name(name: &str) -> &str {
     let is_name = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | ' '));
     if is_name && showable(name) { name } else { "(not a name)" }
 }
 
-/// The known name nearest to `name`, if any is near enough to be meant. Case does not count.
+/// Finds the known name that is most similar to `name`, if one is similar enough. Ignores case.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Below two thirds alike, suggestions start to read as noise.
+    // Below a similarity of two thirds, suggestions are noise.
     const ALIKE: f64 = 0.66;
     let name = name.to_lowercase();
     known

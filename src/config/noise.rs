@@ -1,5 +1,5 @@
-//! Variables that Kubernetes puts into every pod of a namespace with a service called `kafka` or `relay`, or something that
-//! begins with `kafka-` or `relay-`. They are nobody's setting, and a pod must not fail to start because of a neighbour.
+//! Recognizes variables that Kubernetes sets in every pod of a namespace with a service called `kafka`, `relay`, `kafka-...` or
+//! `relay-...`. These are no settings, and a pod must not fail to start because of a neighbour.
 //!
 //! ```text
 //! KAFKA_SERVICE_HOST=10.0.0.11             KAFKA_PORT=tcp://10.0.0.11:9092
@@ -7,11 +7,11 @@
 //! KAFKA_SERVICE_PORT_CLIENT=9092           KAFKA_PORT_9092_TCP_PROTO=tcp  (_PORT, _ADDR)
 //! ```
 
-/// True for the variables above. `KAFKA_PORT` counts only with the URL Kubernetes gives it, so that a port number meant as a
-/// setting is still refused.
+/// Returns true for the variables above. `KAFKA_PORT` counts only with a URL as Kubernetes sets it, so that a port number that
+/// was meant as a setting is still rejected.
 pub(super) fn is_kubernetes(name: &str, value: &str) -> bool {
     let parts: Vec<&str> = name.split('_').collect();
-    // The service's own name is what stands before the first of these that fits.
+    // The service's own name ends before the first of these patterns that matches.
     (1..parts.len()).any(|at| match &parts[at..] {
         ["SERVICE", "HOST"] | ["SERVICE", "PORT"] => true,
         ["SERVICE", "PORT", port_name @ ..] => port_name.iter().all(|part| !part.is_empty()),

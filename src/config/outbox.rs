@@ -1,17 +1,17 @@
-//! What the outbox tables are called.
+//! Reads the names of the outbox's schema and tables.
 
 use super::mistake::Mistake;
 use super::resolved::Resolved;
 use super::setting;
 
-/// Names of the schema and its tables, as Postgres stores them: quote them, never splice them.
+/// The names of the schema and its tables, as Postgres stores them. Quote them in SQL, never insert them as they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxNames {
-    /// The schema.
+    /// The name of the schema.
     pub schema: String,
-    /// The outbox.
+    /// The name of the outbox table.
     pub table: String,
-    /// The consumers' table of processed events.
+    /// The name of the inbox: the consumers' table of processed events.
     pub processed_table: String,
 }
 

@@ -1,10 +1,10 @@
-//! Certificate and key files: read at start, so that a bad one is a mistake with a name and not a handshake failure later.
+//! Checks certificate and key files at the start, so that a bad file is a clear mistake and not a failed handshake later.
 
 use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-/// What a file is to hold.
+/// The content that a file must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
     /// One certificate or more, as PEM.
@@ -13,14 +13,14 @@ pub(super) enum Holds {
     PrivateKey,
     /// A list of revoked certificates, as PEM.
     RevocationList,
-    /// Anything, for instance PKCS#12.
+    /// Any content, for instance PKCS#12.
     Bytes,
 }
 
-/// Longest file that is read: the bundles of certificates that systems ship are a few hundred kilobytes.
+/// The size of the largest file that is read. The certificate bundles of operating systems have a few hundred kilobytes.
 const MAX_FILE: u64 = 16 << 20;
 
-/// What is wrong with the file, if anything is. Its content is never part of the answer.
+/// Returns the problem of the file, or `None`. The text never repeats the file's content.
 pub(super) fn problem(path: &Path, holds: Holds) -> Option<String> {
     let bytes = match read(path) {
         Ok(bytes) => bytes,
@@ -41,7 +41,7 @@ pub(super) fn problem(path: &Path, holds: Holds) -> Option<String> {
     (!fits).then(|| format!("does not hold {expected}"))
 }
 
-/// A readable regular file of a sane size. A pipe would block the start for ever.
+/// Reads a regular file of limited size. A pipe is rejected, because it could block the start for ever.
 pub(super) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
@@ -55,7 +55,7 @@ pub(super) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// An I/O error as an operator reads it, without `(os error 2)`.
+/// Formats an I/O error for operators, without `(os error 2)`.
 pub(super) fn reason(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::NotFound => "no such file".into(),

@@ -1,40 +1,40 @@
-//! Producer settings the guarantees rest on: which are refused, and why. Nothing here is overridden in silence.
+//! Rejects producer settings that would break a guarantee, with the reason. No setting is overridden silently.
 
-/// What the relay says to one property of the pass-through.
+/// The relay's rule for one librdkafka property.
 #[derive(Debug, Clone, Copy)]
 enum Rule {
     /// No value is accepted.
     Never(&'static str),
-    /// Only these values, in any case.
+    /// Only these values are accepted; upper and lower case are equal.
     Only(&'static [&'static str], &'static str),
-    /// Up to this number.
+    /// Numbers up to this one are accepted.
     AtMost(i64, &'static str),
-    /// This number or more.
+    /// Numbers from this one up are accepted.
     AtLeast(i64, &'static str),
 }
 
-/// A refusal: the reason, and what would be accepted, if anything.
+/// A refusal: the reason, and the accepted values, if there are any.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) reason: &'static str,
     pub(super) accepted: Option<String>,
 }
 
-/// The relay's answer to one value.
+/// The result of the rules for one value.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RuleOutcome {
-    /// It breaks a guarantee.
+    /// The value would break a guarantee.
     Refused(Refusal),
-    /// The rule names this very value; librdkafka takes it.
+    /// The rule names this value, so that librdkafka accepts it.
     Allowed,
-    /// The relay has no opinion; librdkafka decides.
+    /// The relay has no rule; librdkafka decides.
     Unruled,
 }
 
-/// Retries that cannot run out before the longest `publish_timeout`, 15 min, at the shortest `retry.backoff.ms`, 1 ms.
+/// A number of retries that lasts for the longest `publish_timeout`, 15 min, at the shortest `retry.backoff.ms`, 1 ms.
 const ENOUGH_RETRIES: i64 = 1_000_000;
 
-/// By canonical name.
+/// The rules by canonical name.
 const RULES: &[(&str, Rule)] = &[
     ("metadata.broker.list", Rule::Never("the brokers have a setting of their own: KAFKA_BOOTSTRAP_SERVERS")),
     (
@@ -77,10 +77,10 @@ const RULES: &[(&str, Rule)] = &[
     ("plugin.library.paths", Rule::Never("a plugin can change the settings the guarantees rest on")),
 ];
 
-/// The partitioner of the Java client, which is what other producers of the same topics most likely use.
+/// The partitioner of the Java client, which other producers of the same topics most likely use.
 pub(super) const DEFAULT_PARTITIONER: &str = "murmur2_random";
 
-/// Applies the rules to one value of the property with that canonical name. A number that is none is left to the range check.
+/// Applies the rules to one value of the property with that canonical name. The range check rejects a value that is no number.
 pub(super) fn apply_rules(canonical: &str, value: &str) -> RuleOutcome {
     let Some((_, rule)) = RULES.iter().find(|(name, _)| *name == canonical) else { return RuleOutcome::Unruled };
     let number = value.parse::<i64>().ok();

@@ -10,11 +10,11 @@ pub(super) use names::JAVA_PROPERTIES;
 /// One property of the pass-through.
 #[derive(Debug)]
 pub(super) struct Property {
-    /// Its dotted name.
+    /// The dotted name.
     pub(super) name: &'static str,
-    /// The other name of the same property, under which it is stored.
+    /// The other name of the same property, under which librdkafka stores the value.
     pub(super) alias_of: Option<&'static str>,
-    /// A producer's alone: a consumer must not be given it.
+    /// True for a property that only producers have; a consumer must not be given it.
     pub(super) producer_only: bool,
 }
 
@@ -48,22 +48,22 @@ pub(super) fn known_elsewhere(property: &str) -> Option<String> {
 }
 
 impl Property {
-    /// The property of that dotted name.
+    /// Finds the property with this dotted name.
     pub(super) fn named(name: &str) -> Option<&'static Property> {
         PROPERTIES.iter().find(|property| property.name == name)
     }
 
-    /// The property of `KAFKA_<name>`, without the prefix.
+    /// Finds the property of the variable `KAFKA_<name>`; the prefix is left out.
     pub(super) fn from_variable(name: &str) -> Option<&'static Property> {
         PROPERTIES.iter().find(|property| variable(property.name) == name)
     }
 
-    /// The one name librdkafka stores it under. Two aliases in one client would win by chance.
+    /// Returns the one name under which librdkafka stores the value. If a client had two aliases, chance would decide which one wins.
     pub(super) fn canonical(&self) -> &'static str {
         self.alias_of.unwrap_or(self.name)
     }
 
-    /// True if its value must never be shown.
+    /// Returns true if the value must never be shown.
     pub(super) fn is_secret(&self) -> bool {
         const SECRET: [&str; 9] = [
             "sasl.kerberos.kinit.cmd",
@@ -81,7 +81,7 @@ impl Property {
     }
 }
 
-/// `sasl.username` -> `SASL_USERNAME`.
+/// Converts `sasl.username` to `SASL_USERNAME`.
 pub(super) fn variable(name: &str) -> String {
     name.replace('.', "_").to_uppercase()
 }

@@ -1,4 +1,4 @@
-//! How the relay works.
+//! Reads the settings of the relay itself.
 
 use std::time::Duration;
 
@@ -11,40 +11,40 @@ use super::setting::{self, Kind};
 use super::sources::Sources;
 use super::value::{Value, words};
 
-/// How the relay works.
+/// The settings of the relay itself.
 #[derive(Debug, Clone)]
 pub struct RelaySettings {
-    /// This relay's name in logs and in its heartbeat. Not unique: two relays on one host have the same by default.
+    /// The relay's name in logs and in its heartbeat. The name is not unique: two relays of a host have the same default.
     pub name: String,
-    /// Workers, each with a connection of its own.
+    /// The number of workers; each has its own Postgres connection.
     pub workers: usize,
-    /// Most events per claim.
+    /// The most events per claim.
     pub batch_size: usize,
     /// Most payload bytes per claim.
     pub batch_bytes: usize,
     /// Longest pause between polls while there is nothing to do.
     pub poll_interval: Duration,
-    /// How long a batch waits for its acks.
+    /// The longest wait of a batch for its acks.
     pub publish_timeout: Duration,
-    /// How long SIGTERM waits for what is in flight.
+    /// The longest wait for events in flight after SIGTERM.
     pub shutdown_timeout: Duration,
-    /// How often the status line is logged.
+    /// The interval of the status line in the log.
     pub status_interval: Duration,
-    /// How often a relay says that it is alive; after three without it is considered gone.
+    /// The interval of the heartbeat. A relay counts as gone after three missed heartbeats.
     pub heartbeat_interval: Duration,
-    /// How long events may wait without any of them moving before it is logged.
+    /// The time in which no pending event moves before a stall is logged.
     pub stall_after: Duration,
-    /// What the record's value looks like.
+    /// The form of a record's value and headers.
     pub envelope: Envelope,
-    /// Topic of an event whose row names none.
+    /// The topic of an event whose row names none.
     pub topic: TopicTemplate,
-    /// Source of an event whose row names none.
+    /// The source of an event whose row names none.
     pub source: Option<String>,
-    /// How often an event may be on its topic.
+    /// The delivery guarantee.
     pub delivery: Delivery,
-    /// What a row that cannot be sent does to its successors.
+    /// The effect of a row that cannot be sent on its successors.
     pub on_poison: OnPoison,
-    /// How long what is done with is kept.
+    /// The retention of published events and of the inbox.
     pub retention: RetentionSettings,
 }
 
@@ -68,7 +68,7 @@ words! {
     }
 }
 
-/// The relay's name on a system that tells no host name.
+/// The relay's name if the system has no host name.
 const NAMELESS: &str = "outbox-relay";
 
 impl RelaySettings {
@@ -112,7 +112,7 @@ impl Value for TopicTemplate {
     }
 }
 
-/// The host name, cut to what `application_name` keeps.
+/// Returns the host name, truncated to the length that `application_name` keeps.
 fn host_name(sources: &Sources) -> String {
     let name = sources.env.get("HOSTNAME").map_or("", |name| name.trim());
     let name: String = name.chars().filter(|c| c.is_ascii_graphic()).take(63).collect();

@@ -1,4 +1,4 @@
-//! The layers put on top of each other, read value by value into typed settings, and every mistake on the way.
+//! Puts the layers on top of each other, reads them value by value into typed settings, and collects every mistake.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub(super) struct Resolved {
 }
 
 impl Resolved {
-    /// `layers` from the weakest to the strongest. Defaults are weaker than all and come in when a value is read.
+    /// Merges `layers`, given from the weakest to the strongest. Defaults are weaker than all layers and apply when a value is read.
     pub(super) fn new(layers: [Layer; 3], mut mistakes: Vec<Mistake>, complete: bool) -> Resolved {
         let (mut settings, mut properties) = (BTreeMap::new(), BTreeMap::new());
         for mut layer in layers {
@@ -89,7 +89,7 @@ impl Resolved {
         Some((&given.label, given.text.as_deref()?))
     }
 
-    /// True if the property was given, be it in a way that is a mistake already.
+    /// Returns true if the property was given, even if wrongly.
     pub(super) fn has_property(&self, canonical: &str) -> bool {
         self.properties.contains_key(canonical)
     }
@@ -106,7 +106,7 @@ fn wrong(setting: &Setting, label: String, text: &str, problem: String) -> Mista
     if setting.is_secret() { mistake } else { mistake.given(text) }
 }
 
-/// One form for equal values: `16MiB` and `16777216` are the same.
+/// Converts equal values to one form: `16MiB` and `16777216` become the same text.
 fn canonical(kind: &Kind, text: &str) -> String {
     match kind {
         Kind::Bytes { .. } => bytes::parse(text).map(|number| number.to_string()),

@@ -1,4 +1,4 @@
-//! How long published events and applied ones are kept.
+//! Reads the settings of retention, for published events and for the inbox.
 
 use super::duration::GivenDuration;
 use super::resolved::Resolved;
@@ -17,16 +17,16 @@ words! {
     }
 }
 
-/// How long published events and applied ones are kept.
+/// The retention of published events and of the inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetentionSettings {
-    /// What becomes of published events.
+    /// The treatment of published events.
     pub outbox: Retention,
-    /// How long after they were published.
+    /// The age, since it was published, at which an event is removed.
     pub after: GivenDuration,
-    /// After how long rows of the consumers' table are deleted; never without it.
+    /// The age at which rows of the inbox are deleted; `None`: never.
     pub processed_after: Option<GivenDuration>,
-    /// How long a dead letter of a consumer may come back, where its topic does not tell.
+    /// The time in which a dead letter may be redriven, if the retention of its topic is unknown.
     pub dead_letter_horizon: Option<GivenDuration>,
 }
 
@@ -40,7 +40,7 @@ impl RetentionSettings {
         }
     }
 
-    /// True when there is anything to prune.
+    /// Returns true if the settings ask for any pruning.
     pub(crate) fn prunes(&self) -> bool {
         self.outbox != Retention::Keep || self.processed_after.is_some()
     }

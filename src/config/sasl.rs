@@ -1,4 +1,4 @@
-//! Settings of security that contradict each other. librdkafka would connect without them, in plain text, and log a warning.
+//! Finds security settings that contradict each other. librdkafka would ignore them, connect in plain text and log a warning.
 
 use super::mistake::Mistake;
 use super::resolved::Resolved;
@@ -25,7 +25,7 @@ const SSL: [&str; 10] = [
     "ssl.crl.location",
 ];
 
-/// Every contradiction between `security.protocol` and what was given beside it.
+/// Lists the contradictions between `security.protocol` and the other security settings.
 pub(super) fn conflicts(from: &Resolved) -> Vec<Mistake> {
     let given = from.property(PROTOCOL);
     let protocol = given.map_or("plaintext".into(), |(_, text)| text.to_lowercase());

@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::duration::GivenDuration;
 use super::{Delivery, LogFormat, OnPoison, Retention};
 
-/// One setting: its name in TOML and in flags, what it accepts, and its default.
+/// One setting: its name in TOML and in flags, the accepted values, and the default.
 #[derive(Debug)]
 pub struct Setting {
-    /// Lower-case name: the TOML key, and the name in `--set name=value`.
+    /// The lower-case name: the TOML key, and the name in `--set name=value`.
     pub name: &'static str,
-    /// What it accepts.
+    /// The kind of values that the setting accepts.
     pub kind: Kind,
-    /// Used when no layer sets it; `None` if it is required or has a computed default.
+    /// The value if no layer sets one; `None` if the setting is required or has a computed default.
     pub default: Option<&'static str>,
     /// A plausible value, shown in `.env.example` when there is no default.
     pub example: &'static str,
@@ -21,39 +21,39 @@ pub struct Setting {
     pub doc: &'static str,
 }
 
-/// What a setting accepts.
+/// The kind of values that a setting accepts.
 #[derive(Debug)]
 pub enum Kind {
-    /// A Postgres URL with credentials in it: never shown.
+    /// A Postgres URL with credentials: never shown.
     DatabaseUrl,
     /// A comma-separated list of `host:port`.
     Brokers,
-    /// A name of 1 to 63 bytes that Postgres takes as an identifier.
+    /// A name of 1 to 63 bytes that Postgres accepts as an identifier.
     Identifier,
     /// Printable text, not empty.
     Text {
-        /// Longest accepted, in bytes.
+        /// The largest accepted length in bytes.
         max_len: usize,
     },
     /// A whole number.
     Integer {
-        /// Lowest accepted.
+        /// The lowest accepted value.
         min: u64,
-        /// Highest accepted.
+        /// The highest accepted value.
         max: u64,
     },
     /// A number of bytes, with an optional unit.
     Bytes {
-        /// Lowest accepted.
+        /// The lowest accepted value.
         min: u64,
-        /// Highest accepted.
+        /// The highest accepted value.
         max: u64,
     },
-    /// A length of time with its unit.
+    /// A duration with its unit.
     Duration {
-        /// Shortest accepted.
+        /// The shortest accepted duration.
         min: Duration,
-        /// Longest accepted.
+        /// The longest accepted duration.
         max: Duration,
     },
     /// `true` or `false`.
@@ -68,15 +68,15 @@ pub enum Kind {
     Address,
     /// A secret of visible ASCII: never shown.
     Secret {
-        /// Shortest accepted, in bytes.
+        /// The smallest accepted length in bytes.
         min_len: usize,
-        /// Longest accepted, in bytes.
+        /// The largest accepted length in bytes.
         max_len: usize,
     },
 }
 
 impl Setting {
-    /// The environment variable: `RELAY_<NAME>`, but for the two names every deployment already has.
+    /// Returns the environment variable: `RELAY_<NAME>`, except the two names that every deployment already has.
     pub fn env_name(&self) -> String {
         match self.name {
             "database_url" | "kafka_bootstrap_servers" => self.name.to_uppercase(),
@@ -84,19 +84,19 @@ impl Setting {
         }
     }
 
-    /// True if its value must never be shown.
+    /// Returns true if the value must never be shown.
     pub fn is_secret(&self) -> bool {
         matches!(self.kind, Kind::DatabaseUrl | Kind::Secret { .. })
     }
 
-    /// The setting of that name.
+    /// Finds the setting with that name.
     pub fn named(name: &str) -> Option<&'static Setting> {
         SETTINGS.iter().copied().find(|setting| setting.name == name)
     }
 }
 
 impl Kind {
-    /// What is accepted, as the end of a sentence that begins with "expected".
+    /// Describes the accepted values, as the end of a sentence that begins with "expected".
     pub fn accepted(&self) -> String {
         match self {
             Kind::DatabaseUrl => "a URL such as postgres://user:password@host:5432/database".into(),
@@ -136,7 +136,7 @@ const fn millis(min: u64, max: u64) -> Kind {
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
-/// As humantime counts it.
+/// The length of a year in humantime.
 const YEAR: u64 = 31_557_600 * SECOND;
 
 /// Makes a constant of each setting, and the list of all.

@@ -1,4 +1,4 @@
-//! Where settings come from, and their order: defaults < file < environment < flags.
+//! Collects the sources of settings in their order: defaults < file < environment < flags.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,21 +14,21 @@ use super::property::{PROPERTIES, Property, known_elsewhere, not_passed_through,
 use super::resolved::Resolved;
 use super::setting::{SETTINGS, Setting};
 
-/// Stands in for a variable whose bytes are no text.
+/// The replacement for the value of a variable that is not UTF-8.
 const NOT_TEXT: char = char::REPLACEMENT_CHARACTER;
 
-/// Everything a configuration is read from.
+/// The sources that a configuration is read from.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// The TOML file of `--config`.
     pub file: Option<PathBuf>,
-    /// All environment variables; those of other programs are ignored. `HOSTNAME` is the default of `name`.
+    /// All environment variables; those of other programs are ignored. `HOSTNAME` is the default of the setting `name`.
     pub env: BTreeMap<String, String>,
-    /// `--set name=value`, in order; the last of a name wins. `kafka.linger.ms` is a property of the pass-through.
+    /// The arguments of `--set name=value`, in order; the last value of a name wins. `kafka.linger.ms` names a property of librdkafka.
     pub overrides: Vec<(String, String)>,
 }
 
-/// Names only: the values hold secrets.
+/// Prints only names, because values may be secrets.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.overrides.iter().map(|(name, _)| shown_name(name)).collect();
@@ -41,11 +41,11 @@ impl fmt::Debug for Sources {
 }
 
 impl Sources {
-    /// Takes the environment of this process. Nothing else in the crate reads it.
+    /// Takes the environment of this process. No other code of the crate reads it.
     pub fn from_process(file: Option<PathBuf>, overrides: Vec<(String, String)>) -> Sources {
         let text = |os: OsString| os.to_string_lossy().into_owned();
         let mut env: BTreeMap<_, _> = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
-        // Containers set HOSTNAME, login shells keep it to themselves; Linux tells it anyway.
+        // Containers export HOSTNAME, login shells do not; Linux has it in a file.
         if !env.contains_key("HOSTNAME")
             && let Ok(name) = std::fs::read_to_string("/proc/sys/kernel/hostname")
         {
@@ -98,7 +98,7 @@ fn unknown_variable(name: &str) -> Mistake {
     {
         return Mistake::new(shown_name(name), why);
     }
-    // Names given with another prefix than theirs, such as RELAY_DATABASE_URL, resemble without it.
+    // Without the wrong prefix a name such as RELAY_DATABASE_URL resembles the right name.
     let bare = plain.strip_prefix("RELAY_").unwrap_or(plain);
     let of_setting = Setting::named(&bare.to_lowercase()).map(Setting::env_name);
     let known = SETTINGS.iter().map(|setting| setting.env_name());
@@ -108,7 +108,7 @@ fn unknown_variable(name: &str) -> Mistake {
     Mistake::new(shown_name(name), "unknown setting").nearest(near.map(|near| near + file))
 }
 
-/// [`known_elsewhere`] by the variable's form of the name.
+/// Calls [`known_elsewhere`] with the name as a variable has it.
 fn elsewhere_as_variable(property: &str) -> Option<String> {
     not_passed_through().find(|name| variable(name) == property).and_then(known_elsewhere)
 }

@@ -1,4 +1,4 @@
-//! The configuration as a whole: layers, mistakes of every kind at once, secrets, `.env.example`.
+//! Tests the configuration as a whole: layers, mistakes of every kind at once, secrets, `.env.example`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +14,7 @@ use event_outbox::envelope::Envelope;
 
 const URL: &str = "postgres://relay:hunter2@db:5432/app";
 
-/// The least a relay needs, and `more`.
+/// Returns the settings that a relay needs at least, and `more`.
 fn env(more: &[(&str, &str)]) -> Sources {
     let least =
         [("DATABASE_URL", URL), ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,b:9092"), ("HOSTNAME", "pod-7"), ("PATH", "/bin")];
@@ -30,7 +30,7 @@ fn mistakes(more: &[(&str, &str)]) -> Vec<String> {
     load(env(more)).err().map_or(Vec::new(), |error| error.0.iter().map(Mistake::to_string).collect())
 }
 
-/// A file in a directory of its own; both vanish with the guard.
+/// Writes a file in a directory of its own; dropping the guard removes both.
 fn file(name: &str, content: &str) -> (TempDir, PathBuf) {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join(name);
@@ -470,7 +470,7 @@ fn the_admin_address_needs_a_token_beyond_this_host() {
     }
 }
 
-/// `.env.example` as the table of settings has it.
+/// Renders `.env.example` from the table of settings.
 fn example() -> String {
     let mut text = String::from(
         "# Every setting of Outbox Relay. A setting that is commented out shows its default, or an example if it has none.\n\
@@ -536,7 +536,7 @@ fn env_example_is_taken_as_it_is_and_with_every_line_uncommented() {
     assert_eq!(differ, no_default, "what is shown for a setting with a default is the default");
 }
 
-/// Names as they are, misspelt, of files, and of the neighbours.
+/// Generates names: correct ones, misspelt ones, `_FILE` variants, and variables of other programs.
 fn some_name() -> impl Strategy<Value = String> {
     let known: Vec<String> = SETTINGS
         .iter()
@@ -550,7 +550,7 @@ fn some_name() -> impl Strategy<Value = String> {
     )
 }
 
-/// Places where a secret ends up: as it should be, inside a URL, a path, a PEM block, next to separators.
+/// Generates values with a secret in them: bare, inside a URL, a path or a PEM block, or next to separators.
 fn some_secret_value() -> impl Strategy<Value = String> {
     let templates = [
         "SECRET",
@@ -576,7 +576,7 @@ fn some_secret_value() -> impl Strategy<Value = String> {
     proptest::sample::select(templates.to_vec()).prop_map(str::to_owned)
 }
 
-/// True for what is meant to be shown back: a plain setting that was given a bare word.
+/// Returns true if the value may be repeated in an error: a plain setting that was given a bare word.
 fn may_show(name: &str, value: &str) -> bool {
     let plain = name.strip_suffix("_FILE").unwrap_or(name);
     let secret = matches!(plain, "DATABASE_URL" | "RELAY_ADMIN_TOKEN")

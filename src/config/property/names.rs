@@ -71,7 +71,7 @@ pub(super) const INTERNAL: &str = "\
     oauthbearer_token_refresh_cb interceptors consume_cb rebalance_cb offset_commit_cb dr_cb dr_msg_cb partitioner_cb \
     msg_order_cmp";
 
-/// Names of the Java client that librdkafka lacks, and what to use instead.
+/// The names of the Java client that librdkafka lacks, each with a replacement.
 pub(in crate::config) static JAVA_PROPERTIES: &[(&str, &str)] = &[
     ("sasl.jaas.config", "use sasl.username and sasl.password"),
     ("ssl.truststore.location", "use ssl.ca.location with a PEM file"),
