@@ -1,21 +1,21 @@
-//! `outbox-relay bench`: measures the relay as a process of its own against real servers, in schemas and topics of its own.
+//! Runs `outbox-relay bench`: measures the relay as a separate process against real servers, in schemas and topics of the bench.
 //!
-//! What is measured
-//! - `drain`: a backlog; `variants`: the same with several relays, a hot key, retained rows
+//! Measurements
+//! - `drain`: a backlog; `variants`: a drain with several relays, a hot key, or retained rows
 //! - `latency`: events at a fixed rate, from their scheduled time to a consumer
 //! - `held_snapshot`: the rate while another session holds a snapshot
-//! - `idle`: what nothing to do costs
-//! - `failover`: SIGKILL to the next publish
-//! - `baseline`: what the box can do without one of the two servers
+//! - `idle`: the cost of an idle relay
+//! - `failover`: the time from SIGKILL to the next publish
+//! - `baseline`: the rate of each server without the other one
 //!
-//! With what
+//! Tools
 //! - `bench_schema`: the schema and the topic of one measurement, and their removal
-//! - `payload`, `seed_rows`, `pacer`: events: what is in them, many at once, at a steady rate
+//! - `payload`, `seed_rows`, `pacer`: the content of events, many rows at once, events at a fixed rate
 //! - `relay_process`: the relay under test
-//! - `watermarks`, `receiver`: what is on the topic
-//! - `steady`: relays, writer and consumer together
+//! - `watermarks`, `receiver`: the records on the topic
+//! - `steady`: relays, a writer and a consumer together
 //! - `cost`, `process`: WAL and CPU time
-//! - `percentiles`, `environment`, `report`, `table`, `progress`: what is reported
+//! - `percentiles`, `environment`, `report`, `table`, `progress`: the report
 
 mod baseline;
 mod bench_schema;
@@ -55,55 +55,55 @@ use seed_rows::Keys;
 pub(crate) use failure::BenchError;
 pub(crate) use report::Report;
 
-/// Entities of a run that says nothing of them: events of each.
+/// The events per entity, if the number of entities is not given.
 const EVENTS_PER_ENTITY: u64 = 200;
 
-/// Of `latency` and `failover`, in events a second.
+/// The default rate of `latency` and `failover`, in events per second.
 const STEADY_RATE: u64 = 1_000;
 
-/// Of `latency` and `idle`.
+/// The default duration of `latency` and `idle`.
 const STEADY_SECONDS: u64 = 30;
 
-/// Of `held-snapshot`.
+/// The default duration of `held-snapshot`.
 const HELD_SECONDS: u64 = 120;
 
-/// What is measured.
+/// The scenario to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Scenario {
-    /// How fast a backlog goes out
+    /// The rate at which a backlog is published
     Drain,
-    /// How long an event takes from its scheduled time to a consumer, at a fixed rate
+    /// The time of an event from its scheduled time to a consumer, at a fixed rate
     Latency,
     /// Drain with one, two and four relays
     Relays,
-    /// Drain with half of all events on one entity, beside one without entities
+    /// Drain with half of all events on one entity, and a drain without entities
     HotKey,
-    /// Drain with published rows in the table, beside one without
+    /// Drain with published rows in the table, and a drain without
     Retained,
-    /// Drain while the published rows in the table are removed, beside one in which they stay
+    /// Drain while published rows are removed from the table, and a drain in which they stay
     Retention,
     /// The rate over time while another session holds a snapshot
     HeldSnapshot,
-    /// What a relay with nothing to do costs
+    /// The cost of an idle relay
     Idle,
-    /// Kill one of two relays, five times: how long until its lanes go on
+    /// The time until the lanes of a killed relay go on; kills one of two relays, five times
     Failover,
-    /// All of them
+    /// All scenarios
     All,
 }
 
-/// How much of it, and how.
+/// The sizes and options of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) scenario: Scenario,
     pub(crate) events: u64,
-    /// Published rows of `retained`.
+    /// The number of published rows in `retained` and `retention`.
     pub(crate) retained: u64,
-    /// Events a second; `None`: each scenario's own.
+    /// The rate in events per second; `None`: the default of each scenario.
     pub(crate) rate: Option<u64>,
-    /// `None`: each scenario's own.
+    /// The duration in seconds; `None`: the default of each scenario.
     pub(crate) seconds: Option<u64>,
-    /// Of `held-snapshot`.
+    /// The length of a window of `held-snapshot`.
     pub(crate) window_s: u64,
     pub(crate) baseline: bool,
     pub(crate) payload_bytes: usize,
@@ -111,7 +111,7 @@ pub(crate) struct Plan {
     pub(crate) entities: Option<u64>,
 }
 
-/// What every measurement works with.
+/// The tools that every measurement uses.
 struct Bench {
     plan: Plan,
     settings: Settings,
@@ -121,17 +121,17 @@ struct Bench {
     progress: Progress,
 }
 
-/// How a run ended: its metrics or why there are none, and what it could not remove.
+/// The result of a run: its metrics or an error, and the schemas and topics that could not be removed.
 pub(crate) struct Ended {
     pub(crate) report: Result<Report, BenchError>,
     pub(crate) left: Vec<(String, BenchError)>,
 }
 
-/// Measures. `sources` are those of the bench; the relay under test gets them without `RELAY_*` variables, and
+/// Runs the measurements. The relay under test gets the bench's `sources` without `RELAY_*` variables, and
 /// `relay_overrides` on top.
 ///
 /// # Errors
-/// The relay's configuration is wrong. Everything else is in [`Ended`].
+/// Fails if the relay's configuration is wrong. Every other error is in [`Ended`].
 pub(crate) async fn run(
     plan: Plan,
     sources: Sources,
@@ -169,7 +169,7 @@ impl Bench {
         relay_overrides: Vec<(String, String)>,
         program: PathBuf,
     ) -> Result<Self, BenchError> {
-        // What is set for a relay on this machine is not what is to be measured; which of both deliveries is.
+        // RELAY_* variables are meant for another relay on this machine. Only the delivery guarantee is taken from them.
         sources.env.retain(|name, _| !name.starts_with("RELAY_") || name == "RELAY_DELIVERY");
         sources.overrides.extend(relay_overrides);
         let launch = Launch {
@@ -178,7 +178,7 @@ impl Bench {
             env: sources.env.clone(),
             overrides: sources.overrides.clone(),
         };
-        // As the relay will read them, to make the same clients and to report them.
+        // Read the settings as the relay will, to build the same clients and to report them.
         sources.overrides.extend(relay_process::settings_of("outbox_bench", "bench"));
         let settings = Settings::load(sources, Needs::DatabaseAndKafka)?;
         let kafka = settings.kafka.clone().ok_or(BenchError::Thread)?;
@@ -226,7 +226,7 @@ impl Bench {
             Scenario::Failover => {
                 report.failover = Some(failover::failover(self, rate.unwrap_or(STEADY_RATE)).await?);
             }
-            // What it stands for is measured one by one.
+            // The scenarios of `all` are measured one by one.
             Scenario::All => {}
         }
         Ok(())

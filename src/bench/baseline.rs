@@ -1,7 +1,7 @@
-//! What this box can do without one of the two servers, measured in the same run: no relay can be faster than either.
+//! Measures each of the two servers without the other one, in the same run. No relay can be faster than either.
 //!
-//! - `postgres`: claim and mark, the relay's own statements, without Kafka
-//! - `kafka`: produce from memory, with the relay's own client settings, without Postgres
+//! - `postgres`: claim and mark by the relay's own statements, without Kafka
+//! - `kafka`: produce from memory with the relay's own client settings, without Postgres
 
 mod kafka;
 mod postgres;
@@ -11,17 +11,17 @@ use serde::Serialize;
 use super::Bench;
 use super::failure::BenchError;
 
-/// More events make it no truer, only longer.
+/// The most events of a baseline. More events would take longer without a better result.
 const MOST_EVENTS: u64 = 300_000;
 
-/// What each server of the box does alone. No relay runs meanwhile.
+/// The rates of each server alone, measured while no relay runs.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Baseline {
     pub(crate) events: u64,
-    /// As many sessions, or producers, as a relay has workers.
+    /// The number of sessions, or producers: as many as a relay has workers.
     pub(crate) workers: usize,
     pub(crate) claim_and_mark_events_per_s: f64,
-    /// What the marks themselves write.
+    /// The WAL that the marks write.
     pub(crate) claim_and_mark_wal_bytes_per_event: f64,
     pub(crate) produce_events_per_s: f64,
 }

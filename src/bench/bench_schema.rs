@@ -1,7 +1,7 @@
-//! The place of a measurement: a schema and a topic of its own, so that no measurement finds dead rows of another.
+//! Creates a schema and a topic per measurement, so that no measurement finds dead rows of another.
 //!
-//! What was made is written down before it is made, and the list outlives every measurement: whatever ends one, error or Ctrl-C,
-//! [`BenchSchemas::remove_all`] finds it.
+//! Each name is recorded before its schema and topic are created, and the list outlives every measurement. So
+//! [`BenchSchemas::remove_all`] finds them after any end, be it an error or Ctrl-C.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use event_outbox::Names;
 use event_outbox::names::literal;
 use event_outbox::schema::{self, MigrateOptions};
 
-/// For an answer of a broker that is up.
+/// The time limit for an answer of a broker that is up.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// One measurement's schema and topic; both have the same name.
@@ -33,18 +33,18 @@ pub(crate) struct BenchSchema {
 }
 
 impl BenchSchema {
-    /// The name of relay `index` that works here.
+    /// Returns the name of relay `index` of this schema.
     pub(crate) fn relay_name(&self, index: usize) -> String {
         format!("{}-r{index}", self.name)
     }
 
-    /// A table of the bench's own in the schema, quoted.
+    /// Returns the quoted name of one of the bench's own tables in the schema.
     pub(crate) fn table(&self, name: &str) -> String {
         format!("{}.{name}", self.names.schema())
     }
 }
 
-/// How to reach the servers, and what was made there.
+/// The connections to the servers, and the list of schemas and topics created there.
 #[derive(Clone)]
 pub(crate) struct BenchSchemas {
     database: PgConnectOptions,
@@ -69,24 +69,24 @@ impl BenchSchemas {
         }
     }
 
-    /// What all names begin with.
+    /// Returns the prefix of all names of the run.
     pub(crate) fn run(&self) -> &str {
         &self.run
     }
 
-    /// The brokers as the relay reaches them.
+    /// Returns the relay's settings of the brokers.
     pub(crate) fn kafka(&self) -> &KafkaSettings {
         &self.kafka
     }
 
-    /// A connection of the bench's own, without what makes plans a matter of luck.
+    /// Opens a connection for the bench, without the features that make query plans depend on chance.
     pub(crate) async fn connect(&self) -> Result<PgConnection, BenchError> {
         let mut conn = session::connect(&self.database, &self.application_name(), self.connect_timeout).await?;
         conn.execute("set jit = off").await?;
         Ok(conn)
     }
 
-    /// Makes a schema with an outbox and a topic.
+    /// Creates a schema with an outbox, and a topic.
     pub(crate) async fn make(&self) -> Result<BenchSchema, BenchError> {
         let name = {
             let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,14 +116,14 @@ impl BenchSchemas {
         Ok(())
     }
 
-    /// Removes all that is left; the names of what could not be removed come back with the reason.
+    /// Removes all remaining schemas and topics. Returns the names that could not be removed, each with the reason.
     pub(crate) async fn remove_all(&self) -> Vec<(String, BenchError)> {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !made.is_empty()
             && let Ok(mut conn) = self.connect().await
         {
-            // A statement whose client is gone runs to its end otherwise, and the drop would wait for it. One that cannot be
-            // ended makes the drop fail, which is reported.
+            // End statements whose client is gone: they would run to their end, and the drop would wait for them. If one cannot be
+            // ended, the drop fails, and that is reported.
             let _ = terminate(&mut conn, &format!("application_name = {}", literal(&self.application_name()))).await;
         }
         let mut left = Vec::new();
@@ -137,7 +137,7 @@ impl BenchSchemas {
 
     async fn drop_schema(&self, name: &str) -> Result<(), BenchError> {
         let mut conn = self.connect().await?;
-        // The session of a relay that was killed may hold locks for a while.
+        // The session of a killed relay may hold locks for a while.
         let relays = literal(&format!("{name}-r"));
         terminate(&mut conn, &format!("position({relays} in application_name) > 0")).await?;
         conn.execute("set lock_timeout = '30s'").await?;
@@ -162,7 +162,7 @@ impl BenchSchemas {
     }
 }
 
-/// Ends sessions of the bench and of its relays, not this one.
+/// Ends the sessions of the bench and of its relays, except this one.
 async fn terminate(conn: &mut PgConnection, which: &str) -> Result<(), BenchError> {
     let sql = format!(
         "select pg_terminate_backend(pid) from pg_stat_activity \

@@ -1,4 +1,4 @@
-//! What events cost: WAL, and the CPU time of everybody who had a hand in it. Read before and after, divided by the events.
+//! Measures the cost of events: WAL, and the CPU time of relays and servers. Reads before and after, and divides by the events.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,21 +12,21 @@ use super::process;
 use super::relay_process::RelayProcess;
 use event_outbox::names::literal;
 
-/// Costs of one measurement, each per event of it. What could not be measured is null, with the reason in `not_measured`.
+/// The costs of one measurement, per event. A cost that could not be measured is null, with the reason in `not_measured`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Costs {
-    /// Of the whole server: also what autovacuum and others wrote meanwhile.
+    /// The WAL of the whole server, including that of autovacuum and of other sessions.
     pub(crate) wal_bytes_per_event: f64,
-    /// Pages written whole into the WAL because a checkpoint came before their change. Of the whole server.
+    /// The full-page images in the WAL: pages that were changed for the first time after a checkpoint. Counts the whole server.
     pub(crate) wal_full_page_images_per_event: Option<f64>,
-    /// All relays together.
+    /// The CPU time of all relays together.
     pub(crate) relay_cpu_us_per_event: Option<f64>,
-    /// The server's sessions that serve the relays.
+    /// The CPU time of the Postgres sessions that serve the relays.
     pub(crate) relay_sessions_cpu_us_per_event: Option<f64>,
-    /// The whole server: sessions of relays and of writers, WAL writer, autovacuum.
+    /// The CPU time of the whole server: sessions of relays and writers, WAL writer, autovacuum.
     pub(crate) postgres_cpu_us_per_event: Option<f64>,
     pub(crate) broker_cpu_us_per_event: Option<f64>,
-    /// Of the largest relay.
+    /// The peak memory of the largest relay.
     pub(crate) relay_peak_memory_bytes: Option<u64>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) not_measured: BTreeMap<&'static str, String>,
@@ -44,7 +44,7 @@ pub(crate) struct Reading {
     peak: Option<u64>,
 }
 
-/// Where to read.
+/// The sources of the readings: a connection, and the servers' process ids.
 pub(crate) struct Meter {
     conn: PgConnection,
     relay_sessions: String,
@@ -62,7 +62,7 @@ impl Meter {
         Ok(Self { conn, relay_sessions, postmaster, broker: broker(schemas.kafka().brokers()) })
     }
 
-    /// Reads everything now.
+    /// Takes one reading of all meters.
     pub(crate) async fn read(&mut self, relays: &[RelayProcess]) -> Result<Reading, BenchError> {
         let usage_of = |pid: &u32| process::usage(*pid).map(|usage| usage.cpu);
         let row =
@@ -81,17 +81,17 @@ impl Meter {
         })
     }
 
-    /// Sessions hand their counts in once a second, and when they end: to be read again when the relays have ended.
+    /// Reads the full-page images again. Sessions report their counts once a second and at their end, so call it after the relays' end.
     pub(crate) async fn reread_images(&mut self, reading: &mut Reading) {
         reading.full_page_images = self.images().await;
     }
 
     async fn images(&mut self) -> Option<i64> {
-        // Since Postgres 14.
+        // The view exists since Postgres 14.
         sqlx::query_scalar("select wal_fpi from pg_stat_wal").fetch_one(&mut self.conn).await.ok()
     }
 
-    /// The costs between two readings.
+    /// Computes the costs between two readings.
     pub(crate) fn costs(&self, before: &Reading, after: &Reading, events: u64) -> Costs {
         let events = events.max(1) as f64;
         let cpu = |before: Option<Duration>, after: Option<Duration>| {
@@ -126,17 +126,17 @@ impl Meter {
 }
 
 impl Reading {
-    /// Bytes of WAL between two readings.
+    /// Returns the bytes of WAL between two readings.
     pub(crate) fn wal_until(&self, after: &Reading) -> u64 {
         u64::try_from(after.wal - self.wal).unwrap_or(0)
     }
 
-    /// CPU time of the relays between two readings.
+    /// Returns the CPU time of the relays between two readings.
     pub(crate) fn relay_cpu_until(&self, after: &Reading) -> Option<Duration> {
         Some(after.relays?.saturating_sub(self.relays?))
     }
 
-    /// CPU time of the relays' sessions between two readings.
+    /// Returns the CPU time of the relays' sessions between two readings.
     pub(crate) fn relay_sessions_cpu_until(&self, after: &Reading) -> Option<Duration> {
         Some(after.relay_sessions?.saturating_sub(self.relay_sessions?))
     }
@@ -146,12 +146,12 @@ impl Reading {
     }
 }
 
-/// The postmaster's process id, if it is one of this machine's: the parent of our own session's backend.
+/// Finds the postmaster's process id if it runs on this machine: the parent of the bench's own backend.
 async fn postmaster(conn: &mut PgConnection) -> Result<Result<u32, String>, BenchError> {
     let row = sqlx::query("select pg_backend_pid(), current_database()").fetch_one(conn).await?;
     let (backend, database) = (row.try_get::<i32, _>(0)?.unsigned_abs(), row.try_get::<String, _>(1)?);
     let elsewhere = || Err("Postgres does not run on this machine, or not where its processes can be seen".to_owned());
-    // The number alone may be another process's here. A backend writes its database into its command line.
+    // A remote backend's id may be another process here. A backend's command line contains its database, so compare that.
     let is_backend = process::command_line(backend)
         .is_some_and(|line| line.starts_with("postgres: ") && line.contains(&format!(" {database} ")));
     Ok(match process::usage(backend) {
@@ -160,7 +160,7 @@ async fn postmaster(conn: &mut PgConnection) -> Result<Result<u32, String>, Benc
     })
 }
 
-/// The broker's process id, if it is one of this machine's: who listens on the first bootstrap port.
+/// Finds the broker's process id if it runs on this machine: the process that listens on the first bootstrap port.
 pub(crate) fn broker(bootstrap: &str) -> Result<u32, String> {
     let first = bootstrap.split(',').next().unwrap_or_default();
     let (host, port) = first.rsplit_once(':').unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `drain`: a backlog that waits already, and how long it takes until all of it is published and marked.
+//! Measures `drain`: the time until an existing backlog is published and marked.
 
 use std::time::{Duration, Instant};
 
@@ -16,82 +16,82 @@ use crate::config::Delivery;
 use crate::store::retention;
 use event_outbox::Names;
 
-/// How often the topic is asked while it fills: each time costs the broker four small requests.
+/// The interval between two reads of the topic while it fills. Each read costs the broker four small requests.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
-/// How often the topic is asked for its first record and its last, and the table for its last: this is the error of the times.
+/// The interval between two reads that wait for the first or last record, or the last row. It is the error of the times.
 const BETWEEN_SHORT_LOOKS: Duration = Duration::from_millis(5);
 
-/// No record for this long, and the relay is taken to be stuck.
+/// The time without a new record after which the relay counts as stuck.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// What is to be drained.
+/// The backlog to drain, and its circumstances.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Backlog {
     pub(crate) events: u64,
     pub(crate) keys: Keys,
-    /// Rows that are in the table already, published.
+    /// The number of published rows in the table before the drain.
     pub(crate) retained: u64,
     pub(crate) relays: usize,
-    /// The relay removes those rows meanwhile.
+    /// True if the relay removes these rows during the drain.
     pub(crate) prunes: bool,
 }
 
-/// One drain.
+/// The metrics of one drain.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Drained {
     pub(crate) events: u64,
     pub(crate) relays: usize,
-    /// From the first record on the topic until every row is marked.
+    /// The rate from the first record on the topic until every row is marked.
     pub(crate) events_per_s: f64,
-    /// From the start of the relay's process until every row is marked.
+    /// The rate from the start of the relay's process until every row is marked.
     pub(crate) events_per_s_from_start: f64,
     pub(crate) seconds: f64,
     pub(crate) first_record_after_ms: f64,
-    /// Records of each whole second, from the start of the process.
+    /// The records in each whole second since the start of the process.
     pub(crate) records_by_second: Vec<u64>,
-    /// On the topic; above `events` by what was sent twice, and with exactly-once by the markers of transactions.
+    /// The records on the topic. The number exceeds `events` by duplicates and, with exactly-once, by the markers of transactions.
     pub(crate) records: u64,
-    /// The relay published in transactions.
+    /// True if the relay published in transactions.
     pub(crate) in_transactions: bool,
-    /// Rows marked PUBLISHED; below `events` by what went DEAD.
+    /// The rows marked PUBLISHED; fewer than `events` if some became DEAD.
     pub(crate) published: u64,
-    /// Retained rows that the relay has removed meanwhile.
+    /// The retained rows that the relay removed during the drain.
     pub(crate) pruned: u64,
-    /// False where the bench may not run `checkpoint`: one may have fallen into the measurement.
+    /// False if the bench lacks the right to run `checkpoint`: a checkpoint may have run during the measurement.
     pub(crate) checkpoint_before: bool,
-    /// Autovacuum and autoanalyze runs on the outbox since it was made.
+    /// The autovacuum and autoanalyze runs on the outbox since it was created.
     pub(crate) autovacuums: i64,
     pub(crate) costs: Costs,
-    /// Where the time of the relays' workers went, while they had work.
+    /// The stages on which the relays' workers spent their time while they had work.
     pub(crate) stages: Option<Shares>,
     /// The last log line of each relay.
     pub(crate) relay_summaries: Vec<serde_json::Value>,
 }
 
-/// Shares of the workers' time, from 0 to 1: together 1.
+/// The shares of the workers' time, from 0 to 1; the sum is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Shares {
-    /// Locking and reading rows; where cycles follow each other the begin is part of the settling before.
+    /// The share of locking and reading rows. If cycles follow each other, the `begin` belongs to the settle before.
     pub(crate) claim: f64,
-    /// Making records and handing them to the producer.
+    /// The share of building records and passing them to the producer.
     pub(crate) send: f64,
-    /// Waiting for the brokers.
+    /// The share of waiting for the brokers.
     pub(crate) acks: f64,
-    /// Marking and committing.
+    /// The share of marking and committing.
     pub(crate) settle: f64,
 }
 
-/// What the relays' last log lines call the stages of their workers' cycles, in seconds.
+/// The fields for the stages of a cycle, in seconds, in the last log line of a relay.
 const STAGES: [&str; 4] = ["claim_s", "send_s", "acks_s", "settle_s"];
 
-/// A field of the relays' last log lines, of those that have it.
+/// Adds up a field of the relays' last log lines; a line without the field is left out.
 fn sum(summaries: &[serde_json::Value], field: &str) -> f64 {
     summaries.iter().filter_map(|summary| summary[field].as_f64()).sum()
 }
 
 impl Shares {
-    /// Of the relays' last log lines; `None` where they say nothing of it.
+    /// Computes the value from the relays' last log lines; returns `None` if these lack the fields.
     fn from_summaries(summaries: &[serde_json::Value]) -> Option<Self> {
         let [claim, send, acks, settle] = STAGES.map(|stage| sum(summaries, stage));
         let all = claim + send + acks + settle;
@@ -99,7 +99,7 @@ impl Shares {
     }
 }
 
-/// What a cycle of a worker is made of, on average.
+/// The average cycle of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct MeanCycle {
     pub(crate) events: f64,
@@ -110,7 +110,7 @@ pub(crate) struct MeanCycle {
 }
 
 impl MeanCycle {
-    /// Of the relays' last log lines; `None` where they say nothing of it.
+    /// Computes the value from the relays' last log lines; returns `None` if these lack the fields.
     pub(crate) fn from_summaries(summaries: &[serde_json::Value]) -> Option<Self> {
         let cycles = sum(summaries, "cycles");
         let [claim_ms, send_ms, acks_ms, settle_ms] = STAGES.map(|stage| sum(summaries, stage) * 1000.0 / cycles);
@@ -119,7 +119,7 @@ impl MeanCycle {
     }
 }
 
-/// Seeds a schema of its own, drains it, removes it.
+/// Seeds a schema, drains it and removes it.
 pub(crate) async fn drain(bench: &Bench, backlog: Backlog) -> Result<Drained, BenchError> {
     let schema = bench.schemas.make().await?;
     let checkpoint = seed_backlog(bench, &schema, backlog).await?;
@@ -149,7 +149,7 @@ async fn drain_seeded(
     let mut meter = Meter::new(&bench.schemas, schema).await?;
     let mut end = End::new(bench, schema, backlog).await?;
     let watermarks = Watermarks::new(&bench.schemas, schema)?;
-    // Connects and learns who leads: not to be done when the clock runs.
+    // Connect and fetch the partitions' leaders before the clock runs.
     watermarks.records().await?;
     let before = meter.read(&[]).await?;
     let started = Instant::now();
@@ -188,7 +188,7 @@ async fn drain_seeded(
     })
 }
 
-/// Stops the relays in order, one after the other.
+/// Stops the relays cleanly, one after the other.
 pub(crate) async fn stop(relays: Vec<RelayProcess>) -> Result<Vec<serde_json::Value>, BenchError> {
     let mut summaries = Vec::with_capacity(relays.len());
     for relay in relays {
@@ -197,14 +197,14 @@ pub(crate) async fn stop(relays: Vec<RelayProcess>) -> Result<Vec<serde_json::Va
     Ok(summaries)
 }
 
-/// Looks at the topic.
+/// Watches the topic.
 struct Watch<'b> {
     bench: &'b Bench,
     watermarks: Watermarks,
     events: u64,
     started: Instant,
     first: Option<Instant>,
-    /// Seconds since the start, and records by then.
+    /// Pairs of seconds since the start and records up to then.
     samples: Vec<(f64, u64)>,
 }
 
@@ -245,7 +245,7 @@ fn progress(samples: &[(f64, u64)], events: u64) -> String {
     format!("{records} of {events} published, {rate:.0}/s")
 }
 
-/// Records of each whole second, interpolated between the samples around its ends.
+/// Computes the records in each whole second, interpolated between the samples around its ends.
 fn by_second(samples: &[(f64, u64)]) -> Vec<u64> {
     let at = |second: f64| {
         let after = samples.partition_point(|(then, _)| *then <= second);
@@ -258,20 +258,20 @@ fn by_second(samples: &[(f64, u64)]) -> Vec<u64> {
     (0..whole).map(|second| (at(f64::from(second) + 1.0) - at(f64::from(second))).round() as u64).collect()
 }
 
-/// Looks for the last rows that are pending.
+/// Watches for the last pending rows.
 struct End {
     conn: PgConnection,
     names: Names,
-    /// Rows that were there before the backlog.
+    /// The number of rows in the table before the backlog.
     retained: u64,
-    /// Ids above this are looked at first: the walk over all the others, marked by now, would be timed as well.
+    /// Ids above this one are checked first. The scan of all others, which are marked by then, would be part of the measured time.
     tail: i64,
 }
 
 impl End {
     async fn new(bench: &Bench, schema: &BenchSchema, backlog: Backlog) -> Result<Self, BenchError> {
         let mut conn = bench.schemas.connect().await?;
-        // The relay's own probe, and the index it means.
+        // Use the relay's own probe, and force the index that the probe uses.
         conn.execute("set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off").await?;
         let last = backlog.retained + backlog.events;
         Ok(Self {
@@ -282,10 +282,10 @@ impl End {
         })
     }
 
-    /// When the last row was marked.
+    /// Waits until every row is marked, and returns the time of the last mark.
     async fn until_all_are_marked(&mut self, relays: &mut [RelayProcess]) -> Result<Instant, BenchError> {
         let marked = self.until_marked_above(self.tail, relays).await?;
-        // Below the tail all were marked long ago, or the metrics would be wrong: then it takes as long as this takes.
+        // Rows below the tail should be marked long ago. If one is not, wait for it, or the metrics would be wrong.
         if self.is_any_pending_above(0).await? {
             return self.until_marked_above(0, relays).await;
         }
@@ -322,7 +322,7 @@ impl End {
         Ok(counted.unsigned_abs())
     }
 
-    /// Ids are allocated from 1, and removed from there.
+    /// Counts the removed rows. Ids are allocated from 1, and removed from there.
     async fn pruned(&mut self) -> Result<u64, BenchError> {
         Ok(retention::pruned_up_to(&mut self.conn, &self.names).await?.unsigned_abs())
     }

@@ -1,4 +1,4 @@
-//! What the metrics were measured on.
+//! Describes the machine, the servers and the settings of a run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use super::cost;
 use super::failure::BenchError;
 use super::process;
 
-/// Settings of the server that move the metrics.
+/// The Postgres settings that influence the metrics.
 const POSTGRES_SETTINGS: &[&str] = &[
     "autovacuum",
     "fsync",
@@ -23,7 +23,7 @@ const POSTGRES_SETTINGS: &[&str] = &[
     "wal_level",
 ];
 
-/// Settings that say where, not how.
+/// The relay's settings that are left out of the report, because they only name places.
 const NOT_REPORTED: &[&str] = &[
     "database_url",
     "kafka_bootstrap_servers",
@@ -36,21 +36,21 @@ const NOT_REPORTED: &[&str] = &[
     "log_level",
 ];
 
-/// The machine of the bench, and the versions and settings of all that was measured.
+/// The machine of the bench, and the versions and settings of relay and servers.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Environment {
-    /// Of this machine; a server elsewhere has its own.
+    /// The cores of this machine; a server elsewhere has other ones.
     pub(crate) cores: usize,
     pub(crate) cpu: Option<String>,
     pub(crate) memory_bytes: Option<u64>,
     pub(crate) postgres_version: String,
     pub(crate) postgres_settings: BTreeMap<String, String>,
-    /// Known only of a broker on this machine.
+    /// The broker's version; known only if the broker runs on this machine.
     pub(crate) broker_version: Option<String>,
     pub(crate) relay_version: &'static str,
-    /// True for a build without optimization: its metrics mean nothing.
+    /// True for a build without optimization, whose metrics are meaningless.
     pub(crate) relay_is_debug_build: bool,
-    /// What differs from the defaults.
+    /// The relay's settings that differ from their defaults.
     pub(crate) relay_settings: BTreeMap<&'static str, String>,
     pub(crate) relay_workers: usize,
 }
@@ -81,7 +81,7 @@ async fn postgres_settings(conn: &mut PgConnection) -> Result<BTreeMap<String, S
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// The value behind `name :` in a file of `/proc`.
+/// Returns the value after `name :` in a file of `/proc`.
 fn line_of(file: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find(|line| line.starts_with(name))?;
@@ -92,7 +92,7 @@ fn kilobytes(text: &str) -> Option<u64> {
     Some(text.strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// The protocol does not tell; the name of the jar that the broker has open does.
+/// Reads the broker's version from the name of a jar that the broker has open. The protocol does not tell the version.
 fn broker_version(bootstrap: &str) -> Option<String> {
     let pid = cost::broker(bootstrap).ok()?;
     process::open_files(pid).find_map(|file| version_of_jar(file.file_name()?.to_str()?))

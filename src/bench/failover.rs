@@ -1,7 +1,7 @@
-//! `failover`: two relays under a steady load, one of them killed with SIGKILL, and the time until its lanes go on.
+//! Measures `failover`: two relays run under a steady load, one is killed with SIGKILL, and its lanes take some time to go on.
 //!
-//! Only events that were due after the kill count: one that arrives later than it, but was written before, may have been on its
-//! way already.
+//! Only events that were due after the kill count. An earlier event that arrives after the kill may have been published before
+//! the kill.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -18,20 +18,20 @@ use super::relay_process::RelayProcess;
 use super::steady::{BETWEEN_LOOKS, Steady};
 use event_outbox::names::literal;
 
-/// How often a relay is killed.
+/// The number of kills.
 const KILLS: usize = 5;
 
-/// After a relay has joined: its share is settled within 5 s, the rest is a steady state.
+/// The wait after a relay has joined. The lanes are reassigned within 5 s; the rest of the time is a steady state.
 const SETTLE: Duration = Duration::from_secs(7);
 
-/// Looks at who has locked which lanes. Locks last as long as a transaction, so it takes many.
+/// The number of reads of the lanes' locks. Locks last only as long as a transaction, so many reads are needed.
 const LOOKS: usize = 300;
 const BETWEEN_LOCK_LOOKS: Duration = Duration::from_millis(5);
 
-/// The lanes of a dead relay that are not worked on by then are lost.
+/// The time limit for the recovery. Lanes of a dead relay that do not go on by then make the run fail.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Entities of the load: several to a lane, so that each lane has events all the time.
+/// The entities of the load: several per lane, so that each lane has events all the time.
 const ENTITIES: u64 = 200;
 
 #[derive(Debug, Clone, Serialize)]
@@ -41,21 +41,21 @@ pub(crate) struct Failover {
     /// The longest of `first_of_its_lanes_ms`.
     pub(crate) worst_ms: f64,
     pub(crate) median_ms: f64,
-    /// Events written more than once to the topic over the whole run.
+    /// The events that were written more than once to the topic in the whole run.
     pub(crate) duplicates: u64,
     pub(crate) missing: u64,
 }
 
-/// One SIGKILL; times are from it to an event's arrival at the consumer.
+/// One SIGKILL. Times run from the kill to an event's arrival at the consumer.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Kill {
-    /// Of the relay that was killed.
+    /// The lanes of the killed relay.
     pub(crate) lanes: BTreeSet<i16>,
-    /// Any event due after the kill.
+    /// The time to the first event, of any lane, that was due after the kill.
     pub(crate) any_ms: f64,
-    /// The first event due after the kill in a lane of the killed relay.
+    /// The time to the first event of a lane of the killed relay that was due after the kill.
     pub(crate) first_of_its_lanes_ms: f64,
-    /// The last lane's first.
+    /// The time until each lane of the killed relay has had its first event.
     pub(crate) all_of_its_lanes_ms: f64,
 }
 
@@ -101,7 +101,7 @@ async fn rest(steady: &mut Steady, pacer: &Pacer, time: Duration) -> Result<(), 
     Ok(())
 }
 
-/// Kills the relay that is longest there.
+/// Kills the oldest relay.
 async fn kill_one(
     steady: &mut Steady,
     conn: &mut PgConnection,
@@ -134,7 +134,7 @@ async fn kill_one(
     }
 }
 
-/// The times, once every lane has had an event; `arrived` are lanes and times of arrival, in that order.
+/// Returns the times, once every lane has had an event. `arrived` has pairs of lane and time of arrival, ordered by time.
 fn recovered(lanes: &BTreeSet<i16>, arrived: &[(i16, i64)], killed_us: i64) -> Option<Kill> {
     let ms = |at_us: i64| (at_us - killed_us) as f64 / 1e3;
     let first_of = |lane: &i16| arrived.iter().find(|(found, _)| found == lane).map(|(_, at_us)| ms(*at_us));
@@ -147,7 +147,7 @@ fn recovered(lanes: &BTreeSet<i16>, arrived: &[(i16, i64)], killed_us: i64) -> O
     })
 }
 
-/// The lanes that are this relay's more often than another's, by the locks its sessions hold.
+/// Returns the lanes that this relay owns more often than the other one, by the locks of its sessions.
 async fn lanes_of(conn: &mut PgConnection, schema: &BenchSchema, relay: &str) -> Result<BTreeSet<i16>, BenchError> {
     let sql = format!(
         "select l.objid::int8, right(a.application_name, {length}) = {relay} from pg_locks l join pg_stat_activity a using (pid) \
@@ -186,7 +186,7 @@ async fn lanes_of_entities(
     Ok(lanes)
 }
 
-/// How many of the events have not arrived when nothing arrives any more.
+/// Waits until no event arrives any more, and returns how many of `events` are missing.
 async fn missing_after_a_while(steady: &mut Steady, events: BTreeSet<u64>) -> Result<usize, BenchError> {
     let (mut last, mut moved) = (0, Instant::now());
     loop {

@@ -1,4 +1,4 @@
-//! Why a benchmark gave no metrics.
+//! Defines the errors that end a benchmark without metrics.
 
 use std::time::Duration;
 

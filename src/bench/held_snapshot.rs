@@ -1,5 +1,5 @@
-//! `held-snapshot`: a flow of events while another session holds a snapshot. Vacuum can remove nothing then, and whatever walks
-//! dead rows or dead index entries gets slower with every one of them.
+//! Measures `held-snapshot`: the rate of events while another session holds a snapshot. Vacuum can then remove nothing, and every
+//! scan over dead rows or dead index entries gets slower with each of them.
 
 use std::time::{Duration, Instant};
 
@@ -16,27 +16,27 @@ use super::seed_rows::{As, Keys, RowSeeder};
 use super::steady::{BETWEEN_LOOKS, Steady};
 use super::watermarks::Watermarks;
 
-/// Without a rate the backlog is kept between this and one chunk more: the relay always has work, and the writer never more
-/// than the relay can take.
+/// The smallest backlog of a run without a rate; the largest is one chunk more. The relay then always has work, and the writer is
+/// never faster than the relay.
 const LOW_WATER: u64 = 50_000;
 const CHUNK: u64 = 25_000;
 
-/// With a rate, this often.
+/// The interval of the writer's chunks in a run with a rate.
 const BETWEEN_CHUNKS: Duration = Duration::from_millis(100);
 
-/// Before the first window: for the backlog to build up.
+/// The time before the first window, in which the backlog builds up.
 const WARM_UP: Duration = Duration::from_secs(5);
 
-/// The rate over time. The writer's inserts run on the same server.
+/// The rate over time. The writer's inserts run on the same server and slow it down.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct HeldSnapshot {
     pub(crate) seconds: f64,
     pub(crate) window_s: u64,
-    /// As asked for; null: as fast as the relay takes them.
+    /// The requested rate; null: as fast as the relay publishes.
     pub(crate) rate_events_per_s: Option<u64>,
-    /// Of each whole window.
+    /// The rate in each whole window.
     pub(crate) windows_events_per_s: Vec<f64>,
-    /// Events that waited at the end of each window.
+    /// The pending events at the end of each window.
     pub(crate) windows_backlog: Vec<u64>,
     pub(crate) median_events_per_s: f64,
     pub(crate) worst_events_per_s: f64,
@@ -44,7 +44,7 @@ pub(crate) struct HeldSnapshot {
     pub(crate) costs: Costs,
 }
 
-/// `rate`: events a second, else as many as go.
+/// Runs the scenario at `rate` events per second, or as fast as the relay publishes.
 pub(crate) async fn held_snapshot(
     bench: &Bench,
     rate: Option<u64>,
@@ -54,7 +54,7 @@ pub(crate) async fn held_snapshot(
     let schema = bench.schemas.make().await?;
     let mut holder = bench.schemas.connect().await?;
     holder.execute("begin isolation level repeatable read").await?;
-    // The snapshot is taken by the first statement.
+    // The first statement of the transaction takes the snapshot.
     holder.execute(AssertSqlSafe(format!("select from {} limit 1", schema.names.outbox()))).await?;
     let mut steady = Steady::start(bench, &schema, 1).await?;
     let mut meter = Meter::new(&bench.schemas, &schema).await?;
@@ -84,7 +84,7 @@ pub(crate) async fn held_snapshot(
     })
 }
 
-/// A window as it was: a look, or a chunk that is being written, makes it a little longer than asked for.
+/// A measured window. A poll, or a chunk in progress, makes a window a little longer than requested.
 struct Window {
     seconds: f64,
     published: u64,

@@ -1,4 +1,4 @@
-//! `idle`: what a relay costs while there is nothing to do.
+//! Measures `idle`: the cost of a relay while there is nothing to do.
 
 use std::time::{Duration, Instant};
 
@@ -11,31 +11,31 @@ use super::drain;
 use super::failure::BenchError;
 use super::steady::Steady;
 
-/// For the relay to come to rest after its first event, and for the statistics of its sessions to be handed in.
+/// The time for the relay to become idle after its first event, and for its sessions to report their statistics.
 const REST: Duration = Duration::from_secs(5);
 
-/// How long the server is watched without a relay: what others do in this database meanwhile is subtracted.
+/// The time in which the server is watched without a relay. The work of others in this database is subtracted from the result.
 const BASELINE: Duration = Duration::from_secs(10);
 
-/// The cost of nothing to do.
+/// The cost of an idle relay.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Idle {
     pub(crate) seconds: f64,
-    /// Of one core.
+    /// The relay's CPU time in percent of one core.
     pub(crate) relay_cpu_percent: Option<f64>,
-    /// Of one core, by the server's sessions of the relay.
+    /// The CPU time of the relay's Postgres sessions in percent of one core.
     pub(crate) relay_sessions_cpu_percent: Option<f64>,
-    /// Ended transactions of this database by `pg_stat_database`, without those of the same time without a relay. An idle relay's
-    /// transactions are single queries. Sessions hand their counts in once a second, so this is right to a second's worth.
+    /// The transactions of this database in `pg_stat_database`, minus the rate without a relay. An idle relay's transactions
+    /// are single queries. Sessions report their counts once a second, so the error is one second's worth.
     pub(crate) queries_per_s: f64,
     pub(crate) baseline_queries_per_s: f64,
-    /// Of the whole server, without those of the same time without a relay.
+    /// The WAL of the whole server, minus the rate without a relay.
     pub(crate) wal_bytes_per_s: f64,
     pub(crate) baseline_wal_bytes_per_s: f64,
     pub(crate) relay_peak_memory_bytes: Option<u64>,
 }
 
-/// What the server counts.
+/// The server's counters at one time.
 #[derive(Debug, Clone, Copy)]
 struct Counted {
     at: Instant,
@@ -82,7 +82,7 @@ pub(crate) async fn idle(bench: &Bench, seconds: u64) -> Result<Idle, BenchError
 }
 
 async fn count(conn: &mut PgConnection) -> Result<Counted, BenchError> {
-    // Not from the snapshot of an earlier look.
+    // Do not read the statistics snapshot of an earlier query.
     conn.execute("select pg_stat_clear_snapshot()").await?;
     let sql = "select xact_commit + xact_rollback, (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8 \
                from pg_stat_database where datname = current_database()";
@@ -91,7 +91,7 @@ async fn count(conn: &mut PgConnection) -> Result<Counted, BenchError> {
 }
 
 impl Counted {
-    /// Transactions and bytes of WAL a second between two looks.
+    /// Returns transactions and bytes of WAL per second between two readings.
     fn until(&self, later: &Self) -> (f64, f64) {
         let seconds = later.at.duration_since(self.at).as_secs_f64();
         let rate = |before: i64, after: i64| (after - before) as f64 / seconds;

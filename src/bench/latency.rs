@@ -1,4 +1,4 @@
-//! `latency`: events at a fixed rate, each a transaction of its own, and the time until a consumer has them.
+//! Measures `latency`: the time until a consumer has an event, at a fixed rate with one transaction per event.
 
 use std::time::{Duration, Instant};
 
@@ -13,32 +13,32 @@ use super::percentiles::Percentiles;
 use super::receiver::Received;
 use super::steady::{BETWEEN_LOOKS, Steady};
 
-/// Events due in this time after the start are not counted: connections, caches and plans are young.
+/// The time after the start whose events are not counted, because connections, caches and plans are not warm yet.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// An event that has not arrived when nothing has for this long is missing.
+/// The time without any arrival after which the outstanding events count as missing.
 const MISSING_AFTER: Duration = Duration::from_secs(15);
 
-/// Latencies at one rate. Times of events that never arrived are in no percentile: `missing` must be 0.
+/// The latencies at one rate. The percentiles lack events that never arrived, so `missing` must be 0.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Latency {
-    /// As asked for.
+    /// The requested rate.
     pub(crate) rate_events_per_s: u64,
     pub(crate) seconds: u64,
     pub(crate) events: u64,
     pub(crate) missing: u64,
-    /// Records beyond the first of an event.
+    /// The records of an event after its first one, summed over all events.
     pub(crate) duplicates: u64,
-    /// From when the event was due to be written until the consumer had it: counts every stall of writer, relay and broker.
+    /// The time from an event's scheduled time to its arrival at the consumer. Includes every stall of writer, relay and broker.
     pub(crate) from_schedule: Option<Percentiles>,
-    /// From when the writer knew of its commit; below zero where the consumer was faster.
+    /// The time from the commit's return in the writer to the arrival; negative if the consumer was faster.
     pub(crate) from_commit: Option<Percentiles>,
-    /// From when the insert was sent until the writer knew of its commit: what Postgres takes.
+    /// The time from sending the insert to the commit's return in the writer: the share of Postgres.
     pub(crate) insert: Option<Percentiles>,
-    /// How late the writer was: the harness's own error, contained in `from_schedule`.
+    /// The delay of the writer behind its schedule: the error of the bench itself, contained in `from_schedule`.
     pub(crate) writer_lag: Option<Percentiles>,
     pub(crate) mean_cycle: Option<MeanCycle>,
-    /// `postgres_cpu_us_per_event` includes the inserts.
+    /// The costs; `postgres_cpu_us_per_event` includes the inserts.
     pub(crate) costs: Costs,
 }
 
@@ -76,7 +76,7 @@ async fn until_written(
     pacer.finish()
 }
 
-/// Until all have arrived, or nothing arrives any more.
+/// Waits until all events have arrived, or no event arrives any more.
 async fn until_received(steady: &mut Steady, events: u64) -> Result<(), BenchError> {
     let (mut last, mut moved) = (0, Instant::now());
     while (steady.receiver.events() as u64) < events && moved.elapsed() < MISSING_AFTER {
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn a_stall_counts_from_the_schedule_and_a_missing_event_is_reported() {
         let schedule = Schedule::starting_soon(1000, 10);
-        // A writer that stood still for 100 ms after the warm-up.
+        // A writer that stalled for 100 ms after the warm-up.
         let written: Vec<_> = (0..3000)
             .map(|event| {
                 let late = if (2000..2100).contains(&event) { 2_100_000 } else { schedule.due_us(event) };

@@ -1,7 +1,7 @@
-//! An application that writes at a fixed rate: event `n` is due `n / rate` seconds after the start, whatever became of the
-//! events before it. A stall therefore counts for every event that was due in it, not for one.
+//! Writes events at a fixed rate, like an application: event `n` is due `n / rate` seconds after the start, even if earlier events
+//! are late. A stall therefore counts for every event that was due in it, not for one.
 //!
-//! Threads and not tasks, because a runtime's timer wakes up to a millisecond late.
+//! The writers are threads and not tasks, because a runtime's timer wakes up to a millisecond late.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,24 +13,24 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use super::bench_schema::{BenchSchema, BenchSchemas};
 use super::failure::BenchError;
 
-/// The header that carries the number of the event.
+/// The header with the number of the event.
 pub(crate) const HEADER: &str = "bench-sequence";
 
-/// Between its making and the first event: to connect.
+/// The time between the start and the first event, in which the writers connect.
 const LEAD: Duration = Duration::from_millis(500);
 
-/// Transactions a connection makes a second, at the most: the rest of its time is slack, so that one slow commit does not delay
+/// The most transactions per second of a connection. The rest of its time is slack, so that one slow commit does not delay
 /// the next event's insert.
 const RATE_OF_A_CONNECTION: u64 = 125;
 const MOST_CONNECTIONS: u64 = 32;
 
-/// Which event is due when.
+/// The schedule of events: the time at which each is due.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Schedule {
-    /// When event 0 is due.
+    /// The time at which event 0 is due.
     pub(crate) epoch: Instant,
     pub(crate) events_per_s: u64,
-    /// Different entities.
+    /// The number of different entities.
     pub(crate) entities: u64,
 }
 
@@ -39,12 +39,12 @@ impl Schedule {
         Self { epoch: Instant::now() + LEAD, events_per_s: events_per_s.max(1), entities: entities.max(1) }
     }
 
-    /// Microseconds after the epoch.
+    /// Returns the microseconds from the epoch to the time at which an event is due.
     pub(crate) fn due_us(&self, event: u64) -> i64 {
         (event as i128 * 1_000_000 / i128::from(self.events_per_s)) as i64
     }
 
-    /// Microseconds since the epoch; negative before it.
+    /// Returns the microseconds since the epoch; negative before it.
     pub(crate) fn now_us(&self) -> i64 {
         let now = Instant::now();
         match now.checked_duration_since(self.epoch) {
@@ -53,9 +53,9 @@ impl Schedule {
         }
     }
 
-    /// The entity of an event: neighbours differ.
+    /// Returns the entity of an event; consecutive events have different entities.
     pub(crate) fn entity(&self, event: u64) -> String {
-        // Fibonacci hashing spreads neighbours.
+        // Fibonacci hashing spreads consecutive numbers.
         let hash = event.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         format!("order-{}", hash % self.entities)
     }
@@ -68,7 +68,7 @@ impl Schedule {
     }
 }
 
-/// What became of one event, in microseconds after the epoch.
+/// The times of one written event, in microseconds after the epoch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Written {
     pub(crate) event: u64,
@@ -76,14 +76,14 @@ pub(crate) struct Written {
     pub(crate) committed_us: i64,
 }
 
-/// The writing threads. Dropping it stops them.
+/// The writing threads. Dropping the value stops them.
 pub(crate) struct Pacer {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<Vec<Written>, BenchError>>>,
 }
 
 impl Pacer {
-    /// Writes `events` events, or until it is stopped.
+    /// Starts to write `events` events; [`Pacer::stop`] ends it earlier.
     pub(crate) fn start(
         schemas: &BenchSchemas,
         schema: &BenchSchema,
@@ -109,23 +109,23 @@ impl Pacer {
         Ok(Self { stop, threads })
     }
 
-    /// True once every thread has ended, by itself or because of an error.
+    /// Returns true once every thread has ended, with or without an error.
     pub(crate) fn is_done(&self) -> bool {
         self.threads.iter().all(JoinHandle::is_finished)
     }
 
-    /// An error that ended a thread cannot wait for the end of the others.
+    /// Returns true if an error ended a thread. The caller must not wait for the other threads then.
     pub(crate) fn has_lost_a_thread(&self) -> bool {
         self.threads.iter().any(JoinHandle::is_finished)
     }
 
-    /// Stops writing; what was written, in no order.
+    /// Stops writing, and returns the written events in no order.
     pub(crate) fn stop(mut self) -> Result<Vec<Written>, BenchError> {
         self.stop.store(true, Ordering::Relaxed);
         self.join()
     }
 
-    /// Waits for the last event; what was written, in no order. To be called when [`Pacer::is_done`].
+    /// Joins the threads, and returns the written events in no order. Call it once [`Pacer::is_done`] returns true.
     pub(crate) fn finish(mut self) -> Result<Vec<Written>, BenchError> {
         self.join()
     }
@@ -141,7 +141,7 @@ impl Pacer {
 
 impl Drop for Pacer {
     fn drop(&mut self) {
-        // They end after the event they are at; nobody waits for their metrics any more.
+        // The threads end after their current event. Their times are no longer needed.
         self.stop.store(true, Ordering::Relaxed);
     }
 }
@@ -173,7 +173,7 @@ impl Writer {
         let mut conn = self.schemas.connect().await?;
         let mut written = Vec::new();
         for event in self.numbers.clone() {
-            // Nothing else runs on this thread's runtime.
+            // Blocking is fine: no other task runs on this thread's runtime.
             self.schedule.wait_until_due(event);
             if self.stop.load(Ordering::Relaxed) {
                 break;
@@ -186,7 +186,7 @@ impl Writer {
         Ok(written)
     }
 
-    /// A transaction of its own.
+    /// Writes one event in its own transaction.
     async fn write_one(&self, conn: &mut PgConnection, event: u64) -> Result<(), BenchError> {
         sqlx::query(AssertSqlSafe(self.insert.as_str()))
             .bind(self.schedule.entity(event))

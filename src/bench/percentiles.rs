@@ -1,8 +1,8 @@
-//! Percentiles of a set of times, exact: sorted, nearest rank, no buckets.
+//! Computes exact percentiles of times: sorted, nearest rank, no buckets.
 
 use serde::Serialize;
 
-/// In milliseconds.
+/// Percentiles in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Percentiles {
     pub(crate) count: usize,
@@ -14,11 +14,11 @@ pub(crate) struct Percentiles {
 }
 
 impl Percentiles {
-    /// Of times in microseconds; `None` of none.
+    /// Computes the percentiles of times in microseconds; returns `None` if there are none.
     pub(crate) fn from_micros(mut micros: Vec<i64>) -> Option<Self> {
         micros.sort_unstable();
         let last = micros.len().checked_sub(1)?;
-        // The nearest rank: the smallest value that so many per mille of all do not exceed.
+        // Nearest rank: the smallest value that at least N per mille of all values do not exceed.
         let at = |per_mille: usize| {
             let rank = (micros.len() * per_mille).div_ceil(1000);
             micros[rank.saturating_sub(1).min(last)] as f64 / 1e3
@@ -34,7 +34,7 @@ impl Percentiles {
     }
 }
 
-/// The middle one, the mean of both middle ones; zero of none.
+/// Returns the median: the middle value, or the mean of the two middle values. Returns zero if there are none.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match (values.get(values.len().saturating_sub(1) / 2), values.get(values.len() / 2)) {

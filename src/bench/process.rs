@@ -1,4 +1,4 @@
-//! What Linux tells about processes: `/proc`. Elsewhere, and for servers on other machines, there is nothing to read.
+//! Reads about processes from Linux' `/proc`. On other systems, and for servers on other machines, nothing can be read.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,42 +9,42 @@ use std::time::Duration;
 /// (<https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>).
 const TICK: Duration = Duration::from_millis(10);
 
-/// `/proc/net/tcp` calls a listening socket this.
+/// The state of a listening socket in `/proc/net/tcp`.
 const LISTENING: &str = "0A";
 
-/// What a process has used so far, and whose child it is.
+/// The CPU time of a process so far, and its parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) parent: u32,
-    /// User and system time of its own.
+    /// The user and system time of the process itself.
     pub(crate) cpu: Duration,
-    /// The same of its children that have ended and were waited for.
+    /// The user and system time of its children that have ended and were waited for.
     pub(crate) ended_children: Duration,
 }
 
-/// `None` when there is no such process or no `/proc`.
+/// Reads the usage of a process. Returns `None` if there is no such process or no `/proc`.
 pub(crate) fn usage(pid: u32) -> Option<Usage> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// The CPU time of a process and all its children, those that have ended included. Only grows while the process lives.
+/// Returns the CPU time of a process and all its children, including ended ones. The value only grows while the process lives.
 pub(crate) fn usage_of_family(pid: u32) -> Option<Duration> {
     let own = usage(pid)?;
     let children = pids().filter_map(usage).filter(|child| child.parent == pid);
     Some(children.fold(own.cpu + own.ended_children, |sum, child| sum + child.cpu + child.ended_children))
 }
 
-/// The most physical memory the process has had, in bytes.
+/// Returns the peak of the process's physical memory in bytes.
 pub(crate) fn peak_memory(pid: u32) -> Option<u64> {
     parse_peak(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 
-/// The command line, its words with spaces in between.
+/// Returns the command line, its words separated by spaces.
 pub(crate) fn command_line(pid: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?.replace('\0', " "))
 }
 
-/// Who listens on a TCP port of this machine, as far as we may look.
+/// Returns the process that listens on a TCP port of this machine, if this user may see it.
 pub(crate) fn listener(port: u16) -> Option<u32> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
     let sockets: HashSet<String> = tables
@@ -56,7 +56,7 @@ pub(crate) fn listener(port: u16) -> Option<u32> {
     if sockets.is_empty() { None } else { pids().find(holds) }
 }
 
-/// Where the descriptors of a process lead.
+/// Lists the targets of a process's file descriptors.
 pub(crate) fn open_files(pid: u32) -> impl Iterator<Item = std::path::PathBuf> {
     let entries = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"));
     entries.into_iter().flatten().flatten().filter_map(|entry| fs::read_link(entry.path()).ok())
@@ -67,11 +67,11 @@ fn pids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The name in parentheses may hold spaces and parentheses: what follows the last one is counted.
+/// Parses `/proc/<pid>/stat`. The name may hold spaces and parentheses, so fields are counted after the last parenthesis.
 fn parse_stat(stat: &str) -> Option<Usage> {
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
-    // Field 3 of the manual, the state, is the first here.
+    // The first field here is the state, field 3 of the manual.
     let field = |number: usize| fields.get(number - 3)?.parse::<u32>().ok();
     let ticks = |number| field(number).map(|ticks| TICK * ticks);
     Some(Usage { parent: field(4)?, cpu: ticks(14)? + ticks(15)?, ended_children: ticks(16)? + ticks(17)? })

@@ -1,10 +1,10 @@
-//! What a person sees while it runs: one line on stderr that changes; nothing where stderr is no terminal.
+//! Shows the progress of a run: one changing line on stderr, or nothing if stderr is no terminal.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// More often only flickers.
+/// The shortest interval between two updates of the line. A shorter one would flicker.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Progress {
         Self { terminal: std::io::stderr().is_terminal(), what: Mutex::default(), last: Mutex::default() }
     }
 
-    /// A new measurement begins.
+    /// Begins a new measurement.
     pub(crate) fn begin(&self, what: impl Into<String>) {
         if let (Ok(mut current), Ok(mut last)) = (self.what.lock(), self.last.lock()) {
             *current = what.into();
@@ -28,19 +28,19 @@ impl Progress {
         self.show("starting");
     }
 
-    /// How far it is.
+    /// Shows a count of a total.
     pub(crate) fn count(&self, step: &str, done: u64, of: u64) {
         self.show(&format!("{step} {done} of {of}"));
     }
 
-    /// A line of its own choosing.
+    /// Shows a free text.
     pub(crate) fn show(&self, text: &str) {
         let (Ok(what), Ok(mut last)) = (self.what.lock(), self.last.lock()) else { return };
         if !self.terminal || last.is_some_and(|last| last.elapsed() < INTERVAL) {
             return;
         }
         *last = Some(Instant::now());
-        // Progress that cannot be shown is no reason to stop.
+        // Ignore errors: a run must not stop because its progress cannot be shown.
         let _ = write!(std::io::stderr(), "\r\x1b[2K{what}: {text}");
     }
 

@@ -14,22 +14,22 @@ use super::bench_schema::{BenchSchema, BenchSchemas};
 use super::failure::BenchError;
 use super::pacer::{HEADER, Schedule};
 
-/// How long a poll waits for a record that does not come; until then a stop goes unnoticed.
+/// The longest wait of a poll for a record. A stop takes effect only after that wait.
 const POLL: Duration = Duration::from_millis(50);
 
 const CONSUMER: &[(&str, &str)] = &[
     ("client.id", "outbox-relay-bench"),
-    // A consumer cannot be assigned partitions without; nothing is ever committed to it.
+    // librdkafka assigns partitions only to a consumer with a group; the bench never commits offsets to it.
     ("group.id", "outbox-relay-bench"),
     ("enable.auto.commit", "false"),
-    // The broker answers with the first byte there is.
+    // The broker answers as soon as it has one byte.
     ("fetch.min.bytes", "1"),
     ("fetch.wait.max.ms", "100"),
     ("fetch.error.backoff.ms", "1"),
     ("socket.nagle.disable", "true"),
 ];
 
-/// An event that arrived, in microseconds after the schedule's epoch. One that was sent twice arrives twice.
+/// An arrived event; times are in microseconds after the schedule's epoch. An event that was sent twice arrives twice.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Received {
     pub(crate) event: u64,
@@ -38,13 +38,13 @@ pub(crate) struct Received {
 
 #[derive(Default)]
 struct Seen {
-    /// All records, those of no pacer included.
+    /// The number of all records, including those that no pacer wrote.
     records: AtomicUsize,
     events: Mutex<Vec<Received>>,
     stop: AtomicBool,
 }
 
-/// The consuming thread. Dropping it stops it.
+/// The consuming thread. Dropping the value stops the thread.
 pub(crate) struct Receiver {
     seen: Arc<Seen>,
     thread: JoinHandle<Result<(), BenchError>>,
@@ -71,23 +71,23 @@ impl Receiver {
         Ok(Self { seen, thread })
     }
 
-    /// Records so far.
+    /// Returns the number of records so far.
     pub(crate) fn records(&self) -> usize {
         self.seen.records.load(Ordering::Relaxed)
     }
 
-    /// An error when the thread has ended.
+    /// Returns an error if the thread has ended.
     pub(crate) fn check(&self) -> Result<(), BenchError> {
         if self.thread.is_finished() { Err(BenchError::Thread) } else { Ok(()) }
     }
 
-    /// Events that arrived from number `first` of their arrival on.
+    /// Returns the arrived events, from number `first` in the order of arrival.
     pub(crate) fn since(&self, first: usize) -> Vec<Received> {
         let events = self.seen.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.get(first..).unwrap_or_default().to_vec()
     }
 
-    /// How many events have arrived.
+    /// Returns the number of arrived events.
     pub(crate) fn events(&self) -> usize {
         self.seen.events.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -101,7 +101,7 @@ impl Drop for Receiver {
 
 fn receive(consumer: &BaseConsumer, seen: &Seen, schedule: &Mutex<Option<Schedule>>) -> Result<(), BenchError> {
     while !seen.stop.load(Ordering::Relaxed) {
-        // librdkafka reports a lost connection and goes on by itself; what never arrives is counted in the end.
+        // After a lost connection librdkafka reports an error and reconnects by itself. Missing events are counted at the end.
         let Some(Ok(message)) = consumer.poll(POLL) else { continue };
         let schedule = *schedule.lock().unwrap_or_else(PoisonError::into_inner);
         let at_us = schedule.map_or(0, |schedule| schedule.now_us());

@@ -1,7 +1,7 @@
-//! The relay under test: this very program as a process of its own, with settings that point it at the schema.
+//! Runs the relay under test: this program as a separate process, with settings that point it at the schema.
 //!
-//! It ends with the bench, even if that is killed: a shell beside it reads the names of signals from a pipe, passes them on, and
-//! sends SIGKILL when the pipe ends.
+//! The relay ends with the bench, even if the bench is killed: a shell reads the names of signals from a pipe, passes them on to
+//! the relay, and sends SIGKILL when the pipe ends.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
@@ -19,24 +19,24 @@ use super::failure::BenchError;
 
 const GUARD: &str = r#"while read -r signal; do kill -s "$signal" "$1"; done; kill -s KILL "$1""#;
 
-/// Lines of its log that an error repeats.
+/// The number of log lines that an error repeats.
 const LOG_LINES: usize = 20;
 
-/// A clean stop takes its `shutdown_timeout` at most, which is 40 s by default.
+/// The longest wait for a clean stop. A stop takes at most `shutdown_timeout`, by default 40 s.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
-/// How a relay is started.
+/// The program, environment and settings of a relay to start.
 #[derive(Clone)]
 pub(crate) struct Launch {
     pub(crate) program: PathBuf,
     pub(crate) file: Option<PathBuf>,
-    /// The bench's own environment without `RELAY_*`.
+    /// The bench's environment without `RELAY_*`.
     pub(crate) env: BTreeMap<String, String>,
-    /// `--set`, in order.
+    /// The arguments of `--set`, in order.
     pub(crate) overrides: Vec<(String, String)>,
 }
 
-/// The settings that point a relay at a schema. They come last on its command line, so that nothing sends it to another table.
+/// Returns the settings that point a relay at a schema. They come last on its command line, so that no other setting overrides them.
 pub(crate) fn settings_of(name: &str, relay: &str) -> Vec<(String, String)> {
     let settings = [
         ("schema", name),
@@ -49,8 +49,8 @@ pub(crate) fn settings_of(name: &str, relay: &str) -> Vec<(String, String)> {
     settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
 }
 
-/// A running relay; dropping it kills it. Fields in the order in which they must go: a guard that outlived its relay would shoot
-/// at a process id that may be another's.
+/// A running relay; dropping the value kills the relay. The fields are in the order in which they must be dropped: a guard that
+/// outlived its relay would signal a process id that may belong to another process.
 pub(crate) struct RelayProcess {
     guard: Child,
     relay: Child,
@@ -71,7 +71,7 @@ impl RelayProcess {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // Ctrl-C at the terminal is for the bench, which ends its relays itself.
+            // Ctrl-C at the terminal must reach only the bench, which ends its relays itself.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
@@ -100,7 +100,7 @@ impl RelayProcess {
         Ok(Self { guard, relay, pid, name, log, reader })
     }
 
-    /// An error, with the end of its log, once it has ended.
+    /// Returns an error with the end of the log if the relay has ended.
     pub(crate) fn check(&mut self) -> Result<(), BenchError> {
         match self.relay.try_wait()? {
             None => Ok(()),
@@ -108,16 +108,16 @@ impl RelayProcess {
         }
     }
 
-    /// Ends it with SIGKILL and waits until it is gone.
+    /// Ends the relay with SIGKILL and waits until its process is gone.
     pub(crate) async fn kill(mut self) -> Result<(), BenchError> {
-        // Before anything else: the caller has looked at the clock.
+        // Kill first: the caller has already read the clock.
         self.relay.start_kill()?;
         self.guard.kill().await?;
         self.relay.wait().await?;
         Ok(())
     }
 
-    /// Stops it in order (SIGTERM). Returns the fields of its last log line, in which it sums itself up.
+    /// Stops the relay cleanly with SIGTERM. Returns the fields of its last log line, the summary of the run.
     pub(crate) async fn stop(mut self) -> Result<serde_json::Value, BenchError> {
         if let Some(line) = &mut self.guard.stdin {
             line.write_all(b"TERM\n").await?;
@@ -130,9 +130,9 @@ impl RelayProcess {
                 return Err(BenchError::Stalled { what, within: STOP_WITHIN, log });
             }
         };
-        // At once: its process id is free.
+        // Stop the guard at once: the relay's process id is free now.
         self.guard.kill().await?;
-        // Ends with the relay's stderr; a panic in it would only cost the log.
+        // The reader ends with the relay's stderr. A panic in it would only lose the log.
         let _ = (&mut self.reader).await;
         if !status.success() {
             return Err(BenchError::RelayEnded { status: status.to_string(), log: self.log_tail() });
@@ -141,7 +141,7 @@ impl RelayProcess {
         Ok(log.back().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default())
     }
 
-    /// The end of its log.
+    /// Returns the last lines of the log.
     pub(crate) fn log_tail(&self) -> String {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter().map(|line| format!("  {line}\n")).collect()
@@ -156,7 +156,7 @@ fn arguments(launch: &Launch, schema: &str, name: &str) -> Vec<OsString> {
     for (name, value) in launch.overrides.iter().cloned().chain(settings_of(schema, name)) {
         arguments.extend(["--set".into(), format!("{name}={value}").into()]);
     }
-    // A preflight check is not what is measured.
+    // The preflight check must not be part of the measurement.
     arguments.extend(["run".into(), "--no-check".into()]);
     arguments
 }

@@ -1,4 +1,4 @@
-//! The metrics of a run, as JSON. Every name ends in its unit; a metric that was not measured is null or absent.
+//! Defines the metrics of a run as JSON. Every name ends in its unit; a metric that was not measured is null or absent.
 
 use serde::Serialize;
 
@@ -13,13 +13,13 @@ use super::idle::Idle;
 use super::latency::Latency;
 use super::variants::{HotKey, Pruned, Retained};
 
-/// Goes up when a name changes its meaning or goes away.
+/// The version of the format; incremented when a name changes its meaning or is removed.
 const FORMAT: u32 = 1;
 
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
     pub(crate) bench_format: u32,
-    /// What the names of its schemas and topics began with.
+    /// The prefix of the run's schemas and topics.
     pub(crate) run: String,
     pub(crate) measured_at: chrono::DateTime<chrono::Utc>,
     pub(crate) machine: Environment,
@@ -46,13 +46,13 @@ pub(crate) struct Report {
     pub(crate) failover: Option<Failover>,
 }
 
-/// What the events were like.
+/// The events of the run.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Load {
     pub(crate) events: u64,
     pub(crate) entities: u64,
     pub(crate) partitions: i32,
-    /// As JSON text, before the envelope.
+    /// The size of a payload as JSON text, without the envelope.
     pub(crate) payload_bytes: usize,
 }
 

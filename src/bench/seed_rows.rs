@@ -1,4 +1,4 @@
-//! Seeds an outbox on the server's side: no row crosses the network, so a million of them take seconds.
+//! Seeds an outbox inside the server: no row crosses the network, so that a million rows take seconds.
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
@@ -6,21 +6,21 @@ use super::bench_schema::BenchSchema;
 use super::failure::BenchError;
 use super::progress::Progress;
 
-/// Rows per transaction.
+/// The rows per transaction.
 const CHUNK: u64 = 100_000;
 
-/// Which entities the events are of.
+/// The distribution of the events over entities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keys {
-    /// So many entities, in no order.
+    /// Events spread over N entities, in no order.
     Spread(u64),
-    /// Every other event is of one entity, the rest of so many others.
+    /// Every other event is of one entity; the rest are spread over N other entities.
     HalfOnOne(u64),
-    /// None: no key, no order.
+    /// Events without an entity: no key, no order.
     Unkeyed,
 }
 
-/// What the rows are when they are inserted.
+/// The status of the rows when they are inserted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum As {
     Pending,
@@ -28,9 +28,9 @@ pub(crate) enum As {
 }
 
 impl Keys {
-    /// SQL for the entity of row `i`.
+    /// Returns the SQL for the entity of row `i`.
     fn sql(self) -> String {
-        // A hash of the row's number: neighbours are of different entities, and every run has the same.
+        // Hash the row's number: consecutive rows have different entities, and every run has the same ones.
         let spread = |entities: u64| format!("'order-' || (hashint8(i)::bigint & 2147483647) % {}", entities.max(1));
         match self {
             Self::Spread(entities) => spread(entities),
@@ -40,7 +40,7 @@ impl Keys {
     }
 }
 
-/// Seeds one outbox; keeps what later chunks need.
+/// Seeds one outbox, in one chunk or more.
 pub(crate) struct RowSeeder {
     conn: PgConnection,
     insert: String,
@@ -48,7 +48,7 @@ pub(crate) struct RowSeeder {
 }
 
 impl RowSeeder {
-    /// Copies the payloads into the schema, for the server to take rows from.
+    /// Copies the payloads into the schema, from which the server then builds rows.
     pub(crate) async fn new(
         mut conn: PgConnection,
         schema: &BenchSchema,
@@ -56,7 +56,7 @@ impl RowSeeder {
         keys: Keys,
         rows: As,
     ) -> Result<Self, BenchError> {
-        // Loading is not what is measured.
+        // Seeding is not measured, so it need not be durable.
         conn.execute("set synchronous_commit = off").await?;
         let table = schema.table("bench_payload");
         let create = format!("create unlogged table if not exists {table} (n bigint primary key, body jsonb not null)");
@@ -68,7 +68,7 @@ impl RowSeeder {
         conn.execute(AssertSqlSafe(format!("analyze {table}"))).await?;
         let (status, published) = match rows {
             As::Pending => ("PENDING", "null"),
-            // Long enough ago for the default retention.
+            // Published long enough ago for the default retention.
             As::Published => ("PUBLISHED", "now() - interval '30 days'"),
         };
         let insert = format!(
@@ -83,7 +83,7 @@ impl RowSeeder {
         Ok(Self { conn, insert, inserted: 0 })
     }
 
-    /// Adds `rows` in one transaction.
+    /// Adds `rows` rows in one transaction.
     pub(crate) async fn add(&mut self, rows: u64) -> Result<(), BenchError> {
         let (first, last) = (self.inserted as i64 + 1, (self.inserted + rows) as i64);
         sqlx::query(AssertSqlSafe(self.insert.as_str())).bind(first).bind(last).execute(&mut self.conn).await?;
@@ -91,12 +91,12 @@ impl RowSeeder {
         Ok(())
     }
 
-    /// Rows added so far.
+    /// Returns the number of rows added so far.
     pub(crate) fn inserted(&self) -> u64 {
         self.inserted
     }
 
-    /// Adds `rows` in chunks.
+    /// Adds `rows` rows in chunks.
     pub(crate) async fn seed(&mut self, rows: u64, progress: &Progress) -> Result<(), BenchError> {
         let mut left = rows;
         while left > 0 {
@@ -108,7 +108,7 @@ impl RowSeeder {
         Ok(())
     }
 
-    /// Writes everything out, so that a checkpoint does not fall into the measurement; false where that is not allowed.
+    /// Runs a checkpoint, so that none runs during the measurement. Returns false if the user lacks the right.
     pub(crate) async fn checkpoint(&mut self) -> bool {
         self.conn.execute("checkpoint").await.is_ok()
     }

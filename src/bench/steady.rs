@@ -1,4 +1,4 @@
-//! A steady flow: relays that are warm, a writer at a fixed rate, a consumer. `latency` and `failover` look at it.
+//! Runs a steady flow for `latency` and `failover`: warm relays, a writer at a fixed rate, and a consumer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use super::pacer::{Pacer, Schedule};
 use super::receiver::Receiver;
 use super::relay_process::RelayProcess;
 
-/// For a relay to start and publish its first event.
+/// The time limit for a relay to start and publish its first event.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// Between two looks at something.
+/// The interval of polling.
 pub(crate) const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 pub(crate) struct Steady {
@@ -25,7 +25,7 @@ pub(crate) struct Steady {
 }
 
 impl Steady {
-    /// Starts relays and a consumer, and waits until an event has come through.
+    /// Starts relays and a consumer, and waits until a first event has arrived.
     pub(crate) async fn start(bench: &Bench, schema: &BenchSchema, relays: usize) -> Result<Self, BenchError> {
         let schedule = Arc::default();
         let receiver = Receiver::start(&bench.schemas, schema, Arc::clone(&schedule))?;
@@ -37,7 +37,7 @@ impl Steady {
         Ok(steady)
     }
 
-    /// Writes one event and waits for it.
+    /// Writes one event and waits until it arrives.
     async fn one_event(&mut self, bench: &Bench, schema: &BenchSchema) -> Result<(), BenchError> {
         let mut conn = bench.schemas.connect().await?;
         let outbox = schema.names.outbox();
@@ -57,7 +57,7 @@ impl Steady {
         Ok(())
     }
 
-    /// Starts to write.
+    /// Starts the writer.
     pub(crate) fn write(
         &self,
         bench: &Bench,
@@ -69,7 +69,7 @@ impl Steady {
         Pacer::start(&bench.schemas, schema, &bench.samples, schedule, events)
     }
 
-    /// An error when a relay or the consumer has ended by itself.
+    /// Returns an error if a relay or the consumer has ended by itself.
     pub(crate) fn check(&mut self) -> Result<(), BenchError> {
         for relay in &mut self.relays {
             relay.check()?;
@@ -77,7 +77,7 @@ impl Steady {
         self.receiver.check()
     }
 
-    /// The end of the first relay's log, for an error.
+    /// Returns the end of the first relay's log, for an error.
     pub(crate) fn log(&self) -> String {
         self.relays.first().map_or_else(String::new, |relay| format!("\n{}", relay.log_tail()))
     }

@@ -1,4 +1,4 @@
-//! The metrics of a run for people: one table, a row per metric.
+//! Prints the metrics of a run for people: one table with a row per metric.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use super::latency::Latency;
 use super::percentiles::Percentiles;
 use super::report::Report;
 
-/// Rows of `what`, `metric` and `value unit`, in columns.
+/// The rows of the table, with the columns `what`, `metric` and `value unit`.
 #[derive(Debug, Default)]
 struct Table(Vec<[String; 3]>);
 
@@ -202,7 +202,7 @@ fn percentiles(times: &Percentiles) -> String {
     format!("p50 {p50_ms:.2}  p90 {p90_ms:.2}  p99 {p99_ms:.2}  p99.9 {p999_ms:.2}  max {max_ms:.2} ms")
 }
 
-/// A whole number with commas between its thousands.
+/// Formats a whole number with commas between its thousands.
 fn grouped(number: f64) -> String {
     let digits = format!("{:.0}", number.abs());
     let mut text = if number <= -0.5 { "-".to_owned() } else { String::new() };

@@ -1,4 +1,4 @@
-//! Drains that differ in one thing from another drain of the same run.
+//! Runs drains in pairs that differ in one thing.
 
 use serde::Serialize;
 
@@ -7,40 +7,40 @@ use super::drain::{Backlog, Drained, drain};
 use super::failure::BenchError;
 use super::seed_rows::Keys;
 
-/// How many relays work side by side.
+/// The numbers of relays that work side by side.
 const RELAYS: &[usize] = &[1, 2, 4];
 
-/// A hot key beside no keys at all.
+/// A drain with a hot key, and one without keys.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct HotKey {
-    /// Events without an entity.
+    /// The drain of events without an entity.
     pub(crate) unkeyed: Drained,
-    /// Half of the events are of one entity.
+    /// The drain in which half of the events are of one entity.
     pub(crate) half_on_one: Drained,
     pub(crate) share_of_unkeyed: f64,
 }
 
-/// A large history beside none.
+/// A drain with a large history, and one without.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Retained {
-    /// Published rows that are in the table before the backlog.
+    /// The number of published rows in the table before the backlog.
     pub(crate) retained_rows: u64,
     pub(crate) without: Drained,
     pub(crate) with: Drained,
     pub(crate) share_of_without: f64,
 }
 
-/// A large history that is removed meanwhile, beside one that stays.
+/// A drain with a large history that is removed during the drain, and one with a history that stays.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Pruned {
-    /// Published rows that are in the table before the backlog.
+    /// The number of published rows in the table before the backlog.
     pub(crate) retained_rows: u64,
     pub(crate) without: Drained,
     pub(crate) with: Drained,
     pub(crate) share_of_without: f64,
 }
 
-/// One, two and four relays.
+/// Runs drains with one, two and four relays.
 pub(crate) async fn relays(bench: &Bench) -> Result<Vec<Drained>, BenchError> {
     let mut drained = Vec::new();
     for &relays in RELAYS {

@@ -1,4 +1,4 @@
-//! How much is on a topic, asked cheaply: by the partitions' high watermarks. Nothing is consumed.
+//! Counts the records of a topic cheaply: by the partitions' high watermarks, without consuming.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ impl Watermarks {
         Ok(Self { client: Arc::new(client), topic: schema.name.clone(), partitions: schema.partitions })
     }
 
-    /// Records on the topic; one that was sent twice counts twice.
+    /// Returns the number of records on the topic; a record that was sent twice counts twice.
     pub(crate) async fn records(&self) -> Result<u64, BenchError> {
         let this = self.clone();
         let asked = tokio::task::spawn_blocking(move || {

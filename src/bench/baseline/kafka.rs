@@ -1,4 +1,4 @@
-//! Produce without Postgres.
+//! Produces records without Postgres.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,16 +18,16 @@ use crate::sink::client::ClientSettings;
 use event_outbox::envelope::Envelope;
 use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 
-/// No ack for this long, and the broker is taken to be stuck.
+/// The time without an ack after which the broker counts as stuck.
 const STALLED: Duration = Duration::from_secs(30);
 
-/// When the queue is full.
+/// The pause when the producer's queue is full.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// Warms a producer up: broker, topic and producer id are known afterwards.
+/// The number of records that warm a producer up. Afterwards it knows broker, topic and producer id.
 const FIRST: u64 = 100;
 
-/// Different records of a run, made before the clock starts.
+/// The number of different records of a run, built before the clock starts.
 const RECORDS: usize = 2_000;
 
 #[derive(Default)]
@@ -55,14 +55,14 @@ impl ProducerContext<NoCustomPartitioner> for Context {
     }
 }
 
-/// A record as the relay would make it.
+/// A record as the relay would build it.
 struct Record {
     key: String,
     value: Vec<u8>,
     headers: Vec<(String, Vec<u8>)>,
 }
 
-/// Events a second.
+/// Measures the rate in events per second.
 pub(super) async fn produce(
     bench: &Bench,
     schema: &BenchSchema,
@@ -108,7 +108,7 @@ struct Producer {
 }
 
 impl Producer {
-    /// Sends so many and waits for their acks.
+    /// Sends `events` records and waits for their acks.
     fn produce(&mut self, events: u64) -> Result<(), BenchError> {
         let until = self.sent + events;
         let (mut seen, mut moved) = (0, Instant::now());
@@ -128,7 +128,7 @@ impl Producer {
         Ok(())
     }
 
-    /// False when the queue is full.
+    /// Sends one record. Returns false if the queue is full.
     fn send_one(&mut self) -> Result<bool, BenchError> {
         let record = &self.records[self.sent as usize % self.records.len()];
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());

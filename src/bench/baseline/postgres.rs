@@ -1,4 +1,4 @@
-//! Claim and mark without Kafka.
+//! Claims and marks rows without Kafka.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::lane::progress::{Progress, Scan};
 use crate::store::claim::{ClaimSql, ClaimedRow, Limits};
 use crate::store::session::{LaneUpdate, Next, Sequence, Transaction, Wanted};
 
-/// The relay's bound on an idle transaction; nothing idles here.
+/// The relay's limit on an idle transaction; no transaction of the baseline is idle.
 const LONGEST: Duration = Duration::from_secs(60);
 
 pub(super) struct Claimed {
@@ -23,7 +23,7 @@ pub(super) struct Claimed {
     pub(super) wal_bytes_per_event: f64,
 }
 
-/// One session's share, by the relay's statements, in the relay's order.
+/// One session with its share of the rows. It runs the relay's statements in the relay's order.
 struct Session {
     conn: PgConnection,
     transaction: Transaction,
@@ -86,7 +86,7 @@ impl Session {
         })
     }
 
-    /// Rows marked.
+    /// Claims and marks until nothing is left, and returns the number of marked rows.
     async fn run(mut self) -> Result<u64, BenchError> {
         let mut marked = 0;
         let Self { conn, transaction, claim, lanes, batch_size, batch_bytes, prepared } = &mut self;
@@ -119,7 +119,7 @@ impl Session {
             match settled.begun {
                 Some(next) => begun = next,
                 None if rows.is_empty() => return Ok(marked),
-                // Behind a pooler the next transaction is begun by itself.
+                // Behind a pooler the settle does not begin the next transaction, so begin it here.
                 None => begun = transaction.begin(conn, Wanted::Free(*lanes)).await?,
             }
         }
