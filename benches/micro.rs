@@ -1,6 +1,6 @@
-//! The pure parts of an event's way, one at a time: `just micro`, or `just micro envelope` for some of them.
+//! Measures the pure functions that an event passes, one at a time: `just micro`, or `just micro envelope` for some of them.
 //!
-//! What a change costs within them. What the relay takes is measured against real servers, by `just bench`.
+//! They show the cost of a change to these functions. `just bench` measures the whole relay against real servers.
 
 use std::hint::black_box;
 
@@ -13,13 +13,13 @@ use event_outbox::route::TopicTemplate;
 use lab::payload;
 use uuid::Uuid;
 
-/// As Postgres prints a `jsonb` of four usual headers.
+/// Four usual headers, as Postgres prints a `jsonb`.
 const HEADERS: &str = r#"{"source": "/shop", "causation-id": "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b", "correlation-id": "7f2c-17", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;
 
-/// Bytes of a payload.
+/// The bytes of a payload.
 const PAYLOAD: usize = 500;
 
-/// Events of the ledger's histories.
+/// The events of a history for the ledger.
 const HISTORY: u32 = 10_000;
 
 fn event<'a>(payload: &'a str, headers: &'a str) -> StoredEvent<'a> {
@@ -90,7 +90,7 @@ fn route(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A clean history: every event once, in order, of fifty-two entities.
+/// Records a clean history in the ledger: every event once, in order, of fifty-two entities.
 fn history(ledger: &mut Ledger, names: &[String]) {
     for number in 0..HISTORY {
         let name = &names[number as usize % names.len()];
@@ -111,7 +111,7 @@ fn history(ledger: &mut Ledger, names: &[String]) {
 }
 
 fn ledger(criterion: &mut Criterion) {
-    // A multiple of the partitions, so that an entity stays on one.
+    // A multiple of the number of partitions, so that each entity stays on one partition.
     let names: Vec<String> = (0..52).map(|number| format!("order-{number}")).collect();
     let filled = || {
         let mut ledger = Ledger::new(Rules::default());

@@ -1,7 +1,7 @@
-//! Starts a Postgres that is durable and a real Kafka, and runs `outbox-relay bench` against them with the arguments given here:
-//! `cargo bench --bench servers -- drain --events 1000000`, or `just bench drain`. Both servers go afterwards.
+//! Starts a durable Postgres and a real Kafka, and runs `outbox-relay bench` against them with the given arguments:
+//! `cargo bench --bench servers -- drain --events 1000000`, or `just bench drain`. Both servers are removed afterwards.
 //!
-//! `--run PROGRAM ARGUMENTS` runs that instead, with the servers in its environment: benches/compare does.
+//! `--run PROGRAM ARGUMENTS` runs another program instead, with the servers in its environment; benches/compare uses it.
 
 use std::ffi::OsString;
 use std::process::{Command, ExitCode};
@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use lab::demo::{PostgresOptions, PrivatePostgres};
 
 fn main() -> anyhow::Result<ExitCode> {
-    // `cargo bench` says what it is.
+    // `cargo bench` adds the argument `--bench`.
     let arguments: Vec<OsString> = std::env::args_os().skip(1).filter(|argument| argument != "--bench").collect();
     eprintln!("starting Kafka and Postgres");
     let kafka = lab::kafka::RealKafka::start(&[])?;
@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
-/// The bench, or what `--run` names.
+/// Returns the command of the bench, or the one after `--run`.
 fn command(arguments: &[OsString]) -> Command {
     let (mut command, arguments) = match arguments {
         [run, program, arguments @ ..] if run == "--run" => (Command::new(program), arguments),
@@ -36,7 +36,8 @@ fn command(arguments: &[OsString]) -> Command {
     command
 }
 
-/// As a production server of a small machine: durable, with memory, and without a checkpoint every few seconds of a drain.
+/// Returns the options of a production server on a small machine: durable, with memory, and without a checkpoint every few
+/// seconds of a drain.
 fn postgres_options() -> PostgresOptions {
     let settings = [("shared_buffers", "1GB"), ("max_wal_size", "8GB")];
     PostgresOptions {

@@ -1,4 +1,4 @@
-//! Debezium's Postgres connector with the outbox event router, on Kafka Connect standalone: as one would tune it for an outbox.
+//! Runs Debezium's Postgres connector with the outbox event router on Kafka Connect standalone, tuned for an outbox.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -21,7 +21,7 @@ const SLOT_IS_READ: &str =
 const SLOT_IS_FREE: &str =
     "select count(*) > 0 from pg_replication_slots where database = current_database() and not active";
 
-/// The connector's task stops in its own time.
+/// The time limit for the connector's task to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Vec<System>> {
@@ -31,7 +31,8 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
     let directory = TemporaryDirectory::create(None)?;
     let port = free_port()?;
     let command = command(&jars, directory.path(), servers, &topic, port)?;
-    // It reads what comes after its slot: the slot first, then the backlog. The process that makes it is as cold as one gets.
+    // Debezium reads only changes after its slot, so create the slot before the backlog. Another process creates it, so that the
+    // measured one starts cold.
     let mut first = ChildServer::start(&command)?;
     outbox.until(servers, SLOT_IS_READ)?;
     let cold_latency = latency(&outbox, &topic, &first, sizes.rate, sizes.seconds)?;
@@ -41,7 +42,7 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
     let (cold, connect) =
         drain(servers, &mut outbox, &topic, sizes.events, false, None, || Ok(Some(ChildServer::start(&command)?)))?;
     let connect = connect.expect("it was started");
-    // The same again, in the same process.
+    // Drain once more in the same process.
     put(port, "stop")?;
     outbox.until(servers, SLOT_IS_FREE)?;
     outbox.seed_rows(servers, sizes.events)?;
@@ -56,7 +57,7 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
     ])
 }
 
-/// Kafka Connect's own start script gives it these heap sizes and this collector.
+/// Returns the command of Kafka Connect, with the heap sizes and the collector of its own start script.
 fn command(
     jars: &Path,
     directory: &Path,
@@ -94,7 +95,7 @@ fn command(
 
 fn connector_properties(servers: &Servers, topic: &Topic) -> String {
     let options = servers.postgres.url(&topic.name);
-    // postgres://user:password@host:port/database?…, as `PrivatePostgres::url` makes it.
+    // postgres://user:password@host:port/database?…, as `PrivatePostgres::url` builds it.
     let (user, rest) = options.trim_start_matches("postgres://").split_once(':').unwrap_or_default();
     let (password, _) = rest.split_once('@').unwrap_or_default();
     format!(

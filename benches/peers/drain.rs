@@ -1,4 +1,4 @@
-//! A backlog, and how long it takes.
+//! Measures the time that a system needs for a backlog.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +11,25 @@ use crate::outbox::Outbox;
 use crate::process;
 use crate::topic::Topic;
 
-/// The error of the times: each question costs the broker a small request per partition.
+/// The interval of polling, and so the error of the times. Each poll costs the broker a small request per partition.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
-/// No record for this long: the system is stuck.
+/// The time without a new record after which the system counts as stuck.
 const STALLED: Duration = Duration::from_secs(90);
 
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Drained {
     pub(crate) events: u32,
-    /// From the start, of the process or of the connector, to the end.
+    /// The rate from the start of the process or of the connector to the end.
     pub(crate) events_per_s_from_start: f64,
-    /// From the first record to the end.
+    /// The rate from the first record to the end.
     pub(crate) events_per_s: f64,
     pub(crate) first_record_after_ms: f64,
-    /// Records beyond the events.
+    /// The number of records minus the number of events.
     pub(crate) duplicates: u64,
-    /// From the start to the end; where the process was started, its start is in it.
+    /// The system's CPU time from the start to the end, including the start of the process if it was started.
     pub(crate) cpu_us_per_event: f64,
-    /// Of the servers in the same time: what a system leaves to them.
+    /// The CPU time of Postgres in the same time: the work that the system leaves to the server.
     pub(crate) postgres_cpu_us_per_event: f64,
     pub(crate) kafka_cpu_us_per_event: f64,
     pub(crate) peak_memory_bytes: u64,
@@ -41,12 +41,13 @@ impl Drained {
     }
 }
 
-/// CPU time of Postgres and of Kafka so far.
+/// Returns the CPU time of Postgres and of Kafka so far.
 fn cpu_of_servers(servers: &Servers) -> anyhow::Result<[Duration; 2]> {
     Ok([process::cpu_of_family(servers.postgres.pid())?, process::cpu(servers.kafka.pid())?])
 }
 
-/// Starts what drains, and watches it. `until_marked`: it ends when no row is pending any more, instead of when all is on the topic.
+/// Starts the system and watches the drain. With `until_marked` the drain ends when no row is pending, else when all events are
+/// on the topic.
 pub(crate) fn drain(
     servers: &Servers,
     outbox: &mut Outbox,

@@ -1,4 +1,4 @@
-//! Debezium's jars and those of Kafka Connect, fetched by Maven once per user.
+//! Fetches the jars of Debezium and Kafka Connect with Maven, once per user.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use lab::demo::cache_directory;
 
 const POM: &str = include_str!("pom.xml");
 
-/// The directory of the jars. The pom beside them says which ones they are: another one fetches anew.
+/// Returns the directory of the jars. A copy of the pom is kept beside them; a changed pom fetches them again.
 pub(crate) fn directory() -> anyhow::Result<PathBuf> {
     let cache = cache_directory().context("no home directory to keep Debezium's jars in")?;
     let directory = cache.join("debezium");

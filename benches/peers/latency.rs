@@ -1,5 +1,5 @@
-//! Events at a fixed rate, each a transaction of its own, and the time from when an event was due until a consumer has it: a stall
-//! counts for every event that was due in it.
+//! Measures latencies at a fixed rate with one transaction per event: the time from when an event was due until a consumer has
+//! it. A stall counts for every event that was due in it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,16 +16,16 @@ use crate::outbox::Outbox;
 use crate::process;
 use crate::topic::Topic;
 
-/// Events due before this are not counted.
+/// The seconds at the start whose events are not counted.
 const WARM_UP: u32 = 2;
 
-/// To connect, before the first event is due.
+/// The time to connect before the first event is due.
 const LEAD: Duration = Duration::from_millis(500);
 
-/// Nothing has come for this long: what has not arrived is missing.
+/// The time without any arrival after which the outstanding events count as missing.
 const MISSING_AFTER: Duration = Duration::from_secs(10);
 
-/// Of one connection, so that one slow commit does not delay the next event.
+/// The most events per second of one connection. The rest of the time is slack, so that a slow commit does not delay the next event.
 const RATE_OF_A_CONNECTION: u32 = 125;
 
 #[derive(Debug, Clone, Serialize)]
@@ -98,7 +98,8 @@ pub(crate) fn latency(
     })
 }
 
-/// A runtime's timer wakes up to a millisecond late, so each writer is a thread that sleeps by itself.
+/// Writes the events of one writer. Each writer is a thread that sleeps by itself, because a runtime's timer wakes up to a
+/// millisecond late.
 fn write(outbox: &Outbox, schedule: Schedule, index: u32, writers: u32, events: u32) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut conn = runtime.block_on(outbox.options.connect())?;
@@ -114,7 +115,7 @@ fn write(outbox: &Outbox, schedule: Schedule, index: u32, writers: u32, events: 
     Ok(())
 }
 
-/// When each event arrived first.
+/// Consumes until all events have arrived, and returns the first arrival of each.
 fn receive(consumer: &BaseConsumer, events: u32, stop: &AtomicBool) -> anyhow::Result<Vec<Option<Instant>>> {
     let mut arrived = vec![None; events as usize];
     let (mut open, mut last) = (events, Instant::now());
@@ -131,7 +132,7 @@ fn receive(consumer: &BaseConsumer, events: u32, stop: &AtomicBool) -> anyhow::R
     Ok(arrived)
 }
 
-/// The number in the payload: `"n": 17`, as Postgres prints it, wherever an envelope puts it.
+/// Finds the event's number in the payload, `"n": 17` as Postgres prints it, at any place in the envelope.
 fn number(value: &[u8]) -> Option<usize> {
     let at = value.windows(5).position(|window| window == b"\"n\": ")? + 5;
     let digits: Vec<u8> = value[at..].iter().copied().take_while(u8::is_ascii_digit).collect();

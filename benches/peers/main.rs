@@ -1,16 +1,16 @@
-//! The relay beside its rivals, on the same rows, the same Postgres and the same Kafka, one after the other: `just peers`.
+//! Compares the relay with other systems, on the same rows, Postgres and Kafka, one after the other: `just peers`.
 //!
 //! - `debezium`: Debezium's Postgres connector with the outbox event router, on Kafka Connect standalone, tuned; `jars` fetches it.
-//! - `naive`: the loop of most articles, as a process of its own.
+//! - `naive`: the polling loop of most articles, as a separate process.
 //! - `relay`: this relay with its defaults.
 //!
 //! - `outbox`: each system's own database with the same rows; `payload` is the bench's.
 //! - `topic`: each system's own topic.
-//! - `drain`, `latency`: what is measured; `process`: what it takes.
-//! - `report`: a table for people, JSON for the rest.
+//! - `drain`, `latency`: the measurements; `process`: CPU time and memory.
+//! - `report`: a table for people, JSON for programs.
 //!
-//! Nobody is warmed up in secret. A drain is measured from the start of the process ("cold"), and Debezium's once more in the same JVM
-//! ("warm"), because it gains from that. Latencies are measured in the process that has just drained.
+//! No system gets a hidden warm-up. A drain is measured from the start of the process ("cold"), and for Debezium once more in the same
+//! JVM ("warm"), because a warm JVM is faster. Latencies are measured in the process that has just drained.
 
 mod debezium;
 mod drain;
@@ -38,16 +38,16 @@ pub(crate) struct Sizes {
     /// Events of a backlog
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
     events: u32,
-    /// Events of the naive loop's backlog: it takes about ten milliseconds for each
+    /// Events of the naive loop's backlog; the loop takes about ten milliseconds per event
     #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(1..))]
     naive_events: u32,
-    /// Events a second when latencies are measured
+    /// Events per second when latencies are measured
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     rate: u32,
-    /// The same for the naive loop, which cannot keep up with more
+    /// Events per second of the naive loop, which cannot keep up with more
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     naive_rate: u32,
-    /// How long latencies are measured, after 2 s that do not count
+    /// Seconds for which latencies are measured, after 2 s of warm-up
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     seconds: u32,
     /// Bytes of an event's payload
@@ -60,7 +60,7 @@ pub(crate) struct Sizes {
     #[arg(long, value_delimiter = ',', default_values_t = ["debezium".to_owned(), "naive".to_owned(), "relay".to_owned()],
           value_parser = ["debezium", "naive", "relay"])]
     systems: Vec<String>,
-    /// Also write the metrics as JSON to FILE
+    /// Write the metrics as JSON to FILE as well
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Given by `cargo bench`
@@ -68,7 +68,7 @@ pub(crate) struct Sizes {
     bench: bool,
 }
 
-/// The servers everybody is measured on.
+/// The servers that every system is measured on.
 pub(crate) struct Servers {
     pub(crate) postgres: PrivatePostgres,
     pub(crate) kafka: RealKafka,
@@ -76,7 +76,7 @@ pub(crate) struct Servers {
 }
 
 fn main() -> anyhow::Result<()> {
-    // The naive loop is a process of its own, so that its memory and CPU time are.
+    // The naive loop is a separate process, so that its memory and CPU time can be measured separately.
     if std::env::args().nth(1).as_deref() == Some("naive-loop") {
         return naive::run_loop();
     }
@@ -102,7 +102,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As benches/servers.rs, and with the WAL that Debezium reads.
+/// Returns the options of benches/servers.rs, plus the logical WAL that Debezium reads.
 fn postgres_options() -> PostgresOptions {
     let settings = [("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("wal_level", "logical")];
     PostgresOptions {

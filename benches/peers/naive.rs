@@ -1,4 +1,5 @@
-//! The loop of most articles on the outbox: every half second a hundred rows, `for update skip locked`; send one, wait for it, mark it.
+//! Runs the polling loop of most articles on the outbox: every half second a hundred rows `for update skip locked`; send one row,
+//! wait for its ack, mark it.
 
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
 
 type Producer = FutureProducer<DefaultClientContext, Tokio>;
 
-/// What rdkafka's feature `tokio` would bring: nothing else of this repository needs it.
+/// The runtime that rdkafka's feature `tokio` would provide. No other code of this repository needs the feature.
 struct Tokio;
 
 impl AsyncRuntime for Tokio {
@@ -49,7 +50,7 @@ impl AsyncRuntime for Tokio {
     }
 }
 
-/// The process: database, brokers and topic are its arguments.
+/// Runs the loop as a process, with database, brokers and topic as arguments.
 pub(crate) fn run_loop() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(2);
     let mut next = || arguments.next().context("naive-loop URL BROKERS TOPIC");

@@ -1,4 +1,4 @@
-//! A system's own database, with the outbox and the same rows as everybody's.
+//! Creates a system's own database with an outbox; the rows are the same for every system.
 
 use std::process::Command;
 
@@ -9,10 +9,10 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 use crate::{Servers, Sizes};
 use lab::payload;
 
-/// Rows of one insert.
+/// The rows of one insert.
 const CHUNK: u32 = 5_000;
 
-/// Events of an entity, on average.
+/// The average number of events per entity.
 const EVENTS_PER_ENTITY: u32 = 200;
 
 pub(crate) struct Outbox {
@@ -25,7 +25,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Makes the database `name` and migrates it.
+    /// Creates the database `name` and migrates it.
     pub(crate) fn make(servers: &Servers, sizes: &Sizes, name: &str) -> anyhow::Result<Self> {
         let postgres = &servers.postgres;
         servers.runtime.block_on(async {
@@ -49,16 +49,16 @@ impl Outbox {
         })
     }
 
-    /// Event `number`: its entity, neighbours differ, and its payload, which begins with the number.
+    /// Returns entity and payload of event `number`. Consecutive events have different entities; the payload begins with the number.
     pub(crate) fn event(&self, number: u32) -> (String, String) {
-        // Fibonacci hashing spreads neighbours.
+        // Fibonacci hashing spreads consecutive numbers.
         let hash = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let sample = &self.samples[number as usize % self.samples.len()];
         let payload = format!("{{\"n\": {number}, {}", &sample[1..]);
         (format!("order-{}", hash % u64::from(self.entities)), payload)
     }
 
-    /// Writes `events` events in large transactions, and has the server write a checkpoint, so that it falls into nobody's metrics.
+    /// Writes `events` events in large transactions, then runs a checkpoint, so that none runs during a measurement.
     pub(crate) fn seed_rows(&mut self, servers: &Servers, events: u32) -> anyhow::Result<()> {
         eprintln!("{}: writing {events} events", self.name);
         servers.runtime.block_on(async {
@@ -81,15 +81,15 @@ impl Outbox {
         })
     }
 
-    /// Rows that are not marked.
+    /// Returns true if a row is not marked.
     pub(crate) fn any_pending(&mut self, servers: &Servers) -> anyhow::Result<bool> {
-        // The pending index' own predicate, word for word: this question is asked often.
+        // The predicate must equal that of the pending index, because this query runs often.
         let sql = "select exists (select from event_outbox where status = 'PENDING' \
                    and (available_at is null or available_at <= created_at))";
         servers.runtime.block_on(sqlx::query_scalar(sql).fetch_one(&mut self.conn)).context("pending rows")
     }
 
-    /// Polls until the query says true.
+    /// Polls until the query returns true.
     pub(crate) fn until(&mut self, servers: &Servers, sql: &'static str) -> anyhow::Result<()> {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
         while !servers.runtime.block_on(sqlx::query_scalar::<_, bool>(sql).fetch_one(&mut self.conn))? {

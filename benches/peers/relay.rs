@@ -1,4 +1,4 @@
-//! This relay, with its defaults.
+//! Runs this relay with its defaults.
 
 use lab::demo::{ChildServer, ServerCommand, TemporaryDirectory};
 

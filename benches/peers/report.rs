@@ -1,4 +1,4 @@
-//! The metrics, for people and as JSON.
+//! Prints the metrics for people and as JSON.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::latency::Latency;
 
 const OURS: &str = "outbox-relay";
 
-/// Titles of the ratios, and their names in the JSON.
+/// The titles of the ratios, and their names in the JSON.
 const RATIOS: [(&str, &str); 7] = [
     ("drain", "drain"),
     ("from start", "drain_from_start"),
@@ -61,7 +61,7 @@ impl Report {
         Ok(serde_json::to_string_pretty(&report)? + "\n")
     }
 
-    /// How many times better the relay is.
+    /// Computes the ratios: the factor by which the relay is better than `system`.
     fn ratios(&self, system: &System) -> Option<serde_json::Value> {
         let relay = self.ours()?;
         Some(json!({

@@ -1,4 +1,4 @@
-//! A system's own topic.
+//! Creates and reads a system's own topic.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ impl Topic {
         Ok(Self { name: name.to_owned(), partitions: sizes.partitions, config, client })
     }
 
-    /// Records so far; one that was sent twice counts twice.
+    /// Returns the number of records so far; a record that was sent twice counts twice.
     pub(crate) fn records(&self) -> anyhow::Result<u64> {
         (0..self.partitions).try_fold(0, |sum, partition| {
             let (_, high) = self.client.fetch_watermarks(&self.name, partition, ANSWER_WITHIN)?;
@@ -34,7 +34,7 @@ impl Topic {
         })
     }
 
-    /// A consumer of what comes from now on. The broker answers as soon as there is a record.
+    /// Returns a consumer of records from now on. The broker answers as soon as there is a record.
     pub(crate) fn follow(&self) -> anyhow::Result<BaseConsumer> {
         let consumer: BaseConsumer = self.config.create()?;
         let mut assignment = TopicPartitionList::new();
