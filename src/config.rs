@@ -51,7 +51,7 @@ pub use sources::Sources;
 /// The servers that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// Only Postgres: Kafka's settings may be missing, and their values are not checked.
+    /// Postgres only: Kafka's settings may be missing, and their values are not checked.
     DatabaseOnly,
     /// Postgres and Kafka.
     DatabaseAndKafka,

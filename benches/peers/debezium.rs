@@ -31,8 +31,8 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
     let directory = TemporaryDirectory::create(None)?;
     let port = free_port()?;
     let command = command(&jars, directory.path(), servers, &topic, port)?;
-    // Debezium reads only changes after its slot, so create the slot before the backlog. Another process creates it, so that the
-    // measured one starts cold.
+    // Debezium reads only changes after its slot, so create the slot before the backlog. The process that creates the slot is cold,
+    // so it measures the cold latencies.
     let mut first = ChildServer::start(&command)?;
     outbox.until(servers, SLOT_IS_READ)?;
     let cold_latency = latency(&outbox, &topic, &first, sizes.rate, sizes.seconds)?;

@@ -94,7 +94,7 @@ struct Window {
 
 struct Flow {
     windows: Vec<Window>,
-    /// In all, the warm-up included.
+    /// The number of events in all, including the warm-up.
     published: u64,
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Bench {
     /// Number of different entities [default: one per 200 events]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     entities: Option<u64>,
-    /// Also write the metrics as JSON to FILE; with - the JSON goes to stdout and the table is not printed
+    /// Write the metrics as JSON to FILE as well; with - the JSON goes to stdout and the table is not printed
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// One setting of the relay under test, for example --relay-set batch_size=500; may be repeated. RELAY_* variables do not

@@ -7,7 +7,7 @@ use super::exit::Failure;
 /// The flags that answer or replace the question before a change.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Confirm {
-    /// Only show the changes, do not make them
+    /// Show the changes, do not make them
     #[arg(long, conflicts_with = "yes")]
     pub(crate) dry_run: bool,
     /// Do not ask

@@ -29,31 +29,31 @@ pub(crate) enum Dead {
 /// The filter for events. An event has to match every filter that is given.
 #[derive(Debug, Args)]
 struct Which {
-    /// Only the event with this id: the outbox id (a number) or the event id; may be repeated
+    /// Take only the event with this id: the outbox id (a number) or the event id; may be repeated
     #[arg(long = "id", value_name = "ID")]
     ids: Vec<Id>,
-    /// Only events of this event type
+    /// Take only events of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// Only events of the entity with this id
+    /// Take only events of the entity with this id
     #[arg(long, value_name = "ID")]
     entity: Option<String>,
-    /// Only events of entities of this type
+    /// Take only events of entities of this type
     #[arg(long, value_name = "TYPE")]
     entity_type: Option<String>,
-    /// Only events that go to this topic, by their own topic or by RELAY_TOPIC
+    /// Take only events that go to this topic, by their own topic or by RELAY_TOPIC
     #[arg(long)]
     topic: Option<String>,
-    /// Only events with this cause, as `dead list` shows it
+    /// Take only events with this cause, as `dead list` shows it
     #[arg(long = "error", value_name = "FINGERPRINT")]
     fingerprint: Option<String>,
-    /// Only events created longer ago than this, for example 2h
+    /// Take only events created longer ago than this, for example 2h
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// Only events created within this time
+    /// Take only events created within this time
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
-    /// Only discarded events; without this flag they are left out
+    /// Take only discarded events; without this flag they are left out
     #[arg(long)]
     discarded: bool,
 }
@@ -71,7 +71,7 @@ pub(crate) struct List {
 pub(crate) struct Show {
     #[command(flatten)]
     which: Which,
-    /// Also show headers and payload; they may be confidential
+    /// Show headers and payload as well; they may be confidential
     #[arg(long)]
     payload: bool,
     /// Show at most N events

@@ -49,37 +49,37 @@ struct Which {
     /// The topic of the dead letters, for example order-events.billing.dlq
     #[arg(value_parser = topic)]
     topic: String,
-    /// Only dead letters of this event type
+    /// Take only dead letters of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// Only dead letters with this key, which is the entity's id
+    /// Take only dead letters with this key, which is the entity's id
     #[arg(long, visible_alias = "entity")]
     key: Option<String>,
-    /// Only dead letters with this text in their error
+    /// Take only dead letters with this text in their error
     #[arg(long, value_name = "TEXT")]
     error: Option<String>,
-    /// Only dead letters with this cause, as `dlq list` shows it
+    /// Take only dead letters with this cause, as `dlq list` shows it
     #[arg(long, value_name = "FINGERPRINT")]
     cause: Option<String>,
-    /// Only dead letters with this reason: permanent, exhausted, invalid, held and so on
+    /// Take only dead letters with this reason: permanent, exhausted, invalid, held and so on
     #[arg(long)]
     reason: Option<String>,
-    /// Only dead letters that this consumer group could not apply
+    /// Take only dead letters that this consumer group could not apply
     #[arg(long)]
     group: Option<String>,
-    /// Only dead letters that come from this topic
+    /// Take only dead letters that come from this topic
     #[arg(long, value_name = "TOPIC")]
     source_topic: Option<String>,
-    /// Only dead letters that failed first at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
+    /// Take only dead letters that failed first at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
-    /// Only dead letters that failed first before this time
+    /// Take only dead letters that failed first before this time
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     until: Option<DateTime<Utc>>,
-    /// Only dead letters in this partition of the dead letter topic
+    /// Take only dead letters in this partition of the dead letter topic
     #[arg(long)]
     partition: Option<i32>,
-    /// Only the dead letter at this offset of the partition, or those in a range such as 17-40
+    /// Take only the dead letter at this offset of the partition, or those in a range such as 17-40
     #[arg(long = "offset", value_name = "OFFSETS", requires = "partition")]
     offsets: Option<Run>,
 }
@@ -103,7 +103,7 @@ pub(crate) struct Show {
     /// Include dead letters that were redriven
     #[arg(long)]
     redriven: bool,
-    /// Also show headers and payload; they may be confidential
+    /// Show headers and payload as well; they may be confidential
     #[arg(long)]
     payload: bool,
     /// Show at most N dead letters
@@ -130,7 +130,7 @@ pub(crate) struct Redrive {
     /// Send at most N, the first ones
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Also send dead letters that were redriven before
+    /// Send dead letters that were redriven before as well
     #[arg(long)]
     again: bool,
     #[command(flatten)]

@@ -13,10 +13,10 @@ use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migra
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
-    /// Only print the SQL, for Flyway, Alembic, Prisma and the like; no database is needed
+    /// Print the SQL and change nothing, for Flyway, Alembic, Prisma and the like; no database is needed
     #[arg(long)]
     pub(crate) print: bool,
-    /// With --print: only the steps above this version, for an outbox that is in use. The steps contain their own begin and commit,
+    /// Print only the steps above this version (with --print), for an outbox that is in use. The steps contain their own begin and commit,
     /// because indexes are built outside a transaction
     #[arg(long, requires = "print", conflicts_with = "roles", value_name = "VERSION", value_parser = clap::value_parser!(i32).range(1..))]
     from: Option<i32>,
@@ -26,7 +26,7 @@ pub(crate) struct Migrate {
     /// Wait at most this long for a lock that another session holds
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     lock_timeout: Duration,
-    /// Also create the roles writer, relay, operator and monitor with the least rights that each needs; safe to run again. With --print:
+    /// Create also the roles writer, relay, operator and monitor with the least rights that each needs; safe to run again. With --print:
     /// print only their SQL
     #[arg(long)]
     roles: bool,

@@ -25,7 +25,7 @@ struct What {
     /// Pause or resume the events of the entity with this id
     #[arg(long, value_name = "ID")]
     entity: Option<String>,
-    /// Only the entity of this type
+    /// Restrict --entity to an entity of this type
     #[arg(long, value_name = "TYPE", requires = "entity")]
     entity_type: Option<String>,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Pause {
     lasts: Option<Duration>,
     #[command(flatten)]
     by: By,
-    /// Only show the pauses
+    /// Show the pauses and change nothing
     #[arg(long, conflicts_with_all = ["all", "topic", "entity", "entity_type", "reason", "lasts", "by"])]
     list: bool,
     /// Print JSON

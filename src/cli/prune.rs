@@ -35,7 +35,7 @@ pub(crate) struct Prune {
     /// Time since an event was published, for example 7d [default: RELAY_RETENTION_AFTER]
     #[arg(long, value_name = "DURATION")]
     after: Option<GivenDuration>,
-    /// Also delete rows of the inbox that are older than this [default: RELAY_PROCESSED_RETENTION]
+    /// Delete also rows of the inbox that are older than this [default: RELAY_PROCESSED_RETENTION]
     #[arg(long, value_name = "DURATION")]
     processed_after: Option<GivenDuration>,
     /// Delete rows of the inbox although topics hold their events still, or may hold them: duplicates may be applied. Needs a

@@ -26,22 +26,22 @@ use event_outbox::route::check_topic;
 
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
-    /// Only events of the entity with this id
+    /// Take only events of the entity with this id
     #[arg(long, value_name = "ID")]
     entity: Option<String>,
-    /// Only events of entities of this type
+    /// Take only events of entities of this type
     #[arg(long, value_name = "TYPE")]
     entity_type: Option<String>,
-    /// Only events of this event type
+    /// Take only events of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// Only events that are routed to this topic, by their own topic or by RELAY_TOPIC
+    /// Take only events that are routed to this topic, by their own topic or by RELAY_TOPIC
     #[arg(long)]
     topic: Option<String>,
-    /// Only events created at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
+    /// Take only events created at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
-    /// Only events created before this time
+    /// Take only events created before this time
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     until: Option<DateTime<Utc>>,
     /// Take DEAD events instead of published ones; they stay DEAD
@@ -50,10 +50,10 @@ pub(crate) struct Replay {
     /// Take all published events; replaces a filter
     #[arg(long)]
     all: bool,
-    /// Only events with this outbox id or a higher one, to continue an earlier replay
+    /// Take only events with this outbox id or a higher one, to continue an earlier replay
     #[arg(long, value_name = "ID", default_value_t = 1)]
     from_id: i64,
-    /// Only events with this outbox id or a lower one [default: the highest at present]
+    /// Take only events with this outbox id or a lower one [default: the highest at present]
     #[arg(long, value_name = "ID")]
     upto_id: Option<i64>,
     /// Send to this topic [default: each event to the topic that it is routed to]

@@ -16,16 +16,16 @@ pub(crate) struct Tail {
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
-    /// Only events of this event type
+    /// Follow only events of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// Only events of this entity type
+    /// Follow only events of this entity type
     #[arg(long)]
     entity_type: Option<String>,
-    /// Only events of the entity with this id
+    /// Follow only events of the entity with this id
     #[arg(long)]
     entity: Option<String>,
-    /// Only events that go to this topic
+    /// Follow only events that go to this topic
     #[arg(long)]
     topic: Option<String>,
     /// End after N events are published and seen on the topic, or are DEAD

@@ -16,10 +16,10 @@ pub(crate) struct Verify {
     /// Compare this topic [default: every topic that a row is routed to]
     #[arg(long)]
     topic: Option<String>,
-    /// Only events created at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
+    /// Compare only events created at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
-    /// Only events of the entity with this id
+    /// Compare only events of the entity with this id
     #[arg(long, value_name = "ENTITY_ID")]
     key: Option<String>,
     /// Print the verdict as JSON

@@ -5,7 +5,7 @@
 enum Rule {
     /// No value is accepted.
     Never(&'static str),
-    /// Only these values are accepted; upper and lower case are equal.
+    /// The accepted values; upper and lower case are equal.
     Only(&'static [&'static str], &'static str),
     /// Numbers up to this one are accepted.
     AtMost(i64, &'static str),
