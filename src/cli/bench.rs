@@ -53,7 +53,7 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn run(self, sources: Sources) -> Result<(), Failure> {
         let program = std::env::current_exe()
-            .map_err(|error| Failure::unexpected("the bench does not find its own program", error))?;
+            .map_err(|error| Failure::unexpected("the bench cannot find its own program", error))?;
         let json = self.json.clone();
         let relay_set = names_and_values("--relay-set", self.relay_set.clone())?;
         let plan = self.plan();
@@ -105,7 +105,7 @@ fn failed(error: BenchError) -> Failure {
             let fault = fault::classify_database(&error);
             Failure::finding(message).because(error).fault(fault)
         }
-        BenchError::Interrupted => Failure::finding("interrupted; what the bench had made is removed"),
+        BenchError::Interrupted => Failure::finding("interrupted; the bench's schemas and topics are removed"),
         error => Failure::finding(message).because(error),
     }
 }

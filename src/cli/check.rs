@@ -38,7 +38,7 @@ impl Check {
             Some(worst) if worst >= enough => {
                 let noun = if count == 1 { "finding" } else { "findings" };
                 Err(Failure::finding(format!("{count} {noun} to be fixed"))
-                    .hint("each finding names what fixes it; docs/reference/findings.md lists them all"))
+                    .hint("each finding names its fix; docs/reference/findings.md lists them all"))
             }
             _ => Ok(()),
         }

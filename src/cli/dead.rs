@@ -178,7 +178,7 @@ impl Show {
         }
         shown.iter().for_each(show_event);
         if shown.len() == self.limit as usize {
-            println!("no more than {} are shown: --limit", self.limit);
+            println!("only {} events are shown; raise --limit", self.limit);
         }
         Ok(())
     }
@@ -193,7 +193,11 @@ impl Decide {
                 .hint("`dead list` shows the causes; --error FINGERPRINT takes one of them"));
         }
         if decision == Decision::Discard && (reason.is_none() || filter.discarded) {
-            let what = if reason.is_none() { "needs a --reason" } else { "takes no --discarded: those are" };
+            let what = if reason.is_none() {
+                "needs a --reason"
+            } else {
+                "takes no --discarded: these events are discarded already"
+            };
             return Err(Failure::usage(format!("dead discard {what}")).hint("it is kept in the audit table"));
         }
         let mut target = Target::open(settings, decision.command()).await?;

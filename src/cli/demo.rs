@@ -51,7 +51,7 @@ struct OrderFlow {
 impl OrderFlow {
     fn run(&self, servers: ServerChoice, env: BTreeMap<String, String>) -> Result<(), Failure> {
         let program = std::env::current_exe()
-            .map_err(|error| Failure::unexpected("the demo does not know its own binary", error))?;
+            .map_err(|error| Failure::unexpected("the demo cannot find its own program", error))?;
         let options = OrderFlowOptions::short(servers, env, program);
         let reconciliation =
             runtime()?.block_on(async { demo::run_order_flow(options, interrupts()?).await.map_err(flow_failed) })?;

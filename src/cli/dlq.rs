@@ -205,7 +205,7 @@ fn failed(error: DlqError, topic: &str, brokers: &str) -> Failure {
         }
         DlqError::Topic {
             code: RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic, ..
-        } => "a consumer's dead letters are in <topic>.<group>.dlq unless it says otherwise",
+        } => "a consumer's dead letters are in <topic>.<group>.dlq unless the consumer is configured otherwise",
         DlqError::Topic { code, .. } => fault::classify_kafka(*code).next_step,
         DlqError::Kafka(error) => {
             fault::classify_kafka(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)).next_step
@@ -332,7 +332,7 @@ impl List {
 }
 
 fn counted(waiting: usize, uncertain: usize, redriven: usize, topic: &str) -> String {
-    let noun = if waiting == 1 { "letter waits" } else { "letters wait" };
+    let noun = if waiting == 1 { "dead letter waits" } else { "dead letters wait" };
     let uncertain = match uncertain {
         0 => String::new(),
         uncertain => format!(", {uncertain} may have been redriven by one that did not end"),
@@ -363,7 +363,7 @@ impl Show {
             text += &format!("{} of {all} are shown: --limit\n", shown.len());
         }
         if all == 0 {
-            text += &format!("no letter of {topic} is like that\n");
+            text += &format!("no dead letter of {topic} matches the filter\n");
         }
         output::text(&text);
         Ok(())
@@ -492,13 +492,15 @@ impl Redrive {
             }
         }
         if homeless > 0 {
-            return Err(Failure::usage(format!("{homeless} of the letters do not say which topic they come from"))
-                .hint("--to TOPIC sends them there, --source-topic TOPIC leaves them out"));
+            return Err(Failure::usage(format!("{homeless} dead letters lack the name of their source topic"))
+                .hint("--to TOPIC sends them to that topic, --source-topic TOPIC leaves them out"));
         }
         match targets.keys().find(|target| **target == self.which.topic || check_topic(target).is_err()) {
             None => Ok(targets),
-            Some(target) => Err(Failure::usage(format!("letters of {} cannot go to {target:?}", self.which.topic))
-                .hint("--to TOPIC sends them somewhere else")),
+            Some(target) => {
+                Err(Failure::usage(format!("dead letters of {} cannot be sent to {target:?}", self.which.topic))
+                    .hint("--to TOPIC sends them to another topic"))
+            }
         }
     }
 
@@ -510,15 +512,15 @@ impl Redrive {
         };
         let uncertain = match found.uncertain {
             0 => String::new(),
-            uncertain => format!(" {uncertain} of them may have been redriven by one that did not end."),
+            uncertain => format!(" {uncertain} of them may have been redriven by a redrive that did not end."),
         };
         let left_out = match (found.redriven, self.again) {
             (0, _) => String::new(),
-            (redriven, false) => format!(" {redriven} that were redriven before are left out."),
+            (redriven, false) => format!(" {redriven} dead letters that were redriven before are left out."),
             (redriven, true) => format!(" {redriven} of them were redriven before."),
         };
         format!(
-            "{} letters of {}: {}.{uncertain}{left_out}{who} Redrive them?",
+            "{} dead letters of {}: {}.{uncertain}{left_out}{who} Redrive them?",
             found.matching,
             self.which.topic,
             targets.join(", ")
@@ -541,17 +543,17 @@ impl Redrive {
         }
         match ran {
             Some((plan, ended)) => {
-                println!("{} of {} letters were redriven, redrive-id {}", ended.redriven, found.matching, plan.id);
+                println!("{} of {} dead letters were redriven, redrive-id {}", ended.redriven, found.matching, plan.id);
             }
             None if found.matching == 0 => {
-                let hint = if found.redriven > 0 { ": --again takes those as well" } else { "" };
-                println!("no letter waits; {} have been redriven before{hint}", found.redriven);
+                let hint = if found.redriven > 0 { "; --again includes them" } else { "" };
+                println!("no dead letter waits; {} were redriven before{hint}", found.redriven);
             }
             None => {
                 groups(dead_letters).iter().for_each(|group| print!("{}", group.shown()));
                 let targets: Vec<_> =
                     found.targets.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
-                println!("would have redriven {} letters: {}", found.matching, targets.join(", "));
+                println!("would have redriven {} dead letters: {}", found.matching, targets.join(", "));
             }
         }
     }
@@ -587,7 +589,7 @@ fn outcome(ended: Ended, found: &Found, topic: &str) -> Result<(), Failure> {
     let Ended { redriven, uncertain, why } = ended;
     let left = found.matching - redriven - uncertain;
     let go_on = format!(
-        "{redriven} were redriven, {uncertain} may have been, {left} wait: give the same command again, it goes on where this one ended"
+        "{redriven} were redriven, {uncertain} may have been, {left} wait: run the same command again, it continues where this one ended"
     );
     let reason = |code: Option<RDKafkaErrorCode>| match code {
         Some(code) => format!("{code}: {}", fault::classify_kafka(code).next_step),
@@ -596,10 +598,11 @@ fn outcome(ended: Ended, found: &Found, topic: &str) -> Result<(), Failure> {
     let failure = match why {
         Why::Done => return Ok(()),
         Why::Interrupted => Failure::interrupted("the redrive was interrupted"),
-        Why::Unlogged(code) => Failure::finding(format!("the topic {topic} does not take the log of what is redriven"))
-            .because(reason(code)),
+        Why::Unlogged(code) => {
+            Failure::finding(format!("the topic {topic} rejects the log of the redrive")).because(reason(code))
+        }
         Why::Refused { topic: target, code, partition, offset } => {
-            Failure::finding(format!("{target} does not take the letter at {partition}/{offset} of {topic}"))
+            Failure::finding(format!("{target} rejects the dead letter at {partition}/{offset} of {topic}"))
                 .because(reason(code))
         }
         Why::Disk(error) => Failure::finding("a temporary file cannot be read").because(error),

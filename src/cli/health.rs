@@ -27,7 +27,7 @@ pub(crate) struct Health {
 impl Health {
     pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
         let Some(address) = settings.admin.address else {
-            return Err(Failure::usage("RELAY_ADMIN_ADDRESS is not set, so there is nobody to ask")
+            return Err(Failure::usage("RELAY_ADMIN_ADDRESS is not set, so no relay can be asked")
                 .hint("set it to where the relay has it, for example 127.0.0.1:9187"));
         };
         let (address, path) = (reachable(address), if self.live { "/livez" } else { "/readyz" });

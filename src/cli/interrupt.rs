@@ -16,7 +16,7 @@ pub(super) fn interrupted() -> Result<watch::Receiver<bool>, Failure> {
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
         any(first).await;
-        eprintln!("stopping after what is in flight");
+        eprintln!("stopping after the events in flight");
         sender.send_replace(true);
         tokio::time::sleep(ONE_AND_THE_SAME).await;
         // A new listener receives only signals that arrive from now on.

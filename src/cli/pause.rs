@@ -165,7 +165,7 @@ impl Resume {
         }
         if let (true, Some(scope)) = (ended.is_empty(), &scope) {
             return Err(Failure::finding(format!("{scope} is not paused in {shown}"))
-                .hint("`outbox-relay pause --list` shows what is; a pause is resumed as it was named"));
+                .hint("`outbox-relay pause --list` lists the pauses; resume a pause with the flags that made it"));
         }
         if !self.json {
             ended.iter().for_each(|pause| println!("resumed {} of {shown}", pause.scope));

@@ -123,7 +123,7 @@ impl Prune {
             let verb = if removal == Removal::Archive { "Archive" } else { "Delete" };
             format!("{verb} events published more than {after} ago from {shown}")
         });
-        let processed = processed_after.map(|after| format!("delete what consumers applied more than {after} ago"));
+        let processed = processed_after.map(|after| format!("delete rows of the inbox that are older than {after}"));
         events.into_iter().chain(processed).collect::<Vec<_>>().join(", ")
     }
 }
@@ -138,7 +138,8 @@ async fn wide_enough(
     const REFUSED: &str = "rows of the consumers' table are not deleted";
     let force = "--force --reason … deletes them all the same";
     let unknown = |why: &str| {
-        Failure::finding(format!("{REFUSED}: nobody knows whether duplicates would be let in")).because(why.to_owned())
+        Failure::finding(format!("{REFUSED}: it is unknown whether consumers would apply duplicates"))
+            .because(why.to_owned())
     };
     // The brokers are needed only here.
     let kafka = Settings::load(sources, Needs::DatabaseAndKafka).ok().and_then(|settings| settings.kafka);

@@ -215,7 +215,7 @@ impl Replay {
             None => println!("would have replayed {}", shown(counted)),
         }
         if counted.unroutable > 0 {
-            println!("{} events have no legal topic and are left out", counted.unroutable);
+            println!("{} events have no valid topic and are left out", counted.unroutable);
         }
     }
 }
@@ -241,7 +241,7 @@ fn question(plan: &Plan, counted: &Counted, target: &str) -> String {
 fn outcome(why: Why, progress: &Progress, plan: &Plan, target: &Target) -> Result<(), Failure> {
     let (next, replayed) = (progress.next, progress.replayed);
     let go_on = format!(
-        "{replayed} events were replayed; the same command with --from-id {next} --upto-id {} --replay-id {} goes on there",
+        "{replayed} events were replayed; the same command continues with --from-id {next} --upto-id {} --replay-id {}",
         plan.upto, plan.id
     );
     match why {
@@ -259,7 +259,7 @@ fn outcome(why: Why, progress: &Progress, plan: &Plan, target: &Target) -> Resul
                 Some(code) => format!("{code}: {}", fault::classify_kafka(code).next_step),
                 None => "no answer within 30 s".to_owned(),
             };
-            Err(Failure::finding(format!("the topic {topic} does not take event {id}")).because(reason).hint(go_on))
+            Err(Failure::finding(format!("the topic {topic} rejects event {id}")).because(reason).hint(go_on))
         }
     }
 }

@@ -83,7 +83,7 @@ impl Run {
             Ok(Ended::Drained) => Ok(()),
             Ok(Ended::TimedOut) => Err(Failure::finding("the relay did not drain within RELAY_SHUTDOWN_TIMEOUT")
                 .code(Code::ShutdownTimeout)
-                .hint("its events are still pending; the next relay sends them")),
+                .hint("its events stay pending; the next relay sends them")),
             Err(RelayError::Task(panicked)) => {
                 let cause = panicked.map_or_else(|| "it returned".to_owned(), |error| error.to_string());
                 Err(Failure::unexpected("a task of the relay has ended by itself", cause)

@@ -98,9 +98,10 @@ pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
         SchemaError::Locked(_) => {
             (Code::DatabaseLocked, "end the other session, see pg_blocking_pids(), or raise --lock-timeout")
         }
-        SchemaError::Busy => {
-            (Code::DatabaseLocked, "run it again when the other has ended; `select * from pg_locks` has its pid")
-        }
+        SchemaError::Busy => (
+            Code::DatabaseLocked,
+            "run it again after the other migration has ended; `select * from pg_locks` has its pid",
+        ),
         SchemaError::Database(error) => {
             let fault = fault::classify_database(error);
             (fault.code, fault.next_step)

@@ -7,11 +7,11 @@ use chrono::{DateTime, Utc};
 /// Parses a time: `2h` means two hours ago, or `2026-01-31T12:00:00Z`.
 pub(super) fn time_arg(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
-        return before_now(ago).ok_or_else(|| "that is before the beginning of time".to_owned());
+        return before_now(ago).ok_or_else(|| "the time is too far in the past".to_owned());
     }
     DateTime::parse_from_rfc3339(text)
         .map(|time| time.to_utc())
-        .map_err(|_| "expected a length of time such as 2h or 7d, or a time such as 2026-01-31T12:00:00Z".to_owned())
+        .map_err(|_| "expected a duration such as 2h or 7d, or a time such as 2026-01-31T12:00:00Z".to_owned())
 }
 
 fn before_now(ago: Duration) -> Option<DateTime<Utc>> {

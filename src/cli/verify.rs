@@ -67,7 +67,7 @@ impl Verify {
             [] => Ok(()),
             violations => Err(Failure::finding(format!("table and topic differ: {}", violations.join(", ")))
                 .code(Code::TopicDiffers)
-                .hint("docs/reference/verify.md has what each of them means and what to do")),
+                .hint("docs/reference/verify.md explains each of them and what to do")),
         }
     }
 

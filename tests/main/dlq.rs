@@ -190,7 +190,7 @@ async fn dead_letters_are_listed_by_cause_and_every_filter_finds_its_own(kafka: 
         ensure!(found == offsets, "{arguments:?}: {shown}");
     }
     let text = dlq(&field.kafka, &["list", &field.dead_letters]).await?.stdout;
-    ensure!(text.contains("2 exhausted") && text.contains("6 letters"), "{text}");
+    ensure!(text.contains("2 exhausted") && text.contains("6 dead letters"), "{text}");
     Ok(())
 }
 
