@@ -10,13 +10,13 @@ use event_outbox::schema::SchemaError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
-    #[error("the configuration is not that of a relay")]
+    #[error("the relay cannot run with this configuration")]
     Config(#[from] ConfigError),
     #[error("Postgres")]
     Database(#[from] sqlx::Error),
     #[error("the bench's outbox cannot be made")]
     Schema(#[from] SchemaError),
-    #[error("marking")]
+    #[error("the rows cannot be marked")]
     Settle(#[from] SettleError),
     #[error("Kafka")]
     Kafka(#[from] KafkaError),
@@ -28,7 +28,7 @@ pub(crate) enum BenchError {
     RelayEnded { status: String, log: String },
     #[error("nothing happened for {within:?} while waiting for {what}{log}")]
     Stalled { what: String, within: Duration, log: String },
-    #[error("a thread of the bench ended before its time")]
+    #[error("a thread of the bench ended early")]
     Thread,
     #[error("interrupted")]
     Interrupted,

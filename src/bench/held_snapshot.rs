@@ -88,7 +88,7 @@ pub(crate) async fn held_snapshot(
 struct Window {
     seconds: f64,
     published: u64,
-    /// Waiting at its end.
+    /// The pending events at the end of the window.
     backlog: u64,
 }
 

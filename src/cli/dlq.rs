@@ -335,7 +335,7 @@ fn counted(waiting: usize, uncertain: usize, redriven: usize, topic: &str) -> St
     let noun = if waiting == 1 { "dead letter waits" } else { "dead letters wait" };
     let uncertain = match uncertain {
         0 => String::new(),
-        uncertain => format!(", {uncertain} may have been redriven by one that did not end"),
+        uncertain => format!(", {uncertain} may have been redriven by a redrive that did not end"),
     };
     format!("{waiting} {noun} in {topic}{uncertain}, {redriven} have been redriven")
 }
@@ -360,7 +360,7 @@ impl Show {
         }
         let mut text: String = shown.iter().map(render).collect();
         if all > shown.len() {
-            text += &format!("{} of {all} are shown: --limit\n", shown.len());
+            text += &format!("{} of {all} are shown; raise --limit\n", shown.len());
         }
         if all == 0 {
             text += &format!("no dead letter of {topic} matches the filter\n");

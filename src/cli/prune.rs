@@ -159,7 +159,7 @@ async fn wide_enough(
         Ok(violations) => {
             let violations: Vec<_> = violations.iter().map(WindowViolation::to_string).collect();
             Err(Failure::finding(format!(
-                "{REFUSED}, because duplicates would be let in:\n  {}",
+                "{REFUSED}, because consumers would apply duplicates:\n  {}",
                 violations.join("\n  ")
             ))
             .hint(format!("{}; {force}", dedup_window::FIX)))
