@@ -112,7 +112,7 @@ async fn flow(
     let before = watermarks.records().await?;
     let began = Instant::now();
     let mut flow = Flow { windows: Vec::new(), published: 0 };
-    // When the window was opened, and what had been published by then.
+    // The start of the window, and the number of events published by then.
     let mut open: Option<(Instant, u64)> = None;
     while began.elapsed() < WARM_UP + time {
         steady.check()?;

@@ -42,7 +42,7 @@ pub(crate) struct Latency {
     pub(crate) costs: Costs,
 }
 
-/// Measures at `rate` for `seconds` after the warm-up.
+/// Measures the latencies at `rate` for `seconds` after the warm-up.
 pub(crate) async fn latency(bench: &Bench, rate: u64, seconds: u64) -> Result<Latency, BenchError> {
     let schema = bench.schemas.make().await?;
     let mut steady = Steady::start(bench, &schema, 1).await?;

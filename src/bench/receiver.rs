@@ -1,5 +1,5 @@
-//! A consumer that notes when each record arrived: on a thread of its own, one record per poll, because a consumer that waits for
-//! a batch measures its own patience.
+//! Consumes the topic and records the time of each arrival. It polls one record at a time on its own thread, because waiting for
+//! a batch would add to the measured latency.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -17,7 +17,7 @@ pub(crate) struct Bench {
     /// Events of a backlog
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     events: u64,
-    /// Published rows that `retained` and `retention` find in the table
+    /// Published rows in the table before the drains of `retained` and `retention`
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     retained: u64,
     /// Events per second of `latency`, `failover` (both 1000 by default) and `held-snapshot` (default: as fast as the relay publishes)

@@ -10,7 +10,7 @@ use super::exit::{Failure, INTERRUPTED};
 /// The time in which a second signal counts as the first. `timeout` signals a process and its group, so the process gets two.
 const ONE_AND_THE_SAME: Duration = Duration::from_millis(500);
 
-/// Becomes true at the first signal; the second ends the process at once.
+/// Returns a flag that becomes true at the first signal. The second signal ends the process at once.
 pub(super) fn interrupted() -> Result<watch::Receiver<bool>, Failure> {
     let first = listen().map_err(|error| Failure::unexpected("signals cannot be received", error))?;
     let (sender, receiver) = watch::channel(false);

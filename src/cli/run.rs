@@ -134,7 +134,7 @@ impl Admin {
     }
 }
 
-/// Becomes true at the first SIGTERM or SIGINT; the second ends the process at once.
+/// Returns a flag that becomes true at the first SIGTERM or SIGINT. The second signal ends the process at once.
 fn stop_on_signals() -> Result<watch::Receiver<bool>, Failure> {
     let failed = |error| Failure::unexpected("signals cannot be received", error);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 pub(super) use names::JAVA_PROPERTIES;
 
-/// One property of the pass-through.
+/// One librdkafka property that settings can pass through.
 #[derive(Debug)]
 pub(super) struct Property {
     /// The dotted name.
