@@ -79,7 +79,7 @@ impl BenchSchemas {
         &self.kafka
     }
 
-    /// Opens a connection for the bench, without the features that make query plans depend on chance.
+    /// Opens a connection for the bench, with JIT off, because JIT depends on cost estimates and would make timings vary.
     pub(crate) async fn connect(&self) -> Result<PgConnection, BenchError> {
         let mut conn = session::connect(&self.database, &self.application_name(), self.connect_timeout).await?;
         conn.execute("set jit = off").await?;
