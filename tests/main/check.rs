@@ -579,9 +579,10 @@ async fn every_finding_is_provoked_here_and_explained_in_the_documents() -> anyh
         std::fs::read_to_string(root.join("docs/reference/findings.md"))?,
         std::fs::read_to_string(root.join(file!()))?,
     );
-    let mut files: Vec<_> =
-        std::fs::read_dir(root.join("src/check"))?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
-    files.push(root.join("src/check.rs"));
+    let mut files: Vec<_> = std::fs::read_dir(root.join("src/inspect/check"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<_>>()?;
+    files.push(root.join("src/inspect/check.rs"));
     let codes = std::fs::read_to_string(root.join("crates/event-outbox/src/code.rs"))?;
     let mut ids = 0;
     for file in files {

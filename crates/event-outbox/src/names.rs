@@ -71,9 +71,9 @@ impl Names {
     pub fn part_raw(&self, suffix: &str) -> String {
         derive(&self.table, suffix)
     }
+
     /// Returns a role of the outbox, quoted: `event_outbox` and `writer` give `"event_outbox_writer"`. Roles belong to the whole server;
     /// another `prefix` keeps the roles of two outboxes with the same table name apart.
-
     pub fn role(&self, prefix: Option<&str>, suffix: &str) -> String {
         quote(&derive(prefix.unwrap_or(&self.table), suffix))
     }
