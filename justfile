@@ -50,3 +50,9 @@ micro *arguments:
 # Debezium and the articles' loop beside the relay, on the same rows: just peers --events 200000
 peers *arguments:
     cargo bench --bench peers -- {{ arguments }}
+
+# The binary as it is published, with its line tables in a separate file that debuggers find by its link
+dist:
+    cargo build --locked --profile dist --bin outbox-relay
+    objcopy --only-keep-debug target/dist/outbox-relay target/dist/outbox-relay.debug
+    objcopy --strip-debug --add-gnu-debuglink=target/dist/outbox-relay.debug target/dist/outbox-relay
