@@ -20,6 +20,7 @@ mod host;
 mod kafka;
 mod layer;
 mod log;
+mod log_level;
 mod mistake;
 mod noise;
 mod outbox;

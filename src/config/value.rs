@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::duration::GivenDuration;
 use super::setting::Kind;
-use super::{brokers, bytes, duration, log};
+use super::{brokers, bytes, duration, log_level};
 
 /// A type that settings are read into.
 pub(super) trait Value: Sized {
@@ -51,7 +51,7 @@ impl Value for String {
     fn parse(kind: &Kind, text: &str) -> Result<Self, String> {
         let fits = match kind {
             Kind::Brokers => return brokers::parse(text),
-            Kind::LogLevel => return log::directives(text),
+            Kind::LogLevel => return log_level::directives(text),
             // Postgres cuts longer names in silence, and two of them may become one.
             Kind::Identifier => (1..=63).contains(&text.len()) && !text.contains('\0'),
             Kind::Text { max_len } => (1..=*max_len).contains(&text.len()) && !text.contains(char::is_control),
