@@ -13,7 +13,9 @@ mod page;
 mod postgres;
 
 pub(crate) use describe::{describe, shortened};
-pub(crate) use kafka::classify_kafka;
+#[cfg(test)]
+pub(crate) use kafka::PRODUCE_CODES;
+pub(crate) use kafka::{NO_ANSWER, classify_kafka, codes as kafka_codes, runbook_codes as kafka_runbook_codes};
 pub(crate) use postgres::classify_database;
 
 use event_outbox::code::Code;

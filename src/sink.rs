@@ -2,6 +2,7 @@
 //!
 //! - [`producer`]: one idempotent producer, used by one worker for one batch at a time
 //! - [`delivery`]: the outcome of each record of a batch
+//! - [`produce_error`]: the errors of records that librdkafka sends again
 //! - [`broker`]: whether the cluster can be reached
 //! - [`topics`]: whether a topic can be written
 //! - [`client`]: the librdkafka settings that the guarantees depend on
@@ -15,6 +16,7 @@ pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod delivery;
 pub(crate) mod murmur2;
+mod produce_error;
 pub(crate) mod producer;
 pub(crate) mod progress;
 pub(crate) mod reader;

@@ -573,7 +573,7 @@ pub(super) async fn writable(resend: &Resend, topic: &str, brokers: &str) -> Res
             .because(down)
             .hint("check that the brokers run, and KAFKA_BOOTSTRAP_SERVERS")),
         Ok(Some(code)) => Err(Failure::finding(format!("the topic {topic} cannot be written ({code})"))
-            .hint(crate::sink::topics::closed(code))),
+            .hint(crate::sink::topics::closed(code).why)),
         Ok(None) => Ok(()),
     }
 }

@@ -22,10 +22,71 @@ const UNHEARD_OF: Fault = fault(
     "report this code, which this version does not know; meanwhile the events are sent again",
 );
 
+/// The fault of a record that got no answer while its batch was waited for.
+pub(crate) const NO_ANSWER: Fault = fault(
+    Class::Outage,
+    Runbook::RecordsUnacknowledged,
+    "look at the brokers: a partition without a leader, too few replicas in sync, a full disk",
+);
+
+/// Every code of librdkafka.
+pub(crate) fn codes() -> impl Iterator<Item = Code> {
+    TABLE.iter().flat_map(|entry| entry.codes).copied()
+}
+
+/// The runbook codes that explain why a record was not acknowledged. Some occur more than once.
+pub(crate) fn runbook_codes() -> impl Iterator<Item = Runbook> {
+    TABLE.iter().map(|entry| entry.fault.code).chain([NO_ANSWER.code])
+}
+
 /// Classifies an error code of librdkafka for a record that was not acknowledged.
 pub(crate) fn classify_kafka(code: Code) -> Fault {
     TABLE.iter().find(|entry| entry.codes.contains(&code)).map_or(UNHEARD_OF, |entry| entry.fault)
 }
+
+/// The codes that a broker may return for a Produce request (Kafka's ProduceResponse.java, ReplicaManager, UnifiedLog and LogValidator).
+/// tests/faults/produce_errors.rs has a case for each.
+#[cfg(test)]
+pub(crate) const PRODUCE_CODES: &[Code] = &[
+    Code::Unknown,
+    Code::InvalidMessage,
+    Code::UnknownTopicOrPartition,
+    Code::LeaderNotAvailable,
+    Code::NotLeaderForPartition,
+    Code::RequestTimedOut,
+    Code::BrokerNotAvailable,
+    Code::ReplicaNotAvailable,
+    Code::MessageSizeTooLarge,
+    Code::NetworkException,
+    Code::InvalidTopic,
+    Code::MessageBatchTooLarge,
+    Code::NotEnoughReplicas,
+    Code::NotEnoughReplicasAfterAppend,
+    Code::InvalidRequiredAcks,
+    Code::TopicAuthorizationFailed,
+    Code::ClusterAuthorizationFailed,
+    Code::InvalidTimestamp,
+    Code::UnsupportedVersion,
+    Code::InvalidRequest,
+    Code::UnsupportedForMessageFormat,
+    Code::PolicyViolation,
+    Code::OutOfOrderSequenceNumber,
+    Code::DuplicateSequenceNumber,
+    Code::InvalidProducerEpoch,
+    Code::InvalidTransactionalState,
+    Code::InvalidProducerIdMapping,
+    Code::ConcurrentTransactions,
+    Code::TransactionalIdAuthorizationFailed,
+    Code::KafkaStorageError,
+    Code::UnknownProducerId,
+    Code::FencedLeaderEpoch,
+    Code::UnknownLeaderEpoch,
+    Code::UnsupportedCompressionType,
+    Code::InvalidRecord,
+    Code::ThrottlingQuotaExceeded,
+    Code::ProducerFenced,
+    Code::UnknownTopicId,
+];
 
 /// Every code of librdkafka, in the order of the page.
 pub(super) const TABLE: &[Entry] = &[
@@ -464,6 +525,19 @@ mod tests {
         assert_eq!(classify_kafka(Code::TopicAuthorizationFailed).class, Class::Destination);
         assert_eq!(classify_kafka(Code::MessageSizeTooLarge).class, Class::Row);
         assert_eq!(classify_kafka(Code::SaslAuthenticationFailed).class, Class::ActionRequired);
+    }
+
+    #[test]
+    fn what_a_broker_says_of_one_record_or_one_topic_is_an_answer_to_a_produce_request() {
+        // An answer to a fetch, and one to the deletion of a topic.
+        let others = [Code::InvalidMessageSize, Code::TopicDeletionDisabled];
+        for entry in TABLE.iter().filter(|entry| matches!(entry.fault.class, Class::Row | Class::Destination)) {
+            for code in entry.codes.iter().filter(|code| **code as i32 > 0 && !others.contains(code)) {
+                assert!(PRODUCE_CODES.contains(code), "{code:?}");
+            }
+        }
+        let all: Vec<_> = codes().collect();
+        assert!(PRODUCE_CODES.iter().all(|code| all.contains(code)));
     }
 
     #[test]

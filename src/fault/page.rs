@@ -24,6 +24,9 @@ half, so that relays do not come back in step; the first success resets it. Whil
 It asks for a topic that does not exist every second. For a topic that exists and refuses records it waits 2 s, then twice as long, up to
 60 s. No attempt is counted and nothing is given up, however long it takes.
 
+The log line, `/readyz`, the reason of a held topic and the metric `outbox_relay_unacknowledged_records_total` contain the code of the
+column runbook; the log line and `/readyz` also contain the next step. A record without an answer is OR-3014.
+
 A record without an answer, or with an error of another class than `row` or `destination`, may have been written all the same. It does not count
 as failed: its row stays PENDING and is sent again, in order, with everything that came after it.
 ";
@@ -65,6 +68,8 @@ fn render() -> String {
     });
     table(&mut page, "Kafka", rows.collect());
     page.push_str("\nCodes are named as in rdkafka's `RDKafkaErrorCode`, which is how the log names them.\n");
+    let produce: Vec<_> = kafka::PRODUCE_CODES.iter().map(|code| format!("{code:?}")).collect();
+    let _ = writeln!(page, "Brokers answer a Produce request with these: {}.", quoted(&produce));
     let rows = postgres::TABLE.iter().map(|entry| (entry.fault, quoted(entry.states), entry.meaning));
     table(&mut page, "Postgres", rows.collect());
     page.push_str("\nTwo characters stand for the whole class, except the codes that are listed separately.\n");

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::fault::shortened;
+use event_outbox::code::Code;
 
 /// Why events do not go out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -82,12 +83,20 @@ pub(crate) struct Reason {
     pub(crate) message: String,
     /// The operator's next step.
     pub(crate) next_step: String,
+    /// The runbook code, if the cause has its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<Code>,
 }
 
 impl Reason {
     pub(crate) fn new(cause: Cause, message: impl AsRef<str>, next_step: impl AsRef<str>) -> Self {
         let [message, next_step] = [message.as_ref(), next_step.as_ref()].map(|text| shortened(text).into_owned());
-        Self { cause, message, next_step }
+        Self { cause, message, next_step, code: None }
+    }
+
+    /// Sets the runbook code.
+    pub(crate) fn coded(self, code: Code) -> Self {
+        Self { code: Some(code), ..self }
     }
 }
 
@@ -256,6 +265,15 @@ mod tests {
         assert!(json.starts_with(r#"{"state":"stuck","cause":"loop","message":"worker 0 has not moved"#), "{json}");
         drop(one);
         assert!(health.live_after(3 * MINUTE).is_fine());
+    }
+
+    #[test]
+    fn the_code_of_a_reason_is_in_the_body() {
+        let health = Health::default();
+        let reason = Reason::new(Cause::Acks, "records are not acknowledged", "bring the replicas back");
+        health.set(Readiness::Stalled(reason.coded(Code::TopicMinIsr)));
+        let json = serde_json::to_string(&health.ready()).expect("JSON");
+        assert!(json.contains(r#""next_step":"bring the replicas back","code":"OR-3106""#), "{json}");
     }
 
     #[test]

@@ -14,7 +14,8 @@ use prometheus_client::registry::Registry;
 
 use super::health::Cause;
 use super::latency::{Latency, Shown};
-use crate::fault::Class;
+use crate::fault::{self, Class};
+use event_outbox::code::Code;
 
 /// The prefix of every name.
 const PREFIX: &str = "outbox_relay";
@@ -34,6 +35,10 @@ const PUBLISHED: Named =
 const ACKNOWLEDGED: Named = (
     "acknowledged_records",
     "Records that all in-sync replicas have acknowledged; a record sent again counts again. 50 topics have their own label, the others share other/",
+);
+const UNACKNOWLEDGED: Named = (
+    "unacknowledged_records",
+    "Records that Kafka refused or did not acknowledge, by the runbook code of the reason, OR-3014 if there was no answer; a record sent again counts again",
 );
 const BATCHES: Named = ("batches", "Settled batches");
 const LATENCY: Named = (
@@ -94,6 +99,7 @@ pub(crate) struct Metrics {
     published: Counter,
     acknowledged: Family<Text, Counter>,
     topics: Mutex<Vec<(String, Counter)>>,
+    unacknowledged: Family<Text, Counter>,
     batches: Counter,
     latency: Arc<Latency>,
     failures: Family<Word, Counter>,
@@ -132,6 +138,7 @@ impl Default for Metrics {
             published: register(&mut registry, PUBLISHED),
             acknowledged: register(&mut registry, ACKNOWLEDGED),
             topics: Mutex::default(),
+            unacknowledged: register(&mut registry, UNACKNOWLEDGED),
             batches: register(&mut registry, BATCHES),
             latency: Arc::clone(&latency),
             failures: register(&mut registry, FAILURES),
@@ -182,6 +189,9 @@ impl Metrics {
         for of in [Class::Outage, Class::Destination, Class::Row, Class::ActionRequired] {
             self.failed(of, 0);
         }
+        for code in fault::kafka_runbook_codes() {
+            self.unacknowledged(code, 0);
+        }
         self.set_reachable(false, false);
         self.set_stalled(None);
         self.set_outbox_pauses([0; 3]);
@@ -213,6 +223,11 @@ impl Metrics {
         if is_own {
             topics.push((topic.to_owned(), counter));
         }
+    }
+
+    /// Counts records that Kafka refused or did not acknowledge. The fault table limits the number of codes.
+    pub(crate) fn unacknowledged(&self, code: Code, records: usize) {
+        self.unacknowledged.get_or_create(&[("code", code.to_string())]).inc_by(records as u64);
     }
 
     /// Counts failures of a class.
@@ -325,6 +340,7 @@ mod tests {
             "outbox_relay_insert_to_ack_seconds_count 3",
             "outbox_relay_stalled{cause=\"lock\"} 0",
             "outbox_relay_failures_total{class=\"outage\"} 0",
+            "outbox_relay_unacknowledged_records_total{code=\"OR-3106\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }

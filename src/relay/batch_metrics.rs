@@ -2,10 +2,22 @@
 
 use chrono::Utc;
 
+use crate::fault;
 use crate::observe::metrics::Metrics;
-use crate::relay::worker::outcome::{RowOutcome, Sent};
+use crate::relay::worker::outcome::{Poison, RowOutcome, Sent};
 use crate::sink::delivery::Outcome;
 use crate::store::claim::ClaimedRow;
+
+/// Counts the records of a batch that Kafka refused by their own fault.
+pub(super) fn refused(metrics: &Metrics, sent: &Sent) {
+    for outcome in &sent.outcomes {
+        if let RowOutcome::Dead(Poison { code, .. }) | RowOutcome::Refused(Poison { code, .. }) = outcome
+            && fault::kafka_runbook_codes().any(|known| known == *code)
+        {
+            metrics.unacknowledged(*code, 1);
+        }
+    }
+}
 
 /// Counts the acknowledged records of a batch by topic, and records the age of their events.
 pub(super) fn acknowledged(metrics: &Metrics, rows: &[ClaimedRow], sent: &Sent, outcomes: &[Outcome]) {

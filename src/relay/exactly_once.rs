@@ -53,7 +53,6 @@ use crate::sink::transactions::{Offsets, TransactionError};
 use crate::store::delivery::Owner;
 use crate::store::session::within;
 use crate::store::session::{self, Begun, Wanted};
-use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
 /// The silence, in halves of a heartbeat interval, after which the owner of a lane no longer counts as alive. Such a relay does not release
@@ -145,8 +144,7 @@ impl WorkerContext<'_> {
         }
         if shared.unblock(&transactions_of(self.worker)) {
             tracing::info!(
-                notice = %Notice::Resolved,
-                code = %Code::TransactionsUnusable,
+                notice = %Notice::TransactionsUsable,
                 worker = self.worker,
                 "events can be published in transactions again"
             );

@@ -1,6 +1,6 @@
 //! Holds the state that the tasks of a relay share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::fault::Class;
-use crate::fault::shortened;
+use crate::fault::{Class, Fault, shortened};
 use crate::lane::{LaneRange, WorkerAssignment};
 use crate::relay::health::outage::Outages;
 use crate::relay::identity::Fixed;
@@ -25,6 +24,7 @@ use crate::store::holds::HoldSql;
 use crate::store::relay_registry::RegistrySql;
 use crate::store::session::Transaction;
 use crate::store::settle::SettleSql;
+use event_outbox::code::Code;
 
 /// The most obstacles that are shown at once.
 const BLOCKED_SHOWN: usize = 8;
@@ -43,6 +43,15 @@ impl RecentEvent {
     pub(crate) fn happened_within(&self, time: Duration) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < time)
     }
+}
+
+/// The reason why a part of the events is blocked.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Obstacle {
+    pub(crate) why: String,
+    pub(crate) fault: Option<Fault>,
+    /// The codes that were logged.
+    logged: BTreeSet<Code>,
 }
 
 pub(crate) struct Shared {
@@ -69,8 +78,8 @@ pub(crate) struct Shared {
     pub(crate) full_claim: RecentEvent,
     /// The last time at which there was enough to do for all workers, or a cycle failed.
     pub(crate) busy: RecentEvent,
-    /// The obstacles that block a part of the events: the reason by the obstacle's name. The status line shows them.
-    obstacles: Mutex<BTreeMap<String, String>>,
+    /// The obstacles that block a part of the events, by name. The status line shows them.
+    obstacles: Mutex<BTreeMap<String, Obstacle>>,
     /// By worker: the lanes it owns.
     owned: Mutex<BTreeMap<usize, LaneRange>>,
 }
@@ -130,7 +139,17 @@ impl Shared {
     /// Records that the obstacle `what` blocks a part of the events. Returns true when the obstacle is new and has to be logged.
     pub(crate) fn block(&self, what: &str, why: &str) -> bool {
         let mut obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
-        obstacles.insert(what.to_owned(), shortened(why).into_owned()).is_none()
+        let obstacle = Obstacle { why: shortened(why).into_owned(), ..Obstacle::default() };
+        obstacles.insert(what.to_owned(), obstacle).is_none()
+    }
+
+    /// Does the same for an obstacle with a known fault. Also returns true when the fault has a code that is not logged yet.
+    pub(crate) fn block_by(&self, what: &str, why: &str, fault: Fault) -> bool {
+        let mut obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
+        let obstacle = obstacles.entry(what.to_owned()).or_default();
+        obstacle.why = shortened(why).into_owned();
+        obstacle.fault = Some(fault);
+        obstacle.logged.insert(fault.code)
     }
 
     /// Removes an obstacle. Returns true when it was there.
@@ -138,8 +157,8 @@ impl Shared {
         self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).remove(what).is_some()
     }
 
-    /// Returns the reason of an obstacle, if it blocks events.
-    pub(crate) fn obstacle(&self, what: &str) -> Option<String> {
+    /// Returns an obstacle, if it blocks events.
+    pub(crate) fn obstacle(&self, what: &str) -> Option<Obstacle> {
         self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).get(what).cloned()
     }
 
@@ -147,7 +166,11 @@ impl Shared {
     pub(crate) fn blocked(&self, except: Option<&str>) -> Option<String> {
         let obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
         let obstacles = obstacles.iter().filter(|(what, _)| Some(what.as_str()) != except);
-        let obstacles = obstacles.map(|(what, why)| format!("{what}: {why}"));
+        let obstacles = obstacles.map(|(what, Obstacle { why, fault, .. })| match fault {
+            // The reason of a topic ends with the code.
+            Some(Fault { code, .. }) if !why.ends_with(&format!("({code})")) => format!("{what}: {why} ({code})"),
+            _ => format!("{what}: {why}"),
+        });
         let mut all: Vec<_> = self.outages.current().into_iter().chain(obstacles).collect();
         let more = all.len().saturating_sub(BLOCKED_SHOWN);
         all.truncate(BLOCKED_SHOWN);

@@ -9,6 +9,7 @@
 //! - [`settle`]: the last part of a cycle: marks, progress, holds
 //! - [`pauses`]: applies what operators have paused
 //! - [`topics`]: asks about topics, holds their events, releases them
+//! - [`unacknowledged`]: counts the records of a batch that were not acknowledged, by the reason
 
 pub(crate) mod claim;
 pub(crate) mod context;
@@ -18,18 +19,20 @@ mod lanes;
 pub(crate) mod outcome;
 pub(crate) mod pauses;
 mod settle;
-mod topics;
+pub(crate) mod topics;
+mod unacknowledged;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rdkafka::error::RDKafkaErrorCode;
 use sqlx::PgConnection;
 use tokio::sync::watch;
 
-use crate::fault::Class;
+use crate::fault::{self, Class, Fault};
 use crate::lane::LaneRange;
 use crate::observe::health::Pulse;
-use crate::relay::exactly_once::ownership::{Ownership, class_of, describe_transaction, transactions_of};
+use crate::relay::exactly_once::ownership::{Ownership, describe_transaction, fault_of, transactions_of};
 use crate::relay::health::outage::{Component, Server};
 use crate::relay::pace::{self, Pace};
 use crate::relay::shared::Shared;
@@ -245,12 +248,10 @@ impl Worker {
                 Ok(producer) => self.producer = Some(producer),
                 // The same settings worked for the client of the broker watch, so threads or memory are missing.
                 Err(error) => {
-                    return Err(CycleError::Unacknowledged {
-                        unacknowledged: 0,
-                        records: 0,
-                        reason: error.to_string(),
-                        class: Class::ActionRequired,
-                    });
+                    let fault = fault::classify_kafka(RDKafkaErrorCode::CriticalSystemResource);
+                    let fault = Fault { class: Class::ActionRequired, ..fault };
+                    let reason = error.to_string();
+                    return Err(CycleError::Unacknowledged { unacknowledged: 0, records: 0, reason, fault });
                 }
             }
         }
@@ -274,7 +275,8 @@ impl Worker {
     }
 
     fn transaction_failed(&mut self, error: &TransactionError) {
-        let (class, next_step) = class_of(error);
+        let fault = fault_of(error);
+        let (code, next_step) = (fault.code, fault.next_step);
         let reason = describe_transaction(error);
         if matches!(error, TransactionError::Fenced) {
             tracing::warn!(
@@ -287,12 +289,13 @@ impl Worker {
             );
             return;
         }
-        if class == Class::Outage {
+        if fault.class == Class::Outage {
             self.shared.broker.suspicions().raise(&reason);
         }
-        if self.shared.block(&transactions_of(self.index), &reason) {
+        if self.shared.block_by(&transactions_of(self.index), &reason, fault) {
             tracing::warn!(
-                code = %Code::TransactionsUnusable,
+                code = %code,
+                notice = %Notice::TransactionsUnusable,
                 worker = self.index,
                 reason,
                 consequence = "the events wait",
@@ -338,21 +341,23 @@ impl Worker {
                 self.disconnect();
                 self.transaction_failed(&error);
             }
-            CycleError::Unacknowledged { unacknowledged, records, reason, class } => match class {
+            CycleError::Unacknowledged { unacknowledged, records, reason, fault } => match fault.class {
                 Class::Destination | Class::Row => {
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records were refused");
                 }
                 Class::Outage | Class::ActionRequired => {
                     self.shared.broker.suspicions().raise(&reason);
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records are sent again");
-                    if self.shared.block(&acks_of(self.index), &reason) {
+                    let (code, next_step) = (fault.code, fault.next_step);
+                    if self.shared.block_by(&acks_of(self.index), &reason, fault) {
                         tracing::warn!(
-                            code = %Code::RecordsUnacknowledged,
+                            code = %code,
                             notice = %Notice::RecordsUnacknowledged,
                             unacknowledged,
                             records,
                             reason,
                             consequence = "the records are sent again, in order, until they are acknowledged",
+                            next_step,
                             "records were not acknowledged"
                         );
                     }

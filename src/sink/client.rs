@@ -6,6 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 use crate::config::KafkaSettings;
+use crate::sink::produce_error::DEBUG_CONTEXT;
 
 /// The defaults for every client. The operator may change them.
 const DEFAULTS: &[(&str, &str)] = &[
@@ -42,6 +43,11 @@ pub(crate) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
 }
 
+/// Returns true if the operator has asked for a producer's debug lines, besides the lines that the relay reads itself.
+pub(crate) fn is_debugged(config: &ClientConfig) -> bool {
+    config.get("debug") != Some(DEBUG_CONTEXT)
+}
+
 /// A large batch is handed over in about that time, and goes out in one request per partition instead of several.
 const LINGER_MS: &str = "2";
 
@@ -52,6 +58,8 @@ pub(crate) struct ClientSettings {
     kafka: KafkaSettings,
     /// True if the operator has set the linger time.
     linger_is_set: bool,
+    /// The operator's debug contexts.
+    debug: Option<String>,
 }
 
 /// The retry backoff of a transactional producer. With librdkafka's default of 100 ms, each small transaction waits for it once and takes
@@ -81,8 +89,11 @@ impl ClientSettings {
         if !linger_is_set {
             config.set("linger.ms", LINGER_MS);
         }
+        let debug = config.get("debug").map(str::to_owned);
+        let contexts = debug.iter().map(String::as_str).chain([DEBUG_CONTEXT]);
+        config.set("debug", contexts.collect::<Vec<_>>().join(","));
         config.set_log_level(log_level(&config));
-        Self { config, kafka: kafka.clone(), linger_is_set }
+        Self { config, kafka: kafka.clone(), linger_is_set, debug }
     }
 
     /// Returns the operator's settings, for clients of another kind.
@@ -132,6 +143,11 @@ impl ClientSettings {
         let mut config = self.config.clone();
         config.set("enable.idempotence", "false");
         config.remove("enable.gapless.guarantee");
+        match &self.debug {
+            Some(debug) => drop(config.set("debug", debug)),
+            None => drop(config.remove("debug")),
+        }
+        config.set_log_level(log_level(&config));
         config
     }
 

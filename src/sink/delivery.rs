@@ -4,6 +4,7 @@
 //! topic.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -14,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::sink::broker::SuspicionSender;
 use crate::sink::client::log_line;
+use crate::sink::produce_error;
 
 /// The outcome of one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,12 @@ struct Batch {
     number: u32,
     open: usize,
     outcomes: Vec<Outcome>,
+    /// The last error of records that are sent again, and its time.
+    error: Option<(RDKafkaErrorCode, Instant)>,
 }
+
+/// The time after which an error no longer explains why there is no answer. By default librdkafka retries at least every second.
+const ERROR_COUNTS: Duration = Duration::from_secs(10);
 
 /// The outcomes of a batch, shared between a worker and its producer's thread.
 #[derive(Debug, Default)]
@@ -50,6 +57,7 @@ impl Deliveries {
         let mut batch = self.batch();
         batch.number = batch.number.wrapping_add(1);
         batch.open = records;
+        batch.error = None;
         batch.outcomes.clear();
         batch.outcomes.resize(records, Outcome::Open);
         batch.number
@@ -98,6 +106,15 @@ impl Deliveries {
         }
     }
 
+    /// Returns why the open records of the batch have not been acknowledged, if a broker has reported an error lately.
+    pub(crate) fn retried_error(&self) -> Option<RDKafkaErrorCode> {
+        self.batch().error.filter(|(_, at)| at.elapsed() < ERROR_COUNTS).map(|(code, _)| code)
+    }
+
+    fn note_error(&self, code: RDKafkaErrorCode) {
+        self.batch().error = Some((code, Instant::now()));
+    }
+
     /// Marks a record as failed that was refused before it was queued, or will not be queued.
     pub(crate) fn refuse(&self, opaque: usize, code: RDKafkaErrorCode) {
         self.report(opaque, Outcome::Failed(code));
@@ -113,11 +130,18 @@ pub(crate) fn opaque(batch: u32, slot: usize) -> usize {
 pub(crate) struct Context {
     pub(crate) deliveries: Arc<Deliveries>,
     pub(crate) suspicions: SuspicionSender,
+    /// True if the operator has asked for librdkafka's debug lines (`KAFKA_DEBUG`).
+    pub(crate) is_debugged: bool,
 }
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_line(level, facility, message);
+        if let Some(code) = produce_error::parse(facility, message) {
+            self.deliveries.note_error(code);
+        }
+        if self.is_debugged || !matches!(level, RDKafkaLogLevel::Debug) {
+            log_line(level, facility, message);
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -153,5 +177,16 @@ mod tests {
         deliveries.report(opaque(second, 0), Outcome::Failed(RDKafkaErrorCode::PurgeQueue));
         deliveries.all_settled().await;
         assert_eq!(deliveries.outcomes(), [Outcome::Acked]);
+    }
+
+    #[test]
+    fn an_error_is_of_its_batch_alone() {
+        let deliveries = Deliveries::default();
+        deliveries.begin(1);
+        assert_eq!(deliveries.retried_error(), None);
+        deliveries.note_error(RDKafkaErrorCode::NotEnoughReplicas);
+        assert_eq!(deliveries.retried_error(), Some(RDKafkaErrorCode::NotEnoughReplicas));
+        deliveries.begin(1);
+        assert_eq!(deliveries.retried_error(), None);
     }
 }

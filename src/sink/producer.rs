@@ -13,7 +13,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
 use crate::sink::broker::SuspicionSender;
-use crate::sink::client::ClientSettings;
+use crate::sink::client::{ClientSettings, is_debugged};
 use crate::sink::delivery::{Context, Deliveries, opaque};
 use crate::sink::murmur2;
 use crate::sink::topics::Topics;
@@ -242,7 +242,8 @@ impl Reporting {
         deliveries: &Arc<Deliveries>,
         suspicions: &SuspicionSender,
     ) -> Result<Self, KafkaError> {
-        let context = Context { deliveries: Arc::clone(deliveries), suspicions: suspicions.clone() };
+        let is_debugged = is_debugged(config);
+        let context = Context { deliveries: Arc::clone(deliveries), suspicions: suspicions.clone(), is_debugged };
         let producer: Arc<BaseProducer<Context>> = Arc::new(config.create_with_context(context)?);
         let (batch, retired) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
         let (reports, current, unwanted) = (Arc::clone(&producer), Arc::clone(&batch), Arc::clone(&retired));

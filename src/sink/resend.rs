@@ -13,7 +13,7 @@ use rdkafka::producer::{BaseRecord, ThreadedProducer};
 
 use crate::config::KafkaSettings;
 use crate::sink::broker::{Broker, BrokerDown};
-use crate::sink::client::ClientSettings;
+use crate::sink::client::{ClientSettings, is_debugged};
 use crate::sink::delivery::{Context, Deliveries, Outcome, opaque};
 
 /// The most records of a batch, and the bytes of values at which a batch is full.
@@ -129,6 +129,7 @@ impl Resend {
         let settled = tokio::time::timeout(WITHIN, self.deliveries.all_settled()).await;
         let outcomes = self.deliveries.outcomes();
         let Some(first) = outcomes.iter().position(|outcome| *outcome != Outcome::Acked) else { return Ok(()) };
+        let retried = self.deliveries.retried_error();
         // Drops the queue outside the async runtime, because librdkafka joins its threads. Late reports of this batch are ignored from now
         // on.
         if let Some(producer) = self.producer.take() {
@@ -141,7 +142,7 @@ impl Resend {
             Outcome::Failed(code) => Some(*code),
             _ => None,
         };
-        let code = queued.err().or_else(|| outcomes.iter().find_map(failed)).filter(|_| settled.is_ok());
+        let code = queued.err().or_else(|| outcomes.iter().find_map(failed)).filter(|_| settled.is_ok()).or(retried);
         let acked = outcomes.iter().map(|outcome| *outcome == Outcome::Acked).collect();
         Err(Unacknowledged { acked, first, code })
     }
@@ -166,7 +167,8 @@ impl Resend {
             Some(producer) => producer,
             None => {
                 let deliveries = Arc::clone(&self.deliveries);
-                let context = Context { deliveries, suspicions: self.broker.suspicions() };
+                let is_debugged = is_debugged(&self.config);
+                let context = Context { deliveries, suspicions: self.broker.suspicions(), is_debugged };
                 self.producer.insert(self.config.create_with_context(context)?)
             }
         };

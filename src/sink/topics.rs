@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::{Notify, watch};
 
-use crate::fault;
+use crate::fault::{self, Fault};
 use event_outbox::code::Code;
 pub(crate) use table::Answer;
 use table::Table;
@@ -49,8 +49,8 @@ const WATCHED: usize = 30;
 pub(crate) enum TopicState {
     /// The topic exists and may be seen.
     Writable,
-    /// The topic does not exist, a right is missing, or it refuses records. Contains a message for the operator.
-    Closed(String),
+    /// The topic does not exist, a right is missing, or it refuses records.
+    Closed(Closure),
     /// The cluster has not answered yet.
     Unknown,
 }
@@ -116,8 +116,8 @@ impl Topics {
     }
 
     /// Notes that the topic refused a record.
-    pub(crate) fn refused(&self, topic: &str) {
-        self.table().refused(topic, Instant::now());
+    pub(crate) fn refused(&self, topic: &str, code: RDKafkaErrorCode) {
+        self.table().refused(topic, code, Instant::now());
     }
 
     /// Notes that the topic took a record.
@@ -153,12 +153,22 @@ impl Topics {
     }
 }
 
-/// Returns the operator's message for a topic that cannot be written.
-pub(crate) fn closed(code: RDKafkaErrorCode) -> String {
+/// Why a topic cannot be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Closure {
+    /// A message for the operator. Ends with the runbook code.
+    pub(crate) why: String,
+    pub(crate) fault: Fault,
+}
+
+/// Returns the meaning of the cluster's answer about a topic, or about a record of the topic.
+pub(crate) fn closed(code: RDKafkaErrorCode) -> Closure {
+    let fault = fault::classify_kafka(code);
     // A topic that is deleted while a producer uses it is reported as an unknown partition, not as an unknown topic.
-    match fault::classify_kafka(code).code {
+    let why = match fault.code {
         Code::TopicMissing => "the topic does not exist; create it".to_owned(),
         Code::TopicUnauthorized => "the right to write the topic is missing; grant WRITE and DESCRIBE on it".to_owned(),
-        _ => format!("the topic cannot be written ({code:?})"),
-    }
+        _ => format!("the topic cannot be written ({code:?}); {}", fault.next_step),
+    };
+    Closure { why: format!("{why} ({})", fault.code), fault }
 }

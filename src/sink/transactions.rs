@@ -18,6 +18,7 @@ use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerCon
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::OnceCell;
 
+use crate::fault::{self, Class};
 use crate::sink::client::log_line;
 use crate::sink::client::{ClientSettings, log_level};
 use crate::sink::progress::Progress;
@@ -30,6 +31,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of times that the relay asks for a new topic until all of its partitions have a leader.
 const LEADER_ATTEMPTS: usize = 50;
 const LEADER_PAUSE: Duration = Duration::from_millis(100);
+
+/// The most events of a consumer that are read after one request has failed.
+const EVENTS_LOOKED_AT: usize = 20;
 
 /// The error of Kafka's part of exactly-once.
 #[derive(Debug, thiserror::Error)]
@@ -227,7 +231,8 @@ impl ProgressGroup {
             for lane in lanes {
                 wanted.add_partition(&topic, lane.into());
             }
-            let committed = consumer.committed_offsets(wanted, ANSWER_TIMEOUT)?;
+            let committed = consumer.committed_offsets(wanted, ANSWER_TIMEOUT);
+            let committed = committed.map_err(|error| refusal(&consumer).unwrap_or(error))?;
             let mut found = BTreeMap::new();
             for element in committed.elements() {
                 // A missing topic means that there is no progress. Other errors are temporary, and the progress they hide must not count as
@@ -259,6 +264,17 @@ impl ProgressGroup {
         })
         .await
     }
+}
+
+/// Returns the error with which the group's coordinator refused a request, if it did. librdkafka gives it to a consumer that polls, while a request
+/// for offsets times out.
+fn refusal(consumer: &BaseConsumer<Quiet>) -> Option<KafkaError> {
+    let mut events = (0..EVENTS_LOOKED_AT).map_while(|_| consumer.poll(Duration::ZERO));
+    events.find_map(|event| event.err().filter(|error| error.rdkafka_error_code().is_some_and(is_refusal)))
+}
+
+fn is_refusal(code: RDKafkaErrorCode) -> bool {
+    fault::classify_kafka(code).class == Class::ActionRequired
 }
 
 fn is_unknown(code: RDKafkaErrorCode) -> bool {

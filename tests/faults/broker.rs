@@ -102,7 +102,9 @@ async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Re
     stage.may_repeat(8);
     follower.kill();
     for relay in &stage.relays {
-        relay.process()?.wait_for("records_unacknowledged").await;
+        let process = relay.process()?;
+        let logged = process.wait_for_line("records_unacknowledged", |line| line["code"] == "OR-3106").await;
+        ensure!(logged["next_step"].as_str().is_some_and(|step| step.contains("replicas back")), "{logged}");
     }
     // Records that were acknowledged before the follower stopped are marked when their batch ends. After that nothing is marked.
     let published = "select count(*) from event_outbox where status = 'PUBLISHED'";

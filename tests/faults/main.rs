@@ -14,6 +14,7 @@ mod hostile_rows;
 mod ids_go_back;
 mod locks;
 mod many_topics;
+mod produce_errors;
 mod proxied_relay;
 mod proxy;
 mod quiet;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         relays::trials(),
         database::trials(),
         broker::trials(),
+        produce_errors::trials(),
         fencing::trials(),
         exactly_once::trials(),
         volume::trials(),

@@ -1,17 +1,21 @@
 //! A TCP proxy between one relay and one server, with the faults of a network.
 //!
-//! - `wire`: finds the end of a request and recognises requests, for Postgres and for Kafka
-//! - `trap`: stops one request or its answer at the exact place that a trial tests
+//! - `wire`: where a request ends and which ones are told apart, for Postgres and for Kafka
+//! - `refusal`: errors that the broker did not say
+//! - `trap`: stops one request or its answer at the very place a trial is about
 //!
 //! A link is a pair of connections, one to the relay and one to the server. The weather applies to all links of a proxy: clear, slow or
 //! still. In still weather nothing arrives, not even the end of a connection. Data sent meanwhile arrives when the weather clears, as TCP
 //! does it. A cut resets all links.
 
+#[path = "proxy/refusal.rs"]
+mod refusal;
 #[path = "proxy/trap.rs"]
 mod trap;
 #[path = "proxy/wire.rs"]
 mod wire;
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -73,6 +77,8 @@ struct Shared {
     releases: watch::Sender<u64>,
     trap: Mutex<Option<Trap>>,
     sprung: AtomicUsize,
+    /// What each answer to a Produce request says instead of what the broker said.
+    refusal: Mutex<Option<i16>>,
     links: AtomicUsize,
 }
 
@@ -90,6 +96,7 @@ impl Proxy {
             releases: watch::Sender::new(0),
             trap: Mutex::new(None),
             sprung: AtomicUsize::new(0),
+            refusal: Mutex::new(None),
             links: AtomicUsize::new(0),
         });
         tokio::spawn(accept(listener, Arc::clone(&shared)));
@@ -130,12 +137,18 @@ impl Proxy {
         self.shared.releases.send_modify(|releases| *releases += 1);
     }
 
-    /// Restores the state before any fault. Data that was held back goes on, or with `cut` is lost.
+    /// From now on Kafka refuses all records with that error.
+    pub(crate) fn refuse_records(&self, error: Option<i16>) {
+        *self.shared.refusal.lock().expect("the refusal") = error;
+    }
+
+    /// As before any fault. What was still goes on, or with `cut` is gone.
     pub(crate) fn heal(&self, cut: bool) {
         if cut {
             self.cut();
         }
         self.release();
+        self.refuse_records(None);
         self.weather(Weather::Clear);
     }
 }
@@ -162,9 +175,15 @@ async fn link(relay: TcpStream, shared: Arc<Shared>) {
     }
     let (from_relay, to_relay) = relay.into_split();
     let (from_server, to_server) = server.into_split();
-    let sprung = Arc::new(Mutex::new(None));
-    let requests = Requests { shared: &shared, sprung: Arc::clone(&sprung), from: from_relay, to: to_server };
-    let answers = Answers { shared: &shared, sprung, from: from_server, to: to_relay };
+    let (sprung, produced) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(HashMap::new())));
+    let requests = Requests {
+        shared: &shared,
+        sprung: Arc::clone(&sprung),
+        produced: Arc::clone(&produced),
+        from: from_relay,
+        to: to_server,
+    };
+    let answers = Answers { shared: &shared, sprung, produced, from: from_server, to: to_relay };
     let (mut requests, mut answers) = (requests, answers);
     let was_cut = tokio::select! {
         _ = cuts.changed() => true,
@@ -196,10 +215,14 @@ fn cut() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
 }
 
-/// The direction from the relay to the server.
+/// The Produce requests without an answer, by Kafka's number for the request: their versions.
+type Produced = Arc<Mutex<HashMap<[u8; 4], i16>>>;
+
+/// From the relay to the server.
 struct Requests<'a> {
     shared: &'a Shared,
     sprung: Arc<Mutex<Option<Sprung>>>,
+    produced: Produced,
     from: OwnedReadHalf,
     to: OwnedWriteHalf,
 }
@@ -217,6 +240,9 @@ impl Requests<'_> {
                         *self.sprung.lock().expect("the trap") = Some(Sprung { catch, answer_to: unit.correlation() });
                     }
                 }
+            }
+            if let (Some(version), Some(number)) = (unit.produce_version(), unit.correlation()) {
+                self.produced.lock().expect("the requests").insert(number, version);
             }
             self.to.write_all(unit.bytes()).await?;
         }
@@ -239,6 +265,7 @@ impl Requests<'_> {
 struct Answers<'a> {
     shared: &'a Shared,
     sprung: Arc<Mutex<Option<Sprung>>>,
+    produced: Produced,
     from: OwnedReadHalf,
     to: OwnedWriteHalf,
 }
@@ -262,6 +289,11 @@ impl Answers<'_> {
                     releases.changed().await.map_err(|_| ended())?;
                 }
                 None => {}
+            }
+            if let Some(version) = self.produced.lock().expect("the requests").remove(&unit.answered())
+                && let Some(error) = *self.shared.refusal.lock().expect("the refusal")
+            {
+                refusal::refuse(unit.bytes_mut(), version, error);
             }
             unit.advertise(self.shared.upstream, self.shared.own_port);
             self.to.write_all(unit.bytes()).await?;

@@ -58,6 +58,8 @@ notices! {
     TopicReopened "topic_reopened" "A topic can be written again.";
     RecordsUnacknowledged "records_unacknowledged" "Records were not acknowledged and are sent again.";
     RecordsAcknowledged "records_acknowledged" "Records are acknowledged again.";
+    TransactionsUnusable "transactions_unusable" "Events cannot be published in transactions and wait.";
+    TransactionsUsable "transactions_usable" "Events can be published in transactions again.";
     EventRefused "event_refused" "An event cannot be sent and needs a decision.";
     Resolved "resolved" "The incident that began with the line of the same code is over.";
 

@@ -22,7 +22,7 @@ pub(super) fn seek(reader: &Reader, topic: &str, events: &[(Uuid, i64)]) -> Resu
         |error: rdkafka::error::KafkaError| format!("the brokers do not answer ({:?})", error.rdkafka_error_code());
     let partitions = match reader.partitions(topic).map_err(away)? {
         Ok(partitions) => partitions,
-        Err(code) => return Err(crate::sink::topics::closed(code)),
+        Err(code) => return Err(crate::sink::topics::closed(code).why),
     };
     let partitions: Vec<_> = partitions.iter().map(|partition| partition.id).collect();
     // The producer sends no timestamp before 1970.

@@ -1,11 +1,12 @@
-//! The lanes that a worker publishes in transactions, and the class of an error of a transaction.
+//! The lanes that a worker publishes in transactions, and the fault of an error of a transaction.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::fault::{self, Class};
+use crate::fault::{self, Class, Fault};
 use crate::sink::progress::METADATA_MAX_BYTES;
 use crate::sink::transactions::TransactionError;
+use event_outbox::code::Code;
 
 /// Metadata is not made smaller than this, however little a broker accepts.
 const METADATA_MIN_BYTES: usize = 256;
@@ -59,17 +60,22 @@ pub(super) fn relay_of(transactional_id: &str) -> Option<&str> {
     rest.rsplit_once('.').map(|(_prefix, relay)| relay)
 }
 
-/// What is reported of an error of Kafka that stops a transaction.
-pub(crate) fn class_of(error: &TransactionError) -> (Class, &'static str) {
+/// The fault of an error without a code.
+const UNUSABLE: Fault =
+    Fault { class: Class::Outage, code: Code::TransactionsUnusable, next_step: "check that the brokers run" };
+
+/// Returns the fault of an error of Kafka that stops a transaction.
+pub(crate) fn fault_of(error: &TransactionError) -> Fault {
     match error {
-        TransactionError::Kafka(_) => {
-            let fault = error.code().map(fault::classify_kafka);
-            fault.map_or((Class::Outage, "check that the brokers run"), |fault| (fault.class, fault.next_step))
+        TransactionError::Kafka(_) => error.code().map_or(UNUSABLE, fault::classify_kafka),
+        TransactionError::Fenced => {
+            Fault { class: Class::Outage, code: Code::ProducerFenced, next_step: "none: it goes back to work" }
         }
-        TransactionError::Fenced => (Class::Outage, "none: it goes back to work"),
-        TransactionError::Topic { .. } => {
-            (Class::ActionRequired, "create the topic, or let the relay's user create it; see `outbox-relay check`")
-        }
+        TransactionError::Topic { .. } => Fault {
+            class: Class::ActionRequired,
+            code: Code::ProgressTopic,
+            next_step: "create the topic, or let the relay's user create it; see `outbox-relay check`",
+        },
     }
 }
 

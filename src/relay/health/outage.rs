@@ -97,7 +97,7 @@ impl Outages {
             // A slow database follows from most causes and explains none of them.
             if incident.code != code && code != Code::DatabaseSlow {
                 incident.code = code;
-                incident.reason = Reason::new(cause(server, code), reason, next_step);
+                incident.reason = Reason::new(cause(server, code), reason, next_step).coded(code);
                 if incident.logged.insert(code) {
                     tracing::warn!(
                         code = %code,
@@ -120,7 +120,7 @@ impl Outages {
             next_step,
             "an outage has started"
         );
-        let reason = Reason::new(cause(server, code), reason, next_step);
+        let reason = Reason::new(cause(server, code), reason, next_step).coded(code);
         let incident =
             Incident { since: Instant::now(), reason, code, logged: [code].into(), components: [component].into() };
         open.insert(server, incident);

@@ -197,9 +197,10 @@ impl StallMonitor {
     fn log(&self, change: StallChange) {
         let after_s = self.shared.options.relay.stall_after.as_secs();
         match (change, &self.why) {
-            (StallChange::Begun, Some(Reason { cause, message, next_step })) => tracing::warn!(
+            (StallChange::Begun, Some(Reason { cause, message, next_step, code })) => tracing::warn!(
                 code = %Code::Stalled,
                 cause = cause.word(),
+                caused_by = code.map(tracing::field::display),
                 reason = message,
                 next_step,
                 stall_after_s = after_s,

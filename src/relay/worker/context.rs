@@ -2,9 +2,9 @@
 
 use sqlx::PgConnection;
 
-use crate::fault::{self, Class};
+use crate::fault::{self, Class, Fault};
 use crate::lane::LaneRange;
-use crate::relay::exactly_once::ownership::{Ownership, class_of};
+use crate::relay::exactly_once::ownership::{Ownership, fault_of};
 use crate::relay::shared::Shared;
 use crate::sink::broker::BrokerDown;
 use crate::sink::producer::KafkaProducer;
@@ -105,7 +105,7 @@ pub(crate) enum CycleError {
     Transaction(#[from] TransactionError),
     /// Some records were not acknowledged. In at-least-once mode the acknowledged ones are marked.
     #[error("{unacknowledged} of {records} records were not acknowledged: {reason}")]
-    Unacknowledged { unacknowledged: usize, records: usize, reason: String, class: Class },
+    Unacknowledged { unacknowledged: usize, records: usize, reason: String, fault: Fault },
 }
 
 impl CycleError {
@@ -115,8 +115,8 @@ impl CycleError {
             Self::Database(error) => fault::classify_database(error).class,
             Self::NotOwned { .. } => Class::ActionRequired,
             Self::BrokerDown(_) => Class::Outage,
-            Self::Transaction(error) => class_of(error).0,
-            Self::Unacknowledged { class, .. } => *class,
+            Self::Transaction(error) => fault_of(error).class,
+            Self::Unacknowledged { fault, .. } => fault.class,
         }
     }
 }

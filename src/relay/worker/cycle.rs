@@ -259,6 +259,7 @@ impl WorkerContext<'_> {
             }
         }
         let began = stage_times.add(Stage::Acks, began);
+        batch_metrics::refused(&options.telemetry.metrics, &sent);
         batch_metrics::acknowledged(&options.telemetry.metrics, &batch.rows, &sent, &reports);
         let settled = match missing {
             None => self.settle(assignment, batch, &sent, &reports, goes_on).await,

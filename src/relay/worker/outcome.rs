@@ -9,7 +9,7 @@ use std::time::Instant;
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::OnPoison;
-use crate::fault::{self, Class};
+use crate::fault::{self, Class, Fault};
 use crate::lane::hold::{Candidate, Hold, HoldKind, HoldValue};
 use crate::relay::options::RelayOptions;
 use crate::relay::worker::claim::{Batch, Extent};
@@ -29,19 +29,41 @@ pub(crate) enum RowOutcome {
     /// Given to the producer as record `slot` of its batch.
     Sent { slot: usize, topic: usize },
     /// Becomes DEAD by its own fault.
-    Dead { error: String, code: Code },
+    Dead(Poison),
     /// Refused by its own fault. The row holds its entity until an operator decides.
-    Refused { error: String, code: Code },
+    Refused(Poison),
     /// Covered by a hold.
     Held,
     /// Left out of this batch. The row is still pending, and the progress stays in front of it.
     Left,
 }
 
+/// Why an event cannot be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Poison {
+    /// The text that is stored in the row. If Kafka refused the record, it ends with the runbook code.
+    pub(crate) error: String,
+    pub(crate) code: Code,
+    pub(crate) next_step: &'static str,
+}
+
+impl Poison {
+    /// The fault of a row that is not a valid event.
+    fn of_row(error: String, code: Code) -> Self {
+        Self { error, code, next_step: "fix the event's cause, then `outbox-relay dead retry` or `dead discard`" }
+    }
+
+    /// The fault of a record that Kafka refuses.
+    pub(super) fn of_record(code: RDKafkaErrorCode) -> Self {
+        let Fault { code: runbook, next_step, .. } = fault::classify_kafka(code);
+        Self { error: format!("{code:?}: {next_step} ({runbook})"), code: runbook, next_step }
+    }
+}
+
 /// A row with its topic, or with the reason why it cannot be sent.
 enum Routed<'r> {
     Ready { event: StoredEvent<'r>, topic: usize },
-    Poison { error: String, code: Code },
+    Poison(Poison),
 }
 
 /// The rows of a batch, parsed and routed.
@@ -81,11 +103,11 @@ impl<'r> Plan<'r> {
     ) -> Result<Routed<'r>, sqlx::Error> {
         let event = match row.event()? {
             Ok(event) => event,
-            Err(fault) => return Ok(Routed::Poison { error: fault.to_string(), code: fault.code() }),
+            Err(fault) => return Ok(Routed::Poison(Poison::of_row(fault.to_string(), fault.code()))),
         };
         Ok(match options.relay.topic.resolve(&event, scratch) {
             Ok(topic) => Routed::Ready { topic: self.intern(topic), event },
-            Err(bad) => Routed::Poison { error: bad.to_string(), code: Code::EventRefused },
+            Err(bad) => Routed::Poison(Poison::of_row(bad.to_string(), Code::EventRefused)),
         })
     }
 
@@ -157,7 +179,7 @@ impl Decider<'_> {
     }
 
     fn is_behind_a_dead_event(&self, row: &ClaimedRow, routed: &Routed<'_>) -> Result<bool, sqlx::Error> {
-        if self.dead.is_empty() || matches!(routed, Routed::Poison { .. }) {
+        if self.dead.is_empty() || matches!(routed, Routed::Poison(_)) {
             return Ok(false);
         }
         Ok(row.entity_id()?.is_some_and(|entity| self.dead.contains(entity)))
@@ -174,7 +196,7 @@ impl Decider<'_> {
     ) -> Result<RowOutcome, sqlx::Error> {
         let topic = match routed {
             Routed::Ready { topic, .. } => topics.get(*topic).map(String::as_str),
-            Routed::Poison { .. } => None,
+            Routed::Poison(_) => None,
         };
         let (id, lane) = (row.id()?.0, row.lane()?);
         let candidate = Candidate { id, lane, entity_type: row.entity_type()?, entity_id: row.entity_id()?, topic };
@@ -186,11 +208,11 @@ impl Decider<'_> {
             return Ok(RowOutcome::Held);
         }
         Ok(match routed {
-            Routed::Poison { error, code } => self.refuse(candidate, error.clone(), *code),
+            Routed::Poison(poison) => self.refuse(candidate, poison.clone()),
             Routed::Ready { event, topic } => match self.send(slot, &topics[*topic], event) {
                 Ok(()) => RowOutcome::Sent { slot, topic: *topic },
                 Err(code) if fault::classify_kafka(code).class == Class::Row => {
-                    self.refuse(candidate, refused(code), fault::classify_kafka(code).code)
+                    self.refuse(candidate, Poison::of_record(code))
                 }
                 // The slot's delivery report shows the failure.
                 Err(_) => {
@@ -295,11 +317,11 @@ impl Decider<'_> {
     }
 
     /// Applies `on_poison` to an event that cannot be sent.
-    pub(super) fn refuse(&mut self, event: Candidate<'_>, error: String, code: Code) -> RowOutcome {
+    pub(super) fn refuse(&mut self, event: Candidate<'_>, poison: Poison) -> RowOutcome {
         match self.options.relay.on_poison {
             OnPoison::DeadLetter => {
                 self.dead.extend(event.entity_id.map(str::to_owned));
-                RowOutcome::Dead { error, code }
+                RowOutcome::Dead(poison)
             }
             OnPoison::HoldEntity => {
                 let value = match event.entity_id {
@@ -309,15 +331,11 @@ impl Decider<'_> {
                     },
                     None => HoldValue::Row(event.id),
                 };
-                let index = self.hold(event.lane, value, HoldKind::Poison, error.clone(), event.id, Some(event.id));
+                let index =
+                    self.hold(event.lane, value, HoldKind::Poison, poison.error.clone(), event.id, Some(event.id));
                 self.assignment.holds.step_over(index, event.id, true);
-                RowOutcome::Refused { error, code }
+                RowOutcome::Refused(poison)
             }
         }
     }
-}
-
-/// Returns the reason that is stored for a record that Kafka refused.
-pub(crate) fn refused(code: RDKafkaErrorCode) -> String {
-    format!("{code:?}: {}", fault::classify_kafka(code).next_step)
 }

@@ -1,18 +1,18 @@
 //! Ends a cycle: decides what the delivery reports mean for each row, and writes the result.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use rdkafka::error::RDKafkaErrorCode;
 
-use crate::fault::{self, Class};
+use crate::fault::{self, Class, Fault};
 use crate::lane::LaneRange;
 use crate::lane::hold::{Candidate, HoldSet};
 use crate::lane::progress::Progress;
 use crate::relay::worker::claim::{Batch, Extent, progress_after};
 use crate::relay::worker::context::{CycleError, Waited, WorkerContext};
 use crate::relay::worker::lane_assignment::LaneAssignment;
-use crate::relay::worker::outcome::{Decider, RowOutcome, Sent, refused};
+use crate::relay::worker::outcome::{Decider, Poison, RowOutcome, Sent};
+use crate::relay::worker::unacknowledged::Unacknowledged;
 use crate::sink::broker::BrokerDown;
 use crate::sink::delivery::Outcome;
 use crate::sink::producer::KafkaProducer;
@@ -45,10 +45,11 @@ impl WorkerContext<'_> {
         reports: &[Outcome],
         waited: Waited,
     ) -> Result<Option<CycleError>, sqlx::Error> {
-        let mut unacknowledged = 0;
-        let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+        let mut unacknowledged = Unacknowledged::default();
         let mut class = Class::Outage;
         let fatal = self.producer.as_ref().and_then(KafkaProducer::fatal);
+        // A record that is sent again until the batch times out has no report. The last error of a broker explains it.
+        let retried = self.producer.as_ref().and_then(|producer| producer.deliveries().retried_error());
         for (row, outcome) in batch.rows.iter().zip(&mut sent.outcomes) {
             let RowOutcome::Sent { slot, topic } = *outcome else { continue };
             let code = match reports.get(slot) {
@@ -65,8 +66,7 @@ impl WorkerContext<'_> {
                 *outcome = self.refuse_alone(assignment, row, code)?;
                 continue;
             }
-            unacknowledged += 1;
-            *reasons.entry(code.map_or_else(|| "no answer".to_owned(), |code| format!("{code:?}"))).or_default() += 1;
+            unacknowledged.add(code.or(retried));
             match (code, found) {
                 (Some(code), Some(Class::Destination)) => {
                     self.topic_refused(&sent.topics[topic], code);
@@ -80,8 +80,11 @@ impl WorkerContext<'_> {
                 _ => {}
             }
         }
-        if unacknowledged == 0 {
+        if unacknowledged.records() == 0 {
             return Ok(None);
+        }
+        for (code, records) in unacknowledged.by_fault() {
+            self.shared.options.telemetry.metrics.unacknowledged(code, records);
         }
         let how = match waited {
             Waited::Settled => "",
@@ -89,9 +92,15 @@ impl WorkerContext<'_> {
             Waited::BrokerDown => return Ok(Some(BrokerDown.into())),
             Waited::TimedOut => "RELAY_PUBLISH_TIMEOUT passed; ",
         };
-        let reasons: Vec<_> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-        let reason = format!("{how}{}", reasons.join(", "));
-        Ok(Some(CycleError::Unacknowledged { unacknowledged, records: sent.records, reason, class }))
+        // The class comes from the reports alone: a record that is sent again may be on its topic, whatever error a broker returned.
+        let fault = Fault { class, ..unacknowledged.fault() };
+        let reason = format!("{how}{unacknowledged}");
+        Ok(Some(CycleError::Unacknowledged {
+            unacknowledged: unacknowledged.records(),
+            records: sent.records,
+            reason,
+            fault,
+        }))
     }
 
     fn refuse_alone(
@@ -111,7 +120,7 @@ impl WorkerContext<'_> {
         let closed = Default::default();
         let mut decider =
             Decider { assignment, producer, options: &self.shared.options, closed: &closed, dead: Default::default() };
-        Ok(decider.refuse(event, refused(code), fault::classify_kafka(code).code))
+        Ok(decider.refuse(event, Poison::of_record(code)))
     }
 
     /// Writes the outcomes of the whole batch with the lanes' new progress, and commits. With `goes_on` the next transaction is begun, too.
@@ -284,11 +293,9 @@ impl Changes {
     fn log_poison(&self, batch: &Batch, sent: &Sent) -> Result<(), sqlx::Error> {
         for (row, outcome) in batch.rows.iter().zip(&sent.outcomes) {
             match outcome {
-                RowOutcome::Dead { error, code } => log_poison(row, error, *code, DEAD)?,
+                RowOutcome::Dead(poison) => log_poison(row, poison, DEAD)?,
                 // Where not all of a batch was acknowledged no refusal is marked.
-                RowOutcome::Refused { error, code } if !self.refused.is_empty() => {
-                    log_poison(row, error, *code, HELD)?;
-                }
+                RowOutcome::Refused(poison) if !self.refused.is_empty() => log_poison(row, poison, HELD)?,
                 _ => {}
             }
         }
@@ -309,8 +316,8 @@ fn changes(batch: &Batch, sent: &Sent, reports: &[Outcome]) -> Result<Changes, s
                 changes.published.push(row.ctid()?);
             }
             RowOutcome::Sent { .. } | RowOutcome::Left => {}
-            RowOutcome::Dead { error, .. } => changes.dead.push((row.ctid()?, error.clone())),
-            RowOutcome::Refused { error, .. } => changes.refused.push((row.ctid()?, error.clone())),
+            RowOutcome::Dead(poison) => changes.dead.push((row.ctid()?, poison.error.clone())),
+            RowOutcome::Refused(poison) => changes.refused.push((row.ctid()?, poison.error.clone())),
             RowOutcome::Held if at < batch.due => changes.unscheduled.push(row.ctid()?),
             RowOutcome::Held => {}
         }
@@ -340,12 +347,8 @@ fn finish_walk(holds: &mut HoldSet, walked: i64, scanned_through: i64) {
 const DEAD: (&str, &str) = ("DEAD", "its successors go on");
 const HELD: (&str, &str) = ("PENDING", "its entity waits until the event is retried or discarded");
 
-fn log_poison(
-    row: &ClaimedRow,
-    error: &str,
-    code: Code,
-    (status, consequence): (&str, &str),
-) -> Result<(), sqlx::Error> {
+fn log_poison(row: &ClaimedRow, poison: &Poison, (status, consequence): (&str, &str)) -> Result<(), sqlx::Error> {
+    let Poison { error, code, next_step } = poison;
     tracing::error!(
         code = %code,
         notice = %Notice::EventRefused,
@@ -355,6 +358,7 @@ fn log_poison(
         entity.id = row.entity_id()?,
         event.status = status,
         error,
+        next_step,
         consequence,
         "an event cannot be sent"
     );

@@ -11,7 +11,7 @@ use crate::relay::worker::context::WorkerContext;
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::sink::delivery::Outcome;
-use crate::sink::topics::TopicState;
+use crate::sink::topics::{self, Closure, TopicState};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
@@ -26,6 +26,11 @@ const ASKING_TIME: Duration = Duration::from_millis(250);
 
 /// The most topics that get their own log line when they are closed at once. More than this share one line.
 const LOGGED_EACH: usize = 5;
+
+/// Returns the name of a topic that cannot be written in [`Shared::block_by`](crate::relay::shared::Shared::block_by).
+pub(crate) fn topic_obstacle(topic: &str) -> String {
+    format!("topic {topic}")
+}
 
 impl WorkerContext<'_> {
     /// Marks the holds that have lost their cause as releasing: a walk publishes the events that they kept. Works from memory, and for
@@ -48,7 +53,7 @@ impl WorkerContext<'_> {
             let is_over = match (held.hold.kind, &held.hold.value) {
                 (HoldKind::Topic, HoldValue::Topic(topic)) => match topics.get(topic) {
                     Some(TopicState::Writable) => true,
-                    Some(TopicState::Closed(why)) if *why != held.hold.reason => {
+                    Some(TopicState::Closed(Closure { why, .. })) if *why != held.hold.reason => {
                         other_reasons.push((index, why.clone()));
                         false
                     }
@@ -81,12 +86,11 @@ impl WorkerContext<'_> {
         }
         let states = self.shared.topics.states(&held.into_iter().collect::<Vec<_>>());
         let closed = states.iter().filter_map(|(topic, state)| match state {
-            TopicState::Closed(why) => Some((topic.clone(), why.clone())),
+            TopicState::Closed(closure) => Some((topic.clone(), closure.clone())),
             TopicState::Writable | TopicState::Unknown => None,
         });
         let mut closed: Vec<_> = closed.collect();
-        closed.sort_unstable();
-        self.log_closed(&closed);
+        self.log_closed(&mut closed);
         states
     }
 
@@ -108,30 +112,32 @@ impl WorkerContext<'_> {
             match state {
                 TopicState::Writable => {}
                 TopicState::Unknown => drop(closed.insert(topic, "the cluster has not answered yet".to_owned())),
-                TopicState::Closed(why) => {
-                    newly_closed.push((topic.clone(), why.clone()));
-                    closed.insert(topic, why);
+                TopicState::Closed(closure) => {
+                    closed.insert(topic.clone(), closure.why.clone());
+                    newly_closed.push((topic, closure));
                 }
             }
         }
-        newly_closed.sort_unstable();
-        self.log_closed(&newly_closed);
+        self.log_closed(&mut newly_closed);
         closed
     }
 
     pub(super) fn topic_refused(&self, topic: &str, code: RDKafkaErrorCode) {
-        self.shared.topics.refused(topic);
-        self.log_closed(&[(topic.to_owned(), crate::sink::topics::closed(code))]);
+        self.shared.topics.refused(topic, code);
+        self.log_closed(&mut [(topic.to_owned(), topics::closed(code))]);
     }
 
     /// Logs one line for each topic. If a mistake of the application has named many topics, logs one line for all.
-    fn log_closed(&self, closed: &[(String, String)]) {
-        let blocks = |(topic, why): &&(String, String)| self.shared.block(&format!("topic {topic}"), why);
+    fn log_closed(&self, closed: &mut [(String, Closure)]) {
+        closed.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let blocks = |(topic, closure): &&(String, Closure)| {
+            self.shared.block_by(&topic_obstacle(topic), &closure.why, closure.fault)
+        };
         let new: Vec<_> = closed.iter().filter(blocks).collect();
         self.shared.options.telemetry.metrics.failed(Class::Destination, new.len() as u64);
         match new.as_slice() {
             [] => {}
-            [(topic, reason), ..] if new.len() > LOGGED_EACH => {
+            [(topic, Closure { why: reason, .. }), ..] if new.len() > LOGGED_EACH => {
                 let topics = new.len();
                 let next_step = "look at entity_type and topic of the newest events, and at RELAY_TOPIC";
                 tracing::warn!(
@@ -146,13 +152,15 @@ impl WorkerContext<'_> {
                 );
             }
             few => {
-                for (topic, reason) in few {
+                for (topic, Closure { why: reason, fault }) in few {
+                    let (code, next_step) = (fault.code, fault.next_step);
                     tracing::warn!(
-                        code = %Code::TopicClosed,
+                        code = %code,
                         notice = %Notice::TopicClosed,
                         topic,
                         reason,
                         consequence = "its events are held",
+                        next_step,
                         "a topic cannot be written"
                     );
                 }
@@ -171,7 +179,7 @@ impl WorkerContext<'_> {
             last = topic;
             let name = &sent.topics[topic];
             self.shared.topics.acknowledged(name);
-            if self.shared.unblock(&format!("topic {name}")) {
+            if self.shared.unblock(&topic_obstacle(name)) {
                 tracing::info!(notice = %Notice::TopicReopened, topic = name, "the topic can be written again");
             }
         }

@@ -50,7 +50,7 @@ enum State {
     Unknown,
     Writable,
     Closed(RDKafkaErrorCode),
-    Refused { until: Instant, backoff: Backoff },
+    Refused { code: RDKafkaErrorCode, until: Instant, backoff: Backoff },
 }
 
 #[derive(Debug)]
@@ -91,9 +91,7 @@ impl Entry {
         match self.state {
             State::Writable => TopicState::Writable,
             State::Refused { .. } if self.is_on_trial(now) => TopicState::Writable,
-            State::Refused { until, .. } if until > now => {
-                TopicState::Closed("the topic refuses records; the relay tries it again soon".to_owned())
-            }
+            State::Refused { code, until, .. } if until > now => TopicState::Closed(closed(code)),
             State::Closed(code) if self.answered_within(CLOSED_VALID, now) => TopicState::Closed(closed(code)),
             State::Unknown | State::Closed(_) | State::Refused { .. } => TopicState::Unknown,
         }
@@ -257,14 +255,14 @@ impl Table {
     }
 
     /// Closes the topic because it refused a record.
-    pub(super) fn refused(&mut self, topic: &str, now: Instant) {
+    pub(super) fn refused(&mut self, topic: &str, code: RDKafkaErrorCode, now: Instant) {
         let entry = self.entries.entry(topic.to_owned()).or_insert_with(|| Entry::new(now));
         let mut backoff = match entry.state {
             State::Refused { until, .. } if until > now => return,
             State::Refused { backoff, .. } => backoff,
             _ => Backoff::new(REFUSAL_PAUSE, REFUSAL_PAUSE_LONGEST),
         };
-        entry.state = State::Refused { until: now + backoff.pause(), backoff };
+        entry.state = State::Refused { code, until: now + backoff.pause(), backoff };
         entry.recount = true;
     }
 
@@ -304,8 +302,10 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use event_outbox::code::Code;
 
     const MISSING: Answer = Answer::Error(RDKafkaErrorCode::UnknownTopicOrPartition);
+    const UNAUTHORIZED: RDKafkaErrorCode = RDKafkaErrorCode::TopicAuthorizationFailed;
     const SIX: Answer = Answer::Exists { partitions: 6 };
 
     fn seconds(seconds: u64) -> Duration {
@@ -349,8 +349,16 @@ mod tests {
         table.state("orders", now);
         table.update("orders", Answer::Error(RDKafkaErrorCode::TopicAuthorizationFailed), now);
         table.update_all(HashMap::new(), now);
-        let TopicState::Closed(why) = table.state("orders", now) else { panic!("the topic should be closed") };
-        assert!(why.contains("right"), "{why}");
+        let TopicState::Closed(closure) = table.state("orders", now) else { panic!("the topic should be closed") };
+        assert!(closure.why.contains("right") && closure.why.ends_with(" (OR-3102)"), "{closure:?}");
+    }
+
+    #[test]
+    fn a_topic_that_refuses_a_record_is_closed_for_the_reason_of_the_refusal() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        table.refused("orders", RDKafkaErrorCode::InvalidTopic, now);
+        let TopicState::Closed(closure) = table.state("orders", now) else { panic!("the topic should be closed") };
+        assert_eq!(closure.fault.code, Code::TopicIllegal, "{closure:?}");
     }
 
     #[test]
@@ -358,7 +366,7 @@ mod tests {
         let (mut table, now) = (Table::default(), Instant::now());
         table.state("orders", now);
         table.update("orders", SIX, now);
-        table.refused("orders", now);
+        table.refused("orders", UNAUTHORIZED, now);
         assert!(matches!(table.state("orders", now), TopicState::Closed(_)));
         let later = now + REFUSAL_PAUSE;
         assert_eq!(
@@ -367,7 +375,7 @@ mod tests {
         );
         table.update("orders", SIX, later);
         assert_eq!(table.state("orders", later), TopicState::Writable);
-        table.refused("orders", later);
+        table.refused("orders", UNAUTHORIZED, later);
         assert!(
             matches!(table.state("orders", later + REFUSAL_PAUSE), TopicState::Closed(_)),
             "the second pause should be twice as long"
@@ -394,7 +402,7 @@ mod tests {
             (Some(9), 1),
             "a lagging broker should not lower the count"
         );
-        table.refused("orders", now + seconds(11));
+        table.refused("orders", UNAUTHORIZED, now + seconds(11));
         table.update("orders", SIX, now + seconds(20));
         assert_eq!((table.partitions("orders"), table.layout()), (Some(6), 2), "the topic was created again");
     }

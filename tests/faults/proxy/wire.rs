@@ -49,6 +49,16 @@ impl Unit {
         &self.bytes
     }
 
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// The version of a Produce request.
+    pub(super) fn produce_version(&self) -> Option<i16> {
+        let version = self.bytes.get(6..8).filter(|_| self.is_at(Spot::Produce))?;
+        Some(i16::from_be_bytes(version.try_into().ok()?))
+    }
+
     pub(super) fn is_at(&self, spot: Spot) -> bool {
         match (spot, self.protocol) {
             (Spot::Produce, Protocol::Kafka) => self.bytes.get(4..6) == Some(&PRODUCE[..]),
@@ -68,7 +78,12 @@ impl Unit {
         number.try_into().ok()
     }
 
-    /// Returns true for Kafka's answer to the request with that correlation id.
+    /// Kafka's number of the request that this answers.
+    pub(super) fn answered(&self) -> [u8; 4] {
+        self.bytes.get(4..8).and_then(|number| number.try_into().ok()).unwrap_or_default()
+    }
+
+    /// True for Kafka's answer to the request of that number.
     pub(super) fn answers(&self, number: [u8; 4]) -> bool {
         self.bytes.get(4..8) == Some(&number[..])
     }

@@ -4,13 +4,16 @@ use sqlx::PgConnection;
 
 use super::STALLED;
 use super::stall::QueueState;
+use crate::fault;
 use crate::inspect::check::Finding;
 use crate::inspect::status::{About, Look, Status};
 use crate::lane::hold::HoldKind;
 use crate::observe::health::{Cause, Reason};
+use crate::relay::exactly_once::ownership::transactions_of;
 use crate::relay::health::outage::Server;
-use crate::relay::shared::Shared;
+use crate::relay::shared::{Obstacle, Shared};
 use crate::relay::worker::context::acks_of;
+use crate::relay::worker::topics::topic_obstacle;
 use crate::store::pauses::{Pause, Scope};
 use crate::store::queue_head::QueueHead;
 
@@ -25,7 +28,7 @@ pub(super) struct Observed<'e> {
 
 /// Returns the reason for a missing right or a policy that hides rows.
 pub(super) fn reason_from_rights(finding: Finding) -> Reason {
-    Reason::new(Cause::Right, finding.message, finding.fix)
+    Reason::new(Cause::Right, finding.message, finding.fix).coded(finding.code)
 }
 
 /// Returns the reason for brokers that have not answered since the start.
@@ -62,13 +65,13 @@ impl Observed<'_> {
         let options = &shared.options;
         let look = Look { names: &options.names, topic: &options.relay.topic, alive_for: options.alive_for() };
         let status = Status::look(conn, &look, &mut None).await.unwrap_or_default();
-        self.reason_from_status(&status, &options.application_name())
+        self.reason_from_status(&status, shared)
             .or(outage)
             .or_else(|| self.reason_from_acks(shared))
             .unwrap_or_else(|| self.unknown(shared))
     }
 
-    fn reason_from_status(&self, status: &Status, own: &str) -> Option<Reason> {
+    fn reason_from_status(&self, status: &Status, shared: &Shared) -> Option<Reason> {
         let about = |about: About, cause: Cause| {
             let step = status.next.iter().find(|step| step.about == about)?;
             Some(Reason::new(cause, &step.what, &step.next_step))
@@ -76,7 +79,9 @@ impl Observed<'_> {
         let claimable = self.head.pending.is_some() || self.head.due.is_some();
         if self.seen == QueueState::Unreadable || claimable {
             let paused = || self.paused(status);
-            return about(About::Lock, Cause::Lock).or_else(paused).or_else(|| self.lane_locked(status, own));
+            return about(About::Lock, Cause::Lock)
+                .or_else(paused)
+                .or_else(|| self.lane_locked(status, &shared.options.application_name()));
         }
         // Only rows that are held are left; the first says for what.
         let (_, held) = self.head.held.as_ref()?;
@@ -93,7 +98,12 @@ impl Observed<'_> {
         };
         let events = status.held.iter().find(|group| group.held == *held);
         let events = events.map_or_else(|| "events".to_owned(), |group| group.count());
-        Some(Reason::new(cause, format!("{events} are held: {held}"), held.next_step()))
+        let message = format!("{events} are held: {held}");
+        let topic = held.topic.as_deref().filter(|_| held.kind == HoldKind::Topic);
+        Some(match topic.and_then(|topic| shared.obstacle(&topic_obstacle(topic))?.fault) {
+            Some(fault) => Reason::new(cause, message, fault.next_step).coded(fault.code),
+            None => Reason::new(cause, message, held.next_step()),
+        })
     }
 
     /// Returns the reason when everything is paused. Such a pause leaves the rows as they are, so the rows do not show it.
@@ -123,12 +133,11 @@ impl Observed<'_> {
     }
 
     fn reason_from_acks(&self, shared: &Shared) -> Option<Reason> {
-        let why = (0..shared.options.relay.workers).find_map(|worker| shared.obstacle(&acks_of(worker)))?;
-        Some(Reason::new(
-            Cause::Acks,
-            format!("records are not acknowledged: {why}"),
-            "look at the brokers: a partition without a leader, or too few replicas in sync",
-        ))
+        let of = |worker| shared.obstacle(&acks_of(worker)).or_else(|| shared.obstacle(&transactions_of(worker)));
+        let Obstacle { why, fault, .. } = (0..shared.options.relay.workers).find_map(of)?;
+        let fault = fault.unwrap_or(fault::NO_ANSWER);
+        let message = format!("records are not acknowledged: {why}");
+        Some(Reason::new(Cause::Acks, message, fault.next_step).coded(fault.code))
     }
 
     fn unknown(&self, shared: &Shared) -> Reason {
