@@ -27,6 +27,10 @@ const USUAL_HEADERS: usize = 8;
 /// The time after which the report thread checks whether it is still needed.
 const REPORT_WAIT: Duration = Duration::from_millis(100);
 
+/// The interval, and the time, in which log lines are taken while no record is open. Otherwise rdkafka keeps them in memory.
+const GLANCE_INTERVAL: Duration = Duration::from_secs(60);
+const GLANCE: Duration = Duration::from_millis(5);
+
 /// The largest batch, in records, that is sent without lingering.
 const FEW: usize = 16;
 
@@ -225,9 +229,9 @@ impl Spread {
     }
 }
 
-/// A librdkafka producer and the thread that receives its delivery reports. The thread sleeps while no record of this producer is open.
-/// rdkafka spins through the last millisecond of each wait for an event. Its own threaded producer waits all the time, and uses most of an
-/// idle relay's CPU.
+/// A librdkafka producer and the thread that receives its delivery reports. The thread sleeps while no record of this producer is open, and
+/// takes the log lines once a minute. rdkafka spins through the last millisecond of each wait for an event. Its own threaded producer waits
+/// all the time, and uses most of an idle relay's CPU.
 struct Reporting {
     producer: Arc<BaseProducer<Context>>,
     /// The last batch of this producer.
@@ -250,10 +254,14 @@ impl Reporting {
         let deliveries = Arc::clone(deliveries);
         let report = move || {
             while !unwanted.load(Ordering::Relaxed) {
-                if deliveries.is_open(current.load(Ordering::Relaxed)) {
+                let is_open = || deliveries.is_open(current.load(Ordering::Relaxed));
+                if is_open() {
                     reports.poll(REPORT_WAIT);
                 } else {
-                    thread::park();
+                    thread::park_timeout(GLANCE_INTERVAL);
+                    if !is_open() {
+                        reports.poll(GLANCE);
+                    }
                 }
             }
         };
