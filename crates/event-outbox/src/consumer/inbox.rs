@@ -29,7 +29,7 @@ use crate::event::EventId;
 /// if once == Once::Repeated {
 ///     println!("{event} had been processed before");
 /// }
-/// Commit the offset only now.
+/// // Commit the offset only now.
 /// # Ok(())
 /// # }
 /// ```
