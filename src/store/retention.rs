@@ -136,6 +136,7 @@ async fn remove(
 ///
 /// # Errors
 /// Any database error.
+#[cfg(feature = "bench")]
 pub(crate) async fn pruned_up_to(conn: &mut PgConnection, names: &Names) -> Result<i64, sqlx::Error> {
     let sql = format!("select value from {} where name = 'pruned'", names.companion("control"));
     conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?.try_get(0)

@@ -30,7 +30,7 @@ pub enum UnknownType {
     /// It is for others.
     #[default]
     Ignore,
-    /// The policy decides, with [`Reason::UnknownType`](crate::consumer::Reason::UnknownType).
+    /// The policy decides, with [`Reason::UnknownType`].
     Fail,
 }
 
