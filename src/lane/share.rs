@@ -91,7 +91,7 @@ impl Serialize for LaneRange {
 pub(crate) struct WorkerAssignment {
     pub(crate) first: usize,
     pub(crate) of: usize,
-    /// So many of them have lanes.
+    /// The number of workers of this relay that have lanes.
     pub(crate) workers: usize,
     /// The first worker has the lanes of all.
     pub(crate) single_worker: bool,

@@ -2,13 +2,13 @@
 
 use crate::store::session::Sequence;
 
-/// What is fixed of an outbox.
+/// The facts of an outbox that do not change while a relay runs.
 pub(crate) struct Fixed {
     pub(crate) lanes: u16,
-    /// Where its ids come from.
+    /// The sequence that event ids are drawn from.
     pub(crate) sequence: Sequence,
-    /// What tells it from others on the same cluster.
+    /// The number that tells the outbox from others on the same cluster.
     pub(crate) identity: i64,
-    /// Its registry has a column for the lanes that relays own.
+    /// True if the registry has a column for the lanes that relays own.
     pub(crate) has_lanes: bool,
 }

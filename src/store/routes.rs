@@ -14,13 +14,13 @@ use crate::store::pending::pending;
 use crate::store::read_only::read;
 use event_outbox::names::literal;
 
-/// How many of the youngest events, and of the first pending ones, are looked at for their route.
+/// The number of youngest events, and of first pending ones, whose route is read.
 const EVENTS_ROUTED: u32 = 2_000;
 
 /// How many of the youngest, and of the first pending ones, are measured: their payloads have to be read.
 const EVENTS_MEASURED: u32 = 200;
 
-/// What is known of a topic's events.
+/// The events of a topic, as far as the sample shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Seen {
     pub(crate) events: i64,

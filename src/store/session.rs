@@ -20,7 +20,7 @@ use event_outbox::names::{Names, literal};
 /// The SQLSTATE of `division_by_zero`.
 const DIVISION_BY_ZERO: &str = "22012";
 
-/// How long the statements of one step may take before the connection counts as dead.
+/// The time that the statements of one step may take before the connection counts as dead.
 pub(crate) const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Bounds a step against the database: a connection into a black hole answers never.

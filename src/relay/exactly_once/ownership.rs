@@ -11,20 +11,20 @@ use event_outbox::code::Code;
 /// Metadata is not made smaller than this, however little a broker accepts.
 const METADATA_MIN_BYTES: usize = 256;
 
-/// What a worker knows of the lanes it publishes in transactions.
+/// The lanes that a worker publishes in transactions, as far as the worker knows.
 #[derive(Debug)]
 pub(crate) struct Ownership {
     pub(super) transactional_id: String,
     /// The lanes that are its own, with their epochs, and nothing of them in doubt. Of the producer it has now.
     pub(super) settled: BTreeMap<i16, i64>,
-    /// Since when it has wanted lanes that another worker has not released.
+    /// The time since which the worker has waited for lanes that another worker has not released.
     pub(super) contested_since: Option<Instant>,
     /// The most text per lane and batch.
     pub(super) metadata_bytes: usize,
 }
 
 impl Ownership {
-    /// Of worker `index` of the relay `relay`; `prefix` is the outbox's.
+    /// Begins without lanes, for worker `index` of the relay `relay`; `prefix` is the name of the progress group.
     pub(crate) fn new(prefix: &str, relay: uuid::Uuid, index: usize) -> Self {
         Self {
             transactional_id: format!("{prefix}.{relay}.{index}"),
@@ -49,7 +49,7 @@ impl Ownership {
     }
 }
 
-/// What [`Shared::block`](crate::relay::shared::Shared::block) calls transactions of a worker that do not come about.
+/// Returns the name under which [`Shared::block`](crate::relay::shared::Shared::block) lists transactions of a worker that do not come about.
 pub(crate) fn transactions_of(worker: usize) -> String {
     format!("transactions of worker {worker}")
 }

@@ -1,6 +1,6 @@
 //! Runs the member of the consumer group: one thread polls, hands records to the workers of their partitions and commits offsets.
 //!
-//! A partition goes through these states: assigned, at work, told to stop, ended, offset committed, given back. The thread polls as long as
+//! A partition goes through these states: assigned, at work, stopping, ended, offset committed, given back. The thread polls as long as
 //! it is a member, however long handlers take, so a long retry does not make it leave the group. A partition with a full queue is paused.
 //! The poll itself calls the rebalance callbacks on the same thread, so nothing else changes the partitions meanwhile.
 
@@ -38,7 +38,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// Time limit for an aborted task to end. A task that never yields cannot be aborted.
 const ABORT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Polls and commits until the consumer is told to stop. Blocks.
+/// Polls and commits until the stop signal. Blocks.
 pub(super) fn run(
     shared: &Arc<Shared>,
     config: &ClientConfig,
@@ -168,7 +168,7 @@ impl Member {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands the record to its worker. Returns false if the worker has ended although nobody told it to.
+    /// Hands the record to its worker. Returns false if the worker has ended without a stop signal.
     fn hand_over(&self, consumer: &BaseConsumer<Self>, delivery: Delivery) -> KafkaResult<bool> {
         let mut partitions = self.partitions();
         let is_its =

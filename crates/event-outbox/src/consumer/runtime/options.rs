@@ -6,14 +6,14 @@ use rdkafka::error::KafkaError;
 
 use crate::consumer::dead_letter::Reason;
 
-/// How often and how soon an event is tried again after a transient error.
+/// The attempts of an event after transient errors, and the pauses between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retry {
     /// Attempts, the first included. An outage costs none.
     pub attempts: u32,
-    /// Before the second attempt; doubled for each further one, and shortened by up to half at random.
+    /// The pause before the second attempt. Each further pause is twice as long, and is shortened at random by up to half.
     pub first_pause: Duration,
-    /// No pause is longer.
+    /// The longest pause.
     pub longest_pause: Duration,
 }
 
@@ -24,39 +24,39 @@ impl Default for Retry {
     }
 }
 
-/// What becomes of an event whose type no handler knows.
+/// The treatment of an event whose type has no handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UnknownType {
-    /// It is for others.
+    /// Skips the event: it is for other consumers.
     #[default]
     Ignore,
-    /// The policy decides, with [`Reason::UnknownType`].
+    /// Lets the policy decide, with [`Reason::UnknownType`].
     Fail,
 }
 
-/// Why a consumer does not start, or has ended.
+/// The error with which a consumer does not start, or ends.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsumerError {
-    /// It was built wrongly.
+    /// The consumer was configured wrongly.
     #[error("the consumer cannot start: {0}")]
     Configuration(String),
     /// The database is away, or `outbox-relay migrate` has not been run on it.
     #[error("the inbox cannot be used: is the database migrated?")]
     Inbox(#[source] sqlx::Error),
-    /// Kafka, for good.
+    /// Kafka reported an error that a retry does not fix.
     #[error("the consumer cannot go on")]
     Kafka(#[from] KafkaError),
-    /// The policy says so. The event is delivered again.
+    /// The policy stops the consumer. The event is delivered again.
     #[error("stopped at {topic}/{partition} offset {offset} ({reason}): {error}")]
     Stopped {
-        /// Where the event is.
+        /// The topic of the event.
         topic: String,
-        /// Where the event is.
+        /// The partition of the event.
         partition: i32,
-        /// Where the event is.
+        /// The offset of the event.
         offset: i64,
-        /// What went wrong.
+        /// The kind of failure.
         reason: Reason,
         /// The last error.
         error: String,

@@ -85,7 +85,7 @@ impl FromStr for Service {
     }
 }
 
-/// Where a service finds its tables, its topics and the brokers: what its relay is configured with.
+/// The tables, the topics and the brokers of a service. Its relay is configured with the same.
 pub struct ServiceLocation {
     /// The names of the tables.
     pub names: Names,
