@@ -78,8 +78,6 @@ fn help(page: &mut String, command: &mut clap::Command) {
     let _ = write!(page, "## {name}\n\n```text\n{}\n```\n\n", text.join("\n"));
     for command in command.get_subcommands_mut() {
         if !command.is_hide_set() && command.get_name() != "help" {
-            let width = std::mem::take(command);
-            *command = width.term_width(WIDTH);
             help(page, command);
         }
     }
