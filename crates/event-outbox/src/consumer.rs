@@ -6,17 +6,7 @@
 //!
 //! - `inbox`: remembers which events a group has processed
 //! - [`dead_letter`]: the headers of a dead letter
-//! - `failed`: classifies errors and decides what happens to the event
-//! - `runtime`: the builder of a consumer
-//! - `group`: the group member, which polls, distributes records and commits offsets
-//! - `worker`: handles the events of one partition in order
-//! - `attempt`: one attempt, in one transaction
-//! - `held`: the held keys of a group
-//! - `dead_letter_producer`: sends dead letters
-//! - `progress`: the offset that a partition has reached, and the size of its queue
-//! - `pause`: the pause between two attempts; `shared`: the state that all parts share
-//! - `registry`: handlers and upcasters
-//! - `context`, `delivery`: the event and the transaction that a handler gets
+//! - `runtime`: the complete consumer, and its parts
 
 pub mod dead_letter;
 mod inbox;

@@ -17,7 +17,6 @@
 //!
 //! Order is judged within one partition of one topic, because nobody can observe it across partitions. An entity on two partitions of a
 //! topic is a violation itself. An entity on two topics is a matter of configuration.
-//! is itself a violation; two topics for one entity are a matter of configuration.
 
 mod check;
 mod names;

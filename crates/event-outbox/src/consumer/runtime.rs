@@ -1,6 +1,16 @@
-//! The consumer as its user builds it.
+//! Builds and runs a consumer.
 //!
-//! - [`options`]: the options and the errors of a consumer
+//! - `options`: the options and the errors of a consumer
+//! - `failed`: classifies errors and decides what happens to the event
+//! - `group`: the group member, which polls, distributes records and commits offsets
+//! - `worker`: handles the events of one partition in order
+//! - `attempt`: one attempt, in one transaction
+//! - `held`: the held keys of a group
+//! - `dead_letter_producer`: sends dead letters
+//! - `progress`: the offset that a partition has reached, and the size of its queue
+//! - `pause`: the pause between two attempts; `shared`: the state that all parts share
+//! - `registry`: handlers and upcasters
+//! - `context`, `delivery`: the event and the transaction that a handler gets
 
 mod attempt;
 mod context;

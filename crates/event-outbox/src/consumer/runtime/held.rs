@@ -4,7 +4,6 @@
 //! *parked*. The event of the key's first row is the *head* of the key. If the head arrives from another place than where it was first
 //! read, it has been redriven: the consumer applies it and deletes its row in the same transaction. So a redrive in order releases the key,
 //! and events that arrive in between are parked behind. An operator gives a parked event up by deleting its row.
-//! in between are parked behind. To give a parked event up, an operator deletes its row.
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
