@@ -176,14 +176,9 @@ async fn a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_i
     end_sessions(&stage, 0).await?;
     // Includes the events that the frozen relay holds.
     let last = outbox.number("select max(id) from event_outbox").await?;
-    let sql = format!("select 1 - sign(count(*)) from event_outbox where status = 'PENDING' and id <= {last}");
-    lab::eventually("everything from before the freeze is published", lab::SOON * 3, || async {
-        match outbox.number(&sql).await {
-            Ok(1) => Ok(()),
-            other => Err(other),
-        }
-    })
-    .await;
+    outbox
+        .until_none("no row from before the freeze is pending", &format!("status = 'PENDING' and id <= {last}"))
+        .await;
     stage.relays[0].signal(Signal::SIGCONT)?;
     let line = stage.relays[0].process()?.wait_for(FENCED).await;
     ensure!(line["level"] == "WARN", "{line}");

@@ -57,8 +57,9 @@ async fn frozen(trial: &str, catch: Catch, database: &TestDatabase, kafka: &Real
     frozen.kafka.release();
     // The other relay publishes everything committed by now, including the events that the frozen relay holds.
     let last = outbox.number("select max(id) from event_outbox").await?;
-    let sql = format!("select count(*) from event_outbox where status = 'PENDING' and id <= {last}");
-    until_zero(&outbox, &sql).await;
+    outbox
+        .until_none("no row from before the freeze is pending", &format!("status = 'PENDING' and id <= {last}"))
+        .await;
     stage.moment().await;
     let before = marks(&outbox, last).await?;
     stage.relays[0].signal(Signal::SIGCONT)?;
@@ -68,16 +69,6 @@ async fn frozen(trial: &str, catch: Catch, database: &TestDatabase, kafka: &Real
     let after = marks(&outbox, last).await?;
     ensure!(before == after, "rows were marked again by a relay that no longer owned them");
     stage.close(kafka).await.map(drop)
-}
-
-async fn until_zero(outbox: &Outbox, sql: &str) {
-    lab::eventually("everything from before the freeze is published", lab::SOON * 3, || async {
-        match outbox.number(sql).await {
-            Ok(0) => Ok(()),
-            other => Err(other),
-        }
-    })
-    .await;
 }
 
 /// Returns the time of each row's mark and the transaction that made it.

@@ -30,3 +30,29 @@ where
         pause = (pause * 2).min(Duration::from_millis(100));
     }
 }
+
+/// Polls until the probe returns `Ok(0)`: the work that is left, in any unit. A slow machine has any time as long as the rest gets smaller.
+///
+/// # Panics
+/// Panics if the rest has not become smaller for the given time.
+pub async fn until_nothing_is_left<P>(what: &str, patience: Duration, mut probe: impl FnMut() -> P)
+where
+    P: Future<Output = anyhow::Result<i64>>,
+{
+    let mut least = i64::MAX;
+    loop {
+        let rest = eventually(what, patience, || {
+            let rest = probe();
+            async move {
+                match rest.await {
+                    Ok(left) if left < least => Ok(left),
+                    other => Err(other),
+                }
+            }
+        });
+        match rest.await {
+            left if left <= 0 => return,
+            left => least = left,
+        }
+    }
+}

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use uuid::Uuid;
 
 use super::database::TestDatabase;
-use super::eventually::eventually;
+use super::eventually::until_nothing_is_left;
 use super::kafka::{RealKafka, Record};
 use super::relay::Relay;
 
@@ -172,27 +172,17 @@ impl Outbox {
         self.until_none(&format!("no row of {entity} is pending"), &predicate).await;
     }
 
-    async fn until_none(&self, what: &str, predicate: &str) {
+    /// Waits until the table has no row of which the SQL predicate is true.
+    pub async fn until_none(&self, what: &str, predicate: &str) {
         let sql = format!("select count(*) from event_outbox where {predicate}");
-        eventually(what, PUBLISHED_WITHIN, || async {
-            match self.number(&sql).await {
-                Ok(0) => Ok(()),
-                other => Err(other),
-            }
-        })
-        .await;
+        until_nothing_is_left(what, PUBLISHED_WITHIN, || self.number(&sql)).await;
     }
 
     /// Waits until at least this number of rows is PUBLISHED.
     pub async fn until_published(&self, at_least: i64) {
-        let sql = "select count(*) from event_outbox where status = 'PUBLISHED'";
-        eventually(&format!("{at_least} rows are published"), PUBLISHED_WITHIN, || async {
-            match self.number(sql).await {
-                Ok(count) if count >= at_least => Ok(()),
-                other => Err(other),
-            }
-        })
-        .await;
+        let sql = format!("select {at_least} - count(*) from event_outbox where status = 'PUBLISHED'");
+        let what = format!("{at_least} rows are published");
+        until_nothing_is_left(&what, PUBLISHED_WITHIN, || self.number(&sql)).await;
     }
 
     /// Fails unless every row is PUBLISHED and has no failed attempt.

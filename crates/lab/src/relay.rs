@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,11 @@ pub fn binary() -> &'static Path {
 const EXIT_WITHIN: Duration = Duration::from_secs(60);
 
 /// The number of last lines of a relay's log that a failed test prints.
-const TAIL: usize = 30;
+const TAIL: usize = 60;
+
+/// The number of last warnings and errors of each relay in the message of a failed test, and the characters of each.
+const WARNINGS: usize = 6;
+const WIDTH: usize = 400;
 
 thread_local! {
     /// The logs of the relays that this thread's test has started.
@@ -242,13 +247,23 @@ impl Log {
     }
 }
 
-/// Clears the list of the relays of this thread's test. If the test has `failed`, prints their last lines first.
-pub fn end_of_test(failed: bool) {
+/// Clears the list of the relays of this thread's test. If the test has `failed`, or with `OUTBOX_RELAY_TEST_LOGS=1`, prints their last lines
+/// first. Returns the last warnings and errors of each relay, which belong in the message of the failure.
+pub fn end_of_test(failed: bool) -> String {
+    let prints = failed || std::env::var_os("OUTBOX_RELAY_TEST_LOGS").is_some_and(|value| value == "1");
+    let (mut warnings, width) = (String::new(), WIDTH);
     for (name, log) in LOGS.take() {
-        if failed {
-            let lines = log.lines();
+        let lines = log.lines();
+        if prints {
             let tail = &lines[lines.len().saturating_sub(TAIL)..];
             eprintln!("--- log of relay {name}, last {} of {} lines\n{}", tail.len(), lines.len(), tail.join("\n"));
         }
+        let is_warning = |line: &&String| parse(line).is_none_or(|line| line["level"] != "INFO");
+        let mut last: Vec<_> = lines.iter().rev().filter(is_warning).take(WARNINGS).collect();
+        last.reverse();
+        for line in last {
+            let _ = write!(warnings, "\n{name}: {line:.width$}");
+        }
     }
+    warnings
 }

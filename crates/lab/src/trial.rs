@@ -6,6 +6,7 @@
 //! A test whose server this machine cannot have (no Java, no network) is reported as ignored with the reason, and counted at the end. With
 //! `OUTBOX_RELAY_REQUIRE_REAL=1` it fails.
 
+use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
@@ -111,12 +112,13 @@ fn trial(name: &str, body: impl FnOnce(&Runtime) -> anyhow::Result<()> + Send + 
     Trial::ignorable_test(name, move || {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let outcome = catch_unwind(AssertUnwindSafe(|| body(&runtime)));
-        relay::end_of_test(!matches!(outcome, Ok(Ok(()))));
+        let warnings = relay::end_of_test(!matches!(outcome, Ok(Ok(()))));
         // Tasks that a test has left running must not block the suite.
         runtime.shutdown_background();
-        match outcome.unwrap_or_else(|panic| resume_unwind(panic)) {
-            Ok(()) => Ok(Completion::Completed),
-            Err(error) => skip_or_fail(&error),
+        match outcome {
+            Ok(Ok(())) => Ok(Completion::Completed),
+            Ok(Err(error)) => skip_or_fail(&error, &warnings),
+            Err(panic) => Err(format!("test panicked: {}{warnings}", message(panic.as_ref())).into()),
         }
     })
 }
@@ -134,12 +136,17 @@ where
     dropped
 }
 
-fn skip_or_fail(error: &anyhow::Error) -> Result<Completion, Failed> {
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
+}
+
+fn skip_or_fail(error: &anyhow::Error, warnings: &str) -> Result<Completion, Failed> {
     if let Some(Skip(why)) = error.downcast_ref() {
         return Ok(Completion::ignored_with(why.clone()));
     }
     let Some((server, counter)) = missing_server(error) else {
-        return Err(format!("{error:?}").into());
+        return Err(format!("{error:?}{warnings}").into());
     };
     if std::env::var_os("OUTBOX_RELAY_REQUIRE_REAL").is_some_and(|value| value == "1") {
         return Err(format!("needs {server}: {error:#}").into());
