@@ -5,8 +5,10 @@
 //! - [`snapshot`]: the transactions that had ended when a statement began
 //! - [`progress`]: how far the claims of a lane have come, and how a claim changes the progress
 //! - [`hold`]: the records of events that wait although claims have passed them
+//! - [`murmur2`]: the partition of a key
 
 pub(crate) mod hold;
+pub(crate) mod murmur2;
 pub(crate) mod progress;
 pub(crate) mod share;
 pub(crate) mod snapshot;

@@ -41,7 +41,6 @@ use crate::observe::health::Readiness;
 use crate::relay::identity::Fixed;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::delivery::DeliverySql;
-use crate::store::relay_registry::LANES_SINCE;
 use crate::store::session;
 use crate::store::session::Sequence;
 use event_outbox::Names;
@@ -210,7 +209,6 @@ async fn look(conn: &mut PgConnection, names: &Names) -> Result<Fixed, SchemaErr
     let lanes = schema::lanes(&mut tx, names).await?;
     let sequence = Sequence::read(&mut tx, names).await?;
     let identity = DeliverySql::new(names).identity(&mut tx).await?;
-    let has_lanes = schema::version(&mut tx, names).await? >= Some(LANES_SINCE);
     tx.commit().await?;
-    Ok(Fixed { lanes, sequence, identity, has_lanes })
+    Ok(Fixed { lanes, sequence, identity })
 }

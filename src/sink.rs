@@ -6,7 +6,6 @@
 //! - [`broker`]: whether the cluster can be reached
 //! - [`topics`]: whether a topic can be written
 //! - [`client`]: the librdkafka settings that the guarantees depend on
-//! - [`murmur2`]: the partition of a key
 //! - [`progress`]: the batch that a lane's last Kafka transaction published
 //! - [`transactions`]: Kafka's part of exactly-once
 //! - [`reader`]: reads topics for commands
@@ -15,7 +14,6 @@
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod delivery;
-pub(crate) mod murmur2;
 mod produce_error;
 pub(crate) mod producer;
 pub(crate) mod progress;

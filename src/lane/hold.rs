@@ -1,6 +1,6 @@
 //! Keeps the holds of lanes: the records of events that wait although claims have passed them.
 //!
-//! A hold names a lane and a value: an event, an entity or a topic. While the hold exists, claims step over all events of the value,
+//! A hold names a lane and a value: an event, an entity, a topic or a partition. While the hold exists, claims step over all events of the value,
 //! however many there are. `from_id` is where these events begin. A pending event of the value with a lower id is covered by another hold,
 //! or no claim has found it yet.
 //!
@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use crate::lane::murmur2;
 use event_outbox::backoff::Backoff;
 
 /// The value that a hold names, besides its lane.
@@ -26,6 +27,20 @@ pub(crate) enum HoldValue {
     Entity { entity_type: Option<String>, entity_id: String },
     /// A topic.
     Topic(String),
+    /// The events of a topic whose keys are of `partition` while the topic has `of` partitions. The number is part of the value: if the
+    /// topic gets more partitions, the events that wait and their successors stay together.
+    Partition { topic: String, partition: i32, of: i32 },
+}
+
+impl HoldValue {
+    /// Returns the topic and the partition that the value names.
+    pub(crate) fn destination(&self) -> Option<(&str, Option<i32>)> {
+        match self {
+            Self::Topic(topic) => Some((topic, None)),
+            Self::Partition { topic, partition, .. } => Some((topic, Some(*partition))),
+            Self::Row(_) | Self::Entity { .. } => None,
+        }
+    }
 }
 
 /// Why events are held: the column `why` of the table of holds.
@@ -35,7 +50,7 @@ pub(crate) enum HoldKind {
     Locked,
     /// An event was refused for its own fault, and `on_poison` is `hold_entity`.
     Poison,
-    /// The topic cannot be written.
+    /// The topic or the partition cannot be written.
     Topic,
     /// An operator has paused the topic or the entity.
     Paused,
@@ -114,6 +129,8 @@ pub(crate) struct HoldSet {
     by_key: HashMap<Key, u32>,
     /// The entity holds by entity id, whatever the type.
     entities: HashMap<String, Vec<u32>>,
+    /// The partition holds by topic.
+    partitions: HashMap<String, Vec<u32>>,
     next: u32,
     /// The holds that differ from their records.
     dirty: BTreeSet<u32>,
@@ -198,8 +215,10 @@ impl HoldSet {
         }
         let index = self.next;
         self.next += 1;
-        if let HoldValue::Entity { entity_id, .. } = &hold.value {
-            self.entities.entry(entity_id.clone()).or_default().push(index);
+        match &hold.value {
+            HoldValue::Entity { entity_id, .. } => self.entities.entry(entity_id.clone()).or_default().push(index),
+            HoldValue::Partition { topic, .. } => self.partitions.entry(topic.clone()).or_default().push(index),
+            HoldValue::Row(_) | HoldValue::Topic(_) => {}
         }
         self.by_key.insert((lane, hold.value.clone()), index);
         self.held.insert(index, TrackedHold { hold, lane, is_releasing: false, look: None, record: None });
@@ -222,13 +241,10 @@ impl HoldSet {
         self.dirty.remove(&index);
         self.gone.extend(held.record);
         self.by_key.remove(&(held.lane, held.hold.value.clone()));
-        if let HoldValue::Entity { entity_id, .. } = &held.hold.value
-            && let Some(of_id) = self.entities.get_mut(entity_id)
-        {
-            of_id.retain(|other| *other != index);
-            if of_id.is_empty() {
-                self.entities.remove(entity_id);
-            }
+        match &held.hold.value {
+            HoldValue::Entity { entity_id, .. } => drop_from(&mut self.entities, entity_id, index),
+            HoldValue::Partition { topic, .. } => drop_from(&mut self.partitions, topic, index),
+            HoldValue::Row(_) | HoldValue::Topic(_) => {}
         }
         Some(held)
     }
@@ -240,18 +256,54 @@ impl HoldSet {
         }
         let topic = event.topic.and_then(|topic| self.find(event.lane, &HoldValue::Topic(topic.to_owned())));
         let of_entity = event.entity_id.and_then(|id| self.entities.get(id)).into_iter().flatten().copied();
+        let of_topic = event.topic.and_then(|topic| self.partitions.get(topic)).filter(|_| event.entity_id.is_some());
+        let hash = of_topic.and(event.entity_id).map_or(0, |id| murmur2::murmur2(id.as_bytes()));
         let row = event.entity_id.is_none().then(|| self.find(event.lane, &HoldValue::Row(event.id))).flatten();
         let matches = |index: &u32| match self.held.get(index) {
             Some(TrackedHold { hold: Hold { value: HoldValue::Entity { entity_type, .. }, .. }, lane, .. }) => {
                 *lane == event.lane && entity_type.as_deref().is_none_or(|of| of == event.entity_type)
             }
+            Some(TrackedHold {
+                hold: Hold { value: HoldValue::Partition { partition, of, .. }, .. }, lane, ..
+            }) => *lane == event.lane && murmur2::partition(hash, *of) == *partition,
             Some(_) => true,
             None => false,
         };
-        let mut found = topic.into_iter().chain(row).chain(of_entity).filter(matches);
+        let of_topic = of_topic.into_iter().flatten().copied();
+        let mut found = topic.into_iter().chain(row).chain(of_topic).chain(of_entity).filter(matches);
         let first = found.next()?;
         let is_active = |index: &u32| self.held.get(index).is_some_and(|held| !held.is_releasing);
         if is_active(&first) { Some(first) } else { Some(found.find(is_active).unwrap_or(first)) }
+    }
+
+    /// Begins a hold, or makes an existing one active again. Returns its index.
+    pub(crate) fn begin(&mut self, lane: i16, hold: Hold) -> u32 {
+        let Hold { value, kind, reason, from_id, head_id, .. } = &hold;
+        let Some(index) = self.find(lane, value) else {
+            let (kind, index) = (*kind, self.insert(lane, hold));
+            self.look_soon(index, kind);
+            return index;
+        };
+        if let Some(held) = self.get_mut(index) {
+            // `from_id` only goes down: a walk that has not come far has left earlier events of the value behind.
+            held.hold.from_id = held.hold.from_id.min(*from_id);
+            held.hold.released = false;
+            held.is_releasing = false;
+            held.hold.kind = *kind;
+            held.hold.reason.clone_from(reason);
+            held.hold.head_id = *head_id;
+        }
+        self.look_soon(index, *kind);
+        index
+    }
+
+    fn look_soon(&mut self, index: u32, kind: HoldKind) {
+        if let Some(held) = self.held.get_mut(&index) {
+            held.look = None;
+            if kind == HoldKind::Locked {
+                held.look_later(Instant::now());
+            }
+        }
     }
 
     /// Counts the holds of a lane that exist because an event is locked.
@@ -262,6 +314,15 @@ impl HoldSet {
     /// Returns the id at which the walk of all releasing holds goes on.
     pub(crate) fn releasing_from(&self) -> Option<i64> {
         self.held.values().filter(|held| held.is_releasing).map(|held| held.hold.from_id).min()
+    }
+}
+
+fn drop_from(indices: &mut HashMap<String, Vec<u32>>, key: &str, index: u32) {
+    if let Some(of_key) = indices.get_mut(key) {
+        of_key.retain(|other| *other != index);
+        if of_key.is_empty() {
+            indices.remove(key);
+        }
     }
 }
 
@@ -301,6 +362,23 @@ mod tests {
         assert_eq!(holds.locked_of(1), 2);
         holds.remove(typed);
         assert_eq!(holds.blocking(event(1, Some("a"))), None);
+    }
+
+    #[test]
+    fn a_partition_keeps_the_keys_that_were_in_it_when_the_hold_began() {
+        let mut holds = HoldSet::default();
+        let partition = |key: &str, of| murmur2::partition(murmur2::murmur2(key.as_bytes()), of);
+        let value = HoldValue::Partition { topic: "order-events".to_owned(), partition: partition("a", 3), of: 3 };
+        let index = holds.insert(1, hold(value, HoldKind::Topic));
+        for key in ["a", "b", "c", "d", "e", "f", "g"] {
+            let is_held = partition(key, 3) == partition("a", 3);
+            assert_eq!(holds.blocking(event(1, Some(key))), is_held.then_some(index), "{key}");
+            assert_eq!(holds.blocking(event(2, Some(key))), None, "another lane");
+            assert_eq!(holds.blocking(Candidate { topic: Some("other"), ..event(1, Some(key)) }), None);
+        }
+        assert_eq!(holds.blocking(event(1, None)), None, "events without a key go to another partition");
+        holds.remove(index);
+        assert!(holds.blocking(event(1, Some("a"))).is_none() && holds.partitions.is_empty());
     }
 
     #[test]

@@ -51,6 +51,7 @@ const FAILURES: Named = (
 );
 const LANES: Named = ("lanes", "Lanes of the whole outbox");
 const OWNED: Named = ("owned_lanes", "Lanes assigned to this relay; zero is possible with more workers than lanes");
+const IN_DOUBT: Named = ("in_doubt_records", "Records that were sent, not acknowledged for a second, and set aside");
 const UNSCANNED: Named = ("unscanned_events", "Event ids that were allocated, but not yet reached by claims");
 const PENDING: Named = ("pending_events", "Events of the whole outbox that can be claimed; counting stops at 1000000");
 const OLDEST: Named = ("oldest_pending_seconds", "Age of the oldest event of the whole outbox that can be claimed");
@@ -105,6 +106,7 @@ pub(crate) struct Metrics {
     failures: Family<Word, Counter>,
     lanes: Gauge,
     owned: Gauge,
+    in_doubt: Family<Text, Gauge>,
     unscanned: Family<Text, Gauge>,
     pending: Gauge,
     oldest: Seconds,
@@ -144,6 +146,7 @@ impl Default for Metrics {
             failures: register(&mut registry, FAILURES),
             lanes: register(&mut registry, LANES),
             owned: register(&mut registry, OWNED),
+            in_doubt: register(&mut registry, IN_DOUBT),
             unscanned: register(&mut registry, UNSCANNED),
             pending: register(&mut registry, PENDING),
             oldest: register(&mut registry, OLDEST),
@@ -235,6 +238,11 @@ impl Metrics {
         self.failures.get_or_create(&class(of)).inc_by(failures);
     }
 
+    /// Sets the number of a worker's records that are set aside.
+    pub(crate) fn set_in_doubt(&self, worker: usize, records: usize) {
+        self.in_doubt.get_or_create(&[("worker", worker.to_string())]).set(records as i64);
+    }
+
     /// Sets the distance between the start of a worker's next claim and the highest id that the worker has seen.
     pub(crate) fn set_unscanned(&self, worker: usize, events: i64) {
         self.unscanned.get_or_create(&[("worker", worker.to_string())]).set(events);
@@ -289,6 +297,7 @@ impl Metrics {
     pub(crate) fn with_samples() -> Self {
         let metrics = Self::default();
         metrics.acknowledged("order-events", 0);
+        metrics.set_in_doubt(0, 0);
         metrics.set_unscanned(0, 0);
         metrics
     }

@@ -25,7 +25,7 @@ pub(super) fn acknowledged(metrics: &Metrics, rows: &[ClaimedRow], sent: &Sent, 
     let mut by_topic = vec![0_u64; sent.topics.len()];
     let mut acked = Vec::with_capacity(sent.records);
     for (row, outcome) in sent.outcomes.iter().enumerate() {
-        if let RowOutcome::Sent { slot, topic } = outcome
+        if let RowOutcome::Sent { slot, topic, .. } = outcome
             && outcomes.get(*slot) == Some(&Outcome::Acked)
         {
             by_topic[*topic] += 1;

@@ -9,6 +9,4 @@ pub(crate) struct Fixed {
     pub(crate) sequence: Sequence,
     /// The number that tells the outbox from others on the same cluster.
     pub(crate) identity: i64,
-    /// True if the registry has a column for the lanes that relays own.
-    pub(crate) has_lanes: bool,
 }

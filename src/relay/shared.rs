@@ -101,7 +101,7 @@ impl Shared {
             delivery: DeliverySql::new(names),
             progress: ProgressGroup::new(options.kafka.clone(), found.identity, lanes),
             holds: HoldSql::new(names),
-            registry: RegistrySql::new(names, options.database.prepared_statements, found.has_lanes),
+            registry: RegistrySql::new(names, options.database.prepared_statements),
             relays: RelayRegistry::default(),
             // A single worker has all lanes until the heartbeat has read the registry. The locks of other relays keep it from doing harm.
             worker_assignment: watch::Sender::new(WorkerAssignment {

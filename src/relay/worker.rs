@@ -6,6 +6,7 @@
 //! - [`lanes`]: the first part of a cycle: locks lanes, verifies them, takes them over
 //! - [`claim`]: selects the rows, and how far the progress may move with them
 //! - [`outcome`]: decides about each row
+//! - [`in_doubt`]: sets records aside that are not acknowledged, so that the rest of their batch need not wait
 //! - [`settle`]: the last part of a cycle: marks, progress, holds
 //! - [`pauses`]: applies what operators have paused
 //! - [`topics`]: asks about topics, holds their events, releases them
@@ -14,6 +15,7 @@
 pub(crate) mod claim;
 pub(crate) mod context;
 pub(crate) mod cycle;
+pub(crate) mod in_doubt;
 pub(crate) mod lane_assignment;
 mod lanes;
 pub(crate) mod outcome;
@@ -45,6 +47,7 @@ use cycle::lock_in;
 use event_outbox::backoff::Backoff;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
+use in_doubt::partition_obstacle;
 use lane_assignment::LaneAssignment;
 
 /// The longest time that taking a transactional id may take. Transactions left open under that id have to be rolled back first.
@@ -158,6 +161,9 @@ impl Worker {
     /// Releases all lanes. If this fails, the worker that takes the lanes fences this one, and no harm is done.
     async fn release_lanes(&mut self) {
         let shared = Arc::clone(&self.shared);
+        if self.finish_in_doubt().await.is_err() {
+            self.disconnect();
+        }
         let Ok(mut context) = self.context(&shared) else { return };
         let released = async {
             context.rollback_begun(None).await?;
@@ -168,9 +174,23 @@ impl Worker {
         }
     }
 
+    /// Marks the acknowledged ones of the records that were set aside, before lanes are given back.
+    async fn finish_in_doubt(&mut self) -> Result<(), CycleError> {
+        let shared = Arc::clone(&self.shared);
+        let Some(mut assignment) = self.assignment.take() else { return Ok(()) };
+        let mut context = self.context(&shared)?;
+        context.rollback_begun(None).await?;
+        let finished = context.finish_in_doubt(&mut assignment).await;
+        self.assignment = Some(assignment);
+        finished
+    }
+
     async fn run_cycle(&mut self, probe_first: bool) -> Result<Cycle, CycleError> {
         self.connect().await?;
         let shared = Arc::clone(&self.shared);
+        if self.assignment.as_ref().map(|assignment| assignment.range) != self.shared.share(self.index) {
+            self.finish_in_doubt().await?;
+        }
         let share = self.share();
         self.context(&shared)?.rollback_begun(share).await?;
         self.context(&shared)?.release_lanes(share).await?;
@@ -203,12 +223,16 @@ impl Worker {
 
     fn end_assignment(&mut self) {
         if let Some(assignment) = self.assignment.take() {
+            // The next owner of the lanes reports its own obstacles.
+            for partition in &assignment.unwritable {
+                self.shared.unblock(&partition_obstacle(partition));
+            }
             self.shared.unblock(&lock_in(assignment.range));
             self.shared.set_owned(self.index, None);
         }
     }
 
-    fn context<'w>(&'w mut self, shared: &'w Shared) -> Result<WorkerContext<'w>, CycleError> {
+    fn context<'w>(&'w mut self, shared: &'w Arc<Shared>) -> Result<WorkerContext<'w>, CycleError> {
         let conn = self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
         let Self { index: worker, producer, begun, budget, ownership, .. } = self;
         Ok(WorkerContext { worker: *worker, shared, conn, producer, begun, budget, ownership })

@@ -15,7 +15,7 @@ use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::MetadataTopic;
+use rdkafka::metadata::{MetadataBroker, MetadataPartition, MetadataTopic};
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use tokio::sync::{mpsc, watch};
 
@@ -47,6 +47,14 @@ const NAMES_KEPT: usize = 64;
 
 /// The topic that the watch asks for while it knows no other. Any answer is enough, and most clusters have this topic.
 const ANY_TOPIC: &str = "__consumer_offsets";
+
+/// The leader of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Leader {
+    pub(crate) partition: i32,
+    /// The broker's id and its advertised address; `None` if the partition has no leader.
+    pub(crate) broker: Option<(i32, String)>,
+}
 
 /// The error of a cluster that did not answer, or is known to be down.
 #[derive(Debug, thiserror::Error)]
@@ -282,6 +290,21 @@ impl Broker {
         self.or_suspect(asked.await)
     }
 
+    /// Returns the leader of each partition of a topic.
+    ///
+    /// # Errors
+    /// [`BrokerDown`] if the cluster does not answer.
+    pub(crate) async fn leaders(self: &Arc<Self>, topic: &str) -> Result<Vec<Leader>, BrokerDown> {
+        let name = topic.to_owned();
+        let asked = self.ask(vec![name.clone()], move |client| {
+            let metadata = client.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT)?;
+            let partitions =
+                metadata.topics().iter().filter(|topic| topic.name() == name).flat_map(MetadataTopic::partitions);
+            Ok(partitions.map(|partition| leader_of(partition, metadata.brokers())).collect())
+        });
+        self.or_suspect(asked.await)
+    }
+
     /// Asks for all topics that the user may see, in one request.
     ///
     /// # Errors
@@ -378,6 +401,12 @@ impl Broker {
     fn client(&self) -> MutexGuard<'_, Client> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn leader_of(partition: &MetadataPartition, brokers: &[MetadataBroker]) -> Leader {
+    let leader = brokers.iter().find(|broker| broker.id() == partition.leader());
+    let broker = leader.map(|broker| (broker.id(), format!("{}:{}", broker.host(), broker.port())));
+    Leader { partition: partition.id(), broker }
 }
 
 fn answer_in(topics: &[MetadataTopic], name: &str) -> Answer {

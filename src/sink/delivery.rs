@@ -33,6 +33,8 @@ struct Batch {
     number: u32,
     open: usize,
     outcomes: Vec<Outcome>,
+    /// The time of the last report, or of the start.
+    moved_at: Option<Instant>,
     /// The last error of records that are sent again, and its time.
     error: Option<(RDKafkaErrorCode, Instant)>,
 }
@@ -58,6 +60,7 @@ impl Deliveries {
         batch.number = batch.number.wrapping_add(1);
         batch.open = records;
         batch.error = None;
+        batch.moved_at = Some(Instant::now());
         batch.outcomes.clear();
         batch.outcomes.resize(records, Outcome::Open);
         batch.number
@@ -80,6 +83,11 @@ impl Deliveries {
         self.batch().open == 0
     }
 
+    /// Returns the time since the last report of the batch, or since its start.
+    pub(crate) fn quiet_for(&self) -> Duration {
+        self.batch().moved_at.map_or(Duration::ZERO, |at| at.elapsed())
+    }
+
     /// Returns true if this is the current batch and a record of it is open.
     pub(crate) fn is_open(&self, number: u32) -> bool {
         let batch = self.batch();
@@ -99,6 +107,7 @@ impl Deliveries {
         }
         if let Some(entry @ Outcome::Open) = batch.outcomes.get_mut(slot) {
             *entry = outcome;
+            batch.moved_at = Some(Instant::now());
             batch.open -= 1;
             if batch.open == 0 {
                 self.settled.notify_one();

@@ -1,7 +1,7 @@
 //! Runs one idempotent producer. A worker gives it one batch at a time. After any failure the whole producer and its queue are dropped, so
 //! that a new one sends the unacknowledged records again in order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
@@ -12,10 +12,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
+use crate::lane::murmur2;
 use crate::sink::broker::SuspicionSender;
 use crate::sink::client::{ClientSettings, is_debugged};
 use crate::sink::delivery::{Context, Deliveries, opaque};
-use crate::sink::murmur2;
 use crate::sink::topics::Topics;
 use crate::sink::transactions::{self, Offsets, TransactionError};
 use event_outbox::envelope::Envelope;
@@ -33,6 +33,16 @@ const GLANCE: Duration = Duration::from_millis(5);
 
 /// The largest batch, in records, that is sent without lingering.
 const FEW: usize = 16;
+
+/// Where a record goes: the partition, and the number of partitions that it was chosen from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Placement {
+    pub(crate) partition: i32,
+    pub(crate) of: i32,
+}
+
+/// Partitions that records without a key stay away from.
+pub(crate) type Avoided = HashSet<(String, i32)>;
 
 /// A generation of a worker's producer: two of librdkafka's producers, one for small batches and one for large ones. A batch uses only one
 /// of them and ends before the next begins, so the records keep the order of the batches.
@@ -140,7 +150,7 @@ impl KafkaProducer {
         }
     }
 
-    /// Queues record `slot` of the batch.
+    /// Queues record `slot` of the batch. Returns its partition; `None` if librdkafka chooses it.
     ///
     /// # Errors
     /// librdkafka refused it at once, for example because it is too large. The record counts as failed.
@@ -151,7 +161,8 @@ impl KafkaProducer {
         event: &StoredEvent<'_>,
         envelope: Envelope,
         source: Option<&str>,
-    ) -> Result<(), RDKafkaErrorCode> {
+        avoided: &Avoided,
+    ) -> Result<Option<Placement>, RDKafkaErrorCode> {
         let mut headers = Some(OwnedHeaders::new_with_capacity(USUAL_HEADERS));
         envelope.headers(event, source, &mut |key, value| {
             headers = headers.take().map(|headers| headers.insert(Header { key, value: Some(value) }));
@@ -161,7 +172,8 @@ impl KafkaProducer {
             .timestamp(event.created_at.timestamp_millis().max(1));
         record.headers = headers;
         record.key = event.entity_id.map(str::as_bytes);
-        record.partition = self.spread.partition(topic, record.key);
+        let placement = self.spread.place(topic, record.key, self.batch as usize + slot, avoided);
+        record.partition = placement.map(|placement| placement.partition);
         let mut scratch = std::mem::take(&mut self.scratch);
         record.payload = envelope.value(event, source, &mut scratch);
         let sent = self.current().producer.send(record).map_err(|(error, record)| {
@@ -170,7 +182,7 @@ impl KafkaProducer {
             code
         });
         self.scratch = scratch;
-        sent
+        sent.map(|()| placement)
     }
 
     /// Leaves out record `slot` of the batch.
@@ -218,15 +230,33 @@ impl Spread {
         self.topics.layout() != self.layout
     }
 
-    /// Returns the partition; `None` if librdkafka decides, as it does for records without a key.
-    fn partition(&mut self, topic: &str, key: Option<&[u8]>) -> Option<i32> {
-        let key = key.filter(|_| self.is_murmur2)?;
+    /// Returns the partition; `None` if librdkafka decides, because another partitioner is configured or the count is not known. Records
+    /// without a key go to one partition after the other.
+    fn place(&mut self, topic: &str, key: Option<&[u8]>, turn: usize, avoided: &Avoided) -> Option<Placement> {
+        if !self.is_murmur2 {
+            return None;
+        }
         let count = match self.counts.get(topic) {
             Some(count) => *count,
             None => *self.counts.entry(topic.to_owned()).or_insert_with(|| self.topics.partitions(topic)),
         };
-        Some(murmur2::partition(murmur2::murmur2(key), count?))
+        let of = count?;
+        let partition = match key {
+            Some(key) => murmur2::partition(murmur2::murmur2(key), of),
+            None => in_turn(topic, turn, of, avoided),
+        };
+        Some(Placement { partition, of })
     }
+}
+
+/// Returns the next partition that is not avoided. If all are avoided, returns the one whose turn it is.
+fn in_turn(topic: &str, turn: usize, of: i32, avoided: &Avoided) -> i32 {
+    let first = (turn % of.max(1) as usize) as i32;
+    if avoided.is_empty() {
+        return first;
+    }
+    let mut partitions = (0..of).map(|step| (first + step) % of);
+    partitions.find(|partition| !avoided.contains(&(topic.to_owned(), *partition))).unwrap_or(first)
 }
 
 /// A librdkafka producer and the thread that receives its delivery reports. The thread sleeps while no record of this producer is open, and

@@ -77,10 +77,10 @@ impl HeldGroup {
 /// Returns the held events by reason, the largest group first.
 pub(crate) async fn held(conn: &mut PgConnection, names: &Names) -> Result<Vec<HeldGroup>, sqlx::Error> {
     let query = format!(
-        "select {columns}, sum(h.events)::int8, nullif(count(*) filter (where h.kind <> 'topic'), 0), \
+        "select {columns}, sum(h.events)::int8, nullif(count(*) filter (where h.kind in ('row', 'entity')), 0), \
          min(concat_ws('/', h.entity_type, h.entity_id)) filter (where h.kind = 'entity'), \
          greatest(0, extract(epoch from clock_timestamp() - min(h.since)))::float8 \
-         from {} h group by {columns} order by 4 desc, {columns} limit 100",
+         from {} h group by {columns} order by sum(h.events) desc, {columns} limit 100",
         names.companion("hold"),
         columns = held::COLUMNS,
     );
@@ -89,10 +89,10 @@ pub(crate) async fn held(conn: &mut PgConnection, names: &Names) -> Result<Vec<H
         .map(|row| {
             Ok(HeldGroup {
                 held: Held::from_row(row, 0)?.ok_or(sqlx::Error::RowNotFound)?,
-                events: row.try_get(3)?,
-                entities: row.try_get(4)?,
-                example: row.try_get(5)?,
-                oldest_s: row.try_get(6)?,
+                events: row.try_get(held::COLUMN_COUNT)?,
+                entities: row.try_get(held::COLUMN_COUNT + 1)?,
+                example: row.try_get(held::COLUMN_COUNT + 2)?,
+                oldest_s: row.try_get(held::COLUMN_COUNT + 3)?,
             })
         })
         .collect()

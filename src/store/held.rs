@@ -14,24 +14,33 @@ use event_outbox::names::Names;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) kind: HoldKind,
-    /// The topic, where a whole topic is held.
+    /// The topic, where a whole topic or a partition of it is held.
     pub(crate) topic: Option<String>,
+    /// The partition, where only a partition is held.
+    pub(crate) partition: Option<i32>,
     pub(crate) reason: String,
 }
 
 /// The columns of a hold `h` that [`Held::from_row`] reads.
-pub(crate) const COLUMNS: &str = "h.why, h.topic, h.reason";
+pub(crate) const COLUMNS: &str = "h.why, h.topic, h.reason, h.partition";
+
+/// The number of [`COLUMNS`].
+pub(crate) const COLUMN_COUNT: usize = 4;
 
 /// Joins to a table expression `o` of events the hold `h` that keeps each pending one; its columns are null where none does. `topic`: SQL
-/// for the event's topic.
+/// for the event's topic. An event that claims have
+/// passed is held; the partition of its key is not computed, so with holds of several partitions it may get the other one.
 pub(crate) fn join(names: &Names, topic: &str) -> String {
     format!(
-        "left join lateral (select h.why, h.topic, h.reason from {} h where o.status = 'PENDING' and h.lane = o.lane and h.from_id <= o.id \
+        "left join lateral (select {COLUMNS} from {} h where o.status = 'PENDING' and h.lane = o.lane and h.from_id <= o.id \
            and (h.kind = 'topic' and h.topic = {topic} \
              or h.kind = 'entity' and h.entity_id = o.entity_id and (h.entity_type is null or h.entity_type = o.entity_type) \
-             or h.kind = 'row' and h.head_id = o.id) \
+             or h.kind = 'row' and h.head_id = o.id \
+             or h.kind = 'partition' and h.topic = {topic} and o.entity_id is not null \
+               and o.id <= (select l.scanned_through from {} l where l.lane = o.lane)) \
            order by h.why = 'paused', h.from_id limit 1) h on true",
-        names.companion("hold")
+        names.companion("hold"),
+        names.companion("lane")
     )
 }
 
@@ -40,12 +49,20 @@ impl Held {
     pub(crate) fn from_row(row: &PgRow, column: usize) -> Result<Option<Self>, sqlx::Error> {
         let Some(why) = row.try_get::<Option<&str>, _>(column)? else { return Ok(None) };
         let kind = HoldKind::parse(why).ok_or_else(|| sqlx::Error::Decode(format!("no kind of hold: {why}").into()))?;
-        Ok(Some(Self { kind, topic: row.try_get(column + 1)?, reason: row.try_get(column + 2)? }))
+        Ok(Some(Self {
+            kind,
+            topic: row.try_get(column + 1)?,
+            reason: row.try_get(column + 2)?,
+            partition: row.try_get(column + 3)?,
+        }))
     }
 
     /// Returns what an operator does about it.
     pub(crate) fn next_step(&self) -> &'static str {
         match self.kind {
+            HoldKind::Topic if self.partition.is_some() => {
+                "look at the partition's leader and replicas; its events are published when it takes records again"
+            }
             HoldKind::Topic => "create the topic or grant WRITE on it; the relay notices within seconds",
             HoldKind::Paused => "outbox-relay resume, when the reason is gone",
             HoldKind::Locked => {
@@ -59,6 +76,9 @@ impl Held {
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reason = &self.reason;
+        if let (HoldKind::Topic, Some(topic), Some(partition)) = (self.kind, &self.topic, self.partition) {
+            return write!(f, "held partition {topic} [{partition}]: {reason}");
+        }
         match (self.kind, &self.topic) {
             (HoldKind::Locked, _) => write!(f, "locked: {reason}"),
             (HoldKind::Poison, _) => write!(f, "held entity: {reason}"),
@@ -85,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_kind_is_that_of_the_record_whatever_the_reason_says() {
-        let held = Held { kind: HoldKind::Poison, topic: None, reason: "paused topic x".to_owned() };
+        let held = Held { kind: HoldKind::Poison, topic: None, partition: None, reason: "paused topic x".to_owned() };
         assert_eq!(
             serde_json::to_string(&held).unwrap(),
             r#"{"kind":"poison","reason":"held entity: paused topic x"}"#
@@ -93,6 +113,7 @@ mod tests {
         let paused = |topic: Option<&str>| Held {
             kind: HoldKind::Paused,
             topic: topic.map(str::to_owned),
+            partition: None,
             reason: "maintenance".to_owned(),
         };
         assert_eq!(paused(Some("t")).to_string(), "paused topic t: maintenance");

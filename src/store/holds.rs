@@ -11,12 +11,13 @@ use crate::store::settle::{Ctid, SettleError, owned, postgres_text};
 use event_outbox::names::Names;
 
 /// The columns of a record, in the order in which [`hold_of`] reads them.
-const COLUMNS: &str = "lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events";
+const COLUMNS: &str =
+    "lane, kind, topic, partition, partitions, entity_type, entity_id, why, reason, from_id, head_id, events";
 
 /// Holds as rows of `v`: one array for each column, as [`bind`] binds them. The first three identify a hold in memory and its record.
 const VALUES: &str = "unnest($1::int8[], $2::tid[], $3::int8[], $4::int2[], $5::text[], $6::text[], $7::text[], $8::text[], \
-     $9::text[], $10::text[], $11::int8[], $12::int8[], $13::int8[]) \
-     as v (index, row_ctid, id, lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events)";
+     $9::text[], $10::text[], $11::int8[], $12::int8[], $13::int8[], $14::int4[], $15::int4[]) \
+     as v (index, row_ctid, id, lane, kind, topic, entity_type, entity_id, why, reason, from_id, head_id, events, partition, partitions)";
 
 /// The longest reason that is stored, in characters.
 const REASON_MAX: usize = 1_000;
@@ -70,8 +71,8 @@ impl HoldSql {
         let mut holds = HoldSet::default();
         for row in query.persistent(persistent).fetch_all(conn).await? {
             let (lane, hold) = hold_of(&row)?;
-            let is_released = row.try_get(12)?;
-            holds.load(lane, Hold { released: is_released, ..hold }, record_id(&row, 10)?);
+            let is_released = row.try_get(14)?;
+            holds.load(lane, Hold { released: is_released, ..hold }, record_id(&row, 12)?);
         }
         Ok(holds)
     }
@@ -108,7 +109,7 @@ impl HoldSql {
             for row in &rows {
                 let (lane, hold) = hold_of(row)?;
                 if let Some(index) = holds.find(lane, &hold.value) {
-                    moved.push((index, record_id(row, 10)?));
+                    moved.push((index, record_id(row, 12)?));
                 }
             }
             owned(new.len(), rows.len() as u64)?;
@@ -129,7 +130,7 @@ fn bind<'q>(sql: &'q str, holds: &[(u32, &TrackedHold)]) -> Query<'q, Postgres, 
         .bind(column(holds, |held| held.record.map(|record| record.id)))
         .bind(column(holds, |held| held.lane))
         .bind(column(holds, |held| kind_of(&held.hold.value)))
-        .bind(text(|value| if let HoldValue::Topic(topic) = value { Some(topic) } else { None }))
+        .bind(text(|value| value.destination().map(|(topic, _)| topic)))
         .bind(text(
             |value| if let HoldValue::Entity { entity_type, .. } = value { entity_type.as_deref() } else { None },
         ))
@@ -139,6 +140,11 @@ fn bind<'q>(sql: &'q str, holds: &[(u32, &TrackedHold)]) -> Query<'q, Postgres, 
         .bind(column(holds, |held| held.hold.from_id))
         .bind(column(holds, |held| held.hold.head_id))
         .bind(column(holds, |held| held.hold.events))
+        .bind(column(holds, |held| held.hold.value.destination().and_then(|(_, partition)| partition)))
+        .bind(column(holds, |held| match held.hold.value {
+            HoldValue::Partition { of, .. } => Some(of),
+            _ => None,
+        }))
 }
 
 /// Returns what a hold names, as the column `kind` has it.
@@ -147,6 +153,7 @@ fn kind_of(value: &HoldValue) -> &'static str {
         HoldValue::Row(_) => "row",
         HoldValue::Entity { .. } => "entity",
         HoldValue::Topic(_) => "topic",
+        HoldValue::Partition { .. } => "partition",
     }
 }
 
@@ -155,25 +162,29 @@ fn short(reason: &str) -> String {
 }
 
 fn hold_of(row: &PgRow) -> Result<(i16, Hold), sqlx::Error> {
-    let (topic, entity_type, entity_id): (Option<String>, _, Option<String>) =
+    let (topic, partition, of): (Option<String>, Option<i32>, Option<i32>) =
         (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
-    let head_id: Option<i64> = row.try_get(8)?;
+    let (entity_type, entity_id): (_, Option<String>) = (row.try_get(5)?, row.try_get(6)?);
+    let head_id: Option<i64> = row.try_get(10)?;
     let value = match row.try_get::<&str, _>(1)? {
         "row" => head_id.map(HoldValue::Row),
         "topic" => topic.map(HoldValue::Topic),
+        "partition" => {
+            topic.zip(partition).zip(of).map(|((topic, partition), of)| HoldValue::Partition { topic, partition, of })
+        }
         _ => entity_id.map(|entity_id| HoldValue::Entity { entity_type, entity_id }),
     };
-    let kind = HoldKind::parse(row.try_get(5)?);
+    let kind = HoldKind::parse(row.try_get(7)?);
     let (Some(value), Some(kind)) = (value, kind) else {
         return Err(sqlx::Error::Decode("a record of the table of holds is damaged".into()));
     };
     let hold = Hold {
         value,
         kind,
-        reason: row.try_get(6)?,
-        from_id: row.try_get(7)?,
+        reason: row.try_get(8)?,
+        from_id: row.try_get(9)?,
         head_id,
-        events: row.try_get(9)?,
+        events: row.try_get(11)?,
         released: false,
     };
     Ok((row.try_get(0)?, hold))

@@ -29,12 +29,7 @@ pub(crate) struct RegistrySql {
     pauses: String,
     /// True if the heartbeat has its own session. Behind a pooler the state of a session does not show the state of a relay.
     own_session: bool,
-    /// The table has a column for the lanes.
-    has_lanes: bool,
 }
-
-/// The first version of the schema in which a relay reports the lanes it owns.
-pub(crate) const LANES_SINCE: i32 = 11;
 
 /// What a relay says of itself.
 #[derive(Debug, Clone, Copy)]
@@ -56,8 +51,8 @@ const SEEN_AT: &str = "(extract(epoch from seen_at) * 1000000)::int8";
 const RELAY_COLUMNS: usize = 5;
 
 impl RegistrySql {
-    pub(crate) fn new(names: &Names, own_session: bool, has_lanes: bool) -> Self {
-        Self { table: names.companion("relay"), pauses: pauses::active_text(names), own_session, has_lanes }
+    pub(crate) fn new(names: &Names, own_session: bool) -> Self {
+        Self { table: names.companion("relay"), pauses: pauses::active_text(names), own_session }
     }
 
     /// Writes the `heartbeat` of this relay, if there is one, and removes the relays in `gone` whose rows have not changed since they
@@ -82,17 +77,12 @@ impl RegistrySql {
         let (id, name, version) = (heartbeat.id, literal(heartbeat.name), literal(env!("CARGO_PKG_VERSION")));
         let (table, workers) = (&self.table, heartbeat.workers);
         let pid = if self.own_session { "pg_backend_pid()" } else { "null" };
-        let (column, lanes, change) = match self.has_lanes {
-            true => {
-                let lanes: Vec<_> = heartbeat.lanes.iter().map(|range| format!("'{range}'")).collect();
-                (", lanes", format!(", array[{}]::text[]", lanes.join(",")), ", lanes = excluded.lanes")
-            }
-            false => ("", String::new(), ""),
-        };
+        let lanes: Vec<_> = heartbeat.lanes.iter().map(|range| format!("'{range}'")).collect();
         format!(
-            "insert into {table} (id, name, version, workers, pid, protocol{column}) \
-             values ('{id}', {name}, {version}, {workers}, {pid}, {PROTOCOL}{lanes}) \
-             on conflict (id) do update set seen_at = now(), pid = excluded.pid{change}; "
+            "insert into {table} (id, name, version, workers, pid, protocol, lanes) \
+             values ('{id}', {name}, {version}, {workers}, {pid}, {PROTOCOL}, array[{}]::text[]) \
+             on conflict (id) do update set seen_at = now(), pid = excluded.pid, lanes = excluded.lanes; ",
+            lanes.join(",")
         )
     }
 

@@ -9,6 +9,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{AssertSqlSafe, Decode, Encode, Postgres, Type};
 
+use crate::lane::LaneRange;
 use event_outbox::names::Names;
 
 /// The fixed oids of `tid` and `_tid` (`tid[]`) in `pg_type`
@@ -107,6 +108,7 @@ pub(crate) struct SettleSql {
     dead: String,
     refused: String,
     unschedule: String,
+    pending: String,
 }
 
 impl SettleSql {
@@ -121,6 +123,9 @@ impl SettleSql {
             refused: format!("update {outbox} set {change}"),
             // The trigger sets the row's `xid` to this transaction, so the row is claimed again as a late one, in the order of ids.
             unschedule: format!("update {outbox} set due = null where ctid = any ($1) and status = 'PENDING'"),
+            pending: format!(
+                "select ctid from {outbox} where id = any ($1) and status = 'PENDING' and lane between $2 and $3 for update skip locked"
+            ),
         }
     }
 
@@ -148,6 +153,21 @@ impl SettleSql {
         persistent: bool,
     ) -> Result<(), SettleError> {
         change(&self.refused, conn, rows, persistent).await
+    }
+
+    /// Locks the rows of these ids that are still pending. Returns their ctids. Leaves out rows that another session has locked.
+    ///
+    /// # Errors
+    /// Any database error.
+    pub(crate) async fn pending(
+        &self,
+        conn: &mut PgConnection,
+        ids: &[i64],
+        lanes: LaneRange,
+        persistent: bool,
+    ) -> Result<Vec<Ctid>, sqlx::Error> {
+        let query = sqlx::query_scalar(AssertSqlSafe(self.pending.as_str())).bind(ids).bind(lanes.first);
+        query.bind(lanes.last).persistent(persistent).fetch_all(conn).await
     }
 
     /// Clears `due` of scheduled rows that are due but held, so that they take their place in the order of ids.

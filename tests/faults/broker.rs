@@ -90,7 +90,7 @@ async fn records_that_were_appended_and_whose_acks_were_lost_are_not_appended_tw
 async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Result<()> {
     let (kafka, mut follower) = tokio::task::spawn_blocking(|| {
         let kafka = RealKafka::start(&[])?;
-        let follower = kafka.start_another()?;
+        let follower = kafka.start_another(2)?;
         anyhow::Ok((kafka, follower))
     })
     .await??;

@@ -14,6 +14,7 @@ mod hostile_rows;
 mod ids_go_back;
 mod locks;
 mod many_topics;
+mod partitions;
 mod produce_errors;
 mod proxied_relay;
 mod proxy;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         refused_marks::trials(),
         hostile_rows::trials(),
         many_topics::trials(),
+        partitions::trials(),
         table_shapes::trials(),
         soak::trials(),
     ];

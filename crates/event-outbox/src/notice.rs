@@ -56,6 +56,8 @@ notices! {
     OutageEnded "outage_ended" "The server is back.";
     TopicClosed "topic_closed" "A topic cannot be written, and its events are held.";
     TopicReopened "topic_reopened" "A topic can be written again.";
+    PartitionClosed "partition_closed" "A partition takes no records, and its events are held.";
+    PartitionReopened "partition_reopened" "A partition takes records again.";
     RecordsUnacknowledged "records_unacknowledged" "Records were not acknowledged and are sent again.";
     RecordsAcknowledged "records_acknowledged" "Records are acknowledged again.";
     TransactionsUnusable "transactions_unusable" "Events cannot be published in transactions and wait.";

@@ -17,7 +17,7 @@ pub const MAX_LANES: u16 = 1024;
 const OLDEST_SERVER: i32 = 140_000;
 
 /// The oldest schema version that this binary works with.
-const OLDEST_USABLE: i32 = 9;
+const OLDEST_USABLE: i32 = 12;
 
 /// The longest wait of one attempt of an upgrade to get a lock; [`LOCK_PAUSE`] is the pause before the next attempt.
 const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
@@ -58,6 +58,7 @@ const MIGRATIONS: &[Migration] = &[
     migration(9, "lane progress", include_str!("../migrations/0009_lane_progress.sql")),
     concurrent(10, "without partial indexes", include_str!("../migrations/0010_without_partial_indexes.sql")),
     migration(11, "relay lanes", include_str!("../migrations/0011_relay_lanes.sql")),
+    migration(12, "partition holds", include_str!("../migrations/0012_partition_holds.sql")),
 ];
 
 /// The schema version that this binary migrates to.
@@ -330,7 +331,6 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
     server_is_new_enough(conn).await?;
     match version(conn, names).await? {
         None => return Err(SchemaError::Missing { table: names.outbox() }),
-        // The migrations above this version only drop old indexes, which may wait long for other transactions.
         Some(found) if found < OLDEST_USABLE => {
             return Err(SchemaError::Older { table: names.outbox(), found, needed: CURRENT_VERSION });
         }

@@ -12,7 +12,7 @@ use super::kafka::{Cluster, blocking, value};
 use crate::config::KafkaSettings;
 use crate::fault;
 use crate::inspect::dedup_window::TopicRetention;
-use crate::sink::murmur2;
+use crate::lane::murmur2;
 use crate::sink::reader::{Part, Partition, Reader};
 use crate::store::routes::Seen;
 use event_outbox::code::Code;

@@ -6,7 +6,7 @@ use std::io;
 
 use crate::inspect::verify::fact::{FACT_BYTES, Fact, RecordFact, Resent, RowFact, STEP_BYTES, Step};
 use crate::inspect::verify::sorter::Sorter;
-use crate::sink::murmur2::partition;
+use crate::lane::murmur2::partition;
 use event_outbox::event::EventId;
 use event_outbox::ledger::{Example, Finding, Report, RowStatus};
 

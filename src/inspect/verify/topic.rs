@@ -15,8 +15,8 @@ use crate::config::KafkaSettings;
 use crate::inspect::verify::VerifyError;
 use crate::inspect::verify::fact::{Fact, RecordFact};
 use crate::inspect::verify::reading::{self, Reading};
+use crate::lane::murmur2::murmur2;
 use crate::resend::rate::Rate;
-use crate::sink::murmur2::murmur2;
 use event_outbox::event::EventId;
 
 /// The time limit of a request to the cluster.

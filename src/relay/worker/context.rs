@@ -1,5 +1,7 @@
 //! Defines what the steps of a cycle share, and how a cycle ends.
 
+use std::sync::Arc;
+
 use sqlx::PgConnection;
 
 use crate::fault::{self, Class, Fault};
@@ -15,7 +17,7 @@ use crate::store::settle::SettleError;
 /// The parts of a worker that a cycle works with.
 pub(crate) struct WorkerContext<'w> {
     pub(crate) worker: usize,
-    pub(crate) shared: &'w Shared,
+    pub(crate) shared: &'w Arc<Shared>,
     pub(crate) conn: &'w mut PgConnection,
     pub(crate) producer: &'w mut Option<KafkaProducer>,
     /// A transaction that was begun with the last commit, and its lanes.
@@ -127,6 +129,8 @@ pub(crate) enum Waited {
     Settled,
     BrokerDown,
     TimedOut,
+    /// Some records are acknowledged, and for a while no other has been.
+    Partly,
 }
 
 /// What [`Shared::block`] calls marks that change no row.

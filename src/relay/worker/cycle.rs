@@ -15,6 +15,7 @@ use crate::relay::batch_metrics;
 use crate::relay::stage_times::Stage;
 use crate::relay::worker::claim::{Batch, Extent};
 use crate::relay::worker::context::{Cycle, CycleError, MARKS, Waited, WorkerContext, acks_of};
+use crate::relay::worker::in_doubt::InDoubt;
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{Decider, Plan, Sent};
 use crate::relay::worker::settle::lanes_of;
@@ -58,8 +59,11 @@ impl WorkerContext<'_> {
         if assignment.pauses.has_ended(Instant::now()) {
             assignment.generation = None;
         }
+        self.report_in_doubt(assignment);
         // A probe looks only at the lanes that the worker has. Lanes that were not free must not wait until there is an event in these.
-        let may_probe = (probe_first || assignment.pauses.blocks_everything()) && !assignment.widens(Instant::now());
+        let may_probe = (probe_first || assignment.pauses.blocks_everything())
+            && !assignment.widens(Instant::now())
+            && !assignment.in_doubt.iter().any(|records| records.is_due(self.shared.options.relay.publish_timeout));
         if may_probe && self.begun.is_none() && !self.probe(assignment).await? {
             return Ok(Cycle::Idle);
         }
@@ -117,6 +121,9 @@ impl WorkerContext<'_> {
         let began = Instant::now();
         if !self.own(assignment).await? {
             return Ok(Cycle::Idle);
+        }
+        if self.settle_in_doubt(assignment).await? {
+            return Ok(Cycle::Worked);
         }
         if assignment.pauses.blocks_everything() {
             within(session::commit(self.conn)).await?;
@@ -248,8 +255,11 @@ impl WorkerContext<'_> {
         let mut sent = self.send(assignment, batch, plan, &closed)?;
         sent.cut = sent.cut.or(cut);
         let began = stage_times.add(Stage::Send, began);
-        let waited = if sent.records == 0 { Waited::Settled } else { self.acks().await };
+        let waited = if sent.records == 0 { Waited::Settled } else { self.acks(assignment).await };
         let mut reports = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
+        if waited == Waited::Partly {
+            self.set_aside(assignment, batch, &mut sent, &reports)?;
+        }
         let mut missing = self.classify_deliveries(assignment, batch, &mut sent, &reports, waited)?;
         if options.is_exactly_once() {
             missing = self.finish_transaction(assignment, batch, &sent, missing).await;
@@ -280,6 +290,7 @@ impl WorkerContext<'_> {
         let has_moved = settled.map_err(|error| self.not_marked(error, lanes))?;
         stage_times.add(Stage::Settle, began);
         self.log_reopened(&sent, &reports);
+        self.log_open_partitions(assignment, &sent, &reports);
         match missing {
             Some(error) => Err(error),
             None => {
@@ -312,7 +323,8 @@ impl WorkerContext<'_> {
         if options.is_exactly_once() {
             producer.begin_transaction().map_err(TransactionError::from)?;
         }
-        Ok(Decider { assignment, producer, options, closed, dead: HashSet::new() }.decide(batch, plan)?)
+        let avoided = assignment.in_doubt.iter().flat_map(InDoubt::partitions).collect();
+        Ok(Decider { assignment, producer, options, closed, dead: HashSet::new(), avoided }.decide(batch, plan)?)
     }
 
     /// Tries the marks of a batch in a savepoint before it is published. If Postgres accepts a claim but rejects the marks (disk full, a
@@ -328,7 +340,7 @@ impl WorkerContext<'_> {
         rehearsed.map_err(|error| self.not_marked(error, lanes))
     }
 
-    fn not_marked(&self, error: SettleError, lanes: crate::lane::LaneRange) -> CycleError {
+    pub(super) fn not_marked(&self, error: SettleError, lanes: crate::lane::LaneRange) -> CycleError {
         match error {
             SettleError::Database(error) => {
                 // An error that ends the session (57P..) says nothing about the marks.
@@ -361,7 +373,7 @@ impl WorkerContext<'_> {
         }
     }
 
-    async fn acks(&self) -> Waited {
+    async fn acks(&self, assignment: &LaneAssignment) -> Waited {
         let Some(producer) = self.producer.as_ref() else {
             return Waited::BrokerDown;
         };
@@ -369,6 +381,7 @@ impl WorkerContext<'_> {
         tokio::select! {
             biased;
             () = producer.deliveries().all_settled() => Waited::Settled,
+            () = self.until_quiet(assignment, producer.deliveries()) => Waited::Partly,
             () = tokio::time::sleep(self.shared.options.relay.publish_timeout) => Waited::TimedOut,
         }
     }

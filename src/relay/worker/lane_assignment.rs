@@ -4,13 +4,14 @@
 //!
 //! [`CycleError::Unacknowledged`]: crate::relay::worker::context::CycleError::Unacknowledged
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::lane::LaneRange;
 use crate::lane::hold::HoldSet;
 use crate::lane::progress::Progress;
 use crate::lane::snapshot::Snapshot;
+use crate::relay::worker::in_doubt::{Destination, InDoubt};
 use crate::relay::worker::pauses::PauseFilter;
 use crate::store::session::{Begun, LaneState, ServerProcess};
 use crate::store::settle::Ctid;
@@ -51,6 +52,10 @@ pub(crate) struct LaneAssignment {
     pub(crate) walk_slice: i64,
     /// The first event that another session has locked, and since when.
     pub(crate) locked: Option<(i64, Instant)>,
+    /// The records that were sent and set aside, because the rest of their batch was acknowledged and they were not.
+    pub(crate) in_doubt: Vec<InDoubt>,
+    /// The partitions that were reported because they take no records.
+    pub(crate) unwritable: HashSet<Destination>,
 }
 
 /// The lanes whose rows this worker has locked, and their stored state.
@@ -163,6 +168,8 @@ impl LaneAssignment {
             walks_next: false,
             walk_slice: FIRST_SLICE,
             locked: None,
+            in_doubt: Vec::new(),
+            unwritable: HashSet::new(),
         }
     }
 
@@ -174,6 +181,7 @@ impl LaneAssignment {
     /// Forgets everything, because it may differ from what is stored.
     pub(crate) fn invalidate(&mut self) {
         self.owned = None;
+        self.in_doubt.clear();
         self.reload_holds();
     }
 

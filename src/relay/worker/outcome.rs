@@ -4,7 +4,6 @@
 //! over, and the hold's walk finds it again.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
 
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -15,7 +14,7 @@ use crate::relay::options::RelayOptions;
 use crate::relay::worker::claim::{Batch, Extent};
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::pauses::PausedBy;
-use crate::sink::producer::KafkaProducer;
+use crate::sink::producer::{Avoided, KafkaProducer, Placement};
 use crate::store::claim::{ClaimedRow, Skipped};
 use event_outbox::code::Code;
 use event_outbox::event::StoredEvent;
@@ -27,7 +26,7 @@ const MOST_LOCKED: usize = 1_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RowOutcome {
     /// Given to the producer as record `slot` of its batch.
-    Sent { slot: usize, topic: usize },
+    Sent { slot: usize, topic: usize, placement: Option<Placement> },
     /// Becomes DEAD by its own fault.
     Dead(Poison),
     /// Refused by its own fault. The row holds its entity until an operator decides.
@@ -130,6 +129,8 @@ pub(super) struct Decider<'a> {
     /// The entities with an event that becomes DEAD in this batch. Their later events are sent only after that is committed. Otherwise the
     /// session might end before the commit, somebody might correct the event, and it would then follow its successors.
     pub(super) dead: HashSet<String>,
+    /// The partitions that have not acknowledged records of earlier batches.
+    pub(super) avoided: Avoided,
 }
 
 impl Decider<'_> {
@@ -210,21 +211,27 @@ impl Decider<'_> {
         Ok(match routed {
             Routed::Poison(poison) => self.refuse(candidate, poison.clone()),
             Routed::Ready { event, topic } => match self.send(slot, &topics[*topic], event) {
-                Ok(()) => RowOutcome::Sent { slot, topic: *topic },
+                Ok(placement) => RowOutcome::Sent { slot, topic: *topic, placement },
                 Err(code) if fault::classify_kafka(code).class == Class::Row => {
                     self.refuse(candidate, Poison::of_record(code))
                 }
                 // The slot's delivery report shows the failure.
                 Err(_) => {
                     *is_broken = true;
-                    RowOutcome::Sent { slot, topic: *topic }
+                    RowOutcome::Sent { slot, topic: *topic, placement: None }
                 }
             },
         })
     }
 
-    fn send(&mut self, slot: usize, topic: &str, event: &StoredEvent<'_>) -> Result<(), RDKafkaErrorCode> {
-        self.producer.send(slot, topic, event, self.options.relay.envelope, self.options.relay.source.as_deref())
+    fn send(
+        &mut self,
+        slot: usize,
+        topic: &str,
+        event: &StoredEvent<'_>,
+    ) -> Result<Option<Placement>, RDKafkaErrorCode> {
+        let (envelope, source) = (self.options.relay.envelope, self.options.relay.source.as_deref());
+        self.producer.send(slot, topic, event, envelope, source, &self.avoided)
     }
 
     /// Returns the hold that covers the event: an existing one, or one that begins here.
@@ -261,7 +268,6 @@ impl Decider<'_> {
         self.assignment.holds.step_over(index, event.id, !is_walk && event.id > counted);
     }
 
-    /// Begins a hold, or makes an existing one active again.
     fn hold(
         &mut self,
         lane: i16,
@@ -271,26 +277,8 @@ impl Decider<'_> {
         from_id: i64,
         head_id: Option<i64>,
     ) -> u32 {
-        let holds = &mut self.assignment.holds;
-        let found = holds.find(lane, &value);
-        let index = found.unwrap_or_else(|| {
-            let reason = reason.clone();
-            holds.insert(lane, Hold { value, kind, reason, from_id, head_id, events: 0, released: false })
-        });
-        if let Some(held) = holds.get_mut(index) {
-            // `from_id` only goes down: a walk that has not come far has left earlier events of the value behind.
-            held.hold.from_id = held.hold.from_id.min(from_id);
-            held.hold.released = false;
-            held.is_releasing = false;
-            held.hold.kind = kind;
-            held.hold.reason = reason;
-            held.hold.head_id = head_id;
-            held.look = None;
-            if kind == HoldKind::Locked {
-                held.look_later(Instant::now());
-            }
-        }
-        index
+        let hold = Hold { value, kind, reason, from_id, head_id, events: 0, released: false };
+        self.assignment.holds.begin(lane, hold)
     }
 
     /// Holds the entity of an event that another session has locked. Returns false when the lane has too many locked events.

@@ -51,7 +51,7 @@ impl WorkerContext<'_> {
         // A record that is sent again until the batch times out has no report. The last error of a broker explains it.
         let retried = self.producer.as_ref().and_then(|producer| producer.deliveries().retried_error());
         for (row, outcome) in batch.rows.iter().zip(&mut sent.outcomes) {
-            let RowOutcome::Sent { slot, topic } = *outcome else { continue };
+            let RowOutcome::Sent { slot, topic, .. } = *outcome else { continue };
             let code = match reports.get(slot) {
                 Some(Outcome::Acked) => continue,
                 // Records that fail with a broken producer have only the code `Fatal`. The producer knows the cause.
@@ -87,7 +87,7 @@ impl WorkerContext<'_> {
             self.shared.options.telemetry.metrics.unacknowledged(code, records);
         }
         let how = match waited {
-            Waited::Settled => "",
+            Waited::Settled | Waited::Partly => "",
             // The broker watch logs the outage.
             Waited::BrokerDown => return Ok(Some(BrokerDown.into())),
             Waited::TimedOut => "RELAY_PUBLISH_TIMEOUT passed; ",
@@ -118,8 +118,9 @@ impl WorkerContext<'_> {
         };
         let Some(producer) = self.producer.as_mut() else { return Ok(RowOutcome::Left) };
         let closed = Default::default();
-        let mut decider =
-            Decider { assignment, producer, options: &self.shared.options, closed: &closed, dead: Default::default() };
+        let options = &self.shared.options;
+        let (dead, avoided) = Default::default();
+        let mut decider = Decider { assignment, producer, options, closed: &closed, dead, avoided };
         Ok(decider.refuse(event, Poison::of_record(code)))
     }
 
@@ -226,7 +227,7 @@ impl WorkerContext<'_> {
     }
 
     /// Writes marks, progress and holds in one commit. What the worker remembers changes only with this commit.
-    async fn store(
+    pub(super) async fn store(
         &mut self,
         assignment: &mut LaneAssignment,
         after: Progress,

@@ -43,26 +43,29 @@ impl WorkerContext<'_> {
         }
         assignment.causes_checked = Some(now);
         let topics = self.states_of_held_topics(assignment);
-        let (pauses, mut other_reasons) = (&assignment.pauses, Vec::new());
+        let (pauses, in_doubt, mut other_reasons) = (&assignment.pauses, &assignment.in_doubt, Vec::new());
         for (index, held) in assignment.holds.iter_mut() {
             let is_paused = match &held.hold.value {
                 HoldValue::Topic(topic) => pauses.blocks_topic(topic),
                 HoldValue::Entity { entity_type, entity_id } => pauses.blocks_entity(entity_type.as_deref(), entity_id),
+                HoldValue::Partition { topic, .. } => pauses.blocks_topic(topic),
                 HoldValue::Row(_) => false,
             };
-            let is_over = match (held.hold.kind, &held.hold.value) {
-                (HoldKind::Topic, HoldValue::Topic(topic)) => match topics.get(topic) {
-                    Some(TopicState::Writable) => true,
-                    Some(TopicState::Closed(Closure { why, .. })) if *why != held.hold.reason => {
-                        other_reasons.push((index, why.clone()));
-                        false
-                    }
-                    _ => false,
-                },
-                (HoldKind::Poison, _) => held.hold.released,
-                (HoldKind::Locked, _) => held.is_releasing,
-                (HoldKind::Paused | HoldKind::Topic, _) => true,
-            };
+            let is_in_doubt = in_doubt.iter().any(|records| records.are_of(held.lane, &held.hold.value));
+            let is_over = !is_in_doubt
+                && match (held.hold.kind, &held.hold.value) {
+                    (HoldKind::Topic, HoldValue::Topic(topic)) => match topics.get(topic) {
+                        Some(TopicState::Writable) => true,
+                        Some(TopicState::Closed(Closure { why, .. })) if *why != held.hold.reason => {
+                            other_reasons.push((index, why.clone()));
+                            false
+                        }
+                        _ => false,
+                    },
+                    (HoldKind::Poison, _) => held.hold.released,
+                    (HoldKind::Locked, _) => held.is_releasing,
+                    (HoldKind::Paused | HoldKind::Topic, _) => true,
+                };
             held.is_releasing = is_over && !is_paused;
             if held.hold.kind == HoldKind::Locked && held.look.is_none() {
                 held.look_later(now);
@@ -172,7 +175,7 @@ impl WorkerContext<'_> {
     pub(super) fn log_reopened(&self, sent: &Sent, reports: &[Outcome]) {
         let mut last = usize::MAX;
         for outcome in &sent.outcomes {
-            let RowOutcome::Sent { slot, topic } = *outcome else { continue };
+            let RowOutcome::Sent { slot, topic, .. } = *outcome else { continue };
             if topic == last || reports.get(slot) != Some(&Outcome::Acked) {
                 continue;
             }

@@ -48,11 +48,25 @@ impl RealKafka {
         Ok(start().unwrap_or_else(|error| panic!("Kafka does not start: {error:?}")))
     }
 
-    /// Starts a second broker in the cluster of this one. Blocks until the new broker answers.
-    pub fn start_another(&self) -> anyhow::Result<Self> {
+    /// Starts a cluster of brokers with the ids 1, 2, … Blocks until all answer. The first broker is also the controller.
+    ///
+    /// Returns `Err` with the reason if the machine lacks something. Panics if a broker does not start.
+    pub fn start_cluster(brokers: i32) -> Result<Vec<Self>, Unavailable> {
+        let mut cluster = vec![Self::start(&[])?];
+        let others: Vec<_> = std::thread::scope(|scope| {
+            let first = &cluster[0];
+            let starts: Vec<_> = (2..=brokers).map(|id| scope.spawn(move || first.start_another(id))).collect();
+            starts.into_iter().map(|start| start.join().expect("the start of a broker")).collect()
+        });
+        cluster.extend(others.into_iter().map(|broker| broker.unwrap_or_else(|error| panic!("no broker: {error:?}"))));
+        Ok(cluster)
+    }
+
+    /// Starts another broker, with the id `id`, in the cluster of this one. Blocks until the new broker answers.
+    pub fn start_another(&self, id: i32) -> anyhow::Result<Self> {
         let port = free_port()?;
-        let listener = format!("PLAINTEXT://127.0.0.1:{port}");
-        let extra = [("process.roles", "broker"), ("node.id", "2"), ("listeners", &listener)];
+        let (listener, id) = (format!("PLAINTEXT://127.0.0.1:{port}"), id.to_string());
+        let extra = [("process.roles", "broker"), ("node.id", &id), ("listeners", &listener)];
         Self::start_with(&jars::directory()?, port, self.controller_port, &extra)
     }
 

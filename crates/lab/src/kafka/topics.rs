@@ -60,7 +60,22 @@ impl RealKafka {
         replicas: i32,
         configs: &[(&str, &str)],
     ) -> anyhow::Result<()> {
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
+        self.create(NewTopic::new(name, partitions, TopicReplication::Fixed(replicas)), configs).await
+    }
+
+    /// Creates a topic with the given replicas of each partition, as ids of brokers, and waits until each partition has a leader.
+    pub async fn create_placed_topic(
+        &self,
+        name: &str,
+        replicas: &[&[i32]],
+        configs: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let partitions = i32::try_from(replicas.len())?;
+        self.create(NewTopic::new(name, partitions, TopicReplication::Variable(replicas)), configs).await
+    }
+
+    async fn create<'a>(&self, mut topic: NewTopic<'a>, configs: &[(&'a str, &'a str)]) -> anyhow::Result<()> {
+        let (name, partitions) = (topic.name, topic.num_partitions);
         for (key, value) in configs {
             topic = topic.set(key, value);
         }

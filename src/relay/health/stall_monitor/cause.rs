@@ -13,6 +13,7 @@ use crate::relay::exactly_once::ownership::transactions_of;
 use crate::relay::health::outage::Server;
 use crate::relay::shared::{Obstacle, Shared};
 use crate::relay::worker::context::acks_of;
+use crate::relay::worker::in_doubt::partition_obstacle;
 use crate::relay::worker::topics::topic_obstacle;
 use crate::store::pauses::{Pause, Scope};
 use crate::store::queue_head::QueueHead;
@@ -99,8 +100,11 @@ impl Observed<'_> {
         let events = status.held.iter().find(|group| group.held == *held);
         let events = events.map_or_else(|| "events".to_owned(), |group| group.count());
         let message = format!("{events} are held: {held}");
-        let topic = held.topic.as_deref().filter(|_| held.kind == HoldKind::Topic);
-        Some(match topic.and_then(|topic| shared.obstacle(&topic_obstacle(topic))?.fault) {
+        let obstacle = held.topic.as_ref().filter(|_| held.kind == HoldKind::Topic).map(|topic| match held.partition {
+            Some(partition) => partition_obstacle(&(topic.clone(), Some(partition))),
+            None => topic_obstacle(topic),
+        });
+        Some(match obstacle.and_then(|obstacle| shared.obstacle(&obstacle)?.fault) {
             Some(fault) => Reason::new(cause, message, fault.next_step).coded(fault.code),
             None => Reason::new(cause, message, held.next_step()),
         })
