@@ -53,6 +53,9 @@ use lane_assignment::LaneAssignment;
 /// The longest time that taking a transactional id may take. Transactions left open under that id have to be rolled back first.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The interval at which a worker looks at records that are set aside while no broker answers.
+const IN_DOUBT_PAUSE: Duration = Duration::from_millis(200);
+
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) index: usize,
@@ -87,6 +90,19 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
     let mut idle = true;
     while !*stop.borrow() {
         pulse.beat();
+        if !*up.borrow_and_update() && worker.has_in_doubt() {
+            // The brokers may acknowledge what they have got when they return. Records dropped now would be sent twice.
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                _ = up.wait_for(|up| *up) => {}
+                () = tokio::time::sleep(IN_DOUBT_PAUSE) => {}
+            }
+            if let Err(error) = worker.settle_in_doubt(false).await {
+                worker.failed(error);
+            }
+            continue;
+        }
         if !*up.borrow_and_update() {
             // Without brokers the worker keeps no connection and no transaction, and does not poll. The broker watch signals when to go on.
             worker.release_all();
@@ -161,7 +177,7 @@ impl Worker {
     /// Releases all lanes. If this fails, the worker that takes the lanes fences this one, and no harm is done.
     async fn release_lanes(&mut self) {
         let shared = Arc::clone(&self.shared);
-        if self.finish_in_doubt().await.is_err() {
+        if self.settle_in_doubt(true).await.is_err() {
             self.disconnect();
         }
         let Ok(mut context) = self.context(&shared) else { return };
@@ -174,22 +190,35 @@ impl Worker {
         }
     }
 
-    /// Marks the acknowledged ones of the records that were set aside, before lanes are given back.
-    async fn finish_in_doubt(&mut self) -> Result<(), CycleError> {
+    fn has_in_doubt(&self) -> bool {
+        self.assignment.as_ref().is_some_and(|assignment| !assignment.in_doubt.is_empty())
+    }
+
+    /// Marks the acknowledged ones of the records that were set aside: of those that are due, or of all before lanes are given back.
+    async fn settle_in_doubt(&mut self, all: bool) -> Result<(), CycleError> {
+        if !self.has_in_doubt() {
+            return Ok(());
+        }
         let shared = Arc::clone(&self.shared);
         let Some(mut assignment) = self.assignment.take() else { return Ok(()) };
-        let mut context = self.context(&shared)?;
-        context.rollback_begun(None).await?;
-        let finished = context.finish_in_doubt(&mut assignment).await;
+        let settled = async {
+            let mut context = self.context(&shared)?;
+            context.rollback_begun(None).await?;
+            context.settle_all_in_doubt(&mut assignment, all).await
+        }
+        .await;
+        if settled.is_err() {
+            assignment.invalidate();
+        }
         self.assignment = Some(assignment);
-        finished
+        settled
     }
 
     async fn run_cycle(&mut self, probe_first: bool) -> Result<Cycle, CycleError> {
         self.connect().await?;
         let shared = Arc::clone(&self.shared);
         if self.assignment.as_ref().map(|assignment| assignment.range) != self.shared.share(self.index) {
-            self.finish_in_doubt().await?;
+            self.settle_in_doubt(true).await?;
         }
         let share = self.share();
         self.context(&shared)?.rollback_begun(share).await?;

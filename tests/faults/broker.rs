@@ -103,7 +103,7 @@ async fn a_leader_that_has_lost_its_quorum(database: TestDatabase) -> anyhow::Re
     follower.kill();
     for relay in &stage.relays {
         let process = relay.process()?;
-        let logged = process.wait_for_line("records_unacknowledged", |line| line["code"] == "OR-3106").await;
+        let logged = process.wait_for("OR-3106").await;
         ensure!(logged["next_step"].as_str().is_some_and(|step| step.contains("replicas back")), "{logged}");
     }
     // Records that were acknowledged before the follower stopped are marked when their batch ends. After that nothing is marked.

@@ -26,7 +26,7 @@ use crate::sink::broker::Leader;
 use crate::sink::delivery::{Deliveries, Outcome};
 use crate::sink::producer::KafkaProducer;
 use crate::store::claim::ClaimedRow;
-use crate::store::session::within;
+use crate::store::session::{self, within};
 use event_outbox::notice::Notice;
 
 /// The time without an acknowledgement after which the open records of a batch are set aside.
@@ -113,8 +113,10 @@ pub(crate) fn partition_obstacle((topic, partition): &Destination) -> String {
 impl WorkerContext<'_> {
     /// Waits until no record has been acknowledged for a while. Never ends if no records can be set aside.
     pub(super) async fn until_quiet(&self, assignment: &LaneAssignment, deliveries: &Deliveries) {
+        let options = &self.shared.options;
+        let is_short = options.relay.publish_timeout < 2 * SET_ASIDE_AFTER;
         // A transaction of Kafka is committed as a whole.
-        if self.shared.options.is_exactly_once() || assignment.in_doubt.len() >= MOST_SET_ASIDE {
+        if is_short || options.is_exactly_once() || assignment.in_doubt.len() >= MOST_SET_ASIDE {
             return std::future::pending().await;
         }
         loop {
@@ -193,10 +195,20 @@ impl WorkerContext<'_> {
         Ok(true)
     }
 
-    /// Marks what is acknowledged of all records that were set aside, before the worker gives its lanes back.
-    pub(crate) async fn finish_in_doubt(&mut self, assignment: &mut LaneAssignment) -> Result<(), CycleError> {
-        while !assignment.in_doubt.is_empty() && self.own(assignment).await? && !assignment.in_doubt.is_empty() {
-            self.mark_in_doubt(assignment, 0).await?;
+    /// Marks the acknowledged ones of the records that were set aside: of those that are due, or of `all`.
+    pub(crate) async fn settle_all_in_doubt(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        all: bool,
+    ) -> Result<(), CycleError> {
+        let longest = self.shared.options.relay.publish_timeout;
+        let is_due = |records: &InDoubt| all || records.is_due(longest);
+        while assignment.in_doubt.iter().any(is_due) && self.own(assignment).await? {
+            // Another worker may have had the lanes: then nothing is known any more.
+            match assignment.in_doubt.iter().position(is_due) {
+                Some(at) => self.mark_in_doubt(assignment, at).await?,
+                None => within(session::rollback(self.conn)).await?,
+            }
         }
         Ok(())
     }
@@ -288,7 +300,8 @@ impl WorkerContext<'_> {
 
     /// Reports the partitions that have not acknowledged records for a while.
     pub(super) fn report_in_doubt(&self, assignment: &mut LaneAssignment) {
-        let is_due = |records: &&mut InDoubt| !records.is_reported && records.sent_at.elapsed() >= REPORTED_AFTER;
+        let after = REPORTED_AFTER.min(self.shared.options.relay.publish_timeout / 2);
+        let is_due = |records: &&mut InDoubt| !records.is_reported && records.sent_at.elapsed() >= after;
         for records in assignment.in_doubt.iter_mut().filter(is_due) {
             records.is_reported = true;
             assignment.unwritable.extend(records.destinations.iter().cloned());
