@@ -44,7 +44,7 @@ pub use kafka::{KafkaSettings, PropertyValue};
 pub use log::{LogFormat, LogSettings};
 pub use mistake::{ConfigError, Mistake};
 pub use outbox::OutboxNames;
-pub use relay::{Delivery, OnPoison, RelaySettings};
+pub use relay::{Delivery, OnPoison, RelaySettings, Timestamp};
 pub use retention::{Retention, RetentionSettings};
 pub use setting::{Kind, SETTINGS, Setting};
 pub use sources::Sources;

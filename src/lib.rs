@@ -13,6 +13,9 @@
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers (feature `bench`)
 
+// The macros of the standard library panic after a reader has closed the pipe.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 #[cfg(feature = "bench")]
 mod bench;
 pub mod cli;

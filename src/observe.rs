@@ -1,6 +1,7 @@
 //! Reports the state of a running relay to operators.
 //!
 //! - `log`: the lines on stderr
+//! - `print`: stdout and stderr, without a panic when their reader goes away
 //! - `health`: the answers to probes, from memory
 //! - `metrics`: every metric, with its name and its meaning
 //! - `latency`: the histogram of the time from insert to acknowledgement
@@ -11,6 +12,7 @@ pub(crate) mod health;
 mod latency;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod print;
 
 use std::sync::Arc;
 

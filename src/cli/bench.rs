@@ -9,6 +9,7 @@ use super::{names_and_values, runtime};
 use crate::bench::{self, BenchError, Plan, Report, Scenario};
 use crate::config::Sources;
 use crate::fault;
+use crate::observe::print::{errln, out, outln};
 
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
@@ -59,7 +60,7 @@ impl Bench {
         let plan = self.plan();
         let ended = runtime()?.block_on(bench::run(plan, sources, relay_set, program)).map_err(failed)?;
         for (name, error) in &ended.left {
-            eprintln!("warning: schema and topic {name} could not be removed, remove them by hand: {error}");
+            errln!("warning: schema and topic {name} could not be removed, remove them by hand: {error}");
         }
         let report = ended.report.map_err(failed)?;
         write(&report, json)
@@ -83,16 +84,16 @@ impl Bench {
 
 fn write(report: &Report, json: Option<PathBuf>) -> Result<(), Failure> {
     let Some(path) = json else {
-        print!("{report}");
+        out!("{report}");
         return Ok(());
     };
     let text = serde_json::to_string_pretty(report)
         .map_err(|error| Failure::unexpected("the metrics cannot be written as JSON", error))?;
     if path.as_os_str() == "-" {
-        println!("{text}");
+        outln!("{text}");
         return Ok(());
     }
-    print!("{report}");
+    out!("{report}");
     std::fs::write(&path, text + "\n")
         .map_err(|error| Failure::finding(format!("cannot write {}", path.display())).because(error))
 }

@@ -4,6 +4,8 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use super::exit::Failure;
 
+use crate::observe::print::err;
+
 /// The flags that answer or replace the question before a change.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Confirm {
@@ -25,7 +27,7 @@ impl Confirm {
             return Err(Failure::usage(format!("{question} There is no terminal to ask on"))
                 .hint("--dry-run shows what it would change, --yes does it"));
         }
-        eprint!("{question} [y/N] ");
+        err!("{question} [y/N] ");
         let mut answer = String::new();
         let read = std::io::stderr().flush().and_then(|()| std::io::stdin().lock().read_line(&mut answer));
         match read {

@@ -10,6 +10,7 @@ use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::Settings;
+use crate::observe::print::outln;
 use crate::store::dead::{self, Cause, Decision, Event, Filter, Id};
 use event_outbox::route::TopicTemplate;
 
@@ -142,15 +143,15 @@ impl List {
         let filter = self.which.filter();
         let causes = causes(&mut target, &filter, &settings.relay.topic).await?;
         if self.json {
-            println!("{}", json!({ "events": events(&causes), "causes": causes }));
+            outln!("{}", json!({ "events": events(&causes), "causes": causes }));
             return Ok(());
         }
         if causes.is_empty() {
-            println!("no event needs a decision in {}", target.shown);
+            outln!("no event needs a decision in {}", target.shown);
             return Ok(());
         }
         causes.iter().for_each(show_cause);
-        println!("{} in {}", counted(&causes), target.shown);
+        outln!("{} in {}", counted(&causes), target.shown);
         Ok(())
     }
 }
@@ -173,12 +174,12 @@ impl Show {
             explain_missing(&mut target, &filter).await?;
         }
         if self.json {
-            println!("{}", json!({ "events": shown }));
+            outln!("{}", json!({ "events": shown }));
             return Ok(());
         }
         shown.iter().for_each(show_event);
         if shown.len() == self.limit as usize {
-            println!("only {} events are shown; raise --limit", self.limit);
+            outln!("only {} events are shown; raise --limit", self.limit);
         }
         Ok(())
     }
@@ -233,7 +234,7 @@ fn report(
     shown: &str,
 ) {
     if json {
-        println!("{}", json!({ "dry_run": dry_run, "matching": events(causes), "changed": changed, "causes": causes }));
+        outln!("{}", json!({ "dry_run": dry_run, "matching": events(causes), "changed": changed, "causes": causes }));
         return;
     }
     match changed {
@@ -242,11 +243,11 @@ fn report(
                 0 => String::new(),
                 released => format!(", {released} that waited behind them go on"),
             };
-            println!("{} {} events of {shown}{behind}", word(decision, false), changed.events);
+            outln!("{} {} events of {shown}{behind}", word(decision, false), changed.events);
         }
         None => {
             causes.iter().for_each(show_cause);
-            println!("would have {} {} of {shown}", word(decision, false), counted(causes));
+            outln!("would have {} {} of {shown}", word(decision, false), counted(causes));
         }
     }
 }
@@ -300,7 +301,7 @@ fn show_cause(cause: &Cause) {
         0 => String::new(),
         behind => format!(", {behind} waiting behind"),
     };
-    println!(
+    outln!(
         "{}  {} {} of {} entities{behind}, ids {} to {}, created {} to {}, {}\n          {}",
         cause.fingerprint,
         cause.events,
@@ -316,7 +317,7 @@ fn show_cause(cause: &Cause) {
 }
 
 fn show_event(event: &Event) {
-    println!(
+    outln!(
         "{} {}  {}  {} of {}/{} to {}, attempts {}, created {}\n    {} {}",
         event.id,
         event.event_id,
@@ -333,7 +334,7 @@ fn show_event(event: &Event) {
     if let Some(content) = &event.content {
         let payload = content.payload.as_ref().map(|payload| payload.get());
         let bytes = || content.payload_base64.as_ref().map(|text| format!("base64 {text}"));
-        println!("    headers {}", content.headers.get());
-        println!("    payload {}", payload.map(str::to_owned).or_else(bytes).unwrap_or_else(|| "none".to_owned()));
+        outln!("    headers {}", content.headers.get());
+        outln!("    payload {}", payload.map(str::to_owned).or_else(bytes).unwrap_or_else(|| "none".to_owned()));
     }
 }

@@ -1,7 +1,6 @@
 //! Runs `outbox-relay demo`, `demo order-flow`, and the hidden commands that are the mock Kafka and the services of the order flow.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -265,8 +264,7 @@ fn hint(error: &DemoError) -> &'static str {
 
 /// Prints to stdout. `println!` would panic after the reader has closed the pipe.
 fn print(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    drop(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
+    crate::observe::print::out!("{text}");
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use super::{output, runtime};
 use crate::config::KafkaSettings;
 use crate::fault;
 use crate::inspect::verify::bar;
+use crate::observe::print::{out, outln};
 use crate::resend::dlq::DlqError;
 use crate::resend::dlq::filter::{Filter, Run};
 use crate::resend::dlq::info::DeadLetterInfo;
@@ -459,7 +460,7 @@ impl Redrive {
             writable(&resend, target, kafka.brokers()).await?;
         }
         if !self.json {
-            groups(&dead_letters).iter().for_each(|group| print!("{}", group.shown()));
+            groups(&dead_letters).iter().for_each(|group| out!("{}", group.shown()));
         }
         self.confirm.ask(&self.question(&found))?;
         let plan = Plan {
@@ -538,22 +539,22 @@ impl Redrive {
                 "left": ended.map(|ended| found.matching - ended.redriven - ended.uncertain),
                 "causes": groups(dead_letters),
             });
-            println!("{document}");
+            outln!("{document}");
             return;
         }
         match ran {
             Some((plan, ended)) => {
-                println!("{} of {} dead letters were redriven, redrive-id {}", ended.redriven, found.matching, plan.id);
+                outln!("{} of {} dead letters were redriven, redrive-id {}", ended.redriven, found.matching, plan.id);
             }
             None if found.matching == 0 => {
                 let hint = if found.redriven > 0 { "; --again includes them" } else { "" };
-                println!("no dead letter waits; {} were redriven before{hint}", found.redriven);
+                outln!("no dead letter waits; {} were redriven before{hint}", found.redriven);
             }
             None => {
-                groups(dead_letters).iter().for_each(|group| print!("{}", group.shown()));
+                groups(dead_letters).iter().for_each(|group| out!("{}", group.shown()));
                 let targets: Vec<_> =
                     found.targets.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
-                println!("would have redriven {} dead letters: {}", found.matching, targets.join(", "));
+                outln!("would have redriven {} dead letters: {}", found.matching, targets.join(", "));
             }
         }
     }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use crate::config::ConfigError;
 use crate::fault::Fault;
 use crate::fault::describe;
+use crate::observe::print::errln;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
@@ -130,15 +131,15 @@ impl Failure {
         if self.logged {
             return ExitCode::from(self.exit);
         }
-        eprintln!("error: {}", self.message);
+        errln!("error: {}", self.message);
         for error in self.causes() {
-            eprintln!("  caused by: {error}");
+            errln!("  caused by: {error}");
         }
         if let Some(hint) = self.hint {
-            eprintln!("\nhint: {hint}");
+            errln!("\nhint: {hint}");
         }
         if let Some(code) = self.code {
-            eprintln!("code: {code} {}, see docs/how-to/runbook.md", code.name());
+            errln!("code: {code} {}, see docs/how-to/runbook.md", code.name());
         }
         ExitCode::from(self.exit)
     }

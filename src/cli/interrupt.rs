@@ -7,6 +7,8 @@ use tokio::sync::watch;
 
 use super::exit::{Failure, INTERRUPTED};
 
+use crate::observe::print::errln;
+
 /// The time in which a second signal counts as the first. `timeout` signals a process and its group, so the process gets two.
 const ONE_AND_THE_SAME: Duration = Duration::from_millis(500);
 
@@ -16,7 +18,7 @@ pub(super) fn interrupted() -> Result<watch::Receiver<bool>, Failure> {
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
         any(first).await;
-        eprintln!("stopping after the events in flight");
+        errln!("stopping after the events in flight");
         sender.send_replace(true);
         tokio::time::sleep(ONE_AND_THE_SAME).await;
         // A new listener receives only signals that arrive from now on.

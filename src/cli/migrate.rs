@@ -8,6 +8,7 @@ use super::exit::Failure;
 use super::{runtime, target};
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
+use crate::observe::print::{out, outln};
 use crate::store::roles::{self, RoleOptions};
 use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated};
 
@@ -48,8 +49,8 @@ impl Migrate {
     pub(crate) fn print(&self, outbox: &OutboxNames) {
         let names = target::names(outbox);
         match self.roles {
-            true => print!("{}", roles::script(&names, &self.role_options())),
-            false => print!("{}", schema::print(&names, self.lanes, self.from)),
+            true => out!("{}", roles::script(&names, &self.role_options())),
+            false => out!("{}", schema::print(&names, self.lanes, self.from)),
         }
     }
 
@@ -70,13 +71,13 @@ impl Migrate {
         let (names, target) = (target::names(&settings.outbox), settings.database.target());
         match migrated.from {
             Some(from) if from == migrated.to => {
-                println!("{} in {target} is at version {} already", names.outbox(), migrated.to);
+                outln!("{} in {target} is at version {} already", names.outbox(), migrated.to);
             }
-            from => println!("{} in {target}: version {} -> {}", names.outbox(), from.unwrap_or(0), migrated.to),
+            from => outln!("{} in {target}: version {} -> {}", names.outbox(), from.unwrap_or(0), migrated.to),
         }
         if self.roles {
             let all = roles::names(&names, &self.role_options());
-            println!(
+            outln!(
                 "roles {} are granted what they need; now `grant {} to` an application's user",
                 all.join(", "),
                 all[0]

@@ -1,15 +1,13 @@
 //! Writes data to stdout. `println!` would panic after a reader such as `head` has closed the pipe.
 
-use std::io::Write;
-
 use serde::Serialize;
 
 use super::exit::Failure;
+use crate::observe::print::stdout;
 
 /// Writes text. Returns false if the reader has closed the pipe.
 pub(super) fn text(text: &str) -> bool {
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
+    stdout(format_args!("{text}"))
 }
 
 /// Writes a document as JSON. Returns false if the reader has closed the pipe.

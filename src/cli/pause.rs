@@ -9,6 +9,7 @@ use super::exit::Failure;
 use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::{GivenDuration, Settings};
+use crate::observe::print::outln;
 use crate::store::pauses::{self, Pause as Paused, Scope};
 use event_outbox::route;
 
@@ -101,13 +102,13 @@ impl Pause {
         let active = pauses::active(&mut target.conn, &target.names).await;
         let active = active.map_err(|error| target.failed("read the pauses of", error))?;
         if self.json {
-            println!("{}", json!({ "pauses": active }));
+            outln!("{}", json!({ "pauses": active }));
             return Ok(());
         }
         if active.is_empty() {
-            println!("nothing is paused in {}", target.shown);
+            outln!("nothing is paused in {}", target.shown);
         }
-        active.iter().for_each(|pause| println!("{}", line(pause)));
+        active.iter().for_each(|pause| outln!("{}", line(pause)));
         Ok(())
     }
 
@@ -126,12 +127,12 @@ impl Pause {
             .await
             .map_err(|error| failed("wait for the batches in flight of", &shown, error))?;
         if self.json {
-            println!(
+            outln!(
                 "{}",
                 json!({ "paused": scope, "for_s": self.lasts.map(|lasts| lasts.as_secs_f64()), "in_force": in_force })
             );
         } else {
-            println!("paused {scope} of {shown}; `outbox-relay resume` ends it");
+            outln!("paused {scope} of {shown}; `outbox-relay resume` ends it");
         }
         if in_force {
             return Ok(());
@@ -161,16 +162,16 @@ impl Resume {
             .await
             .map_err(|error| failed("resume events of", &shown, error))?;
         if self.json {
-            println!("{}", json!({ "resumed": ended }));
+            outln!("{}", json!({ "resumed": ended }));
         }
         if let (true, Some(scope)) = (ended.is_empty(), &scope) {
             return Err(Failure::finding(format!("{scope} is not paused in {shown}"))
                 .hint("`outbox-relay pause --list` lists the pauses; resume a pause with the flags that made it"));
         }
         if !self.json {
-            ended.iter().for_each(|pause| println!("resumed {} of {shown}", pause.scope));
+            ended.iter().for_each(|pause| outln!("resumed {} of {shown}", pause.scope));
             if ended.is_empty() {
-                println!("nothing is paused in {shown}");
+                outln!("nothing is paused in {shown}");
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::{GivenDuration, Needs, Retention, Settings, Sources};
 use crate::inspect::dedup_window::{self, Question, Unknown, WindowViolation};
+use crate::observe::print::outln;
 use crate::store::audit::{self, Entry};
 use crate::store::retention::{self, Removal};
 
@@ -104,10 +105,10 @@ impl Prune {
             noted.map_err(|error| target.failed("write the audit entry of", error))?;
         }
         if self.json {
-            println!("{}", json!({ "dry_run": self.confirm.dry_run, "events": removed, "processed": processed }));
+            outln!("{}", json!({ "dry_run": self.confirm.dry_run, "events": removed, "processed": processed }));
         } else {
             let would = if self.confirm.dry_run { "would have been " } else { "" };
-            println!("{what}: {removed} events and {processed} rows of the consumers' table {would}removed");
+            outln!("{what}: {removed} events and {processed} rows of the consumers' table {would}removed");
         }
         Ok(())
     }

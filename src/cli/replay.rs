@@ -18,6 +18,7 @@ use super::time_arg::time_arg;
 use crate::config::Settings;
 use crate::fault;
 use crate::inspect::verify::bar;
+use crate::observe::print::{errln, outln};
 use crate::resend::replay::{Counted, Plan, Progress, Why};
 use crate::sink::resend::Resend;
 use crate::store::audit::{self, Entry};
@@ -120,7 +121,7 @@ impl Replay {
         }
         may_be_audited(&mut target).await?;
         if self.to.is_none() {
-            eprintln!(
+            errln!(
                 "warning: these events go behind newer ones of their entities: consumers without an inbox, and those that take the last \
                  event for the latest state, are misled. --to TOPIC keeps them apart."
             );
@@ -205,17 +206,17 @@ impl Replay {
                 "skipped": progress.map(|progress| progress.skipped),
                 "next_id": progress.map(|progress| progress.next),
             });
-            println!("{document}");
+            outln!("{document}");
             return;
         }
         match progress {
             Some(progress) => {
-                println!("{} of {} events were replayed, replay-id {}", progress.replayed, counted.events, plan.id);
+                outln!("{} of {} events were replayed, replay-id {}", progress.replayed, counted.events, plan.id);
             }
-            None => println!("would have replayed {}", shown(counted)),
+            None => outln!("would have replayed {}", shown(counted)),
         }
         if counted.unroutable > 0 {
-            println!("{} events have no valid topic and are left out", counted.unroutable);
+            outln!("{} events have no valid topic and are left out", counted.unroutable);
         }
     }
 }

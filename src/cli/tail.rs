@@ -9,6 +9,7 @@ use super::status::{connect, failed};
 use super::{output, runtime, target};
 use crate::config::Settings;
 use crate::inspect::tail::{self, Filter, TailError};
+use crate::observe::print::errln;
 use event_outbox::code::Code;
 
 #[derive(Debug, Args)]
@@ -69,7 +70,7 @@ impl Tail {
         let mut conn = connect(settings, "outbox-relay-tail").await?;
         let begun = tail::Tail::begin(&mut conn, &names, kafka, &settings.relay.topic, filter).await;
         let mut tail = begun.map_err(stopped)?;
-        eprintln!("following {} in {target} to {}", names.outbox(), kafka.brokers());
+        errln!("following {} in {target} to {}", names.outbox(), kafka.brokers());
         loop {
             for line in tail.next(&mut conn).await.map_err(stopped)? {
                 let read_on = if self.json { output::json_line(&line)? } else { output::text(&format!("{line}\n")) };

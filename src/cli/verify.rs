@@ -9,6 +9,7 @@ use super::{runtime, target};
 use crate::config::Settings;
 use crate::fault;
 use crate::inspect::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
+use crate::observe::print::outln;
 use event_outbox::code::Code;
 
 #[derive(Debug, Args)]
@@ -94,12 +95,12 @@ impl Verify {
 
 fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
     if !json {
-        println!("{verdict}");
+        outln!("{verdict}");
         return Ok(());
     }
     let text = serde_json::to_string_pretty(verdict)
         .map_err(|error| Failure::unexpected("the verdict cannot be written as JSON", error))?;
-    println!("{text}");
+    outln!("{text}");
     Ok(())
 }
 

@@ -40,12 +40,24 @@ pub struct RelaySettings {
     pub topic: TopicTemplate,
     /// The source of an event whose row names none.
     pub source: Option<String>,
+    /// The time that becomes a record's timestamp.
+    pub timestamp: Timestamp,
     /// The delivery guarantee.
     pub delivery: Delivery,
     /// The effect of a row that cannot be sent on its successors.
     pub on_poison: OnPoison,
     /// The retention of published events and of the inbox.
     pub retention: RetentionSettings,
+}
+
+words! {
+    /// The time that becomes a record's timestamp. Brokers delete records by it.
+    Timestamp {
+        /// The time at which the event was created, or became due if it was scheduled.
+        Event = "event",
+        /// The time at which the relay sends it.
+        Publish = "publish",
+    }
 }
 
 words! {
@@ -89,6 +101,7 @@ impl RelaySettings {
             envelope,
             topic: topic?,
             source: from.optional(&setting::SOURCE),
+            timestamp: from.get(&setting::TIMESTAMP),
             delivery: from.get(&setting::DELIVERY),
             on_poison: from.get(&setting::ON_POISON),
             retention: RetentionSettings::read(from),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::duration::GivenDuration;
-use super::{Delivery, LogFormat, OnPoison, Retention};
+use super::{Delivery, LogFormat, OnPoison, Retention, Timestamp};
 
 /// One setting: its name in TOML and in flags, the accepted values, and the default.
 #[derive(Debug)]
@@ -190,6 +190,8 @@ settings! {
         "Topic of events whose row names no topic. Default: that of the envelope.");
     SOURCE: required("source", Kind::Text { max_len: 255 }, "/shop/orders",
         "Source of events whose row has no header `source`. Default: no source.");
+    TIMESTAMP: with_default("timestamp", Kind::OneOf(Timestamp::WORDS), "event",
+        "Timestamp of a record, by which brokers delete it: with event the time at which it was created or became due, with publish the time at which it is sent.");
     DELIVERY: with_default("delivery", Kind::OneOf(Delivery::WORDS), "at_least_once",
         "Delivery guarantee. With exactly_once, consumers that read committed see no event twice, not even after a crash.");
     ON_POISON: with_default("on_poison", Kind::OneOf(OnPoison::WORDS), "dead_letter",

@@ -122,6 +122,7 @@ fn every_setting_takes_its_value() {
         ("RELAY_ENVELOPE", "cloudevents-structured"),
         ("RELAY_TOPIC", "shop.{event_type}"),
         ("RELAY_SOURCE", "/shop/orders"),
+        ("RELAY_TIMESTAMP", "publish"),
         ("RELAY_ON_POISON", "hold_entity"),
         ("RELAY_DELIVERY", "exactly_once"),
         ("RELAY_RETENTION", "archive"),
@@ -140,6 +141,7 @@ fn every_setting_takes_its_value() {
     assert_eq!((settings.relay.batch_bytes, settings.relay.publish_timeout), (512_000, Duration::from_secs(900)));
     assert_eq!(settings.relay.shutdown_timeout, Duration::from_secs(1), "may be shorter than publish_timeout");
     assert_eq!(settings.relay.source.as_deref(), Some("/shop/orders"));
+    assert_eq!(settings.relay.timestamp, Timestamp::Publish);
     assert_eq!((settings.relay.on_poison, settings.relay.delivery), (OnPoison::HoldEntity, Delivery::ExactlyOnce));
     let day = Duration::from_secs(86_400);
     let kept = RetentionSettings {

@@ -5,12 +5,13 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, LogSettings};
+use crate::observe::print::LogWriter;
 
 /// Starts logging. A second call in one process changes nothing.
 pub(crate) fn start(settings: &LogSettings) {
     // The configuration has checked the level. The default is for callers that construct settings by hand.
     let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogWriter).log_internal_errors(false);
     let started = if is_json(settings) {
         lines.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
     } else {

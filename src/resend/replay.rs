@@ -3,10 +3,10 @@
 //! A first walk over the ids, up to the highest one, counts the events. A second walk sends them batch by batch, and each batch is
 //! acknowledged before the next one is read. Rows are only read, and no transaction is open during a wait for Kafka.
 
-use event_outbox::envelope::headers::REPLAY_ID;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use chrono::SecondsFormat;
 use rdkafka::error::RDKafkaErrorCode;
 use sqlx::PgConnection;
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use crate::sink::resend::{BATCH, BATCH_BYTES, Outgoing, Record, Resend, Unacknow
 use crate::store::replay::{Found, Stored, Walk};
 use crate::store::routes;
 use event_outbox::envelope::Envelope;
+use event_outbox::envelope::headers::{EVENT_TIME, REPLAY_ID};
 use event_outbox::route::TopicTemplate;
 
 /// The options of a replay.
@@ -192,9 +193,10 @@ impl Plan {
                     });
                     let value = self.envelope.value(&event, source, &mut scratch).map(<[u8]>::to_vec);
                     let key = event.entity_id.map(|key| key.as_bytes().to_vec());
-                    // Use at least 1, as the relay does: zero would mean "now".
-                    let timestamp = Some(event.created_at.timestamp_millis().max(1));
-                    let record = Record { key, value, headers, timestamp };
+                    let event_time = event.created_at.to_rfc3339_opts(SecondsFormat::Micros, true);
+                    headers.push((EVENT_TIME.to_owned(), Some(event_time.into_bytes())));
+                    // The record is stamped with the time of sending. Brokers would soon delete records with the time of old events.
+                    let record = Record { key, value, headers, timestamp: None };
                     batch.push(Outgoing { topic, partition: None, record });
                     ids.push(row.id);
                 }

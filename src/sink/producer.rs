@@ -159,6 +159,7 @@ impl KafkaProducer {
         slot: usize,
         topic: &str,
         event: &StoredEvent<'_>,
+        timestamp: i64,
         envelope: Envelope,
         source: Option<&str>,
         avoided: &Avoided,
@@ -169,7 +170,7 @@ impl KafkaProducer {
         });
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, opaque(self.batch, slot))
             // Zero would mean "now", and librdkafka does not support times before 1970.
-            .timestamp(event.created_at.timestamp_millis().max(1));
+            .timestamp(timestamp.max(1));
         record.headers = headers;
         record.key = event.entity_id.map(str::as_bytes);
         let placement = self.spread.place(topic, record.key, self.batch as usize + slot, avoided);

@@ -36,7 +36,7 @@ pub(crate) const HEADERS_MAX_BYTES: usize = 1024 * 1024;
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 /// The index of the summary's first column.
-const SUMMARY: usize = 16;
+const SUMMARY: usize = 17;
 
 /// The statements that find work, rendered once per relay.
 #[derive(Debug, Clone)]
@@ -461,8 +461,7 @@ const CANDIDATE_COLUMNS: &str = "id, ctid as row_ctid, \
     coalesce(pg_column_size(payload), 0) + coalesce(pg_column_size(payload_bytes), 0) + pg_column_size(headers) + 100 as size";
 
 /// The columns of a row, except its contents.
-const ROW_COLUMNS: &str =
-    "ctid as row_ctid, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane";
+const ROW_COLUMNS: &str = "ctid as row_ctid, id, event_id, entity_type, entity_id, event_type, event_version, topic, created_at, lane, available_at";
 
 /// The contents as text; this conversion decompresses them.
 const TEXTS: &str = "payload::text as text, headers::text as header_text, payload_bytes as bytes";
@@ -486,7 +485,7 @@ fn claim(outbox: &str, candidates: &str, late: &str, last_allocated: &str, heads
             where ctid = any (array(select row_ctid from chosen)) and status = 'PENDING' and lane + 0 between $4 and $5 for update skip locked) o \
          union all \
          select null::tid, null::int8, null::uuid, null, null, null, null::int4, null, null::timestamptz, null::int2, \
-           null, null::bytea, null, null::int8, null::bool, null::bool, \
+           null, null::bytea, null, null::int8, null::bool, null::timestamptz, null::bool, \
            pg_current_snapshot()::text, pg_current_xact_id_if_assigned()::text, \
            array(select id from late order by id), array(select id from chosen order by id), \
            (select count(*) from candidates), (select coalesce(sum(size), 0) from chosen)::int8, ({last_allocated})::int8",
@@ -515,7 +514,7 @@ fn contents(has_names: bool, row_bytes: &str, tail: &str) -> String {
            greatest(octet_length(text), bytes_len)::int8, \
            octet_length(entity_type) > {NAME_MAX_BYTES} or coalesce(octet_length(entity_id), 0) > {NAME_MAX_BYTES} \
              or octet_length(event_type) > {NAME_MAX_BYTES} or coalesce(octet_length(topic), 0) > {NAME_MAX_BYTES}, \
-           {tail}",
+           available_at, {tail}",
         name("entity_type"),
         name("entity_id"),
         name("event_type"),
@@ -554,7 +553,7 @@ async fn collect(
             continue;
         }
         let row = ClaimedRow { row, unread: None };
-        if !row.flag(15)? {
+        if !row.flag(16)? {
             // The row has changed since the claim's snapshot. It is neither the chosen version nor skipped; the next claim reads its new
             // version.
             continue;
@@ -687,6 +686,17 @@ impl ClaimedRow {
     /// Returns the start time of the transaction that inserted the row.
     pub(crate) fn created_at(&self) -> Result<DateTime<Utc>, sqlx::Error> {
         self.fixed(8).map(|bytes| timestamp(i64::from_be_bytes(bytes)))
+    }
+
+    /// Returns the time at which the event became due: that of `available_at` for a scheduled event, else `created_at`.
+    pub(crate) fn due_at(&self) -> Result<DateTime<Utc>, sqlx::Error> {
+        let created_at = self.created_at()?;
+        if self.bytes(15)?.is_none() {
+            return Ok(created_at);
+        }
+        let available_at = timestamp(i64::from_be_bytes(self.fixed(15)?));
+        // An operator may have had an event published before it was due.
+        Ok(created_at.max(available_at.min(Utc::now())))
     }
 
     pub(crate) fn lane(&self) -> Result<i16, sqlx::Error> {

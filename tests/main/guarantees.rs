@@ -11,7 +11,7 @@ use serde_json::Value;
 use sqlx::Connection;
 use uuid::Uuid;
 
-use lab::kafka::RealKafka;
+use lab::kafka::{RealKafka, Record};
 use lab::load::{Load, Plan};
 use lab::murmur2::java_partition;
 use lab::outbox::{data, insert};
@@ -25,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_both:
             every_committed_event_is_published_once_and_none_that_was_rolled_back,
             a_record_has_the_key_the_headers_the_timestamp_and_the_value_of_the_contract,
+            a_record_is_stamped_with_the_time_by_which_its_topic_may_delete_it,
             a_record_is_where_javas_partitioner_would_put_it,
             jsonb_payloads_keys_and_bytes_arrive_as_postgres_holds_them,
             json_payloads_keep_their_spaces_and_repeated_keys,
@@ -44,6 +45,37 @@ async fn every_committed_event_is_published_once_and_none_that_was_rolled_back(
     let load = Load::start(&outbox, Plan::new(2_000, 100));
     let _relay = outbox.relay(&kafka).start("once")?;
     load.reconcile(&outbox, &kafka, ONCE).await
+}
+
+/// Two events are eight days old, and one of them was scheduled for an hour ago.
+async fn a_record_is_stamped_with_the_time_by_which_its_topic_may_delete_it(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let began = Utc::now().timestamp_millis();
+    for timestamp in ["event", "publish"] {
+        let sql = format!(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload, created_at, available_at) \
+             select 'order', '{timestamp}', 'Old', '1', now() - interval '8 days', available \
+             from unnest(array[null, now() - interval '1 hour']) available"
+        );
+        outbox.execute(&sql).await?;
+        let relay = outbox.relay(&kafka).with("RELAY_TIMESTAMP", timestamp).start(timestamp)?;
+        outbox.until_settled().await;
+        ensure!(relay.stop().await? == Some(0));
+    }
+    let records = kafka.read_topic(&outbox.topic).await?;
+    let age_h = |record: &Record| (began - record.timestamp.unwrap_or_default()) / 3_600_000;
+    let of = |key: &str| {
+        let mut ages: Vec<_> = records.iter().filter(|r| r.key.as_deref() == Some(key.as_bytes())).map(age_h).collect();
+        ages.sort_unstable();
+        ages
+    };
+    ensure!(matches!(of("event")[..], [0 | 1, 191 | 192]), "{:?}", of("event"));
+    ensure!(of("publish") == [0, 0], "{:?}", of("publish"));
+    Ok(())
 }
 
 async fn a_record_has_the_key_the_headers_the_timestamp_and_the_value_of_the_contract(

@@ -5,9 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 
+use chrono::Utc;
 use rdkafka::error::RDKafkaErrorCode;
 
-use crate::config::OnPoison;
+use crate::config::{OnPoison, Timestamp};
 use crate::fault::{self, Class, Fault};
 use crate::lane::hold::{Candidate, Hold, HoldKind, HoldValue};
 use crate::relay::options::RelayOptions;
@@ -210,7 +211,7 @@ impl Decider<'_> {
         }
         Ok(match routed {
             Routed::Poison(poison) => self.refuse(candidate, poison.clone()),
-            Routed::Ready { event, topic } => match self.send(slot, &topics[*topic], event) {
+            Routed::Ready { event, topic } => match self.send(slot, &topics[*topic], event, self.timestamp(row)?) {
                 Ok(placement) => RowOutcome::Sent { slot, topic: *topic, placement },
                 Err(code) if fault::classify_kafka(code).class == Class::Row => {
                     self.refuse(candidate, Poison::of_record(code))
@@ -229,9 +230,19 @@ impl Decider<'_> {
         slot: usize,
         topic: &str,
         event: &StoredEvent<'_>,
+        timestamp: i64,
     ) -> Result<Option<Placement>, RDKafkaErrorCode> {
         let (envelope, source) = (self.options.relay.envelope, self.options.relay.source.as_deref());
-        self.producer.send(slot, topic, event, envelope, source, &self.avoided)
+        self.producer.send(slot, topic, event, timestamp, envelope, source, &self.avoided)
+    }
+
+    /// Returns the timestamp of a record, in milliseconds since 1970.
+    fn timestamp(&self, row: &ClaimedRow) -> Result<i64, sqlx::Error> {
+        let time = match self.options.relay.timestamp {
+            Timestamp::Event => row.due_at()?,
+            Timestamp::Publish => Utc::now(),
+        };
+        Ok(time.timestamp_millis())
     }
 
     /// Returns the hold that covers the event: an existing one, or one that begins here.
