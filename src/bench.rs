@@ -15,7 +15,7 @@
 //! - `watermarks`, `receiver`: the records on the topic
 //! - `steady`: relays, a writer and a consumer together
 //! - `cost`, `process`: WAL and CPU time
-//! - `percentiles`, `environment`, `report`, `table`, `progress`: the report
+//! - `percentiles`, `environment`, `report`, `table`: the report
 
 mod baseline;
 mod bench_schema;
@@ -30,7 +30,6 @@ mod latency;
 mod pacer;
 mod percentiles;
 mod process;
-mod progress;
 mod receiver;
 mod relay_process;
 mod report;
@@ -41,14 +40,15 @@ mod variants;
 mod watermarks;
 
 use lab::payload;
+use std::borrow::Cow;
 use std::path::PathBuf;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Needs, Settings, Sources};
 use bench_schema::BenchSchemas;
 use drain::Backlog;
-use progress::Progress;
 use relay_process::Launch;
 use seed_rows::Keys;
 
@@ -118,7 +118,8 @@ struct Bench {
     schemas: BenchSchemas,
     launch: Launch,
     samples: Vec<String>,
-    progress: Progress,
+    /// One changing line on stderr, or nothing if stderr is no terminal.
+    progress: ProgressBar,
 }
 
 /// The result of a run: its metrics or an error, and the schemas and topics that could not be removed.
@@ -144,7 +145,7 @@ pub(crate) async fn run(
         interrupted = interrupted() => Err(interrupted),
         report = bench.measure() => report,
     };
-    bench.progress.end();
+    bench.progress.finish_and_clear();
     let left = bench.schemas.remove_all().await;
     Ok(Ended { report, left })
 }
@@ -184,7 +185,13 @@ impl Bench {
         let kafka = settings.kafka.clone().ok_or(BenchError::Thread)?;
         let samples = payload::samples(payload::SAMPLES, plan.payload_bytes);
         let schemas = BenchSchemas::new(&settings, kafka, plan.partitions);
-        Ok(Self { plan, settings, schemas, launch, samples, progress: Progress::new() })
+        Ok(Self { plan, settings, schemas, launch, samples, progress: progress() })
+    }
+
+    /// Shows the name of the measurement that begins.
+    fn begin(&self, what: impl Into<Cow<'static, str>>) {
+        self.progress.set_prefix(what);
+        self.progress.set_message("starting");
     }
 
     async fn measure(&self) -> Result<Report, BenchError> {
@@ -206,7 +213,7 @@ impl Bench {
     async fn measure_one(&self, scenario: Scenario, report: &mut Report) -> Result<(), BenchError> {
         let Plan { rate, seconds, window_s, .. } = self.plan;
         if let Some(name) = clap::ValueEnum::to_possible_value(&scenario) {
-            self.progress.begin(name.get_name());
+            self.begin(name.get_name().to_owned());
         }
         match scenario {
             Scenario::Drain => report.drain = Some(drain::drain(self, self.backlog()).await?),
@@ -239,4 +246,9 @@ impl Bench {
     fn entities(&self) -> u64 {
         self.plan.entities.unwrap_or(self.plan.events / EVENTS_PER_ENTITY).max(1)
     }
+}
+
+fn progress() -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix}: {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+    ProgressBar::new_spinner().with_style(style)
 }

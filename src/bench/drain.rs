@@ -220,7 +220,7 @@ impl Watch<'_> {
             if records > last {
                 moved = Instant::now();
                 self.samples.push((self.started.elapsed().as_secs_f64(), records));
-                self.bench.progress.show(&progress(&self.samples, self.events));
+                self.bench.progress.set_message(progress(&self.samples, self.events));
             }
             if records >= self.events {
                 return Ok(());

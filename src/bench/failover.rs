@@ -67,7 +67,7 @@ pub(crate) async fn failover(bench: &Bench, rate: u64) -> Result<Failover, Bench
     let pacer = steady.write(bench, &schema, schedule, None)?;
     let mut kills = Vec::new();
     for kill in 0..KILLS {
-        bench.progress.show(&format!("kill {} of {KILLS}", kill + 1));
+        bench.progress.set_message(format!("kill {} of {KILLS}", kill + 1));
         rest(&mut steady, &pacer, SETTLE).await?;
         kills.push(kill_one(&mut steady, &mut conn, &schema, schedule).await?);
         steady.relays.push(RelayProcess::start(&bench.launch, &schema, kill + 2)?);

@@ -128,7 +128,7 @@ async fn flow(
             }
             _ => {}
         }
-        bench.progress.show(&format!("{published} published, {backlog} waiting, {:.0?}", began.elapsed()));
+        bench.progress.set_message(format!("{published} published, {backlog} waiting, {:.0?}", began.elapsed()));
         match rate {
             Some(rate) => {
                 let due = (began.elapsed().as_secs_f64() * rate as f64) as u64;

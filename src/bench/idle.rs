@@ -46,10 +46,10 @@ struct Counted {
 pub(crate) async fn idle(bench: &Bench, seconds: u64) -> Result<Idle, BenchError> {
     let schema = bench.schemas.make().await?;
     let mut conn = bench.schemas.connect().await?;
-    bench.progress.show("waiting for the server to rest");
+    bench.progress.set_message("waiting for the server to rest");
     tokio::time::sleep(REST).await;
     let first = count(&mut conn).await?;
-    bench.progress.show("without a relay");
+    bench.progress.set_message("without a relay");
     tokio::time::sleep(BASELINE).await;
     let baseline = first.until(&count(&mut conn).await?);
 
@@ -58,7 +58,7 @@ pub(crate) async fn idle(bench: &Bench, seconds: u64) -> Result<Idle, BenchError
     let mut meter = Meter::new(&bench.schemas, &schema).await?;
     let (before, began) = (meter.read(&steady.relays).await?, count(&mut conn).await?);
     for second in 0..seconds {
-        bench.progress.count("idle for seconds", second, seconds);
+        bench.progress.set_message(format!("idle for {second} of {seconds} s"));
         tokio::time::sleep(Duration::from_secs(1)).await;
         steady.check()?;
     }

@@ -70,7 +70,7 @@ async fn until_written(
 ) -> Result<Vec<Written>, BenchError> {
     while !pacer.is_done() {
         steady.check()?;
-        bench.progress.count("received", steady.receiver.events() as u64, events);
+        bench.progress.set_message(format!("received {} of {events}", steady.receiver.events()));
         tokio::time::sleep(BETWEEN_LOOKS).await;
     }
     pacer.finish()

@@ -1,10 +1,10 @@
 //! Seeds an outbox inside the server: no row crosses the network, so that a million rows take seconds.
 
+use indicatif::ProgressBar;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::bench_schema::BenchSchema;
 use super::failure::BenchError;
-use super::progress::Progress;
 
 /// The rows per transaction.
 const CHUNK: u64 = 100_000;
@@ -97,13 +97,13 @@ impl RowSeeder {
     }
 
     /// Adds `rows` rows in chunks.
-    pub(crate) async fn seed(&mut self, rows: u64, progress: &Progress) -> Result<(), BenchError> {
+    pub(crate) async fn seed(&mut self, rows: u64, progress: &ProgressBar) -> Result<(), BenchError> {
         let mut left = rows;
         while left > 0 {
             let chunk = left.min(CHUNK);
             self.add(chunk).await?;
             left -= chunk;
-            progress.count("seeding rows", rows - left, rows);
+            progress.set_message(format!("seeding rows {} of {rows}", rows - left));
         }
         Ok(())
     }

@@ -44,16 +44,16 @@ pub(crate) struct Pruned {
 pub(crate) async fn relays(bench: &Bench) -> Result<Vec<Drained>, BenchError> {
     let mut drained = Vec::new();
     for &relays in RELAYS {
-        bench.progress.begin(format!("relays: {relays}"));
+        bench.begin(format!("relays: {relays}"));
         drained.push(drain(bench, Backlog { relays, ..bench.backlog() }).await?);
     }
     Ok(drained)
 }
 
 pub(crate) async fn hot_key(bench: &Bench) -> Result<HotKey, BenchError> {
-    bench.progress.begin("hot-key: unkeyed");
+    bench.begin("hot-key: unkeyed");
     let unkeyed = drain(bench, Backlog { keys: Keys::Unkeyed, ..bench.backlog() }).await?;
-    bench.progress.begin("hot-key: half on one");
+    bench.begin("hot-key: half on one");
     let half_on_one = drain(bench, Backlog { keys: Keys::HalfOnOne(bench.entities()), ..bench.backlog() }).await?;
     let share_of_unkeyed = half_on_one.events_per_s / unkeyed.events_per_s;
     Ok(HotKey { unkeyed, half_on_one, share_of_unkeyed })
@@ -61,9 +61,9 @@ pub(crate) async fn hot_key(bench: &Bench) -> Result<HotKey, BenchError> {
 
 pub(crate) async fn retained(bench: &Bench) -> Result<Retained, BenchError> {
     let retained_rows = bench.plan.retained;
-    bench.progress.begin("retained: none");
+    bench.begin("retained: none");
     let without = drain(bench, bench.backlog()).await?;
-    bench.progress.begin(format!("retained: {retained_rows}"));
+    bench.begin(format!("retained: {retained_rows}"));
     let with = drain(bench, Backlog { retained: retained_rows, ..bench.backlog() }).await?;
     let share_of_without = with.events_per_s / without.events_per_s;
     Ok(Retained { retained_rows, without, with, share_of_without })
@@ -72,9 +72,9 @@ pub(crate) async fn retained(bench: &Bench) -> Result<Retained, BenchError> {
 pub(crate) async fn retention(bench: &Bench) -> Result<Pruned, BenchError> {
     let retained_rows = bench.plan.retained;
     let backlog = Backlog { retained: retained_rows, ..bench.backlog() };
-    bench.progress.begin("retention: keep");
+    bench.begin("retention: keep");
     let without = drain(bench, backlog).await?;
-    bench.progress.begin("retention: delete");
+    bench.begin("retention: delete");
     let with = drain(bench, Backlog { prunes: true, ..backlog }).await?;
     let share_of_without = with.events_per_s / without.events_per_s;
     Ok(Pruned { retained_rows, without, with, share_of_without })

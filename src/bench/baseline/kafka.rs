@@ -69,8 +69,8 @@ pub(super) async fn produce(
     events: u64,
     workers: usize,
 ) -> Result<f64, BenchError> {
-    bench.progress.begin("limit of produce");
-    bench.progress.show("producing");
+    bench.begin("limit of produce");
+    bench.progress.set_message("producing");
     let relay = &bench.settings.relay;
     let settings = ClientSettings::new(bench.schemas.kafka(), relay.batch_size, relay.batch_bytes);
     let records: Arc<[Record]> = records(bench).into();

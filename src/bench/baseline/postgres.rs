@@ -40,7 +40,7 @@ pub(super) async fn claim_and_mark(
     events: u64,
     workers: usize,
 ) -> Result<Claimed, BenchError> {
-    bench.progress.begin("limit of claim and mark");
+    bench.begin("limit of claim and mark");
     let keys = Keys::Spread(bench.entities());
     let mut seeder = RowSeeder::new(bench.schemas.connect().await?, schema, &bench.samples, keys, As::Pending).await?;
     seeder.seed(events, &bench.progress).await?;
