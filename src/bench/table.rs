@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use indicatif::HumanCount;
+
 use super::baseline::Baseline;
 use super::cost::Costs;
 use super::drain::{Drained, MeanCycle, Shares};
@@ -32,7 +34,7 @@ impl Table {
         let more = drained.records.checked_sub(drained.events);
         let once = more.is_some_and(|more| more == 0 || drained.in_transactions);
         if let Some(more @ 1..) = more.filter(|_| drained.in_transactions) {
-            self.row(what, "markers of transactions", grouped(more as f64));
+            self.row(what, "markers of transactions", grouped(more as f64).to_string());
         }
         if !once || drained.published != drained.events {
             self.row(what, "NOT once each", format!("{} records, {} published", drained.records, drained.published));
@@ -84,7 +86,7 @@ impl Table {
         self.row(what, "median window", format!("{} events/s", grouped(held.median_events_per_s)));
         let (worst, share) = (grouped(held.worst_events_per_s), held.worst_share_of_median * 100.0);
         self.row(what, "worst window", format!("{worst} events/s, {share:.0} % of the median"));
-        let windows: Vec<_> = held.windows_events_per_s.iter().map(|rate| grouped(*rate)).collect();
+        let windows: Vec<_> = held.windows_events_per_s.iter().map(|rate| grouped(*rate).to_string()).collect();
         self.row(what, &format!("each {} s", held.window_s), windows.join(" "));
         self.costs(what, &held.costs);
     }
@@ -129,15 +131,13 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = |column: usize| self.0.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let (first, second) = (width(0), width(1));
         let mut last = "";
-        for [what, metric, value] in &self.0 {
+        let rows = self.0.iter().map(|[what, metric, value]| {
             let shown = if what == last { "" } else { what };
             last = what;
-            writeln!(f, "{shown:first$}  {metric:second$}  {value}")?;
-        }
-        Ok(())
+            [shown, metric, value]
+        });
+        f.write_str(&lab::table::plain(rows, &[]))
     }
 }
 
@@ -188,7 +188,7 @@ impl Report {
             table.drained("none pruned", &retention.without);
             table.drained(&what, &retention.with);
             table.row(&what, "of the rate without", format!("{:.0} %", retention.share_of_without * 100.0));
-            table.row(&what, "rows pruned during the drain", grouped(retention.with.pruned as f64));
+            table.row(&what, "rows pruned during the drain", grouped(retention.with.pruned as f64).to_string());
         }
         self.held_snapshot.iter().for_each(|held| table.held_snapshot(held));
         self.idle.iter().for_each(|idle| table.idle(idle));
@@ -203,30 +203,13 @@ fn percentiles(times: &Percentiles) -> String {
 }
 
 /// Formats a whole number with commas between its thousands.
-fn grouped(number: f64) -> String {
-    let digits = format!("{:.0}", number.abs());
-    let mut text = if number <= -0.5 { "-".to_owned() } else { String::new() };
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+fn grouped(number: f64) -> HumanCount {
+    HumanCount(number.round() as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thousands_are_grouped() {
-        for (number, text) in
-            [(0.0, "0"), (999.4, "999"), (1000.0, "1,000"), (1234567.0, "1,234,567"), (-4200.0, "-4,200")]
-        {
-            assert_eq!(grouped(number), text);
-        }
-    }
 
     #[test]
     fn columns_are_aligned_and_a_repeated_first_column_is_left_out() {

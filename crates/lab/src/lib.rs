@@ -2,6 +2,7 @@
 //!
 //! - [`demo`]: servers that end with their process, and the two flows that `outbox-relay demo` shows
 //! - [`payload`]: the payloads of the benchmarks
+//! - [`table`]: rows in columns, as plain text
 //!
 //! With the feature `kit`, for tests and benchmarks:
 //! - `kafka`: a real Kafka
@@ -23,6 +24,7 @@
 
 pub mod demo;
 pub mod payload;
+pub mod table;
 
 #[cfg(feature = "kit")]
 pub mod admin;

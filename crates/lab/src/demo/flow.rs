@@ -10,13 +10,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
+use indicatif::HumanCount;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::consumer::{self, Consumer, ConsumerError};
 use super::observed::Observed;
-use super::output::{DemoOutput, grouped};
+use super::output::DemoOutput;
 use super::reconciliation::Reconciliation;
 use super::relay_process::RelayProcess;
 use super::servers::{DemoSchemas, ServerChoice, Servers, ServersError};
@@ -151,19 +152,19 @@ impl<'a> Play<'a> {
     async fn act(&mut self) -> Result<(), DemoError> {
         self.output.say(format_args!(
             "the shop takes {} orders over {} connections; one transaction in ten rolls back",
-            grouped(ACT.orders),
+            HumanCount(ACT.orders),
             shop::CLERKS
         ));
         let (_stop, never) = watch::channel(false);
         let mut orders = Orders::take(&self.shop, ACT, never);
         orders.until_committed(KILL_AT).await?;
         self.must_run()?;
-        self.output.say(format_args!("{} events are committed: kill -9 for the relay", grouped(KILL_AT)));
+        self.output.say(format_args!("{} events are committed: kill -9 for the relay", HumanCount(KILL_AT)));
         self.relay.kill();
         self.relay_kills += 1;
         orders.until_committed(START_AGAIN_AT).await?;
         let waiting = settled::pending(&self.pool).await.map_err(DemoError::Tables)?;
-        self.output.say(format_args!("the shop went on, {} events wait: the relay starts again", grouped(waiting)));
+        self.output.say(format_args!("the shop went on, {} events wait: the relay starts again", HumanCount(waiting)));
         self.relay.start_again().map_err(DemoError::Relay)?;
         orders.until_done().await
     }

@@ -36,27 +36,3 @@ impl DemoOutput {
 fn write_line(line: fmt::Arguments<'_>) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
-
-/// Formats 3600 as `3,600`.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::grouped;
-
-    #[test]
-    fn numbers_are_grouped_by_thousands() {
-        let shown: Vec<_> = [0, 999, 1000, 3_600, 1_234_567].into_iter().map(grouped).collect();
-        assert_eq!(shown, ["0", "999", "1,000", "3,600", "1,234,567"]);
-    }
-}

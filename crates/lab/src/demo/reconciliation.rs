@@ -3,10 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use indicatif::HumanCount;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::output::grouped;
+use crate::table;
 use event_outbox::ledger::{Finding, Report};
 
 /// The result of a demo. As JSON: [`Reconciliation::to_json`].
@@ -87,8 +88,8 @@ impl Reconciliation {
 
     fn committed(&self) -> Promise {
         let words = match self.lost_commits {
-            0 => format!("events of {} orders, each in its order's own transaction", grouped(self.orders)),
-            lost => format!("events; {} that committed are not in the table", grouped(lost)),
+            0 => format!("events of {} orders, each in its order's own transaction", HumanCount(self.orders)),
+            lost => format!("events; {} that committed are not in the table", HumanCount(lost)),
         };
         Promise { name: "committed", kept: self.lost_commits == 0, count: self.ledger.committed, words }
     }
@@ -97,7 +98,7 @@ impl Reconciliation {
         let published = self.ledger.phantoms + self.ledger.unknown;
         let words = match published {
             0 => "events, none of them published".to_owned(),
-            published => format!("events; {} records on the topic that nobody committed", grouped(published)),
+            published => format!("events; {} records on the topic that nobody committed", HumanCount(published)),
         };
         Promise { name: "rolled back", kept: published == 0, count: self.ledger.rolled_back, words }
     }
@@ -111,9 +112,9 @@ impl Reconciliation {
             (Finding::Regressed, "that went back to pending"),
         ]);
         let words = match (&faults, dead) {
-            (Some(faults), _) => format!("of {}; {faults}", grouped(committed)),
-            (None, 0) => format!("of {}, every payload byte for byte as Postgres prints it", grouped(committed)),
-            (None, dead) => format!("of {}, {} are dead letters", grouped(committed), grouped(dead)),
+            (Some(faults), _) => format!("of {}; {faults}", HumanCount(committed)),
+            (None, 0) => format!("of {}, every payload byte for byte as Postgres prints it", HumanCount(committed)),
+            (None, dead) => format!("of {}, {} are dead letters", HumanCount(committed), HumanCount(dead)),
         };
         Promise { name: "published", kept: faults.is_none(), count: published, words }
     }
@@ -121,7 +122,7 @@ impl Reconciliation {
     fn duplicates_seen(&self) -> Promise {
         let (seen, recognised) = (self.ledger.duplicates, self.duplicates_recognised);
         let words = if seen != recognised {
-            format!("on the topic; event_once recognised {}", grouped(recognised))
+            format!("on the topic; event_once recognised {}", HumanCount(recognised))
         } else if seen == 0 {
             "the relay that was killed had nothing in flight".to_owned()
         } else {
@@ -137,8 +138,8 @@ impl Reconciliation {
             (self.applied_phantoms, "applied and never committed"),
         ];
         let words = listed(&faults).map_or_else(
-            || format!("of {}, each by one transaction of the consumer", grouped(self.ledger.published)),
-            |faults| format!("of {}; {faults}", grouped(self.ledger.published)),
+            || format!("of {}, each by one transaction of the consumer", HumanCount(self.ledger.published)),
+            |faults| format!("of {}; {faults}", HumanCount(self.ledger.published)),
         );
         let kept = faults.iter().all(|(count, _)| *count == 0);
         Promise { name: "applied once", kept, count: self.applied_once, words }
@@ -150,8 +151,8 @@ impl Reconciliation {
             (Finding::WrongPartition, "records outside their order's partition"),
         ]);
         let words = match &faults {
-            Some(faults) => format!("of {} orders; {faults}", grouped(self.orders)),
-            None => format!("of {} orders have their history in order", grouped(self.orders)),
+            Some(faults) => format!("of {} orders; {faults}", HumanCount(self.orders)),
+            None => format!("of {} orders have their history in order", HumanCount(self.orders)),
         };
         let kept = faults.is_none() && self.orders_in_order == self.orders;
         Promise { name: "order kept", kept, count: self.orders_in_order, words }
@@ -168,25 +169,24 @@ pub(super) fn listed(counts: &[(u64, &str)]) -> Option<String> {
     let some: Vec<_> = counts
         .iter()
         .filter(|(count, _)| *count > 0)
-        .map(|(count, words)| format!("{} {words}", grouped(*count)))
+        .map(|(count, words)| format!("{} {words}", HumanCount(*count)))
         .collect();
     (!some.is_empty()).then(|| some.join(", "))
 }
 
-impl fmt::Display for Promise {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, kept, count, words } = self;
-        let mark = if *kept { "  ok  " } else { "BROKEN" };
-        write!(f, "{mark}  {name:<15} {:>9}  {words}", grouped(*count))
-    }
+/// Lists promises, a line each.
+pub(super) fn list(promises: &[Promise]) -> String {
+    let rows = promises.iter().map(|Promise { name, kept, count, words }| {
+        let mark = if *kept { "  ok" } else { "BROKEN" };
+        [mark.to_owned(), (*name).to_owned(), HumanCount(*count).to_string(), words.clone()]
+    });
+    table::plain(rows, &[2])
 }
 
 impl fmt::Display for Reconciliation {
     /// Writes a line per promise, the verdict, and the ledger's examples if there are any violations.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for promise in self.promises() {
-            writeln!(f, "{promise}")?;
-        }
+        f.write_str(&list(&self.promises()))?;
         let kills = match self.relay_kills {
             0 => String::new(),
             1 => ", with the relay killed once with SIGKILL".to_owned(),

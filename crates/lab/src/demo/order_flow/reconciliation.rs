@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
+use indicatif::HumanCount;
 use serde_json::{Value, json};
 
 use super::order::Basket;
 use super::snapshot::{Event, Payment, Snapshot, Stock};
-use crate::demo::output::grouped;
-use crate::demo::reconciliation::{Promise, listed};
+use crate::demo::reconciliation::{Promise, list, listed};
 
 /// The result of an order flow. As JSON: [`OrderReconciliation::to_json`].
 #[derive(Debug, Clone, Default)]
@@ -65,9 +65,7 @@ impl OrderReconciliation {
 impl fmt::Display for OrderReconciliation {
     /// Writes a line per promise, and the verdict.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for promise in &self.promises {
-            writeln!(f, "{promise}")?;
-        }
+        f.write_str(&list(&self.promises))?;
         let verdict = if self.is_kept() { "Everything agrees" } else { "THE TABLES DO NOT AGREE" };
         let processes = if self.kills == 1 { "process" } else { "processes" };
         let seconds = self.elapsed.as_secs_f64();
@@ -199,7 +197,7 @@ fn published(snapshot: &Snapshot) -> Promise {
     let due = || snapshot.events.iter().filter(|event| event.due);
     let words = match again {
         0 => "events of four outboxes".to_owned(),
-        again => format!("events of four outboxes, {} of them sent again after a kill", grouped(again)),
+        again => format!("events of four outboxes, {} of them sent again after a kill", HumanCount(again)),
     };
     let missing = |event: &&Event| !snapshot.seen.contains_key(&event.event_id);
     let faults = [
