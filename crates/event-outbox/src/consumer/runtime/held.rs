@@ -5,6 +5,8 @@
 //! read, it has been redriven: the consumer applies it and deletes its row in the same transaction. So a redrive in order releases the key,
 //! and events that arrive in between are parked behind. An operator gives a parked event up by deleting its row.
 
+use sqlx::postgres::{PgArguments, Postgres};
+use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
 
@@ -76,16 +78,7 @@ impl Held {
         source_topic: &str,
         delivery: &Delivery,
     ) -> Result<Gate, sqlx::Error> {
-        let row = sqlx::query(AssertSqlSafe(self.gate.clone()))
-            .bind(&self.group)
-            .bind(event.0)
-            .bind(source_topic)
-            .bind(&delivery.key)
-            .bind(&delivery.topic)
-            .bind(delivery.partition)
-            .bind(delivery.offset)
-            .fetch_one(&mut *tx)
-            .await?;
+        let row = self.about(&self.gate, event, source_topic, delivery).fetch_one(&mut *tx).await?;
         let (first, head): (bool, Option<Uuid>) = (row.try_get(0)?, row.try_get(1)?);
         let parked_here: Option<bool> = row.try_get(2)?;
         if !first {
@@ -100,6 +93,24 @@ impl Held {
             (_, Some(_)) => Gate::Held,
             (_, None) => Gate::Open,
         })
+    }
+
+    /// Binds `$1` to `$7` of [`Held::gate`] and [`Held::park`]: the group, the event, and where it was read.
+    fn about<'q>(
+        &'q self,
+        statement: &str,
+        event: EventId,
+        source_topic: &'q str,
+        delivery: &'q Delivery,
+    ) -> Query<'q, Postgres, PgArguments> {
+        sqlx::query(AssertSqlSafe(statement.to_owned()))
+            .bind(&self.group)
+            .bind(event.0)
+            .bind(source_topic)
+            .bind(&delivery.key)
+            .bind(&delivery.topic)
+            .bind(delivery.partition)
+            .bind(delivery.offset)
     }
 
     /// Deletes the event's row.
@@ -121,17 +132,7 @@ impl Held {
         if self.gate(&mut *tx, event, source_topic, delivery).await? == Gate::Repeated {
             return Ok(());
         }
-        sqlx::query(AssertSqlSafe(self.park.clone()))
-            .bind(&self.group)
-            .bind(event.0)
-            .bind(source_topic)
-            .bind(&delivery.key)
-            .bind(&delivery.topic)
-            .bind(delivery.partition)
-            .bind(delivery.offset)
-            .bind(reason.name())
-            .execute(&mut *tx)
-            .await?;
+        self.about(&self.park, event, source_topic, delivery).bind(reason.name()).execute(&mut *tx).await?;
         sqlx::query(AssertSqlSafe(self.unmark.clone())).bind(&self.group).bind(event.0).execute(tx).await.map(drop)
     }
 }
