@@ -39,6 +39,7 @@ mod table;
 mod variants;
 mod watermarks;
 
+use lab::demo::is_relay_variable;
 use lab::payload;
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -171,7 +172,7 @@ impl Bench {
         program: PathBuf,
     ) -> Result<Self, BenchError> {
         // RELAY_* variables are meant for another relay on this machine. Only the delivery guarantee is taken from them.
-        sources.env.retain(|name, _| !name.starts_with("RELAY_") || name == "RELAY_DELIVERY");
+        sources.env.retain(|name, _| !is_relay_variable(name) || name == "RELAY_DELIVERY");
         sources.overrides.extend(relay_overrides);
         let launch = Launch {
             program,

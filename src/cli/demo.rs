@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use lab::demo::{
     self, DemoError, DemoOptions, OrderFlowError, OrderFlowOptions, OrderReconciliation, OwnServers, PostgresError,
-    Reconciliation, ServerChoice, ServersError, Service, ServiceLocation, names_own_servers,
+    Reconciliation, ServerChoice, ServersError, Service, ServiceLocation, is_relay_variable, names_own_servers,
 };
 use rdkafka::ClientConfig;
 
@@ -142,7 +142,7 @@ fn server_choice(env: &BTreeMap<String, String>) -> Result<ServerChoice, Failure
         return Ok(ServerChoice::Private);
     }
     // The user's settings of Postgres and Kafka apply to the demo, those of the user's relay do not.
-    let env = env.iter().filter(|(name, _)| !name.starts_with("RELAY_"));
+    let env = env.iter().filter(|(name, _)| !is_relay_variable(name));
     let env = env.map(|(name, value)| (name.clone(), value.clone())).collect();
     let settings = Settings::load(Sources { file: None, env, overrides: Vec::new() }, Needs::DatabaseAndKafka)?;
     let database = &settings.database;

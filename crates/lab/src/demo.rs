@@ -52,5 +52,5 @@ pub use port::free_port;
 pub use postgres::{PostgresError, PostgresOptions, PrivatePostgres};
 pub use reconciliation::{Promise, Reconciliation};
 pub use server_user::ServerUser;
-pub use servers::{HalfGiven, OwnServers, ServerChoice, ServersError, names_own_servers};
+pub use servers::{HalfGiven, OwnServers, ServerChoice, ServersError, is_relay_variable, names_own_servers};
 pub use topic::TopicError;

@@ -133,7 +133,7 @@ impl Servers {
             (format!("outbox_demo_{random:08x}_"), format!("outbox-demo-{random:08x}-"));
         let topic = format!("{topic_prefix}{}", demo_schemas.topic);
         let given = [("topic", topic.as_str())];
-        let hidden: Vec<String> = env.into_keys().filter(|name| is_relays(name)).collect();
+        let hidden: Vec<String> = env.into_keys().filter(|name| is_relay_variable(name)).collect();
         let location = |schema: &&str| OutboxLocation::new(schema, &schema_prefix, &given, hidden.clone());
         let locations = demo_schemas.schemas.iter().map(location).collect();
         let topics = demo_schemas.topics.iter().map(|topic| format!("{topic_prefix}{topic}")).collect();
@@ -269,10 +269,11 @@ fn relay_settings(given: &[(&str, &str)]) -> toml::Table {
     given.iter().copied().chain(always).map(|(name, value)| (name.to_owned(), value.into())).collect()
 }
 
-fn is_relays(name: &str) -> bool {
+/// Returns true for an environment variable with a setting of a relay alone. On a user's machine it is meant for another relay.
+pub fn is_relay_variable(name: &str) -> bool {
     name.starts_with("RELAY_")
 }
 
 fn is_setting(name: &str) -> bool {
-    is_relays(name) || name.starts_with("KAFKA_") || name.starts_with(DATABASE)
+    is_relay_variable(name) || name.starts_with("KAFKA_") || name.starts_with(DATABASE)
 }
