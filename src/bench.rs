@@ -172,14 +172,12 @@ impl Bench {
         program: PathBuf,
     ) -> Result<Self, BenchError> {
         // RELAY_* variables are meant for another relay on this machine. Only the delivery guarantee is taken from them.
-        sources.env.retain(|name, _| !is_relay_variable(name) || name == "RELAY_DELIVERY");
+        let is_hidden = |name: &str| is_relay_variable(name) && name != "RELAY_DELIVERY";
+        let hidden_variables = sources.env.keys().filter(|name| is_hidden(name)).cloned().collect();
+        sources.env.retain(|name, _| !is_hidden(name));
         sources.overrides.extend(relay_overrides);
-        let launch = Launch {
-            program,
-            file: sources.file.clone(),
-            env: sources.env.clone(),
-            overrides: sources.overrides.clone(),
-        };
+        let launch =
+            Launch { program, file: sources.file.clone(), hidden_variables, overrides: sources.overrides.clone() };
         // Read the settings as the relay will, to build the same clients and to report them.
         sources.overrides.extend(relay_process::settings_of("outbox_bench", "bench"));
         let settings = Settings::load(sources, Needs::DatabaseAndKafka)?;

@@ -164,7 +164,7 @@ async fn drain_seeded(
     let marked = end.until_all_are_marked(&mut relays).await?;
     let mut after = meter.read(&relays).await?;
     let records = watch.watermarks.records().await?;
-    let relay_summaries = stop(relays).await?;
+    let relay_summaries = stop(relays)?;
     meter.reread_images(&mut after).await;
     let first = watch.first.unwrap_or(started);
     let published = end.published().await?;
@@ -189,12 +189,8 @@ async fn drain_seeded(
 }
 
 /// Stops the relays cleanly, one after the other.
-pub(crate) async fn stop(relays: Vec<RelayProcess>) -> Result<Vec<serde_json::Value>, BenchError> {
-    let mut summaries = Vec::with_capacity(relays.len());
-    for relay in relays {
-        summaries.push(relay.stop().await?);
-    }
-    Ok(summaries)
+pub(crate) fn stop(relays: Vec<RelayProcess>) -> Result<Vec<serde_json::Value>, BenchError> {
+    relays.into_iter().map(RelayProcess::stop).collect()
 }
 
 /// Watches the topic.

@@ -75,7 +75,7 @@ pub(crate) async fn failover(bench: &Bench, rate: u64) -> Result<Failover, Bench
     let written = tokio::task::spawn_blocking(|| pacer.stop()).await.map_err(|_| BenchError::Thread)??;
     let missing = missing_after_a_while(&mut steady, written.iter().map(|written| written.event).collect()).await?;
     let duplicates = (steady.receiver.events() + missing).saturating_sub(written.len());
-    drain::stop(std::mem::take(&mut steady.relays)).await?;
+    drain::stop(std::mem::take(&mut steady.relays))?;
     drop(steady);
     bench.schemas.remove(&schema.name).await?;
     let times: Vec<f64> = kills.iter().map(|kill| kill.first_of_its_lanes_ms).collect();
@@ -112,7 +112,7 @@ async fn kill_one(
     let lane_of = lanes_of_entities(conn, schema, schedule).await?;
     let seen = steady.receiver.events();
     let killed_us = schedule.now_us();
-    steady.relays.remove(0).kill().await?;
+    steady.relays.remove(0).kill();
     let began = Instant::now();
     loop {
         steady.check()?;

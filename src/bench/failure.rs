@@ -24,8 +24,8 @@ pub(crate) enum BenchError {
     Topic { topic: String, code: RDKafkaErrorCode },
     #[error("a process or a file")]
     System(#[from] std::io::Error),
-    #[error("the relay under test ended by itself ({status}); its log ends with:\n{log}")]
-    RelayEnded { status: String, log: String },
+    #[error("the relay under test failed; its log ends with:\n{log}")]
+    RelayEnded { log: String },
     #[error("nothing happened for {within:?} while waiting for {what}{log}")]
     Stalled { what: String, within: Duration, log: String },
     #[error("a thread of the bench ended early")]

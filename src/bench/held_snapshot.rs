@@ -64,7 +64,7 @@ pub(crate) async fn held_snapshot(
         flow(bench, &schema, &mut steady, rate, Duration::from_secs(seconds), window).await?;
     let passed = began.elapsed().as_secs_f64();
     let mut after = meter.read(&steady.relays).await?;
-    drain::stop(std::mem::take(&mut steady.relays)).await?;
+    drain::stop(std::mem::take(&mut steady.relays))?;
     drop(steady);
     meter.reread_images(&mut after).await;
     holder.execute("rollback").await?;

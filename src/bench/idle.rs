@@ -65,7 +65,7 @@ pub(crate) async fn idle(bench: &Bench, seconds: u64) -> Result<Idle, BenchError
     let (after, ended) = (meter.read(&steady.relays).await?, count(&mut conn).await?);
     let passed = ended.at.duration_since(began.at).as_secs_f64();
     let with_relay = began.until(&ended);
-    drain::stop(std::mem::take(&mut steady.relays)).await?;
+    drain::stop(std::mem::take(&mut steady.relays))?;
     drop(steady);
     bench.schemas.remove(&schema.name).await?;
     let percent = |cpu: Duration| cpu.as_secs_f64() / passed * 100.0;

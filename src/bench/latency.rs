@@ -55,7 +55,7 @@ pub(crate) async fn latency(bench: &Bench, rate: u64, seconds: u64) -> Result<La
     until_received(&mut steady, events).await?;
     let mut after = meter.read(&steady.relays).await?;
     let received = steady.receiver.since(0);
-    let mean_cycle = MeanCycle::from_summaries(&drain::stop(std::mem::take(&mut steady.relays)).await?);
+    let mean_cycle = MeanCycle::from_summaries(&drain::stop(std::mem::take(&mut steady.relays))?);
     meter.reread_images(&mut after).await;
     bench.schemas.remove(&schema.name).await?;
     let costs = meter.costs(&before, &after, events);

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -72,6 +72,7 @@ pub struct ServerCommand {
     log: PathBuf,
     user: Option<ServerUser>,
     environment: Vec<(OsString, OsString)>,
+    hidden: Vec<OsString>,
 }
 
 impl ServerCommand {
@@ -87,6 +88,7 @@ impl ServerCommand {
             log: log.to_owned(),
             user: None,
             environment: Vec::new(),
+            hidden: Vec::new(),
         }
     }
 
@@ -102,6 +104,13 @@ impl ServerCommand {
     pub fn envs<N: AsRef<OsStr>, V: AsRef<OsStr>>(mut self, variables: impl IntoIterator<Item = (N, V)>) -> Self {
         let owned = |(name, value): (N, V)| (name.as_ref().to_owned(), value.as_ref().to_owned());
         self.environment.extend(variables.into_iter().map(owned));
+        self
+    }
+
+    /// Hides variables of this process from the server.
+    #[must_use]
+    pub fn without<N: AsRef<OsStr>>(mut self, variables: impl IntoIterator<Item = N>) -> Self {
+        self.hidden.extend(variables.into_iter().map(|name| name.as_ref().to_owned()));
         self
     }
 
@@ -151,6 +160,9 @@ impl ChildServer {
             .stderr(log)
             // A process group of its own: Ctrl-C at the terminal reaches only us, and our end stops the server in order.
             .process_group(0);
+        for name in &command.hidden {
+            shell.env_remove(name);
+        }
         if let Some(user) = &command.user {
             user.run(&mut shell);
         }
@@ -186,12 +198,11 @@ impl ChildServer {
         Ok(kill(self.server, signal)?)
     }
 
-    /// Closes the line and waits until the server has ended: at most the grace period, then it is killed. Blocks. A second call does
-    /// nothing.
-    pub fn stop(&mut self) {
+    /// Closes the line and waits until the server has ended: at most the grace period, then it is killed. Blocks. Returns the exit status,
+    /// also when called again; `None` if it is not known. The exit code of a server that a signal has ended is 128 and the signal.
+    pub fn stop(&mut self) -> Option<ExitStatus> {
         self.line = None;
-        // An error means that there is no child process to wait for.
-        drop(self.shell.wait());
+        self.shell.wait().ok()
     }
 
     /// Kills the server with SIGKILL and waits until it has ended. Blocks.
