@@ -8,8 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use lab::demo::{
-    self, DemoError, DemoOptions, OrderFlowError, OrderFlowOptions, OrderReconciliation, OwnServers, PostgresError,
-    Reconciliation, ServerChoice, ServersError, Service, ServiceLocation, is_relay_variable, names_own_servers,
+    self, DemoError, DemoOptions, OrderFlowOptions, OwnServers, PostgresError, Reconciliation, ServerChoice,
+    ServersError, Service, ServiceLocation, is_relay_variable, names_own_servers,
 };
 use rdkafka::ClientConfig;
 
@@ -47,40 +47,30 @@ struct OrderFlow {
     json: bool,
 }
 
-impl OrderFlow {
-    fn run(&self, servers: ServerChoice, env: BTreeMap<String, String>) -> Result<(), Failure> {
-        let program = std::env::current_exe()
-            .map_err(|error| Failure::unexpected("the demo cannot find its own program", error))?;
-        let options = OrderFlowOptions::short(servers, env, program);
-        let reconciliation =
-            runtime()?.block_on(async { demo::run_order_flow(options, interrupts()?).await.map_err(flow_failed) })?;
-        if self.json {
-            print(&format!("{}\n", reconciliation.to_json()));
-        } else {
-            print(&format!("\n{reconciliation}"));
-        }
-        check_order_flow(&reconciliation)
-    }
-}
-
 impl Demo {
     /// Runs the demo. `env` is the process's environment.
     pub(crate) fn run(&self, env: BTreeMap<String, String>) -> Result<(), Failure> {
         let servers = server_choice(&env)?;
-        if let Some(Act::OrderFlow(flow)) = &self.act {
-            return flow.run(servers, env);
-        }
-        let options = DemoOptions { servers, env, serve: self.serve };
+        let program = std::env::current_exe()
+            .map_err(|error| Failure::unexpected("the demo cannot find its own program", error))?;
+        let options = DemoOptions { servers, env, program };
         let reconciliation = runtime()?.block_on(async {
             let interrupts = interrupts()?;
-            demo::run(options, interrupts, |addresses| self.show_addresses(addresses)).await.map_err(failed)
+            let result = match &self.act {
+                Some(Act::OrderFlow(_)) => demo::run_order_flow(OrderFlowOptions::short(options), interrupts).await,
+                None => {
+                    let serving = self.serve.then_some(|addresses: &_| self.show_addresses(addresses));
+                    demo::run(options, interrupts, serving).await
+                }
+            };
+            result.map_err(failed)
         })?;
-        if self.json {
-            print(&format!("{}\n", reconciliation.to_json()));
-        } else {
-            print(&reconciliation.to_string());
+        let json = self.act.as_ref().map_or(self.json, |Act::OrderFlow(flow)| flow.json);
+        match json {
+            true => print(&format!("{}\n", reconciliation.to_json())),
+            false => print(&format!("\n{reconciliation}")),
         }
-        check_promises(&reconciliation)
+        check(&reconciliation)
     }
 
     /// Prints the addresses as lines for a shell, or as one line of JSON.
@@ -173,25 +163,12 @@ fn consumer_config(kafka: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// Fails with exit code 1 if the services' tables do not agree.
-fn check_order_flow(reconciliation: &OrderReconciliation) -> Result<(), Failure> {
-    let broken: Vec<_> =
-        reconciliation.promises.iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect();
-    if broken.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::finding(format!("the tables do not agree: {}", broken.join(", ")))
-        .hint("this is a bug of outbox-relay; please report it with everything printed above"))
-}
-
-/// Fails with exit code 1 if a guarantee was broken.
-fn check_promises(reconciliation: &Reconciliation) -> Result<(), Failure> {
+/// Fails with exit code 1 if a promise was broken.
+fn check(reconciliation: &Reconciliation) -> Result<(), Failure> {
     if reconciliation.is_kept() {
         return Ok(());
     }
-    let broken: Vec<_> =
-        reconciliation.promises().into_iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect();
-    Err(Failure::finding(format!("a promise was broken: {}", broken.join(", ")))
+    Err(Failure::finding(format!("a promise was broken: {}", reconciliation.broken().join(", ")))
         .hint("this is a bug of outbox-relay; please report it with everything printed above"))
 }
 
@@ -227,17 +204,6 @@ fn failed(error: DemoError) -> Failure {
     }
 }
 
-/// Turns an error of the order flow into a failure. Errors that both demos share get the same exit code and hint.
-fn flow_failed(error: OrderFlowError) -> Failure {
-    match error {
-        OrderFlowError::Interrupted => failed(DemoError::Interrupted),
-        OrderFlowError::Servers(error) => failed(DemoError::Servers(error)),
-        OrderFlowError::Tables(error) => failed(DemoError::Tables(error)),
-        error => Failure::unexpected("the demo did not come to its end", error)
-            .hint("see the lines above; if they do not help, report them"),
-    }
-}
-
 fn hint(error: &DemoError) -> &'static str {
     let database = |error: &sqlx::Error| fault::classify_database(error).next_step;
     match error {
@@ -257,7 +223,7 @@ fn hint(error: &DemoError) -> &'static str {
         DemoError::Servers(ServersError::Topic(_)) => {
             "check that the brokers run, and that your user may create and delete topics"
         }
-        DemoError::Shop(error) | DemoError::Tables(error) => database(error),
+        DemoError::Tables(error) => database(error),
         _ => "see the lines above; if they do not help, report them",
     }
 }
@@ -271,13 +237,17 @@ fn print(text: &str) {
 mod tests {
     use std::process::ExitCode;
 
+    use lab::demo::Promise;
+
     use super::*;
 
     #[test]
     fn a_broken_promise_exits_1() {
-        let kept = Reconciliation::default();
-        assert!(check_promises(&kept).is_ok());
-        let broken = Reconciliation { not_applied: 1, ..Reconciliation::default() };
-        assert_eq!(check_promises(&broken).unwrap_err().report(), ExitCode::from(1));
+        let result = |kept| {
+            let promise = Promise { name: "published", kept, count: 1, words: String::new() };
+            Reconciliation { promises: vec![promise], ..Reconciliation::default() }
+        };
+        assert!(check(&result(true)).is_ok());
+        assert_eq!(check(&result(false)).unwrap_err().report(), ExitCode::from(1));
     }
 }

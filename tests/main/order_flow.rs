@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
-use lab::demo::{FlowProcess, OrderFlowOptions, OwnServers, ServerChoice, run_order_flow};
+use lab::demo::{DemoOptions, FlowProcess, OrderFlowOptions, OwnServers, ServerChoice, run_order_flow};
 use libtest_mimic::Trial;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -25,7 +25,7 @@ async fn the_books_agree_although_every_service_and_every_relay_is_killed(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let options = OrderFlowOptions {
+    let demo = DemoOptions {
         servers: ServerChoice::Own(Box::new(OwnServers {
             database: database.connect_options(),
             connect_timeout: SOON,
@@ -36,10 +36,9 @@ async fn the_books_agree_although_every_service_and_every_relay_is_killed(
             .map(|(name, value)| (name.to_owned(), value))
             .into(),
         program: PathBuf::from(env!("CARGO_BIN_EXE_outbox-relay")),
-        orders: 72,
-        deadline: Duration::from_secs(10),
-        kills: FlowProcess::ALL.to_vec(),
     };
+    let (deadline, kills) = (Duration::from_secs(10), FlowProcess::ALL.to_vec());
+    let options = OrderFlowOptions { demo, orders: 72, deadline, kills };
     let (_nobody, interrupts) = mpsc::channel(1);
     let reconciliation = run_order_flow(options, interrupts).await?;
     ensure!(reconciliation.is_kept() && reconciliation.kills == 8, "{reconciliation}");

@@ -13,6 +13,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio::task::block_in_place;
 
+use super::consumer::SHORTEST_SESSION;
 use super::mock_broker::{MockBroker, MockBrokerError};
 use super::output::DemoOutput;
 use super::postgres::{PostgresError, PostgresOptions, PrivatePostgres};
@@ -24,7 +25,7 @@ use server_choice::{BROKERS, DATABASE};
 pub use server_choice::{HalfGiven, OwnServers, ServerChoice, names_own_servers};
 
 /// The partitions of each topic.
-const PARTITIONS: i32 = 6;
+pub(super) const PARTITIONS: i32 = 6;
 
 /// The longest time to connect to the private Postgres.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -168,6 +169,13 @@ impl Servers {
 
     /// Removes everything that [`Servers::prepare`] has created so far. Prints what could not be removed.
     pub(super) async fn clear_away(self, output: DemoOutput) {
+        if self.private.is_none() {
+            output.say("removing what was made on your servers; the consumer groups' sessions have to run out");
+            let groups: Vec<&str> = self.locations.iter().map(|location| location.names.schema_raw()).collect();
+            if let Err(error) = topic::delete_groups(&self.kafka_client(), &groups, SHORTEST_SESSION).await {
+                output.say(format_args!("not all of the groups {} could be removed: {error}", groups.join(", ")));
+            }
+        }
         for location in &self.locations[..self.schemas_to_remove] {
             if let Err(error) = self.drop_schema(location).await {
                 let schema = location.names.schema();
@@ -238,9 +246,9 @@ impl Servers {
         &self.topics
     }
 
-    /// Returns the only outbox of a demo with one, and its topic.
-    pub(super) fn first(&self) -> (&OutboxLocation, &str) {
-        (&self.locations[0], &self.topics[0])
+    /// Returns the settings of a consumer, among them `bootstrap.servers`.
+    pub(super) fn kafka(&self) -> &ClientConfig {
+        &self.reach.kafka
     }
 
     /// Returns true for private servers.

@@ -1,166 +1,219 @@
-//! Runs the application: a shop whose clerks write orders and their events in parallel, each step of an order in one transaction.
+//! Runs the demo of one outbox: a shop writes orders, a relay publishes their events and is killed in between, a consumer applies them. At
+//! the end the tables are compared with the topic and with what the shop knows.
 //!
-//! An order is placed, paid and shipped by whichever clerk is free, so its history comes from several connections. A step that rolls back
-//! is done again later, as applications do. The steps write their events in both possible ways: with `outbox_emit`, and with a plain insert
-//! while the order's row is locked. Both make the order of ids the order of commits.
+//! - `clerks`: the application, whose connections write in parallel
+//! - `billing`: the consumer
+//! - `settled`: waits for the last event
+//! - `observed`, `promises`: gather the records of all sides, compare them, and judge the numbers
+//!
+//! The first interrupt ends a `--serve` in order, with its reconciliation. Any other interrupt aborts the demo. In all cases, and on every
+//! error, everything that was started is stopped and everything that was created is removed. After a SIGKILL the shells that watch the
+//! processes do this.
 
-mod step;
+mod billing;
+mod clerks;
+mod observed;
+mod promises;
+mod settled;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rand::Rng;
-use sqlx::{Executor, PgPool};
+use indicatif::HumanCount;
+use sqlx::PgPool;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
-use uuid::Uuid;
+use tokio::task::JoinHandle;
 
-use step::{Order, Step};
+use super::directory::TemporaryDirectory;
+use super::output::DemoOutput;
+use super::patience::PATIENCE;
+use super::program::Program;
+use super::reconciliation::Reconciliation;
+use super::servers::{DemoSchemas, PARTITIONS, Servers};
+use super::shown_log::ShownLog;
+use super::stage::{DemoError, DemoOptions, Interrupts, on_stage, unless_interrupted};
+use super::watch::Watch;
+use billing::Billing;
+use clerks::{Shop, Workload};
+use observed::Observed;
 
-/// The number of connections that write in parallel.
-pub(super) const CLERKS: u32 = 4;
+/// One outbox, with the topic to which its events go by default.
+const DEMO_SCHEMAS: DemoSchemas =
+    DemoSchemas { schemas: &["public"], topic: "order-events", topics: &["order-events"] };
 
-/// The `source` header of all the shop's events. It distinguishes them from the events that a visitor of `--serve` inserts.
-pub(super) const SOURCE: &str = "/demo/shop";
+/// The work of a demo: enough to see that it works, and finished in five seconds on a small machine.
+const ACT: Workload = Workload { orders: 1_200, per_second: 800.0 };
 
-/// One in N transactions rolls back.
-const ROLLBACK_IN: u32 = 10;
+/// The number of committed events at which the relay is killed, and the number at which the next one starts. Events wait in between.
+const KILL_AT: u64 = 1_800;
+const START_AGAIN_AT: u64 = 2_200;
 
-/// The number of unfinished orders before no new one is placed. The steps of these orders mix.
-const IN_HAND: usize = 50;
+/// The work during a `--serve`: enough to watch, little enough to read.
+const SERVING: Workload = Workload { orders: u64::MAX, per_second: 6.0 };
 
-/// The events that the shop itself knows of, independent of the tables.
-#[derive(Debug, Default, Clone)]
-pub(super) struct CommitLog {
-    /// Events whose transaction committed.
-    pub(super) committed: Vec<Uuid>,
-    /// Events whose transaction rolled back.
-    pub(super) rolled_back: Vec<Uuid>,
+/// The interval in which a `--serve` checks that its relay runs.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Runs the demo. `interrupts` gets a message per Ctrl-C. With `serving`, which gets the addresses to connect to, the demo runs until an
+/// interrupt. Needs a multi-threaded runtime, because stopping processes blocks.
+///
+/// # Errors
+/// [`DemoError`] if the demo could not be completed. A broken promise is no error; it is in the reconciliation.
+pub async fn run(
+    options: DemoOptions,
+    mut interrupts: Interrupts,
+    serving: Option<impl FnOnce(&[(&'static str, String)])>,
+) -> Result<Reconciliation, DemoError> {
+    let output = DemoOutput::new();
+    on_stage(&options, DEMO_SCHEMAS, &mut interrupts, output, async |servers, interrupts| {
+        let mut play = unless_interrupted(interrupts, Play::begin(servers, &options, output)).await?;
+        unless_interrupted(interrupts, play.act()).await?;
+        if let Some(report) = serving {
+            report(&servers.addresses());
+            play.serve(interrupts.recv()).await?;
+        }
+        unless_interrupted(interrupts, play.settle()).await
+    })
+    .await
 }
 
-/// The amount of work, and its rate.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Workload {
-    /// The number of orders to place. Each is paid and shipped before the work is done.
-    pub(super) orders: u64,
-    /// The transactions per second of all clerks together, as far as the database keeps up.
-    pub(super) per_second: f64,
-}
-
-/// The shop, and its log of commits.
-#[derive(Debug, Clone)]
-pub(super) struct Shop {
+/// The running parts of a demo. Dropping them stops them. The order of the fields is the order of dropping: the process before its
+/// directory.
+struct Play {
+    output: DemoOutput,
+    relay: Program,
+    relay_log: ShownLog,
+    directory: TemporaryDirectory,
+    watch: Watch,
+    billing: Billing,
+    shop: Shop,
     pool: PgPool,
-    desk: Arc<Mutex<Desk>>,
-    committed: Arc<watch::Sender<u64>>,
 }
 
-#[derive(Debug, Default)]
-struct Desk {
-    to_place: u64,
-    last_number: u64,
-    in_hand: Vec<(Order, Step)>,
-    tickets: u32,
-    commit_log: CommitLog,
-}
-
-impl Shop {
-    /// Opens the shop and creates its table.
-    pub(super) async fn open(pool: PgPool) -> Result<Self, sqlx::Error> {
-        pool.execute(
-            "create table demo_orders (order_id text primary key, state text not null, total numeric not null)",
-        )
-        .await?;
-        Ok(Self { pool, desk: Arc::default(), committed: Arc::new(watch::Sender::new(0)) })
+impl Play {
+    async fn begin(servers: &Servers, options: &DemoOptions, output: DemoOutput) -> Result<Self, DemoError> {
+        let location = &servers.locations()[0];
+        let mut directory = TemporaryDirectory::create(None).map_err(DemoError::Process)?;
+        let relay = Program::new(options, location, &toml::Table::new(), &directory, "relay", &["run"]);
+        let mut relay = relay.map_err(DemoError::Process)?;
+        let relay_log = ShownLog::start(relay.log_file(), output).map_err(DemoError::Process)?;
+        relay.start(&mut directory).map_err(DemoError::Process)?;
+        if let Some(pid) = relay.pid() {
+            output.say(format_args!("`outbox-relay run` is process {pid}; its log:"));
+        }
+        // One more connection, to look at the outbox while all others are busy.
+        let pool = servers.pool(location, clerks::CLERKS + PARTITIONS.unsigned_abs() + 1);
+        let watch = Watch::start(&servers.kafka_client(), servers.topics(), |_| ()).await?;
+        let billing = Billing::start(&pool, &location.names, servers.kafka(), &servers.topics()[0]).await?;
+        let shop = Shop::open(pool.clone()).await?;
+        Ok(Self { output, relay, relay_log, directory, watch, billing, shop, pool })
     }
 
-    /// Does the work until it is done or `stop` becomes true. Another call continues.
-    pub(super) async fn work(&self, load: Workload, stop: watch::Receiver<bool>) -> Result<(), sqlx::Error> {
-        self.desk().begin(load.orders);
-        let started = Instant::now();
-        let mut clerks = JoinSet::new();
-        for _ in 0..CLERKS {
-            clerks.spawn(self.clone().clerk(started, load.per_second, stop.clone()));
+    /// Places the orders, and kills the relay in between.
+    async fn act(&mut self) -> Result<(), DemoError> {
+        self.output.say(format_args!(
+            "the shop takes {} orders over {} connections; one transaction in ten rolls back",
+            HumanCount(ACT.orders),
+            clerks::CLERKS
+        ));
+        let (_stop, never) = watch::channel(false);
+        let mut orders = Orders::take(&self.shop, ACT, never);
+        orders.until_committed(KILL_AT).await?;
+        self.must_run()?;
+        self.output.say(format_args!("{} events are committed: kill -9 for the relay", HumanCount(KILL_AT)));
+        self.relay.kill();
+        self.relay_log.catch_up();
+        orders.until_committed(START_AGAIN_AT).await?;
+        let waiting = HumanCount(settled::pending(&self.pool).await?);
+        self.output.say(format_args!("the shop went on, {waiting} events wait: the relay starts again"));
+        self.relay.start(&mut self.directory).map_err(DemoError::Process)?;
+        orders.until_done().await
+    }
+
+    /// Places a few orders per second until `end`.
+    async fn serve(&mut self, end: impl Future) -> Result<(), DemoError> {
+        self.output.say("serving until Ctrl-C; a few orders per second go on");
+        let (stop, stopped) = watch::channel(false);
+        let mut orders = Orders::take(&self.shop, SERVING, stopped);
+        tokio::select! {
+            biased;
+            _ = end => {}
+            done = orders.until_done() => return done,
+            failed = self.until_one_fails() => return failed,
         }
-        while let Some(ended) = clerks.join_next().await {
-            // A clerk is never aborted, so the error is a panic.
-            ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        stop.send_replace(true);
+        orders.until_done().await
+    }
+
+    /// Waits until everything is published and applied, stops relay and consumer, and compares.
+    async fn settle(&mut self) -> Result<Reconciliation, DemoError> {
+        self.output.say("the shop has closed; waiting for the last events");
+        if !settled::published(&self.pool, &mut self.relay).await? {
+            self.output.say(format_args!("nothing was published for {PATIENCE:?}: giving up"));
+        }
+        self.relay.stop();
+        self.relay_log.catch_up();
+        let sightings = self.watch.finish().await?;
+        if !settled::applied(&self.billing, sightings.len() as u64).await {
+            self.output.say(format_args!("nothing was applied for {PATIENCE:?}: giving up"));
+        }
+        self.billing.stop().await?;
+        self.output.say("everything has come to rest; comparing the tables with the topic");
+        let repeated = self.billing.repeated();
+        let observed = Observed::gather(&self.pool, self.shop.commit_log(), sightings, repeated).await?;
+        Ok(Reconciliation { kills: 1, elapsed: self.output.elapsed(), ..observed.compare() })
+    }
+
+    fn must_run(&mut self) -> Result<(), DemoError> {
+        if self.relay.has_ended() {
+            return Err(DemoError::Ended { process: "the relay".to_owned(), log: self.relay.last_words() });
         }
         Ok(())
     }
 
-    /// Returns the number of events committed so far.
-    pub(super) fn committed(&self) -> watch::Receiver<u64> {
-        self.committed.subscribe()
-    }
-
-    /// Returns a copy of the log of commits.
-    pub(super) fn commit_log(&self) -> CommitLog {
-        self.desk().commit_log.clone()
-    }
-
-    async fn clerk(
-        self,
-        started: Instant,
-        per_second: f64,
-        mut stop: watch::Receiver<bool>,
-    ) -> Result<(), sqlx::Error> {
+    async fn until_one_fails(&mut self) -> Result<(), DemoError> {
         loop {
-            let Some((ticket, order, step)) = self.desk().next() else { return Ok(()) };
-            let due = started + Duration::from_secs_f64(f64::from(ticket) / per_second);
+            self.must_run()?;
             tokio::select! {
-                biased;
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
-                () = sleep_until(due) => {}
-            }
-            let commits = !rand::rng().random_ratio(1, ROLLBACK_IN);
-            let mut transaction = self.pool.begin().await?;
-            let event = step.write(&mut transaction, &order).await?;
-            if commits {
-                transaction.commit().await?;
-            } else {
-                transaction.rollback().await?;
-            }
-            self.desk().done(order, step, event, commits);
-            if commits {
-                self.committed.send_modify(|committed| *committed += 1);
+                ended = self.billing.ended() => return Ok(ended?),
+                () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
     }
+}
 
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+/// The shop's running work. Dropping it stops the work.
+struct Orders {
+    working: JoinHandle<Result<(), sqlx::Error>>,
+    committed: watch::Receiver<u64>,
+}
+
+impl Orders {
+    fn take(shop: &Shop, load: Workload, stop: watch::Receiver<bool>) -> Self {
+        let (committed, shop) = (shop.committed(), shop.clone());
+        Self { working: tokio::spawn(async move { shop.work(load, stop).await }), committed }
+    }
+
+    /// Waits for this number of committed events. Returns early if the work has ended, with its error if it failed.
+    async fn until_committed(&mut self, events: u64) -> Result<(), DemoError> {
+        tokio::select! {
+            biased;
+            ended = &mut self.working => Self::ended(ended),
+            // The shop keeps the sender as long as it works.
+            _ = self.committed.wait_for(|committed| *committed >= events) => Ok(()),
+        }
+    }
+
+    async fn until_done(&mut self) -> Result<(), DemoError> {
+        Self::ended((&mut self.working).await)
+    }
+
+    fn ended(ended: Result<Result<(), sqlx::Error>, tokio::task::JoinError>) -> Result<(), DemoError> {
+        Ok(ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?)
     }
 }
 
-impl Desk {
-    fn begin(&mut self, orders: u64) {
-        self.to_place = orders;
-        self.tickets = 0;
-    }
-
-    /// Returns the next step with its ticket number. `None` if all that remains is in the hands of other clerks.
-    fn next(&mut self) -> Option<(u32, Order, Step)> {
-        let (order, step) = if self.to_place > 0 && self.in_hand.len() < IN_HAND {
-            self.to_place -= 1;
-            self.last_number += 1;
-            (Order::new(self.last_number), Step::FIRST)
-        } else if self.in_hand.is_empty() {
-            return None;
-        } else {
-            self.in_hand.swap_remove(rand::rng().random_range(0..self.in_hand.len()))
-        };
-        self.tickets += 1;
-        Some((self.tickets - 1, order, step))
-    }
-
-    fn done(&mut self, order: Order, step: Step, event: Uuid, committed: bool) {
-        let (book, next) = match committed {
-            true => (&mut self.commit_log.committed, step.next()),
-            false => (&mut self.commit_log.rolled_back, Some(step)),
-        };
-        book.push(event);
-        self.in_hand.extend(next.map(|next| (order, next)));
+impl Drop for Orders {
+    fn drop(&mut self) {
+        self.working.abort();
     }
 }

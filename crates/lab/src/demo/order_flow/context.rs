@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use event_outbox::Names;
-use event_outbox::consumer::{Consumer, Retry};
+use event_outbox::consumer::Consumer;
 use rdkafka::ClientConfig;
 use sqlx::postgres::PgPool;
+
+use crate::demo::consumer;
 
 /// Holds what a service runs with: its tables, its brokers, its topics.
 pub(super) struct ServiceContext {
@@ -17,22 +19,17 @@ pub(super) struct ServiceContext {
 }
 
 impl ServiceContext {
-    /// Begins a consumer. Its group is named as the service's schema, which is its own on any server.
+    /// Begins a consumer.
     pub(super) fn consumer(&self) -> Consumer {
-        let group = self.names.schema_raw();
-        let consumer = Consumer::new(group, self.pool.clone())
-            .names(self.names.clone())
+        consumer::begin(&self.pool, &self.names, &self.kafka)
             // One instance of a fixed name: when it is killed and starts again within the session, nobody shares out anew.
-            .kafka("group.instance.id", group)
+            .kafka("group.instance.id", self.names.schema_raw())
             .kafka("session.timeout.ms", self.session_timeout.as_millis().to_string())
             .kafka("heartbeat.interval.ms", (self.session_timeout / 5).as_millis().to_string())
-            .kafka("fetch.wait.max.ms", "50")
-            .retry(Retry { longest_pause: Duration::from_secs(1), ..Retry::default() })
             .dead_letter_topic({
                 let dead_letters = self.topic(super::DEAD_LETTERS);
                 move |_| dead_letters.clone()
-            });
-        self.kafka.config_map().iter().fold(consumer, |consumer, (name, value)| consumer.kafka(*name, *value))
+            })
     }
 
     /// Returns the topic of an entity type's events.

@@ -1,87 +1,35 @@
 //! Checks that stock, payments and mails agree with the orders, and the topics with the outboxes. Does no I/O.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
-use std::time::Duration;
 
 use indicatif::HumanCount;
-use serde_json::{Value, json};
 
 use super::order::Basket;
-use super::snapshot::{Event, Payment, Snapshot, Stock};
-use crate::demo::reconciliation::{Promise, list, listed};
+use super::snapshot::{Payment, Snapshot, Stock};
+use crate::demo::outbox_row::{self, OutboxRow};
+use crate::demo::reconciliation::{Promise, Reconciliation, faults};
+use event_outbox::ledger::{Finding, Report};
 
-/// The result of an order flow. As JSON: [`OrderReconciliation::to_json`].
-#[derive(Debug, Clone, Default)]
-pub struct OrderReconciliation {
-    /// The promises, in the order in which an order meets them.
-    pub promises: Vec<Promise>,
-    /// The number of processes that were killed with SIGKILL.
-    pub kills: u64,
-    /// The time from the start to the end.
-    pub elapsed: Duration,
+/// Compares the tables and topics of a snapshot.
+pub(super) fn reconcile(snapshot: &Snapshot) -> Reconciliation {
+    let ledger = ledger(snapshot);
+    let promises = vec![
+        ended(snapshot),
+        stock(snapshot),
+        payments(snapshot),
+        mails(snapshot),
+        published(snapshot, &ledger),
+        order_kept(snapshot, &ledger),
+        correlated(snapshot),
+        versions(snapshot),
+    ];
+    Reconciliation { promises, ledger, ..Reconciliation::default() }
 }
 
-impl OrderReconciliation {
-    /// Compares the tables and topics of a snapshot.
-    pub(super) fn from_snapshot(snapshot: &Snapshot) -> Self {
-        let promises = vec![
-            ended(snapshot),
-            stock(snapshot),
-            payments(snapshot),
-            mails(snapshot),
-            published(snapshot),
-            correlated(snapshot),
-            versions(snapshot),
-        ];
-        Self { promises, ..Self::default() }
-    }
-
-    /// Returns true if every promise was kept.
-    pub fn is_kept(&self) -> bool {
-        self.promises.iter().all(|promise| promise.kept)
-    }
-
-    /// Returns the number of a promise.
-    pub fn count(&self, name: &str) -> Option<u64> {
-        self.promises.iter().find(|promise| promise.name == name).map(|promise| promise.count)
-    }
-
-    /// Returns JSON for programs: `kept`, the number of each promise by its name (spaces as `_`), `kills`, `elapsed_ms` and the `promises`.
-    pub fn to_json(&self) -> Value {
-        let mut object = json!({
-            "kept": self.is_kept(),
-            "kills": self.kills,
-            "elapsed_ms": u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX),
-        });
-        for promise in &self.promises {
-            object[promise.name.replace(' ', "_")] = json!(promise.count);
-        }
-        object["promises"] = json!(self.promises);
-        object
-    }
-}
-
-impl fmt::Display for OrderReconciliation {
-    /// Writes a line per promise, and the verdict.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&list(&self.promises))?;
-        let verdict = if self.is_kept() { "Everything agrees" } else { "THE TABLES DO NOT AGREE" };
-        let processes = if self.kills == 1 { "process" } else { "processes" };
-        let seconds = self.elapsed.as_secs_f64();
-        writeln!(f, "\n{verdict}, with {} {processes} killed with SIGKILL, in {seconds:.1} seconds.", self.kills)
-    }
-}
-
-/// Builds a promise that is kept if none of the faults occurred.
+/// Builds a promise from numbers of cases.
 fn promise(name: &'static str, count: usize, words: String, faults: &[(usize, &str)]) -> Promise {
-    let counts: Vec<(u64, &str)> = faults.iter().map(|(count, words)| (*count as u64, *words)).collect();
-    let faults = listed(&counts);
-    let words = match &faults {
-        Some(faults) => format!("{words}; {faults}"),
-        None => words,
-    };
-    Promise { name, kept: faults.is_none(), count: count as u64, words }
+    let faults: Vec<(u64, &str)> = faults.iter().map(|(count, words)| (*count as u64, *words)).collect();
+    Promise::new(name, count as u64, words, &faults)
 }
 
 impl Snapshot {
@@ -190,23 +138,41 @@ fn mails(snapshot: &Snapshot) -> Promise {
     promise("mails agree", snapshot.mails.len(), "sent, one per order".to_owned(), &faults)
 }
 
-/// Checks that the outboxes and the topics have the same events.
-fn published(snapshot: &Snapshot) -> Promise {
-    let known: HashSet<_> = snapshot.events.iter().map(|event| event.event_id).collect();
-    let again: u64 = snapshot.seen.values().map(|times| times - 1).sum();
-    let due = || snapshot.events.iter().filter(|event| event.due);
-    let words = match again {
+fn order_of(event: &OutboxRow) -> &str {
+    event.order_id.as_deref().unwrap_or_default()
+}
+
+/// Compares the outboxes with the topics. An event that is not due counts only if it is on a topic, where it would be too early.
+fn ledger(snapshot: &Snapshot) -> Report {
+    let seen: HashSet<_> = snapshot.sightings.iter().filter_map(|sighting| sighting.event_id).collect();
+    let rows = snapshot.events.iter().filter(|event| event.due || seen.contains(&event.event_id));
+    outbox_row::ledger(rows, &snapshot.sightings).finish()
+}
+
+/// Checks that the outboxes and the topics have the same events, byte for byte.
+fn published(snapshot: &Snapshot, ledger: &Report) -> Promise {
+    let words = match ledger.duplicates {
         0 => "events of four outboxes".to_owned(),
         again => format!("events of four outboxes, {} of them sent again after a kill", HumanCount(again)),
     };
-    let missing = |event: &&Event| !snapshot.seen.contains_key(&event.event_id);
-    let faults = [
-        (due().filter(|event| event.status != "PUBLISHED").count(), "not published"),
-        (due().filter(missing).count(), "not on the topics"),
-        (snapshot.seen.keys().filter(|event| !known.contains(*event)).count(), "that nobody has written"),
-        (usize::try_from(snapshot.dead_letters).unwrap_or(usize::MAX), "dead letters"),
+    let findings = [
+        Finding::Missing,
+        Finding::Unpublished,
+        Finding::Phantoms,
+        Finding::Unknown,
+        Finding::Mismatched,
+        Finding::Regressed,
     ];
-    promise("published", snapshot.seen.len(), words, &faults)
+    let dead = [(ledger.dead, "rows that are DEAD"), (snapshot.dead_letters, "dead letters")];
+    let faults: Vec<_> = faults(ledger, findings).into_iter().chain(dead).collect();
+    Promise::new("published", ledger.published, words, &faults).if_kept(", byte for byte as Postgres prints them")
+}
+
+/// Checks that the events of each order were published in the order of their commits.
+fn order_kept(snapshot: &Snapshot, ledger: &Report) -> Promise {
+    let words = "orders with the events of each service in order";
+    let faults = faults(ledger, [Finding::Inversions, Finding::WrongPartition]);
+    Promise::new("order kept", snapshot.placed.len() as u64, words, &faults)
 }
 
 /// Checks that every event can be traced back to the request that placed its order.
@@ -214,15 +180,14 @@ fn correlated(snapshot: &Snapshot) -> Promise {
     let requests: HashMap<&str, &str> =
         snapshot.placed.iter().map(|basket| (basket.order_id.as_str(), basket.request_id.as_str())).collect();
     let of_order: HashMap<String, &str> =
-        snapshot.events.iter().map(|event| (event.event_id.to_string(), event.order_id.as_str())).collect();
-    let astray = |event: &&Event| {
-        event.correlation_id.is_none()
-            || requests.get(event.order_id.as_str()).copied() != event.correlation_id.as_deref()
+        snapshot.events.iter().map(|event| (event.event_id.to_string(), order_of(event))).collect();
+    let astray = |event: &&OutboxRow| {
+        event.correlation_id.is_none() || requests.get(order_of(event)).copied() != event.correlation_id.as_deref()
     };
-    let uncaused = |event: &&Event| {
+    let uncaused = |event: &&OutboxRow| {
         let first = matches!(event.event_type.as_str(), "OrderPlaced" | "OrderOverdue");
         let cause = event.causation_id.as_ref().and_then(|cause| of_order.get(cause));
-        !first && cause.copied() != Some(event.order_id.as_str())
+        !first && cause.copied() != Some(order_of(event))
     };
     let faults = [
         (snapshot.events.iter().filter(astray).count(), "without the correlation id of their order's request"),
@@ -235,16 +200,16 @@ fn correlated(snapshot: &Snapshot) -> Promise {
 /// Checks that both versions of `OrderPlaced` were written and handled.
 fn versions(snapshot: &Snapshot) -> Promise {
     let placed = |version| {
-        let of_version = move |event: &&Event| event.event_type == "OrderPlaced" && event.event_version == version;
+        let of_version = move |event: &&OutboxRow| event.event_type == "OrderPlaced" && event.event_version == version;
         snapshot.events.iter().filter(of_version)
     };
     let answered: HashSet<&str> = snapshot
         .events
         .iter()
         .filter(|event| matches!(event.event_type.as_str(), "StockReserved" | "StockRefused"))
-        .map(|event| event.order_id.as_str())
+        .map(|event| order_of(event))
         .collect();
-    let unread = |version| placed(version).filter(|event| !answered.contains(event.order_id.as_str())).count();
+    let unread = |version| placed(version).filter(|event| !answered.contains(order_of(event))).count();
     let (one, two) = (placed(1).count(), placed(2).count());
     let absent = usize::from(one == 0) + usize::from(two == 0);
     let faults = [

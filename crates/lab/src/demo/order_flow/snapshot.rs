@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
-use uuid::Uuid;
 
 use super::order::Basket;
 use super::service::Service;
+use crate::demo::outbox_row::OutboxRow;
+use crate::demo::watch::Sighting;
 
 /// The final state of all services, which has to agree.
 #[derive(Debug, Clone, Default)]
@@ -25,9 +26,10 @@ pub(super) struct Snapshot {
     pub(super) accounts: Vec<(String, i64, i64)>,
     /// The mails: order, recipient, subject.
     pub(super) mails: Vec<(String, String, String)>,
-    pub(super) events: Vec<Event>,
-    /// The number of records per event on the topics.
-    pub(super) seen: HashMap<Uuid, u64>,
+    /// The rows of the outboxes.
+    pub(super) events: Vec<OutboxRow>,
+    /// The records of the topics, without dead letters.
+    pub(super) sightings: Vec<Sighting>,
     pub(super) dead_letters: u64,
 }
 
@@ -46,20 +48,6 @@ pub(super) struct Payment {
     pub(super) state: String,
 }
 
-/// A row of one of the outboxes.
-#[derive(Debug, Clone)]
-pub(super) struct Event {
-    pub(super) event_id: Uuid,
-    pub(super) order_id: String,
-    pub(super) event_type: String,
-    pub(super) event_version: i32,
-    pub(super) status: String,
-    pub(super) correlation_id: Option<String>,
-    pub(super) causation_id: Option<String>,
-    /// False if the event is to be published later.
-    pub(super) due: bool,
-}
-
 impl Stock {
     fn read(row: PgRow) -> Result<Self, sqlx::Error> {
         Ok(Self { sku: row.try_get("sku")?, delivered: row.try_get("delivered")?, on_shelf: row.try_get("on_shelf")? })
@@ -73,21 +61,6 @@ impl Payment {
             customer: row.try_get("customer")?,
             cents: row.try_get("cents")?,
             state: row.try_get("state")?,
-        })
-    }
-}
-
-impl Event {
-    fn read(row: PgRow) -> Result<Self, sqlx::Error> {
-        Ok(Self {
-            event_id: row.try_get("event_id")?,
-            order_id: row.try_get("order_id")?,
-            event_type: row.try_get("event_type")?,
-            event_version: row.try_get("event_version")?,
-            status: row.try_get("status")?,
-            correlation_id: row.try_get("correlation_id")?,
-            causation_id: row.try_get("causation_id")?,
-            due: row.try_get("due")?,
         })
     }
 }
@@ -125,8 +98,7 @@ impl Databases {
             .await?;
         let mut events = Vec::new();
         for service in Service::ALL {
-            let rows = sqlx::query(include_str!("events.sql")).bind(until).try_map(Event::read);
-            events.extend(rows.fetch_all(pool(service)).await?);
+            events.extend(OutboxRow::read_all(pool(service), until).await?);
         }
         Ok(Snapshot {
             orders: orders.into_iter().collect(),

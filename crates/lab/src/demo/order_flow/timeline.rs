@@ -1,6 +1,6 @@
 //! Shows a line per order. On a terminal the line grows with its events; elsewhere it is printed once the order is done.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,8 +9,8 @@ use chrono::Utc;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
-use super::watch::Sighting;
 use crate::demo::output::DemoOutput;
+use crate::demo::watch::Sighting;
 
 /// The lines of all orders. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -24,8 +24,7 @@ pub(super) struct Timeline {
 #[derive(Debug, Default)]
 struct Orders {
     lines: BTreeMap<String, (History, Option<ProgressBar>)>,
-    seen: HashMap<Uuid, u64>,
-    dead_letters: u64,
+    seen: HashSet<Uuid>,
 }
 
 /// The history of an order, as far as the topics have shown it.
@@ -54,13 +53,8 @@ impl Timeline {
     /// Adds a record of the topics.
     pub(super) fn see(&self, sighting: &Sighting) {
         let mut orders = self.orders();
-        if sighting.dead {
-            orders.dead_letters += 1;
-            return;
-        }
-        let times = orders.seen.entry(sighting.event_id).or_default();
-        *times += 1;
-        if *times > 1 {
+        let Some(event_id) = sighting.event_id else { return };
+        if !orders.seen.insert(event_id) {
             return;
         }
         // All orders before this one already have their line.
@@ -73,16 +67,6 @@ impl Timeline {
         } else if history.is_complete() && !std::mem::replace(&mut history.shown, true) {
             self.output.say(&*history);
         }
-    }
-
-    /// Returns the number of records per event.
-    pub(super) fn seen(&self) -> HashMap<Uuid, u64> {
-        self.orders().seen.clone()
-    }
-
-    /// Returns the number of records on the topic of dead letters.
-    pub(super) fn dead_letters(&self) -> u64 {
-        self.orders().dead_letters
     }
 
     /// Leaves the lines as they are. Later output is printed below.
@@ -167,18 +151,23 @@ impl fmt::Display for History {
 
 #[cfg(test)]
 mod tests {
+    use event_outbox::ledger::Fingerprint;
+
     use super::*;
 
     fn history(steps: &[(i64, &str)]) -> History {
         let mut history = History::default();
         for (at, event_type) in steps {
-            let event_type = (*event_type).to_owned();
             history.see(&Sighting {
-                event_type,
-                at: *at,
+                topic: "order-events".to_owned(),
+                partition: 0,
+                offset: 0,
+                event_id: None,
+                event_type: (*event_type).to_owned(),
                 version: 1,
                 order_id: "o-1".to_owned(),
-                ..Sighting::default()
+                at: *at,
+                fingerprint: Fingerprint::from_key_value(None, None),
             });
         }
         history

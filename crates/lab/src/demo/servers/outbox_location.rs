@@ -1,7 +1,6 @@
 //! Describes an outbox of a demo: its schema, and the topic of its events.
 
 use super::relay_settings;
-use crate::demo::relay_process::RelaySetup;
 use event_outbox::Names;
 
 /// The schemas and topics that a demo needs.
@@ -19,7 +18,10 @@ pub(in crate::demo) struct DemoSchemas {
 #[derive(Debug)]
 pub(in crate::demo) struct OutboxLocation {
     pub(in crate::demo) names: Names,
-    pub(in crate::demo) setup: RelaySetup,
+    /// The settings of the relay, as in a file for `--config`.
+    pub(in crate::demo) settings: toml::Table,
+    /// The environment variables that the relay must not see.
+    pub(in crate::demo) hidden_variables: Vec<String>,
 }
 
 impl OutboxLocation {
@@ -28,9 +30,6 @@ impl OutboxLocation {
         let schema = format!("{prefix}{schema}");
         let mut settings = relay_settings(given);
         settings.insert("schema".to_owned(), schema.as_str().into());
-        Self {
-            names: Names::new(&schema, "event_outbox", "processed_events"),
-            setup: RelaySetup { settings, hidden_variables },
-        }
+        Self { names: Names::new(&schema, "event_outbox", "processed_events"), settings, hidden_variables }
     }
 }

@@ -4,6 +4,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::demo::order_flow::order::Line;
+use crate::demo::watch::Sighting;
+use event_outbox::ledger::Fingerprint;
 
 /// Returns a snapshot with one order that succeeded, and one that was cancelled after its money was taken.
 fn fine() -> Snapshot {
@@ -38,25 +40,51 @@ fn fine() -> Snapshot {
     for (order, version) in [(1, 1), (2, 2)] {
         let placed = event(order, "OrderPlaced", version, None);
         let reserved = event(order, "StockReserved", 1, Some(placed.event_id));
-        snapshot.seen.extend([(placed.event_id, 1), (reserved.event_id, 2)]);
+        // The second event was sent again.
+        for (offset, event) in [&placed, &reserved, &reserved].into_iter().enumerate() {
+            snapshot.sightings.push(sighting(event, order, offset));
+        }
         snapshot.events.extend([placed, reserved]);
         // The deadline is days away.
-        let overdue = Event { due: false, status: "PENDING".to_owned(), ..event(order, "OrderOverdue", 1, None) };
+        let overdue = event(order, "OrderOverdue", 1, None);
+        let overdue = OutboxRow { due: false, scheduled: true, status: "PENDING".to_owned(), ..overdue };
         snapshot.events.push(overdue);
     }
     snapshot
 }
 
-fn event(order: usize, event_type: &str, version: i32, cause: Option<Uuid>) -> Event {
-    Event {
+fn event(order: usize, event_type: &str, version: i32, cause: Option<Uuid>) -> OutboxRow {
+    OutboxRow {
+        id: if event_type == "OrderPlaced" { 1 } else { 2 },
         event_id: Uuid::new_v4(),
-        order_id: format!("o-{order}"),
+        entity_type: "order".to_owned(),
+        order_id: Some(format!("o-{order}")),
         event_type: event_type.to_owned(),
         event_version: version,
+        payload: Some("{}".to_owned()),
         status: "PUBLISHED".to_owned(),
+        topic: None,
+        source: None,
         correlation_id: Some(format!("req-{order}")),
         causation_id: cause.map(|cause| cause.to_string()),
+        scheduled: false,
         due: true,
+    }
+}
+
+/// Returns the record of an event, on the partition of its order.
+fn sighting(event: &OutboxRow, order: usize, offset: usize) -> Sighting {
+    let key = format!("o-{order}");
+    Sighting {
+        topic: "order-events".to_owned(),
+        partition: i32::try_from(order).expect("a small number"),
+        offset: i64::try_from(offset).expect("a small number"),
+        event_id: Some(event.event_id),
+        event_type: event.event_type.clone(),
+        version: event.event_version,
+        fingerprint: Fingerprint::from_key_value(Some(key.as_bytes()), Some(b"{}")),
+        order_id: key,
+        at: 0,
     }
 }
 
@@ -64,13 +92,12 @@ fn event(order: usize, event_type: &str, version: i32, cause: Option<Uuid>) -> E
 fn broken(change: impl FnOnce(&mut Snapshot)) -> Vec<&'static str> {
     let mut snapshot = fine();
     change(&mut snapshot);
-    let reconciliation = OrderReconciliation::from_snapshot(&snapshot);
-    reconciliation.promises.iter().filter(|promise| !promise.kept).map(|promise| promise.name).collect()
+    reconcile(&snapshot).broken()
 }
 
 #[test]
 fn a_snapshot_that_agrees_keeps_every_promise() {
-    let reconciliation = OrderReconciliation::from_snapshot(&fine());
+    let reconciliation = reconcile(&fine());
     assert!(reconciliation.is_kept(), "{reconciliation}");
     assert_eq!(reconciliation.count("orders ended"), Some(2));
     assert_eq!(reconciliation.count("stock agrees"), Some(2));
@@ -117,12 +144,26 @@ fn a_mail_that_is_lost_or_sent_twice_or_wrong_is_found() {
 #[test]
 fn an_event_that_is_lost_or_invented_or_dead_is_found() {
     assert_eq!(broken(|snapshot| snapshot.events[0].status = "PENDING".to_owned()), ["published"]);
-    assert_eq!(
-        broken(|snapshot| snapshot.seen.retain(|event, _| *event != snapshot.events[0].event_id)),
-        ["published"]
-    );
-    assert_eq!(broken(|snapshot| snapshot.seen.extend([(Uuid::new_v4(), 1)])), ["published"]);
+    assert_eq!(broken(|snapshot| drop(snapshot.sightings.remove(0))), ["published"]);
+    assert_eq!(broken(|snapshot| snapshot.sightings[0].event_id = Some(Uuid::new_v4())), ["published"]);
+    assert_eq!(broken(|snapshot| snapshot.sightings[0].fingerprint = Fingerprint([0; 16])), ["published"]);
+    assert_eq!(broken(|snapshot| snapshot.events[0].status = "DEAD".to_owned()), ["published"]);
     assert_eq!(broken(|snapshot| snapshot.dead_letters = 1), ["published"]);
+}
+
+#[test]
+fn an_event_that_is_published_before_it_is_due_is_found() {
+    let early = |snapshot: &mut Snapshot| {
+        let overdue = sighting(&snapshot.events[2], 1, 7);
+        snapshot.sightings.push(overdue);
+    };
+    assert_eq!(broken(early), ["published"]);
+}
+
+#[test]
+fn an_event_after_a_later_one_of_its_order_is_found() {
+    assert_eq!(broken(|snapshot| snapshot.sightings[0].offset = 9), ["order kept"]);
+    assert_eq!(broken(|snapshot| snapshot.sightings[0].partition = 9), ["order kept"]);
 }
 
 #[test]

@@ -6,6 +6,9 @@ use uuid::Uuid;
 
 use super::SOURCE;
 
+/// The types of the events.
+pub(in crate::demo::shop) const EVENT_TYPES: [&str; 3] = ["OrderPlaced", "OrderPaid", "OrderShipped"];
+
 /// Names with special characters. Kafka has to return the payload bytes exactly as Postgres prints them, and these names show any change.
 const CUSTOMERS: [&str; 4] = ["Zoë Müller", "李小龙", "O'Brien \\\"Bob\\\"", "Ada 🚀 Lovelace"];
 
