@@ -162,9 +162,11 @@ async fn the_demo_runs_on_servers_of_ones_own_and_leaves_nothing_there(
     let schemas = "select count(*) from pg_namespace where nspname like 'outbox_demo_%'";
     let schemas: i64 = sqlx::query_scalar(schemas).fetch_one(&mut database.connect().await?).await?;
     ensure!(schemas == 0, "the schema is still there");
-    eventually("the topic is gone", SOON, || async {
+    eventually("topic and group are gone", SOON, || async {
         let all = topics(&kafka.bootstrap()).await?;
         ensure!(!all.iter().any(|name| name.starts_with("outbox-demo-")), "{all:?}");
+        let groups = groups(&kafka.bootstrap()).await?;
+        ensure!(!groups.iter().any(|name| name.starts_with("outbox_demo_") && name.ends_with("_public")), "{groups:?}");
         anyhow::Ok(())
     })
     .await;
@@ -290,6 +292,14 @@ async fn topics(brokers: &str) -> anyhow::Result<Vec<String>> {
     tokio::task::block_in_place(|| {
         let metadata = consumer.fetch_metadata(None, SOON)?;
         Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+    })
+}
+
+async fn groups(brokers: &str) -> anyhow::Result<Vec<String>> {
+    let consumer: BaseConsumer = rdkafka::ClientConfig::new().set("bootstrap.servers", brokers).create()?;
+    tokio::task::block_in_place(|| {
+        let groups = consumer.fetch_group_list(None, SOON)?;
+        Ok(groups.groups().iter().map(|group| group.name().to_owned()).collect())
     })
 }
 

@@ -207,7 +207,7 @@ fn versions(snapshot: &Snapshot) -> Promise {
         .events
         .iter()
         .filter(|event| matches!(event.event_type.as_str(), "StockReserved" | "StockRefused"))
-        .map(|event| order_of(event))
+        .map(order_of)
         .collect();
     let unread = |version| placed(version).filter(|event| !answered.contains(order_of(event))).count();
     let (one, two) = (placed(1).count(), placed(2).count());
