@@ -6,7 +6,8 @@
 //! - [`lanes`]: the first part of a cycle: locks lanes, verifies them, takes them over
 //! - [`claim`]: selects the rows, and how far the progress may move with them
 //! - [`outcome`]: decides about each row
-//! - [`in_doubt`]: sets records aside that are not acknowledged, so that the rest of their batch need not wait
+//! - [`set_aside`]: sets records aside that are not acknowledged, so that the rest of their batch need not wait
+//! - [`in_doubt`]: the records that are set aside
 //! - [`settle`]: the last part of a cycle: marks, progress, holds
 //! - [`pauses`]: applies what operators have paused
 //! - [`topics`]: asks about topics, holds their events, releases them
@@ -20,6 +21,7 @@ pub(crate) mod lane_assignment;
 mod lanes;
 pub(crate) mod outcome;
 pub(crate) mod pauses;
+mod set_aside;
 mod settle;
 pub(crate) mod topics;
 mod unacknowledged;

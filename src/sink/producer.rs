@@ -136,8 +136,9 @@ impl KafkaProducer {
         transactions::commit(Arc::clone(&self.patient.producer), offsets, within).await
     }
 
-    /// Begins a batch of `records` records.
-    pub(crate) fn begin(&mut self, records: usize) {
+    /// Begins a batch of `records` records. Those without a key stay away from the partitions `avoided`.
+    pub(crate) fn begin(&mut self, records: usize, avoided: Avoided) {
+        self.spread.avoided = avoided;
         self.batch = self.deliveries.begin(records);
         self.is_few = records <= FEW;
         self.current().listen(self.batch);
@@ -162,7 +163,6 @@ impl KafkaProducer {
         timestamp: i64,
         envelope: Envelope,
         source: Option<&str>,
-        avoided: &Avoided,
     ) -> Result<Option<Placement>, RDKafkaErrorCode> {
         let mut headers = Some(OwnedHeaders::new_with_capacity(USUAL_HEADERS));
         envelope.headers(event, source, &mut |key, value| {
@@ -173,7 +173,7 @@ impl KafkaProducer {
             .timestamp(timestamp.max(1));
         record.headers = headers;
         record.key = event.entity_id.map(str::as_bytes);
-        let placement = self.spread.place(topic, record.key, self.batch as usize + slot, avoided);
+        let placement = self.spread.place(topic, record.key, self.batch as usize + slot);
         record.partition = placement.map(|placement| placement.partition);
         let mut scratch = std::mem::take(&mut self.scratch);
         record.payload = envelope.value(event, source, &mut scratch);
@@ -218,13 +218,20 @@ struct Spread {
     /// The number of partitions of the topics used so far. Empty if librdkafka computes the partition.
     counts: HashMap<String, Option<i32>>,
     is_murmur2: bool,
+    avoided: Avoided,
 }
 
 impl Spread {
     fn new(topics: &Arc<Topics>, config: &ClientConfig) -> Self {
         let is_murmur2 = matches!(config.get("partitioner"), Some("murmur2_random" | "murmur2"));
         // Reads the layout first: counts that change after this make this generation outdated.
-        Self { layout: topics.layout(), topics: Arc::clone(topics), counts: HashMap::new(), is_murmur2 }
+        Self {
+            layout: topics.layout(),
+            topics: Arc::clone(topics),
+            counts: HashMap::new(),
+            is_murmur2,
+            avoided: Avoided::new(),
+        }
     }
 
     fn is_outdated(&self) -> bool {
@@ -233,7 +240,7 @@ impl Spread {
 
     /// Returns the partition; `None` if librdkafka decides, because another partitioner is configured or the count is not known. Records
     /// without a key go to one partition after the other.
-    fn place(&mut self, topic: &str, key: Option<&[u8]>, turn: usize, avoided: &Avoided) -> Option<Placement> {
+    fn place(&mut self, topic: &str, key: Option<&[u8]>, turn: usize) -> Option<Placement> {
         if !self.is_murmur2 {
             return None;
         }
@@ -244,7 +251,7 @@ impl Spread {
         let of = count?;
         let partition = match key {
             Some(key) => murmur2::partition(murmur2::murmur2(key), of),
-            None => in_turn(topic, turn, of, avoided),
+            None => in_turn(topic, turn, of, &self.avoided),
         };
         Some(Placement { partition, of })
     }

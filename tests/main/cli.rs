@@ -25,8 +25,64 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_both:
             logs_are_json_for_machines_and_text_where_that_is_asked_for,
             the_start_line_says_what_runs_against_what,
+            no_command_minds_a_reader_that_goes_away,
+            a_relay_whose_log_nobody_reads_publishes,
             the_status_line_says_what_is_done_and_what_waits;
     }
+}
+
+/// Runs each command twice: read, and with closed pipes. It ends alike.
+async fn no_command_minds_a_reader_that_goes_away(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let relay = outbox.relay(&kafka);
+    let running = relay.start_ready("read").await?;
+    outbox.write("e1", 1, 3).await?;
+    outbox.until_settled().await;
+    for line in [
+        "status",
+        "status --json",
+        "check",
+        "check --json",
+        "verify",
+        "verify --json",
+        "explain e1",
+        "dead list",
+        "dead list --json",
+        "dead show",
+        "pause",
+        "resume --all",
+        "migrate",
+        "migrate --print",
+        "migrate --roles --print",
+        "prune --published-after 1d --dry-run",
+        "replay --all --dry-run",
+        "--help",
+        "run --help",
+        "--version",
+        "no-such-command",
+    ] {
+        let mut words = line.split(' ');
+        let command = words.next().unwrap_or_default();
+        let relay = words.fold(relay.clone(), |relay, word| relay.argument(word));
+        let (read, unread) = (relay.output(command).await?, relay.code_unread(command).await?);
+        ensure!(unread == read.code && unread != Some(101), "{line}: {unread:?}, read: {read:?}");
+    }
+    drop(running);
+    Ok(())
+}
+
+async fn a_relay_whose_log_nobody_reads_publishes(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let mut relay = outbox.relay(&kafka).with("RELAY_STATUS_INTERVAL", "1s").start_unread()?;
+    outbox.write_backlog(150, 10).await?;
+    outbox.until_settled().await;
+    let ended = relay.try_wait()?;
+    relay.kill()?;
+    relay.wait()?;
+    ensure!(ended.is_none(), "{ended:?}");
+    outbox.all_published().await
 }
 
 async fn every_mistake_of_a_configuration_is_reported_at_once_and_exits_64() -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ pub const MAX_LANES: u16 = 1024;
 const OLDEST_SERVER: i32 = 140_000;
 
 /// The oldest schema version that this binary works with.
-const OLDEST_USABLE: i32 = 12;
+const OLDEST_USABLE: i32 = 13;
 
 /// The longest wait of one attempt of an upgrade to get a lock; [`LOCK_PAUSE`] is the pause before the next attempt.
 const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
@@ -58,7 +58,7 @@ const MIGRATIONS: &[Migration] = &[
     migration(9, "lane progress", include_str!("../migrations/0009_lane_progress.sql")),
     concurrent(10, "without partial indexes", include_str!("../migrations/0010_without_partial_indexes.sql")),
     migration(11, "relay lanes", include_str!("../migrations/0011_relay_lanes.sql")),
-    migration(12, "partition holds", include_str!("../migrations/0012_partition_holds.sql")),
+    migration(13, "partition holds", include_str!("../migrations/0013_partition_holds.sql")),
 ];
 
 /// The schema version that this binary migrates to.

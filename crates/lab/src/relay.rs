@@ -113,6 +113,20 @@ impl Relay {
         })
     }
 
+    /// Runs a command whose stdout and stderr have lost their reader, as behind `| head`. Returns its exit code.
+    pub async fn code_unread(&self, command: &str) -> anyhow::Result<Option<i32>> {
+        let (stdout, stderr) = (closed_pipe()?, closed_pipe()?);
+        let mut command = self.command(command);
+        let run = move || command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).status();
+        Ok(tokio::task::spawn_blocking(run).await??.code())
+    }
+
+    /// Starts a relay whose log has lost its reader.
+    pub fn start_unread(&self) -> anyhow::Result<Child> {
+        let mut command = self.command("run");
+        Ok(command.stdin(Stdio::null()).stdout(closed_pipe()?).stderr(closed_pipe()?).spawn()?)
+    }
+
     fn command(&self, command: &str) -> Command {
         let mut process = Command::new(binary());
         process.env_clear().envs(&self.environment);
@@ -122,6 +136,12 @@ impl Relay {
         process.args(&self.arguments);
         process
     }
+}
+
+/// Returns the end for writing of a pipe that nobody reads.
+fn closed_pipe() -> anyhow::Result<Stdio> {
+    let (_, writer) = std::io::pipe()?;
+    Ok(writer.into())
 }
 
 /// The output of a command that has ended.

@@ -137,7 +137,7 @@ pub(super) struct Decider<'a> {
 impl Decider<'_> {
     /// Sends the rows that can be sent, in order. Returns the outcome of each row.
     pub(super) fn decide(&mut self, batch: &Batch, plan: Plan<'_>) -> Result<Sent, sqlx::Error> {
-        self.producer.begin(plan.rows.len());
+        self.producer.begin(plan.rows.len(), std::mem::take(&mut self.avoided));
         let mut sent =
             Sent { outcomes: Vec::with_capacity(plan.rows.len()), topics: plan.topics, records: 0, cut: None };
         let mut skipped = batch.skipped.iter().peekable();
@@ -233,7 +233,7 @@ impl Decider<'_> {
         timestamp: i64,
     ) -> Result<Option<Placement>, RDKafkaErrorCode> {
         let (envelope, source) = (self.options.relay.envelope, self.options.relay.source.as_deref());
-        self.producer.send(slot, topic, event, timestamp, envelope, source, &self.avoided)
+        self.producer.send(slot, topic, event, timestamp, envelope, source)
     }
 
     /// Returns the timestamp of a record, in milliseconds since 1970.

@@ -1,4 +1,4 @@
--- 0012 partition holds: a hold may name a partition of a topic, so that a partition that takes no records stops only its own events.
+-- 0013 partition holds: a hold may name a partition of a topic, so that a partition that takes no records stops only its own events.
 -- The previous binary: goes on. It cannot read a hold of a partition, so it publishes nothing of that lane until a new binary has it.
 
 alter table {hold}

@@ -1,0 +1,334 @@
+//! Sets records aside that are not acknowledged, so that other events need not wait for a partition that takes no records.
+//!
+//! The records stay with the producer that sent them, which goes on trying. Holds cover their events: claims step over the events of the
+//! partition, and everything else is published by a new producer. Once the records are acknowledged, their events are marked and the holds
+//! are released. If that takes longer than `RELAY_PUBLISH_TIMEOUT`, the producer is dropped, and the events are sent again in order.
+//!
+//! Only the memory of the worker says that records are set aside. A worker that finds the holds without this memory releases them and sends
+//! the events again.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::error::RDKafkaErrorCode;
+
+use crate::fault::{self, Class, Fault};
+use crate::lane::hold::{Hold, HoldKind, HoldValue};
+use crate::relay::shared::Shared;
+use crate::relay::worker::claim::Batch;
+use crate::relay::worker::context::{CycleError, WorkerContext};
+use crate::relay::worker::in_doubt::{Destination, InDoubt, Record, partition_obstacle};
+use crate::relay::worker::lane_assignment::LaneAssignment;
+use crate::relay::worker::outcome::{RowOutcome, Sent};
+use crate::relay::worker::settle::lanes_of;
+use crate::sink::broker::Leader;
+use crate::sink::delivery::{Deliveries, Outcome};
+use crate::store::claim::ClaimedRow;
+use crate::store::session::{self, within};
+use event_outbox::notice::Notice;
+
+/// The time without an acknowledgement after which the open records of a batch are set aside.
+const SET_ASIDE_AFTER: Duration = Duration::from_secs(1);
+
+/// The most batches of a worker with records set aside. Each one keeps a producer. A further batch waits for its acknowledgements.
+const MOST_SET_ASIDE: usize = 4;
+
+/// The time after which a partition that takes no records is reported.
+const REPORTED_AFTER: Duration = Duration::from_secs(3);
+
+impl WorkerContext<'_> {
+    /// Waits until no record has been acknowledged for a while. Never ends if no records can be set aside.
+    pub(super) async fn until_quiet(&self, assignment: &LaneAssignment, deliveries: &Deliveries) {
+        let options = &self.shared.options;
+        let is_short = options.relay.publish_timeout < 2 * SET_ASIDE_AFTER;
+        // A transaction of Kafka is committed as a whole.
+        if is_short || options.is_exactly_once() || assignment.in_doubt.len() >= MOST_SET_ASIDE {
+            return std::future::pending().await;
+        }
+        loop {
+            let left = SET_ASIDE_AFTER.saturating_sub(deliveries.quiet_for());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    /// Sets the open records of a batch aside. Their events count as held in this batch. Does nothing if a record failed: the whole producer
+    /// has to be dropped then.
+    pub(super) fn set_aside(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        batch: &Batch,
+        sent: &mut Sent,
+        reports: &[Outcome],
+    ) -> Result<(), sqlx::Error> {
+        let is_failed = |outcome: &RowOutcome| match outcome {
+            RowOutcome::Sent { slot, .. } => matches!(reports.get(*slot), Some(Outcome::Failed(_))),
+            _ => false,
+        };
+        if sent.outcomes.iter().any(is_failed) {
+            return Ok(());
+        }
+        let Some(producer) = self.producer.take() else { return Ok(()) };
+        let fault = producer.deliveries().retried_error().map_or(fault::NO_ANSWER, fault::classify_kafka);
+        let reason = format!("the brokers have not acknowledged its records yet ({})", fault.code);
+        let (mut records, mut values, mut destinations) = (Vec::new(), HashMap::new(), HashSet::new());
+        for (row, outcome) in batch.rows.iter().zip(&mut sent.outcomes) {
+            let RowOutcome::Sent { slot, topic, placement } = *outcome else { continue };
+            if reports.get(slot) == Some(&Outcome::Acked) {
+                continue;
+            }
+            let topic = &sent.topics[topic];
+            let record = record_of(row, slot, topic, placement.map(|placement| (placement.partition, placement.of)))?;
+            let head_id = matches!(record.value, HoldValue::Row(_)).then_some(record.id);
+            let hold = Hold {
+                value: record.value.clone(),
+                kind: HoldKind::Topic,
+                reason: reason.clone(),
+                from_id: record.id,
+                head_id,
+                events: 0,
+                released: false,
+            };
+            let index = assignment.holds.begin(record.lane, hold);
+            assignment.holds.step_over(index, record.id, true);
+            values.entry(record.lane).or_insert_with(HashSet::new).insert(record.value.clone());
+            destinations.insert((topic.clone(), placement.map(|placement| placement.partition)));
+            records.push(record);
+            *outcome = RowOutcome::Held;
+            sent.records -= 1;
+        }
+        tracing::debug!(worker = self.worker, records = records.len(), ?destinations, "records are set aside");
+        assignment.in_doubt.push(InDoubt {
+            producer: Some(producer),
+            records,
+            values,
+            destinations,
+            sent_at: Instant::now(),
+            is_reported: false,
+            is_over: Arc::default(),
+        });
+        self.count_in_doubt(assignment);
+        Ok(())
+    }
+
+    /// Marks the events of records that were set aside and are acknowledged by now, and commits. Returns false if there is nothing to settle.
+    pub(super) async fn settle_in_doubt(&mut self, assignment: &mut LaneAssignment) -> Result<bool, CycleError> {
+        let longest = self.shared.options.relay.publish_timeout;
+        let Some(at) = assignment.in_doubt.iter().position(|records| records.is_due(longest)) else { return Ok(false) };
+        self.mark_in_doubt(assignment, at).await?;
+        Ok(true)
+    }
+
+    /// Marks the acknowledged ones of the records that were set aside: of those that are due, or of `all`.
+    pub(crate) async fn settle_all_in_doubt(
+        &mut self,
+        assignment: &mut LaneAssignment,
+        all: bool,
+    ) -> Result<(), CycleError> {
+        let longest = self.shared.options.relay.publish_timeout;
+        let is_due = |records: &InDoubt| all || records.is_due(longest);
+        while assignment.in_doubt.iter().any(is_due) && self.own(assignment).await? {
+            // Another worker may have had the lanes: then nothing is known any more.
+            match assignment.in_doubt.iter().position(is_due) {
+                Some(at) => self.mark_in_doubt(assignment, at).await?,
+                None => within(session::rollback(self.conn)).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn mark_in_doubt(&mut self, assignment: &mut LaneAssignment, at: usize) -> Result<(), CycleError> {
+        let lanes = lanes_of(assignment);
+        let Some(progress) = assignment.owned.as_ref().map(|owned| owned.progress.clone()) else {
+            return Err(sqlx::Error::PoolClosed.into());
+        };
+        let outcomes = assignment.in_doubt[at].outcomes();
+        let is_acked = |record: &&Record| outcomes.get(record.slot) == Some(&Outcome::Acked);
+        let records = &assignment.in_doubt[at].records;
+        let acked: Vec<i64> = records.iter().filter(is_acked).map(|record| record.id).collect();
+        for Record { lane, value, .. } in records.iter().filter(is_acked) {
+            let hold = assignment.holds.find(*lane, value);
+            if let Some(held) = hold.and_then(|index| assignment.holds.get_mut(index)) {
+                held.hold.events = (held.hold.events - 1).max(0);
+            }
+        }
+        let persistent = self.shared.options.database.prepared_statements;
+        // An operator may have decided about an event meanwhile. Such an event is no longer pending.
+        let ctids = within(self.shared.settle.pending(self.conn, &acked, lanes, persistent)).await?;
+        let stored = self.store(assignment, progress, &ctids, &[], false).await;
+        stored.map_err(|error| self.not_marked(error, lanes))?;
+        self.shared.settled(ctids.len(), 0);
+        let settled = assignment.in_doubt.remove(at);
+        self.count_in_doubt(assignment);
+        self.end_of_doubt(assignment, &settled, &outcomes);
+        Ok(())
+    }
+
+    /// Counts and logs the outcomes of records that were set aside.
+    fn end_of_doubt(&self, assignment: &mut LaneAssignment, settled: &InDoubt, outcomes: &[Outcome]) {
+        let metrics = &self.shared.options.telemetry.metrics;
+        let retried = settled.producer.as_ref().and_then(|producer| producer.deliveries().retried_error());
+        let mut by_topic: HashMap<&str, u64> = HashMap::new();
+        let mut is_complete = true;
+        for record in &settled.records {
+            let code = match outcomes.get(record.slot) {
+                Some(Outcome::Acked) => {
+                    *by_topic.entry(&record.topic).or_default() += 1;
+                    continue;
+                }
+                Some(Outcome::Failed(code)) => Some(*code),
+                _ => None,
+            };
+            is_complete = false;
+            metrics.unacknowledged(code.or(retried).map_or(fault::NO_ANSWER, fault::classify_kafka).code, 1);
+            if let Some(code) = code.filter(|code| fault::classify_kafka(*code).class == Class::Destination) {
+                self.topic_refused(&record.topic, code);
+            }
+        }
+        by_topic.into_iter().for_each(|(topic, records)| metrics.acknowledged(topic, records));
+        if is_complete {
+            settled.destinations.iter().for_each(|destination| self.log_open(assignment, destination));
+        }
+    }
+
+    /// Logs the end of a partition's incident.
+    fn log_open(&self, assignment: &mut LaneAssignment, destination: &Destination) {
+        if assignment.unwritable.remove(destination) && self.shared.unblock(&partition_obstacle(destination)) {
+            let (topic, partition) = destination;
+            tracing::info!(notice = %Notice::PartitionReopened, topic, partition, "the partition takes records again");
+        }
+    }
+
+    /// Logs the end of the incidents of partitions that have acknowledged a record of this batch.
+    pub(super) fn log_open_partitions(&self, assignment: &mut LaneAssignment, sent: &Sent, reports: &[Outcome]) {
+        if assignment.unwritable.is_empty() {
+            return;
+        }
+        let mut acked = HashSet::new();
+        for outcome in &sent.outcomes {
+            if let RowOutcome::Sent { slot, topic, placement } = outcome
+                && reports.get(*slot) == Some(&Outcome::Acked)
+            {
+                acked.insert((*topic, placement.map(|placement| placement.partition)));
+            }
+        }
+        for (topic, partition) in acked {
+            self.log_open(assignment, &(sent.topics[topic].clone(), partition));
+        }
+    }
+
+    fn count_in_doubt(&self, assignment: &LaneAssignment) {
+        let records = assignment.in_doubt.iter().map(|in_doubt| in_doubt.records.len()).sum();
+        self.shared.options.telemetry.metrics.set_in_doubt(self.worker, records);
+    }
+
+    /// Reports the partitions that have not acknowledged records for a while.
+    pub(super) fn report_in_doubt(&self, assignment: &mut LaneAssignment) {
+        let after = REPORTED_AFTER.min(self.shared.options.relay.publish_timeout / 2);
+        let is_due = |records: &&mut InDoubt| !records.is_reported && records.sent_at.elapsed() >= after;
+        for records in assignment.in_doubt.iter_mut().filter(is_due) {
+            records.is_reported = true;
+            assignment.unwritable.extend(records.destinations.iter().cloned());
+            let code = records.producer.as_ref().and_then(|producer| producer.deliveries().retried_error());
+            let (destinations, is_over) = (records.destinations.clone(), Arc::clone(&records.is_over));
+            // Asking for the leaders takes a request, and the events of other partitions must not wait for it.
+            tokio::spawn(report(Arc::clone(self.shared), destinations, code, is_over));
+        }
+    }
+}
+
+fn record_of(row: &ClaimedRow, slot: usize, topic: &str, placement: Option<(i32, i32)>) -> Result<Record, sqlx::Error> {
+    let (id, topic) = (row.id()?.0, topic.to_owned());
+    let value = match (row.entity_id()?, placement) {
+        (None, _) => HoldValue::Row(id),
+        (Some(_), Some((partition, of))) => HoldValue::Partition { topic: topic.clone(), partition, of },
+        // Only librdkafka knows the partition.
+        (Some(_), None) => HoldValue::Topic(topic.clone()),
+    };
+    Ok(Record { id, lane: row.lane()?, slot, value, topic })
+}
+
+/// Logs the partitions that take no records, with their leader and the cause.
+async fn report(
+    shared: Arc<Shared>,
+    destinations: HashSet<Destination>,
+    code: Option<RDKafkaErrorCode>,
+    is_over: Arc<AtomicBool>,
+) {
+    let mut leaders: HashMap<&str, Vec<Leader>> = HashMap::new();
+    let mut is_silent = false;
+    for (topic, _) in &destinations {
+        if !leaders.contains_key(topic.as_str()) {
+            let found = shared.broker.leaders(topic).await;
+            is_silent |= found.is_err();
+            leaders.insert(topic, found.unwrap_or_default());
+        }
+    }
+    // The watch reports a cluster that does not answer at all.
+    if is_silent || is_over.load(Ordering::Relaxed) {
+        return;
+    }
+    let mut destinations: Vec<_> = destinations.iter().collect();
+    destinations.sort();
+    for destination @ (topic, partition) in destinations {
+        let of = leaders.get(topic.as_str()).into_iter().flatten();
+        let leader = of.into_iter().find(|leader| Some(leader.partition) == *partition);
+        let (reason, fault) = cause(leader, code);
+        let is_new = shared.block_by(&partition_obstacle(destination), &reason, fault);
+        let code = fault.code;
+        if is_new {
+            shared.options.telemetry.metrics.failed(Class::Destination, 1);
+            tracing::warn!(
+                code = %code,
+                notice = %Notice::PartitionClosed,
+                topic,
+                partition,
+                leader = leader.and_then(|leader| leader.broker.as_ref()).map(|(id, _)| id),
+                reason,
+                consequence = "its events are held, and all others go on",
+                next_step = fault.next_step,
+                "a partition takes no records"
+            );
+        }
+    }
+}
+
+/// Returns why a partition takes no records.
+fn cause(leader: Option<&Leader>, code: Option<RDKafkaErrorCode>) -> (String, Fault) {
+    let at = match leader.map(|leader| &leader.broker) {
+        Some(Some((id, address))) => format!(", broker {id} at {address},"),
+        _ => String::new(),
+    };
+    match (leader, code) {
+        (Some(Leader { broker: None, .. }), _) => {
+            ("the partition has no leader".to_owned(), fault::classify_kafka(RDKafkaErrorCode::LeaderNotAvailable))
+        }
+        (_, Some(code)) => (format!("its leader{at} answers {code:?}"), fault::classify_kafka(code)),
+        _ => (format!("its leader{at} does not acknowledge records"), fault::NO_ANSWER),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_outbox::code::Code;
+
+    #[test]
+    fn the_cause_names_the_leader() {
+        let led = Leader { partition: 2, broker: Some((3, "kafka-3:9092".to_owned())) };
+        let leaderless = Leader { partition: 2, broker: None };
+        let (reason, fault) = cause(Some(&led), Some(RDKafkaErrorCode::NotEnoughReplicas));
+        assert_eq!(
+            (reason.as_str(), fault.code),
+            ("its leader, broker 3 at kafka-3:9092, answers NotEnoughReplicas", Code::TopicMinIsr)
+        );
+        let (reason, fault) = cause(Some(&led), None);
+        assert!(reason.contains("broker 3") && fault.code == Code::RecordsUnacknowledged, "{reason}");
+        let (reason, fault) = cause(Some(&leaderless), None);
+        assert_eq!((reason.as_str(), fault.code), ("the partition has no leader", Code::TopicLeaderless));
+    }
+}
