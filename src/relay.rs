@@ -31,7 +31,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -41,8 +41,8 @@ use crate::observe::health::Readiness;
 use crate::relay::identity::Fixed;
 use crate::sink::broker::{Broker, BrokerChange};
 use crate::store::delivery::DeliverySql;
-use crate::store::session;
 use crate::store::session::Sequence;
+use crate::store::{search_path, session};
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
@@ -205,7 +205,7 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
 
 /// Reads the fixed properties in one transaction. Otherwise a pooler may send the parts of a statement to two servers.
 async fn look(conn: &mut PgConnection, names: &Names) -> Result<Fixed, SchemaError> {
-    let mut tx = conn.begin().await?;
+    let mut tx = search_path::begin(conn).await?;
     let lanes = schema::lanes(&mut tx, names).await?;
     let sequence = Sequence::read(&mut tx, names).await?;
     let identity = DeliverySql::new(names).identity(&mut tx).await?;

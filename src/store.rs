@@ -1,6 +1,7 @@
 //! Holds every SQL statement of the relay: one function per statement, one file per subject.
 //!
 //! - [`session`]: a worker's connection, and the transaction that locks lanes
+//! - [`search_path`]: keeps users' schemas out of every statement
 //! - [`claim`]: reads and locks the rows of a batch
 //! - [`settle`]: settles claimed rows that were not published
 //! - [`delivery`]: which worker publishes a lane exactly once
@@ -45,5 +46,6 @@ pub(crate) mod replay;
 pub(crate) mod retention;
 pub(crate) mod roles;
 pub(crate) mod routes;
+pub(crate) mod search_path;
 pub(crate) mod session;
 pub(crate) mod settle;

@@ -174,7 +174,7 @@ async fn wide_enough(
 
 /// Fails if the audit table cannot be written. Called before anything is removed, because each removal must be audited.
 pub(super) async fn may_be_audited(target: &mut Target) -> Result<(), Failure> {
-    let sql = "select has_table_privilege($1, 'insert')";
+    let sql = "select pg_catalog.has_table_privilege($1, 'insert')";
     let allowed = sqlx::query_scalar(sql).bind(target.names.companion("audit")).persistent(false);
     let allowed: bool =
         allowed.fetch_one(&mut target.conn).await.map_err(|error| target.failed("look at the rights on", error))?;

@@ -1,12 +1,12 @@
 //! Opens the outbox that an operator's command works on, and checks its schema.
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
 use super::exit::Failure;
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
 use crate::store::audit::Author;
-use crate::store::session;
+use crate::store::{search_path, session};
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::schema::{self, SchemaError};
@@ -70,7 +70,7 @@ pub(crate) fn failed(what: &str, shown: &str, error: sqlx::Error) -> Failure {
 
 /// Checks the schema in a transaction. Without one a pooler may run the statements on two different servers.
 async fn is_usable(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
-    let mut tx = conn.begin().await?;
+    let mut tx = search_path::begin(conn).await?;
     schema::lanes(&mut tx, names).await?;
     tx.commit().await?;
     Ok(())

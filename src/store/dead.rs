@@ -18,12 +18,13 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::audit::Author;
 use crate::store::pauses;
 use crate::store::routes;
+use crate::store::search_path::{self, SET_LOCAL};
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;
 
@@ -345,7 +346,8 @@ pub(crate) async fn standing(conn: &mut PgConnection, names: &Names, id: Id) -> 
 }
 
 async fn read(conn: &mut PgConnection, sql: String) -> Result<Vec<PgRow>, sqlx::Error> {
-    let script = format!("begin read only; set local jit = off; set local enable_seqscan = off; {sql}; commit");
+    let script =
+        format!("begin read only; {SET_LOCAL}set local jit = off; set local enable_seqscan = off; {sql}; commit");
     let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await;
     if rows.is_err() {
         // The rest of the script, with its commit, was not run.
@@ -396,11 +398,10 @@ pub(crate) async fn decide(
     author: &Author,
     longest: Duration,
 ) -> Result<Changed, sqlx::Error> {
-    let mut tx = conn.begin().await?;
+    let mut tx = search_path::begin(conn).await?;
     let events = filter.events(names, topic);
     let settings = format!(
-        "set local search_path = pg_catalog, pg_temp; set local jit = off; set local enable_seqscan = off; \
-         set local lock_timeout = {}",
+        "set local jit = off; set local enable_seqscan = off; set local lock_timeout = {}",
         longest.as_millis().max(1)
     );
     tx.execute(sqlx::raw_sql(AssertSqlSafe(settings))).await?;

@@ -65,7 +65,10 @@ impl DeliverySql {
     pub(crate) fn new(names: &Names) -> Self {
         let (outbox, lane) = (names.outbox(), names.companion("delivery"));
         Self {
-            identity: format!("select value from {} where name = 'identity'", names.companion("control")),
+            identity: format!(
+                "select value from {} where name operator(pg_catalog.=) 'identity'",
+                names.companion("control")
+            ),
             take: format!(
                 "update {lane} set epoch = epoch + 1, transactional_id = $3, opened = false \
                  where lane between $1 and $2 and lane = any ($4) returning lane, epoch"

@@ -13,6 +13,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::store::audit::{self, Author, Entry};
 use crate::store::read_only::read;
+use crate::store::search_path::{self, SET_LOCAL};
 use event_outbox::names::{Names, literal};
 
 /// The events that a pause names.
@@ -90,7 +91,7 @@ pub(crate) fn counter(names: &Names) -> String {
 /// # Errors
 /// Any database error.
 pub(crate) async fn active(conn: &mut PgConnection, names: &Names) -> Result<Vec<Pause>, sqlx::Error> {
-    let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(active_text(names)))).await?;
+    let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(SET_LOCAL.to_owned() + &active_text(names)))).await?;
     rows.iter().map(pause_of).collect()
 }
 
@@ -145,7 +146,7 @@ pub(crate) async fn pause(
     lasts: Option<Duration>,
     author: &Author,
 ) -> Result<(), sqlx::Error> {
-    let mut tx = sqlx::Connection::begin(conn).await?;
+    let mut tx = search_path::begin(conn).await?;
     let (word, topic, entity_type, entity_id) = columns(scope);
     remove(&mut tx, names, scope).await?;
     let sql = format!(
@@ -182,7 +183,7 @@ pub(crate) async fn resume(
     scope: Option<&Scope>,
     author: &Author,
 ) -> Result<Vec<Pause>, sqlx::Error> {
-    let mut tx = sqlx::Connection::begin(conn).await?;
+    let mut tx = search_path::begin(conn).await?;
     let mut ended = active(&mut tx, names).await?;
     ended.retain(|pause| scope.is_none_or(|scope| pause.scope == *scope));
     for pause in &ended {

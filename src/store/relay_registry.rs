@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::lane::LaneRange;
 use crate::store::pauses::{self, Pause};
+use crate::store::search_path::SET_LOCAL;
 use event_outbox::names::{Names, literal};
 
 /// A relay's row in the registry.
@@ -66,7 +67,7 @@ impl RegistrySql {
     ) -> Result<(Vec<RelayRow>, Vec<Pause>), sqlx::Error> {
         let heartbeat = heartbeat.map(|heartbeat| self.upsert(&heartbeat)).unwrap_or_default();
         let remove: String = gone.iter().map(|(id, seen_at)| self.remove(*id, *seen_at)).collect();
-        let sql = format!("{heartbeat}{remove}{}; {}", self.all(), self.pauses);
+        let sql = format!("{SET_LOCAL}{heartbeat}{remove}{}; {}", self.all(), self.pauses);
         let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
         let (relays, pauses): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.len() == RELAY_COLUMNS);
         let relays = relays.into_iter().map(relay_row).collect::<Result<_, _>>()?;
@@ -88,7 +89,7 @@ impl RegistrySql {
 
     /// Returns all relays that have a row.
     pub(crate) async fn all_of(&self, conn: &mut PgConnection) -> Result<Vec<RelayRow>, sqlx::Error> {
-        let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(self.all()))).await?;
+        let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(SET_LOCAL.to_owned() + &self.all()))).await?;
         rows.iter().map(relay_row).collect()
     }
 
@@ -108,7 +109,7 @@ impl RegistrySql {
 
     /// Removes this relay's row, so that the other relays share its lanes at once.
     pub(crate) async fn leave(&self, conn: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
-        self.execute(conn, format!("delete from {} where id = '{id}'", self.table)).await
+        self.execute(conn, format!("{SET_LOCAL}delete from {} where id = '{id}'", self.table)).await
     }
 
     /// Runs a statement as a simple query. Outside a transaction a pooler may send the parts of a prepared statement to two servers.

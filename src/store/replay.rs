@@ -205,7 +205,7 @@ impl Walk {
 }
 
 async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let sql = "begin read only; set local jit = off; set local enable_seqscan = off; set local lock_timeout = '5s'; \
+    let sql = "begin read only; set local search_path = pg_catalog, pg_temp; set local jit = off; set local enable_seqscan = off; set local lock_timeout = '5s'; \
                set local statement_timeout = '30s'";
     conn.execute(sqlx::raw_sql(sql)).await.map(drop)
 }

@@ -8,15 +8,16 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
+use crate::store::search_path;
 use event_outbox::names::{Names, literal};
 
 /// The second key of the advisory lock on a table that is being pruned. Lanes use the keys from 0.
 const LOCK: i32 = -1;
 
 /// The settings of a step. A short lock timeout leaves a locked table alone, and a statement timeout limits the work on a slow server.
-const SETTINGS: &str = "set local search_path = pg_catalog; set local jit = off; set local synchronous_commit = off; \
+const SETTINGS: &str = "set local jit = off; set local synchronous_commit = off; \
                         set local enable_seqscan = off; set local enable_sort = off; set local enable_bitmapscan = off; \
                         set local lock_timeout = '200ms'; set local statement_timeout = '10s'; \
                         set local idle_in_transaction_session_timeout = '20s'";
@@ -59,7 +60,7 @@ pub(crate) async fn step(
     from: i64,
     limit: i64,
 ) -> Result<Option<Step>, sqlx::Error> {
-    let mut tx = conn.begin().await?;
+    let mut tx = search_path::begin(conn).await?;
     if !alone(&mut tx, &names.outbox()).await? {
         return Ok(None);
     }
@@ -164,7 +165,7 @@ pub(crate) async fn processed_step(
     pages: i64,
     limit: i64,
 ) -> Result<Option<PageStep>, sqlx::Error> {
-    let mut tx = conn.begin().await?;
+    let mut tx = search_path::begin(conn).await?;
     let processed = names.processed();
     if !alone(&mut tx, &processed).await? {
         return Ok(None);

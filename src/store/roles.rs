@@ -9,10 +9,11 @@
 //! delete audit entries |
 //! | monitor | read states, counts and the audit tables | read a payload, change anything |
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
+use crate::store::search_path;
 use event_outbox::names::{Names, literal};
-use event_outbox::schema::dollar_quote;
+use event_outbox::schema::{PIN, UNPIN, dollar_quote};
 
 /// The columns that an application writes. `created_at`, `status` and the columns that follow from them belong to the relay.
 const WRITTEN: &str =
@@ -46,7 +47,7 @@ pub(crate) fn names(names: &Names, options: &RoleOptions) -> [String; 4] {
 /// # Errors
 /// Any database error; nothing is changed then.
 pub(crate) async fn make(conn: &mut PgConnection, names: &Names, options: &RoleOptions) -> Result<(), sqlx::Error> {
-    let mut tx = conn.begin().await?;
+    let mut tx = search_path::begin(conn).await?;
     for statement in statements(names, options) {
         tx.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
     }
@@ -55,7 +56,7 @@ pub(crate) async fn make(conn: &mut PgConnection, names: &Names, options: &RoleO
 
 /// Returns the same statements as a script for an administrator.
 pub(crate) fn script(names: &Names, options: &RoleOptions) -> String {
-    format!("begin;\n{};\ncommit;\n", statements(names, options).join(";\n"))
+    format!("{PIN}begin;\n{};\ncommit;\n{UNPIN}", statements(names, options).join(";\n"))
 }
 
 fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
@@ -63,7 +64,7 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     let [writer, relay, operator, monitor] = &all;
     // Takes a lock: two sessions at once would change the same rows of the catalog, and one of them would fail.
     let turn = format!(
-        "select pg_advisory_xact_lock(hashtextextended({}, 0))",
+        "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended({}, 0))",
         literal(&format!("roles of {}", names.outbox()))
     );
     let mut statements = vec![turn];
@@ -137,7 +138,7 @@ fn see_sessions(names: &Names, monitor: &str) -> String {
         names,
         // A second grant would raise a notice.
         &format!(
-            "if not pg_has_role({}, 'pg_read_all_stats', 'member') then grant pg_read_all_stats to {monitor}; end if",
+            "if not pg_catalog.pg_has_role({}, 'pg_read_all_stats', 'member') then grant pg_read_all_stats to {monitor}; end if",
             literal(&monitor[1..monitor.len() - 1].replace("\"\"", "\""))
         ),
         "insufficient_privilege",

@@ -14,6 +14,7 @@ use crate::lane::progress::{Progress, Sweep};
 use crate::lane::snapshot::Snapshot;
 use crate::store::delivery::{self, Owner};
 use crate::store::pauses;
+use crate::store::search_path;
 use crate::store::settle::{Ctid, SettleError, owned};
 use event_outbox::names::{Names, literal};
 
@@ -31,7 +32,7 @@ pub(crate) async fn within<T, E: From<sqlx::Error>>(step: impl Future<Output = R
     }
 }
 
-/// Opens a connection that names itself in `pg_stat_activity`.
+/// Opens a connection that names itself in `pg_stat_activity`, with a fixed search path unless a pooler refuses to set one.
 ///
 /// # Errors
 /// Any connection error, [`std::io::ErrorKind::TimedOut`] after `timeout`.
@@ -41,7 +42,13 @@ pub(crate) async fn connect(
     timeout: Duration,
 ) -> Result<PgConnection, sqlx::Error> {
     let options = options.clone().application_name(application_name).disable_statement_logging();
-    match tokio::time::timeout(timeout, PgConnection::connect_with(&options)).await {
+    let connected = async {
+        match PgConnection::connect_with(&search_path::from_the_first_packet(&options)).await {
+            Err(error) if search_path::is_refused(&error) => PgConnection::connect_with(&options).await,
+            connected => connected,
+        }
+    };
+    match tokio::time::timeout(timeout, connected).await {
         Ok(connected) => connected,
         Err(_) => Err(sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut))),
     }
@@ -53,7 +60,10 @@ pub(crate) async fn connect(
 /// # Errors
 /// Any database error except the expected one.
 async fn load_types(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let loaded = sqlx::query("select null::tid, null::tid[]").persistent(false).execute(conn).await;
+    let mut tx = search_path::begin(conn).await?;
+    let types = sqlx::query("select null::pg_catalog.tid, null::pg_catalog.tid[]");
+    let loaded = types.persistent(false).execute(&mut *tx).await;
+    drop(tx.rollback().await);
     match loaded {
         // 26000 invalid_sql_statement_name: the statement is gone, but the types are known now.
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("26000") => Ok(()),
@@ -436,7 +446,7 @@ impl Sequence {
     /// # Errors
     /// Any database error.
     pub(crate) async fn read(conn: &mut PgConnection, names: &Names) -> Result<Self, sqlx::Error> {
-        let sql = format!("select pg_get_serial_sequence({}, 'id')", literal(&names.outbox()));
+        let sql = format!("select pg_catalog.pg_get_serial_sequence({}, 'id')", literal(&names.outbox()));
         let row = conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
         row.try_get(0).map(Self)
     }

@@ -5,6 +5,10 @@ use crate::hash::fnv1a;
 /// Postgres truncates identifiers beyond this many bytes (`NAMEDATALEN - 1`).
 const MAX_IDENTIFIER_BYTES: usize = 63;
 
+/// The search path of all SQL of this crate and of the relay. On any other path, a user with CREATE on one of its schemas can put functions,
+/// operators and types there that match a call better than those of `pg_catalog`, and every session that makes the call runs them.
+pub const SEARCH_PATH: &str = "pg_catalog, pg_temp";
+
 /// The quoted, schema-qualified names of one outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {

@@ -57,7 +57,10 @@ impl Outbox {
     /// Creates the writer of the outbox with these names.
     pub fn new(names: &Names) -> Self {
         Self {
-            emit: format!("select {}($1, $2, $3, $4::text::jsonb, $5::jsonb, $6, $7, $8, $9)", names.emit()),
+            emit: format!(
+                "select {}($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb, $5::pg_catalog.jsonb, $6, $7, $8, $9)",
+                names.emit()
+            ),
             #[cfg(feature = "schema")]
             schemas: None,
         }

@@ -6,6 +6,11 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::hash::fnv1a;
 use crate::names::{Names, literal};
+use safety::Span;
+
+mod safety;
+
+pub use safety::{PIN, UNPIN, foreign_objects, has_open_function};
 
 /// The number of lanes of a new outbox. More lanes let more workers share an outbox; fewer lanes make each claim wider.
 pub const DEFAULT_LANES: u16 = 16;
@@ -58,8 +63,12 @@ const MIGRATIONS: &[Migration] = &[
     migration(9, "lane progress", include_str!("../migrations/0009_lane_progress.sql")),
     concurrent(10, "without partial indexes", include_str!("../migrations/0010_without_partial_indexes.sql")),
     migration(11, "relay lanes", include_str!("../migrations/0011_relay_lanes.sql")),
+    migration(12, "search path", include_str!("../migrations/0012_search_path.sql")),
     migration(13, "partition holds", include_str!("../migrations/0013_partition_holds.sql")),
 ];
+
+/// The query of the view of [`Names::companion`] `health`, which migrations render.
+const HEALTH_QUERY: &str = include_str!("../migrations/health.sql");
 
 /// The schema version that this binary migrates to.
 pub const CURRENT_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
@@ -190,7 +199,9 @@ async fn create(
     options: &MigrateOptions,
 ) -> Result<Option<Migrated>, SchemaError> {
     let mut tx = conn.begin().await?;
-    take_turn(&mut tx, "select pg_try_advisory_xact_lock($1)", migration_key(names), options.turn_timeout).await?;
+    let path = safety::pin(&mut tx, Span::Transaction).await?;
+    take_turn(&mut tx, "select pg_catalog.pg_try_advisory_xact_lock($1)", migration_key(names), options.turn_timeout)
+        .await?;
     set_lock_timeout(&mut tx, options.lock_timeout).await?;
     if version(&mut tx, names).await?.is_some() {
         return Ok(None);
@@ -199,6 +210,7 @@ async fn create(
     for migration in MIGRATIONS {
         run(&mut tx, &migration.render(names, options.lanes, Mode::New)).await?;
     }
+    safety::set(&mut tx, &path, Span::Transaction).await?;
     tx.commit().await?;
     Ok(Some(Migrated { from: None, to: CURRENT_VERSION }))
 }
@@ -206,7 +218,8 @@ async fn create(
 /// Upgrades an outbox in use. Holds the advisory lock for the session, because the steps are several transactions.
 async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOptions) -> Result<Migrated, SchemaError> {
     let key = migration_key(names);
-    take_turn(conn, "select pg_try_advisory_lock($1)", key, options.turn_timeout).await?;
+    take_turn(conn, "select pg_catalog.pg_try_advisory_lock($1)", key, options.turn_timeout).await?;
+    let path = safety::pin(conn, Span::Session).await?;
     // A role's own `statement_timeout` may be shorter than an index build. Notices about missing objects of `drop ... if exists` are no
     // news.
     run(conn, "set statement_timeout = 0; set client_min_messages = warning").await?;
@@ -226,8 +239,10 @@ async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOption
     };
     let upgraded = upgraded().await;
     // If this fails, the lock ends with the session.
-    let _ = sqlx::query("select pg_advisory_unlock($1)").bind(key).persistent(false).execute(&mut *conn).await;
+    let _ =
+        sqlx::query("select pg_catalog.pg_advisory_unlock($1)").bind(key).persistent(false).execute(&mut *conn).await;
     let _ = run(conn, "reset lock_timeout; reset statement_timeout; reset client_min_messages").await;
+    let _ = safety::set(conn, &path, Span::Session).await;
     upgraded
 }
 
@@ -263,14 +278,16 @@ async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<
         return Err(SchemaError::Foreign { table: names.outbox() });
     }
     // `create schema if not exists` needs the right to create a schema even if the schema exists.
-    let schema_exists: bool = sqlx::query_scalar("select exists (select from pg_namespace where nspname = $1)")
-        .bind(names.schema_raw())
-        .persistent(false)
-        .fetch_one(&mut *conn)
-        .await?;
+    let schema_exists: bool =
+        sqlx::query_scalar("select exists (select from pg_catalog.pg_namespace where nspname = $1)")
+            .bind(names.schema_raw())
+            .persistent(false)
+            .fetch_one(&mut *conn)
+            .await?;
     if !schema_exists {
         run(conn, &create_schema(names)).await?;
     }
+    run(conn, &safety::refuse_squatters(names)).await?;
     run(conn, &version_table(names)).await
 }
 
@@ -280,18 +297,25 @@ async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<
 /// concurrently`).
 pub fn print(names: &Names, lanes: u16, from: Option<i32>) -> String {
     let Some(from) = from else {
-        let mut script = format!("begin;\n{}\n{}\n", create_schema(names), version_table(names));
+        let mut script = format!(
+            "{PIN}begin;\n{}\n{}\n{}\n",
+            create_schema(names),
+            safety::refuse_squatters(names),
+            version_table(names)
+        );
         for migration in MIGRATIONS {
             script.push_str(&migration.render(names, lanes, Mode::New));
         }
         script.push_str("commit;\n");
+        script.push_str(UNPIN);
         return script;
     };
-    let mut script = "set statement_timeout = 0;\n".to_owned();
+    let mut script = format!("{PIN}set statement_timeout = 0;\n");
     for migration in MIGRATIONS.iter().filter(|migration| migration.version > from) {
         script.push_str(&migration.step(names, lanes));
     }
     script.push_str("reset lock_timeout;\nreset statement_timeout;\n");
+    script.push_str(UNPIN);
     script
 }
 
@@ -303,16 +327,17 @@ pub async fn version(conn: &mut PgConnection, names: &Names) -> Result<Option<i3
     if !exists(conn, names, &names.part_raw("migration")).await? {
         return Ok(None);
     }
-    let sql = format!("select max(version) from {}", names.companion("migration"));
+    let sql = format!("select pg_catalog.max(version) from {}", names.companion("migration"));
     sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(conn).await
 }
 
-/// Returns true if the schema has a relation of that name. Reads the catalog with the statement's snapshot. `to_regclass` would read the
+/// Returns true if the schema has a relation of that name. The search path may be anybody's, so operators are qualified as well. Reads the catalog with the statement's snapshot. `to_regclass` would read the
 /// session's cache, which misses the commit of another migration that this one has just waited for.
 async fn exists(conn: &mut PgConnection, names: &Names, relation: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
-        "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
-         where nspname = $1 and relname = $2)",
+        "select exists (select from pg_catalog.pg_class c \
+         join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace \
+         where n.nspname operator(pg_catalog.=) $1 and c.relname operator(pg_catalog.=) $2)",
     )
     .bind(names.schema_raw())
     .bind(relation)
@@ -341,7 +366,8 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
     }
     let table = names.companion("lane");
     let row = sqlx::query(AssertSqlSafe(format!(
-        "select count(*), coalesce(min(lane), 0) = 0 and coalesce(max(lane), 0) = count(*) - 1 from {table}"
+        "select pg_catalog.count(*), coalesce(pg_catalog.min(lane), 0) operator(pg_catalog.=) 0 \
+         and coalesce(pg_catalog.max(lane), 0) operator(pg_catalog.=) (pg_catalog.count(*) operator(pg_catalog.-) 1) from {table}"
     )))
     .persistent(false)
     .fetch_one(conn)
@@ -356,8 +382,10 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
 /// Returns true for a partitioned table, and for a table with inheriting children.
 async fn is_partitioned(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
-        "select c.relkind <> 'r' or exists (select from pg_inherits where inhparent = c.oid) \
-         from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 and c.relname = $2",
+        "select c.relkind operator(pg_catalog.<>) 'r' \
+           or exists (select from pg_catalog.pg_inherits i where i.inhparent operator(pg_catalog.=) c.oid) \
+         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace \
+         where n.nspname operator(pg_catalog.=) $1 and c.relname operator(pg_catalog.=) $2",
     )
     .bind(names.schema_raw())
     .bind(names.table_raw())
@@ -367,10 +395,12 @@ async fn is_partitioned(conn: &mut PgConnection, names: &Names) -> Result<bool, 
 }
 
 async fn server_is_new_enough(conn: &mut PgConnection) -> Result<(), SchemaError> {
-    let row = sqlx::query("select current_setting('server_version_num')::int, current_setting('server_version')")
-        .persistent(false)
-        .fetch_one(conn)
-        .await?;
+    let row = sqlx::query(
+        "select pg_catalog.current_setting('server_version_num')::pg_catalog.int4, pg_catalog.current_setting('server_version')",
+    )
+    .persistent(false)
+    .fetch_one(conn)
+    .await?;
     if row.try_get::<i32, _>(0)? < OLDEST_SERVER {
         return Err(SchemaError::OldServer { found: row.try_get(1)? });
     }
@@ -387,7 +417,7 @@ fn refuse_newer(names: &Names, found: Option<i32>) -> Result<(), SchemaError> {
 }
 
 async fn set_lock_timeout(conn: &mut PgConnection, timeout: Duration) -> Result<(), sqlx::Error> {
-    sqlx::query("select set_config('lock_timeout', $1, true)")
+    sqlx::query("select pg_catalog.set_config('lock_timeout', $1, true)")
         .bind(format!("{}ms", timeout.as_millis()))
         .execute(conn)
         .await
@@ -434,7 +464,11 @@ impl Migration {
     }
 
     fn body(&self, names: &Names, lanes: u16, mode: Mode) -> String {
-        fill(self.template, |placeholder| {
+        self.with_names(self.template, names, lanes, mode)
+    }
+
+    fn with_names(&self, template: &str, names: &Names, lanes: u16, mode: Mode) -> String {
+        fill(template, |placeholder| {
             Some(match placeholder {
                 "outbox" => names.outbox(),
                 "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery"
@@ -445,6 +479,8 @@ impl Migration {
                 "once" => names.once(),
                 "lanes" => lanes.to_string(),
                 "quote" => dollar_quote(names),
+                "foreign" => foreign_objects(names),
+                "health_query" => self.with_names(HEALTH_QUERY, names, lanes, mode),
                 // `create index` takes the schema of its table, but `drop index` needs the schema in the name.
                 "concurrently" if mode == Mode::InUse => match self.template.contains("drop index") {
                     true => "concurrently if exists".to_owned(),
@@ -631,6 +667,7 @@ mod tests {
             "{emit",
             "{once",
             "{quote",
+            "{foreign",
             "{a",
             "{control",
             "{delivery",

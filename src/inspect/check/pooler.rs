@@ -6,7 +6,7 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 
 use super::finding::Finding;
 use crate::config::DatabaseSettings;
-use crate::store::session;
+use crate::store::{search_path, session};
 use event_outbox::code::Code;
 
 /// The difference in age from which a server process is older than the connection. Such a process was not started for this connection.
@@ -16,7 +16,7 @@ const REUSED_S: f64 = 1.0;
 const HOLDERS: usize = 4;
 
 /// Keeps a server process busy until the rollback, and returns its pid.
-const HOLD: &str = "begin read only; select pg_backend_pid()::int8";
+const HOLD: &str = "begin read only; set local search_path = pg_catalog, pg_temp; select pg_backend_pid()::int8";
 
 /// Compares the server processes of two connections, of which one is in a transaction. A transaction pooler gives one process to both, or
 /// two processes to one. Behind a session pooler the process is older than the connection.
@@ -65,7 +65,7 @@ async fn executed_elsewhere(
     one: &mut PgConnection,
 ) -> Result<(), sqlx::Error> {
     let statement = "select $1::int8 + 71823";
-    let mut tx = one.begin().await?;
+    let mut tx = search_path::begin(one).await?;
     sqlx::query(statement).bind(1_i64).execute(&mut *tx).await?;
     let prepared_on = pid(&mut tx).await?;
     tx.commit().await?;
@@ -79,7 +79,7 @@ async fn executed_elsewhere(
             break;
         }
     }
-    let mut tx = one.begin().await?;
+    let mut tx = search_path::begin(one).await?;
     let executed = sqlx::query(statement).bind(2_i64).execute(&mut *tx).await.map(drop);
     drop(tx.rollback().await);
     for mut holder in holders {
@@ -115,13 +115,14 @@ fn session_pooler() -> Finding {
 async fn process_age(conn: &mut PgConnection) -> Result<f64, sqlx::Error> {
     raw(
         conn,
-        "select extract(epoch from clock_timestamp() - backend_start)::float8 from pg_stat_activity where pid = pg_backend_pid()",
+        "set local search_path = pg_catalog, pg_temp; \
+         select extract(epoch from clock_timestamp() - backend_start)::float8 from pg_stat_activity where pid = pg_backend_pid()",
     )
     .await
 }
 
 async fn pid(conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    raw(conn, "select pg_backend_pid()::int8").await
+    raw(conn, "select pg_catalog.pg_backend_pid()::pg_catalog.int8").await
 }
 
 async fn raw<T>(conn: &mut PgConnection, sql: &'static str) -> Result<T, sqlx::Error>

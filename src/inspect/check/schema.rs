@@ -1,6 +1,6 @@
 //! Checks the schema, its indexes, and the plan of the claim.
 
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use event_outbox::Names;
@@ -8,13 +8,14 @@ use event_outbox::code::Code;
 
 use crate::store::plan::{self, Statement};
 use crate::store::read_only::read;
+use crate::store::search_path;
 use event_outbox::names::literal;
 use event_outbox::schema::{self, SchemaError};
 
 /// Returns the number of lanes, or the finding that keeps the schema from being used.
 pub(super) async fn usable(conn: &mut PgConnection, names: &Names) -> Result<Result<u16, Finding>, sqlx::Error> {
     // Use a transaction. Behind a pooler the parts of a prepared statement may otherwise reach two servers.
-    let mut tx = conn.begin().await?;
+    let mut tx = search_path::begin(conn).await?;
     let lanes = schema::lanes(&mut tx, names).await;
     tx.rollback().await?;
     match lanes {

@@ -16,6 +16,7 @@ use crate::inspect::verify::reading::Reading;
 use crate::inspect::verify::topics::TopicNames;
 use crate::lane::murmur2::murmur2;
 use crate::resend::rate::Rate;
+use crate::store::search_path::SET_LOCAL;
 use event_outbox::Names;
 use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use event_outbox::ledger::{Fingerprint, RowStatus};
@@ -306,7 +307,7 @@ fn digest(entity_type: &str, entity_id: &str) -> u128 {
 async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     // Turn off sequential scans, as the relay does everywhere: with stale statistics the planner may prefer one to the primary key.
     let sql = format!(
-        "begin isolation level read committed read only; set local jit = off; set local enable_seqscan = off; \
+        "begin isolation level read committed read only; {SET_LOCAL}set local jit = off; set local enable_seqscan = off; \
          set local lock_timeout = '5s'; set local statement_timeout = '{STATEMENT_TIMEOUT}'"
     );
     conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)

@@ -77,7 +77,7 @@ impl Inbox {
             once: format!("select {}($1, $2)", names.once()),
             // Sorted, because two batches that share events would otherwise deadlock.
             first_of: format!(
-                "insert into {} (consumer_group, event_id) select $1, id from unnest($2::uuid[]) id order by id \
+                "insert into {} (consumer_group, event_id) select $1, id from pg_catalog.unnest($2::pg_catalog.uuid[]) id order by id \
                  on conflict do nothing returning event_id",
                 names.processed()
             ),

@@ -44,23 +44,27 @@ pub(super) enum Gate {
 impl Held {
     pub(super) fn new(group: &str, names: &Names) -> Self {
         let (held, once, processed) = (names.held(), names.once(), names.processed());
-        let read_here = "read_topic = $5 and read_partition = $6 and read_offset = $7";
+        // The search path is the service's, so operators are qualified as well.
+        let is = |column: &str, parameter: u8| format!("{column} operator(pg_catalog.=) ${parameter}");
+        let read_here = [is("read_topic", 5), is("read_partition", 6), is("read_offset", 7)].join(" and ");
+        let of_key = [is("consumer_group", 1), is("topic", 3), is("key", 4)].join(" and ");
+        let of_event = [is("consumer_group", 1), is("event_id", 2)].join(" and ");
         Self {
             group: group.to_owned(),
             // One round trip for the mark, the head of the key, and whether this is the record that was parked.
             gate: format!(
                 "select {once}($1, $2), \
-                 (select event_id from {held} where consumer_group = $1 and topic = $3 and key = $4 order by position limit 1), \
-                 (select {read_here} from {held} where consumer_group = $1 and event_id = $2)"
+                 (select event_id from {held} where {of_key} order by position limit 1), \
+                 (select {read_here} from {held} where {of_event})"
             ),
             park: format!(
                 "insert into {held} (consumer_group, topic, key, event_id, read_topic, read_partition, read_offset, reason) \
                  values ($1, $3, $4, $2, $5, $6, $7, $8) on conflict (consumer_group, event_id) do update set \
                  read_topic = excluded.read_topic, read_partition = excluded.read_partition, read_offset = excluded.read_offset"
             ),
-            delete: format!("delete from {held} where consumer_group = $1 and event_id = $2"),
-            unmark: format!("delete from {processed} where consumer_group = $1 and event_id = $2"),
-            exists: format!("select count(*) from {held} where consumer_group = $1"),
+            delete: format!("delete from {held} where {of_event}"),
+            unmark: format!("delete from {processed} where {of_event}"),
+            exists: format!("select pg_catalog.count(*) from {held} where {}", is("consumer_group", 1)),
         }
     }
 

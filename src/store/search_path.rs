@@ -1,0 +1,35 @@
+//! Fixes the search path of every statement, so that no schema of a user can replace what a statement calls.
+//!
+//! A session has the path from its first packet on. A pooler may refuse that packet or drop the setting, and a setting of the session would
+//! reach the pooler's other clients. So each transaction sets the path again for itself, and a statement outside of a transaction either
+//! qualifies all names or begins with [`SET_LOCAL`].
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
+
+use event_outbox::names::SEARCH_PATH;
+
+/// Sets the path until the transaction ends. The statements of a simple query are one transaction, too.
+pub(crate) const SET_LOCAL: &str = "set local search_path = pg_catalog, pg_temp; ";
+
+/// Begins a transaction with the path.
+pub(crate) const BEGIN: &str = "begin; set local search_path = pg_catalog, pg_temp";
+
+/// Begins a transaction with the path, in one round trip.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn begin(conn: &mut PgConnection) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
+    conn.begin_with(BEGIN).await
+}
+
+/// Returns options that set the path in the first packet. They win over settings of the user, the database and the URL.
+pub(crate) fn from_the_first_packet(options: &PgConnectOptions) -> PgConnectOptions {
+    options.clone().options([("search_path", SEARCH_PATH)])
+}
+
+/// Returns true if a pooler refused the options of the first packet. PgBouncer answers 08P01, and RDS Proxy 0A000.
+pub(crate) fn is_refused(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("08P01" | "0A000"))
+}
