@@ -15,25 +15,25 @@ create or replace view {health} as
 -- Sets the defaults again that call a function of another user, and refuses to go on if something else does.
 do {quote}
 declare
-    found record;
+    one record;
     theirs text;
 begin
-    for found in {foreign} loop
-        if found.trusted then
+    for one in {foreign} loop
+        if one.trusted then
             continue;
-        elsif found.field in ('at', 'since', 'seen_at', 'held_at', 'started_at', 'created_at', 'applied_at', 'archived_at', 'processed_at') then
-            execute format('alter table %s alter column %I set default now()', found.relation, found.field);
-        elsif found.field = 'xid' then
-            execute format('alter table %s alter column xid set default pg_current_xact_id()', found.relation);
-        elsif found.field = 'event_id' then
-            execute format('alter table %s alter column event_id set default gen_random_uuid()', found.relation);
+        elsif one.field in ('at', 'since', 'seen_at', 'held_at', 'started_at', 'created_at', 'applied_at', 'archived_at', 'processed_at') then
+            execute format('alter table %s alter column %I set default now()', one.relation, one.field);
+        elsif one.field = 'xid' then
+            execute format('alter table %s alter column xid set default pg_current_xact_id()', one.relation);
+        elsif one.field = 'event_id' then
+            execute format('alter table %s alter column event_id set default gen_random_uuid()', one.relation);
         else
-            theirs := concat_ws('; ', theirs, format('%s use(s) %s of the user %I', found.part, found.thing, found.owner));
+            theirs := concat_ws('; ', theirs, format('%s use(s) %s of the user %I', one.part, one.thing, one.owner));
         end if;
     end loop;
     if theirs is not null then
         raise exception 'the outbox depends on objects of other users: %', theirs
-            using errcode = 'object_not_in_prerequisite_state',
+            using errcode = 'OR206',
                   hint = 'The entry OR-2206 of the runbook says how to replace them.';
     end if;
 end

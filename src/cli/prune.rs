@@ -101,7 +101,7 @@ impl Prune {
             });
             let entry = Entry { command: "prune", filter, affected: removed.unsigned_abs() };
             let author = self.by.author(self.reason);
-            let noted = audit::record(&mut target.conn, &target.names, &author, &entry).await;
+            let noted = audit::record_alone(&mut target.conn, &target.names, &author, &entry).await;
             noted.map_err(|error| target.failed("write the audit entry of", error))?;
         }
         if self.json {
@@ -174,11 +174,8 @@ async fn wide_enough(
 
 /// Fails if the audit table cannot be written. Called before anything is removed, because each removal must be audited.
 pub(super) async fn may_be_audited(target: &mut Target) -> Result<(), Failure> {
-    let sql = "select pg_catalog.has_table_privilege($1, 'insert')";
-    let allowed = sqlx::query_scalar(sql).bind(target.names.companion("audit")).persistent(false);
-    let allowed: bool =
-        allowed.fetch_one(&mut target.conn).await.map_err(|error| target.failed("look at the rights on", error))?;
-    if allowed {
+    let allowed = audit::may_record(&mut target.conn, &target.names).await;
+    if allowed.map_err(|error| target.failed("look at the rights on", error))? {
         return Ok(());
     }
     Err(Failure::finding(format!("this user may not write the audit table of {}", target.shown))

@@ -191,8 +191,8 @@ impl Replay {
         });
         let entry = Entry { command, filter, affected: replayed };
         let author = self.by.author(self.reason.clone());
-        let noted = audit::record(&mut target.conn, &target.names, &author, &entry).await;
-        noted.map(drop).map_err(|error| target.failed("write the audit entry of", error))
+        let noted = audit::record_alone(&mut target.conn, &target.names, &author, &entry).await;
+        noted.map_err(|error| target.failed("write the audit entry of", error))
     }
 
     fn report(&self, plan: &Plan, counted: &Counted, progress: Option<&Progress>) {

@@ -95,6 +95,10 @@ pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
         SchemaError::BrokenLanes { .. } => {
             (Code::LanesBroken, "restore the lane table from a backup; it must not be edited")
         }
+        SchemaError::ForeignObjects(_) => (
+            Code::ForeignObjects,
+            "nothing was changed; the entry OR-2206 of docs/how-to/runbook.md says how to remove or replace each kind of object",
+        ),
         SchemaError::Locked(_) => {
             (Code::DatabaseLocked, "end the other session, see pg_blocking_pids(), or raise --lock-timeout")
         }

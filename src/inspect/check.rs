@@ -3,6 +3,7 @@
 //! - [`finding`]: a finding with its severity and its fix
 //! - [`schema`]: checks the version, the indexes, and the claim's plan
 //! - [`rights`]: checks for missing and excessive rights
+//! - [`objects`]: checks for objects of other users
 //! - [`pooler`]: detects a connection pooler
 //! - [`sessions`]: checks the clock, open transactions, and replication slots
 //! - [`table`]: checks vacuum, sequence, triggers, and payloads
@@ -14,6 +15,7 @@
 mod dedup_window;
 mod finding;
 mod kafka;
+mod objects;
 mod pooler;
 pub(crate) mod rights;
 mod schema;
@@ -191,6 +193,7 @@ async fn outbox(
     findings.extend(rights::hidden_rows(conn, names).await?);
     findings.extend(schema::indexes(conn, names).await?);
     findings.extend(table::table(conn, names).await?);
+    findings.extend(objects::objects(conn, names).await?);
     findings.extend(table::payloads(conn, names, relay.envelope).await?);
     let (topics, illegal) = routes::routes(conn, names, &relay.topic).await?;
     findings.extend(illegal.iter().map(illegal_topic));

@@ -1,8 +1,10 @@
 //! Records what operators change: one row in the audit table for each command, in the transaction of the change.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use event_outbox::names::Names;
+use crate::store::read_only::read;
+use crate::store::search_path;
+use event_outbox::names::{Names, literal};
 
 /// The person who acts, and the reason. The database itself records the session's user.
 #[derive(Debug, Clone, Default)]
@@ -47,4 +49,28 @@ pub(crate) async fn record(
         .persistent(false)
         .fetch_one(conn)
         .await
+}
+
+/// Does the same as [`record`], in its own transaction: for commands whose work is not one transaction.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn record_alone(
+    conn: &mut PgConnection,
+    names: &Names,
+    author: &Author,
+    entry: &Entry<'_>,
+) -> Result<(), sqlx::Error> {
+    let mut tx = search_path::begin(conn).await?;
+    record(&mut tx, names, author, entry).await?;
+    tx.commit().await
+}
+
+/// Returns true if this user may write the audit table.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn may_record(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
+    let sql = format!("select has_table_privilege({}, 'insert')", literal(&names.companion("audit")));
+    read(conn, &sql).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
 }

@@ -11,6 +11,7 @@ mod dlq;
 mod guarantees;
 mod health;
 mod held_snapshot;
+mod hostile;
 mod inbox;
 mod metrics;
 mod migrations;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         status::trials(),
         health::trials(),
         held_snapshot::trials(),
+        hostile::trials(),
         metrics::trials(),
         tail::trials(),
     ];

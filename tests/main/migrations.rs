@@ -230,7 +230,7 @@ async fn later_migrations_apply_while_the_outbox_of_the_first_is_in_use(database
 }
 
 /// Creates the first version of an outbox in the schema `elder`, and publishes all tables, as connectors and upgrades of a server do.
-async fn first_version(database: &TestDatabase) -> anyhow::Result<()> {
+pub(crate) async fn first_version(database: &TestDatabase) -> anyhow::Result<()> {
     let script = Relay::bare().with("RELAY_SCHEMA", "elder").argument("--print").output("migrate").await?.stdout;
     let (first, _) = script.split_once("-- 0002 control").context("no second migration")?;
     let mut connection = database.connect().await?;
@@ -279,8 +279,7 @@ async fn an_upgrade_by_another_user_leaves_the_owner_its_rights(database: TestDa
 }
 
 /// Runs a script as psql does without ON_ERROR_STOP: each statement by itself, even after an error. Returns the errors.
-async fn run_by_statement(database: &TestDatabase, script: &str) -> anyhow::Result<String> {
-    let mut connection = database.connect().await?;
+pub(crate) async fn run_by_statement(connection: &mut PgConnection, script: &str) -> anyhow::Result<String> {
     let (mut errors, mut statement) = (String::new(), String::new());
     for line in script.lines().filter(|line| !line.trim_start().starts_with("--")) {
         statement.push_str(line);
@@ -305,14 +304,14 @@ async fn a_printed_upgrade_is_run_twice_and_skips_nothing(database: TestDatabase
     let later = print("8").output("migrate").await?;
     ensure!(whole.code == Some(0) && later.code == Some(0), "{whole:?} {later:?}");
     // A step whose predecessor is not recorded changes nothing, even if the tool ignores its error.
-    let errors = run_by_statement(&database, &later.stdout).await?;
+    let errors = run_by_statement(&mut database.connect().await?, &later.stdout).await?;
     ensure!(errors.contains("step 9"), "{errors}");
     ensure!(outbox.number("select max(version) from elder.event_outbox_migration").await? == 1);
     let (to_seven, _) = whole.stdout.split_once("set lock_timeout = 0;").context("no step without a transaction")?;
-    ensure!(run_by_statement(&database, to_seven).await?.is_empty());
+    ensure!(run_by_statement(&mut database.connect().await?, to_seven).await?.is_empty());
     outbox.execute("create index event_outbox_late on elder.event_outbox (id)").await?;
     let rest = print("7").output("migrate").await?;
-    let errors = run_by_statement(&database, &rest.stdout).await?;
+    let errors = run_by_statement(&mut database.connect().await?, &rest.stdout).await?;
     ensure!(errors.is_empty(), "{errors}");
     let output = migration(&database, "elder").output("migrate").await?;
     ensure!(is_current(&output), "{output:?}");

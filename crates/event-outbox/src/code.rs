@@ -81,6 +81,8 @@ codes! {
     2203 RightsExcessive "rights-excessive" "the relay's user may do what a relay never does";
     2204 RowSecurity "row-security" "row level security may hide rows from the relay";
     2205 SessionsHidden "sessions-hidden" "the user may not see what other sessions do";
+    2206 ForeignObjects "foreign-objects" "the outbox runs objects that other users own";
+    2207 SchemaOpen "schema-open" "other users may create objects in the outbox's schema";
 
     // 23xx: between relay and database
     2301 PoolerTransaction "pooler-transaction" "a transaction pooler stands before the database";

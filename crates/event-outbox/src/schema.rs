@@ -155,6 +155,9 @@ pub enum SchemaError {
         /// The number of rows found.
         found: i64,
     },
+    /// Other users own objects that the outbox runs, or that stand where it would be created.
+    #[error("other users own objects of the outbox")]
+    ForeignObjects(#[source] sqlx::Error),
     /// Another session held a lock for longer than the timeout.
     #[error("another session holds a lock that the migration needs")]
     Locked(#[source] sqlx::Error),
@@ -425,13 +428,14 @@ async fn set_lock_timeout(conn: &mut PgConnection, timeout: Duration) -> Result<
 }
 
 async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), SchemaError> {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(conn).await.map(drop).map_err(lock_or_database)
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(conn).await.map(drop).map_err(classify)
 }
 
-fn lock_or_database(error: sqlx::Error) -> SchemaError {
+fn classify(error: sqlx::Error) -> SchemaError {
     // 55P03 lock_not_available: `lock_timeout` has passed.
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
         Some("55P03") => SchemaError::Locked(error),
+        Some(safety::FOREIGN) => SchemaError::ForeignObjects(error),
         _ => SchemaError::Database(error),
     }
 }

@@ -16,6 +16,9 @@ pub const PIN: &str = "set search_path = pg_catalog, pg_temp;\n";
 /// The last statement of a printed script.
 pub const UNPIN: &str = "reset search_path;\n";
 
+/// The SQLSTATE of our own errors about objects of other users: see OR-2206.
+pub(super) const FOREIGN: &str = "OR206";
+
 /// The span for which a search path is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Span {
@@ -66,16 +69,16 @@ declare
     squatters text;
 begin
     select string_agg(thing || ' of ' || quote_ident(pg_get_userbyid(owner)), ', ' order by thing) into squatters
-      from (select c.oid::regclass::text as thing, c.relowner as owner from pg_class c
+      from (select 'table ' || c.oid::regclass as thing, c.relowner as owner from pg_class c
              where c.oid in (to_regclass({processed}), to_regclass({held}))
              union all
-            select p.oid::regprocedure::text, p.proowner from pg_proc p where {ours}) found
+            select 'function ' || p.oid::regprocedure, p.proowner from pg_proc p where {ours}) used
      where not exists (select from pg_roles r where r.oid = owner and (r.rolsuper or r.rolname = current_user))
        and owner not in (select case when pg_get_userbyid(n.nspowner) = 'pg_database_owner' then d.datdba else n.nspowner end
                            from pg_namespace n, pg_database d where n.nspname = {schema} and d.datname = current_database());
     if squatters is not null then
         raise exception 'objects of other users are in the way of the outbox: %', squatters
-            using errcode = 'object_not_in_prerequisite_state',
+            using errcode = '{FOREIGN}',
                   hint = 'Drop them, or make the schema''s owner own them.';
     end if;
 end
@@ -96,7 +99,7 @@ pub fn foreign_objects(names: &Names) -> String {
     let (outbox, health) = (literal(&names.outbox()), literal(&names.companion("health")));
     let stamp = literal(&format!("{}()", names.companion("stamp")));
     format!(
-        "select found.*, owned.rolname::text as owner,
+        "select used.*, owned.rolname::text as owner,
        owned.rolsuper or owned.oid = (select relowner from pg_class where oid = to_regclass({outbox})) as trusted
   from (select parts.part, parts.relation, parts.field, pg_describe_object(d.refclassid, d.refobjid, 0) as thing,
                case d.refclassid
@@ -133,8 +136,8 @@ pub fn foreign_objects(names: &Names) -> String {
         -- Functions of the same name with other arguments, which a call may prefer.
         select 'calls of ' || quote_ident(p.proname), null, null, 'function ' || p.oid::regprocedure, p.proowner
           from pg_proc p
-         where {ours} and p.oid not in ({functions})) found
-  join pg_roles owned on owned.oid = found.owner_oid",
+         where {ours} and p.oid not in ({functions})) used
+  join pg_roles owned on owned.oid = used.owner_oid",
         tables = tables.join(", "),
         ours = is_ours(names),
         functions = our_functions(names)
