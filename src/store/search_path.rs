@@ -33,3 +33,15 @@ pub(crate) fn is_refused(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("08P01" | "0A000"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_packet_overrides_the_path_of_the_url() {
+        let own: PgConnectOptions = "postgres://db/app?options[search_path]=shop".parse().expect("a URL");
+        let options = from_the_first_packet(&own).get_options().map(str::to_owned);
+        assert_eq!(options.as_deref(), Some(r"-c search_path=shop -c search_path=pg_catalog,\ pg_temp"));
+    }
+}

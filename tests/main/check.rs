@@ -25,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_missing_or_changed_index_is_found_and_fixed,
             a_claim_that_leaves_its_index_is_found,
             what_is_wrong_with_the_table_is_found_and_fixed,
+            objects_of_other_users_are_found,
             dead_rows_that_no_vacuum_removes_are_found,
             payloads_that_are_not_json_are_found,
             an_open_transaction_is_found_with_its_session,
@@ -228,6 +229,52 @@ async fn what_is_wrong_with_the_table_is_found_and_fixed(
     outbox.execute("create function noted() returns trigger language plpgsql as 'begin return new; end'").await?;
     outbox.execute("create trigger audit after update on event_outbox for each row execute function noted()").await?;
     expect_and_fix(&outbox, &relay, "triggers", "warning").await
+}
+
+async fn objects_of_other_users_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    let relay = outbox.relay(&kafka);
+    let stranger = format!("stranger_of_{}", database.name());
+    outbox.execute(&format!("create role {stranger}; grant create on schema public to {stranger}, public")).await?;
+    expect_and_fix(&outbox, &relay, "schema-open", "warning").await?;
+
+    // What a superuser or the owner has placed there on purpose is a note.
+    outbox.execute("create function make_id() returns uuid language sql as 'select gen_random_uuid()'").await?;
+    outbox.execute("alter table event_outbox alter column event_id set default make_id()").await?;
+    let finding = expect(&relay, "foreign-objects", "note").await?;
+    ensure!(finding["message"].as_str().is_some_and(|message| message.contains("make_id()")), "{finding}");
+
+    outbox
+        .execute(
+            "create function by_them(text) returns text language sql immutable as 'select $1'; \
+             create function watched() returns trigger language plpgsql as 'begin return new; end'; \
+             create function outbox_emit(text, text, text, text) returns uuid language sql as 'select gen_random_uuid()'",
+        )
+        .await?;
+    for function in ["make_id()", "by_them(text)", "watched()", "outbox_emit(text, text, text, text)"] {
+        outbox.execute(&format!("alter function {function} owner to {stranger}")).await?;
+    }
+    for (place, part) in [
+        ("select", "the default of public.event_outbox.event_id uses function public.make_id()"),
+        ("select", "calls of outbox_emit uses function public.outbox_emit(text,text,text,text)"),
+        ("create index theirs on event_outbox (by_them(topic))", "the index public.theirs"),
+        ("alter table event_outbox_pause add constraint theirs check (by_them(topic) <> '')", "the constraint theirs"),
+        (
+            "create trigger theirs before update on event_outbox_lane for each row execute function watched()",
+            "the trigger theirs of public.event_outbox_lane uses function public.watched()",
+        ),
+    ] {
+        outbox.execute(place).await?;
+        let finding = expect(&relay, "foreign-objects", "error").await?;
+        ensure!(finding["message"].as_str().is_some_and(|message| message.contains(part)), "no {part} in {finding}");
+    }
+    outbox.execute(&format!("drop owned by {stranger} cascade; drop role {stranger}")).await?;
+    let found = findings(&relay).await?;
+    ensure!(!found.contains_key("foreign-objects") && !found.contains_key("schema-open"), "{found:?}");
+
+    // An older binary leaves functions without a path of their own.
+    outbox.execute("alter function event_once(text, uuid) reset search_path").await?;
+    expect(&relay, "foreign-objects", "error").await.map(drop)
 }
 
 async fn dead_rows_that_no_vacuum_removes_are_found(

@@ -271,6 +271,7 @@ async fn an_outbox_that_depends_on_a_trap_is_repaired_or_refused(database: TestD
     let lanes = "select pg_get_expr(adbin, adrelid) from pg_catalog.pg_attrdef d join pg_catalog.pg_attribute a \
                  on a.attrelid = d.adrelid and a.attnum = d.adnum where a.attname in ('lane', 'created_at') and d.adrelid = $1::regclass order by 1";
     let mut connection = database.connect().await?;
+    connection.execute("set search_path = pg_catalog").await?;
     let mut expressions = async |table: &str| -> anyhow::Result<Vec<String>> {
         Ok(sqlx::query_scalar(lanes).bind(table).fetch_all(&mut connection).await?)
     };
