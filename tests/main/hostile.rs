@@ -407,9 +407,16 @@ async fn a_relay_behind_a_pooler_meets_no_trap(database: TestDatabase, kafka: Ar
         ("dead", &["list"]),
         ("pause", &["--list"]),
         ("replay", &["--all", "--yes", "--reason", "a trial"]),
+        ("pause", &["--topic", outbox.topic.as_str(), "--reason", "a trial"]),
+        ("resume", &["--every"]),
+        ("dead", &["retry", "--all", "--yes", "--reason", "a trial"]),
+        ("verify", &["--topic", outbox.topic.as_str()]),
+        ("tail", &["--for", "1s"]),
     ] {
         run(&relay, command, arguments).await?;
     }
+    let pruning = relay.clone().with("RELAY_RETENTION", "delete").with("RELAY_RETENTION_AFTER", "1s");
+    run(&pruning, "prune", &["--yes"]).await?;
     let found = findings(&relay).await?;
     ensure!(found.iter().any(|(id, _)| id == "pooler-transaction"), "{found:?}");
     ensure!(running.log().iter().all(|line| !line.contains("SPRUNG")), "{:?}", running.log());
@@ -430,6 +437,14 @@ async fn a_consumer_meets_no_trap(database: TestDatabase, kafka: Arc<RealKafka>)
     let topic = hostile.outbox.topic.clone();
     hostile.outbox.create_topic(&kafka).await?;
     hostile.outbox.write("a", 0, 5).await?;
+    // Another key is held, so that rows are compared.
+    hostile
+        .outbox
+        .execute(&format!(
+            "insert into public.processed_events_held (consumer_group, topic, key, event_id, read_topic, read_partition, read_offset, reason) \
+             values ('group', '{topic}', 'z', '0b4d8a9e-0f4c-4f3e-9d7e-2d6f0d0e7a11', '{topic}', 0, 0, 'a trial')"
+        ))
+        .await?;
     let running = hostile.outbox.relay(&kafka).start("consumed")?;
     hostile.outbox.until_settled().await;
     ensure!(running.stop().await? == Some(0));

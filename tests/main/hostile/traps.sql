@@ -17,6 +17,12 @@ begin
     raise exception 'SPRUNG %', name;
 end $$;
 
+create function public.trap(name text, value anyelement) returns anyelement language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    perform public.trap(name);
+    return value;
+end $$;
+
 create procedure public.attempt(statement text) language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     execute statement;
@@ -28,20 +34,24 @@ end $$;
 do $$
 declare
     one record;
-    body constant text := ' language plpgsql immutable as $trap$ begin perform public.trap(%L); return; end $trap$';
-    value constant text := ' language plpgsql immutable as $trap$ begin perform public.trap(%L); return null; end $trap$';
+    rows constant text := ' language plpgsql immutable as $trap$ begin perform public.trap(%L); return; end $trap$';
+    -- Postgres inlines these, and evaluates the constant call when it plans: a trap is met even if a table has no row.
+    value constant text := ' language sql immutable as $trap$ select public.trap(%L::pg_catalog.text, null::pg_catalog.%I) $trap$';
+    polymorphic constant text := ' language plpgsql immutable as $trap$ begin perform public.trap(%L); return null; end $trap$';
     arguments text;
 begin
     -- Functions, with the same parameters.
     for one in select p.oid, p.proname, p.proretset, pg_get_function_arguments(p.oid) as arguments, pg_get_function_result(p.oid) as result,
-                      oidvectortypes(p.proargtypes) as types, p.proargmodes is null as plain
-                 from pg_proc p
+                      oidvectortypes(p.proargtypes) as types, p.proargmodes is null as plain,
+                      case when p.proretset or 'o' = any (p.proargmodes) or t.typname = 'void' then rows
+                           when t.typtype = 'p' then polymorphic else value end as body, t.typname
+                 from pg_proc p join pg_type t on t.oid = p.prorettype
                 where p.pronamespace = 'pg_catalog'::regnamespace and p.prokind in ('f', 'w')
                   and not exists (select from pg_cast c where c.castfunc = p.oid)
                   and p.prorettype not in ('internal'::regtype, 'trigger'::regtype, 'cstring'::regtype, 'event_trigger'::regtype)
     loop
         call public.attempt(format('create function public.%I(%s) returns %s', one.proname, one.arguments, one.result)
-            || format(case when one.proretset or one.arguments like '%OUT %' then body else value end, one.proname));
+            || format(one.body, one.proname, one.typname));
         -- Narrower types than those of pg_catalog.
         if one.plain and one.types ~ '(bigint|oid|text|"any"|anyelement|anynonarray|double precision)' then
             foreach arguments in array array[
@@ -51,7 +61,7 @@ begin
             loop
                 if arguments <> one.types then
                     call public.attempt(format('create function public.%I(%s) returns %s', one.proname, arguments, one.result)
-                        || format(case when one.proretset then body else value end, one.proname));
+                        || format(one.body, one.proname, one.typname));
                 end if;
             end loop;
         end if;
@@ -71,6 +81,7 @@ begin
     end loop;
     -- Operators, with the same operands and with mixed ones.
     for one in select o.oprname, l as left, r as right, o.oprresult::regtype as result,
+                      (select typname from pg_type where oid = o.oprresult and typtype <> 'p') as typname,
                       format('trap_operator_%s', row_number() over ()) as name
                  from (select oprname, oprleft, oprright, oprresult from pg_operator where oprnamespace = 'pg_catalog'::regnamespace
                        union
@@ -80,7 +91,7 @@ begin
                       lateral (select nullif(format_type(oprleft, null), '-') as l, format_type(oprright, null) as r) t
     loop
         call public.attempt(format('create function public.%I(%s) returns %s', one.name, concat_ws(', ', one.left, one.right), one.result)
-            || format(value, 'operator ' || one.oprname));
+            || format(case when one.typname is null then polymorphic else value end, 'operator ' || one.oprname, one.typname));
         call public.attempt(format('create operator public.%s (function = public.%I, %s rightarg = %s)', one.oprname, one.name,
             'leftarg = ' || one.left || ',', one.right));
         call public.attempt(format('create operator public.%s (function = public.%I, rightarg = %s)', one.oprname, one.name, one.right));
@@ -90,7 +101,7 @@ begin
         call public.attempt(format('create domain public.%I as pg_catalog.%1$I check (public.trap(%L))', one.typname, 'type ' || one.typname));
     end loop;
     for one in select relname from pg_class where relnamespace = 'pg_catalog'::regnamespace and relkind in ('r', 'v') loop
-        call public.attempt(format('create view public.%I as select * from pg_catalog.%1$I where public.trap(%L)', one.relname, 'view ' || one.relname));
+        call public.attempt(format('create view public.%I as select * from pg_catalog.%1$I where public.trap(%L, null::boolean)', one.relname, 'view ' || one.relname));
         call public.attempt(format('grant select on public.%I to public', one.relname));
     end loop;
 end $$;
