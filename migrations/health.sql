@@ -1,3 +1,4 @@
+-- health: the query of the view of 0009, which 0012 creates again.
 with progress as materialized (
     select min(scanned_through) as scanned_through,
            (array_agg(snapshot order by pg_catalog.pg_snapshot_xmax(snapshot), pg_catalog.pg_snapshot_xmin(snapshot)))[1] as snapshot,
