@@ -38,7 +38,7 @@ mod tests;
 mod value;
 
 pub use admin::AdminSettings;
-pub use database::DatabaseSettings;
+pub use database::{DatabaseSettings, Host, Pem, Roots, Server, SocketSettings, TargetSession, TlsMode, TlsSettings};
 pub use duration::{GivenDuration, NotADuration};
 pub use kafka::{KafkaSettings, PropertyValue};
 pub use log::{LogFormat, LogSettings};
@@ -83,7 +83,7 @@ impl Settings {
     /// Returns every mistake, all at once.
     pub fn load(sources: Sources, needs: Needs) -> Result<Settings, ConfigError> {
         let mut from = sources.resolve(needs);
-        let database = DatabaseSettings::read(&mut from);
+        let database = DatabaseSettings::read(&mut from, &sources);
         let outbox = OutboxNames::read(&mut from);
         let kafka = (needs == Needs::DatabaseAndKafka).then(|| KafkaSettings::read(&mut from));
         let relay = RelaySettings::read(&mut from, &sources);

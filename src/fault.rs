@@ -2,12 +2,14 @@
 //! step. Errors are matched by code, never by the text of a message.
 //!
 //! - `kafka`, `postgres`: the tables of codes
+//! - `not_connected`: the error of sessions that were not opened
 //! - `page`: renders the tables as docs/reference/failures.md
 //!
 //! `relay::pace` has the pauses between attempts.
 
 mod describe;
 mod kafka;
+mod not_connected;
 #[cfg(test)]
 mod page;
 mod postgres;
@@ -16,6 +18,7 @@ pub(crate) use describe::{describe, shortened};
 #[cfg(test)]
 pub(crate) use kafka::PRODUCE_CODES;
 pub(crate) use kafka::{NO_ANSWER, classify_kafka, codes as kafka_codes, runbook_codes as kafka_runbook_codes};
+pub(crate) use not_connected::{NotConnected, READ_ONLY};
 pub(crate) use postgres::classify_database;
 
 use event_outbox::code::Code;

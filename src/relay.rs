@@ -82,8 +82,7 @@ pub enum Ended {
 pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Result<Ended, RelayError> {
     let started = Instant::now();
     let (broker, suspicions) = Broker::new(&options.kafka).map_err(RelayError::Client)?;
-    let (outages, ends) =
-        Outages::new(options.names.clone(), options.database.connect_options(), options.database.connect_timeout);
+    let (outages, ends) = Outages::new(options.names.clone(), options.database.clone());
     let outages = Arc::new(outages);
 
     let found = tokio::select! {

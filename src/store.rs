@@ -1,5 +1,6 @@
 //! Holds every SQL statement of the relay: one function per statement, one file per subject.
 //!
+//! - [`connect`]: opens sessions, on the right server of several
 //! - [`session`]: a worker's connection, and the transaction that locks lanes
 //! - [`search_path`]: keeps users' schemas out of every statement
 //! - [`claim`]: reads and locks the rows of a batch
@@ -31,6 +32,7 @@ pub(crate) mod activity;
 pub(crate) mod audit;
 pub(crate) mod backlog;
 pub(crate) mod claim;
+pub(crate) mod connect;
 pub(crate) mod counts;
 pub(crate) mod dead;
 pub(crate) mod delivery;

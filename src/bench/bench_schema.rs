@@ -10,12 +10,11 @@ use rand::Rng;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::failure::BenchError;
-use crate::config::{KafkaSettings, Settings};
-use crate::store::session;
+use crate::config::{DatabaseSettings, KafkaSettings, Settings};
+use crate::store::connect::{self, Purpose};
 use event_outbox::Names;
 use event_outbox::names::literal;
 use event_outbox::schema::{self, MigrateOptions};
@@ -47,8 +46,7 @@ impl BenchSchema {
 /// The connections to the servers, and the list of schemas and topics created there.
 #[derive(Clone)]
 pub(crate) struct BenchSchemas {
-    database: PgConnectOptions,
-    connect_timeout: Duration,
+    database: DatabaseSettings,
     kafka: KafkaSettings,
     partitions: i32,
     run: String,
@@ -59,8 +57,7 @@ pub(crate) struct BenchSchemas {
 impl BenchSchemas {
     pub(crate) fn new(settings: &Settings, kafka: KafkaSettings, partitions: i32) -> Self {
         Self {
-            database: settings.database.connect_options(),
-            connect_timeout: settings.database.connect_timeout,
+            database: settings.database.clone(),
             kafka,
             partitions,
             run: format!("outbox_bench_{:08x}", rand::rng().random::<u32>()),
@@ -81,7 +78,7 @@ impl BenchSchemas {
 
     /// Opens a connection for the bench, with JIT off, because JIT depends on cost estimates and would make timings vary.
     pub(crate) async fn connect(&self) -> Result<PgConnection, BenchError> {
-        let mut conn = session::connect(&self.database, &self.application_name(), self.connect_timeout).await?;
+        let mut conn = connect::connect(&self.database, &self.application_name(), Purpose::Write).await?;
         conn.execute("set jit = off").await?;
         Ok(conn)
     }

@@ -11,6 +11,7 @@ use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::Settings;
 use crate::observe::print::outln;
+use crate::store::connect::Purpose;
 use crate::store::dead::{self, Cause, Decision, Event, Filter, Id};
 use event_outbox::route::TopicTemplate;
 
@@ -139,7 +140,7 @@ impl Dead {
 
 impl List {
     async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let mut target = Target::open(settings, "dead list").await?;
+        let mut target = Target::open(settings, "dead list", Purpose::Read).await?;
         let filter = self.which.filter();
         let causes = causes(&mut target, &filter, &settings.relay.topic).await?;
         if self.json {
@@ -158,7 +159,7 @@ impl List {
 
 impl Show {
     async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let mut target = Target::open(settings, "dead show").await?;
+        let mut target = Target::open(settings, "dead show", Purpose::Read).await?;
         let filter = self.which.filter();
         let (names, topic) = (target.names.clone(), &settings.relay.topic);
         let shown = dead::events(&mut target.conn, &names, &filter, topic, self.limit, self.payload).await;
@@ -201,7 +202,7 @@ impl Decide {
             };
             return Err(Failure::usage(format!("dead discard {what}")).hint("it is kept in the audit table"));
         }
-        let mut target = Target::open(settings, decision.command()).await?;
+        let mut target = Target::open(settings, decision.command(), Purpose::Write).await?;
         let causes = causes(&mut target, &filter, &settings.relay.topic).await?;
         if causes.is_empty() {
             explain_missing(&mut target, &filter).await?;

@@ -9,6 +9,7 @@ use super::{runtime, target};
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
 use crate::observe::print::{out, outln};
+use crate::store::connect::Purpose;
 use crate::store::roles::{self, RoleOptions};
 use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated};
 
@@ -87,7 +88,7 @@ impl Migrate {
     }
 
     async fn make_roles(&self, settings: &Settings) -> Result<(), Failure> {
-        let mut conn = target::connect(settings, "outbox-relay migrate").await?;
+        let mut conn = target::connect(settings, "outbox-relay migrate", Purpose::Write).await?;
         let made = roles::make(&mut conn, &target::names(&settings.outbox), &self.role_options()).await;
         made.map_err(|error| {
             let fault = fault::classify_database(&error);
@@ -109,6 +110,6 @@ impl Migrate {
 /// Migrates the configured outbox.
 pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Result<Migrated, Failure> {
     let (names, database) = (target::names(&settings.outbox), &settings.database);
-    let mut conn = target::connect(settings, "outbox-relay migrate").await?;
+    let mut conn = target::connect(settings, "outbox-relay migrate", Purpose::Write).await?;
     schema::migrate(&mut conn, &names, options).await.map_err(|error| target::refused(error, &database.target()))
 }

@@ -10,6 +10,7 @@ use super::runtime;
 use super::target::{By, Target, failed};
 use crate::config::{GivenDuration, Settings};
 use crate::observe::print::outln;
+use crate::store::connect::Purpose;
 use crate::store::pauses::{self, Pause as Paused, Scope};
 use event_outbox::route;
 
@@ -98,7 +99,7 @@ impl Pause {
     }
 
     async fn list(&self, settings: &Settings) -> Result<(), Failure> {
-        let mut target = Target::open(settings, "pause").await?;
+        let mut target = Target::open(settings, "pause", Purpose::Read).await?;
         let active = pauses::active(&mut target.conn, &target.names).await;
         let active = active.map_err(|error| target.failed("read the pauses of", error))?;
         if self.json {
@@ -116,7 +117,7 @@ impl Pause {
         let scope = self.what.scope()?.ok_or_else(|| {
             Failure::usage("nothing is named that is to be paused").hint("--all, --topic TOPIC or --entity ID")
         })?;
-        let Target { mut conn, names, shown, .. } = Target::open(settings, "pause").await?;
+        let Target { mut conn, names, shown, .. } = Target::open(settings, "pause", Purpose::Write).await?;
         let author = self.by.author(self.reason.clone());
         pauses::pause(&mut conn, &names, &scope, self.lasts, &author)
             .await
@@ -156,7 +157,7 @@ impl Resume {
             return Err(Failure::usage("nothing is named that is to be resumed")
                 .hint("--all, --topic TOPIC or --entity ID as it was paused, --every for all pauses; `pause --list` shows them"));
         }
-        let Target { mut conn, names, shown, .. } = Target::open(settings, "resume").await?;
+        let Target { mut conn, names, shown, .. } = Target::open(settings, "resume", Purpose::Write).await?;
         let author = self.by.author(self.reason);
         let ended = pauses::resume(&mut conn, &names, scope.as_ref(), &author)
             .await

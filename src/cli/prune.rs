@@ -13,6 +13,7 @@ use crate::config::{GivenDuration, Needs, Retention, Settings, Sources};
 use crate::inspect::dedup_window::{self, Question, Unknown, WindowViolation};
 use crate::observe::print::outln;
 use crate::store::audit::{self, Entry};
+use crate::store::connect::Purpose;
 use crate::store::retention::{self, Removal};
 
 /// The rows, or pages, of one step.
@@ -73,7 +74,7 @@ impl Prune {
             return Err(Failure::usage("RELAY_RETENTION is keep: nothing is to be pruned")
                 .hint("--mode delete or --mode archive, and --after DURATION"));
         }
-        let mut target = Target::open(settings, "prune").await?;
+        let mut target = Target::open(settings, "prune", Purpose::Write).await?;
         let what = self.described(removal, after, processed_after, &target.shown);
         if let (Some(window), false) = (processed_after, self.force || self.confirm.dry_run) {
             wide_enough(&mut target, settings, sources, window).await?;

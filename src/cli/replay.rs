@@ -22,6 +22,7 @@ use crate::observe::print::{errln, outln};
 use crate::resend::replay::{Counted, Plan, Progress, Why};
 use crate::sink::resend::Resend;
 use crate::store::audit::{self, Entry};
+use crate::store::connect::Purpose;
 use crate::store::replay::{Filter, Walk};
 use event_outbox::route::check_topic;
 
@@ -100,7 +101,7 @@ impl Replay {
             return Err(Failure::usage("replay needs a filter, or --all")
                 .hint("--entity, --entity-type, --type, --topic, --since, --until or --dead"));
         }
-        let mut target = Target::open(settings, "replay").await?;
+        let mut target = Target::open(settings, "replay", Purpose::Write).await?;
         let plan = self.plan(settings, &mut target, &filter).await?;
         let bar = bar("looking", plan.upto.abs_diff(plan.from));
         let from = plan.from;
@@ -135,7 +136,7 @@ impl Replay {
         self.report(&plan, &counted, Some(&progress));
         // If the connection broke during the replay, connect again: the events that were sent must get their audit entry.
         if matches!(why, Why::Database(_)) {
-            target = Target::open(settings, "replay").await?;
+            target = Target::open(settings, "replay", Purpose::Write).await?;
         }
         self.audit(&mut target, &filter, &plan, "replay", progress.replayed).await?;
         outcome(why, &progress, &plan, &target)

@@ -12,7 +12,7 @@ use crate::config::Settings;
 use crate::fault;
 use crate::inspect::status::{self, Look};
 use crate::store::backlog::{self, FlowMark};
-use crate::store::session;
+use crate::store::connect::{self, Purpose};
 
 /// The time between the two reads from which the rate is computed.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
@@ -76,7 +76,7 @@ impl Status {
 /// Connects a command that only reads.
 pub(super) async fn connect(settings: &Settings, application_name: &str) -> Result<PgConnection, Failure> {
     let database = &settings.database;
-    let connected = session::connect(&database.connect_options(), application_name, database.connect_timeout).await;
+    let connected = connect::connect(database, application_name, Purpose::Read).await;
     connected.map_err(|error| failed(error, &format!("cannot connect to {}", database.target())))
 }
 

@@ -6,7 +6,8 @@ use super::exit::Failure;
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
 use crate::store::audit::Author;
-use crate::store::{search_path, session};
+use crate::store::connect::{self, Purpose};
+use crate::store::search_path;
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::schema::{self, SchemaError};
@@ -34,9 +35,9 @@ pub(crate) struct Target {
 }
 
 /// Connects to the configured database.
-pub(crate) async fn connect(settings: &Settings, name: &str) -> Result<PgConnection, Failure> {
+pub(crate) async fn connect(settings: &Settings, name: &str, purpose: Purpose) -> Result<PgConnection, Failure> {
     let database = &settings.database;
-    session::connect(&database.connect_options(), name, database.connect_timeout).await.map_err(|error| {
+    connect::connect(database, name, purpose).await.map_err(|error| {
         let fault = fault::classify_database(&error);
         Failure::finding(format!("cannot connect to {}", database.target())).because(error).fault(fault)
     })
@@ -44,8 +45,8 @@ pub(crate) async fn connect(settings: &Settings, name: &str) -> Result<PgConnect
 
 impl Target {
     /// Connects and checks the schema.
-    pub(crate) async fn open(settings: &Settings, command: &str) -> Result<Self, Failure> {
-        let mut conn = connect(settings, &format!("outbox-relay {command}")).await?;
+    pub(crate) async fn open(settings: &Settings, command: &str, purpose: Purpose) -> Result<Self, Failure> {
+        let mut conn = connect(settings, &format!("outbox-relay {command}"), purpose).await?;
         let names = names(&settings.outbox);
         let usable = is_usable(&mut conn, &names).await;
         usable.map_err(|error| refused(error, &settings.database.target()))?;

@@ -1,53 +1,110 @@
-//! Parses `DATABASE_URL`. No error repeats a part of the URL that may be the password.
+//! Reads the connection to the database as libpq does: `DATABASE_URL`, its service, the `PG` variables and the password file. No error
+//! repeats a part of the URL that may be the password.
+//!
+//! | file | content |
+//! |---|---|
+//! | `url` | splits the URL |
+//! | `parameter` | the accepted parameters and the checks of their values |
+//! | `files` | the service file and the password file |
+//! | `server` | the types: servers, TLS, sockets |
 
+mod files;
+mod parameter;
+mod server;
+#[cfg(test)]
+mod tests;
+mod url;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-use url::Url;
+use secrecy::ExposeSecret;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::host;
-use super::mistake::nearest;
-use super::pem::{self, Holds};
+use super::Sources;
 use super::resolved::Resolved;
-use super::setting::{self, Kind};
-use super::value::Value;
+use super::setting;
+use files::PasswordFile;
+use parameter::{PARAMETERS, Parameter, described, session_options, unknown};
+
+pub use server::{Host, Pem, Roots, Server, SocketSettings, TargetSession, TlsMode, TlsSettings};
+
+const DEFAULT_PORT: u16 = 5432;
 
 /// The connection to the database.
 #[derive(Clone)]
 pub struct DatabaseSettings {
-    /// The options of sqlx. The field is private and `Debug` is written by hand, because sqlx's `Debug` prints the password.
+    /// The servers to try, in this order. Never empty.
+    pub servers: Vec<Server>,
+    /// The servers that are accepted; `None` if the URL leaves it to the command.
+    pub target_session: Option<TargetSession>,
+    /// True if the servers are tried in a random order.
+    pub in_random_order: bool,
+    /// How the connection is encrypted.
+    pub tls: TlsSettings,
+    /// The settings of the socket.
+    pub socket: SocketSettings,
+    /// User, database and session settings. The field is private and `Debug` is written by hand, because sqlx's `Debug` prints the
+    /// password.
     options: PgConnectOptions,
-    /// The longest wait for a connection.
+    database: String,
+    /// The longest wait for one address of one server.
     pub connect_timeout: Duration,
     /// False if a transaction-mode pooler without support for prepared statements is in between.
     pub prepared_statements: bool,
 }
 
 impl DatabaseSettings {
-    pub(super) fn read(from: &mut Resolved) -> Option<DatabaseSettings> {
-        let options = from.required(&setting::DATABASE_URL);
+    pub(super) fn read(from: &mut Resolved, sources: &Sources) -> Option<DatabaseSettings> {
         let (connect_timeout, prepared_statements) =
             (from.get(&setting::CONNECT_TIMEOUT), from.get(&setting::PREPARED_STATEMENTS));
-        Some(DatabaseSettings { options: options?, connect_timeout, prepared_statements })
+        let parsed = from.required_by(&setting::DATABASE_URL, |text| parse(text, &sources.env));
+        parsed.map(|settings| DatabaseSettings {
+            connect_timeout: Some(settings.connect_timeout).filter(|given| !given.is_zero()).unwrap_or(connect_timeout),
+            prepared_statements,
+            ..settings
+        })
     }
 
-    /// Returns the options of sqlx with the password: never print them. Parts that the URL leaves out come from libpq's
-    /// variables and password file.
-    pub fn connect_options(&self) -> PgConnectOptions {
-        self.options.clone()
-    }
-
-    /// Returns `host:port/database` for logs, without user and password.
-    pub fn target(&self) -> String {
-        let options = &self.options;
-        // If the URL names no database, Postgres takes the one with the user's name.
-        let database = options.get_database().unwrap_or_else(|| options.get_username());
-        match options.get_socket() {
-            Some(socket) => format!("{}:{}/{database}", socket.display(), options.get_port()),
-            None => format!("{}:{}/{database}", options.get_host(), options.get_port()),
+    /// Returns the options for a session on one of the servers, with the password: never print them. They lack the address and TLS.
+    pub fn session_options(&self, server: &Server) -> PgConnectOptions {
+        let options = self.options.clone();
+        match &server.password {
+            Some(password) => options.password(password.expose_secret()),
+            None => options,
         }
+    }
+
+    /// Returns the options of the first server for clients other than the relay's own, with the password: never print them. sqlx knows one
+    /// server only.
+    pub fn connect_options(&self) -> PgConnectOptions {
+        let Some(server) = self.servers.first() else { return self.options.clone() };
+        let options = self.session_options(server).port(server.port).ssl_mode(match self.tls.mode {
+            TlsMode::Disable => PgSslMode::Disable,
+            TlsMode::Allow => PgSslMode::Allow,
+            TlsMode::Prefer => PgSslMode::Prefer,
+            TlsMode::Require => PgSslMode::Require,
+            TlsMode::VerifyCa => PgSslMode::VerifyCa,
+            TlsMode::VerifyFull => PgSslMode::VerifyFull,
+        });
+        let options = match &self.tls.roots {
+            Some(Roots::Only(Pem::File(path))) => options.ssl_root_cert(path),
+            Some(Roots::Only(Pem::Text(text))) => options.ssl_root_cert_from_pem(text.clone().into_bytes()),
+            Some(Roots::System) | None => options,
+        };
+        match (&server.host, server.address) {
+            (Host::Socket(directory), _) => options.socket(directory),
+            (Host::Name(_), Some(address)) => options.host(&address.to_string()),
+            (Host::Name(name), None) => options.host(name),
+        }
+    }
+
+    /// Returns `host:port,host:port/database` for logs, without user and password.
+    pub fn target(&self) -> String {
+        let servers: Vec<_> = self.servers.iter().map(Server::to_string).collect();
+        format!("{}/{}", servers.join(","), self.database)
     }
 }
 
@@ -61,232 +118,221 @@ impl fmt::Debug for DatabaseSettings {
     }
 }
 
-const PERCENT_ENCODE: &str = "user or password holds a character with a meaning in URLs; write it percent-encoded (@ %40, : %3A, / %2F, ? %3F, # %23)";
-
-/// The parameters that sqlx accepts. sqlx ignores others with a warning that prints their value.
-const PARAMETERS: &[&str] = &[
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "statement-cache-capacity",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-    "options",
-];
-
-const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
-
-impl Value for PgConnectOptions {
-    fn parse(_: &Kind, text: &str) -> Result<Self, String> {
-        parse(text)
-    }
+/// The values of the parameters, and the problems so far.
+#[derive(Default)]
+struct Parameters {
+    values: BTreeMap<&'static str, String>,
+    /// The session settings of `options[name]=value`.
+    options: Vec<(String, String)>,
+    problems: Vec<String>,
 }
 
-fn parse(text: &str) -> Result<PgConnectOptions, String> {
-    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
-        return Err("expected a URL that begins with postgres:// or postgresql://".into());
+impl Parameters {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
     }
-    let url = Url::parse(text).map_err(|error| syntax(error, text))?;
-    // The text before the last `@` may be part of a password, so it must not be parsed or shown.
-    if url.fragment().is_some() || url.path().contains('@') || url.query().is_some_and(|query| query.contains('@')) {
-        return Err(PERCENT_ENCODE.into());
-    }
-    let problems = problems(&url);
-    if !problems.is_empty() {
-        return Err(problems.join("; "));
-    }
-    // The errors of sqlx repeat the URL, so they are dropped.
-    text.parse().map_err(|_| "is not a URL that the database client understands".into())
-}
 
-fn syntax(error: url::ParseError, text: &str) -> String {
-    // A `/` in the password ends the authority too early; the part before it then looks like a bad port or host.
-    let cut = text
-        .split_once("://")
-        .and_then(|(_, rest)| rest.split_once(['/', '?', '#']))
-        .is_some_and(|(_, rest)| rest.contains('@'));
-    match error {
-        _ if cut => PERCENT_ENCODE.into(),
-        url::ParseError::InvalidPort => "its port is not a number from 1 to 65535".into(),
-        url::ParseError::EmptyHost => "its host is empty".into(),
-        _ => "its host is not a host name or an address".into(),
+    fn integer(&self, name: &str) -> Option<u32> {
+        self.get(name).and_then(|text| text.parse().ok())
     }
-}
 
-/// Lists all problems of a URL whose parts could be told apart.
-fn problems(url: &Url) -> Vec<String> {
-    let mut problems = Vec::new();
-    let host_elsewhere = url.query_pairs().any(|(key, _)| key == "host" || key == "hostaddr");
-    match url.host_str().unwrap_or_default() {
-        "" if !host_elsewhere => problems.push("its host is empty".to_owned()),
-        host if !host.is_empty() && !is_host(host) => problems.push("its host is not a host name or an address".into()),
-        _ => {}
+    fn seconds(&self, name: &str) -> Option<Duration> {
+        self.integer(name).filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()))
     }
-    if url.port() == Some(0) {
-        problems.push("its port is not a number from 1 to 65535".into());
-    }
-    for part in [Some(url.username()), url.password(), Some(url.path())].into_iter().flatten() {
-        if !is_percent_encoded_text(part) {
-            problems.push("it holds a % that encodes no text".into());
-        }
-    }
-    problems.extend(url.query_pairs().filter_map(|(key, value)| parameter_problem(&key, &value)));
-    problems
-}
 
-fn parameter_problem(key: &str, value: &str) -> Option<String> {
-    let expected = |accepted: &str| Some(format!("its parameter {key} is not {accepted}"));
-    match key {
-        "sslmode" | "ssl-mode" if !SSL_MODES.contains(&value) => expected(&format!("one of {}", SSL_MODES.join(", "))),
-        "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert" | "ssl-cert" => {
-            file_problem(key, value, Holds::Certificates)
-        }
-        "sslkey" | "ssl-key" => file_problem(key, value, Holds::PrivateKey),
-        "statement-cache-capacity" if value.parse::<usize>().is_err() => expected("a number"),
-        "host" if !value.starts_with('/') && !is_host(value) => {
-            expected("a host name, an address or a socket directory")
-        }
-        "hostaddr" if value.parse::<std::net::IpAddr>().is_err() => expected("an address"),
-        "port" if value.parse::<u16>().is_ok_and(|port| port > 0) => None,
-        "port" => expected("a number from 1 to 65535"),
-        _ if PARAMETERS.contains(&key) || (key.starts_with("options[") && key.ends_with(']')) => None,
-        _ => Some(unknown_parameter(key)),
-    }
-}
-
-fn unknown_parameter(key: &str) -> String {
-    let near =
-        nearest(key, PARAMETERS.iter().copied()).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
-    match key.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'-')) {
-        true => format!("its parameter {key:?} is unknown{near}"),
-        false => format!("one of its parameters is unknown{near}"),
-    }
-}
-
-/// Checks the file that a parameter names. A value that is PEM text is fine as well, because sqlx accepts it in place of a path.
-fn file_problem(key: &str, value: &str, holds: Holds) -> Option<String> {
-    if value.trim_start().starts_with("-----BEGIN") {
-        return None;
-    }
-    pem::problem(Path::new(value), holds).map(|problem| format!("the file of {key}, {value:?}, {problem}"))
-}
-
-/// Returns true for a host name, an address, or a percent-encoded socket directory.
-fn is_host(host: &str) -> bool {
-    if host.starts_with("%2F") || host.starts_with("%2f") || host.starts_with('[') {
-        return true;
-    }
-    host::is_name(host)
-}
-
-fn is_percent_encoded_text(part: &str) -> bool {
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()).filter(|_| byte == b'%');
-        match hex.map(|hex| u8::from_str_radix(hex, 16)) {
-            Some(Ok(decoded)) => {
-                bytes.push(decoded);
-                rest = tail.get(2..).unwrap_or_default();
-            }
-            Some(Err(_)) => return false,
-            None if byte == b'%' => return false,
-            None => {
-                bytes.push(byte);
-                rest = tail;
+    /// Takes the parameters of the URL. The last value of a name wins.
+    fn add_url(&mut self, given: Vec<(String, String)>) {
+        for (name, value) in given {
+            let session_option = name.strip_prefix("options[").and_then(|name| name.strip_suffix(']'));
+            match (session_option, Parameter::named(&name), name.as_str(), value.as_str()) {
+                (Some(option), ..) => self.options.push((option.to_owned(), value)),
+                (_, Some(parameter), ..) => self.set(parameter, value, |problem| described(parameter, problem)),
+                // The name and the value of JDBC, which libpq takes in URLs too.
+                (_, None, "ssl", "true") => {
+                    self.values.insert("sslmode", "require".to_owned());
+                }
+                (_, None, name, _) => self.problems.push(unknown(name)),
             }
         }
     }
-    String::from_utf8(bytes).is_ok_and(|text| !text.contains('\0'))
+
+    /// Takes what the URL does not say from the service.
+    fn add_service(&mut self, env: &BTreeMap<String, String>) {
+        let variable = env.get("PGSERVICE").map(String::as_str).filter(|value| !value.is_empty());
+        let Some(service) = self.get("service").or(variable) else { return };
+        match files::service(service, env) {
+            Ok(given) => {
+                for (name, value) in given {
+                    match Parameter::named(&name) {
+                        Some(known) if self.values.contains_key(known.name) => {}
+                        Some(known) => {
+                            self.set(known, value, |problem| format!("its service: {}", described(known, problem)))
+                        }
+                        None => self.problems.push(format!("its service: {}", unknown(&name))),
+                    }
+                }
+            }
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+
+    /// Takes from the variables what neither the URL nor the service says.
+    fn add_variables(&mut self, env: &BTreeMap<String, String>) {
+        for parameter in PARAMETERS.iter().filter(|parameter| !parameter.variable.is_empty()) {
+            let value = env.get(parameter.variable).filter(|value| !value.is_empty());
+            if let (Some(value), false) = (value, self.values.contains_key(parameter.name)) {
+                let described = |problem: &str| format!("the variable {} {problem}", parameter.variable);
+                self.set(parameter, value.clone(), described);
+            }
+        }
+    }
+
+    fn set(&mut self, parameter: &'static Parameter, value: String, described: impl Fn(&str) -> String) {
+        if let Some(problem) = parameter.problem(&value) {
+            self.problems.push(described(&problem));
+        }
+        self.values.insert(parameter.name, value);
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn problem(url: &str) -> String {
-        parse(url).err().unwrap_or_else(|| panic!("accepted"))
+/// Reads a URL, and what it leaves out.
+///
+/// # Errors
+/// Returns all problems, without the password.
+fn parse(text: &str, env: &BTreeMap<String, String>) -> Result<DatabaseSettings, String> {
+    let parts = url::split(text)?;
+    let mut parameters = Parameters { problems: parts.problems, ..Parameters::default() };
+    parameters.add_url(parts.parameters);
+    parameters.add_service(env);
+    parameters.add_variables(env);
+    if parameters.get("host").or(parameters.get("hostaddr")).is_none() {
+        let problem = "its host is empty: name a host, a socket directory (?host=/run/postgresql), or set PGHOST";
+        parameters.problems.push(problem.to_owned());
     }
-
-    #[test]
-    fn urls_that_libpq_takes_are_taken() {
-        for url in [
-            "postgres://relay:s3cret@db.internal:5432/app",
-            "postgresql://relay@db/app?sslmode=require&application_name=x",
-            "postgres://relay:p%40ss%2Fword@db_1",
-            "postgres://[::1]:5433/app",
-            "postgres://127.0.0.1/app",
-            "postgres:///app?host=/var/run/postgresql",
-            "postgres://relay@%2Fvar%2Frun%2Fpostgresql/app",
-            "postgres://db/app?options[search_path]=shop&statement-cache-capacity=0",
-        ] {
-            assert!(parse(url).is_ok(), "{url}: {:?}", parse(url).err());
-        }
+    if !parameters.problems.is_empty() {
+        return Err(parameters.problems.join("; "));
     }
+    connection(&parameters, env)
+}
 
-    #[test]
-    fn each_mistake_is_named() {
-        for (url, part) in [
-            ("mysql://u:hunter2@h/d", "postgres://"),
-            ("host=h password=hunter2", "postgres://"),
-            ("", "postgres://"),
-            ("postgres://u:hunter2@/d", "host"),
-            ("postgres:///d", "host is empty"),
-            ("postgres://u:hunter2@my host/d", "host"),
-            ("postgres://u:hunter2@-h-/d", "host"),
-            ("postgres://u:hunter2@h..x/d", "host"),
-            ("postgres://u:hunter2@h:99999/d", "port"),
-            ("postgres://u:hunter2@h:0/d", "port"),
-            ("postgres://u:hunter2@h:abc/d", "port"),
-            ("postgres://u:hun/ter2@h/d", "percent-encoded"),
-            ("postgres://u:1/hunter2@h/d", "percent-encoded"),
-            ("postgres://u:1?hunter2@h/d", "percent-encoded"),
-            ("postgres://u:1?hunter2&x=@h/d", "percent-encoded"),
-            ("postgres://u:1#hunter2@h/d", "percent-encoded"),
-            ("postgres://u:hunter2%@h/d", "%"),
-            ("postgres://u:hunter2%ff@h/d", "%"),
-            ("postgres://u:hunter2@h/d?sslmod=require", "did you mean sslmode?"),
-            ("postgres://u:hunter2@h/d?sslmode=hunter2", "verify-full"),
-            ("postgres://u:hunter2@h/d?hostaddr=h", "hostaddr"),
-            ("postgres://u:hunter2@h/d?port=70000", "port"),
-            ("postgres://u:hunter2@h/d?statement-cache-capacity=x", "statement-cache-capacity"),
-            ("postgres://u:hunter2@h/d?sslrootcert=/nonexistent/ca.pem", "/nonexistent/ca.pem"),
-            ("postgres://u:hunter2@h/d?sslkey=/nonexistent/key.pem", "sslkey"),
-        ] {
-            let problem = problem(url);
-            assert!(problem.contains(part), "{url}: {problem}");
-            assert!(!problem.contains("hunter2") && !problem.contains("ter2"), "{url}: {problem}");
-        }
+/// Makes the settings of parameters that are right one by one.
+fn connection(parameters: &Parameters, env: &BTreeMap<String, String>) -> Result<DatabaseSettings, String> {
+    let tls = tls(parameters, env)?;
+    let options = base_options(parameters, env);
+    let user = options.get_username().to_owned();
+    // Without a database, Postgres takes the one with the user's name.
+    let database = parameters.get("dbname").unwrap_or(&user).to_owned();
+    let servers = servers(parameters, env, &database, &user)?;
+    Ok(DatabaseSettings {
+        servers,
+        target_session: parameters.get("target_session_attrs").and_then(TargetSession::parse),
+        in_random_order: parameters.get("load_balance_hosts") == Some("random"),
+        tls,
+        socket: SocketSettings {
+            no_keepalives: parameters.get("keepalives") == Some("0"),
+            idle: parameters.seconds("keepalives_idle"),
+            interval: parameters.seconds("keepalives_interval"),
+            count: parameters.integer("keepalives_count").filter(|count| *count > 0),
+            user_timeout: parameters
+                .integer("tcp_user_timeout")
+                .filter(|milliseconds| *milliseconds > 0)
+                .map(|milliseconds| Duration::from_millis(milliseconds.into())),
+        },
+        options,
+        database,
+        connect_timeout: parameters.seconds("connect_timeout").unwrap_or_default(),
+        prepared_statements: true,
+    })
+}
+
+/// Returns user, database and session settings. sqlx reads the `PG` variables first; every value that we know replaces its own.
+fn base_options(parameters: &Parameters, env: &BTreeMap<String, String>) -> PgConnectOptions {
+    // PgBouncer refuses this start-up parameter with its defaults, and no statement of ours reads a float as text.
+    let mut options = PgConnectOptions::new_without_pgpass().extra_float_digits(None);
+    if let Some(user) = parameters.get("user") {
+        options = options.username(user);
     }
-
-    #[test]
-    fn everything_wrong_with_one_url_is_said_at_once() {
-        let problem = problem("postgres://u@h:0/d?sslmode=x&colour=red");
-        assert_eq!(problem.matches(';').count(), 2, "{problem}");
+    if let Some(database) = parameters.get("dbname") {
+        options = options.database(database);
     }
+    if let Some(capacity) = parameters.integer("statement-cache-capacity") {
+        options = options.statement_cache_capacity(capacity as usize);
+    }
+    let given = parameters.get("options").filter(|given| env.get("PGOPTIONS").map(String::as_str) != Some(given));
+    options.options(given.and_then(session_options).unwrap_or_default()).options(parameters.options.clone())
+}
 
-    #[test]
-    fn the_target_names_neither_user_nor_password() {
-        let settings = |url: &str| DatabaseSettings {
-            options: parse(url).unwrap(),
-            connect_timeout: Duration::from_secs(1),
-            prepared_statements: true,
+/// Pairs hosts, addresses and ports, and finds the password of each server.
+fn servers(
+    parameters: &Parameters,
+    env: &BTreeMap<String, String>,
+    database: &str,
+    user: &str,
+) -> Result<Vec<Server>, String> {
+    let list = |name| parameters.get(name).map(|text| text.split(',').collect::<Vec<_>>()).unwrap_or_default();
+    let (hosts, addresses, ports): (Vec<&str>, Vec<&str>, Vec<&str>) = (list("host"), list("hostaddr"), list("port"));
+    let count = hosts.len().max(addresses.len());
+    if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+        return Err(format!("it has {} hosts and {} addresses (hostaddr)", hosts.len(), addresses.len()));
+    }
+    if ports.len() > 1 && ports.len() != count {
+        return Err(format!("it has {count} hosts and {} ports", ports.len()));
+    }
+    let given = parameters.get("password");
+    let file = match given {
+        Some(_) => PasswordFile::default(),
+        None => PasswordFile::read(parameters.get("passfile"), env)?,
+    };
+    let server = |index: usize| {
+        let address = addresses.get(index).and_then(|address| address.parse().ok());
+        let name = hosts.get(index).or(addresses.get(index)).copied().unwrap_or_default();
+        let port = ports.get(index).or(ports.first().filter(|_| ports.len() == 1));
+        let port = port.and_then(|port| port.parse().ok()).unwrap_or(DEFAULT_PORT);
+        let (host, names) = match name.starts_with('/') {
+            true => (Host::Socket(name.into()), vec![name.to_owned(), "localhost".to_owned()]),
+            false => (Host::Name(name.to_owned()), vec![name.to_owned()]),
         };
-        let tcp = settings("postgres://alice:hunter2@db:5433/app?password=hunter3");
-        assert_eq!(tcp.target(), "db:5433/app");
-        let debug = format!("{tcp:?}");
-        assert!(!debug.contains("hunter") && !debug.contains("alice"), "{debug}");
-        assert_eq!(settings("postgres://a@h:5432/d?host=/run/pg").target(), "/run/pg:5432/d");
+        let password = given.or_else(|| file.password(&names, port, database, user)).map(Into::into);
+        Server { host, address, port, password }
+    };
+    Ok((0..count).map(server).collect())
+}
+
+/// Reads how the connection is encrypted. Files of libpq's default names count if they are there.
+fn tls(parameters: &Parameters, env: &BTreeMap<String, String>) -> Result<TlsSettings, String> {
+    let default_file = |name: &str| {
+        let path = Path::new(env.get("HOME")?).join(".postgresql").join(name);
+        path.is_file().then_some(Pem::File(path))
+    };
+    let mode = parameters.get("sslmode").and_then(TlsMode::parse);
+    let (mode, roots) = match parameters.get("sslrootcert") {
+        Some("system") => match mode {
+            None | Some(TlsMode::VerifyFull) => (TlsMode::VerifyFull, Some(Roots::System)),
+            Some(_) => return Err("its parameter sslrootcert=system needs sslmode=verify-full".to_owned()),
+        },
+        given => {
+            let roots = given.map(Pem::new).or_else(|| default_file("root.crt")).map(Roots::Only);
+            (mode.unwrap_or(TlsMode::Prefer), roots)
+        }
+    };
+    if mode >= TlsMode::VerifyCa && roots.is_none() {
+        return Err("its sslmode verifies the server, but by no certificate: add sslrootcert=FILE, or sslrootcert=system for the system's \
+                    certificates"
+            .to_owned());
     }
+    let file = |parameter: &str, name: &str| parameters.get(parameter).map(Pem::new).or_else(|| default_file(name));
+    let client = match (file("sslcert", "postgresql.crt"), file("sslkey", "postgresql.key")) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (Some(_), None) => return Err("its parameter sslcert needs sslkey".to_owned()),
+        (None, _) => None,
+    };
+    let lowest = parameters.get("ssl_min_protocol_version").unwrap_or("TLSv1.2").to_owned();
+    let highest = parameters.get("ssl_max_protocol_version").map(str::to_owned);
+    Ok(TlsSettings {
+        mode,
+        roots,
+        client,
+        sends_name: parameters.get("sslsni") != Some("0"),
+        versions: (lowest, highest),
+    })
 }

@@ -35,13 +35,24 @@ impl Resolved {
         match setting.default {
             _ if self.is_given(setting) => self.optional(setting),
             Some(default) => T::parse(&setting.kind, default).ok(),
-            None => {
-                if self.complete {
-                    self.mistakes.push(Mistake::new(setting.env_name(), "missing").expected(setting.kind.accepted()));
-                }
-                None
-            }
+            None => self.missing(setting),
         }
+    }
+
+    /// Reads a setting that is required and has no default with `parse`; `None` is a mistake.
+    pub(super) fn required_by<T>(
+        &mut self,
+        setting: &'static Setting,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if self.is_given(setting) { self.optional_by(setting, parse) } else { self.missing(setting) }
+    }
+
+    fn missing<T>(&mut self, setting: &'static Setting) -> Option<T> {
+        if self.complete {
+            self.mistakes.push(Mistake::new(setting.env_name(), "missing").expected(setting.kind.accepted()));
+        }
+        None
     }
 
     /// Reads a setting that has a default. After a mistake the value is one that nobody sees: the mistake is returned instead of all values.
@@ -51,8 +62,16 @@ impl Resolved {
 
     /// Reads a setting that may be absent; `None`: it is, or it is a mistake.
     pub(super) fn optional<T: Value>(&mut self, setting: &'static Setting) -> Option<T> {
+        self.optional_by(setting, |text| T::parse(&setting.kind, text))
+    }
+
+    fn optional_by<T>(
+        &mut self,
+        setting: &'static Setting,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
         let Given { label, text: Some(text) } = self.settings.get(setting.name)?.clone() else { return None };
-        match T::parse(&setting.kind, &text) {
+        match parse(&text) {
             Ok(value) => {
                 self.note(setting, &text);
                 Some(value)

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::NotConnected;
+
 /// The longest reason, in bytes: a server's message or an operator's text may be of any length, and is repeated with every status line.
 const REASON_MAX_BYTES: usize = 600;
 
@@ -11,7 +13,10 @@ pub(crate) fn describe(error: &sqlx::Error) -> String {
         Some(database) => {
             format!("{} (SQLSTATE {})", shortened(database.message()), database.code().unwrap_or_default())
         }
-        None => shortened(&error.to_string()).into_owned(),
+        None => match NotConnected::within(error) {
+            Some(error) => shortened(&error.reason).into_owned(),
+            None => shortened(&error.to_string()).into_owned(),
+        },
     }
 }
 

@@ -1,6 +1,6 @@
 //! Classifies SQLSTATEs, and the client's errors that have none.
 
-use super::{Class, Fault, fault};
+use super::{Class, Fault, NotConnected, READ_ONLY, fault};
 use event_outbox::code::Code;
 
 /// SQLSTATEs with the same meaning: complete ones of five characters, or classes of two.
@@ -44,6 +44,9 @@ fn classify_sqlstate(state: &str) -> Fault {
 
 /// Classifies an error that no server has sent.
 fn classify_client_error(error: &sqlx::Error) -> Fault {
+    if let Some(error) = NotConnected::within(error) {
+        return error.fault;
+    }
     match error {
         sqlx::Error::Tls(_) => {
             fault(Class::ActionRequired, Code::DatabaseTls, "check sslmode and sslrootcert in DATABASE_URL")
@@ -90,13 +93,7 @@ pub(super) const TABLE: &[Entry] = &[
         Code::DatabaseName,
         "check the database's name in DATABASE_URL",
     ),
-    entry(
-        &["25006"],
-        "the server is read-only",
-        Class::Outage,
-        Code::DatabaseReadOnly,
-        "this server is read-only, a standby perhaps: point DATABASE_URL at the primary",
-    ),
+    Entry { states: &["25006"], meaning: "the server is read-only", fault: READ_ONLY },
     entry(
         &["25P03"],
         "the relay's transaction was idle for longer than idle_in_transaction_session_timeout",

@@ -35,8 +35,8 @@ pub(crate) use finding::{Finding, Severity};
 use crate::config::{KafkaSettings, Settings};
 use crate::fault;
 use crate::fault::describe;
+use crate::store::connect::{self, Purpose};
 use crate::store::routes::{self, IllegalRoute, Seen};
-use crate::store::session;
 use event_outbox::Names;
 use event_outbox::code::Code;
 use kafka::Cluster;
@@ -50,6 +50,7 @@ const MOST_TOPICS: usize = 20;
 /// The codes of findings that stop all events. A relay reports these itself when it starts.
 const FATAL: &[Code] = &[
     Code::DatabaseUnreachable,
+    Code::DatabaseReadOnly,
     Code::BrokerUnreachable,
     Code::BrokerTls,
     Code::BrokerLogin,
@@ -151,9 +152,13 @@ fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
 
 async fn database(settings: &Settings, names: &Names, limits: Limits, found: &mut Found) -> Result<(), sqlx::Error> {
     let database = &settings.database;
-    let mut conn = session::connect(&database.connect_options(), APPLICATION, database.connect_timeout).await?;
+    let mut conn = connect::connect(database, APPLICATION, Purpose::Read).await?;
     let conn = &mut conn;
     let findings = &mut found.findings;
+    if let Some(problem) = connect::cannot_write(conn).await? {
+        let message = format!("The database {} {problem}, so a relay cannot work.", database.target());
+        findings.push(Finding::error(Code::DatabaseReadOnly, message, fault::READ_ONLY.next_step));
+    }
     findings.extend(sessions::clock(conn).await?);
     findings.extend(pooler::pooler(database, APPLICATION).await?);
     findings.extend(sessions::oldest_transaction(conn, limits.transaction).await?);

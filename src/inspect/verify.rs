@@ -53,7 +53,7 @@ use tokio::task::block_in_place;
 
 use crate::config::{DatabaseSettings, KafkaSettings};
 use crate::resend::rate::Rate;
-use crate::store::session;
+use crate::store::connect::{self, Purpose};
 use compare::{Comparison, Horizon, Scope, TopicScope};
 use event_outbox::Names;
 use event_outbox::ledger::{Example, Finding, Report, Rules};
@@ -121,8 +121,7 @@ pub(crate) async fn run(
     database: &DatabaseSettings,
     kafka: &KafkaSettings,
 ) -> Result<Verdict, VerifyError> {
-    let options = database.connect_options();
-    let mut conn = session::connect(&options, "outbox-relay verify", database.connect_timeout).await?;
+    let mut conn = connect::connect(database, "outbox-relay verify", Purpose::Read).await?;
     let reader = TopicReader::new(kafka)?;
     let mut verification = Verification {
         plan,

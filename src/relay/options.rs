@@ -8,7 +8,8 @@ use sqlx::PgConnection;
 use crate::config::{DatabaseSettings, Delivery, KafkaSettings, RelaySettings, Settings};
 use crate::observe::Telemetry;
 use crate::sink::client::ClientSettings;
-use crate::store::session::{self, DATABASE_TIMEOUT};
+use crate::store::connect::{self, Purpose};
+use crate::store::session::DATABASE_TIMEOUT;
 use event_outbox::Names;
 
 /// The settings of a relay, and what is made of them.
@@ -46,8 +47,7 @@ impl RelayOptions {
 
     /// Opens a session that calls itself `application` in `pg_stat_activity`.
     pub(crate) async fn connect(&self, application: &str) -> Result<PgConnection, sqlx::Error> {
-        let database = &self.database;
-        session::connect(&database.connect_options(), application, database.connect_timeout).await
+        connect::connect(&self.database, application, Purpose::Write).await
     }
 
     pub(crate) fn telemetry(&self) -> Arc<Telemetry> {

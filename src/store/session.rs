@@ -1,4 +1,4 @@
-//! Opens a worker's connection, and runs the transaction in which the worker owns lanes.
+//! Prepares a worker's connection, and runs the transaction in which the worker owns lanes.
 //!
 //! A worker owns a lane by the lock on the lane's row. The lock ends with the transaction or the session, so another worker can take the
 //! lanes of a relay that dies at once. The same row holds the lane's progress and a nonce, which each settled batch changes. A worker that
@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::lane::LaneRange;
 use crate::lane::progress::{Progress, Sweep};
@@ -29,28 +29,6 @@ pub(crate) async fn within<T, E: From<sqlx::Error>>(step: impl Future<Output = R
     match tokio::time::timeout(DATABASE_TIMEOUT, step).await {
         Ok(done) => done,
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
-    }
-}
-
-/// Opens a connection that names itself in `pg_stat_activity`, with a fixed search path unless a pooler refuses to set one.
-///
-/// # Errors
-/// Any connection error, [`std::io::ErrorKind::TimedOut`] after `timeout`.
-pub(crate) async fn connect(
-    options: &PgConnectOptions,
-    application_name: &str,
-    timeout: Duration,
-) -> Result<PgConnection, sqlx::Error> {
-    let options = options.clone().application_name(application_name).disable_statement_logging();
-    let connected = async {
-        match PgConnection::connect_with(&search_path::from_the_first_packet(&options)).await {
-            Err(error) if search_path::is_refused(&error) => PgConnection::connect_with(&options).await,
-            connected => connected,
-        }
-    };
-    match tokio::time::timeout(timeout, connected).await {
-        Ok(connected) => connected,
-        Err(_) => Err(sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut))),
     }
 }
 
@@ -166,7 +144,9 @@ pub(crate) struct Settled {
     pub(crate) begun: Option<Begun>,
 }
 
-const BEGIN: &str = "begin isolation level read committed read write";
+/// Does not ask for a transaction that may write: under `default_transaction_read_only` the locks must fail, as the heartbeat does. A relay
+/// that publishes without a heartbeat would lose its lanes to others.
+const BEGIN: &str = "begin isolation level read committed";
 
 /// The session variable that passes the new ctids of the lanes' rows from the statement that writes them to the one that locks them.
 const CTIDS: &str = "outbox_relay.lanes";

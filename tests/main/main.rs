@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod cli;
+mod connections;
 mod consumers;
 mod crashes;
 mod dead;
@@ -30,6 +31,7 @@ mod servers;
 mod snippets;
 mod status;
 mod tail;
+mod tls;
 mod topics;
 mod verify;
 
@@ -51,7 +53,9 @@ fn main() -> ExitCode {
         bench::trials(),
         migrations::trials(),
         inbox::trials(),
+        connections::trials(),
         consumers::trials(),
+        tls::trials(),
         snippets::trials(),
         plans::trials(),
         guarantees::trials(),

@@ -35,6 +35,23 @@ impl FailoverPair {
         Outbox::behind(&self.primary, self.front.port(), topic).await
     }
 
+    /// Migrates the outbox, and returns it with the URL of the primary itself.
+    pub async fn outbox_on_primary(&self, topic: &str) -> anyhow::Result<Outbox> {
+        Outbox::on(&self.primary, topic).await
+    }
+
+    /// Returns a URL that names both servers, the primary first.
+    pub fn url_of_both(&self) -> String {
+        let (primary, standby) = (self.primary.port(), self.standby.port());
+        let (own, both) = (format!("@127.0.0.1:{primary}/"), format!("@127.0.0.1:{primary},127.0.0.1:{standby}/"));
+        self.primary.url("postgres").replace(&own, &both)
+    }
+
+    /// Returns the URL of the standby.
+    pub fn url_of_standby(&self) -> String {
+        self.standby.url("postgres")
+    }
+
     /// Waits until the standby has replayed everything, and then stops replication. Later commits exist only on the primary.
     pub async fn cut_replication_when_caught_up(&self) -> anyhow::Result<()> {
         let mut primary = self.primary.connect("postgres").await?;

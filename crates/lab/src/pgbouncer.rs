@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::demo::{ChildServer, ServerCommand, ServerUser, Signal, TemporaryDirectory, free_port};
 use anyhow::{Context, ensure};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
 use super::database::TestDatabase;
@@ -20,7 +21,7 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts a PgBouncer in this pool mode and waits until a client can connect. Returns `Err` with [`Missing`] if none is installed.
+    /// Starts a PgBouncer in this pool mode, else with its defaults, and waits until a client can connect. Returns `Err` with [`Missing`] if none is installed.
     pub async fn start(database: &TestDatabase, mode: &str) -> anyhow::Result<Self> {
         let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].map(PathBuf::from);
         let program = program
@@ -41,7 +42,7 @@ impl PgBouncer {
             format!(
                 "[databases]\n{name} = host={host} port={server_port} dbname={name} user={user} password={password}\n\
                  [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\nunix_socket_dir =\n\
-                 pool_mode = {mode}\nignore_startup_parameters = extra_float_digits\n"
+                 pool_mode = {mode}\n"
             ),
         )?;
         let command = ServerCommand::new(program, directory.path(), &directory.path().join("log"))
@@ -51,8 +52,10 @@ impl PgBouncer {
         let mut server = ChildServer::start(&command)?;
         directory.outlives(&server)?;
         let url = format!("postgres://{user}:{password}@127.0.0.1:{port}/{name}?sslmode=disable");
+        let options: PgConnectOptions = url.parse()?;
+        let options = options.extra_float_digits(None);
         eventually("PgBouncer lets a client through", SOON, || async {
-            PgConnection::connect(&url).await.map_err(|error| error.to_string())
+            PgConnection::connect_with(&options).await.map_err(|error| error.to_string())
         })
         .await;
         ensure!(server.is_running(), "{}", server.log_tail());

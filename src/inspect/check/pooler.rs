@@ -6,7 +6,8 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 
 use super::finding::Finding;
 use crate::config::DatabaseSettings;
-use crate::store::{search_path, session};
+use crate::store::connect::{self, Purpose};
+use crate::store::search_path;
 use event_outbox::code::Code;
 
 /// The difference in age from which a server process is older than the connection. Such a process was not started for this connection.
@@ -22,11 +23,10 @@ const HOLD: &str = "begin read only; set local search_path = pg_catalog, pg_temp
 /// two processes to one. Behind a session pooler the process is older than the connection.
 pub(super) async fn pooler(database: &DatabaseSettings, name: &str) -> Result<Option<Finding>, sqlx::Error> {
     let began = Instant::now();
-    let options = database.connect_options();
-    let mut one = session::connect(&options, name, database.connect_timeout).await?;
+    let mut one = connect::connect(database, name, Purpose::Read).await?;
     let age = process_age(&mut one).await?;
     let connected_for = began.elapsed().as_secs_f64();
-    let mut other = session::connect(&options, name, database.connect_timeout).await?;
+    let mut other = connect::connect(database, name, Purpose::Read).await?;
 
     let before = pid(&mut one).await?;
     // Keep the server busy, so that a transaction pooler must give another one to the first connection.
@@ -72,7 +72,7 @@ async fn executed_elsewhere(
     // Let other connections occupy servers until that one is taken.
     let mut holders = Vec::new();
     for _ in 0..HOLDERS {
-        let mut holder = session::connect(&database.connect_options(), name, database.connect_timeout).await?;
+        let mut holder = connect::connect(database, name, Purpose::Read).await?;
         let held: i64 = raw(&mut holder, HOLD).await?;
         holders.push(holder);
         if held == prepared_on {

@@ -6,12 +6,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 
+use crate::config::DatabaseSettings;
 use crate::fault::{self, Fault, describe};
 use crate::observe::health::{Cause, Reason};
-use crate::store::session;
+use crate::store::connect::{self, Purpose};
 use event_outbox::notice::Notice;
 
 use crate::store::counts;
@@ -69,19 +69,14 @@ pub(crate) struct Outages {
     open: Mutex<BTreeMap<Server, Incident>>,
     ended: mpsc::UnboundedSender<Ended>,
     names: Names,
-    database: PgConnectOptions,
-    connect_timeout: Duration,
+    database: DatabaseSettings,
 }
 
 impl Outages {
     /// Creates the set of incidents. Also returns the channel of ended incidents, for [`Outages::log_ends`].
-    pub(crate) fn new(
-        names: Names,
-        database: PgConnectOptions,
-        connect_timeout: Duration,
-    ) -> (Self, mpsc::UnboundedReceiver<Ended>) {
+    pub(crate) fn new(names: Names, database: DatabaseSettings) -> (Self, mpsc::UnboundedReceiver<Ended>) {
         let (ended, ends) = mpsc::unbounded_channel();
-        (Self { open: Mutex::default(), ended, names, database, connect_timeout }, ends)
+        (Self { open: Mutex::default(), ended, names, database }, ends)
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<Server, Incident>> {
@@ -177,7 +172,7 @@ impl Outages {
     /// an incident may end while no other connection is open.
     async fn waiting_events(&self) -> Option<i64> {
         let counted = async {
-            let mut conn = session::connect(&self.database, "outbox-relay outage", self.connect_timeout).await?;
+            let mut conn = connect::connect(&self.database, "outbox-relay outage", Purpose::Read).await?;
             counts::backlog(&mut conn, &self.names).await
         };
         let counted = tokio::time::timeout(COUNT_TIMEOUT, counted).await.ok()?;
