@@ -73,10 +73,10 @@ impl Status {
     }
 }
 
-/// Connects a command that only reads.
+/// Connects a command that only reads, among others which relays there are.
 pub(super) async fn connect(settings: &Settings, application_name: &str) -> Result<PgConnection, Failure> {
     let database = &settings.database;
-    let connected = connect::connect(database, application_name, Purpose::Read).await;
+    let connected = connect::connect(database, application_name, Purpose::ReadRelays).await;
     connected.map_err(|error| failed(error, &format!("cannot connect to {}", database.target())))
 }
 

@@ -44,6 +44,8 @@ pub(crate) enum Purpose {
     Write,
     /// Only reads. Unless `target_session_attrs` says otherwise, a server that can be written is preferred, because a standby lags behind.
     Read,
+    /// Only reads, among others the registry of the relays. The registry is an unlogged table, which a standby cannot read.
+    ReadRelays,
 }
 
 /// A failed attempt.
@@ -84,11 +86,13 @@ pub(crate) async fn connect(
 fn rounds(given: Option<TargetSession>, purpose: Purpose) -> Result<&'static [TargetSession], sqlx::Error> {
     use TargetSession::{Any, PreferStandby, Primary, ReadOnly, ReadWrite, Standby};
     Ok(match (purpose, given) {
-        (Purpose::Write, Some(ReadOnly | Standby)) => {
-            let reason = "target_session_attrs asks for a server that cannot be written, and this command writes";
+        (Purpose::Write | Purpose::ReadRelays, Some(ReadOnly | Standby)) => {
+            let reason =
+                "target_session_attrs asks for a standby or a read-only server, and this command needs the primary";
             return Err(NotConnected { reason: reason.to_owned(), fault: UNWRITABLE }.into());
         }
         (Purpose::Write, _) | (Purpose::Read, Some(ReadWrite)) => &[ReadWrite],
+        (Purpose::ReadRelays, _) => &[ReadWrite, Primary],
         (Purpose::Read, None) => &[ReadWrite, Any],
         (Purpose::Read, Some(Any)) => &[Any],
         (Purpose::Read, Some(Primary)) => &[Primary],

@@ -74,8 +74,8 @@ async fn a_relay_on_a_standby_says_so_and_begins_with_the_promotion(kafka: Arc<R
     pair.cut_replication_when_caught_up().await?;
     let check = settings.output("check").await?;
     ensure!(check.code == Some(1) && check.stdout.contains(READ_ONLY), "{check:?}");
-    ensure!(settings.output("status").await?.code == Some(0), "a standby can be read");
-    for (command, arguments) in [("migrate", &[][..]), ("resume", &["--all"])] {
+    // A standby does not know which relays there are, because their table is unlogged.
+    for (command, arguments) in [("migrate", &[][..]), ("resume", &["--all"]), ("status", &[])] {
         let writes = arguments.iter().fold(settings.clone(), |relay, argument| relay.argument(argument));
         let output = writes.output(command).await?;
         ensure!(output.code != Some(0) && output.stderr.contains(READ_ONLY), "{command}: {output:?}");
