@@ -259,7 +259,9 @@ fn base_options(parameters: &Parameters, env: &BTreeMap<String, String>) -> PgCo
         options = options.statement_cache_capacity(capacity as usize);
     }
     let given = parameters.get("options").filter(|given| env.get("PGOPTIONS").map(String::as_str) != Some(given));
-    options.options(given.and_then(session_options).unwrap_or_default()).options(parameters.options.clone())
+    let session = [given.and_then(session_options).unwrap_or_default(), parameters.options.clone()].concat();
+    // Without settings the parameter must not be sent at all, because PgBouncer refuses it as well.
+    if session.is_empty() { options } else { options.options(session) }
 }
 
 /// Pairs hosts, addresses and ports, and finds the password of each server.

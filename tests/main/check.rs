@@ -493,8 +493,15 @@ async fn a_relay_works_behind_a_transaction_pooler(
     let running = relay.start_ready("pooled").await?;
     outbox.until_settled().await;
     outbox.all_published().await?;
-    let status = relay.argument("--json").output("status").await?;
+    let status = relay.clone().argument("--json").output("status").await?;
     ensure!(status.code == Some(0) && status.stdout.contains("\"pooled\""), "{status:?}");
+    for command in ["check", "verify", "migrate"] {
+        let output = relay.output(command).await?;
+        ensure!(output.code == Some(0), "{command}: {output:?}");
+    }
+    let other = relay.clone().with("RELAY_TABLE", "other_outbox").with("RELAY_PROCESSED_TABLE", "other_processed");
+    let migrated = other.output("migrate").await?;
+    ensure!(migrated.code == Some(0) && migrated.stdout.contains("version 0 ->"), "{migrated:?}");
     ensure!(running.stop().await? == Some(0), "the relay did not stop cleanly");
     pooler.stop();
     Ok(())

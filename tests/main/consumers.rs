@@ -22,11 +22,12 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use lab::kafka::{RealKafka, Record};
+use lab::pgbouncer::PgBouncer;
 use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
 /// The argument that makes this binary a member of a group, to be killed.
@@ -51,7 +52,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             old_versions_are_upcast_for_the_one_handler,
             what_a_handler_emits_is_tied_to_its_event_and_its_transaction,
             a_dead_letter_that_cannot_be_sent_holds_its_partition_until_it_can,
-            large_events_that_wait_for_a_slow_handler_do_not_fill_the_memory;
+            large_events_that_wait_for_a_slow_handler_do_not_fill_the_memory,
+            a_consumer_works_behind_a_transaction_pooler;
         with_postgres:
             a_stop_while_the_brokers_are_silent_ends_and_no_effect_is_lost_or_repeated;
     }
@@ -189,6 +191,7 @@ async fn insert(ctx: &mut Context, n: i64) -> Result<(), Failed> {
         .bind(id)
         .bind(entity)
         .bind(n)
+        .persistent(false)
         .execute(ctx.tx())
         .await?;
     Ok(())
@@ -277,6 +280,28 @@ async fn a_member_killed_between_its_commits_and_its_offsets_repeats_no_effect(
     let stats = next.stop().await?;
     ensure!(stats.applied() == 1, "{stats:?}");
     ensure!(field.effects().await? == 61);
+    Ok(())
+}
+
+/// PgBouncer has its defaults: it refuses `extra_float_digits` and knows no prepared statements.
+async fn a_consumer_works_behind_a_transaction_pooler(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    let pooler = PgBouncer::start(&database, "transaction").await?;
+    let options: PgConnectOptions = pooler.url().parse()?;
+    let pool = PgPoolOptions::new().max_connections(8).connect_lazy_with(options.extra_float_digits(None));
+    field.write((1..=60).map(|n| counted(&format!("e{}", n % 7), n))).await?;
+    field.publish().await?;
+    let pooled = Field { pool, ..field.clone() };
+    let consumer = pooled.consumer().prepared_statements(false).on("Counted", 1..=1, count);
+    let running = Running::start(consumer);
+    running.until("60 events are applied", |stats| stats.applied() + stats.dead() >= 60).await;
+    let stats = running.stop().await?;
+    ensure!(field.effects().await? == 60);
+    ensure!(stats.applied() == 60 && stats.repeated() == 0, "{stats:?}");
+    pooler.stop();
     Ok(())
 }
 

@@ -29,6 +29,7 @@ use crate::schemas::{Invalid, Schemas};
 #[derive(Debug, Clone)]
 pub struct Outbox {
     emit: String,
+    persistent: bool,
     #[cfg(feature = "schema")]
     schemas: Option<Schemas>,
 }
@@ -61,9 +62,17 @@ impl Outbox {
                 "select {}($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb, $5::pg_catalog.jsonb, $6, $7, $8, $9)",
                 names.emit()
             ),
+            persistent: true,
             #[cfg(feature = "schema")]
             schemas: None,
         }
+    }
+
+    /// Sets whether the statement stays prepared; true by default. Set false behind a transaction-mode pooler that does not know prepared
+    /// statements, such as PgBouncer before 1.21.
+    pub fn prepared_statements(mut self, prepared_statements: bool) -> Self {
+        self.persistent = prepared_statements;
+        self
     }
 
     /// Checks payloads against these schemas before they are written.
@@ -99,6 +108,7 @@ impl Outbox {
             .bind(&event.topic)
             .bind(event.available_at)
             .bind(bytes)
+            .persistent(self.persistent)
             .fetch_one(tx)
             .await?;
         Ok(EventId(id))

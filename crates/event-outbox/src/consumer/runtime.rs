@@ -122,6 +122,7 @@ pub struct Consumer {
     dead_letter_topic: TopicOf,
     limits: Limits,
     outbox: Option<Outbox>,
+    prepared_statements: bool,
     #[cfg(feature = "schema")]
     schemas: Option<Schemas>,
     stats: Arc<Stats>,
@@ -157,6 +158,7 @@ impl Consumer {
                 drain: Duration::from_secs(30),
             },
             outbox: None,
+            prepared_statements: true,
             #[cfg(feature = "schema")]
             schemas: None,
             stats: Arc::default(),
@@ -241,6 +243,14 @@ impl Consumer {
         self
     }
 
+    /// Sets whether the runtime keeps prepared statements; true by default. Set false behind a transaction-mode pooler that does not know
+    /// them, such as PgBouncer before 1.21. Handlers then have to call `persistent(false)` on their queries, and the pool's options need
+    /// `extra_float_digits(None)`, which PgBouncer refuses at the start of a session.
+    pub fn prepared_statements(mut self, prepared_statements: bool) -> Self {
+        self.prepared_statements = prepared_statements;
+        self
+    }
+
     /// Sets the outbox that [`Context::emit`] writes to. The default is the outbox of [`Consumer::names`].
     pub fn outbox(mut self, outbox: Outbox) -> Self {
         self.outbox = Some(outbox);
@@ -287,9 +297,10 @@ impl Consumer {
     /// [`ConsumerError`]. Handlers have ended and offsets are committed in that case, too.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ConsumerError> {
         let config = self.check()?;
-        let held = Held::new(&self.group, &self.names);
-        let parked = match self.pool.acquire().await {
-            Ok(mut conn) => held.count(&mut conn).await,
+        let held = Held::new(&self.group, &self.names, self.prepared_statements);
+        // In a transaction, because a pooler may send the parts of a statement to two servers.
+        let parked = match self.pool.begin().await {
+            Ok(mut tx) => held.count(&mut tx).await,
             Err(error) => Err(error),
         };
         let parked = parked.map_err(ConsumerError::Inbox)?;
@@ -305,7 +316,9 @@ impl Consumer {
             attempt_context: AttemptContext {
                 pool: self.pool,
                 held,
-                outbox: self.outbox.unwrap_or_else(|| Outbox::new(&self.names)),
+                outbox: self
+                    .outbox
+                    .unwrap_or_else(|| Outbox::new(&self.names).prepared_statements(self.prepared_statements)),
             },
             group: self.group,
             registry: self.registry,

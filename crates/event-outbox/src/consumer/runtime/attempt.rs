@@ -77,8 +77,9 @@ impl AttemptContext {
 
     /// Releases the key that the event holds.
     pub(super) async fn release(&self, event: &Event) -> Result<(), sqlx::Error> {
-        let mut conn = self.pool.acquire().await?;
-        self.held.delete(&mut conn, event.event_id).await
+        let mut tx = self.pool.begin().await?;
+        self.held.delete(&mut tx, event.event_id).await?;
+        tx.commit().await
     }
 
     /// Applies the event in one transaction and commits.

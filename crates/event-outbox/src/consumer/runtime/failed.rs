@@ -186,6 +186,8 @@ fn classify_database(error: &sqlx::Error) -> Kind {
         "57014" => Kind::Transient,
         // 25006 read_only_sql_transaction: a standby that is about to be promoted, or the wrong server.
         "25006" => Kind::Outage,
+        // A pooler has lost or mixed up prepared statements, which is not the event's fault: see `Consumer::prepared_statements`.
+        "26000" | "42P05" => Kind::Outage,
         // A missing right, table, column or function: the deployment is not complete yet.
         "42501" | "42P01" | "42703" | "42883" => Kind::Transient,
         _ if ["08", "28", "3D", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => Kind::Outage,

@@ -19,6 +19,8 @@ use crate::event::EventId;
 #[derive(Debug, Clone)]
 pub(super) struct Held {
     group: String,
+    /// False if a pooler may give the next transaction another server, which does not know the statements of this one.
+    persistent: bool,
     gate: String,
     park: String,
     delete: String,
@@ -42,7 +44,7 @@ pub(super) enum Gate {
 }
 
 impl Held {
-    pub(super) fn new(group: &str, names: &Names) -> Self {
+    pub(super) fn new(group: &str, names: &Names, persistent: bool) -> Self {
         let (held, once, processed) = (names.held(), names.once(), names.processed());
         // The search path is the service's, so operators are qualified as well.
         let is = |column: &str, parameter: u8| format!("{column} operator(pg_catalog.=) ${parameter}");
@@ -51,6 +53,7 @@ impl Held {
         let of_event = [is("consumer_group", 1), is("event_id", 2)].join(" and ");
         Self {
             group: group.to_owned(),
+            persistent,
             // One round trip for the mark, the head of the key, and whether this is the record that was parked.
             gate: format!(
                 "select {once}($1, $2), \
@@ -70,7 +73,8 @@ impl Held {
 
     /// Counts the parked events of the group. Fails if the table does not exist.
     pub(super) async fn count(&self, conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
-        sqlx::query_scalar(AssertSqlSafe(self.exists.clone())).bind(&self.group).fetch_one(conn).await
+        let count = sqlx::query_scalar(AssertSqlSafe(self.exists.clone())).bind(&self.group);
+        count.persistent(self.persistent).fetch_one(conn).await
     }
 
     /// Marks the event as processed and returns whether it may be applied. Unless the result is [`Gate::Open`] or [`Gate::Redriven`] the
@@ -115,12 +119,13 @@ impl Held {
             .bind(&delivery.topic)
             .bind(delivery.partition)
             .bind(delivery.offset)
+            .persistent(self.persistent)
     }
 
     /// Deletes the event's row.
     pub(super) async fn delete(&self, tx: &mut PgConnection, event: EventId) -> Result<(), sqlx::Error> {
         let sql = AssertSqlSafe(self.delete.clone());
-        sqlx::query(sql).bind(&self.group).bind(event.0).execute(tx).await.map(drop)
+        sqlx::query(sql).bind(&self.group).bind(event.0).persistent(self.persistent).execute(tx).await.map(drop)
     }
 
     /// Parks the event, unless it has been processed in the meantime. Sets the mark and deletes it again, so that this transaction and one
@@ -137,6 +142,7 @@ impl Held {
             return Ok(());
         }
         self.about(&self.park, event, source_topic, delivery).bind(reason.name()).execute(&mut *tx).await?;
-        sqlx::query(AssertSqlSafe(self.unmark.clone())).bind(&self.group).bind(event.0).execute(tx).await.map(drop)
+        let unmark = sqlx::query(AssertSqlSafe(self.unmark.clone())).bind(&self.group).bind(event.0);
+        unmark.persistent(self.persistent).execute(tx).await.map(drop)
     }
 }
