@@ -99,7 +99,10 @@ impl Kind {
     /// Describes the accepted values, as the end of a sentence that begins with "expected".
     pub fn accepted(&self) -> String {
         match self {
-            Kind::DatabaseUrl => "a URL such as postgres://user:password@host:5432/database".into(),
+            Kind::DatabaseUrl => {
+                "a URL such as postgres://user:password@host:5432/database, with the hosts and parameters of libpq"
+                    .into()
+            }
             Kind::Brokers => "a comma-separated list of host:port".into(),
             Kind::Identifier => "a name of 1 to 63 bytes without NUL".into(),
             Kind::Text { max_len } => format!("1 to {max_len} bytes of text without control characters"),
@@ -176,7 +179,7 @@ settings! {
     SHUTDOWN_TIMEOUT: with_default("shutdown_timeout", millis(SECOND, HOUR), "40s",
         "How long the relay may take after SIGTERM to finish the batches in flight.");
     CONNECT_TIMEOUT: with_default("connect_timeout", millis(100, 5 * MINUTE), "10s",
-        "How long to wait for a new database connection.");
+        "How long to wait for each address of the database. The parameter connect_timeout of DATABASE_URL is stronger.");
     STATUS_INTERVAL: with_default("status_interval", millis(SECOND, HOUR), "30s",
         "How often the status line is logged.");
     HEARTBEAT_INTERVAL: with_default("heartbeat_interval", millis(100, 10 * SECOND), "1s",

@@ -50,7 +50,6 @@ const MOST_TOPICS: usize = 20;
 /// The codes of findings that stop all events. A relay reports these itself when it starts.
 const FATAL: &[Code] = &[
     Code::DatabaseUnreachable,
-    Code::DatabaseReadOnly,
     Code::BrokerUnreachable,
     Code::BrokerTls,
     Code::BrokerLogin,
@@ -74,6 +73,9 @@ impl Default for Limits {
     }
 }
 
+/// The codes of a database that lets nobody in, although it answers.
+const NO_SESSION: &[Code] = &[Code::DatabaseLogin, Code::DatabaseName, Code::DatabaseTls, Code::DatabaseReadOnly];
+
 /// All findings, the worst first.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Report {
@@ -87,12 +89,13 @@ impl Report {
 
     /// Returns true when a server could not be reached, so that not everything was checked.
     pub(crate) fn is_incomplete(&self) -> bool {
-        self.findings.iter().any(|finding| matches!(finding.code, Code::DatabaseUnreachable | Code::BrokerUnreachable))
+        let is_away = |code| matches!(code, Code::DatabaseUnreachable | Code::BrokerUnreachable);
+        self.findings.iter().any(|finding| is_away(finding.code) || NO_SESSION.contains(&finding.code))
     }
 
     /// Returns the findings that a starting relay has not already reported itself.
     pub(crate) fn beyond_the_fatal(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().filter(|finding| !FATAL.contains(&finding.code))
+        self.findings.iter().filter(|finding| !FATAL.contains(&finding.code) && !NO_SESSION.contains(&finding.code))
     }
 }
 
@@ -142,11 +145,10 @@ fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
             format!("Another session holds a lock in {target}, so not everything was checked: {reason}."),
             fault.next_step,
         ),
-        _ => Finding::error(
-            Code::DatabaseUnreachable,
-            format!("The database {target} cannot be used: {reason}."),
-            fault.next_step,
-        ),
+        _ => {
+            let code = if NO_SESSION.contains(&fault.code) { fault.code } else { Code::DatabaseUnreachable };
+            Finding::error(code, format!("The database {target} cannot be used: {reason}."), fault.next_step)
+        }
     }
 }
 

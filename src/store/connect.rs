@@ -343,3 +343,61 @@ fn summary(mut failures: Vec<Failed>) -> sqlx::Error {
     });
     NotConnected { reason: reasons.collect::<Vec<_>>().join("; "), fault }.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(error: sqlx::Error) -> Vec<Failed> {
+        vec![Failed { server: "h".to_owned(), error }]
+    }
+
+    fn refused(reason: &str) -> sqlx::Error {
+        NotConnected { reason: reason.to_owned(), fault: READ_ONLY }.into()
+    }
+
+    fn reset() -> sqlx::Error {
+        sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into())
+    }
+
+    #[tokio::test]
+    async fn an_address_that_never_answers_does_not_keep_the_next_one_waiting() {
+        let attempts: Attempts<'_, u8> =
+            vec![std::future::pending().boxed(), async { Err(failure(reset())) }.boxed(), async { Ok(3) }.boxed()];
+        assert_eq!(staggered(attempts).await.ok(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_standby_ends_the_wait_for_an_address_that_never_answers() {
+        let attempts: Attempts<'_, u8> =
+            vec![std::future::pending().boxed(), async { Err(failure(refused("h2 is a standby"))) }.boxed()];
+        let failures = staggered(attempts).await.err().unwrap();
+        assert!(failures.len() == 1 && is_read_only(&failures[0].error));
+    }
+
+    #[tokio::test]
+    async fn no_address_at_all_is_an_error() {
+        assert!(staggered(Attempts::<'_, u8>::new()).await.is_err_and(|failures| failures.is_empty()));
+        assert!(summary(Vec::new()).to_string().contains("no address"));
+    }
+
+    #[test]
+    fn the_error_of_several_servers_names_all_and_is_that_of_the_one_that_says_most() {
+        let failures = [reset(), refused("h2 is a standby"), reset()].map(failure).into_iter().flatten().collect();
+        let error = summary(failures);
+        assert_eq!(classify_database(&error), READ_ONLY);
+        let text = describe(&error);
+        assert!(text.starts_with("h: ") && text.contains("; h2 is a standby; h: "), "{text}");
+    }
+
+    #[test]
+    fn a_command_that_writes_never_asks_for_a_standby() {
+        for given in [TargetSession::ReadOnly, TargetSession::Standby] {
+            let error = rounds(Some(given), Purpose::Write).err().unwrap();
+            assert_eq!(classify_database(&error).code, Code::DatabaseReadOnly);
+        }
+        for given in [TargetSession::Any, TargetSession::Primary, TargetSession::PreferStandby] {
+            assert_eq!(rounds(Some(given), Purpose::Write).ok(), Some(&[TargetSession::ReadWrite][..]));
+        }
+    }
+}

@@ -34,6 +34,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             records_where_another_partitioner_put_them_are_found,
             consumers_that_remember_less_than_the_topic_keeps_are_found,
             a_relay_that_starts_logs_what_the_check_finds,
+            a_database_that_cannot_be_written_is_found,
+            a_database_that_lets_nobody_in_is_found_with_the_reason,
             a_pooler_is_found_and_whether_it_keeps_prepared_statements,
             a_relay_works_behind_a_transaction_pooler,
             a_clock_that_is_wrong_is_found,
@@ -452,6 +454,33 @@ async fn servers_that_are_away_are_found() -> anyhow::Result<()> {
     let found = findings(&relay).await?;
     let ids: Vec<_> = found.keys().map(String::as_str).collect();
     ensure!(ids == ["broker-unreachable", "database-unreachable"], "{found:?}");
+    Ok(())
+}
+
+async fn a_database_that_cannot_be_written_is_found(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let relay = Relay::new(&database.url(), &kafka.bootstrap());
+    ensure!(!findings(&relay).await?.contains_key("database-read-only"));
+    let read_only = format!("{}&options=-c%20default_transaction_read_only%3Don", database.url());
+    expect(&Relay::new(&read_only, &kafka.bootstrap()), "database-read-only", "error").await?;
+    Ok(())
+}
+
+async fn a_database_that_lets_nobody_in_is_found_with_the_reason(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let url = database.url();
+    let (_, host) = url.rsplit_once('@').context("a user")?;
+    for (url, id) in [
+        (format!("postgres://postgres:wrong@{host}"), "database-login"),
+        (url.replace(&format!("/{}?", database.name()), "/missing?"), "database-name"),
+        (url.replace("sslmode=disable", "sslmode=require"), "database-tls"),
+    ] {
+        expect(&Relay::new(&url, &kafka.bootstrap()), id, "error").await?;
+    }
     Ok(())
 }
 

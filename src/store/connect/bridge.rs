@@ -56,9 +56,14 @@ where
 {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = split(server);
+    let mut down = std::pin::pin!(copy(&mut from_server, &mut to_client));
     let ended = tokio::select! {
-        ended = copy(&mut from_client, &mut to_server) => ended,
-        ended = copy(&mut from_server, &mut to_client) => ended,
+        ended = copy(&mut from_client, &mut to_server) => match ended {
+            // A server that takes no more has said why, perhaps by an alert about our certificate.
+            Err(error) => tokio::time::timeout(GOODBYE, &mut down).await.unwrap_or(Err(error)),
+            ended => ended,
+        },
+        ended = &mut down => ended,
     };
     // A server that does not take the goodbye notices the end of the socket.
     drop(tokio::time::timeout(GOODBYE, to_server.shutdown()).await);
