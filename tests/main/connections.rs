@@ -113,6 +113,9 @@ async fn relays_publish_nothing_while_their_sessions_are_read_only_and_do_not_fe
     for relay in &relays {
         relay.wait_for(READ_ONLY).await;
     }
+    // Relays that have just shared the lanes may have fenced each other once before.
+    let fenced = || relays.iter().map(|relay| relay.lines("OR-5003").len()).sum::<usize>();
+    let before = fenced();
     let mut connection = outbox.connect().await?;
     sqlx::Executor::execute(&mut connection, "set default_transaction_read_only = off").await?;
     for n in 21..=40 {
@@ -123,12 +126,12 @@ async fn relays_publish_nothing_while_their_sessions_are_read_only_and_do_not_fe
     }
     let records = outbox.published_numbers(&kafka).await?;
     ensure!(records.get("e").is_some_and(|numbers| numbers.len() == 20), "published half: {records:?}");
+    ensure!(fenced() == before, "the relays fence each other");
 
     sqlx::Executor::execute(&mut connection, "alter system reset default_transaction_read_only").await?;
     sqlx::Executor::execute(&mut connection, "select pg_reload_conf()").await?;
     is_published(&outbox, &kafka, 40).await?;
     for relay in relays {
-        ensure!(relay.lines("OR-5003").is_empty(), "the relays fence each other");
         ensure!(relay.stop().await? == Some(0));
     }
     Ok(())
