@@ -3,18 +3,22 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use lab::demo::PrivatePostgres;
 use libtest_mimic::Trial;
 use sqlx::{AssertSqlSafe, Executor};
 
+use lab::kafka::RealKafka;
 use lab::{Missing, Outbox, Relay, options_for_tests, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         alone:
             tls_to_the_database_has_the_answers_of_psql;
+        with_kafka:
+            a_relay_publishes_large_events_over_tls_and_survives_the_end_of_its_sessions;
     }
 }
 
@@ -118,6 +122,46 @@ async fn tls_to_the_database_has_the_answers_of_psql() -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn a_relay_publishes_large_events_over_tls_and_survives_the_end_of_its_sessions(
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let postgres = PrivatePostgres::start(options_for_tests()).await?;
+    let outbox = Outbox::on(&postgres, "over-tls").await?;
+    outbox.create_topic(&kafka).await?;
+    make_certificates(&postgres).await?;
+    present(&outbox, postgres.directory(), "server").await?;
+    let parameters = "sslmode=verify-full&sslrootcert={}/root.crt&keepalives_idle=5&tcp_user_timeout=5000";
+    let url = url(&postgres, "localhost", parameters)?;
+    let relay = outbox.relay(&kafka).with("DATABASE_URL", url).start_ready("encrypted").await?;
+    let large = "insert into event_outbox (entity_type, entity_id, event_type, payload) \
+                 select 'order', 'e', 'Counted', jsonb_build_object('n', n, 'pad', repeat('x', 100000)) \
+                 from generate_series(1, 200) n";
+    outbox.execute(large).await?;
+    outbox.until_settled().await;
+    let plain = "select count(*) from pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'outbox-relay encrypted'";
+    ensure!(outbox.number(plain).await? > 0 && outbox.number(&format!("{plain} and not ssl")).await? == 0);
+    let ended = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'outbox-relay encrypted'";
+    ensure!(outbox.number(ended).await? > 0);
+    outbox.write("e", 201, 20).await?;
+    outbox.until_settled().await;
+    let published = outbox.published_numbers(&kafka).await?;
+    let all: Vec<_> = (1..=220).collect();
+    ensure!(published.get("e") == Some(&all), "{published:?}");
+    ensure!(relay.stop().await? == Some(0));
+    // A session ends with its socket, and no session of a relay that is gone stays behind.
+    outbox.until_none("no session of the relay is left", &format!("exists ({})", plain.replace("count(*)", "1"))).await;
+    postgres.stop().await;
+    Ok(())
+}
+
+/// Returns a URL of the server with these parameters, in which `{}` stands for its directory.
+fn url(postgres: &PrivatePostgres, host: &str, parameters: &str) -> anyhow::Result<String> {
+    let url = postgres.url("postgres");
+    let (start, _) = url.rsplit_once('@').context("a user")?;
+    let parameters = parameters.replace("{}", postgres.directory().to_str().context("a path")?);
+    Ok(format!("{start}@{host}:{}/postgres?{parameters}", postgres.port()))
+}
+
 /// Makes the certificates as the server's user, to whom the keys must belong.
 async fn make_certificates(postgres: &PrivatePostgres) -> anyhow::Result<()> {
     let openssl = Path::new("/usr/bin/openssl");
@@ -171,10 +215,7 @@ async fn compare(
     postgres: &PrivatePostgres,
     (certificate, host, parameters, expected): &(&str, &str, &str, &str),
 ) -> anyhow::Result<Option<String>> {
-    let url = postgres.url("postgres");
-    let (start, _) = url.rsplit_once('@').context("a user")?;
-    let parameters = parameters.replace("{}", postgres.directory().to_str().context("a path")?);
-    let url = format!("{start}@{host}:{}/postgres?{parameters}", postgres.port());
+    let url = url(postgres, host, parameters)?;
     let output = Relay::bare().with("DATABASE_URL", &url).with("HOME", "/nonexistent").output("status").await?;
     let as_expected = match *expected {
         CONNECTED => output.code == Some(0),
