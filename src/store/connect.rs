@@ -133,7 +133,13 @@ async fn first_address(attempt: Attempt<'_>) -> Result<PgConnection, Vec<Failed>
     let name = match (&server.host, server.address) {
         (Host::Socket(directory), _) => {
             let options = attempt.options.clone().socket(directory).port(server.port).ssl_mode(PgSslMode::Disable);
-            let opened = async { attempt.checked(on_search_path(&options, PgConnection::connect_with).await?).await };
+            let opened = async {
+                let opened = match PgConnection::connect_with(&search_path::from_the_first_packet(&options)).await {
+                    Err(error) if search_path::is_refused(&error) => PgConnection::connect_with(&options).await,
+                    opened => opened,
+                };
+                attempt.checked(opened?).await
+            };
             return within(database.connect_timeout, opened).await.map_err(failed);
         }
         (Host::Name(_), Some(address)) => address.to_string(),
@@ -192,17 +198,6 @@ async fn within<T>(timeout: Duration, step: impl Future<Output = Result<T, sqlx:
     }
 }
 
-/// Opens a session with a fixed search path, or without one if a pooler refuses to set it.
-async fn on_search_path(
-    options: &PgConnectOptions,
-    open: impl AsyncFn(&PgConnectOptions) -> Result<PgConnection, sqlx::Error>,
-) -> Result<PgConnection, sqlx::Error> {
-    match open(&search_path::from_the_first_packet(options)).await {
-        Err(error) if search_path::is_refused(&error) => open(options).await,
-        opened => opened,
-    }
-}
-
 /// One server that is tried.
 struct Attempt<'d> {
     database: &'d DatabaseSettings,
@@ -214,23 +209,28 @@ struct Attempt<'d> {
 impl Attempt<'_> {
     /// Opens a session at an address, with TLS as libpq's `sslmode` says.
     async fn open(&self, address: SocketAddr) -> Result<PgConnection, sqlx::Error> {
-        let opened = on_search_path(&self.options, async |options: &PgConnectOptions| {
-            match self.database.tls.mode {
-                TlsMode::Disable => self.plain(address, options).await,
-                TlsMode::Allow => match self.plain(address, options).await {
-                    Err(error) if is_login_refused(&error) => self.encrypted(address, options).await,
-                    other => other,
-                },
-                TlsMode::Prefer => match self.encrypted(address, options).await {
-                    Err(error) if matches!(error, sqlx::Error::Tls(_)) || is_login_refused(&error) => {
-                        self.plain(address, options).await
-                    }
-                    other => other,
-                },
-                TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => self.encrypted(address, options).await,
-            }
-        });
-        self.checked(opened.await?).await
+        let opened = match self.opened(address, &search_path::from_the_first_packet(&self.options)).await {
+            Err(error) if search_path::is_refused(&error) => self.opened(address, &self.options).await,
+            opened => opened,
+        };
+        self.checked(opened?).await
+    }
+
+    async fn opened(&self, address: SocketAddr, options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+        match self.database.tls.mode {
+            TlsMode::Disable => self.plain(address, options).await,
+            TlsMode::Allow => match self.plain(address, options).await {
+                Err(error) if is_login_refused(&error) => self.encrypted(address, options).await,
+                other => other,
+            },
+            TlsMode::Prefer => match self.encrypted(address, options).await {
+                Err(error) if matches!(error, sqlx::Error::Tls(_)) || is_login_refused(&error) => {
+                    self.plain(address, options).await
+                }
+                other => other,
+            },
+            TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => self.encrypted(address, options).await,
+        }
     }
 
     async fn plain(&self, address: SocketAddr, options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
