@@ -194,7 +194,7 @@ settings! {
     SOURCE: required("source", Kind::Text { max_len: 255 }, "/shop/orders",
         "Source of events whose row has no header `source`. Default: no source.");
     TIMESTAMP: with_default("timestamp", Kind::OneOf(Timestamp::WORDS), "event",
-        "Timestamp of a record, by which brokers delete it: with event the time at which it was created or became due, with publish the time at which it is sent.");
+        "Timestamp of a record, by which brokers delete it: when the event was created or became due, or when it is sent.");
     DELIVERY: with_default("delivery", Kind::OneOf(Delivery::WORDS), "at_least_once",
         "Delivery guarantee. With exactly_once, consumers that read committed see no event twice, not even after a crash.");
     ON_POISON: with_default("on_poison", Kind::OneOf(OnPoison::WORDS), "dead_letter",
