@@ -5,7 +5,7 @@ alter table {hold}
     add column partition  integer,
     -- The number of partitions of the topic when the hold began. With the event's key it decides whether the hold covers the event.
     add column partitions integer,
-    drop constraint {outbox_hold_kind};
+    drop constraint if exists {outbox_hold_kind};
 alter table {hold}
     add constraint {outbox_hold_kind} check (kind in ('row', 'entity', 'topic')
         or kind = 'partition' and topic is not null and partition >= 0 and partitions > partition);

@@ -162,6 +162,7 @@ impl From<ConfigError> for Failure {
 
 /// Prints clap's message. Help and version go to stdout with exit code 0, wrong usage goes to stderr.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    let printed = error.print();
-    if error.use_stderr() || printed.is_err() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+    // A reader that has gone away needs no message.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
 }

@@ -89,6 +89,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         shared,
     };
     let pulse = worker.pulse();
+    worker.shared.options.telemetry.metrics.set_in_doubt(index, 0);
     let mut idle = true;
     while !*stop.borrow() {
         pulse.beat();

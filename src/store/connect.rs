@@ -301,7 +301,7 @@ async fn unfit(conn: &mut PgConnection, wanted: TargetSession) -> Result<Option<
 /// Asks whether the server is a standby, and whether transactions are read-only by default. Sends no prepared statement, because a pooler
 /// may stand in between.
 async fn state(conn: &mut PgConnection) -> Result<(bool, bool), sqlx::Error> {
-    let sql = "select pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on'";
+    let sql = "select pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on'";
     let row = conn.fetch_one(sqlx::raw_sql(sql)).await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
 }

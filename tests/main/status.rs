@@ -21,7 +21,6 @@ pub(crate) fn trials() -> Vec<Trial> {
             the_health_view_walks_the_backlog_and_not_the_table;
         with_both:
             lanes_are_shown_as_one_worker_or_all_of_a_relay_own_them,
-            a_relay_on_an_older_schema_goes_on_and_reports_no_lanes,
             relays_are_shown_with_their_lanes_and_what_they_do,
             held_and_dead_events_are_shown_with_the_next_step,
             watching_goes_on_and_shows_the_rate;
@@ -228,33 +227,6 @@ async fn lanes_are_shown_as_one_worker_or_all_of_a_relay_own_them(
     outbox.write_backlog(10_000, 100).await?;
     until_owned(&relay, &[&["0-4", "5-9", "10-15"]]).await;
     ensure!(one.stop().await? == Some(0));
-    Ok(())
-}
-
-/// Versions before 0011 have no column for the lanes.
-async fn a_relay_on_an_older_schema_goes_on_and_reports_no_lanes(
-    database: TestDatabase,
-    kafka: Arc<RealKafka>,
-) -> anyhow::Result<()> {
-    let outbox = Outbox::from_database(&database);
-    outbox.create_topic(&kafka).await?;
-    outbox
-        .execute(
-            "alter table event_outbox_relay drop column lanes; delete from event_outbox_migration where version >= 11",
-        )
-        .await?;
-    let _older = outbox.relay(&kafka).start_ready("older").await?;
-    outbox.write("one", 1, 3).await?;
-    outbox.until_settled().await;
-    let relay = relay_of(&database);
-    eventually("the relay is alive", SOON, || async {
-        let seen = status(&relay).await.map_err(|error| format!("{error:#}"))?;
-        let first = &seen["relays"][0];
-        if first["alive"] == true && first["lanes"].is_null() { Ok(()) } else { Err(seen.to_string()) }
-    })
-    .await;
-    let text = relay.output("status").await?.stdout;
-    ensure!(text.contains("lanes not reported, up"), "{text}");
     Ok(())
 }
 
