@@ -117,10 +117,35 @@ impl KafkaSettings {
         for (name, value) in defaults {
             config.set(canonical(name), *value);
         }
+        config.set("socket.connection.setup.timeout.ms", self.setup_timeout());
         for (name, value) in properties {
             config.set(name, value.expose());
         }
+        let has_authorities = ["ssl.ca.location", "ssl.ca.pem"].iter().any(|name| config.get(name).is_some());
+        if self.is_encrypted() && !has_authorities {
+            // The linked OpenSSL looks for certificates in the directory it was built for. This makes librdkafka look where systems
+            // keep them.
+            config.set("ssl.ca.location", "probe");
+        }
         config
+    }
+
+    /// Returns the longest set-up of a connection, in milliseconds. A bootstrap address that does not answer costs this time; the default of
+    /// librdkafka is 30 s. It includes the handshakes of TLS and SASL.
+    fn setup_timeout(&self) -> &'static str {
+        match self.protocol() {
+            Some(protocol) if !protocol.eq_ignore_ascii_case("plaintext") => "5000",
+            _ => "1000",
+        }
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.protocol().is_some_and(|protocol| protocol.to_ascii_lowercase().ends_with("ssl"))
+    }
+
+    fn protocol(&self) -> Option<&str> {
+        let protocol = self.properties.iter().find(|(name, _)| *name == "security.protocol");
+        protocol.map(|(_, value)| value.expose())
     }
 }
 

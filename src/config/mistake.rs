@@ -18,6 +18,9 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// The problem of a name that no setting has.
+pub(super) const UNKNOWN_SETTING: &str = "unknown setting";
+
 /// One mistake. No field ever holds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mistake {
@@ -46,6 +49,11 @@ impl Mistake {
     pub(super) fn given(mut self, text: &str) -> Self {
         self.given = showable(text).then(|| text.to_owned());
         self
+    }
+
+    /// Returns true for an unknown name that resembles no known one.
+    pub(super) fn is_unlike_any(&self) -> bool {
+        self.problem == UNKNOWN_SETTING && self.nearest.is_none()
     }
 
     pub(super) fn nearest(mut self, name: Option<String>) -> Self {

@@ -1,5 +1,7 @@
-//! Recognizes variables that Kubernetes sets in every pod of a namespace with a service called `kafka`, `relay`, `kafka-...` or
-//! `relay-...`. These are no settings, and a pod must not fail to start because of a neighbour.
+//! Recognizes variables of others. They are no settings, and the relay must not fail to start because of a neighbour.
+//!
+//! Kafka's own scripts and images read variables that begin with `KAFKA_`: [`is_of_kafka`]. Kubernetes sets in every pod of a namespace with a service called `kafka`, `relay`, `kafka-...` or
+//! `relay-...`:
 //!
 //! ```text
 //! KAFKA_SERVICE_HOST=10.0.0.11             KAFKA_PORT=tcp://10.0.0.11:9092
@@ -20,6 +22,34 @@ pub(super) fn is_kubernetes(name: &str, value: &str) -> bool {
         ["PORT", number, protocol, "PROTO" | "PORT" | "ADDR"] => is_port(number) && is_protocol(protocol),
         _ => false,
     })
+}
+
+/// Returns true for variables of Kafka's scripts (`bin/kafka-run-class.sh`) and of images of its broker, such as `KAFKA_HEAP_OPTS`.
+pub(super) fn is_of_kafka(name: &str) -> bool {
+    const NAMES: [&str; 12] = [
+        "ADVERTISED_LISTENERS",
+        "CLUSTER_ID",
+        "CONF_DIR",
+        "DATA_DIR",
+        "HOME",
+        "JMX_HOSTNAME",
+        "JMX_PORT",
+        "LISTENERS",
+        "LOG4J_LOGGERS",
+        "LOG_DIRS",
+        "MODE",
+        "VERSION",
+    ];
+    name.strip_prefix("KAFKA_")
+        .is_some_and(|rest| rest.ends_with("OPTS") || rest.starts_with("CFG_") || NAMES.contains(&rest))
+}
+
+/// Returns true for a name that others give to the setting `KAFKA_BOOTSTRAP_SERVERS`.
+pub(super) fn means_the_brokers(name: &str) -> bool {
+    matches!(
+        name.strip_prefix("KAFKA_"),
+        Some("BROKERS" | "BROKER" | "BROKER_LIST" | "BROKERS_LIST" | "BOOTSTRAP" | "BOOTSTRAP_SERVER" | "SERVERS" | "HOSTS" | "HOST" | "URL")
+    )
 }
 
 fn is_port(text: &str) -> bool {
@@ -57,6 +87,16 @@ mod tests {
             ("RELAY_METRICS_PORT", "tcp://10.0.0.14:80"),
         ] {
             assert!(is_kubernetes(name, value), "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn the_variables_of_kafkas_scripts_are_ignored() {
+        for name in ["KAFKA_HOME", "KAFKA_OPTS", "KAFKA_HEAP_OPTS", "KAFKA_JVM_PERFORMANCE_OPTS", "KAFKA_CFG_NODE_ID"] {
+            assert!(is_of_kafka(name), "{name}");
+        }
+        for name in ["KAFKA_ACKS", "KAFKA_LINGR_MS", "KAFKA_BROKERS", "HOME"] {
+            assert!(!is_of_kafka(name), "{name}");
         }
     }
 

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use super::Needs;
 use super::file;
 use super::layer::{Layer, Target};
-use super::mistake::{Mistake, nearest, shown_name};
-use super::noise::is_kubernetes;
+use super::mistake::{Mistake, UNKNOWN_SETTING, nearest, shown_name};
+use super::noise::{is_kubernetes, is_of_kafka, means_the_brokers};
 use super::property::{PROPERTIES, Property, known_elsewhere, not_passed_through, variable};
 use super::resolved::Resolved;
 use super::setting::{SETTINGS, Setting};
@@ -65,6 +65,9 @@ impl Sources {
     }
 }
 
+/// The variable of the brokers.
+const BROKERS: &str = "KAFKA_BOOTSTRAP_SERVERS";
+
 fn is_ours(name: &str) -> bool {
     name.starts_with("RELAY_") || name.starts_with("KAFKA_") || name == "DATABASE_URL" || name == "DATABASE_URL_FILE"
 }
@@ -79,8 +82,18 @@ fn environment(env: &BTreeMap<String, String>, needs: Needs) -> Layer {
             }
             (Some(target), _) => layer.set(target, name.clone(), value.clone()),
             (None, Some(target)) => layer.set_from_file(target, name.clone(), value),
-            (None, None) if is_kubernetes(name, value) => {}
-            (None, None) => layer.mistakes.push(unknown_variable(name)),
+            (None, None) if is_kubernetes(name, value) || is_of_kafka(name) => {}
+            (None, None) if means_the_brokers(name) => {
+                if !env.contains_key(BROKERS) {
+                    let unknown = Mistake::new(shown_name(name), UNKNOWN_SETTING);
+                    layer.mistakes.push(unknown.nearest(Some(BROKERS.to_owned())));
+                }
+            }
+            // Other programs have variables that begin with KAFKA_, too. Only a name that resembles one of ours is a mistake.
+            (None, None) => match unknown_variable(name) {
+                mistake if name.starts_with("KAFKA_") && mistake.is_unlike_any() => {}
+                mistake => layer.mistakes.push(mistake),
+            },
         }
     }
     layer
@@ -105,7 +118,7 @@ fn unknown_variable(name: &str) -> Mistake {
     let known: Vec<_> =
         known.chain(PROPERTIES.iter().map(|property| format!("KAFKA_{}", variable(property.name)))).collect();
     let near = of_setting.or_else(|| nearest(plain, known.iter().map(String::as_str)).map(str::to_owned));
-    Mistake::new(shown_name(name), "unknown setting").nearest(near.map(|near| near + file))
+    Mistake::new(shown_name(name), UNKNOWN_SETTING).nearest(near.map(|near| near + file))
 }
 
 /// Calls [`known_elsewhere`] with the name as a variable has it.

@@ -12,6 +12,7 @@
 //! - [`transactions`]: checks what exactly-once needs in addition
 //! - [`dedup_window`]: checks how far back consumers remember events
 
+mod advertised;
 mod dedup_window;
 mod finding;
 mod kafka;
@@ -225,6 +226,7 @@ async fn brokers(
             return Ok(());
         }
     };
+    found.findings.extend(advertised::findings(&cluster.brokers).await);
     if let Some(identity) = found.identity {
         found.findings.extend(transactions::kafka(&cluster, settings, identity).await);
     }

@@ -8,6 +8,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataBroker;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -89,9 +90,10 @@ impl Reader {
     ///
     /// # Errors
     /// Any error of the client; [`Reader::complaint`] may know more.
-    pub(crate) fn brokers(&self) -> Result<Vec<i32>, KafkaError> {
+    pub(crate) fn brokers(&self) -> Result<Vec<(i32, String, u16)>, KafkaError> {
         let metadata = self.consumer.fetch_metadata(None, ANSWER_WITHIN)?;
-        Ok(metadata.brokers().iter().map(|broker| broker.id()).collect())
+        let address = |broker: &MetadataBroker| (broker.id(), broker.host().to_owned(), broker.port() as u16);
+        Ok(metadata.brokers().iter().map(address).collect())
     }
 
     /// Returns the partitions of a topic, or the cluster's error code for it.

@@ -6,6 +6,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ConfigEntry, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use super::advertised::Advertised;
 use super::finding::Finding;
 use crate::config::KafkaSettings;
 use crate::fault;
@@ -17,8 +18,8 @@ use event_outbox::code::Code;
 pub(super) struct Cluster {
     pub(super) reader: Arc<Reader>,
     admin: AdminClient<DefaultClientContext>,
-    pub(super) brokers: usize,
-    first_broker: i32,
+    /// The brokers; at least one.
+    pub(super) brokers: Vec<Advertised>,
     /// True when the relay's client settings let the brokers create a topic.
     lets_create: bool,
 }
@@ -37,13 +38,12 @@ impl Cluster {
             (answer, asking.complaint())
         })
         .await?;
-        Ok(match answer.as_deref() {
-            Ok([first, ..]) => {
-                let brokers = answer.as_ref().map_or(0, Vec::len);
-                Ok(Self { reader, admin, brokers, first_broker: *first, lets_create })
-            }
-            _ => Err(away(kafka.brokers(), complaint)),
-        })
+        let brokers: Vec<_> =
+            answer.into_iter().flatten().map(|(id, host, port)| Advertised { id, host, port }).collect();
+        if brokers.is_empty() {
+            return Ok(Err(away(kafka.brokers(), complaint)));
+        }
+        Ok(Ok(Self { reader, admin, brokers, lets_create }))
     }
 
     /// Returns the partitions of a topic, or the cluster's error about it.
@@ -70,7 +70,8 @@ impl Cluster {
 
     /// Returns a broker's configuration; empty if the user lacks the right to see it.
     pub(super) async fn broker_config(&self) -> Vec<ConfigEntry> {
-        self.config(&ResourceSpecifier::Broker(self.first_broker)).await.unwrap_or_default()
+        let Some(first) = self.brokers.first() else { return Vec::new() };
+        self.config(&ResourceSpecifier::Broker(first.id)).await.unwrap_or_default()
     }
 
     async fn config(&self, of: &ResourceSpecifier<'_>) -> Option<Vec<ConfigEntry>> {

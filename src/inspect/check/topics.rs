@@ -52,7 +52,7 @@ pub(super) async fn topic(
             "grant the relay's user DESCRIBE_CONFIGS on the topic; the relay works without this right",
         )),
         Some(config) => {
-            findings.extend(replicas(name, &partitions, config, cluster.brokers));
+            findings.extend(replicas(name, &partitions, config, cluster.brokers.len()));
             findings.extend(sizes(name, config, client_limit(kafka), seen.largest));
         }
     }

@@ -138,7 +138,7 @@ async fn brokers(cluster: &Cluster) -> Vec<Finding> {
         ));
     }
     for name in ["transaction.state.log.min.isr", "offsets.topic.replication.factor"] {
-        if cluster.brokers > 1 && number(name) == Some(1) {
+        if cluster.brokers.len() > 1 && number(name) == Some(1) {
             findings.push(Finding::warning(
                 Code::ProgressSingleReplica,
                 format!("{name} is 1: if that broker is lost, the state that prevents duplicates is lost with it."),
