@@ -48,7 +48,18 @@ pub(super) fn is_of_kafka(name: &str) -> bool {
 pub(super) fn means_the_brokers(name: &str) -> bool {
     matches!(
         name.strip_prefix("KAFKA_"),
-        Some("BROKERS" | "BROKER" | "BROKER_LIST" | "BROKERS_LIST" | "BOOTSTRAP" | "BOOTSTRAP_SERVER" | "SERVERS" | "HOSTS" | "HOST" | "URL")
+        Some(
+            "BROKERS"
+                | "BROKER"
+                | "BROKER_LIST"
+                | "BROKERS_LIST"
+                | "BOOTSTRAP"
+                | "BOOTSTRAP_SERVER"
+                | "SERVERS"
+                | "HOSTS"
+                | "HOST"
+                | "URL"
+        )
     )
 }
 

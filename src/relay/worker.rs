@@ -261,6 +261,7 @@ impl Worker {
             }
             self.shared.unblock(&lock_in(assignment.range));
             self.shared.set_owned(self.index, None);
+            self.shared.options.telemetry.metrics.set_in_doubt(self.index, 0);
         }
     }
 

@@ -129,6 +129,8 @@ pub(crate) struct Broker {
     config: ClientConfig,
     client: Mutex<Client>,
     state: watch::Sender<bool>,
+    /// The time of the last answer.
+    answered_at: Mutex<Option<Instant>>,
     suspicions: SuspicionSender,
 }
 
@@ -180,7 +182,8 @@ impl Broker {
         let suspicions = SuspicionSender(sender);
         let config = settings.watching();
         let client = Mutex::new(Client::new(&config, &suspicions)?);
-        let broker = Self { config, client, state: watch::Sender::new(false), suspicions };
+        let broker =
+            Self { config, client, state: watch::Sender::new(false), answered_at: Mutex::default(), suspicions };
         Ok((Arc::new(broker), receiver))
     }
 
@@ -192,6 +195,12 @@ impl Broker {
     /// Returns the state of the cluster, which becomes true when the cluster is up.
     pub(crate) fn state(&self) -> watch::Receiver<bool> {
         self.state.subscribe()
+    }
+
+    /// Returns true if the cluster has answered a request within this time.
+    pub(crate) fn answered_within(&self, time: Duration) -> bool {
+        let answered_at = *self.answered_at.lock().unwrap_or_else(PoisonError::into_inner);
+        answered_at.is_some_and(|at| at.elapsed() < time)
     }
 
     /// Watches the cluster until nobody receives `changes`. Sends one change when the cluster goes down, and one when it is up again.
@@ -267,6 +276,7 @@ impl Broker {
             Ok((!metadata.brokers().is_empty(), answer_in(metadata.topics(), &name)))
         });
         let Ok((is_up, answer)) = asked.await else { return false };
+        *self.answered_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         if let Some(topic) = known {
             topics.update(&topic, answer);
         }

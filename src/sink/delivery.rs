@@ -83,6 +83,11 @@ impl Deliveries {
         self.batch().open == 0
     }
 
+    /// Returns true if a record of the batch is acknowledged.
+    pub(crate) fn has_acked(&self) -> bool {
+        self.batch().outcomes.contains(&Outcome::Acked)
+    }
+
     /// Returns the time since the last report of the batch, or since its start.
     pub(crate) fn quiet_for(&self) -> Duration {
         self.batch().moved_at.map_or(Duration::ZERO, |at| at.elapsed())

@@ -60,7 +60,7 @@ impl Held {
     /// Returns what an operator does about it.
     pub(crate) fn next_step(&self) -> &'static str {
         match self.kind {
-            HoldKind::Topic if self.partition.is_some() => {
+            HoldKind::Topic if self.partition.is_some() || self.topic.is_none() => {
                 "look at the partition's leader and replicas; its events are published when it takes records again"
             }
             HoldKind::Topic => "create the topic or grant WRITE on it; the relay notices within seconds",
@@ -80,6 +80,7 @@ impl fmt::Display for Held {
             return write!(f, "held partition {topic} [{partition}]: {reason}");
         }
         match (self.kind, &self.topic) {
+            (HoldKind::Topic, None) => write!(f, "held event: {reason}"),
             (HoldKind::Locked, _) => write!(f, "locked: {reason}"),
             (HoldKind::Poison, _) => write!(f, "held entity: {reason}"),
             (HoldKind::Topic, topic) => write!(f, "held topic {}: {reason}", topic.as_deref().unwrap_or_default()),

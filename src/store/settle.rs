@@ -6,8 +6,9 @@ use std::fmt::Write;
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
-use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef};
-use sqlx::{AssertSqlSafe, Decode, Encode, Postgres, Type};
+use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgHasArrayType, PgRow, PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{AssertSqlSafe, Decode, Encode, Postgres, Row, Type};
+use uuid::Uuid;
 
 use crate::lane::LaneRange;
 use event_outbox::names::Names;
@@ -102,6 +103,14 @@ pub(crate) enum SettleError {
     Database(#[from] sqlx::Error),
 }
 
+/// A row that is locked and still pending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PendingRow {
+    pub(crate) id: i64,
+    pub(crate) event_id: Uuid,
+    pub(crate) ctid: Ctid,
+}
+
 /// The statements that settle rows without publishing them, rendered once per relay.
 #[derive(Debug, Clone)]
 pub(crate) struct SettleSql {
@@ -124,7 +133,7 @@ impl SettleSql {
             // The trigger sets the row's `xid` to this transaction, so the row is claimed again as a late one, in the order of ids.
             unschedule: format!("update {outbox} set due = null where ctid = any ($1) and status = 'PENDING'"),
             pending: format!(
-                "select ctid from {outbox} where id = any ($1) and status = 'PENDING' and lane between $2 and $3 for update skip locked"
+                "select id, event_id, ctid from {outbox} where id = any ($1) and status = 'PENDING' and lane between $2 and $3 for update skip locked"
             ),
         }
     }
@@ -155,7 +164,7 @@ impl SettleSql {
         change(&self.refused, conn, rows, persistent).await
     }
 
-    /// Locks the rows of these ids that are still pending. Returns their ctids. Leaves out rows that another session has locked.
+    /// Locks the rows of these ids that are still pending, and returns them. Leaves out rows that another session has locked.
     ///
     /// # Errors
     /// Any database error.
@@ -165,9 +174,12 @@ impl SettleSql {
         ids: &[i64],
         lanes: LaneRange,
         persistent: bool,
-    ) -> Result<Vec<Ctid>, sqlx::Error> {
-        let query = sqlx::query_scalar(AssertSqlSafe(self.pending.as_str())).bind(ids).bind(lanes.first);
-        query.bind(lanes.last).persistent(persistent).fetch_all(conn).await
+    ) -> Result<Vec<PendingRow>, sqlx::Error> {
+        let query = sqlx::query(AssertSqlSafe(self.pending.as_str())).bind(ids).bind(lanes.first).bind(lanes.last);
+        let rows = query.persistent(persistent).fetch_all(conn).await?;
+        let row =
+            |row: &PgRow| Ok(PendingRow { id: row.try_get(0)?, event_id: row.try_get(1)?, ctid: row.try_get(2)? });
+        rows.iter().map(row).collect()
     }
 
     /// Clears `due` of scheduled rows that are due but held, so that they take their place in the order of ids.

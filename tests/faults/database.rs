@@ -97,8 +97,8 @@ async fn a_deadlock_in_which_the_relay_is_the_victim(
     stage.may_repeat(2);
     let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
     stage.moment().await;
-    let proxy = &stage.relays[0].kafka;
-    proxy.set_trap(Spot::Produce, Catch::HoldAnswer);
+    let proxy = &stage.relays[0].postgres;
+    proxy.set_trap(Spot::Mark, Catch::HoldRequest);
     proxy.until_sprung(1).await;
     let mut other = stage.outbox.connect().await?;
     let mut rival = other.begin().await?;

@@ -34,7 +34,9 @@ async fn finding(broker: &Advertised) -> Option<Finding> {
         Err(error) => {
             return Some(Finding::error(
                 Code::BrokerName,
-                format!("Broker {id} advertises {host}:{port}, and this host cannot resolve the name: {error}. Its partitions get no records."),
+                format!(
+                    "Broker {id} advertises {host}:{port}, and this host cannot resolve the name: {error}. Its partitions get no records."
+                ),
                 "set advertised.listeners of the broker to a name that this host can resolve, or add the name to the DNS",
             ));
         }
@@ -43,7 +45,9 @@ async fn finding(broker: &Advertised) -> Option<Finding> {
     let error = connected.err()?;
     Some(Finding::error(
         Code::BrokerUnreachable,
-        format!("Broker {id} advertises {host}:{port}, and this host cannot connect to it: {error}. Its partitions get no records."),
+        format!(
+            "Broker {id} advertises {host}:{port}, and this host cannot connect to it: {error}. Its partitions get no records."
+        ),
         "set advertised.listeners of the broker to an address that this host reaches, or open the firewall",
     ))
 }

@@ -59,6 +59,7 @@ impl WorkerContext<'_> {
         if assignment.pauses.has_ended(Instant::now()) {
             assignment.generation = None;
         }
+        self.count_in_doubt(assignment);
         self.report_in_doubt(assignment);
         // A probe looks only at the lanes that the worker has. Lanes that were not free must not wait until there is an event in these.
         let may_probe = (probe_first || assignment.pauses.blocks_everything())
@@ -302,7 +303,7 @@ impl WorkerContext<'_> {
                         "published events can be marked again"
                     );
                 }
-                if self.shared.unblock(&acks_of(self.worker)) {
+                if sent.records > 0 && self.shared.unblock(&acks_of(self.worker)) {
                     tracing::info!(notice = %Notice::RecordsAcknowledged, "records are acknowledged again");
                 }
                 self.budget.grow(options.relay.batch_size);

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use crate::lane::hold::HoldValue;
 use crate::sink::delivery::Outcome;
 use crate::sink::producer::KafkaProducer;
+use crate::store::settle::{Ctid, PendingRow};
+use uuid::Uuid;
 
 /// A topic, and the partition if it is known.
 pub(crate) type Destination = (String, Option<i32>);
@@ -27,10 +29,20 @@ pub(crate) struct InDoubt {
 /// One record that is set aside.
 pub(super) struct Record {
     pub(super) id: i64,
+    pub(super) event_id: Uuid,
+    /// The row as it was sent. `None` if the batch has changed the row itself.
+    pub(super) ctid: Option<Ctid>,
     pub(super) lane: i16,
     pub(super) slot: usize,
     pub(super) value: HoldValue,
     pub(super) topic: String,
+}
+
+impl Record {
+    /// Returns true if this row is what was sent. Somebody may have changed the row, or the table may have begun again with its ids.
+    pub(super) fn is(&self, row: &PendingRow) -> bool {
+        row.id == self.id && row.event_id == self.event_id && self.ctid.is_none_or(|ctid| ctid == row.ctid)
+    }
 }
 
 impl InDoubt {

@@ -25,12 +25,17 @@ use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::relay::worker::settle::lanes_of;
 use crate::sink::broker::Leader;
 use crate::sink::delivery::{Deliveries, Outcome};
+use crate::sink::producer::Placement;
 use crate::store::claim::ClaimedRow;
 use crate::store::session::{self, within};
+use crate::store::settle::{Ctid, PendingRow};
 use event_outbox::notice::Notice;
 
 /// The time without an acknowledgement after which the open records of a batch are set aside.
 const SET_ASIDE_AFTER: Duration = Duration::from_secs(1);
+
+/// The interval of looks whether the cluster works.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The most batches of a worker with records set aside. Each one keeps a producer. A further batch waits for its acknowledgements.
 const MOST_SET_ASIDE: usize = 4;
@@ -39,7 +44,7 @@ const MOST_SET_ASIDE: usize = 4;
 const REPORTED_AFTER: Duration = Duration::from_secs(3);
 
 impl WorkerContext<'_> {
-    /// Waits until no record has been acknowledged for a while. Never ends if no records can be set aside.
+    /// Waits until no record has been acknowledged for a while, although the cluster works. Never ends if no records can be set aside.
     pub(super) async fn until_quiet(&self, assignment: &LaneAssignment, deliveries: &Deliveries) {
         let options = &self.shared.options;
         let is_short = options.relay.publish_timeout < 2 * SET_ASIDE_AFTER;
@@ -49,10 +54,16 @@ impl WorkerContext<'_> {
         }
         loop {
             let left = SET_ASIDE_AFTER.saturating_sub(deliveries.quiet_for());
-            if left.is_zero() {
+            if !left.is_zero() {
+                tokio::time::sleep(left).await;
+                continue;
+            }
+            // A cluster that does not work at all is waited for: nothing else could be published, and it may acknowledge all of the batch.
+            if deliveries.has_acked() || self.shared.broker.answered_within(deliveries.quiet_for()) {
                 return;
             }
-            tokio::time::sleep(left).await;
+            self.shared.broker.suspicions().raise("records are not acknowledged");
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -75,32 +86,59 @@ impl WorkerContext<'_> {
         let Some(producer) = self.producer.take() else { return Ok(()) };
         let fault = producer.deliveries().retried_error().map_or(fault::NO_ANSWER, fault::classify_kafka);
         let reason = format!("the brokers have not acknowledged its records yet ({})", fault.code);
-        let (mut records, mut values, mut destinations) = (Vec::new(), HashMap::new(), HashSet::new());
-        for (row, outcome) in batch.rows.iter().zip(&mut sent.outcomes) {
+        let (mut records, mut destinations) = (Vec::new(), HashSet::new());
+        for (at, (row, outcome)) in batch.rows.iter().zip(&mut sent.outcomes).enumerate() {
             let RowOutcome::Sent { slot, topic, placement } = *outcome else { continue };
             if reports.get(slot) == Some(&Outcome::Acked) {
                 continue;
             }
             let topic = &sent.topics[topic];
-            let record = record_of(row, slot, topic, placement.map(|placement| (placement.partition, placement.of)))?;
+            destinations.insert((topic.clone(), placement.map(|placement| placement.partition)));
+            records.push((at, record_of(row, at < batch.due, slot, topic, placement)?, placement));
+            *outcome = RowOutcome::Held;
+            sent.records -= 1;
+        }
+        let lanes = lanes_of(assignment);
+        let earlier = assignment.in_doubt.iter().flat_map(InDoubt::partitions);
+        let here = destinations.iter().filter_map(|(topic, partition)| Some((topic.clone(), (*partition)?)));
+        let unanswered: HashSet<(String, i32)> = earlier.chain(here).collect();
+        let from_id = records.iter().map(|(_, record, _)| record.id).min().unwrap_or_default();
+        let mut values: HashMap<i16, HashSet<HoldValue>> = HashMap::new();
+        for (at, record, placement) in &mut records {
+            if let (HoldValue::Row(_), placement) = (&record.value, *placement) {
+                // Without a partition to go to, every event without a key would be sent into doubt as well.
+                let of_topic = |(topic, _): &&(String, i32)| *topic == record.topic;
+                let is_everywhere = placement
+                    .is_none_or(|placement| unanswered.iter().filter(of_topic).count() >= placement.of as usize);
+                if is_everywhere {
+                    record.value = HoldValue::Topic(record.topic.clone());
+                }
+            }
             let head_id = matches!(record.value, HoldValue::Row(_)).then_some(record.id);
-            let hold = Hold {
-                value: record.value.clone(),
+            let value = &record.value;
+            let hold = |from_id| Hold {
+                value: value.clone(),
                 kind: HoldKind::Topic,
                 reason: reason.clone(),
-                from_id: record.id,
+                from_id,
                 head_id,
                 events: 0,
                 released: false,
             };
-            let index = assignment.holds.begin(record.lane, hold);
-            assignment.holds.step_over(index, record.id, true);
-            values.entry(record.lane).or_insert_with(HashSet::new).insert(record.value.clone());
-            destinations.insert((topic.clone(), placement.map(|placement| placement.partition)));
-            records.push(record);
-            *outcome = RowOutcome::Held;
-            sent.records -= 1;
+            let of_lanes = values.entry(record.lane).or_default();
+            if of_lanes.insert(value.clone()) && head_id.is_none() {
+                // The partition is the same for all lanes: the events of the others must not be sent there either.
+                for lane in (lanes.first..=lanes.last).filter(|lane| *lane != record.lane) {
+                    if values.entry(lane).or_default().insert(value.clone()) {
+                        assignment.holds.begin(lane, hold(from_id));
+                    }
+                }
+            }
+            let index = assignment.holds.begin(record.lane, hold(record.id));
+            // A scheduled event is counted by the claim that finds it in the order of ids.
+            assignment.holds.step_over(index, record.id, *at >= batch.due);
         }
+        let records: Vec<Record> = records.into_iter().map(|(_, record, _)| record).collect();
         tracing::debug!(worker = self.worker, records = records.len(), ?destinations, "records are set aside");
         assignment.in_doubt.push(InDoubt {
             producer: Some(producer),
@@ -150,6 +188,7 @@ impl WorkerContext<'_> {
         let is_acked = |record: &&Record| outcomes.get(record.slot) == Some(&Outcome::Acked);
         let records = &assignment.in_doubt[at].records;
         let acked: Vec<i64> = records.iter().filter(is_acked).map(|record| record.id).collect();
+        let is_complete = acked.len() == records.len();
         for Record { lane, value, .. } in records.iter().filter(is_acked) {
             let hold = assignment.holds.find(*lane, value);
             if let Some(held) = hold.and_then(|index| assignment.holds.get_mut(index)) {
@@ -158,13 +197,23 @@ impl WorkerContext<'_> {
         }
         let persistent = self.shared.options.database.prepared_statements;
         // An operator may have decided about an event meanwhile. Such an event is no longer pending.
-        let ctids = within(self.shared.settle.pending(self.conn, &acked, lanes, persistent)).await?;
+        let pending = within(self.shared.settle.pending(self.conn, &acked, lanes, persistent)).await?;
+        let is_sent = |row: &&PendingRow| assignment.in_doubt[at].records.iter().any(|record| record.is(row));
+        let ctids: Vec<Ctid> = pending.iter().filter(is_sent).map(|row| row.ctid).collect();
         let stored = self.store(assignment, progress, &ctids, &[], false).await;
         stored.map_err(|error| self.not_marked(error, lanes))?;
         self.shared.settled(ctids.len(), 0);
-        let settled = assignment.in_doubt.remove(at);
+        let mut settled = assignment.in_doubt.remove(at);
+        settled.is_over.store(true, Ordering::Relaxed);
         self.count_in_doubt(assignment);
         self.end_of_doubt(assignment, &settled, &outcomes);
+        // A producer that has its connections is better than a new one.
+        if is_complete
+            && let Some(warm) = settled.producer.take_if(|producer| !producer.is_outdated())
+            && let Some(unused) = self.producer.replace(warm)
+        {
+            unused.retire();
+        }
         Ok(())
     }
 
@@ -190,8 +239,13 @@ impl WorkerContext<'_> {
             }
         }
         by_topic.into_iter().for_each(|(topic, records)| metrics.acknowledged(topic, records));
-        if is_complete {
-            settled.destinations.iter().for_each(|destination| self.log_open(assignment, destination));
+        for destination in &settled.destinations {
+            if is_complete {
+                self.log_open(assignment, destination);
+            } else if assignment.unwritable.remove(destination) {
+                // The events are sent again, and reported again if they are not acknowledged.
+                self.shared.unblock(&partition_obstacle(destination));
+            }
         }
     }
 
@@ -221,7 +275,7 @@ impl WorkerContext<'_> {
         }
     }
 
-    fn count_in_doubt(&self, assignment: &LaneAssignment) {
+    pub(super) fn count_in_doubt(&self, assignment: &LaneAssignment) {
         let records = assignment.in_doubt.iter().map(|in_doubt| in_doubt.records.len()).sum();
         self.shared.options.telemetry.metrics.set_in_doubt(self.worker, records);
     }
@@ -241,15 +295,23 @@ impl WorkerContext<'_> {
     }
 }
 
-fn record_of(row: &ClaimedRow, slot: usize, topic: &str, placement: Option<(i32, i32)>) -> Result<Record, sqlx::Error> {
+fn record_of(
+    row: &ClaimedRow,
+    is_scheduled: bool,
+    slot: usize,
+    topic: &str,
+    placement: Option<Placement>,
+) -> Result<Record, sqlx::Error> {
     let (id, topic) = (row.id()?.0, topic.to_owned());
     let value = match (row.entity_id()?, placement) {
         (None, _) => HoldValue::Row(id),
-        (Some(_), Some((partition, of))) => HoldValue::Partition { topic: topic.clone(), partition, of },
+        (Some(_), Some(Placement { partition, of })) => HoldValue::Partition { topic: topic.clone(), partition, of },
         // Only librdkafka knows the partition.
         (Some(_), None) => HoldValue::Topic(topic.clone()),
     };
-    Ok(Record { id, lane: row.lane()?, slot, value, topic })
+    // The batch takes a scheduled event's schedule away.
+    let ctid = if is_scheduled { None } else { Some(row.ctid()?) };
+    Ok(Record { id, event_id: row.event_id()?.0, ctid, lane: row.lane()?, slot, value, topic })
 }
 
 /// Logs the partitions that take no records, with their leader and the cause.
@@ -279,6 +341,10 @@ async fn report(
         let leader = of.into_iter().find(|leader| Some(leader.partition) == *partition);
         let (reason, fault) = cause(leader, code);
         let is_new = shared.block_by(&partition_obstacle(destination), &reason, fault);
+        if is_over.load(Ordering::Relaxed) {
+            shared.unblock(&partition_obstacle(destination));
+            return;
+        }
         let code = fault.code;
         if is_new {
             shared.options.telemetry.metrics.failed(Class::Destination, 1);
