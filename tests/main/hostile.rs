@@ -431,7 +431,9 @@ async fn a_relay_behind_a_pooler_meets_no_trap(database: TestDatabase, kafka: Ar
     ensure!(running.log().iter().all(|line| !line.contains("SPRUNG")), "{:?}", running.log());
     ensure!(running.stop().await? == Some(0));
     // Another client of the pooler still has its own path.
-    let mut other = PgConnection::connect(pooler.url()).await?;
+    // PgBouncer's defaults refuse the parameter that sqlx sends.
+    let options = pooler.url().parse::<PgConnectOptions>()?.extra_float_digits(None);
+    let mut other = PgConnection::connect_with(&options).await?;
     let path = other.fetch_one(sqlx::raw_sql("show search_path")).await?;
     ensure!(sqlx::Row::try_get::<&str, _>(&path, 0)? == "public, pg_catalog");
     other.close().await?;
