@@ -42,7 +42,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             brokers_that_refuse_the_login_are_found,
             what_exactly_once_lacks_in_the_database_is_found_and_fixed;
         with_postgres:
-            what_exactly_once_lacks_in_the_cluster_is_found;
+            what_exactly_once_lacks_in_the_cluster_is_found,
+            an_advertised_address_that_leads_nowhere_is_found;
         with_kafka:
             prepared_transactions_and_idle_replication_slots_are_found;
         alone:
@@ -445,6 +446,22 @@ async fn prepared_transactions_and_idle_replication_slots_are_found(kafka: Arc<R
     conn.execute(sqlx::raw_sql(AssertSqlSafe("select pg_create_physical_replication_slot('nobody', true)"))).await?;
     expect_and_fix(&outbox, &relay, "replication-slot", "warning").await?;
     postgres.stop().await;
+    Ok(())
+}
+
+/// Both brokers answer at the bootstrap address, and send clients elsewhere.
+async fn an_advertised_address_that_leads_nowhere_is_found(database: TestDatabase) -> anyhow::Result<()> {
+    let dead = format!("PLAINTEXT://127.0.0.1:{}", free_port()?);
+    for (advertised, id) in
+        [(dead.as_str(), "broker-unreachable"), ("PLAINTEXT://no-such-host.invalid:9092", "broker-name")]
+    {
+        let listeners = [("advertised.listeners", advertised.to_owned())];
+        let start = move || RealKafka::start(&listeners.each_ref().map(|(name, value)| (*name, value.as_str())));
+        let kafka = tokio::task::spawn_blocking(start).await??;
+        let found = expect(&Relay::new(&database.url(), &kafka.bootstrap()), id, "error").await?;
+        let address = advertised.trim_start_matches("PLAINTEXT://");
+        ensure!(found["message"].as_str().is_some_and(|message| message.contains(address)), "{found}");
+    }
     Ok(())
 }
 
