@@ -92,10 +92,11 @@ pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send 
 }
 
 fn away(brokers: &str, complaint: Option<(RDKafkaErrorCode, String)>) -> Finding {
-    use RDKafkaErrorCode::{Authentication, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
+    use RDKafkaErrorCode::{Authentication, Resolve, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
     let (code, reason) = complaint.unwrap_or((RDKafkaErrorCode::BrokerTransportFailure, "no answer".to_owned()));
     let fix = fault::classify_kafka(code).next_step;
     match code {
+        Resolve => Finding::error(Code::BrokerName, format!("The name of a broker cannot be resolved: {reason}."), fix),
         SSL => Finding::error(Code::BrokerTls, format!("The TLS connection to {brokers} fails: {reason}."), fix),
         Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism => {
             Finding::error(Code::BrokerLogin, format!("The brokers at {brokers} reject the login: {reason}."), fix)
