@@ -17,6 +17,7 @@ use super::exit::Failure;
 use super::{runtime, target};
 use crate::config::{KafkaSettings, Needs, Settings, Sources};
 use crate::fault;
+use crate::observe::print::{out, outln};
 use event_outbox::Names;
 
 #[derive(Debug, Args)]
@@ -67,8 +68,8 @@ impl Demo {
         })?;
         let json = self.act.as_ref().map_or(self.json, |Act::OrderFlow(flow)| flow.json);
         match json {
-            true => print(&format!("{}\n", reconciliation.to_json())),
-            false => print(&format!("\n{reconciliation}")),
+            true => outln!("{}", reconciliation.to_json()),
+            false => out!("\n{reconciliation}"),
         }
         check(&reconciliation)
     }
@@ -77,11 +78,11 @@ impl Demo {
     fn show_addresses(&self, addresses: &[(&'static str, String)]) {
         if self.json {
             let object: BTreeMap<_, _> = addresses.iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
-            print(&format!("{}\n", serde_json::json!(object)));
+            outln!("{}", serde_json::json!(object));
             return;
         }
         for (name, value) in addresses {
-            print(&format!("export {name}='{value}'\n"));
+            outln!("export {name}='{value}'");
         }
     }
 }
@@ -226,11 +227,6 @@ fn hint(error: &DemoError) -> &'static str {
         DemoError::Tables(error) => database(error),
         _ => "see the lines above; if they do not help, report them",
     }
-}
-
-/// Prints to stdout. `println!` would panic after the reader has closed the pipe.
-fn print(text: &str) {
-    crate::observe::print::out!("{text}");
 }
 
 #[cfg(test)]

@@ -212,6 +212,7 @@ impl Worker {
         .await;
         if settled.is_err() {
             assignment.invalidate();
+            shared.options.telemetry.metrics.set_in_doubt(self.index, 0);
         }
         self.assignment = Some(assignment);
         settled

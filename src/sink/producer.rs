@@ -34,7 +34,7 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// The largest batch, in records, that is sent without lingering.
 const FEW: usize = 16;
 
-/// Where a record goes: the partition, and the number of partitions that it was chosen from.
+/// The partition of a record, and the number of partitions that it was chosen from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Placement {
     pub(crate) partition: i32,

@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 /// The SQLSTATE class of refused logins.
 const LOGIN_REFUSED: &str = "28";
 
-/// What a session is for.
+/// The purpose of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Writes. Only a server that can be written is accepted.

@@ -192,22 +192,19 @@ async fn events_without_a_key_go_around_a_partition_without_a_leader(database: T
     cluster.healthy.execute(&write(30)).await?;
     // A third of them may have been sent to the partition before it was known.
     let published = "select count(*) from event_outbox where event_type = 'Keyless' and status = 'PUBLISHED'";
-    eventually("keyless events are published", SOON, || async {
-        match cluster.healthy.number(published).await {
-            Ok(published) if published >= 20 => Ok(()),
-            other => Err(other),
-        }
-    })
-    .await;
+    let until = async |what: &str, events: i64| {
+        eventually(what, SOON, || async {
+            match cluster.healthy.number(published).await {
+                Ok(published) if published >= events => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    };
+    until("keyless events are published", 20).await;
     relay.wait_for("partition_closed").await;
     cluster.healthy.execute(&write(300)).await?;
-    eventually("keyless events go around the partition", SOON, || async {
-        match cluster.healthy.number(published).await {
-            Ok(published) if published >= 320 => Ok(()),
-            other => Err(other),
-        }
-    })
-    .await;
+    until("keyless events go around the partition", 320).await;
     cluster.brokers[2].start_again()?;
     cluster.healthy.until_settled().await;
     cluster.healthy.all_published().await?;

@@ -41,7 +41,7 @@ const COMMANDS: &[&str] = &[
     "req -new -x509 -days 365 -nodes -text -out stranger.crt -keyout stranger.key -subj /CN=stranger",
 ];
 
-/// What the relay must report in place of a connection.
+/// The code that the relay reports in place of a connection.
 const TLS: &str = "OR-2004";
 const LOGIN: &str = "OR-2002";
 const REFUSED: &str = "DATABASE_URL";
@@ -81,7 +81,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("", "localhost", "sslmode=verify-full&sslrootcert={}/root.crt", TLS),
 ];
 
-/// The same for a server that takes only TLS with a client's certificate.
+/// The cases of a server that takes only TLS with a client's certificate.
 const WITH_CLIENT: &[(&str, &str, &str, &str)] = &[
     ("server", "localhost", "sslmode=disable", LOGIN),
     ("server", "localhost", "sslmode=allow&sslcert={}/client.crt&sslkey={}/client.key", CONNECTED),

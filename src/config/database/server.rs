@@ -133,9 +133,9 @@ impl Pem {
 /// The certificates that vouch for a server.
 #[derive(Clone)]
 pub enum Roots {
-    /// Those of the operating system.
+    /// The authorities of the operating system.
     System,
-    /// Those of a file, and no others.
+    /// The authorities in a file, and no others.
     Only(Pem),
 }
 

@@ -1,6 +1,6 @@
 //! Splits `DATABASE_URL` into libpq's parameters: `postgres://user:password@h1:5432,h2/database?name=value`.
 
-/// The answer to a URL whose parts cannot be told apart. The text before the last `@` may be part of a password, so it is never shown.
+/// Refuses a URL whose parts cannot be told apart. The text before the last `@` may be part of a password, so it is never shown.
 pub(super) const PERCENT_ENCODE: &str = "user or password holds a character with a meaning in URLs; write it percent-encoded (@ %40, : %3A, / %2F, ? %3F, # %23)";
 
 const NO_TEXT: &str = "it holds a % that encodes no text";

@@ -59,7 +59,6 @@ impl WorkerContext<'_> {
         if assignment.pauses.has_ended(Instant::now()) {
             assignment.generation = None;
         }
-        self.count_in_doubt(assignment);
         self.report_in_doubt(assignment);
         // A probe looks only at the lanes that the worker has. Lanes that were not free must not wait until there is an event in these.
         let may_probe = (probe_first || assignment.pauses.blocks_everything())
@@ -73,7 +72,7 @@ impl WorkerContext<'_> {
             Ok(_) => {}
             // Its transaction has committed the acknowledged rows and left the lanes' rows as they were.
             Err(CycleError::Unacknowledged { .. }) if !self.shared.options.is_exactly_once() => {}
-            Err(_) => assignment.invalidate(),
+            Err(_) => self.invalidate(assignment),
         }
         done
     }

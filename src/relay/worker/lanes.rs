@@ -32,7 +32,7 @@ impl WorkerContext<'_> {
                 self.load_holds(assignment, begun.generation).await?;
                 return Ok(true);
             }
-            assignment.invalidate();
+            self.invalidate(assignment);
             if !are_all_free {
                 within(session::rollback(self.conn)).await?;
                 continue;

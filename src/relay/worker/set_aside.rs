@@ -105,14 +105,12 @@ impl WorkerContext<'_> {
         let from_id = records.iter().map(|(_, record, _)| record.id).min().unwrap_or_default();
         let mut values: HashMap<i16, HashSet<HoldValue>> = HashMap::new();
         for (at, record, placement) in &mut records {
-            if let (HoldValue::Row(_), placement) = (&record.value, *placement) {
+            let of_topic = |(topic, _): &&(String, i32)| *topic == record.topic;
+            let is_everywhere =
+                |placement: Placement| unanswered.iter().filter(of_topic).count() >= placement.of as usize;
+            if matches!(record.value, HoldValue::Row(_)) && placement.is_none_or(is_everywhere) {
                 // Without a partition to go to, every event without a key would be sent into doubt as well.
-                let of_topic = |(topic, _): &&(String, i32)| *topic == record.topic;
-                let is_everywhere = placement
-                    .is_none_or(|placement| unanswered.iter().filter(of_topic).count() >= placement.of as usize);
-                if is_everywhere {
-                    record.value = HoldValue::Topic(record.topic.clone());
-                }
+                record.value = HoldValue::Topic(record.topic.clone());
             }
             let head_id = matches!(record.value, HoldValue::Row(_)).then_some(record.id);
             let value = &record.value;
@@ -198,7 +196,8 @@ impl WorkerContext<'_> {
         let persistent = self.shared.options.database.prepared_statements;
         // An operator may have decided about an event meanwhile. Such an event is no longer pending.
         let pending = within(self.shared.settle.pending(self.conn, &acked, lanes, persistent)).await?;
-        let is_sent = |row: &&PendingRow| assignment.in_doubt[at].records.iter().any(|record| record.is(row));
+        let sent: HashMap<i64, &Record> = records.iter().map(|record| (record.id, record)).collect();
+        let is_sent = |row: &&PendingRow| sent.get(&row.id).is_some_and(|record| record.is(row));
         let ctids: Vec<Ctid> = pending.iter().filter(is_sent).map(|row| row.ctid).collect();
         let stored = self.store(assignment, progress, &ctids, &[], false).await;
         stored.map_err(|error| self.not_marked(error, lanes))?;
@@ -206,7 +205,7 @@ impl WorkerContext<'_> {
         let mut settled = assignment.in_doubt.remove(at);
         settled.is_over.store(true, Ordering::Relaxed);
         self.count_in_doubt(assignment);
-        self.end_of_doubt(assignment, &settled, &outcomes);
+        self.end_of_doubt(assignment, &settled, &outcomes, is_complete);
         // A producer that has its connections is better than a new one.
         if is_complete
             && let Some(warm) = settled.producer.take_if(|producer| !producer.is_outdated())
@@ -218,11 +217,16 @@ impl WorkerContext<'_> {
     }
 
     /// Counts and logs the outcomes of records that were set aside.
-    fn end_of_doubt(&self, assignment: &mut LaneAssignment, settled: &InDoubt, outcomes: &[Outcome]) {
+    fn end_of_doubt(
+        &self,
+        assignment: &mut LaneAssignment,
+        settled: &InDoubt,
+        outcomes: &[Outcome],
+        is_complete: bool,
+    ) {
         let metrics = &self.shared.options.telemetry.metrics;
         let retried = settled.producer.as_ref().and_then(|producer| producer.deliveries().retried_error());
         let mut by_topic: HashMap<&str, u64> = HashMap::new();
-        let mut is_complete = true;
         for record in &settled.records {
             let code = match outcomes.get(record.slot) {
                 Some(Outcome::Acked) => {
@@ -232,7 +236,6 @@ impl WorkerContext<'_> {
                 Some(Outcome::Failed(code)) => Some(*code),
                 _ => None,
             };
-            is_complete = false;
             metrics.unacknowledged(code.or(retried).map_or(fault::NO_ANSWER, fault::classify_kafka).code, 1);
             if let Some(code) = code.filter(|code| fault::classify_kafka(*code).class == Class::Destination) {
                 self.topic_refused(&record.topic, code);
@@ -275,7 +278,13 @@ impl WorkerContext<'_> {
         }
     }
 
-    pub(super) fn count_in_doubt(&self, assignment: &LaneAssignment) {
+    /// Forgets what is known of the lanes. The records that were set aside are dropped with their producers.
+    pub(super) fn invalidate(&self, assignment: &mut LaneAssignment) {
+        assignment.invalidate();
+        self.count_in_doubt(assignment);
+    }
+
+    fn count_in_doubt(&self, assignment: &LaneAssignment) {
         let records = assignment.in_doubt.iter().map(|in_doubt| in_doubt.records.len()).sum();
         self.shared.options.telemetry.metrics.set_in_doubt(self.worker, records);
     }

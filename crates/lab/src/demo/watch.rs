@@ -112,7 +112,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads until it was told to finish and has reached the ends of the topics, or until the watch is gone. Blocks.
+    /// Reads the topics to their ends, once told to finish, or until the watch is dropped. Blocks.
     fn run(self, finish: &watch::Receiver<bool>, on_record: impl Fn(&Sighting)) -> Result<(), KafkaError> {
         // `ends` has the offsets to stop at, once they are known. `positions` has the offsets after the last record read.
         let mut ends: Option<HashMap<(String, i32), i64>> = None;
