@@ -31,8 +31,12 @@
 //! After any error a worker trusts nothing. It drops its producer, and takes its own lanes as if they were another worker's. Like every
 //! other worker, it learns from the progress whether its commit was made.
 //!
+//! A transaction whose records are not acknowledged is left ([`leave`]): nobody has asked for its commit, so it can only be rolled back. The
+//! worker releases its lanes and goes on under a new transactional id.
+//!
 //! A worker that publishes at least once takes such a lane (taken or opened) by the same steps, and leaves it free.
 
+mod leave;
 pub(crate) mod ownership;
 mod recovery;
 
@@ -254,6 +258,7 @@ impl WorkerContext<'_> {
             (*lane, Progress { owner, epoch: *epoch, before: nonce, after: nonce, digest, ids: Vec::new() })
         };
         self.commit_progress(taken.iter().map(progress).collect()).await?;
+        self.ownership.has_written = false;
         let begun = within(self.shared.transaction.begin(self.conn, Wanted::Free(lanes))).await?;
         let is_locked = |lane: i16| begun.lanes.iter().any(|row| row.lane == lane);
         let locked: Vec<_> = taken.into_iter().filter(|(lane, _)| is_locked(*lane)).collect();
@@ -306,6 +311,7 @@ impl WorkerContext<'_> {
             Ok((lane, Progress { owner, epoch, before, after: owned.next_nonce, digest, ids }))
         });
         let lanes = lanes.collect::<Result<Vec<_>, sqlx::Error>>()?;
+        self.ownership.has_written = true;
         self.commit_progress(lanes).await
     }
 

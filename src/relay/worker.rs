@@ -21,8 +21,8 @@ pub(crate) mod lane_assignment;
 mod lanes;
 pub(crate) mod outcome;
 pub(crate) mod pauses;
-mod set_aside;
-mod settle;
+pub(crate) mod set_aside;
+pub(crate) mod settle;
 pub(crate) mod topics;
 mod unacknowledged;
 
@@ -49,7 +49,7 @@ use cycle::lock_in;
 use event_outbox::backoff::Backoff;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
-use in_doubt::partition_obstacle;
+use in_doubt::{InDoubt, partition_obstacle};
 use lane_assignment::LaneAssignment;
 
 /// The longest time that taking a transactional id may take. Transactions left open under that id have to be rolled back first.
@@ -194,7 +194,8 @@ impl Worker {
     }
 
     fn has_in_doubt(&self) -> bool {
-        self.assignment.as_ref().is_some_and(|assignment| !assignment.in_doubt.is_empty())
+        let is_in_doubt = |records: &InDoubt| !records.is_rolled_back();
+        self.assignment.as_ref().is_some_and(|assignment| assignment.in_doubt.iter().any(is_in_doubt))
     }
 
     /// Marks the acknowledged ones of the records that were set aside: of those that are due, or of all before lanes are given back.

@@ -1,6 +1,8 @@
 //! Watches whether the cluster can be reached. One client of the relay does so; the workers' producers report to it if they suspect an
 //! outage.
 //!
+//! The cluster counts as up if a leader answers at the address that it advertises. A bootstrap address that answers is not enough.
+//!
 //! The client is a plain producer that sends nothing. An idempotent producer breaks permanently if it lacks the right to be idempotent, and
 //! does not connect again. A client that gets no answer for a long time is replaced.
 //!
@@ -15,9 +17,10 @@ use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::{MetadataBroker, MetadataPartition, MetadataTopic};
+use rdkafka::metadata::{Metadata, MetadataBroker, MetadataPartition, MetadataTopic};
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::fault::{self, Class, Fault};
 use crate::sink::client::ClientSettings;
@@ -44,6 +47,9 @@ const CLIENT_KEPT: Duration = Duration::from_secs(10);
 /// The number of topics after which the client is replaced. librdkafka keeps every topic it was asked for, and asks for missing ones once a
 /// second.
 const NAMES_KEPT: usize = 64;
+
+/// The most leaders that are asked whether they answer.
+const LEADERS_ASKED: usize = 8;
 
 /// The topic that the watch asks for while it knows no other. Any answer is enough, and most clusters have this topic.
 const ANY_TOPIC: &str = "__consumer_offsets";
@@ -264,7 +270,8 @@ impl Broker {
         }
     }
 
-    /// Asks for one topic, because a large cluster takes long to list all of them.
+    /// Returns true if the cluster can take records, as far as one answer tells. Asks for one topic, because a large cluster takes long to
+    /// list all of them.
     async fn answers(self: &Arc<Self>, topics: &Topics) -> bool {
         let known = topics.stalest();
         if known.is_some() {
@@ -273,14 +280,51 @@ impl Broker {
         let name = known.clone().unwrap_or_else(|| ANY_TOPIC.to_owned());
         let asked = self.ask(vec![name.clone()], move |client| {
             let metadata = client.client().fetch_metadata(Some(&name), ANSWER_TIMEOUT)?;
-            Ok((!metadata.brokers().is_empty(), answer_in(metadata.topics(), &name)))
+            Ok((!metadata.brokers().is_empty(), answer_in(metadata.topics(), &name), led_partitions(&metadata)))
         });
-        let Ok((is_up, answer)) = asked.await else { return false };
-        *self.answered_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let Ok((has_brokers, answer, led)) = asked.await else { return false };
         if let Some(topic) = known {
             topics.update(&topic, answer);
         }
+        let is_up = has_brokers && self.is_led(led).await;
+        if is_up {
+            *self.answered_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
         is_up
+    }
+
+    /// Returns true if a leader answers. Metadata comes from the bootstrap addresses too, and records go to the addresses that the brokers
+    /// advertise. If no leader of these partitions answers, asks those of all topics.
+    async fn is_led(self: &Arc<Self>, led: Vec<(String, i32)>) -> bool {
+        if led.is_empty() || self.any_leader_answers(led).await {
+            return true;
+        }
+        let listed =
+            self.ask(Vec::new(), |client| Ok(led_partitions(&client.client().fetch_metadata(None, ANSWER_TIMEOUT)?)));
+        match listed.await {
+            Ok(led) => self.any_leader_answers(led).await,
+            Err(_) => false,
+        }
+    }
+
+    async fn any_leader_answers(self: &Arc<Self>, led: Vec<(String, i32)>) -> bool {
+        let mut asked = JoinSet::new();
+        for (topic, partition) in led.into_iter().take(LEADERS_ASKED) {
+            let broker = Arc::clone(self);
+            asked.spawn(async move {
+                let offsets = broker.ask(vec![topic.clone()], move |client| {
+                    client.client().fetch_watermarks(&topic, partition, ANSWER_TIMEOUT)
+                });
+                // An error that the broker returns is an answer as well.
+                offsets.await.map_or_else(|error| error.rdkafka_error_code().is_some_and(is_answer), |_| true)
+            });
+        }
+        while let Some(answered) = asked.join_next().await {
+            if answered.unwrap_or(false) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Asks for topics one by one.
@@ -411,6 +455,21 @@ impl Broker {
     fn client(&self) -> MutexGuard<'_, Client> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns one partition of each leader.
+fn led_partitions(metadata: &Metadata) -> Vec<(String, i32)> {
+    let mut leaders = HashSet::new();
+    let partitions = metadata.topics().iter().flat_map(|topic| {
+        topic.partitions().iter().map(|partition| (topic.name().to_owned(), partition.id(), partition.leader()))
+    });
+    let led = partitions.filter(|(_, _, leader)| *leader >= 0 && leaders.insert(*leader));
+    led.map(|(topic, partition, _)| (topic, partition)).collect()
+}
+
+/// Returns true for an error that a broker has returned. The client's own errors are negative.
+fn is_answer(code: RDKafkaErrorCode) -> bool {
+    code as i32 > 0
 }
 
 fn leader_of(partition: &MetadataPartition, brokers: &[MetadataBroker]) -> Leader {

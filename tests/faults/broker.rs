@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::fault::Fault;
 use crate::proxied_relay::PUBLISH_TIMEOUT;
-use crate::proxy::{Catch, Spot};
+use crate::proxy::{Catch, Spot, port_of};
 use crate::relays::{STRIKES, STRIKES_BY_DEFAULT, under};
 use crate::stage::Stage;
 use lab::kafka::RealKafka;
@@ -47,6 +47,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_cluster_that_is_suspected_is_not_asked_for_all_its_topics;
         with_postgres:
             a_leader_that_has_lost_its_quorum,
+            a_cluster_that_answers_at_its_bootstrap_address_only_is_down,
             a_broker_that_restarts,
             a_broker_that_is_killed_and_down_for_a_while,
             a_broker_that_is_frozen,
@@ -205,6 +206,53 @@ async fn own_broker(trial: &str, database: &TestDatabase) -> anyhow::Result<(Rea
     let kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
     let stage = Stage::open(trial, &Outbox::from_database(database), &kafka, 2).await?;
     Ok((kafka, stage))
+}
+
+/// Forwards connections to `port` of this machine until it is dropped.
+async fn forwarder(from: u16, to: u16) -> anyhow::Result<tokio::task::JoinSet<()>> {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", from)).await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((mut inner, _)) = listener.accept().await {
+            connections.spawn(async move {
+                if let Ok(mut outer) = tokio::net::TcpStream::connect(("127.0.0.1", to)).await {
+                    // A connection that is reset is part of the trial.
+                    drop(tokio::io::copy_bidirectional(&mut inner, &mut outer).await);
+                }
+            });
+        }
+    });
+    Ok(tasks)
+}
+
+/// The bootstrap address answers all the time. The address that the broker advertises goes away and returns.
+async fn a_cluster_that_answers_at_its_bootstrap_address_only_is_down(database: TestDatabase) -> anyhow::Result<()> {
+    let advertised = free_port()?;
+    let listener = format!("PLAINTEXT://127.0.0.1:{advertised}");
+    let start = move || RealKafka::start(&[("advertised.listeners", listener.as_str())]);
+    let kafka = tokio::task::spawn_blocking(start).await??;
+    let to = port_of(&kafka.bootstrap())?;
+    let mut way = forwarder(advertised, to).await?;
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let relay = outbox.relay(&kafka).start_ready("advertised").await?;
+    outbox.write("a", 1, 1).await?;
+    outbox.until_settled().await;
+    way.shutdown().await;
+    outbox.write("a", 2, 1).await?;
+    let down = relay.wait_for_line("outage_started", |line| line["server"] == "kafka").await;
+    ensure!(down["reason"].as_str().is_some_and(|reason| reason.contains(&advertised.to_string())), "{down}");
+    let second = outbox.relay(&kafka).start("second")?;
+    second.wait_for_line("outage_started", |line| line["server"] == "kafka").await;
+    ensure!(second.stop().await? == Some(0));
+    ensure!(relay.lines("outage_ended").is_empty());
+    let way = forwarder(advertised, to).await?;
+    outbox.until_settled().await;
+    relay.wait_for("outage_ended").await;
+    ensure!(relay.stop().await? == Some(0));
+    drop(way);
+    Ok(())
 }
 
 async fn a_broker_that_restarts(database: TestDatabase) -> anyhow::Result<()> {

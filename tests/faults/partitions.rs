@@ -18,8 +18,11 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_postgres:
             partitions_without_a_leader_stop_only_their_own_events,
+            partitions_without_a_leader_stop_only_their_own_events_in_transactions,
             partitions_with_too_few_replicas_stop_only_their_own_events,
+            partitions_with_too_few_replicas_stop_only_their_own_events_in_transactions,
             a_frozen_leader_stops_only_its_own_events,
+            a_frozen_leader_stops_only_its_own_events_in_transactions,
             events_without_a_key_go_around_a_partition_without_a_leader,
             a_relay_that_is_killed_leaves_what_is_in_doubt_to_the_next_one;
     }
@@ -30,6 +33,33 @@ struct Cluster {
     brokers: Vec<RealKafka>,
     healthy: Outbox,
     troubled: Outbox,
+    delivery: &'static str,
+}
+
+const AT_LEAST_ONCE: &str = "at_least_once";
+const EXACTLY_ONCE: &str = "exactly_once";
+
+/// Defines each trial twice: with at-least-once and with exactly-once delivery.
+macro_rules! in_both_modes {
+    ($($trial:ident, $in_transactions:ident: $run:ident;)+) => {
+        $(
+            async fn $trial(database: TestDatabase) -> anyhow::Result<()> {
+                $run(&database, AT_LEAST_ONCE).await
+            }
+
+            async fn $in_transactions(database: TestDatabase) -> anyhow::Result<()> {
+                $run(&database, EXACTLY_ONCE).await
+            }
+        )+
+    };
+}
+
+in_both_modes! {
+    partitions_without_a_leader_stop_only_their_own_events,
+        partitions_without_a_leader_stop_only_their_own_events_in_transactions: without_a_leader;
+    partitions_with_too_few_replicas_stop_only_their_own_events,
+        partitions_with_too_few_replicas_stop_only_their_own_events_in_transactions: with_too_few_replicas;
+    a_frozen_leader_stops_only_its_own_events, a_frozen_leader_stops_only_its_own_events_in_transactions: frozen_leader;
 }
 
 impl Cluster {
@@ -39,11 +69,16 @@ impl Cluster {
         let troubled = healthy.seen_by(&format!("{}-troubled", healthy.topic));
         brokers[0].create_placed_topic(&healthy.topic, &[&[1], &[1], &[1]], &[]).await?;
         brokers[0].create_placed_topic(&troubled.topic, replicas, configs).await?;
-        Ok(Self { brokers, healthy, troubled })
+        Ok(Self { brokers, healthy, troubled, delivery: AT_LEAST_ONCE })
+    }
+
+    fn with(self, delivery: &'static str) -> Self {
+        Self { delivery, ..self }
     }
 
     fn relay(&self) -> Relay {
-        self.healthy.relay(&self.brokers[0]).with("RELAY_ADMIN_ADDRESS", "127.0.0.1:0")
+        let relay = self.healthy.relay(&self.brokers[0]).with("RELAY_ADMIN_ADDRESS", "127.0.0.1:0");
+        relay.with("RELAY_DELIVERY", self.delivery)
     }
 
     /// Writes events `from`, `from + 1`, … of every entity to both topics.
@@ -108,9 +143,9 @@ fn is_of(line: &Value, topic: &str, partition: i32) -> bool {
     line["topic"] == topic && line["partition"] == partition
 }
 
-async fn partitions_without_a_leader_stop_only_their_own_events(database: TestDatabase) -> anyhow::Result<()> {
+async fn without_a_leader(database: &TestDatabase, delivery: &'static str) -> anyhow::Result<()> {
     let replicas: [&[i32]; 6] = [&[1], &[2], &[3], &[1], &[2], &[3]];
-    let mut cluster = Cluster::start(&database, &replicas, &[]).await?;
+    let mut cluster = Cluster::start(database, &replicas, &[]).await?.with(delivery);
     let relay = cluster.relay().start_ready("partitions").await?;
     cluster.write(1, 2).await?;
     cluster.healthy.until_settled().await;
@@ -138,9 +173,9 @@ async fn partitions_without_a_leader_stop_only_their_own_events(database: TestDa
     Ok(())
 }
 
-async fn partitions_with_too_few_replicas_stop_only_their_own_events(database: TestDatabase) -> anyhow::Result<()> {
+async fn with_too_few_replicas(database: &TestDatabase, delivery: &'static str) -> anyhow::Result<()> {
     let replicas: [&[i32]; 3] = [&[2, 3], &[2, 3], &[2, 3]];
-    let mut cluster = Cluster::start(&database, &replicas, &[("min.insync.replicas", "2")]).await?;
+    let mut cluster = Cluster::start(database, &replicas, &[("min.insync.replicas", "2")]).await?.with(delivery);
     let relay = cluster.relay().start_ready("partitions").await?;
     cluster.write(1, 2).await?;
     cluster.healthy.until_settled().await;
@@ -160,9 +195,9 @@ async fn partitions_with_too_few_replicas_stop_only_their_own_events(database: T
 }
 
 /// The controller knows for a few seconds only that the leader is silent. Nobody else tells.
-async fn a_frozen_leader_stops_only_its_own_events(database: TestDatabase) -> anyhow::Result<()> {
+async fn frozen_leader(database: &TestDatabase, delivery: &'static str) -> anyhow::Result<()> {
     let replicas: [&[i32]; 3] = [&[1], &[2], &[3]];
-    let mut cluster = Cluster::start(&database, &replicas, &[]).await?;
+    let mut cluster = Cluster::start(database, &replicas, &[]).await?.with(delivery);
     let relay = cluster.relay().start_ready("partitions").await?;
     cluster.write(1, 1).await?;
     cluster.healthy.until_settled().await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
 
 use lab::kafka::{RealKafka, Record};
 use lab::{Outbox, SOON, TestDatabase, eventually, trials};
@@ -24,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             twenty_thousand_missing_topics_do_not_starve_the_others;
         with_postgres:
             a_topic_that_an_event_names_by_mistake_is_not_created,
+            an_entity_does_not_go_back_when_a_relay_that_knows_fewer_partitions_gets_its_lane,
             an_entity_moves_once_to_another_partition_when_its_topic_gets_more;
     }
 }
@@ -138,6 +140,44 @@ async fn an_entity_moves_once_to_another_partition_when_its_topic_gets_more(
     }
     ensure!(spread > 3, "the new partitions are not used");
     ensure!(relay.stop().await? == Some(0));
+    Ok(())
+}
+
+/// A frozen relay does not learn of new partitions. It wakes up, and gets the lanes of the relay that has used them.
+async fn an_entity_does_not_go_back_when_a_relay_that_knows_fewer_partitions_gets_its_lane(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let kafka = RealKafka::start(&[])?;
+    let outbox = Outbox::from_database(&database);
+    kafka.create_topic(&outbox.topic, 3, &[]).await?;
+    let settings = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "5s");
+    let frozen = settings.start_ready("frozen").await?;
+    outbox.write_backlog(400, 20).await?;
+    outbox.until_settled().await;
+    let learning = settings.start_ready("learning").await?;
+    frozen.signal(Signal::SIGSTOP)?;
+    kafka.add_partitions(&outbox.topic, 16).await?;
+    eventually("the new partitions are used", SOON, || async {
+        outbox.write_backlog(20, 20).await?;
+        outbox.until_settled().await;
+        let records = kafka.read_topic(&outbox.topic).await?;
+        ensure!(records.iter().any(|record| record.partition >= 3), "{} records", records.len());
+        Ok(())
+    })
+    .await;
+    // Every entity has moved before the lanes change hands.
+    outbox.write_backlog(20, 20).await?;
+    outbox.until_settled().await;
+    learning.kill()?;
+    frozen.signal(Signal::SIGCONT)?;
+    for _ in 0..5 {
+        outbox.write_backlog(20, 20).await?;
+        outbox.until_settled().await;
+    }
+    let moves = moves(&kafka.read_topic(&outbox.topic).await?);
+    ensure!(moves.values().any(|moves| *moves == 1), "{moves:?}");
+    ensure!(moves.values().all(|moves| *moves <= 1), "entities went back and forth: {moves:?}");
+    ensure!(frozen.stop().await? == Some(0));
     Ok(())
 }
 

@@ -15,6 +15,12 @@ const METADATA_MIN_BYTES: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Ownership {
     pub(super) transactional_id: String,
+    /// The transactional id of the start. Later ones have a number behind it.
+    first_id: String,
+    /// The number of transactional ids that were left.
+    left: u32,
+    /// True if the last transaction has written records: its id is busy until each of their partitions has taken the end of the transaction.
+    pub(super) has_written: bool,
     /// The lanes that are its own, with their epochs, and nothing of them in doubt. Of the producer it has now.
     pub(super) settled: BTreeMap<i16, i64>,
     /// The time since which the worker has waited for lanes that another worker has not released.
@@ -26,8 +32,12 @@ pub(crate) struct Ownership {
 impl Ownership {
     /// Begins without lanes, for worker `index` of the relay `relay`; `prefix` is the name of the progress group.
     pub(crate) fn new(prefix: &str, relay: uuid::Uuid, index: usize) -> Self {
+        let first_id = format!("{prefix}.{relay}.{index}");
         Self {
-            transactional_id: format!("{prefix}.{relay}.{index}"),
+            transactional_id: first_id.clone(),
+            first_id,
+            left: 0,
+            has_written: false,
             settled: BTreeMap::new(),
             contested_since: None,
             metadata_bytes: METADATA_MAX_BYTES,
@@ -41,6 +51,14 @@ impl Ownership {
     /// Forgets which lanes are settled: see the head of this file.
     pub(crate) fn invalidate(&mut self) {
         self.settled.clear();
+    }
+
+    /// Goes on under a new transactional id, without lanes. Returns the id that is left.
+    pub(super) fn leave_id(&mut self) -> String {
+        self.invalidate();
+        self.has_written = false;
+        self.left += 1;
+        std::mem::replace(&mut self.transactional_id, format!("{}-{}", self.first_id, self.left))
     }
 
     /// A broker may accept less than the default.
@@ -84,5 +102,22 @@ pub(crate) fn describe_transaction(error: &TransactionError) -> String {
     match error.code() {
         Some(code) => format!("{code:?}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_transactional_id_of_a_worker_names_its_relay() {
+        let relay = uuid::Uuid::from_u128(7);
+        let mut ownership = Ownership::new("outbox-relay.1", relay, 2);
+        let first = ownership.leave_id();
+        let second = ownership.leave_id();
+        assert!(first != second && second != ownership.transactional_id());
+        for id in [first.as_str(), second.as_str(), ownership.transactional_id()] {
+            assert_eq!(relay_of(id), Some(relay.to_string().as_str()), "{id}");
+        }
     }
 }

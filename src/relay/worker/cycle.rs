@@ -257,7 +257,11 @@ impl WorkerContext<'_> {
         let began = stage_times.add(Stage::Send, began);
         let waited = if sent.records == 0 { Waited::Settled } else { self.acks(assignment).await };
         let mut reports = self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default();
-        if waited == Waited::Partly {
+        if waited == Waited::Partly && options.is_exactly_once() {
+            if self.leave_transaction(assignment, batch, &sent, &reports).await? {
+                return Ok(true);
+            }
+        } else if waited == Waited::Partly {
             self.set_aside(assignment, batch, &mut sent, &reports)?;
         }
         let mut missing = self.classify_deliveries(assignment, batch, &mut sent, &reports, waited)?;
@@ -340,7 +344,7 @@ impl WorkerContext<'_> {
         rehearsed.map_err(|error| self.not_marked(error, lanes))
     }
 
-    pub(super) fn not_marked(&self, error: SettleError, lanes: crate::lane::LaneRange) -> CycleError {
+    pub(crate) fn not_marked(&self, error: SettleError, lanes: crate::lane::LaneRange) -> CycleError {
         match error {
             SettleError::Database(error) => {
                 // An error that ends the session (57P..) says nothing about the marks.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rdkafka::error::RDKafkaErrorCode;
+
 use crate::lane::hold::HoldValue;
 use crate::sink::delivery::Outcome;
 use crate::sink::producer::KafkaProducer;
@@ -14,20 +16,31 @@ use uuid::Uuid;
 /// A topic, and the partition if it is known.
 pub(crate) type Destination = (String, Option<i32>);
 
+/// Tells when records are in doubt no longer.
+pub(crate) enum Awaited {
+    /// The acknowledgements that this producer waits for.
+    Acks(KafkaProducer),
+    /// The roll-back of the transaction that the records were sent in: see
+    /// [`leave_transaction`](crate::relay::worker::context::WorkerContext::leave_transaction).
+    RollBack { is_done: Arc<AtomicBool>, error: Option<RDKafkaErrorCode> },
+}
+
 /// The records of one batch that are set aside. Dropping them drops their producer.
 pub(crate) struct InDoubt {
-    pub(super) producer: Option<KafkaProducer>,
-    pub(super) records: Vec<Record>,
-    pub(super) values: HashMap<i16, HashSet<HoldValue>>,
-    pub(super) destinations: HashSet<Destination>,
-    pub(super) sent_at: Instant,
-    pub(super) is_reported: bool,
+    /// `None` once the producer was taken.
+    pub(crate) awaited: Option<Awaited>,
+    /// The records that may be acknowledged. Empty if their transaction is rolled back.
+    pub(crate) records: Vec<Record>,
+    pub(crate) values: HashMap<i16, HashSet<HoldValue>>,
+    pub(crate) destinations: HashSet<Destination>,
+    pub(crate) sent_at: Instant,
+    pub(crate) is_reported: bool,
     /// True when nothing is in doubt any more: a report that comes later is out of date.
-    pub(super) is_over: Arc<AtomicBool>,
+    pub(crate) is_over: Arc<AtomicBool>,
 }
 
 /// One record that is set aside.
-pub(super) struct Record {
+pub(crate) struct Record {
     pub(super) id: i64,
     pub(super) event_id: Uuid,
     /// The row as it was sent. `None` if the batch has changed the row itself.
@@ -46,14 +59,41 @@ impl Record {
 }
 
 impl InDoubt {
-    /// Returns true if every record has been acknowledged or refused.
-    fn is_settled(&self) -> bool {
-        self.producer.as_ref().is_none_or(|producer| producer.deliveries().are_settled())
+    /// Returns true if every record has been acknowledged or refused, or is rolled back.
+    pub(super) fn is_settled(&self) -> bool {
+        match &self.awaited {
+            Some(Awaited::Acks(producer)) => producer.deliveries().are_settled(),
+            Some(Awaited::RollBack { is_done, .. }) => is_done.load(Ordering::Relaxed),
+            None => true,
+        }
     }
 
-    /// Returns true if the records need not be waited for any longer: all are settled, or they have taken `longest`.
+    /// Returns true if the records need not be waited for any longer: all are settled, or they have taken `longest`. Nothing is gained by
+    /// another attempt if a roll-back waits for one partition alone.
     pub(crate) fn is_due(&self, longest: Duration) -> bool {
-        self.is_settled() || self.sent_at.elapsed() >= longest
+        let is_patient = self.is_rolled_back() && self.destinations.len() == 1;
+        self.is_settled() || !is_patient && self.sent_at.elapsed() >= longest
+    }
+
+    /// Returns true if none of the records will be on its topic.
+    pub(crate) fn is_rolled_back(&self) -> bool {
+        matches!(self.awaited, Some(Awaited::RollBack { .. }))
+    }
+
+    /// Returns the last error of a broker.
+    pub(super) fn error(&self) -> Option<RDKafkaErrorCode> {
+        match &self.awaited {
+            Some(Awaited::Acks(producer)) => producer.deliveries().retried_error(),
+            Some(Awaited::RollBack { error, .. }) => *error,
+            None => None,
+        }
+    }
+
+    pub(super) fn take_producer(&mut self) -> Option<KafkaProducer> {
+        match self.awaited.take() {
+            Some(Awaited::Acks(producer)) => Some(producer),
+            _ => None,
+        }
     }
 
     /// Returns true if a record of this lane is covered by the hold of this value.
@@ -67,14 +107,17 @@ impl InDoubt {
     }
 
     pub(super) fn outcomes(&self) -> Vec<Outcome> {
-        self.producer.as_ref().map(|producer| producer.deliveries().outcomes()).unwrap_or_default()
+        match &self.awaited {
+            Some(Awaited::Acks(producer)) => producer.deliveries().outcomes(),
+            _ => Vec::new(),
+        }
     }
 }
 
 impl Drop for InDoubt {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
-        if let Some(producer) = self.producer.take() {
+        if let Some(producer) = self.take_producer() {
             producer.retire();
         }
     }

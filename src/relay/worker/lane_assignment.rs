@@ -181,7 +181,8 @@ impl LaneAssignment {
     /// Forgets everything, because it may differ from what is stored.
     pub(crate) fn invalidate(&mut self) {
         self.owned = None;
-        self.in_doubt.clear();
+        // A transaction that waits for a partition says nothing about the lanes.
+        self.in_doubt.retain(InDoubt::is_rolled_back);
         self.reload_holds();
     }
 

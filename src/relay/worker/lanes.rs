@@ -9,6 +9,7 @@ use crate::lane::LaneRange;
 use crate::relay::worker::context::{CycleError, WorkerContext};
 use crate::relay::worker::lane_assignment::{LaneAssignment, OwnedLanes};
 use crate::relay::worker::pauses::PauseFilter;
+use crate::sink::producer::KafkaProducer;
 use crate::store::pauses;
 use crate::store::session::within;
 use crate::store::session::{self, Begun, LaneState, Wanted};
@@ -44,6 +45,12 @@ impl WorkerContext<'_> {
                 }
                 Some((lanes, unsettled)) if unsettled.is_empty() => {
                     if self.read_lanes(assignment, &begun, lanes).await? {
+                        self.shared.topics.refresh_counts(&self.shared.broker).await?;
+                        if self.producer.as_ref().is_some_and(KafkaProducer::is_outdated) {
+                            // The next cycle makes a producer that knows the new partitions.
+                            within(session::rollback(self.conn)).await?;
+                            return Ok(false);
+                        }
                         self.load_holds(assignment, begun.generation).await?;
                         return Ok(true);
                     }

@@ -19,7 +19,7 @@ use crate::lane::hold::{Hold, HoldKind, HoldValue};
 use crate::relay::shared::Shared;
 use crate::relay::worker::claim::Batch;
 use crate::relay::worker::context::{CycleError, WorkerContext};
-use crate::relay::worker::in_doubt::{Destination, InDoubt, Record, partition_obstacle};
+use crate::relay::worker::in_doubt::{Awaited, Destination, InDoubt, Record, partition_obstacle};
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{RowOutcome, Sent};
 use crate::relay::worker::settle::lanes_of;
@@ -32,7 +32,7 @@ use crate::store::settle::{Ctid, PendingRow};
 use event_outbox::notice::Notice;
 
 /// The time without an acknowledgement after which the open records of a batch are set aside.
-const SET_ASIDE_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const SET_ASIDE_AFTER: Duration = Duration::from_secs(1);
 
 /// The interval of looks whether the cluster works.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -48,8 +48,7 @@ impl WorkerContext<'_> {
     pub(super) async fn until_quiet(&self, assignment: &LaneAssignment, deliveries: &Deliveries) {
         let options = &self.shared.options;
         let is_short = options.relay.publish_timeout < 2 * SET_ASIDE_AFTER;
-        // A transaction of Kafka is committed as a whole.
-        if is_short || options.is_exactly_once() || assignment.in_doubt.len() >= MOST_SET_ASIDE {
+        if is_short || assignment.in_doubt.len() >= MOST_SET_ASIDE {
             return std::future::pending().await;
         }
         loop {
@@ -76,71 +75,22 @@ impl WorkerContext<'_> {
         sent: &mut Sent,
         reports: &[Outcome],
     ) -> Result<(), sqlx::Error> {
-        let is_failed = |outcome: &RowOutcome| match outcome {
-            RowOutcome::Sent { slot, .. } => matches!(reports.get(*slot), Some(Outcome::Failed(_))),
-            _ => false,
-        };
-        if sent.outcomes.iter().any(is_failed) {
-            return Ok(());
-        }
+        let Some(open) = open_records(assignment, batch, sent, reports)? else { return Ok(()) };
         let Some(producer) = self.producer.take() else { return Ok(()) };
-        let fault = producer.deliveries().retried_error().map_or(fault::NO_ANSWER, fault::classify_kafka);
-        let reason = format!("the brokers have not acknowledged its records yet ({})", fault.code);
-        let (mut records, mut destinations) = (Vec::new(), HashSet::new());
-        for (at, (row, outcome)) in batch.rows.iter().zip(&mut sent.outcomes).enumerate() {
-            let RowOutcome::Sent { slot, topic, placement } = *outcome else { continue };
-            if reports.get(slot) == Some(&Outcome::Acked) {
-                continue;
+        let values = hold_open(assignment, &open, producer.deliveries().retried_error());
+        for OpenRecord { at, record, .. } in &open {
+            // A scheduled event is counted by the claim that finds it in the order of ids.
+            if let Some(index) = assignment.holds.find(record.lane, &record.value) {
+                assignment.holds.step_over(index, record.id, *at >= batch.due);
             }
-            let topic = &sent.topics[topic];
-            destinations.insert((topic.clone(), placement.map(|placement| placement.partition)));
-            records.push((at, record_of(row, at < batch.due, slot, topic, placement)?, placement));
-            *outcome = RowOutcome::Held;
+            sent.outcomes[*at] = RowOutcome::Held;
             sent.records -= 1;
         }
-        let lanes = lanes_of(assignment);
-        let earlier = assignment.in_doubt.iter().flat_map(InDoubt::partitions);
-        let here = destinations.iter().filter_map(|(topic, partition)| Some((topic.clone(), (*partition)?)));
-        let unanswered: HashSet<(String, i32)> = earlier.chain(here).collect();
-        let from_id = records.iter().map(|(_, record, _)| record.id).min().unwrap_or_default();
-        let mut values: HashMap<i16, HashSet<HoldValue>> = HashMap::new();
-        for (at, record, placement) in &mut records {
-            let of_topic = |(topic, _): &&(String, i32)| *topic == record.topic;
-            let is_everywhere =
-                |placement: Placement| unanswered.iter().filter(of_topic).count() >= placement.of as usize;
-            if matches!(record.value, HoldValue::Row(_)) && placement.is_none_or(is_everywhere) {
-                // Without a partition to go to, every event without a key would be sent into doubt as well.
-                record.value = HoldValue::Topic(record.topic.clone());
-            }
-            let head_id = matches!(record.value, HoldValue::Row(_)).then_some(record.id);
-            let value = &record.value;
-            let hold = |from_id| Hold {
-                value: value.clone(),
-                kind: HoldKind::Topic,
-                reason: reason.clone(),
-                from_id,
-                head_id,
-                events: 0,
-                released: false,
-            };
-            let of_lanes = values.entry(record.lane).or_default();
-            if of_lanes.insert(value.clone()) && head_id.is_none() {
-                // The partition is the same for all lanes: the events of the others must not be sent there either.
-                for lane in (lanes.first..=lanes.last).filter(|lane| *lane != record.lane) {
-                    if values.entry(lane).or_default().insert(value.clone()) {
-                        assignment.holds.begin(lane, hold(from_id));
-                    }
-                }
-            }
-            let index = assignment.holds.begin(record.lane, hold(record.id));
-            // A scheduled event is counted by the claim that finds it in the order of ids.
-            assignment.holds.step_over(index, record.id, *at >= batch.due);
-        }
-        let records: Vec<Record> = records.into_iter().map(|(_, record, _)| record).collect();
-        tracing::debug!(worker = self.worker, records = records.len(), ?destinations, "records are set aside");
+        let destinations = destinations(&open);
+        tracing::debug!(worker = self.worker, records = open.len(), ?destinations, "records are set aside");
         assignment.in_doubt.push(InDoubt {
-            producer: Some(producer),
-            records,
+            awaited: Some(Awaited::Acks(producer)),
+            records: open.into_iter().map(|open| open.record).collect(),
             values,
             destinations,
             sent_at: Instant::now(),
@@ -186,7 +136,7 @@ impl WorkerContext<'_> {
         let is_acked = |record: &&Record| outcomes.get(record.slot) == Some(&Outcome::Acked);
         let records = &assignment.in_doubt[at].records;
         let acked: Vec<i64> = records.iter().filter(is_acked).map(|record| record.id).collect();
-        let is_complete = acked.len() == records.len();
+        let is_complete = assignment.in_doubt[at].is_settled() && acked.len() == records.len();
         for Record { lane, value, .. } in records.iter().filter(is_acked) {
             let hold = assignment.holds.find(*lane, value);
             if let Some(held) = hold.and_then(|index| assignment.holds.get_mut(index)) {
@@ -208,7 +158,7 @@ impl WorkerContext<'_> {
         self.end_of_doubt(assignment, &settled, &outcomes, is_complete);
         // A producer that has its connections is better than a new one.
         if is_complete
-            && let Some(warm) = settled.producer.take_if(|producer| !producer.is_outdated())
+            && let Some(warm) = settled.take_producer().filter(|producer| !producer.is_outdated())
             && let Some(unused) = self.producer.replace(warm)
         {
             unused.retire();
@@ -225,7 +175,7 @@ impl WorkerContext<'_> {
         is_complete: bool,
     ) {
         let metrics = &self.shared.options.telemetry.metrics;
-        let retried = settled.producer.as_ref().and_then(|producer| producer.deliveries().retried_error());
+        let retried = settled.error();
         let mut by_topic: HashMap<&str, u64> = HashMap::new();
         for record in &settled.records {
             let code = match outcomes.get(record.slot) {
@@ -296,12 +246,100 @@ impl WorkerContext<'_> {
         for records in assignment.in_doubt.iter_mut().filter(is_due) {
             records.is_reported = true;
             assignment.unwritable.extend(records.destinations.iter().cloned());
-            let code = records.producer.as_ref().and_then(|producer| producer.deliveries().retried_error());
+            let code = records.error();
             let (destinations, is_over) = (records.destinations.clone(), Arc::clone(&records.is_over));
             // Asking for the leaders takes a request, and the events of other partitions must not wait for it.
             tokio::spawn(report(Arc::clone(self.shared), destinations, code, is_over));
         }
     }
+}
+
+/// A record of a batch that is not acknowledged, and the row's position in the batch.
+pub(crate) struct OpenRecord {
+    at: usize,
+    record: Record,
+    placement: Option<Placement>,
+}
+
+impl OpenRecord {
+    pub(crate) fn value(&self) -> &HoldValue {
+        &self.record.value
+    }
+}
+
+/// Returns the records of a batch that are not acknowledged; `None` if a record has failed.
+pub(crate) fn open_records(
+    assignment: &LaneAssignment,
+    batch: &Batch,
+    sent: &Sent,
+    reports: &[Outcome],
+) -> Result<Option<Vec<OpenRecord>>, sqlx::Error> {
+    let mut open = Vec::new();
+    for (at, (row, outcome)) in batch.rows.iter().zip(&sent.outcomes).enumerate() {
+        let RowOutcome::Sent { slot, topic, placement } = *outcome else { continue };
+        match reports.get(slot) {
+            Some(Outcome::Acked) => continue,
+            Some(Outcome::Failed(_)) => return Ok(None),
+            _ => {}
+        }
+        let record = record_of(row, at < batch.due, slot, &sent.topics[topic], placement)?;
+        open.push(OpenRecord { at, record, placement });
+    }
+    let earlier = assignment.in_doubt.iter().flat_map(InDoubt::partitions);
+    let here = destinations(&open).into_iter().filter_map(|(topic, partition)| Some((topic, partition?)));
+    let unanswered: HashSet<(String, i32)> = earlier.chain(here).collect();
+    for OpenRecord { record, placement, .. } in &mut open {
+        let of_topic = unanswered.iter().filter(|(topic, _)| *topic == record.topic).count();
+        let is_everywhere = placement.is_none_or(|placement| of_topic >= placement.of as usize);
+        if matches!(record.value, HoldValue::Row(_)) && is_everywhere {
+            // Without a partition to go to, every event without a key would be sent into doubt as well.
+            record.value = HoldValue::Topic(record.topic.clone());
+        }
+    }
+    Ok(Some(open))
+}
+
+pub(crate) fn destinations(open: &[OpenRecord]) -> HashSet<Destination> {
+    let partition = |open: &OpenRecord| open.placement.map(|placement| placement.partition);
+    open.iter().map(|open| (open.record.topic.clone(), partition(open))).collect()
+}
+
+/// Begins holds that cover the events of open records and all later events of the same partitions. Returns the holds' values by lane.
+/// `error` is the last error of a broker.
+pub(crate) fn hold_open(
+    assignment: &mut LaneAssignment,
+    open: &[OpenRecord],
+    error: Option<RDKafkaErrorCode>,
+) -> HashMap<i16, HashSet<HoldValue>> {
+    let fault = error.map_or(fault::NO_ANSWER, fault::classify_kafka);
+    let reason = format!("the brokers have not acknowledged its records yet ({})", fault.code);
+    let lanes = lanes_of(assignment);
+    let from_id = open.iter().map(|open| open.record.id).min().unwrap_or_default();
+    let mut values: HashMap<i16, HashSet<HoldValue>> = HashMap::new();
+    for OpenRecord { record, .. } in open {
+        let head_id = matches!(record.value, HoldValue::Row(_)).then_some(record.id);
+        let value = &record.value;
+        let hold = |from_id| Hold {
+            value: value.clone(),
+            kind: HoldKind::Topic,
+            reason: reason.clone(),
+            from_id,
+            head_id,
+            events: 0,
+            released: false,
+        };
+        let of_lanes = values.entry(record.lane).or_default();
+        if of_lanes.insert(value.clone()) && head_id.is_none() {
+            // The partition is the same for all lanes: the events of the others must not be sent there either.
+            for lane in (lanes.first..=lanes.last).filter(|lane| *lane != record.lane) {
+                if values.entry(lane).or_default().insert(value.clone()) {
+                    assignment.holds.begin(lane, hold(from_id));
+                }
+            }
+        }
+        assignment.holds.begin(record.lane, hold(record.id));
+    }
+    values
 }
 
 fn record_of(

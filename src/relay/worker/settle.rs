@@ -227,7 +227,7 @@ impl WorkerContext<'_> {
     }
 
     /// Writes marks, progress and holds in one commit. What the worker remembers changes only with this commit.
-    pub(super) async fn store(
+    pub(crate) async fn store(
         &mut self,
         assignment: &mut LaneAssignment,
         after: Progress,
@@ -367,7 +367,7 @@ fn log_poison(row: &ClaimedRow, poison: &Poison, (status, consequence): (&str, &
 }
 
 /// Returns the owned lanes, or the wanted ones if none are owned. Errors of a cycle that failed to mark name them.
-pub(super) fn lanes_of(assignment: &LaneAssignment) -> LaneRange {
+pub(crate) fn lanes_of(assignment: &LaneAssignment) -> LaneRange {
     assignment.owned.as_ref().map_or(assignment.range, |owned| owned.lanes)
 }
 

@@ -55,6 +55,25 @@ impl Topics {
         Ok(many_new && !list_due)
     }
 
+    /// Asks for the partition counts of the topics in use. The last owner of a lane may have used a count that this relay does not know yet;
+    /// without it, the lane's entities would go back to their old partitions.
+    ///
+    /// # Errors
+    /// [`BrokerDown`] if the cluster does not answer.
+    pub(crate) async fn refresh_counts(&self, broker: &Arc<Broker>) -> Result<(), BrokerDown> {
+        let known = self.table().counted();
+        let counted = match known.len() {
+            0 => return Ok(()),
+            1..=FEW => broker.describe(known).await?,
+            _ => broker.describe_all().await?.into_iter().collect(),
+        };
+        let mut table = self.table();
+        for (topic, answer) in counted {
+            table.raise(&topic, answer);
+        }
+        Ok(())
+    }
+
     async fn ask_for_all(&self, broker: &Arc<Broker>) -> Result<(), BrokerDown> {
         let list = broker.describe_all().await?;
         self.table().update_all(list, Instant::now());

@@ -275,6 +275,20 @@ impl Table {
         }
     }
 
+    /// Returns the topics with a partition count.
+    pub(super) fn counted(&self) -> Vec<String> {
+        self.entries.iter().filter(|(_, entry)| entry.partitions.is_some()).map(|(topic, _)| topic.clone()).collect()
+    }
+
+    /// Uses a higher partition count at once.
+    pub(super) fn raise(&mut self, topic: &str, answer: Answer) {
+        let (Some(entry), Answer::Exists { partitions: seen }) = (self.entries.get_mut(topic), answer) else { return };
+        if entry.partitions.is_some_and(|current| seen > current) {
+            (entry.rising, entry.partitions) = (None, Some(seen));
+            self.layout += 1;
+        }
+    }
+
     /// Returns the number of partitions to spread records over.
     pub(super) fn partitions(&self, topic: &str) -> Option<i32> {
         self.entries.get(topic)?.partitions

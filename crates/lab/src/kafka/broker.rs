@@ -52,7 +52,7 @@ impl RealKafka {
     ///
     /// Returns `Err` with the reason if the machine lacks something. Panics if a broker does not start.
     pub fn start_cluster(brokers: i32) -> Result<Vec<Self>, Unavailable> {
-        let mut cluster = vec![Self::start(&[])?];
+        let mut cluster = vec![Self::start(&REPLICATED)?];
         let others: Vec<_> = std::thread::scope(|scope| {
             let first = &cluster[0];
             let starts: Vec<_> = (2..=brokers).map(|id| scope.spawn(move || first.start_another(id))).collect();
@@ -66,7 +66,8 @@ impl RealKafka {
     pub fn start_another(&self, id: i32) -> anyhow::Result<Self> {
         let port = free_port()?;
         let (listener, id) = (format!("PLAINTEXT://127.0.0.1:{port}"), id.to_string());
-        let extra = [("process.roles", "broker"), ("node.id", &id), ("listeners", &listener)];
+        let mut extra = vec![("process.roles", "broker"), ("node.id", &id), ("listeners", &listener)];
+        extra.extend(REPLICATED);
         Self::start_with(&jars::directory()?, port, self.controller_port, &extra)
     }
 
@@ -177,6 +178,13 @@ fn format_storage(jars: &Path, properties: &Path) -> anyhow::Result<()> {
 /// replaced by the broker's ports.
 ///
 /// The controller registers a killed broker again only after its former session has expired: 9 s by default, 3 s here.
+/// The settings of a cluster whose groups and transactions survive the loss of one of three brokers.
+const REPLICATED: [(&str, &str); 3] = [
+    ("offsets.topic.replication.factor", "3"),
+    ("transaction.state.log.replication.factor", "3"),
+    ("transaction.state.log.min.isr", "2"),
+];
+
 fn server_properties(directory: &Path, port: u16, controller: u16, extra: &[(&str, &str)]) -> anyhow::Result<String> {
     let mut text = format!(
         "process.roles=broker,controller
