@@ -46,7 +46,7 @@ use crate::store::{search_path, session};
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
-use event_outbox::schema::{self, SchemaError};
+use event_outbox::schema::{self, MigrateOptions, SchemaError};
 use health::outage::{Component, Outages, Server};
 use shared::Shared;
 use stage_times::Stage;
@@ -184,7 +184,7 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
     loop {
         let connected = options.connect(&options.application_name()).await;
         let failed = match connected {
-            Ok(mut conn) => match session::within(look(&mut conn, &options.names)).await {
+            Ok(mut conn) => match prepare(&mut conn, options).await {
                 Ok(found) => {
                     outages.end(Server::Postgres, Component::Start);
                     return Ok(found);
@@ -200,6 +200,20 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
         }
         tokio::time::sleep(backoff.pause()).await;
     }
+}
+
+/// Migrates the outbox, if the relay was told to, and reads its fixed properties.
+async fn prepare(conn: &mut PgConnection, options: &RelayOptions) -> Result<Fixed, SchemaError> {
+    if options.migrates {
+        let migrated = schema::migrate(conn, &options.names, &MigrateOptions::default()).await?;
+        tracing::info!(
+            notice = %Notice::Migrated,
+            from = migrated.from.unwrap_or(0),
+            to = migrated.to,
+            "the outbox is migrated"
+        );
+    }
+    session::within(look(conn, &options.names)).await
 }
 
 /// Reads the fixed properties in one transaction. Otherwise a pooler may send the parts of a statement to two servers.

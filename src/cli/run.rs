@@ -8,13 +8,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::exit::Failure;
-use super::{check, migrate, runtime, target};
+use super::{check, runtime, target};
 use crate::config::{AdminSettings, Settings};
 use crate::observe::{admin, log};
 use crate::relay::{self, Ended, RelayError, RelayOptions};
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
-use event_outbox::schema::MigrateOptions;
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -49,19 +48,11 @@ impl Run {
         );
         let stop = stop_on_signals()?;
         let target = settings.database.target();
-        let options = RelayOptions::new(&settings)
+        let mut options = RelayOptions::new(&settings)
             .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
+        options.migrates = self.migrate;
         // The address answers before the relay waits for a server, so that a probe learns the reason of the wait.
         let admin = Admin::bind(&settings.admin, &options).await?;
-        if self.migrate {
-            let migrated = migrate::migrate(&settings, &MigrateOptions::default()).await?;
-            tracing::info!(
-                notice = %Notice::Migrated,
-                from = migrated.from.unwrap_or(0),
-                to = migrated.to,
-                "the outbox is migrated"
-            );
-        }
         let preflight = (!self.no_check).then(|| {
             let mut stop = stop.clone();
             tokio::spawn(async move {

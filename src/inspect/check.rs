@@ -14,6 +14,7 @@
 
 mod advertised;
 mod dedup_window;
+pub(crate) mod expiring;
 mod finding;
 mod kafka;
 mod objects;
@@ -242,7 +243,7 @@ async fn brokers(
     }
     let question = question(settings, names);
     for (name, seen) in topics.iter().take(MOST_TOPICS) {
-        let (findings, topic) = topics::topic(&cluster, kafka, name, *seen).await?;
+        let (findings, topic) = topics::topic(&cluster, kafka, &settings.relay, name, *seen).await?;
         found.findings.extend(findings);
         let retention = topic.and_then(|topic| topic.retention);
         let violation = question

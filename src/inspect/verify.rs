@@ -285,9 +285,9 @@ impl Verification<'_> {
         let mut comparison = Comparison::new(scope, report);
         block_in_place(|| compare_all(&mut comparison, facts, "comparing"))?;
         let mut unmatched = comparison.second_round()?;
-        for ids in unmatched.ids.chunks(IDS_AT_ONCE) {
+        for ids in std::mem::take(&mut unmatched.ids).chunks(IDS_AT_ONCE) {
             for (event, row) in table.again(conn, ids, &mut topics).await? {
-                unmatched.facts.push(Fact::Row(row).encode(event))?;
+                unmatched.add_row(event, row)?;
             }
         }
         block_in_place(|| compare_all(&mut comparison, unmatched.facts, "comparing late commits"))?;

@@ -24,6 +24,8 @@ pub struct RelayOptions {
     pub(crate) kafka: ClientSettings,
     /// The settings of clients that only read.
     pub(crate) brokers: KafkaSettings,
+    /// True when the relay migrates the outbox at its start.
+    pub migrates: bool,
     /// True when somebody may ask for the metrics of the whole outbox.
     pub serves_metrics: bool,
     /// The metrics and the health state of this relay.
@@ -40,6 +42,7 @@ impl RelayOptions {
             relay,
             database: settings.database.clone(),
             names: Names::new(&outbox.schema, &outbox.table, &outbox.processed_table),
+            migrates: false,
             serves_metrics: settings.admin.address.is_some(),
             telemetry: Telemetry::new(),
         })

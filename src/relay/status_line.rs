@@ -1,12 +1,14 @@
 //! Runs the status line's task: counts pending events at intervals and logs the counts. Counting may take long, so nothing waits for it,
 //! and the connection is open only while it runs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use crate::fault::describe;
+use crate::inspect::check::expiring::{self, Expiring};
 use crate::relay::shared::Shared;
 use crate::store::counts::{self, Backlog};
 use crate::store::session::within;
@@ -15,9 +17,14 @@ use event_outbox::notice::Notice;
 /// The name of the task's sessions. It differs from the names of workers' sessions, which are searched by name for the locks they hold.
 const APPLICATION: &str = "outbox-relay-status";
 
+/// The age from which an event that waits is compared with its topic's retention, and the interval of looks.
+const OLD: Duration = Duration::from_secs(600);
+const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+
 /// Runs the task until `stop` becomes true.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let (mut logged_at, mut logged_published) = (Instant::now(), 0);
+    let mut expiring = ExpiringEvents::default();
     loop {
         tokio::select! {
             biased;
@@ -30,6 +37,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|stop| *stop) => return,
             backlog = count(&shared) => backlog,
         };
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = expiring.look(&shared, backlog) => {}
+        }
         let total = shared.published_total();
         log(&shared, total - logged_published, logged_at.elapsed(), backlog);
         (logged_at, logged_published) = (Instant::now(), total);
@@ -44,6 +56,36 @@ async fn count(shared: &Shared) -> Option<Backlog> {
         within(counts::backlog(&mut conn, &options.names)).await
     };
     counted.await.inspect_err(|error| tracing::debug!(error = describe(error), "the backlog cannot be counted")).ok()
+}
+
+/// Reports events that are older than their topic keeps, once per topic.
+#[derive(Default)]
+struct ExpiringEvents {
+    looked_at: Option<Instant>,
+    reported: HashSet<String>,
+}
+
+impl ExpiringEvents {
+    /// Looks if an event waits for long and the last look was not recent.
+    async fn look(&mut self, shared: &Shared, backlog: Option<Backlog>) {
+        let is_old = backlog.and_then(|backlog| backlog.oldest).is_some_and(|oldest| oldest >= OLD);
+        if !is_old || self.looked_at.is_some_and(|at| at.elapsed() < LOOK_INTERVAL) {
+            return;
+        }
+        self.looked_at = Some(Instant::now());
+        let options = &shared.options;
+        let found = async {
+            let mut conn = options.connect(APPLICATION).await?;
+            expiring::find(&mut conn, &options.names, &options.relay, &options.brokers, OLD).await
+        };
+        match found.await {
+            Ok(found) => {
+                self.reported.retain(|topic| found.iter().any(|expiring| expiring.topic == *topic));
+                found.iter().filter(|found| self.reported.insert(found.topic.clone())).for_each(Expiring::log);
+            }
+            Err(error) => tracing::debug!(%error, "the topics' retention is not known"),
+        }
+    }
 }
 
 fn log(shared: &Shared, published: u64, elapsed: Duration, backlog: Option<Backlog>) {

@@ -21,11 +21,13 @@ const EVENTS_ROUTED: u32 = 2_000;
 const EVENTS_MEASURED: u32 = 200;
 
 /// The events of a topic, as far as the sample shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Seen {
     pub(crate) events: i64,
     /// Bytes of the largest payload and its headers.
     pub(crate) largest: i64,
+    /// The age in seconds of the oldest event that waits; scheduled events do not count.
+    pub(crate) oldest_s: f64,
 }
 
 /// An entity type of which an event has no legal topic.
@@ -45,11 +47,14 @@ pub(crate) async fn routes(
     if let Some(topic) = fixed(template) {
         topics.insert(topic, Seen::default());
     }
-    let routed = sample(names, EVENTS_ROUTED, "count(*), 0::int8");
+    let oldest = "max(extract(epoch from clock_timestamp() - created_at)) \
+                  filter (where status = 'PENDING' and available_at is null)";
+    let routed = sample(names, EVENTS_ROUTED, &format!("count(*), 0::int8, coalesce({oldest}, 0)::float8"));
     let measured = sample(
         names,
         EVENTS_MEASURED,
-        "0::int8, max(coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) + octet_length(headers::text))::int8",
+        "0::int8, max(coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) + octet_length(headers::text))::int8, \
+         0::float8",
     );
     for query in [routed, measured] {
         for row in read(conn, &query).await? {
@@ -59,6 +64,7 @@ pub(crate) async fn routes(
                     let seen: &mut Seen = topics.entry(topic).or_default();
                     seen.events += row.try_get::<i64, _>(3)?;
                     seen.largest = seen.largest.max(row.try_get(4)?);
+                    seen.oldest_s = seen.oldest_s.max(row.try_get(5)?);
                 }
                 Err(error) => {
                     let route = IllegalRoute { entity_type: entity_type.to_owned(), error: error.to_string() };
@@ -75,7 +81,7 @@ pub(crate) async fn routes(
 /// Both ends of the table, by indexes.
 fn sample(names: &Names, rows: u32, figures: &str) -> String {
     let outbox = names.outbox();
-    let columns = "entity_type, event_type, topic, payload, payload_bytes, headers";
+    let columns = "entity_type, event_type, topic, payload, payload_bytes, headers, status, created_at, available_at";
     format!(
         "select entity_type, event_type, topic, {figures} from (\
            (select {columns} from {outbox} order by id desc limit {rows}) union all \

@@ -18,6 +18,7 @@ use lab::{Missing, Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, op
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_both:
+            events_that_are_older_than_their_topic_keeps_are_found,
             a_sound_outbox_with_a_user_of_its_own_has_no_error_and_no_warning,
             a_missing_right_is_named_and_its_grant_fixes_it,
             too_many_rights_are_found,
@@ -462,6 +463,29 @@ async fn an_advertised_address_that_leads_nowhere_is_found(database: TestDatabas
         let address = advertised.trim_start_matches("PLAINTEXT://");
         ensure!(found["message"].as_str().is_some_and(|message| message.contains(address)), "{found}");
     }
+    Ok(())
+}
+
+async fn events_that_are_older_than_their_topic_keeps_are_found(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    kafka.create_topic(&outbox.topic, 3, &[("retention.ms", "3600000")]).await?;
+    outbox.write("e", 1, 3).await?;
+    let relay = outbox.relay(&kafka).with("RELAY_STATUS_INTERVAL", "1s");
+    let id = "events-expire";
+    ensure!(!findings(&relay).await?.contains_key(id));
+    outbox.execute("update event_outbox set created_at = now() - interval '2 days'").await?;
+    let found = expect(&relay, id, "warning").await?;
+    ensure!(found["message"].as_str().is_some_and(|message| message.contains(&outbox.topic)), "{found}");
+    ensure!(!findings(&outbox.relay(&kafka).with("RELAY_TIMESTAMP", "publish")).await?.contains_key(id));
+    let pause = outbox.relay(&kafka).argument("--all").argument("--reason").argument("a trial");
+    ensure!(pause.output("pause").await?.code == Some(0));
+    let running = relay.argument("--no-check").start_ready("expiring").await?;
+    let line = running.wait_for_line("OR-3114", |line| line["topic"] == outbox.topic).await;
+    ensure!(line["retention_s"] == 3600 && line["oldest_event_s"].as_u64() >= Some(172_000), "{line}");
+    ensure!(running.stop().await? == Some(0));
     Ok(())
 }
 

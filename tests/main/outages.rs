@@ -24,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_broker_that_does_not_answer_is_an_outage_and_keeps_every_order;
         with_kafka:
             a_database_that_is_down_at_the_start_is_waited_for,
+            a_relay_that_migrates_waits_for_a_database_that_is_down,
             a_database_restarted_under_load_loses_nothing_and_keeps_every_order;
         with_both:
             sessions_terminated_under_load_lose_nothing_and_keep_every_order,
@@ -128,6 +129,23 @@ async fn a_database_that_is_down_at_the_start_is_waited_for(kafka: Arc<RealKafka
     logged_once(&relay, "postgres").await?;
     outbox.all_published().await?;
     outbox.reconcile(&kafka, ONCE).await
+}
+
+async fn a_relay_that_migrates_waits_for_a_database_that_is_down(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let mut postgres = PrivatePostgres::start(options_for_tests()).await?;
+    let outbox = Outbox::found_on(&postgres, "database-down-at-migration");
+    outbox.create_topic(&kafka).await?;
+    postgres.shut_down().await;
+    let mut relay = outbox.relay(&kafka).argument("--migrate").start("migrates")?;
+    relay.wait_for(STARTED).await;
+    ensure!(relay.is_running()?);
+    postgres.start_again().await?;
+    relay.wait_for("migrated").await;
+    outbox.write("early", 1, 10).await?;
+    outbox.until_settled().await;
+    logged_once(&relay, "postgres").await?;
+    ensure!(relay.stop().await? == Some(0));
+    outbox.all_published().await
 }
 
 async fn a_database_restarted_under_load_loses_nothing_and_keeps_every_order(

@@ -31,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             what_a_relay_published_is_clean_in_every_envelope_and_pending_rows_are_not_missing,
             a_row_marked_without_a_record_is_missing,
             a_record_that_no_row_explains_is_unknown,
+            a_record_whose_id_is_another_events_by_now_does_not_count_the_row_twice,
             a_row_that_commits_after_its_page_was_read_is_asked_for_again,
             a_record_sent_twice_is_counted_and_a_violation_only_where_that_is_asked_for,
             an_event_after_a_later_one_of_its_entity_is_an_inversion_unless_an_operator_retried_it,
@@ -209,6 +210,24 @@ async fn a_record_that_no_row_explains_is_unknown(database: TestDatabase, kafka:
     sides.publish("last", 1).await?;
     sides.find(&[], &[("unknown", 2)], &sides.outbox.topic).await?;
     Ok(())
+}
+
+/// After a failover without the last commits, the ids of lost rows are allocated again. Their records are still on the topic.
+async fn a_record_whose_id_is_another_events_by_now_does_not_count_the_row_twice(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let sides = Sides::new(&database, kafka).await?;
+    let (id, _) = sides.publish("kept", 1).await?;
+    let (lost, sequence) = (Uuid::new_v4().to_string(), id.to_string());
+    let headers = OwnedHeaders::new()
+        .insert(Header { key: "event-id", value: Some(&lost) })
+        .insert(Header { key: "sequence", value: Some(&sequence) });
+    sides.send_with(headers, "lost", "{\"n\": 1}", java_partition(b"lost", PARTITIONS)).await?;
+    sides.publish("last", 1).await?;
+    let (_, verdict) = sides.verify(&[]).await?;
+    ensure!(verdict["committed"] == 3 && verdict["published"] == 3, "{verdict:#}");
+    counted(&verdict, &[("unknown", 1)])
 }
 
 /// Holds the verification at the audit, which it reads after the table and before the topic.

@@ -134,6 +134,7 @@ codes! {
     3111 MessageSizeMismatch "message-size-mismatch" "the client may send more than the topic takes";
     3112 ProcessedWindow "processed-window" "a topic keeps events that processed_events has forgotten";
     3113 TopicClosed "topic-closed" "a topic cannot be written, and its events are held";
+    3114 EventsExpire "events-expire" "events wait that are older than their topic keeps records";
 
     // 4xxx: events
     4001 EventRefused "event-refused" "an event cannot be sent, and needs a decision";

@@ -7,9 +7,10 @@ use rdkafka::admin::ConfigEntry;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
+use super::expiring::Expiring;
 use super::finding::Finding;
 use super::kafka::{Cluster, blocking, value};
-use crate::config::KafkaSettings;
+use crate::config::{KafkaSettings, RelaySettings};
 use crate::fault;
 use crate::inspect::dedup_window::TopicRetention;
 use crate::lane::murmur2;
@@ -36,6 +37,7 @@ const FEWEST_KEYS: usize = 8;
 pub(super) async fn topic(
     cluster: &Cluster,
     kafka: &KafkaSettings,
+    relay: &RelaySettings,
     name: &str,
     seen: Seen,
 ) -> Result<(Vec<Finding>, Option<Topic>), KafkaError> {
@@ -54,6 +56,7 @@ pub(super) async fn topic(
         Some(config) => {
             findings.extend(replicas(name, &partitions, config, cluster.brokers.len()));
             findings.extend(sizes(name, config, client_limit(kafka), seen.largest));
+            findings.extend(Expiring::new(name, config, seen, relay).as_ref().map(Expiring::finding));
         }
     }
     let count = partitions.len();

@@ -1,7 +1,7 @@
 //! Compares rows with records as a stream: facts arrive sorted by event, first records sorted by entity, and neither is kept in memory.
 //! [`Ledger`](event_outbox::ledger::Ledger) finds the same in the same history; a property test compares the two.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 use crate::inspect::verify::fact::{FACT_BYTES, Fact, RecordFact, Resent, RowFact, STEP_BYTES, Step};
@@ -91,6 +91,15 @@ impl Tolerated {
 pub(crate) struct UnmatchedRecords {
     pub(crate) facts: Sorter<FACT_BYTES>,
     pub(crate) ids: Vec<i64>,
+    /// The events whose ids are in `ids`.
+    events: HashSet<EventId>,
+}
+
+impl UnmatchedRecords {
+    /// Adds a row that was read for one of `ids`. After a failover the id may belong to another event, which the first round has compared.
+    pub(crate) fn add_row(&mut self, event: EventId, row: RowFact) -> io::Result<()> {
+        if self.events.contains(&event) { self.facts.push(Fact::Row(row).encode(event)) } else { Ok(()) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -230,6 +239,7 @@ impl<'a> Comparison<'a> {
                 && unmatched.ids.len() < MOST_ASKED_FOR
             {
                 unmatched.ids.push(sequence);
+                unmatched.events.insert(event);
             }
             return unmatched.facts.push(Fact::Record(record).encode(event));
         }
