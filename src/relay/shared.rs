@@ -78,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) full_claim: RecentEvent,
     /// The last time at which there was enough to do for all workers, or a cycle failed.
     pub(crate) busy: RecentEvent,
+    /// The last time at which the server refused a connection because there were too many.
+    pub(crate) connection_refused: RecentEvent,
     /// The obstacles that block a part of the events, by name. The status line shows them.
     obstacles: Mutex<BTreeMap<String, Obstacle>>,
     /// By worker: the lanes it owns.
@@ -115,6 +117,7 @@ impl Shared {
             marks_refused: RecentEvent::default(),
             full_claim: RecentEvent::default(),
             busy: RecentEvent::default(),
+            connection_refused: RecentEvent::default(),
             obstacles: Mutex::default(),
             owned: Mutex::default(),
             options,

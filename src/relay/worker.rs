@@ -220,8 +220,14 @@ impl Worker {
     }
 
     async fn run_cycle(&mut self, probe_first: bool) -> Result<Cycle, CycleError> {
-        self.connect().await?;
         let shared = Arc::clone(&self.shared);
+        if shared.share(self.index).is_none() && shared.has_few_connections() {
+            // Another worker or the heartbeat needs the connection.
+            self.release_lanes().await;
+            self.release_all();
+            return Ok(Cycle::Idle);
+        }
+        self.connect().await?;
         if self.assignment.as_ref().map(|assignment| assignment.range) != self.shared.share(self.index) {
             self.settle_in_doubt(true).await?;
         }
@@ -377,6 +383,7 @@ impl Worker {
         match error {
             CycleError::Database(error) => {
                 self.disconnect();
+                self.shared.connection_failed(&error);
                 self.shared.outages.database(Component::Worker(self.index), &error);
             }
             CycleError::NotOwned { lanes, source } => {

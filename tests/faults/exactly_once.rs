@@ -37,6 +37,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             no_duplicate_of_relays_killed_before_the_marks,
             no_duplicate_of_relays_killed_after_the_marks,
             no_duplicate_of_commits_of_kafka_whose_answers_are_lost,
+            no_duplicate_of_a_commit_of_kafka_that_arrives_during_the_next_transaction,
             no_duplicate_of_sessions_that_end_after_the_transaction_is_committed,
             a_relay_frozen_in_a_transaction_and_woken_after_others_took_its_lanes_is_fenced_and_goes_back_to_work,
             no_duplicate_while_lanes_move_between_four_relays,
@@ -109,6 +110,30 @@ async fn strikes(stage: &mut Stage, kafka: &RealKafka, faults: &[Fault], times: 
     }
     stage.moment().await;
     Ok(())
+}
+
+/// The connection breaks during a commit. The client commits again and begins the next transaction. Then the first request arrives, and
+/// the relay is killed (KAFKA-17754).
+async fn no_duplicate_of_a_commit_of_kafka_that_arrives_during_the_next_transaction(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut stage = open("late commits", &database, &kafka, 2).await?;
+    for _ in 0..size(KILLS_AT_A_PLACE, KILLS_AT_A_PLACE_BY_DEFAULT) {
+        stage.until_moving().await?;
+        let victim = &stage.relays[0];
+        let before = victim.kafka.sprung();
+        victim.kafka.set_trap(Spot::EndTransaction, Catch::DelayRequest);
+        victim.kafka.until_sprung(before + 1).await;
+        victim.kafka.set_trap(Spot::Produce, Catch::HoldAnswer);
+        victim.kafka.until_sprung(before + 2).await;
+        victim.kafka.deliver_delayed().await?;
+        stage.relays[0].kill()?;
+        stage.relays[0].kafka.heal(true);
+        stage.relays[0].revive()?;
+        stage.until_moving().await?;
+    }
+    stage.close(&kafka).await.map(drop)
 }
 
 async fn no_duplicate_of_commits_of_kafka_whose_answers_are_lost(

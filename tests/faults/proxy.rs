@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -76,6 +76,8 @@ struct Shared {
     /// The number of releases. A trap lets its catch go on when the number changes.
     releases: watch::Sender<u64>,
     trap: Mutex<Option<Trap>>,
+    /// The requests that are delivered late.
+    delayed: Mutex<Vec<Vec<u8>>>,
     sprung: AtomicUsize,
     /// What each answer to a Produce request says instead of what the broker said.
     refusal: Mutex<Option<i16>>,
@@ -95,6 +97,7 @@ impl Proxy {
             cuts: watch::Sender::new(0),
             releases: watch::Sender::new(0),
             trap: Mutex::new(None),
+            delayed: Mutex::default(),
             sprung: AtomicUsize::new(0),
             refusal: Mutex::new(None),
             links: AtomicUsize::new(0),
@@ -122,6 +125,11 @@ impl Proxy {
         *self.shared.trap.lock().expect("the trap") = Some(Trap { spot, catch });
     }
 
+    /// Returns the number of requests that were caught.
+    pub(crate) fn sprung(&self) -> usize {
+        self.shared.sprung.load(Ordering::Relaxed)
+    }
+
     /// Waits until the proxy has caught this many requests in total.
     pub(crate) async fn until_sprung(&self, times: usize) {
         eventually(&format!("{times} requests have been caught"), SOON, || async {
@@ -135,6 +143,18 @@ impl Proxy {
     pub(crate) fn release(&self) {
         *self.shared.trap.lock().expect("the trap") = None;
         self.shared.releases.send_modify(|releases| *releases += 1);
+    }
+
+    /// Sends the delayed requests to the server, and waits for its answers.
+    pub(crate) async fn deliver_delayed(&self) -> anyhow::Result<()> {
+        let delayed = std::mem::take(&mut *self.shared.delayed.lock().expect("the requests"));
+        for request in delayed {
+            let mut server = TcpStream::connect(("127.0.0.1", self.shared.upstream)).await?;
+            server.write_all(&request).await?;
+            let mut length = [0; 4];
+            server.read_exact(&mut length).await?;
+        }
+        Ok(())
     }
 
     /// From now on Kafka refuses all records with that error.
@@ -236,6 +256,11 @@ impl Requests<'_> {
             if let Some(catch) = self.shared.spring(&unit) {
                 match catch {
                     Catch::HoldRequest => self.hold(&mut reader).await?,
+                    Catch::DelayRequest => {
+                        self.shared.delayed.lock().expect("the requests").push(unit.bytes().to_vec());
+                        self.shared.sprung.fetch_add(1, Ordering::Relaxed);
+                        return Err(cut());
+                    }
                     Catch::HoldAnswer | Catch::LoseAnswer => {
                         *self.sprung.lock().expect("the trap") = Some(Sprung { catch, answer_to: unit.correlation() });
                     }

@@ -16,6 +16,7 @@ mod hostile;
 mod inbox;
 mod metrics;
 mod migrations;
+mod odd_databases;
 mod order;
 mod order_flow;
 mod outages;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         snippets::trials(),
         plans::trials(),
         guarantees::trials(),
+        odd_databases::trials(),
         order::trials(),
         poison::trials(),
         topics::trials(),

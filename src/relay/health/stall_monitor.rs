@@ -112,10 +112,15 @@ impl StallMonitor {
                     // The workers and the heartbeat log it.
                     tracing::debug!(error = %crate::fault::describe(&error), "the monitor cannot read the outbox");
                     self.conn = None;
-                    self.head = None;
+                    self.shared.connection_failed(&error);
+                    // A worker may have the last connection, and then the outbox can be reached.
+                    self.head = self.head.take().filter(|_| self.shared.has_few_connections());
                     Duration::ZERO
                 }
             };
+            if self.shared.has_few_connections() {
+                self.conn = None;
+            }
             let stall_after = self.shared.options.relay.stall_after;
             let interval = LOOK_INTERVAL.min(stall_after / 4);
             self.look_at = Instant::now() + (cost * LOOK_SHARE).clamp(interval, stall_after);

@@ -14,6 +14,12 @@ const SCALE_IN_AFTER: Duration = Duration::from_secs(60);
 /// A batch counts as large from `batch_size / LARGE` events on.
 const LARGE: usize = 4;
 
+/// The SQLSTATE of a server, a database or a role that has no connection left.
+const TOO_MANY_CONNECTIONS: &str = "53300";
+
+/// The time after which a relay that was refused a connection asks for connections for all of its workers again.
+const FEW_CONNECTIONS: Duration = Duration::from_secs(600);
+
 impl Shared {
     /// Returns the lanes of worker `index`.
     pub(crate) fn share(&self, index: usize) -> Option<LaneRange> {
@@ -45,7 +51,23 @@ impl Shared {
     /// events of the others.
     pub(crate) fn scale_out(&self) {
         self.busy.record();
-        self.set_single_worker(false);
+        if !self.has_few_connections() {
+            self.set_single_worker(false);
+        }
+    }
+
+    /// Gives all lanes to one worker for a while if the server has no more connections for this relay. The others give theirs back, so that
+    /// one worker and the heartbeat have what they need.
+    pub(crate) fn connection_failed(&self, error: &sqlx::Error) {
+        if error.as_database_error().and_then(|error| error.code()).as_deref() == Some(TOO_MANY_CONNECTIONS) {
+            self.connection_refused.record();
+            self.set_single_worker(true);
+        }
+    }
+
+    /// Returns true if the server has refused a connection recently because there are too many.
+    pub(crate) fn has_few_connections(&self) -> bool {
+        self.connection_refused.happened_within(FEW_CONNECTIONS)
     }
 
     /// Gives all lanes to one worker if there has been little to do. The heartbeat calls this.

@@ -59,6 +59,7 @@ impl HeartbeatTask {
 
     fn failed(&mut self, error: &sqlx::Error) {
         self.conn = None;
+        self.shared.connection_failed(error);
         self.shared.outages.database(Component::Heartbeat, error);
     }
 

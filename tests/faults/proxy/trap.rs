@@ -26,6 +26,9 @@ impl Spot {
 pub(crate) enum Catch {
     /// The server receives the request only when the trap is released.
     HoldRequest,
+    /// The link is reset, so that the relay sends the request again. The server receives the first one on another connection when it is
+    /// delivered: see `Proxy::deliver_delayed`.
+    DelayRequest,
     /// The server has answered; the relay receives the answer when the trap is released.
     HoldAnswer,
     /// The server has answered, and then the link is reset: the request is applied, but the relay does not know.
