@@ -3,6 +3,7 @@
 //! A record is open -> acked, or open -> failed. A record that is still open when the worker stops waiting is *unknown*: it may be on the
 //! topic.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ const ERROR_COUNTS: Duration = Duration::from_secs(10);
 pub(crate) struct Deliveries {
     batch: Mutex<Batch>,
     settled: Notify,
+    /// The number of errors of the producer's connections so far.
+    errors: AtomicU64,
 }
 
 impl Deliveries {
@@ -129,6 +132,11 @@ impl Deliveries {
         self.batch().error = Some((code, Instant::now()));
     }
 
+    /// Returns the number of errors of the producer's connections so far.
+    pub(crate) fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
     /// Marks a record as failed that was refused before it was queued, or will not be queued.
     pub(crate) fn refuse(&self, opaque: usize, code: RDKafkaErrorCode) {
         self.report(opaque, Outcome::Failed(code));
@@ -159,6 +167,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.deliveries.errors.fetch_add(1, Ordering::Relaxed);
         self.suspicions.client_error(&error, reason);
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct KafkaProducer {
     batch: u32,
     scratch: Vec<u8>,
     in_transaction: bool,
+    /// True if a connection broke during a commit: see [`KafkaProducer::commit_transaction`].
+    may_commit_again: bool,
     spread: Spread,
 }
 
@@ -94,13 +96,23 @@ impl KafkaProducer {
         let deliveries = Arc::new(Deliveries::default());
         let start = |config: &ClientConfig| Reporting::start(config, &deliveries, suspicions);
         let (patient, prompt) = (start(patient)?, prompt.map(|config| start(&config)).transpose()?);
-        let (is_few, batch, scratch, in_transaction) = (false, 0, Vec::new(), false);
-        Ok(Self { patient, prompt, is_few, deliveries, batch, scratch, in_transaction, spread })
+        Ok(Self {
+            patient,
+            prompt,
+            is_few: false,
+            deliveries,
+            batch: 0,
+            scratch: Vec::new(),
+            in_transaction: false,
+            may_commit_again: false,
+            spread,
+        })
     }
 
-    /// Returns true if a topic has more partitions. A new generation must then replace this one before the next batch.
+    /// Returns true if a topic has more partitions, or a commit may arrive twice. A new generation must then replace this one before the
+    /// next batch.
     pub(crate) fn is_outdated(&self) -> bool {
-        self.spread.is_outdated()
+        self.spread.is_outdated() || self.may_commit_again
     }
 
     /// Makes this the only producer with its transactional id. The open transaction of another one is rolled back.
@@ -125,6 +137,10 @@ impl KafkaProducer {
 
     /// Commits the records sent since the transaction began, together with the progress.
     ///
+    /// If a connection breaks meanwhile, librdkafka asks for the commit again. The first request may still arrive, during the next
+    /// transaction, and would commit that one early (KAFKA-17754). So the producer is outdated then: the next one has another epoch, for which
+    /// the late request is refused.
+    ///
     /// # Errors
     /// Any error of the client. The transaction may be committed all the same.
     pub(crate) async fn commit_transaction(
@@ -133,7 +149,10 @@ impl KafkaProducer {
         within: Duration,
     ) -> Result<(), TransactionError> {
         self.in_transaction = false;
-        transactions::commit(Arc::clone(&self.patient.producer), offsets, within).await
+        let errors = self.deliveries.errors();
+        let committed = transactions::commit(Arc::clone(&self.patient.producer), offsets, within).await;
+        self.may_commit_again |= self.deliveries.errors() != errors;
+        committed
     }
 
     /// Begins a batch of `records` records. Those without a key stay away from the partitions `avoided`.

@@ -65,8 +65,12 @@ impl DeliverySql {
     pub(crate) fn new(names: &Names) -> Self {
         let (outbox, lane) = (names.outbox(), names.companion("delivery"));
         Self {
+            // A restored copy of the database must not share the progress of the original, which may still be in use on the same cluster.
+            // 60 bits are always positive.
             identity: format!(
-                "select value from {} where name operator(pg_catalog.=) 'identity'",
+                "select (value operator(pg_catalog.#) system_identifier) operator(pg_catalog.&) {} \
+                 from {}, pg_catalog.pg_control_system() where name operator(pg_catalog.=) 'identity'",
+                (1_i64 << 60) - 1,
                 names.companion("control")
             ),
             take: format!(

@@ -49,7 +49,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             events_after_a_crash_that_lost_the_last_commits_are_published,
             a_dump_restored_into_another_cluster_is_published_exactly_once,
             a_dump_older_than_the_last_events_is_published_exactly_once,
-            an_outbox_moved_by_pg_upgrade_is_published_exactly_once;
+            an_outbox_moved_by_pg_upgrade_is_published_exactly_once,
+            a_copy_with_a_relay_of_its_own_does_not_stop_the_original;
     };
     all.extend(long(trials! {
         with_kafka:
@@ -239,6 +240,34 @@ async fn after_an_old_restore(topic: &str, delivery: &str, kafka: &RealKafka) ->
     let restored = Outbox::found_on(&new, topic);
     write_over_lost_ids(&restored, last_lost, 1).await?;
     goes_on(&restored, kafka, delivery, 0).await
+}
+
+/// Restores a dump beside its original, as for a staging system, and points its relay at the same cluster.
+async fn a_copy_with_a_relay_of_its_own_does_not_stop_the_original(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let original = PrivatePostgres::start(options_for_tests()).await?;
+    let outbox = Outbox::on(&original, "original").await?;
+    outbox.create_topic(&kafka).await?;
+    let relay_of_original = relay(&outbox, &kafka, EXACTLY_ONCE).start_ready("original").await?;
+    outbox.write_backlog(BEFORE, ENTITIES).await?;
+    outbox.until_settled().await;
+    let dump = dump(&original).await?;
+    let twin = restore(&original, &dump).await?;
+    let copy = Outbox::found_on(&twin, "copy");
+    copy.create_topic(&kafka).await?;
+    let checked = relay(&copy, &kafka, EXACTLY_ONCE).argument("--json").output("check").await?.stdout;
+    ensure!(checked.contains("lanes-reset"), "{checked}");
+    let relay_of_copy = relay(&copy, &kafka, EXACTLY_ONCE).start_ready("copy").await?;
+    relay_of_copy.wait_for("OR-5005").await;
+    for outbox in [&copy, &outbox, &copy, &outbox] {
+        outbox.write_backlog(AFTER, ENTITIES).await?;
+        outbox.until_settled().await;
+    }
+    // The copy's rows name the original's worker as their owner, so each lane is fenced once.
+    let lanes = relay_of_original.lines("OR-5003").len();
+    ensure!(lanes <= 3 && relay_of_copy.lines("OR-5003").is_empty(), "the relays fence each other: {lanes}");
+    ensure!(every_row_is_published_in_order(&outbox, &kafka).await? == 0);
+    ensure!(relay_of_original.stop().await? == Some(0) && relay_of_copy.stop().await? == Some(0));
+    Ok(())
 }
 
 async fn dump(postgres: &PrivatePostgres) -> anyhow::Result<PathBuf> {

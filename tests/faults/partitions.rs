@@ -39,29 +39,6 @@ struct Cluster {
 const AT_LEAST_ONCE: &str = "at_least_once";
 const EXACTLY_ONCE: &str = "exactly_once";
 
-/// Defines each trial twice: with at-least-once and with exactly-once delivery.
-macro_rules! in_both_modes {
-    ($($trial:ident, $in_transactions:ident: $run:ident;)+) => {
-        $(
-            async fn $trial(database: TestDatabase) -> anyhow::Result<()> {
-                $run(&database, AT_LEAST_ONCE).await
-            }
-
-            async fn $in_transactions(database: TestDatabase) -> anyhow::Result<()> {
-                $run(&database, EXACTLY_ONCE).await
-            }
-        )+
-    };
-}
-
-in_both_modes! {
-    partitions_without_a_leader_stop_only_their_own_events,
-        partitions_without_a_leader_stop_only_their_own_events_in_transactions: without_a_leader;
-    partitions_with_too_few_replicas_stop_only_their_own_events,
-        partitions_with_too_few_replicas_stop_only_their_own_events_in_transactions: with_too_few_replicas;
-    a_frozen_leader_stops_only_its_own_events, a_frozen_leader_stops_only_its_own_events_in_transactions: frozen_leader;
-}
-
 impl Cluster {
     async fn start(database: &TestDatabase, replicas: &[&[i32]], configs: &[(&str, &str)]) -> anyhow::Result<Self> {
         let brokers = tokio::task::spawn_blocking(|| RealKafka::start_cluster(3)).await??;
@@ -137,6 +114,34 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+async fn partitions_without_a_leader_stop_only_their_own_events(database: TestDatabase) -> anyhow::Result<()> {
+    without_a_leader(&database, AT_LEAST_ONCE).await
+}
+
+async fn partitions_without_a_leader_stop_only_their_own_events_in_transactions(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    without_a_leader(&database, EXACTLY_ONCE).await
+}
+
+async fn partitions_with_too_few_replicas_stop_only_their_own_events(database: TestDatabase) -> anyhow::Result<()> {
+    with_too_few_replicas(&database, AT_LEAST_ONCE).await
+}
+
+async fn partitions_with_too_few_replicas_stop_only_their_own_events_in_transactions(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    with_too_few_replicas(&database, EXACTLY_ONCE).await
+}
+
+async fn a_frozen_leader_stops_only_its_own_events(database: TestDatabase) -> anyhow::Result<()> {
+    frozen_leader(&database, AT_LEAST_ONCE).await
+}
+
+async fn a_frozen_leader_stops_only_its_own_events_in_transactions(database: TestDatabase) -> anyhow::Result<()> {
+    frozen_leader(&database, EXACTLY_ONCE).await
 }
 
 fn is_of(line: &Value, topic: &str, partition: i32) -> bool {

@@ -22,12 +22,28 @@ const PAYLOADS_PARSED: u32 = 100;
 pub(super) async fn table(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
     findings.extend(unlogged(conn, names).await?);
+    findings.extend(of_another_server(conn, names).await?);
     findings.extend(vacuum(conn, names).await?);
     findings.extend(dead_tuples(conn, names).await?);
     findings.extend(sequence(conn, names).await?);
     findings.extend(triggers(conn, names).await?);
     findings.extend(stamp_triggers(conn, names).await?);
     Ok(findings)
+}
+
+async fn of_another_server(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    let query = format!(
+        "select exists (select from {} where system <> (select system_identifier from pg_control_system()))",
+        names.companion("lane")
+    );
+    Ok(first::<bool>(conn, &query).await?.then(|| {
+        Finding::warning(
+            Code::LanesReset,
+            "The progress of lanes was written on another server: this database was restored, upgraded or copied, and no relay has run since.",
+            "no action is needed after a restore or an upgrade; if this database is a copy, start no relay: it would publish the copy's \
+             pending events",
+        )
+    }))
 }
 
 async fn unlogged(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {

@@ -146,7 +146,7 @@ fn log_reset(states: &[LaneState], lanes: LaneRange) {
             code = %Code::LanesReset,
             %lanes,
             consequence = "the relay scans all events once",
-            next_step = "none if this database was restored or upgraded; otherwise find out whether two databases share one address",
+            next_step = "none after a restore or an upgrade; if this database is a copy, stop this relay: it publishes the copy's pending events",
             "the lanes' progress is of another server"
         );
     }
