@@ -35,6 +35,7 @@ mod setting;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod topic_list;
 mod value;
 
 pub use admin::AdminSettings;
@@ -48,6 +49,7 @@ pub use relay::{Delivery, OnPoison, RelaySettings, Timestamp};
 pub use retention::{Retention, RetentionSettings};
 pub use setting::{Kind, SETTINGS, Setting};
 pub use sources::Sources;
+pub use topic_list::TopicList;
 
 /// The servers that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Sends events to Kafka, through librdkafka.
 //!
+//! - [`admission`]: refuses events that would mislead others
 //! - [`producer`]: one idempotent producer, used by one worker for one batch at a time
 //! - [`delivery`]: the outcome of each record of a batch
 //! - [`produce_error`]: the errors of records that librdkafka sends again
@@ -11,6 +12,7 @@
 //! - [`reader`]: reads topics for commands
 //! - [`resend`]: sends existing records again, unchanged
 
+pub(crate) mod admission;
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod delivery;

@@ -9,6 +9,7 @@ use super::resolved::Resolved;
 use super::retention::RetentionSettings;
 use super::setting::{self, Kind};
 use super::sources::Sources;
+use super::topic_list::TopicList;
 use super::value::{Value, words};
 
 /// The settings of the relay itself.
@@ -38,6 +39,8 @@ pub struct RelaySettings {
     pub envelope: Envelope,
     /// The topic of an event whose row names none.
     pub topic: TopicTemplate,
+    /// The topics that events may go to; `None` means all.
+    pub topics: Option<TopicList>,
     /// The source of an event whose row names none.
     pub source: Option<String>,
     /// The time that becomes a record's timestamp.
@@ -100,6 +103,7 @@ impl RelaySettings {
             stall_after: from.get(&setting::STALL_AFTER),
             envelope,
             topic: topic?,
+            topics: from.optional(&setting::TOPICS),
             source: from.optional(&setting::SOURCE),
             timestamp: from.get(&setting::TIMESTAMP),
             delivery: from.get(&setting::DELIVERY),

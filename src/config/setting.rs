@@ -62,6 +62,8 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// A topic template.
     Topic,
+    /// A comma-separated list of topics.
+    Topics,
     /// Log directives.
     LogLevel,
     /// An IP address and a port.
@@ -115,6 +117,7 @@ impl Kind {
             Kind::Boolean => "true or false".into(),
             Kind::OneOf(words) => format!("one of {}", words.join(", ")),
             Kind::Topic => "a topic template such as {entity_type}-events".into(),
+            Kind::Topics => "topics such as order-events,billing-*".into(),
             Kind::LogLevel => "log directives such as info or info,outbox_relay=debug".into(),
             Kind::Address => "an IP address and a port such as 127.0.0.1:9187 or [::1]:9187".into(),
             Kind::Secret { min_len, max_len } => {
@@ -191,6 +194,8 @@ settings! {
         "event", "Format of a record's value and headers.");
     TOPIC: required("topic", Kind::Topic, "{entity_type}-events",
         "Topic of events whose row names no topic. Default: that of the envelope.");
+    TOPICS: required("topics", Kind::Topics, "order-events,billing-*",
+        "Topics that events may go to, separated by commas; billing-* is every topic that begins with billing-. Events for others go DEAD. Default: all.");
     SOURCE: required("source", Kind::Text { max_len: 255 }, "/shop/orders",
         "Source of events whose row has no header `source`. Default: no source.");
     TIMESTAMP: with_default("timestamp", Kind::OneOf(Timestamp::WORDS), "event",

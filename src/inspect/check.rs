@@ -34,9 +34,10 @@ use sqlx::PgConnection;
 
 pub(crate) use finding::{Finding, Severity};
 
-use crate::config::{KafkaSettings, Settings};
+use crate::config::{KafkaSettings, Settings, TopicList};
 use crate::fault;
 use crate::fault::describe;
+use crate::sink::admission;
 use crate::store::connect::{self, Purpose};
 use crate::store::routes::{self, IllegalRoute, Seen};
 use event_outbox::Names;
@@ -206,6 +207,7 @@ async fn outbox(
     findings.extend(table::payloads(conn, names, relay.envelope).await?);
     let (topics, illegal) = routes::routes(conn, names, &relay.topic).await?;
     findings.extend(illegal.iter().map(illegal_topic));
+    findings.extend(topics.keys().filter_map(|topic| refused_topic(topic, relay.topics.as_ref())));
     found.topics = topics;
     let (lacking, identity) = transactions::database(conn, settings, names, lanes).await?;
     found.findings.extend(lacking);
@@ -281,6 +283,16 @@ fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::inspe
         window: retention.processed_after?,
         dead_letter_horizon: retention.dead_letter_horizon,
     })
+}
+
+/// Reports a topic that no event may go to.
+fn refused_topic(topic: &str, allowed: Option<&TopicList>) -> Option<Finding> {
+    let refusal = admission::topic_refusal(topic, allowed)?;
+    Some(Finding::error(
+        Code::TopicIllegal,
+        format!("Events go to a topic that is refused, and become DEAD: {refusal}."),
+        "fix RELAY_TOPIC or what the application writes, or add the topic to RELAY_TOPICS",
+    ))
 }
 
 fn illegal_topic(route: &IllegalRoute) -> Finding {

@@ -48,8 +48,8 @@ const ERROR_COUNTS: Duration = Duration::from_secs(10);
 pub(crate) struct Deliveries {
     batch: Mutex<Batch>,
     settled: Notify,
-    /// The number of errors of the producer's connections so far.
-    errors: AtomicU64,
+    /// The number of times that a connection broke so far.
+    breaks: AtomicU64,
 }
 
 impl Deliveries {
@@ -132,9 +132,9 @@ impl Deliveries {
         self.batch().error = Some((code, Instant::now()));
     }
 
-    /// Returns the number of errors of the producer's connections so far.
-    pub(crate) fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
+    /// Returns the number of times that a connection broke so far.
+    pub(crate) fn breaks(&self) -> u64 {
+        self.breaks.load(Ordering::Relaxed)
     }
 
     /// Marks a record as failed that was refused before it was queued, or will not be queued.
@@ -142,6 +142,12 @@ impl Deliveries {
         self.report(opaque, Outcome::Failed(code));
     }
 }
+
+/// The facility of librdkafka's line about a connection that broke.
+const BREAK: &str = "FAIL";
+
+/// The part of such a line that tells a connection that worked from one that never came about.
+const ESTABLISHED: &str = "in state UP";
 
 /// Packs the number of a batch and a record's index in it into one word, which travels with the record.
 pub(crate) fn opaque(batch: u32, slot: usize) -> usize {
@@ -161,13 +167,16 @@ impl ClientContext for Context {
         if let Some(code) = produce_error::parse(facility, message) {
             self.deliveries.note_error(code);
         }
+        if facility == BREAK && message.contains(ESTABLISHED) {
+            self.deliveries.breaks.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(code = "OR-0000", "BREAK {message}");
+        }
         if self.is_debugged || !matches!(level, RDKafkaLogLevel::Debug) {
             log_line(level, facility, message);
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.deliveries.errors.fetch_add(1, Ordering::Relaxed);
         self.suspicions.client_error(&error, reason);
     }
 }

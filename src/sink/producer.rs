@@ -149,9 +149,9 @@ impl KafkaProducer {
         within: Duration,
     ) -> Result<(), TransactionError> {
         self.in_transaction = false;
-        let errors = self.deliveries.errors();
+        let breaks = self.deliveries.breaks();
         let committed = transactions::commit(Arc::clone(&self.patient.producer), offsets, within).await;
-        self.may_commit_again |= self.deliveries.errors() != errors;
+        self.may_commit_again |= self.deliveries.breaks() != breaks;
         committed
     }
 

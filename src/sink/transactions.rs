@@ -32,7 +32,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const LEADER_ATTEMPTS: usize = 50;
 const LEADER_PAUSE: Duration = Duration::from_millis(100);
 
-/// The most events that are read after a request: of a consumer whose request has failed, and of a producer that has committed.
+/// The most events of a producer that are read after a commit.
+const EVENTS_OF_COMMIT: usize = 100;
+
+/// The most events of a consumer that are read after one request has failed.
 const EVENTS_LOOKED_AT: usize = 20;
 
 /// The error of Kafka's part of exactly-once.
@@ -317,8 +320,8 @@ where
     blocking(move || {
         producer.send_offsets_to_transaction(&offsets.list()?, &offsets.member, within)?;
         let committed = producer.commit_transaction(within);
-        // Serves the errors of this time. Each call serves one event.
-        (0..EVENTS_LOOKED_AT).for_each(|_| drop(producer.poll(Duration::ZERO)));
+        // Serves the log lines and errors of this time. Each call serves one event.
+        (0..EVENTS_OF_COMMIT).for_each(|_| producer.poll(Duration::ZERO));
         committed
     })
     .await

@@ -33,6 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_payload_whose_text_is_larger_than_postgres_can_print_goes_dead,
             long_entity_ids_go_dead,
             long_values_in_other_columns_go_dead,
+            events_that_would_mislead_others_go_dead,
             a_key_that_is_not_utf8_in_a_database_without_encoding_goes_dead;
     }
 }
@@ -83,6 +84,31 @@ async fn long_values_in_other_columns_go_dead(database: TestDatabase, kafka: Arc
     ];
     let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
     go_dead(&Outbox::from_database(&database), &kafka, &rows).await
+}
+
+/// Brings the headers of records that were sent again, names topics of Kafka and of consumers, and nests headers deeply.
+async fn events_that_would_mislead_others_go_dead(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    let rows = [
+        "select 'order', 'header-' || name, 'Bad', '{}'::jsonb, null, jsonb_build_object(name, 'x') from unnest(array[\
+           'replay-id', 'redrive-id', 'event-time', 'dlq-reason', 'dlq-anything', 'outbox-relay-redrive']) name",
+        "select 'order', 'topic-' || topic, 'Bad', '{}'::jsonb, topic, '{}'::jsonb from unnest(array[\
+           '__consumer_offsets', '__transaction_state', 'order-events.billing.dlq']) topic",
+        "select '__order', 'type', 'Bad', '{}'::jsonb, '__order-events', '{}'::jsonb",
+        "select 'order', 'deep', 'Bad', '{}'::jsonb, null, \
+           jsonb_build_object('deep', (repeat('[', 3000) || repeat(']', 3000))::jsonb)",
+    ];
+    go_dead(&outbox, &kafka, &rows).await?;
+    let relay = outbox.relay(&kafka);
+    let listed = relay.clone().argument("list").output("dead").await?;
+    ensure!(listed.code == Some(0) && listed.stdout.contains("is reserved"), "{listed:?}");
+    let ids = "select event_id::text from event_outbox where status = 'DEAD'";
+    let ids: Vec<String> = sqlx::query_scalar(ids).fetch_all(&mut outbox.connect().await?).await?;
+    for id in ids {
+        let shown = relay.clone().argument("show").argument("--id").argument(&id).output("dead").await?;
+        ensure!(shown.code == Some(0), "{shown:?}");
+    }
+    Ok(())
 }
 
 async fn a_key_that_is_not_utf8_in_a_database_without_encoding_goes_dead(

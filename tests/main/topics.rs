@@ -22,7 +22,8 @@ const HELD_TOPICS: &str = "select count(distinct topic) from event_outbox_hold w
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_both:
-            twenty_thousand_missing_topics_do_not_starve_the_others;
+            twenty_thousand_missing_topics_do_not_starve_the_others,
+            events_for_topics_that_are_not_listed_go_dead;
         with_postgres:
             a_topic_that_an_event_names_by_mistake_is_not_created,
             an_entity_does_not_go_back_when_a_relay_that_knows_fewer_partitions_gets_its_lane,
@@ -103,6 +104,32 @@ async fn a_topic_that_an_event_names_by_mistake_is_not_created(database: TestDat
     // A relay with this setting creates the topic.
     let relay = settings.with("KAFKA_ALLOW_AUTO_CREATE_TOPICS", "true").start_ready("trusting").await?;
     outbox.until_settled().await;
+    ensure!(relay.stop().await? == Some(0));
+    Ok(())
+}
+
+async fn events_for_topics_that_are_not_listed_go_dead(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let listed = outbox.relay(&kafka).with("RELAY_TOPICS", format!("billing-*,{}", outbox.topic));
+    outbox.write("listed", 1, 3).await?;
+    outbox
+        .execute(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload, topic) \
+             values ('order', 'elsewhere', 'Bad', '{}', 'payroll')",
+        )
+        .await?;
+    let checked = listed.clone().argument("--json").output("check").await?.stdout;
+    ensure!(checked.contains("payroll is not in RELAY_TOPICS"), "{checked}");
+    let relay = listed.start_ready("listed").await?;
+    outbox.until_settled().await;
+    let dead = "select count(*) from event_outbox where status = 'DEAD' and entity_id = 'elsewhere' \
+                and last_error like '%payroll is not in RELAY_TOPICS%'";
+    ensure!(outbox.number(dead).await? == 1);
+    ensure!(outbox.published_numbers(&kafka).await?["listed"] == [1, 2, 3]);
     ensure!(relay.stop().await? == Some(0));
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::relay::options::RelayOptions;
 use crate::relay::worker::claim::{Batch, Extent};
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::pauses::PausedBy;
+use crate::sink::admission;
 use crate::sink::producer::{Avoided, KafkaProducer, Placement};
 use crate::store::claim::{ClaimedRow, Skipped};
 use event_outbox::code::Code;
@@ -106,7 +107,10 @@ impl<'r> Plan<'r> {
             Err(fault) => return Ok(Routed::Poison(Poison::of_row(fault.to_string(), fault.code()))),
         };
         Ok(match options.relay.topic.resolve(&event, scratch) {
-            Ok(topic) => Routed::Ready { topic: self.intern(topic), event },
+            Ok(topic) => match admission::refusal(&event, topic, options.relay.topics.as_ref()) {
+                Some(refusal) => Routed::Poison(Poison::of_row(refusal, Code::EventRefused)),
+                None => Routed::Ready { topic: self.intern(topic), event },
+            },
             Err(bad) => Routed::Poison(Poison::of_row(bad.to_string(), Code::EventRefused)),
         })
     }

@@ -1,4 +1,4 @@
-//! The headers that the relay adds to records that it sends again.
+//! The headers that the relay and the consumer runtime add to records that they send again.
 
 /// Header: the replay that has sent the record. The relay's own records have none.
 pub const REPLAY_ID: &str = "replay-id";
@@ -11,3 +11,12 @@ pub const REDRIVE_ID: &str = "redrive-id";
 
 /// Header: an entry of the log of redrives on a dead letter topic. Its value is the state.
 pub const REDRIVE_LOG: &str = "outbox-relay-redrive";
+
+/// The beginnings of the names of headers that only the relay and the consumer runtime may set.
+const RESERVED: [&str; 2] = ["dlq-", "outbox-relay-"];
+
+/// Returns true if an event may not bring a header of this name: consumers, `verify` and `dlq` would take its record for one that was sent
+/// again, or for a dead letter.
+pub fn is_reserved(name: &str) -> bool {
+    [REPLAY_ID, EVENT_TIME, REDRIVE_ID].contains(&name) || RESERVED.iter().any(|beginning| name.starts_with(beginning))
+}
