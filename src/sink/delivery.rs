@@ -143,11 +143,14 @@ impl Deliveries {
     }
 }
 
-/// The facility of librdkafka's line about a connection that broke.
-const BREAK: &str = "FAIL";
-
-/// The part of such a line that tells a connection that worked from one that never came about.
-const ESTABLISHED: &str = "in state UP";
+/// Returns true for librdkafka's line about a connection that worked and broke. librdkafka itself closes a connection to a bootstrap address
+/// when it knows the broker's own, and to a coordinator that has moved.
+fn is_break(facility: &str, message: &str) -> bool {
+    facility == "FAIL"
+        && message.contains("in state UP")
+        && !message.contains("(_DESTROY")
+        && !message.contains("nodename change")
+}
 
 /// Packs the number of a batch and a record's index in it into one word, which travels with the record.
 pub(crate) fn opaque(batch: u32, slot: usize) -> usize {
@@ -167,9 +170,8 @@ impl ClientContext for Context {
         if let Some(code) = produce_error::parse(facility, message) {
             self.deliveries.note_error(code);
         }
-        if facility == BREAK && message.contains(ESTABLISHED) {
+        if is_break(facility, message) {
             self.deliveries.breaks.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(code = "OR-0000", "BREAK {message}");
         }
         if self.is_debugged || !matches!(level, RDKafkaLogLevel::Debug) {
             log_line(level, facility, message);
@@ -209,6 +211,26 @@ mod tests {
         deliveries.report(opaque(second, 0), Outcome::Failed(RDKafkaErrorCode::PurgeQueue));
         deliveries.all_settled().await;
         assert_eq!(deliveries.outcomes(), [Outcome::Acked]);
+    }
+
+    #[test]
+    fn only_a_connection_that_worked_can_break() {
+        for (line, is_one) in [
+            ("[thrd:TxnCoordinator]: TxnCoordinator: Disconnected (after 7ms in state UP) (_TRANSPORT)", true),
+            (
+                "[thrd:a:9092/1]: a:9092/1: 1 request(s) timed out: disconnect (after 60000ms in state UP) (_TIMED_OUT)",
+                true,
+            ),
+            ("[thrd:a:9092/1]: a:9092/1: Connection refused (after 0ms in state CONNECT) (_TRANSPORT)", false),
+            ("[thrd:a:9092/bootstrap]: Decommissioning this broker (after 1ms in state UP) (_DESTROY_BROKER)", false),
+            (
+                "[thrd:GroupCoordinator]: Closing connection due to nodename change (after 9ms in state UP) (_TRANSPORT)",
+                false,
+            ),
+        ] {
+            assert_eq!(is_break("FAIL", line), is_one, "{line}");
+        }
+        assert!(!is_break("STATE", "in state UP"));
     }
 
     #[test]
