@@ -102,7 +102,7 @@ impl Prune {
             });
             let entry = Entry { command: "prune", filter, affected: removed.unsigned_abs() };
             let author = self.by.author(self.reason);
-            let noted = audit::record_alone(&mut target.conn, &target.names, &author, &entry).await;
+            let noted = audit::note(&mut target.conn, &target.names, &author, &entry).await;
             noted.map_err(|error| target.failed("write the audit entry of", error))?;
         }
         if self.json {
@@ -175,7 +175,7 @@ async fn wide_enough(
 
 /// Fails if the audit table cannot be written. Called before anything is removed, because each removal must be audited.
 pub(super) async fn may_be_audited(target: &mut Target) -> Result<(), Failure> {
-    let allowed = audit::may_record(&mut target.conn, &target.names).await;
+    let allowed = audit::may_note(&mut target.conn, &target.names).await;
     if allowed.map_err(|error| target.failed("look at the rights on", error))? {
         return Ok(());
     }

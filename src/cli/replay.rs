@@ -192,7 +192,7 @@ impl Replay {
         });
         let entry = Entry { command, filter, affected: replayed };
         let author = self.by.author(self.reason.clone());
-        let noted = audit::record_alone(&mut target.conn, &target.names, &author, &entry).await;
+        let noted = audit::note(&mut target.conn, &target.names, &author, &entry).await;
         noted.map_err(|error| target.failed("write the audit entry of", error))
     }
 

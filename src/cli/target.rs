@@ -100,12 +100,16 @@ pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
             Code::ForeignObjects,
             "nothing was changed; the entry OR-2206 of docs/how-to/runbook.md says how to remove or replace each kind of object",
         ),
+        SchemaError::RepeatedIds { .. } => (
+            Code::EventIdsRepeated,
+            "no index was left behind; the entry OR-2115 of docs/how-to/runbook.md finds these events and says how to give them other ids",
+        ),
         SchemaError::Locked(_) => {
             (Code::DatabaseLocked, "end the other session, see pg_blocking_pids(), or raise --lock-timeout")
         }
-        SchemaError::Busy => (
+        SchemaError::Busy { .. } => (
             Code::DatabaseLocked,
-            "run it again after the other migration has ended; `select * from pg_locks` has its pid",
+            "run it again after the other migration has ended; if that session migrates nothing, end it with pg_terminate_backend",
         ),
         SchemaError::Database(error) => {
             let fault = fault::classify_database(error);

@@ -166,7 +166,7 @@ async fn database(settings: &Settings, names: &Names, limits: Limits, found: &mu
     }
     findings.extend(sessions::clock(conn).await?);
     findings.extend(pooler::pooler(database, APPLICATION).await?);
-    findings.extend(sessions::oldest_transaction(conn, limits.transaction).await?);
+    findings.extend(sessions::oldest_transaction(conn, names, limits.transaction).await?);
     findings.extend(sessions::prepared_transactions(conn, limits.transaction).await?);
     findings.extend(sessions::replication_slots(conn).await?);
     outbox(conn, settings, names, found).await
@@ -192,7 +192,12 @@ async fn outbox(
         }
         Err(error) => return Err(error),
     };
-    let rights = rights::rights(conn, names).await?;
+    let reader = rights::reader(conn, names).await?;
+    let reads_payloads = reader.is_none();
+    let rights = match reader {
+        Some(note) => vec![note],
+        None => rights::rights(conn, names).await?,
+    };
     let lacking = rights.iter().any(|finding| finding.code == Code::RightsMissing);
     found.findings.extend(rights);
     if lacking {
@@ -204,7 +209,9 @@ async fn outbox(
     findings.extend(schema::indexes(conn, names).await?);
     findings.extend(table::table(conn, names).await?);
     findings.extend(objects::objects(conn, names).await?);
-    findings.extend(table::payloads(conn, names, relay.envelope).await?);
+    if reads_payloads {
+        findings.extend(table::payloads(conn, names, relay.envelope).await?);
+    }
     let (topics, illegal) = routes::routes(conn, names, &relay.topic).await?;
     findings.extend(illegal.iter().map(illegal_topic));
     findings.extend(topics.keys().filter_map(|topic| refused_topic(topic, relay.topics.as_ref())));

@@ -125,10 +125,10 @@ impl Status {
         mark: &mut Option<FlowMark>,
     ) -> Result<Self, sqlx::Error> {
         let mut status = Self {
-            sees_other_sessions: activity::sees_others(conn).await?,
+            sees_other_sessions: activity::sees_others(conn, look.names).await?,
             blockers: activity::table_blockers(conn, look.names).await?,
             waiting: activity::waiting_relays(conn).await?,
-            oldest_transaction: activity::oldest_transaction(conn).await?,
+            oldest_transaction: activity::oldest_transaction(conn, look.names).await?,
             ..Self::default()
         };
         match status.outbox(conn, look, mark).await {

@@ -83,19 +83,48 @@ fn session(row: &PgRow, from: usize) -> Result<Session, sqlx::Error> {
     })
 }
 
+/// The relation that shows the sessions of the server.
+#[derive(Debug, Clone)]
+pub(crate) struct Sessions {
+    /// An SQL expression for the `from` list, with the columns of `pg_stat_activity` that are used here.
+    pub(crate) relation: String,
+    /// True if the user may see what the sessions of others do.
+    pub(crate) sees_others: bool,
+}
+
+impl Sessions {
+    /// Finds the relation that shows the user the most. The function of the outbox shows the sessions without their queries, which contain
+    /// payloads.
+    pub(crate) async fn find(conn: &mut PgConnection, names: &Names) -> Result<Self, sqlx::Error> {
+        let function = format!("{}()", names.companion("sessions"));
+        let query = format!(
+            "select pg_has_role(current_user, 'pg_read_all_stats', 'usage'), \
+               has_function_privilege(p.oid, 'execute') and pg_has_role(p.proowner, 'pg_read_all_stats', 'usage') \
+             from (select 1) one left join pg_proc p on p.oid = to_regprocedure({})",
+            literal(&function)
+        );
+        let rows = read(conn, &query).await?;
+        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        let (by_itself, by_function): (bool, Option<bool>) = (row.try_get(0)?, row.try_get(1)?);
+        let by_function = by_function.unwrap_or_default();
+        let relation = if by_function && !by_itself { function } else { "pg_stat_activity".to_owned() };
+        Ok(Self { relation, sees_others: by_itself || by_function })
+    }
+}
+
 /// Returns true if this user may see the activity of other users' sessions.
-pub(crate) async fn sees_others(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let rows = read(conn, "select pg_has_role(current_user, 'pg_read_all_stats', 'usage')").await?;
-    rows.first().map_or(Ok(false), |row| row.try_get(0))
+pub(crate) async fn sees_others(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
+    Ok(Sessions::find(conn, names).await?.sees_others)
 }
 
 /// Returns the transaction that has been open for the longest time. Transactions of other databases count only if they have a transaction
 /// id, because only those hold back the relay's snapshots.
-pub(crate) async fn oldest_transaction(conn: &mut PgConnection) -> Result<Option<Session>, sqlx::Error> {
+pub(crate) async fn oldest_transaction(conn: &mut PgConnection, names: &Names) -> Result<Option<Session>, sqlx::Error> {
     let query = format!(
-        "select {SESSION} from pg_stat_activity a \
+        "select {SESSION} from {} a \
          where a.xact_start is not null and a.pid <> pg_backend_pid() and a.backend_type <> 'autovacuum worker' \
-         and (a.datname = current_database() or a.backend_xid is not null) order by a.xact_start limit 1"
+         and (a.datname = current_database() or a.backend_xid is not null) order by a.xact_start limit 1",
+        Sessions::find(conn, names).await?.relation
     );
     read(conn, &query).await?.first().map(|row| session(row, 0)).transpose()
 }
@@ -121,7 +150,8 @@ pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Re
              and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') group by l.pid) \
          select 'a lock on table ' || held.what, \
            coalesce((select string_agg(w.pid::text, ',') from pg_stat_activity w where held.pid = any (pg_blocking_pids(w.pid))), ''), \
-           {SESSION} from held join pg_stat_activity a using (pid) order by a.xact_start"
+           {SESSION} from held join {sessions} a using (pid) order by a.xact_start",
+        sessions = Sessions::find(conn, names).await?.relation
     );
     let rows = read(conn, &query).await?;
     rows.iter().map(blocker).collect()
@@ -143,8 +173,9 @@ pub(crate) async fn row_blockers(conn: &mut PgConnection, names: &Names) -> Resu
            where head.locker <> 0 group by l.pid) \
          select 'the lock on pending event number ' || held.first || coalesce(' (and ' || nullif(held.held - 1, 0) || ' more)', ''), \
            coalesce((select string_agg(w.pid::text, ',') from pg_stat_activity w where held.pid = any (pg_blocking_pids(w.pid))), ''), \
-           {SESSION} from held join pg_stat_activity a using (pid) \
-         where a.application_name not like 'outbox-relay %' order by a.xact_start"
+           {SESSION} from held join {sessions} a using (pid) \
+         where a.application_name not like 'outbox-relay %' order by a.xact_start",
+        sessions = Sessions::find(conn, names).await?.relation
     );
     let rows = read(conn, &query).await?;
     rows.iter().map(blocker).collect()

@@ -1,4 +1,5 @@
-//! Records what operators change: one row in the audit table for each command, in the transaction of the change.
+//! Records what operators do: one row in the audit table for each command. The functions of migration 0015 that change rows write it in the
+//! transaction of the change, so that nobody can change rows without an entry or write an entry for another user.
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
@@ -25,52 +26,37 @@ pub(crate) struct Entry<'a> {
     pub(crate) affected: u64,
 }
 
-/// Inserts the entry and returns its id.
+/// Writes the entry of a command whose work is not one transaction. All other commands change rows through functions that write their
+/// entries.
 ///
 /// # Errors
 /// Any database error.
-pub(crate) async fn record(
-    conn: &mut PgConnection,
-    names: &Names,
-    author: &Author,
-    entry: &Entry<'_>,
-) -> Result<i64, sqlx::Error> {
-    let sql = format!(
-        "insert into {} (actor, acted_by, command, filter, reason, affected) \
-         values (session_user, $1, $2, $3::text::jsonb, $4, $5) returning id",
-        names.companion("audit")
-    );
-    sqlx::query_scalar(AssertSqlSafe(sql))
-        .bind(&author.by)
-        .bind(entry.command)
-        .bind(entry.filter.to_string())
-        .bind(&author.reason)
-        .bind(entry.affected as i64)
-        .persistent(false)
-        .fetch_one(conn)
-        .await
-}
-
-/// Does the same as [`record`], in its own transaction: for commands whose work is not one transaction.
-///
-/// # Errors
-/// Any database error.
-pub(crate) async fn record_alone(
+pub(crate) async fn note(
     conn: &mut PgConnection,
     names: &Names,
     author: &Author,
     entry: &Entry<'_>,
 ) -> Result<(), sqlx::Error> {
     let mut tx = search_path::begin(conn).await?;
-    record(&mut tx, names, author, entry).await?;
+    let sql = format!("select {}($1, $2::text::jsonb, $3, $4, $5)", names.companion("note"));
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(entry.command)
+        .bind(entry.filter.to_string())
+        .bind(&author.by)
+        .bind(&author.reason)
+        .bind(entry.affected as i64)
+        .persistent(false)
+        .execute(&mut *tx)
+        .await?;
     tx.commit().await
 }
 
-/// Returns true if this user may write the audit table.
+/// Returns true if this user may write such an entry.
 ///
 /// # Errors
 /// Any database error.
-pub(crate) async fn may_record(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
-    let sql = format!("select has_table_privilege({}, 'insert')", literal(&names.companion("audit")));
+pub(crate) async fn may_note(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
+    let function = literal(&format!("{}(text, jsonb, text, text, bigint)", names.companion("note")));
+    let sql = format!("select coalesce(has_function_privilege(to_regprocedure({function}), 'execute'), false)");
     read(conn, &sql).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
 }

@@ -9,8 +9,8 @@
 //! Retry changes dead, held and discarded events to pending. Discard changes dead and held events to discarded. Both release the events
 //! that wait behind a held one.
 //!
-//! Besides its audit entry, a change writes only rows of the outbox and the counter that workers compare before each claim. A row that
-//! becomes pending reaches its lane's claims as a late row. The lane's owner releases a hold whose event has no error any more.
+//! A function of the outbox makes the change and writes its audit entry. Besides, it writes only rows of the outbox and the counter that
+//! workers compare before each claim. A row that becomes pending reaches its lane's claims as a late row. The lane's owner releases a hold whose event has no error any more.
 
 use std::time::Duration;
 
@@ -22,13 +22,12 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::audit::Author;
-use crate::store::pauses;
 use crate::store::routes;
 use crate::store::search_path::{self, SET_LOCAL};
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;
 
-/// What `last_error` begins with once somebody has decided about the event. Read by [`is_discarded`] and [`Standing::is_discarded`] alone.
+/// What `last_error` begins with once somebody has decided about the event. Written by the function of migration 0015, and read by [`is_discarded`] and [`Standing::is_discarded`] alone.
 const DISCARDED: &str = "discarded: ";
 
 /// SQL that is true for a DEAD event that somebody has discarded.
@@ -366,6 +365,14 @@ pub(crate) enum Decision {
 }
 
 impl Decision {
+    /// Returns the word that the function of migration 0015 takes.
+    fn word(self) -> &'static str {
+        match self {
+            Decision::Retry => "retry",
+            Decision::Discard => "discard",
+        }
+    }
+
     /// Returns the command as it is typed.
     pub(crate) fn command(self) -> &'static str {
         match self {
@@ -405,45 +412,21 @@ pub(crate) async fn decide(
         longest.as_millis().max(1)
     );
     tx.execute(sqlx::raw_sql(AssertSqlSafe(settings))).await?;
-    let row = sqlx::query(AssertSqlSafe(change(names, &events, decision)))
-        .bind(&author.by)
-        .bind(decision.command())
+    // The function looks at the state of each event again when it has locked it.
+    let sql = format!(
+        "select changed, released from {}($1, array(select id from {events} e), $2::text::jsonb, $3, $4)",
+        names.companion("decide")
+    );
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(decision.word())
         .bind(filter.to_json().to_string())
+        .bind(&author.by)
         .bind(&author.reason)
         .persistent(false)
         .fetch_one(&mut *tx)
         .await?;
-    // Makes workers reload their holds.
-    pauses::count_up(&mut tx, names).await?;
     tx.commit().await?;
     Ok(Changed { events: row.try_get(0)?, released: row.try_get(1)? })
-}
-
-/// Returns the statement that changes rows and records the change. `$1` by, `$2` command, `$3` filter, `$4` reason.
-fn change(names: &Names, events: &str, decision: Decision) -> String {
-    let (outbox, audit, audit_row) = (names.outbox(), names.companion("audit"), names.companion("audit_row"));
-    let (set, action) = match decision {
-        Decision::Retry => (
-            "status = 'PENDING', available_at = null, last_error = null".to_owned(),
-            // Only events that were DEAD may reach their topic after their successors, so `verify` has to tell them apart.
-            "case when c.state = 'held' then 'released' else 'retried' end",
-        ),
-        Decision::Discard => (
-            format!("status = 'DEAD', available_at = null, last_error = '{DISCARDED}' || coalesce(o.last_error, '')"),
-            "'discarded'",
-        ),
-    };
-    // Locks the rows in ascending order, so that two commands at once cannot deadlock.
-    format!(
-        "with chosen as materialized (select * from {events} e), \
-         locked as materialized (select o.id from {outbox} o where o.id in (select id from chosen) order by o.id for update), \
-         changed as (update {outbox} o set {set} where o.id in (select id from locked) returning o.id), \
-         entry as (insert into {audit} (actor, acted_by, command, filter, reason, affected) \
-           select session_user, $1, $2, $3::text::jsonb, $4, (select count(*) from changed) returning id), \
-         noted as (insert into {audit_row} (audit_id, outbox_id, event_id, action, error) \
-           select entry.id, c.id, c.event_id, {action}, c.last_error from entry, chosen c) \
-         select (select count(*) from changed), coalesce((select sum(behind) from chosen where state = 'held'), 0)::int8"
-    )
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
-use crate::store::audit::{self, Author, Entry};
+use crate::store::audit::Author;
 use crate::store::read_only::read;
 use crate::store::search_path::{self, SET_LOCAL};
-use event_outbox::names::{Names, literal};
+use event_outbox::names::Names;
 
 /// The events that a pause names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -148,28 +148,18 @@ pub(crate) async fn pause(
 ) -> Result<(), sqlx::Error> {
     let mut tx = search_path::begin(conn).await?;
     let (word, topic, entity_type, entity_id) = columns(scope);
-    remove(&mut tx, names, scope).await?;
-    let sql = format!(
-        "insert into {} (scope, topic, entity_type, entity_id, reason, paused_by, expires_at) \
-         values ($1, $2, $3, $4, coalesce($5, 'no reason given'), session_user || coalesce(' for ' || $6, ''), \
-                 clock_timestamp() + make_interval(secs => $7))",
-        names.companion("pause")
-    );
+    let sql = format!("select {}($1, $2, $3, $4, $5, $6, $7)", names.companion("begin_pause"));
     sqlx::query(AssertSqlSafe(sql))
         .bind(word)
         .bind(topic)
         .bind(entity_type)
         .bind(entity_id)
-        .bind(&author.reason)
-        .bind(&author.by)
         .bind(lasts.map(|lasts| lasts.as_secs_f64()))
+        .bind(&author.by)
+        .bind(&author.reason)
         .persistent(false)
         .execute(&mut *tx)
         .await?;
-    count_up(&mut tx, names).await?;
-    let mut filter = serde_json::to_value(scope).unwrap_or_default();
-    filter["for_s"] = lasts.map(|lasts| lasts.as_secs_f64()).into();
-    audit::record(&mut tx, names, author, &Entry { command: "pause", filter, affected: 1 }).await?;
     tx.commit().await
 }
 
@@ -184,15 +174,23 @@ pub(crate) async fn resume(
     author: &Author,
 ) -> Result<Vec<Pause>, sqlx::Error> {
     let mut tx = search_path::begin(conn).await?;
-    let mut ended = active(&mut tx, names).await?;
-    ended.retain(|pause| scope.is_none_or(|scope| pause.scope == *scope));
-    for pause in &ended {
-        remove(&mut tx, names, &pause.scope).await?;
-        let filter = serde_json::to_value(&pause.scope).unwrap_or_default();
-        audit::record(&mut tx, names, author, &Entry { command: "resume", filter, affected: 1 }).await?;
-    }
-    if !ended.is_empty() {
-        count_up(&mut tx, names).await?;
+    let mut paused = active(&mut tx, names).await?;
+    paused.retain(|pause| scope.is_none_or(|scope| pause.scope == *scope));
+    let sql = format!("select {}($1, $2, $3, $4, $5, $6)", names.companion("end_pause"));
+    let mut ended = Vec::new();
+    for pause in paused {
+        let (word, topic, entity_type, entity_id) = columns(&pause.scope);
+        let query = sqlx::query_scalar(AssertSqlSafe(sql.clone()))
+            .bind(word)
+            .bind(topic)
+            .bind(entity_type)
+            .bind(entity_id)
+            .bind(&author.by)
+            .bind(&author.reason)
+            .persistent(false);
+        if query.fetch_one(&mut *tx).await? {
+            ended.push(pause);
+        }
     }
     tx.commit().await?;
     Ok(ended)
@@ -257,25 +255,4 @@ fn columns(scope: &Scope) -> (&'static str, Option<&str>, Option<&str>, Option<&
         Scope::Topic { topic } => ("topic", Some(topic), None, None),
         Scope::Entity { entity_type, entity_id } => ("entity", None, entity_type.as_deref(), Some(entity_id)),
     }
-}
-
-/// Removes the pause of this scope, and all expired pauses.
-async fn remove(conn: &mut PgConnection, names: &Names, scope: &Scope) -> Result<(), sqlx::Error> {
-    let (word, topic, entity_type, entity_id) = columns(scope);
-    let text = |value: Option<&str>| value.map_or_else(|| "null".to_owned(), literal);
-    let sql = format!(
-        "delete from {} where expires_at <= clock_timestamp() or scope = '{word}' \
-         and topic is not distinct from {} and entity_type is not distinct from {} and entity_id is not distinct from {}",
-        names.companion("pause"),
-        text(topic),
-        text(entity_type),
-        text(entity_id),
-    );
-    conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
-}
-
-/// Makes every worker reload pauses and holds before its next claim.
-pub(crate) async fn count_up(conn: &mut PgConnection, names: &Names) -> Result<(), sqlx::Error> {
-    let sql = format!("update {} set value = value + 1 where name = 'pauses'", names.companion("control"));
-    conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
 }

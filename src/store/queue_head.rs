@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::{PgConnection, Row};
 
 use crate::lane::LaneRange;
+use crate::store::activity::Sessions;
 use crate::store::held::{self, Held};
 use crate::store::pending::pending;
 use crate::store::read_only::read;
@@ -73,9 +74,10 @@ pub(crate) async fn vacuum(conn: &mut PgConnection, names: &Names) -> Result<Vac
         "select coalesce(pg_stat_get_dead_tuples(to_regclass({outbox})), 0)::int8, \
          coalesce(pg_stat_get_live_tuples(to_regclass({outbox})), 0)::int8, \
          coalesce(extract(epoch from clock_timestamp() - least(\
-           (select min(xact_start) from pg_stat_activity where (backend_xid is not null or backend_xmin is not null) \
+           (select min(xact_start) from {sessions} where (backend_xid is not null or backend_xmin is not null) \
               and pid <> pg_backend_pid() and datname = current_database() and backend_type <> 'autovacuum worker'), \
-           (select min(prepared) from pg_prepared_xacts where database = current_database()))), 0)::float8"
+           (select min(prepared) from pg_prepared_xacts where database = current_database()))), 0)::float8",
+        sessions = Sessions::find(conn, names).await?.relation
     );
     let rows = read(conn, &query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;

@@ -13,16 +13,13 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use crate::store::search_path;
 use event_outbox::names::{Names, literal};
 
-/// The second key of the advisory lock on a table that is being pruned. Lanes use the keys from 0.
-const LOCK: i32 = -1;
-
 /// The settings of a step. A short lock timeout leaves a locked table alone, and a statement timeout limits the work on a slow server.
 const SETTINGS: &str = "set local jit = off; set local synchronous_commit = off; \
                         set local enable_seqscan = off; set local enable_sort = off; set local enable_bitmapscan = off; \
                         set local lock_timeout = '200ms'; set local statement_timeout = '10s'; \
                         set local idle_in_transaction_session_timeout = '20s'";
 
-/// All columns, including `lane`: the outbox generates it, and the archive stores it.
+/// All columns of the outbox's own, including `lane`: the outbox generates it, and the archive stores it.
 const COLUMNS: &str = "id, event_id, entity_type, entity_id, event_type, event_version, payload, payload_bytes, headers, topic, \
                        available_at, created_at, status, published_at, attempts, last_error, lane, xid, due";
 
@@ -61,9 +58,7 @@ pub(crate) async fn step(
     limit: i64,
 ) -> Result<Option<Step>, sqlx::Error> {
     let mut tx = search_path::begin(conn).await?;
-    if !alone(&mut tx, &names.outbox()).await? {
-        return Ok(None);
-    }
+    tx.execute(SETTINGS).await?;
     let outbox = names.outbox();
     // A pending row that claims have passed is held, perhaps for long, so it does not end the walk.
     let scanned = format!("(select coalesce(min(scanned_through), 0) from {})", names.companion("lane"));
@@ -86,6 +81,10 @@ pub(crate) async fn step(
     if removal == Removal::Count {
         step.removed = old.len() as i64;
     } else if !old.is_empty() {
+        // Locked only now: a step that finds nothing needs no transaction id.
+        if !alone(&mut tx, names, "pruned").await? {
+            return Ok(None);
+        }
         step.removed = remove(&mut tx, names, removal, after, &old).await?;
     }
     tx.commit().await?;
@@ -103,15 +102,13 @@ async fn remove(
     old: &[i64],
 ) -> Result<i64, sqlx::Error> {
     let (outbox, control) = (names.outbox(), names.companion("control"));
-    // An event that was restored from the archive by hand and is archived again is already there.
-    let archived = match removal {
-        Removal::Archive => format!(
-            ", kept as (insert into {} ({COLUMNS}) select {COLUMNS} from gone on conflict do nothing)",
-            names.companion("archive")
-        ),
-        Removal::Delete | Removal::Count => String::new(),
+    let (returning, archived) = match removal {
+        Removal::Archive => {
+            let own = OwnColumns::read(conn, names).await?;
+            (own.all(), format!(", kept as ({})", own.insert(names)))
+        }
+        Removal::Delete | Removal::Count => ("id".to_owned(), String::new()),
     };
-    let returning = if removal == Removal::Archive { COLUMNS } else { "id" };
     // Checks the conditions again: meanwhile an operator may have retried a row, and another session may have locked one.
     let sql = format!(
         "with gone as (delete from {outbox} where ctid = any (array(\
@@ -167,7 +164,8 @@ pub(crate) async fn processed_step(
 ) -> Result<Option<PageStep>, sqlx::Error> {
     let mut tx = search_path::begin(conn).await?;
     let processed = names.processed();
-    if !alone(&mut tx, &processed).await? {
+    tx.execute(SETTINGS).await?;
+    if removal != Removal::Count && !alone(&mut tx, names, "inbox").await? {
         return Ok(None);
     }
     let end = from + pages;
@@ -192,13 +190,59 @@ pub(crate) async fn processed_step(
     Ok(Some(PageStep { removed, next: (next < size).then_some(next) }))
 }
 
-/// Sets the transaction's timeouts, and takes the lock on pruning `table` until the transaction ends. Returns true if the lock is free.
-async fn alone(conn: &mut PgConnection, table: &str) -> Result<bool, sqlx::Error> {
-    // The oid is unsigned and the lock's key is signed: this converts the same 32 bits.
-    let oid = format!("{}::regclass::oid::int8", literal(table));
-    let sql = format!(
-        "{SETTINGS}; select pg_try_advisory_xact_lock(\
-         ({oid} - case when {oid} > 2147483647 then 4294967296 else 0 end)::int4, {LOCK})"
-    );
-    conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?.try_get(0)
+/// Locks the row of the counters that stands for the table until the transaction ends. Returns true if it was free. Nobody without a right
+/// on the row can hold it.
+async fn alone(conn: &mut PgConnection, names: &Names, row: &str) -> Result<bool, sqlx::Error> {
+    let lock = format!("select from {} where name = '{row}' for update skip locked", names.companion("control"));
+    Ok(conn.fetch_optional(sqlx::raw_sql(AssertSqlSafe(lock))).await?.is_some())
+}
+
+/// The columns that the application has added to the outbox, quoted.
+#[derive(Debug, Default)]
+struct OwnColumns {
+    /// Columns that the archive has as well.
+    shared: Vec<String>,
+    /// The others, which the archive keeps as JSON.
+    others: Vec<String>,
+}
+
+impl OwnColumns {
+    async fn read(conn: &mut PgConnection, names: &Names) -> Result<Self, sqlx::Error> {
+        let known = COLUMNS.split(", ").map(literal).collect::<Vec<_>>().join(", ");
+        let sql = format!(
+            "select quote_ident(o.attname), a.attname is not null from pg_attribute o \
+             left join pg_attribute a on a.attrelid = {archive}::regclass and a.attname = o.attname and not a.attisdropped \
+               and a.attgenerated = '' and a.attidentity <> 'a' and a.attname not in ('archived_at', 'other_columns') \
+             where o.attrelid = {outbox}::regclass and o.attnum > 0 and not o.attisdropped and o.attname not in ({known}) \
+             order by o.attnum",
+            archive = literal(&names.companion("archive")),
+            outbox = literal(&names.outbox()),
+        );
+        let mut own = Self::default();
+        for row in conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await? {
+            let columns = if row.try_get(1)? { &mut own.shared } else { &mut own.others };
+            columns.push(row.try_get(0)?);
+        }
+        Ok(own)
+    }
+
+    /// Returns the list of all columns that are read from the outbox.
+    fn all(&self) -> String {
+        [&[COLUMNS.to_owned()], &self.shared[..], &self.others].concat().join(", ")
+    }
+
+    /// Returns the statement that inserts the rows of `gone` into the archive. An event that was restored from the archive by hand and is
+    /// archived again is already there.
+    fn insert(&self, names: &Names) -> String {
+        let columns = [&[COLUMNS.to_owned()], &self.shared[..]].concat().join(", ");
+        let others = self.others.iter().map(|column| format!("gone.{column}")).collect::<Vec<_>>().join(", ");
+        let json = match self.others.is_empty() {
+            true => "null".to_owned(),
+            false => format!("(select to_jsonb(own) from (select {others}) own)"),
+        };
+        format!(
+            "insert into {} ({columns}, other_columns) select {columns}, {json} from gone on conflict do nothing",
+            names.companion("archive")
+        )
+    }
 }

@@ -5,9 +5,11 @@
 //! |---|---|---|
 //! | writer | insert events, read their ids | read other columns, set a status, change or delete events |
 //! | relay | read and settle events, keep the relay registry; with `retention` delete old events | insert events, change their contents |
-//! | operator | read events without their contents, retry and discard them, pause; insert into the audit tables | read a payload, change or
-//! delete audit entries |
-//! | monitor | read states, counts and the audit tables | read a payload, change anything |
+//! | operator | read events without their contents; retry and discard them and pause through functions that write the audit entry | read a
+//! payload, change a row past the audit, write an audit entry for another user |
+//! | monitor | read states, counts, the audit tables, and the sessions without their queries | read a payload, change anything |
+//!
+//! A fifth role owns the functions that show sessions and may see their queries, which contain payloads. It is granted to nobody.
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
@@ -19,9 +21,9 @@ use event_outbox::schema::{PIN, UNPIN, dollar_quote};
 const WRITTEN: &str =
     "event_id, entity_type, entity_id, event_type, event_version, payload, payload_bytes, headers, topic, available_at";
 
-/// All columns of an event except its contents.
+/// All columns of an event except its contents. `xmax` shows which transaction has locked it.
 const SEEN: &str = "id, event_id, entity_type, entity_id, event_type, event_version, topic, available_at, created_at, status, \
-                    published_at, attempts, last_error, lane, xid, due";
+                    published_at, attempts, last_error, lane, xid, due, xmax";
 
 /// The columns of a lane's row that a relay writes.
 const PROGRESS: &str = "nonce, sealed, scanned_through, snapshot, swept_through, sweep_snapshot, system, relation";
@@ -62,18 +64,16 @@ pub(crate) fn script(names: &Names, options: &RoleOptions) -> String {
 fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     let all = self::names(names, options);
     let [writer, relay, operator, monitor] = &all;
-    // Takes a lock: two sessions at once would change the same rows of the catalog, and one of them would fail.
-    let turn = format!(
-        "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended({}, 0))",
-        literal(&format!("roles of {}", names.outbox()))
-    );
+    // Takes a lock: two sessions at once would change the same rows of the catalog, and one of them would fail. Only the owner of the table
+    // can take it.
+    let turn = format!("lock table {} in share update exclusive mode", names.companion("migration"));
     let mut statements = vec![turn];
     statements.extend(all.iter().map(|role| create(names, role)));
     // Revokes rights that an older binary granted and this one does not.
     let tables =
         ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"]
             .map(|part| names.companion(part));
-    let tables = [&[names.outbox(), names.processed()][..], &tables].concat().join(", ");
+    let tables = [&[names.outbox(), names.processed(), names.companion("health")][..], &tables].concat().join(", ");
     let roles = all.join(", ");
     statements.push(format!("revoke all on {tables} from {roles}"));
     statements.push(format!("grant usage on schema {} to {roles}", names.schema()));
@@ -98,31 +98,61 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
         grant("select, delete", names.processed(), relay);
     }
 
-    grant(&format!("select ({SEEN}), update (status, available_at, last_error)"), outbox.clone(), operator);
-    for part in ["lane", "hold"] {
-        grant("select", companion(part), operator);
-    }
-    grant("select, update (value)", companion("control"), operator);
-    grant("select, insert, delete", companion("pause"), operator);
-    for part in ["audit", "audit_row"] {
-        grant("select, insert", companion(part), operator);
-    }
-    for part in ["migration", "relay"] {
+    grant(&format!("select ({SEEN})"), outbox.clone(), operator);
+    for part in ["lane", "hold", "control", "pause", "audit", "audit_row", "migration", "relay", "delivery", "health"] {
         grant("select", companion(part), operator);
     }
 
     grant(&format!("select ({SEEN})"), outbox, monitor);
-    grant(&format!("select ({SEEN}, archived_at)"), companion("archive"), monitor);
+    // `xid` and `xmax` of the archive belong to another time.
+    grant(&format!("select ({}, archived_at)", SEEN.trim_end_matches(", xmax")), companion("archive"), monitor);
     grant("select (consumer_group, processed_at)", names.processed(), monitor);
-    for part in ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "delivery"] {
+    for part in ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "delivery", "health"] {
         grant("select", companion(part), monitor);
     }
-    statements.push(format!(
-        "grant execute on function {}(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea) to {writer}",
-        names.emit()
-    ));
-    statements.push(see_sessions(names, monitor));
+    for function in WRITERS_FUNCTIONS {
+        statements.push(format!("grant execute on function {} to {writer}", signature(names, function)));
+    }
+    for function in OPERATORS_FUNCTIONS {
+        statements.push(format!("grant execute on function {} to {operator}", signature(names, function)));
+    }
+    if options.retention {
+        let group = names.inbox_companion("group");
+        let role = literal(&raw(relay));
+        statements
+            .push(format!("insert into {group} (consumer_group, role) values ('*', {role}) on conflict do nothing"));
+    }
+    statements.push(show_sessions(names, &names.role(options.prefix.as_deref(), "activity"), &all));
     statements
+}
+
+/// The functions with which applications write events.
+const WRITERS_FUNCTIONS: [(&str, &str); 3] = [
+    ("emit", "text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text"),
+    ("emit", "text, bigint, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text"),
+    ("emit_many", "jsonb"),
+];
+
+/// The functions with which operators change rows.
+const OPERATORS_FUNCTIONS: [(&str, &str); 4] = [
+    ("decide", "text, bigint[], jsonb, text, text"),
+    ("begin_pause", "text, text, text, text, float8, text, text"),
+    ("end_pause", "text, text, text, text, text, text"),
+    ("note", "text, jsonb, text, text, bigint"),
+];
+
+fn signature(names: &Names, (function, arguments): (&str, &str)) -> String {
+    let name = match function {
+        "emit" => names.emit(),
+        "emit_many" => names.emit_many(),
+        other => names.companion(other),
+    };
+    format!("{name}({arguments})")
+}
+
+/// Removes the quotes of an identifier.
+fn raw(identifier: &str) -> String {
+    identifier[1..identifier.len() - 1].replace("\"\"", "\"")
 }
 
 fn create(names: &Names, role: &str) -> String {
@@ -130,19 +160,35 @@ fn create(names: &Names, role: &str) -> String {
     block(names, &format!("create role {role} nologin"), "duplicate_object or unique_violation", "null")
 }
 
-/// Returns the statement that lets the monitor see the queries of other users' sessions, which shows who holds a lock. Only an
-/// administrator may grant this right.
-fn see_sessions(names: &Names, monitor: &str) -> String {
-    let notice = literal(&format!("{monitor} does not see what other users' sessions do: grant it pg_read_all_stats"));
+/// Returns the statements that let the roles see the sessions of other users without their queries, which shows who holds a lock. The
+/// functions get an owner that may see them; only an administrator may grant that. Takes the right back that the monitor had before.
+fn show_sessions(names: &Names, owner: &str, [_, relay, operator, monitor]: &[String; 4]) -> String {
+    let sessions = format!("{}()", names.companion("sessions"));
+    let oldest = format!("{}()", names.companion("oldest_transaction"));
+    let (owner_raw, monitor_raw) = (literal(&raw(owner)), literal(&raw(monitor)));
+    let notice = literal(&format!(
+        "{operator} and {monitor} do not see what other users' sessions do: let an administrator run this who may grant pg_read_all_stats"
+    ));
+    let granted = format!(
+        "select from pg_auth_members m join pg_roles r on r.oid = m.member \
+         where m.roleid = 'pg_read_all_stats'::regrole and r.rolname = {monitor_raw}"
+    );
+    let works = format!(
+        "select from pg_proc where oid = {}::regprocedure and pg_has_role(proowner, 'pg_read_all_stats', 'usage') \
+         and has_function_privilege({monitor_raw}, oid, 'execute')",
+        literal(&sessions)
+    );
     block(
         names,
-        // A second grant would raise a notice.
         &format!(
-            "if not pg_catalog.pg_has_role({}, 'pg_read_all_stats', 'member') then grant pg_read_all_stats to {monitor}; end if",
-            literal(&monitor[1..monitor.len() - 1].replace("\"\"", "\""))
+            "if not exists (select from pg_roles where rolname = {owner_raw}) then create role {owner} nologin; end if; \
+             if not pg_has_role({owner_raw}, 'pg_read_all_stats', 'usage') then grant pg_read_all_stats to {owner}; end if; \
+             if exists ({granted}) then revoke pg_read_all_stats from {monitor}; end if; \
+             grant execute on function {sessions} to {relay}, {operator}, {monitor}; \
+             alter function {sessions} owner to {owner}; alter function {oldest} owner to {owner}"
         ),
         "insufficient_privilege",
-        &format!("raise notice using message = {notice}"),
+        &format!("if not exists ({works}) then raise notice using message = {notice}; end if"),
     )
 }
 

@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             events_that_are_older_than_their_topic_keeps_are_found,
             a_sound_outbox_with_a_user_of_its_own_has_no_error_and_no_warning,
             a_missing_right_is_named_and_its_grant_fixes_it,
+            a_monitor_is_not_told_to_take_the_rights_of_a_relay,
             too_many_rights_are_found,
             a_schema_of_another_version_is_found,
             a_missing_or_changed_index_is_found_and_fixed,
@@ -154,6 +155,24 @@ async fn a_missing_right_is_named_and_its_grant_fixes_it(
     }
     let found = findings(&relay).await?;
     ensure!(!found.contains_key("rights-missing") && !found.contains_key("database-unreachable"), "{found:?}");
+    outbox.execute(&format!("drop owned by {user}")).await.map(drop)
+}
+
+async fn a_monitor_is_not_told_to_take_the_rights_of_a_relay(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let (user, relay) = with_user(&database, &outbox, &kafka).await?;
+    let roles = Relay::bare().with("DATABASE_URL", database.url()).argument("--roles").argument("--role-prefix");
+    let roles = roles.argument(database.name()).output("migrate").await?;
+    ensure!(roles.code == Some(0), "{roles:?}");
+    outbox.execute(&format!("grant {}_monitor to {user}", database.name())).await?;
+    expect(&relay, "rights-reader", "note").await?;
+    let found = findings(&relay).await?;
+    let ids: Vec<_> = found.keys().map(String::as_str).collect();
+    ensure!(ids == ["rights-reader", "topic-single-replica"], "{found:?}");
     outbox.execute(&format!("drop owned by {user}")).await.map(drop)
 }
 

@@ -326,9 +326,12 @@ async fn events_are_retried_under_load_with_two_relays_and_the_ledger_is_clean(
         load.until_committed(round * 1_000).await;
         // The entities are among those that the load writes: their successors keep coming while the event is held and retried.
         for entity in 0..2 {
-            let sql =
-                format!("select outbox_emit('order', 's{entity}', 'Counted', '{{\"n\": 0}}', '{{\"number\": 1}}')");
-            outbox.execute(&sql).await?;
+            outbox
+                .execute(&format!(
+                    "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
+                     values ('order', 's{entity}', 'Counted', '{{\"n\": 0}}', '{{\"number\": 1}}')"
+                ))
+                .await?;
         }
         eventually("two entities are held", SOON, || async {
             let listed = json(&database, &["list"]).await.map_err(|error| error.to_string())?;

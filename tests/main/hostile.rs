@@ -179,9 +179,13 @@ async fn an_outbox_that_is_made_among_traps_depends_on_none(database: TestDataba
     }
     hostile.met_none().await?;
     for role in ["second", "third"] {
-        for suffix in ["writer", "relay", "operator", "monitor"] {
+        for suffix in ["writer", "relay", "operator", "monitor", "activity"] {
             let role = format!("{}_{role}_{suffix}", database.name());
-            database.connect().await?.execute(AssertSqlSafe(format!("drop owned by {role}; drop role {role}"))).await?;
+            database
+                .connect()
+                .await?
+                .execute(AssertSqlSafe(format!("drop owned by {role} cascade; drop role {role}")))
+                .await?;
         }
     }
     hostile.end().await
@@ -197,7 +201,9 @@ async fn writers_and_consumers_meet_no_trap_with_the_functions_of_the_outbox(
         "insert into public.event_outbox (entity_type, entity_id, event_type, payload, available_at) \
          values ('order', 'a', 'X', '{}', 'infinity')",
         "insert into public.event_outbox (entity_type, event_type) values ('order', 'X')",
-        "select public.outbox_emit('order'::pg_catalog.text, 'a', 'X', '{}')",
+        "select public.outbox_emit('order'::pg_catalog.text, 'a', 'X', '{}', dedupe_key => 'k')",
+        "select public.outbox_emit('order'::pg_catalog.text, 7, 'X', '{}')",
+        "select public.outbox_emit_many('[{\"entity_type\": \"order\", \"entity_id\": \"a\", \"event_type\": \"X\", \"headers\": {\"h\": \"v\"}}]')",
         "select public.event_once('g'::pg_catalog.text, '0b4d8a9e-0f4c-4f3e-9d7e-2d6f0d0e7a11')",
     ] {
         app.execute(sql).await.with_context(|| sql.to_owned())?;
@@ -235,11 +241,31 @@ async fn poison(hostile: &Hostile) -> anyhow::Result<()> {
              alter table public.event_outbox alter column created_at set default elder.now(); \
              create index event_outbox_late on public.event_outbox (xid, id, lane); \
              create index event_outbox_due on public.event_outbox (due, id, lane) where due is not null; \
-             alter function public.outbox_emit(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea) reset search_path",
+             alter function public.outbox_emit(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text) reset search_path",
         )
         .await?;
     Ok(())
 }
+
+/// Takes back what the migrations from 12 on have made.
+const BEFORE_VERSION_12: &str = "
+    set search_path = pg_catalog;
+    alter table public.event_outbox_hold drop column partition, drop column partitions;
+    alter table public.event_outbox alter column event_id set default gen_random_uuid();
+    alter table public.event_outbox_archive drop column other_columns;
+    drop index public.event_outbox_event;
+    drop table public.event_outbox_secret;
+    drop trigger event_outbox_lock_entity on public.event_outbox;
+    drop function public.outbox_emit(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text),
+        public.outbox_emit(text, bigint, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text),
+        public.outbox_emit_many, public.event_outbox_new_id, public.event_outbox_lock_entity, public.event_outbox_dedupe_id,
+        public.event_outbox_decide, public.event_outbox_begin_pause, public.event_outbox_end_pause, public.event_outbox_note,
+        public.event_outbox_sessions;
+    drop function public.event_outbox_oldest_transaction cascade;
+    create function public.outbox_emit(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea) returns uuid
+        language sql as 'select null::pg_catalog.uuid';
+    delete from public.event_outbox_control where name = 'inbox';
+    delete from public.event_outbox_migration where version >= 12";
 
 async fn an_outbox_that_depends_on_a_trap_is_repaired_or_refused(database: TestDatabase) -> anyhow::Result<()> {
     let hostile = Hostile::new(&database).await?;
@@ -253,16 +279,7 @@ async fn an_outbox_that_depends_on_a_trap_is_repaired_or_refused(database: TestD
     for part in ["generated column", "elder.%", "created_at", "elder.now()", "mallory", "outbox_emit"] {
         ensure!(found.contains(part), "no {part} in {found}");
     }
-    // As an outbox was before the migration that repairs it.
-    hostile
-        .database
-        .connect()
-        .await?
-        .execute(
-            "alter table public.event_outbox_hold drop column partition, drop column partitions; \
-             delete from public.event_outbox_migration where version >= 12",
-        )
-        .await?;
+    hostile.database.connect().await?.execute(BEFORE_VERSION_12).await?;
     // Only a rewrite of the table repairs the column, so the migration names it and changes nothing.
     let output = relay.output("migrate").await?;
     ensure!(output.code == Some(1) && output.stderr.contains("elder.%"), "{output:?}");
@@ -333,10 +350,12 @@ async fn no_command_meets_a_trap(database: TestDatabase, kafka: Arc<RealKafka>) 
     }
     // One event goes DEAD: its headers are not texts.
     app.execute(
-        "select public.outbox_emit('order'::pg_catalog.text, 'bad', 'X', '{\"n\": 1}', '{\"number\": 1}'), \
-                public.outbox_emit('order'::pg_catalog.text, 'later', 'X', '{\"n\": 1}', available_at => 'infinity')",
+        "insert into public.event_outbox (entity_type, entity_id, event_type, payload, headers) \
+         values ('order', 'bad', 'X', '{\"n\": 1}', '{\"number\": 1}')",
     )
     .await?;
+    app.execute("select public.outbox_emit('order'::pg_catalog.text, 'later'::pg_catalog.text, 'X', '{\"n\": 1}', available_at => 'infinity')")
+        .await?;
     for delivery in ["at_least_once", "exactly_once"] {
         let running = relay.clone().with("RELAY_DELIVERY", delivery).start_ready("trapped").await?;
         outbox.until_none("only the scheduled event waits", "status = 'PENDING' and due is null").await;

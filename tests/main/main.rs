@@ -9,6 +9,7 @@ mod crashes;
 mod dead;
 mod demo;
 mod dlq;
+mod emit;
 mod guarantees;
 mod health;
 mod held_snapshot;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         topics::trials(),
         registry::trials(),
         dead::trials(),
+        emit::trials(),
         dlq::trials(),
         replay::trials(),
         pause::trials(),

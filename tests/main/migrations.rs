@@ -115,7 +115,7 @@ async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -
     let names = |table| Names::new("turns", table, "processed_events");
     migrate(&mut database.connect().await?, &names("first"), &options).await?;
     let error = while_migrating(&database, &names("second"), &names("third"), &options).await?;
-    ensure!(matches!(error, SchemaError::Busy), "{error}");
+    ensure!(matches!(&error, SchemaError::Busy { holder } if holder.starts_with("pid ")), "{error}");
     Ok(())
 }
 

@@ -80,7 +80,7 @@ async fn a_pause_names_what_it_pauses_and_every_change_is_in_the_audit_table(
     let audits = outbox.number("select count(*) from event_outbox_audit where actor = session_user").await?;
     ensure!(audits == 7, "{audits} entries");
     let ann = "select count(*) from event_outbox_audit where command = 'pause' and acted_by = 'ann' \
-               and filter ->> 'topic' = 'orders' and filter ->> 'for_s' = '7200.0' and reason = 'a trial'";
+               and filter ->> 'topic' = 'orders' and filter ->> 'for_s' = '7200' and reason = 'a trial'";
     ensure!(outbox.number(ann).await? == 1);
     let bob =
         "select count(*) from event_outbox_audit where command = 'resume' and acted_by = 'bob' and reason = 'done'";

@@ -18,6 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_postgres:
             only_events_published_long_ago_are_pruned,
             an_archived_event_is_moved_as_it_is,
+            columns_of_the_applications_own_survive_the_archive,
             rows_of_the_consumers_table_are_pruned_by_their_age,
             a_locked_event_is_skipped_and_nobody_waits_for_a_prune,
             a_prune_without_anything_to_prune_or_without_a_yes_changes_nothing;
@@ -98,7 +99,7 @@ async fn an_archived_event_is_moved_as_it_is(database: TestDatabase) -> anyhow::
     outbox.execute("create table before as select * from event_outbox").await?;
     let (events, _) = pruned(&database, &["--mode", "archive", "--after", "1d", "--yes"]).await?;
     let archived = "select count(*) from event_outbox_archive a join before b using (id) \
-                    where to_jsonb(a) - 'archived_at' = to_jsonb(b)";
+                    where to_jsonb(a) - 'archived_at' - 'other_columns' = to_jsonb(b)";
     ensure!(events > 5_000 && outbox.number(archived).await? == events, "{events}");
     ensure!(outbox.number("select count(*) from event_outbox_archive").await? == events);
     ensure!(outbox.number("select count(*) from event_outbox join event_outbox_archive using (id)").await? == 0);
@@ -111,6 +112,24 @@ async fn an_archived_event_is_moved_as_it_is(database: TestDatabase) -> anyhow::
         .await?;
     let (again, _) = pruned(&database, &["--mode", "archive", "--after", "1d", "--yes"]).await?;
     ensure!(again == 1, "{again}");
+    Ok(())
+}
+
+async fn columns_of_the_applications_own_survive_the_archive(database: TestDatabase) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    write_history(&outbox).await?;
+    // The archive has a column for one of them.
+    outbox
+        .execute(
+            "alter table event_outbox add column tenant text, add column \"Odd \"\"name\" bytea, add column archived_at int; \
+             alter table event_outbox_archive add column tenant text; \
+             update event_outbox set tenant = 't' || id, \"Odd \"\"name\" = '\\x01', archived_at = id where status = 'PUBLISHED'",
+        )
+        .await?;
+    let (events, _) = pruned(&database, &["--mode", "archive", "--after", "1d", "--yes"]).await?;
+    let survived = "select count(*) from event_outbox_archive where tenant = 't' || id and archived_at > now() - interval '1 hour' \
+                    and other_columns = jsonb_build_object('Odd \"name', '\\x01', 'archived_at', id)";
+    ensure!(events > 5_000 && outbox.number(survived).await? == events, "{events}");
     Ok(())
 }
 

@@ -16,6 +16,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             roles_are_made_once_and_again_by_any_number_of_processes,
             the_printed_script_makes_the_same_roles,
             what_a_role_must_not_do_is_refused,
+            an_operator_changes_rows_with_an_audit_entry_that_cannot_be_forged,
+            a_monitor_sees_sessions_and_no_queries,
+            the_inbox_of_a_group_belongs_to_its_roles,
             a_user_that_may_not_create_roles_reads_what_to_do;
         with_both:
             each_role_does_its_work_alone;
@@ -60,7 +63,8 @@ async fn rights(database: &TestDatabase) -> anyhow::Result<Vec<String>> {
         select grantee || ' ' || table_name || '.' || column_name || ' ' || privilege_type
           from information_schema.column_privileges where grantee like $1 and table_schema = 'public'
         union all
-        select grantee || ' ' || routine_name from information_schema.routine_privileges where grantee like $1
+        select grantee || ' ' || routine_name from information_schema.routine_privileges
+         where grantee like $1 and grantee not like '%\\_activity'
         order by 1";
     let pattern = format!("{}\\_%", database.name().replace('_', "\\_"));
     Ok(sqlx::query_scalar(sql).bind(pattern).fetch_all(&mut database.connect().await?).await?)
@@ -147,6 +151,13 @@ async fn what_a_role_must_not_do_is_refused(database: TestDatabase) -> anyhow::R
         "delete from processed_events",
         "select payload from event_outbox_archive",
         "create table mine ()",
+        "select * from event_outbox_secret",
+        "insert into event_outbox_audit (command, affected) values ('dead retry', 7)",
+        "insert into processed_events_group values ('g', current_user)",
+        "update event_outbox set status = 'DEAD', available_at = now()",
+        "insert into event_outbox_pause (scope, reason, paused_by) values ('all', 'x', 'x')",
+        "delete from event_outbox_pause",
+        "update event_outbox_control set value = 0",
         "create role mine",
     ];
     let each: [(&str, &[&str]); 4] = [
@@ -157,10 +168,9 @@ async fn what_a_role_must_not_do_is_refused(database: TestDatabase) -> anyhow::R
                 "select * from event_outbox",
                 "insert into event_outbox (entity_type, event_type, status) values ('order', 'X', 'PUBLISHED')",
                 "insert into event_outbox (entity_type, event_type, created_at) values ('order', 'X', now())",
-                "update event_outbox set status = 'DEAD'",
-                "insert into event_outbox_pause (scope, reason, paused_by) values ('all', 'x', 'x')",
-                "update event_outbox_control set value = 0",
                 "select from event_outbox_audit",
+                "select event_outbox_decide('retry', '{1}', '{}', null, null)",
+                "select event_outbox_sessions()",
             ],
         ),
         (
@@ -168,10 +178,10 @@ async fn what_a_role_must_not_do_is_refused(database: TestDatabase) -> anyhow::R
             &[
                 insert,
                 "update event_outbox set headers = '{}'",
-                "insert into event_outbox_pause (scope, reason, paused_by) values ('all', 'x', 'x')",
-                "delete from event_outbox_pause",
-                "update event_outbox_control set value = 0",
-                "insert into event_outbox_audit (command, affected) values ('x', 0)",
+                "select event_outbox_decide('discard', '{1}', '{}', null, null)",
+                "select event_outbox_begin_pause('all', null, null, null, null, null, null)",
+                "select event_outbox_end_pause('all', null, null, null, null, null)",
+                "select event_outbox_note('prune', '{}', null, null, 1)",
                 "insert into event_outbox_archive (id) values (1)",
             ],
         ),
@@ -183,7 +193,9 @@ async fn what_a_role_must_not_do_is_refused(database: TestDatabase) -> anyhow::R
                 "select headers from event_outbox",
                 "select payload_bytes from event_outbox",
                 "update event_outbox set published_at = now()",
+                "update event_outbox set status = 'PENDING'",
                 "update event_outbox_audit_row set action = 'released'",
+                "insert into event_outbox_audit_row values (1, 1, gen_random_uuid(), 'retried')",
                 "update event_outbox_pause set paused_by = 'nobody'",
                 "delete from event_outbox_relay",
             ],
@@ -196,10 +208,10 @@ async fn what_a_role_must_not_do_is_refused(database: TestDatabase) -> anyhow::R
                 "select headers from event_outbox",
                 "select event_id from processed_events",
                 "update event_outbox set status = 'PENDING'",
-                "insert into event_outbox_pause (scope, reason, paused_by) values ('all', 'x', 'x')",
-                "delete from event_outbox_pause",
                 "update event_outbox_lane set nonce = 0",
-                "insert into event_outbox_audit (command, affected) values ('x', 0)",
+                "select event_outbox_decide('retry', '{1}', '{}', null, null)",
+                "select event_outbox_begin_pause('all', null, null, null, null, null, null)",
+                "select event_outbox_note('replay', '{}', null, null, 1)",
             ],
         ),
     ];
@@ -225,7 +237,10 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
         "insert into event_outbox (entity_type, entity_id, event_type, payload) values ('order', 'a', 'X', '{\"n\": 1}') \
          returning id, event_id",
         "select outbox_emit('order', 'a', 'X', '{\"n\": 2}')",
-        "select outbox_emit('order', 'a', 'Bad', '{\"n\": 3}', '{\"number\": 1}')",
+        "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
+         values ('order', 'a', 'Bad', '{\"n\": 3}', '{\"number\": 1}')",
+        "select outbox_emit('order', 7, 'X', '{\"n\": 5}', dedupe_key => 'k'), outbox_emit('order', 7, 'X', '{\"n\": 5}', dedupe_key => 'k')",
+        "select outbox_emit_many('[{\"entity_type\": \"order\", \"entity_id\": \"b\", \"event_type\": \"X\", \"payload\": {\"n\": 6}}]')",
         "select outbox_emit('order', 'a', 'X', '{\"n\": 4}', available_at => now() + interval '1 second')",
     ] {
         writer.execute(sql).await.with_context(|| sql.to_owned())?;
@@ -235,11 +250,15 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
     let settings = outbox.relay(&kafka).with("DATABASE_URL", &relay_url);
     let relay = settings.start("alone")?;
     outbox.until_settled().await;
-    ensure!(outbox.published_numbers(&kafka).await?["a"] == [1, 2, 4]);
+    let numbers = outbox.published_numbers(&kafka).await?;
+    ensure!(numbers["a"] == [1, 2, 4] && numbers["7"] == [5] && numbers["b"] == [6], "{numbers:?}");
 
     let operator = user(&database, "operator").await?;
     let run = async |url: &str, command: &str, arguments: &[&str]| {
-        let relay = Relay::bare().with("DATABASE_URL", url);
+        let relay = Relay::bare()
+            .with("DATABASE_URL", url)
+            .with("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap())
+            .with("RELAY_TOPIC", &outbox.topic);
         arguments.iter().fold(relay, |relay, argument| relay.argument(argument)).output(command).await
     };
     for (command, arguments) in [
@@ -262,9 +281,23 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
     ensure!(outbox.published_numbers(&kafka).await?["a"] == [1, 2, 4, 3]);
 
     let monitor = user(&database, "monitor").await?;
-    for (command, arguments) in [("dead", &["list"][..]), ("dead", &["show"]), ("pause", &["--list"])] {
-        let output = run(&monitor, command, arguments).await?;
-        ensure!(output.code == Some(0), "{command} {arguments:?}: {output:?}");
+    for user in [&monitor, &operator] {
+        for (command, arguments) in [
+            ("dead", &["list"][..]),
+            ("dead", &["show"]),
+            ("pause", &["--list"]),
+            ("status", &[]),
+            ("status", &["--json"]),
+            ("explain", &["a"]),
+            ("check", &["--json"]),
+        ] {
+            let output = run(user, command, arguments).await?;
+            ensure!(output.code == Some(0), "{command} {arguments:?}: {output:?}");
+            ensure!(!format!("{output:?}").contains("rights-missing"), "{command} {arguments:?}: {output:?}");
+            ensure!(command != "check" || output.stdout.contains("rights-reader"), "{output:?}");
+            ensure!(command != "check" || !output.stdout.contains("sessions-hidden"), "{output:?}");
+        }
+        PgConnection::connect(user).await?.execute("select * from event_outbox_health").await?;
     }
     let output = run(&monitor, "pause", &["--all", "--reason", "x"]).await?;
     ensure!(output.code == Some(1) && output.stderr.contains("migrate --roles"), "{output:?}");
@@ -291,6 +324,119 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
         .await;
         ensure!(relay.log().iter().all(|line| !line.contains("42501")), "{:?}", relay.log());
     }
-    ensure!(outbox.number("select count(*) from event_outbox_archive").await? == 5);
+    ensure!(outbox.number("select count(*) from event_outbox_archive").await? == 7);
+    Ok(())
+}
+
+async fn an_operator_changes_rows_with_an_audit_entry_that_cannot_be_forged(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    made(&database, &[]).await?;
+    let outbox = Outbox::from_database(&database);
+    outbox
+        .execute(
+            "insert into event_outbox (entity_type, event_type, status, last_error, published_at) values \
+             ('order', 'A', 'DEAD', 'bad', null), ('order', 'B', 'PENDING', null, null), ('order', 'C', 'PUBLISHED', null, now())",
+        )
+        .await?;
+    let mut operator = PgConnection::connect(&user(&database, "operator").await?).await?;
+    // Rows that wait for no decision are left alone, whatever ids are given.
+    let decide = "select changed, released from event_outbox_decide($1, '{1,2,3}', '{\"id\": [\"1\"]}', 'joe', 'why')";
+    for decision in ["discard", "retry"] {
+        let changed: (i64, i64) = sqlx::query_as(decide).bind(decision).fetch_one(&mut operator).await?;
+        ensure!(changed == (1, 0), "{decision}: {changed:?}");
+    }
+    let pause = "select event_outbox_begin_pause('topic', 't', null, null, 60, null, 'why')";
+    operator.execute(pause).await?;
+    operator.execute("select event_outbox_note('replay', '{}', null, null, 5)").await?;
+    for forged in [
+        "select event_outbox_note('dead retry', '{}', null, null, 5)",
+        "select event_outbox_decide('publish', '{1}', '{}', null, null)",
+    ] {
+        let error = operator.execute(forged).await.err().context(forged)?;
+        ensure!(error.as_database_error().and_then(|error| error.code()).as_deref() == Some("22023"), "{error}");
+    }
+    let entries: Vec<(String, Option<String>, String, i64, bool)> = sqlx::query_as(
+        "select actor, acted_by, command, affected, at > now() - interval '1 minute' from event_outbox_audit order by id",
+    )
+    .fetch_all(&mut operator)
+    .await?;
+    let (actor, joe) = (format!("{}_operator_user", database.name()), Some("joe".to_owned()));
+    let entry =
+        |by: &Option<String>, command: &str, affected| (actor.clone(), by.clone(), command.to_owned(), affected, true);
+    ensure!(
+        entries
+            == [
+                entry(&joe, "dead discard", 1),
+                entry(&joe, "dead retry", 1),
+                entry(&None, "pause", 1),
+                entry(&None, "replay", 5)
+            ],
+        "{entries:?}"
+    );
+    Ok(())
+}
+
+async fn a_monitor_sees_sessions_and_no_queries(database: TestDatabase) -> anyhow::Result<()> {
+    made(&database, &[]).await?;
+    // An older version had granted this.
+    let outbox = Outbox::from_database(&database);
+    outbox.execute(&format!("grant pg_read_all_stats to {}_monitor", database.name())).await?;
+    made(&database, &[]).await?;
+    let mut writer = database.connect().await?;
+    writer.execute("begin; select outbox_emit('order', 'a', 'X', '{\"card\": \"4711-0815\"}')").await?;
+    for role in ["monitor", "operator"] {
+        let mut connection = PgConnection::connect(&user(&database, role).await?).await?;
+        let literals = "select count(*) from pg_stat_activity where query like '%' || '4711-' || '0815%' and pid <> pg_backend_pid()";
+        let seen: i64 = sqlx::query_scalar(literals).fetch_one(&mut connection).await?;
+        ensure!(seen == 0, "{role} sees payloads");
+        let sessions: Vec<String> = sqlx::query_scalar(
+            "select to_jsonb(s)::text from event_outbox_sessions() s \
+             where datname = current_database() and state = 'idle in transaction' and xact_start is not null",
+        )
+        .fetch_all(&mut connection)
+        .await?;
+        ensure!(sessions.len() == 1 && !sessions[0].contains("4711"), "{role}: {sessions:?}");
+        let oldest: Option<f64> = sqlx::query_scalar("select oldest_transaction_seconds from event_outbox_health")
+            .fetch_one(&mut connection)
+            .await?;
+        ensure!(oldest.is_some(), "{role}: no transaction");
+    }
+    writer.execute("rollback").await?;
+    Ok(())
+}
+
+async fn the_inbox_of_a_group_belongs_to_its_roles(database: TestDatabase) -> anyhow::Result<()> {
+    made(&database, &["--retention"]).await?;
+    let (outbox, name) = (Outbox::from_database(&database), database.name());
+    outbox
+        .execute(&format!(
+            "create role {name}_billing; create role {name}_mail; \
+             grant select, insert, delete on processed_events to {name}_billing, {name}_mail; \
+             grant select, insert, update, delete on processed_events_held to {name}_billing, {name}_mail; \
+             insert into processed_events_group values ('billing', '{name}_billing')"
+        ))
+        .await?;
+    let mut billing = PgConnection::connect(&user(&database, "billing").await?).await?;
+    let mut mail = PgConnection::connect(&user(&database, "mail").await?).await?;
+    let first = "select event_once($1, '0b4d8a9e-0f4c-4f3e-9d7e-2d6f0d0e7a11')";
+    ensure!(sqlx::query_scalar::<_, bool>(first).bind("billing").fetch_one(&mut billing).await?);
+    // A group without a role is open to all who may write the inbox.
+    ensure!(sqlx::query_scalar::<_, bool>(first).bind("mail").fetch_one(&mut mail).await?);
+    for forbidden in [
+        "select event_once('billing', gen_random_uuid())",
+        "insert into processed_events values ('billing', gen_random_uuid())",
+        "delete from processed_events where consumer_group = 'billing'",
+        "insert into processed_events_held (consumer_group, topic, key, event_id, read_topic, read_partition, read_offset, reason) \
+         values ('billing', 't', 'k', gen_random_uuid(), 't', 0, 0, 'x')",
+    ] {
+        let error = mail.execute(forbidden).await.err().context(forbidden)?;
+        let code = error.as_database_error().and_then(|error| error.code());
+        ensure!(code.as_deref() == Some("42501"), "{forbidden}: {error}");
+    }
+    // Relays prune the inbox of every group.
+    let mut relay = PgConnection::connect(&user(&database, "relay").await?).await?;
+    let pruned = relay.execute("delete from processed_events").await?.rows_affected();
+    ensure!(pruned == 2, "{pruned}");
     Ok(())
 }

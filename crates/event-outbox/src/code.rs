@@ -74,6 +74,7 @@ codes! {
     2112 Triggers "triggers" "triggers run on the outbox";
     2113 TablePartitioned "table-partitioned" "the outbox is a partitioned table";
     2114 StampTriggers "stamp-triggers" "the outbox lacks triggers that claims rest on";
+    2115 EventIdsRepeated "event-ids-repeated" "several events have the same id";
 
     // 22xx: rights in the database
     2201 RightsMissing "rights-missing" "the user lacks a right in the database";
@@ -83,6 +84,7 @@ codes! {
     2205 SessionsHidden "sessions-hidden" "the user may not see what other sessions do";
     2206 ForeignObjects "foreign-objects" "the outbox runs objects that other users own";
     2207 SchemaOpen "schema-open" "other users may create objects in the outbox's schema";
+    2208 RightsReader "rights-reader" "the user reads the outbox and is no relay";
 
     // 23xx: between relay and database
     2301 PoolerTransaction "pooler-transaction" "a transaction pooler stands before the database";

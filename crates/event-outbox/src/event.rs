@@ -9,8 +9,8 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-pub(crate) use new_event::Body;
 pub use new_event::NewEvent;
+pub(crate) use new_event::{Body, Identity};
 
 /// The column `event_outbox.id`: the order of publishing within an entity. Sent as the `sequence` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -58,7 +58,17 @@ impl Names {
 
     /// Returns the table of the keys that consumers hold, `processed_events_held`.
     pub fn held(&self) -> String {
-        self.qualified(&derive(&self.processed_table, "held"))
+        self.inbox_companion("held")
+    }
+
+    /// Returns a companion of the inbox: `processed_events` and `group` give `"public"."processed_events_group"`.
+    pub fn inbox_companion(&self, suffix: &str) -> String {
+        self.qualified(&derive(&self.processed_table, suffix))
+    }
+
+    /// Returns a trigger of the inbox, quoted but without schema.
+    pub fn inbox_part(&self, suffix: &str) -> String {
+        quote(&derive(&self.processed_table, suffix))
     }
 
     /// Returns a companion table of the outbox: `event_outbox` and `lane` give `"public"."event_outbox_lane"`.
@@ -88,6 +98,14 @@ impl Names {
         match self.table.as_str() {
             "event_outbox" => self.qualified("outbox_emit"),
             table => self.qualified(&derive(table, "emit")),
+        }
+    }
+
+    /// Returns the function that writes many events: `outbox_emit_many`, or `<table>_emit_many`.
+    pub fn emit_many(&self) -> String {
+        match self.table.as_str() {
+            "event_outbox" => self.qualified("outbox_emit_many"),
+            table => self.qualified(&derive(table, "emit_many")),
         }
     }
 

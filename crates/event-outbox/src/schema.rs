@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use sqlx::postgres::PgDatabaseError;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::hash::fnv1a;
@@ -22,7 +23,7 @@ pub const MAX_LANES: u16 = 1024;
 const OLDEST_SERVER: i32 = 140_000;
 
 /// The oldest schema version that this binary works with.
-const OLDEST_USABLE: i32 = 13;
+const OLDEST_USABLE: i32 = 15;
 
 /// The longest wait of one attempt of an upgrade to get a lock; [`LOCK_PAUSE`] is the pause before the next attempt.
 const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
@@ -65,6 +66,8 @@ const MIGRATIONS: &[Migration] = &[
     migration(11, "relay lanes", include_str!("../migrations/0011_relay_lanes.sql")),
     migration(12, "search path", include_str!("../migrations/0012_search_path.sql")),
     migration(13, "partition holds", include_str!("../migrations/0013_partition_holds.sql")),
+    concurrent(14, "event id index", include_str!("../migrations/0014_event_id_index.sql")),
+    migration(15, "guarded functions", include_str!("../migrations/0015_guarded_functions.sql")),
 ];
 
 /// The query of the view of [`Names::companion`] `health`, which migrations render.
@@ -158,12 +161,23 @@ pub enum SchemaError {
     /// Other users own objects that the outbox runs, or that stand where it would be created.
     #[error("other users own objects of the outbox")]
     ForeignObjects(#[source] sqlx::Error),
+    /// Several events have one id, so that ids cannot be made unique.
+    #[error("several events of {table} have the same event_id: {example}")]
+    RepeatedIds {
+        /// The outbox table.
+        table: String,
+        /// The first repeated id, as the server names it.
+        example: String,
+    },
     /// Another session held a lock for longer than the timeout.
     #[error("another session holds a lock that the migration needs")]
     Locked(#[source] sqlx::Error),
-    /// Another process is migrating an outbox of the schema.
-    #[error("another process is migrating an outbox of this schema")]
-    Busy,
+    /// Another session holds the lock of migrations, which any session can take.
+    #[error("another process is migrating an outbox of this schema: {holder}")]
+    Busy {
+        /// The session, as far as this user may see it.
+        holder: String,
+    },
     /// The database refused a statement or cannot be reached.
     #[error("the database refused the migration")]
     Database(#[from] sqlx::Error),
@@ -259,10 +273,23 @@ async fn take_turn(conn: &mut PgConnection, sql: &'static str, key: i64, timeout
             return Ok(());
         }
         if began.elapsed() >= timeout {
-            return Err(SchemaError::Busy);
+            return Err(SchemaError::Busy { holder: holder(conn, key).await? });
         }
         tokio::time::sleep(TURN_PAUSE).await;
     }
+}
+
+/// Describes the session that holds the advisory lock.
+async fn holder(conn: &mut PgConnection, key: i64) -> Result<String, sqlx::Error> {
+    let sql = "select 'pid ' || l.pid || coalesce(' of the user ' || a.usename, '') from pg_locks l \
+               left join pg_stat_activity a using (pid) where l.locktype = 'advisory' and l.granted and l.objsubid = 1 \
+               and (l.classid::bigint << 32) | l.objid::bigint = $1 \
+               and l.database = (select oid from pg_database where datname = current_database())";
+    let mut tx = conn.begin().await?;
+    safety::set(&mut tx, crate::names::SEARCH_PATH, Span::Transaction).await?;
+    let found = sqlx::query_scalar(sql).bind(key).persistent(false).fetch_optional(&mut *tx).await?;
+    tx.rollback().await?;
+    Ok(found.unwrap_or_else(|| "it has just ended".to_owned()))
 }
 
 /// Returns a statement that ends a running autovacuum after `deadlock_timeout` (1 s by default). The lock does not block writers.
@@ -431,6 +458,17 @@ async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), SchemaError> {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(conn).await.map(drop).map_err(classify)
 }
 
+/// Names the reason why a unique index could not be built.
+fn repeated(names: &Names, error: SchemaError) -> SchemaError {
+    match error {
+        SchemaError::Database(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+            let example = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::detail);
+            SchemaError::RepeatedIds { table: names.outbox(), example: example.unwrap_or(error.message()).to_owned() }
+        }
+        error => error,
+    }
+}
+
 fn classify(error: sqlx::Error) -> SchemaError {
     // 55P03 lock_not_available: `lock_timeout` has passed.
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
@@ -474,13 +512,6 @@ impl Migration {
     fn with_names(&self, template: &str, names: &Names, lanes: u16, mode: Mode) -> String {
         fill(template, |placeholder| {
             Some(match placeholder {
-                "outbox" => names.outbox(),
-                "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery"
-                | "hold" | "stamp" => names.companion(placeholder),
-                "processed" => names.processed(),
-                "held" => names.held(),
-                "emit" => names.emit(),
-                "once" => names.once(),
                 "lanes" => lanes.to_string(),
                 "quote" => dollar_quote(names),
                 "foreign" => foreign_objects(names),
@@ -491,17 +522,20 @@ impl Migration {
                     false => "concurrently".to_owned(),
                 },
                 "concurrently" => String::new(),
+                "guard_name" => names.inbox_part("guard"),
                 "outbox_pending_index" | "outbox_waiting_index" | "outbox_dead_index" => {
                     let suffix = placeholder.strip_prefix("outbox_")?.strip_suffix("_index")?;
                     format!("{}.{}", names.schema(), names.part(suffix))
                 }
-                // The name is a string literal, to be cast to regclass.
-                "outbox_regclass" => literal(&names.outbox()),
-                "lane_regclass" => literal(&names.companion("lane")),
-                "hold_regclass" => literal(&names.companion("hold")),
-                "archive_regclass" => literal(&names.companion("archive")),
-                "stamp_text" => literal(&names.companion("stamp")),
-                _ => names.part(placeholder.strip_prefix("outbox_")?),
+                _ => {
+                    // The name as a string literal, to be cast to regclass or to become part of a text.
+                    let text = placeholder.strip_suffix("_regclass").or_else(|| placeholder.strip_suffix("_text"));
+                    match text.and_then(|object| object_name(names, object)) {
+                        Some(name) => literal(&name),
+                        None => object_name(names, placeholder)
+                            .or_else(|| Some(names.part(placeholder.strip_prefix("outbox_")?)))?,
+                    }
+                }
             })
         })
     }
@@ -543,9 +577,8 @@ impl Migration {
 
     /// Returns the indexes that this migration builds, quoted and with their schema.
     fn indexes_built(&self, names: &Names) -> Vec<String> {
-        let built =
-            |suffix: &&str| self.template.contains(&format!("create index {{concurrently}} {{outbox_{suffix}}}"));
-        let all = ["late", "due", "failed"];
+        let built = |suffix: &&str| self.template.contains(&format!("index {{concurrently}} {{outbox_{suffix}}} on"));
+        let all = ["late", "due", "failed", "event"];
         all.iter()
             .filter(|suffix| built(suffix))
             .map(|suffix| format!("{}.{}", names.schema(), names.part(suffix)))
@@ -600,10 +633,31 @@ impl Migration {
         let plain: String =
             body.lines().filter(|line| !line.trim_start().starts_with("--")).flat_map(|line| [line, "\n"]).collect();
         for statement in statements(&plain) {
-            run(conn, statement).await?;
+            let Err(error) = run(conn, statement).await else { continue };
+            // An index that was not completed may already refuse rows.
+            for index in self.indexes_built(names) {
+                run(conn, &drop_index(&index)).await?;
+            }
+            return Err(repeated(names, error));
         }
         run(conn, &self.record(names)).await
     }
+}
+
+/// Returns the qualified name of a table, a view or a function that a placeholder stands for.
+fn object_name(names: &Names, placeholder: &str) -> Option<String> {
+    Some(match placeholder {
+        "outbox" => names.outbox(),
+        "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery" | "hold"
+        | "stamp" | "secret" | "new_id" | "lock_entity" | "dedupe_id" | "decide" | "begin_pause" | "end_pause"
+        | "note" | "sessions" | "oldest_transaction" => names.companion(placeholder),
+        "processed" => names.processed(),
+        "held" | "group" | "may_apply" | "guard" => names.inbox_companion(placeholder),
+        "emit" => names.emit(),
+        "emit_many" => names.emit_many(),
+        "once" => names.once(),
+        _ => return None,
+    })
 }
 
 fn drop_index(index: &str) -> String {
@@ -679,6 +733,12 @@ mod tests {
             "{hold",
             "{stamp",
             "{concurrently",
+            "{new_id",
+            "{secret",
+            "{guard",
+            "{group",
+            "{note",
+            "{sessions",
         ] {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");
         }

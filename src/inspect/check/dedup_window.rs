@@ -20,7 +20,10 @@ const TOLERANCE_S: f64 = 3_600.0;
 /// Returns the time of the oldest row of `processed_events` in milliseconds since 1970; `None` if the table is empty or may not be read.
 pub(super) async fn oldest_processed_ms(conn: &mut PgConnection, names: &Names) -> Result<Option<f64>, sqlx::Error> {
     let table = names.processed();
-    let readable = format!("select coalesce(has_table_privilege(to_regclass({}), 'select'), false)", literal(&table));
+    let readable = format!(
+        "select coalesce(has_column_privilege(to_regclass({}), 'processed_at', 'select'), false)",
+        literal(&table)
+    );
     if !super::rights::first::<bool>(conn, &readable).await? {
         return Ok(None);
     }

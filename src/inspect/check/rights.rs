@@ -50,6 +50,27 @@ pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec
     Ok(findings)
 }
 
+/// Returns a note if the user reads the states of events without their contents, as operators and monitors do. Such a user is no relay's,
+/// and lacks nothing.
+pub(super) async fn reader(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+    let outbox = literal(&names.outbox());
+    let query = format!(
+        "select coalesce(not has_table_privilege(t, 'select') and has_column_privilege(t, 'status', 'select') \
+           and not has_column_privilege(t, 'published_at', 'update'), false) from to_regclass({outbox}) t"
+    );
+    if !first::<bool>(conn, &query).await? {
+        return Ok(None);
+    }
+    let user = current_user(conn).await?;
+    Ok(Some(Finding::note(
+        Code::RightsReader,
+        format!(
+            "The user {user} is no relay's and sees no payloads: the rights of a relay and the payloads were not checked."
+        ),
+        "no action is needed; run it as the relay's user as well",
+    )))
+}
+
 async fn lacking(conn: &mut PgConnection, table: &str, privileges: &[&str]) -> Result<Vec<String>, sqlx::Error> {
     // Pass an oid, which is null for a missing table. The schema's check reports a missing table.
     let list = privileges.iter().map(|privilege| literal(privilege)).collect::<Vec<_>>().join(", ");

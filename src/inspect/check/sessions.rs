@@ -8,6 +8,7 @@ use super::finding::Finding;
 use super::rights::first;
 use crate::store::activity::{self, span};
 use crate::store::read_only::read;
+use event_outbox::Names;
 use event_outbox::code::Code;
 
 /// The tolerated difference of the clocks. A larger one makes latencies and the log lines of relay and server hard to compare.
@@ -43,20 +44,21 @@ fn skewed(asked: f64, server: f64, answered: f64) -> Option<Finding> {
 /// Reports the oldest transaction if it is older than `tolerated`. Also reports when the user may not see other sessions.
 pub(super) async fn oldest_transaction(
     conn: &mut PgConnection,
+    names: &Names,
     tolerated: Duration,
 ) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
-    if !activity::sees_others(conn).await? {
+    if !activity::sees_others(conn, names).await? {
         let user: String = first(conn, "select quote_ident(current_user)").await?;
         findings.push(Finding::note(
             Code::SessionsHidden,
             format!(
                 "The user {user} may not see other sessions, so the holders of transactions and locks stay unknown."
             ),
-            format!("grant pg_read_all_stats to {user};"),
+            format!("let an administrator run `outbox-relay migrate --roles`, and grant {user} a role that it makes"),
         ));
     }
-    if let Some(oldest) = activity::oldest_transaction(conn).await? {
+    if let Some(oldest) = activity::oldest_transaction(conn, names).await? {
         let age = oldest.transaction_s.unwrap_or_default();
         if age > tolerated.as_secs_f64() {
             let harm = if oldest.holds_vacuum {

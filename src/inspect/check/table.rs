@@ -147,10 +147,9 @@ async fn triggers(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
     let outbox = names.outbox();
     let query = format!(
         "select string_agg(quote_ident(tgname), ', ' order by tgname), min(quote_ident(tgname)) from pg_trigger \
-         where tgrelid = {}::regclass and not tgisinternal and tgenabled <> 'D' and tgname not in ({}, {})",
+         where tgrelid = {}::regclass and not tgisinternal and tgenabled <> 'D' and tgname not in ({})",
         literal(&outbox),
-        literal(&names.part_raw("stamp_insert")),
-        literal(&names.part_raw("stamp_update"))
+        ["stamp_insert", "stamp_update", "lock_entity"].map(|own| literal(&names.part_raw(own))).join(", ")
     );
     let rows = read(conn, &query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;

@@ -57,6 +57,10 @@ pub(crate) struct Row {
     pub(crate) created_ms: i64,
 }
 
+/// The columns that are read, which operators and monitors may read.
+const READ: &str = "id, event_id, entity_type, entity_id, event_type, topic, status, attempts, last_error, lane, created_at, published_at, \
+     available_at, due";
+
 const COLUMNS: &str = "id, event_id::text, entity_type, entity_id, event_type, topic, status, attempts::int8, last_error, lane::int8, \
      created_at::text, extract(epoch from clock_timestamp() - created_at)::float8, \
      published_at::text, extract(epoch from published_at - created_at)::float8, \
@@ -98,19 +102,19 @@ async fn look(
             held::COLUMNS
         )
     };
-    let of = |predicate: &str| format!("(select * from {outbox} where {predicate})");
+    let of = |predicate: &str| format!("(select {READ} from {outbox} where {predicate})");
     let mut found: Vec<Row> = Vec::new();
     if full {
         let query = format!("set local enable_seqscan = on; {}", part(&outbox, "id desc"));
         add(&mut found, read_within(conn, &query, FULL_LOOK_S).await?)?;
     } else {
         for (from, order) in [
-            (pending(names, "*", condition, MOST_EVENTS as i64), "id"),
+            (pending(names, READ, condition, MOST_EVENTS as i64), "id"),
             (of("status = 'PENDING' and due is not null"), "due, id"),
             (of("last_error is not null"), "id"),
             // Rows that may be held, from the first hold on: in the order of ids, within the time limit of the query.
             (of(&format!("status = 'PENDING' and due is null and id >= (select min(from_id) from {hold})")), "id"),
-            (format!("(select * from {outbox} order by id desc limit {YOUNGEST})"), "id desc"),
+            (format!("(select {READ} from {outbox} order by id desc limit {YOUNGEST})"), "id desc"),
         ] {
             add(&mut found, read_within(conn, &part(&from, order), LOOK_S).await?)?;
         }

@@ -126,9 +126,10 @@ async fn locked(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Rea
          extract(epoch from clock_timestamp() - a.xact_start)::float8 \
          from (select xmax::text::int8 as locker from {} where id = {}) event \
          join pg_locks l on l.locktype = 'transactionid' and l.granted and l.transactionid::text::int8 = event.locker \
-         left join pg_stat_activity a using (pid) where event.locker <> 0 limit 1",
+         left join {} a using (pid) where event.locker <> 0 limit 1",
         names.outbox(),
-        row.id
+        row.id,
+        activity::Sessions::find(conn, names).await?.relation
     );
     let rows = read(conn, &query).await?;
     let Some(found) = rows.first() else { return Ok(None) };

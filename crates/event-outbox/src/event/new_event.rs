@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::EventId;
+
 /// An event that has not been written yet. [`crate::outbox::Outbox::emit`] writes it.
 ///
 /// An event without a body is a tombstone.
@@ -30,6 +32,14 @@ pub struct NewEvent {
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) topic: Option<String>,
     pub(crate) available_at: Option<DateTime<Utc>>,
+    pub(crate) identity: Option<Identity>,
+}
+
+/// The origin of an event's id, if the database does not choose it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Identity {
+    Id(EventId),
+    DedupeKey(String),
 }
 
 /// The content of `payload` or `payload_bytes`.
@@ -57,6 +67,7 @@ impl NewEvent {
             headers: BTreeMap::new(),
             topic: None,
             available_at: None,
+            identity: None,
         }
     }
 
@@ -103,6 +114,20 @@ impl NewEvent {
     /// Sets the earliest time of publishing. Such an event is ordered by the time at which it becomes due.
     pub fn available_at(mut self, time: DateTime<Utc>) -> Self {
         self.available_at = Some(time);
+        self
+    }
+
+    /// Sets the event's id, by which consumers recognise it. It must be new. Replaces a dedupe key.
+    pub fn id(mut self, id: EventId) -> Self {
+        self.identity = Some(Identity::Id(id));
+        self
+    }
+
+    /// Sets a key of the whole outbox that names the cause of the event, such as a request's id with the event type. While the first event
+    /// with the key is in the table, writing another one changes nothing and returns the first id. Its id follows from the key, so that
+    /// consumers still recognise a repetition after that. Replaces an id.
+    pub fn dedupe_key(mut self, key: impl Into<String>) -> Self {
+        self.identity = Some(Identity::DedupeKey(key.into()));
         self
     }
 

@@ -49,9 +49,10 @@ pub(super) async fn set(conn: &mut PgConnection, path: &str, span: Span) -> Resu
 fn is_ours(names: &Names) -> String {
     let name = |function: &str| format!("(parse_ident({}))[2]", literal(function));
     format!(
-        "p.pronamespace = (select oid from pg_namespace where nspname = {}) and p.proname in ({}, {})",
+        "p.pronamespace = (select oid from pg_namespace where nspname = {}) and p.proname in ({}, {}, {})",
         literal(names.schema_raw()),
         name(&names.emit()),
+        name(&names.emit_many()),
         name(&names.once())
     )
 }
@@ -62,6 +63,7 @@ fn is_ours(names: &Names) -> String {
 pub(super) fn refuse_squatters(names: &Names) -> String {
     let quote = dollar_quote(names);
     let (processed, held) = (literal(&names.processed()), literal(&names.held()));
+    let group = literal(&names.inbox_companion("group"));
     let schema = literal(names.schema_raw());
     format!(
         "do {quote}
@@ -70,7 +72,7 @@ declare
 begin
     select string_agg(thing || ' of ' || quote_ident(pg_get_userbyid(owner)), ', ' order by thing) into squatters
       from (select 'table ' || c.oid::regclass as thing, c.relowner as owner from pg_class c
-             where c.oid in (to_regclass({processed}), to_regclass({held}))
+             where c.oid in (to_regclass({processed}), to_regclass({held}), to_regclass({group}))
              union all
             select 'function ' || p.oid::regprocedure, p.proowner from pg_proc p where {ours}) used
      where not exists (select from pg_roles r where r.oid = owner and (r.rolsuper or r.rolname = current_user))
@@ -97,7 +99,11 @@ pub fn foreign_objects(names: &Names) -> String {
     let tables = parts.map(|part| names.companion(part)).into_iter();
     let tables: Vec<_> = tables.chain([names.outbox(), names.processed(), names.held()]).map(|t| literal(&t)).collect();
     let (outbox, health) = (literal(&names.outbox()), literal(&names.companion("health")));
-    let stamp = literal(&format!("{}()", names.companion("stamp")));
+    let outbox_functions =
+        ["stamp", "new_id", "lock_entity", "oldest_transaction"].map(|part| names.companion(part)).into_iter();
+    let functions = outbox_functions.chain([names.inbox_companion("guard")]);
+    let own: Vec<_> =
+        functions.map(|name| format!("coalesce(to_regprocedure({})::oid, 0)", literal(&format!("{name}()")))).collect();
     format!(
         "select used.*, owned.rolname::text as owner,
        owned.rolsuper or owned.oid = (select relowner from pg_class where oid = to_regclass({outbox})) as trusted
@@ -131,7 +137,7 @@ pub fn foreign_objects(names: &Names) -> String {
            and d.refclassid in ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass, 'pg_opclass'::regclass,
                                 'pg_collation'::regclass)
            and (pg_identify_object(d.refclassid, d.refobjid, 0)).schema is distinct from 'pg_catalog'
-           and not (d.refclassid = 'pg_proc'::regclass and d.refobjid = coalesce(to_regprocedure({stamp}), 0))
+           and not (d.refclassid = 'pg_proc'::regclass and d.refobjid in ({own}))
         union
         -- Functions of the same name with other arguments, which a call may prefer.
         select 'calls of ' || quote_ident(p.proname), null, null, 'function ' || p.oid::regprocedure, p.proowner
@@ -139,6 +145,7 @@ pub fn foreign_objects(names: &Names) -> String {
          where {ours} and p.oid not in ({functions})) used
   join pg_roles owned on owned.oid = used.owner_oid",
         tables = tables.join(", "),
+        own = own.join(", "),
         ours = is_ours(names),
         functions = our_functions(names)
     )
@@ -157,7 +164,11 @@ pub fn has_open_function(names: &Names) -> String {
 /// SQL for the oids of the functions that migrations create for callers, null for those that are missing.
 fn our_functions(names: &Names) -> String {
     let functions = [
+        // The function before version 15.
         format!("{}(text,text,text,jsonb,jsonb,integer,text,timestamptz,bytea)", names.emit()),
+        format!("{}(text,text,text,jsonb,jsonb,integer,text,timestamptz,bytea,uuid,text)", names.emit()),
+        format!("{}(text,bigint,text,jsonb,jsonb,integer,text,timestamptz,bytea,uuid,text)", names.emit()),
+        format!("{}(jsonb)", names.emit_many()),
         format!("{}(text,uuid)", names.once()),
     ];
     functions.map(|function| format!("coalesce(to_regprocedure({})::oid, 0)", literal(&function))).join(", ")
