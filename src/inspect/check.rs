@@ -39,6 +39,7 @@ use crate::fault;
 use crate::fault::describe;
 use crate::sink::admission;
 use crate::store::connect::{self, Purpose};
+use crate::store::read_only::reads_contents;
 use crate::store::routes::{self, IllegalRoute, Seen};
 use event_outbox::Names;
 use event_outbox::code::Code;
@@ -193,7 +194,6 @@ async fn outbox(
         Err(error) => return Err(error),
     };
     let reader = rights::reader(conn, names).await?;
-    let reads_payloads = reader.is_none();
     let rights = match reader {
         Some(note) => vec![note],
         None => rights::rights(conn, names).await?,
@@ -209,7 +209,7 @@ async fn outbox(
     findings.extend(schema::indexes(conn, names).await?);
     findings.extend(table::table(conn, names).await?);
     findings.extend(objects::objects(conn, names).await?);
-    if reads_payloads {
+    if reads_contents(conn, names).await? {
         findings.extend(table::payloads(conn, names, relay.envelope).await?);
     }
     let (topics, illegal) = routes::routes(conn, names, &relay.topic).await?;

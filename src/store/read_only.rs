@@ -1,7 +1,9 @@
 //! Runs queries for people: each in a read-only transaction with short timeouts, so that it cannot harm a busy database.
 
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+
+use event_outbox::names::{Names, literal};
 
 /// Returns the rows of one query. It is sent as text in a simple query, which a pooler cannot split over two servers.
 ///
@@ -28,4 +30,15 @@ pub(crate) async fn read_within(conn: &mut PgConnection, query: &str, seconds: u
         drop(conn.execute("rollback").await);
     }
     rows
+}
+
+/// Returns true if this user may read the contents of events. Operators and monitors may not.
+///
+/// # Errors
+/// The same as [`read`].
+pub(crate) async fn reads_contents(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
+    let columns = ["payload", "payload_bytes", "headers"];
+    let may = columns.map(|column| format!("has_column_privilege(t, '{column}', 'select')")).join(" and ");
+    let query = format!("select coalesce({may}, false) from to_regclass({}) t", literal(&names.outbox()));
+    read(conn, &query).await?.first().map_or(Ok(false), |row| row.try_get(0))
 }

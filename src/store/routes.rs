@@ -11,7 +11,7 @@ use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent}
 use event_outbox::route::TopicTemplate;
 
 use crate::store::pending::pending;
-use crate::store::read_only::read;
+use crate::store::read_only::{read, reads_contents};
 use event_outbox::names::literal;
 
 /// The number of youngest events, and of first pending ones, whose route is read.
@@ -49,14 +49,18 @@ pub(crate) async fn routes(
     }
     let oldest = "max(extract(epoch from clock_timestamp() - created_at)) \
                   filter (where status = 'PENDING' and available_at is null)";
-    let routed = sample(names, EVENTS_ROUTED, &format!("count(*), 0::int8, coalesce({oldest}, 0)::float8"));
-    let measured = sample(
-        names,
-        EVENTS_MEASURED,
-        "0::int8, max(coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) + octet_length(headers::text))::int8, \
-         0::float8",
-    );
-    for query in [routed, measured] {
+    let routed = format!("count(*), 0::int8, coalesce({oldest}, 0)::float8");
+    let mut queries = vec![sample(names, EVENTS_ROUTED, "", &routed)];
+    if reads_contents(conn, names).await? {
+        queries.push(sample(
+            names,
+            EVENTS_MEASURED,
+            ", payload, payload_bytes, headers",
+            "0::int8, max(coalesce(octet_length(payload::text), octet_length(payload_bytes), 0) + octet_length(headers::text))::int8, \
+             0::float8",
+        ));
+    }
+    for query in queries {
         for row in read(conn, &query).await? {
             let (entity_type, event_type): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
             match resolve(template, entity_type, event_type, row.try_get(2)?) {
@@ -78,10 +82,10 @@ pub(crate) async fn routes(
     Ok((topics, illegal))
 }
 
-/// Both ends of the table, by indexes.
-fn sample(names: &Names, rows: u32, figures: &str) -> String {
+/// Both ends of the table, by indexes. `measured` begins with a comma unless it is empty.
+fn sample(names: &Names, rows: u32, measured: &str, figures: &str) -> String {
     let outbox = names.outbox();
-    let columns = "entity_type, event_type, topic, payload, payload_bytes, headers, status, created_at, available_at";
+    let columns = format!("entity_type, event_type, topic, status, created_at, available_at{measured}");
     format!(
         "select entity_type, event_type, topic, {figures} from (\
            (select {columns} from {outbox} order by id desc limit {rows}) union all \

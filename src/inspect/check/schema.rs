@@ -7,7 +7,7 @@ use event_outbox::Names;
 use event_outbox::code::Code;
 
 use crate::store::plan::{self, Statement};
-use crate::store::read_only::read;
+use crate::store::read_only::{read, reads_contents};
 use crate::store::search_path;
 use event_outbox::names::literal;
 use event_outbox::schema::{self, SchemaError};
@@ -122,7 +122,8 @@ pub(super) async fn indexes(conn: &mut PgConnection, names: &Names) -> Result<Ve
             ));
         }
     }
-    if findings.is_empty() {
+    // Postgres plans a statement only for a user who may run it.
+    if findings.is_empty() && reads_contents(conn, names).await? {
         findings.extend(plans(conn, names).await?);
     }
     Ok(findings)
