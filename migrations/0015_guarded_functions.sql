@@ -110,6 +110,11 @@ create function {dedupe_id}(dedupe_key text) returns uuid language sql stable se
       from (select substr(sha256(convert_to(s.dedupe_seed || dedupe_key, 'UTF8')), 1, 16) as hash from {secret} s) hashed;
 {quote};
 
+-- Drops the function that the next one replaces, and keeps its rights for it.
+select set_config('outbox_relay.rights', coalesce(p.proacl, acldefault('f', p.proowner))::text, true) from pg_proc p
+ where p.oid = to_regprocedure({emit_text} || '(text,text,text,jsonb,jsonb,integer,text,timestamptz,bytea)');
+drop function {emit}(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea);
+
 -- Inserts an event, and locks its entity until the transaction ends, so that the order of ids is the order of commits for the entity.
 --
 -- With a `dedupe_key`, a later call with the same key writes nothing and returns the first id, as long as the first event is in the table.
@@ -402,7 +407,7 @@ declare
     outbox  regclass := {outbox_regclass};
     grantee text;
     is_relay boolean;
-    old_acl aclitem[];
+    old_acl aclitem[] := current_setting('outbox_relay.rights')::aclitem[];
 begin
     for grantee, is_relay in
         select quote_ident(pg_get_userbyid(acl.grantee)),
@@ -431,8 +436,6 @@ begin
         execute format('grant select (xmax) on %s to %s', outbox, grantee);
     end loop;
     -- The function for one event has the rights of the one that it replaces.
-    select coalesce(p.proacl, acldefault('f', p.proowner)) into old_acl from pg_proc p
-     where p.oid = to_regprocedure({emit_text} || '(text,text,text,jsonb,jsonb,integer,text,timestamptz,bytea)');
     if not exists (select from aclexplode(old_acl) acl where acl.grantee = 0) then
         execute format('revoke execute on function %s(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text), '
             '%s(text, bigint, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text), %s(jsonb) from public',
@@ -445,7 +448,6 @@ begin
     end loop;
 end
 {quote};
-drop function {emit}(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea);
 
 -- Gives the new objects to the owner of the outbox, because another user may run the migration.
 do {quote}

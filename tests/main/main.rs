@@ -35,6 +35,7 @@ mod status;
 mod tail;
 mod tls;
 mod topics;
+mod trust;
 mod verify;
 
 use std::process::ExitCode;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         roles::trials(),
         crashes::trials(),
         outages::trials(),
+        trust::trials(),
         verify::trials(),
         demo::trials(),
         order_flow::trials(),

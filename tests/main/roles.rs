@@ -16,9 +16,6 @@ pub(crate) fn trials() -> Vec<Trial> {
             roles_are_made_once_and_again_by_any_number_of_processes,
             the_printed_script_makes_the_same_roles,
             what_a_role_must_not_do_is_refused,
-            an_operator_changes_rows_with_an_audit_entry_that_cannot_be_forged,
-            a_monitor_sees_sessions_and_no_queries,
-            the_inbox_of_a_group_belongs_to_its_roles,
             a_user_that_may_not_create_roles_reads_what_to_do;
         with_both:
             each_role_does_its_work_alone;
@@ -34,14 +31,14 @@ async fn make(database: &TestDatabase, more: &[&str]) -> anyhow::Result<Output> 
     arguments.iter().fold(relay, |relay, argument| relay.argument(argument)).output("migrate").await
 }
 
-async fn made(database: &TestDatabase, more: &[&str]) -> anyhow::Result<String> {
+pub(crate) async fn made(database: &TestDatabase, more: &[&str]) -> anyhow::Result<String> {
     let output = make(database, more).await?;
     ensure!(output.code == Some(0) && output.stderr.is_empty(), "{output:?}");
     Ok(output.stdout)
 }
 
 /// Creates a user with that role and no other right; returns its `DATABASE_URL`.
-async fn user(database: &TestDatabase, role: &str) -> anyhow::Result<String> {
+pub(crate) async fn user(database: &TestDatabase, role: &str) -> anyhow::Result<String> {
     let (name, granted) = (format!("{}_{role}_user", database.name()), format!("{}_{role}", database.name()));
     let sql = format!("create role {name} login password 'secret' in role {granted}");
     database.connect().await?.execute(AssertSqlSafe(sql)).await?;
@@ -325,118 +322,5 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
         ensure!(relay.log().iter().all(|line| !line.contains("42501")), "{:?}", relay.log());
     }
     ensure!(outbox.number("select count(*) from event_outbox_archive").await? == 7);
-    Ok(())
-}
-
-async fn an_operator_changes_rows_with_an_audit_entry_that_cannot_be_forged(
-    database: TestDatabase,
-) -> anyhow::Result<()> {
-    made(&database, &[]).await?;
-    let outbox = Outbox::from_database(&database);
-    outbox
-        .execute(
-            "insert into event_outbox (entity_type, event_type, status, last_error, published_at) values \
-             ('order', 'A', 'DEAD', 'bad', null), ('order', 'B', 'PENDING', null, null), ('order', 'C', 'PUBLISHED', null, now())",
-        )
-        .await?;
-    let mut operator = PgConnection::connect(&user(&database, "operator").await?).await?;
-    // Rows that wait for no decision are left alone, whatever ids are given.
-    let decide = "select changed, released from event_outbox_decide($1, '{1,2,3}', '{\"id\": [\"1\"]}', 'joe', 'why')";
-    for decision in ["discard", "retry"] {
-        let changed: (i64, i64) = sqlx::query_as(decide).bind(decision).fetch_one(&mut operator).await?;
-        ensure!(changed == (1, 0), "{decision}: {changed:?}");
-    }
-    let pause = "select event_outbox_begin_pause('topic', 't', null, null, 60, null, 'why')";
-    operator.execute(pause).await?;
-    operator.execute("select event_outbox_note('replay', '{}', null, null, 5)").await?;
-    for forged in [
-        "select event_outbox_note('dead retry', '{}', null, null, 5)",
-        "select event_outbox_decide('publish', '{1}', '{}', null, null)",
-    ] {
-        let error = operator.execute(forged).await.err().context(forged)?;
-        ensure!(error.as_database_error().and_then(|error| error.code()).as_deref() == Some("22023"), "{error}");
-    }
-    let entries: Vec<(String, Option<String>, String, i64, bool)> = sqlx::query_as(
-        "select actor, acted_by, command, affected, at > now() - interval '1 minute' from event_outbox_audit order by id",
-    )
-    .fetch_all(&mut operator)
-    .await?;
-    let (actor, joe) = (format!("{}_operator_user", database.name()), Some("joe".to_owned()));
-    let entry =
-        |by: &Option<String>, command: &str, affected| (actor.clone(), by.clone(), command.to_owned(), affected, true);
-    ensure!(
-        entries
-            == [
-                entry(&joe, "dead discard", 1),
-                entry(&joe, "dead retry", 1),
-                entry(&None, "pause", 1),
-                entry(&None, "replay", 5)
-            ],
-        "{entries:?}"
-    );
-    Ok(())
-}
-
-async fn a_monitor_sees_sessions_and_no_queries(database: TestDatabase) -> anyhow::Result<()> {
-    made(&database, &[]).await?;
-    // An older version had granted this.
-    let outbox = Outbox::from_database(&database);
-    outbox.execute(&format!("grant pg_read_all_stats to {}_monitor", database.name())).await?;
-    made(&database, &[]).await?;
-    let mut writer = database.connect().await?;
-    writer.execute("begin; select outbox_emit('order', 'a', 'X', '{\"card\": \"4711-0815\"}')").await?;
-    for role in ["monitor", "operator"] {
-        let mut connection = PgConnection::connect(&user(&database, role).await?).await?;
-        let literals = "select count(*) from pg_stat_activity where query like '%' || '4711-' || '0815%' and pid <> pg_backend_pid()";
-        let seen: i64 = sqlx::query_scalar(literals).fetch_one(&mut connection).await?;
-        ensure!(seen == 0, "{role} sees payloads");
-        let sessions: Vec<String> = sqlx::query_scalar(
-            "select to_jsonb(s)::text from event_outbox_sessions() s \
-             where datname = current_database() and state = 'idle in transaction' and xact_start is not null",
-        )
-        .fetch_all(&mut connection)
-        .await?;
-        ensure!(sessions.len() == 1 && !sessions[0].contains("4711"), "{role}: {sessions:?}");
-        let oldest: Option<f64> = sqlx::query_scalar("select oldest_transaction_seconds from event_outbox_health")
-            .fetch_one(&mut connection)
-            .await?;
-        ensure!(oldest.is_some(), "{role}: no transaction");
-    }
-    writer.execute("rollback").await?;
-    Ok(())
-}
-
-async fn the_inbox_of_a_group_belongs_to_its_roles(database: TestDatabase) -> anyhow::Result<()> {
-    made(&database, &["--retention"]).await?;
-    let (outbox, name) = (Outbox::from_database(&database), database.name());
-    outbox
-        .execute(&format!(
-            "create role {name}_billing; create role {name}_mail; \
-             grant select, insert, delete on processed_events to {name}_billing, {name}_mail; \
-             grant select, insert, update, delete on processed_events_held to {name}_billing, {name}_mail; \
-             insert into processed_events_group values ('billing', '{name}_billing')"
-        ))
-        .await?;
-    let mut billing = PgConnection::connect(&user(&database, "billing").await?).await?;
-    let mut mail = PgConnection::connect(&user(&database, "mail").await?).await?;
-    let first = "select event_once($1, '0b4d8a9e-0f4c-4f3e-9d7e-2d6f0d0e7a11')";
-    ensure!(sqlx::query_scalar::<_, bool>(first).bind("billing").fetch_one(&mut billing).await?);
-    // A group without a role is open to all who may write the inbox.
-    ensure!(sqlx::query_scalar::<_, bool>(first).bind("mail").fetch_one(&mut mail).await?);
-    for forbidden in [
-        "select event_once('billing', gen_random_uuid())",
-        "insert into processed_events values ('billing', gen_random_uuid())",
-        "delete from processed_events where consumer_group = 'billing'",
-        "insert into processed_events_held (consumer_group, topic, key, event_id, read_topic, read_partition, read_offset, reason) \
-         values ('billing', 't', 'k', gen_random_uuid(), 't', 0, 0, 'x')",
-    ] {
-        let error = mail.execute(forbidden).await.err().context(forbidden)?;
-        let code = error.as_database_error().and_then(|error| error.code());
-        ensure!(code.as_deref() == Some("42501"), "{forbidden}: {error}");
-    }
-    // Relays prune the inbox of every group.
-    let mut relay = PgConnection::connect(&user(&database, "relay").await?).await?;
-    let pruned = relay.execute("delete from processed_events").await?.rows_affected();
-    ensure!(pruned == 2, "{pruned}");
     Ok(())
 }
