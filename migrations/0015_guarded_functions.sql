@@ -102,6 +102,25 @@ create trigger {outbox_lock_entity} before insert on {outbox} for each statement
     when (current_setting('outbox_relay.entity', true) is distinct from current_setting('outbox_relay.locked', true))
     execute function {lock_entity}();
 
+-- Wakes a relay that sleeps. A relay without work holds these locks exclusively, and sleeps. A writer takes one of them shared until its
+-- transaction ends, and notifies only if it cannot: while events flow, nobody does. All names are qualified, because a search path of the
+-- function's own would cost more than the rest.
+create function {wake_up}() returns void language plpgsql volatile as {quote}
+begin
+    if not pg_catalog.pg_try_advisory_xact_lock_shared({wake_up_class}, pg_catalog.mod(pg_catalog.pg_backend_pid(), 8)) then
+        perform pg_catalog.pg_notify({wake_up_channel}, '');
+    end if;
+end
+{quote};
+
+-- The same as a trigger, for events that are inserted without `outbox_emit`: `migrate --wake-up-trigger` sets it.
+create function {wake_up_on_insert}() returns trigger language plpgsql volatile as {quote}
+begin
+    perform {wake_up}();
+    return null;
+end
+{quote};
+
 -- Returns the id of every event with that dedupe key. It cannot be guessed, and differs between outboxes.
 create function {dedupe_id}(dedupe_key text) returns uuid language sql stable security definer
     set search_path = pg_catalog, pg_temp as {quote}
@@ -172,11 +191,13 @@ begin
         if exists (select from {outbox} o where o.event_id = {dedupe_id}(dedupe_key)) then
             return event_id;
         end if;
+        perform {wake_up}();
         insert into {outbox} (event_id, entity_type, entity_id, event_type, payload, headers, event_version, topic, available_at, payload_bytes)
         values (event_id, entity_type, entity_id, event_type, payload, headers, coalesce(event_version, 1), topic, available_at, payload_bytes)
         on conflict do nothing;
         return event_id;
     end if;
+    perform {wake_up}();
     insert into {outbox} (event_id, entity_type, entity_id, event_type, payload, headers, event_version, topic, available_at, payload_bytes)
     values (coalesce(event_id, {new_id}()), entity_type, entity_id, event_type, payload, headers, coalesce(event_version, 1), topic,
             available_at, payload_bytes)
@@ -279,6 +300,7 @@ begin
       into changed, released;
     -- Makes workers reload their holds.
     update {control} c set value = c.value + 1 where c.name = 'pauses';
+    perform {wake_up}();
 end
 {quote};
 

@@ -110,6 +110,8 @@ pub(crate) struct Plan {
     pub(crate) payload_bytes: usize,
     pub(crate) partitions: i32,
     pub(crate) entities: Option<u64>,
+    /// True if inserts wake the relay: see [`wake_up_trigger`](event_outbox::schema::wake_up_trigger).
+    pub(crate) wake_up_trigger: bool,
 }
 
 /// The tools that every measurement uses.
@@ -183,7 +185,7 @@ impl Bench {
         let settings = Settings::load(sources, Needs::DatabaseAndKafka)?;
         let kafka = settings.kafka.clone().ok_or(BenchError::Thread)?;
         let samples = payload::samples(payload::SAMPLES, plan.payload_bytes);
-        let schemas = BenchSchemas::new(&settings, kafka, plan.partitions);
+        let schemas = BenchSchemas::new(&settings, kafka, plan.partitions, plan.wake_up_trigger);
         Ok(Self { plan, settings, schemas, launch, samples, progress: progress() })
     }
 

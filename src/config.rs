@@ -45,7 +45,7 @@ pub use kafka::{KafkaSettings, PropertyValue};
 pub use log::{LogFormat, LogSettings};
 pub use mistake::{ConfigError, Mistake};
 pub use outbox::OutboxNames;
-pub use relay::{Delivery, OnPoison, RelaySettings, Timestamp};
+pub use relay::{Delivery, OnPoison, RelaySettings, Timestamp, Waking};
 pub use retention::{Retention, RetentionSettings};
 pub use setting::{Kind, SETTINGS, Setting};
 pub use sources::Sources;
@@ -65,6 +65,8 @@ pub enum Needs {
 pub struct Settings {
     /// The connection to the database.
     pub database: DatabaseSettings,
+    /// The connection on which writers wake the relay; `None` if it only polls.
+    pub wake_up: Option<DatabaseSettings>,
     /// The names of the schema and the tables.
     pub outbox: OutboxNames,
     /// The connection to the brokers; `Some` exactly if loaded with [`Needs::DatabaseAndKafka`].
@@ -86,6 +88,7 @@ impl Settings {
     pub fn load(sources: Sources, needs: Needs) -> Result<Settings, ConfigError> {
         let mut from = sources.resolve(needs);
         let database = DatabaseSettings::read(&mut from, &sources);
+        let wake_up = database.as_ref().and_then(|database| database.read_wake_up(&mut from, &sources));
         let outbox = OutboxNames::read(&mut from);
         let kafka = (needs == Needs::DatabaseAndKafka).then(|| KafkaSettings::read(&mut from));
         let relay = RelaySettings::read(&mut from, &sources);
@@ -93,7 +96,7 @@ impl Settings {
         let log = LogSettings::read(&mut from);
         match (database, relay) {
             (Some(database), Some(relay)) if from.mistakes.is_empty() => {
-                Ok(Settings { database, outbox, kafka, relay, admin, log, non_defaults: from.non_defaults })
+                Ok(Settings { database, wake_up, outbox, kafka, relay, admin, log, non_defaults: from.non_defaults })
             }
             _ => Err(ConfigError(from.mistakes)),
         }

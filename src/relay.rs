@@ -26,6 +26,7 @@ mod retention;
 mod shared;
 mod stage_times;
 mod status_line;
+mod wake_up;
 mod worker;
 
 use std::sync::Arc;
@@ -112,6 +113,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     tasks.spawn(membership::heartbeat::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(status_line::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(health::stall_monitor::run(Arc::clone(&shared), stop.clone()));
+    tokio::spawn(wake_up::run(Arc::clone(&shared), stop.clone()));
     let kept = shared.options.relay.retention;
     if kept.prunes() {
         tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));

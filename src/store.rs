@@ -51,3 +51,4 @@ pub(crate) mod routes;
 pub(crate) mod search_path;
 pub(crate) mod session;
 pub(crate) mod settle;
+pub(crate) mod wake_up;

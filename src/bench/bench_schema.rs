@@ -49,17 +49,19 @@ pub(crate) struct BenchSchemas {
     database: DatabaseSettings,
     kafka: KafkaSettings,
     partitions: i32,
+    wake_up_trigger: bool,
     run: String,
     made: Arc<Mutex<Vec<String>>>,
     count: Arc<Mutex<u32>>,
 }
 
 impl BenchSchemas {
-    pub(crate) fn new(settings: &Settings, kafka: KafkaSettings, partitions: i32) -> Self {
+    pub(crate) fn new(settings: &Settings, kafka: KafkaSettings, partitions: i32, wake_up_trigger: bool) -> Self {
         Self {
             database: settings.database.clone(),
             kafka,
             partitions,
+            wake_up_trigger,
             run: format!("outbox_bench_{:08x}", rand::rng().random::<u32>()),
             made: Arc::default(),
             count: Arc::default(),
@@ -95,6 +97,7 @@ impl BenchSchemas {
         let mut conn = self.connect().await?;
         let options = MigrateOptions::default();
         schema::migrate(&mut conn, &names, &options).await?;
+        schema::set_wake_up_trigger(&mut conn, &names, self.wake_up_trigger).await?;
         self.make_topic(&name).await?;
         Ok(BenchSchema { name, names, lanes: options.lanes, partitions: self.partitions })
     }

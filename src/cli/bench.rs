@@ -42,6 +42,9 @@ pub(crate) struct Bench {
     /// Number of different entities [default: one per 200 events]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     entities: Option<u64>,
+    /// Let inserts wake the relay, as `migrate --wake-up-trigger` does
+    #[arg(long)]
+    wake_up_trigger: bool,
     /// Write the metrics as JSON to FILE as well; with - the JSON goes to stdout and the table is not printed
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -78,6 +81,7 @@ impl Bench {
             payload_bytes: self.payload as usize,
             partitions: self.partitions,
             entities: self.entities,
+            wake_up_trigger: self.wake_up_trigger,
         }
     }
 }

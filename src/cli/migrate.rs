@@ -28,6 +28,13 @@ pub(crate) struct Migrate {
     /// Wait at most this long for a lock that another session holds
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     lock_timeout: Duration,
+    /// Set a trigger by which inserts wake a relay, for applications that insert events without `outbox_emit`; costs 5 to 15 % of the commits
+    /// of a database that does nothing else
+    #[arg(long, conflicts_with_all = ["print", "no_wake_up_trigger"])]
+    wake_up_trigger: bool,
+    /// Remove this trigger
+    #[arg(long, conflicts_with = "print")]
+    no_wake_up_trigger: bool,
     /// Create also the roles writer, relay, operator and monitor with the least rights that each needs; safe to run again. With --print:
     /// print only their SQL
     #[arg(long)]
@@ -64,6 +71,9 @@ impl Migrate {
             MigrateOptions { lanes: self.lanes, lock_timeout: self.lock_timeout, ..MigrateOptions::default() };
         let migrated = runtime()?.block_on(async {
             let migrated = migrate(settings, &options).await?;
+            if self.wake_up_trigger || self.no_wake_up_trigger {
+                self.set_wake_up_trigger(settings).await?;
+            }
             if self.roles {
                 self.make_roles(settings).await?;
             }
@@ -85,6 +95,12 @@ impl Migrate {
             );
         }
         Ok(())
+    }
+
+    async fn set_wake_up_trigger(&self, settings: &Settings) -> Result<(), Failure> {
+        let mut conn = target::connect(settings, "outbox-relay migrate", Purpose::Write).await?;
+        let set = schema::set_wake_up_trigger(&mut conn, &target::names(&settings.outbox), self.wake_up_trigger).await;
+        set.map_err(|error| target::refused(error, &settings.database.target()))
     }
 
     async fn make_roles(&self, settings: &Settings) -> Result<(), Failure> {

@@ -23,9 +23,9 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::Sources;
 use super::resolved::Resolved;
 use super::setting;
+use super::{Sources, Waking};
 use files::PasswordFile;
 use parameter::{PARAMETERS, Parameter, described, session_options, unknown};
 
@@ -66,6 +66,19 @@ impl DatabaseSettings {
             prepared_statements,
             ..settings
         })
+    }
+
+    /// Reads the connection on which writers wake the relay; `None` if they do not.
+    pub(super) fn read_wake_up(&self, from: &mut Resolved, sources: &Sources) -> Option<Self> {
+        let waking: Waking = from.get(&setting::WAKE_UP);
+        let direct = from.optional_by(&setting::WAKE_UP_URL, |text| parse(text, &sources.env));
+        let direct = direct.map(|direct| Self {
+            connect_timeout: Some(direct.connect_timeout)
+                .filter(|given| !given.is_zero())
+                .unwrap_or(self.connect_timeout),
+            ..direct
+        });
+        (waking == Waking::Auto).then(|| direct.unwrap_or_else(|| self.clone()))
     }
 
     /// Returns the options for a session on one of the servers, with the password: never print them. They lack the address and TLS.

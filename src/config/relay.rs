@@ -64,6 +64,16 @@ words! {
 }
 
 words! {
+    /// Whether writers wake the relay.
+    Waking {
+        /// They do where it works.
+        Auto = "auto",
+        /// The relay polls.
+        Off = "off",
+    }
+}
+
+words! {
     /// How often an event may be on its topic.
     Delivery {
         /// Once, and again after a crash.

@@ -65,7 +65,7 @@ impl Resolved {
         self.optional_by(setting, |text| T::parse(&setting.kind, text))
     }
 
-    fn optional_by<T>(
+    pub(super) fn optional_by<T>(
         &mut self,
         setting: &'static Setting,
         parse: impl FnOnce(&str) -> Result<T, String>,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::duration::GivenDuration;
-use super::{Delivery, LogFormat, OnPoison, Retention, Timestamp};
+use super::{Delivery, LogFormat, OnPoison, Retention, Timestamp, Waking};
 
 /// One setting: its name in TOML and in flags, the accepted values, and the default.
 #[derive(Debug)]
@@ -177,6 +177,10 @@ settings! {
         "Maximum payload bytes per claim. KB, MB and GB are powers of 1000; KiB, MiB and GiB are powers of 1024.");
     POLL_INTERVAL: with_default("poll_interval", millis(1, MINUTE), "250ms",
         "Longest pause between two polls while there is nothing to do.");
+    WAKE_UP: with_default("wake_up", Kind::OneOf(Waking::WORDS), "auto",
+        "Whether the relay sleeps until a writer wakes it. With off, and where no notification arrives, it polls.");
+    WAKE_UP_URL: required("wake_up_url", Kind::DatabaseUrl, "postgres://relay:change-me@localhost:5432/app",
+        "Direct connection on which writers wake the relay, where DATABASE_URL leads to a pooler. Default: DATABASE_URL. RELAY_WAKE_UP_URL_FILE reads it from a file.");
     PUBLISH_TIMEOUT: with_default("publish_timeout", millis(SECOND, 15 * MINUTE), "30s",
         "How long a batch waits for the acknowledgements of its records.");
     SHUTDOWN_TIMEOUT: with_default("shutdown_timeout", millis(SECOND, HOUR), "40s",

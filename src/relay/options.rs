@@ -18,6 +18,8 @@ pub struct RelayOptions {
     pub relay: RelaySettings,
     /// Where the outbox is.
     pub database: DatabaseSettings,
+    /// The database at which the relay is woken by writers; `None` if it only polls.
+    pub wake_up: Option<DatabaseSettings>,
     /// The outbox's names.
     pub names: Names,
     /// The settings of clients that publish.
@@ -41,6 +43,7 @@ impl RelayOptions {
             brokers,
             relay,
             database: settings.database.clone(),
+            wake_up: settings.wake_up.clone(),
             names: Names::new(&outbox.schema, &outbox.table, &outbox.processed_table),
             migrates: false,
             serves_metrics: settings.admin.address.is_some(),

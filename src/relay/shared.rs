@@ -15,6 +15,7 @@ use crate::relay::identity::Fixed;
 use crate::relay::membership::relay_registry::RelayRegistry;
 use crate::relay::options::RelayOptions;
 use crate::relay::stage_times::StageTimes;
+use crate::relay::wake_up::WakeUp;
 use crate::sink::broker::Broker;
 use crate::sink::topics::Topics;
 use crate::sink::transactions::ProgressGroup;
@@ -24,6 +25,7 @@ use crate::store::holds::HoldSql;
 use crate::store::relay_registry::RegistrySql;
 use crate::store::session::Transaction;
 use crate::store::settle::SettleSql;
+use crate::store::wake_up::WakeUpSql;
 use event_outbox::code::Code;
 
 /// The most obstacles that are shown at once.
@@ -68,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) progress: ProgressGroup,
     pub(crate) holds: HoldSql,
     pub(crate) registry: RegistrySql,
+    pub(crate) wake_up_sql: WakeUpSql,
+    pub(crate) wake_up: WakeUp,
     pub(crate) relays: RelayRegistry,
     pub(crate) worker_assignment: watch::Sender<WorkerAssignment>,
     published: AtomicU64,
@@ -104,6 +108,8 @@ impl Shared {
             progress: ProgressGroup::new(options.kafka.clone(), found.identity, lanes),
             holds: HoldSql::new(names),
             registry: RegistrySql::new(names, options.database.prepared_statements),
+            wake_up_sql: WakeUpSql::new(names),
+            wake_up: WakeUp::default(),
             relays: RelayRegistry::default(),
             // A single worker has all lanes until the heartbeat has read the registry. The locks of other relays keep it from doing harm.
             worker_assignment: watch::Sender::new(WorkerAssignment {

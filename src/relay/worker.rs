@@ -76,6 +76,7 @@ pub(super) struct Worker {
 pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Receiver<bool>) {
     let mut up = shared.broker.state();
     let mut worker_assignment = shared.worker_assignment.subscribe();
+    let mut sleep = shared.wake_up.state();
     let mut worker = Worker {
         index,
         conn: None,
@@ -116,12 +117,15 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
                 _ = up.wait_for(|up| *up) => continue,
             }
         }
+        // A worker may sleep only if it has looked since the relay fell asleep.
+        let asleep = *sleep.borrow_and_update();
         let done = worker.run_cycle(idle).await;
         if done.is_ok() {
             worker.shared.outages.end(Server::Postgres, Component::Worker(index));
         }
         let pause = match done {
             Ok(Cycle::Worked) => {
+                worker.shared.wake_up.worked();
                 worker.pace.found();
                 worker.backoff.reset();
                 idle = false;
@@ -129,7 +133,8 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
             }
             Ok(Cycle::Idle) => {
                 idle = true;
-                worker.pace.empty()
+                let pause = worker.pace.empty();
+                asleep.pause.filter(|_| worker.may_sleep()).unwrap_or(pause)
             }
             Err(error) => {
                 worker.failed(error);
@@ -140,6 +145,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
             _ = worker_assignment.changed() => {}
+            _ = sleep.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -191,6 +197,11 @@ impl Worker {
         if released.await.is_err() {
             self.disconnect();
         }
+    }
+
+    /// Returns true if nothing but a writer can bring work to the worker's lanes.
+    fn may_sleep(&self) -> bool {
+        self.assignment.as_ref().is_none_or(LaneAssignment::is_quiet)
     }
 
     fn has_in_doubt(&self) -> bool {

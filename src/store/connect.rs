@@ -2,15 +2,18 @@
 //!
 //! - `tls`: the handshake, with the rules of libpq
 //! - `bridge`: hands an open socket to sqlx
+//! - `notifications`: reads notifications from what the server sends
 //!
 //! The next address is tried when the last one failed, or has not answered for [`HEAD_START`]. So a dead address delays a failover by less
 //! than a second, however long its own time-out is.
 
 mod bridge;
+mod notifications;
 mod tls;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -19,13 +22,15 @@ use futures_util::{FutureExt, StreamExt};
 use rand::seq::SliceRandom;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Row};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::Instant;
 
 use crate::config::{DatabaseSettings, Host, Server, SocketSettings, TargetSession, TlsMode};
 use crate::fault::{Class, Fault, NotConnected, READ_ONLY, classify_database, describe};
 use crate::store::search_path;
 use event_outbox::code::Code;
+pub(crate) use notifications::Notifications;
+use notifications::Tap;
 
 /// The time that an address may take before the next one is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(300);
@@ -67,10 +72,31 @@ pub(crate) async fn connect(
     application_name: &str,
     purpose: Purpose,
 ) -> Result<PgConnection, sqlx::Error> {
+    open(database, application_name, purpose, None).await
+}
+
+/// Opens a session that can write, and returns its notifications as well. They need `listen`.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn connect_to_listen(
+    database: &DatabaseSettings,
+    application_name: &str,
+) -> Result<(PgConnection, Notifications), sqlx::Error> {
+    let (tap, notifications) = notifications::tap();
+    Ok((open(database, application_name, Purpose::Write, Some(tap)).await?, notifications))
+}
+
+async fn open(
+    database: &DatabaseSettings,
+    application_name: &str,
+    purpose: Purpose,
+    tap: Option<Tap>,
+) -> Result<PgConnection, sqlx::Error> {
     let mut rounds = rounds(database.target_session, purpose)?.iter();
     let mut wanted = rounds.next().copied().unwrap_or(TargetSession::Any);
     loop {
-        let failed = match first_server(database, application_name, wanted).await {
+        let failed = match first_server(database, application_name, wanted, tap.as_ref()).await {
             Ok(conn) => return Ok(conn),
             Err(failed) => failed,
         };
@@ -113,6 +139,7 @@ async fn first_server(
     database: &DatabaseSettings,
     application_name: &str,
     wanted: TargetSession,
+    tap: Option<&Tap>,
 ) -> Result<PgConnection, Vec<Failed>> {
     let mut servers: Vec<&Server> = database.servers.iter().collect();
     if database.in_random_order {
@@ -121,7 +148,7 @@ async fn first_server(
     let mut attempts: Attempts<'_, _> = Vec::new();
     for server in servers {
         let options = database.session_options(server).application_name(application_name).disable_statement_logging();
-        attempts.push(first_address(Attempt { database, server, options, wanted }).boxed());
+        attempts.push(first_address(Attempt { database, server, options, wanted, tap: tap.cloned() }).boxed());
     }
     staggered(attempts).await
 }
@@ -132,10 +159,10 @@ async fn first_address(attempt: Attempt<'_>) -> Result<PgConnection, Vec<Failed>
     let failed = |error| vec![Failed { server: server.to_string(), error }];
     let name = match (&server.host, server.address) {
         (Host::Socket(directory), _) => {
-            let options = attempt.options.clone().socket(directory).port(server.port).ssl_mode(PgSslMode::Disable);
             let opened = async {
-                let opened = match PgConnection::connect_with(&search_path::from_the_first_packet(&options)).await {
-                    Err(error) if search_path::is_refused(&error) => PgConnection::connect_with(&options).await,
+                let options = &attempt.options;
+                let opened = match attempt.local(directory, &search_path::from_the_first_packet(options)).await {
+                    Err(error) if search_path::is_refused(&error) => attempt.local(directory, options).await,
                     opened => opened,
                 };
                 attempt.checked(opened?).await
@@ -204,6 +231,8 @@ struct Attempt<'d> {
     server: &'d Server,
     options: PgConnectOptions,
     wanted: TargetSession,
+    /// Where notifications go.
+    tap: Option<Tap>,
 }
 
 impl Attempt<'_> {
@@ -233,9 +262,20 @@ impl Attempt<'_> {
         }
     }
 
+    /// Opens a session at a Unix socket.
+    async fn local(&self, directory: &Path, options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+        let port = self.server.port;
+        if self.tap.is_some() {
+            let socket = UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?;
+            return bridge::open(socket, options, self.tap.clone()).await;
+        }
+        let options = options.clone().socket(directory).port(port).ssl_mode(PgSslMode::Disable);
+        PgConnection::connect_with(&options).await
+    }
+
     async fn plain(&self, address: SocketAddr, options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-        if self.database.socket != SocketSettings::default() {
-            return bridge::open(self.socket(address).await?, options).await;
+        if self.tap.is_some() || self.database.socket != SocketSettings::default() {
+            return bridge::open(self.socket(address).await?, options, self.tap.clone()).await;
         }
         let options = options.clone().host(&address.ip().to_string()).port(address.port());
         PgConnection::connect_with(&options.ssl_mode(PgSslMode::Disable)).await
@@ -245,7 +285,7 @@ impl Attempt<'_> {
         let socket = self.socket(address).await?;
         let Host::Name(name) = &self.server.host else { return self.plain(address, options).await };
         let stream = tls::encrypt(socket, &self.database.tls, name).await?;
-        bridge::open(stream, options).await
+        bridge::open(stream, options, self.tap.clone()).await
     }
 
     /// Opens a TCP socket with the settings of the connection.

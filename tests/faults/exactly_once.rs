@@ -269,7 +269,9 @@ async fn progress_that_is_lost_is_logged_and_made_up_for_from_the_topic(
     victim.postgres.set_trap(Spot::Mark, Catch::HoldRequest);
     victim.postgres.until_sprung(1).await;
     victim.kill()?;
-    let identity = stage.outbox.number("select value from event_outbox_control where name = 'identity'").await?;
+    let identity = "select (value # system_identifier) & ((1::bigint << 60) - 1) from event_outbox_control, pg_control_system() \
+                    where name = 'identity'";
+    let identity = stage.outbox.number(identity).await?;
     let group = format!("outbox-relay.{identity:015x}");
     let admin: AdminClient<DefaultClientContext> = kafka.client().create()?;
     for deleted in admin.delete_groups(&[&group], &AdminOptions::new()).await? {

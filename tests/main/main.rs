@@ -37,6 +37,7 @@ mod tls;
 mod topics;
 mod trust;
 mod verify;
+mod wake_up;
 
 use std::process::ExitCode;
 
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         outages::trials(),
         trust::trials(),
         verify::trials(),
+        wake_up::trials(),
         demo::trials(),
         order_flow::trials(),
         status::trials(),

@@ -117,6 +117,16 @@ impl Names {
         }
     }
 
+    /// Returns the first key of the advisory locks by which writers know that a relay sleeps. The second key is 0 to 7.
+    pub fn wake_up_class(&self) -> i32 {
+        fnv1a(format!("outbox-relay wake-up {}", self.outbox()).as_bytes()) as i32
+    }
+
+    /// Returns the channel on which writers wake a relay that sleeps.
+    pub fn wake_up_channel(&self) -> String {
+        format!("outbox_relay_{:016x}", fnv1a(self.outbox().as_bytes()))
+    }
+
     fn qualified(&self, name: &str) -> String {
         format!("{}.{}", quote(&self.schema), quote(name))
     }

@@ -53,6 +53,8 @@ notices! {
     // Incidents.
     OutageStarted "outage_started" "A server went away.";
     OutageChanged "outage_changed" "An outage goes on for another reason.";
+    WakeUpOff "wake_up_off" "Notifications of writers do not reach the relay.";
+    WakeUpOn "wake_up_on" "Notifications of writers reach the relay again.";
     OutageEnded "outage_ended" "The server is back.";
     TopicClosed "topic_closed" "A topic cannot be written, and its events are held.";
     TopicReopened "topic_reopened" "A topic can be written again.";

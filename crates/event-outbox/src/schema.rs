@@ -321,6 +321,32 @@ async fn create_version_table(conn: &mut PgConnection, names: &Names) -> Result<
     run(conn, &version_table(names)).await
 }
 
+/// Returns SQL that sets the trigger by which events that are inserted without `outbox_emit` wake a relay, or removes it.
+pub fn wake_up_trigger(names: &Names, is_set: bool) -> String {
+    let (trigger, outbox) = (names.part("wake_up"), names.outbox());
+    let drop = format!("drop trigger if exists {trigger} on {outbox};\n");
+    if !is_set {
+        return drop;
+    }
+    let function = names.companion("wake_up_on_insert");
+    // Before the insert: a relay that gets the lock must know of every insert that is not committed yet.
+    format!(
+        "{drop}create trigger {trigger} before insert on {outbox} for each statement execute function {function}();\n"
+    )
+}
+
+/// Sets the trigger of [`wake_up_trigger`], or removes it.
+///
+/// # Errors
+/// [`SchemaError`]. The trigger needs the table's owner, and a lock that blocks writers for a moment.
+pub async fn set_wake_up_trigger(conn: &mut PgConnection, names: &Names, is_set: bool) -> Result<(), SchemaError> {
+    let mut tx = conn.begin().await?;
+    set_lock_timeout(&mut tx, LOCK_ATTEMPT).await?;
+    run(&mut tx, &wake_up_trigger(names, is_set)).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
 /// Returns the migrations above version `from` as one SQL script for a team's own migration tool; `None` gives those of a new outbox.
 ///
 /// The script begins and commits its own transactions, because an upgrade has statements that cannot run inside one (`create index
@@ -522,6 +548,8 @@ impl Migration {
                     false => "concurrently".to_owned(),
                 },
                 "concurrently" => String::new(),
+                "wake_up_class" => names.wake_up_class().to_string(),
+                "wake_up_channel" => literal(&names.wake_up_channel()),
                 "guard_name" => names.inbox_part("guard"),
                 "outbox_pending_index" | "outbox_waiting_index" | "outbox_dead_index" => {
                     let suffix = placeholder.strip_prefix("outbox_")?.strip_suffix("_index")?;
@@ -650,7 +678,7 @@ fn object_name(names: &Names, placeholder: &str) -> Option<String> {
         "outbox" => names.outbox(),
         "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery" | "hold"
         | "stamp" | "secret" | "new_id" | "lock_entity" | "dedupe_id" | "decide" | "begin_pause" | "end_pause"
-        | "note" | "sessions" | "oldest_transaction" => names.companion(placeholder),
+        | "note" | "sessions" | "oldest_transaction" | "wake_up" | "wake_up_on_insert" => names.companion(placeholder),
         "processed" => names.processed(),
         "held" | "group" | "may_apply" | "guard" => names.inbox_companion(placeholder),
         "emit" => names.emit(),

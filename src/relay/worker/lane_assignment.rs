@@ -178,6 +178,13 @@ impl LaneAssignment {
         self.owned.as_ref().is_some_and(|owned| owned.lanes != self.range) && now >= self.widen_at
     }
 
+    /// Returns true if nothing waits in these lanes for a time or a cause: no hold, no record in doubt, no pause, no lanes of others.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let owns_all =
+            self.owned.as_ref().is_some_and(|owned| owned.lanes == self.range && owned.progress.sweep.is_none());
+        owns_all && self.in_doubt.is_empty() && self.holds.iter().next().is_none() && self.pauses.is_empty()
+    }
+
     /// Forgets everything, because it may differ from what is stored.
     pub(crate) fn invalidate(&mut self) {
         self.owned = None;

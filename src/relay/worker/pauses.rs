@@ -49,6 +49,11 @@ impl PauseFilter {
         filter
     }
 
+    /// Returns true if nothing is paused.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.everything && self.topics.is_empty() && self.entities.is_empty()
+    }
+
     /// Returns true while nothing at all may be claimed.
     pub(crate) fn blocks_everything(&self) -> bool {
         self.everything

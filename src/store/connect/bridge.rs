@@ -9,14 +9,21 @@ use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::{UnixListener, UnixStream};
 
+use super::notifications::Tap;
+
 /// The port in the name of the private socket.
 const PORT: u16 = 5432;
 
 /// The longest time in which the end of a connection is announced to its server.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Begins a session over `server`. The session ends with its server's connection, and the other way round.
-pub(super) async fn open<S>(server: S, options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error>
+/// Begins a session over `server`. The session ends with its server's connection, and the other way round. `tap` gets a message for each
+/// notification, and is dropped when the session ends.
+pub(super) async fn open<S>(
+    server: S,
+    options: &PgConnectOptions,
+    tap: Option<Tap>,
+) -> Result<PgConnection, sqlx::Error>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -25,7 +32,7 @@ where
     let mut bridge = Box::pin(async move {
         let client = local.accept().await?;
         drop(local);
-        carry(client, server).await
+        carry(client, server, tap).await
     });
     let mut connecting = std::pin::pin!(PgConnection::connect_with(&options));
     tokio::select! {
@@ -50,13 +57,18 @@ fn is_of_tls(error: &io::Error) -> bool {
 }
 
 /// Copies in both directions until one side ends. Then both end at once: a server must not keep locks for a client that is gone.
-async fn carry<S>(client: UnixStream, server: S) -> io::Result<()>
+async fn carry<S>(client: UnixStream, server: S, tap: Option<Tap>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = split(server);
-    let mut down = std::pin::pin!(copy(&mut from_server, &mut to_client));
+    let mut down = std::pin::pin!(async {
+        match tap {
+            Some(tap) => tap.copy(&mut from_server, &mut to_client).await,
+            None => copy(&mut from_server, &mut to_client).await,
+        }
+    });
     let ended = tokio::select! {
         ended = copy(&mut from_client, &mut to_server) => match ended {
             // A server that takes no more has said why, perhaps by an alert about our certificate.
