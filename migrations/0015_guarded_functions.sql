@@ -98,7 +98,7 @@ begin
     return null;
 end
 {quote};
-create trigger {outbox_lock_entity} before insert on {outbox} for each statement
+create trigger {outbox_entity_lock} before insert on {outbox} for each statement
     when (current_setting('outbox_relay.entity', true) is distinct from current_setting('outbox_relay.locked', true))
     execute function {lock_entity}();
 

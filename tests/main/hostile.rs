@@ -255,7 +255,7 @@ const BEFORE_VERSION_12: &str = "
     alter table public.event_outbox_archive drop column other_columns;
     drop index public.event_outbox_event;
     drop table public.event_outbox_secret;
-    drop trigger event_outbox_lock_entity on public.event_outbox;
+    drop trigger event_outbox_entity_lock on public.event_outbox;
     drop function public.outbox_emit(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text),
         public.outbox_emit(text, bigint, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text),
         public.outbox_emit_many, public.event_outbox_new_id, public.event_outbox_lock_entity, public.event_outbox_dedupe_id,

@@ -149,7 +149,7 @@ async fn triggers(conn: &mut PgConnection, names: &Names) -> Result<Option<Findi
         "select string_agg(quote_ident(tgname), ', ' order by tgname), min(quote_ident(tgname)) from pg_trigger \
          where tgrelid = {}::regclass and not tgisinternal and tgenabled <> 'D' and tgname not in ({})",
         literal(&outbox),
-        ["stamp_insert", "stamp_update", "lock_entity", "wake_up"].map(|own| literal(&names.part_raw(own))).join(", ")
+        ["stamp_insert", "stamp_update", "entity_lock", "wake_up"].map(|own| literal(&names.part_raw(own))).join(", ")
     );
     let rows = read(conn, &query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
