@@ -150,11 +150,13 @@ fn recovered(lanes: &BTreeSet<i16>, arrived: &[(i16, i64)], killed_us: i64) -> O
 /// Returns the lanes that this relay owns more often than the other one, by the locks of its sessions.
 async fn lanes_of(conn: &mut PgConnection, schema: &BenchSchema, relay: &str) -> Result<BTreeSet<i16>, BenchError> {
     let sql = format!(
-        "select l.objid::int8, right(a.application_name, {length}) = {relay} from pg_locks l join pg_stat_activity a using (pid) \
-         where l.locktype = 'advisory' and l.granted and l.classid = {lane_table}::regclass::oid and l.objsubid = 2",
+        "select lanes.lane::int8, right(a.application_name, {length}) = {relay} \
+         from (select lane, xmax::text::int8 as locker from {lane_table}) lanes \
+         join pg_locks l on l.locktype = 'transactionid' and l.granted and l.transactionid::text::int8 = lanes.locker \
+         join pg_stat_activity a using (pid)",
         length = relay.len(),
         relay = literal(relay),
-        lane_table = literal(&schema.names.companion("lane")),
+        lane_table = schema.names.companion("lane"),
     );
     let mut held: HashMap<i16, i32> = HashMap::new();
     for _ in 0..LOOKS {
