@@ -7,6 +7,7 @@
 //! - [`membership`]: the relays of an outbox, and the share of each
 //! - [`health`]: what keeps events from being published, found and logged
 //! - [`identity`]: the facts of an outbox that do not change
+//! - [`obstacles`]: what blocks a part of the events
 //! - [`pauses`]: what operators have paused, in the log
 //! - [`retention`]: removes what is old
 //! - [`stage_times`]: how long the stages of cycles take
@@ -19,6 +20,7 @@ mod exactly_once;
 mod health;
 mod identity;
 mod membership;
+mod obstacles;
 mod options;
 mod pace;
 mod pauses;

@@ -16,6 +16,7 @@
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
 //! - [`relay_registry`]: the relays that are alive
+//! - [`relay_conflicts`]: live relays that do not go together
 //! - [`counts`]: counts for the status line
 //!
 //! For people who look, in read-only transactions ([`read_only`]):
@@ -43,6 +44,7 @@ pub(crate) mod pauses;
 pub(crate) mod pending;
 pub(crate) mod queue_head;
 pub(crate) mod read_only;
+pub(crate) mod relay_conflicts;
 pub(crate) mod relay_registry;
 pub(crate) mod replay;
 pub(crate) mod retention;

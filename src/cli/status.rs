@@ -17,10 +17,6 @@ use crate::store::connect::{self, Purpose};
 /// The time between the two reads from which the rate is computed.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
-/// The number of missed heartbeats after which a relay counts as gone, as among relays. A relay uses its own interval; the registry
-/// does not hold it, so `status` uses the configured one.
-const HEARTBEATS: u32 = 3;
-
 #[derive(Debug, Args)]
 pub(crate) struct Status {
     /// Print the status as one JSON object; with --watch one object per line
@@ -39,11 +35,7 @@ impl Status {
     async fn show(self, settings: &Settings) -> Result<(), Failure> {
         let (names, database) = (target::names(&settings.outbox), &settings.database);
         let mut conn = connect(settings, "outbox-relay-status").await?;
-        let look = Look {
-            names: &names,
-            topic: &settings.relay.topic,
-            alive_for: settings.relay.heartbeat_interval * HEARTBEATS,
-        };
+        let look = Look { names: &names, topic: &settings.relay.topic, alive_for: settings.relay.alive_for() };
         // An error here is dropped: the read of the status below reports an outbox that cannot be read.
         let mut mark: Option<FlowMark> = backlog::mark(&mut conn, &names).await.ok();
         let mut pause = BETWEEN_LOOKS;

@@ -94,6 +94,12 @@ impl KafkaSettings {
         self.properties.iter().map(|(name, value)| (*name, value))
     }
 
+    /// Returns the partitioner.
+    pub fn partitioner(&self) -> &str {
+        let partitioner = self.properties.iter().find(|(name, _)| *name == PARTITIONER);
+        partitioner.map_or(DEFAULT_PARTITIONER, |(_, value)| value.expose())
+    }
+
     /// Returns a producer's configuration: the relay's `defaults`, overridden by the properties that were passed through.
     pub fn producer_config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         self.client_config(defaults, self.properties())

@@ -1,10 +1,12 @@
 //! Reads the settings of the relay itself.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use event_outbox::envelope::Envelope;
 use event_outbox::route::TopicTemplate;
 
+use super::kafka::KafkaSettings;
 use super::resolved::Resolved;
 use super::retention::RetentionSettings;
 use super::setting::{self, Kind};
@@ -121,6 +123,32 @@ impl RelaySettings {
             retention: RetentionSettings::read(from),
         };
         Some(settings)
+    }
+}
+
+/// The number of missed heartbeats after which a relay counts as gone.
+const HEARTBEATS: u32 = 3;
+
+impl RelaySettings {
+    /// Returns the silence after which a relay counts as gone. The registry does not hold the interval of each relay, so everybody uses
+    /// the configured one.
+    pub fn alive_for(&self) -> Duration {
+        self.heartbeat_interval * HEARTBEATS
+    }
+
+    /// Returns the settings that decide what a record holds and where it goes, by name. Relays of one outbox need the same values.
+    pub fn of_records(&self, kafka: &KafkaSettings) -> BTreeMap<String, String> {
+        let mut settings: BTreeMap<_, _> = [
+            (setting::ENVELOPE.env_name(), self.envelope.to_string()),
+            (setting::TOPIC.env_name(), self.topic.to_string()),
+            (setting::TIMESTAMP.env_name(), self.timestamp.word().to_owned()),
+            (setting::DELIVERY.env_name(), self.delivery.word().to_owned()),
+            (setting::ON_POISON.env_name(), self.on_poison.word().to_owned()),
+            ("KAFKA_PARTITIONER".to_owned(), kafka.partitioner().to_owned()),
+        ]
+        .into();
+        settings.extend(self.source.clone().map(|source| (setting::SOURCE.env_name(), source)));
+        settings
     }
 }
 

@@ -76,6 +76,14 @@ macro_rules! words {
         impl $name {
             /// What the setting accepts.
             pub(in crate::config) const WORDS: &[&str] = &[$first_word, $($word),*];
+
+            /// Returns the word of this value.
+            pub fn word(self) -> &'static str {
+                match self {
+                    Self::$first => $first_word,
+                    $(Self::$variant => $word,)*
+                }
+            }
         }
 
         impl $crate::config::value::Value for $name {

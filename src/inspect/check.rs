@@ -2,6 +2,7 @@
 //!
 //! - [`finding`]: a finding with its severity and its fix
 //! - [`schema`]: checks the version, the indexes, and the claim's plan
+//! - [`relays`]: checks whether the live relays go together
 //! - [`rights`]: checks for missing and excessive rights
 //! - [`objects`]: checks for objects of other users
 //! - [`pooler`]: detects a connection pooler
@@ -19,6 +20,7 @@ mod finding;
 mod kafka;
 mod objects;
 mod pooler;
+mod relays;
 pub(crate) mod rights;
 mod schema;
 mod sessions;
@@ -80,6 +82,9 @@ impl Default for Limits {
 /// The codes of a database that lets nobody in, although it answers.
 const NO_SESSION: &[Code] = &[Code::DatabaseLogin, Code::DatabaseName, Code::DatabaseTls, Code::DatabaseReadOnly];
 
+/// The codes of findings about several relays, which each of them logs for as long as they are true.
+const OF_RELAYS: &[Code] = &[Code::RelaysDiffer, Code::RelayNameShared];
+
 /// All findings, the worst first.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Report {
@@ -99,7 +104,8 @@ impl Report {
 
     /// Returns the findings that a starting relay has not already reported itself.
     pub(crate) fn beyond_the_fatal(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().filter(|finding| !FATAL.contains(&finding.code) && !NO_SESSION.contains(&finding.code))
+        let is_reported = |code| [FATAL, NO_SESSION, OF_RELAYS].iter().any(|codes| codes.contains(&code));
+        self.findings.iter().filter(move |finding| !is_reported(finding.code))
     }
 }
 
@@ -219,6 +225,10 @@ async fn outbox(
     let (lacking, identity) = transactions::database(conn, settings, names, lanes).await?;
     found.findings.extend(lacking);
     found.identity = identity;
+    if connect::cannot_write(conn).await?.is_none() {
+        // A standby has no unlogged tables, and no relays.
+        found.findings.extend(relays::conflicts(conn, names, relay).await?);
+    }
     found.processed_ms = dedup_window::oldest_processed_ms(conn, names).await?;
     Ok(())
 }

@@ -24,6 +24,7 @@ use crate::store::counts::{self, COUNT_LIMIT};
 use crate::store::fleet::{self, LaneHeld, RegisteredRelay};
 use crate::store::pauses::{self, Pause};
 use crate::store::read_only::read;
+use crate::store::relay_conflicts::{self, Conflict};
 use crate::store::routes;
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
@@ -51,6 +52,8 @@ pub(crate) struct Status {
     /// What operators have paused.
     pub(crate) pauses: Vec<Pause>,
     pub(crate) relays: Vec<RelayStatus>,
+    /// Live relays that have different settings or the same name.
+    pub(crate) conflicts: Vec<Conflict>,
     /// Sessions that keep a relay from working.
     pub(crate) blockers: Vec<Blocker>,
     /// Relays' sessions that wait for a lock.
@@ -167,8 +170,10 @@ impl Status {
         self.blockers.extend(activity::row_blockers(conn, names).await?);
         let lanes = lane_count(conn, names).await?;
         let relays = fleet::relays(conn, names).await?;
-        let alive = |relay: &RegisteredRelay| relay.silent_s < look.alive_for.as_secs_f64();
-        self.relays = relays.into_iter().map(|seen| RelayStatus { alive: alive(&seen), seen }).collect();
+        self.relays =
+            relays.into_iter().map(|seen| RelayStatus { alive: seen.is_alive(look.alive_for), seen }).collect();
+        let live: Vec<_> = self.relays.iter().filter(|relay| relay.alive).map(|relay| relay.seen.facts()).collect();
+        self.conflicts = relay_conflicts::conflicts(&live);
         self.delivery = fleet::deliveries(conn, names).await?.into_iter().map(LaneOwner::from).collect();
         self.topics = by_topic(&head, look.topic);
         self.lanes = by_lane(&head, lanes, &self.relays, fleet::lanes_held(conn, names).await?);
@@ -237,6 +242,8 @@ mod tests {
                 workers: 4,
                 up_s: 1.0,
                 silent_s: 0.1,
+                settings: None,
+                has_ended: false,
                 lanes: lanes.map(|lanes| lanes.iter().map(|range| range.parse().unwrap()).collect()),
             },
             alive,

@@ -146,7 +146,7 @@ impl WorkerContext<'_> {
         if heir.is_some() {
             self.open(lanes, taken, &sealed).await?;
         }
-        if shared.unblock(&transactions_of(self.worker)) {
+        if shared.obstacles.unblock(self.component(), &transactions_of(self.worker)) {
             tracing::info!(
                 notice = %Notice::TransactionsUsable,
                 worker = self.worker,

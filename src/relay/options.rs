@@ -75,9 +75,4 @@ impl RelayOptions {
     pub(crate) fn application_name(&self) -> String {
         format!("outbox-relay {}", self.relay.name)
     }
-
-    /// Returns the silence after which a relay counts as gone.
-    pub(crate) fn alive_for(&self) -> Duration {
-        self.relay.heartbeat_interval * 3
-    }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::relay::health::outage::Component;
 use crate::relay::shared::Shared;
 use crate::store::pauses::{Pause, Scope};
 use event_outbox::notice::Notice;
@@ -17,7 +18,7 @@ impl PauseLog {
         for pause in active {
             let expires_at = pause.expires_at.map(|at| at.to_rfc3339());
             let until = expires_at.as_deref().map(|at| format!(", until {at}")).unwrap_or_default();
-            shared.block(&what(&pause.scope), &format!("{}{until}", pause.reason));
+            shared.obstacles.block(Component::Heartbeat, &what(&pause.scope), &format!("{}{until}", pause.reason));
             if self.0.contains_key(&pause.scope) {
                 continue;
             }
@@ -35,7 +36,7 @@ impl PauseLog {
         self.0.retain(|scope, since| {
             let still = active.iter().any(|pause| pause.scope == *scope);
             if !still {
-                shared.unblock(&what(scope));
+                shared.obstacles.unblock(Component::Heartbeat, &what(scope));
                 tracing::info!(
                     notice = %Notice::PauseEnded,
                     paused = %scope,

@@ -14,6 +14,7 @@ use crate::config::{GivenDuration, Retention, RetentionSettings};
 use crate::fault::describe;
 use crate::fault::{self, Class};
 use crate::inspect::dedup_window::{self, Question, Unknown, WindowViolation};
+use crate::relay::health::outage::Component;
 use crate::relay::shared::Shared;
 use crate::store::retention::{self, Removal};
 use crate::store::session::within;
@@ -39,7 +40,7 @@ const BUSY: Duration = Duration::from_secs(1);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 const SWEEP_SHARE: u32 = 20;
 
-/// The names of the obstacles in [`Shared::block`].
+/// The names of the obstacles in [the obstacles](crate::relay::obstacles::Obstacles).
 const OBSTACLE: &str = "retention";
 const WINDOW: &str = "processed retention";
 
@@ -87,7 +88,7 @@ pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut st
             passed = pruner.pass() => passed,
         };
         match passed {
-            Ok(()) if pruner.shared.unblock(OBSTACLE) => tracing::info!(
+            Ok(()) if pruner.shared.obstacles.unblock(Component::Retention, OBSTACLE) => tracing::info!(
                 notice = %Notice::Resolved,
                 code = %Code::RetentionFails,
                 "retention works again"
@@ -132,7 +133,7 @@ impl Pruner {
         let question = Question { names: &options.names, template: &options.relay.topic, window, dead_letter_horizon };
         let (reason, next_step) = match question.violations(conn, &options.brokers).await {
             Ok(violations) if violations.is_empty() => {
-                if self.shared.unblock(WINDOW) {
+                if self.shared.obstacles.unblock(Component::Retention, WINDOW) {
                     tracing::info!(
                         notice = %Notice::Resolved,
                         code = %Code::ProcessedWindow,
@@ -155,7 +156,7 @@ impl Pruner {
                 (unknown.to_string(), "grant the relay's user DESCRIBE_CONFIGS on its topics")
             }
         };
-        if self.shared.block(WINDOW, &reason) {
+        if self.shared.obstacles.block(Component::Retention, WINDOW, &reason) {
             tracing::error!(
                 code = %Code::ProcessedWindow,
                 reason,
@@ -244,7 +245,7 @@ impl Pruner {
             Some("42501") => "grant the relay's role the rights in `outbox-relay migrate --roles --retention`",
             _ => fault.next_step,
         };
-        if self.shared.block(OBSTACLE, &reason) {
+        if self.shared.obstacles.block(Component::Retention, OBSTACLE, &reason) {
             tracing::warn!(
                 code = %Code::RetentionFails,
                 reason,

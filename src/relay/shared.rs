@@ -1,6 +1,6 @@
 //! Holds the state that the tasks of a relay share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::fault::{Class, Fault, shortened};
+use crate::fault::Class;
 use crate::lane::{LaneRange, WorkerAssignment};
 use crate::relay::health::outage::Outages;
 use crate::relay::identity::Fixed;
 use crate::relay::membership::relay_registry::RelayRegistry;
+use crate::relay::obstacles::Obstacles;
 use crate::relay::options::RelayOptions;
 use crate::relay::stage_times::StageTimes;
 use crate::relay::wake_up::WakeUp;
@@ -26,7 +27,6 @@ use crate::store::relay_registry::RegistrySql;
 use crate::store::session::Transaction;
 use crate::store::settle::SettleSql;
 use crate::store::wake_up::WakeUpSql;
-use event_outbox::code::Code;
 
 /// The most obstacles that are shown at once.
 const BLOCKED_SHOWN: usize = 8;
@@ -45,15 +45,6 @@ impl RecentEvent {
     pub(crate) fn happened_within(&self, time: Duration) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < time)
     }
-}
-
-/// The reason why a part of the events is blocked.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Obstacle {
-    pub(crate) why: String,
-    pub(crate) fault: Option<Fault>,
-    /// The codes that were logged.
-    logged: BTreeSet<Code>,
 }
 
 pub(crate) struct Shared {
@@ -84,8 +75,10 @@ pub(crate) struct Shared {
     pub(crate) busy: RecentEvent,
     /// The last time at which the server refused a connection because there were too many.
     pub(crate) connection_refused: RecentEvent,
-    /// The obstacles that block a part of the events, by name. The status line shows them.
-    obstacles: Mutex<BTreeMap<String, Obstacle>>,
+    /// The obstacles that block a part of the events.
+    pub(crate) obstacles: Obstacles,
+    /// The conflicts between live relays, for the status line.
+    conflicts: Mutex<Option<String>>,
     /// By worker: the lanes it owns.
     owned: Mutex<BTreeMap<usize, LaneRange>>,
 }
@@ -124,7 +117,8 @@ impl Shared {
             full_claim: RecentEvent::default(),
             busy: RecentEvent::default(),
             connection_refused: RecentEvent::default(),
-            obstacles: Mutex::default(),
+            obstacles: Obstacles::default(),
+            conflicts: Mutex::default(),
             owned: Mutex::default(),
             options,
         }
@@ -145,48 +139,26 @@ impl Shared {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// Records that the obstacle `what` blocks a part of the events. Returns true when the obstacle is new and has to be logged.
-    pub(crate) fn block(&self, what: &str, why: &str) -> bool {
-        let mut obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
-        let obstacle = Obstacle { why: shortened(why).into_owned(), ..Obstacle::default() };
-        obstacles.insert(what.to_owned(), obstacle).is_none()
-    }
-
-    /// Does the same for an obstacle with a known fault. Also returns true when the fault has a code that is not logged yet.
-    pub(crate) fn block_by(&self, what: &str, why: &str, fault: Fault) -> bool {
-        let mut obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
-        let obstacle = obstacles.entry(what.to_owned()).or_default();
-        obstacle.why = shortened(why).into_owned();
-        obstacle.fault = Some(fault);
-        obstacle.logged.insert(fault.code)
-    }
-
-    /// Removes an obstacle. Returns true when it was there.
-    pub(crate) fn unblock(&self, what: &str) -> bool {
-        self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).remove(what).is_some()
-    }
-
-    /// Returns an obstacle, if it blocks events.
-    pub(crate) fn obstacle(&self, what: &str) -> Option<Obstacle> {
-        self.obstacles.lock().unwrap_or_else(PoisonError::into_inner).get(what).cloned()
-    }
-
     /// Returns all outages and obstacles except `except` as a text of bounded length; `None` when nothing blocks.
     pub(crate) fn blocked(&self, except: Option<&str>) -> Option<String> {
-        let obstacles = self.obstacles.lock().unwrap_or_else(PoisonError::into_inner);
-        let obstacles = obstacles.iter().filter(|(what, _)| Some(what.as_str()) != except);
-        let obstacles = obstacles.map(|(what, Obstacle { why, fault, .. })| match fault {
-            // The reason of a topic ends with the code.
-            Some(Fault { code, .. }) if !why.ends_with(&format!("({code})")) => format!("{what}: {why} ({code})"),
-            _ => format!("{what}: {why}"),
-        });
-        let mut all: Vec<_> = self.outages.current().into_iter().chain(obstacles).collect();
+        let mut all = self.outages.current();
+        all.extend(self.obstacles.shown(except));
         let more = all.len().saturating_sub(BLOCKED_SHOWN);
         all.truncate(BLOCKED_SHOWN);
         if more > 0 {
             all.push(format!("and {more} more"));
         }
         (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// Records the conflicts between live relays at present.
+    pub(crate) fn set_conflicts(&self, conflicts: Option<String>) {
+        *self.conflicts.lock().unwrap_or_else(PoisonError::into_inner) = conflicts;
+    }
+
+    /// Returns the conflicts between live relays; `None` if they go together.
+    pub(crate) fn conflicts(&self) -> Option<String> {
+        self.conflicts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Records the lanes that a worker owns from now on.

@@ -91,8 +91,9 @@ impl ExpiringEvents {
 fn log(shared: &Shared, published: u64, elapsed: Duration, backlog: Option<Backlog>) {
     let blocked = shared.blocked(None).unwrap_or_else(|| "nothing".to_owned());
     let rate = published as f64 / elapsed.as_secs_f64();
-    Line { published, rate_per_s: (rate * 10.0).round() / 10.0, backlog, lanes: shared.assigned_lanes(), blocked }
-        .log();
+    let rate_per_s = (rate * 10.0).round() / 10.0;
+    let (lanes, conflicts) = (shared.assigned_lanes(), shared.conflicts());
+    Line { published, rate_per_s, backlog, lanes, blocked, conflicts }.log();
 }
 
 struct Line {
@@ -101,12 +102,13 @@ struct Line {
     backlog: Option<Backlog>,
     lanes: String,
     blocked: String,
+    conflicts: Option<String>,
 }
 
 impl Line {
     /// Logs numbers as numbers. Counts stop at [`counts::COUNT_LIMIT`]. Values that are not known are left out.
     fn log(&self) {
-        let Self { published, rate_per_s, backlog, lanes, blocked } = self;
+        let Self { published, rate_per_s, backlog, lanes, blocked, conflicts } = self;
         let oldest = backlog.map(|backlog| backlog.oldest.unwrap_or_default());
         tracing::info!(
             notice = %Notice::Status,
@@ -119,6 +121,7 @@ impl Line {
             dead = backlog.map(|backlog| backlog.dead),
             lanes,
             blocked,
+            conflicts,
             "status of relay and outbox"
         );
     }
@@ -150,7 +153,8 @@ mod tests {
 
     fn logged(backlog: Option<Backlog>) -> Value {
         let (written, lanes) = (Written::default(), "0-7".to_owned());
-        let line = Line { published: 12, rate_per_s: 1.5, backlog, lanes, blocked: "nothing".to_owned() };
+        let line =
+            Line { published: 12, rate_per_s: 1.5, backlog, lanes, blocked: "nothing".to_owned(), conflicts: None };
         let writer = written.clone();
         let lines = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
         tracing::subscriber::with_default(lines.finish(), || line.log());

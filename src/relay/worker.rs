@@ -264,7 +264,9 @@ impl Worker {
             self.assignment = share.map(|range| LaneAssignment::new(range, Instant::now()));
             if share.is_none() {
                 // The present owner of the lanes reports its own obstacles.
-                self.shared.unblock(&acks_of(self.index));
+                for what in [&acks_of(self.index), &transactions_of(self.index), MARKS] {
+                    self.shared.obstacles.unblock(self.component(), what);
+                }
             }
             let lanes = share.map_or_else(|| "none".to_owned(), |range| range.to_string());
             tracing::debug!(worker = self.index, lanes, "lanes are assigned");
@@ -272,13 +274,17 @@ impl Worker {
         share
     }
 
+    fn component(&self) -> Component {
+        Component::Worker(self.index)
+    }
+
     fn end_assignment(&mut self) {
         if let Some(assignment) = self.assignment.take() {
             // The next owner of the lanes reports its own obstacles.
             for partition in &assignment.unwritable {
-                self.shared.unblock(&partition_obstacle(partition));
+                self.shared.obstacles.unblock(self.component(), &partition_obstacle(partition));
             }
-            self.shared.unblock(&lock_in(assignment.range));
+            self.shared.obstacles.unblock(self.component(), &lock_in(assignment.range));
             self.shared.set_owned(self.index, None);
             self.shared.options.telemetry.metrics.set_in_doubt(self.index, 0);
         }
@@ -368,7 +374,7 @@ impl Worker {
         if fault.class == Class::Outage {
             self.shared.broker.suspicions().raise(&reason);
         }
-        if self.shared.block_by(&transactions_of(self.index), &reason, fault) {
+        if self.shared.obstacles.block_by(self.component(), &transactions_of(self.index), &reason, fault) {
             tracing::warn!(
                 code = %code,
                 notice = %Notice::TransactionsUnusable,
@@ -395,12 +401,12 @@ impl Worker {
             CycleError::Database(error) => {
                 self.disconnect();
                 self.shared.connection_failed(&error);
-                self.shared.outages.database(Component::Worker(self.index), &error);
+                self.shared.outages.database(self.component(), &error);
             }
             CycleError::NotOwned { lanes, source } => {
                 self.disconnect();
                 let reason = source.to_string();
-                if self.shared.block(MARKS, &reason) {
+                if self.shared.obstacles.block(self.component(), MARKS, &reason) {
                     tracing::error!(
                         code = %Code::MarksNotMade,
                         worker = self.index,
@@ -426,7 +432,7 @@ impl Worker {
                     self.shared.broker.suspicions().raise(&reason);
                     tracing::debug!(worker = self.index, unacknowledged, records, reason, "records are sent again");
                     let (code, next_step) = (fault.code, fault.next_step);
-                    if self.shared.block_by(&acks_of(self.index), &reason, fault) {
+                    if self.shared.obstacles.block_by(self.component(), &acks_of(self.index), &reason, fault) {
                         tracing::warn!(
                             code = %code,
                             notice = %Notice::RecordsUnacknowledged,

@@ -1,11 +1,14 @@
 //! Reads the relays of the registry, and which session works on which lane now.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
 use crate::lane::LaneRange;
 use crate::lane::share::BadRange;
 use crate::store::read_only::read;
+use crate::store::relay_conflicts::{RecordSettings, RelayFacts};
 use event_outbox::names::Names;
 
 /// A relay's row in the registry.
@@ -20,6 +23,23 @@ pub(crate) struct RegisteredRelay {
     pub(crate) silent_s: f64,
     /// The lanes its workers owned then, a range for each worker that owned some; `None`: it does not report them.
     pub(crate) lanes: Option<Vec<LaneRange>>,
+    /// The settings that shape its records; `None`: it does not report them.
+    pub(crate) settings: Option<RecordSettings>,
+    /// True if the session that sent the heartbeats is gone.
+    #[serde(skip)]
+    pub(crate) has_ended: bool,
+}
+
+impl RegisteredRelay {
+    /// Returns true if the relay was heard of within `alive_for` and has not ended since.
+    pub(crate) fn is_alive(&self, alive_for: Duration) -> bool {
+        !self.has_ended && self.silent_s < alive_for.as_secs_f64()
+    }
+
+    /// Returns what is compared with other live relays.
+    pub(crate) fn facts(&self) -> RelayFacts {
+        RelayFacts { name: self.name.clone(), up_s: self.up_s, settings: self.settings.clone() }
+    }
 }
 
 /// A lane that a session has locked now.
@@ -61,12 +81,13 @@ pub(crate) async fn deliveries(conn: &mut PgConnection, names: &Names) -> Result
         .collect()
 }
 
-/// The relays of the registry, in the order in which they share the lanes out; those not heard of for an hour are forgotten. The column
-/// of the lanes is missing in older versions of the schema.
+/// The relays of the registry, in the order in which they share the lanes out; those not heard of for an hour are forgotten. The columns
+/// of the lanes and of the settings are missing in older versions of the schema.
 pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec<RegisteredRelay>, sqlx::Error> {
     let query = format!(
         "select name, version, workers::int8, extract(epoch from now() - started_at)::float8, \
-         extract(epoch from now() - seen_at)::float8, to_jsonb(relay) ->> 'lanes' from {} relay where seen_at > now() - interval '1 hour' \
+         extract(epoch from now() - seen_at)::float8, to_jsonb(relay) ->> 'lanes', to_jsonb(relay) ->> 'settings', \
+         pid is not null and not exists (select from pg_stat_activity a where a.pid = relay.pid) from {} relay where seen_at > now() - interval '1 hour' \
          order by started_at, id limit 1000",
         names.companion("relay")
     );
@@ -80,6 +101,8 @@ pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec
                 up_s: row.try_get(3)?,
                 silent_s: row.try_get(4)?,
                 lanes: row.try_get::<Option<&str>, _>(5)?.map(ranges).transpose()?,
+                settings: RelayFacts::settings_of(row.try_get(6)?)?,
+                has_ended: row.try_get(7)?,
             })
         })
         .collect()

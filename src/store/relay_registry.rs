@@ -7,11 +7,12 @@ use uuid::Uuid;
 
 use crate::lane::LaneRange;
 use crate::store::pauses::{self, Pause};
+use crate::store::relay_conflicts::{RecordSettings, RelayFacts};
 use crate::store::search_path::SET_LOCAL;
 use event_outbox::names::{Names, literal};
 
 /// A relay's row in the registry.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct RelayRow {
     pub(crate) id: Uuid,
     pub(crate) workers: usize,
@@ -21,6 +22,7 @@ pub(crate) struct RelayRow {
     pub(crate) age_s: f64,
     /// True if the session that sent the heartbeats is gone: the relay was killed, or has lost its connection.
     pub(crate) has_ended: bool,
+    pub(crate) facts: RelayFacts,
 }
 
 /// The statements of the registry.
@@ -40,6 +42,7 @@ pub(crate) struct Heartbeat<'a> {
     pub(crate) workers: usize,
     /// The lanes that its workers own, a range for each worker.
     pub(crate) lanes: &'a [LaneRange],
+    pub(crate) settings: &'a RecordSettings,
 }
 
 /// The version of the protocol between relays. Relays with different versions do not share lanes. Version 1 had no column for it.
@@ -49,7 +52,7 @@ const PROTOCOL: i32 = 2;
 const SEEN_AT: &str = "(extract(epoch from seen_at) * 1000000)::int8";
 
 /// The number of columns in a row of [`RegistrySql::all`]. Rows of pauses have more.
-const RELAY_COLUMNS: usize = 5;
+const RELAY_COLUMNS: usize = 8;
 
 impl RegistrySql {
     pub(crate) fn new(names: &Names, own_session: bool) -> Self {
@@ -79,9 +82,11 @@ impl RegistrySql {
         let (table, workers) = (&self.table, heartbeat.workers);
         let pid = if self.own_session { "pg_backend_pid()" } else { "null" };
         let lanes: Vec<_> = heartbeat.lanes.iter().map(|range| format!("'{range}'")).collect();
+        // A map of texts always has a JSON form.
+        let settings = literal(&serde_json::to_string(heartbeat.settings).unwrap_or_default());
         format!(
-            "insert into {table} (id, name, version, workers, pid, protocol, lanes) \
-             values ('{id}', {name}, {version}, {workers}, {pid}, {PROTOCOL}, array[{}]::text[]) \
+            "insert into {table} (id, name, version, workers, pid, protocol, lanes, settings) \
+             values ('{id}', {name}, {version}, {workers}, {pid}, {PROTOCOL}, array[{}]::text[], {settings}) \
              on conflict (id) do update set seen_at = now(), pid = excluded.pid, lanes = excluded.lanes; ",
             lanes.join(",")
         )
@@ -97,7 +102,8 @@ impl RegistrySql {
         format!(
             "select id::text, workers::int8, {SEEN_AT}, \
              extract(epoch from clock_timestamp() - seen_at)::float8, \
-             pid is not null and not exists (select from pg_stat_activity a where a.pid = relay.pid) \
+             pid is not null and not exists (select from pg_stat_activity a where a.pid = relay.pid), \
+             name, extract(epoch from clock_timestamp() - started_at)::float8, settings \
              from {} relay order by started_at, id",
             self.table
         )
@@ -121,5 +127,10 @@ impl RegistrySql {
 fn relay_row(row: &PgRow) -> Result<RelayRow, sqlx::Error> {
     let id = row.try_get::<&str, _>(0)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
     let workers = row.try_get::<i64, _>(1)?.max(0) as usize;
-    Ok(RelayRow { id, workers, seen_at: row.try_get(2)?, age_s: row.try_get(3)?, has_ended: row.try_get(4)? })
+    let facts = RelayFacts {
+        name: row.try_get(5)?,
+        up_s: row.try_get(6)?,
+        settings: RelayFacts::settings_of(row.try_get(7)?)?,
+    };
+    Ok(RelayRow { id, workers, seen_at: row.try_get(2)?, age_s: row.try_get(3)?, has_ended: row.try_get(4)?, facts })
 }

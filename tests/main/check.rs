@@ -42,7 +42,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_relay_works_behind_a_transaction_pooler,
             a_clock_that_is_wrong_is_found,
             brokers_that_refuse_the_login_are_found,
-            what_exactly_once_lacks_in_the_database_is_found_and_fixed;
+            what_exactly_once_lacks_in_the_database_is_found_and_fixed,
+            relays_that_do_not_go_together_are_found_for_as_long_as_both_live;
         with_postgres:
             what_exactly_once_lacks_in_the_cluster_is_found,
             an_advertised_address_that_leads_nowhere_is_found;
@@ -653,6 +654,60 @@ async fn what_exactly_once_lacks_in_the_database_is_found_and_fixed(
     let ids: Vec<_> = found.keys().map(String::as_str).collect();
     ensure!(ids == ["sessions-hidden", "topic-single-replica"], "{found:?}");
     outbox.execute(&format!("drop owned by {user}")).await.map(drop)
+}
+
+async fn relays_that_do_not_go_together_are_found_for_as_long_as_both_live(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let settings = outbox.relay(&kafka).with("RELAY_STATUS_INTERVAL", "1s");
+    let one = settings.start_ready("one").await?;
+    eventually("a lone relay is at peace", SOON, || async {
+        let found = findings(&settings).await.map_err(|error| format!("{error:#}"))?;
+        if found.contains_key("relays-differ") || found.contains_key("relay-name-shared") {
+            Err(format!("{found:?}"))
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    let two = settings.clone().with("RELAY_TOPIC", "elsewhere").start_ready("one").await?;
+    for (code, id, part) in [
+        ("OR-5007", "relays-differ", "RELAY_TOPIC is \"elsewhere\""),
+        ("OR-5008", "relay-name-shared", "\"one\" (2 relays)"),
+    ] {
+        let logged = one.wait_for(code).await;
+        ensure!(logged["level"] == "WARN" && logged["next_step"].is_string(), "{logged}");
+        let line = one.wait_for_line("status", |line| line["conflicts"].is_string()).await;
+        let finding = expect(&settings, id, "warning").await?;
+        let status = settings.clone().argument("--json").output("status").await?;
+        let json: Value = serde_json::from_str(&status.stdout)?;
+        let conflicts = json["conflicts"].as_array().context("conflicts")?;
+        let conflict = conflicts.iter().find(|conflict| conflict["code"] == code).context("the conflict")?;
+        ensure!(conflict["is_lasting"] == false && conflict["since_s"].is_f64(), "{conflict}");
+        let text = settings.output("status").await?.stdout;
+        for shown in
+            [&logged["reason"], &line["conflicts"], &finding["message"], &conflict["message"], &Value::from(text)]
+        {
+            ensure!(shown.as_str().is_some_and(|shown| shown.contains(part)), "no {part} in {shown}");
+        }
+    }
+    // As if both had been there for eleven minutes.
+    outbox.execute("update event_outbox_relay set started_at = started_at - interval '11 minutes'").await?;
+    for (code, id) in [("OR-5007", "relays-differ"), ("OR-5008", "relay-name-shared")] {
+        one.wait_for_line(code, |line| line["level"] == "ERROR").await;
+        expect(&settings, id, "error").await?;
+        ensure!(one.lines(code).len() == 2, "{:?}", one.lines(code));
+    }
+    ensure!(two.stop().await? == Some(0));
+    for (code, id) in [("OR-5007", "relays-differ"), ("OR-5008", "relay-name-shared")] {
+        one.wait_for_end_of(code).await;
+        ensure!(!findings(&settings).await?.contains_key(id), "{id}");
+    }
+    ensure!(one.stop().await? == Some(0));
+    Ok(())
 }
 
 /// Tests a cluster that cannot keep the state of transactions, and that accepts little metadata with an offset.

@@ -155,6 +155,8 @@ codes! {
     5004 ProgressLost "progress-lost" "the progress of lanes is lost";
     5005 LanesReset "lanes-reset" "the progress of lanes was written on another server";
     5006 IdsWentBack "ids-went-back" "event ids begin again";
+    5007 RelaysDiffer "relays-differ" "live relays of one outbox have different settings";
+    5008 RelayNameShared "relay-name-shared" "live relays of one outbox have the same name";
 
     // 6xxx: operations
     6001 RetentionFails "retention-fails" "old events cannot be pruned";

@@ -50,6 +50,8 @@ notices! {
     PartitionsAssigned "partitions_assigned" "A consumer got partitions.";
     PartitionsRevoked "partitions_revoked" "A consumer gives partitions back.";
 
+    RelayConflict "relay_conflict" "Live relays of the outbox have different settings, or the same name.";
+
     // Incidents.
     OutageStarted "outage_started" "A server went away.";
     OutageChanged "outage_changed" "An outage goes on for another reason.";

@@ -23,7 +23,7 @@ pub const MAX_LANES: u16 = 1024;
 const OLDEST_SERVER: i32 = 140_000;
 
 /// The oldest schema version that this binary works with.
-const OLDEST_USABLE: i32 = 15;
+const OLDEST_USABLE: i32 = 16;
 
 /// The longest wait of one attempt of an upgrade to get a lock; [`LOCK_PAUSE`] is the pause before the next attempt.
 const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
@@ -68,6 +68,7 @@ const MIGRATIONS: &[Migration] = &[
     migration(13, "partition holds", include_str!("../migrations/0013_partition_holds.sql")),
     concurrent(14, "event id index", include_str!("../migrations/0014_event_id_index.sql")),
     migration(15, "guarded functions", include_str!("../migrations/0015_guarded_functions.sql")),
+    migration(16, "relay settings", include_str!("../migrations/0016_relay_settings.sql")),
 ];
 
 /// The query of the view of [`Names::companion`] `health`, which migrations render.

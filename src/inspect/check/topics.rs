@@ -237,8 +237,7 @@ fn partitioner(name: &str, kafka: &KafkaSettings, tail: &Tail, partitions: usize
         .iter()
         .filter(|(partition, key)| murmur2::partition(murmur2::murmur2(key), count) == *partition)
         .count();
-    let configured =
-        kafka.properties().find(|(name, _)| *name == "partitioner").map_or("", |(_, value)| value.expose());
+    let configured = kafka.partitioner();
     let java = configured.starts_with("murmur2");
     let (others, all) = (tail.keys.len() - as_java, tail.keys.len());
     let disagrees = if java { others * 10 > all } else { others == 0 };

@@ -7,6 +7,7 @@ use crate::lane::hold::HoldKind;
 use crate::store::activity::span;
 use crate::store::backlog::HeldGroup;
 use crate::store::pauses::Pause;
+use crate::store::relay_conflicts::Conflict;
 
 /// The age in seconds from which a transaction is reported.
 const LONG_TRANSACTION_S: f64 = 300.0;
@@ -20,6 +21,8 @@ pub(crate) enum About {
     Lock,
     /// The live relays and their versions.
     Relays,
+    /// Live relays that do not go together.
+    Conflict,
     /// An operator's pause, or rows that it holds.
     Pause,
     /// Rows that wait for their topic.
@@ -63,6 +66,9 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
         ));
     }
     steps.extend(relays(status));
+    for Conflict { code, message, next_step, .. } in &status.conflicts {
+        steps.push(step(About::Conflict, format!("{message} ({code})"), *next_step));
+    }
     let counts = status.backlog;
     for pause in &status.pauses {
         steps.push(paused(pause));

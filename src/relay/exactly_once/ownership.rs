@@ -67,7 +67,7 @@ impl Ownership {
     }
 }
 
-/// Returns the name under which [`Shared::block`](crate::relay::shared::Shared::block) lists transactions of a worker that do not come about.
+/// Returns the name under which [the obstacles](crate::relay::obstacles::Obstacles) lists transactions of a worker that do not come about.
 pub(crate) fn transactions_of(worker: usize) -> String {
     format!("transactions of worker {worker}")
 }

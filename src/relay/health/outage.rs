@@ -44,6 +44,10 @@ pub(crate) enum Component {
     Start,
     Watch,
     Heartbeat,
+    StallMonitor,
+    Retention,
+    /// What all workers know of the topics, whichever of them found it out.
+    Topics,
     Worker(usize),
 }
 

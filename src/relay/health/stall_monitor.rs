@@ -17,7 +17,7 @@ use crate::inspect::check::{Finding, rights};
 use crate::lane::LaneRange;
 use crate::observe::health::{Cause, Readiness, Reason};
 use crate::observe::metrics::Outbox;
-use crate::relay::health::outage::Server;
+use crate::relay::health::outage::{Component, Server};
 use crate::relay::shared::Shared;
 use crate::store::queue_head::{self, QueueHead};
 use crate::store::session::within;
@@ -43,10 +43,10 @@ const LOOK_SHARE: u32 = 50;
 /// The interval between checks of rights, which change rarely.
 const RIGHTS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The name of a stall in [`Shared::block`].
+/// The name of a stall in [the obstacles](crate::relay::obstacles::Obstacles).
 const STALLED: &str = "stalled";
 
-/// The name of policies that hide rows in [`Shared::block`].
+/// The name of policies that hide rows in [the obstacles](crate::relay::obstacles::Obstacles).
 const HIDDEN: &str = "row level security";
 
 struct StallMonitor {
@@ -222,8 +222,8 @@ impl StallMonitor {
             _ => {}
         }
         match &self.why {
-            Some(why) => drop(self.shared.block(STALLED, &why.message)),
-            None => drop(self.shared.unblock(STALLED)),
+            Some(why) => drop(self.shared.obstacles.block(Component::StallMonitor, STALLED, &why.message)),
+            None => drop(self.shared.obstacles.unblock(Component::StallMonitor, STALLED)),
         }
     }
 
@@ -261,7 +261,7 @@ impl StallMonitor {
 fn log_hidden(shared: &Shared, hides: &mut bool, hidden: Option<&Finding>) {
     match (hidden, std::mem::replace(hides, hidden.is_some())) {
         (Some(Finding { message, fix, .. }), false) => {
-            shared.block(HIDDEN, message);
+            shared.obstacles.block(Component::StallMonitor, HIDDEN, message);
             tracing::error!(
                 code = %Code::RowSecurity,
                 reason = message,
@@ -271,7 +271,7 @@ fn log_hidden(shared: &Shared, hides: &mut bool, hidden: Option<&Finding>) {
             );
         }
         (None, true) => {
-            shared.unblock(HIDDEN);
+            shared.obstacles.unblock(Component::StallMonitor, HIDDEN);
             tracing::info!(
                 notice = %Notice::Resolved,
                 code = %Code::RowSecurity,

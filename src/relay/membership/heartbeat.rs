@@ -10,8 +10,10 @@ use tokio::sync::watch;
 use crate::lane;
 use crate::lane::WorkerAssignment;
 use crate::relay::health::outage::{Component, Server};
+use crate::relay::membership::conflict_log::ConflictLog;
 use crate::relay::pauses::PauseLog;
 use crate::relay::shared::Shared;
+use crate::store::relay_conflicts::RecordSettings;
 use crate::store::relay_registry::{Heartbeat, RelayRow};
 use crate::store::session::DATABASE_TIMEOUT;
 use event_outbox::notice::Notice;
@@ -25,12 +27,22 @@ struct HeartbeatTask {
     shared: Arc<Shared>,
     conn: Option<PgConnection>,
     pause_log: PauseLog,
+    conflict_log: ConflictLog,
+    /// The settings that shape this relay's records.
+    settings: RecordSettings,
 }
 
 /// Runs until `stop` becomes true, then removes the relay from the registry.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let up = shared.broker.state();
-    let mut task = HeartbeatTask { conn: None, pause_log: PauseLog::default(), shared };
+    let settings = shared.options.relay.of_records(&shared.options.brokers);
+    let mut task = HeartbeatTask {
+        conn: None,
+        pause_log: PauseLog::default(),
+        conflict_log: ConflictLog::default(),
+        settings,
+        shared,
+    };
     loop {
         // A relay that cannot reach the brokers sends no heartbeat. Relays that can reach them get its share.
         let present = *up.borrow();
@@ -48,13 +60,13 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
 }
 
 impl HeartbeatTask {
-    async fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+    async fn connect(&mut self) -> Result<(), sqlx::Error> {
         if self.conn.is_none() {
             let options = &self.shared.options;
             let conn = options.connect(&options.application_name()).await?;
             self.conn = Some(conn);
         }
-        self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)
+        Ok(())
     }
 
     fn failed(&mut self, error: &sqlx::Error) {
@@ -66,11 +78,12 @@ impl HeartbeatTask {
     async fn look(&mut self, present: bool) -> Result<(), sqlx::Error> {
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
-        let conn = self.connection().await?;
-        let lanes = shared.owned();
-        let heartbeat =
-            Heartbeat { id: shared.id, name: &options.relay.name, workers: options.relay.workers, lanes: &lanes };
-        let remove_after = (options.alive_for() * REMOVE_AFTER_TIMES).max(REMOVE_AFTER_LEAST);
+        self.connect().await?;
+        let conn = self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        let (lanes, settings) = (shared.owned(), &self.settings);
+        let (name, workers) = (&options.relay.name, options.relay.workers);
+        let heartbeat = Heartbeat { id: shared.id, name, workers, lanes: &lanes, settings };
+        let remove_after = (options.relay.alive_for() * REMOVE_AFTER_TIMES).max(REMOVE_AFTER_LEAST);
         let gone = shared.relays.silent_for(remove_after, Instant::now());
         let looked = shared.registry.look(conn, present.then_some(heartbeat), &gone);
         let looked = tokio::time::timeout(DATABASE_TIMEOUT, looked);
@@ -78,7 +91,9 @@ impl HeartbeatTask {
         self.pause_log.log_changes(&shared, &paused);
         let now = Instant::now();
         shared.relays.observe(&rows, now);
-        rows.retain(|row| shared.relays.is_alive(row.id, options.alive_for(), now));
+        rows.retain(|row| shared.relays.is_alive(row.id, options.relay.alive_for(), now));
+        let live: Vec<_> = rows.iter().map(|row| row.facts.clone()).collect();
+        shared.set_conflicts(self.conflict_log.log_changes(&live));
         if let Some(worker_assignment) = worker_assignment(&rows, shared.id, options.relay.workers) {
             let changed = shared.worker_assignment.send_if_modified(|current| {
                 let worker_assignment = WorkerAssignment { single_worker: current.single_worker, ..worker_assignment };
@@ -133,7 +148,7 @@ mod tests {
         let rows: Vec<_> = ids
             .iter()
             .zip([2, 1, 4])
-            .map(|(id, workers)| RelayRow { id: *id, workers, seen_at: 0, age_s: 0.0, has_ended: false })
+            .map(|(id, workers)| RelayRow { id: *id, workers, ..RelayRow::default() })
             .collect();
         assert_eq!(
             worker_assignment(&rows, ids[0], 2),

@@ -81,7 +81,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn row(seen_at: i64, age_s: f64) -> RelayRow {
-        RelayRow { id: Uuid::from_u128(1), workers: 2, seen_at, age_s, has_ended: false }
+        RelayRow { id: Uuid::from_u128(1), workers: 2, seen_at, age_s, ..RelayRow::default() }
     }
 
     fn alive(registry: &RelayRegistry, now: Instant) -> bool {

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use crate::fault::{self, Class, Fault};
 use crate::lane::LaneRange;
 use crate::relay::exactly_once::ownership::{Ownership, fault_of};
+use crate::relay::health::outage::Component;
 use crate::relay::shared::Shared;
 use crate::sink::broker::BrokerDown;
 use crate::sink::producer::KafkaProducer;
@@ -84,6 +85,13 @@ impl Budget {
     }
 }
 
+impl WorkerContext<'_> {
+    /// Returns the name under which this worker reports obstacles.
+    pub(crate) fn component(&self) -> Component {
+        Component::Worker(self.worker)
+    }
+}
+
 /// The result of a cycle that went well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cycle {
@@ -133,10 +141,10 @@ pub(crate) enum Waited {
     Partly,
 }
 
-/// What [`Shared::block`] calls marks that change no row.
+/// What [the obstacles](crate::relay::obstacles::Obstacles) calls marks that change no row.
 pub(crate) const MARKS: &str = "marks";
 
-/// Returns the name of a worker's unacknowledged records in [`Shared::block`].
+/// Returns the name of a worker's unacknowledged records in [the obstacles](crate::relay::obstacles::Obstacles).
 pub(crate) fn acks_of(worker: usize) -> String {
     format!("acks of worker {worker}")
 }

@@ -206,7 +206,7 @@ impl WorkerContext<'_> {
         match (first, assignment.locked) {
             (Some(id), Some((known, since))) if id == known => {
                 let why = format!("event {id} is locked by another session, its entity waits");
-                if since.elapsed() >= LOCKED_REPORT && self.shared.block(&what, &why) {
+                if since.elapsed() >= LOCKED_REPORT && self.shared.obstacles.block(self.component(), &what, &why) {
                     tracing::warn!(
                         code = %Code::EventLocked,
                         event.sequence = id,
@@ -219,7 +219,7 @@ impl WorkerContext<'_> {
             (Some(id), _) => assignment.locked = Some((id, Instant::now())),
             (None, Some((id, _))) => {
                 assignment.locked = None;
-                if self.shared.unblock(&what) {
+                if self.shared.obstacles.unblock(self.component(), &what) {
                     tracing::info!(
                         notice = %Notice::Resolved,
                         code = %Code::EventLocked,
@@ -299,14 +299,14 @@ impl WorkerContext<'_> {
             Some(error) => Err(error),
             None => {
                 self.budget.is_unproved = false;
-                if self.shared.unblock(MARKS) {
+                if self.shared.obstacles.unblock(self.component(), MARKS) {
                     tracing::info!(
                         notice = %Notice::Resolved,
                         code = %Code::MarksNotMade,
                         "published events can be marked again"
                     );
                 }
-                if sent.records > 0 && self.shared.unblock(&acks_of(self.worker)) {
+                if sent.records > 0 && self.shared.obstacles.unblock(self.component(), &acks_of(self.worker)) {
                     tracing::info!(notice = %Notice::RecordsAcknowledged, "records are acknowledged again");
                 }
                 self.budget.grow(options.relay.batch_size);
@@ -391,7 +391,7 @@ impl WorkerContext<'_> {
     }
 }
 
-/// Returns the name in [`Shared::block`](crate::relay::shared::Shared::block) of an event of these lanes that another session has locked.
+/// Returns the name in [the obstacles](crate::relay::obstacles::Obstacles) of an event of these lanes that another session has locked.
 pub(crate) fn lock_in(lanes: crate::lane::LaneRange) -> String {
     format!("lanes {lanes}")
 }

@@ -129,7 +129,7 @@ impl std::fmt::Debug for InDoubt {
     }
 }
 
-/// Returns the name of a partition that takes no records in [`Shared::block_by`](crate::relay::shared::Shared::block_by).
+/// Returns the name of a partition that takes no records in [the obstacles](crate::relay::obstacles::Obstacles).
 pub(crate) fn partition_obstacle((topic, partition): &Destination) -> String {
     match partition {
         Some(partition) => format!("partition {topic} [{partition}]"),

@@ -16,6 +16,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use crate::fault::{self, Class, Fault};
 use crate::lane::hold::{Hold, HoldKind, HoldValue};
+use crate::relay::health::outage::Component;
 use crate::relay::shared::Shared;
 use crate::relay::worker::claim::Batch;
 use crate::relay::worker::context::{CycleError, WorkerContext};
@@ -197,14 +198,16 @@ impl WorkerContext<'_> {
                 self.log_open(assignment, destination);
             } else if assignment.unwritable.remove(destination) {
                 // The events are sent again, and reported again if they are not acknowledged.
-                self.shared.unblock(&partition_obstacle(destination));
+                self.shared.obstacles.unblock(self.component(), &partition_obstacle(destination));
             }
         }
     }
 
     /// Logs the end of a partition's incident.
     fn log_open(&self, assignment: &mut LaneAssignment, destination: &Destination) {
-        if assignment.unwritable.remove(destination) && self.shared.unblock(&partition_obstacle(destination)) {
+        if assignment.unwritable.remove(destination)
+            && self.shared.obstacles.unblock(self.component(), &partition_obstacle(destination))
+        {
             let (topic, partition) = destination;
             tracing::info!(notice = %Notice::PartitionReopened, topic, partition, "the partition takes records again");
         }
@@ -249,7 +252,7 @@ impl WorkerContext<'_> {
             let code = records.error();
             let (destinations, is_over) = (records.destinations.clone(), Arc::clone(&records.is_over));
             // Asking for the leaders takes a request, and the events of other partitions must not wait for it.
-            tokio::spawn(report(Arc::clone(self.shared), destinations, code, is_over));
+            tokio::spawn(report(Arc::clone(self.shared), self.component(), destinations, code, is_over));
         }
     }
 }
@@ -364,6 +367,7 @@ fn record_of(
 /// Logs the partitions that take no records, with their leader and the cause.
 async fn report(
     shared: Arc<Shared>,
+    by: Component,
     destinations: HashSet<Destination>,
     code: Option<RDKafkaErrorCode>,
     is_over: Arc<AtomicBool>,
@@ -387,9 +391,9 @@ async fn report(
         let of = leaders.get(topic.as_str()).into_iter().flatten();
         let leader = of.into_iter().find(|leader| Some(leader.partition) == *partition);
         let (reason, fault) = cause(leader, code);
-        let is_new = shared.block_by(&partition_obstacle(destination), &reason, fault);
+        let is_new = shared.obstacles.block_by(by, &partition_obstacle(destination), &reason, fault);
         if is_over.load(Ordering::Relaxed) {
-            shared.unblock(&partition_obstacle(destination));
+            shared.obstacles.unblock(by, &partition_obstacle(destination));
             return;
         }
         let code = fault.code;

@@ -7,6 +7,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use crate::fault::Class;
 use crate::lane::hold::{HoldKind, HoldValue};
+use crate::relay::health::outage::Component;
 use crate::relay::worker::context::WorkerContext;
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{RowOutcome, Sent};
@@ -27,7 +28,7 @@ const ASKING_TIME: Duration = Duration::from_millis(250);
 /// The most topics that get their own log line when they are closed at once. More than this share one line.
 const LOGGED_EACH: usize = 5;
 
-/// Returns the name of a topic that cannot be written in [`Shared::block_by`](crate::relay::shared::Shared::block_by).
+/// Returns the name of a topic that cannot be written in [the obstacles](crate::relay::obstacles::Obstacles).
 pub(crate) fn topic_obstacle(topic: &str) -> String {
     format!("topic {topic}")
 }
@@ -134,7 +135,7 @@ impl WorkerContext<'_> {
     fn log_closed(&self, closed: &mut [(String, Closure)]) {
         closed.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         let blocks = |(topic, closure): &&(String, Closure)| {
-            self.shared.block_by(&topic_obstacle(topic), &closure.why, closure.fault)
+            self.shared.obstacles.block_by(Component::Topics, &topic_obstacle(topic), &closure.why, closure.fault)
         };
         let new: Vec<_> = closed.iter().filter(blocks).collect();
         self.shared.options.telemetry.metrics.failed(Class::Destination, new.len() as u64);
@@ -182,7 +183,7 @@ impl WorkerContext<'_> {
             last = topic;
             let name = &sent.topics[topic];
             self.shared.topics.acknowledged(name);
-            if self.shared.unblock(&topic_obstacle(name)) {
+            if self.shared.obstacles.unblock(Component::Topics, &topic_obstacle(name)) {
                 tracing::info!(notice = %Notice::TopicReopened, topic = name, "the topic can be written again");
             }
         }

@@ -11,7 +11,8 @@ use crate::lane::hold::HoldKind;
 use crate::observe::health::{Cause, Reason};
 use crate::relay::exactly_once::ownership::transactions_of;
 use crate::relay::health::outage::Server;
-use crate::relay::shared::{Obstacle, Shared};
+use crate::relay::obstacles::Obstacle;
+use crate::relay::shared::Shared;
 use crate::relay::worker::context::acks_of;
 use crate::relay::worker::in_doubt::partition_obstacle;
 use crate::relay::worker::topics::topic_obstacle;
@@ -64,7 +65,7 @@ impl Observed<'_> {
             return shared.outages.reason(Server::Kafka).unwrap_or_else(no_answer);
         }
         let options = &shared.options;
-        let look = Look { names: &options.names, topic: &options.relay.topic, alive_for: options.alive_for() };
+        let look = Look { names: &options.names, topic: &options.relay.topic, alive_for: options.relay.alive_for() };
         let status = Status::look(conn, &look, &mut None).await.unwrap_or_default();
         self.reason_from_status(&status, shared)
             .or(outage)
@@ -104,7 +105,7 @@ impl Observed<'_> {
             Some(partition) => partition_obstacle(&(topic.clone(), Some(partition))),
             None => topic_obstacle(topic),
         });
-        Some(match obstacle.and_then(|obstacle| shared.obstacle(&obstacle)?.fault) {
+        Some(match obstacle.and_then(|obstacle| shared.obstacles.get(&obstacle)?.fault) {
             Some(fault) => Reason::new(cause, message, fault.next_step).coded(fault.code),
             None => Reason::new(cause, message, held.next_step()),
         })
@@ -137,7 +138,8 @@ impl Observed<'_> {
     }
 
     fn reason_from_acks(&self, shared: &Shared) -> Option<Reason> {
-        let of = |worker| shared.obstacle(&acks_of(worker)).or_else(|| shared.obstacle(&transactions_of(worker)));
+        let of =
+            |worker| shared.obstacles.get(&acks_of(worker)).or_else(|| shared.obstacles.get(&transactions_of(worker)));
         let Obstacle { why, fault, .. } = (0..shared.options.relay.workers).find_map(of)?;
         let fault = fault.unwrap_or(fault::NO_ANSWER);
         let message = format!("records are not acknowledged: {why}");
