@@ -133,7 +133,13 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Check(check) => check.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
-        Command::Status(status) => status.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Status(status) => {
+            let sources = Sources::from_process(file.clone(), overrides.clone());
+            let mut settings = settings(file, overrides, Needs::DatabaseOnly)?;
+            // Brokers are no condition: the screen says if they are not configured.
+            settings.kafka = Settings::load_kafka(&sources).ok().map(|(kafka, _)| kafka);
+            status.run(&settings)
+        }
         Command::Health(health) => health.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Explain(explain) => explain.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Tail(tail) => tail.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),

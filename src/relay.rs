@@ -93,15 +93,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Drained),
     };
     let shutdown_timeout = options.relay.shutdown_timeout;
-    let lanes = found.lanes;
     let shared = Arc::new(Shared::new(options, &found, Arc::clone(&broker), Arc::clone(&outages)));
-    tracing::info!(
-        notice = %Notice::Ready,
-        lanes,
-        workers = shared.options.relay.workers,
-        waited_ms = started.elapsed().as_millis() as u64,
-        "relay is ready"
-    );
 
     let (changes, changed) = mpsc::unbounded_channel();
     let watching = tokio::spawn(Arc::clone(&broker).watch(Arc::clone(&shared.topics), suspicions, changes));
@@ -114,7 +106,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     }
     tasks.spawn(membership::heartbeat::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(status_line::run(Arc::clone(&shared), stop.clone()));
-    tasks.spawn(health::stall_monitor::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(health::stall_monitor::run(Arc::clone(&shared), started, stop.clone()));
     tokio::spawn(wake_up::run(Arc::clone(&shared), stop.clone()));
     let kept = shared.options.relay.retention;
     if kept.prunes() {

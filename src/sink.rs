@@ -10,6 +10,7 @@
 //! - [`progress`]: the batch that a lane's last Kafka transaction published
 //! - [`transactions`]: Kafka's part of exactly-once
 //! - [`reader`]: reads topics for commands
+//! - [`silence`]: whether the cluster answers a command
 //! - [`resend`]: sends existing records again, unchanged
 
 pub(crate) mod admission;
@@ -21,5 +22,6 @@ pub(crate) mod producer;
 pub(crate) mod progress;
 pub(crate) mod reader;
 pub(crate) mod resend;
+pub(crate) mod silence;
 pub(crate) mod topics;
 pub(crate) mod transactions;

@@ -10,7 +10,7 @@ use super::exit::Failure;
 use super::{output, runtime, target};
 use crate::config::Settings;
 use crate::fault;
-use crate::inspect::status::{self, Look};
+use crate::inspect::status::{self, Brokers, Look};
 use crate::store::backlog::{self, FlowMark};
 use crate::store::connect::{self, Purpose};
 
@@ -40,11 +40,16 @@ impl Status {
         let mut mark: Option<FlowMark> = backlog::mark(&mut conn, &names).await.ok();
         let mut pause = BETWEEN_LOOKS;
         loop {
-            tokio::time::sleep(pause).await;
+            // Both take about as long, so the brokers cost no time.
+            let ((), brokers) = tokio::join!(tokio::time::sleep(pause), Brokers::ask(settings.kafka.as_ref()));
             let mut status = status::Status::look(&mut conn, &look, &mut mark).await.map_err(|error| {
                 failed(error, &format!("cannot look at {} in {}", names.outbox(), database.target()))
             })?;
-            status.read_progress(&mut conn, settings, &names).await;
+            let is_answered = brokers.answer;
+            status.take_brokers(brokers);
+            if is_answered {
+                status.read_progress(&mut conn, settings, &names).await;
+            }
             let read_on = self.print(&status, &format!("{} in {}", names.outbox(), database.target()))?;
             let Some(interval) = self.watch.filter(|_| read_on) else { return Ok(()) };
             pause = interval.max(Duration::from_millis(100));

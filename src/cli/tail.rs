@@ -10,7 +10,11 @@ use super::{output, runtime, target};
 use crate::config::Settings;
 use crate::inspect::tail::{self, Filter, TailError};
 use crate::observe::print::errln;
+use crate::sink::silence::silence;
 use event_outbox::code::Code;
+
+/// The longest wait for the brokers before the first line.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub(crate) struct Tail {
@@ -70,6 +74,13 @@ impl Tail {
         let mut conn = connect(settings, "outbox-relay-tail").await?;
         let begun = tail::Tail::begin(&mut conn, &names, kafka, &settings.relay.topic, filter).await;
         let mut tail = begun.map_err(stopped)?;
+        let asked = silence(kafka, ANSWER_WITHIN).await;
+        if let Some(silence) = asked.map_err(|error| stopped(TailError::Kafka(error)))? {
+            let (reason, fault) = (silence.reason, silence.fault);
+            errln!("warning: the brokers at {} do not answer: {reason}", kafka.brokers());
+            errln!("  rows are followed, and records are `seen` only once a broker answers; {}", fault.next_step);
+            errln!("  code: {} {}", fault.code, fault.code.name());
+        }
         errln!("following {} in {target} to {}", names.outbox(), kafka.brokers());
         loop {
             for line in tail.next(&mut conn).await.map_err(stopped)? {

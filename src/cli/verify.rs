@@ -111,6 +111,9 @@ fn failed(error: VerifyError, target: &str, brokers: &str) -> Failure {
             let fault = fault::classify_database(cause);
             (format!("the outbox in {target} cannot be read"), fault.code, fault.next_step)
         }
+        VerifyError::Silent(silence) => {
+            (format!("the brokers at {brokers} do not answer"), silence.fault.code, silence.fault.next_step)
+        }
         VerifyError::Kafka(cause) => {
             let code = cause.rdkafka_error_code().unwrap_or(rdkafka::error::RDKafkaErrorCode::Unknown);
             let fault = fault::classify_kafka(code);

@@ -1,10 +1,12 @@
-//! Shows the current state of an outbox on one screen. It needs only the database, and no relay.
+//! Shows the current state of an outbox on one screen. It needs only the database, and no relay; brokers are asked whether they answer.
 //!
 //! - [`Status::look`]: gathers the facts with bounded queries
+//! - [`brokers`]: asks whether the brokers answer
 //! - [`next`]: lists what blocks events, and what to do about it
-//! - [`progress`]: reads the exactly-once progress of lanes from Kafka, the only fact that is not in the database
+//! - [`progress`]: reads the exactly-once progress of lanes from Kafka, which the database does not have
 //! - [`screen`]: prints the facts for people
 
+mod brokers;
 mod next;
 mod progress;
 mod screen;
@@ -15,6 +17,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::PgConnection;
 
+pub(crate) use brokers::Brokers;
 pub(crate) use next::{About, NextStep};
 pub(crate) use progress::LaneOwner;
 
@@ -51,6 +54,8 @@ pub(crate) struct Status {
     pub(crate) held: Vec<HeldGroup>,
     /// What operators have paused.
     pub(crate) pauses: Vec<Pause>,
+    /// What the brokers answered; missing where nobody asked them.
+    pub(crate) brokers: Option<Brokers>,
     pub(crate) relays: Vec<RelayStatus>,
     /// Live relays that have different settings or the same name.
     pub(crate) conflicts: Vec<Conflict>,

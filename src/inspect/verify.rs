@@ -53,6 +53,7 @@ use tokio::task::block_in_place;
 
 use crate::config::{DatabaseSettings, KafkaSettings};
 use crate::resend::rate::Rate;
+use crate::sink::silence::{Silence, silence};
 use crate::store::connect::{self, Purpose};
 use compare::{Comparison, Horizon, Scope, TopicScope};
 use event_outbox::Names;
@@ -71,6 +72,9 @@ pub(crate) use verdict::Verdict;
 /// The longest expected time between the marking of a record and of a later record in the same partition. Two workers settle their
 /// batches independently.
 const SETTLING: Duration = Duration::from_secs(60);
+
+/// The longest wait for the brokers before anything is read.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// The number of rows that one query reads by id.
 const IDS_AT_ONCE: usize = 1000;
@@ -100,6 +104,8 @@ pub(crate) enum VerifyError {
     Database(#[from] sqlx::Error),
     #[error("a Kafka error")]
     Kafka(#[from] KafkaError),
+    #[error("{}", .0.reason)]
+    Silent(Silence),
     #[error("librdkafka refuses the combination of the KAFKA_ settings")]
     Client,
     #[error("topic {topic}: {code}")]
@@ -123,6 +129,9 @@ pub(crate) async fn run(
 ) -> Result<Verdict, VerifyError> {
     let mut conn = connect::connect(database, "outbox-relay verify", Purpose::Read).await?;
     let reader = TopicReader::new(kafka)?;
+    if let Some(silence) = silence(kafka, ANSWER_WITHIN).await? {
+        return Err(VerifyError::Silent(silence));
+    }
     let mut verification = Verification {
         plan,
         table: TableReader::new(&plan.names, &plan.template, &plan.reading, plan.key.as_deref(), plan.since),

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::fault::describe;
 use crate::inspect::check::expiring::{self, Expiring};
 use crate::relay::shared::Shared;
+use crate::store::backlog;
 use crate::store::counts::{self, Backlog};
 use crate::store::session::within;
 use event_outbox::notice::Notice;
@@ -31,29 +32,36 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(shared.options.relay.status_interval) => {}
         }
-        let backlog = tokio::select! {
+        let counted = tokio::select! {
             biased;
             // The count only reads, so it may be cut short.
             _ = stop.wait_for(|stop| *stop) => return,
-            backlog = count(&shared) => backlog,
+            counted = count(&shared) => counted,
         };
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = expiring.look(&shared, backlog) => {}
+            () = expiring.look(&shared, counted.as_ref().map(|(backlog, _)| *backlog)) => {}
         }
         let total = shared.published_total();
-        log(&shared, total - logged_published, logged_at.elapsed(), backlog);
+        log(&shared, total - logged_published, logged_at.elapsed(), counted);
         (logged_at, logged_published) = (Instant::now(), total);
     }
 }
 
-/// Counts the backlog; `None` when the database cannot be asked or takes too long. The workers and the heartbeat report outages.
-async fn count(shared: &Shared) -> Option<Backlog> {
+/// Counts the backlog, and says for what events are held if the relay itself knows no obstacle. Returns `None` when the database cannot be
+/// asked or takes too long. The workers and the heartbeat report outages.
+async fn count(shared: &Shared) -> Option<(Backlog, Option<String>)> {
     let options = &shared.options;
     let counted = async {
         let mut conn = options.connect(APPLICATION).await?;
-        within(counts::backlog(&mut conn, &options.names)).await
+        let backlog = within(counts::backlog(&mut conn, &options.names)).await?;
+        if backlog.held == 0 || shared.blocked(None).is_some() {
+            return Ok::<_, sqlx::Error>((backlog, None));
+        }
+        let groups = within(backlog::held(&mut conn, &options.names)).await?;
+        let first = groups.first().map(|group| format!("{} are held: {}", group.count(), group.held));
+        Ok((backlog, first))
     };
     counted.await.inspect_err(|error| tracing::debug!(error = describe(error), "the backlog cannot be counted")).ok()
 }
@@ -88,8 +96,13 @@ impl ExpiringEvents {
     }
 }
 
-fn log(shared: &Shared, published: u64, elapsed: Duration, backlog: Option<Backlog>) {
-    let blocked = shared.blocked(None).unwrap_or_else(|| "nothing".to_owned());
+fn log(shared: &Shared, published: u64, elapsed: Duration, counted: Option<(Backlog, Option<String>)>) {
+    let (backlog, held) = counted.unzip();
+    let unready = || {
+        let reason = shared.options.telemetry.health.ready().reason?;
+        Some(format!("{}: {}", reason.cause.word(), reason.message))
+    };
+    let blocked = shared.blocked(None).or_else(unready).or(held.flatten()).unwrap_or_else(|| "nothing".to_owned());
     let rate = published as f64 / elapsed.as_secs_f64();
     let rate_per_s = (rate * 10.0).round() / 10.0;
     let (lanes, conflicts) = (shared.assigned_lanes(), shared.conflicts());

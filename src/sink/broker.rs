@@ -52,7 +52,7 @@ const NAMES_KEPT: usize = 64;
 const LEADERS_ASKED: usize = 8;
 
 /// The topic that the watch asks for while it knows no other. Any answer is enough, and most clusters have this topic.
-const ANY_TOPIC: &str = "__consumer_offsets";
+pub(crate) const ANY_TOPIC: &str = "__consumer_offsets";
 
 /// The leader of a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use rdkafka::metadata::MetadataBroker;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSettings;
+use crate::sink::broker::ANY_TOPIC;
 use crate::sink::client::log_level;
 use crate::sink::client::log_line;
 
@@ -96,6 +97,11 @@ impl Reader {
         Ok(metadata.brokers().iter().map(address).collect())
     }
 
+    /// Returns true if the cluster answers a small request within this time.
+    pub(crate) fn answers(&self, within: Duration) -> bool {
+        self.consumer.fetch_metadata(Some(ANY_TOPIC), within).is_ok()
+    }
+
     /// Returns the partitions of a topic, or the cluster's error code for it.
     ///
     /// # Errors
@@ -124,11 +130,16 @@ impl Reader {
             self.complaints.error(error.clone(), &error.to_string());
         }
         let complaints = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let security = |code: RDKafkaErrorCode| {
-            use RDKafkaErrorCode::{Authentication, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
-            matches!(code, SSL | Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism)
-        };
-        complaints.iter().find(|(code, _)| security(*code)).or_else(|| complaints.first()).cloned()
+        complaints.iter().find(|(code, _)| is_security(*code)).or_else(|| complaints.first()).cloned()
+    }
+
+    /// Returns the most useful error once the client has lost every broker that it knows, or was refused. Until then another broker may
+    /// answer.
+    pub(crate) fn lost_all(&self) -> Option<(RDKafkaErrorCode, String)> {
+        let complaint = self.complaint()?;
+        let complaints = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_lost_all = complaints.iter().any(|(code, _)| *code == RDKafkaErrorCode::AllBrokersDown);
+        (has_lost_all || is_security(complaint.0)).then_some(complaint)
     }
 
     /// Returns the first offset of a partition, and the offset after its last record.
@@ -265,6 +276,11 @@ pub(crate) fn header<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option
     let headers = message.headers()?;
     let at = (0..headers.count()).find(|at| headers.get(*at).key == name)?;
     std::str::from_utf8(headers.get(at).value?).ok()
+}
+
+fn is_security(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{Authentication, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
+    matches!(code, SSL | Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism)
 }
 
 /// Returns true for errors of a lost connection: librdkafka reports them and recovers by itself.

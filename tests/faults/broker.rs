@@ -392,7 +392,9 @@ async fn a_broker_that_refuses_the_password_and_then_the_topic(database: TestDat
         .with("KAFKA_SASL_USERNAME", "relay");
     let stranger = settings.clone().with("KAFKA_SASL_PASSWORD", "wrong").start("stranger")?;
     let kafka_away = |line: &Value| line["server"] == "kafka";
-    stranger.wait_for_line("outage_started", kafka_away).await;
+    let refused = stranger.wait_for_line("server_refuses", kafka_away).await;
+    ensure!(refused["level"] == "ERROR" && refused["code"] == "OR-3002", "{refused}");
+    ensure!(stranger.lines("ready").is_empty(), "a relay that cannot publish called itself ready");
     load.until_committed(200).await;
     ensure!(stranger.stop().await? == Some(0));
 

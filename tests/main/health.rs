@@ -231,7 +231,7 @@ async fn a_missing_right_is_named_with_its_grant(database: TestDatabase, kafka: 
     let (_, place) = database.url().rsplit_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).context("a URL")?;
     let relay = with_admin(outbox.relay(&kafka)).with("DATABASE_URL", format!("postgres://{user}:secret@{place}"));
     outbox.write("a", 1, 3).await?;
-    let relay = relay.start_ready("right").await?;
+    let relay = relay.start("right")?;
     let admin = Admin::from_relay(&relay).await?;
     let body = admin.until_ready_says(503, |body| body["cause"] == "right").await;
     let grant = body["next_step"].as_str().unwrap_or_default().to_owned();

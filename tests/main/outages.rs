@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use event_outbox::ledger::Rules;
 use lab::demo::{PostgresOptions, PrivatePostgres, Signal};
 use libtest_mimic::Trial;
@@ -27,6 +27,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_relay_that_migrates_waits_for_a_database_that_is_down,
             a_database_restarted_under_load_loses_nothing_and_keeps_every_order;
         with_both:
+            a_password_that_is_wrong_at_the_first_start_is_an_error,
+            a_held_entity_is_named_as_what_blocks,
             sessions_terminated_under_load_lose_nothing_and_keep_every_order,
             a_database_that_takes_claims_and_refuses_marks_is_not_asked_by_publishing_again;
     }
@@ -54,12 +56,13 @@ async fn a_broker_that_is_down_at_the_start_is_waited_for(database: TestDatabase
     outbox.create_topic(&kafka).await?;
     kafka.stop();
     outbox.write("early", 1, 10).await?;
-    let relay = outbox.relay(&kafka).start_ready("early").await?;
+    let relay = outbox.relay(&kafka).start("early")?;
     relay.wait_for(STARTED).await;
     outbox.write("early", 11, 10).await?;
     kafka.start_again()?;
     outbox.until_settled().await;
     logged_once(&relay, "kafka").await?;
+    ensure!(relay.lines("ready").len() == 1, "ready once, when the brokers have answered");
     let events_waited = logged(&relay, ENDED, "kafka")[0]["events_waited"].clone();
     ensure!(events_waited == 20, "{events_waited}");
     outbox.all_published().await?;
@@ -231,4 +234,36 @@ async fn a_database_that_takes_claims_and_refuses_marks_is_not_asked_by_publishi
     outbox.until_settled().await;
     relay.wait_for_line(ENDED, |line| line["server"] == "postgres").await;
     outbox.reconcile(&kafka, ONCE).await
+}
+
+async fn a_password_that_is_wrong_at_the_first_start_is_an_error(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let url = database.url();
+    let (_, host) = url.rsplit_once('@').context("a user")?;
+    let relay = lab::Relay::new(&format!("postgres://postgres:wrong@{host}"), &kafka.bootstrap()).start("stranger")?;
+    let refused = relay.wait_for("server_refuses").await;
+    ensure!(refused["level"] == "ERROR" && refused["code"] == "OR-2002", "{refused}");
+    ensure!(refused["next_step"].as_str().is_some_and(|step| step.contains("password")), "{refused}");
+    ensure!(relay.lines("ready").is_empty() && relay.lines(STARTED).is_empty(), "{:?}", relay.log());
+    ensure!(relay.stop().await? == Some(0));
+    Ok(())
+}
+
+async fn a_held_entity_is_named_as_what_blocks(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let settings = outbox.relay(&kafka).with("RELAY_ON_POISON", "hold_entity").with("RELAY_STATUS_INTERVAL", "1s");
+    let relay = settings.start_ready("held").await?;
+    relay.wait_for_line("status", |line| line["blocked"] == "nothing").await;
+    outbox
+        .execute(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
+             values ('order', 'bad', 'X', '{}', '{\"number\": 1}'), ('order', 'bad', 'X', '{}', '{}')",
+        )
+        .await?;
+    let held = |line: &Value| line["blocked"].as_str().is_some_and(|blocked| blocked.contains("are held: "));
+    relay.wait_for_line("status", held).await;
+    Ok(())
 }

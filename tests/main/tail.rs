@@ -22,7 +22,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_waiting_event_is_explained_with_the_reason_and_what_to_do,
             an_unknown_event_is_a_finding;
         with_postgres:
-            brokers_that_are_away_do_not_keep_an_event_from_being_explained;
+            brokers_that_are_away_do_not_keep_an_event_from_being_explained,
+            brokers_that_are_away_are_named_at_once_by_every_command_that_asks_them;
     }
 }
 
@@ -205,5 +206,30 @@ async fn brokers_that_are_away_do_not_keep_an_event_from_being_explained(databas
     let relay = Relay::new(&database.url(), &format!("127.0.0.1:{}", free_port()?));
     let events = explained(&relay, "e").await?;
     ensure!(events[0]["record_unknown"].as_str().is_some_and(|why| !why.is_empty()), "{events}");
+    Ok(())
+}
+
+async fn brokers_that_are_away_are_named_at_once_by_every_command_that_asks_them(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.write("waits", 1, 1).await?;
+    let brokers = format!("127.0.0.1:{}", free_port()?);
+    let relay = Relay::new(&database.url(), &brokers);
+    let verified = relay.output("verify").await?;
+    ensure!(verified.code == Some(70) && verified.stderr.contains("do not answer"), "{verified:?}");
+    let tailed = relay.clone().argument("--for").argument("10ms");
+    let tailed = tailed.output("tail").await?;
+    ensure!(tailed.code == Some(0), "{tailed:?}");
+    let tailed = relay.clone().argument("--for").argument("8s").output("tail").await?;
+    for part in [&format!("the brokers at {brokers} do not answer"), "OR-3001", "following"] {
+        ensure!(tailed.stderr.contains(part), "no {part} in {}", tailed.stderr);
+    }
+    let status = relay.output("status").await?;
+    for part in [&format!("brokers    {brokers} do not answer"), "pending    1", "no broker of"] {
+        ensure!(status.stdout.contains(part), "no {part} in {}", status.stdout);
+    }
+    let status = Relay::bare().with("DATABASE_URL", database.url()).output("status").await?;
+    ensure!(status.stdout.contains("brokers    not asked: KAFKA_BOOTSTRAP_SERVERS is not set"), "{status:?}");
     Ok(())
 }

@@ -36,7 +36,7 @@ notices! {
     Starting "starting" "A relay or a consumer starts.";
     Migrated "migrated" "`run --migrate` has migrated the outbox.";
     AdminListening "admin_listening" "The admin address accepts probes and scrapes.";
-    Ready "ready" "The database has answered and the relay goes to work.";
+    Ready "ready" "Both servers have answered, no right is missing, and the relay can publish.";
     CheckFinding "check_finding" "The check at start has a finding.";
     Status "status" "Counts the backlog and what was published.";
     Stopping "stopping" "The relay claims no more and drains.";
@@ -57,6 +57,7 @@ notices! {
     OutageChanged "outage_changed" "An outage goes on for another reason.";
     WakeUpOff "wake_up_off" "Notifications of writers do not reach the relay.";
     WakeUpOn "wake_up_on" "Notifications of writers reach the relay again.";
+    ServerRefuses "server_refuses" "A server has refused the relay since its start, and somebody has to act.";
     OutageEnded "outage_ended" "The server is back.";
     TopicClosed "topic_closed" "A topic cannot be written, and its events are held.";
     TopicReopened "topic_reopened" "A topic can be written again.";

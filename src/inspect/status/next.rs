@@ -17,6 +17,8 @@ const LONG_TRANSACTION_S: f64 = 300.0;
 pub(crate) enum About {
     /// The outbox cannot be read.
     Unreadable,
+    /// Brokers that do not answer.
+    Brokers,
     /// Another session's locks.
     Lock,
     /// The live relays and their versions.
@@ -46,7 +48,7 @@ pub(crate) struct NextStep {
     pub(crate) next_step: String,
 }
 
-fn step(about: About, what: impl Into<String>, next_step: impl Into<String>) -> NextStep {
+pub(super) fn step(about: About, what: impl Into<String>, next_step: impl Into<String>) -> NextStep {
     NextStep { about, what: what.into(), next_step: next_step.into() }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Status;
+use super::{Brokers, Status};
 use crate::store::activity::span;
 
 /// The maximum number of rows in each part of the screen.
@@ -12,6 +12,7 @@ const MOST_STEPS: usize = 8;
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.counts(f)?;
+        self.brokers(f)?;
         self.fleet(f)?;
         self.topics(f)?;
         self.lanes(f)?;
@@ -46,6 +47,16 @@ impl Status {
             writeln!(f, "rate       {settled:.1}/s out, {inserted:.1}/s in over {over}: {drain}")?;
         }
         writeln!(f, "scheduled  {}\nheld       {}\ndead       {}", counts.scheduled, counts.held, counts.dead)
+    }
+
+    fn brokers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Brokers { asked, answer, reason, .. }) = &self.brokers else { return Ok(()) };
+        let reason = reason.as_deref().unwrap_or_default();
+        match asked {
+            Some(asked) if *answer => writeln!(f, "brokers    {asked} answer"),
+            Some(asked) => writeln!(f, "brokers    {asked} do not answer: {reason}"),
+            None => writeln!(f, "brokers    not asked: {reason}"),
+        }
     }
 
     fn fleet(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -59,13 +59,15 @@ struct StallMonitor {
     /// True when row level security may hide rows.
     hides: bool,
     why: Option<Reason>,
+    /// The start of the relay; `None` after the relay was ready for the first time.
+    starting_since: Option<Instant>,
     look_at: Instant,
     rights_at: Instant,
     metrics_at: Instant,
 }
 
 /// Runs the task until `stop` becomes true.
-pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn run(shared: Arc<Shared>, started: Instant, mut stop: watch::Receiver<bool>) {
     let (now, mut up) = (Instant::now(), shared.broker.state());
     let mut monitor = StallMonitor {
         conn: None,
@@ -74,6 +76,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         lacking: None,
         hides: false,
         why: None,
+        starting_since: Some(started),
         look_at: now,
         rights_at: now,
         metrics_at: now,
@@ -178,13 +181,21 @@ impl StallMonitor {
     }
 
     /// Updates the answer of the probes and the metrics from memory.
-    fn update_readiness(&self, up: bool) {
+    fn update_readiness(&mut self, up: bool) {
         let telemetry = &self.shared.options.telemetry;
         let away = |server| self.shared.outages.reason(server);
         let postgres = self.lacking.clone().or_else(|| away(Server::Postgres));
         let postgres = postgres.or_else(|| self.head.is_none().then(cause::not_looked));
         let kafka = away(Server::Kafka).or_else(|| (!up).then(cause::no_answer));
         telemetry.metrics.set_reachable(postgres.is_none(), kafka.is_none());
+        for (server, reason) in [(Server::Postgres, &postgres), (Server::Kafka, &kafka)] {
+            if reason.is_none() {
+                self.shared.outages.works(server);
+            }
+        }
+        if postgres.is_none() && kafka.is_none() {
+            log_ready(&self.shared, self.starting_since.take());
+        }
         telemetry.metrics.set_stalled(self.why.as_ref().map(|why| why.cause));
         let own = self.shared.own_lanes().map_or(0, LaneRange::len);
         telemetry.metrics.set_lanes(own, self.shared.lanes);
@@ -255,6 +266,18 @@ impl StallMonitor {
         self.metrics_at = Instant::now() + began.elapsed() * LOOK_SHARE * 2;
         Ok(())
     }
+}
+
+/// Logs once that the relay can publish.
+fn log_ready(shared: &Shared, starting_since: Option<Instant>) {
+    let Some(started) = starting_since else { return };
+    tracing::info!(
+        notice = %Notice::Ready,
+        lanes = shared.lanes,
+        workers = shared.options.relay.workers,
+        waited_ms = started.elapsed().as_millis() as u64,
+        "relay is ready"
+    );
 }
 
 /// Logs one line when policies begin to hide rows, and one when they no longer do. No other part of the relay gets an error in that case.
