@@ -19,7 +19,7 @@ pub(crate) use describe::{describe, shortened};
 pub(crate) use kafka::PRODUCE_CODES;
 pub(crate) use kafka::{NO_ANSWER, classify_kafka, codes as kafka_codes, runbook_codes as kafka_runbook_codes};
 pub(crate) use not_connected::{NotConnected, READ_ONLY};
-pub(crate) use postgres::classify_database;
+pub(crate) use postgres::{classify_database, missing_outbox};
 
 use event_outbox::code::Code;
 

@@ -11,6 +11,7 @@
 //! - [`dead`]: events that need a decision, and what is decided
 //! - [`retention`]: removing what is old
 //! - [`replay`]: events that are published again
+//! - [`parts`]: what an outbox consists of
 //! - [`roles`]: who may do what
 //! - [`routes`]: the topics of the events that wait
 //! - [`audit`]: the book of what operators change
@@ -40,6 +41,7 @@ pub(crate) mod delivery;
 pub(crate) mod fleet;
 pub(crate) mod held;
 pub(crate) mod holds;
+pub(crate) mod parts;
 pub(crate) mod pauses;
 pub(crate) mod pending;
 pub(crate) mod queue_head;

@@ -7,7 +7,7 @@ use clap::Args;
 use super::exit::Failure;
 use super::{output, runtime, target};
 use crate::config::Settings;
-use crate::inspect::check::{self, Finding, Limits, Report, Severity};
+use crate::inspect::check::{self, Finding, Report, Scope, Severity};
 use event_outbox::notice::Notice;
 
 #[derive(Debug, Args)]
@@ -21,12 +21,15 @@ pub(crate) struct Check {
     /// Report transactions that are older than this
     #[arg(long, default_value = "5m", value_name = "AGE", value_parser = humantime::parse_duration)]
     transaction_age: Duration,
+    /// Check this topic as well, for example before the first event; may be repeated
+    #[arg(long = "topic", value_name = "TOPIC")]
+    topics: Vec<String>,
 }
 
 impl Check {
     pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let limits = Limits { transaction: self.transaction_age };
-        let report = runtime()?.block_on(check::run(settings, limits));
+        let scope = Scope { transaction: self.transaction_age, topics: self.topics };
+        let report = runtime()?.block_on(check::run(settings, &scope));
         if self.json {
             output::json(&report)?;
         } else {
@@ -49,6 +52,13 @@ fn shown(report: &Report, settings: &Settings) -> String {
     let brokers = settings.kafka.as_ref().map_or("no brokers", |kafka| kafka.brokers());
     let mut text =
         format!("{} in {}, {brokers}\n", target::names(&settings.outbox).outbox(), settings.database.target());
+    for passed in &report.passed {
+        text += &format!("\nok       {passed}");
+    }
+    for unchecked in &report.unchecked {
+        text += &format!("\nskipped  {unchecked}");
+    }
+    text += "\n";
     for Finding { code, id, severity, message, fix } in &report.findings {
         text += &format!("\n{severity:<8} {code} {id}\n  {message}\n  fix: {fix}\n");
     }
@@ -63,10 +73,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// Runs the check beside a relay that starts, and logs its findings. The relay does not wait for the check. Findings that stop
 /// the relay, or that are an outage, are left out here: the relay logs them itself.
 pub(super) async fn preflight(settings: Settings) {
-    let mut report = check::run(&settings, Limits::default()).await;
+    let mut report = check::run(&settings, &Scope::default()).await;
     while report.is_incomplete() {
         tokio::time::sleep(LOOK_AGAIN).await;
-        report = check::run(&settings, Limits::default()).await;
+        report = check::run(&settings, &Scope::default()).await;
     }
     for finding in report.beyond_the_fatal() {
         log(finding);

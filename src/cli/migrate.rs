@@ -11,6 +11,8 @@ use crate::fault;
 use crate::observe::print::{out, outln};
 use crate::store::connect::Purpose;
 use crate::store::roles::{self, RoleOptions};
+use crate::store::{parts, search_path};
+use event_outbox::Names;
 use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated};
 
 #[derive(Debug, Args)]
@@ -69,7 +71,7 @@ impl Migrate {
     pub(crate) fn run(&self, settings: &Settings) -> Result<(), Failure> {
         let options =
             MigrateOptions { lanes: self.lanes, lock_timeout: self.lock_timeout, ..MigrateOptions::default() };
-        let migrated = runtime()?.block_on(async {
+        let (migrated, made, others) = runtime()?.block_on(async {
             let migrated = migrate(settings, &options).await?;
             if self.wake_up_trigger || self.no_wake_up_trigger {
                 self.set_wake_up_trigger(settings).await?;
@@ -77,7 +79,8 @@ impl Migrate {
             if self.roles {
                 self.make_roles(settings).await?;
             }
-            Ok::<_, Failure>(migrated)
+            let (made, others) = look_around(settings).await?;
+            Ok::<_, Failure>((migrated, made, others))
         })?;
         let (names, target) = (target::names(&settings.outbox), settings.database.target());
         match migrated.from {
@@ -86,15 +89,46 @@ impl Migrate {
             }
             from => outln!("{} in {target}: version {} -> {}", names.outbox(), from.unwrap_or(0), migrated.to),
         }
+        match migrated.from {
+            None => {
+                for (kind, all) in made.iter().filter(|(_, all)| !all.is_empty()) {
+                    outln!("  {kind:<10} {}", all.join(", "));
+                }
+                for (schema, table) in
+                    others.iter().filter(|other| other.1 != names.table_raw() || other.0 != names.schema_raw())
+                {
+                    outln!("  note: the outbox {schema:?}.{table:?} is in this database as well, and is another one");
+                }
+            }
+            Some(from) => {
+                for (version, name) in schema::steps_above(from) {
+                    outln!("  {version:04} {name}");
+                }
+            }
+        }
+        self.print_roles_and_next(&names, migrated.from.is_none());
+        Ok(())
+    }
+
+    fn print_roles_and_next(&self, names: &Names, is_new: bool) {
         if self.roles {
-            let all = roles::names(&names, &self.role_options());
+            let [writer, relay, operator, monitor] = roles::names(names, &self.role_options());
+            outln!("  roles      {writer}, {relay}, {operator}, {monitor}");
+            outln!("\nnext");
+            outln!("  grant {writer} to the user of each application;");
             outln!(
-                "roles {} are granted what they need; now `grant {} to` an application's user",
-                all.join(", "),
-                all[0]
+                "  create role relay login password '…' in role {relay};   -- and put this user into DATABASE_URL of the relay"
+            );
+            outln!("  outbox-relay check --topic TOPIC   -- as that user, for each topic; then outbox-relay run");
+        } else if is_new {
+            outln!("\nnext");
+            outln!(
+                "  outbox-relay migrate --roles       -- makes roles with the least rights, for applications, relays, operators and monitors"
+            );
+            outln!(
+                "  outbox-relay check --topic TOPIC   -- for each topic that events will go to; then outbox-relay run"
             );
         }
-        Ok(())
     }
 
     async fn set_wake_up_trigger(&self, settings: &Settings) -> Result<(), Failure> {
@@ -121,6 +155,23 @@ impl Migrate {
                 .hint(hint)
         })
     }
+}
+
+/// What an outbox consists of: a kind, and the names of that kind.
+type Made = Vec<(&'static str, Vec<String>)>;
+
+/// Returns what the outbox consists of, and all outboxes of the database.
+async fn look_around(settings: &Settings) -> Result<(Made, Vec<(String, String)>), Failure> {
+    let names = target::names(&settings.outbox);
+    let mut conn = target::connect(settings, "outbox-relay migrate", Purpose::Read).await?;
+    let looked = async {
+        let made = parts::of(&mut conn, &names).await?;
+        let mut tx = search_path::begin(&mut conn).await?;
+        let others = schema::outboxes(&mut tx).await?;
+        tx.commit().await?;
+        Ok::<_, sqlx::Error>((made, others))
+    };
+    looked.await.map_err(|error| target::failed("look at", &names.outbox(), error))
 }
 
 /// Migrates the configured outbox.

@@ -74,7 +74,9 @@ impl Status {
 pub(super) async fn connect(settings: &Settings, application_name: &str) -> Result<PgConnection, Failure> {
     let database = &settings.database;
     let connected = connect::connect(database, application_name, Purpose::ReadRelays).await;
-    connected.map_err(|error| failed(error, &format!("cannot connect to {}", database.target())))
+    let mut conn = connected.map_err(|error| failed(error, &format!("cannot connect to {}", database.target())))?;
+    target::present(&mut conn, settings).await?;
+    Ok(conn)
 }
 
 pub(super) fn failed(error: sqlx::Error, what: &str) -> Failure {

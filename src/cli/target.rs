@@ -77,6 +77,16 @@ async fn is_usable(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaE
     Ok(())
 }
 
+/// Checks that the database has the outbox, for commands that only read and can do so with any version of the schema.
+pub(crate) async fn present(conn: &mut PgConnection, settings: &Settings) -> Result<(), Failure> {
+    let looked = async {
+        let mut tx = search_path::begin(conn).await?;
+        schema::present(&mut tx, &names(&settings.outbox)).await?;
+        Ok::<_, SchemaError>(tx.commit().await?)
+    };
+    looked.await.map_err(|error| refused(error, &settings.database.target()))
+}
+
 /// Returns the configured names of the outbox's tables.
 pub(crate) fn names(outbox: &OutboxNames) -> Names {
     Names::new(&outbox.schema, &outbox.table, &outbox.processed_table)
@@ -84,10 +94,14 @@ pub(crate) fn names(outbox: &OutboxNames) -> Names {
 
 /// Turns a schema error into a failure with its code and a hint.
 pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
+    let missing;
     let (code, hint) = match &error {
         SchemaError::Newer { .. } => (Code::SchemaNewer, "upgrade this binary, or point it at another outbox"),
         SchemaError::Older { .. } => (Code::SchemaOlder, "run `outbox-relay migrate`"),
-        SchemaError::Missing { .. } => (Code::SchemaMissing, "run `outbox-relay migrate`"),
+        SchemaError::Missing { others, .. } => {
+            missing = fault::missing_outbox(others);
+            (Code::SchemaMissing, missing.as_str())
+        }
         SchemaError::Foreign { .. } => (Code::SchemaForeign, "choose another RELAY_TABLE or RELAY_SCHEMA"),
         SchemaError::OldServer { .. } => (Code::ServerOld, "upgrade the server"),
         SchemaError::Partitioned { .. } => {

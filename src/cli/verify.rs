@@ -11,6 +11,7 @@ use crate::fault;
 use crate::inspect::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
 use crate::observe::print::outln;
 use event_outbox::code::Code;
+use event_outbox::schema::SchemaError;
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
@@ -106,7 +107,15 @@ fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
 
 /// Turns an error into a failure. Exit code 1 means that `verify` found a violation, so a failed comparison must not exit with 1.
 fn failed(error: VerifyError, target: &str, brokers: &str) -> Failure {
+    let missing;
     let (message, code, hint) = match &error {
+        VerifyError::Schema(SchemaError::Missing { others, .. }) => {
+            missing = fault::missing_outbox(others);
+            (format!("the outbox in {target} cannot be used"), Code::SchemaMissing, missing.as_str())
+        }
+        VerifyError::Schema(_) => {
+            (format!("the outbox in {target} cannot be used"), Code::DatabaseRefused, "outbox-relay check")
+        }
         VerifyError::Database(cause) => {
             let fault = fault::classify_database(cause);
             (format!("the outbox in {target} cannot be read"), fault.code, fault.next_step)

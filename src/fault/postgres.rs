@@ -237,6 +237,18 @@ pub(super) const TABLE: &[Entry] = &[
     ),
 ];
 
+/// Returns the next step when the configured outbox is missing and the database has `others` (schema and table).
+pub(crate) fn missing_outbox(others: &[(String, String)]) -> String {
+    match others {
+        [] => "run `outbox-relay migrate`".to_owned(),
+        [(schema, table), ..] => {
+            format!(
+                "correct RELAY_SCHEMA and RELAY_TABLE: the outbox that is there has RELAY_SCHEMA={schema:?} RELAY_TABLE={table:?}"
+            )
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -66,16 +66,18 @@ const FATAL: &[Code] = &[
     Code::LanesBroken,
 ];
 
-/// The limits that a check tolerates.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+/// What to check, and what to tolerate.
+#[derive(Debug, Clone)]
+pub(crate) struct Scope {
     /// The maximum age of a transaction.
     pub(crate) transaction: Duration,
+    /// Topics to check in addition to those that events go to.
+    pub(crate) topics: Vec<String>,
 }
 
-impl Default for Limits {
+impl Default for Scope {
     fn default() -> Self {
-        Self { transaction: Duration::from_secs(300) }
+        Self { transaction: Duration::from_secs(300), topics: Vec::new() }
     }
 }
 
@@ -89,6 +91,10 @@ const OF_RELAYS: &[Code] = &[Code::RelaysDiffer, Code::RelayNameShared];
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) findings: Vec<Finding>,
+    /// What was checked and is right.
+    pub(crate) passed: Vec<String>,
+    /// What was not checked, and why.
+    pub(crate) unchecked: Vec<String>,
 }
 
 impl Report {
@@ -110,11 +116,12 @@ impl Report {
 }
 
 /// Checks the database and the brokers of a configured relay.
-pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
+pub(crate) async fn run(settings: &Settings, scope: &Scope) -> Report {
     let outbox = &settings.outbox;
     let names = Names::new(&outbox.schema, &outbox.table, &outbox.processed_table);
     let mut found = Found::default();
-    if let Err(error) = database(settings, &names, limits, &mut found).await {
+    found.topics.extend(scope.topics.iter().map(|topic| (topic.clone(), Seen { events: i64::MAX, largest: 0 })));
+    if let Err(error) = database(settings, &names, scope, &mut found).await {
         found.findings.push(database_error(settings, &error));
     }
     if let Some(kafka) = &settings.kafka
@@ -129,16 +136,29 @@ pub(crate) async fn run(settings: &Settings, limits: Limits) -> Report {
         ));
     }
     found.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    Report { findings: found.findings }
+    Report { findings: found.findings, passed: found.passed, unchecked: found.unchecked }
 }
 
 #[derive(Default)]
 struct Found {
     findings: Vec<Finding>,
+    passed: Vec<String>,
+    unchecked: Vec<String>,
     topics: BTreeMap<String, Seen>,
     processed_ms: Option<f64>,
     /// The identity of the outbox in Kafka, if the relay publishes exactly once.
     identity: Option<transactions::Identity>,
+}
+
+impl Found {
+    /// Adds the findings of one check, or else that it has passed. Notes do not count against it.
+    fn add(&mut self, findings: impl IntoIterator<Item = Finding>, passed: impl Into<String>) {
+        let before = self.findings.len();
+        self.findings.extend(findings);
+        if self.findings[before..].iter().all(|finding| finding.severity == Severity::Note) {
+            self.passed.push(passed.into());
+        }
+    }
 }
 
 fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
@@ -162,20 +182,28 @@ fn database_error(settings: &Settings, error: &sqlx::Error) -> Finding {
     }
 }
 
-async fn database(settings: &Settings, names: &Names, limits: Limits, found: &mut Found) -> Result<(), sqlx::Error> {
-    let database = &settings.database;
+async fn database(settings: &Settings, names: &Names, scope: &Scope, found: &mut Found) -> Result<(), sqlx::Error> {
+    let (database, tolerated) = (&settings.database, scope.transaction);
     let mut conn = connect::connect(database, APPLICATION, Purpose::Read).await?;
     let conn = &mut conn;
-    let findings = &mut found.findings;
-    if let Some(problem) = connect::cannot_write(conn).await? {
+    let version: String = rights::first(conn, "select current_setting('server_version')").await?;
+    let user = rights::current_user(conn).await?;
+    found.passed.push(format!("{} answers: PostgreSQL {version}, user {user}", database.target()));
+    let read_only = connect::cannot_write(conn).await?.map(|problem| {
         let message = format!("The database {} {problem}, so a relay cannot work.", database.target());
-        findings.push(Finding::error(Code::DatabaseReadOnly, message, fault::READ_ONLY.next_step));
-    }
-    findings.extend(sessions::clock(conn).await?);
-    findings.extend(pooler::pooler(database, APPLICATION).await?);
-    findings.extend(sessions::oldest_transaction(conn, names, limits.transaction).await?);
-    findings.extend(sessions::prepared_transactions(conn, limits.transaction).await?);
-    findings.extend(sessions::replication_slots(conn).await?);
+        Finding::error(Code::DatabaseReadOnly, message, fault::READ_ONLY.next_step)
+    });
+    found.add(read_only, "the database can be written");
+    found.add(sessions::clock(conn).await?, "the clocks of this machine and of the database agree");
+    found.add(pooler::pooler(database, APPLICATION).await?, "what stands between this machine and the database fits");
+    let age = humantime::format_duration(tolerated);
+    found.add(
+        sessions::oldest_transaction(conn, names, tolerated).await?,
+        format!("no visible transaction is open for longer than {age}"),
+    );
+    let mut holders: Vec<_> = sessions::prepared_transactions(conn, tolerated).await?.into_iter().collect();
+    holders.extend(sessions::replication_slots(conn).await?);
+    found.add(holders, "no prepared transaction and no idle replication slot holds vacuum back");
     outbox(conn, settings, names, found).await
 }
 
@@ -204,30 +232,41 @@ async fn outbox(
         Some(note) => vec![note],
         None => rights::rights(conn, names).await?,
     };
+    found.passed.push(format!("the outbox {} is there, with {lanes} lanes, in a version that fits", names.outbox()));
     let lacking = rights.iter().any(|finding| finding.code == Code::RightsMissing);
-    found.findings.extend(rights);
+    found.add(rights, "the user has the rights of a relay, and no others");
     if lacking {
         // Without these rights every further check would fail.
         return Ok(());
     }
-    let findings = &mut found.findings;
-    findings.extend(rights::hidden_rows(conn, names).await?);
-    findings.extend(schema::indexes(conn, names).await?);
-    findings.extend(table::table(conn, names).await?);
-    findings.extend(objects::objects(conn, names).await?);
+    found.add(rights::hidden_rows(conn, names).await?, "no policy hides rows from the relay");
+    found.add(schema::indexes(conn, names).await?, "the indexes are there, and the planner takes them");
+    found
+        .add(table::table(conn, names).await?, "the table is logged and vacuumed, ids ascend, no foreign trigger runs");
+    found.add(objects::objects(conn, names).await?, "nobody else owns what the outbox runs");
     if reads_contents(conn, names).await? {
-        findings.extend(table::payloads(conn, names, relay.envelope).await?);
+        found.add(
+            table::payloads(conn, names, relay.envelope).await?,
+            format!("payloads fit the envelope {}", relay.envelope),
+        );
     }
     let (topics, illegal) = routes::routes(conn, names, &relay.topic).await?;
-    findings.extend(illegal.iter().map(illegal_topic));
-    findings.extend(topics.keys().filter_map(|topic| refused_topic(topic, relay.topics.as_ref())));
-    found.topics = topics;
+    let refused = topics.keys().filter_map(|topic| refused_topic(topic, relay.topics.as_ref()));
+    found.add(illegal.iter().map(illegal_topic).chain(refused), "every event has a legal topic");
+    for (topic, seen) in topics {
+        let entry = found.topics.entry(topic).or_insert(seen);
+        entry.largest = entry.largest.max(seen.largest);
+        entry.oldest_s = entry.oldest_s.max(seen.oldest_s);
+    }
     let (lacking, identity) = transactions::database(conn, settings, names, lanes).await?;
     found.findings.extend(lacking);
     found.identity = identity;
     if connect::cannot_write(conn).await?.is_none() {
         // A standby has no unlogged tables, and no relays.
-        found.findings.extend(relays::conflicts(conn, names, relay).await?);
+        found.add(
+            relays::conflicts(conn, names, relay).await?,
+            "live relays have the same settings and names of their own",
+        );
     }
     found.processed_ms = dedup_window::oldest_processed_ms(conn, names).await?;
     Ok(())
@@ -246,7 +285,8 @@ async fn brokers(
             return Ok(());
         }
     };
-    found.findings.extend(advertised::findings(&cluster.brokers).await);
+    let answered = format!("{} of the brokers answer(s), at the addresses that they advertise", cluster.brokers.len());
+    found.add(advertised::findings(&cluster.brokers).await, answered);
     if let Some(identity) = found.identity {
         found.findings.extend(transactions::kafka(&cluster, settings, identity).await);
     }
@@ -260,10 +300,14 @@ async fn brokers(
             "no action is needed; RELAY_TOPIC decides to how many topics events go",
         ));
     }
+    if topics.is_empty() {
+        found.unchecked.push("topics, because no event names one yet: `outbox-relay check --topic NAME`".to_owned());
+    }
     let question = question(settings, names);
     for (name, seen) in topics.iter().take(MOST_TOPICS) {
         let (findings, topic) = topics::topic(&cluster, kafka, &settings.relay, name, *seen).await?;
-        found.findings.extend(findings);
+        let partitions = topic.map_or(0, |topic| topic.partitions);
+        found.add(findings, format!("the topic {name} takes events: {partitions} partitions"));
         let retention = topic.and_then(|topic| topic.retention);
         let violation = question
             .as_ref()

@@ -59,6 +59,7 @@ use compare::{Comparison, Horizon, Scope, TopicScope};
 use event_outbox::Names;
 use event_outbox::ledger::{Example, Finding, Report, Rules};
 use event_outbox::route::TopicTemplate;
+use event_outbox::schema::{self, SchemaError};
 use fact::Fact;
 use sorter::Sorter;
 use table::{Audits, Extent, TableReader};
@@ -102,6 +103,8 @@ pub(crate) struct Plan {
 pub(crate) enum VerifyError {
     #[error("a database error")]
     Database(#[from] sqlx::Error),
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     #[error("a Kafka error")]
     Kafka(#[from] KafkaError),
     #[error("{}", .0.reason)]
@@ -128,6 +131,7 @@ pub(crate) async fn run(
     kafka: &KafkaSettings,
 ) -> Result<Verdict, VerifyError> {
     let mut conn = connect::connect(database, "outbox-relay verify", Purpose::Read).await?;
+    schema::present(&mut conn, &plan.names).await?;
     let reader = TopicReader::new(kafka)?;
     if let Some(silence) = silence(kafka, ANSWER_WITHIN).await? {
         return Err(VerifyError::Silent(silence));

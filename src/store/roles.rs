@@ -26,7 +26,8 @@ const SEEN: &str = "id, event_id, entity_type, entity_id, event_type, event_vers
                     published_at, attempts, last_error, lane, xid, due, xmax";
 
 /// The columns of a lane's row that a relay writes.
-const PROGRESS: &str = "nonce, sealed, scanned_through, snapshot, swept_through, sweep_snapshot, system, relation";
+pub(crate) const PROGRESS: &str =
+    "nonce, sealed, scanned_through, snapshot, swept_through, sweep_snapshot, system, relation";
 
 const SUFFIXES: [&str; 4] = ["writer", "relay", "operator", "monitor"];
 

@@ -136,8 +136,16 @@ async fn a_sound_outbox_with_a_user_of_its_own_has_no_error_and_no_warning(
     let ids: Vec<_> = found.keys().map(String::as_str).collect();
     // The tests' only broker, and a user that may not see others' sessions: notes.
     ensure!(ids == ["sessions-hidden", "topic-single-replica"], "{found:?}");
-    let strict = relay.argument("--strict").output("check").await?;
+    let strict = relay.clone().argument("--strict").output("check").await?;
     ensure!(strict.code == Some(0) && strict.stdout.contains("0 errors, 0 warnings, 2 notes"), "{strict:?}");
+    for right in
+        ["answers: PostgreSQL", "with 16 lanes", "rights of a relay", &format!("{} takes events", outbox.topic)]
+    {
+        let is_ok = |line: &str| line.starts_with("ok ") && line.contains(right);
+        ensure!(strict.stdout.lines().any(is_ok), "{right:?} is not said to be right in {}", strict.stdout);
+    }
+    let named = relay.argument("--topic").argument("not-made-for-check");
+    expect(&named, "topic-missing", "error").await?;
     outbox.execute(&format!("drop owned by {user}")).await.map(drop)
 }
 
@@ -148,14 +156,26 @@ async fn a_missing_right_is_named_and_its_grant_fixes_it(
     let outbox = Outbox::from_database(&database);
     outbox.create_topic(&kafka).await?;
     let (user, relay) = with_user(&database, &outbox, &kafka).await?;
-    // Each check names the missing rights that it can see; nine grants are all there are.
-    for _ in 0..9 {
-        let found = findings(&relay).await?;
-        let Some(missing) = found.get("rights-missing") else { break };
-        outbox.execute(missing["fix"].as_str().unwrap_or_default()).await?;
-    }
+    // All grants are in one block of SQL.
+    let missing = expect(&relay, "rights-missing", "error").await?;
+    let fix = missing["fix"].as_str().unwrap_or_default();
+    ensure!(fix.matches("grant ").count() >= 8 && missing.to_string().contains("migrate --roles"), "{missing}");
+    expect_and_fix(&outbox, &relay, "rights-missing", "error").await?;
     let found = findings(&relay).await?;
-    ensure!(!found.contains_key("rights-missing") && !found.contains_key("database-unreachable"), "{found:?}");
+    ensure!(!found.contains_key("database-unreachable"), "{found:?}");
+    outbox.execute(&format!("drop owned by {user}")).await?;
+
+    // With the roles in place, one grant is enough.
+    let owner = Relay::bare().with("DATABASE_URL", database.url());
+    let table = format!("roles_{}", database.name());
+    let (owner, relay) = (owner.with("RELAY_TABLE", &table), relay.with("RELAY_TABLE", &table));
+    let made = owner.argument("--roles").output("migrate").await?;
+    for part in ["version 0 ->", "functions", &format!("{table}_lane"), "next", "another one"] {
+        ensure!(made.code == Some(0) && made.stdout.contains(part), "no {part:?} in {made:?}");
+    }
+    let missing = expect(&relay, "rights-missing", "error").await?;
+    ensure!(missing["fix"] == format!("grant \"{table}_relay\" to {user};"), "{missing}");
+    expect_and_fix(&outbox, &relay, "rights-missing", "error").await?;
     outbox.execute(&format!("drop owned by {user}")).await.map(drop)
 }
 
@@ -194,7 +214,14 @@ async fn too_many_rights_are_found(database: TestDatabase, kafka: Arc<RealKafka>
 async fn a_schema_of_another_version_is_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
     let relay = outbox.relay(&kafka);
-    expect(&relay.clone().with("RELAY_TABLE", "elsewhere"), "schema-missing", "error").await?;
+    let elsewhere = relay.clone().with("RELAY_TABLE", "elsewhere");
+    let missing = expect(&elsewhere, "schema-missing", "error").await?;
+    ensure!(missing["fix"].as_str().is_some_and(|fix| fix.contains("RELAY_TABLE=\"event_outbox\"")), "{missing}");
+    for command in ["status", "tail", "verify", "run"] {
+        let refused = elsewhere.clone().with("RELAY_LOG_FORMAT", "text").output(command).await?;
+        let says = refused.stderr.contains("there is \"public\".\"event_outbox\"");
+        ensure!(refused.code != Some(0) && says && !refused.stderr.contains("migrate"), "{command}: {refused:?}");
+    }
     outbox.execute("insert into event_outbox_migration values (999, 'future', 'a trial')").await?;
     expect(&relay, "schema-newer", "error").await?;
     outbox.execute("delete from event_outbox_migration where version > 1").await?;

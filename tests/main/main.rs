@@ -9,6 +9,7 @@ mod crashes;
 mod dead;
 mod demo;
 mod dlq;
+mod documents;
 mod emit;
 mod guarantees;
 mod health;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         consumers::trials(),
         tls::trials(),
         snippets::trials(),
+        documents::trials(),
         plans::trials(),
         guarantees::trials(),
         odd_databases::trials(),

@@ -128,10 +128,12 @@ pub enum SchemaError {
         needed: i32,
     },
     /// The database has no outbox of this name.
-    #[error("there is no outbox {table} in this database")]
+    #[error("there is no outbox {table} in this database{}", but_there_is(others))]
     Missing {
         /// The outbox table.
         table: String,
+        /// Schema and table of the outboxes that the database has.
+        others: Vec<(String, String)>,
     },
     /// A table of this name exists, but no migration of ours created it.
     #[error("{table} exists already and was not made by outbox-relay")]
@@ -348,6 +350,12 @@ pub async fn set_wake_up_trigger(conn: &mut PgConnection, names: &Names, is_set:
     Ok(())
 }
 
+/// Returns number and name of the migrations above version `from`.
+pub fn steps_above(from: i32) -> impl Iterator<Item = (i32, &'static str)> {
+    let above = MIGRATIONS.iter().filter(move |migration| migration.version > from);
+    above.map(|migration| (migration.version, migration.name))
+}
+
 /// Returns the migrations above version `from` as one SQL script for a team's own migration tool; `None` gives those of a new outbox.
 ///
 /// The script begins and commits its own transactions, because an upgrade has statements that cannot run inside one (`create index
@@ -412,7 +420,7 @@ async fn exists(conn: &mut PgConnection, names: &Names, relation: &str) -> Resul
 pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, SchemaError> {
     server_is_new_enough(conn).await?;
     match version(conn, names).await? {
-        None => return Err(SchemaError::Missing { table: names.outbox() }),
+        None => return Err(missing(conn, names).await?),
         Some(found) if found < OLDEST_USABLE => {
             return Err(SchemaError::Older { table: names.outbox(), found, needed: CURRENT_VERSION });
         }
@@ -434,6 +442,45 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
         Ok(lanes) if lanes > 0 && lanes <= MAX_LANES && row.try_get::<bool, _>(1)? => Ok(lanes),
         _ => Err(SchemaError::BrokenLanes { table, found }),
     }
+}
+
+/// Checks that the database has an outbox of that name. Needs no right on it.
+///
+/// # Errors
+/// [`SchemaError::Missing`], which names the outboxes that are there, or any error of the database.
+pub async fn present(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
+    if exists(conn, names, &names.part_raw("migration")).await? { Ok(()) } else { Err(missing(conn, names).await?) }
+}
+
+async fn missing(conn: &mut PgConnection, names: &Names) -> Result<SchemaError, sqlx::Error> {
+    Ok(SchemaError::Missing { table: names.outbox(), others: outboxes(conn).await? })
+}
+
+/// Returns schema and table of the outboxes of this database, at most five.
+///
+/// # Errors
+/// Any error of the database.
+pub async fn outboxes(conn: &mut PgConnection) -> Result<Vec<(String, String)>, sqlx::Error> {
+    let part = |suffix: &str| {
+        format!(
+            "exists (select from pg_catalog.pg_class p where p.relnamespace operator(pg_catalog.=) t.relnamespace \
+             and p.relname::pg_catalog.text operator(pg_catalog.=) (t.relname::pg_catalog.text operator(pg_catalog.||) '_{suffix}'))"
+        )
+    };
+    let sql = format!(
+        "select n.nspname::pg_catalog.text, t.relname::pg_catalog.text from pg_catalog.pg_class t \
+         join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) t.relnamespace \
+         where t.relkind operator(pg_catalog.=) 'r' and {} and {} and {} order by 1, 2 limit 5",
+        part("migration"),
+        part("lane"),
+        part("hold")
+    );
+    sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_all(conn).await
+}
+
+fn but_there_is(others: &[(String, String)]) -> String {
+    let others: Vec<_> = others.iter().map(|(schema, table)| format!("{schema:?}.{table:?}")).collect();
+    if others.is_empty() { String::new() } else { format!(", but there is {}", others.join(" and ")) }
 }
 
 /// Returns true for a partitioned table, and for a table with inheriting children.

@@ -3,14 +3,17 @@
 //! - `jars`: fetches Kafka once, into a cache outside the repository
 //! - `broker`: the process and its configuration
 //! - `rights`: sets the ACLs of a topic
+//! - `tools`: Kafka's command-line tools
 //! - `topics`: creates, deletes and reads topics
 
 mod broker;
 mod jars;
 mod rights;
+mod tools;
 mod topics;
 
 pub use broker::RealKafka;
 pub use jars::Unavailable;
 pub use rights::MINDS_RIGHTS;
+pub use tools::install_tools;
 pub use topics::Record;

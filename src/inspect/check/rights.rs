@@ -4,6 +4,7 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use crate::store::read_only::read;
+use crate::store::roles;
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::names::{literal, quote};
@@ -18,35 +19,15 @@ pub(crate) async fn missing_rights(conn: &mut PgConnection, names: &Names) -> Re
 
 /// Compares the user's rights with those that a relay needs. It reads the catalog, so it works without any right on the tables.
 pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
-    let mut findings = Vec::new();
     let user = current_user(conn).await?;
-    let usage: bool =
-        first(conn, &format!("select coalesce(has_schema_privilege({}, 'usage'), false)", literal(names.schema_raw())))
-            .await?;
-    if !usage {
-        findings.push(missing(&user, "USAGE", &format!("schema {}", names.schema())));
-        return Ok(findings);
+    let lacking = lacking_grants(conn, names, "current_user").await?;
+    let mut findings = Vec::new();
+    if !lacking.is_empty() {
+        findings.push(missing(&user, &lacking, role_with_all(conn, names).await?));
     }
-    for (table, privileges) in [
-        (names.outbox(), &["select"][..]),
-        (names.companion("lane"), &["select"]),
-        (names.companion("hold"), &["select", "insert", "update", "delete"]),
-        (names.companion("relay"), &["select", "insert", "update", "delete"]),
-        (names.companion("migration"), &["select"]),
-        (names.companion("control"), &["select"]),
-        (names.companion("pause"), &["select"]),
-        (names.companion("delivery"), &["select"]),
-    ] {
-        let lacking = lacking(conn, &table, privileges).await?;
-        if !lacking.is_empty() {
-            findings.push(missing(&user, &lacking.join(", ").to_uppercase(), &table));
-        }
+    if !lacking.iter().any(|grant| grant.right == "USAGE") {
+        findings.extend(excess(conn, names, &user).await?);
     }
-    let unmarked = not_updatable(conn, &names.outbox(), &MARKED).await?;
-    if !unmarked.is_empty() {
-        findings.push(missing(&user, &format!("UPDATE ({})", unmarked.join(", ")), &names.outbox()));
-    }
-    findings.extend(excess(conn, names, &user).await?);
     Ok(findings)
 }
 
@@ -71,14 +52,74 @@ pub(super) async fn reader(conn: &mut PgConnection, names: &Names) -> Result<Opt
     )))
 }
 
-async fn lacking(conn: &mut PgConnection, table: &str, privileges: &[&str]) -> Result<Vec<String>, sqlx::Error> {
-    // Pass an oid, which is null for a missing table. The schema's check reports a missing table.
-    let list = privileges.iter().map(|privilege| literal(privilege)).collect::<Vec<_>>().join(", ");
-    let query = format!(
-        "select wanted from unnest(array[{list}]) wanted where not has_table_privilege(to_regclass({}), wanted)",
-        literal(table)
-    );
+/// A right that a relay needs and a user lacks.
+struct Grant {
+    right: String,
+    on: String,
+}
+
+/// Returns the rights that `who`, an SQL expression, lacks.
+async fn lacking_grants(conn: &mut PgConnection, names: &Names, who: &str) -> Result<Vec<Grant>, sqlx::Error> {
+    let mut grants = Vec::new();
+    let schema = literal(names.schema_raw());
+    let usage = format!("select coalesce(has_schema_privilege({who}, {schema}, 'usage'), false)");
+    if !first::<bool>(conn, &usage).await? {
+        grants.push(Grant { right: "USAGE".to_owned(), on: format!("schema {}", names.schema()) });
+    }
+    let all = &["select", "insert", "update", "delete"][..];
+    let progress: Vec<_> = roles::PROGRESS.split(", ").collect();
+    let companion = |suffix| (names.part_raw(suffix), names.companion(suffix));
+    for ((raw, table), privileges, updated) in [
+        ((names.table_raw().to_owned(), names.outbox()), &["select"][..], &MARKED[..]),
+        (companion("lane"), &["select"], &progress),
+        (companion("hold"), all, &[]),
+        (companion("relay"), all, &[]),
+        (companion("migration"), &["select"], &[]),
+        (companion("control"), &["select"], &[]),
+        (companion("pause"), &["select"], &[]),
+        (companion("delivery"), &["select"], &[]),
+    ] {
+        // The oid is null for a missing table, which the schema's check reports. `to_regclass` would ask for USAGE on the schema.
+        let oid = format!(
+            "(select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+              where n.nspname = {schema} and c.relname = {})",
+            literal(&raw)
+        );
+        let lacks = |right| format!("not has_table_privilege({who}, {oid}, {right})");
+        let mut rights = wanted(conn, privileges, lacks("wanted")).await?;
+        let columns = format!("not has_column_privilege({who}, {oid}, wanted, 'update') and {}", lacks("'update'"));
+        let columns = wanted(conn, updated, columns).await?;
+        if !columns.is_empty() {
+            rights.push(format!("update ({})", columns.join(", ")));
+        }
+        if !rights.is_empty() {
+            let upper = |right: &String| match right.split_once(' ') {
+                Some((verb, columns)) => format!("{} {columns}", verb.to_uppercase()),
+                None => right.to_uppercase(),
+            };
+            grants.push(Grant { right: rights.iter().map(upper).collect::<Vec<_>>().join(", "), on: table });
+        }
+    }
+    Ok(grants)
+}
+
+/// Returns the words for which `lacks` is true; it is an SQL expression about `wanted`.
+async fn wanted(conn: &mut PgConnection, words: &[&str], lacks: String) -> Result<Vec<String>, sqlx::Error> {
+    let list = words.iter().map(|word| literal(word)).collect::<Vec<_>>().join(", ");
+    let query = format!("select wanted from unnest(array[{list}]::text[]) wanted where {lacks}");
     read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
+}
+
+/// Returns the role that `migrate --roles` makes for relays, quoted, if it exists and has every right on this outbox.
+async fn role_with_all(conn: &mut PgConnection, names: &Names) -> Result<Option<String>, sqlx::Error> {
+    let raw = literal(&names.part_raw("relay"));
+    let exists: bool = first(conn, &format!("select exists (select from pg_roles where rolname = {raw})")).await?;
+    let has_all = exists && lacking_grants(conn, names, &format!("{raw}::name")).await?.is_empty();
+    Ok(has_all.then(|| names.role(None, "relay")))
+}
+
+async fn lacking(conn: &mut PgConnection, table: &str, privileges: &[&str]) -> Result<Vec<String>, sqlx::Error> {
+    wanted(conn, privileges, format!("not has_table_privilege(to_regclass({}), wanted)", literal(table))).await
 }
 
 /// Returns the columns that the user may not update.
@@ -87,13 +128,8 @@ pub(super) async fn not_updatable(
     table: &str,
     columns: &[&str],
 ) -> Result<Vec<String>, sqlx::Error> {
-    let list = columns.iter().map(|column| literal(column)).collect::<Vec<_>>().join(", ");
-    let query = format!(
-        "select wanted from unnest(array[{list}]) wanted \
-         where not has_column_privilege(to_regclass({}), wanted, 'update')",
-        literal(table)
-    );
-    read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
+    let lacks = format!("not has_column_privilege(to_regclass({}), wanted, 'update')", literal(table));
+    wanted(conn, columns, lacks).await
 }
 
 /// Returns the user's name, quoted if SQL needs quotes.
@@ -101,12 +137,19 @@ pub(super) async fn current_user(conn: &mut PgConnection) -> Result<String, sqlx
     first(conn, "select quote_ident(current_user)").await
 }
 
-fn missing(user: &str, right: &str, on: &str) -> Finding {
-    Finding::error(
-        Code::RightsMissing,
-        format!("The relay's user {user} has no right to {right} on {on}."),
-        format!("grant {} on {on} to {user};", right.to_lowercase()),
-    )
+/// Groups the missing rights into one finding, with one block of SQL. A role that has all of them is one grant.
+fn missing(user: &str, lacking: &[Grant], role: Option<String>) -> Finding {
+    let rights = lacking.iter().map(|Grant { right, on }| format!("{right} on {on}"));
+    let rights = rights.collect::<Vec<_>>().join("; ");
+    let grants = lacking.iter().map(|Grant { right, on }| format!("grant {} on {on} to {user};", right.to_lowercase()));
+    let (has_all, fix) = match role {
+        Some(role) => (format!("The role {role} has all that a relay needs"), format!("grant {role} to {user};")),
+        None => (
+            "`outbox-relay migrate --roles` makes a role that has all that a relay needs".to_owned(),
+            grants.collect::<Vec<_>>().join(" "),
+        ),
+    };
+    Finding::error(Code::RightsMissing, format!("The relay's user {user} has no right to {rights}. {has_all}."), fix)
 }
 
 async fn excess(conn: &mut PgConnection, names: &Names, user: &str) -> Result<Option<Finding>, sqlx::Error> {

@@ -6,6 +6,7 @@ use super::finding::Finding;
 use event_outbox::Names;
 use event_outbox::code::Code;
 
+use crate::fault;
 use crate::store::plan::{self, Statement};
 use crate::store::read_only::{read, reads_contents};
 use crate::store::search_path;
@@ -28,9 +29,11 @@ pub(super) async fn usable(conn: &mut PgConnection, names: &Names) -> Result<Res
 fn refused(error: &SchemaError) -> Finding {
     let migrate = "outbox-relay migrate";
     match error {
-        SchemaError::Missing { .. } => {
-            Finding::error(Code::SchemaMissing, format!("The outbox cannot be used: {error}."), migrate)
-        }
+        SchemaError::Missing { others, .. } => Finding::error(
+            Code::SchemaMissing,
+            format!("The outbox cannot be used: {error}."),
+            fault::missing_outbox(others),
+        ),
         SchemaError::Older { .. } => {
             Finding::error(Code::SchemaOlder, format!("The outbox cannot be used: {error}."), migrate)
         }

@@ -67,12 +67,13 @@ pub(super) async fn topic(
     }
     let retention = config.as_deref().and_then(TopicRetention::from_config);
     let oldest_ms = tail.ok().and_then(|tail| tail.oldest_ms);
-    Ok((findings, Some(Topic { retention, oldest_ms })))
+    Ok((findings, Some(Topic { partitions: count, retention, oldest_ms })))
 }
 
 /// The facts about a topic that are compared with the window of `processed_events`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Topic {
+    pub(super) partitions: usize,
     /// The retention; `None` if the user may not see the configuration.
     pub(super) retention: Option<TopicRetention>,
     /// The earliest timestamp of the partitions' first records.
