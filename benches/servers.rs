@@ -28,7 +28,7 @@ fn command(arguments: &[OsString]) -> Command {
         [run, program, arguments @ ..] if run == "--run" => (Command::new(program), arguments),
         arguments => {
             let mut bench = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
-            bench.arg("bench");
+            bench.args(["bench", "--yes"]);
             (bench, arguments)
         }
     };

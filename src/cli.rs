@@ -91,12 +91,13 @@ enum Command {
     #[command(hide = true)]
     Reference(reference::Reference),
     #[cfg(feature = "bench")]
-    /// Measure the relay against these servers, in a schema and topics of its own
+    /// Measure the relay against the configured servers, in a schema and topics of its own; asks first, --yes answers
     Bench(bench::Bench),
     /// Show the relay at work: Postgres, a mock Kafka, a shop that writes orders, a relay that is killed, and a reconciliation at the end
     ///
-    /// Nothing has to be installed. With DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS set, the demo uses those servers instead. It works in
-    /// a schema and a topic of its own, and removes them at the end.
+    /// Nothing has to be installed. With DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS set, the demo asks whether to use those servers instead;
+    /// --yes answers. It works in a schema and a topic of its own, and removes them at the end. On a terminal it draws a picture with
+    /// counters, and the log goes to a file; elsewhere it prints lines.
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
     #[cfg(feature = "demo")]

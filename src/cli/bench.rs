@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::confirm::UseServers;
 use super::exit::Failure;
 use super::{names_and_values, runtime};
 use crate::bench::{self, BenchError, Plan, Report, Scenario};
-use crate::config::Sources;
+use crate::config::{Needs, Settings, Sources};
 use crate::fault;
 use crate::observe::print::{errln, out, outln};
 
@@ -52,6 +53,8 @@ pub(crate) struct Bench {
     /// reach that relay
     #[arg(long = "relay-set", value_name = "NAME=VALUE")]
     relay_set: Vec<String>,
+    #[command(flatten)]
+    own: UseServers,
 }
 
 impl Bench {
@@ -60,6 +63,8 @@ impl Bench {
             .map_err(|error| Failure::unexpected("the bench cannot find its own program", error))?;
         let json = self.json.clone();
         let relay_set = names_and_values("--relay-set", self.relay_set.clone())?;
+        let settings = Settings::load(sources.clone(), Needs::DatabaseAndKafka)?;
+        self.own.ask("Measure at full load, in a schema and topics that are removed at the end,", &settings)?;
         let plan = self.plan();
         let ended = runtime()?.block_on(bench::run(plan, sources, relay_set, program)).map_err(failed)?;
         for (name, error) in &ended.left {

@@ -13,6 +13,7 @@ use lab::demo::{
 };
 use rdkafka::ClientConfig;
 
+use super::confirm::UseServers;
 use super::exit::Failure;
 use super::{runtime, target};
 use crate::config::{KafkaSettings, Needs, Settings, Sources};
@@ -31,6 +32,8 @@ pub(crate) struct Demo {
     /// Keep the servers up until Ctrl-C and print their addresses
     #[arg(long)]
     serve: bool,
+    #[command(flatten)]
+    own: UseServers,
 }
 
 #[derive(Debug, Subcommand)]
@@ -46,12 +49,15 @@ struct OrderFlow {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    own: UseServers,
 }
 
 impl Demo {
     /// Runs the demo. `env` is the process's environment.
     pub(crate) fn run(&self, env: BTreeMap<String, String>) -> Result<(), Failure> {
-        let servers = server_choice(&env)?;
+        let own = self.act.as_ref().map_or(self.own, |Act::OrderFlow(flow)| flow.own);
+        let servers = server_choice(&env, own)?;
         let program = std::env::current_exe()
             .map_err(|error| Failure::unexpected("the demo cannot find its own program", error))?;
         let options = DemoOptions { servers, env, program };
@@ -125,7 +131,7 @@ impl DemoService {
 }
 
 /// Returns the servers that the environment names, or private ones.
-fn server_choice(env: &BTreeMap<String, String>) -> Result<ServerChoice, Failure> {
+fn server_choice(env: &BTreeMap<String, String>, own: UseServers) -> Result<ServerChoice, Failure> {
     let are_own = names_own_servers(env).map_err(|error| {
         Failure::bad_configuration(error.to_string()).hint(format!("set {}, or unset {}", error.missing, error.given))
     })?;
@@ -136,6 +142,7 @@ fn server_choice(env: &BTreeMap<String, String>) -> Result<ServerChoice, Failure
     let env = env.iter().filter(|(name, _)| !is_relay_variable(name));
     let env = env.map(|(name, value)| (name.clone(), value.clone())).collect();
     let settings = Settings::load(Sources { file: None, env, overrides: Vec::new() }, Needs::DatabaseAndKafka)?;
+    own.ask("Run the demo, which creates schemas and topics of its own and removes them at the end,", &settings)?;
     let database = &settings.database;
     Ok(ServerChoice::Own(Box::new(OwnServers {
         database: database.connect_options(),

@@ -155,7 +155,7 @@ fn positive(object: &Value, name: &str) -> anyhow::Result<()> {
 fn bench(database: &TestDatabase, kafka: &RealKafka, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
     command
-        .arg("bench")
+        .args(["bench", "--yes"])
         .args(arguments)
         .env("DATABASE_URL", database.url())
         .env("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap());

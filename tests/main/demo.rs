@@ -33,10 +33,12 @@ pub(crate) fn trials() -> Vec<Trial> {
             an_interrupted_demo_exits_130_and_leaves_nothing,
             a_killed_demo_leaves_no_process_and_no_file,
             a_served_demo_takes_a_visitors_events_and_ends_with_its_reconciliation,
+            on_a_terminal_the_demo_is_a_picture_with_the_kill_in_red,
             the_order_flow_agrees_with_a_service_killed_halfway,
             an_interrupted_order_flow_exits_130_and_leaves_nothing,
             one_server_without_the_other_is_refused_and_the_other_is_named;
         with_both:
+            servers_of_the_environment_are_used_only_after_a_yes,
             the_demo_runs_on_servers_of_ones_own_and_leaves_nothing_there;
     }
 }
@@ -146,13 +148,69 @@ async fn one_server_without_the_other_is_refused_and_the_other_is_named() -> any
     Ok(())
 }
 
+async fn servers_of_the_environment_are_used_only_after_a_yes(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    for arguments in [&["demo"][..], &["demo", "order-flow"], &["bench", "idle"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
+        command.args(arguments).stdin(Stdio::null());
+        command.env("DATABASE_URL", database.url()).env("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap());
+        let output = command.output().await?;
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(2) && stderr.contains("--yes"), "{arguments:?}: {stderr}");
+        ensure!(stderr.contains(database.name()) && stderr.contains(&kafka.bootstrap()), "{stderr}");
+    }
+    let schemas = "select count(*) from pg_namespace where nspname like 'outbox_%'";
+    let schemas: i64 = sqlx::query_scalar(schemas).fetch_one(&mut database.connect().await?).await?;
+    ensure!(schemas == 0, "something was created");
+    Ok(())
+}
+
+/// util-linux' `script` gives the demo a terminal, and copies what the demo writes there.
+async fn on_a_terminal_the_demo_is_a_picture_with_the_kill_in_red() -> anyhow::Result<()> {
+    let mut stage = Stage::with_postgres().await?;
+    let binary = env!("CARGO_BIN_EXE_outbox-relay");
+    let mut script = Command::new("script");
+    script.args(["-qec", &format!("stty cols 80 rows 24; {binary} demo"), "/dev/null"]).stdin(Stdio::null());
+    script.env("TMPDIR", stage.temporary.path()).env("TERM", "xterm").env_remove("NO_COLOR").kill_on_drop(true);
+    for name in ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"] {
+        script.env_remove(name);
+    }
+    script.stdout(Stdio::piped()).stderr(Stdio::piped());
+    stage.demo = script;
+    let output = match tokio::time::timeout(WHOLE, stage.demo.output()).await? {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(lab::Missing("script (util-linux) is not installed".to_owned()).into());
+        }
+        output => output?,
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(0), "{text}");
+    for part in [
+        "\u{1b}[1;31mKILLED (kill -9)",
+        "committed",
+        "waiting",
+        "order-events",
+        "the consumer",
+        "3,600 of 3,600 events applied",
+    ] {
+        ensure!(text.contains(part), "no {part:?} in {text}");
+    }
+    ensure!(text.trim_end().ends_with("seconds."), "the ledger comes last: {text}");
+    let path = text.rsplit_once("log: ").and_then(|(_, rest)| rest.split_whitespace().next()).context("a log")?;
+    let log = fs::read_to_string(path)?;
+    ensure!(log.contains("relay | ") && log.contains("kill -9 for the relay"), "{log}");
+    Ok(())
+}
+
 async fn the_demo_runs_on_servers_of_ones_own_and_leaves_nothing_there(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let mut stage = Stage::new()?;
     stage.demo.env("DATABASE_URL", database.url()).env("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap());
-    let mut demo = stage.start(&["--json"])?;
+    let mut demo = stage.start(&["--json", "--yes"])?;
     let topic = demo.until_says("the topic ").await?;
     ensure!(topic.starts_with("outbox-demo-"), "it has created the topic {topic}");
     let reconciliation = demo.line().await?;

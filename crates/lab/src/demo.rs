@@ -17,7 +17,7 @@
 //! - `program`: a relay or a service as a process; `shown_log`: its log on the screen; `consumer`: begins a consumer
 //! - `watch`: reads the topics; `outbox_row`: reads the outboxes, and compares both by the ledger
 //! - `reconciliation`: the promises, and whether each was kept; `patience`: notices that nothing changes any more
-//! - `output`: the messages meanwhile
+//! - `output`: the messages meanwhile; `picture`: the numbers meanwhile, on a terminal
 
 mod binaries;
 mod child_server;
@@ -29,6 +29,7 @@ mod order_flow;
 mod outbox_row;
 mod output;
 mod patience;
+mod picture;
 mod port;
 mod postgres;
 mod program;

@@ -97,14 +97,14 @@ impl OrderFlowOptions {
 /// # Errors
 /// [`DemoError`] if the flow could not be completed. Tables that do not agree are no error; they are in the reconciliation.
 pub async fn run(options: OrderFlowOptions, mut interrupts: Interrupts) -> Result<Reconciliation, DemoError> {
-    let output = DemoOutput::new();
+    let output = &DemoOutput::lines();
     on_stage(&options.demo, DEMO_SCHEMAS, &mut interrupts, output, async |servers, interrupts| {
         unless_interrupted(interrupts, play(servers, &options, output)).await
     })
     .await
 }
 
-async fn play(servers: &Servers, options: &OrderFlowOptions, output: DemoOutput) -> Result<Reconciliation, DemoError> {
+async fn play(servers: &Servers, options: &OrderFlowOptions, output: &DemoOutput) -> Result<Reconciliation, DemoError> {
     let mut play = Play::begin(servers, options, output).await?;
     play.act(options).await?;
     let reconciliation = play.settle(options).await?;
@@ -122,7 +122,7 @@ struct Play {
 }
 
 impl Play {
-    async fn begin(servers: &Servers, options: &OrderFlowOptions, output: DemoOutput) -> Result<Self, DemoError> {
+    async fn begin(servers: &Servers, options: &OrderFlowOptions, output: &DemoOutput) -> Result<Self, DemoError> {
         let pools = Service::ALL
             .into_iter()
             .zip(servers.locations())
@@ -134,7 +134,7 @@ impl Play {
         let outbox = Outbox::new(&servers.locations()[0].names);
         let customers = Customers::open(&databases, outbox, options.deadline).await?;
         let dead_letters = servers.topics().last().cloned().unwrap_or_default();
-        let timeline = Timeline::new(output);
+        let timeline = Timeline::new(output.clone());
         let (shown, not_shown) = (timeline.clone(), dead_letters.clone());
         let kafka = servers.kafka_client();
         let watch = Watch::start(&kafka, servers.topics(), move |sighting| {

@@ -86,7 +86,7 @@ impl Servers {
         choice: &ServerChoice,
         env: BTreeMap<String, String>,
         demo_schemas: DemoSchemas,
-        output: DemoOutput,
+        output: &DemoOutput,
     ) -> Result<Self, ServersError> {
         match choice {
             ServerChoice::Private => Self::private(env, demo_schemas, output).await,
@@ -97,7 +97,7 @@ impl Servers {
     async fn private(
         env: BTreeMap<String, String>,
         demo_schemas: DemoSchemas,
-        output: DemoOutput,
+        output: &DemoOutput,
     ) -> Result<Self, ServersError> {
         output.say("starting a private Postgres (downloads one if this machine has none)");
         // No data outlives the demo, so none has to survive a crash of the machine.
@@ -142,7 +142,7 @@ impl Servers {
     }
 
     /// Creates the outboxes and the topics.
-    pub(super) async fn prepare(&mut self, output: DemoOutput) -> Result<(), ServersError> {
+    pub(super) async fn prepare(&mut self, output: &DemoOutput) -> Result<(), ServersError> {
         let mut connection = self.connect().await?;
         for (index, location) in self.locations.iter().enumerate() {
             if self.private.is_none() {
@@ -168,7 +168,7 @@ impl Servers {
     }
 
     /// Removes everything that [`Servers::prepare`] has created so far. Prints what could not be removed.
-    pub(super) async fn clear_away(self, output: DemoOutput) {
+    pub(super) async fn clear_away(self, output: &DemoOutput) {
         if self.private.is_none() {
             output.say("removing what was made on your servers; the consumer groups' sessions have to run out");
             let groups: Vec<&str> = self.locations.iter().map(|location| location.names.schema_raw()).collect();

@@ -16,16 +16,19 @@ mod observed;
 mod promises;
 mod settled;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indicatif::HumanCount;
 use sqlx::PgPool;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::directory::TemporaryDirectory;
 use super::output::DemoOutput;
 use super::patience::PATIENCE;
+use super::picture::{Counters, RelayState};
 use super::program::Program;
 use super::reconciliation::Reconciliation;
 use super::servers::{DemoSchemas, PARTITIONS, Servers};
@@ -34,6 +37,7 @@ use super::stage::{DemoError, DemoOptions, Interrupts, on_stage, unless_interrup
 use super::watch::Watch;
 use billing::Billing;
 use clerks::{Shop, Workload};
+use event_outbox::consumer::Stats;
 use observed::Observed;
 
 /// One outbox, with the topic to which its events go by default.
@@ -50,6 +54,9 @@ const START_AGAIN_AT: u64 = 2_200;
 /// The work during a `--serve`: enough to watch, little enough to read.
 const SERVING: Workload = Workload { orders: u64::MAX, per_second: 6.0 };
 
+/// The interval in which the numbers of the picture move.
+const COUNT_EVERY: Duration = Duration::from_millis(100);
+
 /// The interval in which a `--serve` checks that its relay runs.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -63,7 +70,8 @@ pub async fn run(
     mut interrupts: Interrupts,
     serving: Option<impl FnOnce(&[(&'static str, String)])>,
 ) -> Result<Reconciliation, DemoError> {
-    let output = DemoOutput::new();
+    // The addresses of a `--serve` are printed between the lines, which a picture would overwrite.
+    let output = &if serving.is_some() { DemoOutput::lines() } else { DemoOutput::picture() };
     on_stage(&options, DEMO_SCHEMAS, &mut interrupts, output, async |servers, interrupts| {
         let mut play = unless_interrupted(interrupts, Play::begin(servers, &options, output)).await?;
         unless_interrupted(interrupts, play.act()).await?;
@@ -80,6 +88,8 @@ pub async fn run(
 /// directory.
 struct Play {
     output: DemoOutput,
+    /// The task that moves the numbers of the picture.
+    _counting: JoinSet<()>,
     relay: Program,
     relay_log: ShownLog,
     directory: TemporaryDirectory,
@@ -90,22 +100,40 @@ struct Play {
 }
 
 impl Play {
-    async fn begin(servers: &Servers, options: &DemoOptions, output: DemoOutput) -> Result<Self, DemoError> {
+    async fn begin(servers: &Servers, options: &DemoOptions, output: &DemoOutput) -> Result<Self, DemoError> {
         let location = &servers.locations()[0];
         let mut directory = TemporaryDirectory::create(None).map_err(DemoError::Process)?;
         let relay = Program::new(options, location, &toml::Table::new(), &directory, "relay", &["run"]);
         let mut relay = relay.map_err(DemoError::Process)?;
-        let relay_log = ShownLog::start(relay.log_file(), output).map_err(DemoError::Process)?;
+        let relay_log = ShownLog::start(relay.log_file(), output.clone()).map_err(DemoError::Process)?;
         relay.start(&mut directory).map_err(DemoError::Process)?;
         if let Some(pid) = relay.pid() {
             output.say(format_args!("`outbox-relay run` is process {pid}; its log:"));
+            output.relay(RelayState::Up(pid));
         }
         // One more connection, to look at the outbox while all others are busy.
         let pool = servers.pool(location, clerks::CLERKS + PARTITIONS.unsigned_abs() + 1);
-        let watch = Watch::start(&servers.kafka_client(), servers.topics(), |_| ()).await?;
+        let records = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&records);
+        let count_record = move |_: &_| {
+            seen.fetch_add(1, Ordering::Relaxed);
+        };
+        let watch = Watch::start(&servers.kafka_client(), servers.topics(), count_record).await?;
         let billing = Billing::start(&pool, &location.names, servers.kafka(), &servers.topics()[0]).await?;
         let shop = Shop::open(pool.clone()).await?;
-        Ok(Self { output, relay, relay_log, directory, watch, billing, shop, pool })
+        let mut counting = JoinSet::new();
+        counting.spawn(count(output.clone(), shop.committed(), pool.clone(), records, billing.stats()));
+        Ok(Self {
+            output: output.clone(),
+            _counting: counting,
+            relay,
+            relay_log,
+            directory,
+            watch,
+            billing,
+            shop,
+            pool,
+        })
     }
 
     /// Places the orders, and kills the relay in between.
@@ -121,11 +149,15 @@ impl Play {
         self.must_run()?;
         self.output.say(format_args!("{} events are committed: kill -9 for the relay", HumanCount(KILL_AT)));
         self.relay.kill();
+        self.output.relay(RelayState::Killed);
         self.relay_log.catch_up();
         orders.until_committed(START_AGAIN_AT).await?;
         let waiting = HumanCount(settled::pending(&self.pool).await?);
         self.output.say(format_args!("the shop went on, {waiting} events wait: the relay starts again"));
         self.relay.start(&mut self.directory).map_err(DemoError::Process)?;
+        if let Some(pid) = self.relay.pid() {
+            self.output.relay(RelayState::Up(pid));
+        }
         orders.until_done().await
     }
 
@@ -151,6 +183,7 @@ impl Play {
             self.output.say(format_args!("nothing was published for {PATIENCE:?}: giving up"));
         }
         self.relay.stop();
+        self.output.relay(RelayState::Stopped);
         self.relay_log.catch_up();
         let sightings = self.watch.finish().await?;
         if !settled::applied(&self.billing, sightings.len() as u64).await {
@@ -159,6 +192,8 @@ impl Play {
         self.billing.stop().await?;
         self.output.say("everything has come to rest; comparing the tables with the topic");
         let repeated = self.billing.repeated();
+        tokio::time::sleep(COUNT_EVERY).await;
+        self.output.close();
         let observed = Observed::gather(&self.pool, self.shop.commit_log(), sightings, repeated).await?;
         Ok(Reconciliation { kills: 1, elapsed: self.output.elapsed(), ..observed.compare() })
     }
@@ -178,6 +213,30 @@ impl Play {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
+    }
+}
+
+/// Moves the numbers of the picture. Never ends.
+async fn count(
+    output: DemoOutput,
+    committed: watch::Receiver<u64>,
+    pool: PgPool,
+    records: Arc<AtomicU64>,
+    stats: Arc<Stats>,
+) {
+    loop {
+        // A number that cannot be read now is read at the next look.
+        if let Ok(waiting) = settled::pending(&pool).await {
+            output.count(Counters {
+                committed: *committed.borrow(),
+                waiting,
+                records: records.load(Ordering::Relaxed),
+                applied: stats.applied(),
+                repeated: stats.repeated(),
+                expected: ACT.orders * clerks::EVENT_TYPES.len() as u64,
+            });
+        }
+        tokio::time::sleep(COUNT_EVERY).await;
     }
 }
 

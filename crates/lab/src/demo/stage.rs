@@ -74,7 +74,7 @@ pub(super) async fn on_stage<T>(
     options: &DemoOptions,
     schemas: DemoSchemas,
     interrupts: &mut Interrupts,
-    output: DemoOutput,
+    output: &DemoOutput,
     play: impl AsyncFnOnce(&Servers, &mut Interrupts) -> Result<T, DemoError>,
 ) -> Result<T, DemoError> {
     let opening = async { Ok(Servers::open(&options.servers, options.env.clone(), schemas, output).await?) };

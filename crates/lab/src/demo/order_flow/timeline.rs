@@ -57,13 +57,19 @@ impl Timeline {
         if !orders.seen.insert(event_id) {
             return;
         }
-        // All orders before this one already have their line.
-        let place = orders.lines.range(..sighting.order_id.clone()).count();
+        // Orders before this one that still grow have their line.
+        let before = orders.lines.range(..sighting.order_id.clone());
+        let place = before.filter(|(_, (history, line))| line.is_some() && !history.shown).count();
         let (history, line) = orders.lines.entry(sighting.order_id.clone()).or_default();
         history.see(sighting);
         if let Some(screen) = &self.screen {
-            let line = line.get_or_insert_with(|| screen.insert(place, blank()));
-            line.set_message(history.to_string());
+            let bar = line.get_or_insert_with(|| screen.insert(place, blank()));
+            bar.set_message(history.to_string());
+            // A finished order scrolls up, so that the lines that still grow always fit on the screen.
+            if history.is_complete() && !std::mem::replace(&mut history.shown, true) {
+                screen.remove(bar);
+                screen.suspend(|| self.output.say(&*history));
+            }
         } else if history.is_complete() && !std::mem::replace(&mut history.shown, true) {
             self.output.say(&*history);
         }
@@ -71,7 +77,7 @@ impl Timeline {
 
     /// Leaves the lines as they are. Later output is printed below.
     pub(super) fn close(&self) {
-        for (_, line) in self.orders().lines.values() {
+        for (_, line) in self.orders().lines.values().filter(|(history, _)| !history.shown) {
             line.iter().for_each(ProgressBar::abandon);
         }
     }
@@ -82,7 +88,7 @@ impl Timeline {
 }
 
 fn blank() -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new_spinner().with_style(style)
 }
 

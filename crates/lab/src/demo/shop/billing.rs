@@ -52,6 +52,11 @@ impl Billing {
         self.stats.repeated()
     }
 
+    /// Returns the consumer's counters.
+    pub(super) fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.stats)
+    }
+
     /// Waits until the consumer has ended.
     pub(super) async fn ended(&mut self) -> Result<(), ConsumerError> {
         let ended = self.running.join_next().await;

@@ -42,7 +42,7 @@ impl Counts {
     }
 
     fn committed(&self) -> Promise {
-        let words = format!("events of {} orders, each in its order's own transaction", HumanCount(self.orders));
+        let words = format!("events of {} orders, each in its order's transaction", HumanCount(self.orders));
         let faults = [(self.lost_commits, "that committed are not in the table")];
         Promise::new("committed", self.ledger.committed, words, &faults)
     }
@@ -60,7 +60,7 @@ impl Counts {
         };
         let findings = [Finding::Missing, Finding::Unpublished, Finding::Mismatched, Finding::Regressed];
         Promise::new("published", published, words, &faults(&self.ledger, findings))
-            .if_kept(", every payload byte for byte as Postgres prints it")
+            .if_kept(", each payload byte for byte")
     }
 
     fn duplicates_seen(&self) -> Promise {
@@ -70,7 +70,7 @@ impl Counts {
         let words =
             if seen == 0 { "the relay that was killed had nothing in flight" } else { "sent again after the kill -9" };
         let promise = Promise::new("duplicates seen", seen, words, &faults);
-        if seen == 0 { promise } else { promise.if_kept(", each recognised by event_once") }
+        if seen == 0 { promise } else { promise.if_kept(", each recognised") }
     }
 
     fn applied(&self) -> Promise {
