@@ -235,12 +235,12 @@ def compose(known):
 
 
 def alerts(pages):
-    """Each alert leads to a heading of the runbook."""
+    """Each alert leads to a heading of the runbook, wherever the runbook is served."""
     page = "docs/how-to/runbook.md"
     rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
     for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
         path, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-        if path != page or anchor not in anchors(pages[page]):
+        if "$externalLabels.outbox_runbook" not in path or anchor not in anchors(pages[page]):
             yield f"alerts.yml: {rule['alert']} leads to {path}#{anchor}, which is not there"
 
 

@@ -3,10 +3,12 @@
 //! - `floors`: which folder may import which
 //! - `codes`: the codes of warnings and errors, in the sources and in the runbook; `notices`: the names of log lines
 //! - `log_lines`: how long a message is, and how numbers and names are written
+//! - `operations`: the names that runbook, dashboard, alerts and metrics share
 //! - `reference`: the pages of docs/reference that the binary writes
 
 mod codes;
 mod floors;
 mod log_lines;
 mod notices;
+mod operations;
 mod reference;
