@@ -120,7 +120,7 @@ pub(crate) async fn run(settings: &Settings, scope: &Scope) -> Report {
     let outbox = &settings.outbox;
     let names = Names::new(&outbox.schema, &outbox.table, &outbox.processed_table);
     let mut found = Found::default();
-    found.topics.extend(scope.topics.iter().map(|topic| (topic.clone(), Seen { events: i64::MAX, largest: 0 })));
+    found.topics.extend(scope.topics.iter().map(|topic| (topic.clone(), Seen { events: i64::MAX, ..Seen::default() })));
     if let Err(error) = database(settings, &names, scope, &mut found).await {
         found.findings.push(database_error(settings, &error));
     }

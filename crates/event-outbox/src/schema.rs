@@ -598,7 +598,7 @@ impl Migration {
                 "concurrently" => String::new(),
                 "wake_up_class" => names.wake_up_class().to_string(),
                 "wake_up_channel" => literal(&names.wake_up_channel()),
-                                "guard_name" => names.inbox_part("guard_row"),
+                "guard_name" => names.inbox_part("guard_row"),
                 "outbox_pending_index" | "outbox_waiting_index" | "outbox_dead_index" => {
                     let suffix = placeholder.strip_prefix("outbox_")?.strip_suffix("_index")?;
                     format!("{}.{}", names.schema(), names.part(suffix))
