@@ -198,7 +198,7 @@ impl Bench {
     async fn measure(&self) -> Result<Report, BenchError> {
         let mut report = Report::new(self).await?;
         if self.plan.baseline {
-            report.limits = Some(baseline::run(self).await?);
+            report.baseline = Some(baseline::run(self).await?);
         }
         match self.plan.scenario {
             Scenario::All => {

@@ -3,11 +3,14 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod check;
+mod completions;
+mod config;
 mod confirm;
 mod dead;
 #[cfg(feature = "demo")]
 mod demo;
 mod dlq;
+mod examples;
 mod exit;
 mod explain;
 mod health;
@@ -28,9 +31,10 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Needs, Settings, Sources};
+use crate::observe::progress;
 use exit::Failure;
 
 /// Brings the rows of a Postgres outbox to Kafka, in order per entity.
@@ -87,6 +91,13 @@ enum Command {
     Replay(replay::Replay),
     /// Remove old published events and old rows of the inbox now; relays do this by themselves if RELAY_RETENTION is set
     Prune(prune::Prune),
+    /// Show the settings in force
+    #[command(subcommand)]
+    Config(config::Config),
+    /// Print the script that completes commands and flags in a shell
+    Completions(completions::Completions),
+    /// Print a manual page
+    Man(completions::Man),
     /// Print a page of docs/reference that is generated from the binary
     #[command(hide = true)]
     Reference(reference::Reference),
@@ -117,15 +128,43 @@ fn names_and_values(flag: &str, overrides: Vec<String>) -> Result<Vec<(String, S
     })
 }
 
+/// Returns the whole command line, with the examples of each command.
+fn command() -> clap::Command {
+    examples::add_to(Cli::command())
+}
+
 /// Parses the command line, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return exit::usage(&error),
+    let parsed = command().try_get_matches().and_then(|matches| {
+        let name = matches.subcommand_name().unwrap_or_default().to_owned();
+        Ok((name, Cli::from_arg_matches(&matches)?))
+    });
+    let (name, cli) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return exit::usage(error),
     };
-    match execute(cli) {
+    if !cli.command.handles_signals() {
+        interrupt::watch_over(name);
+    }
+    let ended = execute(cli);
+    progress::end();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+impl Command {
+    /// Returns true for a command that stops by itself after a signal, and shows by itself that it works.
+    fn handles_signals(&self) -> bool {
+        match self {
+            Command::Run(_) => true,
+            #[cfg(feature = "bench")]
+            Command::Bench(_) => true,
+            #[cfg(feature = "demo")]
+            Command::Demo(_) | Command::DemoBroker(_) | Command::DemoService(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -163,6 +202,12 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             let sources = Sources::from_process(file.clone(), overrides.clone());
             prune.run(&settings(file, overrides, Needs::DatabaseOnly)?, sources)
         }
+        Command::Config(config::Config::Show(show)) => show.run(&Sources::from_process(file, overrides)),
+        Command::Completions(completions) => {
+            completions.run();
+            Ok(())
+        }
+        Command::Man(man) => man.run(),
         Command::Reference(reference) => {
             reference.run();
             Ok(())

@@ -8,6 +8,7 @@
 //! | `database`, `outbox`, `kafka`, `relay`, `retention`, `admin`, `log` | the typed settings |
 //! | `producer`, `property`, `sasl`, `brokers`, `pem`, `host` | the checks of Kafka and TLS settings |
 //! | `bytes`, `duration` | sizes and durations as people write them |
+//! | `effective` | the settings in force with their sources, for `config show` |
 //! | `mistake` | all mistakes of a configuration at once, without secrets |
 
 mod admin;
@@ -15,6 +16,7 @@ mod brokers;
 mod bytes;
 mod database;
 mod duration;
+mod effective;
 mod file;
 mod host;
 mod kafka;
@@ -41,7 +43,9 @@ mod value;
 pub use admin::AdminSettings;
 pub use database::{DatabaseSettings, Host, Pem, Roots, Server, SocketSettings, TargetSession, TlsMode, TlsSettings};
 pub use duration::{GivenDuration, NotADuration};
+pub use effective::Effective;
 pub use kafka::{KafkaSettings, PropertyValue};
+pub use layer::Source;
 pub use log::{LogFormat, LogSettings};
 pub use mistake::{ConfigError, Mistake};
 pub use outbox::OutboxNames;

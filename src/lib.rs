@@ -7,7 +7,8 @@
 //! - `store`: the statements for Postgres
 //! - `sink`: the side of Kafka: clients, topics, acknowledgements
 //! - `fault`: classifies errors and names the operator's next step
-//! - `observe`: logs, probes, metrics
+//! - `observe`: logs, probes, metrics, and what is printed
+//! - `text`: shows text that came from users
 //! - `inspect`: commands that only read
 //! - `resend`: commands that send events again
 //! - [`cli`]: the commands
@@ -28,3 +29,4 @@ pub mod relay;
 mod resend;
 mod sink;
 pub mod store;
+mod text;

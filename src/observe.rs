@@ -2,6 +2,7 @@
 //!
 //! - `log`: the lines on stderr
 //! - `print`: stdout and stderr, without a panic when their reader goes away
+//! - `terminal`: colours and widths; `progress`: that a command works
 //! - `health`: the answers to probes, from memory
 //! - `metrics`: every metric, with its name and its meaning
 //! - `latency`: the histogram of the time from insert to acknowledgement
@@ -13,6 +14,8 @@ mod latency;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod print;
+pub(crate) mod progress;
+pub(crate) mod terminal;
 
 use std::sync::Arc;
 

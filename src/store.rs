@@ -25,6 +25,7 @@
 //! - [`fleet`]: the relays, and who works on which lane
 //! - [`pending`]: SQL for what claims have not met
 //! - [`held`]: why an event is held
+//! - [`kinds`]: the types and topics of the events that there are
 //! - [`queue_head`]: the first events that wait in a relay's lanes, how vacuum fares
 //! - [`activity`]: who holds transactions and locks
 
@@ -41,6 +42,7 @@ pub(crate) mod delivery;
 pub(crate) mod fleet;
 pub(crate) mod held;
 pub(crate) mod holds;
+pub(crate) mod kinds;
 pub(crate) mod parts;
 pub(crate) mod pauses;
 pub(crate) mod pending;

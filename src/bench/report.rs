@@ -18,14 +18,14 @@ const FORMAT: u32 = 1;
 
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
-    pub(crate) bench_format: u32,
+    pub(crate) version: u32,
     /// The prefix of the run's schemas and topics.
     pub(crate) run: String,
     pub(crate) measured_at: chrono::DateTime<chrono::Utc>,
-    pub(crate) machine: Environment,
+    pub(crate) environment: Environment,
     pub(crate) load: Load,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) limits: Option<Baseline>,
+    pub(crate) baseline: Option<Baseline>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) drain: Option<Drained>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,17 +60,17 @@ impl Report {
     pub(super) async fn new(bench: &Bench) -> Result<Self, BenchError> {
         let plan = &bench.plan;
         Ok(Self {
-            bench_format: FORMAT,
+            version: FORMAT,
             run: bench.schemas.run().to_owned(),
             measured_at: chrono::Utc::now(),
-            machine: Environment::new(bench).await?,
+            environment: Environment::new(bench).await?,
             load: Load {
                 events: plan.events,
                 entities: bench.entities(),
                 partitions: plan.partitions,
                 payload_bytes: plan.payload_bytes,
             },
-            limits: None,
+            baseline: None,
             drain: None,
             latency: None,
             relays: None,

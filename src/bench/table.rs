@@ -48,7 +48,7 @@ impl Table {
     }
 
     fn baseline(&mut self, baseline: &Baseline) {
-        let what = "limits of the box";
+        let what = "baseline";
         self.row(
             what,
             "claim and mark without Kafka",
@@ -143,19 +143,19 @@ impl fmt::Display for Table {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (machine, load) = (&self.machine, &self.load);
-        let broker = machine.broker_version.as_deref().unwrap_or("of unknown version");
+        let (environment, load) = (&self.environment, &self.load);
+        let broker = environment.broker_version.as_deref().unwrap_or("of unknown version");
         writeln!(
             f,
             "outbox-relay {}, Postgres {}, Kafka {broker}, {} cores; payload {} bytes, {} entities, {} partitions",
-            machine.relay_version,
-            machine.postgres_version,
-            machine.cores,
+            environment.relay_version,
+            environment.postgres_version,
+            environment.cores,
             load.payload_bytes,
             grouped(load.entities as f64),
             load.partitions
         )?;
-        if machine.relay_is_debug_build {
+        if environment.relay_is_debug_build {
             writeln!(f, "A DEBUG BUILD: these metrics mean nothing.")?;
         }
         writeln!(f)?;
@@ -166,7 +166,7 @@ impl fmt::Display for Report {
 impl Report {
     fn table(&self) -> Table {
         let mut table = Table::default();
-        self.limits.iter().for_each(|baseline| table.baseline(baseline));
+        self.baseline.iter().for_each(|baseline| table.baseline(baseline));
         self.drain.iter().for_each(|drained| table.drained("drain", drained));
         self.latency.iter().for_each(|latency| table.latency(latency));
         for drained in self.relays.iter().flatten() {

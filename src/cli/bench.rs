@@ -10,7 +10,7 @@ use super::{names_and_values, runtime};
 use crate::bench::{self, BenchError, Plan, Report, Scenario};
 use crate::config::{Needs, Settings, Sources};
 use crate::fault;
-use crate::observe::print::{errln, out, outln};
+use crate::observe::print::{errln, out};
 
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
@@ -33,7 +33,7 @@ pub(crate) struct Bench {
     window: u64,
     /// Do not measure the baseline: what each server can do alone
     #[arg(long)]
-    no_limits: bool,
+    no_baseline: bool,
     /// Bytes of an event's payload
     #[arg(long, default_value_t = 500, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(64..=500_000))]
     payload: u32,
@@ -82,7 +82,7 @@ impl Bench {
             rate: self.rate,
             seconds: self.seconds,
             window_s: self.window,
-            baseline: !self.no_limits,
+            baseline: !self.no_baseline,
             payload_bytes: self.payload as usize,
             partitions: self.partitions,
             entities: self.entities,
@@ -99,7 +99,7 @@ fn write(report: &Report, json: Option<PathBuf>) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(report)
         .map_err(|error| Failure::unexpected("the metrics cannot be written as JSON", error))?;
     if path.as_os_str() == "-" {
-        outln!("{text}");
+        out!("{text}\n");
         return Ok(());
     }
     out!("{report}");

@@ -8,11 +8,13 @@ use super::exit::Failure;
 use super::{output, runtime, target};
 use crate::config::Settings;
 use crate::inspect::check::{self, Finding, Report, Scope, Severity};
+use crate::observe::terminal::{Tone, paint};
+use crate::text;
 use event_outbox::notice::Notice;
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
-    /// Print the findings as one JSON object
+    /// Print JSON
     #[arg(long)]
     json: bool,
     /// Exit 1 for warnings as well
@@ -60,7 +62,13 @@ fn shown(report: &Report, settings: &Settings) -> String {
     }
     text += "\n";
     for Finding { code, id, severity, message, fix } in &report.findings {
-        text += &format!("\n{severity:<8} {code} {id}\n  {message}\n  fix: {fix}\n");
+        let tone = match severity {
+            Severity::Error => Tone::Bad,
+            Severity::Warning => Tone::Doubtful,
+            Severity::Note => Tone::Strong,
+        };
+        let (severity, message) = (paint(tone, format!("{severity:<8}")), text::sentence(message));
+        text += &format!("\n{severity} {code} {id}\n  {message}\n  fix: {fix}\n");
     }
     let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Note));

@@ -5,6 +5,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use super::exit::Failure;
 
 use crate::observe::print::err;
+use crate::observe::progress;
 
 /// The flags that answer or replace the question before a change.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -59,7 +60,8 @@ fn ask(question: &str, hint: &str, refused: &str) -> Result<(), Failure> {
     }
     err!("{question} [y/N] ");
     let mut answer = String::new();
-    let read = std::io::stderr().flush().and_then(|()| std::io::stdin().lock().read_line(&mut answer));
+    let ask = || std::io::stderr().flush().and_then(|()| std::io::stdin().lock().read_line(&mut answer));
+    let read = progress::hidden(ask);
     match read {
         Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
         _ => Err(Failure::finding(refused)),

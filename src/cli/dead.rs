@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::confirm::Confirm;
 use super::exit::Failure;
-use super::runtime;
 use super::target::{By, Target, failed};
+use super::time_arg::time_arg;
+use super::{output, runtime};
 use crate::config::Settings;
-use crate::observe::print::outln;
+use crate::observe::print::{errln, outln};
 use crate::store::connect::Purpose;
 use crate::store::dead::{self, Cause, Decision, Event, Filter, Id};
+use crate::text;
 use event_outbox::route::TopicTemplate;
 
 /// Events that need a decision: DEAD ones and, if RELAY_ON_POISON is hold_entity, those that hold their entity
@@ -43,18 +46,19 @@ struct Which {
     /// Take only events of entities of this type
     #[arg(long, value_name = "TYPE")]
     entity_type: Option<String>,
-    /// Take only events that go to this topic, by their own topic or by RELAY_TOPIC
-    #[arg(long)]
+    /// Take only events that go to this topic
+    #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
-    /// Take only events with this cause, as `dead list` shows it
-    #[arg(long = "error", value_name = "FINGERPRINT")]
+    /// Take only events with this cause, as the list shows it
+    #[arg(long = "cause", value_name = "FINGERPRINT")]
     fingerprint: Option<String>,
-    /// Take only events created longer ago than this, for example 2h
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    older_than: Option<Duration>,
-    /// Take only events created within this time
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    newer_than: Option<Duration>,
+    /// Take only events from this time on: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z; the time at which the
+    /// event was created counts
+    #[arg(long, value_name = "TIME", value_parser = time_arg)]
+    since: Option<DateTime<Utc>>,
+    /// Take only events before this time
+    #[arg(long, value_name = "TIME", value_parser = time_arg)]
+    until: Option<DateTime<Utc>>,
     /// Take only discarded events; without this flag they are left out
     #[arg(long)]
     discarded: bool,
@@ -76,8 +80,8 @@ pub(crate) struct Show {
     /// Show headers and payload as well; they may be confidential
     #[arg(long)]
     payload: bool,
-    /// Show at most N events
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Take at most N, the first ones
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
     /// Print JSON
     #[arg(long)]
@@ -88,12 +92,12 @@ pub(crate) struct Show {
 pub(crate) struct Decide {
     #[command(flatten)]
     which: Which,
-    /// Take all events; replaces a filter
+    /// Take everything; replaces a filter
     #[arg(long)]
     all: bool,
     #[command(flatten)]
     confirm: Confirm,
-    /// The reason, stored in the audit table
+    /// The reason for the change, kept with it
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -118,8 +122,8 @@ impl Which {
             entity_id: self.entity,
             topic: self.topic,
             fingerprint: self.fingerprint,
-            older_than: self.older_than,
-            newer_than: self.newer_than,
+            since: self.since,
+            until: self.until,
             discarded: self.discarded,
         }
     }
@@ -143,17 +147,44 @@ impl List {
         let mut target = Target::open(settings, "dead list", Purpose::Read).await?;
         let filter = self.which.filter();
         let causes = causes(&mut target, &filter, &settings.relay.topic).await?;
+        if causes.is_empty() && !self.json {
+            show_others(&mut target, &filter, &settings.relay.topic).await?;
+        }
         if self.json {
-            outln!("{}", json!({ "events": events(&causes), "causes": causes }));
-            return Ok(());
+            return output::json(&json!({ "events": events(&causes), "causes": causes })).map(drop);
         }
         if causes.is_empty() {
-            outln!("no event needs a decision in {}", target.shown);
+            outln!("no event {} in {}", matching(&filter), target.shown);
             return Ok(());
         }
-        causes.iter().for_each(show_cause);
+        causes.iter().for_each(|cause| outln!("{}", cause_line(cause)));
         outln!("{} in {}", counted(&causes), target.shown);
         Ok(())
+    }
+}
+
+/// Shows on stderr what a filter could have selected that has selected nothing.
+async fn show_others(target: &mut Target, filter: &Filter, topic: &TopicTemplate) -> Result<(), Failure> {
+    if filter.is_empty() {
+        return Ok(());
+    }
+    let all = Filter { discarded: filter.discarded, ..Filter::default() };
+    let others = causes(target, &all, topic).await?;
+    match others.as_slice() {
+        [] => errln!("no event at all {}", matching(&all)),
+        others => {
+            errln!("no event matches; these are there:");
+            others.iter().for_each(|cause| errln!("{}", cause_line(cause)));
+        }
+    }
+    Ok(())
+}
+
+fn matching(filter: &Filter) -> &'static str {
+    match (filter.is_empty(), filter.discarded) {
+        (false, _) => "matches",
+        (true, true) => "is discarded",
+        (true, false) => "needs a decision",
     }
 }
 
@@ -175,8 +206,11 @@ impl Show {
             explain_missing(&mut target, &filter).await?;
         }
         if self.json {
-            outln!("{}", json!({ "events": shown }));
-            return Ok(());
+            return output::json(&json!({ "events": shown })).map(drop);
+        }
+        if shown.is_empty() {
+            show_others(&mut target, &filter, topic).await?;
+            outln!("no event {} in {}", matching(&filter), target.shown);
         }
         shown.iter().for_each(show_event);
         if shown.len() == self.limit as usize {
@@ -192,7 +226,7 @@ impl Decide {
         let filter = which.filter();
         if filter.is_empty() && !all {
             return Err(Failure::usage(format!("{} needs a filter, or --all", decision.command()))
-                .hint("`dead list` shows the causes; --error FINGERPRINT takes one of them"));
+                .hint("`dead list` shows the causes; --cause FINGERPRINT takes one of them"));
         }
         if decision == Decision::Discard && (reason.is_none() || filter.discarded) {
             let what = if reason.is_none() {
@@ -206,13 +240,15 @@ impl Decide {
         let causes = causes(&mut target, &filter, &settings.relay.topic).await?;
         if causes.is_empty() {
             explain_missing(&mut target, &filter).await?;
+            if !json {
+                show_others(&mut target, &filter, &settings.relay.topic).await?;
+            }
         }
         if confirm.dry_run || causes.is_empty() {
-            report(json, true, decision, &causes, None, &target.shown);
-            return Ok(());
+            return report(json, confirm.dry_run, decision, &causes, None, &target.shown);
         }
         if !json {
-            causes.iter().for_each(show_cause);
+            causes.iter().for_each(|cause| outln!("{}", cause_line(cause)));
         }
         confirm.ask(&format!("{} {} of {}?", word(decision, true), counted(&causes), target.shown))?;
         let Target { mut conn, names, shown, .. } = target;
@@ -221,8 +257,7 @@ impl Decide {
         let changed = dead::decide(&mut conn, &names, &filter, &settings.relay.topic, decision, &author, longest)
             .await
             .map_err(|error| failed("change events of", &shown, error))?;
-        report(json, false, decision, &causes, Some(changed), &shown);
-        Ok(())
+        report(json, false, decision, &causes, Some(changed), &shown)
     }
 }
 
@@ -233,10 +268,10 @@ fn report(
     causes: &[Cause],
     changed: Option<dead::Changed>,
     shown: &str,
-) {
+) -> Result<(), Failure> {
     if json {
-        outln!("{}", json!({ "dry_run": dry_run, "matching": events(causes), "changed": changed, "causes": causes }));
-        return;
+        let document = json!({ "dry_run": dry_run, "matching": events(causes), "changed": changed, "causes": causes });
+        return output::json(&document).map(drop);
     }
     match changed {
         Some(changed) => {
@@ -247,10 +282,11 @@ fn report(
             outln!("{} {} events of {shown}{behind}", word(decision, false), changed.events);
         }
         None => {
-            causes.iter().for_each(show_cause);
+            causes.iter().for_each(|cause| outln!("{}", cause_line(cause)));
             outln!("would have {} {} of {shown}", word(decision, false), counted(causes));
         }
     }
+    Ok(())
 }
 
 fn word(decision: Decision, imperative: bool) -> &'static str {
@@ -274,7 +310,7 @@ async fn explain_missing(target: &mut Target, filter: &Filter) -> Result<(), Fai
     let standing = standing.map_err(|error| target.failed("read the events of", error))?;
     let is = match &standing {
         None => "is not in the table".to_owned(),
-        Some(standing) => format!("is {standing}"),
+        Some(standing) => format!("is {}", text::sentence(&standing.to_string())),
     };
     let failure = Failure::finding(format!("event {id} {is}"));
     Err(match standing {
@@ -297,12 +333,13 @@ fn counted(causes: &[Cause]) -> String {
     format!("{count} event{}{behind}", if count == 1 { "" } else { "s" })
 }
 
-fn show_cause(cause: &Cause) {
+fn cause_line(cause: &Cause) -> String {
     let behind = match cause.waiting_behind {
         0 => String::new(),
         behind => format!(", {behind} waiting behind"),
     };
-    outln!(
+    let types: Vec<_> = cause.event_types.iter().map(|of| text::name(of).to_string()).collect();
+    format!(
         "{}  {} {} of {} entities{behind}, ids {} to {}, created {} to {}, {}\n          {}",
         cause.fingerprint,
         cause.events,
@@ -310,11 +347,11 @@ fn show_cause(cause: &Cause) {
         cause.entities,
         cause.first_id,
         cause.last_id,
-        cause.oldest.format("%F %T"),
-        cause.newest.format("%F %T UTC"),
-        cause.event_types.join(" "),
-        cause.error
-    );
+        output::time(cause.oldest),
+        output::time(cause.newest),
+        types.join(" "),
+        text::sentence(&cause.error)
+    )
 }
 
 fn show_event(event: &Event) {
@@ -323,19 +360,20 @@ fn show_event(event: &Event) {
         event.id,
         event.event_id,
         event.state,
-        event.event_type,
-        event.entity_type,
-        event.entity_id.as_deref().unwrap_or("-"),
-        event.topic,
+        text::name(&event.event_type),
+        text::name(&event.entity_type),
+        text::name(event.entity_id.as_deref().unwrap_or("-")),
+        text::name(&event.topic),
         event.attempts,
-        event.created_at.format("%F %T UTC"),
+        output::time(event.created_at),
         event.fingerprint,
-        event.error.as_deref().unwrap_or_default()
+        text::sentence(event.error.as_deref().unwrap_or_default())
     );
     if let Some(content) = &event.content {
         let payload = content.payload.as_ref().map(|payload| payload.get());
         let bytes = || content.payload_base64.as_ref().map(|text| format!("base64 {text}"));
-        outln!("    headers {}", content.headers.get());
-        outln!("    payload {}", payload.map(str::to_owned).or_else(bytes).unwrap_or_else(|| "none".to_owned()));
+        let payload = payload.map(str::to_owned).or_else(bytes).unwrap_or_else(|| "none".to_owned());
+        outln!("    headers {}", text::sentence(content.headers.get()));
+        outln!("    payload {}", text::sentence(&payload));
     }
 }

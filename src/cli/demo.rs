@@ -15,7 +15,7 @@ use rdkafka::ClientConfig;
 
 use super::confirm::UseServers;
 use super::exit::Failure;
-use super::{runtime, target};
+use super::{output, runtime, target};
 use crate::config::{KafkaSettings, Needs, Settings, Sources};
 use crate::fault;
 use crate::observe::print::{out, outln};
@@ -26,7 +26,7 @@ use event_outbox::Names;
 pub(crate) struct Demo {
     #[command(subcommand)]
     act: Option<Act>,
-    /// Print the result as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
     /// Keep the servers up until Ctrl-C and print their addresses
@@ -46,7 +46,7 @@ enum Act {
 
 #[derive(Debug, Args)]
 struct OrderFlow {
-    /// Print the result as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -74,7 +74,7 @@ impl Demo {
         })?;
         let json = self.act.as_ref().map_or(self.json, |Act::OrderFlow(flow)| flow.json);
         match json {
-            true => outln!("{}", reconciliation.to_json()),
+            true => drop(output::json_line(&reconciliation.to_json())?),
             false => out!("\n{reconciliation}"),
         }
         check(&reconciliation)
@@ -84,7 +84,7 @@ impl Demo {
     fn show_addresses(&self, addresses: &[(&'static str, String)]) {
         if self.json {
             let object: BTreeMap<_, _> = addresses.iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
-            outln!("{}", serde_json::json!(object));
+            let _ = output::json_line(&object);
             return;
         }
         for (name, value) in addresses {

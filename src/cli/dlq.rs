@@ -18,8 +18,8 @@ use super::time_arg::time_arg;
 use super::{output, runtime};
 use crate::config::KafkaSettings;
 use crate::fault;
-use crate::inspect::verify::bar;
-use crate::observe::print::{out, outln};
+use crate::observe::print::{errln, outln};
+use crate::observe::progress::Progress;
 use crate::resend::dlq::DlqError;
 use crate::resend::dlq::filter::{Filter, Run};
 use crate::resend::dlq::info::DeadLetterInfo;
@@ -28,6 +28,7 @@ use crate::resend::dlq::redrive_log::State;
 use crate::resend::dlq::scan::{self, Cause, DeadLetter, DeadLetters};
 use crate::sink::reader::Reader;
 use crate::sink::resend::{Record, Resend};
+use crate::text;
 use event_outbox::route::check_topic;
 
 /// Dead letters of consumers, on any topic
@@ -50,31 +51,32 @@ struct Which {
     /// The topic of the dead letters, for example order-events.billing.dlq
     #[arg(value_parser = topic)]
     topic: String,
-    /// Take only dead letters of this event type
+    /// Take only events of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// Take only dead letters with this key, which is the entity's id
-    #[arg(long, visible_alias = "entity")]
-    key: Option<String>,
+    /// Take only events of the entity with this id; it is the record's key
+    #[arg(long, value_name = "ID")]
+    entity: Option<String>,
     /// Take only dead letters with this text in their error
     #[arg(long, value_name = "TEXT")]
     error: Option<String>,
-    /// Take only dead letters with this cause, as `dlq list` shows it
+    /// Take only events with this cause, as the list shows it
     #[arg(long, value_name = "FINGERPRINT")]
     cause: Option<String>,
-    /// Take only dead letters with this reason: permanent, exhausted, invalid, held and so on
-    #[arg(long)]
-    reason: Option<String>,
+    /// Take only dead letters that failed in this way: permanent, exhausted, invalid, held and so on
+    #[arg(long, value_name = "REASON")]
+    failure: Option<String>,
     /// Take only dead letters that this consumer group could not apply
     #[arg(long)]
     group: Option<String>,
     /// Take only dead letters that come from this topic
     #[arg(long, value_name = "TOPIC")]
     source_topic: Option<String>,
-    /// Take only dead letters that failed first at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
+    /// Take only events from this time on: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z; the time of the first
+    /// failure counts
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
-    /// Take only dead letters that failed first before this time
+    /// Take only events before this time
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     until: Option<DateTime<Utc>>,
     /// Take only dead letters in this partition of the dead letter topic
@@ -107,8 +109,8 @@ pub(crate) struct Show {
     /// Show headers and payload as well; they may be confidential
     #[arg(long)]
     payload: bool,
-    /// Show at most N dead letters
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Take at most N, the first ones
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
     /// Print JSON
     #[arg(long)]
@@ -119,16 +121,16 @@ pub(crate) struct Show {
 pub(crate) struct Redrive {
     #[command(flatten)]
     which: Which,
-    /// Take all dead letters; replaces a filter
+    /// Take everything; replaces a filter
     #[arg(long)]
     all: bool,
-    /// Send to this topic, such as a retry topic that only one group reads [default: each to its source topic]
+    /// Send to this topic; such as a retry topic that only one group reads [default: each to its source topic]
     #[arg(long, value_name = "TOPIC", value_parser = topic)]
     to: Option<String>,
-    /// Send at most N per second
+    /// Handle at most N per second
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// Send at most N, the first ones
+    /// Take at most N, the first ones
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// Send dead letters that were redriven before as well
@@ -136,10 +138,10 @@ pub(crate) struct Redrive {
     again: bool,
     #[command(flatten)]
     confirm: Confirm,
-    /// The reason, kept in the log of the redrive
+    /// The reason for the change, kept with it
     #[arg(long)]
-    why: Option<String>,
-    /// The person who acts, kept in the log of the redrive
+    reason: Option<String>,
+    /// The person who acts, kept with the change
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
     /// Print JSON
@@ -155,10 +157,10 @@ impl Which {
     fn filter(self) -> Filter {
         Filter {
             event_type: self.event_type,
-            key: self.key,
+            key: self.entity,
             error: self.error,
             cause: self.cause,
-            reason: self.reason,
+            reason: self.failure,
             group: self.group,
             source_topic: self.source_topic,
             since: self.since,
@@ -191,14 +193,23 @@ fn look(
     block_in_place(|| {
         let reader = Reader::new(kafka).map_err(DlqError::Client)?;
         let parts = scan::parts(&reader, topic, filter)?;
-        let bar = bar(topic, parts.iter().map(|part| part.end.abs_diff(part.from)).sum());
-        let dead_letters = scan::scan(&reader, topic, &parts, filter, keep_records, || bar.inc(1))?;
-        bar.finish_and_clear();
+        let bar = Progress::new(topic, parts.iter().map(|part| part.end.abs_diff(part.from)).sum());
+        let dead_letters = scan::scan(&reader, topic, &parts, filter, keep_records, || bar.add(1))?;
         Ok((reader, dead_letters))
     })
 }
 
-fn failed(error: DlqError, topic: &str, brokers: &str) -> Failure {
+/// The most topics that a hint names.
+const MOST_TOPICS: usize = 10;
+
+fn failed(error: DlqError, topic: &str, kafka: &KafkaSettings) -> Failure {
+    let dead_letter_topics = || {
+        let mut topics = Reader::new(kafka).ok()?.topics().ok()?;
+        topics.retain(|topic| topic.ends_with(".dlq"));
+        topics.truncate(MOST_TOPICS);
+        (!topics.is_empty()).then(|| format!("topics of dead letters are {}", topics.join(", ")))
+    };
+    let unknown: String;
     let hint = match &error {
         DlqError::Client(_) => {
             let refused = Failure::finding("librdkafka refuses the combination of the KAFKA_ settings");
@@ -206,7 +217,12 @@ fn failed(error: DlqError, topic: &str, brokers: &str) -> Failure {
         }
         DlqError::Topic {
             code: RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic, ..
-        } => "a consumer's dead letters are in <topic>.<group>.dlq unless the consumer is configured otherwise",
+        } => {
+            const ELSE: &str =
+                "a consumer's dead letters are in <topic>.<group>.dlq unless the consumer is configured otherwise";
+            unknown = block_in_place(dead_letter_topics).unwrap_or_else(|| ELSE.to_owned());
+            &unknown
+        }
         DlqError::Topic { code, .. } => fault::classify_kafka(*code).next_step,
         DlqError::Kafka(error) => {
             fault::classify_kafka(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)).next_step
@@ -214,7 +230,7 @@ fn failed(error: DlqError, topic: &str, brokers: &str) -> Failure {
         DlqError::Stalled(_) => "see which broker leads these partitions",
         DlqError::Disk(_) => "point TMPDIR at a disk with room for the topic's records",
     };
-    Failure::finding(format!("the topic {topic} cannot be read from {brokers}")).because(error).hint(hint)
+    Failure::finding(format!("the topic {topic} cannot be read from {}", kafka.brokers())).because(error).hint(hint)
 }
 
 /// The dead letters of one cause.
@@ -225,19 +241,25 @@ struct Group<'a> {
     error: Option<&'a str>,
     source_topic: Option<&'a str>,
     group: Option<&'a str>,
-    letters: u64,
+    dead_letters: u64,
     /// The number of its dead letters that may have been redriven.
     uncertain: u64,
     redriven: u64,
-    keys: usize,
+    entities: usize,
     /// The event types, at most five.
     event_types: Vec<&'a str>,
     oldest: Option<DateTime<Utc>>,
     newest: Option<DateTime<Utc>>,
-    /// The partition and offset of the first dead letter.
-    first: (i32, i64),
+    first: Place,
     #[serde(skip)]
     key_hashes: HashSet<u64>,
+}
+
+/// The place of a dead letter in its topic.
+#[derive(Debug, Serialize)]
+struct Place {
+    partition: i32,
+    offset: i64,
 }
 
 /// Groups the dead letters by cause, the most frequent cause first.
@@ -251,17 +273,17 @@ fn groups(dead_letters: &DeadLetters) -> Vec<Group<'_>> {
             error: error.as_deref(),
             source_topic: source_topic.as_deref(),
             group: group.as_deref(),
-            letters: 0,
+            dead_letters: 0,
             uncertain: 0,
             redriven: 0,
-            keys: 0,
+            entities: 0,
             event_types: Vec::new(),
             oldest: None,
             newest: None,
-            first: (dead_letter.partition, dead_letter.offset),
+            first: Place { partition: dead_letter.partition, offset: dead_letter.offset },
             key_hashes: HashSet::new(),
         });
-        group.letters += 1;
+        group.dead_letters += 1;
         group.uncertain += u64::from(dead_letter.state == State::Uncertain);
         group.redriven += u64::from(dead_letter.state == State::Redriven);
         group.key_hashes.insert(dead_letter.key);
@@ -275,59 +297,84 @@ fn groups(dead_letters: &DeadLetters) -> Vec<Group<'_>> {
         }
     }
     let mut groups: Vec<_> = groups.into_values().collect();
-    groups.iter_mut().for_each(|group| group.keys = group.key_hashes.len());
-    groups.sort_by_key(|group| std::cmp::Reverse(group.letters));
+    groups.iter_mut().for_each(|group| group.entities = group.key_hashes.len());
+    groups.sort_by_key(|group| std::cmp::Reverse(group.dead_letters));
     groups
 }
 
 impl Group<'_> {
     fn shown(&self) -> String {
-        let or_unknown = |text: Option<&str>| text.unwrap_or("unknown").to_owned();
+        let or_unknown = |of: Option<&str>| text::name(of.unwrap_or("unknown")).to_string();
         let state = match (self.uncertain, self.redriven) {
             (0, 0) => String::new(),
             (uncertain, 0) => format!(", {uncertain} of them uncertain"),
             (0, redriven) => format!(", {redriven} of them redriven"),
             (uncertain, redriven) => format!(", {uncertain} of them uncertain, {redriven} redriven"),
         };
-        let time = |at: Option<DateTime<Utc>>| at.map_or_else(|| "?".to_owned(), |at| at.format("%F %T").to_string());
+        let time = |at: Option<DateTime<Utc>>| at.map_or_else(|| "?".to_owned(), output::time);
+        let types: Vec<_> = self.event_types.iter().map(|of| text::name(of).to_string()).collect();
         format!(
-            "{}  {} {} of {} keys from {} by {}{state}, failed {} to {} UTC, first at {}/{}, {}\n          {}\n",
+            "{}  {} {} of {} entities from {} by {}{state}, failed {} to {}, first at --partition {} --offset {}, {}\n          {}\n",
             self.fingerprint,
-            self.letters,
+            self.dead_letters,
             or_unknown(self.reason),
-            self.keys,
+            self.entities,
             or_unknown(self.source_topic),
             or_unknown(self.group),
             time(self.oldest),
             time(self.newest),
-            self.first.0,
-            self.first.1,
-            self.event_types.join(" "),
-            self.error.unwrap_or("no error is given"),
+            self.first.partition,
+            self.first.offset,
+            types.join(" "),
+            text::sentence(self.error.unwrap_or("no error is given")),
         )
+    }
+}
+
+fn show(groups: &[Group<'_>]) {
+    let shown: String = groups.iter().map(Group::shown).collect();
+    output::text(&shown);
+}
+
+/// Shows on stderr what a filter could have selected that has selected nothing.
+fn show_others(kafka: &KafkaSettings, topic: &str, filter: &Filter) {
+    if filter.is_empty() {
+        return;
+    }
+    // The topic was read a moment ago. Should it not be readable again, the answer is still that nothing matches.
+    let Ok((_, all)) = look(kafka, topic, &Filter::default(), false) else { return };
+    match groups(&all).as_slice() {
+        [] => errln!("no dead letter at all is in {topic}"),
+        groups => {
+            errln!("no dead letter matches; these are there:");
+            groups.iter().for_each(|group| errln!("{}", group.shown().trim_end()));
+        }
     }
 }
 
 impl List {
     fn run(self, kafka: &KafkaSettings) -> Result<(), Failure> {
-        let topic = self.which.topic.clone();
-        let looked = look(kafka, &topic, &self.which.filter(), false);
-        let (_, mut dead_letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
+        let (topic, filter) = (self.which.topic.clone(), self.which.filter());
+        let looked = look(kafka, &topic, &filter, false);
+        let (_, mut dead_letters) = looked.map_err(|error| failed(error, &topic, kafka))?;
         let redriven = dead_letters.count(State::Redriven);
         if !self.redriven {
             dead_letters.entries.retain(|dead_letter| dead_letter.state != State::Redriven);
         }
         let (waiting, uncertain) = (dead_letters.count(State::Waiting), dead_letters.count(State::Uncertain));
         let groups = groups(&dead_letters);
+        if groups.is_empty() && redriven == 0 && !self.json {
+            show_others(kafka, &topic, &filter);
+        }
         if self.json {
             let list = json!({
                 "topic": topic, "waiting": waiting, "uncertain": uncertain, "redriven": redriven, "causes": groups,
             });
             return output::json(&list).map(drop);
         }
-        let mut text: String = groups.iter().map(Group::shown).collect();
-        text += &format!("{}\n", counted(waiting, uncertain, redriven, &topic));
-        output::text(&text);
+        let mut shown: String = groups.iter().map(Group::shown).collect();
+        shown += &format!("{}\n", counted(waiting, uncertain, redriven, &topic));
+        output::text(&shown);
         Ok(())
     }
 }
@@ -343,9 +390,9 @@ fn counted(waiting: usize, uncertain: usize, redriven: usize, topic: &str) -> St
 
 impl Show {
     fn run(self, kafka: &KafkaSettings) -> Result<(), Failure> {
-        let topic = self.which.topic.clone();
-        let looked = look(kafka, &topic, &self.which.filter(), true);
-        let (_, mut dead_letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
+        let (topic, filter) = (self.which.topic.clone(), self.which.filter());
+        let looked = look(kafka, &topic, &filter, true);
+        let (_, mut dead_letters) = looked.map_err(|error| failed(error, &topic, kafka))?;
         dead_letters.entries.retain(|dead_letter| self.redriven || dead_letter.state != State::Redriven);
         let all = dead_letters.entries.len();
         dead_letters.entries.truncate(self.limit as usize);
@@ -353,11 +400,14 @@ impl Show {
         for dead_letter in std::mem::take(&mut dead_letters.entries) {
             let record = dead_letters.spool.as_mut().zip(dead_letter.place).map(|(spool, place)| spool.read(place));
             let Some(record) = record else { continue };
-            let record = record.map_err(|error| failed(error.into(), &topic, kafka.brokers()))?;
+            let record = record.map_err(|error| failed(error.into(), &topic, kafka))?;
             shown.push(document(&dead_letter, &dead_letters.causes[dead_letter.cause], &record, self.payload));
         }
+        if all == 0 && !self.json {
+            show_others(kafka, &topic, &filter);
+        }
         if self.json {
-            return output::json(&json!({ "topic": topic, "matching": all, "letters": shown })).map(drop);
+            return output::json(&json!({ "topic": topic, "matching": all, "dead_letters": shown })).map(drop);
         }
         let mut text: String = shown.iter().map(render).collect();
         if all > shown.len() {
@@ -385,14 +435,15 @@ fn readable(bytes: Option<&[u8]>) -> Value {
 
 fn document(dead_letter: &DeadLetter, cause: &Cause, record: &Record, payload: bool) -> Value {
     let info = DeadLetterInfo::from_record(record);
-    let source = info.source.as_ref();
-    let place = source.and_then(|source| source.place);
+    let source = info.source.as_ref().map(|source| {
+        let (partition, offset) = source.place.unzip();
+        json!({ "topic": source.topic, "partition": partition, "offset": offset })
+    });
     let mut document = json!({
-        "partition": dead_letter.partition, "offset": dead_letter.offset, "state": dead_letter.state, "cause": cause.fingerprint,
-        "key": readable(record.key.as_deref()), "event_id": info.event_id, "event_type": info.event_type,
-        "reason": info.reason, "error": info.error, "attempts": info.attempts, "group": info.group,
-        "source_topic": source.map(|source| &source.topic), "source_partition": place.map(|place| place.0),
-        "source_offset": place.map(|place| place.1), "failed_at": dead_letter.at, "bytes": record.len(),
+        "partition": dead_letter.partition, "offset": dead_letter.offset, "state": dead_letter.state,
+        "fingerprint": cause.fingerprint, "entity_id": readable(record.key.as_deref()), "event_id": info.event_id,
+        "event_type": info.event_type, "reason": info.reason, "error": info.error, "attempts": info.attempts,
+        "group": info.group, "source": source, "failed_at": dead_letter.at, "bytes": record.len(),
     });
     if payload {
         let pair = |(name, value): &(String, Option<Vec<u8>>)| json!([name, readable(value.as_deref())]);
@@ -403,32 +454,34 @@ fn document(dead_letter: &DeadLetter, cause: &Cause, record: &Record, payload: b
 }
 
 fn render(dead_letter: &Value) -> String {
-    let text = |name: &str| match &dead_letter[name] {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+    let whole = |pointer: &str| match dead_letter.pointer(pointer) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
     };
+    let name = |pointer: &str| text::name(&whole(pointer)).to_string();
     let mut lines = format!(
-        "{}/{}  {}  {} {} of key {} from {}/{} offset {} by {}, {}, attempts {}, failed {}\n    {} {}\n",
-        text("partition"),
-        text("offset"),
-        text("state"),
-        text("event_type"),
-        text("event_id"),
-        text("key"),
-        text("source_topic"),
-        text("source_partition"),
-        text("source_offset"),
-        text("group"),
-        text("reason"),
-        text("attempts"),
-        text("failed_at"),
-        text("cause"),
-        text("error"),
+        "{}/{}  {}  {} {} of entity {} from {}/{} offset {} by {}, {}, attempts {}, failed {}\n    {} {}\n",
+        name("/partition"),
+        name("/offset"),
+        name("/state"),
+        name("/event_type"),
+        name("/event_id"),
+        name("/entity_id"),
+        name("/source/topic"),
+        name("/source/partition"),
+        name("/source/offset"),
+        name("/group"),
+        name("/reason"),
+        name("/attempts"),
+        name("/failed_at"),
+        name("/fingerprint"),
+        text::sentence(&whole("/error")),
     );
     if let Some(headers) = dead_letter["headers"].as_array() {
         let headers: Vec<String> = headers.iter().map(|pair| pair.to_string()).collect();
-        lines += &format!("    headers {}\n    payload {}\n", headers.join(" "), text("payload"));
+        let (headers, payload) = (headers.join(" "), whole("/payload"));
+        lines += &format!("    headers {}\n    payload {}\n", text::sentence(&headers), text::sentence(&payload));
     }
     lines
 }
@@ -441,7 +494,7 @@ impl Redrive {
                 .hint("`dlq list` shows the causes; --cause FINGERPRINT takes one of them"));
         }
         let looked = look(kafka, &topic, &filter, true);
-        let (reader, mut dead_letters) = looked.map_err(|error| failed(error, &topic, kafka.brokers()))?;
+        let (reader, mut dead_letters) = looked.map_err(|error| failed(error, &topic, kafka))?;
         let redriven = dead_letters.count(State::Redriven);
         dead_letters.entries.retain(|dead_letter| self.again || dead_letter.state != State::Redriven);
         let ordered = scan::in_source_order(std::mem::take(&mut dead_letters.entries), &dead_letters.causes);
@@ -450,17 +503,18 @@ impl Redrive {
         let targets = self.targets(&dead_letters)?;
         let uncertain = dead_letters.count(State::Uncertain);
         let found = Found { targets, matching: dead_letters.entries.len(), uncertain, redriven };
-        if self.confirm.dry_run || found.matching == 0 {
-            self.report(&found, &dead_letters, None);
-            return Ok(());
+        if found.matching == 0 && redriven == 0 && !self.json {
+            show_others(kafka, &topic, &filter);
         }
-        let mut resend =
-            Resend::new(kafka).map_err(|error| failed(DlqError::Client(error), &topic, kafka.brokers()))?;
+        if self.confirm.dry_run || found.matching == 0 {
+            return self.report(&found, &dead_letters, None);
+        }
+        let mut resend = Resend::new(kafka).map_err(|error| failed(DlqError::Client(error), &topic, kafka))?;
         for target in found.targets.keys().map(String::as_str).chain([topic.as_str()]) {
             writable(&resend, target, kafka.brokers()).await?;
         }
         if !self.json {
-            groups(&dead_letters).iter().for_each(|group| out!("{}", group.shown()));
+            show(&groups(&dead_letters));
         }
         self.confirm.ask(&self.question(&found))?;
         let plan = Plan {
@@ -469,16 +523,16 @@ impl Redrive {
             id: Uuid::new_v4(),
             rate: self.rate,
             by: self.by.clone(),
-            reason: self.why.clone(),
+            reason: self.reason.clone(),
             partitions: partitions(&reader, &found.targets),
         };
         let stop = interrupted()?;
-        let bar = bar("redriven", found.matching as u64);
+        let bar = Progress::new("redriven", found.matching as u64);
         // The report at the end needs the causes; the redrive consumes the dead letters.
         let shown = DeadLetters { causes: dead_letters.causes.clone(), ..DeadLetters::default() };
-        let ended = redrive::redrive(&mut resend, dead_letters, &plan, stop, |count| bar.inc(count as u64)).await;
-        bar.finish_and_clear();
-        self.report(&found, &shown, Some((&plan, &ended)));
+        let ended = redrive::redrive(&mut resend, dead_letters, &plan, stop, |count| bar.add(count as u64)).await;
+        drop(bar);
+        self.report(&found, &shown, Some((&plan, &ended)))?;
         outcome(ended, &found, &topic)
     }
 
@@ -498,15 +552,16 @@ impl Redrive {
         }
         match targets.keys().find(|target| **target == self.which.topic || check_topic(target).is_err()) {
             None => Ok(targets),
-            Some(target) => {
-                Err(Failure::usage(format!("dead letters of {} cannot be sent to {target:?}", self.which.topic))
-                    .hint("--to TOPIC sends them to another topic"))
-            }
+            Some(target) => Err(Failure::usage(format!(
+                "dead letters of {} cannot be sent to {}",
+                self.which.topic,
+                text::name(target)
+            ))
+            .hint("--to TOPIC sends them to another topic")),
         }
     }
 
     fn question(&self, found: &Found) -> String {
-        let targets: Vec<String> = found.targets.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
         let who = match self.to {
             Some(_) => "",
             None => " Every group that reads it gets them again: --to sends them to one group's retry topic.",
@@ -524,23 +579,24 @@ impl Redrive {
             "{} dead letters of {}: {}.{uncertain}{left_out}{who} Redrive them?",
             found.matching,
             self.which.topic,
-            targets.join(", ")
+            found.shown_targets()
         )
     }
 
-    fn report(&self, found: &Found, dead_letters: &DeadLetters, ran: Option<(&Plan, &Ended)>) {
+    fn report(&self, found: &Found, dead_letters: &DeadLetters, ran: Option<(&Plan, &Ended)>) -> Result<(), Failure> {
         let ended = ran.map(|(_, ended)| ended);
         if self.json {
+            let topic = |(topic, count): (&String, &usize)| json!({ "topic": topic, "dead_letters": count });
             let document = json!({
                 "topic": self.which.topic, "dry_run": self.confirm.dry_run, "matching": found.matching,
-                "uncertain_before": found.uncertain, "redriven_before": found.redriven, "to": found.targets,
+                "uncertain_before": found.uncertain, "redriven_before": found.redriven,
+                "topics": found.targets.iter().map(topic).collect::<Vec<_>>(),
                 "redrive_id": ran.map(|(plan, _)| plan.id), "redriven": ended.map(|ended| ended.redriven),
                 "uncertain": ended.map(|ended| ended.uncertain),
                 "left": ended.map(|ended| found.matching - ended.redriven - ended.uncertain),
                 "causes": groups(dead_letters),
             });
-            outln!("{document}");
-            return;
+            return output::json(&document).map(drop);
         }
         match ran {
             Some((plan, ended)) => {
@@ -551,12 +607,11 @@ impl Redrive {
                 outln!("no dead letter waits; {} were redriven before{hint}", found.redriven);
             }
             None => {
-                groups(dead_letters).iter().for_each(|group| out!("{}", group.shown()));
-                let targets: Vec<_> =
-                    found.targets.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
-                outln!("would have redriven {} dead letters: {}", found.matching, targets.join(", "));
+                show(&groups(dead_letters));
+                outln!("would have redriven {} dead letters: {}", found.matching, found.shown_targets());
             }
         }
+        Ok(())
     }
 }
 
@@ -567,13 +622,21 @@ struct Found {
     redriven: usize,
 }
 
+impl Found {
+    /// Returns how many dead letters go to which topic.
+    fn shown_targets(&self) -> String {
+        let targets = self.targets.iter().map(|(topic, count)| format!("{count} to {}", text::name(topic)));
+        targets.collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// Fails if the topic cannot be written. Called before the question, so that nothing is asked or sent in vain.
 pub(super) async fn writable(resend: &Resend, topic: &str, brokers: &str) -> Result<(), Failure> {
     match resend.topic_error(topic).await {
         Err(down) => Err(Failure::finding(format!("the brokers at {brokers} do not answer"))
             .because(down)
             .hint("check that the brokers run, and KAFKA_BOOTSTRAP_SERVERS")),
-        Ok(Some(code)) => Err(Failure::finding(format!("the topic {topic} cannot be written ({code})"))
+        Ok(Some(code)) => Err(Failure::finding(format!("the topic {} cannot be written ({code})", text::name(topic)))
             .hint(crate::sink::topics::closed(code).why)),
         Ok(None) => Ok(()),
     }
@@ -602,10 +665,11 @@ fn outcome(ended: Ended, found: &Found, topic: &str) -> Result<(), Failure> {
         Why::Unlogged(code) => {
             Failure::finding(format!("the topic {topic} rejects the log of the redrive")).because(reason(code))
         }
-        Why::Refused { topic: target, code, partition, offset } => {
-            Failure::finding(format!("{target} rejects the dead letter at {partition}/{offset} of {topic}"))
-                .because(reason(code))
-        }
+        Why::Refused { topic: target, code, partition, offset } => Failure::finding(format!(
+            "{} rejects the dead letter at {partition}/{offset} of {topic}",
+            text::name(&target)
+        ))
+        .because(reason(code)),
         Why::Disk(error) => Failure::finding("a temporary file cannot be read").because(error),
     };
     Err(failure.hint(go_on))

@@ -4,10 +4,14 @@
 use std::error::Error;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
+
 use crate::config::ConfigError;
 use crate::fault::Fault;
 use crate::fault::describe;
-use crate::observe::print::errln;
+use crate::observe::print::{errln, out};
+use crate::observe::terminal::{Stream, Tone, paint_for};
+use crate::text;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 
@@ -99,10 +103,10 @@ impl Failure {
         while let Some(error) = next {
             // sqlx's own text repeats the server's message and adds the line of the server's source.
             if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-                causes.push(describe(error));
+                causes.push(text::sentence(&describe(error)).to_string());
                 break;
             }
-            causes.push(error.to_string());
+            causes.push(text::sentence(&error.to_string()).to_string());
             next = error.source();
         }
         causes
@@ -131,12 +135,13 @@ impl Failure {
         if self.logged {
             return ExitCode::from(self.exit);
         }
-        errln!("error: {}", self.message);
+        let red = paint_for(Stream::Err, Tone::Bad, "error:");
+        errln!("{red} {}", self.message);
         for error in self.causes() {
             errln!("  caused by: {error}");
         }
         if let Some(hint) = self.hint {
-            errln!("\nhint: {hint}");
+            errln!("\n{} {hint}", paint_for(Stream::Err, Tone::Strong, "hint:"));
         }
         if let Some(code) = self.code {
             errln!("code: {code} {}, see docs/how-to/runbook.md", code.name());
@@ -161,8 +166,22 @@ impl From<ConfigError> for Failure {
 }
 
 /// Prints clap's message. Help and version go to stdout with exit code 0, wrong usage goes to stderr.
-pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    // A reader that has gone away needs no message.
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+pub(crate) fn usage(mut error: clap::Error) -> ExitCode {
+    // The message repeats arguments, which a script may have taken from a row.
+    for kind in [ContextKind::InvalidSubcommand, ContextKind::InvalidArg, ContextKind::InvalidValue] {
+        if let Some(ContextValue::String(given)) = error.get(kind) {
+            let shown = text::name(given).to_string();
+            error.insert(kind, ContextValue::String(shown));
+        }
+    }
+    let message = |stream: Stream| match stream.is_coloured() {
+        true => error.render().ansi().to_string(),
+        false => error.render().to_string(),
+    };
+    if error.use_stderr() {
+        errln!("{}", message(Stream::Err).trim_end());
+        return ExitCode::from(USAGE);
+    }
+    out!("{}\n", message(Stream::Out).trim_end());
+    ExitCode::SUCCESS
 }

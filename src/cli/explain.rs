@@ -1,25 +1,28 @@
 //! Runs `outbox-relay explain`.
 
 use clap::Args;
+use serde_json::json;
 
 use super::exit::Failure;
 use super::status::{connect, failed};
 use super::{output, runtime, target};
 use crate::config::Settings;
 use crate::inspect::explain::{self, Wanted};
+use crate::observe::print::errln;
+use crate::text;
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// The id of an event or of an entity
-    #[arg(value_name = "EVENT_ID|ENTITY")]
-    wanted: String,
-    /// Take the id as an entity's, even if it looks like an event's
-    #[arg(long)]
-    entity: bool,
+    /// The outbox id (a number) or the event id (a UUID) of an event, else the id of an entity
+    #[arg(value_name = "EVENT", required_unless_present = "entity", conflicts_with = "entity")]
+    wanted: Option<String>,
+    /// Take only events of the entity with this id
+    #[arg(long, value_name = "ID")]
+    entity: Option<String>,
     /// Search the whole table, not only unpublished events and the youngest 500,000; may take minutes
     #[arg(long)]
     full: bool,
-    /// Print an array of JSON objects
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -31,29 +34,41 @@ impl Explain {
 
     async fn explain(self, settings: &Settings) -> Result<(), Failure> {
         let (names, target) = (target::names(&settings.outbox), settings.database.target());
-        let wanted = match self.wanted.parse() {
-            Ok(id) if !self.entity => Wanted::Event(id),
-            _ => Wanted::Entity(self.wanted.clone()),
+        let wanted = match (self.wanted, self.entity) {
+            (Some(wanted), _) => Wanted::from(wanted),
+            (None, entity) => Wanted::Entity(entity.unwrap_or_default()),
         };
         let mut conn = connect(settings, "outbox-relay-explain").await?;
         let explained = explain::explain(&mut conn, settings, &names, &wanted, self.full)
             .await
             .map_err(|error| failed(error, &format!("cannot look at {} in {target}", names.outbox())))?;
         if self.json {
-            output::json(&explained)?;
+            output::json(&json!({ "events": explained }))?;
         } else {
             let texts: Vec<_> = explained.iter().map(ToString::to_string).collect();
             output::text(&texts.join("\n"));
         }
+        if let (Wanted::Number(id), [only]) = (&wanted, explained.as_slice())
+            && only.is_number(*id)
+        {
+            errln!(
+                "note: {id} was taken for an outbox id; outbox-relay explain --entity {id} takes it for an entity's"
+            );
+        }
         if !explained.is_empty() {
             return Ok(());
         }
-        let missing =
-            Failure::finding(format!("no event or entity {:?} in {} of {target}", self.wanted, names.outbox()));
+        let missing = Failure::finding(format!("no event or entity {wanted} in {} of {target}", names.outbox()));
         Err(if self.full {
             missing
         } else {
-            missing.hint("published events beyond the youngest 500,000 are found with --full")
+            let again = match &wanted {
+                Wanted::Entity(entity) => text::flag("--entity", entity),
+                event => text::shell(&event.to_string()),
+            };
+            missing.hint(format!(
+                "published events beyond the youngest 500,000 are found with: outbox-relay explain --full {again}"
+            ))
         })
     }
 }

@@ -8,8 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::exit::Failure;
-use super::{output, runtime};
+use super::runtime;
 use crate::config::{AdminSettings, Settings};
+use crate::observe::print::out;
 
 /// The time limit of a probe. It may be short, because the relay answers from memory.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -36,7 +37,8 @@ impl Health {
                 .because(error)
                 .hint("the relay does not run, or has another RELAY_ADMIN_ADDRESS")
         })?;
-        output::text(&body);
+        // JSON, which must not be broken to the width of a terminal.
+        out!("{body}");
         match status {
             200 => Ok(()),
             401 => Err(Failure::finding(format!("{address} wants another RELAY_ADMIN_TOKEN"))),

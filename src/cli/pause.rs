@@ -1,33 +1,36 @@
 //! Runs `outbox-relay pause` and `outbox-relay resume`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
 use super::exit::Failure;
-use super::runtime;
 use super::target::{By, Target, failed};
+use super::{output, runtime};
 use crate::config::{GivenDuration, Settings};
-use crate::observe::print::outln;
+use crate::observe::print::{errln, outln};
 use crate::store::connect::Purpose;
+use crate::store::kinds;
 use crate::store::pauses::{self, Pause as Paused, Scope};
-use event_outbox::route;
+use crate::text;
+use event_outbox::route::{self, TopicTemplate};
 
 /// The target of a pause: everything, a topic or an entity.
 #[derive(Debug, Args)]
 #[group(required = false, multiple = true)]
 struct What {
-    /// Pause or resume everything
+    /// Take everything
     #[arg(long, conflicts_with_all = ["topic", "entity"])]
     all: bool,
-    /// Pause or resume the events of this topic
+    /// Take only events that go to this topic
     #[arg(long, value_name = "TOPIC", conflicts_with = "entity")]
     topic: Option<String>,
-    /// Pause or resume the events of the entity with this id
+    /// Take only events of the entity with this id
     #[arg(long, value_name = "ID")]
     entity: Option<String>,
-    /// Restrict --entity to an entity of this type
+    /// Take only events of entities of this type
     #[arg(long, value_name = "TYPE", requires = "entity")]
     entity_type: Option<String>,
 }
@@ -35,7 +38,8 @@ struct What {
 impl What {
     fn scope(&self) -> Result<Option<Scope>, Failure> {
         if let Some(topic) = &self.topic {
-            route::check_topic(topic).map_err(|mistake| Failure::usage(format!("--topic {topic}: {mistake}")))?;
+            route::check_topic(topic)
+                .map_err(|mistake| Failure::usage(format!("--topic {}: {mistake}", text::name(topic))))?;
             return Ok(Some(Scope::Topic { topic: topic.clone() }));
         }
         if let Some(entity_id) = &self.entity {
@@ -49,10 +53,10 @@ impl What {
 pub(crate) struct Pause {
     #[command(flatten)]
     what: What,
-    /// The reason, shown in status and logs
+    /// The reason for the change, kept with it
     #[arg(long, required_unless_present = "list")]
     reason: Option<String>,
-    /// End the pause by itself after this time, for example 30m [default: only `resume` ends it]
+    /// End by itself after this time; for example 30m [default: only `resume` ends it]
     #[arg(long = "for", value_name = "DURATION", value_parser = lasting)]
     lasts: Option<Duration>,
     #[command(flatten)]
@@ -72,7 +76,7 @@ pub(crate) struct Resume {
     /// End every pause
     #[arg(long, conflicts_with_all = ["all", "topic", "entity"])]
     every: bool,
-    /// The reason, stored in the audit table
+    /// The reason for the change, kept with it
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -103,8 +107,7 @@ impl Pause {
         let active = pauses::active(&mut target.conn, &target.names).await;
         let active = active.map_err(|error| target.failed("read the pauses of", error))?;
         if self.json {
-            outln!("{}", json!({ "pauses": active }));
-            return Ok(());
+            return output::json(&json!({ "pauses": active })).map(drop);
         }
         if active.is_empty() {
             outln!("nothing is paused in {}", target.shown);
@@ -117,7 +120,9 @@ impl Pause {
         let scope = self.what.scope()?.ok_or_else(|| {
             Failure::usage("nothing is named that is to be paused").hint("--all, --topic TOPIC or --entity ID")
         })?;
-        let Target { mut conn, names, shown, .. } = Target::open(settings, "pause", Purpose::Write).await?;
+        let mut target = Target::open(settings, "pause", Purpose::Write).await?;
+        warn_of_no_events(&mut target, &scope, &settings.relay.topic).await;
+        let Target { mut conn, names, shown, .. } = target;
         let author = self.by.author(self.reason.clone());
         pauses::pause(&mut conn, &names, &scope, self.lasts, &author)
             .await
@@ -128,12 +133,12 @@ impl Pause {
             .await
             .map_err(|error| failed("wait for the batches in flight of", &shown, error))?;
         if self.json {
-            outln!(
-                "{}",
-                json!({ "paused": scope, "for_s": self.lasts.map(|lasts| lasts.as_secs_f64()), "in_force": in_force })
-            );
+            let active = pauses::active(&mut conn, &names).await;
+            let active = active.map_err(|error| failed("read the pauses of", &shown, error))?;
+            let paused: Vec<_> = active.into_iter().filter(|pause| pause.scope == scope).collect();
+            output::json(&json!({ "pauses": paused, "in_force": in_force }))?;
         } else {
-            outln!("paused {scope} of {shown}; `outbox-relay resume` ends it");
+            outln!("paused {scope} of {shown}\n  next: outbox-relay resume {}", scope.arguments());
         }
         if in_force {
             return Ok(());
@@ -146,28 +151,65 @@ impl Pause {
     }
 }
 
+/// The most topics that are shown.
+const MOST_TOPICS: usize = 10;
+
+/// Warns on stderr if the pause names a topic or an entity that no event is of: it may be a typing mistake. The pause may also be
+/// right, before the first event.
+async fn warn_of_no_events(target: &mut Target, scope: &Scope, template: &TopicTemplate) {
+    let Target { conn, names, .. } = target;
+    match scope {
+        Scope::All => {}
+        Scope::Entity { entity_type, entity_id } => {
+            // Without the right to look, the pause is made all the same.
+            if kinds::is_pending(conn, names, entity_type.as_deref(), entity_id).await.is_ok_and(|pending| !pending) {
+                errln!("note: no event of {scope} is pending");
+            }
+        }
+        Scope::Topic { topic } => {
+            let Ok(kinds) = kinds::kinds(conn, names, template).await else { return };
+            if kinds.is_empty() || kinds.iter().any(|kind| kind.topic == *topic) {
+                return;
+            }
+            let topics: BTreeSet<_> = kinds.iter().map(|kind| text::name(&kind.topic).to_string()).collect();
+            let topics: Vec<_> = topics.into_iter().take(MOST_TOPICS).collect();
+            errln!("warning: no event of the latest ones goes to {scope}; events go to {}", topics.join(", "));
+        }
+    }
+}
+
 impl Resume {
     pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
         runtime()?.block_on(self.resume(settings))
     }
 
     async fn resume(self, settings: &Settings) -> Result<(), Failure> {
-        let scope = self.what.scope()?;
+        let mut scope = self.what.scope()?;
+        let mut target = Target::open(settings, "resume", Purpose::Write).await?;
         if scope.is_none() && !self.every {
-            return Err(Failure::usage("nothing is named that is to be resumed")
-                .hint("--all, --topic TOPIC or --entity ID as it was paused, --every for all pauses; `pause --list` shows them"));
+            scope = only_pause(&mut target).await?;
+            if scope.is_none() {
+                if self.json {
+                    return output::json(&json!({ "pauses": [] })).map(drop);
+                }
+                outln!("nothing is paused in {}", target.shown);
+                return Ok(());
+            }
         }
-        let Target { mut conn, names, shown, .. } = Target::open(settings, "resume", Purpose::Write).await?;
+        let Target { mut conn, names, shown, .. } = target;
         let author = self.by.author(self.reason);
         let ended = pauses::resume(&mut conn, &names, scope.as_ref(), &author)
             .await
             .map_err(|error| failed("resume events of", &shown, error))?;
         if self.json {
-            outln!("{}", json!({ "resumed": ended }));
+            output::json(&json!({ "pauses": ended }))?;
         }
         if let (true, Some(scope)) = (ended.is_empty(), &scope) {
-            return Err(Failure::finding(format!("{scope} is not paused in {shown}"))
-                .hint("`outbox-relay pause --list` lists the pauses; resume a pause with the flags that made it"));
+            let active = pauses::active(&mut conn, &names).await.unwrap_or_default();
+            let are: Vec<_> =
+                active.iter().map(|pause| format!("outbox-relay resume {}", pause.scope.arguments())).collect();
+            let hint = if are.is_empty() { "nothing is paused".to_owned() } else { are.join("\n      ") };
+            return Err(Failure::finding(format!("{scope} is not paused in {shown}")).hint(hint));
         }
         if !self.json {
             ended.iter().for_each(|pause| outln!("resumed {} of {shown}", pause.scope));
@@ -179,8 +221,24 @@ impl Resume {
     }
 }
 
+/// Returns the scope of the only pause; `None` if nothing is paused. Fails if there are several.
+async fn only_pause(target: &mut Target) -> Result<Option<Scope>, Failure> {
+    let active = pauses::active(&mut target.conn, &target.names).await;
+    let active = active.map_err(|error| target.failed("read the pauses of", error))?;
+    match active.as_slice() {
+        [] => Ok(None),
+        [only] => Ok(Some(only.scope.clone())),
+        several => {
+            let lines: Vec<_> =
+                several.iter().map(|pause| format!("outbox-relay resume {}", pause.scope.arguments())).collect();
+            Err(Failure::usage(format!("there are {} pauses", several.len()))
+                .hint(format!("one of\n      {}\n      outbox-relay resume --every", lines.join("\n      "))))
+        }
+    }
+}
+
 fn line(pause: &Paused) -> String {
-    let until = pause.expires_at.map_or_else(|| "until resumed".to_owned(), |at| format!("until {}", at.to_rfc3339()));
-    let since = pause.since.to_rfc3339();
-    format!("{}  {until}  since {since} by {}: {}", pause.scope, pause.paused_by, pause.reason)
+    let until = pause.expires_at.map_or_else(|| "until resumed".to_owned(), |at| format!("until {}", output::time(at)));
+    let (since, by) = (output::time(pause.since), text::name(&pause.paused_by));
+    format!("{}  {until}  since {since} by {by}: {}", pause.scope, text::sentence(&pause.reason))
 }

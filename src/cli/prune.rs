@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::confirm::Confirm;
 use super::exit::Failure;
-use super::runtime;
+use super::interrupt::interrupted;
 use super::target::{By, Target, failed};
+use super::{output, runtime};
 use crate::config::{GivenDuration, Needs, Retention, Settings, Sources};
 use crate::inspect::dedup_window::{self, Question, Unknown, WindowViolation};
 use crate::observe::print::outln;
@@ -46,7 +48,7 @@ pub(crate) struct Prune {
     force: bool,
     #[command(flatten)]
     confirm: Confirm,
-    /// The reason, stored in the audit table
+    /// The reason for the change, kept with it
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -84,13 +86,15 @@ impl Prune {
             may_be_audited(&mut target).await?;
         }
         let counting = |removal| if self.confirm.dry_run { Removal::Count } else { removal };
+        // What was removed gets its audit entry, even if Ctrl-C ends the command.
+        let stop = interrupted()?;
         let mut removed = 0;
         if let Some(removal) = removal {
-            removed = outbox(&mut target, counting(removal), *after).await?;
+            removed = outbox(&mut target, counting(removal), *after, &stop).await?;
         }
         let mut processed = 0;
         if let Some(after) = processed_after {
-            processed = inbox(&mut target, counting(Removal::Delete), *after).await?;
+            processed = inbox(&mut target, counting(Removal::Delete), *after, &stop).await?;
         }
         if !self.confirm.dry_run {
             let filter = json!({
@@ -106,10 +110,13 @@ impl Prune {
             noted.map_err(|error| target.failed("write the audit entry of", error))?;
         }
         if self.json {
-            outln!("{}", json!({ "dry_run": self.confirm.dry_run, "events": removed, "processed": processed }));
+            output::json(&json!({ "dry_run": self.confirm.dry_run, "events": removed, "processed": processed }))?;
         } else {
             let would = if self.confirm.dry_run { "would have been " } else { "" };
             outln!("{what}: {removed} events and {processed} rows of the consumers' table {would}removed");
+        }
+        if *stop.borrow() {
+            return Err(Failure::interrupted("the command was interrupted").hint("run it again to remove the rest"));
         }
         Ok(())
     }
@@ -183,7 +190,12 @@ pub(super) async fn may_be_audited(target: &mut Target) -> Result<(), Failure> {
         .hint("run it as the owner, or as a member of both the operator's and the relay's role"))
 }
 
-async fn outbox(target: &mut Target, removal: Removal, after: Duration) -> Result<i64, Failure> {
+async fn outbox(
+    target: &mut Target,
+    removal: Removal,
+    after: Duration,
+    stop: &watch::Receiver<bool>,
+) -> Result<i64, Failure> {
     let Target { conn, names, shown, .. } = target;
     let (mut from, mut removed) = (0, 0);
     loop {
@@ -194,18 +206,23 @@ async fn outbox(target: &mut Target, removal: Removal, after: Duration) -> Resul
         };
         removed += step.removed;
         from = step.last;
-        if step.walked < STEP || step.young && step.removed == 0 {
+        if step.walked < STEP || step.young && step.removed == 0 || *stop.borrow() {
             return Ok(removed);
         }
     }
 }
 
-async fn inbox(target: &mut Target, removal: Removal, after: Duration) -> Result<i64, Failure> {
+async fn inbox(
+    target: &mut Target,
+    removal: Removal,
+    after: Duration,
+    stop: &watch::Receiver<bool>,
+) -> Result<i64, Failure> {
     let Target { conn, names, shown, .. } = target;
     let (mut from, mut removed) = (Some(0), 0);
     // A count takes all rows of the pages at once.
     let limit = if removal == Removal::Count { i64::MAX } else { 20_000 };
-    while let Some(page) = from {
+    while let Some(page) = from.filter(|_| !*stop.borrow()) {
         let step = retention::processed_step(conn, names, removal, after, page, PAGES, limit).await;
         let Some(step) = step.map_err(|error| failed("prune", shown, error))? else {
             tokio::time::sleep(TURN).await;

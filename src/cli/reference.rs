@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use clap::{Args, CommandFactory, ValueEnum};
+use clap::{Args, ValueEnum};
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::schema;
@@ -65,7 +65,7 @@ fn codes() -> String {
 /// Returns the help of every command, in the order of `--help`.
 fn commands() -> String {
     let mut page = String::new();
-    let mut root = super::Cli::command().term_width(WIDTH);
+    let mut root = super::command().term_width(WIDTH);
     root.build();
     help(&mut page, &mut root);
     page

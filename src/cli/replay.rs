@@ -12,18 +12,20 @@ use super::dlq::writable;
 use super::exit::Failure;
 use super::interrupt::interrupted;
 use super::prune::may_be_audited;
-use super::runtime;
 use super::target::{By, Target, failed};
 use super::time_arg::time_arg;
+use super::{output, runtime};
 use crate::config::Settings;
 use crate::fault;
-use crate::inspect::verify::bar;
 use crate::observe::print::{errln, outln};
+use crate::observe::progress::Progress as Bar;
 use crate::resend::replay::{Counted, Plan, Progress, Why};
 use crate::sink::resend::Resend;
 use crate::store::audit::{self, Entry};
 use crate::store::connect::Purpose;
+use crate::store::kinds;
 use crate::store::replay::{Filter, Walk};
+use crate::text;
 use event_outbox::route::check_topic;
 
 #[derive(Debug, Args)]
@@ -37,19 +39,20 @@ pub(crate) struct Replay {
     /// Take only events of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// Take only events that are routed to this topic, by their own topic or by RELAY_TOPIC
-    #[arg(long)]
+    /// Take only events that go to this topic
+    #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
-    /// Take only events created at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
+    /// Take only events from this time on: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z; the time at which the
+    /// event was created counts
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
-    /// Take only events created before this time
+    /// Take only events before this time
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     until: Option<DateTime<Utc>>,
     /// Take DEAD events instead of published ones; they stay DEAD
     #[arg(long)]
     dead: bool,
-    /// Take all published events; replaces a filter
+    /// Take everything; replaces a filter
     #[arg(long)]
     all: bool,
     /// Take only events with this outbox id or a higher one, to continue an earlier replay
@@ -61,7 +64,7 @@ pub(crate) struct Replay {
     /// Send to this topic [default: each event to the topic that it is routed to]
     #[arg(long, value_name = "TOPIC", value_parser = topic)]
     to: Option<String>,
-    /// Send at most N per second
+    /// Handle at most N per second
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// The value of the header `replay-id` [default: a new one]
@@ -72,7 +75,7 @@ pub(crate) struct Replay {
     no_archive: bool,
     #[command(flatten)]
     confirm: Confirm,
-    /// The reason, stored in the audit table
+    /// The reason for the change, kept with it
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -103,14 +106,16 @@ impl Replay {
         }
         let mut target = Target::open(settings, "replay", Purpose::Write).await?;
         let plan = self.plan(settings, &mut target, &filter).await?;
-        let bar = bar("looking", plan.upto.abs_diff(plan.from));
+        let bar = Bar::new("looking", plan.upto.abs_diff(plan.from));
         let from = plan.from;
-        let counted = plan.count(&mut target.conn, |at| bar.set_position(at.abs_diff(from))).await;
-        bar.finish_and_clear();
+        let counted = plan.count(&mut target.conn, |at| bar.set(at.abs_diff(from))).await;
+        drop(bar);
         let counted = counted.map_err(|error| target.failed("read the events of", error))?;
+        if counted.events == 0 && !self.json {
+            show_kinds(&mut target, settings).await;
+        }
         if self.confirm.dry_run || counted.events == 0 {
-            self.report(&plan, &counted, None);
-            return Ok(());
+            return self.report(&plan, &counted, None);
         }
         let no_client = |_| {
             Failure::finding("librdkafka refuses the combination of the KAFKA_ settings")
@@ -130,10 +135,10 @@ impl Replay {
         self.confirm.ask(&question(&plan, &counted, &target.shown))?;
         self.audit(&mut target, &filter, &plan, "replay started", 0).await?;
         let stop = interrupted()?;
-        let bar = self::bar("replayed", counted.events);
-        let (progress, why) = plan.replay(&mut target.conn, &mut resend, stop, |count| bar.inc(count)).await;
-        bar.finish_and_clear();
-        self.report(&plan, &counted, Some(&progress));
+        let bar = Bar::new("replayed", counted.events);
+        let (progress, why) = plan.replay(&mut target.conn, &mut resend, stop, |count| bar.add(count)).await;
+        drop(bar);
+        self.report(&plan, &counted, Some(&progress))?;
         // If the connection broke during the replay, connect again: the events that were sent must get their audit entry.
         if matches!(why, Why::Database(_)) {
             target = Target::open(settings, "replay", Purpose::Write).await?;
@@ -196,19 +201,20 @@ impl Replay {
         noted.map_err(|error| target.failed("write the audit entry of", error))
     }
 
-    fn report(&self, plan: &Plan, counted: &Counted, progress: Option<&Progress>) {
+    fn report(&self, plan: &Plan, counted: &Counted, progress: Option<&Progress>) -> Result<(), Failure> {
         if self.json {
+            let topic = |(topic, events): (&String, &u64)| json!({ "topic": topic, "events": events });
             let document = json!({
                 "dry_run": self.confirm.dry_run, "replay_id": plan.id, "from_id": plan.from, "upto_id": plan.upto,
                 "matching": counted.events, "archived": counted.archived, "unroutable": counted.unroutable,
-                "first_id": counted.first_id, "last_id": counted.last_id, "topics": counted.topics,
+                "first_id": counted.first_id, "last_id": counted.last_id,
+                "topics": counted.topics.iter().map(topic).collect::<Vec<_>>(),
                 "behind_newer_events": self.to.is_none(),
                 "replayed": progress.map(|progress| progress.replayed),
                 "skipped": progress.map(|progress| progress.skipped),
                 "next_id": progress.map(|progress| progress.next),
             });
-            outln!("{document}");
-            return;
+            return output::json(&document).map(drop);
         }
         match progress {
             Some(progress) => {
@@ -219,11 +225,30 @@ impl Replay {
         if counted.unroutable > 0 {
             outln!("{} events have no valid topic and are left out", counted.unroutable);
         }
+        Ok(())
+    }
+}
+
+/// The most kinds of events that are shown.
+const MOST_KINDS: usize = 10;
+
+/// Shows on stderr what a filter could have selected that has selected nothing.
+async fn show_kinds(target: &mut Target, settings: &Settings) {
+    let kinds = kinds::kinds(&mut target.conn, &target.names, &settings.relay.topic).await.unwrap_or_default();
+    if kinds.is_empty() {
+        errln!("no event matches");
+        return;
+    }
+    errln!("no event matches; the latest events of {} are", target.shown);
+    for kinds::Kind { entity_type, event_type, topic, events } in kinds.iter().take(MOST_KINDS) {
+        let [entity_type, event_type, topic] = [entity_type, event_type, topic].map(|of| text::name(of));
+        errln!("  {events} {event_type} of {entity_type} to {topic}");
     }
 }
 
 fn shown(counted: &Counted) -> String {
-    let topics: Vec<_> = counted.topics.iter().map(|(topic, events)| format!("{events} to {topic}")).collect();
+    let topics: Vec<_> =
+        counted.topics.iter().map(|(topic, events)| format!("{events} to {}", text::name(topic))).collect();
     let ids = match (counted.first_id, counted.last_id) {
         (Some(first), Some(last)) => format!(", ids {first} to {last}: {}", topics.join(", ")),
         _ => String::new(),
@@ -249,10 +274,12 @@ fn outcome(why: Why, progress: &Progress, plan: &Plan, target: &Target) -> Resul
     match why {
         Why::Done => match &progress.first_skipped {
             None => Ok(()),
-            Some((id, why)) => {
-                Err(Failure::finding(format!("{} events cannot become a record; event {id}: {why}", progress.skipped))
-                    .hint("the others were replayed; fix the rows, then replay them by --from-id and --upto-id"))
-            }
+            Some((id, why)) => Err(Failure::finding(format!(
+                "{} events cannot become a record; event {id}: {}",
+                progress.skipped,
+                text::sentence(why)
+            ))
+            .hint("the others were replayed; fix the rows, then replay them by --from-id and --upto-id")),
         },
         Why::Interrupted => Err(Failure::interrupted("the replay was interrupted").hint(go_on)),
         Why::Database(error) => Err(target.failed("read the events of", error).hint(go_on)),
@@ -261,7 +288,9 @@ fn outcome(why: Why, progress: &Progress, plan: &Plan, target: &Target) -> Resul
                 Some(code) => format!("{code}: {}", fault::classify_kafka(code).next_step),
                 None => "no answer within 30 s".to_owned(),
             };
-            Err(Failure::finding(format!("the topic {topic} rejects event {id}")).because(reason).hint(go_on))
+            Err(Failure::finding(format!("the topic {} rejects event {id}", text::name(&topic)))
+                .because(reason)
+                .hint(go_on))
         }
     }
 }

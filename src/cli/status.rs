@@ -11,6 +11,7 @@ use super::{output, runtime, target};
 use crate::config::Settings;
 use crate::fault;
 use crate::inspect::status::{self, Brokers, Look};
+use crate::observe::print::screen;
 use crate::store::backlog::{self, FlowMark};
 use crate::store::connect::{self, Purpose};
 
@@ -19,7 +20,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// Print the status as one JSON object; with --watch one object per line
+    /// Print JSON; with --watch one object per line
     #[arg(long)]
     json: bool,
     /// Repeat at this interval, until interrupted
@@ -61,10 +62,7 @@ impl Status {
         match (self.json, self.watch) {
             (true, None) => output::json(status),
             (true, Some(_)) => output::json_line(status),
-            // Cursor home, print, then clear below: this flickers less than clearing first.
-            (false, Some(_)) if std::io::stdout().is_terminal() => {
-                Ok(output::text(&format!("\u{1b}[H\u{1b}[J{title}\n\n{status}")))
-            }
+            (false, Some(_)) if std::io::stdout().is_terminal() => Ok(screen(&format!("{title}\n\n{status}"))),
             (false, _) => Ok(output::text(&format!("{title}\n\n{status}"))),
         }
     }

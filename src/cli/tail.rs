@@ -18,26 +18,26 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub(crate) struct Tail {
-    /// Print one JSON object per line
+    /// Print JSON: one object per line
     #[arg(long)]
     json: bool,
-    /// Follow only events of this event type
+    /// Take only events of this event type
     #[arg(long = "type", value_name = "EVENT_TYPE")]
     event_type: Option<String>,
-    /// Follow only events of this entity type
-    #[arg(long)]
+    /// Take only events of entities of this type
+    #[arg(long, value_name = "TYPE")]
     entity_type: Option<String>,
-    /// Follow only events of the entity with this id
-    #[arg(long)]
+    /// Take only events of the entity with this id
+    #[arg(long, value_name = "ID")]
     entity: Option<String>,
-    /// Follow only events that go to this topic
-    #[arg(long)]
+    /// Take only events that go to this topic
+    #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
     /// End after N events are published and seen on the topic, or are DEAD
     #[arg(long, value_name = "N")]
     events: Option<u64>,
-    /// End after this time
-    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    /// End by itself after this time
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     within: Option<Duration>,
 }
 

@@ -15,7 +15,7 @@ use event_outbox::schema::{self, SchemaError};
 /// The person who acts, as given on the command line.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct By {
-    /// The person who acts, for the audit table, if several people share a database user
+    /// The person who acts, kept with the change
     #[arg(long, value_name = "NAME")]
     pub(crate) by: Option<String>,
 }

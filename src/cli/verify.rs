@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::exit::Failure;
 use super::time_arg::time_arg;
-use super::{runtime, target};
+use super::{output, runtime, target};
 use crate::config::Settings;
 use crate::fault;
 use crate::inspect::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
@@ -15,19 +15,20 @@ use event_outbox::schema::SchemaError;
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Compare this topic [default: every topic that a row is routed to]
-    #[arg(long)]
+    /// Take only events that go to this topic [default: every topic that a row is routed to]
+    #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
-    /// Compare only events created at or after this time: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z
+    /// Take only events from this time on: a duration such as 2h (ago), or a time such as 2026-01-31T12:00:00Z; the time at which the
+    /// event was created counts
     #[arg(long, value_name = "TIME", value_parser = time_arg)]
     since: Option<DateTime<Utc>>,
-    /// Compare only events of the entity with this id
-    #[arg(long, value_name = "ENTITY_ID")]
-    key: Option<String>,
-    /// Print the verdict as JSON
+    /// Take only events of the entity with this id
+    #[arg(long, value_name = "ID")]
+    entity: Option<String>,
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Read at most N rows and N records per second
+    /// Handle at most N per second: first rows, then records
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// Treat a duplicate as a violation; by default duplicates are only counted, because delivery is at least once
@@ -51,7 +52,7 @@ pub(crate) struct Verify {
     /// The envelope of the record's value: raw, event, debezium (tolerates additions of its converters), cloudevents-binary,
     /// cloudevents-structured, or none to compare no values [default: RELAY_ENVELOPE]
     #[arg(long)]
-    payload: Option<Payload>,
+    envelope: Option<Payload>,
 }
 
 impl Verify {
@@ -79,7 +80,7 @@ impl Verify {
             template: settings.relay.topic.clone(),
             topic: self.topic,
             since: self.since,
-            key: self.key,
+            key: self.entity,
             rate: self.rate,
             exactly_once: self.exactly_once,
             expect_pending: self.expect_pending,
@@ -88,20 +89,17 @@ impl Verify {
             reading: Reading {
                 id_header: self.id_header,
                 key_from: self.key_from,
-                payload: self.payload.unwrap_or(Payload::Of(settings.relay.envelope)),
+                payload: self.envelope.unwrap_or(Payload::Of(settings.relay.envelope)),
             },
         }
     }
 }
 
 fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
-    if !json {
-        outln!("{verdict}");
-        return Ok(());
+    if json {
+        return output::json(verdict).map(drop);
     }
-    let text = serde_json::to_string_pretty(verdict)
-        .map_err(|error| Failure::unexpected("the verdict cannot be written as JSON", error))?;
-    outln!("{text}");
+    outln!("{verdict}");
     Ok(())
 }
 

@@ -8,10 +8,11 @@ use super::Needs;
 use super::layer::{KAFKA, Layer, Target, unknown_key};
 use super::mistake::{Mistake, shown_name};
 use super::pem;
+use crate::text;
 
 /// Reads the file into a layer. Returns `None` if the content is unreadable: then no setting may be reported as missing.
 pub(super) fn read(path: &Path, needs: Needs, mistakes: &mut Vec<Mistake>) -> Option<Layer> {
-    let name = path.display().to_string();
+    let name = text::name(&path.display().to_string()).to_string();
     let bytes = match pem::read(path) {
         Ok(bytes) => bytes,
         Err(error) => {

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::Needs;
 use super::mistake::{Mistake, nearest, showable};
 use super::pem;
@@ -13,6 +15,20 @@ use super::setting::{Kind, SETTINGS, Setting};
 /// The table of the TOML file, and the prefix of a flag, for librdkafka properties that are passed through.
 pub(super) const KAFKA: &str = "kafka";
 
+/// The kind of source that a value comes from; a later one is stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// No source gives a value.
+    Default,
+    /// The TOML file.
+    File,
+    /// The environment.
+    Environment,
+    /// An argument `--set`.
+    Flag,
+}
+
 /// The setting or property that a name stands for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Target {
@@ -21,7 +37,7 @@ pub(super) enum Target {
 }
 
 impl Target {
-    fn is_secret(self) -> bool {
+    pub(super) fn is_secret(self) -> bool {
         match self {
             Target::Setting(setting) => setting.is_secret(),
             Target::Property(property) => property.is_secret(),
@@ -64,6 +80,14 @@ pub(super) struct Layer {
 impl Layer {
     pub(super) fn new(needs: Needs) -> Layer {
         Layer { settings: BTreeMap::new(), properties: BTreeMap::new(), mistakes: Vec::new(), last_wins: false, needs }
+    }
+
+    /// Returns the value of a setting or a property.
+    pub(super) fn given(&self, target: Target) -> Option<&Given> {
+        match target {
+            Target::Setting(setting) => self.settings.get(setting.name),
+            Target::Property(property) => self.properties.get(property.canonical()),
+        }
     }
 
     fn skips(&self, target: Target) -> bool {

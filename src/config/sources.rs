@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::Needs;
 use super::file;
-use super::layer::{Layer, Target};
+use super::layer::{Layer, Source, Target};
 use super::mistake::{Mistake, UNKNOWN_SETTING, nearest, shown_name};
 use super::noise::{is_kubernetes, is_of_kafka, means_the_brokers};
 use super::property::{PROPERTIES, Property, known_elsewhere, not_passed_through, variable};
@@ -56,12 +56,25 @@ impl Sources {
 
     /// Puts the layers on top of each other.
     pub(super) fn resolve(&self, needs: Needs) -> Resolved {
-        let mut mistakes = Vec::new();
-        let file = self.file.as_deref().map(|path| file::read(path, needs, &mut mistakes));
-        let complete = !matches!(file, Some(None));
-        let file = file.flatten().unwrap_or_else(|| Layer::new(needs));
+        let (file, mistakes) = self.file_layer(needs);
+        let complete = file.is_some() || self.file.is_none();
+        let file = file.unwrap_or_else(|| Layer::new(needs));
         let layers = [file, environment(&self.env, needs), flags(&self.overrides, needs)];
         Resolved::new(layers, mistakes, complete)
+    }
+
+    /// Returns the layers from the weakest to the strongest. A file that cannot be read is an empty layer.
+    pub(super) fn layers(&self) -> [(Source, Layer); 3] {
+        let needs = Needs::DatabaseAndKafka;
+        let file = self.file_layer(needs).0.unwrap_or_else(|| Layer::new(needs));
+        let (environment, flags) = (environment(&self.env, needs), flags(&self.overrides, needs));
+        [(Source::File, file), (Source::Environment, environment), (Source::Flag, flags)]
+    }
+
+    fn file_layer(&self, needs: Needs) -> (Option<Layer>, Vec<Mistake>) {
+        let mut mistakes = Vec::new();
+        let file = self.file.as_deref().and_then(|path| file::read(path, needs, &mut mistakes));
+        (file, mistakes)
     }
 }
 

@@ -11,16 +11,20 @@ mod why;
 use std::collections::HashMap;
 use std::fmt;
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use sqlx::PgConnection;
 
 pub(crate) use rows::{Row, Wanted};
 
 use crate::config::Settings;
+use crate::observe::terminal::{Tone, paint};
 use crate::sink::reader::Reader;
 use crate::store::activity::span;
 use crate::store::routes;
+use crate::text;
 use event_outbox::Names;
+use event_outbox::ledger::Place;
 use why::OutboxState;
 
 /// The maximum number of explained events of an entity. The first unpublished and the latest published ones are chosen.
@@ -42,11 +46,11 @@ pub(crate) struct Explained {
     pub(crate) next_step: Option<String>,
 }
 
-/// The place of a record on its topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(crate) struct Place {
-    pub(crate) partition: i32,
-    pub(crate) offset: i64,
+impl Explained {
+    /// Returns true for the row with this outbox id.
+    pub(crate) fn is_number(&self, id: i64) -> bool {
+        self.row.id == id
+    }
 }
 
 /// Explains the wanted rows in the order of their ids; empty if there are none.
@@ -73,7 +77,7 @@ pub(crate) async fn explain(
     let mut explained = Vec::new();
     for (row, topic) in found.into_iter().zip(topics) {
         let (record, record_unknown) = match sought.get(&topic) {
-            Some(Ok(places)) => (places.get(&row.event_id).copied(), None),
+            Some(Ok(places)) => (places.get(&row.event_id).cloned(), None),
             Some(Err(error)) => (None, Some(error.clone())),
             None => (None, None),
         };
@@ -115,37 +119,43 @@ async fn look_on_topics(settings: &Settings, found: &[Row], topics: &[String]) -
 impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = &self.row;
-        let entity =
-            row.entity_id.as_deref().map_or_else(|| "no entity".to_owned(), |id| format!("{}/{id}", row.entity_type));
-        writeln!(f, "event {}  number {}, {entity}, {}", row.event_id, row.id, row.event_type)?;
-        writeln!(f, "  written    {} ({} ago), lane {}", row.created_at, span(row.age_s), row.lane)?;
+        let (entity_type, event_type) = (text::name(&row.entity_type), text::name(&row.event_type));
+        let entity = row.entity_id.as_deref();
+        let entity = entity.map_or_else(|| "no entity".to_owned(), |id| format!("{entity_type}/{}", text::name(id)));
+        writeln!(f, "event {}  number {}, {entity}, {event_type}", row.event_id, row.id)?;
+        writeln!(f, "  written    {} ({} ago), lane {}", time(&row.created_at), span(row.age_s), row.lane)?;
+        let status = match row.status.as_str() {
+            "PUBLISHED" => paint(Tone::Good, row.status.as_str()),
+            "DEAD" => paint(Tone::Bad, row.status.as_str()),
+            _ => paint(Tone::Doubtful, row.status.as_str()),
+        };
         match (&row.published_at, row.published_after_s) {
             (Some(at), Some(after)) => {
-                writeln!(f, "  status     {} at {at}, {} after it was written", row.status, span(after))?
+                writeln!(f, "  status     {status} at {}, {} after it was written", time(at), span(after))?
             }
-            _ => writeln!(f, "  status     {}", row.status)?,
+            _ => writeln!(f, "  status     {status}")?,
         }
-        writeln!(
-            f,
-            "  attempts   {}{}",
-            row.attempts,
-            row.last_error.as_deref().map_or_else(String::new, |error| format!(", last error: {error}"))
-        )?;
+        let error = row.last_error.as_deref();
+        let error = error.map_or_else(String::new, |error| format!(", last error: {}", text::sentence(error)));
+        writeln!(f, "  attempts   {}{error}", row.attempts)?;
+        let topic = text::name(&self.topic);
         match (&self.record, &self.record_unknown) {
-            (Some(place), _) => writeln!(
-                f,
-                "  record     topic {}, partition {}, offset {}",
-                self.topic, place.partition, place.offset
-            )?,
-            (None, Some(unknown)) => writeln!(f, "  record     topic {}: {unknown}", self.topic)?,
-            (None, None) => writeln!(f, "  record     topic {}: not found there", self.topic)?,
+            (Some(Place { partition, offset, .. }), _) => {
+                writeln!(f, "  record     topic {topic}, partition {partition}, offset {offset}")?
+            }
+            (None, Some(unknown)) => writeln!(f, "  record     topic {topic}: {}", text::sentence(unknown))?,
+            (None, None) => writeln!(f, "  record     topic {topic}: not found there")?,
         }
         if let Some(why) = &self.why {
-            writeln!(f, "  why        {why}")?;
+            writeln!(f, "  why        {}", text::sentence(why))?;
         }
         if let Some(next) = &self.next_step {
-            writeln!(f, "  next       {next}")?;
+            writeln!(f, "  next       {}", text::sentence(next))?;
         }
         Ok(())
     }
+}
+
+fn time(at: &DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }

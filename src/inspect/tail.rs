@@ -16,8 +16,11 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::config::KafkaSettings;
+use crate::observe::terminal::{Tone, paint};
 use crate::store::routes;
+use crate::text;
 use event_outbox::Names;
+use event_outbox::ledger::Place;
 use event_outbox::route::TopicTemplate;
 use table::{Row, Table};
 use topic::{Follower, Sighting};
@@ -61,30 +64,31 @@ pub(crate) struct Line {
     /// The time since the event's transaction began, by the database's clock. For `inserted` it ends when the row was found, up to one
     /// poll late; for `published` it ends when the batch was marked.
     pub(crate) latency_ms: f64,
-    pub(crate) partition: Option<i32>,
-    pub(crate) offset: Option<i64>,
+    /// The place of the record, where it was seen.
+    pub(crate) record: Option<Place>,
     pub(crate) error: Option<String>,
 }
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.what {
-            What::Inserted => "inserted",
-            What::Published => "published",
-            What::Seen => "seen",
-            What::Held => "held",
-            What::Dead => "dead",
+        let (what, tone) = match self.what {
+            What::Inserted => ("inserted", None),
+            What::Published => ("published", Some(Tone::Good)),
+            What::Seen => ("seen", Some(Tone::Good)),
+            What::Held => ("held", Some(Tone::Doubtful)),
+            What::Dead => ("dead", Some(Tone::Bad)),
         };
-        let entity = self.entity_id.as_deref().unwrap_or("-");
-        write!(
-            f,
-            "{what:<9} {:>9.1} ms  #{} {}/{entity} {}",
-            self.latency_ms, self.id, self.entity_type, self.event_type
-        )?;
-        match (self.partition, self.offset, &self.error) {
-            (Some(partition), Some(offset), _) => write!(f, "  {}[{partition}]@{offset}", self.topic),
-            (_, _, Some(error)) => write!(f, "  {error}"),
-            _ => write!(f, "  {}  {}", self.topic, self.event_id),
+        match tone {
+            Some(tone) => write!(f, "{:<9}", paint(tone, what))?,
+            None => write!(f, "{what:<9}")?,
+        }
+        let (entity_type, event_type) = (text::name(&self.entity_type), text::name(&self.event_type));
+        let entity = text::name(self.entity_id.as_deref().unwrap_or("-"));
+        write!(f, " {:>9.1} ms  #{} {entity_type}/{entity} {event_type}", self.latency_ms, self.id)?;
+        match (&self.record, &self.error) {
+            (Some(record), _) => write!(f, "  {record}"),
+            (_, Some(error)) => write!(f, "  {}", text::sentence(error)),
+            _ => write!(f, "  {}  {}", text::name(&self.topic), self.event_id),
         }
     }
 }
@@ -203,8 +207,9 @@ impl<'a> Tail<'a> {
         }
         let now_ms = sighting.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0;
         let latency_ms = now_ms + self.ahead_s * 1000.0 - followed.row.created_exact_ms;
-        let (partition, offset) = (Some(sighting.partition), Some(sighting.offset));
-        Some(Line { latency_ms, partition, offset, ..line(What::Seen, &followed.row, &followed.topic) })
+        let Sighting { partition, offset, .. } = *sighting;
+        let record = Some(Place { topic: followed.topic.clone(), partition, offset });
+        Some(Line { latency_ms, record, ..line(What::Seen, &followed.row, &followed.topic) })
     }
 
     fn expire(&mut self) {
@@ -233,8 +238,7 @@ fn line(what: What, row: &Row, topic: &str) -> Line {
         event_type: row.event_type.clone(),
         topic: topic.to_owned(),
         latency_ms: row.age_ms,
-        partition: None,
-        offset: None,
+        record: None,
         error: None,
     }
 }

@@ -17,7 +17,7 @@
 //! - A late event whose row an operator has retried. The audit table names these events.
 //! - Records whose rows retention may have deleted (`retired`): ids below the lowest PUBLISHED id, and events created before the earliest
 //!   `published_at` in the table, since retention deletes by these. `--all-retained` turns this off.
-//! - Events whose record the topic's own retention may have removed (`unjudged`): their partition begins above offset 0, and they were
+//! - Events whose record the topic's own retention may have removed (`expired`): their partition begins above offset 0, and they were
 //!   published no later than its first records. On a compacted topic no event is missing.
 //!
 //! # Memory
@@ -46,24 +46,24 @@ use std::io;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use indicatif::{ProgressBar, ProgressStyle};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use sqlx::PgConnection;
 use tokio::task::block_in_place;
 
 use crate::config::{DatabaseSettings, KafkaSettings};
+use crate::observe::progress::Progress;
 use crate::resend::rate::Rate;
 use crate::sink::silence::{Silence, silence};
 use crate::store::connect::{self, Purpose};
 use compare::{Comparison, Horizon, Scope, TopicScope};
 use event_outbox::Names;
-use event_outbox::ledger::{Example, Finding, Report, Rules};
+use event_outbox::ledger::{Example, Finding, Place, Report, Rules};
 use event_outbox::route::TopicTemplate;
 use event_outbox::schema::{self, SchemaError};
 use fact::Fact;
 use sorter::Sorter;
 use table::{Audits, Extent, TableReader};
-use topic::{Beginning, TopicExtent, TopicReader};
+use topic::{Beginning, Nameless, TopicExtent, TopicReader};
 use topics::TopicNames;
 
 pub(crate) use compare::Partitioner;
@@ -187,17 +187,17 @@ impl Verification<'_> {
     async fn read_table(&mut self, conn: &mut PgConnection) -> Result<(Extent, Horizon), VerifyError> {
         let Self { table, facts, topics, rate, plan, .. } = self;
         let extent = table.extent(conn).await?;
-        let bar = bar("rows by id", extent.upto.abs_diff(extent.from));
+        let bar = Progress::new("rows by id", extent.upto.abs_diff(extent.from));
         let horizon = table
             .read(conn, extent, topics, rate, |fact, at| {
                 if let Some((event, fact)) = fact {
                     facts.push(fact.encode(event))?;
                 }
-                bar.set_position(at.abs_diff(extent.from));
+                bar.set(at.abs_diff(extent.from));
                 Ok(())
             })
             .await?;
-        bar.finish_and_clear();
+        drop(bar);
         if topics.too_many {
             return Err(VerifyError::TooManyTopics);
         }
@@ -227,16 +227,17 @@ impl Verification<'_> {
             extent => extent?,
         };
         extent.compacted = reader.is_compacted(&name).await;
-        let bar = bar(&name, extent.len());
+        let bar = Progress::new(&name, extent.len());
         let Self { plan, facts, rate, report, .. } = self;
         let read = block_in_place(|| {
             reader.read((index, &name), &extent, &plan.reading, plan.key.as_deref(), rate, |seen| {
-                bar.inc(1);
+                bar.add(1);
                 match seen {
                     Ok((event, fact)) => facts.push(fact.encode(event))?,
                     Err(nameless) => {
                         report.records += 1;
-                        let record = Some(format!("{name}[{}]@{}", nameless.partition, nameless.offset));
+                        let Nameless { partition, offset } = nameless;
+                        let record = Some(Place { topic: name.clone(), partition, offset });
                         let note = Some(format!("no event id in the header {}", plan.reading.id_header));
                         report.add(Finding::Unknown, || Example { record, note, ..Example::default() });
                     }
@@ -244,7 +245,7 @@ impl Verification<'_> {
                 Ok(())
             })
         })?;
-        bar.finish_and_clear();
+        drop(bar);
         // On a compacted topic, gaps in the offsets do not mean uncommitted records.
         if extent.compacted != Some(true) {
             self.uncommitted += block_in_place(|| reader.uncommitted(&name, &extent, read.records, rate))?;
@@ -294,7 +295,7 @@ impl Verification<'_> {
     }
 
     async fn compare(self, conn: &mut PgConnection, scope: &Scope) -> Result<Verdict, VerifyError> {
-        let Self { table, facts, mut topics, report, uncommitted, mut notes, .. } = self;
+        let Self { plan, table, facts, mut topics, report, uncommitted, mut notes, .. } = self;
         let mut comparison = Comparison::new(scope, report);
         block_in_place(|| compare_all(&mut comparison, facts, "comparing"))?;
         let mut unmatched = comparison.second_round()?;
@@ -313,20 +314,24 @@ impl Verification<'_> {
                 tolerated.repeated_ids
             ));
         }
+        if let Some(key) = &plan.key
+            && report.committed == 0
+        {
+            notes.push(format!("no row is of the entity {key}"));
+        }
         let topics = scope.topics.iter().map(|topic| topic.name.clone()).collect();
         Ok(Verdict { topics, report, tolerated, uncommitted, notes })
     }
 }
 
 fn compare_all(comparison: &mut Comparison<'_>, facts: Sorter<{ fact::FACT_BYTES }>, what: &str) -> io::Result<()> {
-    let bar = bar(what, facts.len());
+    let bar = Progress::new(what, facts.len());
     let mut facts = facts.sorted()?;
     while let Some(entry) = facts.next()? {
         let (event, fact) = Fact::decode(&entry);
         comparison.take(event, fact)?;
-        bar.inc(1);
+        bar.add(1);
     }
-    bar.finish_and_clear();
     Ok(())
 }
 
@@ -351,14 +356,4 @@ async fn name_entities(
 
 fn is_missing(code: RDKafkaErrorCode) -> bool {
     matches!(code, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
-}
-
-/// Makes a progress bar on stderr. It is visible only if stderr is a terminal.
-pub(crate) fn bar(what: &str, of: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:<30!} {wide_bar} {percent:>3} % {per_sec} ETA {eta}");
-    let bar = ProgressBar::new(of).with_message(what.to_owned());
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 /// A contiguous range of lanes, both ends included. It is contiguous because `lane between a and b` keeps the order of the claim's index,
 /// and a list of lanes does not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct LaneRange {
     /// The first lane.
     pub(crate) first: i16,
@@ -77,12 +77,6 @@ impl FromStr for LaneRange {
             (Ok(first), Ok(last)) if first <= last => Ok(Self { first, last }),
             _ => Err(BadRange),
         }
-    }
-}
-
-impl Serialize for LaneRange {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 

@@ -3,12 +3,17 @@
 use std::io::IsTerminal;
 
 use tracing::Level;
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, fmt, registry};
 
 use crate::config::{LogFormat, LogSettings};
 use crate::observe::print::LogWriter;
+use crate::observe::terminal::Stream;
+use crate::text;
 
 /// The target of the lines in which sqlx logs what the server reports beside its answers.
 const SERVER_NOTICES: &str = "sqlx::postgres::notice";
@@ -24,11 +29,26 @@ pub(crate) fn start(settings: &LogSettings) {
         let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
         registry().with(filter).with(lines.with_filter(of_server)).try_init()
     } else {
-        let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_target(false);
+        let lines = lines.with_ansi(Stream::Err.is_coloured()).with_target(false);
+        let lines = lines.fmt_fields(debug_fn(field).delimited(" "));
         registry().with(filter).with(lines.with_filter(of_server)).try_init()
     };
     // An error means that the host program has installed its own subscriber, which then writes the log.
     drop(started);
+}
+
+/// Writes one field of a line of text. Values may come from users, so each stays on the line, escaped and cut, and cannot pass for another
+/// field.
+fn field(line: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
+    let value = format!("{value:?}");
+    match field.name() {
+        "message" => write!(line, "{}", text::sentence(&value)),
+        // A text is quoted already.
+        name if value.starts_with('"') || !value.contains([' ', '=', '"']) => {
+            write!(line, "{name}={}", text::sentence(&value))
+        }
+        name => write!(line, "{name}=\"{}\"", text::sentence(&value.replace('"', "'"))),
+    }
 }
 
 /// Returns true if lines are JSON.
@@ -37,5 +57,43 @@ pub(crate) fn is_json(settings: &LogSettings) -> bool {
         LogFormat::Json => true,
         LogFormat::Text => false,
         LogFormat::Auto => !std::io::stderr().is_terminal(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use super::*;
+
+    /// The bytes that a subscriber has written.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_of_text_stays_one_line_whatever_its_values_contain() {
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+        let lines = lines.fmt_fields(debug_fn(field).delimited(" ")).finish();
+        let hostile = "a notice=ready\u{1b}[2J\nb\u{202e}";
+        tracing::subscriber::with_default(lines, || tracing::info!(shown = %hostile, quoted = hostile, "it goes on"));
+        let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let line = String::from_utf8(bytes).expect("UTF-8");
+        assert!(line.ends_with("\n") && line.lines().count() == 1, "{line:?}");
+        assert!(line.contains(r#"it goes on shown="a notice=ready\u001b[2J\nb\u202e" quoted="#), "{line:?}");
+        assert!(!line.contains(['\u{1b}', '\u{202e}']), "{line:?}");
     }
 }

@@ -70,8 +70,10 @@ pub(crate) struct Filter {
     pub(crate) entity_id: Option<String>,
     pub(crate) topic: Option<String>,
     pub(crate) fingerprint: Option<String>,
-    pub(crate) older_than: Option<Duration>,
-    pub(crate) newer_than: Option<Duration>,
+    /// The earliest `created_at`.
+    pub(crate) since: Option<DateTime<Utc>>,
+    /// The end of the time, which is not part of it.
+    pub(crate) until: Option<DateTime<Utc>>,
     /// Selects discarded events instead of the others.
     pub(crate) discarded: bool,
 }
@@ -83,18 +85,16 @@ impl Filter {
             && [&self.event_type, &self.entity_type, &self.entity_id, &self.topic, &self.fingerprint]
                 .iter()
                 .all(|part| part.is_none())
-            && self.older_than.is_none()
-            && self.newer_than.is_none()
+            && self.since.is_none()
+            && self.until.is_none()
     }
 
     /// Returns the filter as JSON for the audit table.
     pub(crate) fn to_json(&self) -> serde_json::Value {
-        let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
         let mut json = serde_json::json!({
             "id": self.ids.iter().map(Id::to_string).collect::<Vec<_>>(),
             "type": self.event_type, "entity_type": self.entity_type, "entity": self.entity_id, "topic": self.topic,
-            "error": self.fingerprint,
-            "older_than_s": seconds(self.older_than), "newer_than_s": seconds(self.newer_than),
+            "cause": self.fingerprint, "since": self.since, "until": self.until,
             "discarded": self.discarded.then_some(true),
         });
         if let Some(fields) = json.as_object_mut() {
@@ -149,11 +149,8 @@ impl Filter {
         ] {
             all.extend(value.as_ref().map(|value| format!("{column} = {}", literal(value))));
         }
-        for (comparison, age) in [("<", self.older_than), (">", self.newer_than)] {
-            let ago = |age: Duration| {
-                format!("created_at {comparison} clock_timestamp() - make_interval(secs => {})", age.as_secs_f64())
-            };
-            all.extend(age.map(ago));
+        for (comparison, moment) in [(">=", self.since), ("<", self.until)] {
+            all.extend(moment.map(|moment| format!("created_at {comparison} '{}'", moment.to_rfc3339())));
         }
         all.join(" and ")
     }

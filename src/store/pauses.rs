@@ -14,6 +14,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use crate::store::audit::Author;
 use crate::store::read_only::read;
 use crate::store::search_path::{self, SET_LOCAL};
+use crate::text;
 use event_outbox::names::Names;
 
 /// The events that a pause names.
@@ -40,13 +41,15 @@ impl Scope {
         }
     }
 
-    /// Returns the arguments that name it to `outbox-relay resume`.
+    /// Returns the arguments that name it to `outbox-relay resume`, to paste into a shell.
     pub(crate) fn arguments(&self) -> String {
         match self {
             Scope::All => "--all".to_owned(),
-            Scope::Topic { topic } => format!("--topic {topic}"),
-            Scope::Entity { entity_type: None, entity_id } => format!("--entity {entity_id}"),
-            Scope::Entity { entity_type: Some(of), entity_id } => format!("--entity {entity_id} --entity-type {of}"),
+            Scope::Topic { topic } => text::flag("--topic", topic),
+            Scope::Entity { entity_type: None, entity_id } => text::flag("--entity", entity_id),
+            Scope::Entity { entity_type: Some(of), entity_id } => {
+                format!("{} {}", text::flag("--entity", entity_id), text::flag("--entity-type", of))
+            }
         }
     }
 }
@@ -55,10 +58,10 @@ impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Scope::All => f.write_str("everything"),
-            Scope::Topic { topic } => write!(f, "topic {topic}"),
-            Scope::Entity { entity_type: None, entity_id } => write!(f, "entity {entity_id}"),
-            Scope::Entity { entity_type: Some(entity_type), entity_id } => {
-                write!(f, "entity {entity_type}/{entity_id}")
+            Scope::Topic { topic } => write!(f, "topic {}", text::name(topic)),
+            Scope::Entity { entity_type: None, entity_id } => write!(f, "entity {}", text::name(entity_id)),
+            Scope::Entity { entity_type: Some(of), entity_id } => {
+                write!(f, "entity {}/{}", text::name(of), text::name(entity_id))
             }
         }
     }

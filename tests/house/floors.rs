@@ -11,6 +11,7 @@ const FLOORS: &[&[(&str, &[&str])]] = &[
     &[("relay", &["inspect"]), ("inspect", &["resend"]), ("resend", &[])],
     &[("store", &[]), ("sink", &[]), ("observe", &[])],
     &[("config", &[]), ("fault", &[]), ("lane", &[])],
+    &[("text", &[])],
 ];
 
 /// The crates to check: the relay, the library crate, and the test kit for the demo and the bench.

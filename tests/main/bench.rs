@@ -35,8 +35,8 @@ async fn a_bench_reports_its_metrics_as_json_and_removes_what_it_made(
     ensure!(output.stderr.is_empty(), "no terminal, no progress: {}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout)?;
 
-    ensure!(report["bench_format"] == 1);
-    ensure!(report["machine"]["relay_settings"] == serde_json::json!({"batch_size": "500"}), "{report}");
+    ensure!(report["version"] == 1);
+    ensure!(report["environment"]["relay_settings"] == serde_json::json!({"batch_size": "500"}), "{report}");
     ensure!(report["load"]["events"] == 2000 && report["load"]["entities"] == 10);
     let drain = &report["drain"];
     ensure!(drain["records"] == 2000 && drain["published"] == 2000, "{drain}");
@@ -48,7 +48,7 @@ async fn a_bench_reports_its_metrics_as_json_and_removes_what_it_made(
         positive(&drain["costs"], name)?;
     }
     for name in ["claim_and_mark_events_per_s", "claim_and_mark_wal_bytes_per_event", "produce_events_per_s"] {
-        positive(&report["limits"], name)?;
+        positive(&report["baseline"], name)?;
     }
     let run = report["run"].as_str().context("the run has no name")?;
     ensure!(run.starts_with("outbox_bench_"));
@@ -59,7 +59,7 @@ async fn a_bench_of_retention_counts_what_the_relay_removed_meanwhile_apart(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let arguments = ["retention", "--events", "2000", "--retained", "3000", "--no-limits", "--json", "-"];
+    let arguments = ["retention", "--events", "2000", "--retained", "3000", "--no-baseline", "--json", "-"];
     let output = bench(&database, &kafka, &arguments).output().await?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout)?;
@@ -103,7 +103,7 @@ async fn a_killed_bench_takes_its_relays_along(database: TestDatabase, kafka: Ar
 
 /// Starts a bench and waits until its relay runs.
 async fn idle_bench(database: &TestDatabase, kafka: &RealKafka) -> anyhow::Result<Child> {
-    let arguments = ["failover", "--no-limits", "--rate", "10"];
+    let arguments = ["failover", "--no-baseline", "--rate", "10"];
     let running = bench(database, kafka, &arguments).stderr(Stdio::null()).kill_on_drop(true).spawn()?;
     eventually("the bench's relays are connected", SOON, async || match relay_sessions(database).await {
         Ok(1..) => Ok(()),

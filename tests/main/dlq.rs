@@ -156,32 +156,32 @@ async fn dead_letters_are_listed_by_cause_and_every_filter_finds_its_own(kafka: 
     let causes = listed["causes"].as_array().context("no causes")?;
     let reported: BTreeMap<(i64, i64), &Value> = causes
         .iter()
-        .map(|cause| ((cause["letters"].as_i64().unwrap_or(0), cause["keys"].as_i64().unwrap_or(0)), cause))
+        .map(|cause| ((cause["dead_letters"].as_i64().unwrap_or(0), cause["entities"].as_i64().unwrap_or(0)), cause))
         .collect();
     ensure!(reported.keys().copied().collect::<Vec<_>>() == [(1, 1), (2, 1)], "{listed}");
     ensure!(causes.len() == 4, "{listed}");
     let first = reported[&(2, 1)];
     ensure!(first["source_topic"] == field.source && first["group"] == "billing", "{listed}");
     let stock = causes.iter().find(|cause| cause["error"] == "no stock for 17 of \"ann\"").context("none")?;
-    ensure!(stock["reason"] == "exhausted" && stock["letters"] == 2, "{listed}");
+    ensure!(stock["reason"] == "exhausted" && stock["dead_letters"] == 2, "{listed}");
     let fingerprint = stock["fingerprint"].as_str().context("no fingerprint")?;
     for (arguments, offsets) in [
         (&["--type", "Paid"][..], &[2, 5][..]),
-        (&["--key", "b"], &[1, 3]),
+        (&["--entity", "b"], &[1, 3]),
         (&["--entity", "c"], &[5]),
         (&["--error", "card 1"], &[2]),
         (&["--cause", fingerprint], &[0, 4]),
-        (&["--reason", "permanent"], &[1, 3, 5]),
+        (&["--failure", "permanent"], &[1, 3, 5]),
         (&["--group", "shipping"], &[]),
         (&["--source-topic", &field.source], &[0, 1, 2, 3, 4, 5]),
         (&["--since", "150m"], &[0, 1]),
         (&["--until", "270m"], &[4, 5]),
         (&["--partition", "1"], &[]),
         (&["--partition", "0", "--offset", "2"], &[2]),
-        (&["--partition", "0", "--offset", "2-3", "--key", "a"], &[2]),
+        (&["--partition", "0", "--offset", "2-3", "--entity", "a"], &[2]),
     ] {
         let shown = json(&field.kafka, &[&["show", &field.dead_letters][..], arguments].concat()).await?;
-        let found: Vec<_> = shown["letters"]
+        let found: Vec<_> = shown["dead_letters"]
             .as_array()
             .context("none")?
             .iter()
@@ -214,7 +214,12 @@ async fn a_redrive_keeps_every_byte_and_the_order_of_the_source(kafka: Arc<RealK
     dead_letters.push(Record { value: None, ..field.dead_letter("b", "Placed", "why", 15) });
     field.produce(&field.dead_letters, &dead_letters)?;
     let dry = field.redrive(&["--all", "--dry-run"]).await?;
-    ensure!(dry["matching"] == 5 && dry["to"][&field.source] == 5 && dry["redriven"].is_null(), "{dry}");
+    ensure!(
+        dry["matching"] == 5
+            && dry["topics"] == json!([{ "topic": field.source, "dead_letters": 5 }])
+            && dry["redriven"].is_null(),
+        "{dry}"
+    );
     ensure!(field.kafka.read_topic(&field.source).await?.is_empty(), "a dry run has sent letters");
     ensure!(field.list(&[]).await?["waiting"] == 5);
     let done = field.redrive(&["--all", "--yes"]).await?;
@@ -240,7 +245,8 @@ async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
 ) -> anyhow::Result<()> {
     let field = Field::new(kafka).await?;
     field.produce_dead_letters()?;
-    let first = field.redrive(&["--type", "Paid", "--yes", "--by", "ann", "--why", "the card service is back"]).await?;
+    let first =
+        field.redrive(&["--type", "Paid", "--yes", "--by", "ann", "--reason", "the card service is back"]).await?;
     ensure!(first["redriven"] == 2, "{first}");
     let listed = field.list(&[]).await?;
     ensure!((&listed["waiting"], &listed["redriven"]) == (&json!(4), &json!(2)), "{listed}");
@@ -263,7 +269,7 @@ async fn what_was_redriven_is_left_out_the_next_time_unless_that_is_asked_for(
     let said: Value = serde_json::from_slice(entry.value.as_deref().unwrap_or_default())?;
     ensure!((&said["by"], &said["reason"]) == (&json!("ann"), &json!("the card service is back")), "{said}");
     ensure!(said["redriveId"] == first["redrive_id"], "{said}");
-    let again = field.redrive(&["--key", "a", "--again", "--yes"]).await?;
+    let again = field.redrive(&["--entity", "a", "--again", "--yes"]).await?;
     ensure!(again["redriven"] == 3, "{again}");
     ensure!(field.kafka.read_topic(&field.source).await?.len() == 10);
     Ok(())
@@ -350,12 +356,12 @@ async fn dead_letters_of_others_are_understood_or_need_a_topic(kafka: Arc<RealKa
     );
     field.produce(&field.dead_letters, &[spring, record("bare", &[])])?;
     let shown = json(&field.kafka, &["show", &field.dead_letters]).await?;
-    let (spring, bare) = (&shown["letters"][0], &shown["letters"][1]);
-    ensure!(spring["source_partition"] == 2 && spring["reason"] == "java.lang.IllegalStateException", "{shown}");
-    ensure!(bare["key"] == "bare" && bare["reason"].is_null() && bare["source_topic"].is_null(), "{shown}");
+    let (spring, bare) = (&shown["dead_letters"][0], &shown["dead_letters"][1]);
+    ensure!(spring["source"]["partition"] == 2 && spring["reason"] == "java.lang.IllegalStateException", "{shown}");
+    ensure!(bare["entity_id"] == "bare" && bare["reason"].is_null() && bare["source"].is_null(), "{shown}");
     let output = dlq(&field.kafka, &["redrive", &field.dead_letters, "--all", "--yes"]).await?;
     ensure!(output.code == Some(2) && output.stderr.contains("--source-topic TOPIC"), "{output:?}");
-    let done = field.redrive(&["--key", "s", "--yes"]).await?;
+    let done = field.redrive(&["--entity", "s", "--yes"]).await?;
     ensure!(done["redriven"] == 1, "{done}");
     let arrived = field.kafka.read_topic(&field.source).await?;
     ensure!(arrived.len() == 1 && arrived[0].partition == 2, "{arrived:?}");
@@ -466,9 +472,9 @@ async fn a_held_key_is_freed_by_a_redrive_to_the_retry_topic_of_its_group(
     running.await??;
     let again = json(&kafka, &["show", &dead_letters]).await?;
     let reported: Vec<_> =
-        again["letters"].as_array().context("none")?.iter().map(|l| l["attempts"].as_i64()).collect();
+        again["dead_letters"].as_array().context("none")?.iter().map(|l| l["attempts"].as_i64()).collect();
     ensure!(reported.len() == 3 && reported.contains(&Some(2)), "attempts do not go on: {again}");
-    ensure!(again["letters"][0]["source_topic"] == outbox.topic.as_str(), "{again}");
+    ensure!(again["dead_letters"][0]["source"]["topic"] == outbox.topic.as_str(), "{again}");
     ensure!(json(&kafka, &redrive).await?["redriven"] == 3);
     run(true, 8, 0).await?;
     let order: Vec<i64> = sqlx::query_scalar("select n from effects where entity = 'a' order by position")

@@ -34,6 +34,7 @@ mod servers;
 mod snippets;
 mod status;
 mod tail;
+mod terminal;
 mod tls;
 mod topics;
 mod trust;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         health::trials(),
         held_snapshot::trials(),
         hostile::trials(),
+        terminal::trials(),
         metrics::trials(),
         tail::trials(),
     ];

@@ -57,7 +57,12 @@ fn tail(database: &TestDatabase, outbox: &Outbox, kafka: &RealKafka, arguments: 
 
 fn lines(tail: &mut Tail) -> anyhow::Result<Vec<Value>> {
     let stdout = BufReader::new(tail.0.stdout.take().context("stdout")?);
-    let lines = stdout.lines().map(|line| Ok(serde_json::from_str(&line?)?)).collect::<anyhow::Result<Vec<Value>>>()?;
+    let read = |line: std::io::Result<String>| {
+        let line = line?;
+        lab::schemas::check(&["tail"], &line)?;
+        Ok(serde_json::from_str(&line)?)
+    };
+    let lines = stdout.lines().map(read).collect::<anyhow::Result<Vec<Value>>>()?;
     let status = tail.0.wait()?;
     ensure!(status.success(), "{status}");
     Ok(lines)
@@ -82,8 +87,8 @@ async fn an_event_is_followed_to_its_place_on_the_topic(
     let records = kafka.read_topic(&outbox.topic).await?;
     for line in lines.iter().filter(|line| line["what"] == "seen") {
         let there = records.iter().any(|record| {
-            Some(i64::from(record.partition)) == line["partition"].as_i64()
-                && Some(record.offset) == line["offset"].as_i64()
+            Some(i64::from(record.partition)) == line["record"]["partition"].as_i64()
+                && Some(record.offset) == line["record"]["offset"].as_i64()
                 && record.header("event-id") == line["event_id"].as_str()
         });
         ensure!(there, "{line} in {records:?}");
@@ -111,7 +116,7 @@ async fn only_what_is_asked_for_is_followed(database: TestDatabase, kafka: Arc<R
 async fn explained(relay: &Relay, wanted: &str) -> anyhow::Result<Value> {
     let output = relay.clone().argument("--json").argument(wanted).output("explain").await?;
     ensure!(output.code == Some(0), "{output:?}");
-    Ok(serde_json::from_str(&output.stdout)?)
+    Ok(serde_json::from_str::<Value>(&output.stdout)?["events"].take())
 }
 
 /// Checks that the explanation of an entity's only event contains all of `parts`.
@@ -176,7 +181,7 @@ async fn a_waiting_event_is_explained_with_the_reason_and_what_to_do(
     says(&relay, "dead", &["too large", "dead retry"]).await?;
     says(&relay, "held", &["topic x", "WRITE"]).await?;
     says(&relay, "scheduled", &["scheduled", "available_at"]).await?;
-    says(&relay, "behind", &["behind number", "explain 'behind'"]).await?;
+    says(&relay, "behind", &["behind number", "explain 4"]).await?;
     says(&relay, "alone", &["relay", "outbox-relay run"]).await?;
     let mut conn = outbox.connect().await?;
     let mut open = conn.begin().await?;

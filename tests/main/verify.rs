@@ -96,7 +96,7 @@ impl Sides {
 
     /// Returns the exit code and the verdict.
     async fn verify(&self, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
-        let raw = ["--payload", "raw"];
+        let raw = ["--envelope", "raw"];
         verify(self.outbox.relay(&self.kafka), &self.outbox.topic, &[&raw[..], arguments].concat()).await
     }
 
@@ -167,7 +167,7 @@ async fn what_a_relay_published_is_clean_in_every_envelope_and_pending_rows_are_
         let count = |name: &str| verdict[name].as_u64().unwrap_or_default();
         ensure!((count("committed"), count("published")) == (2_008, 2_004), "{envelope}: {verdict:#}");
         ensure!((count("pending"), count("dead"), count("records")) == (3, 1, 2_004), "{envelope}: {verdict:#}");
-        ensure!(verdict["topics"] == serde_json::json!([outbox.topic]), "{verdict:#}");
+        ensure!(verdict["topics"] == serde_json::json!([{ "topic": outbox.topic }]), "{verdict:#}");
         for kind in KINDS {
             ensure!(verdict["examples"][kind] == serde_json::json!([]), "{verdict:#}");
         }
@@ -188,7 +188,7 @@ async fn a_row_marked_without_a_record_is_missing(database: TestDatabase, kafka:
     ensure!(examples[0]["id"].is_i64() && examples[0]["event_id"].is_string(), "{verdict:#}");
     // The same for people, without JSON.
     let relay = sides.outbox.relay(&sides.kafka).argument("--topic").argument(&sides.outbox.topic);
-    let output = relay.argument("--payload").argument("raw").output("verify").await?;
+    let output = relay.argument("--envelope").argument("raw").output("verify").await?;
     ensure!(
         output.code == FINDING
             && output.stdout.lines().last().is_some_and(|line| line.contains("NOT CLEAN") && line.contains("missing")),
@@ -350,7 +350,7 @@ async fn a_role_that_may_only_select_is_enough_and_nothing_is_written(
     let server = url.split_once('@').context("a URL without a user")?.1;
     let reader = Relay::new(&format!("postgres://{role}:reader@{server}"), &sides.kafka.bootstrap())
         .with("RELAY_TOPIC", &sides.outbox.topic);
-    let verified = verify(reader, &sides.outbox.topic, &["--payload", "raw"]).await;
+    let verified = verify(reader, &sides.outbox.topic, &["--envelope", "raw"]).await;
     sides.outbox.execute(&format!("drop owned by {role}; drop role {role}")).await?;
     let (code, verdict) = verified?;
     ensure!(code == CLEAN && verdict["published"] == 1, "{verdict:#}");
@@ -391,12 +391,12 @@ async fn the_topic_of_another_system_is_read_by_its_own_header_key_and_payload(
     let verify = async |more: &[&str]| {
         verify(sides.outbox.relay(&sides.kafka), &sides.outbox.topic, &[&other[..], more].concat()).await
     };
-    let (code, verdict) = verify(&["--payload", "debezium"]).await?;
+    let (code, verdict) = verify(&["--envelope", "debezium"]).await?;
     ensure!(code == FINDING, "{verdict:#}");
     counted(&verdict, &[("missing", 1)])?;
-    let (_, verdict) = verify(&["--payload", "none", "--key-from", "header:aggregate"]).await?;
+    let (_, verdict) = verify(&["--envelope", "none", "--key-from", "header:aggregate"]).await?;
     counted(&verdict, &[("missing", 1)])?;
-    let (_, verdict) = verify(&["--payload", "none", "--key-from", "json:/payload"]).await?;
+    let (_, verdict) = verify(&["--envelope", "none", "--key-from", "json:/payload"]).await?;
     counted(&verdict, &[("missing", 1), ("mismatched", 2)])
 }
 
@@ -426,7 +426,7 @@ async fn what_retention_took_on_either_side_is_no_violation(
     let admin: AdminClient<DefaultClientContext> = sides.kafka.client().create()?;
     admin.delete_records(&keep, &AdminOptions::new()).await?;
     let (code, verdict) = sides.verify(&[]).await?;
-    ensure!(code == CLEAN && verdict["unjudged"] == 40 && verdict["published"] == 10, "{verdict:#}");
+    ensure!(code == CLEAN && verdict["expired"] == 40 && verdict["published"] == 10, "{verdict:#}");
     ensure!(verdict["notes"][0].as_str().is_some_and(|note| note.contains(&sides.outbox.topic)), "{verdict:#}");
     // A time window that begins later has lost nothing.
     let (_, verdict) = sides.verify(&["--since", "2100-01-01T00:00:00Z"]).await?;
@@ -452,9 +452,9 @@ async fn one_entity_and_a_window_of_time_can_be_verified_alone(
     sides.row("old", 1).await?;
     let old = "update event_outbox set created_at = now() - interval '2 days' where entity_id = 'old'";
     sides.outbox.execute(old).await?;
-    let (_, verdict) = sides.verify(&["--key", "first"]).await?;
+    let (_, verdict) = sides.verify(&["--entity", "first"]).await?;
     ensure!(verdict["committed"] == 1 && verdict["clean"] == true, "{verdict:#}");
-    let (_, verdict) = sides.verify(&["--key", "lost"]).await?;
+    let (_, verdict) = sides.verify(&["--entity", "lost"]).await?;
     ensure!(verdict["committed"] == 1 && verdict["missing"] == 1, "{verdict:#}");
     let (_, verdict) = sides.verify(&["--since", "1d"]).await?;
     ensure!(verdict["committed"] == 2 && verdict["published"] == 1 && verdict["missing"] == 1, "{verdict:#}");

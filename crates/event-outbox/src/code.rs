@@ -169,7 +169,7 @@ codes! {
     7004 HandlerStuck "handler-stuck" "a handler blocks and cannot be aborted";
     7005 GroupFails "group-fails" "the consumer group cannot share its partitions out";
     7006 PartitionsStay "partitions-stay" "partitions that were assigned cannot be resumed";
-    7007 LetterUnsent "letter-unsent" "a dead letter cannot be sent, and its partition waits";
+    7007 DeadLetterUnsent "dead-letter-unsent" "a dead letter cannot be sent, and its partition waits";
     7008 DeadLetter "dead-letter" "an event was not applied and is a dead letter";
     7009 EventRetried "event-retried" "an event could not be applied and is tried again";
     7010 GroupNotLeft "group-not-left" "the consumer has ended without leaving its group in order";

@@ -26,7 +26,7 @@ mod report;
 use std::collections::HashMap;
 
 pub use record::{Committed, EntityKey, Fingerprint, RowStatus, TopicRecord};
-pub use report::{Example, Finding, Report};
+pub use report::{Example, Finding, Place, Report};
 
 use crate::event::EventId;
 use names::{Entities, Names};

@@ -16,10 +16,12 @@
 //! - `load`: an application under load; `rough`: its odd events
 //! - `book`: compares what the application did with table and topic, by the ledger
 //! - `failover`: a server with a standby behind one address; `front`: that address
+//! - `terminal`: a command on a terminal
 //! - `process`: CPU time and memory of a process
 //! - `murmur2`: the partition that Java chooses for a key
 //! - `pgbouncer`: a pooler before a database
 //! - `eventually`: waits without sleeping
+//! - `schemas`: the JSON of commands against its schemas
 //! - `seed`: random numbers that a seed reproduces
 
 pub mod demo;
@@ -57,9 +59,13 @@ pub mod relay;
 #[cfg(feature = "kit")]
 pub mod rough;
 #[cfg(feature = "kit")]
+pub mod schemas;
+#[cfg(feature = "kit")]
 pub mod seed;
 #[cfg(feature = "kit")]
 pub mod shared;
+#[cfg(feature = "kit")]
+pub mod terminal;
 #[cfg(feature = "kit")]
 pub mod trial;
 

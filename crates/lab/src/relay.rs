@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::eventually::{SOON, eventually};
+use super::schemas;
 
 static BINARY: OnceLock<PathBuf> = OnceLock::new();
 
@@ -102,15 +103,21 @@ impl Relay {
         Ok(relay)
     }
 
-    /// Runs a command until it ends.
+    /// Runs a command until it ends. JSON on stdout is compared with the command's schema.
     pub async fn output(&self, command: &str) -> anyhow::Result<Output> {
-        let mut command = self.command(command);
-        let output = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output()).await??;
-        Ok(Output {
+        let mut process = self.command(command);
+        let output = tokio::task::spawn_blocking(move || process.stdin(Stdio::null()).output()).await??;
+        let output = Output {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout)?,
             stderr: String::from_utf8(output.stderr)?,
-        })
+        };
+        let words: Vec<&str> = std::iter::once(command).chain(self.arguments.iter().map(String::as_str)).collect();
+        if words.contains(&"--json") {
+            let named = words.iter().copied().filter(|word| !word.is_empty() && !word.starts_with('-'));
+            schemas::check(&named.collect::<Vec<_>>(), &output.stdout)?;
+        }
+        Ok(output)
     }
 
     /// Runs a command whose stdout and stderr have lost their reader, as behind `| head`. Returns its exit code.
@@ -127,7 +134,7 @@ impl Relay {
         Ok(command.stdin(Stdio::null()).stdout(closed_pipe()?).stderr(closed_pipe()?).spawn()?)
     }
 
-    fn command(&self, command: &str) -> Command {
+    pub(crate) fn command(&self, command: &str) -> Command {
         let mut process = Command::new(binary());
         process.env_clear().envs(&self.environment);
         if !command.is_empty() {

@@ -1,6 +1,9 @@
 //! Finds rows by event or entity. Neither column has an index. Unpublished rows are few and are read by partial indexes; of the published
 //! rows only the youngest are searched, unless the user asks for the whole table.
 
+use std::fmt;
+
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
@@ -11,6 +14,7 @@ use crate::store::held::{self, Held};
 use crate::store::pending::pending;
 use crate::store::read_only::read_within;
 use crate::store::routes;
+use crate::text;
 use event_outbox::Names;
 use event_outbox::names::literal;
 use event_outbox::route::TopicTemplate;
@@ -24,10 +28,30 @@ const FULL_LOOK_S: u32 = 600;
 /// The event or entity to look for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Wanted {
+    /// The outbox id of an event, or else the id of an entity.
+    Number(i64),
     /// The id of an event, or else of an entity, because an entity's id may be a UUID as well.
     Event(Uuid),
     /// The id of an entity of any type.
     Entity(String),
+}
+
+impl From<String> for Wanted {
+    fn from(text: String) -> Self {
+        let number = || text.parse().ok().map(Self::Number);
+        let event = || text.parse().ok().map(Self::Event);
+        number().or_else(event).unwrap_or(Self::Entity(text))
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(id) => id.fmt(f),
+            Self::Event(id) => id.fmt(f),
+            Self::Entity(id) => text::name(id).fmt(f),
+        }
+    }
 }
 
 /// A row without its payload.
@@ -42,13 +66,15 @@ pub(crate) struct Row {
     pub(crate) topic: Option<String>,
     pub(crate) status: String,
     pub(crate) attempts: i32,
+    #[serde(rename = "error")]
     pub(crate) last_error: Option<String>,
     pub(crate) lane: i16,
-    pub(crate) created_at: String,
+    pub(crate) created_at: DateTime<Utc>,
     pub(crate) age_s: f64,
-    pub(crate) published_at: Option<String>,
+    pub(crate) published_at: Option<DateTime<Utc>>,
     pub(crate) published_after_s: Option<f64>,
-    pub(crate) available_at: Option<String>,
+    /// The time from which on it is published; missing also for an infinite one.
+    pub(crate) available_at: Option<DateTime<Utc>>,
     /// The seconds until a scheduled event is due; negative afterwards.
     pub(crate) due_in_s: Option<f64>,
     /// Why it is held; missing while it is not.
@@ -62,9 +88,9 @@ const READ: &str = "id, event_id, entity_type, entity_id, event_type, topic, sta
      available_at, due";
 
 const COLUMNS: &str = "id, event_id::text, entity_type, entity_id, event_type, topic, status, attempts::int8, last_error, lane::int8, \
-     created_at::text, extract(epoch from clock_timestamp() - created_at)::float8, \
-     published_at::text, extract(epoch from published_at - created_at)::float8, \
-     available_at::text, case when due is not null and isfinite(due) then extract(epoch from due - clock_timestamp())::float8 end, \
+     created_at, extract(epoch from clock_timestamp() - created_at)::float8, \
+     published_at, extract(epoch from published_at - created_at)::float8, \
+     case when isfinite(available_at) then available_at end, case when due is not null and isfinite(due) then extract(epoch from due - clock_timestamp())::float8 end, \
      floor(extract(epoch from created_at) * 1000)::int8";
 
 /// Returns the wanted rows in the order of their ids: of an entity the first unpublished and the youngest published rows.
@@ -77,6 +103,13 @@ pub(super) async fn find(
 ) -> Result<Vec<Row>, sqlx::Error> {
     match wanted {
         Wanted::Entity(entity) => look(conn, names, topic, &format!("entity_id = {}", literal(entity)), full).await,
+        Wanted::Number(id) => {
+            let events = by_id(conn, names, topic, *id).await?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+            look(conn, names, topic, &format!("entity_id = '{id}'"), full).await
+        }
         Wanted::Event(id) => {
             let events = look(conn, names, topic, &format!("event_id = '{id}'"), full).await?;
             if !events.is_empty() {
@@ -85,6 +118,24 @@ pub(super) async fn find(
             look(conn, names, topic, &format!("entity_id = '{id}'"), full).await
         }
     }
+}
+
+/// Returns the row with this id, by the primary key.
+async fn by_id(
+    conn: &mut PgConnection,
+    names: &Names,
+    topic: &TopicTemplate,
+    id: i64,
+) -> Result<Vec<Row>, sqlx::Error> {
+    let join = held::join(names, &routes::topic_sql(topic, "o."));
+    let query = format!(
+        "select o.*, {} from (select {COLUMNS} from {} o where id = {id}) o {join}",
+        held::COLUMNS,
+        names.outbox()
+    );
+    let mut found = Vec::new();
+    add(&mut found, read_within(conn, &query, LOOK_S).await?)?;
+    Ok(found)
 }
 
 async fn look(

@@ -7,8 +7,8 @@ use std::time::Duration;
 use rdkafka::message::Message;
 use uuid::Uuid;
 
-use super::Place;
 use crate::sink::reader::{Reader, header};
+use event_outbox::ledger::Place;
 
 const SEEK_WITHIN: Duration = Duration::from_secs(15);
 
@@ -35,7 +35,7 @@ pub(super) fn seek(reader: &Reader, topic: &str, events: &[(Uuid, i64)]) -> Resu
             read += 1;
             let id = header(message, "event-id").and_then(|id| id.parse().ok());
             if let Some(id) = id.filter(|id| events.iter().any(|(event, _)| event == id)) {
-                let place = Place { partition: message.partition(), offset: message.offset() };
+                let place = Place { topic: topic.to_owned(), partition: message.partition(), offset: message.offset() };
                 found.entry(id).or_insert(place);
             }
             if found.len() == events.len() || read >= MOST_RECORDS {

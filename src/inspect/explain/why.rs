@@ -56,8 +56,8 @@ pub(super) async fn why(
             return Ok(reason(
                 format!("it could not be sent and is DEAD: {error}"),
                 format!(
-                    "fix the cause, then `outbox-relay dead retry`, or `outbox-relay dead discard`; event {}",
-                    row.event_id
+                    "fix the cause, then `outbox-relay dead retry --id {0}`, or `outbox-relay dead discard --id {0}`",
+                    row.id
                 ),
             ));
         }
@@ -67,8 +67,9 @@ pub(super) async fn why(
         return Ok(Some(own));
     }
     let concerns = |pause: &&Pause| pause.scope.concerns(topic, &row.entity_type, row.entity_id.as_deref());
-    if let Some(Pause { reason: why, .. }) = state.pauses.iter().find(concerns) {
-        return Ok(reason(format!("publishing is paused: {why}"), "outbox-relay resume, when the reason is gone"));
+    if let Some(Pause { reason: why, scope, .. }) = state.pauses.iter().find(concerns) {
+        let resume = format!("outbox-relay resume {}, when the reason is gone", scope.arguments());
+        return Ok(reason(format!("publishing is paused: {why}"), resume));
     }
     if let Some(locked) = locked(conn, names, row).await? {
         return Ok(Some(locked));
@@ -76,7 +77,7 @@ pub(super) async fn why(
     if let Some(earlier) = earlier(conn, names, row).await? {
         return Ok(reason(
             format!("it waits behind number {earlier}, an earlier event of its entity"),
-            format!("outbox-relay explain {}", literal_argument(row.entity_id.as_deref().unwrap_or_default())),
+            format!("outbox-relay explain {earlier}"),
         ));
     }
     if let Some(blocker) = state.blockers.first() {
@@ -116,7 +117,7 @@ fn held_or_scheduled(row: &Row) -> Reason {
         return reason(held.to_string(), held.next_step());
     }
     let due_in = row.due_in_s.filter(|due_in| *due_in > 0.0)?;
-    let at = row.available_at.as_deref().unwrap_or_default();
+    let at = row.available_at.as_ref().map(super::time).unwrap_or_default();
     reason(format!("it is scheduled for {at}, in {}", span(due_in)), "no action is needed; available_at has the time")
 }
 
@@ -167,9 +168,4 @@ async fn before(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<i64
     let condition = format!("lane = {} and id < {}", row.lane, row.id);
     let query = format!("select count(*) from {} before", pending(names, "id", &condition, MOST_BEFORE));
     read(conn, &query).await?.first().map_or(Ok(0), |row| row.try_get(0))
-}
-
-/// Quotes a text so that a shell takes it as one argument.
-fn literal_argument(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -8,6 +8,7 @@ use crate::store::activity::span;
 use crate::store::backlog::HeldGroup;
 use crate::store::pauses::Pause;
 use crate::store::relay_conflicts::Conflict;
+use crate::text;
 
 /// The age in seconds from which a transaction is reported.
 const LONG_TRANSACTION_S: f64 = 300.0;
@@ -46,6 +47,13 @@ pub(crate) struct NextStep {
     pub(crate) about: About,
     pub(crate) what: String,
     pub(crate) next_step: String,
+}
+
+impl NextStep {
+    /// Returns true if events wait because of it, or need somebody.
+    pub(super) fn is_urgent(&self) -> bool {
+        !matches!(self.about, About::Pause | About::Vacuum | About::Relays)
+    }
 }
 
 pub(super) fn step(about: About, what: impl Into<String>, next_step: impl Into<String>) -> NextStep {
@@ -137,7 +145,11 @@ fn relays(status: &Status) -> Option<NextStep> {
     Some(match last {
         Some(last) => step(
             About::Relays,
-            format!("no relay is alive; the last heartbeat of {:?} was {} ago", last.name, span(last.silent_s)),
+            format!(
+                "no relay is alive; the last heartbeat of \"{}\" was {} ago",
+                text::name(&last.name),
+                span(last.silent_s)
+            ),
             "outbox-relay check: a relay sends no heartbeats while its brokers or the database are unreachable; else it was killed, see its log",
         ),
         None => step(About::Relays, "no relay is alive", "outbox-relay run"),
@@ -152,7 +164,7 @@ fn versions(status: &Status) -> Option<NextStep> {
     (versions.len() > 1).then(|| {
         step(
             About::Relays,
-            format!("relays of different versions are alive: {}", versions.join(", ")),
+            format!("relays of different versions are alive: {}", text::sentence(&versions.join(", "))),
             "finish the roll-out",
         )
     })

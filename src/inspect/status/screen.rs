@@ -3,11 +3,24 @@
 use std::fmt;
 
 use super::{Brokers, Status};
+use crate::observe::terminal::{Stream, Tone, paint};
 use crate::store::activity::span;
+use crate::text;
 
 /// The maximum number of rows in each part of the screen.
 const MOST_TOPICS: usize = 8;
 const MOST_STEPS: usize = 8;
+
+/// The width of a line that no terminal shows.
+const WIDTH: usize = 100;
+
+/// The columns of a line beside the name of a topic.
+const BESIDE_TOPIC: usize = 30;
+
+/// Colours a count that is not zero.
+fn toned(count: i64, tone: Tone) -> String {
+    if count == 0 { count.to_string() } else { paint(tone, count).to_string() }
+}
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -18,11 +31,13 @@ impl fmt::Display for Status {
         self.lanes(f)?;
         self.delivery(f)?;
         if self.next.is_empty() {
-            return writeln!(f, "\nnothing to do");
+            return writeln!(f, "\n{}", paint(Tone::Good, "nothing to do"));
         }
-        writeln!(f, "\nto do")?;
+        writeln!(f, "\n{}", paint(Tone::Strong, "to do"))?;
         for step in self.next.iter().take(MOST_STEPS) {
-            writeln!(f, "  - {}\n    next: {}", step.what, step.next_step)?;
+            let what = text::sentence(&step.what);
+            let tone = if step.is_urgent() { Tone::Bad } else { Tone::Doubtful };
+            writeln!(f, "  - {}\n    next: {}", paint(tone, what), text::sentence(&step.next_step))?;
         }
         if self.next.len() > MOST_STEPS {
             writeln!(f, "  and {} more, see --json", self.next.len() - MOST_STEPS)?;
@@ -46,7 +61,9 @@ impl Status {
             let (settled, inserted, over) = (flow.settled_per_s, flow.inserted_per_s, span(flow.over_s));
             writeln!(f, "rate       {settled:.1}/s out, {inserted:.1}/s in over {over}: {drain}")?;
         }
-        writeln!(f, "scheduled  {}\nheld       {}\ndead       {}", counts.scheduled, counts.held, counts.dead)
+        writeln!(f, "scheduled  {}", counts.scheduled)?;
+        writeln!(f, "held       {}", toned(counts.held, Tone::Doubtful))?;
+        writeln!(f, "dead       {}", toned(counts.dead, Tone::Bad))
     }
 
     fn brokers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,16 +86,11 @@ impl Status {
                     Some(lanes) => lanes.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
                     None => "not reported".to_owned(),
                 };
-                writeln!(
-                    f,
-                    "  {}  {}, {} workers, lanes {lanes}, up {}",
-                    seen.name,
-                    seen.version,
-                    seen.workers,
-                    span(seen.up_s)
-                )?;
+                let (name, version) = (text::name(&seen.name), text::name(&seen.version));
+                writeln!(f, "  {name}  {version}, {} workers, lanes {lanes}, up {}", seen.workers, span(seen.up_s))?;
             } else {
-                writeln!(f, "  {}  {}, silent for {}", seen.name, seen.version, span(seen.silent_s))?;
+                let (name, version) = (text::name(&seen.name), text::name(&seen.version));
+                writeln!(f, "  {name}  {version}, {} for {}", paint(Tone::Doubtful, "silent"), span(seen.silent_s))?;
             }
         }
         if self.relays.is_empty() {
@@ -86,7 +98,8 @@ impl Status {
         }
         for waiting in &self.waiting {
             let pids: Vec<_> = waiting.waits_for.iter().map(ToString::to_string).collect();
-            writeln!(f, "  session {} of {:?} waits for pid {}", waiting.pid, waiting.application, pids.join(", "))?;
+            let application = text::name(&waiting.application);
+            writeln!(f, "  session {} of \"{application}\" waits for pid {}", waiting.pid, pids.join(", "))?;
         }
         Ok(())
     }
@@ -97,8 +110,13 @@ impl Status {
         }
         let part = if self.is_head_only() { " (of the first 100000 events)" } else { "" };
         writeln!(f, "\npending by topic{part}")?;
-        for topic in self.topics.iter().take(MOST_TOPICS) {
-            writeln!(f, "  {:<40} {:>9}  oldest {}", topic.topic, topic.pending, span(topic.oldest_s))?;
+        let shown = || self.topics.iter().take(MOST_TOPICS);
+        let longest = shown().map(|topic| topic.topic.chars().count()).max().unwrap_or_default();
+        let room = Stream::Out.columns().unwrap_or(WIDTH) - BESIDE_TOPIC;
+        let width = longest.min(room);
+        for topic in shown() {
+            let name = text::name(&topic.topic).at_most(width);
+            writeln!(f, "  {name:<width$} {:>9}  oldest {}", topic.pending, span(topic.oldest_s))?;
         }
         if self.topics.len() > MOST_TOPICS {
             writeln!(f, "  and {} more, see --json", self.topics.len() - MOST_TOPICS)?;
@@ -115,7 +133,7 @@ impl Status {
         }
         writeln!(f, "\nexactly once, by lane: epoch, events of the last batch, highest id")?;
         for lanes in owned.chunk_by(|one, next| one.row.transactional_id == next.row.transactional_id) {
-            writeln!(f, "  {}", lanes[0].row.transactional_id.as_deref().unwrap_or_default())?;
+            writeln!(f, "  {}", text::name(lanes[0].row.transactional_id.as_deref().unwrap_or_default()))?;
             for lane in lanes {
                 let progress = match &lane.progress {
                     Some(progress) if progress.is_current => {
@@ -131,7 +149,7 @@ impl Status {
             }
         }
         if let Some(why) = &self.progress_unread {
-            writeln!(f, "  {why}")?;
+            writeln!(f, "  {}", text::sentence(why))?;
         }
         Ok(())
     }
@@ -152,7 +170,12 @@ impl Status {
             let pending: Vec<_> = self.lanes[from..=to].iter().map(|lane| lane.pending.to_string()).collect();
             let (relay, pid) = owner(from);
             let locked = pid.map_or_else(String::new, |pid| format!(", locked by pid {pid}"));
-            writeln!(f, "  {from:>3}-{to:<3} {}  (of {}{locked})", pending.join(" "), relay.unwrap_or("no relay"))?;
+            writeln!(
+                f,
+                "  {from:>3}-{to:<3} {}  (of {}{locked})",
+                pending.join(" "),
+                text::name(relay.unwrap_or("no relay"))
+            )?;
             from = to + 1;
         }
         Ok(())

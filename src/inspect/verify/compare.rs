@@ -8,7 +8,7 @@ use crate::inspect::verify::fact::{FACT_BYTES, Fact, RecordFact, Resent, RowFact
 use crate::inspect::verify::sorter::Sorter;
 use crate::lane::murmur2::partition;
 use event_outbox::event::EventId;
-use event_outbox::ledger::{Example, Finding, Report, RowStatus};
+use event_outbox::ledger::{Example, Finding, Place, Report, RowStatus};
 
 /// The maximum number of records without a row whose rows are read again. A late commit explains some of them, never millions.
 const MOST_ASKED_FOR: usize = 100_000;
@@ -67,7 +67,7 @@ pub(crate) struct Tolerated {
     /// Records whose row retention may have deleted.
     pub(crate) retired: u64,
     /// Events whose record the topic's retention or compaction may have removed.
-    pub(crate) unjudged: u64,
+    pub(crate) expired: u64,
     /// Records that `replay` has published again.
     pub(crate) replayed: u64,
     /// Records that `dlq redrive` has sent again.
@@ -269,7 +269,7 @@ impl<'a> Comparison<'a> {
             RowStatus::Dead => self.report.dead += 1,
             RowStatus::Pending => self.found(Finding::Unpublished, event, Some(&row), None, None),
             RowStatus::Published if found => {}
-            RowStatus::Published if self.may_have_been_removed(&row) => self.tolerated.unjudged += 1,
+            RowStatus::Published if self.may_have_been_removed(&row) => self.tolerated.expired += 1,
             RowStatus::Published => self.found(Finding::Missing, event, Some(&row), None, None),
         }
     }
@@ -311,8 +311,8 @@ fn example(
     place: Option<(u16, i32, i64)>,
     note: Option<String>,
 ) -> Example {
-    let record = place
-        .map(|(topic, partition, offset)| format!("{}[{partition}]@{offset}", scope.topics[usize::from(topic)].name));
+    let topic = |index: u16| scope.topics[usize::from(index)].name.clone();
+    let record = place.map(|(index, partition, offset)| Place { topic: topic(index), partition, offset });
     Example { event_id: Some(event.0), id, entity: None, record, note }
 }
 

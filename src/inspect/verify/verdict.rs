@@ -5,6 +5,8 @@ use std::fmt;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use crate::inspect::verify::compare::Tolerated;
+use crate::observe::terminal::{Tone, paint};
+use crate::text;
 use event_outbox::ledger::{Finding, Report};
 
 /// The kinds of findings on a live system, and their names in the JSON.
@@ -43,7 +45,8 @@ impl Serialize for Verdict {
         let mut json = serializer.serialize_struct("Verdict", 22)?;
         json.serialize_field("clean", &report.is_clean())?;
         json.serialize_field("violations", &self.violations())?;
-        json.serialize_field("topics", topics)?;
+        let topics: Vec<_> = topics.iter().map(|topic| serde_json::json!({ "topic": topic })).collect();
+        json.serialize_field("topics", &topics)?;
         json.serialize_field("committed", &report.committed)?;
         json.serialize_field("published", &report.published)?;
         json.serialize_field("pending", &report.unpublished)?;
@@ -54,7 +57,7 @@ impl Serialize for Verdict {
         }
         json.serialize_field("after_start", &tolerated.after_start)?;
         json.serialize_field("retired", &tolerated.retired)?;
-        json.serialize_field("unjudged", &tolerated.unjudged)?;
+        json.serialize_field("expired", &tolerated.expired)?;
         json.serialize_field("replayed", &tolerated.replayed)?;
         json.serialize_field("redriven", &tolerated.redriven)?;
         json.serialize_field("uncommitted_records", uncommitted)?;
@@ -78,15 +81,19 @@ impl fmt::Display for Verdict {
         let Self { topics, report, tolerated, uncommitted, notes } = self;
         match topics.as_slice() {
             [] => writeln!(f, "no row is routed to any topic")?,
-            topics => writeln!(f, "topics           {}", topics.join(", "))?,
+            topics => writeln!(f, "topics           {}", text::sentence(&topics.join(", ")))?,
         }
         let Report { committed, published, unpublished, dead, records, .. } = report;
         writeln!(f, "committed        {committed:>10}  rows; {unpublished} of them pending, {dead} dead")?;
         writeln!(f, "published        {published:>10}  of them on the topic, in {records} records")?;
         for (finding, name) in KINDS {
-            writeln!(f, "{:<16} {:>10}", name.replace('_', " "), report.count(finding))?;
+            let count = report.count(finding);
+            let is_broken = report.violations().any(|broken| broken == finding);
+            let padded = format!("{count:>10}");
+            let count = if is_broken { paint(Tone::Bad, padded).to_string() } else { padded };
+            writeln!(f, "{:<16} {count}", name.replace('_', " "))?;
             for example in report.examples.get(&finding).into_iter().flatten() {
-                writeln!(f, "    {example}")?;
+                writeln!(f, "    {}", text::sentence(&example.to_string()))?;
             }
         }
         for (count, meaning) in [
@@ -108,7 +115,7 @@ impl fmt::Display for Verdict {
                 "records belong to aborted or open transactions; consumers with read_committed do not see them",
             ),
             (
-                tolerated.unjudged,
+                tolerated.expired,
                 "events have no record, but the retention or compaction of the topic may have removed it",
             ),
         ] {
@@ -117,11 +124,13 @@ impl fmt::Display for Verdict {
             }
         }
         for note in notes {
-            writeln!(f, "note: {note}")?;
+            writeln!(f, "note: {}", text::sentence(note))?;
         }
         match self.violations().as_slice() {
-            [] => write!(f, "clean"),
-            violations => write!(f, "NOT CLEAN: {}", violations.join(", ").replace('_', " ")),
+            [] => write!(f, "{}", paint(Tone::Good, "clean")),
+            violations => {
+                write!(f, "{}: {}", paint(Tone::Bad, "NOT CLEAN"), violations.join(", ").replace('_', " "))
+            }
         }
     }
 }

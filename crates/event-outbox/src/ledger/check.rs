@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::Ledger;
 use super::record::{Entry, Facts, RowStatus, Sighting, TransactionOutcome};
-use super::report::{Example, Finding, Report};
+use super::report::{Example, Finding, Place, Report};
 
 pub(super) fn check(mut ledger: Ledger) -> Report {
     // The sort is stable. The records are usually in runs already, because each partition is read from its beginning.
@@ -170,8 +170,10 @@ impl<'a> Check<'a> {
                 event_id: entry.map(|entry| entry.event_id.0),
                 id: facts.map(|facts| facts.id.0),
                 entity: facts.and_then(|facts| facts.entity).map(|entity| ledger.entities.describe(entity)),
-                record: sighting.map(|sighting| {
-                    format!("{}[{}]@{}", ledger.topics.text(sighting.topic), sighting.partition, sighting.offset)
+                record: sighting.map(|sighting| Place {
+                    topic: ledger.topics.text(sighting.topic).to_owned(),
+                    partition: sighting.partition,
+                    offset: sighting.offset,
                 }),
                 note,
             }

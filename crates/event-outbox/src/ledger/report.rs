@@ -67,6 +67,24 @@ impl Finding {
     }
 }
 
+/// The place of a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// The topic.
+    pub topic: String,
+    /// The partition of the topic.
+    pub partition: i32,
+    /// The offset in the partition.
+    pub offset: i64,
+}
+
+impl fmt::Display for Place {
+    /// Writes `<topic>[<partition>]@<offset>`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]@{}", self.topic, self.partition, self.offset)
+    }
+}
+
 /// One case of a violation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Example {
@@ -79,9 +97,9 @@ pub struct Example {
     /// The entity, as `<entity_type>/<entity_id>`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entity: Option<String>,
-    /// The position of the record, as `<topic>[<partition>]@<offset>`. Unset if the case has no record.
+    /// The place of the record. Unset if the case has no record.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub record: Option<String>,
+    pub record: Option<Place>,
     /// An explanation, such as the correct partition or the id of the later event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -214,7 +232,7 @@ impl fmt::Display for Example {
             self.event_id.map(|event_id| event_id.to_string()),
             self.id.map(|id| format!("id {id}")),
             self.entity.clone(),
-            self.record.clone(),
+            self.record.as_ref().map(Place::to_string),
             self.note.clone(),
         ];
         f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(" "))

@@ -245,7 +245,8 @@ fn an_entity_on_two_partitions_of_a_topic_is_in_the_wrong_one_where_it_has_fewer
     ledger.observe(TopicRecord { partition: 7, ..record(3, 0) });
     let report = finds(ledger, &[(Finding::WrongPartition, 1)]);
     assert!(!report.is_clean());
-    assert_eq!(report.examples[&Finding::WrongPartition][0].record.as_deref(), Some("order-events[7]@0"));
+    let record = report.examples[&Finding::WrongPartition][0].record.as_ref().map(ToString::to_string);
+    assert_eq!(record.as_deref(), Some("order-events[7]@0"));
 }
 
 #[test]
@@ -256,8 +257,8 @@ fn of_two_partitions_with_equally_many_records_the_lower_one_is_right() {
     }
     ledger.observe(TopicRecord { partition: 2, ..record(2, 9) });
     let report = finds(ledger, &[(Finding::Duplicates, 1), (Finding::WrongPartition, 2)]);
-    let wrong = report.examples[&Finding::WrongPartition].iter().map(|example| example.record.as_deref());
-    assert_eq!(wrong.collect::<Vec<_>>(), [Some("order-events[5]@1"), Some("order-events[5]@3")]);
+    let wrong = report.examples[&Finding::WrongPartition].iter().filter_map(|example| example.record.as_ref());
+    assert_eq!(wrong.map(ToString::to_string).collect::<Vec<_>>(), ["order-events[5]@1", "order-events[5]@3"]);
 }
 
 #[test]

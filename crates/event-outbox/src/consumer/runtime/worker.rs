@@ -240,7 +240,7 @@ impl Worker {
             let Err(refusal) = self.interruptible(sent).await? else { break };
             pause.log_first(|| {
                 tracing::error!(
-                    code = %Code::LetterUnsent,
+                    code = %Code::DeadLetterUnsent,
                     topic,
                     error = %refusal,
                     source_topic = delivery.topic,
