@@ -1,5 +1,8 @@
 # The relay alone: without the demo's own servers. OpenSSL and librdkafka are built from source, which takes some minutes.
 FROM rust:1.95-bookworm AS build
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends cmake \
+ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked --no-default-features --bin outbox-relay

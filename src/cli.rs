@@ -20,6 +20,7 @@ mod output;
 mod pause;
 mod prune;
 mod reference;
+mod reload;
 mod replay;
 mod run;
 mod status;
@@ -171,7 +172,10 @@ impl Command {
 fn execute(cli: Cli) -> Result<(), Failure> {
     let (file, overrides) = (cli.config, names_and_values("--set", cli.set)?);
     match cli.command {
-        Command::Run(run) => run.run(settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Run(run) => {
+            let sources = Sources::from_process(file.clone(), overrides.clone());
+            run.run(settings(file, overrides, Needs::DatabaseAndKafka)?, sources)
+        }
         Command::Check(check) => check.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Status(status) => {
             let sources = Sources::from_process(file.clone(), overrides.clone());

@@ -7,6 +7,8 @@
 //! | `resolved`, `value` | the layers on top of each other, read value by value |
 //! | `database`, `outbox`, `kafka`, `relay`, `retention`, `admin`, `log` | the typed settings |
 //! | `producer`, `property`, `sasl`, `brokers`, `pem`, `host` | the checks of Kafka and TLS settings |
+//! | `exposure` | what a configuration exposes to others |
+//! | `live`, `reload` | what may change while a relay runs |
 //! | `bytes`, `duration` | sizes and durations as people write them |
 //! | `effective` | the settings in force with their sources, for `config show` |
 //! | `mistake` | all mistakes of a configuration at once, without secrets |
@@ -17,10 +19,12 @@ mod bytes;
 mod database;
 mod duration;
 mod effective;
+mod exposure;
 mod file;
 mod host;
 mod kafka;
 mod layer;
+mod live;
 mod log;
 mod log_level;
 mod mistake;
@@ -30,6 +34,7 @@ mod pem;
 mod producer;
 mod property;
 mod relay;
+mod reload;
 mod resolved;
 mod retention;
 mod sasl;
@@ -44,12 +49,15 @@ pub use admin::AdminSettings;
 pub use database::{DatabaseSettings, Host, Pem, Roots, Server, SocketSettings, TargetSession, TlsMode, TlsSettings};
 pub use duration::{GivenDuration, NotADuration};
 pub use effective::Effective;
+pub use exposure::Exposure;
 pub use kafka::{KafkaSettings, PropertyValue};
 pub use layer::Source;
+pub use live::{Live, Tunable};
 pub use log::{LogFormat, LogSettings};
 pub use mistake::{ConfigError, Mistake};
 pub use outbox::OutboxNames;
 pub use relay::{Delivery, OnPoison, RelaySettings, Timestamp, Waking};
+pub use reload::Adopted;
 pub use retention::{Retention, RetentionSettings};
 pub use setting::{Kind, SETTINGS, Setting};
 pub use sources::Sources;
@@ -82,6 +90,7 @@ pub struct Settings {
     /// The format and the level of the log.
     pub log: LogSettings,
     non_defaults: Vec<(&'static str, String)>,
+    exposures: Vec<Exposure>,
 }
 
 impl Settings {
@@ -94,13 +103,15 @@ impl Settings {
         let database = DatabaseSettings::read(&mut from, &sources);
         let wake_up = database.as_ref().and_then(|database| database.read_wake_up(&mut from, &sources));
         let outbox = OutboxNames::read(&mut from);
-        let kafka = (needs == Needs::DatabaseAndKafka).then(|| KafkaSettings::read(&mut from));
+        let kafka = (needs == Needs::DatabaseAndKafka).then(|| KafkaSettings::read(&mut from, &sources));
         let relay = RelaySettings::read(&mut from, &sources);
         let admin = AdminSettings::read(&mut from);
         let log = LogSettings::read(&mut from);
         match (database, relay) {
             (Some(database), Some(relay)) if from.mistakes.is_empty() => {
-                Ok(Settings { database, wake_up, outbox, kafka, relay, admin, log, non_defaults: from.non_defaults })
+                let exposures = exposure::find(&sources, &database, kafka.as_ref(), &from.secret_files);
+                let non_defaults = from.non_defaults;
+                Ok(Settings { database, wake_up, outbox, kafka, relay, admin, log, non_defaults, exposures })
             }
             _ => Err(ConfigError(from.mistakes)),
         }
@@ -122,8 +133,13 @@ impl Settings {
     /// Returns every mistake except those that concern the database.
     pub fn load_kafka(sources: &Sources) -> Result<(KafkaSettings, LogSettings), ConfigError> {
         let mut from = sources.resolve(Needs::DatabaseAndKafka);
-        let (kafka, log) = (KafkaSettings::read(&mut from), LogSettings::read(&mut from));
+        let (kafka, log) = (KafkaSettings::read(&mut from, sources), LogSettings::read(&mut from));
         if from.mistakes.is_empty() { Ok((kafka, log)) } else { Err(ConfigError(from.mistakes)) }
+    }
+
+    /// Lists what the configuration exposes to others.
+    pub fn exposures(&self) -> &[Exposure] {
+        &self.exposures
     }
 
     /// Lists name and value of each setting that differs from its default, for the log line at the start. A secret is shown as `set`.

@@ -17,7 +17,10 @@ mod postgres;
 pub(crate) use describe::{describe, shortened};
 #[cfg(test)]
 pub(crate) use kafka::PRODUCE_CODES;
-pub(crate) use kafka::{NO_ANSWER, classify_kafka, codes as kafka_codes, runbook_codes as kafka_runbook_codes};
+pub(crate) use kafka::{
+    NO_ANSWER, TOKEN_REFUSED, TOKEN_SERVER_AWAY, classify_kafka, codes as kafka_codes,
+    runbook_codes as kafka_runbook_codes,
+};
 pub(crate) use not_connected::{NotConnected, READ_ONLY};
 pub(crate) use postgres::{classify_database, missing_outbox};
 

@@ -108,10 +108,7 @@ pub async fn run(options: RelayOptions, mut stop: watch::Receiver<bool>) -> Resu
     tasks.spawn(status_line::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(health::stall_monitor::run(Arc::clone(&shared), started, stop.clone()));
     tokio::spawn(wake_up::run(Arc::clone(&shared), stop.clone()));
-    let kept = shared.options.relay.retention;
-    if kept.prunes() {
-        tasks.spawn(retention::run(Arc::clone(&shared), kept, stop.clone()));
-    }
+    tasks.spawn(retention::run(Arc::clone(&shared), stop.clone()));
 
     let ended = tokio::select! {
         // Fails only when the sender is gone, which means the same as `stop`.

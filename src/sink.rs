@@ -7,6 +7,7 @@
 //! - [`broker`]: whether the cluster can be reached
 //! - [`topics`]: whether a topic can be written
 //! - [`client`]: the librdkafka settings that the guarantees depend on
+//! - [`login`]: the tokens of clients, and why a client has none
 //! - [`progress`]: the batch that a lane's last Kafka transaction published
 //! - [`transactions`]: Kafka's part of exactly-once
 //! - [`reader`]: reads topics for commands
@@ -17,6 +18,7 @@ pub(crate) mod admission;
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod delivery;
+pub(crate) mod login;
 mod produce_error;
 pub(crate) mod producer;
 pub(crate) mod progress;

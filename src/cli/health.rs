@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -58,7 +59,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 async fn ask(address: SocketAddr, path: &str, admin: &AdminSettings) -> std::io::Result<(u16, String)> {
-    let token = admin.token().map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let header = |token: SecretString| format!("Authorization: Bearer {}\r\n", token.expose_secret());
+    let token = admin.token().map(header).unwrap_or_default();
     // In HTTP/1.0 the end of the connection ends the answer.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{token}\r\n");
     let answered = tokio::time::timeout(ANSWERS_WITHIN, async {

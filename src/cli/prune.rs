@@ -176,7 +176,7 @@ async fn wide_enough(
         Err(Unknown::Database(error)) => Err(target.failed("look at the routes of", error)),
         // The client's own error text may quote a setting, so it is not shown.
         Err(Unknown::Kafka(_)) => Err(unknown(&format!("{} does not answer", kafka.brokers())).hint(force)),
-        Err(hidden @ Unknown::Hidden(_)) => Err(unknown(&hidden.to_string()).hint(force)),
+        Err(hidden @ (Unknown::Hidden(_) | Unknown::Unreadable)) => Err(unknown(&hidden.to_string()).hint(force)),
     }
 }
 

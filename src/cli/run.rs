@@ -8,8 +8,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::exit::Failure;
+use super::reload::Reload;
 use super::{check, runtime, target};
-use crate::config::{AdminSettings, Settings};
+use crate::config::{AdminSettings, Settings, Sources};
+use crate::inspect::check::exposures;
 use crate::observe::{admin, log};
 use crate::relay::{self, Ended, RelayError, RelayOptions};
 use event_outbox::code::Code;
@@ -26,14 +28,14 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) fn run(self, settings: Settings) -> Result<(), Failure> {
+    pub(crate) fn run(self, settings: Settings, sources: Sources) -> Result<(), Failure> {
         let json = log::is_json(&settings.log);
-        let ended = runtime()?.block_on(self.relay(settings));
+        let ended = runtime()?.block_on(self.relay(settings, sources));
         // With JSON logs the failure is a log line with a code as well, so that log collectors find a relay that does not start.
         ended.map_err(|failure| if json { failure.logged() } else { failure })
     }
 
-    async fn relay(self, settings: Settings) -> Result<(), Failure> {
+    async fn relay(self, settings: Settings, sources: Sources) -> Result<(), Failure> {
         let brokers = settings.kafka.as_ref().map_or("", |kafka| kafka.brokers());
         let changed: Vec<_> = settings.non_defaults().iter().map(|(name, value)| format!("{name}={value}")).collect();
         tracing::info!(
@@ -46,7 +48,11 @@ impl Run {
             settings = changed.join(" "),
             "outbox-relay is starting"
         );
+        warn_of_exposures(&settings);
         let stop = stop_on_signals()?;
+        let reload = Reload::listen(sources, &settings)
+            .map_err(|error| Failure::unexpected("signals cannot be received", error))?;
+        let reloading = tokio::spawn(reload.run(stop.clone()));
         let target = settings.database.target();
         let mut options = RelayOptions::new(&settings)
             .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to run a relay"))?;
@@ -67,6 +73,7 @@ impl Run {
         if let Some(preflight) = preflight {
             preflight.abort();
         }
+        reloading.abort();
         if let Some(admin) = admin {
             admin.end().await;
         }
@@ -91,6 +98,23 @@ impl Run {
     }
 }
 
+/// Logs once what the configuration exposes. `check` has a finding for each.
+fn warn_of_exposures(settings: &Settings) {
+    let exposed = exposures(settings);
+    if exposed.is_empty() {
+        return;
+    }
+    let ids: Vec<_> = exposed.iter().map(|finding| finding.id).collect();
+    let messages: Vec<_> = exposed.iter().map(|finding| finding.message.as_str()).collect();
+    tracing::warn!(
+        code = %Code::InTheClear,
+        findings = ids.join(" "),
+        reason = messages.join(" "),
+        next_step = "run `outbox-relay check`, which prints the fix of each finding",
+        "the configuration exposes events or secrets"
+    );
+}
+
 /// The longest time that a running probe or scrape may still take when the relay ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
@@ -103,7 +127,7 @@ struct Admin {
 impl Admin {
     async fn bind(settings: &AdminSettings, options: &RelayOptions) -> Result<Option<Self>, Failure> {
         let Some(address) = settings.address else { return Ok(None) };
-        let server = admin::Server::bind(address, settings.token(), options.telemetry()).await.map_err(|error| {
+        let server = admin::Server::bind(address, settings, options.telemetry()).await.map_err(|error| {
             Failure::finding(format!("the admin address {address} cannot be listened on"))
                 .because(error)
                 .hint("give each relay of a host a RELAY_ADMIN_ADDRESS of its own")

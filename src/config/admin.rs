@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use secrecy::{ExposeSecret, SecretString};
 
@@ -15,13 +16,14 @@ use super::value::Value;
 pub struct AdminSettings {
     /// The address to listen on; `None`: the relay does not listen.
     pub address: Option<SocketAddr>,
-    token: Option<SecretString>,
+    /// Clones share the token, which is read again while the relay runs.
+    token: Arc<RwLock<Option<SecretString>>>,
 }
 
 impl AdminSettings {
     pub(super) fn read(from: &mut Resolved) -> Self {
-        let settings =
-            Self { address: from.optional(&setting::ADMIN_ADDRESS), token: from.optional(&setting::ADMIN_TOKEN) };
+        let token = Arc::new(RwLock::new(from.optional(&setting::ADMIN_TOKEN)));
+        let settings = Self { address: from.optional(&setting::ADMIN_ADDRESS), token };
         if let Some(address) = settings.address.filter(|address| !address.ip().is_loopback())
             && !from.is_given(&setting::ADMIN_TOKEN)
         {
@@ -32,8 +34,18 @@ impl AdminSettings {
     }
 
     /// Returns the token that a caller must present. Never print it.
-    pub(crate) fn token(&self) -> Option<&str> {
-        self.token.as_ref().map(ExposeSecret::expose_secret)
+    pub(crate) fn token(&self) -> Option<SecretString> {
+        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the token of settings that were read again. Returns true if it is another one. A token is never taken away, because the address
+    /// may need one.
+    pub(crate) fn adopt(&self, fresh: &Self) -> bool {
+        let Some(new) = fresh.token() else { return false };
+        let mut token = self.token.write().unwrap_or_else(PoisonError::into_inner);
+        let is_same = token.as_ref().is_some_and(|old| old.expose_secret() == new.expose_secret());
+        *token = Some(new);
+        !is_same
     }
 }
 

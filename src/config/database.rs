@@ -18,9 +18,10 @@ mod url;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::resolved::Resolved;
@@ -54,6 +55,15 @@ pub struct DatabaseSettings {
     pub connect_timeout: Duration,
     /// False if a transaction-mode pooler without support for prepared statements is in between.
     pub prepared_statements: bool,
+    /// The user and the passwords, if they were read again while the relay runs. Clones share them.
+    reloaded: Arc<RwLock<Option<Login>>>,
+}
+
+/// What a session logs in with.
+#[derive(Clone)]
+struct Login {
+    options: PgConnectOptions,
+    servers: Vec<Server>,
 }
 
 impl DatabaseSettings {
@@ -83,11 +93,35 @@ impl DatabaseSettings {
 
     /// Returns the options for a session on one of the servers, with the password: never print them. They lack the address and TLS.
     pub fn session_options(&self, server: &Server) -> PgConnectOptions {
-        let options = self.options.clone();
-        match &server.password {
+        let reloaded = self.reloaded.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let options = reloaded.map_or_else(|| self.options.clone(), |login| login.options);
+        match self.password_of(server) {
             Some(password) => options.password(password.expose_secret()),
             None => options,
         }
+    }
+
+    /// Takes user, passwords and session settings of settings that were read again, for the sessions to come. Returns true if user or
+    /// passwords are others.
+    pub(super) fn adopt(&self, fresh: &Self) -> bool {
+        let shown = |settings: &Self| -> Vec<String> {
+            let of_server = |server: &Server| {
+                let options = settings.session_options(server);
+                let password = settings.password_of(server).map(|password| password.expose_secret().to_owned());
+                format!("{} {password:?}", options.get_username())
+            };
+            settings.servers.iter().map(of_server).collect()
+        };
+        let is_new = shown(self) != shown(fresh);
+        let login = Login { options: fresh.options.clone(), servers: fresh.servers.clone() };
+        *self.reloaded.write().unwrap_or_else(PoisonError::into_inner) = Some(login);
+        is_new
+    }
+
+    fn password_of(&self, server: &Server) -> Option<SecretString> {
+        let reloaded = self.reloaded.read().unwrap_or_else(PoisonError::into_inner);
+        let servers = reloaded.as_ref().map_or(&self.servers, |login| &login.servers);
+        servers.iter().find(|known| known.to_string() == server.to_string())?.password.clone()
     }
 
     /// Returns the options of the first server for clients other than the relay's own, with the password: never print them. sqlx knows one
@@ -255,6 +289,7 @@ fn connection(parameters: &Parameters, env: &BTreeMap<String, String>) -> Result
         database,
         connect_timeout: parameters.seconds("connect_timeout").unwrap_or_default(),
         prepared_statements: true,
+        reloaded: Arc::default(),
     })
 }
 

@@ -89,7 +89,12 @@ impl File<'_> {
     fn value(&mut self, key: &str, written: &str, at: usize, value: DeValue<'_>) {
         let label = format!("{}:{}: {}", self.name, line(self.text, at), shown_name(written));
         match as_text(&value) {
-            Some(text) => self.layer.set_key(key, label, text),
+            Some(text) => {
+                if Target::from_key(key).is_some_and(Target::is_secret) {
+                    self.layer.secret_files.insert(self.name.into());
+                }
+                self.layer.set_key(key, label, text);
+            }
             None => match Target::from_key(key) {
                 Some(target) => self.layer.refuse(target, label, format!("cannot be a TOML {}", value.type_str())),
                 None => self.layer.mistakes.push(unknown_key(key, label)),

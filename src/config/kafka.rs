@@ -1,7 +1,11 @@
 //! Reads the brokers and the properties that are passed through to librdkafka.
 
 use std::fmt;
-use std::path::Path;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
@@ -12,15 +16,32 @@ use super::pem::{self, Holds};
 use super::producer::{DEFAULT_PARTITIONER, RuleOutcome, apply_rules};
 use super::property::Property;
 use super::resolved::Resolved;
+use super::sources::Sources;
 use super::{sasl, setting};
+use event_outbox::msk_iam::{self, MskIam};
 
 const PARTITIONER: &str = "partitioner";
+const MECHANISM: &str = "sasl.mechanisms";
 
 /// The connection to the brokers.
 #[derive(Clone)]
 pub struct KafkaSettings {
     brokers: String,
     properties: Vec<(&'static str, PropertyValue)>,
+    /// Signs the tokens of the mechanism AWS_MSK_IAM; `None` for all others.
+    msk_iam: Option<MskIam>,
+    /// The login, if it was read again while the relay runs. Clones share it.
+    reloaded: Arc<Reloaded>,
+}
+
+/// The properties of the login and of TLS that were read again.
+#[derive(Default)]
+struct Reloaded {
+    properties: RwLock<Vec<(&'static str, PropertyValue)>>,
+    /// Grows with each change. Clients of an older version are replaced.
+    version: AtomicU64,
+    /// The digest of the properties and of their files.
+    digest: AtomicU64,
 }
 
 /// The value of one librdkafka property.
@@ -63,12 +84,21 @@ impl fmt::Debug for KafkaSettings {
 }
 
 impl KafkaSettings {
-    pub(super) fn read(from: &mut Resolved) -> KafkaSettings {
-        let brokers = from.get(&setting::KAFKA_BOOTSTRAP_SERVERS);
+    pub(super) fn read(from: &mut Resolved, sources: &Sources) -> KafkaSettings {
+        let brokers: String = from.get(&setting::KAFKA_BOOTSTRAP_SERVERS);
         let mut mistakes = Vec::new();
         let mut properties = Vec::new();
+        let mut msk_iam = None;
         for (canonical, label, text) in from.properties() {
             let Some(property) = Property::named(canonical) else { continue };
+            if property.name == MECHANISM && text == msk_iam::MECHANISM {
+                match MskIam::new(&brokers, sources.variables_of_aws()) {
+                    Ok(login) => msk_iam = Some(login),
+                    Err(error) => mistakes.push(Mistake::new(label, error.to_string())),
+                }
+                properties.push((property.name, PropertyValue::Plain("OAUTHBEARER".to_owned())));
+                continue;
+            }
             match check(property, label, text) {
                 Ok(()) => properties.push((property.name, value(property, text.to_owned()))),
                 Err(mistake) => mistakes.push(mistake),
@@ -80,7 +110,55 @@ impl KafkaSettings {
         if !from.has_property(PARTITIONER) {
             properties.push((PARTITIONER, PropertyValue::Plain(DEFAULT_PARTITIONER.into())));
         }
-        KafkaSettings { brokers, properties }
+        let settings = KafkaSettings { brokers, properties, msk_iam, reloaded: Arc::default() };
+        settings.reloaded.digest.store(settings.login_digest(), Ordering::Relaxed);
+        settings
+    }
+
+    /// Takes login and certificates of settings that were read again, for the clients to come. Returns true if they are others, or if the
+    /// content of a file is another one.
+    pub(super) fn adopt(&self, fresh: &Self) -> bool {
+        let digest = fresh.login_digest();
+        if self.reloaded.digest.swap(digest, Ordering::Relaxed) == digest {
+            return false;
+        }
+        let login = fresh.login().map(|(name, value)| (name, value.clone())).collect();
+        *self.reloaded.properties.write().unwrap_or_else(PoisonError::into_inner) = login;
+        self.reloaded.version.fetch_add(1, Ordering::Release);
+        true
+    }
+
+    /// Returns a number that grows when login or certificates have changed.
+    pub(crate) fn version(&self) -> u64 {
+        self.reloaded.version.load(Ordering::Acquire)
+    }
+
+    /// Sets the login that was read again, if one was.
+    pub(crate) fn renew_login(&self, config: &mut ClientConfig) {
+        for (name, value) in self.reloaded.properties.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            config.set(*name, value.expose());
+        }
+    }
+
+    fn login(&self) -> impl Iterator<Item = (&'static str, &PropertyValue)> {
+        let is_login = |name: &str| ["sasl.", "ssl.", "https."].iter().any(|prefix| name.starts_with(prefix));
+        self.properties().filter(move |(name, _)| is_login(name))
+    }
+
+    fn login_digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (name, value) in self.login() {
+            (name, value.expose()).hash(&mut hasher);
+            if name.ends_with(".location") || name.ends_with(".file") {
+                fs::read(value.expose()).ok().hash(&mut hasher);
+            }
+        }
+        hasher.finish()
+    }
+
+    /// Returns what signs the tokens of a login with IAM, if that is the mechanism.
+    pub(crate) fn msk_iam(&self) -> Option<&MskIam> {
+        self.msk_iam.as_ref()
     }
 
     /// Returns the brokers as `host:port,host:port`, the form of librdkafka.
@@ -127,11 +205,18 @@ impl KafkaSettings {
         for (name, value) in properties {
             config.set(name, value.expose());
         }
+        self.renew_login(&mut config);
         let has_authorities = ["ssl.ca.location", "ssl.ca.pem"].iter().any(|name| config.get(name).is_some());
         if self.is_encrypted() && !has_authorities {
             // The linked OpenSSL looks for certificates in the directory it was built for. This makes librdkafka look where systems
             // keep them.
             config.set("ssl.ca.location", "probe");
+        }
+        // The same for the connection to the server of tokens.
+        if config.get("sasl.oauthbearer.method").is_some()
+            && ["https.ca.location", "https.ca.pem"].iter().all(|name| config.get(name).is_none())
+        {
+            config.set("https.ca.location", "probe");
         }
         config
     }
@@ -145,13 +230,47 @@ impl KafkaSettings {
         }
     }
 
-    fn is_encrypted(&self) -> bool {
+    /// Returns the hosts of the brokers.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.brokers.split(',').map(|broker| broker.rsplit_once(':').map_or(broker, |(host, _)| host))
+    }
+
+    /// Returns true if the login sends a secret as it is.
+    pub(super) fn sends_secret(&self) -> bool {
+        let has_login = self.protocol().is_some_and(|protocol| protocol.to_ascii_lowercase().starts_with("sasl"));
+        has_login && self.value_of(MECHANISM).is_some_and(|mechanism| matches!(mechanism, "PLAIN" | "OAUTHBEARER"))
+    }
+
+    /// Returns true if any server passes for a broker.
+    pub(super) fn is_unverified(&self) -> bool {
+        let is_off = |value: &str| ["false", "f", "0"].iter().any(|no| value.eq_ignore_ascii_case(no));
+        self.value_of("enable.ssl.certificate.verification").is_some_and(is_off)
+            || self
+                .value_of("ssl.endpoint.identification.algorithm")
+                .is_some_and(|value| value.eq_ignore_ascii_case("none"))
+    }
+
+    /// Returns the files that librdkafka reads secrets from.
+    pub(super) fn secret_files(&self) -> impl Iterator<Item = PathBuf> {
+        const FILES: [&str; 4] = [
+            "ssl.key.location",
+            "ssl.keystore.location",
+            "sasl.oauthbearer.assertion.private.key.file",
+            "sasl.oauthbearer.assertion.file",
+        ];
+        FILES.into_iter().filter_map(|name| self.value_of(name)).map(PathBuf::from)
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
         self.protocol().is_some_and(|protocol| protocol.to_ascii_lowercase().ends_with("ssl"))
     }
 
     fn protocol(&self) -> Option<&str> {
-        let protocol = self.properties.iter().find(|(name, _)| *name == "security.protocol");
-        protocol.map(|(_, value)| value.expose())
+        self.value_of("security.protocol")
+    }
+
+    fn value_of(&self, name: &str) -> Option<&str> {
+        self.properties.iter().find(|(known, _)| *known == name).map(|(_, value)| value.expose())
     }
 }
 

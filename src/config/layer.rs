@@ -1,8 +1,8 @@
 //! Builds one layer of settings: the file, the environment or the flags. Resolves names, rejects unknown ones and reads the
 //! files of `_FILE` variants.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -70,6 +70,8 @@ pub(super) struct Layer {
     pub(super) settings: BTreeMap<&'static str, Given>,
     pub(super) properties: BTreeMap<&'static str, Given>,
     pub(super) mistakes: Vec<Mistake>,
+    /// The files that secrets were read from.
+    pub(super) secret_files: BTreeSet<PathBuf>,
     /// True if the later of two values wins; false if two values are a mistake.
     pub(super) last_wins: bool,
     /// The servers that the command needs. Without Kafka only the names of Kafka's settings are checked, because a migration may run
@@ -79,7 +81,14 @@ pub(super) struct Layer {
 
 impl Layer {
     pub(super) fn new(needs: Needs) -> Layer {
-        Layer { settings: BTreeMap::new(), properties: BTreeMap::new(), mistakes: Vec::new(), last_wins: false, needs }
+        Layer {
+            settings: BTreeMap::new(),
+            properties: BTreeMap::new(),
+            mistakes: Vec::new(),
+            secret_files: BTreeSet::new(),
+            last_wins: false,
+            needs,
+        }
     }
 
     /// Returns the value of a setting or a property.
@@ -132,7 +141,12 @@ impl Layer {
             return;
         }
         match read_text(Path::new(path)) {
-            Ok(text) => self.set(target, label, text),
+            Ok(text) => {
+                if target.is_secret() {
+                    self.secret_files.insert(path.into());
+                }
+                self.set(target, label, text);
+            }
             Err(why) => {
                 // A user may paste the secret itself instead of its path; the error must not repeat it.
                 let is_shown = is_surely_a_path(path) || (!target.is_secret() && showable(path));

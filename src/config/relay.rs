@@ -7,6 +7,7 @@ use event_outbox::envelope::Envelope;
 use event_outbox::route::TopicTemplate;
 
 use super::kafka::KafkaSettings;
+use super::live::{Live, Tunable};
 use super::resolved::Resolved;
 use super::retention::RetentionSettings;
 use super::setting::{self, Kind};
@@ -53,6 +54,8 @@ pub struct RelaySettings {
     pub on_poison: OnPoison,
     /// The retention of published events and of the inbox.
     pub retention: RetentionSettings,
+    /// The values that are in force, of those that may change while the relay runs.
+    pub live: Live,
 }
 
 words! {
@@ -102,15 +105,18 @@ impl RelaySettings {
     pub(super) fn read(from: &mut Resolved, sources: &Sources) -> Option<RelaySettings> {
         let envelope: Envelope = from.get(&setting::ENVELOPE);
         let topic = from.optional(&setting::TOPIC).or_else(|| envelope.default_topic().parse().ok());
+        let poll_interval = from.get(&setting::POLL_INTERVAL);
+        let status_interval = from.get(&setting::STATUS_INTERVAL);
+        let retention = RetentionSettings::read(from);
         let settings = RelaySettings {
             name: from.optional(&setting::NAME).unwrap_or_else(|| host_name(sources)),
             workers: from.get(&setting::WORKERS),
             batch_size: from.get(&setting::BATCH_SIZE),
             batch_bytes: from.get(&setting::BATCH_BYTES),
-            poll_interval: from.get(&setting::POLL_INTERVAL),
+            poll_interval,
             publish_timeout: from.get(&setting::PUBLISH_TIMEOUT),
             shutdown_timeout: from.get(&setting::SHUTDOWN_TIMEOUT),
-            status_interval: from.get(&setting::STATUS_INTERVAL),
+            status_interval,
             heartbeat_interval: from.get(&setting::HEARTBEAT_INTERVAL),
             stall_after: from.get(&setting::STALL_AFTER),
             envelope,
@@ -120,7 +126,8 @@ impl RelaySettings {
             timestamp: from.get(&setting::TIMESTAMP),
             delivery: from.get(&setting::DELIVERY),
             on_poison: from.get(&setting::ON_POISON),
-            retention: RetentionSettings::read(from),
+            retention,
+            live: Live::new(Tunable { retention, poll_interval, status_interval }),
         };
         Some(settings)
     }

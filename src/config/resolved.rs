@@ -1,6 +1,7 @@
 //! Puts the layers on top of each other, reads them value by value into typed settings, and collects every mistake.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use super::layer::{Given, Layer};
 use super::mistake::{Mistake, nearest};
@@ -16,18 +17,22 @@ pub(super) struct Resolved {
     complete: bool,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) non_defaults: Vec<(&'static str, String)>,
+    /// The files that secrets were read from.
+    pub(super) secret_files: BTreeSet<PathBuf>,
 }
 
 impl Resolved {
     /// Merges `layers`, given from the weakest to the strongest. Defaults are weaker than all layers and apply when a value is read.
     pub(super) fn new(layers: [Layer; 3], mut mistakes: Vec<Mistake>, complete: bool) -> Resolved {
         let (mut settings, mut properties) = (BTreeMap::new(), BTreeMap::new());
+        let mut secret_files = BTreeSet::new();
         for mut layer in layers {
+            secret_files.append(&mut layer.secret_files);
             mistakes.append(&mut layer.mistakes);
             settings.extend(layer.settings);
             properties.extend(layer.properties);
         }
-        Resolved { settings, properties, complete, mistakes, non_defaults: Vec::new() }
+        Resolved { settings, properties, complete, mistakes, non_defaults: Vec::new(), secret_files }
     }
 
     /// Reads a setting that is required or has a default; `None` is a mistake.

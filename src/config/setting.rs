@@ -159,7 +159,7 @@ macro_rules! settings {
 }
 
 settings! {
-    DATABASE_URL: required("database_url", Kind::DatabaseUrl, "postgres://relay:change-me@localhost:5432/app",
+    DATABASE_URL: required("database_url", Kind::DatabaseUrl, "postgres://relay:change-me@db.example.com:5432/app?sslmode=verify-full&sslrootcert=system",
         "The database of the outbox. Required. The URL has a password in it: DATABASE_URL_FILE reads it from a file instead.");
     KAFKA_BOOTSTRAP_SERVERS: required("kafka_bootstrap_servers", Kind::Brokers, "localhost:9092",
         "The Kafka brokers to ask first. Required by every command that talks to Kafka.");

@@ -54,6 +54,12 @@ impl Sources {
         Sources { file, env, overrides }
     }
 
+    /// Returns the variables that the SDKs of AWS read.
+    pub(super) fn variables_of_aws(&self) -> BTreeMap<String, String> {
+        let is_read = |name: &str| name.starts_with("AWS_") || name == "HOME";
+        self.env.iter().filter(|(name, _)| is_read(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// Puts the layers on top of each other.
     pub(super) fn resolve(&self, needs: Needs) -> Resolved {
         let (file, mistakes) = self.file_layer(needs);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rdkafka::config::ClientConfig;
+use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
 use super::*;
@@ -368,6 +369,32 @@ fn security_that_would_silently_not_apply_is_refused() {
 }
 
 #[test]
+fn a_login_with_tokens_needs_what_fetches_them() {
+    let with = |more: &[(&str, &str)]| {
+        let login = [("KAFKA_SECURITY_PROTOCOL", "sasl_ssl"), ("KAFKA_SASL_MECHANISM", "OAUTHBEARER")];
+        mistakes(&[&login, more].concat())
+    };
+    let (oidc, url) =
+        (("KAFKA_SASL_OAUTHBEARER_METHOD", "oidc"), ("KAFKA_SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL", "https://id/token"));
+    assert!(with(&[])[0].contains("KAFKA_SASL_OAUTHBEARER_METHOD=oidc"));
+    assert_eq!(with(&[("KAFKA_ENABLE_SASL_OAUTHBEARER_UNSECURE_JWT", "true")]), [""; 0]);
+    assert_eq!(with(&[oidc]).len(), 3);
+    assert_eq!(with(&[oidc, url])[1], "KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET: missing, KAFKA_SASL_MECHANISM needs it");
+    let client = [("KAFKA_SASL_OAUTHBEARER_CLIENT_ID", "relay"), ("KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET", "hunter2")];
+    assert_eq!(with(&[&[oidc, url][..], &client].concat()), [""; 0]);
+    let grant = ("KAFKA_SASL_OAUTHBEARER_GRANT_TYPE", "urn:ietf:params:oauth:grant-type:jwt-bearer");
+    assert_eq!(with(&[oidc, url, grant]), [""; 0]);
+    let iam = |more: &[(&str, &str)]| {
+        let login = [("KAFKA_SECURITY_PROTOCOL", "sasl_ssl"), ("KAFKA_SASL_MECHANISM", "AWS_MSK_IAM")];
+        mistakes(&[&login, more].concat())
+    };
+    assert_eq!(iam(&[]), ["KAFKA_SASL_MECHANISM: no region of AWS is known; set AWS_REGION"]);
+    assert_eq!(iam(&[("AWS_REGION", "eu-central-1")]), [""; 0]);
+    let kerberos = mistakes(&[("KAFKA_SECURITY_PROTOCOL", "sasl_ssl"), ("KAFKA_SASL_MECHANISM", "GSSAPI")]);
+    assert!(kerberos[0].contains("Cyrus SASL"), "{kerberos:?}");
+}
+
+#[test]
 fn kubernetes_variables_are_ignored_and_other_unknown_ones_are_not() {
     assert_eq!(
         mistakes(&[
@@ -459,7 +486,7 @@ fn the_admin_address_needs_a_token_beyond_this_host() {
         let problem = format!("{address} can be reached from other hosts, which needs RELAY_ADMIN_TOKEN");
         assert_eq!(refused, [format!("RELAY_ADMIN_ADDRESS: {problem}")]);
         let settings = load(env(&[("RELAY_ADMIN_ADDRESS", address), token])).unwrap();
-        assert_eq!(settings.admin.token(), Some(token.1));
+        assert_eq!(settings.admin.token().map(|set| set.expose_secret() == token.1), Some(true));
         assert!(!format!("{settings:?} {:?}", settings.non_defaults()).contains("hunter2"));
     }
     for address in ["9187", "127.0.0.1", "example.org:9187", "127.0.0.1:99999", ""] {

@@ -29,6 +29,20 @@ pub(crate) const NO_ANSWER: Fault = fault(
     "look at the brokers: a partition without a leader, too few replicas in sync, a full disk",
 );
 
+/// The fault of a login without a token, because its server cannot give one for now.
+pub(crate) const TOKEN_SERVER_AWAY: Fault = fault(
+    Class::Outage,
+    Runbook::TokenServerAway,
+    "check that the token server runs and that its address can be reached from here; the relay asks again",
+);
+
+/// The fault of a login without a token, because its server refused to give one.
+pub(crate) const TOKEN_REFUSED: Fault = fault(
+    Class::ActionRequired,
+    Runbook::TokenRefused,
+    "check the client id, its secret and the scope, or the credentials and the role of AWS",
+);
+
 /// Every code of librdkafka.
 pub(crate) fn codes() -> impl Iterator<Item = Code> {
     TABLE.iter().flat_map(|entry| entry.codes).copied()
@@ -333,7 +347,7 @@ pub(super) const TABLE: &[Entry] = &[
         fault: fault(
             Class::ActionRequired,
             Runbook::BrokerTls,
-            "check dates and issuer of the broker's certificate (docs/how-to/runbook.md); KAFKA_SSL_CA_LOCATION has to contain the issuer",
+            "check dates and issuer of both certificates (docs/how-to/runbook.md): KAFKA_SSL_CA_LOCATION has to contain the broker's issuer, and the broker has to trust KAFKA_SSL_CERTIFICATE_LOCATION",
         ),
     },
     Entry {

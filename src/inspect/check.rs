@@ -1,6 +1,7 @@
 //! Checks the database and the brokers before traffic meets a fault. It only reads.
 //!
 //! - [`finding`]: a finding with its severity and its fix
+//! - [`exposure`]: says what the configuration exposes
 //! - [`schema`]: checks the version, the indexes, and the claim's plan
 //! - [`relays`]: checks whether the live relays go together
 //! - [`rights`]: checks for missing and excessive rights
@@ -16,6 +17,7 @@
 mod advertised;
 mod dedup_window;
 pub(crate) mod expiring;
+mod exposure;
 mod finding;
 mod kafka;
 mod objects;
@@ -34,6 +36,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::PgConnection;
 
+pub(crate) use exposure::exposures;
 pub(crate) use finding::{Finding, Severity};
 
 use crate::config::{KafkaSettings, Settings, TopicList};
@@ -59,6 +62,8 @@ const FATAL: &[Code] = &[
     Code::BrokerUnreachable,
     Code::BrokerTls,
     Code::BrokerLogin,
+    Code::TokenServerAway,
+    Code::TokenRefused,
     Code::SchemaMissing,
     Code::SchemaOlder,
     Code::SchemaNewer,
@@ -110,7 +115,8 @@ impl Report {
 
     /// Returns the findings that a starting relay has not already reported itself.
     pub(crate) fn beyond_the_fatal(&self) -> impl Iterator<Item = &Finding> {
-        let is_reported = |code| [FATAL, NO_SESSION, OF_RELAYS].iter().any(|codes| codes.contains(&code));
+        let is_reported =
+            |code| [FATAL, NO_SESSION, OF_RELAYS, &exposure::CODES].iter().any(|codes| codes.contains(&code));
         self.findings.iter().filter(move |finding| !is_reported(finding.code))
     }
 }
@@ -119,7 +125,7 @@ impl Report {
 pub(crate) async fn run(settings: &Settings, scope: &Scope) -> Report {
     let outbox = &settings.outbox;
     let names = Names::new(&outbox.schema, &outbox.table, &outbox.processed_table);
-    let mut found = Found::default();
+    let mut found = Found { findings: exposures(settings), ..Found::default() };
     found.topics.extend(scope.topics.iter().map(|topic| (topic.clone(), Seen { events: i64::MAX, ..Seen::default() })));
     if let Err(error) = database(settings, &names, scope, &mut found).await {
         found.findings.push(database_error(settings, &error));

@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, ConfigEntry, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::{AdminOptions, ConfigEntry, ResourceSpecifier};
 use rdkafka::error::KafkaError;
 use sqlx::PgConnection;
 
 use crate::config::{GivenDuration, KafkaSettings};
+use crate::sink::login;
 use crate::sink::reader::{ANSWER_WITHIN, Reader};
 use crate::store::routes;
 use event_outbox::Names;
@@ -106,6 +106,9 @@ pub(crate) enum Unknown {
     /// The user lacks the right to see the configuration of this topic.
     #[error("no right to see the configuration of the topic {0}: grant DESCRIBE_CONFIGS on it")]
     Hidden(String),
+    /// The clients of this login cannot ask for configurations.
+    #[error("the configuration of topics cannot be read with a login by AWS_MSK_IAM: use SCRAM, or prune by hand")]
+    Unreadable,
 }
 
 /// The settings to compare with the topics.
@@ -132,8 +135,8 @@ impl Question<'_> {
         let asked = kafka.clone();
         let all = tokio::task::spawn_blocking(move || Reader::new(&asked)?.topics()).await;
         let all: BTreeSet<String> = all.map_err(|_| KafkaError::Canceled)??.into_iter().collect();
-        let admin: AdminClient<DefaultClientContext> =
-            kafka.consumer_config(&[("client.id", "outbox-relay")]).create()?;
+        let admin = login::admin(&kafka.consumer_config(&[("client.id", "outbox-relay")]), kafka)?;
+        let admin = admin.ok_or(Unknown::Unreadable)?;
         for (topic, dead_letters) in self.relevant(routed.keys(), &all) {
             let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
             let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;

@@ -12,12 +12,11 @@ const SHORTEST: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(crate) struct Pace {
     pause: Duration,
-    longest: Duration,
 }
 
 impl Pace {
-    pub(crate) fn new(longest: Duration) -> Self {
-        Self { pause: SHORTEST, longest }
+    pub(crate) fn new() -> Self {
+        Self { pause: SHORTEST }
     }
 
     /// Shortens the pause after a poll that found events, because the next ones are probably near.
@@ -25,10 +24,10 @@ impl Pace {
         self.pause = (self.pause / 4).max(SHORTEST);
     }
 
-    /// Returns the pause after a poll that found nothing, and makes the next pause longer.
-    pub(crate) fn empty(&mut self) -> Duration {
-        let pause = self.pause.min(self.longest);
-        self.pause = (self.pause + self.pause / 4).min(self.longest);
+    /// Returns the pause after a poll that found nothing, at most `longest`, and makes the next pause longer.
+    pub(crate) fn empty(&mut self, longest: Duration) -> Duration {
+        let pause = self.pause.min(longest);
+        self.pause = (self.pause + self.pause / 4).min(longest);
         pause
     }
 }
@@ -49,22 +48,22 @@ mod tests {
     #[test]
     fn an_idle_relay_polls_ever_less_and_an_event_brings_it_back() {
         let longest = Duration::from_millis(250);
-        let mut pace = Pace::new(longest);
-        assert_eq!(pace.empty(), SHORTEST);
+        let mut pace = Pace::new();
+        assert_eq!(pace.empty(longest), SHORTEST);
         for _ in 0..50 {
-            assert!(pace.empty() <= longest);
+            assert!(pace.empty(longest) <= longest);
         }
-        assert_eq!(pace.empty(), longest);
+        assert_eq!(pace.empty(longest), longest);
         pace.found();
-        assert!(pace.empty() < longest / 2);
+        assert!(pace.empty(longest) < longest / 2);
         for _ in 0..10 {
             pace.found();
         }
-        assert_eq!(pace.empty(), SHORTEST);
+        assert_eq!(pace.empty(longest), SHORTEST);
     }
 
     #[test]
     fn a_poll_interval_below_the_shortest_pause_is_kept() {
-        assert_eq!(Pace::new(Duration::from_micros(10)).empty(), Duration::from_micros(10));
+        assert_eq!(Pace::new().empty(Duration::from_micros(10)), Duration::from_micros(10));
     }
 }

@@ -57,9 +57,9 @@ struct Pruner {
 }
 
 /// Prunes until `stop` becomes true.
-pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let now = Instant::now();
-    let interval = (*settings.after / 10).clamp(Duration::from_secs(1), Duration::from_secs(10));
+    let settings = shared.options.relay.live.get().retention;
     let mut pruner = Pruner {
         shared,
         settings,
@@ -77,8 +77,10 @@ pub(crate) async fn run(shared: Arc<Shared>, settings: RetentionSettings, mut st
             _ = stop.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(pause) => {}
         }
-        pause = interval;
-        if pruner.shared.worker_assignment.borrow().first != 0 {
+        // The settings may have been read again.
+        pruner.settings = pruner.shared.options.relay.live.get().retention;
+        pause = (*pruner.settings.after / 10).clamp(Duration::from_secs(1), Duration::from_secs(10));
+        if !pruner.settings.prunes() || pruner.shared.worker_assignment.borrow().first != 0 {
             continue;
         }
         // A step that is cut short is rolled back, so nothing is lost.
@@ -155,6 +157,10 @@ impl Pruner {
             Err(unknown @ Unknown::Hidden(_)) => {
                 (unknown.to_string(), "grant the relay's user DESCRIBE_CONFIGS on its topics")
             }
+            Err(unknown @ Unknown::Unreadable) => (
+                unknown.to_string(),
+                "let a relay with another login prune, or prune with `outbox-relay prune --force`",
+            ),
         };
         if self.shared.obstacles.block(Component::Retention, WINDOW, &reason) {
             tracing::error!(
@@ -219,7 +225,7 @@ impl Pruner {
 
     fn log(&mut self) {
         let nothing = self.removed == 0 && self.removed_processed == 0;
-        if nothing || self.logged_at.elapsed() < self.shared.options.relay.status_interval {
+        if nothing || self.logged_at.elapsed() < self.shared.options.relay.live.get().status_interval {
             return;
         }
         tracing::info!(

@@ -30,7 +30,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(shared.options.relay.status_interval) => {}
+            () = tokio::time::sleep(shared.options.relay.live.get().status_interval) => {}
         }
         let counted = tokio::select! {
             biased;

@@ -226,12 +226,12 @@ impl Listener<'_> {
         let longest = match armed {
             Armed::No => return Ok(false),
             // An application that inserts events itself does not notify.
-            _ if !self.has_trigger => self.shared.options.relay.poll_interval,
+            _ if !self.has_trigger => self.shared.options.relay.live.get().poll_interval,
             Armed::Here => SLEEP,
             Armed::Elsewhere => LIGHT_SLEEP,
         };
         let due = within(sql.next_due(&mut self.conn)).await?.unwrap_or(Duration::MAX);
-        wake_up.set(Some(longest.min(due.max(self.shared.options.relay.poll_interval))));
+        wake_up.set(Some(longest.min(due.max(self.shared.options.relay.live.get().poll_interval))));
         let rest = match armed {
             Armed::Elsewhere => LIGHT_SLEEP,
             _ => PROOF_INTERVAL.saturating_sub(self.proved_at.elapsed()),

@@ -85,7 +85,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         assignment: None,
         budget: Budget::new(shared.options.relay.batch_size),
         ownership: Ownership::new(shared.progress.name(), shared.id, index),
-        pace: Pace::new(shared.options.relay.poll_interval),
+        pace: Pace::new(),
         backoff: pace::backoff(),
         shared,
     };
@@ -133,7 +133,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
             }
             Ok(Cycle::Idle) => {
                 idle = true;
-                let pause = worker.pace.empty();
+                let pause = worker.pace.empty(worker.shared.options.relay.live.get().poll_interval);
                 asleep.pause.filter(|_| worker.may_sleep()).unwrap_or(pause)
             }
             Err(error) => {

@@ -10,11 +10,11 @@
 //! suspected -> up or down (no answer); down -> up. Unless the cluster is up, no worker opens a transaction.
 
 use std::collections::{HashMap, HashSet};
+use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataBroker, MetadataPartition, MetadataTopic};
@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use crate::fault::{self, Class, Fault};
 use crate::sink::client::ClientSettings;
 use crate::sink::client::log_line;
+use crate::sink::login::{self, Login};
 use crate::sink::topics::{Answer, Topics};
 use event_outbox::backoff::Backoff;
 
@@ -88,12 +89,13 @@ enum Explains {
 
 impl Suspicion {
     fn from_code(code: RDKafkaErrorCode, reason: &str) -> Self {
-        let fault = fault::classify_kafka(code);
-        let explains = match code {
-            RDKafkaErrorCode::AllBrokersDown => Explains::Nothing,
-            _ if fault.class == Class::ActionRequired => Explains::TheCause,
-            _ => Explains::Something,
-        };
+        let suspicion = Self::from_fault(reason, fault::classify_kafka(code));
+        let is_empty = code == RDKafkaErrorCode::AllBrokersDown;
+        if is_empty { Self { explains: Explains::Nothing, ..suspicion } } else { suspicion }
+    }
+
+    fn from_fault(reason: &str, fault: Fault) -> Self {
+        let explains = if fault.class == Class::ActionRequired { Explains::TheCause } else { Explains::Something };
         Self { reason: reason.to_owned(), fault, explains }
     }
 
@@ -109,30 +111,38 @@ impl Suspicion {
 }
 
 /// Sends suspicions from librdkafka's threads and from workers to the watch.
-#[derive(Debug, Clone)]
-pub(crate) struct SuspicionSender(mpsc::UnboundedSender<Suspicion>);
+#[derive(Clone)]
+pub(crate) struct SuspicionSender {
+    sender: mpsc::UnboundedSender<Suspicion>,
+    /// The login of the clients, which knows why they have no token.
+    pub(crate) login: Login,
+}
 
 impl SuspicionSender {
     /// Reports an error of a whole client.
     pub(crate) fn client_error(&self, error: &KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code();
+        let code = login::code_of(error.rdkafka_error_code(), reason);
         tracing::debug!(target: "librdkafka", kafka_code = ?code, "{reason}");
         if !matches!(code, Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::GaplessGuarantee)) {
+            let suspicion = match self.login.explain(code) {
+                Some((reason, fault)) => Suspicion::from_fault(&reason, fault),
+                None => Suspicion::from_code(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown), reason),
+            };
             // Fails only if the relay is gone.
-            let _ = self.0.send(Suspicion::from_code(code.unwrap_or(RDKafkaErrorCode::AllBrokersDown), reason));
+            let _ = self.sender.send(suspicion);
         }
     }
 
     /// Raises a suspicion, for example because a batch was not acknowledged in time.
     pub(crate) fn raise(&self, reason: &str) {
         // Fails only if the relay is gone.
-        let _ = self.0.send(Suspicion::from_code(RDKafkaErrorCode::AllBrokersDown, reason));
+        let _ = self.sender.send(Suspicion::from_code(RDKafkaErrorCode::AllBrokersDown, reason));
     }
 }
 
 /// The client that watches the cluster.
 pub(crate) struct Broker {
-    config: ClientConfig,
+    settings: ClientSettings,
     client: Mutex<Client>,
     state: watch::Sender<bool>,
     /// The time of the last answer.
@@ -145,24 +155,35 @@ struct Client {
     /// The topics that the client was asked for.
     names: HashSet<String>,
     made_at: Instant,
+    /// The version of the login that the client was made with.
+    version: u64,
 }
 
 impl Client {
-    fn new(config: &ClientConfig, suspicions: &SuspicionSender) -> Result<Self, KafkaError> {
-        let producer = config.create_with_context(WatchContext(suspicions.clone()))?;
-        Ok(Self { producer: Arc::new(producer), names: HashSet::new(), made_at: Instant::now() })
+    fn new(settings: &ClientSettings, suspicions: &SuspicionSender) -> Result<Self, KafkaError> {
+        let version = settings.kafka().version();
+        let producer = Arc::new(settings.watching().create_with_context(WatchContext(suspicions.clone()))?);
+        login::keep_served(&producer, &suspicions.login)?;
+        Ok(Self { producer, names: HashSet::new(), made_at: Instant::now(), version })
     }
 }
 
 struct WatchContext(SuspicionSender);
 
 impl ClientContext for WatchContext {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.0.login.log(facility, message);
         log_line(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.client_error(&error, reason);
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.0.login.token()
     }
 }
 
@@ -185,11 +206,11 @@ impl Broker {
         settings: &ClientSettings,
     ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Suspicion>), KafkaError> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let suspicions = SuspicionSender(sender);
-        let config = settings.watching();
-        let client = Mutex::new(Client::new(&config, &suspicions)?);
+        let suspicions = SuspicionSender { sender, login: Login::new(settings.kafka()) };
+        let client = Mutex::new(Client::new(settings, &suspicions)?);
+        let settings = settings.clone();
         let broker =
-            Self { config, client, state: watch::Sender::new(false), answered_at: Mutex::default(), suspicions };
+            Self { settings, client, state: watch::Sender::new(false), answered_at: Mutex::default(), suspicions };
         Ok((Arc::new(broker), receiver))
     }
 
@@ -416,7 +437,8 @@ impl Broker {
         let known = client.names.len();
         client.names.extend(names.iter().cloned());
         let is_full = client.names.len() > known && client.names.len() > NAMES_KEPT.max(names.len());
-        if is_full || client.producer.client().fatal_error().is_some() {
+        let is_outdated = client.version != self.settings.kafka().version();
+        if is_full || is_outdated || client.producer.client().fatal_error().is_some() {
             self.replace(&mut client);
             client.names.extend(names);
         }
@@ -441,7 +463,7 @@ impl Broker {
     }
 
     fn replace(&self, client: &mut Client) {
-        match Client::new(&self.config, &self.suspicions) {
+        match Client::new(&self.settings, &self.suspicions) {
             Ok(new) => {
                 let old = std::mem::replace(client, new);
                 // Drops the old client on another thread, because librdkafka joins its threads.

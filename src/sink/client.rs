@@ -40,7 +40,13 @@ pub(crate) fn log_level(config: &ClientConfig) -> RDKafkaLogLevel {
 
 /// librdkafka repeats itself for as long as a broker is away. Its lines are for those who ask; incidents are logged by the relay.
 pub(crate) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    let message = if is_about_tokens(facility) { "a token cannot be fetched" } else { message };
     tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
+}
+
+/// Returns true for log lines of librdkafka that quote the token server's URL and its answer.
+pub(crate) fn is_about_tokens(facility: &str) -> bool {
+    matches!(facility, "OIDC" | "JWT")
 }
 
 /// Returns true if the operator has asked for a producer's debug lines, besides the lines that the relay reads itself.
@@ -104,7 +110,7 @@ impl ClientSettings {
     /// Returns the settings of a producer that publishes in transactions. The coordinator rolls back a transaction that is open for longer
     /// than `longest`.
     pub(crate) fn transactional(&self, id: &str, longest: Duration) -> ClientConfig {
-        let mut config = self.config.clone();
+        let mut config = self.config();
         config.set("transactional.id", id);
         config.set("transaction.timeout.ms", longest.min(LONGEST_TRANSACTION).as_millis().to_string());
         // Neither setting is needed: after any failure the whole transaction is rolled back, and librdkafka limits a record's time by its
@@ -126,7 +132,7 @@ impl ClientSettings {
     /// librdkafka waits in whole milliseconds, so any linger time costs a small batch at least one. Without a linger time its thread spins
     /// while records wait behind five requests in flight, so do not use this for large batches.
     pub(crate) fn prompt(&self) -> Option<ClientConfig> {
-        let mut config = self.config.clone();
+        let mut config = self.config();
         config.set("linger.ms", "0");
         (!self.linger_is_set).then_some(config)
     }
@@ -140,7 +146,7 @@ impl ClientSettings {
     /// Returns the settings of a client that only sends requests for metadata. An idempotent client would break permanently if the right to
     /// be idempotent were missing, and would not connect again.
     pub(crate) fn watching(&self) -> ClientConfig {
-        let mut config = self.config.clone();
+        let mut config = self.config();
         config.set("enable.idempotence", "false");
         config.remove("enable.gapless.guarantee");
         match &self.debug {
@@ -156,8 +162,11 @@ impl ClientSettings {
         creates_topics(&self.config)
     }
 
-    pub(crate) fn config(&self) -> &ClientConfig {
-        &self.config
+    /// Returns the settings of a producer, with the login that is in force.
+    pub(crate) fn config(&self) -> ClientConfig {
+        let mut config = self.config.clone();
+        self.kafka.renew_login(&mut config);
+        config
     }
 }
 

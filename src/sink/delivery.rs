@@ -3,11 +3,12 @@
 //! A record is open -> acked, or open -> failed. A record that is still open when the worker stops waiting is *unknown*: it may be on the
 //! topic.
 
+use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
@@ -166,7 +167,10 @@ pub(crate) struct Context {
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.suspicions.login.log(facility, message);
         if let Some(code) = produce_error::parse(facility, message) {
             self.deliveries.note_error(code);
         }
@@ -180,6 +184,10 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.suspicions.client_error(&error, reason);
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.suspicions.login.token()
     }
 }
 

@@ -12,10 +12,12 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
+use crate::config::KafkaSettings;
 use crate::lane::murmur2;
 use crate::sink::broker::SuspicionSender;
 use crate::sink::client::{ClientSettings, is_debugged};
 use crate::sink::delivery::{Context, Deliveries, opaque};
+use crate::sink::login::SERVED_EVERY;
 use crate::sink::topics::Topics;
 use crate::sink::transactions::{self, Offsets, TransactionError};
 use event_outbox::envelope::Envelope;
@@ -58,6 +60,9 @@ pub(crate) struct KafkaProducer {
     /// True if a connection broke during a commit: see [`KafkaProducer::commit_transaction`].
     may_commit_again: bool,
     spread: Spread,
+    kafka: KafkaSettings,
+    /// The version of the login that the producer was made with.
+    version: u64,
 }
 
 impl KafkaProducer {
@@ -68,7 +73,7 @@ impl KafkaProducer {
         suspicions: &SuspicionSender,
         topics: &Arc<Topics>,
     ) -> Result<Self, KafkaError> {
-        Self::start(settings.config(), settings.prompt(), suspicions, topics)
+        Self::start(settings.kafka(), &settings.config(), settings.prompt(), suspicions, topics)
     }
 
     /// Creates a producer that publishes in transactions under this id. The brokers roll back a transaction that is open for longer than
@@ -83,16 +88,18 @@ impl KafkaProducer {
         suspicions: &SuspicionSender,
         topics: &Arc<Topics>,
     ) -> Result<Self, KafkaError> {
-        Self::start(&settings.transactional(id, longest), None, suspicions, topics)
+        Self::start(settings.kafka(), &settings.transactional(id, longest), None, suspicions, topics)
     }
 
     fn start(
+        kafka: &KafkaSettings,
         patient: &ClientConfig,
         prompt: Option<ClientConfig>,
         suspicions: &SuspicionSender,
         topics: &Arc<Topics>,
     ) -> Result<Self, KafkaError> {
         let spread = Spread::new(topics, patient);
+        let (kafka, version) = (kafka.clone(), kafka.version());
         let deliveries = Arc::new(Deliveries::default());
         let start = |config: &ClientConfig| Reporting::start(config, &deliveries, suspicions);
         let (patient, prompt) = (start(patient)?, prompt.map(|config| start(&config)).transpose()?);
@@ -106,13 +113,15 @@ impl KafkaProducer {
             in_transaction: false,
             may_commit_again: false,
             spread,
+            kafka,
+            version,
         })
     }
 
-    /// Returns true if a topic has more partitions, or a commit may arrive twice. A new generation must then replace this one before the
-    /// next batch.
+    /// Returns true if a topic has more partitions, if a commit may arrive twice, or if the login has changed. A new generation must then
+    /// replace this one before the next batch.
     pub(crate) fn is_outdated(&self) -> bool {
-        self.spread.is_outdated() || self.may_commit_again
+        self.spread.is_outdated() || self.may_commit_again || self.version != self.kafka.version()
     }
 
     /// Makes this the only producer with its transactional id. The open transaction of another one is rolled back.
@@ -309,13 +318,16 @@ impl Reporting {
         let (batch, retired) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
         let (reports, current, unwanted) = (Arc::clone(&producer), Arc::clone(&batch), Arc::clone(&retired));
         let deliveries = Arc::clone(deliveries);
+        let glance = if suspicions.login.needs_polls() { SERVED_EVERY } else { GLANCE_INTERVAL };
         let report = move || {
+            // A login with IAM asks for its first token.
+            reports.poll(GLANCE);
             while !unwanted.load(Ordering::Relaxed) {
                 let is_open = || deliveries.is_open(current.load(Ordering::Relaxed));
                 if is_open() {
                     reports.poll(REPORT_WAIT);
                 } else {
-                    thread::park_timeout(GLANCE_INTERVAL);
+                    thread::park_timeout(glance);
                     if !is_open() {
                         reports.poll(GLANCE);
                     }

@@ -1,12 +1,10 @@
 //! Reads topics for commands. Never joins a group, commits nothing, creates no topic.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::metadata::MetadataBroker;
@@ -15,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::KafkaSettings;
 use crate::sink::broker::ANY_TOPIC;
 use crate::sink::client::log_level;
-use crate::sink::client::log_line;
+use crate::sink::login::{self, Complaint, Quiet};
 
 /// The time limit for an answer of the cluster.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -52,39 +50,21 @@ pub(crate) struct Partition {
     pub(crate) in_sync: usize,
 }
 
-#[derive(Default, Clone)]
-struct Complaints(Arc<Mutex<Vec<(RDKafkaErrorCode, String)>>>);
-
-impl ClientContext for Complaints {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_line(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((code, reason.to_owned()));
-    }
-}
-
-impl ConsumerContext for Complaints {}
-
 /// A consumer that reads assigned partitions. Its calls block.
 pub(crate) struct Reader {
-    consumer: BaseConsumer<Complaints>,
-    complaints: Complaints,
+    consumer: BaseConsumer<Quiet>,
 }
 
 impl Reader {
     /// # Errors
     /// The error that librdkafka finds in the settings. Its message may quote a setting.
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
-        let complaints = Complaints::default();
         let mut config = kafka.consumer_config(&[]);
         for (name, value) in SETTINGS {
             config.set(*name, *value);
         }
         config.set_log_level(log_level(&config));
-        Ok(Self { consumer: config.create_with_context(complaints.clone())?, complaints })
+        Ok(Self { consumer: login::consumer(&config, kafka)? })
     }
 
     /// Returns the ids of the brokers.
@@ -124,22 +104,19 @@ impl Reader {
     }
 
     /// Returns the most useful error that the client has met so far: the first one about security, or else the first one.
-    pub(crate) fn complaint(&self) -> Option<(RDKafkaErrorCode, String)> {
+    pub(crate) fn complaint(&self) -> Option<Complaint> {
         // Polls to serve the callbacks.
         while let Some(Err(error)) = self.consumer.poll(Duration::from_millis(20)) {
-            self.complaints.error(error.clone(), &error.to_string());
+            self.consumer.context().error(error.clone(), &error.to_string());
         }
-        let complaints = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
-        complaints.iter().find(|(code, _)| is_security(*code)).or_else(|| complaints.first()).cloned()
+        self.consumer.context().complaint()
     }
 
     /// Returns the most useful error once the client has lost every broker that it knows, or was refused. Until then another broker may
     /// answer.
-    pub(crate) fn lost_all(&self) -> Option<(RDKafkaErrorCode, String)> {
+    pub(crate) fn lost_all(&self) -> Option<Complaint> {
         let complaint = self.complaint()?;
-        let complaints = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_lost_all = complaints.iter().any(|(code, _)| *code == RDKafkaErrorCode::AllBrokersDown);
-        (has_lost_all || is_security(complaint.0)).then_some(complaint)
+        (self.consumer.context().has_lost_all() || complaint.is_security()).then_some(complaint)
     }
 
     /// Returns the first offset of a partition, and the offset after its last record.
@@ -276,11 +253,6 @@ pub(crate) fn header<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option
     let headers = message.headers()?;
     let at = (0..headers.count()).find(|at| headers.get(*at).key == name)?;
     std::str::from_utf8(headers.get(at).value?).ok()
-}
-
-fn is_security(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode::{Authentication, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
-    matches!(code, SSL | Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism)
 }
 
 /// Returns true for errors of a lost connection: librdkafka reports them and recovers by itself.

@@ -104,7 +104,7 @@ impl Resend {
         let settings = ClientSettings::new(kafka, BATCH, BATCH_BYTES);
         // No task watches the cluster here, because a batch has its own time limit.
         let (broker, _) = Broker::new(&settings)?;
-        let mut config = settings.config().clone();
+        let mut config = settings.config();
         if config.get("message.max.bytes").is_none() {
             config.set("message.max.bytes", LARGEST);
         }

@@ -6,6 +6,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::KafkaSettings;
 use crate::fault::{self, Fault};
+use crate::sink::login::Complaint;
 use crate::sink::reader::Reader;
 
 /// The time limit of one request. After it the client's errors are looked at.
@@ -36,9 +37,12 @@ fn ask(reader: &Reader, within: Duration) -> Option<Silence> {
         }
         let complaint = reader.lost_all();
         if complaint.is_some() || Instant::now() >= deadline {
-            let unknown = (RDKafkaErrorCode::AllBrokersDown, format!("no answer within {} s", within.as_secs()));
-            let (code, reason) = complaint.unwrap_or(unknown);
-            return Some(Silence { reason, fault: fault::classify_kafka(code) });
+            let unknown = || {
+                let reason = format!("no answer within {} s", within.as_secs());
+                (reason, fault::classify_kafka(RDKafkaErrorCode::AllBrokersDown))
+            };
+            let (reason, fault) = complaint.map_or_else(unknown, |Complaint { reason, fault, .. }| (reason, fault));
+            return Some(Silence { reason, fault });
         }
     }
 }

@@ -9,18 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::{ClientContext, DefaultClientContext};
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, Producer, ProducerContext};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::OnceCell;
 
 use crate::fault::{self, Class};
-use crate::sink::client::log_line;
 use crate::sink::client::{ClientSettings, log_level};
+use crate::sink::login::{self, Quiet};
 use crate::sink::progress::Progress;
 use crate::sink::reader::Reader;
 use event_outbox::notice::Notice;
@@ -83,26 +81,6 @@ pub(crate) struct ProgressGroup {
     topic_is_there: AtomicBool,
 }
 
-/// A client context that only writes librdkafka's debug log.
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_line(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        log_line(RDKafkaLogLevel::Error, "ERROR", &format!("{error}: {reason}"));
-    }
-}
-
-impl ConsumerContext for Quiet {}
-
-impl ProducerContext<NoCustomPartitioner> for Quiet {
-    type DeliveryOpaque = ();
-    fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): ()) {}
-}
-
 /// Returns the name of an outbox's group and topic, which is also the prefix of its transactional ids.
 pub(crate) fn name_of(identity: i64) -> String {
     format!("outbox-relay.{identity:015x}")
@@ -145,9 +123,9 @@ impl ProgressGroup {
 
     /// Returns the group's metadata without joining it: a group without members accepts commits from every client.
     async fn join(&self) -> Result<Arc<ConsumerGroupMetadata>, TransactionError> {
-        let config = self.consumer_config();
+        let (config, kafka) = (self.consumer_config(), self.settings.kafka().clone());
         blocking(move || {
-            let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+            let consumer = login::consumer(&config, &kafka)?;
             consumer.group_metadata().map(Arc::new).ok_or(KafkaError::Canceled)
         })
         .await
@@ -191,7 +169,12 @@ impl ProgressGroup {
     }
 
     async fn create_topic(&self) -> Result<(), TransactionError> {
-        let admin: AdminClient<DefaultClientContext> = self.consumer_config().create()?;
+        let Some(admin) = login::admin(&self.consumer_config(), self.settings.kafka())? else {
+            return Err(self.wrong(format!(
+                "does not exist, and a login with IAM cannot create it; create it with {} partitions",
+                self.lanes
+            )));
+        };
         // -1 is the broker's default replication factor.
         let topic = NewTopic::new(&self.name, i32::from(self.lanes), TopicReplication::Fixed(-1));
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT)).operation_timeout(Some(ANSWER_TIMEOUT));
@@ -227,9 +210,9 @@ impl ProgressGroup {
     /// # Errors
     /// Any error of the client.
     pub(crate) async fn read(&self, lanes: Vec<i16>) -> Result<BTreeMap<i16, Progress>, TransactionError> {
-        let (config, topic) = (self.consumer_config(), self.name.clone());
+        let (config, kafka, topic) = (self.consumer_config(), self.settings.kafka().clone(), self.name.clone());
         blocking(move || {
-            let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+            let consumer = login::consumer(&config, &kafka)?;
             let mut wanted = TopicPartitionList::new();
             for lane in lanes {
                 wanted.add_partition(&topic, lane.into());
@@ -260,9 +243,9 @@ impl ProgressGroup {
     /// # Errors
     /// Any error of the client. The other producer may then not be fenced.
     pub(crate) async fn fence(&self, transactional_id: &str, longest: Duration) -> Result<(), TransactionError> {
-        let config = self.settings.transactional(transactional_id, longest);
+        let (config, kafka) = (self.settings.transactional(transactional_id, longest), self.settings.kafka().clone());
         blocking(move || {
-            let producer: BaseProducer<Quiet> = config.create_with_context(Quiet)?;
+            let producer = login::producer(&config, &kafka)?;
             producer.init_transactions(ANSWER_TIMEOUT)
         })
         .await

@@ -2,6 +2,7 @@
 //! gone.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -50,6 +51,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_kafka:
             prepared_transactions_and_idle_replication_slots_are_found;
         alone:
+            what_a_configuration_exposes_is_found_and_logged_once,
             servers_that_are_away_are_found,
             a_certificate_that_nobody_trusts_is_found,
             every_finding_is_provoked_here_and_explained_in_the_documents;
@@ -638,6 +640,41 @@ async fn a_clock_that_is_wrong_is_found(database: TestDatabase, kafka: Arc<RealK
         let finding = expect(&wrong.clone().with("FAKETIME", shift), "clock-skew", "warning").await?;
         ensure!(finding["message"].as_str().is_some_and(|message| message.contains(says)), "{finding}");
     }
+    Ok(())
+}
+
+async fn what_a_configuration_exposes_is_found_and_logged_once() -> anyhow::Result<()> {
+    let far = |parameters: &str| format!("postgres://relay:hunter2@db.invalid/app{parameters}");
+    let relay = Relay::new(&far(""), "kafka.invalid:9092");
+    for id in ["database-plaintext", "broker-plaintext"] {
+        expect(&relay, id, "warning").await?;
+    }
+    let relay = relay.with("DATABASE_URL", far("?sslmode=require"));
+    let unverified =
+        relay.clone().with("KAFKA_SECURITY_PROTOCOL", "ssl").with("KAFKA_ENABLE_SSL_CERTIFICATE_VERIFICATION", "false");
+    for id in ["database-unverified", "broker-unverified"] {
+        expect(&unverified, id, "warning").await?;
+    }
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), "hunter2hunter2hunter2")?;
+    std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644))?;
+    let relay = relay
+        .with("KAFKA_SECURITY_PROTOCOL", "sasl_plaintext")
+        .with("KAFKA_SASL_MECHANISM", "PLAIN")
+        .with("KAFKA_SASL_USERNAME", "relay")
+        .with("RELAY_ADMIN_TOKEN_FILE", file.path().display())
+        .argument("--set")
+        .argument("kafka.sasl.password=hunter2");
+    for id in ["broker-password-plaintext", "secret-argument", "secret-readable"] {
+        let finding = expect(&relay, id, "warning").await?;
+        ensure!(!finding.to_string().contains("hunter2"), "{finding}");
+    }
+    let running = relay.start("exposed")?;
+    let line = running.wait_for("OR-1005").await;
+    let ids = "database-unverified broker-plaintext broker-password-plaintext secret-argument secret-readable";
+    ensure!(line["level"] == "WARN" && line["findings"] == ids && !line.to_string().contains("hunter2"), "{line}");
+    running.wait_for("OR-2001").await;
+    ensure!(running.lines("OR-1005").len() == 1 && running.lines("check_finding").is_empty(), "{:?}", running.log());
     Ok(())
 }
 

@@ -8,6 +8,8 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use sqlx::Executor;
 use sqlx::postgres::PgConnection;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use lab::admin::{Admin, with_admin};
 use lab::kafka::RealKafka;
@@ -38,6 +40,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             events_that_others_pass_by_are_logged_once,
             callers_without_the_token_learn_nothing,
             an_admin_address_that_is_taken_is_reported_at_the_start,
+            callers_that_hold_connections_keep_no_probe_out,
+            a_caller_that_guesses_is_shut_out,
             a_container_asks_by_the_command;
     }
 }
@@ -410,5 +414,64 @@ async fn a_reason_does_not_grow_while_a_stall_lasts(
     }
     let body = admin.get("/readyz").await?.body;
     ensure!(body.len() < 2_000, "{} bytes: {body}", body.len());
+    Ok(())
+}
+
+async fn callers_that_hold_connections_keep_no_probe_out(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    let relay = with_admin(outbox.relay(&kafka)).with("RELAY_ADMIN_TOKEN", TOKEN);
+    let running = relay.start_ready("besieged").await?;
+    let address = Admin::from_relay(&running).await?.address();
+    let asked = relay.with("RELAY_ADMIN_ADDRESS", address).argument("--live");
+    let mut held = Vec::new();
+    for number in 0..300 {
+        let mut stream = TcpStream::connect(address).await?;
+        // Every second one has begun a request that it does not end.
+        if number % 2 == 0 {
+            stream.write_all(b"GET /livez HTTP/1.1\r\nHost: relay\r\n").await?;
+        }
+        held.push(stream);
+    }
+    let live = asked.output("health").await?;
+    ensure!(live.code == Some(0), "{live:?}");
+    // The oldest connections made room, and the others end when their time for a head is over.
+    for mut stream in held {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+    }
+    for (request, status) in [
+        ("GET /livez HTTP/1.1\r\nHost: relay\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello", "413"),
+        ("GET /livez HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n", "413"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400"),
+    ] {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        ensure!(answer.get(9..12).is_none_or(|found| found == status), "{request:?}: {answer}");
+    }
+    ensure!(running.stop().await? == Some(0), "the relay did not drain");
+    Ok(())
+}
+
+async fn a_caller_that_guesses_is_shut_out(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    let relay = with_admin(outbox.relay(&kafka)).with("RELAY_ADMIN_TOKEN", TOKEN).start_ready("guessed").await?;
+    let admin = Admin::from_relay(&relay).await?;
+    let guess = admin.showing("Bearer another-token-than-its");
+    eventually("the caller is shut out", SOON, || async {
+        match guess.get("/livez").await {
+            Ok(answer) if answer.status == 429 => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let right = admin.showing(&format!("Bearer {TOKEN}")).get("/livez").await?;
+    ensure!(right.status == 429 && right.head.contains("retry-after"), "{right:?}");
+    let line = relay.wait_for("OR-1008").await;
+    ensure!(line["caller"] == "127.0.0.1" && !line.to_string().contains("another-token"), "{line}");
     Ok(())
 }

@@ -16,6 +16,7 @@ mod health;
 mod held_snapshot;
 mod hostile;
 mod inbox;
+mod logins;
 mod metrics;
 mod migrations;
 mod odd_databases;
@@ -26,6 +27,7 @@ mod pause;
 mod plans;
 mod poison;
 mod registry;
+mod reload;
 mod replay;
 mod retention;
 mod roles;
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         connections::trials(),
         consumers::trials(),
         tls::trials(),
+        logins::trials(),
         snippets::trials(),
         documents::trials(),
         plans::trials(),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         poison::trials(),
         topics::trials(),
         registry::trials(),
+        reload::trials(),
         dead::trials(),
         emit::trials(),
         dlq::trials(),

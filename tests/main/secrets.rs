@@ -30,12 +30,12 @@ const SECRETS: [&str; 7] =
     [DATABASE_PASSWORD, SASL_PASSWORD, ROTATED_PASSWORD, KEY_PASSWORD, OAUTH_CONFIG, PAYLOAD, HEADER];
 
 /// The certificate and key of a broker, and of a client whose key has a password.
-struct Certificates {
+pub(crate) struct Certificates {
     directory: tempfile::TempDir,
 }
 
 impl Certificates {
-    fn make() -> anyhow::Result<Self> {
+    pub(crate) fn make() -> anyhow::Result<Self> {
         if !Path::new("/usr/bin/openssl").exists() {
             return Err(Missing("openssl is not installed".to_owned()).into());
         }
@@ -45,6 +45,11 @@ impl Certificates {
         let both = [std::fs::read(made.path("broker.key"))?, std::fs::read(made.path("broker.pem"))?].concat();
         std::fs::write(made.path("broker.both"), both)?;
         Ok(made)
+    }
+
+    /// Makes the certificate of a client, and its key without a password.
+    pub(crate) fn plain_client(&self, name: &str) -> anyhow::Result<()> {
+        self.openssl(name, &["-nodes"])
     }
 
     fn openssl(&self, name: &str, options: &[&str]) -> anyhow::Result<()> {
@@ -63,7 +68,7 @@ impl Certificates {
         self.directory.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 }

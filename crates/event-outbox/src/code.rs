@@ -40,6 +40,11 @@ codes! {
     1002 KafkaSettingsConflict "kafka-settings-conflict" "librdkafka refuses the KAFKA_ settings together";
     1003 ShutdownTimeout "shutdown-timeout" "the relay was told to stop and did not drain in time";
     1004 StoppedAtOnce "stopped-at-once" "a second signal ended the relay before it had drained";
+    1005 InTheClear "in-the-clear" "the configuration exposes events or secrets";
+    1006 SecretArgument "secret-argument" "secrets are on the command line";
+    1007 SecretReadable "secret-readable" "every user of the host can read a file with a secret";
+    1008 AdminTokenWrong "admin-token-wrong" "a caller of the admin address sends wrong tokens";
+    1009 ReloadRefused "reload-refused" "the configuration was read again and has mistakes";
 
     // 20xx: the database server
     2001 DatabaseUnreachable "database-unreachable" "the database does not answer";
@@ -58,6 +63,8 @@ codes! {
     2014 DatabaseTrigger "database-trigger" "a trigger or a function of the outbox failed";
     2015 RelayFrozen "relay-frozen" "the relay stood still for so long that the database ended its transaction";
     2016 TransactionTimeout "transaction-timeout" "transaction_timeout ended the relay's transaction";
+    2017 DatabasePlaintext "database-plaintext" "the connection to the database may be without TLS";
+    2018 DatabaseUnverified "database-unverified" "the database's certificate is not verified";
 
     // 21xx: the outbox's tables
     2101 SchemaMissing "schema-missing" "there is no outbox of that name";
@@ -121,6 +128,11 @@ codes! {
     3018 ProgressTopic "progress-topic" "the progress topic is missing, hidden or too small";
     3019 ProgressSmall "progress-small" "the brokers take little progress per lane";
     3020 ProgressSingleReplica "progress-single-replica" "one broker's disk holds the progress";
+    3021 TokenServerAway "token-server-away" "the server of login tokens does not answer";
+    3022 TokenRefused "token-refused" "the server of login tokens refuses the client";
+    3023 BrokerPlaintext "broker-plaintext" "the connections to the brokers are without TLS";
+    3024 BrokerUnverified "broker-unverified" "the brokers' certificates are not verified";
+    3025 BrokerPassword "broker-password-plaintext" "a password or a token goes to the brokers without TLS";
 
     // 31xx: topics
     3101 TopicMissing "topic-missing" "a topic that events go to does not exist";

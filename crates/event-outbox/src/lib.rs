@@ -7,6 +7,7 @@
 //! - [`schemas`]: checks payloads against JSON Schema (feature `schema`)
 //! - [`envelope`], [`route`]: turn an event into a record and find its topic, without I/O
 //! - [`ledger`]: compares committed events with the records of a topic, without I/O
+//! - `msk_iam`: logs in to Amazon MSK with IAM (feature `msk-iam`)
 //! - [`backoff`]: pauses between attempts
 //! - [`names`]: the tables of one outbox; [`schema`]: their migrations
 //! - [`code`]: the codes of warnings and errors; [`notice`]: the names of log lines
@@ -18,6 +19,8 @@ pub mod envelope;
 pub mod event;
 pub mod hash;
 pub mod ledger;
+#[cfg(feature = "msk-iam")]
+pub mod msk_iam;
 pub mod names;
 pub mod notice;
 pub mod outbox;

@@ -39,6 +39,7 @@ notices! {
     Ready "ready" "Both servers have answered, no right is missing, and the relay can publish.";
     CheckFinding "check_finding" "The check at start has a finding.";
     Status "status" "Counts the backlog and what was published.";
+    Reloaded "reloaded" "The configuration was read again while the relay runs.";
     Stopping "stopping" "The relay claims no more and drains.";
     Stopped "stopped" "A relay or a service of the demo has stopped.";
     Failed "failed" "The relay cannot start, or ends with an error.";

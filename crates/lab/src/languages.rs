@@ -22,7 +22,7 @@ pub struct Program {
 /// Returns the Java consumer, with `java` and the jars from Maven.
 pub fn java() -> anyhow::Result<Program> {
     runs("java", &["-version"])?;
-    let packages = fetched("java", &["pom.xml"], |directory| {
+    let packages = fetched("java", &example("java"), &["pom.xml"], |directory| {
         runs("mvn", &["-version"])?;
         run(directory, "mvn", &["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=jars"])
     })?;
@@ -34,7 +34,7 @@ pub fn java() -> anyhow::Result<Program> {
 /// Returns the Python consumer, with a virtual environment.
 pub fn python() -> anyhow::Result<Program> {
     runs("python3", &["-c", "import ensurepip, venv"])?;
-    let packages = fetched("python", &["requirements.txt"], |directory| {
+    let packages = fetched("python", &example("python"), &["requirements.txt"], |directory| {
         run(directory, "python3", &["-m", "venv", "venv"])?;
         run(directory, "venv/bin/python", &["-m", "pip", "install", "-q", "-r", "requirements.txt"])
     })?;
@@ -47,10 +47,7 @@ pub fn python() -> anyhow::Result<Program> {
 /// Returns the Node consumer, with `node_modules`. Node looks for packages beside the module, so it runs from a directory of its own.
 pub fn node() -> anyhow::Result<Program> {
     runs("node", &["--eval", "process.exit(process.versions.node.split('.')[0] < 20 ? 1 : 0)"])?;
-    let packages = fetched("node", &["package.json"], |directory| {
-        runs("npm", &["--version"])?;
-        run(directory, "npm", &["install", "--silent", "--no-package-lock"])
-    })?;
+    let packages = fetched("node", &example("node"), &["package.json"], install_node_packages)?;
     let directory = tempfile::tempdir()?;
     for file in ["consume.js", "package.json"] {
         fs::copy(example("node").join(file), directory.path().join(file))?;
@@ -64,10 +61,24 @@ pub fn node() -> anyhow::Result<Program> {
     Ok(Program { command, _directory: Some(directory) })
 }
 
+/// The files of the token server.
+pub(crate) const TOKEN_SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/token_server");
+
+/// Returns the directory with the packages of the token server.
+pub(crate) fn token_server() -> anyhow::Result<PathBuf> {
+    runs("node", &["--eval", "process.exit(process.versions.node.split('.')[0] < 20 ? 1 : 0)"])?;
+    fetched("token-server", Path::new(TOKEN_SERVER), &["package.json"], install_node_packages)
+}
+
+fn install_node_packages(directory: &Path) -> anyhow::Result<()> {
+    runs("npm", &["--version"])?;
+    run(directory, "npm", &["install", "--silent", "--no-package-lock"])
+}
+
 /// Returns the Go consumer, built in the cache.
 pub fn go() -> anyhow::Result<Program> {
     runs("go", &["version"])?;
-    let packages = fetched("go", &["go.mod", "go.sum", "consume.go"], |directory| {
+    let packages = fetched("go", &example("go"), &["go.mod", "go.sum", "consume.go"], |directory| {
         run(directory, "go", &["build", "-o", "consume", "."])
     })?;
     Ok(Program { command: Command::new(packages.join("consume")), _directory: None })
@@ -92,15 +103,20 @@ fn example(language: &str) -> PathBuf {
     checkout().join("docs/examples/consumers").join(language)
 }
 
-/// Returns the directory in the cache, and fills it with `fetch` first if these files of the example have changed.
-fn fetched(language: &str, files: &[&str], fetch: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
+/// Returns the directory in the cache, and fills it with `fetch` first if these files of `source` have changed.
+fn fetched(
+    language: &str,
+    source: &Path,
+    files: &[&str],
+    fetch: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
     let home = || Missing("no home directory to keep packages in".to_owned());
     let cache = cache_directory().ok_or_else(home)?.join("consumers");
     fs::create_dir_all(&cache).with_context(|| format!("{} cannot be written", cache.display()))?;
     // Several suites may run at once. The lock ends with its process.
     let lock = File::create(cache.join(format!("{language}.lock")))?;
     lock.lock()?;
-    let (source, directory) = (example(language), cache.join(language));
+    let directory = cache.join(language);
     let same = |file: &&str| fs::read(source.join(file)).ok() == fs::read(directory.join(file)).ok();
     if directory.exists() && files.iter().all(same) {
         return Ok(directory);

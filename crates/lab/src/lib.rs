@@ -22,6 +22,7 @@
 //! - `pgbouncer`: a pooler before a database
 //! - `eventually`: waits without sleeping
 //! - `schemas`: the JSON of commands against its schemas
+//! - `token_server`: an OpenID provider
 //! - `seed`: random numbers that a seed reproduces
 
 pub mod demo;
@@ -66,6 +67,8 @@ pub mod seed;
 pub mod shared;
 #[cfg(feature = "kit")]
 pub mod terminal;
+#[cfg(feature = "kit")]
+pub mod token_server;
 #[cfg(feature = "kit")]
 pub mod trial;
 

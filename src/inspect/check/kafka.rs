@@ -11,13 +11,15 @@ use super::finding::Finding;
 use crate::config::KafkaSettings;
 use crate::fault;
 use crate::sink::client;
+use crate::sink::login::{self, Complaint};
 use crate::sink::reader::{ANSWER_WITHIN, Partition, Reader};
 use event_outbox::code::Code;
 
 /// The clients of a check.
 pub(super) struct Cluster {
     pub(super) reader: Arc<Reader>,
-    admin: AdminClient<DefaultClientContext>,
+    /// `None` for a login that cannot ask for configurations.
+    admin: Option<AdminClient<DefaultClientContext>>,
     /// The brokers; at least one.
     pub(super) brokers: Vec<Advertised>,
     /// True when the relay's client settings let the brokers create a topic.
@@ -27,11 +29,12 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Connects to the cluster, or returns the reason why it does not answer.
     pub(super) async fn reach(kafka: &KafkaSettings) -> Result<Result<Self, Finding>, KafkaError> {
-        let reader = Arc::new(Reader::new(kafka)?);
+        let settings = kafka.clone();
+        let reader = Arc::new(blocking(move || Reader::new(&settings)).await??);
         let mut config = kafka.producer_config(&[("client.id", "outbox-relay")]);
         config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
         let lets_create = client::creates_topics(&config);
-        let admin = config.create()?;
+        let admin = login::admin(&config, kafka)?;
         let asking = Arc::clone(&reader);
         let (answer, complaint) = blocking(move || {
             let answer = asking.brokers();
@@ -76,7 +79,7 @@ impl Cluster {
 
     async fn config(&self, of: &ResourceSpecifier<'_>) -> Option<Vec<ConfigEntry>> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
-        let described = self.admin.describe_configs([of], &options).await.ok()?;
+        let described = self.admin.as_ref()?.describe_configs([of], &options).await.ok()?;
         described.into_iter().next()?.ok().map(|resource| resource.entries)
     }
 }
@@ -91,11 +94,18 @@ pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send 
     tokio::task::spawn_blocking(call).await.map_err(|_| KafkaError::Canceled)
 }
 
-fn away(brokers: &str, complaint: Option<(RDKafkaErrorCode, String)>) -> Finding {
+fn away(brokers: &str, complaint: Option<Complaint>) -> Finding {
     use RDKafkaErrorCode::{Authentication, Resolve, SSL, SaslAuthenticationFailed, UnsupportedSASLMechanism};
-    let (code, reason) = complaint.unwrap_or((RDKafkaErrorCode::BrokerTransportFailure, "no answer".to_owned()));
-    let fix = fault::classify_kafka(code).next_step;
+    let silence = || {
+        let code = RDKafkaErrorCode::BrokerTransportFailure;
+        Complaint { code, reason: "no answer".to_owned(), fault: fault::classify_kafka(code) }
+    };
+    let Complaint { code, reason, fault } = complaint.unwrap_or_else(silence);
+    let fix = fault.next_step;
     match code {
+        _ if matches!(fault.code, Code::TokenServerAway | Code::TokenRefused) => {
+            Finding::error(fault.code, format!("There is no token for the login to {brokers}: {reason}."), fix)
+        }
         Resolve => Finding::error(Code::BrokerName, format!("The name of a broker cannot be resolved: {reason}."), fix),
         SSL => Finding::error(Code::BrokerTls, format!("The TLS connection to {brokers} fails: {reason}."), fix),
         Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism => {

@@ -51,7 +51,10 @@ pub(super) async fn topic(
         None => findings.push(Finding::note(
             Code::TopicConfigHidden,
             format!("The relay's user may not see the configuration of the topic {name}: replicas and sizes are not checked."),
-            "grant the relay's user DESCRIBE_CONFIGS on the topic; the relay works without this right",
+            match kafka.msk_iam() {
+                Some(_) => "look at it with another client: clients that log in with IAM cannot ask for it; the relay works without it",
+                None => "grant the relay's user DESCRIBE_CONFIGS on the topic; the relay works without this right",
+            },
         )),
         Some(config) => {
             findings.extend(replicas(name, &partitions, config, cluster.brokers.len()));

@@ -17,6 +17,7 @@ use crate::inspect::verify::fact::{Fact, RecordFact};
 use crate::inspect::verify::reading::{self, Reading};
 use crate::lane::murmur2::murmur2;
 use crate::resend::rate::Rate;
+use crate::sink::login::{self, Quiet};
 use event_outbox::event::EventId;
 
 /// The time limit of a request to the cluster.
@@ -51,8 +52,10 @@ const CONSUMER: &[(&str, &str)] = &[
 /// Reads topics, one after the other.
 pub(crate) struct TopicReader {
     config: ClientConfig,
-    consumer: BaseConsumer,
-    admin: AdminClient<DefaultClientContext>,
+    kafka: KafkaSettings,
+    consumer: BaseConsumer<Quiet>,
+    /// `None` for a login that cannot ask for configurations.
+    admin: Option<AdminClient<DefaultClientContext>>,
 }
 
 /// The partitions and offsets of a topic to read.
@@ -105,8 +108,9 @@ impl TopicReader {
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, VerifyError> {
         let config = kafka.consumer_config(CONSUMER);
         let failed = |_| VerifyError::Client;
-        let (consumer, admin) = (config.create().map_err(failed)?, config.create().map_err(failed)?);
-        Ok(Self { config, consumer, admin })
+        let consumer = login::consumer(&config, kafka).map_err(failed)?;
+        let admin = login::admin(&config, kafka).map_err(failed)?;
+        Ok(Self { config, kafka: kafka.clone(), consumer, admin })
     }
 
     /// Returns the current partitions and watermarks of a topic.
@@ -161,7 +165,7 @@ impl TopicReader {
     /// Returns true for a compacted topic; `None` when the user lacks the right to see the configuration.
     pub(crate) async fn is_compacted(&self, topic: &str) -> Option<bool> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
-        let asked = self.admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.ok()?;
+        let asked = self.admin.as_ref()?.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.ok()?;
         let config = asked.into_iter().next()?.ok()?;
         let policy = config.get("cleanup.policy")?.value.clone()?;
         Some(policy.split(',').any(|policy| policy.trim() == "compact"))
@@ -209,8 +213,8 @@ impl TopicReader {
             return Ok(0);
         }
         let mut config = self.config.clone();
-        let consumer: BaseConsumer =
-            config.set("isolation.level", "read_uncommitted").create().map_err(|_| VerifyError::Client)?;
+        config.set("isolation.level", "read_uncommitted");
+        let consumer = login::consumer(&config, &self.kafka).map_err(|_| VerifyError::Client)?;
         let mut records = 0_u64;
         each_record(&consumer, name, extent, rate, |_| {
             records += 1;
@@ -222,7 +226,7 @@ impl TopicReader {
 }
 
 fn each_record(
-    consumer: &BaseConsumer,
+    consumer: &BaseConsumer<Quiet>,
     name: &str,
     extent: &TopicExtent,
     rate: &mut Rate,

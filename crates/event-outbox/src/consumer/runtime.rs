@@ -10,6 +10,7 @@
 //! - `progress`: the offset that a partition has reached, and the size of its queue
 //! - `pause`: the pause between two attempts; `shared`: the state that all parts share
 //! - `registry`: handlers and upcasters
+//! - `tokens`: tokens for the login
 //! - `context`, `delivery`: the event and the transaction that a handler gets
 
 mod attempt;
@@ -25,6 +26,7 @@ mod progress;
 mod registry;
 mod shared;
 mod stats;
+mod tokens;
 mod worker;
 
 pub use context::Context;
@@ -33,6 +35,7 @@ pub use failed::{Action, Failed, Policy};
 pub use options::{ConsumerError, Retry, UnknownType};
 pub use stats::Stats;
 
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::ops::RangeBounds;
@@ -40,6 +43,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,6 +56,9 @@ use crate::consumer::runtime::dead_letter_producer::DeadLetterProducer;
 use crate::consumer::runtime::held::Held;
 use crate::consumer::runtime::registry::Registry;
 use crate::consumer::runtime::shared::{Limits, Shared, Shutdown, StopOnDrop, TopicOf};
+use crate::consumer::runtime::tokens::Tokens;
+#[cfg(feature = "msk-iam")]
+use crate::msk_iam::MskIam;
 use crate::notice::Notice;
 use crate::outbox::Outbox;
 #[cfg(feature = "schema")]
@@ -126,6 +133,7 @@ pub struct Consumer {
     #[cfg(feature = "schema")]
     schemas: Option<Schemas>,
     stats: Arc<Stats>,
+    tokens: Tokens,
 }
 
 impl fmt::Debug for Consumer {
@@ -162,6 +170,7 @@ impl Consumer {
             #[cfg(feature = "schema")]
             schemas: None,
             stats: Arc::default(),
+            tokens: Tokens::default(),
         }
     }
 
@@ -170,6 +179,24 @@ impl Consumer {
     pub fn kafka(mut self, property: impl Into<String>, value: impl Into<String>) -> Self {
         self.client.set(property, value);
         self
+    }
+
+    /// Sets the source of tokens for the mechanism OAUTHBEARER. It is called on the thread that polls, so it should answer within seconds.
+    /// With `sasl.oauthbearer.method=oidc` librdkafka fetches the tokens itself, if it is built with libcurl.
+    pub fn tokens(mut self, source: impl Fn() -> Result<OAuthToken, Box<dyn Error>> + Send + Sync + 'static) -> Self {
+        self.client.set("sasl.mechanism", "OAUTHBEARER");
+        self.tokens = Tokens::new(source);
+        self
+    }
+
+    /// Logs in to Amazon MSK with IAM. `security.protocol` has to be `sasl_ssl`, which needs rdkafka's feature `ssl`.
+    #[cfg(feature = "msk-iam")]
+    pub fn msk_iam(self, login: MskIam) -> Self {
+        self.tokens(move || {
+            let token = login.token()?;
+            let principal_name = "event-outbox".to_owned();
+            Ok(OAuthToken { token: token.value, principal_name, lifetime_ms: token.expires_at_ms })
+        })
     }
 
     /// Adds a topic to read. Call it once per topic. A retry topic, to which `outbox-relay dlq redrive --to` sends the group's dead
@@ -312,7 +339,7 @@ impl Consumer {
             "the consumer is starting"
         );
         let shared = Arc::new(Shared {
-            dead_letters: DeadLetterProducer::new(&self.client)?,
+            dead_letters: DeadLetterProducer::new(&self.client, self.tokens.clone())?,
             attempt_context: AttemptContext {
                 pool: self.pool,
                 held,
@@ -330,6 +357,7 @@ impl Consumer {
             #[cfg(feature = "schema")]
             schemas: self.schemas,
             stats: self.stats,
+            tokens: self.tokens,
             shutdown: Shutdown::default(),
         });
         // Stops the polling thread even if this future is dropped.

@@ -22,6 +22,19 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// The cluster id, which may be any base64 of 16 bytes.
 const CLUSTER_ID: &str = "b3V0Ym94LXJlbGF5LXQwMQ";
 
+/// What a broker gets beside the properties that every broker has.
+#[derive(Debug, Clone, Default)]
+pub struct KafkaOptions<'a> {
+    /// The server properties, which take precedence over ours.
+    pub properties: &'a [(&'a str, &'a str)],
+    /// Options of the Java process.
+    pub java: &'a [&'a str],
+    /// Options of the command that formats the storage, such as `--add-scram`.
+    pub format: &'a [&'a str],
+    /// A directory of classes beside Kafka's.
+    pub classes: Option<&'a Path>,
+}
+
 /// A running broker, or a stopped one whose data is kept. Dropping it stops the broker and then removes its directory; the fields are in
 /// that order.
 #[derive(Debug)]
@@ -40,10 +53,15 @@ impl RealKafka {
     /// Returns `Err` with the reason if the machine lacks something. Panics if the broker does not start, because that must not skip a
     /// test.
     pub fn start(extra: &[(&str, &str)]) -> Result<Self, Unavailable> {
+        Self::start_as(&KafkaOptions { properties: extra, ..KafkaOptions::default() })
+    }
+
+    /// Starts a broker as [`RealKafka::start`] does, with more than properties.
+    pub fn start_as(options: &KafkaOptions<'_>) -> Result<Self, Unavailable> {
         let jars = jars::directory()?;
         let start = || {
             let (port, controller_port) = (free_port()?, free_port()?);
-            Self::start_with(&jars, port, controller_port, extra)
+            Self::start_with(&jars, port, controller_port, options)
         };
         Ok(start().unwrap_or_else(|error| panic!("Kafka does not start: {error:?}")))
     }
@@ -68,15 +86,16 @@ impl RealKafka {
         let (listener, id) = (format!("PLAINTEXT://127.0.0.1:{port}"), id.to_string());
         let mut extra = vec![("process.roles", "broker"), ("node.id", &id), ("listeners", &listener)];
         extra.extend(REPLICATED);
-        Self::start_with(&jars::directory()?, port, self.controller_port, &extra)
+        let options = KafkaOptions { properties: &extra, ..KafkaOptions::default() };
+        Self::start_with(&jars::directory()?, port, self.controller_port, &options)
     }
 
-    fn start_with(jars: &Path, port: u16, controller_port: u16, extra: &[(&str, &str)]) -> anyhow::Result<Self> {
+    fn start_with(jars: &Path, port: u16, controller_port: u16, options: &KafkaOptions<'_>) -> anyhow::Result<Self> {
         let mut directory = TemporaryDirectory::create(None)?;
         let properties = directory.path().join("server.properties");
-        fs::write(&properties, server_properties(directory.path(), port, controller_port, extra)?)?;
-        format_storage(jars, &properties)?;
-        let command = command(jars, directory.path(), &properties);
+        fs::write(&properties, server_properties(directory.path(), port, controller_port, options.properties)?)?;
+        format_storage(jars, &properties, options.format)?;
+        let command = command(jars, directory.path(), &properties, options);
         let server = ChildServer::start(&command)?;
         directory.outlives(&server)?;
         let mut kafka = Self { server, directory, command, port, controller_port };
@@ -149,10 +168,16 @@ impl RealKafka {
     }
 }
 
-fn command(jars: &Path, directory: &Path, properties: &Path) -> ServerCommand {
+fn command(jars: &Path, directory: &Path, properties: &Path, options: &KafkaOptions<'_>) -> ServerCommand {
+    let mut classes = class_path(jars).into_os_string();
+    if let Some(more) = options.classes {
+        classes.push(":");
+        classes.push(more);
+    }
     ServerCommand::new("java", directory, &directory.join("kafka.log"))
         .args(["-Xms256m", "-Xmx512m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"])
-        .args([Path::new("-cp"), &class_path(jars), Path::new("kafka.Kafka"), properties])
+        .args(options.java)
+        .args([Path::new("-cp"), Path::new(&classes), Path::new("kafka.Kafka"), properties])
         .stops_on(Signal::SIGTERM, STOP_WITHIN)
 }
 
@@ -160,13 +185,14 @@ fn class_path(jars: &Path) -> PathBuf {
     jars.join("*")
 }
 
-fn format_storage(jars: &Path, properties: &Path) -> anyhow::Result<()> {
+fn format_storage(jars: &Path, properties: &Path, options: &[&str]) -> anyhow::Result<()> {
     let output = Command::new("java")
         // The process lives for a second, too short for the second compiler to pay off.
         .args(["-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"])
         .arg(class_path(jars))
         .args(["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config"])
         .arg(properties)
+        .args(options)
         .output()
         .context("java")?;
     let said = String::from_utf8_lossy(&output.stderr);

@@ -1,10 +1,11 @@
 //! Sends dead letters one at a time and waits until all in-sync replicas have acknowledged the record.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, OwnedHeaders};
@@ -12,6 +13,7 @@ use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer, ProducerConte
 use tokio::sync::oneshot;
 
 use crate::consumer::runtime::delivery::Delivery;
+use crate::consumer::runtime::tokens::Tokens;
 
 /// Settings that the acknowledgement depends on. `partitioner` sends a key to the same partition as the relay does.
 const SETTINGS: [(&str, &str); 6] = [
@@ -30,9 +32,16 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 type Answer = oneshot::Sender<Result<(), RDKafkaErrorCode>>;
 
-struct Acknowledgements;
+#[derive(Clone)]
+struct Acknowledgements(Tokens);
 
 impl ClientContext for Acknowledgements {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.0.token()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
     }
@@ -58,6 +67,7 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledgements {
 /// The producer of dead letters.
 pub(super) struct DeadLetterProducer {
     config: ClientConfig,
+    context: Acknowledgements,
     producer: Mutex<Arc<ThreadedProducer<Acknowledgements>>>,
 }
 
@@ -66,13 +76,14 @@ impl DeadLetterProducer {
     ///
     /// # Errors
     /// The error of librdkafka if it refuses the settings.
-    pub(super) fn new(client: &ClientConfig) -> Result<Self, KafkaError> {
+    pub(super) fn new(client: &ClientConfig, tokens: Tokens) -> Result<Self, KafkaError> {
         let mut config = client.clone();
         for (name, value) in SETTINGS {
             config.set(name, value);
         }
-        let producer = config.create_with_context(Acknowledgements)?;
-        Ok(Self { config, producer: Mutex::new(Arc::new(producer)) })
+        let context = Acknowledgements(tokens);
+        let producer = config.create_with_context(context.clone())?;
+        Ok(Self { config, context, producer: Mutex::new(Arc::new(producer)) })
     }
 
     /// Returns the producer, and replaces it first if it has met a fatal error. An idempotent producer refuses all records after a fatal
@@ -80,7 +91,7 @@ impl DeadLetterProducer {
     fn producer(&self) -> Arc<ThreadedProducer<Acknowledgements>> {
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if producer.client().fatal_error().is_some()
-            && let Ok(next) = self.config.create_with_context(Acknowledgements)
+            && let Ok(next) = self.config.create_with_context(self.context.clone())
         {
             *producer = Arc::new(next);
         }
@@ -129,7 +140,7 @@ mod tests {
         let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED];
         cluster.request_errors(RDKafkaApiKey::InitProducerId, &refused);
         let client = ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).clone();
-        let dead_letters = DeadLetterProducer::new(&client).expect("a producer");
+        let dead_letters = DeadLetterProducer::new(&client, Tokens::default()).expect("a producer");
         let delivery = Delivery {
             topic: "source".to_owned(),
             partition: 0,

@@ -10,6 +10,7 @@ use crate::consumer::runtime::failed::Policy;
 use crate::consumer::runtime::options::{ConsumerError, Retry, UnknownType};
 use crate::consumer::runtime::registry::Registry;
 use crate::consumer::runtime::stats::Stats;
+use crate::consumer::runtime::tokens::Tokens;
 #[cfg(feature = "schema")]
 use crate::schemas::Schemas;
 
@@ -35,6 +36,7 @@ pub(super) struct Shared {
     #[cfg(feature = "schema")]
     pub(super) schemas: Option<Schemas>,
     pub(super) stats: Arc<Stats>,
+    pub(super) tokens: Tokens,
     pub(super) shutdown: Shutdown,
 }
 
