@@ -26,6 +26,7 @@ mod pace;
 mod pauses;
 mod retention;
 mod shared;
+mod sleep;
 mod stage_times;
 mod status_line;
 mod wake_up;

@@ -298,7 +298,8 @@ mod tests {
     }
 
     /// The flags that mean something else somewhere, with the reason.
-    const EXCEPTIONS: [(&str, &str, &str); 5] = [
+    const EXCEPTIONS: [(&str, &str, &str); 6] = [
+        ("check", "topic", "adds a topic to those that events name, and takes none out"),
         ("bench", "json", "writes a file beside the table, for measurements in a series"),
         ("bench", "payload", "the load's payload, in bytes"),
         ("bench", "rate", "the load's rate, and not a limit"),

@@ -123,6 +123,9 @@ fn every_setting_takes_its_value() {
         ("RELAY_ENVELOPE", "cloudevents-structured"),
         ("RELAY_TOPIC", "shop.{event_type}"),
         ("RELAY_SOURCE", "/shop/orders"),
+        ("RELAY_TOPICS", "order-events,billing-*"),
+        ("RELAY_WAKE_UP", "off"),
+        ("RELAY_WAKE_UP_URL", "postgres://u@direct/d"),
         ("RELAY_TIMESTAMP", "publish"),
         ("RELAY_ON_POISON", "hold_entity"),
         ("RELAY_DELIVERY", "exactly_once"),
@@ -152,7 +155,8 @@ fn every_setting_takes_its_value() {
         dead_letter_horizon: Some((day * 60).into()),
     };
     assert_eq!(settings.relay.retention, kept);
-    assert!(!settings.database.prepared_statements);
+    assert!(!settings.database.prepared_statements && settings.wake_up.is_none());
+    assert!(settings.relay.topics.as_ref().is_some_and(|topics| topics.has("billing-eu") && !topics.has("payroll")));
     assert_eq!(settings.relay.stall_after, Duration::from_secs(1));
     assert!(settings.admin.address.is_some() && settings.admin.token().is_some());
     assert_eq!(settings.non_defaults().len(), SETTINGS.len(), "all of them differ");
@@ -181,6 +185,9 @@ fn every_setting_refuses_what_is_out_of_bounds_or_no_value_at_all() {
         ("RELAY_ENVELOPE", &["", "Event", "cloudevents"]),
         ("RELAY_TOPIC", &["", "{entity}", "a b"]),
         ("RELAY_SOURCE", &["", "a\tb"]),
+        ("RELAY_TOPICS", &["", "a,,b", "or der", "a*b"]),
+        ("RELAY_WAKE_UP", &["", "on"]),
+        ("RELAY_WAKE_UP_URL", &["", "db", "postgres://u@/d"]),
         ("RELAY_ON_POISON", &["", "dead-letter"]),
         ("RELAY_RETENTION", &["", "drop"]),
         ("RELAY_RETENTION_AFTER", &["", "0s", "7", "11years"]),

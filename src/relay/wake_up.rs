@@ -15,13 +15,11 @@
 //!
 //! A notification from another session proves each minute that the way works. Behind a pooler the relay does not listen.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use std::sync::Arc;
-
 use sqlx::PgConnection;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::config::DatabaseSettings;
 use crate::fault::describe;
@@ -46,55 +44,6 @@ const LIGHT_SLEEP: Duration = Duration::from_secs(1);
 /// The interval of proofs, and the longest time that a notification may take.
 const PROOF_INTERVAL: Duration = Duration::from_secs(60);
 const PROOF_WITHIN: Duration = Duration::from_secs(2);
-
-/// The state that workers look at. It changes with each wake-up, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Sleep {
-    changes: u64,
-    /// The longest pause of a worker that has looked since this state began and found nothing; `None` while the relay is awake.
-    pub(crate) pause: Option<Duration>,
-}
-
-/// The state of the task, shared with the workers.
-pub(crate) struct WakeUp {
-    sleep: watch::Sender<Sleep>,
-    began: Instant,
-    /// The time of the last work, in microseconds since `began`.
-    worked_at: AtomicU64,
-    /// Notified when a worker finds work in its sleep.
-    works: Notify,
-}
-
-impl Default for WakeUp {
-    fn default() -> Self {
-        let sleep = watch::Sender::new(Sleep::default());
-        Self { sleep, began: Instant::now(), worked_at: AtomicU64::new(0), works: Notify::new() }
-    }
-}
-
-impl WakeUp {
-    /// Returns the state, which changes when workers have to look.
-    pub(crate) fn state(&self) -> watch::Receiver<Sleep> {
-        self.sleep.subscribe()
-    }
-
-    /// Records that a worker has found work.
-    pub(crate) fn worked(&self) {
-        let now = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.worked_at.store(now, Ordering::Relaxed);
-        if self.sleep.borrow().pause.is_some() {
-            self.works.notify_one();
-        }
-    }
-
-    fn idle_for(&self) -> Duration {
-        self.began.elapsed().saturating_sub(Duration::from_micros(self.worked_at.load(Ordering::Relaxed)))
-    }
-
-    fn set(&self, pause: Option<Duration>) {
-        self.sleep.send_modify(|sleep| *sleep = Sleep { changes: sleep.changes + 1, pause });
-    }
-}
 
 /// Why a session was given up.
 #[derive(Debug, thiserror::Error)]
@@ -187,8 +136,8 @@ async fn serve(
         // Without brokers there is no work, whoever writes.
         up.wait_for(|up| *up).await.map_err(|_| Ended::Session)?;
         listener.until_idle(pause).await?;
-        let worked_at = shared.wake_up.worked_at.load(Ordering::Relaxed);
-        if listener.sleep(&mut up).await? && shared.wake_up.worked_at.load(Ordering::Relaxed) != worked_at {
+        let worked_at = shared.wake_up.worked_at();
+        if listener.sleep(&mut up).await? && shared.wake_up.worked_at() != worked_at {
             pause = IDLE_AFTER;
         } else {
             // Writers keep a transaction open, or what they write is of other lanes or waits.
@@ -239,7 +188,7 @@ impl Listener<'_> {
         let woken = tokio::select! {
             biased;
             notified = self.notifications.next() => notified.ok_or(Ended::Session),
-            () = wake_up.works.notified() => Ok(()),
+            () = wake_up.found_work() => Ok(()),
             _ = up.wait_for(|up| !*up) => Ok(()),
             () = tokio::time::sleep(rest.min(due)) => Ok(()),
         };

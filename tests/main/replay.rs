@@ -91,7 +91,7 @@ async fn events_go_out_again_as_the_relay_sends_them_in_every_envelope(
             .outbox
             .execute(
                 "insert into event_outbox (entity_type, entity_id, event_type, payload, payload_bytes, headers) values \
-                 ('order', 'é😀', 'Odd', '{\"n\": 12345678901234567890.10}', null, '{\"correlation-id\": \"c\", \"replay-id\": \"x\"}'), \
+                 ('order', 'é😀', 'Odd', '{\"n\": 12345678901234567890.10}', null, '{\"correlation-id\": \"c\", \"replay\": \"x\"}'), \
                  ('order', 'bytes', 'Odd', null, '\\x00ff', '{}'), ('order', 'gone', 'Odd', null, null, '{}'), \
                  ('order', null, 'Odd', '1', null, '{}')",
             )

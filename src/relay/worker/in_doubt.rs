@@ -19,7 +19,7 @@ pub(crate) type Destination = (String, Option<i32>);
 /// Tells when records are in doubt no longer.
 pub(crate) enum Awaited {
     /// The acknowledgements that this producer waits for.
-    Acks(KafkaProducer),
+    Acks(Box<KafkaProducer>),
     /// The roll-back of the transaction that the records were sent in: see
     /// [`leave_transaction`](crate::relay::worker::context::WorkerContext::leave_transaction).
     RollBack { is_done: Arc<AtomicBool>, error: Option<RDKafkaErrorCode> },
@@ -91,7 +91,7 @@ impl InDoubt {
 
     pub(super) fn take_producer(&mut self) -> Option<KafkaProducer> {
         match self.awaited.take() {
-            Some(Awaited::Acks(producer)) => Some(producer),
+            Some(Awaited::Acks(producer)) => Some(*producer),
             _ => None,
         }
     }

@@ -90,7 +90,7 @@ impl WorkerContext<'_> {
         let destinations = destinations(&open);
         tracing::debug!(worker = self.worker, records = open.len(), ?destinations, "records are set aside");
         assignment.in_doubt.push(InDoubt {
-            awaited: Some(Awaited::Acks(producer)),
+            awaited: Some(Awaited::Acks(Box::new(producer))),
             records: open.into_iter().map(|open| open.record).collect(),
             values,
             destinations,
