@@ -95,6 +95,9 @@ async fn a_table_of_the_same_name_that_is_not_ours_is_refused(database: TestData
 
 async fn an_outbox_that_was_never_migrated_is_refused_by_the_relay(database: TestDatabase) -> anyhow::Result<()> {
     let relay = migration(&database, "nowhere").with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1");
+    // The database has an outbox in another schema: a second one would not be the fix.
+    refused(&relay.output("run").await?, &["\"code\":\"OR-2101\"", "\"next_step\":", "RELAY_SCHEMA=\\\"public\\\""])?;
+    database.connect().await?.execute("drop table event_outbox cascade").await?;
     refused(&relay.output("run").await?, &["\"code\":\"OR-2101\"", "\"next_step\":", "`outbox-relay migrate`"])
 }
 
