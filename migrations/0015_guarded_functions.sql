@@ -350,7 +350,7 @@ end
 create function {note}(command text, filter jsonb, acted_by text, reason text, affected bigint)
 returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as {quote}
 begin
-    if command is null or command not in ('prune', 'replay started', 'replay') then
+    if command is null or command not in ('prune', 'replay started', 'replay', 'dlq discard') then
         raise exception 'no entry is written for the command %', command using errcode = 'invalid_parameter_value';
     end if;
     insert into {audit} (actor, acted_by, command, filter, reason, affected) values (session_user, $3, $1, coalesce($2, '{}'), $4, $5);

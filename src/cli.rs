@@ -197,9 +197,10 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Resume(resume) => resume.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Dead(dead) => dead.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Dlq(dlq) => {
-            let (kafka, log) = Settings::load_kafka(&Sources::from_process(file, overrides))?;
+            let sources = || Sources::from_process(file.clone(), overrides.clone());
+            let (kafka, log) = Settings::load_kafka(&sources())?;
             crate::observe::log::start(&log);
-            dlq.run(&kafka)
+            dlq.run(&kafka, &|| Settings::load(sources(), Needs::DatabaseAndKafka))
         }
         Command::Replay(replay) => replay.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Prune(prune) => {

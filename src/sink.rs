@@ -10,6 +10,7 @@
 //! - [`login`]: the tokens of clients, and why a client has none
 //! - [`progress`]: the batch that a lane's last Kafka transaction published
 //! - [`transactions`]: Kafka's part of exactly-once
+//! - [`groups`]: which topics a consumer group reads
 //! - [`reader`]: reads topics for commands
 //! - [`silence`]: whether the cluster answers a command
 //! - [`resend`]: sends existing records again, unchanged
@@ -18,6 +19,7 @@ pub(crate) mod admission;
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod delivery;
+pub(crate) mod groups;
 pub(crate) mod login;
 mod produce_error;
 pub(crate) mod producer;

@@ -6,6 +6,7 @@
 //! - [`claim`]: reads and locks the rows of a batch
 //! - [`settle`]: settles claimed rows that were not published
 //! - [`delivery`]: which worker publishes a lane exactly once
+//! - [`held_keys`]: the keys that consumers hold
 //! - [`holds`]: the rows of the hold table
 //! - [`pauses`]: topics and entities that operators have paused
 //! - [`dead`]: events that need a decision, and what is decided
@@ -14,6 +15,7 @@
 //! - [`parts`]: what an outbox consists of
 //! - [`roles`]: who may do what
 //! - [`routes`]: the topics of the events that wait
+//! - [`sources`]: the topics that consumer groups read
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
 //! - [`relay_registry`]: the relays that are alive
@@ -41,6 +43,7 @@ pub(crate) mod dead;
 pub(crate) mod delivery;
 pub(crate) mod fleet;
 pub(crate) mod held;
+pub(crate) mod held_keys;
 pub(crate) mod holds;
 pub(crate) mod kinds;
 pub(crate) mod parts;
@@ -57,4 +60,5 @@ pub(crate) mod routes;
 pub(crate) mod search_path;
 pub(crate) mod session;
 pub(crate) mod settle;
+pub(crate) mod sources;
 pub(crate) mod wake_up;

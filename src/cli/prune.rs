@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::confirm::Confirm;
+use super::dlq::topic;
 use super::exit::Failure;
 use super::interrupt::interrupted;
 use super::target::{By, Target, failed};
@@ -42,6 +43,10 @@ pub(crate) struct Prune {
     /// Delete also rows of the inbox that are older than this [default: RELAY_PROCESSED_RETENTION]
     #[arg(long, value_name = "DURATION")]
     processed_after: Option<GivenDuration>,
+    /// Topics that the consumer groups of the inbox read, where neither processed_events_source nor Kafka's committed offsets tell;
+    /// their dead letters are included
+    #[arg(long, value_name = "TOPICS", value_delimiter = ',', value_parser = topic)]
+    topics: Vec<String>,
     /// Delete rows of the inbox although topics hold their events still, or may hold them: duplicates may be applied. Needs a
     /// --reason
     #[arg(long, requires = "reason")]
@@ -79,7 +84,7 @@ impl Prune {
         let mut target = Target::open(settings, "prune", Purpose::Write).await?;
         let what = self.described(removal, after, processed_after, &target.shown);
         if let (Some(window), false) = (processed_after, self.force || self.confirm.dry_run) {
-            wide_enough(&mut target, settings, sources, window).await?;
+            wide_enough(&mut target, settings, sources, window, &self.topics).await?;
         }
         if !self.confirm.dry_run {
             self.confirm.ask(&format!("{what}?"))?;
@@ -143,6 +148,7 @@ async fn wide_enough(
     settings: &Settings,
     sources: Sources,
     window: GivenDuration,
+    topics: &[String],
 ) -> Result<(), Failure> {
     const REFUSED: &str = "rows of the consumers' table are not deleted";
     let force = "--force --reason … deletes them all the same";
@@ -162,6 +168,7 @@ async fn wide_enough(
         template: &settings.relay.topic,
         window,
         dead_letter_horizon: settings.relay.retention.dead_letter_horizon,
+        topics,
     };
     match question.violations(&mut target.conn, &kafka).await {
         Ok(violations) if violations.is_empty() => Ok(()),
@@ -176,7 +183,7 @@ async fn wide_enough(
         Err(Unknown::Database(error)) => Err(target.failed("look at the routes of", error)),
         // The client's own error text may quote a setting, so it is not shown.
         Err(Unknown::Kafka(_)) => Err(unknown(&format!("{} does not answer", kafka.brokers())).hint(force)),
-        Err(hidden @ (Unknown::Hidden(_) | Unknown::Unreadable)) => Err(unknown(&hidden.to_string()).hint(force)),
+        Err(other) => Err(unknown(&other.to_string()).hint(format!("{}; {force}", other.next_step()))),
     }
 }
 

@@ -46,6 +46,7 @@ use crate::sink::admission;
 use crate::store::connect::{self, Purpose};
 use crate::store::read_only::reads_contents;
 use crate::store::routes::{self, IllegalRoute, Seen};
+use crate::store::sources::{self, Source};
 use event_outbox::Names;
 use event_outbox::code::Code;
 use kafka::Cluster;
@@ -152,6 +153,8 @@ struct Found {
     unchecked: Vec<String>,
     topics: BTreeMap<String, Seen>,
     processed_ms: Option<f64>,
+    /// The consumer groups of the inbox, and the topics that are recorded for them.
+    sources: BTreeMap<String, Vec<Source>>,
     /// The identity of the outbox in Kafka, if the relay publishes exactly once.
     identity: Option<transactions::Identity>,
 }
@@ -274,6 +277,7 @@ async fn outbox(
             "live relays have the same settings and names of their own",
         );
     }
+    found.sources = sources::sources(conn, names).await?;
     found.processed_ms = dedup_window::oldest_processed_ms(conn, names).await?;
     Ok(())
 }
@@ -338,6 +342,9 @@ async fn brokers(
         let violation = retention.and_then(|retention| question.violation(Some(&name), true, retention));
         found.findings.extend(violation.as_ref().map(dedup_window::too_narrow));
     }
+    let routed: Vec<&str> = topics.iter().map(|(name, _)| name.as_str()).collect();
+    let findings = dedup_window::of_groups(&question, kafka, std::mem::take(&mut found.sources), &routed).await?;
+    found.findings.extend(findings);
     Ok(())
 }
 
@@ -349,6 +356,7 @@ fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::inspe
         template: &settings.relay.topic,
         window: retention.processed_after?,
         dead_letter_horizon: retention.dead_letter_horizon,
+        topics: &[],
     })
 }
 

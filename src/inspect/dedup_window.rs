@@ -1,11 +1,15 @@
 //! Compares how far back a topic can be read with how far back consumers remember events. An event that consumers have forgotten but can
 //! still receive is applied twice: when a group reads the topic again, or when a dead letter is redriven.
 //!
+//! The topics are those that this outbox's events are routed to, and those that the groups of the inbox read: as they are recorded in
+//! `processed_events_source`, as Kafka's committed offsets show, or as an operator names them. A group whose topics are not known may read
+//! any, so nothing can be said then.
+//!
 //! A topic can be read back for its `retention.ms`, or for ever if records never expire or the topic is only compacted. Dead letters count
 //! by the retention of the topics that the consumer runtime names `<topic>.<group>.dlq`. Dead letters that have other names or wait
 //! elsewhere count by `RELAY_DEAD_LETTER_HORIZON`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -14,9 +18,10 @@ use rdkafka::error::KafkaError;
 use sqlx::PgConnection;
 
 use crate::config::{GivenDuration, KafkaSettings};
-use crate::sink::login;
 use crate::sink::reader::{ANSWER_WITHIN, Reader};
+use crate::sink::{groups, login};
 use crate::store::routes;
+use crate::store::sources::{self, Source};
 use event_outbox::Names;
 use event_outbox::route::TopicTemplate;
 
@@ -103,12 +108,30 @@ pub(crate) enum Unknown {
     Database(#[from] sqlx::Error),
     #[error("Kafka does not answer")]
     Kafka(#[from] KafkaError),
+    /// Neither the database nor Kafka knows which topics these groups read.
+    #[error("it is not known which topics these consumer groups of the inbox read: {}", .0.join(", "))]
+    Sources(Vec<String>),
     /// The user lacks the right to see the configuration of this topic.
     #[error("no right to see the configuration of the topic {0}: grant DESCRIBE_CONFIGS on it")]
     Hidden(String),
     /// The clients of this login cannot ask for configurations.
     #[error("the configuration of topics cannot be read with a login by AWS_MSK_IAM: use SCRAM, or prune by hand")]
     Unreadable,
+}
+
+impl Unknown {
+    /// Returns what an operator can do about it.
+    pub(crate) fn next_step(&self) -> &'static str {
+        match self {
+            Self::Database(_) | Self::Kafka(_) => "wait until the server answers",
+            Self::Sources(_) => {
+                "insert their topics into processed_events_source (consumer_group, topic), or grant DESCRIBE on the groups; `prune` \
+                 also takes --topics"
+            }
+            Self::Hidden(_) => "grant the relay's user DESCRIBE_CONFIGS on its topics",
+            Self::Unreadable => "let a relay with another login prune, or prune with `outbox-relay prune --force`",
+        }
+    }
 }
 
 /// The settings to compare with the topics.
@@ -118,10 +141,12 @@ pub(crate) struct Question<'a> {
     pub(crate) template: &'a TopicTemplate,
     pub(crate) window: GivenDuration,
     pub(crate) dead_letter_horizon: Option<GivenDuration>,
+    /// Topics that an operator names for the groups of which they are not known.
+    pub(crate) topics: &'a [String],
 }
 
 impl Question<'_> {
-    /// Returns the violations of the window by the topics that events are routed to.
+    /// Returns the violations of the window by the topics that events are routed to, and by those that the groups of the inbox read.
     ///
     /// # Errors
     /// Returns [`Unknown`] when a topic cannot be judged. Then no row of `processed_events` may be pruned.
@@ -131,13 +156,63 @@ impl Question<'_> {
         kafka: &KafkaSettings,
     ) -> Result<Vec<WindowViolation>, Unknown> {
         let (routed, _) = routes::routes(conn, self.names, self.template).await?;
+        let groups = sources::sources(conn, self.names).await?;
+        let mut relevant = self.of_groups(kafka, groups).await?;
+        let all = topics(kafka).await?;
+        relevant.extend(routed.keys().map(|topic| (topic.clone(), false)));
         let mut violations: Vec<WindowViolation> = self.horizon().into_iter().collect();
+        violations.extend(self.compare(kafka, existing(&relevant, &all)).await?);
+        Ok(violations)
+    }
+
+    /// Returns the violations of the window by the topics that these groups read, and by their dead letters.
+    ///
+    /// # Errors
+    /// The same as [`Question::violations`].
+    pub(crate) async fn violations_of_groups(
+        &self,
+        kafka: &KafkaSettings,
+        groups: BTreeMap<String, Vec<Source>>,
+    ) -> Result<Vec<WindowViolation>, Unknown> {
+        let relevant = self.of_groups(kafka, groups).await?;
+        let all = topics(kafka).await?;
+        self.compare(kafka, existing(&relevant, &all)).await
+    }
+
+    /// Returns the topics that these groups read; those of dead letters are marked true.
+    async fn of_groups(
+        &self,
+        kafka: &KafkaSettings,
+        groups: BTreeMap<String, Vec<Source>>,
+    ) -> Result<BTreeSet<Source>, Unknown> {
         let asked = kafka.clone();
-        let all = tokio::task::spawn_blocking(move || Reader::new(&asked)?.topics()).await;
-        let all: BTreeSet<String> = all.map_err(|_| KafkaError::Canceled)??.into_iter().collect();
+        let found = tokio::task::spawn_blocking(move || {
+            let (mut topics, mut unknown) = (BTreeSet::new(), Vec::new());
+            for (group, recorded) in groups {
+                let committed = groups::committed_topics(&asked, &group)?;
+                if recorded.is_empty() && committed.is_empty() {
+                    unknown.push(group);
+                }
+                topics.extend(recorded);
+                topics.extend(committed.into_iter().map(|topic| (topic, false)));
+            }
+            Ok::<_, KafkaError>((topics, unknown))
+        });
+        let (mut topics, unknown) = found.await.map_err(|_| KafkaError::Canceled)??;
+        topics.extend(self.topics.iter().map(|topic| (topic.clone(), false)));
+        if unknown.is_empty() || !self.topics.is_empty() { Ok(topics) } else { Err(Unknown::Sources(unknown)) }
+    }
+
+    /// Compares the retention of these topics with the window.
+    async fn compare(
+        &self,
+        kafka: &KafkaSettings,
+        topics: BTreeSet<(&str, bool)>,
+    ) -> Result<Vec<WindowViolation>, Unknown> {
         let admin = login::admin(&kafka.consumer_config(&[("client.id", "outbox-relay")]), kafka)?;
         let admin = admin.ok_or(Unknown::Unreadable)?;
-        for (topic, dead_letters) in self.relevant(routed.keys(), &all) {
+        let mut violations = Vec::new();
+        for (topic, dead_letters) in topics {
             let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
             let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
             let config = described.into_iter().next().and_then(Result::ok);
@@ -163,22 +238,31 @@ impl Question<'_> {
         let topic = topic.map(str::to_owned);
         retention.outlasts(window).then_some(WindowViolation { topic, dead_letters, retention, window })
     }
+}
 
-    /// Returns the existing topics that events are routed to, and their dead letter topics (marked true).
-    fn relevant<'t>(
-        &self,
-        routed: impl Iterator<Item = &'t String>,
-        all: &'t BTreeSet<String>,
-    ) -> BTreeSet<(&'t str, bool)> {
-        let mut relevant = BTreeSet::new();
-        for topic in routed {
-            if all.contains(topic) {
-                relevant.insert((topic.as_str(), false));
-            }
-            relevant.extend(dead_letter_topics(topic, all.iter()).map(|dead_letters| (dead_letters.as_str(), true)));
+/// Returns the names of all topics of the cluster.
+async fn topics(kafka: &KafkaSettings) -> Result<BTreeSet<String>, KafkaError> {
+    let asked = kafka.clone();
+    let all = tokio::task::spawn_blocking(move || Reader::new(&asked)?.topics()).await;
+    Ok(all.map_err(|_| KafkaError::Canceled)??.into_iter().collect())
+}
+
+/// Returns those of the topics that exist, and their dead letter topics (marked true).
+fn existing<'t>(relevant: &'t BTreeSet<Source>, all: &'t BTreeSet<String>) -> BTreeSet<(&'t str, bool)> {
+    let mut existing = BTreeSet::new();
+    for (topic, dead_letters) in relevant {
+        if all.contains(topic) {
+            existing.insert((topic.as_str(), *dead_letters));
         }
-        relevant
+        existing.extend(dead_letter_topics(topic, all.iter()).map(|dead_letters| (dead_letters.as_str(), true)));
     }
+    // A dead letter topic may be known both by its name and by an entry, or be read by a group.
+    let twice: Vec<_> =
+        existing.iter().filter(|(topic, dead)| *dead && existing.contains(&(topic, false))).copied().collect();
+    twice.into_iter().for_each(|(topic, _)| {
+        existing.remove(&(topic, false));
+    });
+    existing
 }
 
 /// Returns the topics that are named like dead letter topics of `topic`.

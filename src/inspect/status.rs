@@ -25,6 +25,7 @@ use crate::store::activity::{self, Blocker, Session, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
 use crate::store::counts::{self, COUNT_LIMIT};
 use crate::store::fleet::{self, LaneHeld, RegisteredRelay};
+use crate::store::held_keys::{self, HeldCount};
 use crate::store::pauses::{self, Pause};
 use crate::store::read_only::read;
 use crate::store::relay_conflicts::{self, Conflict};
@@ -52,6 +53,8 @@ pub(crate) struct Status {
     pub(crate) progress_unread: Option<String>,
     /// The held events, which claims step over, by reason.
     pub(crate) held: Vec<HeldGroup>,
+    /// The keys that consumer groups of this database hold.
+    pub(crate) consumers: Vec<HeldCount>,
     /// What operators have paused.
     pub(crate) pauses: Vec<Pause>,
     /// What the brokers answered; missing where nobody asked them.
@@ -171,6 +174,7 @@ impl Status {
         });
         let head = backlog::head(conn, names).await?;
         self.held = backlog::held(conn, names).await?;
+        self.consumers = held_keys::counts(conn, names).await?;
         self.pauses = pauses::look(conn, names).await?;
         self.blockers.extend(activity::row_blockers(conn, names).await?);
         let lanes = lane_count(conn, names).await?;

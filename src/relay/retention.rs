@@ -132,7 +132,13 @@ impl Pruner {
     async fn window_is_wide_enough(&self, conn: &mut PgConnection, window: GivenDuration) -> Result<bool, sqlx::Error> {
         let options = &self.shared.options;
         let dead_letter_horizon = self.settings.dead_letter_horizon;
-        let question = Question { names: &options.names, template: &options.relay.topic, window, dead_letter_horizon };
+        let question = Question {
+            names: &options.names,
+            template: &options.relay.topic,
+            window,
+            dead_letter_horizon,
+            topics: &[],
+        };
         let (reason, next_step) = match question.violations(conn, &options.brokers).await {
             Ok(violations) if violations.is_empty() => {
                 if self.shared.obstacles.unblock(Component::Retention, WINDOW) {
@@ -154,13 +160,7 @@ impl Pruner {
                 tracing::debug!(%error, "RELAY_PROCESSED_RETENTION cannot be compared with the topics");
                 return Ok(false);
             }
-            Err(unknown @ Unknown::Hidden(_)) => {
-                (unknown.to_string(), "grant the relay's user DESCRIBE_CONFIGS on its topics")
-            }
-            Err(unknown @ Unknown::Unreadable) => (
-                unknown.to_string(),
-                "let a relay with another login prune, or prune with `outbox-relay prune --force`",
-            ),
+            Err(unknown) => (unknown.to_string(), unknown.next_step()),
         };
         if self.shared.obstacles.block(Component::Retention, WINDOW, &reason) {
             tracing::error!(

@@ -38,17 +38,24 @@ pub(crate) async fn note(
     entry: &Entry<'_>,
 ) -> Result<(), sqlx::Error> {
     let mut tx = search_path::begin(conn).await?;
-    let sql = format!("select {}($1, $2::text::jsonb, $3, $4, $5)", names.companion("note"));
-    sqlx::query(AssertSqlSafe(sql))
-        .bind(entry.command)
-        .bind(entry.filter.to_string())
-        .bind(&author.by)
-        .bind(&author.reason)
-        .bind(entry.affected as i64)
-        .persistent(false)
-        .execute(&mut *tx)
-        .await?;
+    note_within(&mut tx, names, author, entry).await?;
     tx.commit().await
+}
+
+/// Writes such an entry in the transaction that is open.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn note_within(
+    tx: &mut PgConnection,
+    names: &Names,
+    author: &Author,
+    entry: &Entry<'_>,
+) -> Result<(), sqlx::Error> {
+    let sql = format!("select {}($1, $2::text::jsonb, $3, $4, $5)", names.companion("note"));
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(entry.command).bind(entry.filter.to_string());
+    let query = query.bind(&author.by).bind(&author.reason).bind(entry.affected as i64);
+    query.persistent(false).execute(tx).await.map(drop)
 }
 
 /// Returns true if this user may write such an entry.

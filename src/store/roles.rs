@@ -25,6 +25,9 @@ const WRITTEN: &str =
 const SEEN: &str = "id, event_id, entity_type, entity_id, event_type, event_version, topic, available_at, created_at, status, \
                     published_at, attempts, last_error, lane, xid, due, xmax";
 
+/// The columns of a held event except its record.
+const HELD: &str = "consumer_group, topic, key, position, event_id, reason, error, held_at";
+
 /// The columns of a lane's row that a relay writes.
 pub(crate) const PROGRESS: &str =
     "nonce, sealed, scanned_through, snapshot, swept_through, sweep_snapshot, system, relation";
@@ -74,7 +77,8 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     let tables =
         ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"]
             .map(|part| names.companion(part));
-    let tables = [&[names.outbox(), names.processed(), names.companion("health")][..], &tables].concat().join(", ");
+    let inbox = [names.processed(), names.source(), names.held()];
+    let tables = [&[names.outbox(), names.companion("health")][..], &inbox, &tables].concat().join(", ");
     let roles = all.join(", ");
     statements.push(format!("revoke all on {tables} from {roles}"));
     statements.push(format!("grant usage on schema {} to {roles}", names.schema()));
@@ -97,17 +101,23 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
         grant("insert", companion("archive"), relay);
         grant("update (value)", companion("control"), relay);
         grant("select, delete", names.processed(), relay);
+        grant("select", names.source(), relay);
     }
 
     grant(&format!("select ({SEEN})"), outbox.clone(), operator);
     for part in ["lane", "hold", "control", "pause", "audit", "audit_row", "migration", "relay", "delivery", "health"] {
         grant("select", companion(part), operator);
     }
+    // For `dlq list` and `dlq discard` in a consumers' database.
+    grant(&format!("select ({HELD}), delete"), names.held(), operator);
+    grant("insert", names.processed(), operator);
 
     grant(&format!("select ({SEEN})"), outbox, monitor);
     // `xid` and `xmax` of the archive belong to another time.
     grant(&format!("select ({}, archived_at)", SEEN.trim_end_matches(", xmax")), companion("archive"), monitor);
     grant("select (consumer_group, processed_at)", names.processed(), monitor);
+    grant("select", names.source(), monitor);
+    grant(&format!("select ({HELD})"), names.held(), monitor);
     for part in ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "delivery", "health"] {
         grant("select", companion(part), monitor);
     }

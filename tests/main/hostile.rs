@@ -58,6 +58,7 @@ impl Hostile {
              create role {name}_admin login superuser password 'secret'; create role {name}_app login password 'secret'; \
              grant insert, select on public.event_outbox to {name}_app; \
              grant select, insert, update, delete on public.processed_events, public.processed_events_held to {name}_app; \
+             grant insert on public.processed_events_source to {name}_app; \
              alter role {name}_admin in database {name} set search_path = public, pg_catalog; \
              alter role {name}_app in database {name} set search_path = public, pg_catalog"
         );

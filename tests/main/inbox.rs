@@ -7,6 +7,7 @@ use event_outbox::event::{EventId, NewEvent};
 use event_outbox::outbox::{EmitError, Outbox};
 use event_outbox::schema::{self, MigrateOptions};
 use event_outbox::schemas::Schemas;
+use event_outbox::transaction;
 use libtest_mimic::Trial;
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, Row};
@@ -21,6 +22,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_second_delivery_waits_for_the_first_and_sees_its_commit,
             a_second_delivery_waits_for_the_first_and_takes_over_what_it_rolled_back,
             groups_do_not_share_what_they_have_processed,
+            an_effect_that_hides_a_database_error_is_an_error,
+            the_statements_of_the_documents_apply_an_event_once_in_all_its_rows,
             a_batch_tells_which_of_its_events_are_new,
             batches_that_share_events_do_not_deadlock,
             an_inbox_and_an_outbox_of_other_names_are_used,
@@ -112,6 +115,63 @@ async fn groups_do_not_share_what_they_have_processed(database: TestDatabase) ->
         ensure!(apply(&mut connection, &Inbox::new(group), event).await?.is_applied(), "{group}");
     }
     ensure!(effects(&mut connection).await? == 2);
+    Ok(())
+}
+
+async fn an_effect_that_hides_a_database_error_is_an_error(database: TestDatabase) -> anyhow::Result<()> {
+    let mut connection = prepared(&database).await?;
+    let (inbox, event) = (Inbox::new("billing"), event());
+    let aborted = |error: Option<sqlx::Error>| {
+        error.is_some_and(|error| error.as_database_error().and_then(|error| error.code()).as_deref() == Some("25P02"))
+    };
+    let mut tx = connection.begin().await?;
+    let once = inbox
+        .once(&mut tx, event, async |tx| {
+            let _ = tx.execute("insert into effects values (1 / 0)").await;
+            Ok::<_, sqlx::Error>(())
+        })
+        .await;
+    ensure!(aborted(once.err()), "the effect is reported as applied");
+    tx.rollback().await?;
+    // Without `once`: an event is marked and another is written, then an error is hidden.
+    let mut tx = connection.begin().await?;
+    ensure!(inbox.first(&mut tx, event).await?);
+    Outbox::default().emit(&mut tx, &NewEvent::new("order", "o-1", "OrderPlaced")).await?;
+    let _ = tx.execute("insert into effects values (1 / 0)").await;
+    ensure!(aborted(transaction::commit(tx).await.err()), "the commit is reported as done");
+    let left = "select (select count(*) from processed_events) + (select count(*) from event_outbox)";
+    ensure!(sqlx::query_scalar::<_, i64>(left).fetch_one(&mut connection).await? == 0);
+    ensure!(apply(&mut connection, &inbox, event).await? == Once::Applied(7));
+    Ok(())
+}
+
+async fn the_statements_of_the_documents_apply_an_event_once_in_all_its_rows(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let mut connection = database.connect().await?;
+    connection.execute(include_str!("../../docs/examples/sql/orders.sql")).await?;
+    connection
+        .execute(
+            "insert into orders (id, customer, total_cents) select 'o-' || n, 'c-7', n from generate_series(1, 5) n",
+        )
+        .await?;
+    for (script, rows) in [
+        (include_str!("../../docs/examples/sql/consume.sql"), 1),
+        (include_str!("../../docs/examples/sql/consume_rows.sql"), 5),
+    ] {
+        let script =
+            [("event_id", event().to_string()), ("order_id", "o-sql".to_owned()), ("customer", "c-7".to_owned())]
+                .iter()
+                .fold(script.to_owned(), |script, (name, value)| {
+                    script.replace(&format!(":'{name}'"), &format!("'{value}'"))
+                });
+        for _ in 0..2 {
+            connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(script.clone()))).await?;
+            let parcels: i64 = sqlx::query_scalar("select count(*) from parcels").fetch_one(&mut connection).await?;
+            ensure!(parcels == rows, "{parcels} instead of {rows}: {script}");
+        }
+        connection.execute("delete from parcels").await?;
+    }
     Ok(())
 }
 

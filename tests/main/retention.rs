@@ -1,5 +1,7 @@
 //! Tests retention: old settled rows are removed, by hand or in the background, and nothing else.
 
+mod sources;
+
 use std::sync::Arc;
 
 use anyhow::ensure;
@@ -14,6 +16,10 @@ use lab::relay::Output;
 use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
+    [own_trials(), sources::trials()].into_iter().flatten().collect()
+}
+
+fn own_trials() -> Vec<Trial> {
     trials! {
         with_postgres:
             only_events_published_long_ago_are_pruned,
@@ -205,6 +211,7 @@ async fn relays_prune_in_the_background_under_load_and_the_ledger_is_clean(
     outbox
         .execute("insert into processed_events values ('g', gen_random_uuid(), now() - interval '1 hour'), ('g', gen_random_uuid(), now())")
         .await?;
+    records(&outbox, "g").await?;
     let settings = outbox
         .relay(&kafka)
         .with("RELAY_RETENTION", "archive")
@@ -290,7 +297,15 @@ async fn remember(outbox: &Outbox, kafka: &RealKafka, retention_ms: &str) -> any
     outbox
         .execute("insert into processed_events values ('billing', gen_random_uuid(), now() - interval '1 hour')")
         .await?;
+    records(outbox, "billing").await?;
     Ok(dead_letters)
+}
+
+/// Records that the group reads the outbox's topic.
+async fn records(outbox: &Outbox, group: &str) -> anyhow::Result<()> {
+    let sql =
+        format!("insert into processed_events_source (consumer_group, topic) values ('{group}', '{}')", outbox.topic);
+    outbox.execute(&sql).await.map(drop)
 }
 
 async fn a_window_that_lets_duplicates_in_is_refused_with_the_numbers_until_it_is_wide_enough(

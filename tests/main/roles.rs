@@ -305,6 +305,9 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
     ensure!(relay.log().iter().all(|line| !line.contains("42501")), "{:?}", relay.log());
     ensure!(relay.stop().await? == Some(0));
     outbox.execute("insert into processed_events values ('g', gen_random_uuid(), now() - interval '1 hour')").await?;
+    let source =
+        format!("insert into processed_events_source (consumer_group, topic) values ('g', '{}')", outbox.topic);
+    outbox.execute(&source).await?;
     // The inbox may not forget events that the topic still holds.
     kafka.alter_topic(&outbox.topic, &[("retention.ms", "300000")]).await?;
     let settings = settings.with("RELAY_RETENTION_AFTER", "1s").with("RELAY_PROCESSED_RETENTION", "10m");

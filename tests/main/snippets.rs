@@ -1,5 +1,7 @@
-//! Tests the consumers of docs/examples/consumers, one per language: each is killed between the commit of an effect and that of its offset.
+//! Tests the consumers of docs/examples/consumers, one per language: each is killed between the commit of an effect and that of its offset,
+//! meets records that are none of its events, and is told to end.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, ErrorKind, PipeReader, PipeWriter, Write, pipe};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
@@ -10,7 +12,11 @@ use event_outbox::event::NewEvent;
 use event_outbox::outbox;
 use libtest_mimic::Trial;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
@@ -20,6 +26,9 @@ use lab::{Outbox, SOON, TestDatabase, eventually, trials};
 
 /// The number of orders, each a separate event.
 const ORDERS: i64 = 12;
+
+/// The number of records that are no events of the consumers.
+const FOREIGN: usize = 14;
 
 /// The time limit for consumption. It covers a virtual machine that starts on a busy machine, and the killed consumer's session, which must
 /// expire.
@@ -81,6 +90,7 @@ async fn killed_before_its_offset(
     let outbox = Outbox::from_database(database);
     outbox.create_topic(kafka).await?;
     outbox.execute(include_str!("../../docs/examples/consumers/invoices.sql")).await?;
+    produce_foreign(kafka, &outbox.topic)?;
     place_orders(&outbox).await?;
     let relay = outbox.relay(kafka).start(group)?;
     outbox.until_settled().await;
@@ -95,16 +105,18 @@ async fn killed_before_its_offset(
     // The consumer prints each committed event before it commits the offset. Nobody reads the full pipe, so the consumer stops there.
     let (deaf, mouth) = pipe()?;
     fill(&mouth)?;
-    let mut first = Running::start(&mut program, mouth)?;
+    let (mut first, before_the_kill) = Running::start(&mut program, mouth)?;
     until_invoices(&outbox, &mut first, 1).await;
     first.kill()?;
     drop(deaf);
     ensure!(outbox.number("select count(*) from invoices").await? == 1, "it went on without being heard");
-    let committed = committed(kafka, group, &outbox.topic)?;
-    ensure!(committed == 0, "an offset was committed before the kill");
+    // The foreign records before the first event have been skipped, so some offsets may be committed; that of the event is not.
+    let before = committed(kafka, group, &outbox.topic)?;
+    let foreign = FOREIGN as i64;
+    ensure!(before <= foreign, "an offset was committed before the kill: {before}");
 
     let (ear, mouth) = pipe()?;
-    let mut second = Running::start(&mut program, mouth)?;
+    let (mut second, after_the_kill) = Running::start(&mut program, mouth)?;
     let heard = listen(ear);
     until_invoices(&outbox, &mut second, ORDERS).await;
     // The last line comes after the last invoice; the line of the killed consumer's event is among them.
@@ -113,10 +125,71 @@ async fn killed_before_its_offset(
         if lines.len() >= ORDERS as usize { Ok(()) } else { Err(lines) }
     };
     eventually("every event is printed, the first one again", SOON, all).await;
-    second.kill()?;
+    // The foreign records were read, too: the group is at the end of the topic.
+    let records = kafka.read_topic(&outbox.topic).await?.len() as i64;
+    eventually("all offsets are committed", SOON, || async {
+        match committed(kafka, group, &outbox.topic) {
+            Ok(committed) if committed == records => Ok(()),
+            other => Err(format!("{other:?} of {records}")),
+        }
+    })
+    .await;
+    second.terminate().await?;
+    has_left_and_said_why_once(kafka, group, [before_the_kill, after_the_kill])?;
     let count = "select count(*) * 1000 + count(distinct order_id) from invoices";
     ensure!(outbox.number(count).await? == ORDERS * 1001, "an order was counted twice, or never");
     Ok(())
+}
+
+/// Checks that the group has no member any more, and that each process said each reason for skipping a record once.
+fn has_left_and_said_why_once(
+    kafka: &RealKafka,
+    group: &str,
+    said: [Arc<Mutex<Vec<String>>>; 2],
+) -> anyhow::Result<()> {
+    let observer: BaseConsumer = kafka.client().create()?;
+    let groups = observer.fetch_group_list(Some(group), SOON)?;
+    ensure!(groups.groups().iter().all(|group| group.members().is_empty()), "it has not left its group");
+    let mut distinct = BTreeSet::new();
+    for said in said {
+        let said = said.lock().expect("the lines").clone();
+        let skipped: Vec<_> =
+            said.iter().filter_map(|line| line.strip_prefix("skipped: ")?.split(" at ").next()).collect();
+        let reasons: BTreeSet<String> = skipped.iter().map(|reason| (*reason).to_owned()).collect();
+        ensure!(reasons.len() == skipped.len(), "{said:?}");
+        distinct.extend(reasons);
+    }
+    ensure!(distinct.len() >= 4, "{distinct:?}");
+    Ok(())
+}
+
+/// The headers and the value of a record.
+type Foreign<'a> = (&'a [(&'a str, &'a str)], Option<&'a [u8]>);
+
+/// Writes records that are no events of these consumers, each twice: no headers, an id that is no UUID, another type, another version, a
+/// tombstone, a value that is no JSON, and one that is no order.
+fn produce_foreign(kafka: &RealKafka, topic: &str) -> anyhow::Result<()> {
+    let id = uuid::Uuid::new_v4().to_string();
+    let order: &[u8] = br#"{"data": {"orderId": "foreign", "totalCents": 1}}"#;
+    let records: [Foreign<'_>; FOREIGN / 2] = [
+        (&[], Some(order)),
+        (&[("event-id", "17"), ("event-type", "OrderPlaced"), ("event-version", "1")], Some(order)),
+        (&[("event-id", &id), ("event-type", "OrderInvoiced"), ("event-version", "1")], Some(order)),
+        (&[("event-id", &id), ("event-type", "OrderPlaced"), ("event-version", "2")], Some(order)),
+        (&[("event-id", &id), ("event-type", "OrderPlaced"), ("event-version", "1")], None),
+        (&[("event-id", &id), ("event-type", "OrderPlaced"), ("event-version", "1")], Some(b"{")),
+        (&[("event-id", &id), ("event-type", "OrderPlaced"), ("event-version", "1")], Some(b"{\"data\": []}")),
+    ];
+    let producer: BaseProducer = kafka.client().create()?;
+    for (headers, value) in records.iter().chain(&records) {
+        let headers = headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(value.as_bytes()) })
+        });
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic).headers(headers).key(b"foreign");
+        record.payload = *value;
+        producer.send(record).map_err(|(error, _)| error)?;
+    }
+    Ok(producer.flush(SOON)?)
 }
 
 async fn place_orders(outbox: &Outbox) -> anyhow::Result<()> {
@@ -134,17 +207,37 @@ async fn place_orders(outbox: &Outbox) -> anyhow::Result<()> {
 struct Running(Child);
 
 impl Running {
-    fn start(program: &mut Program, stdout: PipeWriter) -> anyhow::Result<Self> {
-        let child = program.command.stdin(Stdio::null()).stdout(stdout).spawn()?;
+    /// Starts the consumer. Also returns the lines of its standard error.
+    fn start(program: &mut Program, stdout: PipeWriter) -> anyhow::Result<(Self, Arc<Mutex<Vec<String>>>)> {
+        let (errors, stderr) = pipe()?;
+        let child = program.command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn()?;
         // The command keeps its handles, so our end of the pipe would never close.
-        program.command.stdout(Stdio::null());
-        Ok(Self(child))
+        program.command.stdout(Stdio::null()).stderr(Stdio::null());
+        Ok((Self(child), listen(errors)))
     }
 
     fn kill(&mut self) -> anyhow::Result<()> {
         ensure!(self.0.try_wait()?.is_none(), "the consumer had ended by itself");
         self.0.kill()?;
         self.0.wait()?;
+        Ok(())
+    }
+}
+
+impl Running {
+    /// Tells it to end, and waits until it has.
+    async fn terminate(self) -> anyhow::Result<()> {
+        kill(Pid::from_raw(self.0.id().try_into()?), Signal::SIGTERM)?;
+        let process = Mutex::new(self);
+        let ended = eventually("the consumer has ended", SOON, || async {
+            match process.lock().expect("the consumer").0.try_wait() {
+                Ok(Some(status)) => Ok(status),
+                other => Err(other),
+            }
+        })
+        .await;
+        // A Java machine reports a signal that ended it, even if it has shut down in order.
+        ensure!([0, 143].contains(&ended.code().unwrap_or(-1)), "{ended}");
         Ok(())
     }
 }

@@ -185,6 +185,12 @@ codes! {
     7008 DeadLetter "dead-letter" "an event was not applied and is a dead letter";
     7009 EventRetried "event-retried" "an event could not be applied and is tried again";
     7010 GroupNotLeft "group-not-left" "the consumer has ended without leaving its group in order";
+    7011 TransactionAborted "transaction-aborted" "a handler hid a database error, and its effects were rolled back";
+    7012 KeyHeld "key-held" "a key is held, and its later events wait";
+    7013 HandlerHangs "handler-hangs" "a handler has not ended for long";
+    7014 SourceMissing "source-missing" "a topic that a consumer reads does not exist";
+    7015 EventsLost "events-lost" "retention removed events before a consumer read them";
+    7016 OffsetsWentBack "offsets-went-back" "a partition is read from an earlier offset than before";
 
     // 9xxx: the program itself
     9001 Unexpected "unexpected" "something happened that should not";

@@ -16,4 +16,4 @@ mod runtime;
 pub use dead_letter::{DeadLetter, Reason};
 pub use inbox::{Inbox, Once};
 #[cfg(feature = "consumer-kafka")]
-pub use runtime::{Action, Consumer, ConsumerError, Context, Event, Failed, Policy, Retry, Stats, UnknownType};
+pub use runtime::{Action, Consumer, ConsumerError, Context, Event, Failed, Lost, Policy, Retry, Stats, UnknownType};

@@ -5,6 +5,7 @@
 //! - [`outbox`]: writes events in the service's own transaction
 //! - [`consumer`]: applies each event once; handlers on Kafka partitions need the feature `consumer-kafka`
 //! - [`schemas`]: checks payloads against JSON Schema (feature `schema`)
+//! - [`transaction`]: commits only what Postgres keeps
 //! - [`envelope`], [`route`]: turn an event into a record and find its topic, without I/O
 //! - [`ledger`]: compares committed events with the records of a topic, without I/O
 //! - `msk_iam`: logs in to Amazon MSK with IAM (feature `msk-iam`)
@@ -28,5 +29,6 @@ pub mod route;
 pub mod schema;
 #[cfg(feature = "schema")]
 pub mod schemas;
+pub mod transaction;
 
 pub use names::Names;

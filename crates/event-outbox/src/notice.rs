@@ -50,6 +50,7 @@ notices! {
     ProgressTopicCreated "progress_topic_created" "The topic of exactly-once progress was created.";
     PartitionsAssigned "partitions_assigned" "A consumer got partitions.";
     PartitionsRevoked "partitions_revoked" "A consumer gives partitions back.";
+    TypeIgnored "type_ignored" "No handler of a consumer takes an event type.";
 
     RelayConflict "relay_conflict" "Live relays of the outbox have different settings, or the same name.";
 

@@ -23,7 +23,7 @@ pub const MAX_LANES: u16 = 1024;
 const OLDEST_SERVER: i32 = 140_000;
 
 /// The oldest schema version that this binary works with.
-const OLDEST_USABLE: i32 = 16;
+const OLDEST_USABLE: i32 = 17;
 
 /// The longest wait of one attempt of an upgrade to get a lock; [`LOCK_PAUSE`] is the pause before the next attempt.
 const LOCK_ATTEMPT: Duration = Duration::from_millis(500);
@@ -69,6 +69,7 @@ const MIGRATIONS: &[Migration] = &[
     concurrent(14, "event id index", include_str!("../migrations/0014_event_id_index.sql")),
     migration(15, "guarded functions", include_str!("../migrations/0015_guarded_functions.sql")),
     migration(16, "relay settings", include_str!("../migrations/0016_relay_settings.sql")),
+    migration(17, "consumers", include_str!("../migrations/0017_consumers.sql")),
 ];
 
 /// The query of the view of [`Names::companion`] `health`, which migrations render.
@@ -729,6 +730,8 @@ fn object_name(names: &Names, placeholder: &str) -> Option<String> {
         | "note" | "sessions" | "oldest_transaction" | "wake_up" | "wake_up_on_insert" => names.companion(placeholder),
         "processed" => names.processed(),
         "held" | "group" | "may_apply" | "guard" => names.inbox_companion(placeholder),
+        "held_key" => names.held_key(),
+        "source" => names.source(),
         "emit" => names.emit(),
         "emit_many" => names.emit_many(),
         "once" => names.once(),
@@ -798,6 +801,7 @@ mod tests {
             "{relay",
             "{processed",
             "{held",
+            "{source",
             "{emit",
             "{once",
             "{quote",

@@ -1,12 +1,17 @@
 //! Compares how far back consumers remember events with how far back they can read.
 
+use std::collections::BTreeMap;
+
+use rdkafka::error::KafkaError;
 use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
 use super::topics::Topic;
-use crate::inspect::dedup_window::{self, TopicRetention, WindowViolation};
+use crate::config::KafkaSettings;
+use crate::inspect::dedup_window::{self, Question, TopicRetention, Unknown, WindowViolation};
 use crate::store::activity::span;
 use crate::store::read_only::read;
+use crate::store::sources::Source;
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::names::literal;
@@ -44,6 +49,32 @@ pub(super) fn too_narrow(violation: &WindowViolation) -> Finding {
         ),
         dedup_window::FIX,
     )
+}
+
+/// Reports the topics that the groups of the inbox read and that outlast the window. Leaves out the topics of this outbox's own events, which
+/// have been reported.
+pub(super) async fn of_groups(
+    question: &Question<'_>,
+    kafka: &KafkaSettings,
+    groups: BTreeMap<String, Vec<Source>>,
+    routed: &[&str],
+) -> Result<Vec<Finding>, KafkaError> {
+    let is_reported = |topic: &str| {
+        let dead_letters = |source: &&str| topic.starts_with(&format!("{source}.")) && topic.ends_with(".dlq");
+        routed.contains(&topic) || routed.iter().any(dead_letters)
+    };
+    match question.violations_of_groups(kafka, groups).await {
+        Ok(violations) => {
+            let news = violations.iter().filter(|one| one.topic.as_deref().is_none_or(|topic| !is_reported(topic)));
+            Ok(news.map(too_narrow).collect())
+        }
+        Err(Unknown::Kafka(error)) => Err(error),
+        Err(unknown) => Ok(vec![Finding::error(
+            Code::ProcessedWindow,
+            format!("No row of the inbox is pruned, because duplicates may get in: {unknown}."),
+            unknown.next_step(),
+        )]),
+    }
 }
 
 /// Reports a topic that still holds events which consumers have forgotten.

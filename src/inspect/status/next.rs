@@ -6,9 +6,11 @@ use super::Status;
 use crate::lane::hold::HoldKind;
 use crate::store::activity::span;
 use crate::store::backlog::HeldGroup;
+use crate::store::held_keys::HeldCount;
 use crate::store::pauses::Pause;
 use crate::store::relay_conflicts::Conflict;
 use crate::text;
+use event_outbox::consumer::DeadLetter;
 
 /// The age in seconds from which a transaction is reported.
 const LONG_TRANSACTION_S: f64 = 300.0;
@@ -34,6 +36,8 @@ pub(crate) enum About {
     Entity,
     /// DEAD rows.
     Dead,
+    /// Keys that consumers hold.
+    Consumers,
     /// A transaction that holds vacuum back.
     Vacuum,
     /// Rows that wait for no visible reason, or a growing backlog.
@@ -105,6 +109,7 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
     if let Some(dead) = counts.map(|counts| counts.dead).filter(|dead| *dead > 0) {
         steps.push(step(About::Dead, format!("{dead} events are DEAD"), "outbox-relay dead list"));
     }
+    steps.extend(status.consumers.iter().map(consumers));
     if let Some(oldest) = &status.oldest_transaction {
         let age = oldest.transaction_s.unwrap_or_default();
         if age > LONG_TRANSACTION_S && oldest.holds_vacuum {
@@ -122,6 +127,16 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
         None => {}
     }
     steps
+}
+
+fn consumers(held: &HeldCount) -> NextStep {
+    let HeldCount { group, topic, keys, events, oldest_s } = held;
+    let dead_letters = DeadLetter::default_topic(topic, group);
+    step(
+        About::Consumers,
+        format!("the consumer group {group} holds {keys} keys of {topic} with {events} events for {}", span(*oldest_s)),
+        format!("`outbox-relay dlq list {dead_letters}`, unless its dead letters are elsewhere"),
+    )
 }
 
 /// A pause is easily forgotten: who, since when, until when, and the command that ends it.

@@ -1,6 +1,7 @@
 //! Sends dead letters again: logs a batch as started, sends it, waits for the acknowledgements, and logs it as done. A batch that cannot be
 //! logged is not sent.
 
+use event_outbox::consumer::dead_letter;
 use event_outbox::envelope::headers::REDRIVE_ID;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,17 +12,39 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::redrive_log::{LogEntry, Offsets, Stage};
-use super::scan::{DeadLetter, DeadLetters};
+use super::scan::{Cause, DeadLetter, DeadLetters};
 use crate::resend::rate::Rate;
 use crate::sink::resend::{BATCH, BATCH_BYTES, Outgoing, Resend, Unacknowledged};
+
+/// Where dead letters are sent.
+#[derive(Debug, Clone)]
+pub(crate) enum Destination {
+    /// Each to the retry topic of its group, which no other group reads.
+    Retry,
+    /// Each to the topic that it came from, where every group reads it again.
+    Source,
+    /// All to this topic.
+    Topic(Arc<str>),
+}
+
+impl Destination {
+    /// Returns the topic for dead letters of this cause; `None` if their headers do not name it.
+    pub(crate) fn of(&self, cause: &Cause) -> Option<Arc<str>> {
+        let source = cause.source_topic.as_deref();
+        match self {
+            Self::Retry => Some(dead_letter::DeadLetter::retry_topic(source?, cause.group.as_deref()?).into()),
+            Self::Source => source.map(Arc::from),
+            Self::Topic(topic) => Some(Arc::clone(topic)),
+        }
+    }
+}
 
 /// The options of a redrive.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     /// The topic of the dead letters.
     pub(crate) topic: Arc<str>,
-    /// The topic for all dead letters; `None` sends each one to its source topic.
-    pub(crate) to: Option<Arc<str>>,
+    pub(crate) destination: Destination,
     pub(crate) id: Uuid,
     pub(crate) rate: Option<u32>,
     pub(crate) by: Option<String>,
@@ -119,8 +142,9 @@ fn outgoing(dead_letters: &mut DeadLetters, dead_letter: &DeadLetter, plan: &Pla
     let spool = dead_letters.spool.as_mut().ok_or_else(missing)?;
     let mut record = spool.read(dead_letter.place.ok_or_else(missing)?)?;
     record.set_header(REDRIVE_ID, &plan.id.to_string());
-    let source = dead_letters.causes[dead_letter.cause].source_topic.as_deref();
-    let topic = plan.to.clone().or_else(|| source.map(Arc::from)).ok_or_else(missing)?;
+    let cause = &dead_letters.causes[dead_letter.cause];
+    let source = cause.source_topic.as_deref();
+    let topic = plan.destination.of(cause).ok_or_else(missing)?;
     // Use the source partition, because the original producer may have another partitioner than this one.
     let there = |source: &str| plan.partitions.get(source).copied().unwrap_or(0);
     let partition = match (dead_letter.source, source) {
@@ -131,7 +155,7 @@ fn outgoing(dead_letters: &mut DeadLetters, dead_letter: &DeadLetter, plan: &Pla
 }
 
 /// Writes one log entry for each partition.
-async fn log_stage(
+pub(crate) async fn log_stage(
     resend: &mut Resend,
     plan: &Plan,
     stage: Stage,
@@ -146,7 +170,7 @@ async fn log_stage(
         let (by, reason) = (plan.by.clone(), plan.reason.clone());
         let entry = LogEntry { redrive_id: plan.id, stage, offsets: offsets.runs(), at: Utc::now(), by, reason };
         // A batch has two entries, started and done.
-        let number = number * 2 + u64::from(stage == Stage::Done);
+        let number = number * 2 + u64::from(stage != Stage::Started);
         Outgoing { topic: Arc::clone(&plan.topic), partition: Some(partition), record: entry.record(number) }
     };
     let entries: Vec<Outgoing> = offsets.into_iter().map(entry).collect();

@@ -20,6 +20,8 @@ use crate::sink::resend::Record;
 pub(crate) enum Stage {
     Started,
     Done,
+    /// Somebody has given the dead letters up.
+    Discarded,
 }
 
 /// An entry of the log.
@@ -49,7 +51,11 @@ impl LogEntry {
 
     /// Makes the entry's record. `number` gives each entry of a redrive its own key; a compacted topic would keep only the last entry.
     pub(crate) fn record(&self, number: u64) -> Record {
-        let stage = if self.stage == Stage::Started { "started" } else { "done" };
+        let stage = match self.stage {
+            Stage::Started => "started",
+            Stage::Done => "done",
+            Stage::Discarded => "discarded",
+        };
         Record {
             key: Some(format!("{REDRIVE_LOG}/{}/{number}", self.redrive_id).into_bytes()),
             // Cannot fail, because an entry consists of strings and numbers.
@@ -97,6 +103,15 @@ pub(crate) enum State {
     /// A redrive ended before it logged the dead letter as done. The dead letter may have been sent.
     Uncertain,
     Redriven,
+    /// Its event will never be applied.
+    Discarded,
+}
+
+impl State {
+    /// Returns true if somebody has to decide about the dead letter.
+    pub(crate) fn is_open(self) -> bool {
+        matches!(self, Self::Waiting | Self::Uncertain)
+    }
 }
 
 /// The log entries of a partition.
@@ -104,16 +119,23 @@ pub(crate) enum State {
 pub(crate) struct RedriveLog {
     started: Offsets,
     done: Offsets,
+    discarded: Offsets,
 }
 
 impl RedriveLog {
     pub(crate) fn take(&mut self, entry: &LogEntry) {
-        let offsets = if entry.stage == Stage::Done { &mut self.done } else { &mut self.started };
+        let offsets = match entry.stage {
+            Stage::Started => &mut self.started,
+            Stage::Done => &mut self.done,
+            Stage::Discarded => &mut self.discarded,
+        };
         entry.offsets.iter().for_each(|(first, last)| offsets.insert(*first, *last));
     }
 
     pub(crate) fn state(&self, offset: i64) -> State {
-        if self.done.contains(offset) {
+        if self.discarded.contains(offset) {
+            State::Discarded
+        } else if self.done.contains(offset) {
             State::Redriven
         } else if self.started.contains(offset) {
             State::Uncertain

@@ -40,11 +40,13 @@ pub enum Reason {
     Permanent,
     /// All attempts have failed.
     Exhausted,
+    /// The handler hid an error of the database, so Postgres rolled its effects back, or it ended the transaction itself.
+    Aborted,
     /// The payload does not match the schema or the type that the handler expects.
     Invalid,
     /// The record does not name an event.
     Undecodable,
-    /// No handler takes the event type, and the consumer must know all types (`UnknownType::Fail`).
+    /// No handler takes the event type, and the consumer is not to ignore it (`UnknownType`).
     UnknownType,
     /// Handlers take the event type, but none takes this version.
     UnsupportedVersion,
@@ -56,9 +58,10 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Permanent,
         Self::Exhausted,
+        Self::Aborted,
         Self::Invalid,
         Self::Undecodable,
         Self::UnknownType,
@@ -72,6 +75,7 @@ impl Reason {
         match self {
             Self::Permanent => "permanent",
             Self::Exhausted => "exhausted",
+            Self::Aborted => "aborted",
             Self::Invalid => "invalid",
             Self::Undecodable => "undecodable",
             Self::UnknownType => "unknown-type",
@@ -130,6 +134,11 @@ impl DeadLetter {
         format!("{topic}.{group}.dlq")
     }
 
+    /// Returns the retry topic of a group that reads `topic`: `<topic>.<group>.retry`. The group alone reads it.
+    pub fn retry_topic(topic: &str, group: &str) -> String {
+        format!("{topic}.{group}.retry")
+    }
+
     /// Returns the names and values of the headers.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let mut headers = vec![
@@ -163,7 +172,8 @@ impl DeadLetter {
     }
 }
 
-fn cut(error: &str) -> String {
+/// Cuts an error to [`LONGEST_ERROR`] bytes.
+pub(super) fn cut(error: &str) -> String {
     let mut end = error.len().min(LONGEST_ERROR);
     while !error.is_char_boundary(end) {
         end -= 1;

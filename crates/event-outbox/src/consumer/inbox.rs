@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::Names;
 use crate::event::EventId;
+use crate::transaction;
 
 /// The record of the events that a consumer group has processed: one effect per event.
 ///
@@ -25,7 +26,7 @@ use crate::event::EventId;
 ///         Ok::<_, sqlx::Error>(())
 ///     })
 ///     .await?;
-/// tx.commit().await?;
+/// event_outbox::transaction::commit(tx).await?;
 /// if once == Once::Repeated {
 ///     println!("{event} had been processed before");
 /// }
@@ -92,7 +93,8 @@ impl Inbox {
     /// Marks the event as processed and returns true if this is the first time. Waits for a concurrent transaction that marks the same
     /// event.
     ///
-    /// Call it inside a transaction: if the effect is rolled back, the mark has to be rolled back, too.
+    /// Call it inside a transaction: if the effect is rolled back, the mark has to be rolled back, too. End the transaction with
+    /// [`transaction::commit`], which fails if the effect is not going to be kept.
     ///
     /// # Errors
     /// Any database error. The transaction can then only be rolled back.
@@ -103,7 +105,8 @@ impl Inbox {
     /// Runs the effect unless the group has processed the event. The caller commits, or rolls back after an error.
     ///
     /// # Errors
-    /// The error of the effect, or a database error of the inbox.
+    /// The error of the effect, or a database error of the inbox. If the effect ignored an error of a statement, Postgres has aborted the
+    /// transaction and keeps nothing of it; that is an error with SQLSTATE `25P02`. Run a statement that may fail in a savepoint.
     pub async fn once<T, E, F>(&self, tx: &mut PgConnection, event: EventId, effect: F) -> Result<Once<T>, E>
     where
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
@@ -112,11 +115,13 @@ impl Inbox {
         if !self.first(&mut *tx, event).await? {
             return Ok(Once::Repeated);
         }
-        effect(tx).await.map(Once::Applied)
+        let value = effect(&mut *tx).await?;
+        transaction::id(tx).await?;
+        Ok(Once::Applied(value))
     }
 
     /// Marks many events as processed in one statement, and returns the new ones in the given order. An id that occurs twice is returned
-    /// once.
+    /// once. End the transaction with [`transaction::commit`].
     ///
     /// # Errors
     /// Any database error. The transaction can then only be rolled back.

@@ -62,8 +62,8 @@ fn is_ours(names: &Names) -> String {
 /// schema's owner are trusted.
 pub(super) fn refuse_squatters(names: &Names) -> String {
     let quote = dollar_quote(names);
-    let (processed, held) = (literal(&names.processed()), literal(&names.held()));
-    let group = literal(&names.inbox_companion("group"));
+    let inbox = [names.processed(), names.held(), names.source(), names.inbox_companion("group")];
+    let inbox = inbox.map(|table| format!("to_regclass({})", literal(&table))).join(", ");
     let schema = literal(names.schema_raw());
     format!(
         "do {quote}
@@ -72,7 +72,7 @@ declare
 begin
     select string_agg(thing || ' of ' || quote_ident(pg_get_userbyid(owner)), ', ' order by thing) into squatters
       from (select 'table ' || c.oid::regclass as thing, c.relowner as owner from pg_class c
-             where c.oid in (to_regclass({processed}), to_regclass({held}), to_regclass({group}))
+             where c.oid in ({inbox})
              union all
             select 'function ' || p.oid::regprocedure, p.proowner from pg_proc p where {ours}) used
      where not exists (select from pg_roles r where r.oid = owner and (r.rolsuper or r.rolname = current_user))
@@ -97,7 +97,8 @@ end
 pub fn foreign_objects(names: &Names) -> String {
     let parts = ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"];
     let tables = parts.map(|part| names.companion(part)).into_iter();
-    let tables: Vec<_> = tables.chain([names.outbox(), names.processed(), names.held()]).map(|t| literal(&t)).collect();
+    let tables: Vec<_> =
+        tables.chain([names.outbox(), names.processed(), names.held(), names.source()]).map(|t| literal(&t)).collect();
     let (outbox, health) = (literal(&names.outbox()), literal(&names.companion("health")));
     let outbox_functions =
         ["stamp", "new_id", "lock_entity", "oldest_transaction"].map(|part| names.companion(part)).into_iter();

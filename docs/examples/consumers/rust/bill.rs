@@ -35,11 +35,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .kafka("bootstrap.servers", std::env::var("KAFKA_BOOTSTRAP_SERVERS")?)
         .topic(std::env::var("TOPIC")?)
         .on("OrderPlaced", 1..=1, bill)
-        .run(async {
-            if let Err(error) = tokio::signal::ctrl_c().await {
-                eprintln!("cannot listen for Ctrl-C, stopping: {error}");
-            }
-        })
+        .run_until_signal()
         .await?;
     Ok(())
 }

@@ -5,16 +5,19 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use sqlx::PgPool;
-use tokio::sync::Mutex;
+use sqlx::{PgPool, Postgres, Transaction};
+use tokio::sync::{Mutex, Notify};
 
+use crate::code::Code;
 use crate::consumer::dead_letter::Reason;
 use crate::consumer::runtime::context::Context;
 use crate::consumer::runtime::delivery::{Delivery, Event};
 use crate::consumer::runtime::failed::Failed;
-use crate::consumer::runtime::held::{Gate, Held};
+use crate::consumer::runtime::held::{Gate, Head, Held};
 use crate::consumer::runtime::registry::Handler;
+use crate::notice::Notice;
 use crate::outbox::Outbox;
+use crate::transaction;
 
 /// The result of an attempt that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +35,12 @@ pub(super) enum AttemptResult {
 /// The parts that every attempt of a consumer needs.
 #[derive(Debug, Clone)]
 pub(super) struct AttemptContext {
+    pub(super) group: String,
     pub(super) pool: PgPool,
     pub(super) held: Held,
     pub(super) outbox: Outbox,
+    /// Wakes the drain of held keys: the head of a key is gone.
+    pub(super) head_gone: Arc<Notify>,
 }
 
 /// An event and the handler to call with it.
@@ -55,31 +61,49 @@ impl AttemptContext {
         delivery: &Delivery,
     ) -> Result<Gate, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        let gate = self.held.gate(&mut tx, event.event_id, source_topic, delivery).await?;
+        let (gate, _) = self.held.gate(&mut tx, event.event_id, source_topic, delivery).await?;
         if gate == Gate::Repeated {
             tx.commit().await?;
         }
         Ok(gate)
     }
 
-    /// Parks the event: its key stays held until the event is applied.
+    /// Gives a failed event its row: its key is held until the event is applied or given up.
     pub(super) async fn park(
         &self,
         event: &Event,
         source_topic: &str,
         delivery: &Delivery,
         reason: Reason,
+        error: &str,
     ) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        self.held.park(&mut tx, event.event_id, source_topic, delivery, reason).await?;
+        self.held.park(&mut tx, event.event_id, source_topic, delivery, reason, Some(error)).await?;
         tx.commit().await
     }
 
-    /// Releases the key that the event holds.
+    /// Parks the event behind the others of its key. Returns false if the key was freed in the meantime.
+    pub(super) async fn park_behind(
+        &self,
+        event: &Event,
+        source_topic: &str,
+        delivery: &Delivery,
+    ) -> Result<bool, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let parked = self.held.park_behind(&mut tx, event.event_id, source_topic, delivery).await?;
+        if parked {
+            tx.commit().await?;
+        }
+        Ok(parked)
+    }
+
+    /// Deletes the row of an event that will not be applied.
     pub(super) async fn release(&self, event: &Event) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        self.held.delete(&mut tx, event.event_id).await?;
-        tx.commit().await
+        let freed = self.held.delete(&mut tx, event.event_id).await?;
+        tx.commit().await?;
+        self.head_is_gone(event, freed);
+        Ok(())
     }
 
     /// Applies the event in one transaction and commits.
@@ -95,7 +119,7 @@ impl AttemptContext {
     ) -> Result<AttemptResult, Failed> {
         let event = call.event.event_id;
         let mut tx = self.pool.begin().await?;
-        let gate = self.held.gate(&mut tx, event, &call.source_topic, delivery).await?;
+        let (gate, begun) = self.held.gate(&mut tx, event, &call.source_topic, delivery).await?;
         match gate {
             Gate::Open | Gate::Redriven => {}
             Gate::Held => return Ok(AttemptResult::Held),
@@ -121,12 +145,67 @@ impl AttemptContext {
             return Err(Failed::permanent("the handler has ended, but its Context is still held, perhaps by a task"));
         };
         let mut tx = tx.into_inner();
-        if gate == Gate::Redriven {
-            self.held.delete(&mut tx, event).await?;
-        }
+        keeps_its_effects(&mut tx, &begun, &call.event).await?;
+        let is_head = gate == Gate::Redriven;
+        let freed = is_head && self.held.delete(&mut tx, event).await?;
         tx.commit().await?;
+        if is_head {
+            self.head_is_gone(&call.event, freed);
+        }
         Ok(AttemptResult::Applied)
     }
+
+    /// Reads the heads of all held keys, and counts the events that have a row.
+    pub(super) async fn heads(&self) -> Result<(Vec<Head>, i64), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let heads = self.held.heads(&mut tx).await?;
+        let parked = if heads.is_empty() { 0 } else { self.held.count(&mut tx).await? };
+        tx.commit().await?;
+        Ok((heads, parked))
+    }
+
+    fn head_is_gone(&self, event: &Event, freed: bool) {
+        if freed {
+            tracing::info!(
+                notice = %Notice::Resolved,
+                code = %Code::KeyHeld,
+                group = self.group,
+                event.id = %event.event_id,
+                topic = event.topic,
+                "a held key is free again"
+            );
+        } else {
+            self.head_gone.notify_one();
+        }
+    }
+}
+
+/// Fails if the commit would not keep the effects: Postgres has aborted the transaction, or it is not the one that has the mark.
+async fn keeps_its_effects(tx: &mut Transaction<'static, Postgres>, begun: &str, event: &Event) -> Result<(), Failed> {
+    let aborted = |error: &sqlx::Error| {
+        error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == transaction::ABORTED)
+    };
+    let hidden = match transaction::id(tx).await {
+        Ok(now) if now.as_deref() == Some(begun) => return Ok(()),
+        Ok(_) => "the handler has ended the transaction of its event: it must not run COMMIT or ROLLBACK itself",
+        Err(error) if aborted(&error) => {
+            "the handler returned Ok, but one of its statements had failed, so Postgres keeps no effect of it: return the error, or run \
+             a statement that may fail in a savepoint (ctx.tx().begin())"
+        }
+        Err(error) => return Err(error.into()),
+    };
+    tracing::error!(
+        code = %Code::TransactionAborted,
+        event.id = %event.event_id,
+        "event.type" = event.event_type,
+        topic = event.topic,
+        partition = event.partition,
+        offset = event.offset,
+        error = hidden,
+        next_step = "return the error with `?`, or run the statement in a savepoint: ctx.tx().begin()",
+        "a handler hid a database error"
+    );
+    Err(Failed::permanent(hidden).because(Reason::Aborted))
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Failed {

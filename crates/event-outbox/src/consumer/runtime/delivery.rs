@@ -17,6 +17,8 @@ pub(super) struct Delivery {
     pub(super) headers: Vec<(String, Option<Vec<u8>>)>,
     /// Milliseconds since 1970.
     pub(super) timestamp: Option<i64>,
+    /// True if it was read from the row of a held key and not from Kafka.
+    pub(super) parked: bool,
 }
 
 /// An event as its handler gets it.
@@ -68,6 +70,7 @@ impl Delivery {
             value: message.payload().map(<[u8]>::to_vec),
             headers,
             timestamp: message.timestamp().to_millis(),
+            parked: false,
         }
     }
 

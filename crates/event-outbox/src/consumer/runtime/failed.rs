@@ -3,8 +3,12 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
+use std::ops::Deref;
+
+use sqlx::postgres::PgDatabaseError;
 
 use crate::consumer::dead_letter::Reason;
+#[cfg(any(feature = "schema", test))]
 use crate::outbox::EmitError;
 
 /// The reason why a handler could not apply an event. The operator `?` makes one from any error:
@@ -15,6 +19,8 @@ use crate::outbox::EmitError;
 /// | a constraint or a value was refused, an emitted event is invalid, JSON does not match | permanent |
 /// | any other error | transient: tried again, up to [`Retry::attempts`](super::Retry::attempts) times |
 ///
+/// The causes of an error count, too: an application's own error that was caused by a unique violation is permanent. [`Failed::of`] takes
+/// errors without a type, such as those of `anyhow`.
 /// A handler that knows better uses [`Failed::permanent`], [`Failed::transient`] or [`Failed::outage`].
 pub struct Failed {
     pub(crate) kind: Kind,
@@ -102,6 +108,28 @@ impl Failed {
         Self::new(Kind::Outage, error.into())
     }
 
+    /// Classifies an error without a type: a boxed one, or one of `anyhow`. These are no errors themselves, so `?` does not take them.
+    ///
+    /// ```
+    /// use event_outbox::consumer::Failed;
+    ///
+    /// fn parse(text: &str) -> Result<i64, Box<dyn std::error::Error + Send + Sync>> {
+    ///     Ok(text.parse()?)
+    /// }
+    ///
+    /// fn handle(text: &str) -> Result<i64, Failed> {
+    ///     parse(text).map_err(Failed::of)
+    /// }
+    /// # assert!(handle("x").is_err());
+    /// ```
+    pub fn of<E>(error: E) -> Self
+    where
+        E: Deref<Target = dyn Error + Send + Sync> + Into<Box<dyn Error + Send + Sync>>,
+    {
+        let kind = kind_of(&*error);
+        Self::new(kind, error.into())
+    }
+
     /// Sets the action for this event once its attempts are over, whatever the policy says.
     pub fn then(mut self, action: Action) -> Self {
         self.action = Some(action);
@@ -150,19 +178,31 @@ impl<E: Error + Send + Sync + 'static> From<E> for Failed {
     }
 }
 
+/// Classifies an error by itself, or else by the first of its causes that is known.
 fn kind_of(error: &(dyn Error + 'static)) -> Kind {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(kind) = known_kind(error) {
+            return kind;
+        }
+        cause = error.source();
+    }
+    Kind::Transient
+}
+
+fn known_kind(error: &(dyn Error + 'static)) -> Option<Kind> {
     if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-        return classify_database(error);
+        return Some(classify_database(error));
     }
-    if error.is::<serde_json::Error>() {
-        return Kind::Permanent;
+    // An error that is transparent about a `sqlx::Error` has the server's answer as its source.
+    if let Some(error) = error.downcast_ref::<PgDatabaseError>() {
+        return Some(classify_state(error.code()));
     }
-    match error.downcast_ref::<EmitError>() {
-        Some(EmitError::Database(error)) => classify_database(error),
-        #[cfg(feature = "schema")]
-        Some(EmitError::Invalid(_)) => Kind::Permanent,
-        None => Kind::Transient,
+    #[cfg(feature = "schema")]
+    if matches!(error.downcast_ref::<EmitError>(), Some(EmitError::Invalid(_))) {
+        return Some(Kind::Permanent);
     }
+    error.is::<serde_json::Error>().then_some(Kind::Permanent)
 }
 
 /// Classifies a database error by its SQLSTATE, never by the text of a message.
@@ -181,6 +221,10 @@ fn classify_database(error: &sqlx::Error) -> Kind {
             _ => Kind::Permanent,
         };
     };
+    classify_state(code)
+}
+
+fn classify_state(code: &str) -> Kind {
     match code {
         // 57014 query_canceled: the statement itself may have been slow.
         "57014" => Kind::Transient,

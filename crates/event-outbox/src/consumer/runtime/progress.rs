@@ -14,11 +14,14 @@ pub(super) struct Progress {
     bytes: AtomicUsize,
     /// The offset to commit; -1 before the first event is finished.
     next: AtomicI64,
+    /// The timestamp of the record at work; -1 if there is none.
+    at_work_ms: AtomicI64,
 }
 
 impl Default for Progress {
     fn default() -> Self {
-        Self { records: AtomicUsize::new(0), bytes: AtomicUsize::new(0), next: AtomicI64::new(-1) }
+        let none = || AtomicI64::new(-1);
+        Self { records: AtomicUsize::new(0), bytes: AtomicUsize::new(0), next: none(), at_work_ms: none() }
     }
 }
 
@@ -29,9 +32,15 @@ impl Progress {
         self.bytes.fetch_add(delivery.size(), Ordering::AcqRel);
     }
 
+    /// Notes the record that is handled from now on.
+    pub(super) fn begin(&self, delivery: &Delivery) {
+        self.at_work_ms.store(delivery.timestamp.unwrap_or(-1), Ordering::Release);
+    }
+
     /// Counts a record that is finished.
     pub(super) fn done(&self, delivery: &Delivery) {
         self.next.store(delivery.offset + 1, Ordering::Release);
+        self.at_work_ms.store(-1, Ordering::Release);
         self.records.fetch_sub(1, Ordering::AcqRel);
         self.bytes.fetch_sub(delivery.size(), Ordering::AcqRel);
     }
@@ -39,6 +48,11 @@ impl Progress {
     /// Returns the offset to commit, or `None` before the first event is finished.
     pub(super) fn next(&self) -> Option<i64> {
         Some(self.next.load(Ordering::Acquire)).filter(|next| *next >= 0)
+    }
+
+    /// Returns the timestamp of the record at work, in milliseconds since 1970.
+    pub(super) fn oldest_ms(&self) -> Option<i64> {
+        Some(self.at_work_ms.load(Ordering::Acquire)).filter(|at| *at >= 0)
     }
 
     /// Returns true if no more records are to be fetched.
@@ -66,6 +80,7 @@ mod tests {
             value: Some(vec![0; size]),
             headers: Vec::new(),
             timestamp: None,
+            parked: false,
         }
     }
 

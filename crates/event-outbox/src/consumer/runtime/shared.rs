@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::consumer::runtime::attempt::AttemptContext;
 use crate::consumer::runtime::dead_letter_producer::DeadLetterProducer;
 use crate::consumer::runtime::failed::Policy;
-use crate::consumer::runtime::options::{ConsumerError, Retry, UnknownType};
+use crate::consumer::runtime::options::{ConsumerError, Lost, Retry, UnknownType};
 use crate::consumer::runtime::registry::Registry;
 use crate::consumer::runtime::stats::Stats;
 use crate::consumer::runtime::tokens::Tokens;
@@ -21,6 +21,9 @@ pub(super) struct Limits {
     pub(super) queue: usize,
     pub(super) commit_interval: Duration,
     pub(super) drain: Duration,
+    pub(super) slow_after: Duration,
+    pub(super) handler_timeout: Option<Duration>,
+    pub(super) lost: Lost,
 }
 
 pub(super) struct Shared {

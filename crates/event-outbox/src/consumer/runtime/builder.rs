@@ -1,0 +1,253 @@
+//! Sets and checks the options of a consumer.
+
+use std::error::Error;
+use std::future::Future;
+use std::ops::RangeBounds;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::client::OAuthToken;
+use rdkafka::config::RDKafkaLogLevel;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::Names;
+use crate::consumer::runtime::Consumer;
+use crate::consumer::runtime::context::Context;
+use crate::consumer::runtime::failed::{Failed, Policy};
+use crate::consumer::runtime::options::{ConsumerError, Lost, Retry, UnknownType};
+use crate::consumer::runtime::stats::Stats;
+use crate::consumer::runtime::tokens::Tokens;
+#[cfg(feature = "msk-iam")]
+use crate::msk_iam::MskIam;
+use crate::outbox::Outbox;
+use crate::route::check_topic;
+#[cfg(feature = "schema")]
+use crate::schemas::Schemas;
+
+/// Settings that apply unless the user sets them.
+const DEFAULTS: [(&str, &str); 9] = [
+    // Without a committed offset, read all that the topic holds: the inbox knows which events have been applied.
+    ("auto.offset.reset", "earliest"),
+    // Only partitions that move to another member are revoked.
+    ("partition.assignment.strategy", "cooperative-sticky"),
+    // Most kilobytes fetched ahead for all partitions. The default of librdkafka is 64 MiB, more than most services have to spare.
+    ("queued.max.messages.kbytes", "16384"),
+    ("client.id", "outbox-relay-consumer"),
+    // The time until a new partition is read. The default of librdkafka is five minutes.
+    ("topic.metadata.refresh.interval.ms", "5000"),
+    // The interval between two measurements of the lag.
+    ("statistics.interval.ms", "5000"),
+    ("reconnect.backoff.max.ms", "1000"),
+    ("socket.nagle.disable", "true"),
+    ("log.connection.close", "false"),
+];
+
+/// Settings that the guarantees depend on; the user cannot change them.
+const GUARANTEES: [(&str, &str); 2] = [("enable.auto.commit", "false"), ("enable.auto.offset.store", "false")];
+
+impl Consumer {
+    /// Sets a property of librdkafka, for example `bootstrap.servers` or `sasl.password`. The producer of dead letters gets the property,
+    /// too.
+    pub fn kafka(mut self, property: impl Into<String>, value: impl Into<String>) -> Self {
+        self.client.set(property, value);
+        self
+    }
+
+    /// Sets the source of tokens for the mechanism OAUTHBEARER. It is called on the thread that polls, so it should answer within seconds.
+    /// With `sasl.oauthbearer.method=oidc` librdkafka fetches the tokens itself, if it is built with libcurl.
+    pub fn tokens(mut self, source: impl Fn() -> Result<OAuthToken, Box<dyn Error>> + Send + Sync + 'static) -> Self {
+        self.client.set("sasl.mechanism", "OAUTHBEARER");
+        self.tokens = Tokens::new(source);
+        self
+    }
+
+    /// Logs in to Amazon MSK with IAM. `security.protocol` has to be `sasl_ssl`, which needs rdkafka's feature `ssl`.
+    #[cfg(feature = "msk-iam")]
+    pub fn msk_iam(self, login: MskIam) -> Self {
+        self.tokens(move || {
+            let token = login.token()?;
+            let principal_name = "event-outbox".to_owned();
+            Ok(OAuthToken { token: token.value, principal_name, lifetime_ms: token.expires_at_ms })
+        })
+    }
+
+    /// Adds a topic to read. Call it once per topic. The retry topic of each, `<topic>.<group>.retry`, is read as well as soon as it exists:
+    /// `outbox-relay dlq redrive` sends the group's dead letters there. If an event fails again, it goes to the dead letter topic of the
+    /// topic that it was first read from.
+    pub fn topic(mut self, topic: impl Into<String>) -> Self {
+        self.topics.push(topic.into());
+        self
+    }
+
+    /// Adds the handler of an event type for a range of versions, such as `1..=2` or `3..`. The payload is parsed as `T`, a tombstone as
+    /// JSON `null`.
+    pub fn on<T, F, Fut>(mut self, event_type: &str, versions: impl RangeBounds<i32>, handler: F) -> Self
+    where
+        T: DeserializeOwned + Send + 'static,
+        F: Fn(Context, T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Failed>> + Send + 'static,
+    {
+        self.registry.on(event_type, &versions, handler);
+        self
+    }
+
+    /// Adds a handler for payloads that are not JSON. The handler reads [`Context::payload`].
+    pub fn on_raw<F, Fut>(mut self, event_type: &str, versions: impl RangeBounds<i32>, handler: F) -> Self
+    where
+        F: Fn(Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Failed>> + Send + 'static,
+    {
+        self.registry.on_any(event_type, &versions, handler);
+        self
+    }
+
+    /// Adds an upcaster, which brings a payload of version `from` to the next version. It runs only if no handler takes version `from`.
+    pub fn upcast<A, B, F>(mut self, event_type: &str, from: i32, upcaster: F) -> Self
+    where
+        A: DeserializeOwned,
+        B: Serialize,
+        F: Fn(A) -> Result<B, Failed> + Send + Sync + 'static,
+    {
+        self.registry.upcast(event_type, from, upcaster);
+        self
+    }
+
+    /// Sets the treatment of events that cannot be applied. By default all are skipped.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets the attempts and pauses for transient errors.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Sets the treatment of events whose type no handler takes. By default they are ignored.
+    pub fn unknown_type(mut self, unknown_type: UnknownType) -> Self {
+        self.unknown_type = unknown_type;
+        self
+    }
+
+    /// Sets the function from a source topic to its dead letter topic.
+    pub fn dead_letter_topic(mut self, topic_of: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        self.dead_letter_topic = Arc::new(topic_of);
+        self
+    }
+
+    /// Sets the names of inbox and outbox, if they are not the default ones.
+    pub fn names(mut self, names: Names) -> Self {
+        self.names = names;
+        self
+    }
+
+    /// Sets whether the runtime keeps prepared statements; true by default. Set false behind a transaction-mode pooler that does not know
+    /// them, such as PgBouncer before 1.21. Handlers then have to call `persistent(false)` on their queries, and the pool's options need
+    /// `extra_float_digits(None)`, which PgBouncer refuses at the start of a session.
+    pub fn prepared_statements(mut self, prepared_statements: bool) -> Self {
+        self.prepared_statements = prepared_statements;
+        self
+    }
+
+    /// Sets the outbox that [`Context::emit`] writes to. The default is the outbox of [`Consumer::names`].
+    pub fn outbox(mut self, outbox: Outbox) -> Self {
+        self.outbox = Some(outbox);
+        self
+    }
+
+    /// Checks payloads against these schemas as they were written, before any upcaster. An invalid payload is a failure with the path of
+    /// the member.
+    #[cfg(feature = "schema")]
+    pub fn schemas(mut self, schemas: Schemas) -> Self {
+        self.schemas = Some(schemas);
+        self
+    }
+
+    /// Sets the most records of a partition that may wait in memory, 2,000 by default. Beyond this number, or 4 MiB, fetching pauses. A
+    /// smaller number is not faster, because librdkafka fetches again the records that it had fetched ahead of a pause.
+    pub fn queue(mut self, records: usize) -> Self {
+        self.limits.queue = records.max(1);
+        self
+    }
+
+    /// Sets the interval between two commits of offsets, 500 ms by default. After a crash, events since the last commit are delivered again
+    /// and skipped.
+    pub fn commit_interval(mut self, interval: Duration) -> Self {
+        self.limits.commit_interval = interval;
+        self
+    }
+
+    /// Sets the time that handlers may take to end when their partition is revoked or the consumer stops, 30 s by default. After that their
+    /// transactions are rolled back. Must be shorter than `max.poll.interval.ms`.
+    pub fn drain(mut self, within: Duration) -> Self {
+        self.limits.drain = within;
+        self
+    }
+
+    /// Sets the time after which a handler that has not ended is logged, 30 s by default.
+    pub fn slow_after(mut self, after: Duration) -> Self {
+        self.limits.slow_after = after;
+        self
+    }
+
+    /// Sets the time that an attempt may take. After that it is rolled back, and counts as a transient failure. By default there is no limit.
+    /// A handler that blocks its thread cannot be ended.
+    pub fn handler_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.handler_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets what follows when retention has removed events before the group read them. By default the consumer logs it and goes on.
+    pub fn lost(mut self, lost: Lost) -> Self {
+        self.limits.lost = lost;
+        self
+    }
+
+    /// Returns the counters of this consumer. They go on counting while the consumer runs.
+    pub fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Checks the configuration and returns the client's settings.
+    pub(super) fn check(&self) -> Result<ClientConfig, ConsumerError> {
+        let refuse = |why: String| Err(ConsumerError::Configuration(why));
+        if let Some(conflict) = self.registry.conflicts.first() {
+            return refuse(conflict.clone());
+        }
+        if self.topics.is_empty() || self.registry.is_empty() {
+            return refuse("it needs a topic and a handler".to_owned());
+        }
+        if self.group.is_empty() || self.client.get("bootstrap.servers").is_none() {
+            return refuse("it needs a group and `bootstrap.servers`".to_owned());
+        }
+        for name in ["group.id", "enable.auto.commit", "enable.auto.offset.store"] {
+            if self.client.get(name).is_some() {
+                return refuse(format!("`{name}` is set by the consumer itself"));
+            }
+        }
+        for topic in &self.topics {
+            let dead_letters = (self.dead_letter_topic)(topic);
+            for name in [topic, &dead_letters] {
+                if let Err(mistake) = check_topic(name) {
+                    return refuse(format!("Kafka does not allow the topic name {name:?}: {mistake}"));
+                }
+            }
+        }
+        let mut config = self.client.clone();
+        for (name, value) in DEFAULTS {
+            // The new group protocol has no client-side assignment strategy and refuses the setting.
+            let other_protocol = name == "partition.assignment.strategy" && config.get("group.protocol").is_some();
+            if config.get(name).is_none() && !other_protocol {
+                config.set(name, value);
+            }
+        }
+        for (name, value) in GUARANTEES {
+            config.set(name, value);
+        }
+        config.set("group.id", &self.group).set_log_level(RDKafkaLogLevel::Info);
+        Ok(config)
+    }
+}

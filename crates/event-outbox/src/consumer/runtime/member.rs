@@ -1,0 +1,310 @@
+//! The member's partitions, and the callbacks of librdkafka about them.
+//!
+//! A partition goes through these states: assigned, at work, stopping, offset committed, given back. A partition that is revoked is given
+//! back although its handler may still be at work, because librdkafka pauses all other partitions until then. The next owner reads the event
+//! of that handler again, and waits at its mark in the inbox until the handler's transaction has ended: so the order is kept, and the event
+//! has one effect.
+
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::Statistics;
+use rdkafka::TopicPartitionList;
+use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
+use tokio::runtime::Handle;
+
+use crate::code::Code;
+use crate::consumer::runtime::applier::Applier;
+use crate::consumer::runtime::delivery::Delivery;
+use crate::consumer::runtime::drain::Drain;
+use crate::consumer::runtime::gap;
+use crate::consumer::runtime::options::ConsumerError;
+use crate::consumer::runtime::partition::{Partition, Task};
+use crate::consumer::runtime::shared::Shared;
+use crate::notice::Notice;
+
+/// The time that handlers may take before a revoked partition is given back without them. Most end within it, so that no event is read
+/// again. The polling thread waits meanwhile.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// A partition that was given back before its handler had ended.
+struct Leaving {
+    partition: Partition,
+    deadline: Instant,
+}
+
+/// The callbacks of librdkafka, and the partitions that they are about.
+pub(super) struct Member {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    partitions: Mutex<Vec<Partition>>,
+    leaving: Mutex<Vec<Leaving>>,
+    drain: Task,
+    /// True after a failed commit: the next commit repeats all offsets.
+    again: AtomicBool,
+}
+
+impl Member {
+    pub(super) fn new(shared: &Arc<Shared>, runtime: Handle) -> Self {
+        let drain = Task::spawn(&runtime, |stop| Drain { applier: Applier { shared: Arc::clone(shared), stop } }.run());
+        Self {
+            shared: Arc::clone(shared),
+            runtime,
+            partitions: Mutex::default(),
+            leaving: Mutex::default(),
+            drain,
+            again: AtomicBool::new(false),
+        }
+    }
+
+    /// Locks the partitions. Do not hold the lock across a poll, because the poll runs the callbacks.
+    fn partitions(&self) -> MutexGuard<'_, Vec<Partition>> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, Vec<Leaving>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands the record to its worker.
+    pub(super) fn hand_over(&self, consumer: &BaseConsumer<Self>, delivery: Delivery) -> Result<(), ConsumerError> {
+        let (shared, mut partitions) = (&self.shared, self.partitions());
+        let index = match partitions.iter().position(|partition| partition.holds(&delivery)) {
+            Some(index) => {
+                gap::between(consumer, &delivery, partitions[index].expected, shared.limits.lost)?;
+                index
+            }
+            None => {
+                let committed = gap::before_first(consumer, &delivery, shared.limits.lost)?;
+                partitions.push(Partition::start(shared, &self.runtime, &delivery));
+                let index = partitions.len() - 1;
+                partitions[index].expected = committed.unwrap_or(delivery.offset).min(delivery.offset + 1);
+                if committed.is_some_and(|committed| committed > delivery.offset) {
+                    went_back(&delivery);
+                }
+                index
+            }
+        };
+        let partition = &mut partitions[index];
+        if delivery.offset + 1 < partition.expected {
+            went_back(&delivery);
+            partition.committed = -1;
+        }
+        partition.expected = delivery.offset + 1;
+        partition.progress.wait(&delivery);
+        if partition.progress.is_full(shared.limits.queue) && !partition.paused {
+            consumer.pause(&partition.list()?)?;
+            partition.paused = true;
+        }
+        // The action `Stop` of the policy ends a worker, too.
+        if partition.queue.send(delivery).is_ok() || shared.shutdown.is_requested() {
+            Ok(())
+        } else {
+            Err(ConsumerError::Task)
+        }
+    }
+
+    /// Resumes paused partitions whose queue has room again.
+    pub(super) fn resume(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        for partition in self.partitions().iter_mut().filter(|partition| partition.paused) {
+            if partition.progress.has_room(self.shared.limits.queue) {
+                consumer.resume(&partition.list()?)?;
+                partition.paused = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits the finished offsets. A failure costs only redeliveries, which the inbox skips.
+    pub(super) fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
+        let again = self.again.swap(false, Ordering::AcqRel);
+        let mut partitions = self.partitions();
+        let mut done = TopicPartitionList::new();
+        for partition in partitions.iter_mut() {
+            let Some(next) = partition.progress.next() else { continue };
+            if (next > partition.committed || again)
+                && done.add_partition_offset(&partition.topic, partition.number, rdkafka::Offset::Offset(next)).is_ok()
+            {
+                partition.committed = next;
+            }
+        }
+        let oldest = partitions.iter().filter_map(|partition| partition.progress.oldest_ms()).min();
+        self.shared.stats.set_oldest_ms(oldest);
+        drop(partitions);
+        if done.count() == 0 {
+            return;
+        }
+        if let Err(error) = consumer.commit(&done, mode) {
+            self.commit_failed(&error);
+        }
+    }
+
+    fn commit_failed(&self, error: &KafkaError) {
+        if !self.again.swap(true, Ordering::AcqRel) {
+            tracing::warn!(
+                code = %Code::OffsetsUncommitted,
+                %error,
+                consequence = "the events are applied and will be skipped if redelivered",
+                "offsets cannot be committed"
+            );
+        }
+    }
+
+    /// Ends all tasks. Waits for the handlers at work, and aborts those that take longer than the drain limit.
+    pub(super) fn end_all(&self) {
+        let partitions = self.partitions();
+        partitions.iter().for_each(|partition| partition.task.stop());
+        self.drain.stop();
+        let deadline = Instant::now() + self.shared.limits.drain;
+        let leaving = self.leaving();
+        for partition in partitions.iter().chain(leaving.iter().map(|leaving| &leaving.partition)) {
+            if !partition.task.ends_by(deadline) {
+                partition.task.abort(&partition.topic, partition.number);
+            }
+        }
+        if !self.drain.ends_by(deadline) {
+            self.drain.abort("processed_events_held", -1);
+        }
+    }
+
+    /// Drops the partitions, whose tasks have ended.
+    pub(super) fn clear(&self) {
+        self.partitions().clear();
+    }
+
+    /// Aborts the handlers of partitions that were given back, if they have had their time.
+    pub(super) fn abort_late(&self) {
+        let now = Instant::now();
+        self.leaving().retain(|Leaving { partition, deadline }| {
+            let has_ended = partition.task.ends_by(now);
+            if !has_ended && now >= *deadline {
+                partition.task.abort(&partition.topic, partition.number);
+            }
+            !has_ended && now < *deadline
+        });
+    }
+
+    fn assigned(&self, consumer: &BaseConsumer<Self>, assigned: &TopicPartitionList) {
+        self.shared.stats.add_assigned(assigned.count());
+        tracing::info!(
+            notice = %Notice::PartitionsAssigned,
+            group = self.shared.group,
+            partitions = assigned.count(),
+            "partitions are assigned"
+        );
+        let done = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_assign(assigned),
+            _ => consumer.assign(assigned),
+        };
+        if let Err(error) = done {
+            tracing::warn!(code = %Code::GroupFails, %error, "the group cannot assign its partitions");
+        } else if let Err(error) = consumer.resume(assigned) {
+            // The partition may have been paused when this member had it before.
+            tracing::warn!(code = %Code::PartitionsStay, %error, "newly assigned partitions cannot be resumed");
+        }
+    }
+
+    fn is_revoked(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let stopping = self.shared.shutdown.is_requested();
+        if !stopping {
+            self.shared.stats.add_revoked(list.count());
+            tracing::info!(
+                notice = %Notice::PartitionsRevoked,
+                group = self.shared.group,
+                partitions = list.count(),
+                "partitions are revoked"
+            );
+        }
+        {
+            let partitions = self.partitions();
+            let going = || partitions.iter().filter(|partition| partition.is_in(list));
+            going().for_each(|partition| partition.task.stop());
+            let grace = Instant::now() + GRACE.min(self.shared.limits.drain);
+            let late = going().filter(|partition| !partition.task.ends_by(grace)).count();
+            tracing::debug!(late, "revoked partitions are given back");
+        }
+        // A member that the group has expelled cannot commit any more.
+        if !consumer.assignment_lost() {
+            self.commit(consumer, CommitMode::Sync);
+        }
+        let (now, deadline) = (Instant::now(), Instant::now() + self.shared.limits.drain);
+        let going = self.partitions().extract_if(.., |partition| partition.is_in(list)).collect::<Vec<_>>();
+        let late = going.into_iter().filter(|partition| !partition.task.ends_by(now));
+        self.leaving().extend(late.map(|partition| Leaving { partition, deadline }));
+        let unassigned = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
+            _ => consumer.unassign(),
+        };
+        if let Err(error) = unassigned {
+            tracing::warn!(code = %Code::GroupFails, %error, "the group cannot assign its partitions");
+        }
+    }
+}
+
+fn went_back(delivery: &Delivery) {
+    tracing::warn!(
+        code = %Code::OffsetsWentBack,
+        topic = delivery.topic,
+        partition = delivery.partition,
+        offset = delivery.offset,
+        consequence = "events that were applied are skipped, the others are applied",
+        "a partition is read from an earlier offset"
+    );
+}
+
+impl ClientContext for Member {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.shared.tokens.token()
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", level = ?level, facility, "{message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", %error, reason, "the consumer's client reports an error");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let partitions = self.partitions();
+        let mut lag = 0;
+        for (topic, found) in &statistics.topics {
+            for (number, found) in found.partitions.iter().filter(|(number, _)| **number >= 0) {
+                let own = partitions.iter().find(|own| own.number == *number && own.topic == *topic);
+                let next = own.and_then(|own| own.progress.next()).unwrap_or(found.committed_offset);
+                if found.hi_offset >= 0 && (own.is_some() || found.fetch_state == "active") {
+                    lag += found.hi_offset - next.max(found.lo_offset).max(0).min(found.hi_offset);
+                }
+            }
+        }
+        self.shared.stats.set_lag(lag.unsigned_abs());
+    }
+}
+
+impl ConsumerContext for Member {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        match kind {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assigned(consumer, list),
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => self.is_revoked(consumer, list),
+            _ => {
+                let error: RDKafkaErrorCode = kind.into();
+                tracing::warn!(code = %Code::GroupFails, %error, "the group cannot assign its partitions");
+                self.is_revoked(consumer, list);
+            }
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            self.commit_failed(&error);
+        }
+    }
+}
