@@ -165,10 +165,18 @@ const HELP: &[Help] = &[
         &[
             ("dlq redrive order-events.billing.dlq --cause 3f2a91c0 --dry-run", "show what would be sent"),
             (
-                "dlq redrive order-events.billing.dlq --all --to order-events.billing.retry --rate 100",
-                "send all to a retry topic that one group reads",
+                "dlq redrive order-events.billing.dlq --all --rate 100",
+                "send all to the retry topic that only their group reads",
             ),
         ],
+    ),
+    help(
+        "dlq discard",
+        Some("the topic or the database cannot be used, or nobody confirmed"),
+        &[(
+            "dlq discard order-events.billing.dlq --cause 3f2a91c0 --reason \"the order was refunded\"",
+            "give the events of one cause up",
+        )],
     ),
     help(
         "replay",
@@ -298,7 +306,11 @@ mod tests {
     }
 
     /// The flags that mean something else somewhere, with the reason.
-    const EXCEPTIONS: [(&str, &str, &str); 6] = [
+    const EXCEPTIONS: [(&str, &str, &str); 10] = [
+        ("bench", "yes", "answers another question: whether the servers of the environment may be used"),
+        ("demo", "yes", "the same"),
+        ("demo order-flow", "yes", "the same"),
+        ("bench", "wake-up-trigger", "sets the trigger in the schemas of the bench"),
         ("check", "topic", "adds a topic to those that events name, and takes none out"),
         ("bench", "json", "writes a file beside the table, for measurements in a series"),
         ("bench", "payload", "the load's payload, in bytes"),

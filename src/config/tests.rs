@@ -515,7 +515,7 @@ fn example() -> String {
          # An empty value is a mistake, not a default: leave out a setting that you do not need.\n",
     );
     for setting in SETTINGS {
-        let mark = if matches!(setting.kind, Kind::DatabaseUrl | Kind::Brokers) { "" } else { "# " };
+        let mark = if ["database_url", "kafka_bootstrap_servers"].contains(&setting.name) { "" } else { "# " };
         text += &format!(
             "\n# {}\n# Accepts {}.\n{mark}{}={}\n",
             setting.doc,
