@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use lab::demo::is_relay_variable;
 
 use super::confirm::UseServers;
 use super::exit::Failure;
@@ -63,7 +64,10 @@ impl Bench {
             .map_err(|error| Failure::unexpected("the bench cannot find its own program", error))?;
         let json = self.json.clone();
         let relay_set = names_and_values("--relay-set", self.relay_set.clone())?;
-        let settings = Settings::load(sources.clone(), Needs::DatabaseAndKafka)?;
+        // RELAY_* variables are of another relay, and may be wrong.
+        let mut servers = sources.clone();
+        servers.env.retain(|name, _| !is_relay_variable(name));
+        let settings = Settings::load(servers, Needs::DatabaseAndKafka)?;
         self.own.ask("Measure at full load, in a schema and topics that are removed at the end,", &settings)?;
         let plan = self.plan();
         let ended = runtime()?.block_on(bench::run(plan, sources, relay_set, program)).map_err(failed)?;

@@ -54,6 +54,8 @@ struct Pruner {
     removed: i64,
     removed_processed: i64,
     logged_at: Instant,
+    /// The reason logged last for which no row of the inbox is pruned.
+    window_reason: String,
 }
 
 /// Prunes until `stop` becomes true.
@@ -69,6 +71,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         removed: 0,
         removed_processed: 0,
         logged_at: now,
+        window_reason: String::new(),
     };
     let mut pause = Duration::from_secs(1);
     loop {
@@ -81,6 +84,10 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         pruner.settings = pruner.shared.options.relay.live.get().retention;
         pause = (*pruner.settings.after / 10).clamp(Duration::from_secs(1), Duration::from_secs(10));
         if !pruner.settings.prunes() || pruner.shared.worker_assignment.borrow().first != 0 {
+            // Another relay prunes, or none does.
+            pruner.shared.obstacles.unblock(Component::Retention, OBSTACLE);
+            pruner.shared.obstacles.unblock(Component::Retention, WINDOW);
+            pruner.window_reason.clear();
             continue;
         }
         // A step that is cut short is rolled back, so nothing is lost.
@@ -129,7 +136,11 @@ impl Pruner {
 
     /// Returns true when no topic can deliver an event again that the inbox would have forgotten. Asked before each walk, because a topic's
     /// retention may have changed.
-    async fn window_is_wide_enough(&self, conn: &mut PgConnection, window: GivenDuration) -> Result<bool, sqlx::Error> {
+    async fn window_is_wide_enough(
+        &mut self,
+        conn: &mut PgConnection,
+        window: GivenDuration,
+    ) -> Result<bool, sqlx::Error> {
         let options = &self.shared.options;
         let dead_letter_horizon = self.settings.dead_letter_horizon;
         let question = Question {
@@ -141,6 +152,7 @@ impl Pruner {
         };
         let (reason, next_step) = match question.violations(conn, &options.brokers).await {
             Ok(violations) if violations.is_empty() => {
+                self.window_reason.clear();
                 if self.shared.obstacles.unblock(Component::Retention, WINDOW) {
                     tracing::info!(
                         notice = %Notice::Resolved,
@@ -162,7 +174,9 @@ impl Pruner {
             }
             Err(unknown) => (unknown.to_string(), unknown.next_step()),
         };
-        if self.shared.obstacles.block(Component::Retention, WINDOW, &reason) {
+        self.shared.obstacles.block(Component::Retention, WINDOW, &reason);
+        if self.window_reason != reason {
+            self.window_reason.clone_from(&reason);
             tracing::error!(
                 code = %Code::ProcessedWindow,
                 reason,

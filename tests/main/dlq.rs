@@ -373,7 +373,7 @@ async fn nothing_is_redriven_without_a_filter_a_yes_or_a_topic(kafka: Arc<RealKa
         // The retry topic of the group does not exist, and every other group reads the source topic.
         (&["redrive", dead_letters, "--all", "--yes"], 1, ".billing.retry"),
         (&["redrive", dead_letters, "--all", "--yes", "--to-source", "--to", "t"], 2, "--to-source"),
-        (&["discard", dead_letters, "--all", "--why", "x", "--yes"], 64, "DATABASE_URL"),
+        (&["discard", dead_letters, "--all", "--reason", "x", "--yes"], 64, "DATABASE_URL"),
         (&["redrive", dead_letters, "--all", "--yes", "--to", dead_letters], 2, "--to TOPIC"),
         (&["redrive", dead_letters, "--all", "--yes", "--to", "no-such-topic-anywhere"], 1, "no-such-topic-anywhere"),
         (&["redrive", dead_letters, "--offset", "1", "--yes"], 2, "--partition"),

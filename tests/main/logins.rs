@@ -254,7 +254,7 @@ async fn commands_work(relay: &Relay, topic: &str) -> anyhow::Result<()> {
         ("check", &[]),
         ("verify", &[]),
         ("tail", &["--for", "1s"]),
-        ("explain", &["after", "--entity"]),
+        ("explain", &["--entity", "after"]),
         ("dlq", &["list", topic]),
         ("replay", &["--entity", "after", "--topic", topic, "--reason", "a test", "--yes"]),
     ];

@@ -337,7 +337,12 @@ async fn description(connection: &mut PgConnection, schema: &str) -> anyhow::Res
     let lines: Vec<String> = sqlx::query_scalar(sql).bind(schema).fetch_all(&mut *connection).await?;
     let lanes = format!("select lane::text || ' ' || nonce from {schema}.event_outbox_lane order by lane");
     let lanes: Vec<String> = sqlx::query_scalar(AssertSqlSafe(lanes)).fetch_all(connection).await?;
-    Ok(lines.into_iter().chain(lanes).map(|line| line.replace(schema, "THE_SCHEMA")).collect())
+    let names = event_outbox::Names::new(schema, "event_outbox", "processed_events");
+    let own = [(names.wake_up_class().to_string(), "THE_CLASS"), (names.wake_up_channel(), "THE_CHANNEL")];
+    let named = |line: String| {
+        own.iter().fold(line.replace(schema, "THE_SCHEMA"), |line, (name, general)| line.replace(name, general))
+    };
+    Ok(lines.into_iter().chain(lanes).map(named).collect())
 }
 
 async fn an_outbox_of_any_name_works_from_the_insert_to_the_record(

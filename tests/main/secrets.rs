@@ -204,7 +204,7 @@ async fn a_relay_that_cannot_start_says_so_as_a_line_of_its_log(database: TestDa
     let last = lines.last().cloned().unwrap_or_default();
     ensure!(output.code == Some(1) && last["level"] == "ERROR" && last["code"] == "OR-2101", "{last}");
     ensure!(last["notice"] == "failed" && last["reason"].is_string(), "{last}");
-    ensure!(last["next_step"].as_str().is_some_and(|step| step.contains("`outbox-relay migrate`")), "{last}");
+    ensure!(last["next_step"].as_str().is_some_and(|step| step.contains("RELAY_SCHEMA=\"public\"")), "{last}");
     let output = relay.with("RELAY_LOG_FORMAT", "text").output("run").await?;
     let code = output.stderr.lines().last().unwrap_or_default();
     ensure!(output.stderr.contains("\nerror: ") && code.starts_with("code: OR-2101 schema-missing"), "{output:?}");

@@ -210,8 +210,12 @@ impl Redrive {
 
 /// Returns true if the name of the dead letter topic says the same as the dead letter's headers.
 fn is_of(cause: &Cause, topic: &str) -> bool {
-    let names = cause.source_topic.as_deref().zip(cause.group.as_deref());
-    names.is_some_and(|(source, group)| DeadLetter::default_topic(source, group) == topic)
+    let Some(source) = cause.source_topic.as_deref() else { return false };
+    match &cause.group {
+        Some(group) => DeadLetter::default_topic(source, group) == topic,
+        // Other tools do not name it.
+        None => topic.strip_prefix(source).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".dlq")),
+    }
 }
 
 struct Found {

@@ -116,8 +116,7 @@ impl StallMonitor {
                     tracing::debug!(error = %crate::fault::describe(&error), "the monitor cannot read the outbox");
                     self.conn = None;
                     self.shared.connection_failed(&error);
-                    // A worker may have the last connection, and then the outbox can be reached.
-                    self.head = self.head.take().filter(|_| self.shared.has_few_connections());
+                    self.head = self.head_of_workers();
                     Duration::ZERO
                 }
             };
@@ -129,6 +128,13 @@ impl StallMonitor {
             self.look_at = Instant::now() + (cost * LOOK_SHARE).clamp(interval, stall_after);
         }
         self.update_readiness(up);
+    }
+
+    /// Returns the head seen before, or an empty one, if a worker has the last connection: then the outbox can be reached, although not
+    /// from here.
+    fn head_of_workers(&mut self) -> Option<QueueHead> {
+        let works = self.shared.has_few_connections() && self.shared.own_lanes().is_some();
+        works.then(|| self.head.take().unwrap_or_default())
     }
 
     async fn look_at_database(&mut self, up: bool) -> Result<QueueState, sqlx::Error> {

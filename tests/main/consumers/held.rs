@@ -231,10 +231,10 @@ async fn a_discarded_head_lets_its_key_go_on_and_is_never_applied(
     let running = held.start();
     held.until_parked(4).await;
     let unexplained = held.dlq("discard", &["--all", "--yes"]).await?;
-    ensure!(unexplained.code == Some(2) && unexplained.stderr.contains("--why"), "{unexplained:?}");
-    let dry = held.json("discard", &["--all", "--why", "x", "--dry-run"]).await?;
+    ensure!(unexplained.code == Some(2) && unexplained.stderr.contains("--reason"), "{unexplained:?}");
+    let dry = held.json("discard", &["--all", "--reason", "x", "--dry-run"]).await?;
     ensure!(dry["matching"] == 1 && held.parked().await? == 4, "{dry}");
-    let done = held.json("discard", &["--all", "--why", "the order is void", "--by", "ann", "--yes"]).await?;
+    let done = held.json("discard", &["--all", "--reason", "the order is void", "--by", "ann", "--yes"]).await?;
     ensure!((&done["discarded"], &done["heads"]) == (&json!(1), &json!(1)), "{done}");
     held.until_parked(0).await;
     held.field.until_effects(4).await;
@@ -299,7 +299,7 @@ async fn a_type_that_a_member_does_not_know_yet_is_held_and_applied_later(
     old.stop().await?;
     // The member of the next version knows the type; one that ignores unknown types would have dropped it.
     let new = Running::start(held.field.counting().unknown_type(UnknownType::Hold).on("Renamed", .., super::count));
-    let redriven = held.json("redrive", &["--reason", "unknown-type", "--yes"]).await?;
+    let redriven = held.json("redrive", &["--failure", "unknown-type", "--yes"]).await?;
     ensure!(redriven["redriven"] == 1, "{redriven}");
     held.until_parked(0).await;
     new.stop().await?;
