@@ -153,6 +153,8 @@ fn failed(error: DlqError, topic: &str, kafka: &KafkaSettings) -> Failure {
     let dead_letter_topics = || {
         let mut topics = Reader::new(kafka).ok()?.topics().ok()?;
         topics.retain(|topic| topic.ends_with(".dlq"));
+        // The most similar names come first.
+        topics.sort_by_cached_key(|known| strsim::damerau_levenshtein(known, topic));
         topics.truncate(MOST_TOPICS);
         (!topics.is_empty()).then(|| format!("topics of dead letters are {}", topics.join(", ")))
     };

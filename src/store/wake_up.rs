@@ -60,9 +60,9 @@ impl WakeUpSql {
         sqlx::query_scalar(AssertSqlSafe(self.has_trigger.as_str())).persistent(false).fetch_one(conn).await
     }
 
-    /// Returns the id of the server process.
+    /// Returns the id of the server process. A pooler may be in between, so the path may be any.
     pub(crate) async fn process(&self, conn: &mut PgConnection) -> Result<i32, sqlx::Error> {
-        sqlx::query_scalar("select pg_backend_pid()").persistent(false).fetch_one(conn).await
+        sqlx::query_scalar("select pg_catalog.pg_backend_pid()").persistent(false).fetch_one(conn).await
     }
 
     /// Listens to writers.

@@ -231,6 +231,8 @@ async fn a_schema_of_another_version_is_found(database: TestDatabase, kafka: Arc
     outbox
         .execute(&format!("update event_outbox_migration set version = {}", event_outbox::schema::CURRENT_VERSION))
         .await?;
+    outbox.execute("update event_outbox_lane set system = 1 where lane = 5").await?;
+    expect(&relay, "lanes-reset", "warning").await?;
     outbox.execute("delete from event_outbox_lane where lane = 3").await?;
     expect(&relay, "lanes-broken", "error").await.map(drop)
 }

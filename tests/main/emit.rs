@@ -264,7 +264,7 @@ async fn a_stranger_who_holds_an_entitys_lock_is_named(database: TestDatabase) -
     tx.execute("select outbox_emit('order', 'a', 'X', '{}')").await?;
     let key: i64 = sqlx::query_scalar(
         "select (classid::bigint << 32) | objid::bigint from pg_locks l join pg_database d on d.oid = l.database \
-         where locktype = 'advisory' and granted and datname = current_database() \
+         where locktype = 'advisory' and objsubid = 1 and granted and datname = current_database() \
            and exists (select from pg_locks r where r.pid = l.pid and r.mode = 'RowExclusiveLock')",
     )
     .fetch_one(&mut stranger)

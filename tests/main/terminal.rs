@@ -295,7 +295,7 @@ async fn a_selection_that_matches_nothing_says_what_there_is(
         }
     }
     kafka.create_topic(&format!("{}.billing.dlq", outbox.topic), 1, &[]).await?;
-    let unknown = run(&relay, &["dlq", "list", "order-evnts.billing.dlq"]).await?;
+    let unknown = run(&relay, &["dlq", "list", &format!("{}.biling.dlq", outbox.topic)]).await?;
     ensure!(
         unknown.code == Some(1) && unknown.stderr.contains(&format!("{}.billing.dlq", outbox.topic)),
         "{unknown:?}"
