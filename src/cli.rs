@@ -33,8 +33,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use nix::sys::resource::{Resource, setrlimit};
 
 use crate::config::{Needs, Settings, Sources};
+use crate::observe::print::errln;
 use crate::observe::progress;
 use exit::Failure;
 
@@ -136,6 +138,7 @@ fn command() -> clap::Command {
 
 /// Parses the command line, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
+    forbid_core_dumps();
     let parsed = command().try_get_matches().and_then(|matches| {
         let name = matches.subcommand_name().unwrap_or_default().to_owned();
         Ok((name, Cli::from_arg_matches(&matches)?))
@@ -152,6 +155,13 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+/// Forbids core dumps of this process, because its memory holds passwords and payloads.
+fn forbid_core_dumps() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        errln!("warning: core dumps stay possible, and would show passwords: {error}");
     }
 }
 

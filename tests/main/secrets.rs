@@ -14,7 +14,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_postgres:
             nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it,
-            a_relay_that_cannot_start_says_so_as_a_line_of_its_log;
+            a_relay_that_cannot_start_says_so_as_a_line_of_its_log,
+            a_relay_that_crashes_leaves_no_core_with_its_secrets;
     }
 }
 
@@ -190,6 +191,16 @@ async fn nothing_that_a_day_of_operation_prints_has_a_secret_or_a_payload_in_it(
         }
     }
     Ok(())
+}
+
+async fn a_relay_that_crashes_leaves_no_core_with_its_secrets(database: TestDatabase) -> anyhow::Result<()> {
+    let relay = Relay::new(&database.url(), &format!("127.0.0.1:{}", free_port()?)).start("core")?;
+    relay.wait_for("starting").await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.pid()))?;
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap_or_default();
+    let (soft, hard) = (core.split_whitespace().nth(4), core.split_whitespace().nth(5));
+    ensure!((soft, hard) == (Some("0"), Some("0")), "{core}");
+    relay.stop().await.map(drop)
 }
 
 async fn a_relay_that_cannot_start_says_so_as_a_line_of_its_log(database: TestDatabase) -> anyhow::Result<()> {
