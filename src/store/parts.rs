@@ -7,8 +7,20 @@ use event_outbox::Names;
 use event_outbox::names::literal;
 
 /// The companion tables of an outbox, and its view.
-const COMPANIONS: [&str; 11] =
-    ["lane", "hold", "relay", "delivery", "control", "pause", "audit", "audit_row", "archive", "migration", "health"];
+const COMPANIONS: [&str; 12] = [
+    "lane",
+    "hold",
+    "relay",
+    "delivery",
+    "control",
+    "pause",
+    "audit",
+    "audit_row",
+    "archive",
+    "migration",
+    "secret",
+    "health",
+];
 
 /// Returns the parts that exist, by kind.
 ///
@@ -20,9 +32,9 @@ pub(crate) async fn of(
 ) -> Result<Vec<(&'static str, Vec<String>)>, sqlx::Error> {
     let mut wanted: Vec<_> = COMPANIONS.iter().map(|suffix| names.companion(suffix)).collect();
     wanted.splice(0..0, [names.outbox()]);
-    wanted.extend([names.processed(), names.held()]);
+    wanted.extend([names.processed(), names.held(), names.source()]);
     let tables = existing(conn, &wanted, "pg_class", "relname", "relnamespace").await?;
-    let functions = [names.emit(), names.once()];
+    let functions = [names.emit(), names.emit_many(), names.once()];
     let functions = existing(conn, &functions, "pg_proc", "proname", "pronamespace").await?;
     Ok(vec![("tables", tables), ("functions", functions)])
 }

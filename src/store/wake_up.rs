@@ -1,4 +1,4 @@
-//! SQL for sleeping until a writer notifies: see [`relay::wake_up`](crate::relay::wake_up).
+//! SQL for sleeping until a writer notifies: see `relay::wake_up`.
 
 use std::time::Duration;
 

@@ -36,7 +36,7 @@ pub(crate) struct Redrive {
     /// Take everything; replaces a filter
     #[arg(long)]
     all: bool,
-    /// Send to this topic; such as a retry topic that only one group reads [default: each to <topic>.<group>.retry, which its group alone reads]
+    /// Send to this topic; such as a retry topic that only one group reads [default: each to TOPIC.GROUP.retry, which its group alone reads]
     #[arg(long, value_name = "TOPIC", value_parser = topic)]
     to: Option<String>,
     /// Send each to its source topic, where every group reads it again
