@@ -107,7 +107,9 @@ create trigger {outbox_entity_lock} before insert on {outbox} for each statement
 -- function's own would cost more than the rest.
 create function {wake_up}() returns void language plpgsql volatile as {quote}
 begin
-    if not pg_catalog.pg_try_advisory_xact_lock_shared({wake_up_class}, pg_catalog.mod(pg_catalog.pg_backend_pid(), 8)) then
+    -- Postgres refuses to prepare a transaction that has notified, so nothing notifies where transactions can be prepared.
+    if pg_catalog.current_setting('max_prepared_transactions') operator(pg_catalog.=) '0'
+        and not pg_catalog.pg_try_advisory_xact_lock_shared({wake_up_class}, pg_catalog.mod(pg_catalog.pg_backend_pid(), 8)) then
         perform pg_catalog.pg_notify({wake_up_channel}, '');
     end if;
 end

@@ -48,14 +48,14 @@ impl WakeUpSql {
                 names.outbox()
             ),
             has_trigger: format!(
-                "select exists (select from pg_trigger where tgrelid = {}::regclass and tgname = {} and tgenabled in ('O', 'A'))",
+                "select current_setting('max_prepared_transactions') = '0' and exists (select from pg_trigger where tgrelid = {}::regclass and tgname = {} and tgenabled in ('O', 'A'))",
                 literal(&names.outbox()),
                 literal(&names.part_raw("wake_up"))
             ),
         }
     }
 
-    /// Returns true if every insert notifies, and not only `outbox_emit`.
+    /// Returns true if every insert notifies, and not only `outbox_emit`. Nothing notifies on a server that can prepare transactions.
     pub(crate) async fn has_trigger(&self, conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar(AssertSqlSafe(self.has_trigger.as_str())).persistent(false).fetch_one(conn).await
     }

@@ -18,7 +18,9 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
 /// Starts a private server, so that its transaction ids are the run's own.
 pub(crate) async fn server() -> anyhow::Result<PrivatePostgres> {
-    Ok(PrivatePostgres::start(options_for_tests()).await?)
+    let mut options = options_for_tests();
+    options.settings.push(("max_prepared_transactions".to_owned(), "64".to_owned()));
+    Ok(PrivatePostgres::start(options).await?)
 }
 
 /// The database, topic, relays, pulse and truth of one run.

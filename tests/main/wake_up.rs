@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use event_outbox::Names;
+use lab::demo::PrivatePostgres;
 use lab::kafka::RealKafka;
 use lab::pgbouncer::PgBouncer;
-use lab::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
+use lab::{Outbox, Relay, SOON, TestDatabase, eventually, options_for_tests, trials};
 use libtest_mimic::Trial;
-use sqlx::Connection;
+use sqlx::{Connection, Executor};
 
 /// The events of a trial, one after the other. Polls once a minute would take longer than any wait of a trial.
 const EVENTS: i64 = 12;
@@ -32,6 +33,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_scheduled_event_wakes_a_relay_when_it_is_due,
             a_relay_behind_a_pooler_polls_unless_it_has_a_direct_connection,
             a_relay_that_is_told_not_to_listen_does_not;
+        with_kafka:
+            a_transaction_with_events_can_be_prepared_while_a_relay_sleeps;
     }
 }
 
@@ -210,6 +213,28 @@ async fn a_relay_behind_a_pooler_polls_unless_it_has_a_direct_connection(
     lone_events(&outbox, "b").await?;
     ensure!(relay.lines("wake_up_off").is_empty() && relay.stop().await? == Some(0));
     pooler.stop();
+    Ok(())
+}
+
+/// Postgres refuses to prepare a transaction that has notified.
+async fn a_transaction_with_events_can_be_prepared_while_a_relay_sleeps(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let mut options = options_for_tests();
+    options.settings.push(("max_prepared_transactions".to_owned(), "5".to_owned()));
+    let postgres = PrivatePostgres::start(options).await?;
+    let outbox = Outbox::on(&postgres, "prepared").await?;
+    outbox.create_topic(&kafka).await?;
+    let set = outbox.relay(&kafka).argument("--wake-up-trigger").output("migrate").await?;
+    ensure!(set.code == Some(0), "{set:?}");
+    let relay = outbox.relay(&kafka).start_ready("sleepy").await?;
+    until_asleep(&outbox).await;
+    let mut conn = outbox.connect().await?;
+    conn.execute("begin").await?;
+    lab::outbox::emit(&mut conn, "a", 1).await?;
+    conn.execute("prepare transaction 'both'").await?;
+    conn.execute("commit prepared 'both'").await?;
+    outbox.until_settled_of("a").await;
+    ensure!(relay.stop().await? == Some(0));
+    postgres.stop().await;
     Ok(())
 }
 

@@ -36,9 +36,7 @@ pub fn options_for_tests() -> PostgresOptions {
         binaries: BinariesFrom::Anywhere,
         durable: false,
         max_connections: 300,
-        settings: [("shared_buffers", "64MB"), ("max_prepared_transactions", "64")]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into(),
+        settings: [("shared_buffers".to_owned(), "64MB".to_owned())].into(),
     }
 }
 

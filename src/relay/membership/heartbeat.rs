@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 
 use crate::lane;
-use crate::lane::WorkerAssignment;
+use crate::lane::{LaneRange, WorkerAssignment};
 use crate::relay::health::outage::{Component, Server};
 use crate::relay::membership::conflict_log::ConflictLog;
 use crate::relay::pauses::PauseLog;
@@ -22,6 +22,37 @@ use event_outbox::notice::Notice;
 /// dead, but at least `REMOVE_AFTER_LEAST`.
 const REMOVE_AFTER_TIMES: u32 = 10;
 const REMOVE_AFTER_LEAST: Duration = Duration::from_secs(60);
+
+/// Gives the relay's workers their lanes.
+fn assign(shared: &Shared, next: WorkerAssignment, relays: usize) {
+    let is_changed = shared.worker_assignment.send_if_modified(|current| {
+        let next = WorkerAssignment { single_worker: current.single_worker, ..next };
+        let is_changed = *current != next;
+        *current = next;
+        is_changed
+    });
+    if is_changed {
+        tracing::info!(
+            notice = %Notice::LanesAssigned,
+            relays,
+            lanes = shared.assigned_lanes(),
+            "lanes are assigned to this relay"
+        );
+    }
+}
+
+/// Returns true if this relay may take lanes of a relay that has fallen silent: the cluster has answered since. A relay whose brokers do not
+/// answer falls silent while its records are in doubt. If nobody's brokers answer, a relay that has not noticed yet would send the records
+/// twice.
+fn may_take_over(shared: &Shared, next: WorkerAssignment) -> bool {
+    let (own, next) = (shared.own_lanes(), LaneRange::spanning(next.shares(shared.lanes).iter().flatten()));
+    let takes_none = next.is_none_or(|next| own.is_some_and(|own| own.first <= next.first && next.last <= own.last));
+    if takes_none || shared.broker.answered_within(shared.options.relay.alive_for()) {
+        return true;
+    }
+    shared.broker.suspicions().raise("no broker answers");
+    false
+}
 
 struct HeartbeatTask {
     shared: Arc<Shared>,
@@ -91,24 +122,15 @@ impl HeartbeatTask {
         self.pause_log.log_changes(&shared, &paused);
         let now = Instant::now();
         shared.relays.observe(&rows, now);
-        rows.retain(|row| shared.relays.is_alive(row.id, options.relay.alive_for(), now));
+        let is_alive = |row: &RelayRow| shared.relays.is_alive(row.id, options.relay.alive_for(), now);
+        let is_any_silent = rows.iter().any(|row| !row.has_ended && !is_alive(row));
+        rows.retain(is_alive);
         let live: Vec<_> = rows.iter().map(|row| row.facts.clone()).collect();
         shared.set_conflicts(self.conflict_log.log_changes(&live));
-        if let Some(worker_assignment) = worker_assignment(&rows, shared.id, options.relay.workers) {
-            let changed = shared.worker_assignment.send_if_modified(|current| {
-                let worker_assignment = WorkerAssignment { single_worker: current.single_worker, ..worker_assignment };
-                let changed = *current != worker_assignment;
-                *current = worker_assignment;
-                changed
-            });
-            if changed {
-                tracing::info!(
-                    notice = %Notice::LanesAssigned,
-                    relays = rows.len(),
-                    lanes = shared.assigned_lanes(),
-                    "lanes are assigned to this relay"
-                );
-            }
+        if let Some(next) = worker_assignment(&rows, shared.id, options.relay.workers)
+            && (!is_any_silent || may_take_over(&shared, next))
+        {
+            assign(&shared, next, rows.len());
         }
         shared.scale_in();
         Ok(())
