@@ -23,6 +23,10 @@ use event_outbox::notice::Notice;
 const REMOVE_AFTER_TIMES: u32 = 10;
 const REMOVE_AFTER_LEAST: Duration = Duration::from_secs(60);
 
+/// The time for which the brokers must be away before a relay sends no heartbeat, so that relays that reach them get its share. A whole
+/// cluster that is away for less moves no lane: relays notice it seconds apart, and records in doubt would be sent again by the new owner.
+const ABSENT_AFTER: Duration = Duration::from_secs(10);
+
 /// Gives the relay's workers their lanes.
 fn assign(shared: &Shared, next: WorkerAssignment, relays: usize) {
     let is_changed = shared.worker_assignment.send_if_modified(|current| {
@@ -74,10 +78,12 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         settings,
         shared,
     };
+    let mut up_at = None;
     loop {
-        // A relay that cannot reach the brokers sends no heartbeat. Relays that can reach them get its share.
-        let present = *up.borrow();
-        match task.look(present).await {
+        let now = Instant::now();
+        up_at = if *up.borrow() { Some(now) } else { up_at };
+        let is_present = up_at.is_some_and(|at| now.duration_since(at) < ABSENT_AFTER);
+        match task.look(is_present).await {
             Ok(()) => task.shared.outages.end(Server::Postgres, Component::Heartbeat),
             Err(error) => task.failed(&error),
         }
@@ -106,7 +112,7 @@ impl HeartbeatTask {
         self.shared.outages.database(Component::Heartbeat, error);
     }
 
-    async fn look(&mut self, present: bool) -> Result<(), sqlx::Error> {
+    async fn look(&mut self, is_present: bool) -> Result<(), sqlx::Error> {
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
         self.connect().await?;
@@ -116,7 +122,7 @@ impl HeartbeatTask {
         let heartbeat = Heartbeat { id: shared.id, name, workers, lanes: &lanes, settings };
         let remove_after = (options.relay.alive_for() * REMOVE_AFTER_TIMES).max(REMOVE_AFTER_LEAST);
         let gone = shared.relays.silent_for(remove_after, Instant::now());
-        let looked = shared.registry.look(conn, present.then_some(heartbeat), &gone);
+        let looked = shared.registry.look(conn, is_present.then_some(heartbeat), &gone);
         let looked = tokio::time::timeout(DATABASE_TIMEOUT, looked);
         let (mut rows, paused) = looked.await.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
         self.pause_log.log_changes(&shared, &paused);
