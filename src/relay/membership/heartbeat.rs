@@ -45,13 +45,20 @@ fn assign(shared: &Shared, next: WorkerAssignment, relays: usize) {
     }
 }
 
-/// Returns true if this relay may take lanes of a relay that has fallen silent: the cluster has answered since. A relay whose brokers do not
-/// answer falls silent while its records are in doubt. If nobody's brokers answer, a relay that has not noticed yet would send the records
-/// twice.
-fn may_take_over(shared: &Shared, next: WorkerAssignment) -> bool {
+/// Returns true if this relay may take lanes of a relay that has fallen silent: the cluster has answered since, and is up for long enough to
+/// hear from relays that were away as well. A relay whose brokers do not answer falls silent while its records are in doubt. If nobody's
+/// brokers answer, the relay that notices last, or is the first to see them again, would send these records twice.
+fn may_take_over(shared: &Shared, next: WorkerAssignment, up_since: Option<Instant>) -> bool {
     let (own, next) = (shared.own_lanes(), LaneRange::spanning(next.shares(shared.lanes).iter().flatten()));
     let takes_none = next.is_none_or(|next| own.is_some_and(|own| own.first <= next.first && next.last <= own.last));
-    if takes_none || shared.broker.answered_within(shared.options.relay.alive_for()) {
+    let alive_for = shared.options.relay.alive_for();
+    if takes_none {
+        return true;
+    }
+    if up_since.is_none_or(|at| at.elapsed() < alive_for) {
+        return false;
+    }
+    if shared.broker.answered_within(alive_for) {
         return true;
     }
     shared.broker.suspicions().raise("no broker answers");
@@ -65,6 +72,8 @@ struct HeartbeatTask {
     conflict_log: ConflictLog,
     /// The settings that shape this relay's records.
     settings: RecordSettings,
+    /// Since when the cluster is up; `None` while it is not.
+    up_since: Option<Instant>,
 }
 
 /// Runs until `stop` becomes true, then removes the relay from the registry.
@@ -76,12 +85,15 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         pause_log: PauseLog::default(),
         conflict_log: ConflictLog::default(),
         settings,
+        up_since: None,
         shared,
     };
     let mut up_at = None;
     loop {
         let now = Instant::now();
-        up_at = if *up.borrow() { Some(now) } else { up_at };
+        let is_up = *up.borrow();
+        up_at = if is_up { Some(now) } else { up_at };
+        task.up_since = task.up_since.filter(|_| is_up).or(is_up.then_some(now));
         let is_present = up_at.is_some_and(|at| now.duration_since(at) < ABSENT_AFTER);
         match task.look(is_present).await {
             Ok(()) => task.shared.outages.end(Server::Postgres, Component::Heartbeat),
@@ -134,7 +146,7 @@ impl HeartbeatTask {
         let live: Vec<_> = rows.iter().map(|row| row.facts.clone()).collect();
         shared.set_conflicts(self.conflict_log.log_changes(&live));
         if let Some(next) = worker_assignment(&rows, shared.id, options.relay.workers)
-            && (!is_any_silent || may_take_over(&shared, next))
+            && (!is_any_silent || may_take_over(&shared, next, self.up_since))
         {
             assign(&shared, next, rows.len());
         }
