@@ -188,16 +188,16 @@ begin
         perform set_config('outbox_relay.entity', entity_type || '/' || entity_id, true);
     end if;
     if dedupe_key is not null then
-        event_id := {dedupe_id}(dedupe_key);
+        emitted := {dedupe_id}(dedupe_key);
         -- The usual repetition needs neither a lock nor a transaction id.
-        if exists (select from {outbox} o where o.event_id = {dedupe_id}(dedupe_key)) then
-            return event_id;
+        if exists (select from {outbox} o where o.event_id = emitted) then
+            return emitted;
         end if;
         perform {wake_up}();
         insert into {outbox} (event_id, entity_type, entity_id, event_type, payload, headers, event_version, topic, available_at, payload_bytes)
-        values (event_id, entity_type, entity_id, event_type, payload, headers, coalesce(event_version, 1), topic, available_at, payload_bytes)
+        values (emitted, entity_type, entity_id, event_type, payload, headers, coalesce(event_version, 1), topic, available_at, payload_bytes)
         on conflict do nothing;
-        return event_id;
+        return emitted;
     end if;
     perform {wake_up}();
     insert into {outbox} (event_id, entity_type, entity_id, event_type, payload, headers, event_version, topic, available_at, payload_bytes)

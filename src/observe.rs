@@ -16,6 +16,8 @@ pub(crate) mod metrics;
 pub(crate) mod print;
 pub(crate) mod progress;
 pub(crate) mod terminal;
+#[cfg(test)]
+pub(crate) mod written;
 
 use std::sync::Arc;
 

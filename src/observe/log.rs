@@ -78,25 +78,8 @@ pub(crate) fn is_json(settings: &LogSettings) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex, PoisonError};
-
     use super::*;
-
-    /// The bytes that a subscriber has written.
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::observe::written::Written;
 
     #[test]
     fn a_line_of_text_stays_one_line_whatever_its_values_contain() {
@@ -106,8 +89,7 @@ mod tests {
         let lines = lines.fmt_fields(debug_fn(field).delimited(" ")).finish();
         let hostile = "a notice=ready\u{1b}[2J\nb\u{202e}";
         tracing::subscriber::with_default(lines, || tracing::info!(shown = %hostile, quoted = hostile, "it goes on"));
-        let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let line = String::from_utf8(bytes).expect("UTF-8");
+        let line = written.text();
         assert!(line.ends_with("\n") && line.lines().count() == 1, "{line:?}");
         assert!(line.contains(r#"it goes on shown="a notice=ready\u001b[2J\nb\u202e" quoted="#), "{line:?}");
         assert!(!line.contains(['\u{1b}', '\u{202e}']), "{line:?}");

@@ -142,27 +142,10 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Mutex, PoisonError};
-
     use serde_json::Value;
 
     use super::*;
-
-    /// The bytes that a subscriber has written.
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::observe::written::Written;
 
     fn logged(backlog: Option<Backlog>) -> Value {
         let (written, lanes) = (Written::default(), "0-7".to_owned());
@@ -171,8 +154,7 @@ mod tests {
         let writer = written.clone();
         let lines = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
         tracing::subscriber::with_default(lines.finish(), || line.log());
-        let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        serde_json::from_slice(&bytes).expect("one line of JSON")
+        serde_json::from_str(&written.text()).expect("one line of JSON")
     }
 
     #[test]
