@@ -16,6 +16,14 @@ const NAME: usize = 200;
 /// The most characters of an error, a reason or a payload.
 const SENTENCE: usize = 2_000;
 
+/// Returns bytes as text if they are UTF-8, else in base16. Escapes nothing.
+pub(crate) fn of_bytes(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("\\x".to_owned(), |text, byte| text + &format!("{byte:02x}")),
+    }
+}
+
 /// Text that came from a user. Displays it on one line, escaped and cut.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UserText<'a> {

@@ -79,7 +79,10 @@ impl Migrate {
             if self.roles {
                 self.make_roles(settings).await?;
             }
-            let (made, others) = look_around(settings).await?;
+            let (made, others) = match migrated.from {
+                None => look_around(settings).await?,
+                Some(_) => (Vec::new(), Vec::new()),
+            };
             Ok::<_, Failure>((migrated, made, others))
         })?;
         let (names, target) = (target::names(&settings.outbox), settings.database.target());

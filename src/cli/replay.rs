@@ -8,7 +8,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::confirm::Confirm;
-use super::dlq::writable;
+use super::dlq::{topic, writable};
 use super::exit::Failure;
 use super::interrupt::interrupted;
 use super::prune::may_be_audited;
@@ -26,7 +26,6 @@ use crate::store::connect::Purpose;
 use crate::store::kinds;
 use crate::store::replay::{Filter, Walk};
 use crate::text;
-use event_outbox::route::check_topic;
 
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
@@ -83,10 +82,6 @@ pub(crate) struct Replay {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-fn topic(text: &str) -> Result<String, String> {
-    check_topic(text).map(|()| text.to_owned()).map_err(|mistake| mistake.to_string())
 }
 
 impl Replay {

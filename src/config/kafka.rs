@@ -141,8 +141,7 @@ impl KafkaSettings {
     }
 
     fn login(&self) -> impl Iterator<Item = (&'static str, &PropertyValue)> {
-        let is_login = |name: &str| ["sasl.", "ssl.", "https."].iter().any(|prefix| name.starts_with(prefix));
-        self.properties().filter(move |(name, _)| is_login(name))
+        self.properties().filter(|(name, _)| is_login(name))
     }
 
     fn login_digest(&self) -> u64 {
@@ -174,8 +173,7 @@ impl KafkaSettings {
 
     /// Returns the partitioner.
     pub fn partitioner(&self) -> &str {
-        let partitioner = self.properties.iter().find(|(name, _)| *name == PARTITIONER);
-        partitioner.map_or(DEFAULT_PARTITIONER, |(_, value)| value.expose())
+        self.value_of(PARTITIONER).unwrap_or(DEFAULT_PARTITIONER)
     }
 
     /// Returns a producer's configuration: the relay's `defaults`, overridden by the properties that were passed through.
@@ -272,6 +270,11 @@ impl KafkaSettings {
     fn value_of(&self, name: &str) -> Option<&str> {
         self.properties.iter().find(|(known, _)| *known == name).map(|(_, value)| value.expose())
     }
+}
+
+/// Returns true for a property of the login or of TLS, which a running relay takes over.
+pub(super) fn is_login(name: &str) -> bool {
+    ["sasl.", "ssl.", "https."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn canonical(name: &str) -> &str {

@@ -1,6 +1,7 @@
 //! Takes over what may change while a relay runs: secrets, certificates, retention, intervals and the log level. Clones of the settings share
 //! what was taken over.
 
+use super::kafka::is_login;
 use super::relay::RelaySettings;
 use super::{LogSettings, Settings};
 
@@ -50,10 +51,7 @@ impl Settings {
     }
 
     fn needs_restart(&self, fresh: &Settings, moved: bool) -> Vec<&'static str> {
-        let is_fixed = |name: &str| {
-            let is_login = ["sasl.", "ssl.", "https."].iter().any(|prefix| name.starts_with(prefix));
-            !is_login && !ADOPTED.contains(&name)
-        };
+        let is_fixed = |name: &str| !is_login(name) && !ADOPTED.contains(&name);
         let values = |settings: &Settings| {
             settings.non_defaults().into_iter().filter(|(name, _)| is_fixed(name)).collect::<Vec<_>>()
         };

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSettings;
+use crate::sink::login;
 use crate::sink::reader::ANSWER_WITHIN;
 
 /// Returns the topics of which the group has committed an offset. Empty for a group that Kafka does not know, or that this user may not
@@ -17,7 +18,9 @@ use crate::sink::reader::ANSWER_WITHIN;
 pub(crate) fn committed_topics(kafka: &KafkaSettings, group: &str) -> Result<BTreeSet<String>, KafkaError> {
     let settings =
         [("client.id", "outbox-relay"), ("enable.auto.commit", "false"), ("allow.auto.create.topics", "false")];
-    let consumer: BaseConsumer = kafka.consumer_config(&settings).set("group.id", group).create()?;
+    let mut config = kafka.consumer_config(&settings);
+    config.set("group.id", group);
+    let consumer = login::consumer(&config, kafka)?;
     let metadata = consumer.fetch_metadata(None, ANSWER_WITHIN)?;
     let mut all = TopicPartitionList::new();
     for topic in metadata.topics() {

@@ -9,6 +9,7 @@ use crate::lane::LaneRange;
 use crate::lane::share::BadRange;
 use crate::store::read_only::read;
 use crate::store::relay_conflicts::{RecordSettings, RelayFacts};
+use crate::store::relay_registry::HAS_ENDED;
 use event_outbox::names::Names;
 
 /// A relay's row in the registry.
@@ -87,7 +88,7 @@ pub(crate) async fn relays(conn: &mut PgConnection, names: &Names) -> Result<Vec
     let query = format!(
         "select name, version, workers::int8, extract(epoch from now() - started_at)::float8, \
          extract(epoch from now() - seen_at)::float8, to_jsonb(relay) ->> 'lanes', to_jsonb(relay) ->> 'settings', \
-         pid is not null and not exists (select from pg_stat_activity a where a.pid = relay.pid) from {} relay where seen_at > now() - interval '1 hour' \
+         {HAS_ENDED} from {} relay where seen_at > now() - interval '1 hour' \
          order by started_at, id limit 1000",
         names.companion("relay")
     );

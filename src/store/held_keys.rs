@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::store::audit::{self, Author, Entry};
 use crate::store::read_only::read;
 use crate::store::search_path;
+use crate::text;
 use event_outbox::names::{Names, literal};
 
 /// The most keys that are read.
@@ -58,16 +59,12 @@ pub(crate) async fn keys(
         groups.join(", ")
     );
     let rows = read(conn, &query).await?;
-    let key = |bytes: Vec<u8>| match String::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(bytes) => bytes.as_bytes().iter().fold("\\x".to_owned(), |text, byte| text + &format!("{byte:02x}")),
-    };
     rows.iter()
         .map(|row| {
             Ok(HeldKey {
                 group: row.try_get(0)?,
                 topic: row.try_get(1)?,
-                key: key(row.try_get(2)?),
+                key: text::of_bytes(&row.try_get::<Vec<u8>, _>(2)?),
                 head: row.try_get(3)?,
                 reason: row.try_get(4)?,
                 error: row.try_get(5)?,

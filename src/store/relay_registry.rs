@@ -51,6 +51,10 @@ const PROTOCOL: i32 = 2;
 /// SQL for the time of a heartbeat as a number.
 const SEEN_AT: &str = "(extract(epoch from seen_at) * 1000000)::int8";
 
+/// SQL that is true for a row of `relay` whose session is gone.
+pub(crate) const HAS_ENDED: &str =
+    "pid is not null and not exists (select from pg_stat_activity a where a.pid = relay.pid)";
+
 /// The number of columns in a row of [`RegistrySql::all`]. Rows of pauses have more.
 const RELAY_COLUMNS: usize = 8;
 
@@ -102,7 +106,7 @@ impl RegistrySql {
         format!(
             "select id::text, workers::int8, {SEEN_AT}, \
              extract(epoch from clock_timestamp() - seen_at)::float8, \
-             pid is not null and not exists (select from pg_stat_activity a where a.pid = relay.pid), \
+             {HAS_ENDED}, \
              name, extract(epoch from clock_timestamp() - started_at)::float8, settings \
              from {} relay order by started_at, id",
             self.table

@@ -66,19 +66,14 @@ impl Names {
         self.qualified(&derive(&self.processed_table, suffix))
     }
 
-    /// Returns a trigger of the inbox, quoted but without schema.
+    /// Returns a trigger or an index of the inbox, quoted but without schema.
     pub fn inbox_part(&self, suffix: &str) -> String {
         quote(&derive(&self.processed_table, suffix))
     }
 
-    /// Returns the index of the held keys, quoted but without schema, as `create index` wants it.
-    pub fn held_key(&self) -> String {
-        quote(&derive(&self.processed_table, "held_key"))
-    }
-
     /// Returns the table of the topics that consumer groups read, `processed_events_source`.
     pub fn source(&self) -> String {
-        self.qualified(&derive(&self.processed_table, "source"))
+        self.inbox_companion("source")
     }
 
     /// Returns a companion table of the outbox: `event_outbox` and `lane` give `"public"."event_outbox_lane"`.

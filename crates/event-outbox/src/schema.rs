@@ -730,7 +730,7 @@ fn object_name(names: &Names, placeholder: &str) -> Option<String> {
         | "note" | "sessions" | "oldest_transaction" | "wake_up" | "wake_up_on_insert" => names.companion(placeholder),
         "processed" => names.processed(),
         "held" | "group" | "may_apply" | "guard" => names.inbox_companion(placeholder),
-        "held_key" => names.held_key(),
+        "held_key" => names.inbox_part(placeholder),
         "source" => names.source(),
         "emit" => names.emit(),
         "emit_many" => names.emit_many(),

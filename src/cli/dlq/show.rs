@@ -63,16 +63,8 @@ impl Show {
     }
 }
 
-/// Returns the bytes as text if they are UTF-8, else in base16.
 fn readable(bytes: Option<&[u8]>) -> Value {
-    match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
-        None => Value::Null,
-        Some((Ok(text), _)) => text.into(),
-        Some((Err(_), bytes)) => {
-            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("\\x{digits}").into()
-        }
-    }
+    bytes.map(text::of_bytes).into()
 }
 
 fn document(dead_letter: &DeadLetter, cause: &Cause, record: &Record, payload: bool) -> Value {
