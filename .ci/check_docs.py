@@ -220,20 +220,6 @@ def documents_named_in_sources(pages):
                 yield f"{path}: names {page}#{anchor}, which has no such heading"
 
 
-def compose(known):
-    parsed = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    services = parsed["services"]
-    for name, service in services.items():
-        if "image" not in service:
-            yield f"docker-compose.yml: {name} has no image"
-        for other, how in service.get("depends_on", {}).items():
-            healthy = how["condition"] == "service_healthy"
-            if other not in services or (healthy and "healthcheck" not in services[other]):
-                yield f"docker-compose.yml: {name} waits for {other}, which cannot tell"
-    for setting in services["relay"]["environment"].keys() - known:
-        yield f"docker-compose.yml: {setting} is no setting of .env.example"
-
-
 def alerts(pages):
     """Each alert leads to a heading of the runbook, wherever the runbook is served."""
     page = "docs/how-to/runbook.md"
@@ -257,7 +243,6 @@ def main():
     known_names = set(re.findall(r"\w+", "\n".join([*sources.values(), *migrated, pages["docs/reference/metrics.md"]])))
     known_codes = set(re.findall(r"^### OR-(\d{4}) ", pages["docs/how-to/runbook.md"], re.M))
     mistakes = [
-        *compose(known_settings),
         *migrations(),
         *alerts(pages),
         *summary(pages),
