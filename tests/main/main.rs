@@ -35,6 +35,7 @@ mod secrets;
 mod servers;
 mod snippets;
 mod status;
+mod surface;
 mod tail;
 mod terminal;
 mod tls;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         check::trials(),
         bench::trials(),
         migrations::trials(),
+        surface::trials(),
         inbox::trials(),
         connections::trials(),
         consumers::trials(),
