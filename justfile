@@ -51,8 +51,30 @@ micro *arguments:
 peers *arguments:
     cargo bench --bench peers -- {{ arguments }}
 
-# The binary as it is published, with its line tables in a separate file that debuggers find by its link
+# What is published, into target/dist: tarball, Debian package, bill of materials, checksums.
 dist:
-    cargo build --locked --profile dist --bin outbox-relay
-    objcopy --only-keep-debug target/dist/outbox-relay target/dist/outbox-relay.debug
-    objcopy --strip-debug --add-gnu-debuglink=target/dist/outbox-relay.debug target/dist/outbox-relay
+    deploy/package/build target/built
+    deploy/package/pack target/built target/dist
+
+# The image's root file system without Docker, and the relay in it as the image runs it (as root)
+image:
+    deploy/package/build target/built
+    rm -rf target/rootfs
+    deploy/image/assemble target/built target/rootfs
+    deploy/image/try target/rootfs
+
+# All dependencies against the RustSec advisories. Fails without their database: ADVISORY_DB=file:///srv/advisory-db just advisories
+advisories:
+    .ci/advisories
+
+# The public surface since the last release: which version it takes, and which lines of the changelog are missing
+surface:
+    python3 -B .ci/surface/surface.py check
+
+# The public items of the library since the last release, or since a revision: just semver v0.1.0
+semver *revision:
+    .ci/semver {{ revision }}
+
+# docker-compose.yml, Dockerfile, workflows, bill of materials
+packaging:
+    .ci/packaging
