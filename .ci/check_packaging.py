@@ -77,21 +77,21 @@ def relays(parsed):
 
 def monitoring(parsed):
     """Prometheus has the alert rules and scrapes the service `relay`; Grafana has the dashboard, and a data source for it."""
-    prometheus = yaml.safe_load((ROOT / "deploy/compose/prometheus.yml").read_text())
+    prometheus = yaml.safe_load((ROOT / "deploy/tryout/prometheus.yml").read_text())
     job = prometheus["scrape_configs"][0]
     where = job["dns_sd_configs"][0]
     address = parsed["services"]["relay"]["environment"]["RELAY_ADMIN_ADDRESS"]
     if where["names"] != ["relay"] or not address.endswith(f":{where['port']}"):
-        yield "deploy/compose/prometheus.yml does not scrape the relays' admin address"
+        yield "deploy/tryout/prometheus.yml does not scrape the relays' admin address"
     mounted = {volume.split(":")[1]: volume.split(":")[0] for name in ("prometheus", "grafana") for volume in parsed["services"][name]["volumes"]}
     if mounted.get(f"/etc/prometheus/{prometheus['rule_files'][0]}") != "./deploy/prometheus/alerts.yml":
         yield f"{COMPOSE}: Prometheus does not get the alert rules"
-    dashboards = yaml.safe_load((ROOT / "deploy/compose/grafana-dashboards.yml").read_text())
+    dashboards = yaml.safe_load((ROOT / "deploy/tryout/grafana-dashboards.yml").read_text())
     if mounted.get(dashboards["providers"][0]["options"]["path"]) != "./deploy/grafana":
         yield f"{COMPOSE}: Grafana does not get the dashboard"
-    sources = yaml.safe_load((ROOT / "deploy/compose/grafana-datasources.yml").read_text())["datasources"]
+    sources = yaml.safe_load((ROOT / "deploy/tryout/grafana-datasources.yml").read_text())["datasources"]
     if sources[0]["url"] != "http://prometheus:9090" or not sources[0]["isDefault"]:
-        yield "deploy/compose/grafana-datasources.yml does not name the Prometheus of the same profile"
+        yield "deploy/tryout/grafana-datasources.yml does not name the Prometheus of the same profile"
     for name in ("prometheus", "grafana"):
         if parsed["services"][name].get("profiles") != ["monitoring"]:
             yield f"{COMPOSE}: {name} is not in the profile monitoring alone"
