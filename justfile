@@ -78,3 +78,7 @@ semver *revision:
 # docker-compose.yml, Dockerfile, workflows, bill of materials
 packaging:
     .ci/packaging
+
+# Renders the Helm chart's golden files and deploy/kubernetes anew, and checks them
+chart:
+    .ci/chart --bless
