@@ -16,6 +16,7 @@ mod health;
 mod held_snapshot;
 mod hostile;
 mod inbox;
+mod kubernetes;
 mod logins;
 mod metrics;
 mod migrations;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         verify::trials(),
         wake_up::trials(),
         demo::trials(),
+        kubernetes::trials(),
         order_flow::trials(),
         status::trials(),
         health::trials(),

@@ -21,7 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// The secrets. Each text occurs nowhere else, and none is a part of another.
 const DATABASE_PASSWORD: &str = "marker-of-the-database";
-const SASL_PASSWORD: &str = "marker-of-the-login";
+pub(crate) const SASL_PASSWORD: &str = "marker-of-the-login";
 const ROTATED_PASSWORD: &str = "marker-of-the-login-before";
 const KEY_PASSWORD: &str = "marker-of-the-key";
 const OAUTH_CONFIG: &str = "marker-of-the-token";
@@ -75,7 +75,7 @@ impl Certificates {
 }
 
 /// Starts a broker with a second listener that uses TLS and asks for a login; returns that listener's port.
-fn guarded(certificates: &Certificates) -> anyhow::Result<(RealKafka, u16)> {
+pub(crate) fn guarded(certificates: &Certificates) -> anyhow::Result<(RealKafka, u16)> {
     let door = free_port()?;
     let outer = format!("PLAINTEXT://127.0.0.1:{{port}},SASL_SSL://127.0.0.1:{door}");
     let kafka = RealKafka::start(&[

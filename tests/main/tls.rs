@@ -155,7 +155,7 @@ async fn a_relay_publishes_large_events_over_tls_and_survives_the_end_of_its_ses
 }
 
 /// Returns a URL of the server with these parameters, in which `{}` stands for its directory.
-fn url(postgres: &PrivatePostgres, host: &str, parameters: &str) -> anyhow::Result<String> {
+pub(crate) fn url(postgres: &PrivatePostgres, host: &str, parameters: &str) -> anyhow::Result<String> {
     let url = postgres.url("postgres");
     let (start, _) = url.rsplit_once('@').context("a user")?;
     let parameters = parameters.replace("{}", postgres.directory().to_str().context("a path")?);
@@ -163,7 +163,7 @@ fn url(postgres: &PrivatePostgres, host: &str, parameters: &str) -> anyhow::Resu
 }
 
 /// Makes the certificates as the server's user, to whom the keys must belong.
-async fn make_certificates(postgres: &PrivatePostgres) -> anyhow::Result<()> {
+pub(crate) async fn make_certificates(postgres: &PrivatePostgres) -> anyhow::Result<()> {
     let openssl = Path::new("/usr/bin/openssl");
     if !openssl.exists() {
         return Err(Missing("openssl is not installed".to_owned()).into());
@@ -178,7 +178,7 @@ async fn make_certificates(postgres: &PrivatePostgres) -> anyhow::Result<()> {
 }
 
 /// Makes the server present a certificate; an empty name ends TLS.
-async fn present(outbox: &Outbox, directory: &Path, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn present(outbox: &Outbox, directory: &Path, name: &str) -> anyhow::Result<()> {
     let mut connection = outbox.connect().await?;
     let key = if name == "self" { "self" } else { "server" };
     let settings = match name {

@@ -36,6 +36,11 @@ pub struct Admin {
 }
 
 impl Admin {
+    /// Returns the admin address of a relay that was told which one to take.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address, token: None }
+    }
+
     /// Waits until the relay has logged the address that it chose.
     pub async fn from_relay(relay: &RelayProcess) -> anyhow::Result<Self> {
         let line = relay.wait_for("admin_listening").await;

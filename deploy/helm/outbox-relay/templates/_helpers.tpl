@@ -75,8 +75,8 @@ off
 {{- define "outbox-relay.settingsVolume" -}}
 - name: settings
   projected:
-    # For the group of fsGroup, which is that of the process.
-    defaultMode: 0440
+    # 0440: for the group of fsGroup, which is that of the process.
+    defaultMode: 288
     sources:
       {{- .sources | nindent 6 }}
 - name: tmp
