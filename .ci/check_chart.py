@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,17 @@ def rendered(values, name="outbox-relay"):
         mistake(f"{values.name}: {output.stderr.strip()}")
         return None
     return output.stdout
+
+
+def notes(values):
+    """What Helm shows after an installation names the commands."""
+    arguments = ["install", "outbox-relay", str(CHART), "--namespace", "outbox", "--dry-run=client", "--values", str(values)]
+    output = subprocess.run([os.environ["HELM"], *arguments], cwd=ROOT, capture_output=True, text=True)
+    shown = output.stdout.partition("\nNOTES:\n")[2]
+    if "incompatible with Kubernetes" in output.stderr:
+        print("chart: this Helm takes Kubernetes for an old one; the notes are not looked at")
+    elif output.returncode or not re.search(r"kubectl -n outbox exec deploy/\S+ -- outbox-relay check\n", shown):
+        mistake(f"{values.name}: the notes name no check: {shown}{output.stderr.strip()}")
 
 
 def versions():
@@ -295,6 +307,7 @@ def sets():
         for one in found:
             valid(values.name, one)
         together(values.name, found)
+        notes(values)
     stored = {path.stem for path in (HELM / "golden").glob("*.yaml")}
     for name in stored - {path.stem.removesuffix("-values") for path in (CHART / "ci").glob("*-values.yaml")}:
         mistake(f"deploy/helm/golden/{name}.yaml: there are no such values")
@@ -384,6 +397,34 @@ def kustomized():
             mistake(f"deploy/kubernetes/{folder}: the namespace is not set everywhere")
 
 
+def pages():
+    """The values and the commands for Helm of docs/how-to/deploy-….md work together, and every shell block is correct shell."""
+    commands = 0
+    for page in sorted((ROOT / "docs/how-to").glob("deploy*.md")):
+        text = page.read_text()
+        blocks = [textwrap.dedent(block) for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, re.M | re.S)]
+        for block in blocks:
+            output = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+            if output.returncode:
+                mistake(f"{page.name}: {output.stderr.strip()}")
+        values = re.search(r"^`values.yaml`:\n\n(?:<!-- .* -->\n)?```yaml\n(.*?)^```$", text, re.M | re.S)
+        for command in re.findall(r"^helm (?:install|upgrade) (.*)$", "\n".join(blocks).replace("\\\n", ""), re.M):
+            commands += 1
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+                file.write(values[1])
+                file.flush()
+                words = [file.name if word == "values.yaml" else word for word in shlex.split(command)]
+                output = helm("template", *words)
+            if output.returncode:
+                mistake(f"{page.name}: helm {command}: {output.stderr.strip()}")
+                continue
+            for one in objects(output.stdout):
+                valid(page.name, one)
+            together(page.name, objects(output.stdout))
+    if not commands:
+        mistake("docs/how-to: no command for Helm was found")
+
+
 def main():
     for copy, original in (("alerts.yml", "prometheus/alerts.yml"), ("outbox-relay.json", "grafana/outbox-relay.json")):
         same(CHART / "files" / copy, (ROOT / "deploy" / original).read_text())
@@ -392,6 +433,7 @@ def main():
     count = sets()
     refused = refusals()
     manifests()
+    pages()
     print("\n".join(MISTAKES) or f"chart: {count} sets of values and {refused} refusals are as they should be, in Kubernetes {' and '.join(VERSIONS)}")
     return bool(MISTAKES)
 

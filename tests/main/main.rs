@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod connections;
 mod consumers;
+mod containers;
 mod crashes;
 mod dead;
 mod demo;
@@ -16,8 +17,8 @@ mod health;
 mod held_snapshot;
 mod hostile;
 mod inbox;
-mod kubernetes;
 mod logins;
+mod managed;
 mod metrics;
 mod migrations;
 mod odd_databases;
@@ -91,7 +92,8 @@ fn main() -> ExitCode {
         verify::trials(),
         wake_up::trials(),
         demo::trials(),
-        kubernetes::trials(),
+        containers::trials(),
+        managed::trials(),
         order_flow::trials(),
         status::trials(),
         health::trials(),
