@@ -87,7 +87,6 @@ async fn the_containers_of_chart_and_compose_work_with_tls_secrets_and_least_rig
     kafka.create_topic(&outbox.topic, 3, &[]).await?;
     for sql in [
         "create role owner login password 'owner' createrole",
-        "grant create on database postgres to owner",
         "alter schema public owner to owner",
         "create role event_outbox_relay",
         "create role relay login password 'relay' in role event_outbox_relay",
