@@ -135,7 +135,9 @@ async fn the_containers_of_chart_and_compose_work_with_tls_secrets_and_least_rig
         anyhow::Ok(container.at("RELAY_ADMIN_ADDRESS", &admin))
     };
     // Compose mounts no file for it, and the container does not see the server's directory.
-    let inline: String = std::fs::read(&root)?.iter().map(|byte| format!("%{byte:02X}")).collect();
+    let text = std::fs::read_to_string(&root)?;
+    let start = text.find("-----BEGIN").context("no certificate")?;
+    let inline: String = text[start..].bytes().map(|byte| format!("%{byte:02X}")).collect();
     let parameters = format!("&sslrootcert={inline}");
     let cluster = Cluster::default()
         .with("secrets", "owner-url", url("owner", &parameters)?)
