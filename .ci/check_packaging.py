@@ -11,6 +11,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMPOSE = "docker-compose.yml"
+BESIDE = "deploy/compose/compose.yaml"
 DIGEST = re.compile(r"^[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}$")
 ACTION = re.compile(r"^\s*(?:- )?uses: (\S+)(?: # (\S+))?", re.M)
 COMMIT = re.compile(r"^[\w./-]+@[0-9a-f]{40}$")
@@ -34,6 +35,17 @@ def compose(parsed, schema):
                 yield f"{COMPOSE}: {name} mounts {source}, which is not there"
             elif not source.startswith("./") and source not in parsed["volumes"]:
                 yield f"{COMPOSE}: {name} has a volume {source}, which is not declared"
+
+
+def beside(schema):
+    """deploy/compose, for servers that exist, is of the same specification. A test runs what it says: tests/main/containers.rs."""
+    parsed = yaml.safe_load((ROOT / BESIDE).read_text())
+    for error in jsonschema.Draft7Validator(schema).iter_errors(parsed):
+        yield f"{BESIDE}: {error.json_path}: {error.message}"
+    for name, service in parsed["services"].items():
+        for variable in service["environment"]:
+            if SECRET_WORD.search(variable) and not variable.endswith("_FILE"):
+                yield f"{BESIDE}: {name} has the secret {variable} in its environment; use {variable}_FILE"
 
 
 def waits(name, service, services):
@@ -129,7 +141,7 @@ def workflows():
 def main():
     schema = json.loads(pathlib.Path(sys.argv[1]).read_text())
     parsed = yaml.safe_load((ROOT / COMPOSE).read_text())
-    mistakes = [*compose(parsed, schema), *relays(parsed), *monitoring(parsed), *image(), *workflows()]
+    mistakes = [*compose(parsed, schema), *beside(schema), *relays(parsed), *monitoring(parsed), *image(), *workflows()]
     print("\n".join(mistakes) or f"packaging: {len(parsed['services'])} services, the image and the workflows are fine")
     return bool(mistakes)
 
