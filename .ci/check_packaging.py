@@ -21,7 +21,7 @@ OWN_IMAGE = "outbox-relay"
 
 
 def compose(parsed, schema):
-    for error in jsonschema.Draft7Validator(schema).iter_errors(parsed):
+    for error in jsonschema.Draft202012Validator(schema).iter_errors(parsed):
         yield f"{COMPOSE}: {error.json_path}: {error.message}"
     services = parsed["services"]
     for name, service in services.items():
@@ -40,7 +40,7 @@ def compose(parsed, schema):
 def beside(schema):
     """deploy/compose, for servers that exist, is of the same specification. A test runs what it says: tests/main/containers.rs."""
     parsed = yaml.safe_load((ROOT / BESIDE).read_text())
-    for error in jsonschema.Draft7Validator(schema).iter_errors(parsed):
+    for error in jsonschema.Draft202012Validator(schema).iter_errors(parsed):
         yield f"{BESIDE}: {error.json_path}: {error.message}"
     for name, service in parsed["services"].items():
         for variable in service["environment"]:
