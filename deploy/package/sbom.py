@@ -86,7 +86,8 @@ def document():
 def embedded(binary):
     """Returns the crates that a binary says it is built from, as pairs of name and version."""
     with tempfile.NamedTemporaryFile() as section:
-        subprocess.run(["objcopy", "-O", "binary", "--only-section=.dep-v0", binary, section.name], check=True)
+        # Copies nothing but the section, which is not loaded with the program.
+        subprocess.run(["objcopy", f"--dump-section=.dep-v0={section.name}", binary, "/dev/null"], capture_output=True)
         packed = Path(section.name).read_bytes()
     if not packed:
         sys.exit(f"error: {binary} has no list of its crates\nhint: build it with deploy/package/build")
