@@ -7,7 +7,7 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::store::audit::{self, Author, Entry};
+use crate::store::audit::{Author, Entry};
 use crate::store::read_only::read;
 use crate::store::search_path;
 use crate::text;
@@ -25,7 +25,7 @@ pub(crate) struct HeldKey {
     pub(crate) key: String,
     /// The id of the event that holds the key.
     pub(crate) head: Uuid,
-    /// Why the head was not applied; `held` if it is the next to be applied.
+    /// Why the head was not applied; `held` if it is the next to be applied, `retrying` if a consumer tries it again by itself.
     pub(crate) reason: String,
     pub(crate) error: Option<String>,
     /// The number of events, the head included.
@@ -122,7 +122,8 @@ pub(crate) struct Discarded {
     pub(crate) marked: u64,
 }
 
-/// Gives the events of these groups up: deletes their rows, and marks them as processed, so that no later delivery applies them.
+/// Gives the events of these groups up: marks them as processed, so that no later delivery applies them, and deletes their rows. A function
+/// of the database does it, with its audit entry.
 ///
 /// # Errors
 /// Any database error; nothing is changed then.
@@ -134,22 +135,13 @@ pub(crate) async fn discard(
     events: &[(String, Uuid)],
 ) -> Result<Discarded, sqlx::Error> {
     let (groups, ids): (Vec<&str>, Vec<Uuid>) = events.iter().map(|(group, id)| (group.as_str(), *id)).unzip();
-    let given = "unnest($1::text[], $2::uuid[]) given (consumer_group, event_id)";
-    let mark = format!(
-        "insert into {} (consumer_group, event_id) select distinct consumer_group, event_id from {given} order by 1, 2 on conflict do nothing",
-        names.processed()
-    );
-    let delete = format!(
-        "delete from {} held using {given} where held.consumer_group = given.consumer_group and held.event_id = given.event_id",
-        names.held()
-    );
+    let sql =
+        format!("select marked, deleted from {}($1, $2, $3::text::jsonb, $4, $5, $6)", names.companion("discard"));
     let mut tx = search_path::begin(conn).await?;
-    // Marks first: a consumer that applies one of the events at this moment has marked it, and is waited for.
-    let mark = sqlx::query(AssertSqlSafe(mark)).bind(&groups).bind(&ids).persistent(false);
-    let marked = mark.execute(&mut *tx).await?.rows_affected();
-    let delete = sqlx::query(AssertSqlSafe(delete)).bind(&groups).bind(&ids).persistent(false);
-    let rows = delete.execute(&mut *tx).await?.rows_affected();
-    audit::note_within(&mut tx, names, author, entry).await?;
+    let discard = sqlx::query(AssertSqlSafe(sql)).bind(groups).bind(ids).bind(entry.filter.to_string());
+    let discard = discard.bind(&author.by).bind(&author.reason).bind(entry.affected as i64);
+    let row = discard.persistent(false).fetch_one(&mut *tx).await?;
+    let (marked, rows): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     tx.commit().await?;
-    Ok(Discarded { rows, marked })
+    Ok(Discarded { rows: rows.unsigned_abs(), marked: marked.unsigned_abs() })
 }

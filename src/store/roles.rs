@@ -108,9 +108,8 @@ fn statements(names: &Names, options: &RoleOptions) -> Vec<String> {
     for part in ["lane", "hold", "control", "pause", "audit", "audit_row", "migration", "relay", "delivery", "health"] {
         grant("select", companion(part), operator);
     }
-    // For `dlq list` and `dlq discard` in a consumers' database.
-    grant(&format!("select ({HELD}), delete"), names.held(), operator);
-    grant("insert", names.processed(), operator);
+    // For `dlq list` in a consumers' database.
+    grant(&format!("select ({HELD})"), names.held(), operator);
 
     grant(&format!("select ({SEEN})"), outbox, monitor);
     // `xid` and `xmax` of the archive belong to another time.
@@ -145,11 +144,12 @@ const WRITERS_FUNCTIONS: [(&str, &str); 3] = [
 ];
 
 /// The functions with which operators change rows.
-const OPERATORS_FUNCTIONS: [(&str, &str); 4] = [
+const OPERATORS_FUNCTIONS: [(&str, &str); 5] = [
     ("decide", "text, bigint[], jsonb, text, text"),
     ("begin_pause", "text, text, text, text, float8, text, text"),
     ("end_pause", "text, text, text, text, text, text"),
     ("note", "text, jsonb, text, text, bigint"),
+    ("discard", "text[], uuid[], jsonb, text, text, bigint"),
 ];
 
 fn signature(names: &Names, (function, arguments): (&str, &str)) -> String {

@@ -191,6 +191,8 @@ codes! {
     7014 SourceMissing "source-missing" "a topic that a consumer reads does not exist";
     7015 EventsLost "events-lost" "retention removed events before a consumer read them";
     7016 OffsetsWentBack "offsets-went-back" "a partition is read from an earlier offset than before";
+    7017 BatchHalved "batch-halved" "a batch failed and is applied in smaller parts";
+    7018 HookPanicked "hook-panicked" "the hook before a dead letter panicked";
 
     // 9xxx: the program itself
     9001 Unexpected "unexpected" "something happened that should not";

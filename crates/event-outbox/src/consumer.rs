@@ -7,6 +7,7 @@
 //! - `inbox`: remembers which events a group has processed
 //! - [`dead_letter`]: the headers of a dead letter
 //! - `runtime`: the complete consumer, and its parts
+//! - `testing`: calls the handlers of a consumer in tests, without servers
 
 pub mod dead_letter;
 mod inbox;
@@ -16,4 +17,7 @@ mod runtime;
 pub use dead_letter::{DeadLetter, Reason};
 pub use inbox::{Inbox, Once};
 #[cfg(feature = "consumer-kafka")]
-pub use runtime::{Action, Consumer, ConsumerError, Context, Event, Failed, Lost, Policy, Retry, Stats, UnknownType};
+pub use runtime::{
+    Action, BatchContext, BatchEvent, Consumer, ConsumerError, Context, Control, Event, Failed, Kind, Lost, Policy, Rejected,
+    Retry, Stats, UnknownType, testing,
+};

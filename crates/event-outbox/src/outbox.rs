@@ -145,9 +145,9 @@ impl Outbox {
         Ok(ids.into_iter().map(EventId).collect())
     }
 
-    /// Checks the payload against its schema.
+    /// Checks the payload against its schema, if the outbox has schemas.
     #[cfg(feature = "schema")]
-    fn check(&self, event: &NewEvent) -> Result<(), Invalid> {
+    pub(crate) fn check(&self, event: &NewEvent) -> Result<(), Invalid> {
         match (&self.schemas, event.json_payload()) {
             (Some(schemas), Some(payload)) => schemas.check(&event.event_type, event.event_version, payload.as_bytes()),
             _ => Ok(()),

@@ -70,6 +70,7 @@ const MIGRATIONS: &[Migration] = &[
     migration(15, "guarded functions", include_str!("../migrations/0015_guarded_functions.sql")),
     migration(16, "relay settings", include_str!("../migrations/0016_relay_settings.sql")),
     migration(17, "consumers", include_str!("../migrations/0017_consumers.sql")),
+    migration(18, "retries", include_str!("../migrations/0018_retries.sql")),
 ];
 
 /// The query of the view of [`Names::companion`] `health`, which migrations render.
@@ -727,7 +728,7 @@ fn object_name(names: &Names, placeholder: &str) -> Option<String> {
         "outbox" => names.outbox(),
         "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery" | "hold"
         | "stamp" | "secret" | "new_id" | "lock_entity" | "dedupe_id" | "decide" | "begin_pause" | "end_pause"
-        | "note" | "sessions" | "oldest_transaction" | "wake_up" | "wake_up_on_insert" => names.companion(placeholder),
+        | "discard" | "note" | "sessions" | "oldest_transaction" | "wake_up" | "wake_up_on_insert" => names.companion(placeholder),
         "processed" => names.processed(),
         "held" | "group" | "may_apply" | "guard" => names.inbox_companion(placeholder),
         "held_key" => names.inbox_part(placeholder),
@@ -818,6 +819,8 @@ mod tests {
             "{guard",
             "{group",
             "{note",
+            "{discard",
+            "{may_apply",
             "{sessions",
         ] {
             assert!(!script.contains(placeholder), "{placeholder} is left in the script");

@@ -1,25 +1,27 @@
 //! Builds and runs a consumer.
 //!
-//! - `options`: the options and the errors of a consumer
+//! - `options`: the options and the errors of a consumer; `retry`: its attempts; `control`: pauses and bounds it; `hook`: asks the service
 //! - `failed`: classifies errors and decides what happens to the event
 //! - `builder`: the settings of a consumer, and their check
-//! - `group`: the thread that polls and commits; `member`: its partitions; `partition`: one of them, and its task
+//! - `group`: the thread that polls and commits; `member`: its partitions; `partition`: one of them; `progress`: its finished records
 //! - `subscription`: the topics and the retry topics; `gap`: records that are missing; `incidents`: errors of the client
-//! - `worker`: handles the events of one partition in order; `drain`: those that were parked behind held keys
-//! - `deliver`: makes attempts until an event is finished; `failure`: ends one that will not be applied; `applier`: what both need
+//! - `lane`: the queues of events, and their workers; `drain`: takes the events that are parked in the database; `task`: a task that stops
+//! - `prepared`: a record and its handler; `registry`: handlers and upcasters
+//! - `deliver`: makes attempts until an event is finished; `together`: those of a batch; `failure`: ends one that will not be applied;
+//!   `applier`: what they need
 //! - `attempt`: one attempt, in one transaction
 //! - `held`: the held keys of a group; `sources`: the topics that it reads
 //! - `dead_letter_producer`: sends dead letters
-//! - `progress`: the offset that a partition has reached, and the size of its queue
-//! - `pause`: the pause between two attempts; `shared`: the state that all parts share
-//! - `registry`: handlers and upcasters
+//! - `pause`: the pause between two attempts; `shared`: the state that all parts share; `stats`: counts what happens
 //! - `tokens`: tokens for the login
 //! - `context`, `delivery`: the event and the transaction that a handler gets
+//! - `testing`: calls handlers in tests
 
 mod applier;
 mod attempt;
 mod builder;
 mod context;
+mod control;
 mod dead_letter_producer;
 mod deliver;
 mod delivery;
@@ -29,24 +31,33 @@ mod failure;
 mod gap;
 mod group;
 mod held;
+mod hook;
 mod incidents;
+mod lane;
 mod member;
 mod options;
 mod partition;
 mod pause;
+mod prepared;
 mod progress;
 mod registry;
+mod retry;
 mod shared;
 mod sources;
 mod stats;
 mod subscription;
+mod task;
+pub mod testing;
+mod together;
 mod tokens;
-mod worker;
 
-pub use context::Context;
+pub use context::{BatchContext, BatchEvent, Context};
+pub use control::Control;
 pub use delivery::Event;
-pub use failed::{Action, Failed, Policy};
-pub use options::{ConsumerError, Lost, Retry, UnknownType};
+pub use failed::{Action, Failed, Kind, Policy};
+pub use hook::Rejected;
+pub use options::{ConsumerError, Lost, UnknownType};
+pub use retry::Retry;
 pub use stats::Stats;
 
 use std::fmt;
@@ -62,18 +73,18 @@ use crate::consumer::dead_letter::DeadLetter;
 use crate::consumer::runtime::attempt::AttemptContext;
 use crate::consumer::runtime::dead_letter_producer::DeadLetterProducer;
 use crate::consumer::runtime::held::Held;
+use crate::consumer::runtime::hook::Hook;
 use crate::consumer::runtime::options::without_values;
-use crate::consumer::runtime::registry::Registry;
+use crate::consumer::runtime::prepared::Handlers;
+use crate::consumer::runtime::retry::Retries;
 use crate::consumer::runtime::shared::{Limits, Shared, Shutdown, StopOnDrop, TopicOf};
 use crate::consumer::runtime::tokens::Tokens;
 use crate::notice::Notice;
 use crate::outbox::Outbox;
-#[cfg(feature = "schema")]
-use crate::schemas::Schemas;
 
 /// A member of a consumer group that applies each event of its topics once.
 ///
-/// Partitions are worked on in parallel, each in order. An event is marked as processed in the transaction of its effect, and its offset is
+/// Partitions are worked on in parallel, each in order, and with [`Consumer::concurrency`] their keys, too. An event is marked as processed in the transaction of its effect, and its offset is
 /// committed after that. Failed events are tried again with growing pauses while the member stays in its group. Events that cannot be
 /// applied go to a dead letter topic, `<topic>.<group>.dlq` by default; see [`Policy`].
 ///
@@ -112,16 +123,15 @@ pub struct Consumer {
     names: Names,
     client: ClientConfig,
     topics: Vec<String>,
-    registry: Registry,
+    handlers: Handlers,
     policy: Policy,
-    retry: Retry,
-    unknown_type: UnknownType,
+    retries: Retries,
+    before_dead_letter: Option<Hook>,
+    control: Control,
     dead_letter_topic: TopicOf,
     limits: Limits,
     outbox: Option<Outbox>,
     prepared_statements: bool,
-    #[cfg(feature = "schema")]
-    schemas: Option<Schemas>,
     stats: Arc<Stats>,
     tokens: Tokens,
 }
@@ -135,23 +145,28 @@ impl fmt::Debug for Consumer {
 
 impl Consumer {
     /// Creates a member of the group. The inbox and the effects of the handlers are in the database of `pool`. The pool needs one
-    /// connection per partition that is worked on at the same time, and one for held keys; with fewer, partitions wait for each other.
+    /// connection for each worker ([`Consumer::concurrency`]) of each partition, and as many for the keys that were set aside; with fewer,
+    /// they wait for each other.
     pub fn new(group: impl Into<String>, pool: PgPool) -> Self {
         let group = group.into();
         let of_group = group.clone();
         Self {
+            control: Control::new(&group),
+            stats: Arc::new(Stats::new(&group)),
             group,
             pool,
             names: Names::default(),
             client: ClientConfig::new(),
             topics: Vec::new(),
-            registry: Registry::default(),
+            handlers: Handlers::default(),
             policy: Policy::default(),
-            retry: Retry::default(),
-            unknown_type: UnknownType::default(),
+            retries: Retries::default(),
+            before_dead_letter: None,
             dead_letter_topic: Arc::new(move |topic| DeadLetter::default_topic(topic, &of_group)),
             limits: Limits {
                 queue: 2_000,
+                concurrency: 1,
+                batch: 500,
                 commit_interval: Duration::from_millis(500),
                 drain: Duration::from_secs(30),
                 slow_after: Duration::from_secs(30),
@@ -160,9 +175,6 @@ impl Consumer {
             },
             outbox: None,
             prepared_statements: true,
-            #[cfg(feature = "schema")]
-            schemas: None,
-            stats: Arc::default(),
             tokens: Tokens::default(),
         }
     }
@@ -204,14 +216,13 @@ impl Consumer {
                 head_gone: Arc::default(),
             },
             group: self.group,
-            registry: self.registry,
+            handlers: self.handlers,
             policy: self.policy,
-            retry: self.retry,
-            unknown_type: self.unknown_type,
+            retries: self.retries,
+            before_dead_letter: self.before_dead_letter,
+            control: self.control,
             dead_letter_topic: self.dead_letter_topic,
             limits: self.limits,
-            #[cfg(feature = "schema")]
-            schemas: self.schemas,
             stats: self.stats,
             tokens: self.tokens,
             shutdown: Shutdown::default(),

@@ -1,4 +1,4 @@
-//! Makes one attempt to apply one event: mark, effect and commit in one transaction.
+//! Makes one attempt to apply one event, or the events of a batch: marks, effects and commit in one transaction.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -10,11 +10,12 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::code::Code;
 use crate::consumer::dead_letter::Reason;
-use crate::consumer::runtime::context::Context;
+use crate::consumer::runtime::context::{Input, Recorder, Work};
 use crate::consumer::runtime::delivery::{Delivery, Event};
 use crate::consumer::runtime::failed::Failed;
-use crate::consumer::runtime::held::{Gate, Head, Held};
+use crate::consumer::runtime::held::{Gate, Head, Held, Row};
 use crate::consumer::runtime::registry::Handler;
+use crate::event::EventId;
 use crate::notice::Notice;
 use crate::outbox::Outbox;
 use crate::transaction;
@@ -43,13 +44,20 @@ pub(super) struct AttemptContext {
     pub(super) head_gone: Arc<Notify>,
 }
 
+/// The result of an attempt with a batch that did not fail.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum BatchResult {
+    /// The effects are committed.
+    Applied { applied: usize, repeated: usize },
+    /// Nothing was applied: these events have a row, or their keys are held. They have to be applied one by one.
+    Apart(Vec<EventId>),
+}
+
 /// An event and the handler to call with it.
 pub(super) struct Call {
-    pub(super) event: Arc<Event>,
+    pub(super) input: Input,
     pub(super) source_topic: String,
     pub(super) handler: Handler,
-    pub(super) payload: Option<Arc<[u8]>>,
-    pub(super) version: i32,
 }
 
 impl AttemptContext {
@@ -74,11 +82,10 @@ impl AttemptContext {
         event: &Event,
         source_topic: &str,
         delivery: &Delivery,
-        reason: Reason,
-        error: &str,
+        row: &Row,
     ) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        self.held.park(&mut tx, event.event_id, source_topic, delivery, reason, Some(error)).await?;
+        self.held.park(&mut tx, event.event_id, source_topic, delivery, row).await?;
         tx.commit().await
     }
 
@@ -117,9 +124,14 @@ impl AttemptContext {
         delivery: &Delivery,
         attempt: u32,
     ) -> Result<AttemptResult, Failed> {
-        let event = call.event.event_id;
+        let event = &call.input.event;
         let mut tx = self.pool.begin().await?;
-        let (gate, begun) = self.held.gate(&mut tx, event, &call.source_topic, delivery).await?;
+        if let Some(parked) = &delivery.parked
+            && !self.held.claim(&mut tx, event.event_id, parked).await?
+        {
+            return Ok(AttemptResult::Parked);
+        }
+        let (gate, begun) = self.held.gate(&mut tx, event.event_id, &call.source_topic, delivery).await?;
         match gate {
             Gate::Open | Gate::Redriven => {}
             Gate::Held => return Ok(AttemptResult::Held),
@@ -129,30 +141,41 @@ impl AttemptContext {
                 return Ok(AttemptResult::Repeated);
             }
         }
-        let tx = Arc::new(Mutex::new(tx));
-        let context = Context {
-            tx: Arc::clone(&tx).lock_owned().await,
-            event: Arc::clone(&call.event),
-            payload: call.payload.clone(),
-            version: call.version,
-            attempt,
-            outbox: self.outbox.clone(),
-        };
-        // The call itself is inside too: a handler that is not an async function may panic before it returns its future.
-        let handled = AssertUnwindSafe(async { (call.handler)(context).await }).catch_unwind().await;
-        handled.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))?;
-        let Some(tx) = Arc::into_inner(tx) else {
-            return Err(Failed::permanent("the handler has ended, but its Context is still held, perhaps by a task"));
-        };
-        let mut tx = tx.into_inner();
-        keeps_its_effects(&mut tx, &begun, &call.event).await?;
+        let inputs = vec![call.input.clone()];
+        let mut tx = run(&call.handler, inputs, Running { tx, begun, attempt, outbox: self.outbox.clone(), recorder: None }).await?;
         let is_head = gate == Gate::Redriven;
-        let freed = is_head && self.held.delete(&mut tx, event).await?;
+        let freed = is_head && self.held.delete(&mut tx, event.event_id).await?;
         tx.commit().await?;
         if is_head {
-            self.head_is_gone(&call.event, freed);
+            self.head_is_gone(event, freed);
         }
         Ok(AttemptResult::Applied)
+    }
+
+    /// Applies events of one topic and one handler in one transaction and commits, without those that have been applied before.
+    ///
+    /// # Errors
+    /// As [`Self::attempt`].
+    pub(super) async fn attempt_all(&self, calls: &[&Call]) -> Result<BatchResult, Failed> {
+        let Some(first) = calls.first() else { return Ok(BatchResult::Applied { applied: 0, repeated: 0 }) };
+        let mut tx = self.pool.begin().await?;
+        let ids: Vec<EventId> = calls.iter().map(|call| call.input.event.event_id).collect();
+        let (mut new, begun) = self.held.mark_all(&mut tx, &ids).await?;
+        let keys: Vec<Option<&[u8]>> = calls.iter().map(|call| call.input.event.key.as_deref()).collect();
+        // Reads after the marks, because a mark may have waited for a member that gave the event a row.
+        let apart = self.held.held_among(&mut tx, &first.source_topic, &ids, &keys).await?;
+        if !apart.is_empty() {
+            return Ok(BatchResult::Apart(apart));
+        }
+        // An event that is in the batch twice is new once.
+        let fresh = calls.iter().filter(|call| new.remove(&call.input.event.event_id));
+        let inputs: Vec<Input> = fresh.map(|call| call.input.clone()).collect();
+        let (applied, repeated) = (inputs.len(), calls.len() - inputs.len());
+        if applied > 0 {
+            tx = run(&first.handler, inputs, Running { tx, begun, attempt: 1, outbox: self.outbox.clone(), recorder: None }).await?;
+        }
+        tx.commit().await?;
+        Ok(BatchResult::Applied { applied, repeated })
     }
 
     /// Reads the heads of all held keys, and counts the events that have a row.
@@ -178,6 +201,43 @@ impl AttemptContext {
             self.head_gone.notify_one();
         }
     }
+}
+
+/// A transaction, and what a handler needs besides.
+pub(super) struct Running {
+    pub(super) tx: Transaction<'static, Postgres>,
+    /// The id of the transaction.
+    pub(super) begun: String,
+    pub(super) attempt: u32,
+    pub(super) outbox: Outbox,
+    pub(super) recorder: Option<Recorder>,
+}
+
+/// Calls the handler in the transaction, and returns the transaction if a commit would keep the effects.
+pub(super) async fn run(
+    handler: &Handler,
+    inputs: Vec<Input>,
+    running: Running,
+) -> Result<Transaction<'static, Postgres>, Failed> {
+    let Running { tx, begun, attempt, outbox, recorder } = running;
+    let Some(event) = inputs.first().map(|input| Arc::clone(&input.event)) else { return Ok(tx) };
+    let tx = Arc::new(Mutex::new(tx));
+    let guard = Arc::clone(&tx).lock_owned().await;
+    let work = Work { tx: Some(guard), outbox, attempt, recorder };
+    call(handler, work, inputs).await?;
+    let Some(tx) = Arc::into_inner(tx) else {
+        return Err(Failed::permanent("the handler has ended, but its Context is still held, perhaps by a task"));
+    };
+    let mut tx = tx.into_inner();
+    keeps_its_effects(&mut tx, &begun, &event).await?;
+    Ok(tx)
+}
+
+/// Calls the handler, and turns a panic into a failure.
+pub(super) async fn call(handler: &Handler, work: Work, inputs: Vec<Input>) -> Result<(), Failed> {
+    // The call itself is inside too: a handler that is not an async function may panic before it returns its future.
+    let handled = AssertUnwindSafe(handler.call(work, inputs)).catch_unwind().await;
+    handled.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
 }
 
 /// Fails if the commit would not keep the effects: Postgres has aborted the transaction, or it is not the one that has the mark.

@@ -14,9 +14,13 @@ use serde::de::DeserializeOwned;
 
 use crate::Names;
 use crate::consumer::runtime::Consumer;
-use crate::consumer::runtime::context::Context;
-use crate::consumer::runtime::failed::{Failed, Policy};
-use crate::consumer::runtime::options::{ConsumerError, Lost, Retry, UnknownType};
+use crate::consumer::runtime::context::{BatchContext, BatchEvent, Context};
+use crate::consumer::runtime::control::Control;
+use crate::consumer::runtime::delivery::Event;
+use crate::consumer::runtime::failed::{Action, Failed, Policy};
+use crate::consumer::runtime::hook::Rejected;
+use crate::consumer::runtime::options::{ConsumerError, Lost, UnknownType};
+use crate::consumer::runtime::retry::Retry;
 use crate::consumer::runtime::stats::Stats;
 use crate::consumer::runtime::tokens::Tokens;
 #[cfg(feature = "msk-iam")]
@@ -43,6 +47,9 @@ const DEFAULTS: [(&str, &str); 9] = [
     ("socket.nagle.disable", "true"),
     ("log.connection.close", "false"),
 ];
+
+/// The most workers of a partition.
+const MOST_WORKERS: usize = 256;
 
 /// Settings that the guarantees depend on; the user cannot change them.
 const GUARANTEES: [(&str, &str); 2] = [("enable.auto.commit", "false"), ("enable.auto.offset.store", "false")];
@@ -89,7 +96,22 @@ impl Consumer {
         F: Fn(Context, T) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Failed>> + Send + 'static,
     {
-        self.registry.on(event_type, &versions, handler);
+        self.handlers.registry.on(event_type, &versions, handler);
+        self
+    }
+
+    /// Adds a handler that gets many events of a type at once, and applies them in one transaction. It gets those that wait for it, in their
+    /// order, up to [`Consumer::batch`]. Use it for effects that cost less together, such as one `insert … select from unnest(…)`.
+    ///
+    /// If a batch fails, it is halved until the events that are the cause stand alone. Those are retried or given up like the events of any
+    /// handler, and all others are applied. Each event has one effect.
+    pub fn on_batch<T, F, Fut>(mut self, event_type: &str, versions: impl RangeBounds<i32>, handler: F) -> Self
+    where
+        T: DeserializeOwned + Send + 'static,
+        F: Fn(BatchContext, Vec<BatchEvent<T>>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Failed>> + Send + 'static,
+    {
+        self.handlers.registry.on_batch(event_type, &versions, handler);
         self
     }
 
@@ -99,7 +121,7 @@ impl Consumer {
         F: Fn(Context) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Failed>> + Send + 'static,
     {
-        self.registry.on_any(event_type, &versions, handler);
+        self.handlers.registry.on_any(event_type, &versions, handler);
         self
     }
 
@@ -110,7 +132,7 @@ impl Consumer {
         B: Serialize,
         F: Fn(A) -> Result<B, Failed> + Send + Sync + 'static,
     {
-        self.registry.upcast(event_type, from, upcaster);
+        self.handlers.registry.upcast(event_type, from, upcaster);
         self
     }
 
@@ -122,13 +144,82 @@ impl Consumer {
 
     /// Sets the attempts and pauses for transient errors.
     pub fn retry(mut self, retry: Retry) -> Self {
-        self.retry = retry;
+        self.retries.default = retry;
         self
+    }
+
+    /// Sets the attempts and pauses for transient errors with events of one type.
+    pub fn retry_type(mut self, event_type: impl Into<String>, retry: Retry) -> Self {
+        self.retries.by_type.insert(event_type.into(), retry);
+        self
+    }
+
+    /// Sets the attempts and pauses by error. The function is called after each attempt that failed. `None` leaves it to
+    /// [`Consumer::retry_type`] and [`Consumer::retry`]. `Some` holds for any kind of error: it gives a permanent one more attempts, or
+    /// bounds those of an outage.
+    ///
+    /// ```no_run
+    /// # use event_outbox::consumer::{Consumer, Kind, Retry};
+    /// # use std::time::Duration;
+    /// # fn with(consumer: Consumer) -> Consumer {
+    /// consumer.retry_when(|event, failed| {
+    ///     let is_io = failed.error().downcast_ref::<std::io::Error>().is_some();
+    ///     (is_io && event.event_type == "OrderPlaced")
+    ///         .then(|| Retry { attempts: 3, longest_pause: Duration::from_secs(1), ..Retry::default() })
+    /// })
+    /// # }
+    /// ```
+    pub fn retry_when(
+        mut self,
+        choose: impl Fn(&Event, &Failed) -> Option<Retry> + Send + Sync + 'static,
+    ) -> Self {
+        self.retries.by_error = Some(Arc::new(choose));
+        self
+    }
+
+    /// Sets a function that is asked before an event is given up: after its last attempt, and before its dead letter is sent. It returns the
+    /// action to take, `rejected.action` to change nothing. The partition or the lane waits for it. After a crash it may be asked again.
+    ///
+    /// ```no_run
+    /// # use event_outbox::consumer::{Action, Consumer, Reason};
+    /// # fn with(consumer: Consumer) -> Consumer {
+    /// consumer.before_dead_letter(async |rejected| {
+    ///     eprintln!("{:?} is given up: {}", rejected.event, rejected.error);
+    ///     if rejected.reason == Reason::Invalid { Action::Stop } else { rejected.action }
+    /// })
+    /// # }
+    /// ```
+    pub fn before_dead_letter<F, Fut>(mut self, hook: F) -> Self
+    where
+        F: Fn(Rejected) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Action> + Send + 'static,
+    {
+        self.before_dead_letter = Some(Arc::new(move |rejected| Box::pin(hook(rejected))));
+        self
+    }
+
+    /// Sets how many keys of a partition are worked on at the same time, 1 by default. Events of one key stay in order; the key's hash
+    /// chooses its worker. Each worker needs a connection of the pool. An offset is committed when all events before it are finished too.
+    pub fn concurrency(mut self, workers: usize) -> Self {
+        self.limits.concurrency = workers.clamp(1, MOST_WORKERS);
+        self
+    }
+
+    /// Sets the most events that a handler of [`Consumer::on_batch`] gets at once, 500 by default. It does not wait for them: it gets what
+    /// is there.
+    pub fn batch(mut self, events: usize) -> Self {
+        self.limits.batch = events.max(1);
+        self
+    }
+
+    /// Returns a handle that pauses this consumer and bounds its rate while it runs.
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 
     /// Sets the treatment of events whose type no handler takes. By default they are ignored.
     pub fn unknown_type(mut self, unknown_type: UnknownType) -> Self {
-        self.unknown_type = unknown_type;
+        self.handlers.unknown_type = unknown_type;
         self
     }
 
@@ -162,7 +253,7 @@ impl Consumer {
     /// the member.
     #[cfg(feature = "schema")]
     pub fn schemas(mut self, schemas: Schemas) -> Self {
-        self.schemas = Some(schemas);
+        self.handlers.schemas = Some(schemas);
         self
     }
 
@@ -214,10 +305,10 @@ impl Consumer {
     /// Checks the configuration and returns the client's settings.
     pub(super) fn check(&self) -> Result<ClientConfig, ConsumerError> {
         let refuse = |why: String| Err(ConsumerError::Configuration(why));
-        if let Some(conflict) = self.registry.conflicts.first() {
+        if let Some(conflict) = self.handlers.registry.conflicts.first() {
             return refuse(conflict.clone());
         }
-        if self.topics.is_empty() || self.registry.is_empty() {
+        if self.topics.is_empty() || self.handlers.registry.is_empty() {
             return refuse("it needs a topic and a handler".to_owned());
         }
         if self.group.is_empty() || self.client.get("bootstrap.servers").is_none() {

@@ -1,25 +1,25 @@
-//! Applies one event: finds its handler, and makes attempts until the event is finished.
+//! Applies one event: makes attempts until the event is finished.
 //!
-//! A failed attempt that may help is made again after a pause. The partition waits meanwhile, but the group does not notice, because another
-//! thread polls.
+//! A failed attempt that may help is made again after a pause. The lane waits meanwhile, or the event is set aside with its key. The group
+//! does not notice, because another thread polls.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tracing::Instrument;
 
 use crate::code::Code;
-use crate::consumer::dead_letter::Reason;
+use crate::consumer::dead_letter::{Reason, cut};
 use crate::consumer::runtime::applier::{Applier, Unfinished};
 use crate::consumer::runtime::attempt::{AttemptResult, Call};
 use crate::consumer::runtime::delivery::{Delivery, Event};
-use crate::consumer::runtime::failed::{Failed, Kind};
+use crate::consumer::runtime::failed::Failed;
 use crate::consumer::runtime::failure::{Failure, warn_of};
-use crate::consumer::runtime::held::Gate;
-use crate::consumer::runtime::options::UnknownType;
+use crate::consumer::runtime::held::{Gate, RETRYING, Row};
 use crate::consumer::runtime::pause::Pause;
-use crate::consumer::runtime::registry::Taken;
+use crate::consumer::runtime::prepared::{Prepared, Step};
+use crate::consumer::runtime::retry::Next;
 use crate::notice::Notice;
 
 /// What became of an event whose key is held.
@@ -30,50 +30,20 @@ enum Behind {
 }
 
 impl Applier {
-    pub(super) async fn deliver(&mut self, delivery: &Delivery) -> Result<(), Unfinished> {
-        let (event, payload) = match delivery.decode() {
-            Ok(decoded) => decoded,
-            Err(error) => {
-                let failed = Failed::permanent(error);
-                let failure = Failure::new(&failed, Reason::Undecodable, 0, None);
-                return self.end(delivery, None, failure).await;
-            }
-        };
-        let source_topic = match delivery.redriven_by(&self.shared.group) {
-            Some(dead_letter) => dead_letter.source_topic,
-            None => delivery.topic.clone(),
-        };
-        let event = Arc::new(event);
-        match self.take(&event, payload) {
-            Ok(Some(Taken { handler, version, payload })) => {
-                let call = Call { event, source_topic, handler, payload: payload.map(Arc::from), version };
-                self.attempts(delivery, &call).await
-            }
-            Ok(None) => {
-                self.ignore(&event);
+    pub(super) async fn deliver(&mut self, prepared: &Prepared) -> Result<(), Unfinished> {
+        let delivery = &prepared.job.delivery;
+        match &prepared.step {
+            Step::Call(call) => self.attempts(delivery, call).await,
+            Step::Ignore(event) => {
+                self.ignore(event);
                 // A row that nobody takes any more must not hold its key for ever.
-                if delivery.parked { self.release(&event).await } else { Ok(()) }
+                if delivery.parked.is_some() { self.release(event).await } else { Ok(()) }
             }
-            Err(failed) => self.refuse(delivery, &event, &source_topic, &failed).await,
-        }
-    }
-
-    /// Finds the event's handler, and the payload and version to call it with; `None` if the event is to be ignored.
-    fn take(&self, event: &Event, payload: Option<Vec<u8>>) -> Result<Option<Taken>, Failed> {
-        let shared = &self.shared;
-        #[cfg(feature = "schema")]
-        if let (Some(schemas), Some(payload)) = (&shared.schemas, &payload) {
-            schemas.check(&event.event_type, event.event_version, payload).map_err(|invalid| {
-                let path = invalid.path.clone();
-                Failed::permanent(invalid).because(Reason::Invalid).at(path)
-            })?;
-        }
-        match shared.registry.take(&event.event_type, event.event_version, payload)? {
-            Some(taken) => Ok(Some(taken)),
-            None if shared.unknown_type == UnknownType::Ignore => Ok(None),
-            None => {
-                let error = format!("no handler takes {}", event.event_type);
-                Err(Failed::permanent(error).because(Reason::UnknownType))
+            Step::Refuse { event, source_topic, failed } => self.refuse(delivery, event, source_topic, failed).await,
+            Step::Undecodable(error) => {
+                let failed = Failed::permanent(error.clone());
+                let failure = Failure::new(&failed, Reason::Undecodable, 0, None);
+                self.end(delivery, None, failure).await
             }
         }
     }
@@ -95,45 +65,98 @@ impl Applier {
     }
 
     async fn attempts(&mut self, delivery: &Delivery, call: &Call) -> Result<(), Unfinished> {
-        let (mut attempt, mut first_failed_at, mut pause) = (1, None, Pause::from_retry(&self.shared.retry));
+        let event = &call.input.event;
+        let (before, mut first_failed_at) = match &delivery.parked {
+            Some(row) => (row.attempts, row.first_failed_at),
+            None => (0, None),
+        };
+        let (mut attempt, mut pause) = (before + 1, Pause::from_retry(&self.shared.retries.default));
         let (began, mut retried) = (Instant::now(), false);
         loop {
-            let failed = match self.watched(call, delivery, attempt).await {
-                Ok(AttemptResult::Held) => match self.behind(delivery, &call.event, &call.source_topic).await? {
+            let attempting = self.shared.attempt_context.attempt(call, delivery, attempt);
+            let failed = match self.watched(event, attempt, attempting).await {
+                Ok(AttemptResult::Held) => match self.behind(delivery, event, &call.source_topic).await? {
                     Behind::Parked => return Ok(()),
                     Behind::Freed => continue,
                 },
                 Ok(result) => {
-                    if retried {
-                        resolved(&call.event, began);
+                    if retried || before > 0 && result == AttemptResult::Applied {
+                        resolved(event, began, first_failed_at);
                     }
                     return self.count(result);
                 }
                 Err(failed) => failed,
             };
+            let next = self.shared.retries.next(event, &failed, attempt);
             // An outage is not the event's fault.
-            if failed.kind != Kind::Outage {
+            if next != Next::Outage {
                 first_failed_at.get_or_insert_with(Utc::now);
             }
-            let exhausted = failed.kind == Kind::Transient && attempt >= self.shared.retry.attempts;
-            if failed.kind == Kind::Permanent || exhausted {
-                let reason = if exhausted { Reason::Exhausted } else { Reason::Permanent };
-                let failure = Failure::new(&failed, reason, attempt, first_failed_at);
-                return self.end(delivery, Some((&call.event, &call.source_topic)), failure).await;
-            }
-            pause.log_first(|| warn_of(&call.event, &failed));
-            self.interruptible(tokio::time::sleep(pause.next())).await?;
+            let waits = match next {
+                Next::Outage => pause.next(),
+                Next::Retry(retry) => {
+                    let waits = retry.pause(attempt);
+                    // An event that is parked already waits in its row, so that its lane goes on.
+                    if (retry.set_aside || delivery.parked.is_some()) && delivery.key.is_some() {
+                        let row = Row {
+                            reason: RETRYING,
+                            error: Some(cut(&failed.to_string().replace('\0', ""))),
+                            attempts: attempt,
+                            due_in: Some(waits),
+                            first_failed_at,
+                        };
+                        return self.set_aside(delivery, call, row, &failed).await;
+                    }
+                    attempt += 1;
+                    waits
+                }
+                Next::GiveUp { reason, then } => {
+                    let mut failure = Failure::new(&failed, reason, attempt, first_failed_at);
+                    failure.action = failure.action.or(then);
+                    return self.end(delivery, Some((event, &call.source_topic)), failure).await;
+                }
+            };
+            pause.log_first(|| warn_of(event, &failed, "its lane waits, other lanes and partitions go on"));
+            self.interruptible(tokio::time::sleep(waits)).await?;
             self.shared.stats.add_retried(1);
             retried = true;
-            if failed.kind == Kind::Transient {
-                attempt += 1;
-            }
         }
     }
 
-    /// Makes an attempt in a span of its own, logs a handler that takes long, and ends one that takes too long.
-    async fn watched(&self, call: &Call, delivery: &Delivery, attempt: u32) -> Result<AttemptResult, Failed> {
-        let (shared, event) = (&self.shared, &call.event);
+    /// Parks an event with the time of its next attempt. The drain makes that attempt.
+    async fn set_aside(
+        &mut self,
+        delivery: &Delivery,
+        call: &Call,
+        row: Row,
+        failed: &Failed,
+    ) -> Result<(), Unfinished> {
+        let (shared, event) = (Arc::clone(&self.shared), &call.input.event);
+        if delivery.parked.is_none() {
+            warn_of(event, failed, "its key waits, all other keys go on");
+        }
+        let mut pause = Pause::from_retry(&shared.retries.default);
+        while let Err(error) = shared.attempt_context.park(event, &call.source_topic, delivery, &row).await {
+            self.wait(&mut pause, event, error).await?;
+        }
+        match delivery.parked {
+            Some(_) => shared.stats.add_retried(1),
+            None => shared.stats.add_held(1),
+        }
+        // The drain has to know when the event is due.
+        shared.attempt_context.head_gone.notify_one();
+        Ok(())
+    }
+
+    /// Makes an attempt in a span of its own, logs a handler that takes long, and ends one that takes too long. `event` is the first event of
+    /// the attempt.
+    pub(super) async fn watched<T>(
+        &self,
+        event: &Event,
+        attempt: u32,
+        attempting: impl Future<Output = Result<T, Failed>>,
+    ) -> Result<T, Failed> {
+        let shared = &self.shared;
         let span = tracing::info_span!(
             "event",
             group = shared.group,
@@ -145,8 +168,7 @@ impl Applier {
             attempt
         );
         let _at_work = shared.stats.at_work();
-        let attempting = shared.attempt_context.attempt(call, delivery, attempt).instrument(span);
-        let mut attempting = std::pin::pin!(attempting);
+        let mut attempting = std::pin::pin!(attempting.instrument(span));
         let began = Instant::now();
         let mut slow = std::pin::pin!(tokio::time::sleep(shared.limits.slow_after));
         let timeout = async {
@@ -166,23 +188,27 @@ impl Applier {
                 }
                 () = &mut slow, if !is_slow => {
                     is_slow = true;
-                    tracing::warn!(
-                        code = %Code::HandlerHangs,
-                        group = shared.group,
-                        event.id = %event.event_id,
-                        "event.type" = event.event_type,
-                        key = event.key_text(),
-                        topic = event.topic,
-                        partition = event.partition,
-                        offset = event.offset,
-                        running_s = began.elapsed().as_secs(),
-                        next_step = "see what the handler waits for; `handler_timeout` of the consumer ends it",
-                        consequence = "its partition waits, other partitions go on",
-                        "a handler has not ended yet"
-                    );
+                    self.hangs(event, began.elapsed());
                 }
             }
         }
+    }
+
+    fn hangs(&self, event: &Event, running: Duration) {
+        tracing::warn!(
+            code = %Code::HandlerHangs,
+            group = self.shared.group,
+            event.id = %event.event_id,
+            "event.type" = event.event_type,
+            key = event.key_text(),
+            topic = event.topic,
+            partition = event.partition,
+            offset = event.offset,
+            running_s = running.as_secs(),
+            next_step = "see what the handler waits for; `handler_timeout` of the consumer ends it",
+            consequence = "its lane waits, other lanes and partitions go on",
+            "a handler has not ended yet"
+        );
     }
 
     fn count(&self, result: AttemptResult) -> Result<(), Unfinished> {
@@ -197,11 +223,11 @@ impl Applier {
     async fn refuse(
         &mut self,
         delivery: &Delivery,
-        event: &Event,
+        event: &Arc<Event>,
         source_topic: &str,
         failed: &Failed,
     ) -> Result<(), Unfinished> {
-        let mut pause = Pause::from_retry(&self.shared.retry);
+        let mut pause = Pause::from_retry(&self.shared.retries.default);
         loop {
             match self.shared.attempt_context.look(event, source_topic, delivery).await {
                 Ok(Gate::Repeated) => return self.count(AttemptResult::Repeated),
@@ -213,7 +239,7 @@ impl Applier {
                 Ok(Gate::Open | Gate::Redriven) => {
                     let mut failure = Failure::new(failed, Reason::Permanent, 0, None);
                     if failure.reason == Reason::UnknownType {
-                        failure.action = self.shared.unknown_type.action();
+                        failure.action = self.shared.handlers.unknown_type.action();
                     }
                     return self.end(delivery, Some((event, source_topic)), failure).await;
                 }
@@ -224,7 +250,7 @@ impl Applier {
 
     /// Parks an event of a held key behind the earlier events of the key, with its record.
     async fn behind(&mut self, delivery: &Delivery, event: &Event, source_topic: &str) -> Result<Behind, Unfinished> {
-        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retry));
+        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retries.default));
         loop {
             match shared.attempt_context.park_behind(event, source_topic, delivery).await {
                 Ok(true) => {
@@ -238,7 +264,8 @@ impl Applier {
     }
 }
 
-fn resolved(event: &Event, began: Instant) {
+fn resolved(event: &Event, began: Instant, first_failed_at: Option<DateTime<Utc>>) {
+    let since_failure = first_failed_at.and_then(|at| (Utc::now() - at).to_std().ok());
     tracing::info!(
         notice = %Notice::Resolved,
         code = %Code::EventRetried,
@@ -247,7 +274,7 @@ fn resolved(event: &Event, began: Instant) {
         topic = event.topic,
         partition = event.partition,
         offset = event.offset,
-        after_s = began.elapsed().as_secs(),
+        after_s = since_failure.unwrap_or_default().max(began.elapsed()).as_secs(),
         "a retried event was applied"
     );
 }

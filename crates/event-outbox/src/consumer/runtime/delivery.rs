@@ -1,5 +1,6 @@
 //! Holds a record as it was delivered, and decodes the event in it.
 
+use chrono::{DateTime, Utc};
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 
 use crate::consumer::dead_letter::{DeadLetter, PREFIX};
@@ -17,8 +18,16 @@ pub(super) struct Delivery {
     pub(super) headers: Vec<(String, Option<Vec<u8>>)>,
     /// Milliseconds since 1970.
     pub(super) timestamp: Option<i64>,
-    /// True if it was read from the row of a held key and not from Kafka.
-    pub(super) parked: bool,
+    /// The state of its row, if it was read from the row of a held key and not from Kafka.
+    pub(super) parked: Option<Parked>,
+}
+
+/// What the row of a parked event knows about earlier attempts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Parked {
+    /// The attempts that have failed.
+    pub(super) attempts: u32,
+    pub(super) first_failed_at: Option<DateTime<Utc>>,
 }
 
 /// An event as its handler gets it.
@@ -70,7 +79,7 @@ impl Delivery {
             value: message.payload().map(<[u8]>::to_vec),
             headers,
             timestamp: message.timestamp().to_millis(),
-            parked: false,
+            parked: None,
         }
     }
 
@@ -119,4 +128,27 @@ impl Delivery {
 
 fn find<'a>(headers: &'a [(String, Option<Vec<u8>>)], name: &str) -> Option<&'a [u8]> {
     headers.iter().find(|(key, _)| key == name)?.1.as_deref()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// Returns an event of this type and key.
+    pub(crate) fn event(event_type: &str, key: &str) -> Event {
+        Event {
+            event_id: EventId(Uuid::from_u128(1)),
+            event_type: event_type.to_owned(),
+            event_version: 1,
+            sequence: None,
+            correlation_id: String::new(),
+            key: Some(key.as_bytes().to_vec()),
+            topic: "t".to_owned(),
+            partition: 0,
+            offset: 0,
+            headers: Vec::new(),
+        }
+    }
 }

@@ -1,49 +1,79 @@
-//! Applies the events that are parked behind held keys, once the events before them have ended.
+//! Applies the events that are parked in the database: those behind held keys, once the events before them have ended, and those that are
+//! to be tried again, once they are due.
 //!
-//! Each member of a group does this for all keys. Two members that take the same event wait for each other at its mark in the inbox, and the
-//! second finds it processed. An event is only applied while it is the head of its key, so a key keeps its order.
+//! Each member of a group does this for all keys. A member leaves an event alone that another one is at, and an event is only applied while
+//! it is the head of its key: so a key keeps its order.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::consumer::runtime::applier::{Applier, Unfinished};
-use crate::consumer::runtime::held::Head;
-use crate::event::EventId;
+use tokio::sync::mpsc;
 
-/// The pause between two looks at the heads. A member looks at once when it has applied a head itself; the pause is for heads that another
-/// member has applied, or an operator has discarded.
+use crate::consumer::runtime::applier::Applier;
+use crate::consumer::runtime::delivery::{Delivery, Parked};
+use crate::consumer::runtime::held::Head;
+use crate::consumer::runtime::lane::Lanes;
+use crate::consumer::runtime::prepared::{From, Job, Place, Ticket};
+
+/// The pause between two looks at the heads. A member looks at once when it has applied a head itself, and when a head is due; the pause is
+/// for heads that another member has applied, or an operator has discarded.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// The share of its time that a member may look. With very many held keys it looks less often.
-const SHARE: u32 = 20;
+/// The shortest pause until a head is due.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+
+/// The share of its time that an idle member may look. With very many held keys it looks less often.
+const IDLE_SHARE: u32 = 20;
+
+/// The same while heads are applied.
+const BUSY_SHARE: u32 = 2;
 
 pub(super) struct Drain {
     pub(super) applier: Applier,
+    pub(super) lanes: Arc<Lanes>,
+}
+
+/// The heads that this member has taken.
+#[derive(Default)]
+struct Taken {
+    at_work: HashSet<Place>,
+    /// When each head was taken, and its state then. A head that has not changed is held up, perhaps by a member that is at it.
+    taken: HashMap<Place, (Option<Parked>, Instant)>,
 }
 
 impl Drain {
     pub(super) async fn run(mut self) {
         let head_gone = Arc::clone(&self.applier.shared.attempt_context.head_gone);
-        let mut before = Vec::new();
+        let (ended, mut has_ended) = mpsc::unbounded_channel();
+        let mut taken = Taken::default();
         loop {
             let looked_at = Instant::now();
             let heads = self.look().await;
             let took = looked_at.elapsed();
-            let ready: Vec<EventId> = heads.iter().filter(|head| head.ready.is_some()).map(|head| head.event).collect();
-            // Without a change since the last look, something holds the same heads up, such as another member that applies them.
-            if !ready.is_empty() && ready != before {
-                before = ready;
-                if !self.apply(heads).await {
-                    return;
+            let pause = heads.iter().filter_map(|head| head.due_in).min().unwrap_or(PAUSE).clamp(SHORTEST_PAUSE, PAUSE);
+            for delivery in taken.choose(heads.into_iter().filter_map(|head| head.ready)) {
+                if !self.applier.shared.control.is_paused(&delivery.topic) {
+                    let ticket = taken.take(&delivery, &ended);
+                    self.lanes.send(Job { delivery, from: From::Drain(ticket) });
                 }
-                continue;
             }
-            before.clear();
-            tokio::select! {
+            let share = tokio::select! {
                 biased;
                 () = self.applier.stopped() => return,
-                () = head_gone.notified() => {}
-                () = tokio::time::sleep(PAUSE.max(took * SHARE)) => {}
+                place = has_ended.recv() => {
+                    taken.at_work.retain(|taken| place.as_ref() != Some(taken));
+                    BUSY_SHARE
+                }
+                () = head_gone.notified() => BUSY_SHARE,
+                () = tokio::time::sleep(pause.max(took * IDLE_SHARE)) => 0,
+            };
+            let pause = (looked_at + took * share).saturating_duration_since(Instant::now());
+            if self.applier.interruptible(tokio::time::sleep(pause)).await.is_err() {
+                return;
+            }
+            while let Ok(place) = has_ended.try_recv() {
+                taken.at_work.remove(&place);
             }
         }
     }
@@ -51,11 +81,11 @@ impl Drain {
     /// Reads the heads of all held keys. While the database is away there are none; the workers log that.
     async fn look(&self) -> Vec<Head> {
         let shared = &self.applier.shared;
-        let heads = shared.attempt_context.heads().await;
-        match heads {
+        match shared.attempt_context.heads().await {
             Ok((heads, parked)) => {
-                let oldest = heads.iter().map(|head| head.age_seconds).fold(0.0, f64::max);
-                shared.stats.set_keys(heads.len() as u64, parked.unsigned_abs(), oldest as u64);
+                let (retrying, held): (Vec<_>, Vec<_>) = heads.iter().partition(|head| head.is_retrying);
+                let oldest = held.iter().map(|head| head.age_seconds).fold(0.0, f64::max);
+                shared.stats.set_keys(held.len(), retrying.len(), parked.unsigned_abs(), oldest as u64);
                 heads
             }
             Err(error) => {
@@ -64,19 +94,25 @@ impl Drain {
             }
         }
     }
+}
 
-    /// Applies the heads that are ready. Returns false if the consumer is to end.
-    async fn apply(&mut self, heads: Vec<Head>) -> bool {
-        for delivery in heads.into_iter().filter_map(|head| head.ready) {
-            match self.applier.deliver(&delivery).await {
-                Ok(()) => {}
-                Err(Unfinished::Interrupted) => return false,
-                Err(Unfinished::Fatal(error)) => {
-                    self.applier.shared.shutdown.fail(error);
-                    return false;
-                }
-            }
-        }
-        true
+impl Taken {
+    /// Returns the heads that are to be taken, and forgets those that are gone.
+    fn choose(&mut self, ready: impl Iterator<Item = Delivery>) -> Vec<Delivery> {
+        let ready: Vec<Delivery> = ready.collect();
+        let places: HashSet<Place> = ready.iter().map(Place::of).collect();
+        self.taken.retain(|place, _| places.contains(place));
+        let is_new = |delivery: &Delivery| match self.taken.get(&Place::of(delivery)) {
+            Some((parked, at)) => *parked != delivery.parked || at.elapsed() >= PAUSE,
+            None => true,
+        };
+        ready.into_iter().filter(|head| !self.at_work.contains(&Place::of(head)) && is_new(head)).collect()
+    }
+
+    fn take(&mut self, delivery: &Delivery, ended: &mpsc::UnboundedSender<Place>) -> Ticket {
+        let place = Place::of(delivery);
+        self.at_work.insert(place.clone());
+        self.taken.insert(place.clone(), (delivery.parked.clone(), Instant::now()));
+        Ticket { place, ended: ended.clone() }
     }
 }

@@ -17,7 +17,7 @@ use crate::outbox::EmitError;
 /// |---|---|
 /// | the database is down or overloaded | outage: tried again until it succeeds, costs no attempt |
 /// | a constraint or a value was refused, an emitted event is invalid, JSON does not match | permanent |
-/// | any other error | transient: tried again, up to [`Retry::attempts`](super::Retry::attempts) times |
+/// | any other error | transient: tried again, up to [`Retry::attempts`](super::Retry) times |
 ///
 /// The causes of an error count, too: an application's own error that was caused by a unique violation is permanent. [`Failed::of`] takes
 /// errors without a type, such as those of `anyhow`.
@@ -31,11 +31,13 @@ pub struct Failed {
 }
 
 /// The effect that another attempt would have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A server is down: the event is not the cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A server is down: the event is not the cause, and is tried again until it succeeds.
     Outage,
+    /// Another attempt may help.
     Transient,
+    /// Another attempt cannot help.
     Permanent,
 }
 
@@ -130,6 +132,16 @@ impl Failed {
         Self::new(kind, error.into())
     }
 
+    /// Returns whether another attempt may help.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Returns the error that the handler returned, to look for its type with `downcast_ref`.
+    pub fn error(&self) -> &(dyn Error + Send + Sync + 'static) {
+        &*self.error
+    }
+
     /// Sets the action for this event once its attempts are over, whatever the policy says.
     pub fn then(mut self, action: Action) -> Self {
         self.action = Some(action);
@@ -167,6 +179,13 @@ impl Failed {
 impl fmt::Debug for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {}", self.kind, self.describe())
+    }
+}
+
+/// Shows the error and its causes in one line.
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.describe())
     }
 }
 

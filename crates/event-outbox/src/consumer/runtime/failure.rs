@@ -9,6 +9,8 @@ use crate::consumer::dead_letter::{DeadLetter, Reason, cut};
 use crate::consumer::runtime::applier::{Applier, Unfinished};
 use crate::consumer::runtime::delivery::{Delivery, Event};
 use crate::consumer::runtime::failed::{Action, Failed};
+use crate::consumer::runtime::held::Row;
+use crate::consumer::runtime::hook::{Rejected, ask};
 use crate::consumer::runtime::options::ConsumerError;
 use crate::consumer::runtime::pause::Pause;
 
@@ -40,11 +42,16 @@ impl Applier {
     pub(super) async fn end(
         &mut self,
         delivery: &Delivery,
-        named: Option<(&Event, &str)>,
+        named: Option<(&Arc<Event>, &str)>,
         failure: Failure,
     ) -> Result<(), Unfinished> {
+        let shared = Arc::clone(&self.shared);
         let event_type = named.map(|(event, _)| event.event_type.as_str());
-        let action = failure.action.unwrap_or_else(|| self.shared.policy.action(failure.reason, event_type));
+        let mut action = failure.action.unwrap_or_else(|| shared.policy.action(failure.reason, event_type));
+        if let Some(hook) = &shared.before_dead_letter {
+            let rejected = Rejected::new(delivery, named.map(|(event, _)| event), &failure, action);
+            action = self.interruptible(ask(hook, rejected)).await?;
+        }
         if action == Action::Stop {
             return Err(Unfinished::Fatal(ConsumerError::Stopped {
                 topic: delivery.topic.clone(),
@@ -67,13 +74,13 @@ impl Applier {
     async fn send(
         &mut self,
         delivery: &Delivery,
-        named: Option<(&Event, &str)>,
+        named: Option<(&Arc<Event>, &str)>,
         failure: &Failure,
     ) -> Result<(), Unfinished> {
         let shared = Arc::clone(&self.shared);
         let dead_letter = dead_letter(&shared.group, delivery, failure);
         let topic = (shared.dead_letter_topic)(&dead_letter.source_topic);
-        let mut pause = Pause::from_retry(&shared.retry);
+        let mut pause = Pause::from_retry(&shared.retries.default);
         loop {
             let sent = shared.dead_letters.send(&topic, delivery, delivery.headers_of(&dead_letter));
             let Err(refusal) = self.interruptible(sent).await? else { break };
@@ -114,12 +121,16 @@ impl Applier {
         source_topic: &str,
         failure: &Failure,
     ) -> Result<(), Unfinished> {
-        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retry));
-        // Postgres takes no NUL in a text.
-        let error = cut(&failure.error.replace('\0', ""));
-        while let Err(refusal) =
-            shared.attempt_context.park(event, source_topic, delivery, failure.reason, &error).await
-        {
+        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retries.default));
+        let row = Row {
+            reason: failure.reason.name(),
+            // Postgres takes no NUL in a text.
+            error: Some(cut(&failure.error.replace('\0', ""))),
+            attempts: failure.attempts,
+            due_in: None,
+            first_failed_at: Some(failure.first_failed_at),
+        };
+        while let Err(refusal) = shared.attempt_context.park(event, source_topic, delivery, &row).await {
             self.wait(&mut pause, event, refusal).await?;
         }
         shared.stats.add_held(1);
@@ -140,7 +151,7 @@ impl Applier {
 
     /// Releases the key that a skipped event holds.
     pub(super) async fn release(&mut self, event: &Event) -> Result<(), Unfinished> {
-        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retry));
+        let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retries.default));
         while let Err(error) = shared.attempt_context.release(event).await {
             self.wait(&mut pause, event, error).await?;
         }
@@ -154,12 +165,12 @@ impl Applier {
         event: &Event,
         error: sqlx::Error,
     ) -> Result<(), Unfinished> {
-        pause.log_first(|| warn_of(event, &Failed::from(error)));
+        pause.log_first(|| warn_of(event, &Failed::from(error), "its lane waits, other lanes and partitions go on"));
         self.interruptible(tokio::time::sleep(pause.next())).await
     }
 }
 
-pub(super) fn warn_of(event: &Event, failed: &Failed) {
+pub(super) fn warn_of(event: &Event, failed: &Failed, consequence: &str) {
     tracing::warn!(
         code = %Code::EventRetried,
         event.id = %event.event_id,
@@ -168,7 +179,7 @@ pub(super) fn warn_of(event: &Event, failed: &Failed) {
         partition = event.partition,
         offset = event.offset,
         error = failed.describe(),
-        consequence = "its partition waits, other partitions go on",
+        consequence,
         "an event is tried again"
     );
 }

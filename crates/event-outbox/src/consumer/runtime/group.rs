@@ -79,7 +79,7 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>, topics: &[String]) -> 
             Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error.into()),
             Some(Err(error)) => incidents.log_once(&error),
         }
-        member.resume(consumer)?;
+        member.pause_and_resume(consumer)?;
         member.abort_late();
         subscription.refresh(consumer)?;
         if committed_at.elapsed() >= shared.limits.commit_interval {

@@ -8,10 +8,17 @@
 //! - The head is parked, with reason `held`: nothing is wrong with it, and the events before it have ended. A member of the group applies it
 //!   from its row and deletes the row in the same transaction; then the next one.
 //!
+//! - The head is to be tried again, with reason `retrying`: an attempt has failed, and the next one is due at a certain time. A member makes
+//!   it then, from the row. After the last attempt the event is a failed head, or a dead letter without a row.
+//!
 //! If a failed head arrives from another place than where it was first read, it has been redriven: the consumer applies it and deletes its
 //! row in the same transaction. If it fails again, its row stays. New events of the key are parked behind all others until no row is left,
 //! so a key keeps its order while it is freed.
 
+use std::collections::HashSet;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
@@ -19,8 +26,23 @@ use uuid::Uuid;
 
 use crate::Names;
 use crate::consumer::dead_letter::Reason;
-use crate::consumer::runtime::delivery::Delivery;
+use crate::consumer::runtime::delivery::{Delivery, Parked};
 use crate::event::EventId;
+
+/// The reason of a row whose event is tried again by itself.
+pub(super) const RETRYING: &str = "retrying";
+
+/// What a row says about its event.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Row {
+    pub(super) reason: &'static str,
+    pub(super) error: Option<String>,
+    /// The attempts that have failed.
+    pub(super) attempts: u32,
+    /// The time until the next attempt, if there is one.
+    pub(super) due_in: Option<Duration>,
+    pub(super) first_failed_at: Option<DateTime<Utc>>,
+}
 
 /// The SQL statements of one group.
 #[derive(Debug, Clone)]
@@ -35,6 +57,10 @@ pub(super) struct Held {
     unmark: String,
     heads: String,
     count: String,
+    attempts: String,
+    claim: String,
+    mark_all: String,
+    held_among: String,
 }
 
 /// The decision whether an event may be applied.
@@ -55,9 +81,12 @@ pub(super) enum Gate {
 /// The head of a held key.
 #[derive(Debug)]
 pub(super) struct Head {
-    pub(super) event: EventId,
     pub(super) age_seconds: f64,
-    /// The record of a parked head, which may be applied now. `None` for a head that has failed.
+    /// True if the event is tried again by itself.
+    pub(super) is_retrying: bool,
+    /// The time until the event is tried again; `None` if it is not, or may be applied now.
+    pub(super) due_in: Option<Duration>,
+    /// The record of a head that may be applied now. `None` for a head that has failed, or is not due.
     pub(super) ready: Option<Delivery>,
 }
 
@@ -90,12 +119,14 @@ impl Held {
             ),
             park: format!(
                 "insert into {held} (consumer_group, topic, key, event_id, read_topic, read_partition, read_offset, \
-                 reason, error, value, header_names, header_values, written_at) \
-                 values ($1, $3, $4, $2, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+                 reason, error, value, header_names, header_values, written_at, attempts, due_at, first_failed_at) \
+                 values ($1, $3, $4, $2, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
+                 pg_catalog.clock_timestamp() operator(pg_catalog.+) pg_catalog.make_interval(secs => $15), $16) \
                  on conflict (consumer_group, event_id) do update set read_topic = excluded.read_topic, \
                  read_partition = excluded.read_partition, read_offset = excluded.read_offset, reason = excluded.reason, \
                  error = excluded.error, value = excluded.value, header_names = excluded.header_names, \
-                 header_values = excluded.header_values, written_at = excluded.written_at"
+                 header_values = excluded.header_values, written_at = excluded.written_at, attempts = excluded.attempts, \
+                 due_at = excluded.due_at, first_failed_at = excluded.first_failed_at"
             ),
             delete: format!(
                 "with gone as (delete from {held} where {of_event} returning topic, key) \
@@ -106,7 +137,31 @@ impl Held {
             ),
             unmark: format!("delete from {processed} where {of_event}"),
             heads: heads(&held),
-            count: format!("select pg_catalog.count(*) from {held} where {}", is("consumer_group", 1)),
+            // Counts all rows, because `attempts` is never null. A table without this column is refused.
+            count: format!("select pg_catalog.count(attempts) from {held} where {}", is("consumer_group", 1)),
+            attempts: format!("select attempts from {held} where {of_event}"),
+            // The lock is freed with the transaction. It is tried before the mark, at which one would wait.
+            claim: format!(
+                "select attempts from {held} where {of_event} and pg_catalog.pg_try_advisory_xact_lock(\
+                 pg_catalog.hashtextextended(pg_catalog.concat($1, ' ', $2::pg_catalog.text), 0))"
+            ),
+            // Sorted, because two batches that share events would otherwise deadlock.
+            mark_all: format!(
+                "with new as (insert into {processed} (consumer_group, event_id) \
+                 select $1, id from pg_catalog.unnest($2::pg_catalog.uuid[]) id order by id on conflict do nothing returning event_id) \
+                 select pg_catalog.pg_current_xact_id()::pg_catalog.text, array(select event_id from new)"
+            ),
+            // While the group has no row, the index is read once.
+            held_among: format!(
+                "select given.id from unnest($3::pg_catalog.uuid[], $4::pg_catalog.bytea[]) given (id, key) \
+                 where exists (select from {held} where {}) and (exists (select from {held} h where {} and h.event_id operator(pg_catalog.=) given.id) \
+                 or exists (select from {held} h where {} and {} \
+                 and pg_catalog.sha256(h.key) operator(pg_catalog.=) pg_catalog.sha256(given.key)))",
+                is("consumer_group", 1),
+                is("h.consumer_group", 1),
+                is("h.consumer_group", 1),
+                is("h.topic", 2)
+            ),
         }
     }
 
@@ -143,15 +198,80 @@ impl Held {
         }
         let is_head = head == Some(event.0);
         let gate = match parked_here {
-            Some(_) if delivery.parked && is_head => Gate::Redriven,
-            // The row was applied, discarded or redriven since it was read.
-            _ if delivery.parked => Gate::Parked,
+            Some(_) if is_head && self.is_unchanged(tx, event, delivery).await? => Gate::Redriven,
+            // The row was applied, discarded, redriven or tried since it was read.
+            _ if delivery.parked.is_some() => Gate::Parked,
             Some(true) => Gate::Parked,
             Some(false) if is_head => Gate::Redriven,
             _ if head.is_some() => Gate::Held,
             _ => Gate::Open,
         };
         Ok((gate, transaction))
+    }
+
+    /// Returns true if the record was read from the event's row, and the row has had no attempt since then. Reads in a statement of its own:
+    /// the mark may have waited for a member that made an attempt, and the statement that waited does not see its change.
+    async fn is_unchanged(
+        &self,
+        tx: &mut PgConnection,
+        event: EventId,
+        delivery: &Delivery,
+    ) -> Result<bool, sqlx::Error> {
+        match &delivery.parked {
+            Some(parked) => self.has_attempts(&self.attempts, tx, event, parked).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Returns true if this member alone may try the parked event until the end of the transaction. Members look at the same time when an
+    /// event is due; without this each of them would make an attempt.
+    pub(super) async fn claim(
+        &self,
+        tx: &mut PgConnection,
+        event: EventId,
+        parked: &Parked,
+    ) -> Result<bool, sqlx::Error> {
+        self.has_attempts(&self.claim, tx, event, parked).await
+    }
+
+    async fn has_attempts(
+        &self,
+        statement: &str,
+        tx: &mut PgConnection,
+        event: EventId,
+        parked: &Parked,
+    ) -> Result<bool, sqlx::Error> {
+        let attempts = sqlx::query_scalar(AssertSqlSafe(statement.to_owned())).bind(&self.group).bind(event.0);
+        let attempts: Option<i32> = attempts.persistent(self.persistent).fetch_optional(tx).await?;
+        Ok(attempts.is_some_and(|attempts| attempts.unsigned_abs() == parked.attempts))
+    }
+
+    /// Marks the events as processed. Returns those that were not marked before, and the id of the transaction.
+    pub(super) async fn mark_all(
+        &self,
+        tx: &mut PgConnection,
+        events: &[EventId],
+    ) -> Result<(HashSet<EventId>, String), sqlx::Error> {
+        let ids: Vec<Uuid> = events.iter().map(|event| event.0).collect();
+        let mark = sqlx::query(AssertSqlSafe(self.mark_all.clone())).bind(&self.group).bind(ids);
+        let row = mark.persistent(self.persistent).fetch_one(tx).await?;
+        let new: Vec<Uuid> = row.try_get(1)?;
+        Ok((new.into_iter().map(EventId).collect(), row.try_get(0)?))
+    }
+
+    /// Returns the events that have a row, or whose key has one.
+    pub(super) async fn held_among(
+        &self,
+        tx: &mut PgConnection,
+        source_topic: &str,
+        events: &[EventId],
+        keys: &[Option<&[u8]>],
+    ) -> Result<Vec<EventId>, sqlx::Error> {
+        let ids: Vec<Uuid> = events.iter().map(|event| event.0).collect();
+        let held = sqlx::query_scalar(AssertSqlSafe(self.held_among.clone()));
+        let held = held.bind(&self.group).bind(source_topic).bind(ids).bind(keys).persistent(self.persistent);
+        let held: Vec<Uuid> = held.fetch_all(tx).await?;
+        Ok(held.into_iter().map(EventId).collect())
     }
 
     /// Binds `$1` to `$7` of [`Held::gate`] and [`Held::park`]: the group, the event, and where it was read.
@@ -199,27 +319,32 @@ impl Held {
         if last.fetch_optional(&mut *tx).await?.is_none() {
             return Ok(false);
         }
-        self.park(tx, event, source_topic, delivery, Reason::Held, None).await.map(|()| true)
+        let row = Row { reason: Reason::Held.name(), ..Row::default() };
+        self.park(tx, event, source_topic, delivery, &row).await.map(|()| true)
     }
 
-    /// Gives the event a row, unless it has been processed in the meantime. Sets the mark and deletes it again, so that this transaction and
-    /// one that processes the event wait for each other.
+    /// Gives the event a row, unless it has been processed in the meantime, or its row has changed since it was read. Sets the mark and
+    /// deletes it again, so that this transaction and one that processes the event wait for each other.
     pub(super) async fn park(
         &self,
         tx: &mut PgConnection,
         event: EventId,
         source_topic: &str,
         delivery: &Delivery,
-        reason: Reason,
-        error: Option<&str>,
+        row: &Row,
     ) -> Result<(), sqlx::Error> {
-        if let (Gate::Repeated, _) = self.gate(&mut *tx, event, source_topic, delivery).await? {
+        let (gate, _) = self.gate(&mut *tx, event, source_topic, delivery).await?;
+        if gate == Gate::Repeated {
             return Ok(());
         }
-        let (names, values): (Vec<_>, Vec<_>) = delivery.headers.iter().map(|(name, value)| (name, value)).unzip();
-        let park = self.about(&self.park, event, source_topic, delivery).bind(reason.name()).bind(error);
-        let park = park.bind(&delivery.value).bind(names).bind(values).bind(delivery.timestamp);
-        park.execute(&mut *tx).await?;
+        if delivery.parked.is_none() || gate == Gate::Redriven {
+            let (names, values): (Vec<_>, Vec<_>) = delivery.headers.iter().map(|(name, value)| (name, value)).unzip();
+            let park = self.about(&self.park, event, source_topic, delivery).bind(row.reason).bind(&row.error);
+            let park = park.bind(&delivery.value).bind(names).bind(values).bind(delivery.timestamp);
+            let park = park.bind(i32::try_from(row.attempts).unwrap_or(i32::MAX));
+            let park = park.bind(row.due_in.map(|due_in| due_in.as_secs_f64())).bind(row.first_failed_at);
+            park.execute(&mut *tx).await?;
+        }
         let unmark = sqlx::query(AssertSqlSafe(self.unmark.clone())).bind(&self.group).bind(event.0);
         unmark.persistent(self.persistent).execute(tx).await.map(drop)
     }
@@ -228,7 +353,7 @@ impl Held {
 /// Returns the query for the first row of each key. It goes from key to key by the index, so it does not read the rows behind the heads.
 fn heads(held: &str) -> String {
     let columns = "topic, key, event_id, read_topic, read_partition, read_offset, reason, value, header_names, header_values, \
-                   written_at, held_at";
+                   written_at, held_at, attempts, due_at, first_failed_at";
     let first = |beyond: &str| {
         format!(
             "select {columns} from {held} where consumer_group operator(pg_catalog.=) $1{beyond} \
@@ -241,16 +366,27 @@ fn heads(held: &str) -> String {
         "with recursive heads as (({}) union all select next.* from heads, lateral ({}) next) \
          select event_id, read_topic, read_partition, read_offset, key, value, header_names, header_values, written_at, \
          extract(epoch from pg_catalog.now() operator(pg_catalog.-) held_at)::pg_catalog.float8, \
-         reason operator(pg_catalog.=) 'held' and header_names is not null from heads",
+         (reason operator(pg_catalog.=) 'held' or reason operator(pg_catalog.=) '{RETRYING}' \
+         and due_at operator(pg_catalog.<=) pg_catalog.clock_timestamp()) and header_names is not null, attempts, first_failed_at, \
+         reason operator(pg_catalog.=) '{RETRYING}', \
+         extract(epoch from due_at operator(pg_catalog.-) pg_catalog.clock_timestamp())::pg_catalog.float8 from heads",
         first(""),
         first(beyond)
     )
 }
 
 fn head(row: &PgRow) -> Result<Head, sqlx::Error> {
-    let mut head = Head { event: EventId(row.try_get(0)?), age_seconds: row.try_get(9)?, ready: None };
+    let (is_retrying, due_in): (bool, Option<f64>) = (row.try_get(13)?, row.try_get(14)?);
+    let due_in = due_in.filter(|due_in| is_retrying && *due_in > 0.0);
+    let mut head = Head {
+        age_seconds: row.try_get(9)?,
+        is_retrying,
+        due_in: due_in.and_then(|due_in| Duration::try_from_secs_f64(due_in).ok()),
+        ready: None,
+    };
     if row.try_get(10)? {
         let (names, values): (Vec<String>, Vec<Option<Vec<u8>>>) = (row.try_get(6)?, row.try_get(7)?);
+        let parked = Parked { attempts: row.try_get::<i32, _>(11)?.unsigned_abs(), first_failed_at: row.try_get(12)? };
         head.ready = Some(Delivery {
             topic: row.try_get(1)?,
             partition: row.try_get(2)?,
@@ -259,7 +395,7 @@ fn head(row: &PgRow) -> Result<Head, sqlx::Error> {
             value: row.try_get(5)?,
             headers: names.into_iter().zip(values).collect(),
             timestamp: row.try_get(8)?,
-            parked: true,
+            parked: Some(parked),
         });
     }
     Ok(head)

@@ -24,9 +24,11 @@ use crate::consumer::runtime::applier::Applier;
 use crate::consumer::runtime::delivery::Delivery;
 use crate::consumer::runtime::drain::Drain;
 use crate::consumer::runtime::gap;
+use crate::consumer::runtime::lane::Lanes;
 use crate::consumer::runtime::options::ConsumerError;
-use crate::consumer::runtime::partition::{Partition, Task};
+use crate::consumer::runtime::partition::Partition;
 use crate::consumer::runtime::shared::Shared;
+use crate::consumer::runtime::task::Task;
 use crate::notice::Notice;
 
 /// The time that handlers may take before a revoked partition is given back without them. Most end within it, so that no event is read
@@ -46,19 +48,25 @@ pub(super) struct Member {
     partitions: Mutex<Vec<Partition>>,
     leaving: Mutex<Vec<Leaving>>,
     drain: Task,
+    /// The lanes of the events that the drain applies.
+    drained: Arc<Lanes>,
     /// True after a failed commit: the next commit repeats all offsets.
     again: AtomicBool,
 }
 
 impl Member {
     pub(super) fn new(shared: &Arc<Shared>, runtime: Handle) -> Self {
-        let drain = Task::spawn(&runtime, |stop| Drain { applier: Applier { shared: Arc::clone(shared), stop } }.run());
+        let drained = Arc::new(Lanes::start(shared, &runtime));
+        let lanes = Arc::clone(&drained);
+        let drain = |stop| Drain { applier: Applier { shared: Arc::clone(shared), stop }, lanes }.run();
+        let drain = Task::spawn(&runtime, drain);
         Self {
             shared: Arc::clone(shared),
             runtime,
             partitions: Mutex::default(),
             leaving: Mutex::default(),
             drain,
+            drained,
             again: AtomicBool::new(false),
         }
     }
@@ -94,26 +102,24 @@ impl Member {
         let partition = &mut partitions[index];
         if delivery.offset + 1 < partition.expected {
             went_back(&delivery);
-            partition.committed = -1;
-        }
-        partition.expected = delivery.offset + 1;
-        partition.progress.wait(&delivery);
-        if partition.progress.is_full(shared.limits.queue) && !partition.paused {
-            consumer.pause(&partition.list()?)?;
-            partition.paused = true;
         }
         // The action `Stop` of the policy ends a worker, too.
-        if partition.queue.send(delivery).is_ok() || shared.shutdown.is_requested() {
-            Ok(())
-        } else {
-            Err(ConsumerError::Task)
+        if !partition.hand_over(delivery) && !shared.shutdown.is_requested() {
+            return Err(ConsumerError::Task);
         }
+        Ok(())
     }
 
-    /// Resumes paused partitions whose queue has room again.
-    pub(super) fn resume(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
-        for partition in self.partitions().iter_mut().filter(|partition| partition.paused) {
-            if partition.progress.has_room(self.shared.limits.queue) {
+    /// Pauses partitions whose queue is full or whose topic is paused, and resumes them when neither holds any more.
+    pub(super) fn pause_and_resume(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        let (most, control) = (self.shared.limits.queue, &self.shared.control);
+        self.shared.stats.set_paused(control.is_any_paused());
+        for partition in self.partitions().iter_mut() {
+            let is_paused = control.is_paused(&partition.topic);
+            if !partition.paused && (is_paused || partition.is_full(most)) {
+                consumer.pause(&partition.list()?)?;
+                partition.paused = true;
+            } else if partition.paused && !is_paused && partition.has_room(most) {
                 consumer.resume(&partition.list()?)?;
                 partition.paused = false;
             }
@@ -127,14 +133,14 @@ impl Member {
         let mut partitions = self.partitions();
         let mut done = TopicPartitionList::new();
         for partition in partitions.iter_mut() {
-            let Some(next) = partition.progress.next() else { continue };
+            let Some(next) = partition.next() else { continue };
             if (next > partition.committed || again)
                 && done.add_partition_offset(&partition.topic, partition.number, rdkafka::Offset::Offset(next)).is_ok()
             {
                 partition.committed = next;
             }
         }
-        let oldest = partitions.iter().filter_map(|partition| partition.progress.oldest_ms()).min();
+        let oldest = partitions.iter().filter_map(|partition| partition.oldest_ms()).min();
         self.shared.stats.set_oldest_ms(oldest);
         drop(partitions);
         if done.count() == 0 {
@@ -159,14 +165,18 @@ impl Member {
     /// Ends all tasks. Waits for the handlers at work, and aborts those that take longer than the drain limit.
     pub(super) fn end_all(&self) {
         let partitions = self.partitions();
-        partitions.iter().for_each(|partition| partition.task.stop());
+        partitions.iter().for_each(|partition| partition.lanes.stop());
         self.drain.stop();
+        self.drained.stop();
         let deadline = Instant::now() + self.shared.limits.drain;
         let leaving = self.leaving();
         for partition in partitions.iter().chain(leaving.iter().map(|leaving| &leaving.partition)) {
-            if !partition.task.ends_by(deadline) {
-                partition.task.abort(&partition.topic, partition.number);
+            if !partition.lanes.end_by(deadline) {
+                partition.lanes.abort(&partition.topic, partition.number);
             }
+        }
+        if !self.drained.end_by(deadline) {
+            self.drained.abort("processed_events_held", -1);
         }
         if !self.drain.ends_by(deadline) {
             self.drain.abort("processed_events_held", -1);
@@ -182,9 +192,9 @@ impl Member {
     pub(super) fn abort_late(&self) {
         let now = Instant::now();
         self.leaving().retain(|Leaving { partition, deadline }| {
-            let has_ended = partition.task.ends_by(now);
+            let has_ended = partition.lanes.end_by(now);
             if !has_ended && now >= *deadline {
-                partition.task.abort(&partition.topic, partition.number);
+                partition.lanes.abort(&partition.topic, partition.number);
             }
             !has_ended && now < *deadline
         });
@@ -224,9 +234,9 @@ impl Member {
         {
             let partitions = self.partitions();
             let going = || partitions.iter().filter(|partition| partition.is_in(list));
-            going().for_each(|partition| partition.task.stop());
+            going().for_each(|partition| partition.lanes.stop());
             let grace = Instant::now() + GRACE.min(self.shared.limits.drain);
-            let late = going().filter(|partition| !partition.task.ends_by(grace)).count();
+            let late = going().filter(|partition| !partition.lanes.end_by(grace)).count();
             tracing::debug!(late, "revoked partitions are given back");
         }
         // A member that the group has expelled cannot commit any more.
@@ -235,7 +245,7 @@ impl Member {
         }
         let (now, deadline) = (Instant::now(), Instant::now() + self.shared.limits.drain);
         let going = self.partitions().extract_if(.., |partition| partition.is_in(list)).collect::<Vec<_>>();
-        let late = going.into_iter().filter(|partition| !partition.task.ends_by(now));
+        let late = going.into_iter().filter(|partition| !partition.lanes.end_by(now));
         self.leaving().extend(late.map(|partition| Leaving { partition, deadline }));
         let unassigned = match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
@@ -279,7 +289,7 @@ impl ClientContext for Member {
         for (topic, found) in &statistics.topics {
             for (number, found) in found.partitions.iter().filter(|(number, _)| **number >= 0) {
                 let own = partitions.iter().find(|own| own.number == *number && own.topic == *topic);
-                let next = own.and_then(|own| own.progress.next()).unwrap_or(found.committed_offset);
+                let next = own.and_then(Partition::position).unwrap_or(found.committed_offset);
                 if found.hi_offset >= 0 && (own.is_some() || found.fetch_state == "active") {
                     lag += found.hi_offset - next.max(found.lo_offset).max(0).min(found.hi_offset);
                 }

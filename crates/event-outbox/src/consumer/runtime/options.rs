@@ -1,30 +1,10 @@
 //! The options of a consumer, and the errors it ends with.
 
-use std::time::Duration;
-
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
 use crate::consumer::dead_letter::Reason;
 use crate::consumer::runtime::failed::Action;
-
-/// The attempts of an event after transient errors, and the pauses between them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retry {
-    /// Attempts, the first included. An outage costs none.
-    pub attempts: u32,
-    /// The pause before the second attempt. Each further pause is twice as long, and is shortened at random by up to half.
-    pub first_pause: Duration,
-    /// The longest pause.
-    pub longest_pause: Duration,
-}
-
-impl Default for Retry {
-    /// 10 attempts within about half a minute.
-    fn default() -> Self {
-        Self { attempts: 10, first_pause: Duration::from_millis(100), longest_pause: Duration::from_secs(10) }
-    }
-}
 
 /// The treatment of an event whose type has no handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::backoff::Backoff;
-use crate::consumer::runtime::options::Retry;
+use crate::consumer::runtime::retry::Retry;
 
 pub(super) struct Pause {
     backoff: Backoff,

@@ -10,11 +10,39 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::consumer::dead_letter::Reason;
-use crate::consumer::runtime::context::Context;
+use crate::consumer::runtime::context::{BatchContext, BatchEvent, Context, Input, Work};
 use crate::consumer::runtime::failed::Failed;
 
-pub(super) type Handler = Arc<dyn Fn(Context) -> BoxFuture<'static, Result<(), Failed>> + Send + Sync>;
+type One = Arc<dyn Fn(Context) -> BoxFuture<'static, Result<(), Failed>> + Send + Sync>;
+type Many = Arc<dyn Fn(BatchContext, Vec<Input>) -> BoxFuture<'static, Result<(), Failed>> + Send + Sync>;
 type Upcaster = Arc<dyn Fn(&[u8]) -> Result<Vec<u8>, Failed> + Send + Sync>;
+
+/// A handler of a service.
+#[derive(Clone)]
+pub(super) enum Handler {
+    /// Takes one event.
+    One(One),
+    /// Takes the events of a batch.
+    Many(Many),
+}
+
+impl Handler {
+    /// Calls the handler. A handler of one event gets the first input.
+    pub(super) async fn call(&self, work: Work, inputs: Vec<Input>) -> Result<(), Failed> {
+        match self {
+            Self::One(handler) => match inputs.into_iter().next() {
+                Some(input) => handler(Context { work, input }).await,
+                None => Ok(()),
+            },
+            Self::Many(handler) => handler(BatchContext { work }, inputs).await,
+        }
+    }
+
+    /// Returns true if one call may get the events of both.
+    pub(super) fn joins(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Many(one), Self::Many(two)) if Arc::ptr_eq(one, two))
+    }
+}
 
 struct Route {
     versions: (Bound<i32>, Bound<i32>),
@@ -59,12 +87,37 @@ impl Registry {
         F: Fn(Context) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), Failed>> + Send + 'static,
     {
+        let one: One = Arc::new(move |context| Box::pin(handler(context)));
+        self.add(event_type, versions, Handler::One(one));
+    }
+
+    pub(super) fn on_batch<T, F, Fut>(&mut self, event_type: &str, versions: &impl RangeBounds<i32>, handler: F)
+    where
+        T: DeserializeOwned + Send + 'static,
+        F: Fn(BatchContext, Vec<BatchEvent<T>>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Failed>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        let many: Many = Arc::new(move |context, inputs| {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move {
+                let parsed = |input: Input| {
+                    let payload = parse(input.payload.as_deref().unwrap_or(b"null"))?;
+                    Ok(BatchEvent { event: input.event, payload })
+                };
+                let events = inputs.into_iter().map(parsed).collect::<Result<Vec<_>, Failed>>()?;
+                handler(context, events).await
+            })
+        });
+        self.add(event_type, versions, Handler::Many(many));
+    }
+
+    fn add(&mut self, event_type: &str, versions: &impl RangeBounds<i32>, handler: Handler) {
         let versions = (versions.start_bound().cloned(), versions.end_bound().cloned());
         let routes = self.routes.entry(event_type.to_owned()).or_default();
         if routes.iter().any(|route| overlap(route.versions, versions)) {
             self.conflicts.push(format!("two handlers take the same version of {event_type}"));
         }
-        let handler: Handler = Arc::new(move |context| Box::pin(handler(context)));
         routes.push(Route { versions, handler });
     }
 
@@ -96,7 +149,7 @@ impl Registry {
         };
         loop {
             if let Some(route) = routes.iter().find(|route| route.versions.contains(&version)) {
-                return Ok(Some(Taken { handler: Arc::clone(&route.handler), version, payload }));
+                return Ok(Some(Taken { handler: route.handler.clone(), version, payload }));
             }
             let Some(upcaster) = self.upcasters.get(event_type).and_then(|upcasters| upcasters.get(&version)) else {
                 let error = format!("no handler and no upcaster of {event_type} takes version {version}");

@@ -5,20 +5,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::consumer::runtime::attempt::AttemptContext;
+use crate::consumer::runtime::control::Control;
 use crate::consumer::runtime::dead_letter_producer::DeadLetterProducer;
 use crate::consumer::runtime::failed::Policy;
-use crate::consumer::runtime::options::{ConsumerError, Lost, Retry, UnknownType};
-use crate::consumer::runtime::registry::Registry;
+use crate::consumer::runtime::hook::Hook;
+use crate::consumer::runtime::options::{ConsumerError, Lost};
+use crate::consumer::runtime::prepared::Handlers;
+use crate::consumer::runtime::retry::Retries;
 use crate::consumer::runtime::stats::Stats;
 use crate::consumer::runtime::tokens::Tokens;
-#[cfg(feature = "schema")]
-use crate::schemas::Schemas;
 
 pub(super) type TopicOf = Arc<dyn Fn(&str) -> String + Send + Sync>;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) queue: usize,
+    pub(super) concurrency: usize,
+    pub(super) batch: usize,
     pub(super) commit_interval: Duration,
     pub(super) drain: Duration,
     pub(super) slow_after: Duration,
@@ -30,14 +33,13 @@ pub(super) struct Shared {
     pub(super) group: String,
     pub(super) dead_letters: DeadLetterProducer,
     pub(super) attempt_context: AttemptContext,
-    pub(super) registry: Registry,
+    pub(super) handlers: Handlers,
     pub(super) policy: Policy,
-    pub(super) retry: Retry,
-    pub(super) unknown_type: UnknownType,
+    pub(super) retries: Retries,
+    pub(super) before_dead_letter: Option<Hook>,
+    pub(super) control: Control,
     pub(super) dead_letter_topic: TopicOf,
     pub(super) limits: Limits,
-    #[cfg(feature = "schema")]
-    pub(super) schemas: Option<Schemas>,
     pub(super) stats: Arc<Stats>,
     pub(super) tokens: Tokens,
     pub(super) shutdown: Shutdown,

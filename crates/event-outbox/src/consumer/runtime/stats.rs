@@ -1,7 +1,7 @@
 //! Counts the events that a consumer has handled and measures how far behind it is, for metrics.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use chrono::Utc;
@@ -12,10 +12,12 @@ const MOST_TYPES: usize = 100;
 /// The counters since the consumer was created, and its present state. They can be read while the consumer runs.
 #[derive(Debug)]
 pub struct Stats {
+    pub(super) group: String,
     applied: AtomicU64,
     repeated: AtomicU64,
     ignored: AtomicU64,
     retried: AtomicU64,
+    halved: AtomicU64,
     dead: AtomicU64,
     held: AtomicU64,
     assigned: AtomicU64,
@@ -23,21 +25,25 @@ pub struct Stats {
     in_flight: AtomicU64,
     lag: AtomicU64,
     held_keys: AtomicU64,
+    retrying_keys: AtomicU64,
     parked: AtomicU64,
     oldest_held_seconds: AtomicU64,
+    is_paused: AtomicBool,
     /// The timestamp of the oldest record at work, in milliseconds since 1970; -1 if there is none.
     oldest_ms: AtomicI64,
     ignored_types: Mutex<BTreeMap<String, u64>>,
 }
 
-impl Default for Stats {
-    fn default() -> Self {
+impl Stats {
+    pub(super) fn new(group: &str) -> Self {
         let zero = || AtomicU64::new(0);
         Self {
+            group: group.to_owned(),
             applied: zero(),
             repeated: zero(),
             ignored: zero(),
             retried: zero(),
+            halved: zero(),
             dead: zero(),
             held: zero(),
             assigned: zero(),
@@ -45,8 +51,10 @@ impl Default for Stats {
             in_flight: zero(),
             lag: zero(),
             held_keys: zero(),
+            retrying_keys: zero(),
             parked: zero(),
             oldest_held_seconds: zero(),
+            is_paused: AtomicBool::new(false),
             oldest_ms: AtomicI64::new(-1),
             ignored_types: Mutex::default(),
         }
@@ -79,6 +87,8 @@ counters! {
     ignored, add_ignored;
     /// Returns the number of attempts after the first.
     retried, add_retried;
+    /// Returns the number of batches that failed and were halved.
+    halved, add_halved;
     /// Returns the number of acknowledged dead letters.
     dead, add_dead;
     /// Returns the number of events that were set aside: those that caused a hold and those behind them.
@@ -108,12 +118,22 @@ impl Stats {
         Some((Utc::now().timestamp_millis() - at).max(0).unsigned_abs() / 1000)
     }
 
-    /// Returns the number of held keys of the group. All members see the same number.
+    /// Returns true if [`Control`](super::Control) pauses a topic or everything.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of keys of the group whose first event is tried again by itself. All members see the same number.
+    pub fn retrying_keys(&self) -> u64 {
+        self.retrying_keys.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of held keys of the group, without those that are retried. All members see the same number.
     pub fn held_keys(&self) -> u64 {
         self.held_keys.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of events of held keys, failed and parked ones. All members see the same number.
+    /// Returns the number of events of held and retried keys, failed and parked ones. All members see the same number.
     pub fn parked(&self) -> u64 {
         self.parked.load(Ordering::Relaxed)
     }
@@ -156,8 +176,13 @@ impl Stats {
         self.oldest_ms.store(oldest.unwrap_or(-1), Ordering::Relaxed);
     }
 
-    pub(super) fn set_keys(&self, keys: u64, parked: u64, oldest_seconds: u64) {
-        self.held_keys.store(keys, Ordering::Relaxed);
+    pub(super) fn set_paused(&self, is_paused: bool) {
+        self.is_paused.store(is_paused, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_keys(&self, held: usize, retrying: usize, parked: u64, oldest_seconds: u64) {
+        self.held_keys.store(held as u64, Ordering::Relaxed);
+        self.retrying_keys.store(retrying as u64, Ordering::Relaxed);
         self.parked.store(parked, Ordering::Relaxed);
         self.oldest_held_seconds.store(oldest_seconds, Ordering::Relaxed);
     }
