@@ -86,7 +86,8 @@ pub(crate) struct HeldCount {
     pub(crate) oldest_s: f64,
 }
 
-/// Counts the held keys by group and topic, among the first 100,000 events. Empty if this user may not see them.
+/// Counts the held keys by group and topic, among the first 100,000 events, without keys that a consumer tries again by itself. Empty if
+/// this user may not see them.
 ///
 /// # Errors
 /// Any database error.
@@ -99,7 +100,10 @@ pub(crate) async fn counts(conn: &mut PgConnection, names: &Names) -> Result<Vec
     }
     let query = format!(
         "select consumer_group, topic, count(distinct key), count(*), extract(epoch from now() - min(held_at))::float8 \
-         from (select consumer_group, topic, key, held_at from {held} limit 100000) first group by 1, 2 order by 5 desc"
+         from (select consumer_group, topic, key, held_at, \
+                      first_value(reason) over (partition by consumer_group, topic, key order by position) as head \
+                 from (select consumer_group, topic, key, held_at, reason, position from {held} limit 100000) some) held \
+         where head <> 'retrying' group by 1, 2 order by 5 desc"
     );
     let count = |row: &sqlx::postgres::PgRow| {
         Ok(HeldCount {

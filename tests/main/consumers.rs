@@ -2,7 +2,9 @@
 
 mod effects;
 mod held;
+mod keys;
 mod losses;
+mod options;
 mod signals;
 
 use std::collections::BTreeMap;
@@ -42,7 +44,15 @@ const MEMBER: &str = "--be-a-member";
 const APPLIED_WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) fn trials() -> Vec<Trial> {
-    [runtime_trials(), effects::trials(), held::trials(), losses::trials(), signals::trials()]
+    [
+        runtime_trials(),
+        effects::trials(),
+        held::trials(),
+        keys::trials(),
+        losses::trials(),
+        options::trials(),
+        signals::trials(),
+    ]
         .into_iter()
         .flatten()
         .collect()
@@ -194,7 +204,17 @@ fn member_of(bootstrap: &str, group: &str, pool: PgPool) -> Consumer {
         .kafka("session.timeout.ms", "6000")
         .kafka("heartbeat.interval.ms", "200")
         .kafka("fetch.wait.max.ms", "20")
-        .retry(Retry { attempts: 3, first_pause: Duration::from_millis(1), longest_pause: Duration::from_millis(20) })
+        .retry(quick(3))
+}
+
+/// Returns a retry whose pauses take no time.
+fn quick(attempts: u32) -> Retry {
+    Retry {
+        attempts,
+        first_pause: Duration::from_millis(1),
+        longest_pause: Duration::from_millis(20),
+        ..Retry::default()
+    }
 }
 
 fn counted(entity: &str, n: i64) -> NewEvent {
@@ -256,7 +276,11 @@ pub(crate) fn run_as_member() -> Option<ExitCode> {
         // The commit interval is so long that the test kills the member before it commits offsets.
         let consumer =
             member(&bootstrap, &topic, pool).on("Counted", 1..=1, count).commit_interval(Duration::from_secs(3600));
-        if arguments.next().is_some() {
+        let mode = arguments.next();
+        if mode.as_deref() == Some(keys::MODE) {
+            return keys::member(&bootstrap, &topic, &url).run_until_signal().await;
+        }
+        if mode.is_some() {
             return consumer.run_until_signal().await;
         }
         consumer
@@ -346,6 +370,7 @@ async fn an_error_that_passes_is_tried_again_in_order_and_the_group_does_not_not
             attempts: u32::MAX,
             first_pause: Duration::from_millis(50),
             longest_pause: Duration::from_millis(200),
+            ..Retry::default()
         })
         .on("Counted", 1..=1, move |mut ctx: Context, event: Counted| {
             let first_attempt = Arc::clone(&first_attempt);

@@ -12,7 +12,7 @@
 //! - `attempt`: one attempt, in one transaction
 //! - `held`: the held keys of a group; `sources`: the topics that it reads
 //! - `dead_letter_producer`: sends dead letters
-//! - `pause`: the pause between two attempts; `shared`: the state that all parts share; `stats`: counts what happens
+//! - `pause`: the pause between two attempts; `shared`: the state that all parts share; `stats`: counts what happens; `exposition`: its metrics
 //! - `tokens`: tokens for the login
 //! - `context`, `delivery`: the event and the transaction that a handler gets
 //! - `testing`: calls handlers in tests
@@ -26,6 +26,7 @@ mod dead_letter_producer;
 mod deliver;
 mod delivery;
 mod drain;
+mod exposition;
 mod failed;
 mod failure;
 mod gap;

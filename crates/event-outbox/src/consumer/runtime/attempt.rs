@@ -13,7 +13,7 @@ use crate::consumer::dead_letter::Reason;
 use crate::consumer::runtime::context::{Input, Recorder, Work};
 use crate::consumer::runtime::delivery::{Delivery, Event};
 use crate::consumer::runtime::failed::Failed;
-use crate::consumer::runtime::held::{Gate, Head, Held, Row};
+use crate::consumer::runtime::held::{Gate, Head, Held, HeldRow};
 use crate::consumer::runtime::registry::Handler;
 use crate::event::EventId;
 use crate::notice::Notice;
@@ -82,7 +82,7 @@ impl AttemptContext {
         event: &Event,
         source_topic: &str,
         delivery: &Delivery,
-        row: &Row,
+        row: &HeldRow,
     ) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         self.held.park(&mut tx, event.event_id, source_topic, delivery, row).await?;

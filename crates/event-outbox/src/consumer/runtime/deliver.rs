@@ -16,7 +16,7 @@ use crate::consumer::runtime::attempt::{AttemptResult, Call};
 use crate::consumer::runtime::delivery::{Delivery, Event};
 use crate::consumer::runtime::failed::Failed;
 use crate::consumer::runtime::failure::{Failure, warn_of};
-use crate::consumer::runtime::held::{Gate, RETRYING, Row};
+use crate::consumer::runtime::held::{Gate, RETRYING, HeldRow};
 use crate::consumer::runtime::pause::Pause;
 use crate::consumer::runtime::prepared::{Prepared, Step};
 use crate::consumer::runtime::retry::Next;
@@ -98,7 +98,7 @@ impl Applier {
                     let waits = retry.pause(attempt);
                     // An event that is parked already waits in its row, so that its lane goes on.
                     if (retry.set_aside || delivery.parked.is_some()) && delivery.key.is_some() {
-                        let row = Row {
+                        let row = HeldRow {
                             reason: RETRYING,
                             error: Some(cut(&failed.to_string().replace('\0', ""))),
                             attempts: attempt,
@@ -128,7 +128,7 @@ impl Applier {
         &mut self,
         delivery: &Delivery,
         call: &Call,
-        row: Row,
+        row: HeldRow,
         failed: &Failed,
     ) -> Result<(), Unfinished> {
         let (shared, event) = (Arc::clone(&self.shared), &call.input.event);

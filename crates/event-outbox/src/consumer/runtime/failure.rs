@@ -9,7 +9,7 @@ use crate::consumer::dead_letter::{DeadLetter, Reason, cut};
 use crate::consumer::runtime::applier::{Applier, Unfinished};
 use crate::consumer::runtime::delivery::{Delivery, Event};
 use crate::consumer::runtime::failed::{Action, Failed};
-use crate::consumer::runtime::held::Row;
+use crate::consumer::runtime::held::HeldRow;
 use crate::consumer::runtime::hook::{Rejected, ask};
 use crate::consumer::runtime::options::ConsumerError;
 use crate::consumer::runtime::pause::Pause;
@@ -122,7 +122,7 @@ impl Applier {
         failure: &Failure,
     ) -> Result<(), Unfinished> {
         let (shared, mut pause) = (Arc::clone(&self.shared), Pause::from_retry(&self.shared.retries.default));
-        let row = Row {
+        let row = HeldRow {
             reason: failure.reason.name(),
             // Postgres takes no NUL in a text.
             error: Some(cut(&failure.error.replace('\0', ""))),

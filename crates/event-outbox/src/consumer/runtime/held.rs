@@ -32,9 +32,12 @@ use crate::event::EventId;
 /// The reason of a row whose event is tried again by itself.
 pub(super) const RETRYING: &str = "retrying";
 
+/// The longest pause until the next attempt. An interval of Postgres has its limits.
+const LONGEST_PAUSE: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// What a row says about its event.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Row {
+pub(super) struct HeldRow {
     pub(super) reason: &'static str,
     pub(super) error: Option<String>,
     /// The attempts that have failed.
@@ -197,8 +200,9 @@ impl Held {
             return Ok((Gate::Repeated, transaction));
         }
         let is_head = head == Some(event.0);
+        let is_unchanged = is_head && self.is_unchanged(&mut *tx, event, delivery).await?;
         let gate = match parked_here {
-            Some(_) if is_head && self.is_unchanged(tx, event, delivery).await? => Gate::Redriven,
+            Some(_) if is_unchanged => Gate::Redriven,
             // The row was applied, discarded, redriven or tried since it was read.
             _ if delivery.parked.is_some() => Gate::Parked,
             Some(true) => Gate::Parked,
@@ -269,7 +273,7 @@ impl Held {
     ) -> Result<Vec<EventId>, sqlx::Error> {
         let ids: Vec<Uuid> = events.iter().map(|event| event.0).collect();
         let held = sqlx::query_scalar(AssertSqlSafe(self.held_among.clone()));
-        let held = held.bind(&self.group).bind(source_topic).bind(ids).bind(keys).persistent(self.persistent);
+        let held = held.bind(&self.group).bind(source_topic).bind(ids).bind(keys.to_vec()).persistent(self.persistent);
         let held: Vec<Uuid> = held.fetch_all(tx).await?;
         Ok(held.into_iter().map(EventId).collect())
     }
@@ -319,7 +323,7 @@ impl Held {
         if last.fetch_optional(&mut *tx).await?.is_none() {
             return Ok(false);
         }
-        let row = Row { reason: Reason::Held.name(), ..Row::default() };
+        let row = HeldRow { reason: Reason::Held.name(), ..HeldRow::default() };
         self.park(tx, event, source_topic, delivery, &row).await.map(|()| true)
     }
 
@@ -331,7 +335,7 @@ impl Held {
         event: EventId,
         source_topic: &str,
         delivery: &Delivery,
-        row: &Row,
+        row: &HeldRow,
     ) -> Result<(), sqlx::Error> {
         let (gate, _) = self.gate(&mut *tx, event, source_topic, delivery).await?;
         if gate == Gate::Repeated {
@@ -342,7 +346,7 @@ impl Held {
             let park = self.about(&self.park, event, source_topic, delivery).bind(row.reason).bind(&row.error);
             let park = park.bind(&delivery.value).bind(names).bind(values).bind(delivery.timestamp);
             let park = park.bind(i32::try_from(row.attempts).unwrap_or(i32::MAX));
-            let park = park.bind(row.due_in.map(|due_in| due_in.as_secs_f64())).bind(row.first_failed_at);
+            let park = park.bind(row.due_in.map(|due_in| due_in.min(LONGEST_PAUSE).as_secs_f64())).bind(row.first_failed_at);
             park.execute(&mut *tx).await?;
         }
         let unmark = sqlx::query(AssertSqlSafe(self.unmark.clone())).bind(&self.group).bind(event.0);
@@ -366,8 +370,8 @@ fn heads(held: &str) -> String {
         "with recursive heads as (({}) union all select next.* from heads, lateral ({}) next) \
          select event_id, read_topic, read_partition, read_offset, key, value, header_names, header_values, written_at, \
          extract(epoch from pg_catalog.now() operator(pg_catalog.-) held_at)::pg_catalog.float8, \
-         (reason operator(pg_catalog.=) 'held' or reason operator(pg_catalog.=) '{RETRYING}' \
-         and due_at operator(pg_catalog.<=) pg_catalog.clock_timestamp()) and header_names is not null, attempts, first_failed_at, \
+         coalesce(reason operator(pg_catalog.=) 'held' or reason operator(pg_catalog.=) '{RETRYING}' \
+         and due_at operator(pg_catalog.<=) pg_catalog.clock_timestamp(), false) and header_names is not null, attempts, first_failed_at, \
          reason operator(pg_catalog.=) '{RETRYING}', \
          extract(epoch from due_at operator(pg_catalog.-) pg_catalog.clock_timestamp())::pg_catalog.float8 from heads",
         first(""),

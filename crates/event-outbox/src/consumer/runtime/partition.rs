@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use crate::consumer::runtime::delivery::Delivery;
 use crate::consumer::runtime::lane::Lanes;
-use crate::consumer::runtime::prepared::{From, Job};
+use crate::consumer::runtime::prepared::{Origin, Job};
 use crate::consumer::runtime::progress::Progress;
 use crate::consumer::runtime::shared::Shared;
 
@@ -51,7 +51,7 @@ impl Partition {
         }
         (self.expected, self.last) = (delivery.offset + 1, delivery.offset);
         self.progress.wait(&delivery);
-        self.lanes.send(Job { delivery, from: From::Partition(Arc::clone(&self.progress)) })
+        self.lanes.send(Job { delivery, origin: Origin::Partition(Arc::clone(&self.progress)) })
     }
 
     /// Returns the offset to commit, if there is one. Records from before the partition went back might not be read again, so nothing is

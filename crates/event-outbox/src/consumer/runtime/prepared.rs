@@ -20,11 +20,11 @@ use crate::schemas::Schemas;
 /// A record on its way to a handler.
 pub(super) struct Job {
     pub(super) delivery: Delivery,
-    pub(super) from: From,
+    pub(super) origin: Origin,
 }
 
 /// Where a record comes from, which learns when the record is finished.
-pub(super) enum From {
+pub(super) enum Origin {
     Partition(Arc<Progress>),
     Drain(#[expect(dead_code, reason = "the drain learns it when the ticket is dropped")] Ticket),
 }
@@ -82,7 +82,7 @@ impl Prepared {
 
     /// Tells the record's origin that it is finished.
     pub(super) fn done(&self) {
-        if let From::Partition(progress) = &self.job.from {
+        if let Origin::Partition(progress) = &self.job.origin {
             progress.done(self.job.delivery.offset);
         }
     }
