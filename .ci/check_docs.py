@@ -223,11 +223,12 @@ def documents_named_in_sources(pages):
 def alerts(pages):
     """Each alert leads to a heading of the runbook, wherever the runbook is served."""
     page = "docs/how-to/runbook.md"
-    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
-    for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
-        path, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-        if "$externalLabels.outbox_runbook" not in path or anchor not in anchors(pages[page]):
-            yield f"alerts.yml: {rule['alert']} leads to {path}#{anchor}, which is not there"
+    for file in ("alerts.yml", "consumers.yml"):
+        rules = yaml.safe_load((ROOT / "deploy/prometheus" / file).read_text())
+        for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
+            path, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+            if "$externalLabels.outbox_runbook" not in path or anchor not in anchors(pages[page]):
+                yield f"{file}: {rule['alert']} leads to {path}#{anchor}, which is not there"
 
 
 def main():

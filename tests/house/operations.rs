@@ -11,6 +11,9 @@ use crate::log_lines::documents;
 
 const ALERTS: &str = "deploy/prometheus/alerts.yml";
 const DASHBOARD: &str = "deploy/grafana/outbox-relay.json";
+const CONSUMER_ALERTS: &str = "deploy/prometheus/consumers.yml";
+const CONSUMER_DASHBOARD: &str = "deploy/grafana/outbox-consumers.json";
+const CONSUMER_REFERENCE: &str = "docs/reference/consumer.md";
 const RUNBOOK: &str = "docs/how-to/runbook.md";
 
 fn read(path: &str) -> String {
@@ -26,7 +29,7 @@ fn is_name(c: char) -> bool {
     c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'
 }
 
-/// Returns the metrics that a text names. The parts of a histogram count as the histogram.
+/// Returns the metrics of a relay that a text names. The parts of a histogram count as the histogram.
 fn metrics(text: &str) -> BTreeSet<&str> {
     let names = words(text, is_name).into_iter().filter(|word| word.starts_with("outbox_relay_"));
     names
@@ -41,7 +44,7 @@ fn after<'t>(text: &'t str, before: &str) -> BTreeSet<&'t str> {
 
 #[test]
 fn every_alert_has_its_entry_in_the_runbook_and_links_to_it() {
-    let (alerts, runbook) = (read(ALERTS), read(RUNBOOK));
+    let (alerts, runbook) = (read(ALERTS) + &read(CONSUMER_ALERTS), read(RUNBOOK));
     let named = after(&alerts, "- alert: ");
     let entries: BTreeSet<_> =
         after(&runbook, "\n### ").into_iter().filter(|heading| heading.starts_with("Outbox")).collect();
@@ -74,16 +77,36 @@ fn runbook_dashboard_alerts_and_documents_name_metrics_that_exist() {
     assert!(alone.is_empty(), "alerts use {alone:?}, which the dashboard does not show");
 }
 
+/// Returns the metrics of a consumer that a text names.
+fn consumer_metrics(text: &str) -> BTreeSet<&str> {
+    words(text, is_name).into_iter().filter(|word| word.starts_with("outbox_consumer_")).collect()
+}
+
+#[tokio::test]
+async fn consumers_write_the_metrics_that_documents_dashboard_and_alerts_name() {
+    let pool = sqlx::PgPool::connect_lazy("postgres://localhost/none").expect("a URL");
+    let text = event_outbox::consumer::Consumer::new("billing", pool).stats().to_prometheus();
+    let written = consumer_metrics(&text);
+    assert!(written.len() > 15, "{written:?}");
+    let reference = read(CONSUMER_REFERENCE);
+    assert_eq!(consumer_metrics(&reference), written, "{CONSUMER_REFERENCE}");
+    let (alerts, dashboard, runbook) = (read(CONSUMER_ALERTS), read(CONSUMER_DASHBOARD), read(RUNBOOK));
+    assert_eq!(consumer_metrics(&dashboard), written, "{CONSUMER_DASHBOARD}");
+    for text in [&alerts, &runbook] {
+        assert!(consumer_metrics(text).is_subset(&written), "{:?}", consumer_metrics(text).difference(&written));
+    }
+}
+
 #[test]
 fn alerts_name_log_lines_codes_and_commands_that_exist() {
-    let alerts = read(ALERTS);
+    let alerts = read(ALERTS) + &read(CONSUMER_ALERTS);
     let notices: BTreeSet<String> = Notice::ALL.iter().map(Notice::to_string).collect();
     let codes: BTreeSet<String> = Code::ALL.iter().map(Code::to_string).collect();
     let commands = read("docs/reference/commands.md");
     for line in alerts.lines().filter(|line| line.trim_start().starts_with("description: ")) {
         let lines = words(line, is_name)
             .into_iter()
-            .filter(|word| word.trim_matches('_').contains('_') && !word.starts_with("outbox_relay_"));
+            .filter(|word| word.trim_matches('_').contains('_') && !word.starts_with("outbox_"));
         for notice in lines {
             assert!(notices.contains(notice), "no log line is called {notice}: {line}");
         }

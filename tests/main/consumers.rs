@@ -53,9 +53,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         options::trials(),
         signals::trials(),
     ]
-        .into_iter()
-        .flatten()
-        .collect()
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn runtime_trials() -> Vec<Trial> {

@@ -175,13 +175,16 @@ async fn dashboard_alerts_and_documentation_name_metrics_that_exist(
 
 async fn the_alert_rules_hold_by_promtool() -> anyhow::Result<()> {
     let path = |name: &str| repository(&format!("deploy/prometheus/{name}")).display().to_string();
-    promtool(&["check", "rules", &path("alerts.yml")], None).await?;
-    promtool(&["test", "rules", &path("alerts_test.yml")], None).await
+    for (rules, tests) in [("alerts.yml", "alerts_test.yml"), ("consumers.yml", "consumers_test.yml")] {
+        promtool(&["check", "rules", &path(rules)], None).await?;
+        promtool(&["test", "rules", &path(tests)], None).await?;
+    }
+    Ok(())
 }
 
 async fn every_alert_says_what_is_the_matter_and_where_to_read_on() -> anyhow::Result<()> {
-    let rules = read("deploy/prometheus/alerts.yml")?;
-    let tests = read("deploy/prometheus/alerts_test.yml")?;
+    let rules = read("deploy/prometheus/alerts.yml")? + &read("deploy/prometheus/consumers.yml")?;
+    let tests = read("deploy/prometheus/alerts_test.yml")? + &read("deploy/prometheus/consumers_test.yml")?;
     for rule in rules.split("- alert: ").skip(1) {
         let name = rule.lines().next().unwrap_or_default();
         for part in [

@@ -18,6 +18,6 @@ pub use dead_letter::{DeadLetter, Reason};
 pub use inbox::{Inbox, Once};
 #[cfg(feature = "consumer-kafka")]
 pub use runtime::{
-    Action, BatchContext, BatchEvent, Consumer, ConsumerError, Context, Control, Event, Failed, Kind, Lost, Policy, Rejected,
-    Retry, Stats, UnknownType, testing,
+    Action, BatchContext, BatchEvent, Consumer, ConsumerError, Context, Control, Event, Failed, Kind, Lost, Policy,
+    Rejected, Retry, Stats, UnknownType, testing,
 };

@@ -728,7 +728,9 @@ fn object_name(names: &Names, placeholder: &str) -> Option<String> {
         "outbox" => names.outbox(),
         "lane" | "relay" | "control" | "pause" | "audit" | "audit_row" | "archive" | "health" | "delivery" | "hold"
         | "stamp" | "secret" | "new_id" | "lock_entity" | "dedupe_id" | "decide" | "begin_pause" | "end_pause"
-        | "discard" | "note" | "sessions" | "oldest_transaction" | "wake_up" | "wake_up_on_insert" => names.companion(placeholder),
+        | "discard" | "note" | "sessions" | "oldest_transaction" | "wake_up" | "wake_up_on_insert" => {
+            names.companion(placeholder)
+        }
         "processed" => names.processed(),
         "held" | "group" | "may_apply" | "guard" => names.inbox_companion(placeholder),
         "held_key" => names.inbox_part(placeholder),

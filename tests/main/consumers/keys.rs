@@ -72,7 +72,8 @@ async fn keys_of_one_partition_are_worked_on_side_by_side_and_each_stays_in_orde
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let field = Field::new(&database, kafka).await?;
-    let records: Vec<_> = (1..=5).flat_map(|n| (0..40).map(move |key| record(&format!("e{key}"), "Counted", n))).collect();
+    let records: Vec<_> =
+        (1..=5).flat_map(|n| (0..40).map(move |key| record(&format!("e{key}"), "Counted", n))).collect();
     field.produce(&records)?;
     let (arrived, _) = watch::channel(0);
     let arrived = Arc::new(arrived);
@@ -119,7 +120,10 @@ async fn an_offset_is_not_committed_before_all_events_before_it_are_finished(
     let stats = running.stop().await?;
     ensure!(field.effects().await? == 60);
     // Only the two events before the one that hung were committed.
-    ensure!(stats.repeated() == before.unsigned_abs() - 2 && stats.applied() == 60 - before.unsigned_abs(), "{stats:?}");
+    ensure!(
+        stats.repeated() == before.unsigned_abs() - 2 && stats.applied() == 60 - before.unsigned_abs(),
+        "{stats:?}"
+    );
     Ok(())
 }
 
@@ -138,16 +142,17 @@ async fn a_batch_is_applied_in_one_transaction_and_a_bad_event_stops_no_other(
     field.produce(&records)?;
     let (largest, transactions) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(BTreeMap::new())));
     let (largest_seen, seen) = (Arc::clone(&largest), Arc::clone(&transactions));
-    let consumer = field.consumer().on_batch("Counted", 1..=1, move |mut ctx: BatchContext, events: Vec<BatchEvent<Counted>>| {
-        let (largest, seen) = (Arc::clone(&largest_seen), Arc::clone(&seen));
-        async move {
-            largest.fetch_max(events.len(), Ordering::Relaxed);
-            insert_all(&mut ctx, &events).await?;
-            let id: i64 = sqlx::query_scalar("select txid_current()").fetch_one(ctx.tx()).await?;
-            seen.lock().expect("the transactions").insert(id, events.len());
-            Ok(())
-        }
-    });
+    let consumer =
+        field.consumer().on_batch("Counted", 1..=1, move |mut ctx: BatchContext, events: Vec<BatchEvent<Counted>>| {
+            let (largest, seen) = (Arc::clone(&largest_seen), Arc::clone(&seen));
+            async move {
+                largest.fetch_max(events.len(), Ordering::Relaxed);
+                insert_all(&mut ctx, &events).await?;
+                let id: i64 = sqlx::query_scalar("select txid_current()").fetch_one(ctx.tx()).await?;
+                seen.lock().expect("the transactions").insert(id, events.len());
+                Ok(())
+            }
+        });
     let running = Running::start(consumer.batch(64));
     field.until_effects(200).await;
     running.until("the bad events are dead letters", |stats| stats.dead() == 2).await;
@@ -171,16 +176,17 @@ async fn a_batch_with_a_key_that_is_set_aside_keeps_its_order(
     let (fixed, is_fixed) = watch::channel(false);
     let retry = Retry { set_aside: true, ..quick(u32::MAX) };
     let consumer = field.consumer().concurrency(2).batch(50).retry(retry);
-    let consumer = consumer.on_batch("Counted", 1..=1, move |mut ctx: BatchContext, events: Vec<BatchEvent<Counted>>| {
-        let is_fixed = *is_fixed.borrow();
-        async move {
-            let bad = events.iter().any(|one| one.event.key_text() == Some("e3") && one.payload.n == 3);
-            if bad && !is_fixed {
-                return Err(Failed::transient("not yet"));
+    let consumer =
+        consumer.on_batch("Counted", 1..=1, move |mut ctx: BatchContext, events: Vec<BatchEvent<Counted>>| {
+            let is_fixed = *is_fixed.borrow();
+            async move {
+                let bad = events.iter().any(|one| one.event.key_text() == Some("e3") && one.payload.n == 3);
+                if bad && !is_fixed {
+                    return Err(Failed::transient("not yet"));
+                }
+                insert_all(&mut ctx, &events).await
             }
-            insert_all(&mut ctx, &events).await
-        }
-    });
+        });
     let records: Vec<_> = (0..100).map(|n| record(&format!("e{}", n % 10), "Counted", n)).collect();
     field.produce(&records)?;
     let running = Running::start(consumer);

@@ -141,21 +141,14 @@ async fn attempts_of_two_members_with_an_event_that_is_set_aside_are_counted_onc
     Ok(())
 }
 
-async fn retries_are_chosen_by_error_and_by_type(
-    database: TestDatabase,
-    kafka: Arc<RealKafka>,
-) -> anyhow::Result<()> {
+async fn retries_are_chosen_by_error_and_by_type(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     let field = Field::new(&database, kafka).await?;
     let attempts = Arc::new(Mutex::new(BTreeMap::<String, u32>::new()));
-    let mut consumer = field
-        .consumer()
-        .retry(quick(2))
-        .retry_type("ByType", quick(3))
-        .retry_when(|event, failed| {
-            let is_io = failed.error().downcast_ref::<std::io::Error>().is_some();
-            let is_bounded = failed.kind() == Kind::Outage && event.event_type == "Outage";
-            (is_io || is_bounded).then(|| quick(5))
-        });
+    let mut consumer = field.consumer().retry(quick(2)).retry_type("ByType", quick(3)).retry_when(|event, failed| {
+        let is_io = failed.error().downcast_ref::<std::io::Error>().is_some();
+        let is_bounded = failed.kind() == Kind::Outage && event.event_type == "Outage";
+        (is_io || is_bounded).then(|| quick(5))
+    });
     for event_type in ["Default", "ByType", "ByError", "Permanent", "PermanentByError", "Outage"] {
         let attempts = Arc::clone(&attempts);
         consumer = consumer.on(event_type, 1..=1, move |ctx: Context, _: Value| {
@@ -178,7 +171,8 @@ async fn retries_are_chosen_by_error_and_by_type(
     running.until("all are given up", |stats| stats.dead() == 6).await;
     running.stop().await?;
     let attempts = attempts.lock().expect("the attempts").clone();
-    let expected = [("Default", 2), ("ByType", 3), ("ByError", 5), ("Permanent", 1), ("PermanentByError", 5), ("Outage", 5)];
+    let expected =
+        [("Default", 2), ("ByType", 3), ("ByError", 5), ("Permanent", 1), ("PermanentByError", 5), ("Outage", 5)];
     ensure!(attempts == expected.map(|(name, count)| (name.to_owned(), count)).into(), "{attempts:?}");
     for (record, letter) in field.dead_letters().await? {
         let event_type = record.header("event-type").context("a type")?.to_owned();
@@ -305,7 +299,10 @@ async fn a_test_calls_a_handler_in_a_transaction_that_is_rolled_back(
     ensure!(failed.contains("Test::database"), "{failed}");
     let hidden = Test::new(NewEvent::new("order", "a", "Hidden")).database(field.pool.clone());
     let tested = hidden.deliver_to(&consumer).await?;
-    ensure!(matches!(tested.outcome, Outcome::Rejected { reason: Reason::Aborted, action: Action::Skip, .. }), "{tested:?}");
+    ensure!(
+        matches!(tested.outcome, Outcome::Rejected { reason: Reason::Aborted, action: Action::Skip, .. }),
+        "{tested:?}"
+    );
     let unknown = Test::new(NewEvent::new("order", "a", "Unknown")).deliver_to(&consumer).await?;
     ensure!(matches!(unknown.outcome, Outcome::Ignored), "{unknown:?}");
     let invalid = counted("a", 1).json(&serde_json::json!({"n": "text"}))?;

@@ -142,7 +142,9 @@ impl AttemptContext {
             }
         }
         let inputs = vec![call.input.clone()];
-        let mut tx = run(&call.handler, inputs, Running { tx, begun, attempt, outbox: self.outbox.clone(), recorder: None }).await?;
+        let mut tx =
+            run(&call.handler, inputs, Running { tx, begun, attempt, outbox: self.outbox.clone(), recorder: None })
+                .await?;
         let is_head = gate == Gate::Redriven;
         let freed = is_head && self.held.delete(&mut tx, event.event_id).await?;
         tx.commit().await?;
@@ -172,7 +174,12 @@ impl AttemptContext {
         let inputs: Vec<Input> = fresh.map(|call| call.input.clone()).collect();
         let (applied, repeated) = (inputs.len(), calls.len() - inputs.len());
         if applied > 0 {
-            tx = run(&first.handler, inputs, Running { tx, begun, attempt: 1, outbox: self.outbox.clone(), recorder: None }).await?;
+            tx = run(
+                &first.handler,
+                inputs,
+                Running { tx, begun, attempt: 1, outbox: self.outbox.clone(), recorder: None },
+            )
+            .await?;
         }
         tx.commit().await?;
         Ok(BatchResult::Applied { applied, repeated })

@@ -169,10 +169,7 @@ impl Consumer {
     /// })
     /// # }
     /// ```
-    pub fn retry_when(
-        mut self,
-        choose: impl Fn(&Event, &Failed) -> Option<Retry> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn retry_when(mut self, choose: impl Fn(&Event, &Failed) -> Option<Retry> + Send + Sync + 'static) -> Self {
         self.retries.by_error = Some(Arc::new(choose));
         self
     }

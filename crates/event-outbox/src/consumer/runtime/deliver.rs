@@ -16,7 +16,7 @@ use crate::consumer::runtime::attempt::{AttemptResult, Call};
 use crate::consumer::runtime::delivery::{Delivery, Event};
 use crate::consumer::runtime::failed::Failed;
 use crate::consumer::runtime::failure::{Failure, warn_of};
-use crate::consumer::runtime::held::{Gate, RETRYING, HeldRow};
+use crate::consumer::runtime::held::{Gate, HeldRow, RETRYING};
 use crate::consumer::runtime::pause::Pause;
 use crate::consumer::runtime::prepared::{Prepared, Step};
 use crate::consumer::runtime::retry::Next;

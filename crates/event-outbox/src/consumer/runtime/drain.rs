@@ -14,7 +14,7 @@ use crate::consumer::runtime::applier::Applier;
 use crate::consumer::runtime::delivery::{Delivery, Parked};
 use crate::consumer::runtime::held::Head;
 use crate::consumer::runtime::lane::Lanes;
-use crate::consumer::runtime::prepared::{Origin, Job, Place, Ticket};
+use crate::consumer::runtime::prepared::{Job, Origin, Place, Ticket};
 
 /// The pause between two looks at the heads. A member looks at once when it has applied a head itself, and when a head is due; the pause is
 /// for heads that another member has applied, or an operator has discarded.

@@ -29,7 +29,11 @@ const METRICS: [Metric; 16] = [
     counter("retries_total", "Attempts after the first.", Stats::retried),
     counter("halved_batches_total", "Batches that failed and were halved.", Stats::halved),
     counter("dead_letters_total", "Acknowledged dead letters.", Stats::dead),
-    counter("set_aside_events_total", "Events that were set aside in the database, and those behind them.", Stats::held),
+    counter(
+        "set_aside_events_total",
+        "Events that were set aside in the database, and those behind them.",
+        Stats::held,
+    ),
     counter("assigned_partitions_total", "Partitions that were assigned to this member.", Stats::assigned),
     counter("revoked_partitions_total", "Partitions that were revoked from this member.", Stats::revoked),
     gauge("in_flight_handlers", "Handlers at work.", Stats::in_flight),
@@ -103,9 +107,13 @@ mod tests {
         stats.set_keys(1, 2, 30, 40);
         assert!(stats.is_new_type("New\nline"));
         let text = stats.to_prometheus();
-        for (name, value) in
-            [("applied_events_total", 3), ("held_keys", 1), ("retrying_keys", 2), ("parked_events", 30), ("oldest_held_seconds", 40)]
-        {
+        for (name, value) in [
+            ("applied_events_total", 3),
+            ("held_keys", 1),
+            ("retrying_keys", 2),
+            ("parked_events", 30),
+            ("oldest_held_seconds", 40),
+        ] {
             let sample = format!("\noutbox_consumer_{name}{{group=\"a \\\"group\\\"\\\\\"}} {value}\n");
             assert!(text.contains(&sample), "no {sample} in {text}");
         }

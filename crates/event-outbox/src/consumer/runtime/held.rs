@@ -346,7 +346,8 @@ impl Held {
             let park = self.about(&self.park, event, source_topic, delivery).bind(row.reason).bind(&row.error);
             let park = park.bind(&delivery.value).bind(names).bind(values).bind(delivery.timestamp);
             let park = park.bind(i32::try_from(row.attempts).unwrap_or(i32::MAX));
-            let park = park.bind(row.due_in.map(|due_in| due_in.min(LONGEST_PAUSE).as_secs_f64())).bind(row.first_failed_at);
+            let park =
+                park.bind(row.due_in.map(|due_in| due_in.min(LONGEST_PAUSE).as_secs_f64())).bind(row.first_failed_at);
             park.execute(&mut *tx).await?;
         }
         let unmark = sqlx::query(AssertSqlSafe(self.unmark.clone())).bind(&self.group).bind(event.0);

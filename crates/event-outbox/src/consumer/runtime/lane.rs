@@ -54,7 +54,10 @@ impl Lanes {
 
     /// Aborts the workers that have not ended.
     pub(super) fn abort(&self, topic: &str, partition: i32) {
-        self.0.iter().filter(|(_, task)| !task.ends_by(Instant::now())).for_each(|(_, task)| task.abort(topic, partition));
+        self.0
+            .iter()
+            .filter(|(_, task)| !task.ends_by(Instant::now()))
+            .for_each(|(_, task)| task.abort(topic, partition));
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use crate::consumer::runtime::delivery::Delivery;
 use crate::consumer::runtime::lane::Lanes;
-use crate::consumer::runtime::prepared::{Origin, Job};
+use crate::consumer::runtime::prepared::{Job, Origin};
 use crate::consumer::runtime::progress::Progress;
 use crate::consumer::runtime::shared::Shared;
 

@@ -172,8 +172,8 @@ impl Test {
         };
         let recorder = Recorder::default();
         let outbox = consumer.outbox.clone();
-        let outbox = outbox
-            .unwrap_or_else(|| Outbox::new(&consumer.names).prepared_statements(consumer.prepared_statements));
+        let outbox =
+            outbox.unwrap_or_else(|| Outbox::new(&consumer.names).prepared_statements(consumer.prepared_statements));
         let (attempt, recording) = (self.attempt, Some(recorder.clone()));
         let called = match &self.pool {
             Some(pool) => {
