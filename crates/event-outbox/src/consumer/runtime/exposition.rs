@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::consumer::runtime::stats::Stats;
 
-/// A metric of one value: its name without prefix, its kind and its meaning.
+/// A metric of one value: its name, its kind and its meaning.
 struct Metric {
     name: &'static str,
     kind: &'static str,
@@ -20,32 +20,56 @@ const fn gauge(name: &'static str, help: &'static str, value: fn(&Stats) -> u64)
     Metric { name, kind: "gauge", help, value }
 }
 
-/// The prefix of every name.
-const PREFIX: &str = "outbox_consumer";
+/// The name of the metric of ignored events, which has a value for each type.
+const IGNORED: &str = "outbox_consumer_ignored_events_total";
 
 const METRICS: [Metric; 16] = [
-    counter("applied_events_total", "Events whose effect is committed.", Stats::applied),
-    counter("repeated_events_total", "Deliveries of events that had been applied before.", Stats::repeated),
-    counter("retries_total", "Attempts after the first.", Stats::retried),
-    counter("halved_batches_total", "Batches that failed and were halved.", Stats::halved),
-    counter("dead_letters_total", "Acknowledged dead letters.", Stats::dead),
+    counter("outbox_consumer_applied_events_total", "Events whose effect is committed.", Stats::applied),
     counter(
-        "set_aside_events_total",
+        "outbox_consumer_repeated_events_total",
+        "Deliveries of events that had been applied before.",
+        Stats::repeated,
+    ),
+    counter("outbox_consumer_retries_total", "Attempts after the first.", Stats::retried),
+    counter("outbox_consumer_halved_batches_total", "Batches that failed and were halved.", Stats::halved),
+    counter("outbox_consumer_dead_letters_total", "Acknowledged dead letters.", Stats::dead),
+    counter(
+        "outbox_consumer_set_aside_events_total",
         "Events that were set aside in the database, and those behind them.",
         Stats::held,
     ),
-    counter("assigned_partitions_total", "Partitions that were assigned to this member.", Stats::assigned),
-    counter("revoked_partitions_total", "Partitions that were revoked from this member.", Stats::revoked),
-    gauge("in_flight_handlers", "Handlers at work.", Stats::in_flight),
-    gauge("lag_records", "Records of this member's partitions that are not finished.", Stats::lag),
-    gauge("oldest_event_seconds", "Age of the oldest record at work; 0 if there is none.", |stats| {
+    counter(
+        "outbox_consumer_assigned_partitions_total",
+        "Partitions that were assigned to this member.",
+        Stats::assigned,
+    ),
+    counter(
+        "outbox_consumer_revoked_partitions_total",
+        "Partitions that were revoked from this member.",
+        Stats::revoked,
+    ),
+    gauge("outbox_consumer_in_flight_handlers", "Handlers at work.", Stats::in_flight),
+    gauge("outbox_consumer_lag_records", "Records of this member's partitions that are not finished.", Stats::lag),
+    gauge("outbox_consumer_oldest_event_seconds", "Age of the oldest record at work; 0 if there is none.", |stats| {
         stats.oldest_seconds().unwrap_or(0)
     }),
-    gauge("held_keys", "Held keys of the whole group, without those that are tried again.", Stats::held_keys),
-    gauge("retrying_keys", "Keys of the whole group whose first event is tried again by itself.", Stats::retrying_keys),
-    gauge("parked_events", "Events of the whole group that are set aside at present.", Stats::parked),
-    gauge("oldest_held_seconds", "Time since the oldest head of the whole group was held.", Stats::oldest_held_seconds),
-    gauge("paused", "1 while a topic or everything is paused.", |stats| u64::from(stats.is_paused())),
+    gauge(
+        "outbox_consumer_held_keys",
+        "Held keys of the whole group, without those that are tried again.",
+        Stats::held_keys,
+    ),
+    gauge(
+        "outbox_consumer_retrying_keys",
+        "Keys of the whole group whose first event is tried again by itself.",
+        Stats::retrying_keys,
+    ),
+    gauge("outbox_consumer_parked_events", "Events of the whole group that are set aside at present.", Stats::parked),
+    gauge(
+        "outbox_consumer_oldest_held_seconds",
+        "Time since the oldest head of the whole group was held.",
+        Stats::oldest_held_seconds,
+    ),
+    gauge("outbox_consumer_paused", "1 while a topic or everything is paused.", |stats| u64::from(stats.is_paused())),
 ];
 
 impl Stats {
@@ -67,17 +91,16 @@ impl Stats {
         let group = escaped(&self.group);
         let mut text = String::new();
         let mut head = |name: &str, kind: &str, help: &str, samples: &str| {
-            let name = format!("{PREFIX}_{name}");
             // Writing to a string does not fail.
             let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{samples}");
         };
         for Metric { name, kind, help, value } in &METRICS {
-            let sample = format!("{PREFIX}_{name}{{group=\"{group}\"}} {}\n", value(self));
+            let sample = format!("{name}{{group=\"{group}\"}} {}\n", value(self));
             head(name, kind, help, &sample);
         }
         let sample = |(event_type, count): (&str, u64)| {
             let event_type = escaped(event_type);
-            format!("{PREFIX}_ignored_events_total{{group=\"{group}\",event_type=\"{event_type}\"}} {count}\n")
+            format!("{IGNORED}{{group=\"{group}\",event_type=\"{event_type}\"}} {count}\n")
         };
         let types = self.ignored_types();
         let others = self.ignored().saturating_sub(types.values().sum());
@@ -85,7 +108,7 @@ impl Stats {
         let counts = counts.chain((others > 0 || types.is_empty()).then_some(("", others)));
         let samples: String = counts.map(sample).collect();
         let help = "Events whose type no handler takes, by type; types beyond the first 100 have an empty label.";
-        head("ignored_events_total", "counter", help, &samples);
+        head(IGNORED, "counter", help, &samples);
         text
     }
 }
