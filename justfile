@@ -51,6 +51,10 @@ micro *arguments:
 peers *arguments:
     cargo bench --bench peers -- {{ arguments }}
 
+# The consumer runtime, per event and in batches, beside a loop with franz-go: just consumer-bench --events 200000
+consumer-bench *arguments:
+    cargo bench --bench consumers -- {{ arguments }}
+
 # What is published, into target/dist: tarball, Debian package, bill of materials, checksums.
 dist:
     deploy/package/build target/built

@@ -84,6 +84,16 @@ pub fn go() -> anyhow::Result<Program> {
     Ok(Program { command: Command::new(packages.join("consume")), _directory: None })
 }
 
+/// Returns the loop of benches/consumers, built in the cache.
+pub fn go_loop() -> anyhow::Result<Program> {
+    runs("go", &["version"])?;
+    let source = checkout().join("benches/consumers/go");
+    let packages = fetched("go-loop", &source, &["go.mod", "go.sum", "loop.go"], |directory| {
+        run(directory, "go", &["build", "-o", "loop", "."])
+    })?;
+    Ok(Program { command: Command::new(packages.join("loop")), _directory: None })
+}
+
 /// Returns the Rust example of `event-outbox`, which `cargo test --test main` has not built. Building the whole workspace gives its
 /// dependencies the features with which they are built already.
 pub fn rust() -> anyhow::Result<Program> {
