@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::{APPLIED_WITHIN, Counted, Field, Killed, MEMBER, Running, counted, insert};
 use lab::kafka::{RealKafka, Record};
-use lab::{PARTITIONS, SOON, TestDatabase, eventually, trials};
+use lab::{Missing, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
 pub(super) fn trials() -> Vec<Trial> {
     trials! {
@@ -28,8 +28,26 @@ pub(super) fn trials() -> Vec<Trial> {
     }
 }
 
-fn member(field: &Field, database: &TestDatabase) -> anyhow::Result<Child> {
-    let child = Command::new(std::env::current_exe()?)
+/// Starts a member that ends on a signal. `is_first` makes it the first process of a namespace, as that of a container is.
+fn member(field: &Field, database: &TestDatabase, is_first: bool) -> anyhow::Result<Child> {
+    let program = std::env::current_exe()?;
+    let command = || {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child"]);
+        command
+    };
+    let mut command = if is_first {
+        let may = command().arg("true").stderr(Stdio::null()).status();
+        if !may.is_ok_and(|status| status.success()) {
+            return Err(Missing("this user may not create a namespace of processes (unshare --pid)".to_owned()).into());
+        }
+        let mut command = command();
+        command.arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    let child = command
         .arg(MEMBER)
         .args([database.url(), field.kafka.bootstrap(), field.outbox.topic.clone(), "until-signal".to_owned()])
         .stdin(Stdio::null())
@@ -38,17 +56,25 @@ fn member(field: &Field, database: &TestDatabase) -> anyhow::Result<Child> {
     Ok(child)
 }
 
+fn only_child(process: u32) -> anyhow::Result<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"))?;
+    Ok(children.trim().parse()?)
+}
+
 async fn a_consumer_that_is_told_to_end_leaves_its_group(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let field = Field::new(&database, kafka).await?;
-    for (round, signal) in [(1, Signal::SIGTERM), (2, Signal::SIGINT)] {
+    for (round, signal, is_first) in
+        [(1, Signal::SIGTERM, false), (2, Signal::SIGINT, false), (3, Signal::SIGTERM, true), (4, Signal::SIGINT, true)]
+    {
         field.write((1..=20).map(|n| counted(&format!("e{n}"), n))).await?;
         field.publish().await?;
-        let child = Mutex::new(Killed(member(&field, &database)?));
+        let child = Mutex::new(Killed(member(&field, &database, is_first)?));
         field.until_effects(round * 20).await;
         let process = child.lock().expect("the child").0.id();
+        let process = if is_first { only_child(process)? } else { process };
         kill(Pid::from_raw(process.try_into()?), signal)?;
         let ended = eventually("the process has ended", APPLIED_WITHIN, || async {
             match child.lock().expect("the child").0.try_wait() {

@@ -4,7 +4,7 @@
 //! - `failed`: classifies errors and decides what happens to the event
 //! - `builder`: the settings of a consumer, and their check
 //! - `group`: the thread that polls and commits; `member`: its partitions; `partition`: one of them; `progress`: its finished records
-//! - `subscription`: the topics and the retry topics; `gap`: records that are missing; `incidents`: errors of the client
+//! - `subscription`: the topics and the retry topics; `gap`: records that are missing; `recreated`: topics that were deleted; `incidents`: errors of the client
 //! - `lane`: the queues of events, and their workers; `drain`: takes the events that are parked in the database; `task`: a task that stops
 //! - `prepared`: a record and its handler; `registry`: handlers and upcasters
 //! - `deliver`: makes attempts until an event is finished; `together`: those of a batch; `failure`: ends one that will not be applied;
@@ -41,6 +41,7 @@ mod partition;
 mod pause;
 mod prepared;
 mod progress;
+mod recreated;
 mod registry;
 mod retry;
 mod shared;

@@ -17,6 +17,7 @@ use crate::consumer::runtime::delivery::Delivery;
 use crate::consumer::runtime::incidents::IncidentLog;
 use crate::consumer::runtime::member::Member;
 use crate::consumer::runtime::options::{ConsumerError, without_values};
+use crate::consumer::runtime::recreated::Recreated;
 use crate::consumer::runtime::shared::Shared;
 use crate::consumer::runtime::subscription::Subscription;
 
@@ -69,6 +70,7 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>, topics: &[String]) -> 
     let mut subscription = Subscription::start(consumer, &shared.group, topics)?;
     let mut committed_at = Instant::now();
     let mut incidents = IncidentLog::default();
+    let mut recreated = Recreated::new();
     while !shared.shutdown.is_requested() {
         match consumer.poll(POLL) {
             None => {}
@@ -82,6 +84,7 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>, topics: &[String]) -> 
         member.pause_and_resume(consumer)?;
         member.abort_late();
         subscription.refresh(consumer)?;
+        recreated.look(consumer);
         if committed_at.elapsed() >= shared.limits.commit_interval {
             member.commit(consumer, CommitMode::Async);
             committed_at = Instant::now();

@@ -151,6 +151,24 @@ impl Member {
         }
     }
 
+    /// Returns the partitions whose offset was committed. None while commits fail.
+    pub(super) fn committed(&self) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        if !self.again.load(Ordering::Acquire) {
+            for partition in self.partitions().iter().filter(|partition| partition.committed >= 0) {
+                list.add_partition(&partition.topic, partition.number);
+            }
+        }
+        list
+    }
+
+    /// Forgets the committed offsets of a topic, and returns its partitions.
+    pub(super) fn begin_anew(&self, topic: &str) -> Vec<i32> {
+        let mut partitions = self.partitions();
+        let of_topic = partitions.iter_mut().filter(|partition| partition.topic == topic);
+        of_topic.map(|partition| (partition.committed = -1, partition.number).1).collect()
+    }
+
     fn commit_failed(&self, error: &KafkaError) {
         if !self.again.swap(true, Ordering::AcqRel) {
             tracing::warn!(

@@ -88,7 +88,7 @@ impl Subscription {
 }
 
 /// Returns whether the topic is missing; `None` if Kafka does not say.
-fn is_missing(consumer: &BaseConsumer<Member>, topic: &str) -> Option<bool> {
+pub(super) fn is_missing(consumer: &BaseConsumer<Member>, topic: &str) -> Option<bool> {
     let metadata = consumer.fetch_metadata(Some(topic), LOOK_WITHIN).ok()?;
     let found = metadata.topics().iter().find(|found| found.name() == topic)?;
     match found.error() {

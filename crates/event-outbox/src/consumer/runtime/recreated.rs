@@ -1,0 +1,60 @@
+//! Finds topics that were deleted and created again, and reads them from their beginning.
+//!
+//! librdkafka goes on at the offset that it had reached in the old topic, and would skip the first records of the new one. Kafka deletes a
+//! group's offsets together with a topic, so an offset that was committed and is gone tells of a deletion.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
+use crate::code::Code;
+use crate::consumer::runtime::member::Member;
+use crate::consumer::runtime::subscription::is_missing;
+
+/// The interval between two looks at the committed offsets.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Time limit for an answer. It blocks the polling thread.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+pub(super) struct Recreated {
+    looked_at: Instant,
+}
+
+impl Recreated {
+    pub(super) fn new() -> Self {
+        Self { looked_at: Instant::now() }
+    }
+
+    /// Looks from time to time for offsets that are gone, and goes to the beginning of their topics.
+    pub(super) fn look(&mut self, consumer: &BaseConsumer<Member>) {
+        if self.looked_at.elapsed() < LOOK_EVERY {
+            return;
+        }
+        self.looked_at = Instant::now();
+        let member = consumer.context();
+        let committed = member.committed();
+        if committed.count() == 0 {
+            return;
+        }
+        // Without an answer the next look finds out.
+        let Ok(found) = consumer.committed_offsets(committed, ANSWER_WITHIN) else { return };
+        let gone = found.elements().into_iter().filter(|one| one.error().is_ok() && one.offset() == Offset::Invalid);
+        let topics: BTreeSet<String> = gone.map(|one| one.topic().to_owned()).collect();
+        for topic in topics.iter().filter(|topic| is_missing(consumer, topic) == Some(false)) {
+            tracing::warn!(
+                code = %Code::OffsetsWentBack,
+                topic,
+                consequence = "it is read from its beginning; events that were applied are skipped",
+                "a topic was deleted and created again"
+            );
+            for partition in member.begin_anew(topic) {
+                if let Err(error) = consumer.seek(topic, partition, Offset::Beginning, ANSWER_WITHIN) {
+                    tracing::warn!(code = %Code::GroupFails, %error, topic, partition, "a partition cannot be read anew");
+                }
+            }
+        }
+    }
+}
