@@ -52,6 +52,17 @@ begin
 end
 {quote};
 
+-- Takes back that an entry of a discard could be written without a discard.
+create or replace function {note}(command text, filter jsonb, acted_by text, reason text, affected bigint)
+returns void language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as {quote}
+begin
+    if command is null or command not in ('prune', 'replay started', 'replay') then
+        raise exception 'no entry is written for the command %', command using errcode = 'invalid_parameter_value';
+    end if;
+    insert into {audit} (actor, acted_by, command, filter, reason, affected) values (session_user, $3, $1, coalesce($2, '{}'), $4, $5);
+end
+{quote};
+
 -- Gives the new right to everybody who may write audit entries, so that nobody has to run `migrate --roles` again. Roles of operators lose
 -- the rights with which they could change the inbox past the audit. Users who log in keep theirs: they may be consumers as well.
 revoke execute on function {discard}(text[], uuid[], jsonb, text, text, bigint) from public;

@@ -261,7 +261,7 @@ const BEFORE_VERSION_12: &str = "
         public.outbox_emit(text, bigint, text, jsonb, jsonb, integer, text, timestamptz, bytea, uuid, text),
         public.outbox_emit_many, public.event_outbox_new_id, public.event_outbox_lock_entity, public.event_outbox_dedupe_id,
         public.event_outbox_decide, public.event_outbox_begin_pause, public.event_outbox_end_pause, public.event_outbox_note,
-        public.event_outbox_sessions, public.event_outbox_wake_up, public.event_outbox_wake_up_on_insert;
+        public.event_outbox_sessions, public.event_outbox_wake_up, public.event_outbox_wake_up_on_insert, public.event_outbox_discard;
     alter table public.event_outbox_relay drop column settings;
     drop function public.event_outbox_oldest_transaction cascade;
     create function public.outbox_emit(text, text, text, jsonb, jsonb, integer, text, timestamptz, bytea) returns uuid

@@ -12,6 +12,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_postgres:
             an_operator_changes_rows_with_an_audit_entry_that_cannot_be_forged,
+            an_operator_discards_dead_letters_of_open_groups_through_an_audited_function,
             an_upgrade_gives_operators_functions_in_place_of_rights,
             a_monitor_sees_sessions_and_no_queries,
             the_inbox_of_a_group_belongs_to_its_roles;
@@ -41,6 +42,7 @@ async fn an_operator_changes_rows_with_an_audit_entry_that_cannot_be_forged(
     operator.execute("select event_outbox_note('replay', '{}', null, null, 5)").await?;
     for forged in [
         "select event_outbox_note('dead retry', '{}', null, null, 5)",
+        "select event_outbox_note('dlq discard', '{}', null, null, 5)",
         "select event_outbox_decide('publish', '{1}', '{}', null, null)",
     ] {
         let error = operator.execute(forged).await.err().context(forged)?;
@@ -67,6 +69,44 @@ async fn an_operator_changes_rows_with_an_audit_entry_that_cannot_be_forged(
     Ok(())
 }
 
+async fn an_operator_discards_dead_letters_of_open_groups_through_an_audited_function(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    made(&database, &[]).await?;
+    let outbox = Outbox::from_database(&database);
+    outbox
+        .execute(
+            "insert into processed_events_held (consumer_group, topic, key, event_id, read_topic, read_partition, read_offset, reason) \
+             select g, 't', 'k', '00000000-0000-0000-0000-000000000001', 't', 0, 0, 'permanent' from unnest('{open,closed}'::text[]) g",
+        )
+        .await?;
+    outbox.execute("insert into processed_events_group values ('closed', 'postgres')").await?;
+    let mut operator = PgConnection::connect(&user(&database, "operator").await?).await?;
+    let discard = |group: &str, reason: &str| {
+        format!(
+            "select marked, deleted from event_outbox_discard(array['{group}', '{group}'], \
+             array['00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-000000000002']::uuid[], '{{}}', 'joe', '{reason}', 2)"
+        )
+    };
+    let done: (i64, i64) =
+        sqlx::query_as(AssertSqlSafe(discard("open", "void"))).fetch_one(&mut operator).await?;
+    ensure!(done == (2, 1), "{done:?}");
+    let refused = operator.execute(AssertSqlSafe(discard("closed", "x"))).await.err().context("a closed group")?;
+    ensure!(refused.to_string().contains("may not act for the consumer group closed"), "{refused}");
+    ensure!(outbox.number("select count(*) from processed_events_held where consumer_group = 'closed'").await? == 1);
+    // The roles of a group may discard its dead letters, through the same function.
+    outbox.execute(&format!("update processed_events_group set role = '{}_operator_user'", database.name())).await?;
+    let done: (i64, i64) =
+        sqlx::query_as(AssertSqlSafe(discard("closed", "void"))).fetch_one(&mut operator).await?;
+    ensure!(done == (2, 1), "{done:?}");
+    let entries = "select count(*) from event_outbox_audit where command = 'dlq discard' and acted_by = 'joe' \
+                   and reason = 'void' and affected = 2 and actor like '%_operator_user'";
+    ensure!(outbox.number(entries).await? == 2);
+    let odd = "select event_outbox_discard('{a}', '{}', '{}', null, null, 0)";
+    ensure!(operator.execute(odd).await.is_err(), "a group without an event");
+    Ok(())
+}
+
 async fn an_upgrade_gives_operators_functions_in_place_of_rights(database: TestDatabase) -> anyhow::Result<()> {
     let script = Relay::bare().with("RELAY_SCHEMA", "elder").argument("--print").output("migrate").await?.stdout;
     let (before, _) = script.split_once("-- 0014 event id index").context("no migration 14")?;
@@ -81,6 +121,8 @@ async fn an_upgrade_gives_operators_functions_in_place_of_rights(database: TestD
              grant select, insert on elder.event_outbox_audit, elder.event_outbox_audit_row to {name}_operator; \
              grant select, insert, delete on elder.event_outbox_pause to {name}_operator; \
              grant select, update (value) on elder.event_outbox_control to {name}_operator; \
+             grant insert on elder.processed_events to {name}_operator; \
+             grant select, delete on elder.processed_events_held to {name}_operator; \
              revoke execute on function elder.outbox_emit from public; grant insert on elder.event_outbox to {name}_app; \
              grant select (event_id) on elder.event_outbox to {name}_app; grant execute on function elder.outbox_emit to {name}_app"
         ))
@@ -92,6 +134,7 @@ async fn an_upgrade_gives_operators_functions_in_place_of_rights(database: TestD
     operator.execute("select id, xmax from elder.event_outbox").await?;
     operator.execute("select elder.event_outbox_begin_pause('all', null, null, null, null, null, 'why')").await?;
     operator.execute("select elder.event_outbox_decide('retry', '{1}', '{}', null, null)").await?;
+    operator.execute("select elder.event_outbox_discard('{}', '{}', '{}', null, null, 0)").await?;
     let mut app = PgConnection::connect(&user(&database, "app").await?).await?;
     app.execute("select elder.outbox_emit('order', 7, 'X', '{}')").await?;
     for statement in [
@@ -99,6 +142,8 @@ async fn an_upgrade_gives_operators_functions_in_place_of_rights(database: TestD
         "update elder.event_outbox set status = 'DEAD'",
         "delete from elder.event_outbox_pause",
         "update elder.event_outbox_control set value = 0",
+        "insert into elder.processed_events (consumer_group, event_id) values ('g', gen_random_uuid())",
+        "delete from elder.processed_events_held",
         "select elder.outbox_emit('order', 7, 'X', '{}')",
     ] {
         let error = operator.execute(statement).await.err().context(statement)?;
