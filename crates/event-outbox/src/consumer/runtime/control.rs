@@ -105,7 +105,9 @@ impl Control {
             return;
         }
         let mut free_at = self.free_at.lock().await;
-        while let Some(rate) = state.borrow_and_update().rate {
+        loop {
+            let rate = state.borrow_and_update().rate;
+            let Some(rate) = rate else { break };
             let begun = free_at.unwrap_or_else(Instant::now).max(Instant::now());
             let changed = state.wait_for(|state| state.rate != Some(rate));
             tokio::select! {

@@ -129,26 +129,3 @@ impl Delivery {
 fn find<'a>(headers: &'a [(String, Option<Vec<u8>>)], name: &str) -> Option<&'a [u8]> {
     headers.iter().find(|(key, _)| key == name)?.1.as_deref()
 }
-
-#[cfg(test)]
-pub(super) mod tests {
-    use uuid::Uuid;
-
-    use super::*;
-
-    /// Returns an event of this type and key.
-    pub(crate) fn event(event_type: &str, key: &str) -> Event {
-        Event {
-            event_id: EventId(Uuid::from_u128(1)),
-            event_type: event_type.to_owned(),
-            event_version: 1,
-            sequence: None,
-            correlation_id: String::new(),
-            key: Some(key.as_bytes().to_vec()),
-            topic: "t".to_owned(),
-            partition: 0,
-            offset: 0,
-            headers: Vec::new(),
-        }
-    }
-}

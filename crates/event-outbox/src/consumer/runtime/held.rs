@@ -7,7 +7,6 @@
 //!   behind it, with their records; they are *parked*. Somebody has to redrive the head or to discard it.
 //! - The head is parked, with reason `held`: nothing is wrong with it, and the events before it have ended. A member of the group applies it
 //!   from its row and deletes the row in the same transaction; then the next one.
-//!
 //! - The head is to be tried again, with reason `retrying`: an attempt has failed, and the next one is due at a certain time. A member makes
 //!   it then, from the row. After the last attempt the event is a failed head, or a dead letter without a row.
 //!

@@ -107,8 +107,25 @@ impl Retries {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
-    use crate::consumer::runtime::delivery::tests::event;
+    use crate::event::EventId;
+
+    fn event(event_type: &str) -> Event {
+        Event {
+            event_id: EventId(Uuid::from_u128(1)),
+            event_type: event_type.to_owned(),
+            event_version: 1,
+            sequence: None,
+            correlation_id: String::new(),
+            key: None,
+            topic: "t".to_owned(),
+            partition: 0,
+            offset: 0,
+            headers: Vec::new(),
+        }
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest_and_no_attempt_overflows() {
@@ -127,7 +144,7 @@ mod tests {
             by_type: [("A".to_owned(), retry(3))].into(),
             by_error: Some(Arc::new(move |_, failed| failed.to_string().contains("busy").then(|| retry(4)))),
         };
-        let next = |event_type, failed: Failed| retries.next(&event(event_type, "k"), &failed, 1);
+        let next = |event_type, failed: Failed| retries.next(&event(event_type), &failed, 1);
         assert_eq!(next("A", Failed::transient("x")), Next::Retry(retry(3)));
         assert_eq!(next("B", Failed::transient("x")), Next::Retry(retry(2)));
         assert_eq!(next("A", Failed::permanent("x")), Next::GiveUp { reason: Reason::Permanent, then: None });
@@ -141,7 +158,7 @@ mod tests {
     fn the_last_attempt_is_followed_by_the_action_of_the_retry() {
         let retry = Retry { attempts: 2, then: Some(Action::HoldKey), ..Retry::default() };
         let retries = Retries { default: retry.clone(), ..Retries::default() };
-        let (event, failed) = (event("A", "k"), Failed::transient("x"));
+        let (event, failed) = (event("A"), Failed::transient("x"));
         assert_eq!(retries.next(&event, &failed, 1), Next::Retry(retry));
         let over = Next::GiveUp { reason: Reason::Exhausted, then: Some(Action::HoldKey) };
         assert_eq!(retries.next(&event, &failed, 2), over);
