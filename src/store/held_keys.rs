@@ -102,7 +102,7 @@ pub(crate) async fn counts(conn: &mut PgConnection, names: &Names) -> Result<Vec
         "select consumer_group, topic, count(distinct key), count(*), extract(epoch from now() - min(held_at))::float8 \
          from (select consumer_group, topic, key, held_at, \
                       first_value(reason) over (partition by consumer_group, topic, key order by position) as head \
-                 from (select consumer_group, topic, key, held_at, reason, position from {held} limit 100000) some) held \
+                 from (select consumer_group, topic, key, held_at, reason, position from {held} limit 100000) first) held \
          where head <> 'retrying' group by 1, 2 order by 5 desc"
     );
     let count = |row: &sqlx::postgres::PgRow| {

@@ -88,16 +88,14 @@ async fn an_operator_discards_dead_letters_of_open_groups_through_an_audited_fun
              array['00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-000000000002']::uuid[], '{{}}', 'joe', '{reason}', 2)"
         )
     };
-    let done: (i64, i64) =
-        sqlx::query_as(AssertSqlSafe(discard("open", "void"))).fetch_one(&mut operator).await?;
+    let done: (i64, i64) = sqlx::query_as(AssertSqlSafe(discard("open", "void"))).fetch_one(&mut operator).await?;
     ensure!(done == (2, 1), "{done:?}");
     let refused = operator.execute(AssertSqlSafe(discard("closed", "x"))).await.err().context("a closed group")?;
     ensure!(refused.to_string().contains("may not act for the consumer group closed"), "{refused}");
     ensure!(outbox.number("select count(*) from processed_events_held where consumer_group = 'closed'").await? == 1);
     // The roles of a group may discard its dead letters, through the same function.
     outbox.execute(&format!("update processed_events_group set role = '{}_operator_user'", database.name())).await?;
-    let done: (i64, i64) =
-        sqlx::query_as(AssertSqlSafe(discard("closed", "void"))).fetch_one(&mut operator).await?;
+    let done: (i64, i64) = sqlx::query_as(AssertSqlSafe(discard("closed", "void"))).fetch_one(&mut operator).await?;
     ensure!(done == (2, 1), "{done:?}");
     let entries = "select count(*) from event_outbox_audit where command = 'dlq discard' and acted_by = 'joe' \
                    and reason = 'void' and affected = 2 and actor like '%_operator_user'";
