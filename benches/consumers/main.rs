@@ -127,6 +127,10 @@ async fn insert_all(mut ctx: BatchContext, events: Vec<BatchEvent<Counted>>) -> 
     Ok(())
 }
 
+fn header<'a>(key: &'a str, value: &'a str) -> Header<'a, &'a str> {
+    Header { key, value: Some(value) }
+}
+
 impl Bench {
     /// Adds events of a thousand keys to the topic.
     fn produce(&self, events: u32) -> anyhow::Result<()> {
@@ -135,7 +139,6 @@ impl Bench {
         let producer: BaseProducer = config.create()?;
         for n in 0..events {
             let (key, value, id) = (format!("e{}", n % 1_000), format!(r#"{{"n": {n}}}"#), Uuid::new_v4().to_string());
-            let header = |key, value| Header { key, value: Some(value) };
             let headers = OwnedHeaders::new().insert(header("event-id", &id)).insert(header("event-type", "Counted"));
             let mut record = BaseRecord::to(TOPIC).key(&key).payload(&value).headers(headers);
             while let Err((error, refused)) = producer.send(record) {
