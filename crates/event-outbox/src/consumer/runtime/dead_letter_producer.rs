@@ -149,7 +149,7 @@ mod tests {
             value: Some(b"{}".to_vec()),
             headers: Vec::new(),
             timestamp: None,
-            parked: false,
+            parked: None,
         };
         let send = || dead_letters.send("dead", &delivery, OwnedHeaders::new());
         send().await.expect_err("refused");
