@@ -6,7 +6,7 @@
 //! - `group`: the thread that polls and commits; `member`: its partitions; `partition`: one of them; `progress`: its finished records
 //! - `subscription`: the topics and the retry topics; `gap`: records that are missing; `recreated`: topics that were deleted; `incidents`: errors of the client
 //! - `lane`: the queues of events, and their workers; `drain`: takes the events that are parked in the database; `task`: a task that stops
-//! - `prepared`: a record and its handler; `registry`: handlers and upcasters
+//! - `prepared`: a record and its handler; `handlers`: decides which; `registry`: handlers and upcasters
 //! - `deliver`: makes attempts until an event is finished; `together`: those of a batch; `failure`: ends one that will not be applied;
 //!   `applier`: what they need
 //! - `attempt`: one attempt, in one transaction
@@ -31,6 +31,7 @@ mod failed;
 mod failure;
 mod gap;
 mod group;
+mod handlers;
 mod held;
 mod hook;
 mod incidents;
@@ -74,10 +75,10 @@ use crate::Names;
 use crate::consumer::dead_letter::DeadLetter;
 use crate::consumer::runtime::attempt::AttemptContext;
 use crate::consumer::runtime::dead_letter_producer::DeadLetterProducer;
+use crate::consumer::runtime::handlers::Handlers;
 use crate::consumer::runtime::held::Held;
 use crate::consumer::runtime::hook::Hook;
 use crate::consumer::runtime::options::without_values;
-use crate::consumer::runtime::prepared::Handlers;
 use crate::consumer::runtime::retry::Retries;
 use crate::consumer::runtime::shared::{Limits, Shared, Shutdown, StopOnDrop, TopicOf};
 use crate::consumer::runtime::tokens::Tokens;

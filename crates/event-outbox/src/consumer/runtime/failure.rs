@@ -49,7 +49,7 @@ impl Applier {
         let event_type = named.map(|(event, _)| event.event_type.as_str());
         let mut action = failure.action.unwrap_or_else(|| shared.policy.action(failure.reason, event_type));
         if let Some(hook) = &shared.before_dead_letter {
-            let rejected = Rejected::new(delivery, named.map(|(event, _)| event), &failure, action);
+            let rejected = rejected(delivery, named.map(|(event, _)| event), &failure, action);
             action = self.interruptible(ask(hook, rejected)).await?;
         }
         if action == Action::Stop {
@@ -182,6 +182,19 @@ pub(super) fn warn_of(event: &Event, failed: &Failed, consequence: &str) {
         consequence,
         "an event is tried again"
     );
+}
+
+fn rejected(delivery: &Delivery, event: Option<&Arc<Event>>, failure: &Failure, action: Action) -> Rejected {
+    Rejected {
+        event: event.cloned(),
+        topic: delivery.topic.clone(),
+        partition: delivery.partition,
+        offset: delivery.offset,
+        reason: failure.reason,
+        error: failure.error.clone(),
+        attempts: failure.attempts,
+        action,
+    }
 }
 
 fn dead_letter(group: &str, delivery: &Delivery, failure: &Failure) -> DeadLetter {

@@ -8,9 +8,8 @@ use futures_util::future::BoxFuture;
 
 use crate::code::Code;
 use crate::consumer::dead_letter::Reason;
-use crate::consumer::runtime::delivery::{Delivery, Event};
+use crate::consumer::runtime::delivery::Event;
 use crate::consumer::runtime::failed::Action;
-use crate::consumer::runtime::failure::Failure;
 
 pub(super) type Hook = Arc<dyn Fn(Rejected) -> BoxFuture<'static, Action> + Send + Sync>;
 
@@ -34,21 +33,6 @@ pub struct Rejected {
     pub attempts: u32,
     /// The action that handler, retry and policy have chosen.
     pub action: Action,
-}
-
-impl Rejected {
-    pub(super) fn new(delivery: &Delivery, event: Option<&Arc<Event>>, failure: &Failure, action: Action) -> Self {
-        Self {
-            event: event.cloned(),
-            topic: delivery.topic.clone(),
-            partition: delivery.partition,
-            offset: delivery.offset,
-            reason: failure.reason,
-            error: failure.error.clone(),
-            attempts: failure.attempts,
-            action,
-        }
-    }
 }
 
 /// Asks the hook for the action. A hook that panics changes nothing.

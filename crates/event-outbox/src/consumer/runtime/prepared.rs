@@ -4,18 +4,14 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::consumer::dead_letter::Reason;
 use crate::consumer::runtime::attempt::Call;
 use crate::consumer::runtime::context::Input;
 use crate::consumer::runtime::delivery::{Delivery, Event};
 use crate::consumer::runtime::failed::Failed;
-use crate::consumer::runtime::options::UnknownType;
 use crate::consumer::runtime::progress::Progress;
-use crate::consumer::runtime::registry::{Registry, Taken};
+use crate::consumer::runtime::registry::Taken;
 use crate::consumer::runtime::shared::Shared;
 use crate::envelope::Undecodable;
-#[cfg(feature = "schema")]
-use crate::schemas::Schemas;
 
 /// A record on its way to a handler.
 pub(super) struct Job {
@@ -120,36 +116,6 @@ impl Step {
             }
             Ok(None) => Self::Ignore(event),
             Err(failed) => Self::Refuse { event, source_topic, failed },
-        }
-    }
-}
-
-/// What decides which handler gets an event.
-#[derive(Default)]
-pub(super) struct Handlers {
-    pub(super) registry: Registry,
-    pub(super) unknown_type: UnknownType,
-    #[cfg(feature = "schema")]
-    pub(super) schemas: Option<Schemas>,
-}
-
-impl Handlers {
-    /// Finds the event's handler, and the payload and version to call it with; `None` if the event is to be ignored.
-    pub(super) fn take(&self, event: &Event, payload: Option<Vec<u8>>) -> Result<Option<Taken>, Failed> {
-        #[cfg(feature = "schema")]
-        if let (Some(schemas), Some(payload)) = (&self.schemas, &payload) {
-            schemas.check(&event.event_type, event.event_version, payload).map_err(|invalid| {
-                let path = invalid.path.clone();
-                Failed::permanent(invalid).because(Reason::Invalid).at(path)
-            })?;
-        }
-        match self.registry.take(&event.event_type, event.event_version, payload)? {
-            Some(taken) => Ok(Some(taken)),
-            None if self.unknown_type == UnknownType::Ignore => Ok(None),
-            None => {
-                let error = format!("no handler takes {}", event.event_type);
-                Err(Failed::permanent(error).because(Reason::UnknownType))
-            }
         }
     }
 }
