@@ -72,6 +72,9 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         };
         shared.wake_up.set(None);
         let Err(ended) = served;
+        if let Ended::Database(error) = &ended {
+            shared.connection_failed(error);
+        }
         let reason = match &ended {
             Ended::Database(error) => describe(error),
             ended => ended.to_string(),

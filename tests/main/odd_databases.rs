@@ -151,7 +151,7 @@ async fn a_relay_with_too_few_connections_reports_it_and_publishes(
     crate::check::grant(&outbox, &user).await?;
     outbox.execute(&format!("alter role {user} connection limit 2")).await?;
     let relay = settings.with("RELAY_HEARTBEAT_INTERVAL", "1s").start_ready("limit").await?;
-    let line = relay.wait_for("outage_started").await;
+    let line = relay.wait_for("connection_refused").await;
     ensure!(line["code"] == "OR-2007" && line["next_step"].is_string(), "{line}");
     outbox.write_backlog(EVENTS, 40).await?;
     outbox.until_settled().await;

@@ -57,6 +57,7 @@ notices! {
     // Incidents.
     OutageStarted "outage_started" "A server went away.";
     OutageChanged "outage_changed" "An outage goes on for another reason.";
+    ConnectionRefused "connection_refused" "The database server has no connection left for the relay.";
     WakeUpOff "wake_up_off" "Notifications of writers do not reach the relay.";
     WakeUpOn "wake_up_on" "Notifications of writers reach the relay again.";
     ServerRefuses "server_refuses" "A server has refused the relay since its start, and somebody has to act.";

@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
+use crate::fault::{classify_database, describe};
 use crate::lane::LaneRange;
 use crate::relay::shared::Shared;
+use event_outbox::notice::Notice;
 
 /// The time without a large batch after which one worker takes all lanes. A change of owner is not free, so it should not happen every few
 /// seconds: the new owner forgets what it remembers and reads the lanes' rows, holds and pauses again.
@@ -60,8 +62,20 @@ impl Shared {
     /// one worker and the heartbeat have what they need.
     pub(crate) fn connection_failed(&self, error: &sqlx::Error) {
         if error.as_database_error().and_then(|error| error.code()).as_deref() == Some(TOO_MANY_CONNECTIONS) {
+            let is_known = self.has_few_connections();
             self.connection_refused.record();
             self.set_single_worker(true);
+            if !is_known {
+                let fault = classify_database(error);
+                tracing::warn!(
+                    notice = %Notice::ConnectionRefused,
+                    code = %fault.code,
+                    reason = describe(error),
+                    consequence = "one worker does all the work, and lone events wait for the next poll",
+                    next_step = fault.next_step,
+                    "no connection is left for the relay"
+                );
+            }
         }
     }
 

@@ -204,8 +204,21 @@ fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Recor
     Ok(records)
 }
 
-/// Returns the high watermark of every partition that is not empty.
+/// Returns the high watermark of every partition that is not empty. A broker that has just started lists its partitions before it leads
+/// them, so its refusals are waited out.
 fn ends(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<HashMap<i32, i64>> {
+    let deadline = Instant::now() + ANSWER_WITHIN;
+    loop {
+        match ends_now(consumer, topic) {
+            Err(error) if error.downcast_ref().is_some_and(is_of_a_start) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            ends => return ends,
+        }
+    }
+}
+
+fn ends_now(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<HashMap<i32, i64>> {
     let metadata = consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
     let found = metadata.topics().first().context("no metadata")?;
     ensure!(!found.partitions().is_empty(), "topic {topic} does not exist");
@@ -237,6 +250,20 @@ fn is_passing(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::OperationTimedOut
         )
     )
+}
+
+/// Returns true for an answer that a broker gives while it starts.
+fn is_of_a_start(error: &KafkaError) -> bool {
+    is_passing(error)
+        || matches!(
+            error.rdkafka_error_code(),
+            Some(
+                RDKafkaErrorCode::NotLeaderForPartition
+                    | RDKafkaErrorCode::LeaderNotAvailable
+                    | RDKafkaErrorCode::UnknownPartition
+                    | RDKafkaErrorCode::UnknownTopicOrPartition
+            )
+        )
 }
 
 fn record(message: &BorrowedMessage<'_>) -> Record {
