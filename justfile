@@ -25,7 +25,7 @@ ci:
 
 # The whole flow, with servers of its own.
 demo *arguments:
-    cargo run --release --locked -- demo {{arguments}}
+    cargo demo {{arguments}}
 
 # All faults at random against relays under load: just soak --minutes 10 --seed 1
 soak *arguments:

@@ -40,12 +40,18 @@ use crate::observe::print::errln;
 use crate::observe::progress;
 use exit::Failure;
 
+/// The version, with what is missing from a build by `cargo demo`.
+const VERSION: &str = match cfg!(feature = "tls") {
+    true => env!("CARGO_PKG_VERSION"),
+    false => concat!(env!("CARGO_PKG_VERSION"), " without TLS"),
+};
+
 /// Brings the rows of a Postgres outbox to Kafka, in order per entity.
 ///
 /// Settings come from --config, the environment (DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS, RELAY_*, KAFKA_*) and --set. A later source
 /// overrides an earlier one. .env.example lists all settings. Logs go to stderr.
 #[derive(Debug, Parser)]
-#[command(name = "outbox-relay", version)]
+#[command(name = "outbox-relay", version = VERSION)]
 struct Cli {
     /// A TOML file with settings
     #[arg(long, global = true, value_name = "FILE")]

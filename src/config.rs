@@ -56,7 +56,7 @@ pub use live::{Live, Tunable};
 pub use log::{LogFormat, LogSettings};
 pub use mistake::{ConfigError, Mistake};
 pub use outbox::OutboxNames;
-pub use relay::{Delivery, OnPoison, RelaySettings, Timestamp, Waking};
+pub use relay::{Delivery, OnPoison, RelaySettings, Settle, Timestamp, Waking};
 pub use reload::Adopted;
 pub use retention::{Retention, RetentionSettings};
 pub use setting::{Kind, SETTINGS, Setting};

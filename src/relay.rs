@@ -44,7 +44,7 @@ pub use options::RelayOptions;
 use crate::observe::health::Readiness;
 use crate::relay::identity::Fixed;
 use crate::sink::broker::{Broker, BrokerChange};
-use crate::store::delivery::DeliverySql;
+use crate::store::delivery;
 use crate::store::session::Sequence;
 use crate::store::{search_path, session};
 use event_outbox::Names;
@@ -215,7 +215,7 @@ async fn look(conn: &mut PgConnection, names: &Names) -> Result<Fixed, SchemaErr
     let mut tx = search_path::begin(conn).await?;
     let lanes = schema::lanes(&mut tx, names).await?;
     let sequence = Sequence::read(&mut tx, names).await?;
-    let identity = DeliverySql::new(names).identity(&mut tx).await?;
+    let identity = delivery::identity(&mut tx, names).await?;
     tx.commit().await?;
     Ok(Fixed { lanes, sequence, identity })
 }

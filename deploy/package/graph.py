@@ -31,7 +31,7 @@ def cargo(*arguments):
 def linked():
     """Returns the id of the relay's package, the packages in the binary by id, and the ids that each depends on. Procedural macros and
     build scripts are not in the binary, with one exception: OpenSSL's sources come by a build script."""
-    features = ["--locked", "--no-default-features", "--package", RELAY, "--target", host()]
+    features = ["--locked", "--no-default-features", "--features", "tls", "--package", RELAY, "--target", host()]
     # `cargo metadata` resolves the features of all members together; the tree is that of the relay alone.
     tree = cargo("tree", *features, "--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}")
     names = {tuple(line.split()[:2]) for line in tree.splitlines() if line}

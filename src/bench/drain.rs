@@ -12,7 +12,7 @@ use super::failure::BenchError;
 use super::relay_process::RelayProcess;
 use super::seed_rows::{As, Keys, RowSeeder};
 use super::watermarks::Watermarks;
-use crate::config::Delivery;
+use crate::config::{Delivery, Settle};
 use crate::store::retention;
 use event_outbox::Names;
 
@@ -167,7 +167,7 @@ async fn drain_seeded(
     let relay_summaries = stop(relays)?;
     meter.reread_images(&mut after).await;
     let first = watch.first.unwrap_or(started);
-    let published = end.published().await?;
+    let published = end.published(bench.settings.relay.settle, backlog.events).await?;
     Ok(Drained {
         events: backlog.events,
         relays: backlog.relays,
@@ -311,11 +311,17 @@ impl End {
         Ok(Instant::now())
     }
 
-    async fn published(&mut self) -> Result<u64, BenchError> {
+    /// Counts the events of the drain that are published: marked, or deleted.
+    async fn published(&mut self, settle: Settle, events: u64) -> Result<u64, BenchError> {
         let (outbox, retained) = (self.names.outbox(), self.retained);
-        let sql = format!("select count(*) from {outbox} where status = 'PUBLISHED' and id > {retained}");
+        let (status, is_left) = match settle {
+            Settle::Mark => ("status = 'PUBLISHED'", false),
+            Settle::Delete => ("true", true),
+        };
+        let sql = format!("select count(*) from {outbox} where {status} and id > {retained}");
         let counted: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut self.conn).await?;
-        Ok(counted.unsigned_abs())
+        let counted = counted.unsigned_abs();
+        Ok(if is_left { events.saturating_sub(counted) } else { counted })
     }
 
     /// Counts the removed rows. Ids are allocated from 1, and removed from there.

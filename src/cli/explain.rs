@@ -6,7 +6,7 @@ use serde_json::json;
 use super::exit::Failure;
 use super::status::{connect, failed};
 use super::{output, runtime, target};
-use crate::config::Settings;
+use crate::config::{Settings, Settle};
 use crate::inspect::explain::{self, Wanted};
 use crate::observe::print::errln;
 use crate::text;
@@ -59,7 +59,10 @@ impl Explain {
             return Ok(());
         }
         let missing = Failure::finding(format!("no event or entity {wanted} in {} of {target}", names.outbox()));
-        Err(if self.full {
+        Err(if settings.relay.settle == Settle::Delete {
+            missing
+                .hint("RELAY_SETTLE is delete: events that were published are gone from the table; look on the topic")
+        } else if self.full {
             missing
         } else {
             let again = match &wanted {

@@ -44,7 +44,7 @@ pub(crate) struct Migrate {
     /// Prefix of the roles' names [default: the table's name]
     #[arg(long, value_name = "PREFIX", requires = "roles", value_parser = role_prefix)]
     role_prefix: Option<String>,
-    /// Let the relay's role remove events, for RELAY_RETENTION and RELAY_PROCESSED_RETENTION; without this flag the right is revoked
+    /// Let the relay's role remove events, for RELAY_RETENTION, RELAY_PROCESSED_RETENTION and RELAY_SETTLE=delete; without this flag the right is revoked
     #[arg(long, requires = "roles")]
     retention: bool,
 }

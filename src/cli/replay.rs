@@ -15,7 +15,7 @@ use super::prune::may_be_audited;
 use super::target::{By, Target, failed};
 use super::time_arg::time_arg;
 use super::{output, runtime};
-use crate::config::Settings;
+use crate::config::{Settings, Settle};
 use crate::fault;
 use crate::observe::print::{errln, outln};
 use crate::observe::progress::Progress as Bar;
@@ -229,6 +229,9 @@ const MOST_KINDS: usize = 10;
 
 /// Shows on stderr what a filter could have selected that has selected nothing.
 async fn show_kinds(target: &mut Target, settings: &Settings) {
+    if settings.relay.settle == Settle::Delete {
+        errln!("note: RELAY_SETTLE is delete: events that were published are gone from the table");
+    }
     let kinds = kinds::kinds(&mut target.conn, &target.names, &settings.relay.topic).await.unwrap_or_default();
     if kinds.is_empty() {
         errln!("no event matches");

@@ -72,7 +72,7 @@ impl Tail {
                 .code(Code::KafkaSettingsConflict),
         };
         let mut conn = connect(settings, "outbox-relay-tail").await?;
-        let begun = tail::Tail::begin(&mut conn, &names, kafka, &settings.relay.topic, filter).await;
+        let begun = tail::Tail::begin(&mut conn, &names, kafka, &settings.relay, filter).await;
         let mut tail = begun.map_err(stopped)?;
         let asked = silence(kafka, ANSWER_WITHIN).await;
         if let Some(silence) = asked.map_err(|error| stopped(TailError::Kafka(error)))? {

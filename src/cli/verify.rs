@@ -85,6 +85,7 @@ impl Verify {
             exactly_once: self.exactly_once,
             expect_pending: self.expect_pending,
             all_retained: self.all_retained,
+            settle: settings.relay.settle,
             partitioner: self.partitioner,
             reading: Reading {
                 id_header: self.id_header,

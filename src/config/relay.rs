@@ -50,6 +50,8 @@ pub struct RelaySettings {
     pub timestamp: Timestamp,
     /// The delivery guarantee.
     pub delivery: Delivery,
+    /// What happens to the row of a published event.
+    pub settle: Settle,
     /// The effect of a row that cannot be sent on its successors.
     pub on_poison: OnPoison,
     /// The retention of published events and of the inbox.
@@ -85,6 +87,16 @@ words! {
         AtLeastOnce = "at_least_once",
         /// Once, for consumers that read committed.
         ExactlyOnce = "exactly_once",
+    }
+}
+
+words! {
+    /// What happens to the row of an event when the brokers have acknowledged it.
+    Settle {
+        /// It is marked PUBLISHED and stays.
+        Mark = "mark",
+        /// It is deleted.
+        Delete = "delete",
     }
 }
 
@@ -125,6 +137,7 @@ impl RelaySettings {
             source: from.optional(&setting::SOURCE),
             timestamp: from.get(&setting::TIMESTAMP),
             delivery: from.get(&setting::DELIVERY),
+            settle: from.get(&setting::SETTLE),
             on_poison: from.get(&setting::ON_POISON),
             retention,
             live: Live::new(Tunable { retention, poll_interval, status_interval }),
@@ -143,7 +156,7 @@ impl RelaySettings {
         self.heartbeat_interval * HEARTBEATS
     }
 
-    /// Returns the settings that decide what a record holds and where it goes, by name. Relays of one outbox need the same values.
+    /// Returns the settings that decide what a record holds, where it goes and what happens to its row, by name. Relays of one outbox need the same values.
     pub fn of_records(&self, kafka: &KafkaSettings) -> BTreeMap<String, String> {
         let mut settings: BTreeMap<_, _> = [
             (setting::ENVELOPE.env_name(), self.envelope.to_string()),
@@ -155,6 +168,9 @@ impl RelaySettings {
         ]
         .into();
         settings.extend(self.source.clone().map(|source| (setting::SOURCE.env_name(), source)));
+        // Left out where it has its default: relays of versions without the setting have the same.
+        let deletes = self.settle == Settle::Delete;
+        settings.extend(deletes.then(|| (setting::SETTLE.env_name(), self.settle.word().to_owned())));
         settings
     }
 }

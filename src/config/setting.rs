@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::duration::GivenDuration;
-use super::{Delivery, LogFormat, OnPoison, Retention, Timestamp, Waking};
+use super::{Delivery, LogFormat, OnPoison, Retention, Settle, Timestamp, Waking};
 
 /// One setting: its name in TOML and in flags, the accepted values, and the default.
 #[derive(Debug)]
@@ -206,6 +206,8 @@ settings! {
         "Timestamp of a record, by which brokers delete it: when the event was created or became due, or when it is sent.");
     DELIVERY: with_default("delivery", Kind::OneOf(Delivery::WORDS), "at_least_once",
         "Delivery guarantee. With exactly_once, consumers that read committed see no event twice, not even after a crash.");
+    SETTLE: with_default("settle", Kind::OneOf(Settle::WORDS), "mark",
+        "What happens to the row of a published event: it is marked and stays, or is deleted at once. Deleted events cannot be replayed or verified.");
     ON_POISON: with_default("on_poison", Kind::OneOf(OnPoison::WORDS), "dead_letter",
         "What happens behind an event that cannot be sent: with dead_letter the later events of its entity go on, with hold_entity they wait.");
     RETENTION: with_default("retention", Kind::OneOf(Retention::WORDS), "keep",

@@ -127,6 +127,7 @@ fn every_setting_takes_its_value() {
         ("RELAY_WAKE_UP", "off"),
         ("RELAY_WAKE_UP_URL", "postgres://u@direct/d"),
         ("RELAY_TIMESTAMP", "publish"),
+        ("RELAY_SETTLE", "delete"),
         ("RELAY_ON_POISON", "hold_entity"),
         ("RELAY_DELIVERY", "exactly_once"),
         ("RELAY_RETENTION", "archive"),

@@ -231,7 +231,7 @@ async fn outbox(
         }
         // 42501 insufficient_privilege: `rights` finds out which right is missing.
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501") => {
-            found.findings.extend(rights::rights(conn, names).await?);
+            found.findings.extend(rights::rights(conn, names, relay.settle).await?);
             return Ok(());
         }
         Err(error) => return Err(error),
@@ -239,7 +239,7 @@ async fn outbox(
     let reader = rights::reader(conn, names).await?;
     let rights = match reader {
         Some(note) => vec![note],
-        None => rights::rights(conn, names).await?,
+        None => rights::rights(conn, names, relay.settle).await?,
     };
     found.passed.push(format!("the outbox {} is there, with {lanes} lanes, in a version that fits", names.outbox()));
     let lacking = rights.iter().any(|finding| finding.code == Code::RightsMissing);
@@ -248,7 +248,7 @@ async fn outbox(
         // Without these rights every further check would fail.
         return Ok(());
     }
-    found.add(rights::hidden_rows(conn, names).await?, "no policy hides rows from the relay");
+    found.add(rights::hidden_rows(conn, names, relay.settle).await?, "no policy hides rows from the relay");
     found.add(schema::indexes(conn, names).await?, "the indexes are there, and the planner takes them");
     found
         .add(table::table(conn, names).await?, "the table is logged and vacuumed, ids ascend, no foreign trigger runs");

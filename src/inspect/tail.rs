@@ -6,7 +6,7 @@
 mod table;
 mod topic;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +15,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::config::KafkaSettings;
+use crate::config::{KafkaSettings, RelaySettings, Settle};
 use crate::observe::terminal::{Tone, paint};
 use crate::store::routes;
 use crate::text;
@@ -105,6 +105,7 @@ struct Followed {
 pub(crate) struct Tail<'a> {
     table: Table<'a>,
     template: &'a TopicTemplate,
+    settle: Settle,
     filter: Filter,
     follower: Follower,
     followed: HashMap<Uuid, Followed>,
@@ -130,12 +131,12 @@ impl<'a> Tail<'a> {
         conn: &mut PgConnection,
         names: &'a Names,
         kafka: &KafkaSettings,
-        template: &'a TopicTemplate,
+        RelaySettings { topic: template, settle, .. }: &'a RelaySettings,
         filter: Filter,
     ) -> Result<Self, TailError> {
         let (table, ahead_s) = Table::begin(conn, names, template).await?;
         let follower = Follower::start(kafka).map_err(TailError::Kafka)?;
-        Ok(Self { table, template, filter, follower, followed: HashMap::new(), ahead_s, ended: 0 })
+        Ok(Self { table, template, settle: *settle, filter, follower, followed: HashMap::new(), ahead_s, ended: 0 })
     }
 
     /// Returns the lines since the last call. If there are none, it waits for one poll interval first.
@@ -146,7 +147,12 @@ impl<'a> Tail<'a> {
         }
         let open: Vec<i64> =
             self.followed.values().filter(|followed| followed.is_open()).map(|followed| followed.row.id).collect();
-        for row in self.table.look_at(conn, &open).await? {
+        let rows = self.table.look_at(conn, &open).await?;
+        if self.settle == Settle::Delete {
+            let left: HashSet<i64> = rows.iter().map(|row| row.id).collect();
+            lines.extend(open.iter().filter(|id| !left.contains(id)).filter_map(|id| self.deleted(*id)));
+        }
+        for row in rows {
             lines.extend(self.changed(row));
         }
         for sighting in self.follower.sightings() {
@@ -197,6 +203,15 @@ impl<'a> Tail<'a> {
         let error = row.last_error.clone().filter(|_| what != What::Published);
         let latency_ms = row.published_after_ms.filter(|_| what == What::Published).unwrap_or(row.age_ms);
         Some(Line { latency_ms, error, ..line(what, &row, &followed.topic) })
+    }
+
+    /// Makes the line of an event whose row is gone: the relay deletes what it has published.
+    fn deleted(&mut self, id: i64) -> Option<Line> {
+        let followed = self.followed.values_mut().find(|followed| followed.row.id == id)?;
+        "PUBLISHED".clone_into(&mut followed.shown_state);
+        self.ended += u64::from(followed.seen);
+        let latency_ms = (now_s() + self.ahead_s) * 1000.0 - followed.row.created_exact_ms;
+        Some(Line { latency_ms, ..line(What::Published, &followed.row, &followed.topic) })
     }
 
     fn sighted(&mut self, sighting: &Sighting) -> Option<Line> {

@@ -16,7 +16,7 @@
 //!   left out of the order. Its content must equal the row, and an event with no other record on the topic is not missing.
 //! - A late event whose row an operator has retried. The audit table names these events.
 //! - Records whose rows retention may have deleted (`retired`): ids below the lowest PUBLISHED id, and events created before the earliest
-//!   `published_at` in the table, since retention deletes by these. `--all-retained` turns this off.
+//!   `published_at` in the table, since retention deletes by these; all of them with `RELAY_SETTLE=delete`. `--all-retained` turns this off.
 //! - Events whose record the topic's own retention may have removed (`expired`): their partition begins above offset 0, and they were
 //!   published no later than its first records. On a compacted topic no event is missing.
 //!
@@ -50,7 +50,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use sqlx::PgConnection;
 use tokio::task::block_in_place;
 
-use crate::config::{DatabaseSettings, KafkaSettings};
+use crate::config::{DatabaseSettings, KafkaSettings, Settle};
 use crate::observe::progress::Progress;
 use crate::resend::rate::Rate;
 use crate::sink::silence::{Silence, silence};
@@ -94,6 +94,7 @@ pub(crate) struct Plan {
     pub(crate) exactly_once: bool,
     pub(crate) expect_pending: bool,
     pub(crate) all_retained: bool,
+    pub(crate) settle: Settle,
     pub(crate) partitioner: Partitioner,
     pub(crate) reading: Reading,
 }
@@ -153,14 +154,19 @@ pub(crate) async fn run(
     if let Some(topic) = &plan.topic {
         block_in_place(|| reader.extent(topic, None))?;
     }
-    let (extent, horizon) = verification.read_table(&mut conn).await?;
+    let (extent, retained) = verification.read_table(&mut conn).await?;
+    let (upto, horizon) = match plan.settle {
+        Settle::Mark => (extent.upto, retained),
+        // Any row may be gone, also that of the highest id.
+        Settle::Delete => (i64::MAX, Horizon { lowest_id: i64::MAX, oldest: i64::MAX }),
+    };
     let mut scopes = Vec::new();
     for (index, name) in verification.topics.names().to_vec().into_iter().enumerate() {
         let index = u16::try_from(index).unwrap_or(u16::MAX);
         scopes.push(verification.read_topic(&mut conn, &reader, index, name).await?);
     }
     let scope = Scope {
-        upto: extent.upto,
+        upto,
         began: extent.now.timestamp_micros(),
         since: plan.since.map(|since| since.timestamp_micros()),
         expect_pending: plan.expect_pending,
@@ -308,6 +314,12 @@ impl Verification<'_> {
         let (mut report, tolerated, steps) = comparison.end();
         block_in_place(|| compare::order(scope, steps, &mut report))?;
         self::name_entities(&table, conn, &mut report).await?;
+        if plan.settle == Settle::Delete && tolerated.retired > 0 {
+            notes.push(format!(
+                "RELAY_SETTLE is delete: {} records have no row any more, and were not compared",
+                tolerated.retired
+            ));
+        }
         if tolerated.repeated_ids > 0 {
             notes.push(format!(
                 "{} rows have the same event_id as another row; consumers treat them as duplicates",

@@ -9,6 +9,7 @@
 
 mod bridge;
 mod notifications;
+#[cfg_attr(not(feature = "tls"), path = "connect/no_tls.rs")]
 mod tls;
 
 use std::future::Future;

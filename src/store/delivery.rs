@@ -8,7 +8,9 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
+use crate::config::Settle;
 use crate::lane::LaneRange;
+use crate::store::settle;
 use event_outbox::Names;
 
 /// The owner of a lane, if the lane's row names one.
@@ -52,7 +54,6 @@ pub(crate) fn owners_between(names: &Names, first: &str, last: &str) -> String {
 /// The statements of exactly-once delivery, rendered once per relay.
 #[derive(Debug, Clone)]
 pub(crate) struct DeliverySql {
-    identity: String,
     take: String,
     open: String,
     release_lanes: String,
@@ -61,18 +62,26 @@ pub(crate) struct DeliverySql {
     settle: String,
 }
 
+/// Returns the number that identifies this outbox among others on the same cluster.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn identity(conn: &mut PgConnection, names: &Names) -> Result<i64, sqlx::Error> {
+    // A restored copy of the database must not share the progress of the original, which may still be in use on the same cluster. 60 bits
+    // are always positive.
+    let sql = format!(
+        "select (value operator(pg_catalog.#) system_identifier) operator(pg_catalog.&) {} \
+         from {}, pg_catalog.pg_control_system() where name operator(pg_catalog.=) 'identity'",
+        (1_i64 << 60) - 1,
+        names.companion("control")
+    );
+    sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(conn).await
+}
+
 impl DeliverySql {
-    pub(crate) fn new(names: &Names) -> Self {
+    pub(crate) fn new(names: &Names, settle: Settle) -> Self {
         let (outbox, lane) = (names.outbox(), names.companion("delivery"));
         Self {
-            // A restored copy of the database must not share the progress of the original, which may still be in use on the same cluster.
-            // 60 bits are always positive.
-            identity: format!(
-                "select (value operator(pg_catalog.#) system_identifier) operator(pg_catalog.&) {} \
-                 from {}, pg_catalog.pg_control_system() where name operator(pg_catalog.=) 'identity'",
-                (1_i64 << 60) - 1,
-                names.companion("control")
-            ),
             take: format!(
                 "update {lane} set epoch = epoch + 1, transactional_id = $3, opened = false \
                  where lane between $1 and $2 and lane = any ($4) returning lane, epoch"
@@ -91,15 +100,10 @@ impl DeliverySql {
             epochs: format!("select lane, epoch from {lane} where lane between $1 and $2"),
             events: format!("select id, event_id from {outbox} where id = any ($1) and lane = $2"),
             settle: format!(
-                "update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp(), due = null \
-                 where id = any ($1) and lane between $2 and $3 and status = 'PENDING'"
+                "{} where id = any ($1) and lane between $2 and $3 and status = 'PENDING'",
+                settle::published(&outbox, settle)
             ),
         }
-    }
-
-    /// Returns the number that identifies this outbox among others on the same cluster.
-    pub(crate) async fn identity(&self, conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
-        sqlx::query_scalar(AssertSqlSafe(self.identity.as_str())).persistent(false).fetch_one(conn).await
     }
 
     /// Sets another owner of the lanes, or none. Returns the lanes' new epochs.
@@ -170,7 +174,7 @@ impl DeliverySql {
         query.fetch_all(conn).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
-    /// Changes events that a former owner published from PENDING to PUBLISHED. Returns the number of rows that were still pending.
+    /// Marks or deletes pending events that a former owner published. Returns the number of rows that were still pending.
     pub(crate) async fn settle(
         &self,
         conn: &mut PgConnection,

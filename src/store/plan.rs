@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
+use crate::config::Settle;
 use crate::lane::LaneRange;
 use crate::lane::progress::Progress;
 use crate::store::claim::ClaimSql;
@@ -31,7 +32,7 @@ pub async fn explain(conn: &mut PgConnection, names: &Names, statement: Statemen
         // The probe is a simple query, so it is planned each time it runs.
         Statement::Probe => {
             let progress = Progress { scanned_through: 1000, ..Progress::default() };
-            let settings = Transaction::new(names, Duration::from_secs(60), false, false).settings_text();
+            let settings = Transaction::new(names, Duration::from_secs(60), false, false, Settle::Mark).settings_text();
             format!("{settings} explain {}; rollback", sql.probe_text("0", &progress, lanes, i64::MAX, false))
         }
         Statement::Claim => {
@@ -67,7 +68,7 @@ pub fn costly_step(plan: &[String], names: &Names) -> Option<String> {
 /// Builds the script that explains a prepared statement. A worker's statements are prepared and have generic plans, which EXPLAIN shows
 /// only for a prepared statement.
 fn prepared(names: &Names, statement: &str, parameters: &str) -> String {
-    let settings = Transaction::new(names, Duration::from_secs(60), false, false).settings_text();
+    let settings = Transaction::new(names, Duration::from_secs(60), false, false, Settle::Mark).settings_text();
     format!(
         "{settings} prepare outbox_relay_plan (text, text[], int8, int2, int2, int8, int8, int8, int8) as {statement}; explain execute outbox_relay_plan ({parameters}); \
          deallocate outbox_relay_plan; rollback"

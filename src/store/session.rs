@@ -9,13 +9,14 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
+use crate::config::Settle;
 use crate::lane::LaneRange;
 use crate::lane::progress::{Progress, Sweep};
 use crate::lane::snapshot::Snapshot;
 use crate::store::delivery::{self, Owner};
 use crate::store::pauses;
 use crate::store::search_path;
-use crate::store::settle::{Ctid, SettleError, owned};
+use crate::store::settle::{self, Ctid, SettleError, owned};
 use event_outbox::names::{Names, literal};
 
 /// The SQLSTATE of `division_by_zero`.
@@ -159,7 +160,7 @@ impl Transaction {
     /// `longest` limits how long the transaction may be idle: a relay that is frozen for longer loses its session, and with it the lanes.
     /// If the relay is frozen while the server sends it a claim, `tcp_user_timeout` is the limit, because a backend that is writing obeys
     /// no other timeout. `durable` is set for exactly-once: a mark that is lost in a crash of Postgres would become a duplicate.
-    pub(crate) fn new(names: &Names, longest: Duration, prepared: bool, durable: bool) -> Self {
+    pub(crate) fn new(names: &Names, longest: Duration, prepared: bool, durable: bool, settle: Settle) -> Self {
         let scope = if prepared { "set" } else { "set local" };
         let idle = format!("idle_in_transaction_session_timeout = {}", longest.as_millis());
         let settings = [
@@ -177,10 +178,7 @@ impl Transaction {
         ]
         .map(|setting| format!("{scope} {setting}; "))
         .concat();
-        let mark = format!(
-            "update {} set status = 'PUBLISHED', published_at = statement_timestamp(), due = null where ctid",
-            names.outbox()
-        );
+        let mark = format!("{} where ctid", settle::published(&names.outbox(), settle));
         Self {
             settings,
             lane_table: names.companion("lane"),

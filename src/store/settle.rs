@@ -1,4 +1,4 @@
-//! Settles claimed rows that were not published. ([`crate::store::session`] marks published rows in the statement that commits.) Each
+//! Settles claimed rows that were not published. ([`crate::store::session`] settles published rows in the statement that commits.) Each
 //! statement finds rows by their ctid, which cannot change while the row is locked, and checks the number of changed rows.
 
 use std::fmt::Write;
@@ -10,6 +10,7 @@ use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgHasArrayType, PgRow, PgTy
 use sqlx::{AssertSqlSafe, Decode, Encode, Postgres, Row, Type};
 use uuid::Uuid;
 
+use crate::config::Settle;
 use crate::lane::LaneRange;
 use event_outbox::names::Names;
 
@@ -101,6 +102,16 @@ pub(crate) enum SettleError {
     NotOwned { rows: usize },
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+}
+
+/// Returns the statement that settles published rows, up to its condition.
+pub(super) fn published(outbox: &str, settle: Settle) -> String {
+    match settle {
+        Settle::Mark => {
+            format!("update {outbox} set status = 'PUBLISHED', published_at = statement_timestamp(), due = null")
+        }
+        Settle::Delete => format!("delete from {outbox}"),
+    }
 }
 
 /// A row that is locked and still pending.

@@ -58,7 +58,7 @@ fn in_transactions(relay: Relay) -> Relay {
 }
 
 async fn open(trial: &str, database: &TestDatabase, kafka: &RealKafka, relays: usize) -> anyhow::Result<Stage> {
-    let stage = Stage::open_with(trial, &Outbox::from_database(database), kafka, relays, in_transactions).await?;
+    let stage = Stage::open_to_settle(trial, &Outbox::from_database(database), kafka, relays, in_transactions).await?;
     Ok(stage.where_nothing_repeats())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use nix::sys::signal::Signal;
 use rand::Rng;
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::proxy::{Catch, Spot, Way, Weather};
 use crate::stage::Stage;
@@ -189,8 +189,12 @@ async fn lock_row(stage: &mut Stage) -> anyhow::Result<()> {
     for _ in 0..5 {
         stage.moment().await;
     }
-    let overtaken = "select count(*) from event_outbox where entity_id = $1 and id > $2 and status <> 'PENDING'";
-    let overtaken: i64 = sqlx::query_scalar(overtaken).bind(&entity).bind(id).fetch_one(&mut *lock).await?;
+    let overtaken = format!(
+        "select count(*) from {} where entity_id = $1 and id > $2 and status <> 'PENDING'",
+        stage.outbox.events()
+    );
+    let overtaken: i64 =
+        sqlx::query_scalar(AssertSqlSafe(overtaken)).bind(&entity).bind(id).fetch_one(&mut *lock).await?;
     ensure!(overtaken == 0, "{overtaken} rows of {entity} have overtaken row {id}, which is locked");
     Ok(lock.rollback().await?)
 }

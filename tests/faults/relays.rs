@@ -69,7 +69,7 @@ async fn killed_at(
     database: &TestDatabase,
     kafka: &RealKafka,
 ) -> anyhow::Result<()> {
-    let mut stage = Stage::open(trial, &Outbox::from_database(database), kafka, 2).await?;
+    let mut stage = Stage::open_to_settle(trial, &Outbox::from_database(database), kafka, 2, |relay| relay).await?;
     stage.kill_at(spot, catch, KILLS_AT_A_PLACE).await?;
     stage.close(kafka).await.map(drop)
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use event_outbox::ledger::RowStatus;
+use sqlx::AssertSqlSafe;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -59,7 +60,7 @@ async fn sample(outbox: Outbox, ends: Arc<AtomicBool>) -> Vec<(Uuid, RowStatus)>
 }
 
 async fn look(outbox: &Outbox) -> anyhow::Result<Vec<(Uuid, RowStatus)>> {
-    let all = sqlx::query_as("select event_id, status from event_outbox");
-    let rows: Vec<(Uuid, String)> = all.fetch_all(&mut outbox.connect().await?).await?;
+    let all = AssertSqlSafe(format!("select event_id, status from {}", outbox.events()));
+    let rows: Vec<(Uuid, String)> = sqlx::query_as(all).fetch_all(&mut outbox.connect().await?).await?;
     rows.into_iter().map(|(event, text)| Ok((event, status(&text)?))).collect()
 }

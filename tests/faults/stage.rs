@@ -62,6 +62,19 @@ impl Stage {
         Self::open_on_topic(trial, outbox, kafka, relays, tune).await
     }
 
+    /// Does the same as [`Self::open_with`]; the seed decides whether relays mark or delete what they have published.
+    pub(crate) async fn open_to_settle(
+        trial: &str,
+        outbox: &Outbox,
+        kafka: &RealKafka,
+        relays: usize,
+        tune: fn(Relay) -> Relay,
+    ) -> anyhow::Result<Self> {
+        let deletes = random_of(&format!("{trial} settles")).random_bool(0.5);
+        let outbox = if deletes { outbox.deleting().await? } else { outbox.clone() };
+        Self::open_with(trial, &outbox, kafka, relays, tune).await
+    }
+
     /// Starts a stage on an existing topic.
     pub(crate) async fn open_on_topic(
         trial: &str,
@@ -157,8 +170,8 @@ impl Stage {
             self.outbox.until_settled_of(PROBE).await;
             return Ok(());
         }
-        let sql = "select count(*) from event_outbox where status = 'PUBLISHED'";
-        let published = self.outbox.number(sql).await?;
+        let sql = format!("select count(*) from {} where status = 'PUBLISHED'", self.outbox.events());
+        let published = self.outbox.number(&sql).await?;
         self.outbox.until_published(published + 1).await;
         Ok(())
     }
@@ -214,8 +227,9 @@ impl Stage {
 /// Checks that poison is DEAD after one attempt, and that no other event has cost an attempt.
 async fn check_row_states(outbox: &Outbox) -> anyhow::Result<()> {
     let wrong = format!(
-        "select count(*) from event_outbox where case when event_type = '{POISON}' \
-         then status <> 'DEAD' or attempts <> 1 else status <> 'PUBLISHED' or attempts <> 0 end"
+        "select count(*) from {} where case when event_type = '{POISON}' \
+         then status <> 'DEAD' or attempts <> 1 else status <> 'PUBLISHED' or attempts <> 0 end",
+        outbox.events()
     );
     let wrong = outbox.number(&wrong).await.context("the states of the rows")?;
     ensure!(

@@ -36,15 +36,16 @@ pub(crate) struct Bed {
 impl Bed {
     /// Creates the database and the topic of that name, and starts a relay.
     pub(crate) async fn open(postgres: &PrivatePostgres, kafka: &RealKafka, name: &str) -> anyhow::Result<Self> {
-        Self::open_with(postgres, kafka, name, 1, |relay| relay).await
+        Self::open_with(postgres, kafka, name, 1, false, |relay| relay).await
     }
 
-    /// Does the same as [`Self::open`], with several relays and other settings.
+    /// Does the same as [`Self::open`], with several relays and other settings. With `deletes` they delete what they have published.
     pub(crate) async fn open_with(
         postgres: &PrivatePostgres,
         kafka: &RealKafka,
         name: &str,
         relays: usize,
+        deletes: bool,
         tune: impl Fn(Relay) -> Relay,
     ) -> anyhow::Result<Self> {
         let mut connection = postgres.connect("postgres").await?;
@@ -52,6 +53,7 @@ impl Bed {
         connection.close().await?;
         let outbox = Outbox::on_database(postgres, name, name).await?;
         outbox.connect().await?.execute(player::SETUP).await?;
+        let outbox = if deletes { outbox.deleting().await? } else { outbox };
         // The broker uses the machine's clock, so the time of append is comparable with the time of the commit.
         kafka.create_topic(name, PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]).await?;
         let (settings, pulse) = (tune(outbox.relay(kafka)), Pulse::start(&outbox, kafka).await?);

@@ -45,6 +45,8 @@ pub(crate) struct Round {
 #[derive(Debug, Clone)]
 pub(crate) struct Played {
     pub(crate) regime: Regime,
+    /// True if relays deleted what they had published.
+    pub(crate) deletes: bool,
     pub(crate) histories: Range<u64>,
     /// The number of commit stalls or kills.
     pub(crate) disturbances: u64,
@@ -60,7 +62,8 @@ impl Round {
             Regime::Narrow => relay.with("RELAY_BATCH_SIZE", NARROW),
             _ => relay,
         };
-        let mut bed = Bed::open_with(postgres, kafka, &name, relays, tune).await?;
+        let deletes = self.deletes();
+        let mut bed = Bed::open_with(postgres, kafka, &name, relays, deletes, tune).await?;
         let (outbox, truth) = (bed.outbox.clone(), Arc::clone(&bed.truth));
         let (mut disturbances, mut standstills) = (0, Vec::new());
         let last = tokio::select! {
@@ -77,7 +80,12 @@ impl Round {
         let bounded = !matches!(self.regime, Regime::Killed | Regime::Narrow);
         let standstills = bounded.then_some(standstills);
         let verdict = bed.close(kafka, standstills).await?;
-        Ok(Played { regime: self.regime, histories: self.first..last, disturbances, verdict })
+        Ok(Played { regime: self.regime, deletes, histories: self.first..last, disturbances, verdict })
+    }
+
+    /// Returns true for a half of all rounds, in which relays delete what they have published.
+    fn deletes(&self) -> bool {
+        random_of(&format!("{} {} settles", self.regime.name(), self.first)).random_bool(0.5)
     }
 
     /// Plays histories until the time is over; returns the number after the last one.
@@ -228,9 +236,10 @@ impl fmt::Display for Played {
         let Verdict { report, delays } = &self.verdict;
         write!(
             f,
-            "{:<8} {:>6} histories from {:<9} {:>4} disturbances {:>7} committed {:>6} rolled back {:>4} inverted {:>3} missing \
+            "{:<8} {} {:>6} histories from {:<9} {:>4} disturbances {:>7} committed {:>6} rolled back {:>4} inverted {:>3} missing \
              {:>3} unpublished {:>3} phantoms {:>6} duplicates; {:>7} delays, {:>4} above 1 s, {:>4} late, worst {:>6} ms",
             self.regime.name(),
+            if self.deletes { "delete" } else { "mark  " },
             self.histories.end - self.histories.start,
             self.histories.start,
             self.disturbances,

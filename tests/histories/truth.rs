@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use event_outbox::event::{EventId, OutboxId};
 use event_outbox::ledger::{Committed, EntityKey, Fingerprint, Ledger, Report, RowStatus, Rules, TopicRecord};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use lab::book::status;
@@ -128,8 +128,9 @@ impl Truth {
 /// Reads every row of the outbox.
 pub(crate) async fn rows(outbox: &Outbox) -> anyhow::Result<Vec<Row>> {
     let mut connection: PgConnection = outbox.connect().await?;
-    let sql = "select id, event_id, entity_id, status, payload::text as payload from event_outbox order by id";
-    let rows: Vec<(i64, Uuid, String, String, String)> = sqlx::query_as(sql).fetch_all(&mut connection).await?;
+    let sql = format!("select id, event_id, entity_id, status, payload::text from {} order by id", outbox.events());
+    let rows: Vec<(i64, Uuid, String, String, String)> =
+        sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut connection).await?;
     let row = |(id, event_id, entity_id, status, payload)| Row { id, event_id, entity_id, status, payload };
     Ok(rows.into_iter().map(row).collect())
 }

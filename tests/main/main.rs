@@ -35,6 +35,7 @@ mod retention;
 mod roles;
 mod secrets;
 mod servers;
+mod settle;
 mod snippets;
 mod status;
 mod surface;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         retention::trials(),
         roles::trials(),
         crashes::trials(),
+        settle::trials(),
         outages::trials(),
         trust::trials(),
         verify::trials(),

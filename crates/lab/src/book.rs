@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use event_outbox::event::{EventId, OutboxId};
 use event_outbox::ledger::{Committed, EntityKey, Fingerprint, Ledger, Report, RowStatus, Rules, TopicRecord};
 use futures_util::TryStreamExt;
-use sqlx::Row;
+use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::kafka::RealKafka;
@@ -84,11 +84,12 @@ impl Book {
 /// Adds every row to the ledger, with its payload as Postgres prints it. Returns the event ids.
 async fn rows(outbox: &Outbox, ledger: &mut Ledger) -> anyhow::Result<std::collections::HashSet<Uuid>> {
     let mut connection = outbox.connect().await?;
-    let mut rows = sqlx::query(
+    let sql = format!(
         "select id, event_id, entity_type, entity_id, status, available_at is not null, \
-         coalesce(convert_to(payload::text, 'UTF8'), payload_bytes) from event_outbox",
-    )
-    .fetch(&mut connection);
+         coalesce(convert_to(payload::text, 'UTF8'), payload_bytes) from {}",
+        outbox.events()
+    );
+    let mut rows = sqlx::query(AssertSqlSafe(sql)).fetch(&mut connection);
     let mut events = std::collections::HashSet::new();
     while let Some(row) = rows.try_next().await? {
         let (id, event_id): (i64, Uuid) = (row.try_get(0)?, row.try_get(1)?);

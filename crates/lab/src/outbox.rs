@@ -19,6 +19,9 @@ use super::relay::Relay;
 /// The partitions of a test's topic: more than any test has relays.
 pub const PARTITIONS: i32 = 6;
 
+/// The table of events.
+const EVENTS: &str = "event_outbox";
+
 /// The longest wait until events are published, on a busy machine.
 pub const PUBLISHED_WITHIN: Duration = Duration::from_secs(120);
 
@@ -40,12 +43,36 @@ pub struct Outbox {
     url: String,
     /// The topic of the outbox's events.
     pub topic: String,
+    /// Where the events are that relays have settled: see [`Outbox::deleting`].
+    events: &'static str,
 }
+
+/// Keeps what relays delete, in a table that they do not know, and shows it beside the outbox.
+const KEEP_DELETED: &str = "
+create table deleted_event (like event_outbox);
+create function keep_deleted() returns trigger language plpgsql security definer as $$
+begin
+    insert into public.deleted_event select (old).*;
+    return null;
+end $$;
+create trigger keep_deleted after delete on event_outbox for each row execute function keep_deleted();
+create view any_event as
+    select id, event_id, entity_type, entity_id, event_type, status, attempts, last_error, available_at, published_at, payload, payload_bytes
+    from event_outbox
+    union all
+    select id, event_id, entity_type, entity_id, event_type, 'PUBLISHED', attempts, last_error, available_at, published_at, payload, payload_bytes
+    from deleted_event;
+";
 
 impl Outbox {
     /// Creates the outbox in a test's own database, which is a copy of the migrated template.
     pub fn from_database(database: &TestDatabase) -> Self {
-        Self { options: database.connect_options(), url: database.url(), topic: database.name().to_owned() }
+        Self {
+            options: database.connect_options(),
+            url: database.url(),
+            topic: database.name().to_owned(),
+            events: EVENTS,
+        }
     }
 
     /// Migrates the outbox in a server of the test's own.
@@ -57,19 +84,24 @@ impl Outbox {
     pub async fn on_database(postgres: &PrivatePostgres, database: &str, topic: &str) -> anyhow::Result<Self> {
         let url = postgres.url(database);
         migrate(url.clone()).await?;
-        Ok(Self { options: postgres.connect_options(database), url, topic: topic.to_owned() })
+        Ok(Self { options: postgres.connect_options(database), url, topic: topic.to_owned(), events: EVENTS })
     }
 
     /// Migrates the outbox in a server of the test's own that is reached at another port of 127.0.0.1.
     pub async fn behind(postgres: &PrivatePostgres, port: u16, topic: &str) -> anyhow::Result<Self> {
         let outbox = Self::on(postgres, topic).await?;
         let (own, other) = (format!("@127.0.0.1:{}/", postgres.port()), format!("@127.0.0.1:{port}/"));
-        Ok(Self { url: outbox.url.replace(&own, &other), options: outbox.options.port(port), topic: outbox.topic })
+        Ok(Self { url: outbox.url.replace(&own, &other), options: outbox.options.port(port), ..outbox })
     }
 
     /// Returns the outbox of a server of the test's own in which it is already migrated.
     pub fn found_on(postgres: &PrivatePostgres, topic: &str) -> Self {
-        Self { options: postgres.connect_options("postgres"), url: postgres.url("postgres"), topic: topic.to_owned() }
+        Self {
+            options: postgres.connect_options("postgres"),
+            url: postgres.url("postgres"),
+            topic: topic.to_owned(),
+            events: EVENTS,
+        }
     }
 
     /// Creates another database on the server of `beside`, with `clause` of `create database`, and migrates it with `options`. It is
@@ -85,7 +117,23 @@ impl Outbox {
         connection.close().await?;
         let url = beside.url().replace(&format!("/{}?", beside.name()), &format!("/{name}?"));
         migrate_with(url.clone(), options).await?;
-        Ok(Self { options: beside.connect_options().database(name), url, topic: name.to_owned() })
+        Ok(Self { options: beside.connect_options().database(name), url, topic: name.to_owned(), events: EVENTS })
+    }
+
+    /// Returns the same outbox, of which relays delete the events that they have published. What they delete counts as PUBLISHED here.
+    pub async fn deleting(&self) -> anyhow::Result<Self> {
+        self.connect().await?.execute(KEEP_DELETED).await?;
+        Ok(Self { events: "any_event", ..self.clone() })
+    }
+
+    /// Returns what to select events from, also those that relays have deleted.
+    pub fn events(&self) -> &'static str {
+        self.events
+    }
+
+    /// Returns true if relays delete what they have published.
+    pub fn deletes(&self) -> bool {
+        self.events != EVENTS
     }
 
     /// Returns the same outbox with another topic that some of its events go to.
@@ -100,7 +148,7 @@ impl Outbox {
 
     /// Returns a relay of this outbox that sends everything to the test's topic.
     pub fn relay(&self, kafka: &RealKafka) -> Relay {
-        Relay::new(&self.url, &kafka.bootstrap()).with("RELAY_TOPIC", &self.topic)
+        self.with_settings(Relay::new(&self.url, &kafka.bootstrap()))
     }
 
     /// Returns the same relay behind proxies in front of both servers.
@@ -108,7 +156,12 @@ impl Outbox {
         let own = format!("@127.0.0.1:{}/", self.options.get_port());
         ensure!(self.url.contains(&own), "the database is not at {own}");
         let url = self.url.replace(&own, &format!("@127.0.0.1:{postgres}/"));
-        Ok(Relay::new(&url, &format!("127.0.0.1:{kafka}")).with("RELAY_TOPIC", &self.topic))
+        Ok(self.with_settings(Relay::new(&url, &format!("127.0.0.1:{kafka}"))))
+    }
+
+    fn with_settings(&self, relay: Relay) -> Relay {
+        let relay = relay.with("RELAY_TOPIC", &self.topic);
+        if self.deletes() { relay.with("RELAY_SETTLE", "delete") } else { relay }
     }
 
     /// Returns the port of Postgres.
@@ -180,15 +233,15 @@ impl Outbox {
 
     /// Waits until at least this number of rows is PUBLISHED.
     pub async fn until_published(&self, at_least: i64) {
-        let sql = format!("select {at_least} - count(*) from event_outbox where status = 'PUBLISHED'");
+        let sql = format!("select {at_least} - count(*) from {} where status = 'PUBLISHED'", self.events);
         let what = format!("{at_least} rows are published");
         until_nothing_is_left(&what, PUBLISHED_WITHIN, || self.number(&sql)).await;
     }
 
     /// Fails unless every row is PUBLISHED and has no failed attempt.
     pub async fn all_published(&self) -> anyhow::Result<()> {
-        let others =
-            self.number("select count(*) from event_outbox where status <> 'PUBLISHED' or attempts <> 0").await?;
+        let others = format!("select count(*) from {} where status <> 'PUBLISHED' or attempts <> 0", self.events);
+        let others = self.number(&others).await?;
         ensure!(others == 0, "{others} rows are not PUBLISHED with 0 attempts");
         Ok(())
     }

@@ -73,7 +73,7 @@ impl Session {
         let (relay, prepared) = (&bench.settings.relay, bench.settings.database.prepared_statements);
         let mut conn = bench.schemas.connect().await?;
         let sequence = Sequence::read(&mut conn, &schema.names).await?;
-        let transaction = Transaction::new(&schema.names, LONGEST, prepared, false);
+        let transaction = Transaction::new(&schema.names, LONGEST, prepared, false, relay.settle);
         transaction.prepare(&mut conn).await?;
         Ok(Self {
             conn,

@@ -3,6 +3,7 @@
 use sqlx::{PgConnection, Row};
 
 use super::finding::Finding;
+use crate::config::Settle;
 use crate::store::read_only::read;
 use crate::store::roles;
 use event_outbox::Names;
@@ -13,17 +14,25 @@ use event_outbox::names::{literal, quote};
 const MARKED: [&str; 5] = ["status", "published_at", "attempts", "last_error", "due"];
 
 /// Returns a finding if the relay lacks a right that it needs.
-pub(crate) async fn missing_rights(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
-    Ok(rights(conn, names).await?.into_iter().find(|finding| finding.id == "rights-missing"))
+pub(crate) async fn missing_rights(
+    conn: &mut PgConnection,
+    names: &Names,
+    settle: Settle,
+) -> Result<Option<Finding>, sqlx::Error> {
+    Ok(rights(conn, names, settle).await?.into_iter().find(|finding| finding.id == "rights-missing"))
 }
 
 /// Compares the user's rights with those that a relay needs. It reads the catalog, so it works without any right on the tables.
-pub(super) async fn rights(conn: &mut PgConnection, names: &Names) -> Result<Vec<Finding>, sqlx::Error> {
+pub(super) async fn rights(
+    conn: &mut PgConnection,
+    names: &Names,
+    settle: Settle,
+) -> Result<Vec<Finding>, sqlx::Error> {
     let user = current_user(conn).await?;
-    let lacking = lacking_grants(conn, names, "current_user").await?;
+    let lacking = lacking_grants(conn, names, settle, "current_user").await?;
     let mut findings = Vec::new();
     if !lacking.is_empty() {
-        findings.push(missing(&user, &lacking, role_with_all(conn, names).await?));
+        findings.push(missing(&user, &lacking, role_with_all(conn, names, settle).await?));
     }
     if !lacking.iter().any(|grant| grant.right == "USAGE") {
         findings.extend(excess(conn, names, &user).await?);
@@ -59,7 +68,12 @@ struct Grant {
 }
 
 /// Returns the rights that `who`, an SQL expression, lacks.
-async fn lacking_grants(conn: &mut PgConnection, names: &Names, who: &str) -> Result<Vec<Grant>, sqlx::Error> {
+async fn lacking_grants(
+    conn: &mut PgConnection,
+    names: &Names,
+    settle: Settle,
+    who: &str,
+) -> Result<Vec<Grant>, sqlx::Error> {
     let mut grants = Vec::new();
     let schema = literal(names.schema_raw());
     let usage = format!("select coalesce(has_schema_privilege({who}, {schema}, 'usage'), false)");
@@ -68,9 +82,13 @@ async fn lacking_grants(conn: &mut PgConnection, names: &Names, who: &str) -> Re
     }
     let all = &["select", "insert", "update", "delete"][..];
     let progress: Vec<_> = roles::PROGRESS.split(", ").collect();
+    let of_outbox = match settle {
+        Settle::Mark => &["select"][..],
+        Settle::Delete => &["select", "delete"],
+    };
     let companion = |suffix| (names.part_raw(suffix), names.companion(suffix));
     for ((raw, table), privileges, updated) in [
-        ((names.table_raw().to_owned(), names.outbox()), &["select"][..], &MARKED[..]),
+        ((names.table_raw().to_owned(), names.outbox()), of_outbox, &MARKED[..]),
         (companion("lane"), &["select"], &progress),
         (companion("hold"), all, &[]),
         (companion("relay"), all, &[]),
@@ -111,10 +129,10 @@ async fn wanted(conn: &mut PgConnection, words: &[&str], lacks: String) -> Resul
 }
 
 /// Returns the role that `migrate --roles` makes for relays, quoted, if it exists and has every right on this outbox.
-async fn role_with_all(conn: &mut PgConnection, names: &Names) -> Result<Option<String>, sqlx::Error> {
+async fn role_with_all(conn: &mut PgConnection, names: &Names, settle: Settle) -> Result<Option<String>, sqlx::Error> {
     let raw = literal(&names.part_raw("relay"));
     let exists: bool = first(conn, &format!("select exists (select from pg_roles where rolname = {raw})")).await?;
-    let has_all = exists && lacking_grants(conn, names, &format!("{raw}::name")).await?.is_empty();
+    let has_all = exists && lacking_grants(conn, names, settle, &format!("{raw}::name")).await?.is_empty();
     Ok(has_all.then(|| names.role(None, "relay")))
 }
 
@@ -196,19 +214,32 @@ async fn lacking_not(conn: &mut PgConnection, table: &str, privileges: &[&str]) 
 }
 
 /// Returns a finding when row level security may hide rows of the outbox from this user, or refuse its marks. Policies that let the user
-/// read and update every row are fine; an expression other than `true` may hide some.
-pub(crate) async fn hidden_rows(conn: &mut PgConnection, names: &Names) -> Result<Option<Finding>, sqlx::Error> {
+/// read, update and, where the relay deletes published rows, delete every row are fine; an expression other than `true` may hide some.
+pub(crate) async fn hidden_rows(
+    conn: &mut PgConnection,
+    names: &Names,
+    settle: Settle,
+) -> Result<Option<Finding>, sqlx::Error> {
     let outbox = names.outbox();
     let table = literal(&outbox);
     let applies = "p.polrelid = t.oid and (0 = any (p.polroles) or exists (\
                      select from unnest(p.polroles) r where r <> 0 and pg_has_role(current_user, r, 'usage')))";
     let expression = |column: &str| format!("coalesce(pg_get_expr(p.{column}, p.polrelid), 'true') = 'true'");
     let (reads, writes) = (expression("polqual"), expression("polwithcheck"));
+    let permitted = |command: &str, condition: &str| {
+        format!(
+            "exists (select from pg_policy p where {applies} and p.polpermissive and p.polcmd in ('*', '{command}') and {condition})"
+        )
+    };
+    let (permits_read, permits_write) = (permitted("r", &reads), permitted("w", &format!("{reads} and {writes}")));
+    let (permits_delete, commands) = match settle {
+        Settle::Mark => ("true".to_owned(), "'*', 'r', 'w'"),
+        Settle::Delete => (permitted("d", &reads), "'*', 'r', 'w', 'd'"),
+    };
     let query = format!(
         "select row_security_active(t.oid) and (\
-           not exists (select from pg_policy p where {applies} and p.polpermissive and p.polcmd in ('*', 'r') and {reads}) \
-           or not exists (select from pg_policy p where {applies} and p.polpermissive and p.polcmd in ('*', 'w') and {reads} and {writes}) \
-           or exists (select from pg_policy p where {applies} and not p.polpermissive and p.polcmd in ('*', 'r', 'w') \
+           not ({permits_read} and {permits_write} and {permits_delete}) \
+           or exists (select from pg_policy p where {applies} and not p.polpermissive and p.polcmd in ({commands}) \
              and not ({reads} and {writes}))), current_user::text \
          from (select {table}::regclass::oid) t (oid)"
     );

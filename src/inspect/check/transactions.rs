@@ -11,7 +11,7 @@ use crate::fault::{self, Class};
 use crate::sink::client::ClientSettings;
 use crate::sink::progress::METADATA_MAX_BYTES;
 use crate::sink::transactions::{ProgressGroup, TransactionError};
-use crate::store::delivery::DeliverySql;
+use crate::store::delivery;
 use event_outbox::Names;
 use event_outbox::code::Code;
 
@@ -46,7 +46,7 @@ pub(super) async fn database(
             format!("outbox-relay migrate --roles, or: grant update ({columns}) on {table} to {user};"),
         ));
     }
-    let value = DeliverySql::new(names).identity(conn).await?;
+    let value = delivery::identity(conn, names).await?;
     Ok((findings, Some(Identity { value, lanes })))
 }
 

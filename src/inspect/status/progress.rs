@@ -10,7 +10,7 @@ use crate::config::Settings;
 use crate::sink::client::ClientSettings;
 use crate::sink::progress::Progress;
 use crate::sink::transactions::ProgressGroup;
-use crate::store::delivery::DeliverySql;
+use crate::store::delivery;
 use crate::store::fleet::LaneDelivery;
 use event_outbox::Names;
 
@@ -46,7 +46,7 @@ impl Status {
     pub(crate) async fn read_progress(&mut self, conn: &mut PgConnection, settings: &Settings, names: &Names) {
         let opened: Vec<i16> = self.delivery.iter().filter(|lane| lane.row.opened).map(|lane| lane.row.lane).collect();
         let Some(kafka) = settings.kafka.as_ref().filter(|_| !opened.is_empty()) else { return };
-        let Ok(identity) = DeliverySql::new(names).identity(conn).await else { return };
+        let Ok(identity) = delivery::identity(conn, names).await else { return };
         let client = ClientSettings::new(kafka, settings.relay.batch_size, 0);
         let group = ProgressGroup::new(client, identity, self.delivery.len() as u16);
         match group.read(opened).await {

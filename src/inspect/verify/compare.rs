@@ -45,7 +45,7 @@ pub(crate) struct Horizon {
 /// The limits of a comparison.
 #[derive(Debug, Clone)]
 pub(crate) struct Scope {
-    /// The highest id that is compared.
+    /// The highest id that the table had at the start. Records of higher ones were written later.
     pub(crate) upto: i64,
     /// The start of the verification by the database's clock, in microseconds since 1970.
     pub(crate) began: i64,

@@ -146,12 +146,13 @@ impl StallMonitor {
         let Some(conn) = self.conn.as_mut() else { return Ok(QueueState::Unreadable) };
         let lacked = shared.outages.reason(Server::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
         if lacked || self.lacking.is_some() || Instant::now() >= self.rights_at {
-            self.lacking = rights::missing_rights(conn, &options.names).await?.map(reason_from_rights);
+            self.lacking =
+                rights::missing_rights(conn, &options.names, options.relay.settle).await?.map(reason_from_rights);
             self.rights_at = Instant::now() + RIGHTS_INTERVAL;
         }
         if self.lacking.is_none() {
             // Checked at each look, because an outbox whose rows are hidden looks like an empty one.
-            let hidden = rights::hidden_rows(conn, &options.names).await?;
+            let hidden = rights::hidden_rows(conn, &options.names, options.relay.settle).await?;
             self.lacking = hidden.clone().map(reason_from_rights);
             log_hidden(&shared, &mut self.hides, hidden.as_ref());
         }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::fault::{classify_database, describe};
+use crate::fault::{Fault, classify_database, describe};
 use crate::lane::LaneRange;
 use crate::relay::shared::Shared;
 use event_outbox::notice::Notice;
@@ -66,13 +66,13 @@ impl Shared {
             self.connection_refused.record();
             self.set_single_worker(true);
             if !is_known {
-                let fault = classify_database(error);
+                let Fault { code, next_step, .. } = classify_database(error);
                 tracing::warn!(
+                    code = %code,
                     notice = %Notice::ConnectionRefused,
-                    code = %fault.code,
                     reason = describe(error),
                     consequence = "one worker does all the work, and lone events wait for the next poll",
-                    next_step = fault.next_step,
+                    next_step,
                     "no connection is left for the relay"
                 );
             }

@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::notifications::Tap;
+use super::{notifications::Tap, tls};
 
 /// The port in the name of the private socket.
 const PORT: u16 = 5432;
@@ -45,15 +45,10 @@ where
         }
         // The server has ended the connection; its last message may wait on our side.
         ended = &mut bridge => match (connecting.await, ended) {
-            (Err(sqlx::Error::Io(_)), Err(error)) if is_of_tls(&error) => Err(sqlx::Error::Tls(error.into())),
+            (Err(sqlx::Error::Io(_)), Err(error)) if tls::is_of_tls(&error) => Err(sqlx::Error::Tls(error.into())),
             (connected, _) => connected,
         },
     }
-}
-
-/// Returns true for an alert that comes after the handshake, such as a refused certificate of ours.
-fn is_of_tls(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|error| error.is::<openssl::ssl::Error>())
 }
 
 /// Copies in both directions until one side ends. Then both end at once: a server must not keep locks for a client that is gone.

@@ -56,6 +56,11 @@ pub(super) async fn encrypt(
     Ok(stream)
 }
 
+/// Returns true for an alert that comes after the handshake, such as a refused certificate of ours.
+pub(super) fn is_of_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<openssl::ssl::Error>())
+}
+
 fn failed(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> sqlx::Error {
     sqlx::Error::Tls(reason.into())
 }

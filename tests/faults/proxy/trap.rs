@@ -11,7 +11,7 @@ pub(crate) enum Spot {
     Offsets,
     /// Kafka: the commit or the rollback of a transaction.
     EndTransaction,
-    /// Postgres: one request that marks rows PUBLISHED and commits the cycle's transaction.
+    /// Postgres: one request that settles published rows and commits the cycle's transaction.
     Mark,
 }
 

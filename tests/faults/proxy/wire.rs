@@ -24,6 +24,7 @@ const TXN_OFFSET_COMMIT: [u8; 2] = [0, 28];
 const END_TXN: [u8; 2] = [0, 26];
 
 const MARK: &[u8] = b"set status = 'PUBLISHED'";
+const DELETE: &[u8] = b"with changed as (delete from";
 
 /// The text of the mark as a prepared statement.
 const MARK_PREPARED: &[u8] = b"execute outbox_relay_mark";
@@ -66,7 +67,7 @@ impl Unit {
             (Spot::EndTransaction, Protocol::Kafka) => self.bytes.get(4..6) == Some(&END_TXN[..]),
             (Spot::Mark, Protocol::Postgres) => {
                 let has = |what| contains(&self.bytes, what);
-                has(MARK_PREPARED) || has(MARK) && !has(PREPARE)
+                has(MARK_PREPARED) || (has(MARK) || has(DELETE)) && !has(PREPARE)
             }
             _ => false,
         }

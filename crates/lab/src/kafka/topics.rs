@@ -260,6 +260,7 @@ fn is_of_a_start(error: &KafkaError) -> bool {
             Some(
                 RDKafkaErrorCode::NotLeaderForPartition
                     | RDKafkaErrorCode::LeaderNotAvailable
+                    | RDKafkaErrorCode::OffsetNotAvailable
                     | RDKafkaErrorCode::UnknownPartition
                     | RDKafkaErrorCode::UnknownTopicOrPartition
             )
