@@ -131,11 +131,19 @@ def notes(values):
 
 
 def versions():
+    """The chart, the examples and the file for Compose are of the version in Cargo.toml."""
     cargo = re.search(r'^version = "(.+)"$', (ROOT / "Cargo.toml").read_text(), re.M)[1]
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    for name in ("version", "appVersion"):
-        if chart[name] != cargo:
-            mistake(f"Chart.yaml: {name} is {chart[name]}, and the version in Cargo.toml {cargo}")
+    places = {
+        "deploy/helm/outbox-relay/Chart.yaml": r'(?m)(?<=^version: )\S+$|(?<=^appVersion: ")[^"]+',
+        "deploy/compose/compose.yaml": r"(?<=RELAY_VERSION:-)[^}]+",
+        "deploy/kubernetes/example/migration/kustomization.yaml": r"(?<=newTag: )\S+",
+        "deploy/kubernetes/example/relay/kustomization.yaml": r"(?<=newTag: )\S+",
+    }
+    for place, version in places.items():
+        text = (ROOT / place).read_text()
+        if not re.search(version, text):
+            mistake(f"{place} names no version")
+        same(ROOT / place, re.sub(version, cargo, text))
 
 
 def accepted(accepts):
