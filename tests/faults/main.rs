@@ -2,6 +2,7 @@
 //! proxy is between each relay and each server, and an application writes during the whole trial. After each trial the ledger checks the
 //! result.
 //!
+//! `OUTBOX_RELAY_TEST_SHARE=2` runs every second one, drawn by the seed.
 //! `cargo test --test faults -- <trial>` runs one, `OUTBOX_RELAY_SEED=…` replays a seed, `just soak --minutes N` mixes all of them.
 
 mod broker;
@@ -62,5 +63,5 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each trial has relays, proxies, a load and perhaps its own broker. With more trials at once, acks take longer than relays wait.
     arguments.test_threads.get_or_insert(2);
-    lab::run(arguments, trials.into_iter().flatten().collect())
+    lab::run(arguments, lab::share(trials.into_iter().flatten().collect()))
 }

@@ -15,11 +15,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::demo::PostgresError;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use rand::Rng;
 use tokio::runtime::{Builder, Runtime};
 
 use super::database::TestDatabase;
 use super::kafka::{RealKafka, Unavailable};
 use super::relay;
+use super::seed::{random_of, size};
 use super::shared::{self, NoPostgres};
 
 /// The number of tests that run at a time. They keep two servers and a relay each busy, so more of them only slow each other down.
@@ -88,6 +90,21 @@ where
 /// Excludes the trials from a plain run. `-- --include-ignored <trial>` runs them.
 pub fn long(trials: Vec<Trial>) -> Vec<Trial> {
     trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect()
+}
+
+/// The environment variable that makes CI run a part of a suite: one trial of so many.
+const SHARE: &str = "OUTBOX_RELAY_TEST_SHARE";
+
+/// Keeps one of [`SHARE`] trials, which the seed draws, and excludes the others from a plain run. Keeps all where the variable is not set.
+pub fn share(trials: Vec<Trial>) -> Vec<Trial> {
+    let share = size(SHARE, 1).max(1);
+    if share == 1 {
+        return trials;
+    }
+    eprintln!("{SHARE}={share}: the seed draws one of {share} trials");
+    let is_drawn =
+        |name: &str| random_of(&format!("share of {name}")).random_ratio(1, u32::try_from(share).unwrap_or(1));
+    trials.into_iter().map(|trial| if is_drawn(trial.name()) { trial } else { trial.with_ignored_flag(true) }).collect()
 }
 
 /// Runs the trials, stops the shared servers and prints the skipped tests.
