@@ -19,6 +19,14 @@ docs:
 test *arguments:
     cargo test --locked {{arguments}}
 
+# The core of the suite on every supported Postgres, or on some: just postgres-versions 14 18
+postgres-versions *arguments:
+    python3 -B .ci/postgres_versions.py {{ arguments }}
+
+# An outbox in use is upgraded from a former revision, whose binary is built: just upgrade-test v0.1.0
+upgrade-test revision:
+    .ci/upgrade_test {{ revision }}
+
 # What the gate runs.
 ci:
     .ci/run

@@ -23,6 +23,7 @@ mod reference;
 mod reload;
 mod replay;
 mod run;
+mod service;
 mod status;
 mod tail;
 mod target;

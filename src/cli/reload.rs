@@ -1,10 +1,12 @@
 //! Reads the configuration of a running relay again: every 30 s, and on SIGHUP.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use super::service::Service;
 use crate::config::{LogSettings, Needs, Settings, Sources};
 use crate::observe::log;
 use event_outbox::code::Code;
@@ -19,15 +21,16 @@ pub(super) struct Reload {
     running: Settings,
     log: LogSettings,
     hangup: Signal,
+    service: Arc<Service>,
     /// The mistakes that were logged, until they are gone.
     refused: Option<String>,
 }
 
 impl Reload {
     /// Listens for SIGHUP from now on, so that it does not end the process.
-    pub(super) fn listen(sources: Sources, running: &Settings) -> std::io::Result<Self> {
+    pub(super) fn listen(sources: Sources, running: &Settings, service: Arc<Service>) -> std::io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
-        Ok(Self { sources, running: running.clone(), log: running.log.clone(), hangup, refused: None })
+        Ok(Self { sources, running: running.clone(), log: running.log.clone(), hangup, service, refused: None })
     }
 
     /// Reads the configuration again until `stop` becomes true.
@@ -39,7 +42,13 @@ impl Reload {
                 _ = self.hangup.recv() => true,
                 () = tokio::time::sleep(INTERVAL) => false,
             };
+            if is_asked {
+                self.service.reloading().await;
+            }
             self.read(is_asked);
+            if is_asked {
+                self.service.reloaded().await;
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Runs `outbox-relay run`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::exit::Failure;
 use super::reload::Reload;
+use super::service::{Reported, Service};
 use super::{check, runtime, target};
 use crate::config::{AdminSettings, Settings, Sources};
 use crate::inspect::check::exposures;
@@ -50,7 +52,8 @@ impl Run {
         );
         warn_of_exposures(&settings);
         let stop = stop_on_signals()?;
-        let reload = Reload::listen(sources, &settings)
+        let service = Service::connect();
+        let reload = Reload::listen(sources, &settings, Arc::clone(&service))
             .map_err(|error| Failure::unexpected("signals cannot be received", error))?;
         let reloading = tokio::spawn(reload.run(stop.clone()));
         let target = settings.database.target();
@@ -59,6 +62,10 @@ impl Run {
         options.migrates = self.migrate;
         // The address answers before the relay waits for a server, so that a probe learns the reason of the wait.
         let admin = Admin::bind(&settings.admin, &options).await?;
+        let relay =
+            Reported { telemetry: options.telemetry(), stop: stop.clone(), drain: options.relay.shutdown_timeout };
+        let (running, end) = oneshot::channel();
+        let reporting = tokio::spawn(service.run(relay, end));
         let preflight = (!self.no_check).then(|| {
             let mut stop = stop.clone();
             tokio::spawn(async move {
@@ -74,6 +81,9 @@ impl Run {
             preflight.abort();
         }
         reloading.abort();
+        drop(running);
+        // Waits for the last message, unless the service manager does not read it.
+        drop(tokio::time::timeout(LAST_ANSWERS, reporting).await);
         if let Some(admin) = admin {
             admin.end().await;
         }

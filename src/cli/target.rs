@@ -103,7 +103,9 @@ pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
             (Code::SchemaMissing, missing.as_str())
         }
         SchemaError::Foreign { .. } => (Code::SchemaForeign, "choose another RELAY_TABLE or RELAY_SCHEMA"),
-        SchemaError::OldServer { .. } => (Code::ServerOld, "upgrade the server"),
+        SchemaError::OldServer { .. } => {
+            (Code::ServerOld, "upgrade the server, for example with pg_upgrade; nothing was changed")
+        }
         SchemaError::Partitioned { .. } => {
             (Code::TablePartitioned, "move the events into a plain table that `outbox-relay migrate` makes")
         }

@@ -106,7 +106,9 @@ fn log(shared: &Shared, published: u64, elapsed: Duration, counted: Option<(Back
     let rate = published as f64 / elapsed.as_secs_f64();
     let rate_per_s = (rate * 10.0).round() / 10.0;
     let (lanes, conflicts) = (shared.assigned_lanes(), shared.conflicts());
-    Line { published, rate_per_s, backlog, lanes, blocked, conflicts }.log();
+    let line = Line { published, rate_per_s, backlog, lanes, blocked, conflicts };
+    line.log();
+    shared.options.telemetry.set_status_line(line.text());
 }
 
 struct Line {
@@ -119,6 +121,19 @@ struct Line {
 }
 
 impl Line {
+    /// Returns what an operator looks for first, as one line of text.
+    fn text(&self) -> String {
+        let Self { published, rate_per_s, backlog, lanes, blocked, .. } = self;
+        let counts = match backlog {
+            Some(Backlog { pending, oldest, held, dead, .. }) => {
+                let oldest = oldest.unwrap_or_default().as_secs();
+                format!("{pending} pending, oldest {oldest} s, {held} held, {dead} dead")
+            }
+            None => "the database cannot be asked".to_owned(),
+        };
+        format!("{published} published, {rate_per_s} per s; {counts}; lanes {lanes}; blocked by {blocked}")
+    }
+
     /// Logs numbers as numbers. Counts stop at [`counts::COUNT_LIMIT`]. Values that are not known are left out.
     fn log(&self) {
         let Self { published, rate_per_s, backlog, lanes, blocked, conflicts } = self;
@@ -173,6 +188,18 @@ mod tests {
         }
         assert_eq!(line["rate_per_s"].as_f64(), Some(1.5), "{line}");
         assert_eq!(line["notice"], "status", "{line}");
+    }
+
+    #[test]
+    fn the_text_for_people_has_what_they_look_for_first() {
+        let (oldest, lanes) = (Some(Duration::from_secs(61)), "0-7".to_owned());
+        let backlog = Some(Backlog { pending: 5, oldest, scheduled: 2, held: 3, dead: 4 });
+        let mut line =
+            Line { published: 12, rate_per_s: 1.5, backlog, lanes, blocked: "nothing".to_owned(), conflicts: None };
+        let text = "12 published, 1.5 per s; 5 pending, oldest 61 s, 3 held, 4 dead; lanes 0-7; blocked by nothing";
+        assert_eq!(line.text(), text);
+        line.backlog = None;
+        assert!(line.text().contains("the database cannot be asked"), "{}", line.text());
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod soak;
 mod stage;
 mod table_shapes;
 mod takeover;
+mod upgrade;
 mod volume;
 
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         many_topics::trials(),
         partitions::trials(),
         table_shapes::trials(),
+        upgrade::trials(),
         soak::trials(),
     ];
     let mut arguments = Arguments::from_args();

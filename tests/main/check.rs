@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use lab::demo::{ChildServer, PrivatePostgres, ServerCommand, Signal, TemporaryDirectory, free_port};
+use lab::demo::{
+    BinariesFrom, ChildServer, PostgresOptions, PrivatePostgres, ServerCommand, Signal, TemporaryDirectory, free_port,
+};
 use libtest_mimic::Trial;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
@@ -53,6 +55,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         alone:
             what_a_configuration_exposes_is_found_and_logged_once,
             servers_that_are_away_are_found,
+            an_old_postgres_is_refused_with_the_next_step,
             a_certificate_that_nobody_trusts_is_found,
             every_finding_is_provoked_here_and_explained_in_the_documents;
     }
@@ -825,11 +828,26 @@ async fn a_certificate_that_nobody_trusts_is_found() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Findings that cannot be provoked on one broker without users and on a server of a supported version.
-const NOT_PROVOKED: [&str; 8] = [
+async fn an_old_postgres_is_refused_with_the_next_step() -> anyhow::Result<()> {
+    let options = PostgresOptions { binaries: BinariesFrom::Version(13), ..options_for_tests() };
+    let postgres = PrivatePostgres::start(options).await?;
+    let relay = Relay::new(&postgres.url("postgres"), &format!("127.0.0.1:{}", free_port()?));
+    for command in ["migrate", "run", "status"] {
+        let output = relay.output(command).await?;
+        let said = ["OR-2105", "PostgreSQL 13", "14 or newer", "pg_upgrade"];
+        let is_said = said.iter().all(|text| output.stderr.contains(text));
+        ensure!(output.code == Some(1) && is_said, "{command}: {output:?}");
+    }
+    let found = expect(&relay, "server-old", "error").await?;
+    ensure!(found["fix"].as_str().is_some_and(|fix| fix.contains("pg_upgrade")), "{found}");
+    postgres.stop().await;
+    Ok(())
+}
+
+/// Findings that cannot be provoked on one broker without users and on a sound server.
+const NOT_PROVOKED: [&str; 7] = [
     "database-slow",
     "progress-single-replica",
-    "server-old",
     "topic-config-hidden",
     "topic-leaderless",
     "topic-unauthorized",

@@ -39,6 +39,7 @@ mod settle;
 mod snippets;
 mod status;
 mod surface;
+mod systemd;
 mod tail;
 mod terminal;
 mod tls;
@@ -99,6 +100,7 @@ fn main() -> ExitCode {
         order_flow::trials(),
         status::trials(),
         health::trials(),
+        systemd::trials(),
         held_snapshot::trials(),
         hostile::trials(),
         terminal::trials(),

@@ -10,6 +10,7 @@ use libtest_mimic::Trial;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
+use crate::check::{grant, with_user};
 use lab::kafka::RealKafka;
 use lab::outbox::emit;
 use lab::relay::Output;
@@ -33,6 +34,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             emits_of_one_entity_commit_in_the_order_of_their_ids_and_those_of_others_do_not_wait,
             an_event_is_new_to_a_group_once;
         with_both:
+            a_newer_outbox_that_allows_this_binary_is_used,
             an_outbox_of_any_name_works_from_the_insert_to_the_record;
     }
 }
@@ -79,6 +81,34 @@ async fn an_outbox_of_a_newer_version_is_refused(database: TestDatabase) -> anyh
     let relay = relay.with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1");
     // A refused start is a line of the log.
     refused(&relay.output("run").await?, &["99", "\"code\":\"OR-2103\"", "\"next_step\":"])
+}
+
+/// As after an upgrade that is taken back: the next release has migrated, and its migration lets binaries of this one start.
+async fn a_newer_outbox_that_allows_this_binary_is_used(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let (user, relay) = with_user(&database, &outbox, &kafka).await?;
+    grant(&outbox, &user).await?;
+    let later = "insert into event_outbox_migration (version, name, applied_by) values (99, 'later', 'outbox-relay 9')";
+    outbox.execute(later).await?;
+    let allows = |oldest: i32| {
+        format!(
+            "insert into event_outbox_control values ('oldest_binary_99', {oldest}) on conflict (name) do update set value = excluded.value"
+        )
+    };
+    outbox.execute(&allows(CURRENT_VERSION + 1)).await?;
+    refused(&relay.output("run").await?, &["99", "\"code\":\"OR-2103\""])?;
+    outbox.execute(&allows(CURRENT_VERSION)).await?;
+    let running = relay.start_ready("taken-back").await?;
+    outbox.write("order", 1, 10).await?;
+    outbox.until_settled().await;
+    ensure!(running.stop().await? == Some(0), "the relay did not drain");
+    let migrated = migration(&database, "public").output("migrate").await?;
+    ensure!(migrated.code == Some(0) && migrated.stdout.contains("is at version 99 already"), "{migrated:?}");
+    outbox.execute(&format!("drop owned by {user}")).await.map(drop)
 }
 
 async fn a_table_of_the_same_name_that_is_not_ours_is_refused(database: TestDatabase) -> anyhow::Result<()> {

@@ -45,6 +45,7 @@ codes! {
     1007 SecretReadable "secret-readable" "every user of the host can read a file with a secret";
     1008 AdminTokenWrong "admin-token-wrong" "a caller of the admin address sends wrong tokens";
     1009 ReloadRefused "reload-refused" "the configuration was read again and has mistakes";
+    1010 ServiceManagerAway "service-manager-away" "the service manager that started the relay cannot be reached";
 
     // 20xx: the database server
     2001 DatabaseUnreachable "database-unreachable" "the database does not answer";

@@ -22,6 +22,11 @@ pub const MAX_LANES: u16 = 1024;
 /// The oldest supported server version. Older servers get no fixes any more.
 const OLDEST_SERVER: i32 = 140_000;
 
+/// The row of the control table in which a migration says which binaries may start on its schema: those that know at least this version. Its
+/// name ends in the version of the schema, so that a later migration has to say so again. Without the row, only binaries that know the schema
+/// start. It lets an upgrade be taken back.
+const OLDEST_BINARY: &str = "oldest_binary_";
+
 /// The oldest schema version that this binary works with.
 const OLDEST_USABLE: i32 = 17;
 
@@ -202,9 +207,9 @@ pub async fn migrate(
 ) -> Result<Migrated, SchemaError> {
     server_is_new_enough(conn).await?;
     let found = version(conn, names).await?;
-    refuse_newer(names, found)?;
-    if found == Some(CURRENT_VERSION) {
-        return Ok(Migrated { from: found, to: CURRENT_VERSION });
+    refuse_newer(conn, names, found).await?;
+    if let Some(version) = found.filter(|version| *version >= CURRENT_VERSION) {
+        return Ok(Migrated { from: found, to: version });
     }
     if found.is_none()
         && let Some(done) = create(conn, names, options).await?
@@ -247,7 +252,7 @@ async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOption
     run(conn, "set statement_timeout = 0; set client_min_messages = warning").await?;
     let mut upgraded = async || {
         let found = version(conn, names).await?;
-        refuse_newer(names, found)?;
+        refuse_newer(conn, names, found).await?;
         for migration in MIGRATIONS.iter().filter(|migration| migration.version > found.unwrap_or(0)) {
             if migration.is_concurrent {
                 // The build waits for older transactions, but no session waits for the build.
@@ -257,7 +262,7 @@ async fn upgrade(conn: &mut PgConnection, names: &Names, options: &MigrateOption
                 migration.run_in_use(conn, names, options).await?;
             }
         }
-        Ok(Migrated { from: found, to: CURRENT_VERSION })
+        Ok(Migrated { from: found, to: found.unwrap_or(0).max(CURRENT_VERSION) })
     };
     let upgraded = upgraded().await;
     // If this fails, the lock ends with the session.
@@ -426,7 +431,7 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
         Some(found) if found < OLDEST_USABLE => {
             return Err(SchemaError::Older { table: names.outbox(), found, needed: CURRENT_VERSION });
         }
-        found => refuse_newer(names, found)?,
+        found => refuse_newer(conn, names, found).await?,
     }
     if is_partitioned(conn, names).await? {
         return Err(SchemaError::Partitioned { table: names.outbox() });
@@ -513,12 +518,18 @@ async fn server_is_new_enough(conn: &mut PgConnection) -> Result<(), SchemaError
     Ok(())
 }
 
-fn refuse_newer(names: &Names, found: Option<i32>) -> Result<(), SchemaError> {
-    match found {
-        Some(found) if found > CURRENT_VERSION => {
-            Err(SchemaError::Newer { table: names.outbox(), found, known: CURRENT_VERSION })
-        }
-        _ => Ok(()),
+/// Refuses a schema that a newer binary has made, unless it says that this binary may use it.
+async fn refuse_newer(conn: &mut PgConnection, names: &Names, found: Option<i32>) -> Result<(), SchemaError> {
+    let Some(found) = found.filter(|found| *found > CURRENT_VERSION) else { return Ok(()) };
+    let sql = format!("select value from {} where name operator(pg_catalog.=) $1", names.companion("control"));
+    let oldest: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(format!("{OLDEST_BINARY}{found}"))
+        .persistent(false)
+        .fetch_optional(conn)
+        .await?;
+    match oldest {
+        Some(oldest) if oldest <= i64::from(CURRENT_VERSION) => Ok(()),
+        _ => Err(SchemaError::Newer { table: names.outbox(), found, known: CURRENT_VERSION }),
     }
 }
 

@@ -16,6 +16,7 @@
 //! - `load`: an application under load; `rough`: its odd events
 //! - `book`: compares what the application did with table and topic, by the ledger
 //! - `failover`: a server with a standby behind one address; `front`: that address
+//! - `service_manager`: stands in for systemd
 //! - `terminal`: a command on a terminal
 //! - `process`: CPU time and memory of a process
 //! - `murmur2`: the partition that Java chooses for a key
@@ -63,6 +64,8 @@ pub mod rough;
 pub mod schemas;
 #[cfg(feature = "kit")]
 pub mod seed;
+#[cfg(all(feature = "kit", target_os = "linux"))]
+pub mod service_manager;
 #[cfg(feature = "kit")]
 pub mod shared;
 #[cfg(feature = "kit")]

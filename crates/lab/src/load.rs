@@ -3,7 +3,7 @@
 //! An entity is either written by one connection only, with plain inserts, or shared by all and written with `outbox_emit`. In both cases
 //! the order of its ids is the order of its commits. One connection keeps its transactions open while the others commit hundreds.
 //!
-//! A rough load goes on until it is told to end. Its pace may change, and it also writes the odd events of module `rough`.
+//! An endless load goes on until it is told to end, and its pace may change. A rough one also writes the odd events of module `rough`.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -57,17 +57,27 @@ impl Plan {
     /// Creates a plan with a new seed, and prints the seed so that a failure can be investigated.
     pub fn new(events: i64, entities: i64) -> Self {
         let seed = rand::rng().random();
-        eprintln!("load of {events} events of {entities} entities, seed {seed}");
+        let count = if events == i64::MAX { "endless".to_owned() } else { events.to_string() };
+        eprintln!("load of {count} events of {entities} entities, seed {seed}");
         Self { events, entities, seed, rough: false }
     }
 
-    /// Creates a plan for a load that goes on until it is told to end.
+    /// Creates a plan for a load without odd events that goes on until it is told to end.
+    pub fn endless(entities: i64) -> Self {
+        Self::new(i64::MAX, entities)
+    }
+
+    fn is_endless(&self) -> bool {
+        self.events == i64::MAX
+    }
+
+    /// Creates a plan for a rough load.
     pub fn rough(entities: i64, seed: u64) -> Self {
         Self { events: i64::MAX, entities, seed, rough: true }
     }
 }
 
-/// The pace of a rough load.
+/// The pace of an endless load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
     /// One connection, one transaction a minute.
@@ -120,7 +130,7 @@ pub struct Load {
     committed_by_all: Arc<AtomicI64>,
     ends: Arc<AtomicBool>,
     pace: Arc<Mutex<Pace>>,
-    rough: bool,
+    is_endless: bool,
 }
 
 impl Load {
@@ -144,15 +154,15 @@ impl Load {
             };
             writers.spawn(async move { writer.run().await.map(|()| (writer.committed, writer.rolled_back)) });
         }
-        Self { writers, committed_by_all, ends, pace, rough: plan.rough }
+        Self { writers, committed_by_all, ends, pace, is_endless: plan.is_endless() }
     }
 
-    /// Returns the pace of a rough load.
+    /// Returns the pace of an endless load.
     pub fn pace(&self) -> Pace {
         *self.pace.lock().expect("the pace")
     }
 
-    /// Changes the pace of a rough load.
+    /// Changes the pace of an endless load.
     pub fn set_pace(&self, pace: Pace) {
         *self.pace.lock().expect("the pace") = pace;
     }
@@ -188,8 +198,8 @@ impl Load {
 
     /// Lets every connection end its transaction and stop. Returns what the connections know.
     pub async fn end(mut self, rules: Rules) -> anyhow::Result<Book> {
-        // A load that is not rough ends when its events are written.
-        self.ends.store(self.rough, Ordering::Relaxed);
+        // Another load ends when its events are written.
+        self.ends.store(self.is_endless, Ordering::Relaxed);
         let mut book = Book::new(rules);
         while let Some(writer) = self.writers.join_next().await {
             let (committed, rolled_back) = writer??;
@@ -217,7 +227,7 @@ impl Writer {
         let share = (self.plan.events / WRITERS) as usize;
         let mut connection = None;
         while self.committed.len() < share && !self.ends.load(Ordering::Relaxed) {
-            if self.plan.rough && self.index >= self.pace().writers() {
+            if self.plan.is_endless() && self.index >= self.pace().writers() {
                 tokio::time::sleep(LOOKS_UP).await;
                 continue;
             }
@@ -238,7 +248,7 @@ impl Writer {
                 Err(error) if is_outage(&error) => None,
                 Err(error) => return Err(error),
             };
-            if self.plan.rough {
+            if self.plan.is_endless() {
                 self.rest().await;
             }
         }
@@ -313,7 +323,7 @@ impl Writer {
         let until = (self.committed_by_all.load(Ordering::Relaxed) + OUTLASTS).min(self.plan.events / 10 * 8);
         while self.committed_by_all.load(Ordering::Relaxed) < until
             && !self.ends.load(Ordering::Relaxed)
-            && (began.elapsed() < OUTLASTS_FOR || !self.plan.rough)
+            && (began.elapsed() < OUTLASTS_FOR || !self.plan.is_endless())
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

