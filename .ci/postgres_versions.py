@@ -88,7 +88,7 @@ def run(version, suite, texts):
         # Binaries that cannot be fetched are a failure and not a reason to skip.
         "OUTBOX_RELAY_REQUIRE_REAL": "1",
     }
-    command = ["cargo", "test", "--locked", "-p", "event-outbox-relay", "--test", suite]
+    command = ["cargo", "test", "--locked", "--test", suite]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
 
 

@@ -108,7 +108,9 @@ fn log(shared: &Shared, published: u64, elapsed: Duration, counted: Option<(Back
     let (lanes, conflicts) = (shared.assigned_lanes(), shared.conflicts());
     let line = Line { published, rate_per_s, backlog, lanes, blocked, conflicts };
     line.log();
-    shared.options.telemetry.set_status_line(line.text());
+    // What blocks everything is said beside the line, as the relay's state.
+    let is_ready = shared.options.telemetry.health.ready().is_fine();
+    shared.options.telemetry.set_status_line(line.text(is_ready));
 }
 
 struct Line {
@@ -122,7 +124,7 @@ struct Line {
 
 impl Line {
     /// Returns what an operator looks for first, as one line of text.
-    fn text(&self) -> String {
+    fn text(&self, shows_what_blocks: bool) -> String {
         let Self { published, rate_per_s, backlog, lanes, blocked, .. } = self;
         let counts = match backlog {
             Some(Backlog { pending, oldest, held, dead, .. }) => {
@@ -131,7 +133,8 @@ impl Line {
             }
             None => "the database cannot be asked".to_owned(),
         };
-        format!("{published} published, {rate_per_s} per s; {counts}; lanes {lanes}; blocked by {blocked}")
+        let blocked = if shows_what_blocks { format!("; blocked by {blocked}") } else { String::new() };
+        format!("{published} published, {rate_per_s} per s; {counts}; lanes {lanes}{blocked}")
     }
 
     /// Logs numbers as numbers. Counts stop at [`counts::COUNT_LIMIT`]. Values that are not known are left out.
@@ -197,9 +200,10 @@ mod tests {
         let mut line =
             Line { published: 12, rate_per_s: 1.5, backlog, lanes, blocked: "nothing".to_owned(), conflicts: None };
         let text = "12 published, 1.5 per s; 5 pending, oldest 61 s, 3 held, 4 dead; lanes 0-7; blocked by nothing";
-        assert_eq!(line.text(), text);
+        assert_eq!(line.text(true), text);
+        assert_eq!(line.text(false), text.trim_end_matches("; blocked by nothing"));
         line.backlog = None;
-        assert!(line.text().contains("the database cannot be asked"), "{}", line.text());
+        assert!(line.text(true).contains("the database cannot be asked"), "{}", line.text(true));
     }
 
     #[test]

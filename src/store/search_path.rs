@@ -48,10 +48,11 @@ pub(crate) fn from_the_first_packet(options: &PgConnectOptions) -> PgConnectOpti
     options.clone().options(EXPECTED)
 }
 
-/// Returns true if a pooler refused the options of the first packet. PgBouncer answers 08P01, and RDS Proxy 0A000.
+/// Returns true if the options of the first packet were refused. PgBouncer answers 08P01, RDS Proxy 0A000, and a server that is too old to
+/// know one of the settings 42704: without them it can be asked for its version, and be refused by it.
 pub(crate) fn is_refused(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
-    matches!(code.as_deref(), Some("08P01" | "0A000"))
+    matches!(code.as_deref(), Some("08P01" | "0A000" | "42704"))
 }
 
 #[cfg(test)]
