@@ -52,13 +52,16 @@ async fn upgrade(topic: &str, kafka: &RealKafka, delivery: &str) -> anyhow::Resu
     outbox.create_topic(kafka).await?;
     let new = outbox.relay(kafka).with("RELAY_DELIVERY", delivery);
     let old = new.clone().of_binary(&old_binary);
-    succeeds(&Relay::new(&postgres.url("postgres"), "").of_binary(&old_binary), "migrate").await?;
+    succeeds(&Relay::bare().with("DATABASE_URL", postgres.url("postgres")).of_binary(&old_binary), "migrate").await?;
     let from = version(&outbox).await?;
 
     let load = Load::start(&outbox, Plan::endless(ENTITIES));
     let old_relays = start(&old, "old").await?;
     moves(&outbox, &load).await?;
-    let said = succeeds(&Relay::new(&postgres.url("postgres"), ""), "migrate").await?;
+    // The load keeps transactions open for two seconds, and an attempt to get a lock takes half a second.
+    let migration =
+        Relay::bare().with("DATABASE_URL", postgres.url("postgres")).argument("--lock-timeout").argument("2m");
+    let said = succeeds(&migration, "migrate").await?;
     let to = version(&outbox).await?;
     eprintln!("schema {from} -> {to}: {said}");
     moves(&outbox, &load).await.context("only old relays, on the new schema")?;

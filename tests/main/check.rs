@@ -832,7 +832,7 @@ async fn an_old_postgres_is_refused_with_the_next_step() -> anyhow::Result<()> {
     let options = PostgresOptions { binaries: BinariesFrom::Version(13), ..options_for_tests() };
     let postgres = PrivatePostgres::start(options).await?;
     let relay = Relay::new(&postgres.url("postgres"), &format!("127.0.0.1:{}", free_port()?));
-    for command in ["migrate", "run", "status"] {
+    for command in ["migrate", "run"] {
         let output = relay.output(command).await?;
         let said = ["OR-2105", "PostgreSQL 13", "14 or newer", "pg_upgrade"];
         let is_said = said.iter().all(|text| output.stderr.contains(text));
