@@ -134,6 +134,8 @@ async fn attempts_of_two_members_with_an_event_that_is_set_aside_are_counted_onc
     .await;
     let counted: u64 = [first.stop().await?, second.stop().await?].iter().map(|stats| stats.dead()).sum();
     let mut attempts = attempts.lock().expect("the attempts").clone();
+    // Each member would make all of them. Few come twice, when a member looks between an attempt and its record.
+    ensure!(attempts.len() < 30, "{attempts:?}");
     attempts.sort_unstable();
     attempts.dedup();
     ensure!(attempts == (1..=20).collect::<Vec<_>>(), "{attempts:?}");
