@@ -2,11 +2,13 @@
 //!
 //! - `floors`: which folder may import which
 //! - `codes`: the codes of warnings and errors, in the sources and in the runbook; `notices`: the names of log lines
+//! - `dependencies`: those that the documents list for a program
 //! - `log_lines`: how long a message is, and how numbers and names are written
 //! - `operations`: the names that runbook, dashboard, alerts and metrics share
 //! - `reference`: the pages of docs/reference that the binary writes
 
 mod codes;
+mod dependencies;
 mod floors;
 mod log_lines;
 mod notices;
