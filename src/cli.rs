@@ -3,6 +3,7 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod check;
+mod compare;
 mod completions;
 mod config;
 mod confirm;
@@ -85,6 +86,11 @@ enum Command {
     /// Only reads, in short transactions; --rate limits the speed. It may run beside relays at any time: pending rows and events
     /// that arrive during the run are left out.
     Verify(verify::Verify),
+    /// Compare two topics, whoever wrote them, event by event; exit 1 if they differ
+    ///
+    /// Only reads. It compares which events there are, their order per key, key, partition, headers, value and, if asked, timestamp. It
+    /// needs the brokers and no database.
+    Compare(compare::Compare),
     /// Hold back all events, those of a topic or those of an entity; they wait in order and none is lost
     Pause(pause::Pause),
     /// End a pause
@@ -210,6 +216,11 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         }
         Command::Migrate(migrate) => migrate.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Verify(verify) => verify.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::Compare(compare) => {
+            let (kafka, log) = Settings::load_kafka(&Sources::from_process(file, overrides))?;
+            crate::observe::log::start(&log);
+            compare.run(&kafka)
+        }
         Command::Pause(pause) => pause.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Resume(resume) => resume.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Dead(dead) => dead.run(&settings(file, overrides, Needs::DatabaseOnly)?),

@@ -91,6 +91,24 @@ const HELP: &[Help] = &[
         ],
     ),
     help(
+        "compare",
+        Some("the topics differ, or have no event in common"),
+        &[
+            (
+                "compare --left outbox.event.order --right shadow.outbox.event.order --id-header id",
+                "compare a connector's topic with the relay's, up to their ends",
+            ),
+            (
+                "compare --left outbox.event.order --right shadow.outbox.event.order --id-header id --overlap --until 10000",
+                "follow both until 10000 events are on both",
+            ),
+            (
+                "compare --left orders --right order-events --left-id-header json:/id --ignore headers,value --json",
+                "compare which events there are and their order, for scripts",
+            ),
+        ],
+    ),
+    help(
         "pause",
         Some("a batch that began before the pause is still in flight, or the database cannot be used"),
         &[
@@ -306,7 +324,8 @@ mod tests {
     }
 
     /// The flags that mean something else somewhere, with the reason.
-    const EXCEPTIONS: [(&str, &str, &str); 10] = [
+    const EXCEPTIONS: [(&str, &str, &str); 11] = [
+        ("compare", "until", "a number of events to be on both topics"),
         ("bench", "yes", "answers another question: whether the servers of the environment may be used"),
         ("demo", "yes", "the same"),
         ("demo order-flow", "yes", "the same"),

@@ -165,6 +165,14 @@ impl KafkaSettings {
         &self.brokers
     }
 
+    /// Returns the same login and properties for other brokers.
+    ///
+    /// # Errors
+    /// Why the text is no list of brokers.
+    pub fn with_brokers(&self, brokers: &str) -> Result<Self, String> {
+        Ok(Self { brokers: super::brokers::parse(brokers)?, ..self.clone() })
+    }
+
     /// Returns the properties that were passed through, and the partitioner. An alias such as `linger.ms` is listed under
     /// librdkafka's own name, here `queue.buffering.max.ms`, because chance decides between two aliases in one client.
     pub fn properties(&self) -> impl Iterator<Item = (&'static str, &PropertyValue)> {

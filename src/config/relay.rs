@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use event_outbox::envelope::Envelope;
-use event_outbox::route::TopicTemplate;
+use event_outbox::route::{NameMistake, TopicTemplate, check_topic};
 
 use super::kafka::KafkaSettings;
 use super::live::{Live, Tunable};
@@ -40,7 +40,7 @@ pub struct RelaySettings {
     pub stall_after: Duration,
     /// The form of a record's value and headers.
     pub envelope: Envelope,
-    /// The topic of an event whose row names none.
+    /// The topic of an event whose row names none, and the prefix of all topics.
     pub topic: TopicTemplate,
     /// The topics that events may go to; `None` means all.
     pub topics: Option<TopicList>,
@@ -110,6 +110,9 @@ words! {
     }
 }
 
+/// The most bytes of a prefix of topics. The name behind it needs room in Kafka's 249.
+const LONGEST_PREFIX: usize = 100;
+
 /// The relay's name if the system has no host name.
 const NAMELESS: &str = "outbox-relay";
 
@@ -117,6 +120,11 @@ impl RelaySettings {
     pub(super) fn read(from: &mut Resolved, sources: &Sources) -> Option<RelaySettings> {
         let envelope: Envelope = from.get(&setting::ENVELOPE);
         let topic = from.optional(&setting::TOPIC).or_else(|| envelope.default_topic().parse().ok());
+        let prefix: Option<TopicPrefix> = from.optional(&setting::TOPIC_PREFIX);
+        let topic = topic.and_then(|topic: TopicTemplate| match &prefix {
+            Some(TopicPrefix(prefix)) => topic.with_prefix(prefix).ok(),
+            None => Some(topic),
+        });
         let poll_interval = from.get(&setting::POLL_INTERVAL);
         let status_interval = from.get(&setting::STATUS_INTERVAL);
         let retention = RetentionSettings::read(from);
@@ -160,13 +168,15 @@ impl RelaySettings {
     pub fn of_records(&self, kafka: &KafkaSettings) -> BTreeMap<String, String> {
         let mut settings: BTreeMap<_, _> = [
             (setting::ENVELOPE.env_name(), self.envelope.to_string()),
-            (setting::TOPIC.env_name(), self.topic.to_string()),
+            (setting::TOPIC.env_name(), self.topic.without_prefix(&self.topic.to_string()).to_owned()),
             (setting::TIMESTAMP.env_name(), self.timestamp.word().to_owned()),
             (setting::DELIVERY.env_name(), self.delivery.word().to_owned()),
             (setting::ON_POISON.env_name(), self.on_poison.word().to_owned()),
             ("KAFKA_PARTITIONER".to_owned(), kafka.partitioner().to_owned()),
         ]
         .into();
+        let prefix = Some(self.topic.prefix()).filter(|prefix| !prefix.is_empty());
+        settings.extend(prefix.map(|prefix| (setting::TOPIC_PREFIX.env_name(), prefix.to_owned())));
         settings.extend(self.source.clone().map(|source| (setting::SOURCE.env_name(), source)));
         // Left out where it has its default: relays of versions without the setting have the same.
         let deletes = self.settle == Settle::Delete;
@@ -187,6 +197,18 @@ impl Value for TopicTemplate {
             let mistake = error.mistake;
             format!("{mistake}, expected letters, digits, '.', '_', '-', {{entity_type}} and {{event_type}}")
         })
+    }
+}
+
+/// The beginning of the name of every topic.
+struct TopicPrefix(String);
+
+impl Value for TopicPrefix {
+    fn parse(_: &Kind, text: &str) -> Result<Self, String> {
+        let is_legal = matches!(check_topic(text), Ok(()) | Err(NameMistake::Dots));
+        // Topics that begin with __ are Kafka's own, so every event would become DEAD.
+        let fits = is_legal && text.len() <= LONGEST_PREFIX && !text.starts_with("__");
+        if fits { Ok(Self(text.to_owned())) } else { Err(String::new()) }
     }
 }
 

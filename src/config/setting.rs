@@ -62,6 +62,8 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// A topic template.
     Topic,
+    /// The beginning of topics' names.
+    TopicPrefix,
     /// A comma-separated list of topics.
     Topics,
     /// Log directives.
@@ -117,6 +119,9 @@ impl Kind {
             Kind::Boolean => "true or false".into(),
             Kind::OneOf(words) => format!("one of {}", words.join(", ")),
             Kind::Topic => "a topic template such as {entity_type}-events".into(),
+            Kind::TopicPrefix => {
+                "1 to 100 letters, digits, '.', '_' and '-', such as shadow., which do not begin with __".into()
+            }
             Kind::Topics => "topics such as order-events,billing-*".into(),
             Kind::LogLevel => "log directives such as info or info,outbox_relay=debug".into(),
             Kind::Address => "an IP address and a port such as 127.0.0.1:9187 or [::1]:9187".into(),
@@ -198,8 +203,10 @@ settings! {
         "event", "Format of a record's value and headers.");
     TOPIC: required("topic", Kind::Topic, "{entity_type}-events",
         "Topic of events whose row names no topic. Default: that of the envelope.");
+    TOPIC_PREFIX: required("topic_prefix", Kind::TopicPrefix, "shadow.",
+        "Beginning of the name of every topic that events go to, also of those that rows name: shadow. sends order-events to shadow.order-events. Default: none.");
     TOPICS: required("topics", Kind::Topics, "order-events,billing-*",
-        "Topics that events may go to, separated by commas; billing-* is every topic that begins with billing-. Events for others go DEAD. Default: all.");
+        "Topics that events may go to, separated by commas; billing-* is every topic that begins with billing-. Names are without RELAY_TOPIC_PREFIX. Events for others go DEAD. Default: all.");
     SOURCE: required("source", Kind::Text { max_len: 255 }, "/shop/orders",
         "Source of events whose row has no header `source`. Default: no source.");
     TIMESTAMP: with_default("timestamp", Kind::OneOf(Timestamp::WORDS), "event",

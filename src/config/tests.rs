@@ -123,6 +123,7 @@ fn every_setting_takes_its_value() {
         ("RELAY_ENVELOPE", "cloudevents-structured"),
         ("RELAY_TOPIC", "shop.{event_type}"),
         ("RELAY_SOURCE", "/shop/orders"),
+        ("RELAY_TOPIC_PREFIX", "shadow."),
         ("RELAY_TOPICS", "order-events,billing-*"),
         ("RELAY_WAKE_UP", "off"),
         ("RELAY_WAKE_UP_URL", "postgres://u@direct/d"),
@@ -158,6 +159,9 @@ fn every_setting_takes_its_value() {
     assert_eq!(settings.relay.retention, kept);
     assert!(!settings.database.prepared_statements && settings.wake_up.is_none());
     assert!(settings.relay.topics.as_ref().is_some_and(|topics| topics.has("billing-eu") && !topics.has("payroll")));
+    assert_eq!(settings.relay.topic.prefix(), "shadow.");
+    let of_records = settings.relay.of_records(settings.kafka.as_ref().unwrap());
+    assert_eq!(of_records.get("RELAY_TOPIC_PREFIX").map(String::as_str), Some("shadow."));
     assert_eq!(settings.relay.stall_after, Duration::from_secs(1));
     assert!(settings.admin.address.is_some() && settings.admin.token().is_some());
     assert_eq!(settings.non_defaults().len(), SETTINGS.len(), "all of them differ");
@@ -186,6 +190,7 @@ fn every_setting_refuses_what_is_out_of_bounds_or_no_value_at_all() {
         ("RELAY_ENVELOPE", &["", "Event", "cloudevents"]),
         ("RELAY_TOPIC", &["", "{entity}", "a b"]),
         ("RELAY_SOURCE", &["", "a\tb"]),
+        ("RELAY_TOPIC_PREFIX", &["", "a b", "__shadow.", "sch\u{f6}n.", &"a".repeat(101)]),
         ("RELAY_TOPICS", &["", "a,,b", "or der", "a*b"]),
         ("RELAY_WAKE_UP", &["", "on"]),
         ("RELAY_WAKE_UP_URL", &["", "db", "postgres://u@/d"]),

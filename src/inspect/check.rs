@@ -39,7 +39,7 @@ use sqlx::PgConnection;
 pub(crate) use exposure::exposures;
 pub(crate) use finding::{Finding, Severity};
 
-use crate::config::{KafkaSettings, Settings, TopicList};
+use crate::config::{KafkaSettings, RelaySettings, Settings};
 use crate::fault;
 use crate::fault::describe;
 use crate::sink::admission;
@@ -260,7 +260,7 @@ async fn outbox(
         );
     }
     let (topics, illegal) = routes::routes(conn, names, &relay.topic).await?;
-    let refused = topics.keys().filter_map(|topic| refused_topic(topic, relay.topics.as_ref()));
+    let refused = topics.keys().filter_map(|topic| refused_topic(topic, relay));
     found.add(illegal.iter().map(illegal_topic).chain(refused), "every event has a legal topic");
     for (topic, seen) in topics {
         let entry = found.topics.entry(topic).or_insert(seen);
@@ -361,8 +361,8 @@ fn question<'a>(settings: &'a Settings, names: &'a Names) -> Option<crate::inspe
 }
 
 /// Reports a topic that no event may go to.
-fn refused_topic(topic: &str, allowed: Option<&TopicList>) -> Option<Finding> {
-    let refusal = admission::topic_refusal(topic, allowed)?;
+fn refused_topic(topic: &str, relay: &RelaySettings) -> Option<Finding> {
+    let refusal = admission::topic_refusal(topic, relay)?;
     Some(Finding::error(
         Code::TopicIllegal,
         format!("Events go to a topic that is refused, and become DEAD: {refusal}."),

@@ -4,7 +4,7 @@
 //! 1. Read the table by id, up to the highest id at the start. Each page is read in a short READ ONLY transaction (`table`).
 //! 2. Only then ask for the end offsets of the topics, and read the topics up to these (`topic`). A row that was PUBLISHED when its page
 //!    was read therefore has its record below the end offset. Without a record there, the event is `missing`.
-//! 3. Sort both sides by event on disk (`sorter`, `fact`) and compare them as a stream (`compare`). Records without a row are kept. Their
+//! 3. Sort both sides by event on disk ([`sorter`](super::sorter), `fact`) and compare them as a stream (`compare`). Records without a row are kept. Their
 //!    rows are read again by `sequence`, because a transaction may commit after its page was read, and the two are compared again.
 //! 4. Sort the first records of keyed events by entity and offset, and compare their order.
 //!
@@ -21,10 +21,10 @@
 //!   published no later than its first records. On a compacted topic no event is missing.
 //!
 //! # Memory
-//! Memory does not depend on the number of rows: two sorters of at most [`sorter::CHUNK_BYTES`] each (one is filled, one is merged), the
-//! client's queue of 8 MiB, one row, one record, 100,000 ids and 20 examples of each kind. A debug build had 99 MB at its peak with
-//! 200,000 events, 110 MB with 1,000,000 and 105 MB with 2,000,000. The disk (`TMPDIR`) takes 85 bytes per row and per record, and
-//! 56 more per keyed event.
+//! Memory does not depend on the number of rows: two sorters of at most [`CHUNK_BYTES`](super::sorter::CHUNK_BYTES) each (one is filled,
+//! one is merged), the client's queue of 8 MiB, one row, one record, 100,000 ids and 20 examples of each kind. A debug build had 99 MB at
+//! its peak with 200,000 events, 110 MB with 1,000,000 and 105 MB with 2,000,000. The disk (`TMPDIR`) takes 85 bytes per row and per
+//! record, and 56 more per keyed event.
 //!
 //! # Limits
 //! - If a topic got more partitions, its earlier records are where the old number of partitions put them: use `--since` the change.
@@ -35,7 +35,6 @@
 mod compare;
 mod fact;
 mod reading;
-mod sorter;
 mod table;
 mod topic;
 mod topics;
@@ -51,6 +50,7 @@ use sqlx::PgConnection;
 use tokio::task::block_in_place;
 
 use crate::config::{DatabaseSettings, KafkaSettings, Settle};
+use crate::inspect::sorter::Sorter;
 use crate::observe::progress::Progress;
 use crate::resend::rate::Rate;
 use crate::sink::silence::{Silence, silence};
@@ -61,7 +61,6 @@ use event_outbox::ledger::{Example, Finding, Place, Report, Rules};
 use event_outbox::route::TopicTemplate;
 use event_outbox::schema::{self, SchemaError};
 use fact::Fact;
-use sorter::Sorter;
 use table::{Audits, Extent, TableReader};
 use topic::{Beginning, Nameless, TopicExtent, TopicReader};
 use topics::TopicNames;

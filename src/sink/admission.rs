@@ -1,7 +1,7 @@
 //! Refuses events that would mislead others: events for topics that belong to Kafka, to consumers' dead letters or to nobody, and events with
 //! headers that only the relay may set.
 
-use crate::config::TopicList;
+use crate::config::RelaySettings;
 use event_outbox::envelope::headers;
 use event_outbox::event::StoredEvent;
 
@@ -12,21 +12,23 @@ const INTERNAL: &str = "__";
 const DEAD_LETTERS: &str = ".dlq";
 
 /// Returns why the event must not be sent; `None` if it may.
-pub(crate) fn refusal(event: &StoredEvent<'_>, topic: &str, allowed: Option<&TopicList>) -> Option<String> {
-    topic_refusal(topic, allowed).or_else(|| {
+pub(crate) fn refusal(event: &StoredEvent<'_>, topic: &str, relay: &RelaySettings) -> Option<String> {
+    topic_refusal(topic, relay).or_else(|| {
         let reserved = event.headers.iter().find(|(name, _)| headers::is_reserved(name));
         reserved.map(|(name, _)| format!("the header {name:?} is reserved: only the relay and consumers set it"))
     })
 }
 
 /// Returns why no event may go to the topic; `None` if events may.
-pub(crate) fn topic_refusal(topic: &str, allowed: Option<&TopicList>) -> Option<String> {
+pub(crate) fn topic_refusal(topic: &str, relay: &RelaySettings) -> Option<String> {
     if topic.starts_with(INTERNAL) {
         return Some(format!("the topic {topic} is internal to Kafka: its name begins with {INTERNAL}"));
     }
     if topic.ends_with(DEAD_LETTERS) {
         return Some(format!("the topic {topic} is for dead letters of consumers: its name ends in {DEAD_LETTERS}"));
     }
-    let is_allowed = allowed.is_none_or(|allowed| allowed.has(topic));
-    (!is_allowed).then(|| format!("the topic {topic} is not in RELAY_TOPICS"))
+    // The list names topics without RELAY_TOPIC_PREFIX. Otherwise setting the prefix alone would make every event DEAD.
+    let name = relay.topic.without_prefix(topic);
+    let is_allowed = relay.topics.as_ref().is_none_or(|allowed| allowed.has(name));
+    (!is_allowed).then(|| format!("the topic {name} is not in RELAY_TOPICS"))
 }

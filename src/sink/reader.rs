@@ -248,6 +248,38 @@ impl Reader {
     }
 }
 
+/// What a reader of assigned partitions meets next.
+pub(crate) enum Heard<'m> {
+    Record(BorrowedMessage<'m>),
+    /// The end of this partition, for now.
+    End(i32),
+    Nothing,
+}
+
+impl Reader {
+    /// Returns what comes next in the followed topics, or [`Heard::Nothing`] after `within`.
+    ///
+    /// # Errors
+    /// Any error of the client, except those it recovers from.
+    pub(crate) fn poll(&self, within: Duration) -> Result<Heard<'_>, KafkaError> {
+        match self.consumer.poll(within) {
+            None => Ok(Heard::Nothing),
+            Some(Ok(message)) => Ok(Heard::Record(message)),
+            Some(Err(KafkaError::PartitionEOF(partition))) => Ok(Heard::End(partition)),
+            Some(Err(error)) if is_passing(&error) => Ok(Heard::Nothing),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// Ends the following of all topics.
+    ///
+    /// # Errors
+    /// Any error of the client.
+    pub(crate) fn unfollow(&self) -> Result<(), KafkaError> {
+        self.consumer.unassign()
+    }
+}
+
 /// Returns the first header with this name, as text.
 pub(crate) fn header<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m str> {
     let headers = message.headers()?;

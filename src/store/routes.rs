@@ -97,10 +97,15 @@ fn sample(names: &Names, rows: u32, measured: &str, figures: &str) -> String {
 
 /// SQL for the topic that the relay routes an event to; `of`: what comes before its columns.
 pub(crate) fn topic_sql(template: &TopicTemplate, of: &str) -> String {
-    format!(
+    let whole = template.to_string();
+    let routed = format!(
         "coalesce({of}topic, replace(replace({}, '{{entity_type}}', {of}entity_type), '{{event_type}}', {of}event_type))",
-        literal(&template.to_string())
-    )
+        literal(template.without_prefix(&whole))
+    );
+    match template.prefix() {
+        "" => routed,
+        prefix => format!("({} || {routed})", literal(prefix)),
+    }
 }
 
 /// The topic of an event of which only the route matters.

@@ -15,6 +15,8 @@ const SHOWN: usize = 80;
 /// A topic name with placeholders: `{entity_type}-events`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicTemplate {
+    /// The beginning of every topic's name, also of those that rows name. Most often empty.
+    prefix: String,
     parts: Vec<Part>,
 }
 
@@ -110,17 +112,46 @@ impl TopicTemplate {
     /// record would not stop the entity's next records.
     pub fn resolve<'b>(&self, event: &'b StoredEvent<'_>, scratch: &'b mut String) -> Result<&'b str, BadTopic> {
         let (name, origin) = match event.topic {
-            Some(topic) => (topic, TopicOrigin::Column),
+            Some(topic) if self.prefix.is_empty() => (topic, TopicOrigin::Column),
+            Some(topic) => {
+                scratch.clear();
+                scratch.extend([self.prefix.as_str(), topic]);
+                (scratch.as_str(), TopicOrigin::Column)
+            }
             None => (self.fill(event, scratch), TopicOrigin::Template),
         };
-        match check(name) {
+        // A name has to be legal without the prefix as well, so that it still is when the prefix goes.
+        match check(&name[self.prefix.len()..]).and_then(|()| check(name)) {
             Ok(()) => Ok(name),
             Err(mistake) => Err(BadTopic { name: name.chars().take(SHOWN).collect(), origin, mistake }),
         }
     }
 
+    /// Returns the template with a prefix for every topic, also for the topics that rows name: `shadow.` makes
+    /// `shadow.order-events` of `order-events`.
+    ///
+    /// # Errors
+    /// The rule that every name with this prefix would break.
+    pub fn with_prefix(self, prefix: &str) -> Result<Self, NameMistake> {
+        match check(prefix) {
+            Ok(()) | Err(NameMistake::Empty | NameMistake::Dots) => Ok(Self { prefix: prefix.to_owned(), ..self }),
+            Err(mistake) => Err(mistake),
+        }
+    }
+
+    /// Returns the prefix of every topic, which is empty unless [`TopicTemplate::with_prefix`] set it.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Returns a topic's name without the prefix.
+    pub fn without_prefix<'n>(&self, name: &'n str) -> &'n str {
+        name.strip_prefix(&self.prefix).unwrap_or(name)
+    }
+
     fn fill<'b>(&self, event: &StoredEvent<'_>, scratch: &'b mut String) -> &'b str {
         scratch.clear();
+        scratch.push_str(&self.prefix);
         for part in &self.parts {
             scratch.push_str(match part {
                 Part::Literal(text) => text,
@@ -137,7 +168,7 @@ impl FromStr for TopicTemplate {
 
     fn from_str(template: &str) -> Result<Self, Self::Err> {
         match parse(template) {
-            Ok(parts) => Ok(Self { parts }),
+            Ok(parts) => Ok(Self { prefix: String::new(), parts }),
             Err(mistake) => Err(BadTemplate { template: template.to_owned(), mistake }),
         }
     }
@@ -145,6 +176,7 @@ impl FromStr for TopicTemplate {
 
 impl fmt::Display for TopicTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.prefix)?;
         self.parts.iter().try_for_each(|part| {
             f.write_str(match part {
                 Part::Literal(text) => text,

@@ -4,8 +4,8 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
+use crate::inspect::sorter::Sorter;
 use crate::inspect::verify::fact::{FACT_BYTES, Fact, RecordFact, Resent, RowFact, STEP_BYTES, Step};
-use crate::inspect::verify::sorter::Sorter;
 use crate::lane::murmur2::partition;
 use event_outbox::event::EventId;
 use event_outbox::ledger::{Example, Finding, Place, Report, RowStatus};

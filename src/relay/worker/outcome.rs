@@ -107,7 +107,7 @@ impl<'r> Plan<'r> {
             Err(fault) => return Ok(Routed::Poison(Poison::of_row(fault.to_string(), fault.code()))),
         };
         Ok(match options.relay.topic.resolve(&event, scratch) {
-            Ok(topic) => match admission::refusal(&event, topic, options.relay.topics.as_ref()) {
+            Ok(topic) => match admission::refusal(&event, topic, &options.relay) {
                 Some(refusal) => Routed::Poison(Poison::of_row(refusal, Code::EventRefused)),
                 None => Routed::Ready { topic: self.intern(topic), event },
             },

@@ -117,3 +117,33 @@ fn kafkas_rule(name: &str) -> bool {
     let alphabet = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
     name != "." && name != ".." && (1..=249).contains(&name.len()) && name.chars().all(|c| alphabet.contains(c))
 }
+
+fn shadow(template: &str) -> TopicTemplate {
+    template.parse::<TopicTemplate>().expect("a good template").with_prefix("shadow.").expect("a good prefix")
+}
+
+#[test]
+fn a_prefix_comes_before_the_topics_of_the_template_and_before_those_of_rows() {
+    let template = shadow("{entity_type}-events");
+    let mut scratch = "left over".to_owned();
+    assert_eq!(template.resolve(&event("order", "x", None), &mut scratch), Ok("shadow.order-events"));
+    assert_eq!(template.resolve(&event("order", "x", Some("audit")), &mut scratch), Ok("shadow.audit"));
+    assert_eq!(template.to_string(), "shadow.{entity_type}-events");
+    assert_eq!((template.prefix(), template.without_prefix("shadow.audit")), ("shadow.", "audit"));
+    assert_eq!(shadow("all").without_prefix("audit"), "audit");
+}
+
+#[test]
+fn a_topic_that_is_illegal_without_its_prefix_stays_illegal_with_it() {
+    let template = shadow("{entity_type}");
+    for (topic, mistake) in [("", NameMistake::Empty), (".", NameMistake::Dots), ("a b", NameMistake::Character(' '))] {
+        let found = template.resolve(&event("order", "x", Some(topic)), &mut String::new()).map(str::to_owned);
+        assert_eq!(found.expect_err(topic).mistake, mistake, "{topic}");
+    }
+    let long = "a".repeat(LONGEST_TOPIC - 3);
+    let found = template.resolve(&event(&long, "x", None), &mut String::new()).map(str::to_owned);
+    assert_eq!(found.expect_err("too long").mistake, NameMistake::TooLong(LONGEST_TOPIC + 4));
+    let template: TopicTemplate = "all".parse().expect("a good template");
+    assert_eq!(template.clone().with_prefix("a b"), Err(NameMistake::Character(' ')));
+    assert_eq!(template.with_prefix("").expect("no prefix").to_string(), "all");
+}
