@@ -22,7 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
-fn document(path: &str) -> anyhow::Result<String> {
+pub(crate) fn document(path: &str) -> anyhow::Result<String> {
     Ok(std::fs::read_to_string(root().join(path))?)
 }
 
@@ -31,7 +31,7 @@ fn root() -> &'static Path {
 }
 
 /// Returns the code blocks of a language in the part of the document below `heading`.
-fn blocks<'t>(text: &'t str, heading: &str, language: &str) -> anyhow::Result<Vec<&'t str>> {
+pub(crate) fn blocks<'t>(text: &'t str, heading: &str, language: &str) -> anyhow::Result<Vec<&'t str>> {
     let (_, part) = text.split_once(&format!("\n## {heading}\n")).with_context(|| format!("no {heading:?}"))?;
     let part = part.split("\n## ").next().unwrap_or_default();
     let fence = format!("```{language}\n");
@@ -41,23 +41,28 @@ fn blocks<'t>(text: &'t str, heading: &str, language: &str) -> anyhow::Result<Ve
 
 /// Runs commands with the binary and Kafka's tools on the PATH, from the root of the repository.
 fn run(script: &str, environment: &[(&str, &str)], tools: &Path) -> anyhow::Result<Output> {
-    let binary = lab::relay::binary().parent().context("a folder")?;
-    let path = std::env::var("PATH")?;
-    let mut command = Command::new("sh");
-    command.args(["-e", "-c", script]).current_dir(root()).stdin(Stdio::null());
-    command.env("PATH", format!("{}:{}:{path}", binary.display(), tools.display()));
-    command.env("PSQLRC", "/dev/null").envs(environment.iter().copied());
-    Ok(command.output()?)
+    Ok(shell(&["sh"], script, tools)?.current_dir(root()).envs(environment.iter().copied()).output()?)
 }
 
-fn worked(output: &Output) -> anyhow::Result<String> {
+/// Returns a shell for commands, with the binary and the programs in `tools` on the PATH. `words` starts it.
+pub(crate) fn shell(words: &[&str], script: &str, tools: &Path) -> anyhow::Result<Command> {
+    let binary = lab::relay::binary().parent().context("a folder")?;
+    let path = std::env::var("PATH")?;
+    let (program, arguments) = words.split_first().context("a shell")?;
+    let mut command = Command::new(program);
+    command.args(arguments).args(["-e", "-c", script]).stdin(Stdio::null());
+    command.env("PATH", format!("{}:{}:{path}", tools.display(), binary.display())).env("PSQLRC", "/dev/null");
+    Ok(command)
+}
+
+pub(crate) fn worked(output: &Output) -> anyhow::Result<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     ensure!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
     Ok(stdout)
 }
 
-fn needs_psql() -> anyhow::Result<()> {
+pub(crate) fn needs_psql() -> anyhow::Result<()> {
     let found = Command::new("psql").arg("--version").stdout(Stdio::null()).status();
     found.map(drop).map_err(|_| Missing("psql is not installed".to_owned()).into())
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod cli;
+mod compare;
 mod connections;
 mod consumers;
 mod containers;
@@ -36,10 +37,12 @@ mod roles;
 mod secrets;
 mod servers;
 mod settle;
+mod shadow;
 mod snippets;
 mod status;
 mod surface;
 mod systemd;
+mod switch;
 mod tail;
 mod terminal;
 mod tls;
@@ -61,7 +64,9 @@ fn main() -> ExitCode {
     let trials = [
         servers::trials(),
         cli::trials(),
+        compare::trials(),
         secrets::trials(),
+        shadow::trials(),
         check::trials(),
         bench::trials(),
         migrations::trials(),
@@ -99,6 +104,7 @@ fn main() -> ExitCode {
         managed::trials(),
         order_flow::trials(),
         status::trials(),
+        switch::trials(),
         health::trials(),
         systemd::trials(),
         held_snapshot::trials(),
