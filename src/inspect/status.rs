@@ -21,7 +21,7 @@ pub(crate) use brokers::Brokers;
 pub(crate) use next::{About, NextStep};
 pub(crate) use progress::LaneOwner;
 
-use crate::store::activity::{self, Blocker, Session, Waiting};
+use crate::store::activity::{self, Blocker, Session, Sessions, Waiting};
 use crate::store::backlog::{self, Flow, FlowMark, HEAD_LIMIT, HeadGroup, HeldGroup};
 use crate::store::counts::{self, COUNT_LIMIT};
 use crate::store::fleet::{self, LaneHeld, RegisteredRelay};
@@ -135,14 +135,15 @@ impl Status {
         look: &Look<'_>,
         mark: &mut Option<FlowMark>,
     ) -> Result<Self, sqlx::Error> {
+        let sessions = Sessions::find(conn, look.names).await?;
         let mut status = Self {
-            sees_other_sessions: activity::sees_others(conn, look.names).await?,
-            blockers: activity::table_blockers(conn, look.names).await?,
+            sees_other_sessions: sessions.sees_others,
+            blockers: activity::table_blockers(conn, look.names, &sessions).await?,
             waiting: activity::waiting_relays(conn).await?,
-            oldest_transaction: activity::oldest_transaction(conn, look.names).await?,
+            oldest_transaction: activity::oldest_transaction(conn, &sessions).await?,
             ..Self::default()
         };
-        match status.outbox(conn, look, mark).await {
+        match status.outbox(conn, look, &sessions, mark).await {
             Ok(()) => {}
             // 55P03 lock_not_available, 57014 query_canceled: the query ran into its time limit.
             Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("55P03" | "57014")) => {
@@ -158,6 +159,7 @@ impl Status {
         &mut self,
         conn: &mut PgConnection,
         look: &Look<'_>,
+        sessions: &Sessions,
         mark: &mut Option<FlowMark>,
     ) -> Result<(), sqlx::Error> {
         let names = look.names;
@@ -176,7 +178,7 @@ impl Status {
         self.held = backlog::held(conn, names).await?;
         self.consumers = held_keys::counts(conn, names).await?;
         self.pauses = pauses::look(conn, names).await?;
-        self.blockers.extend(activity::row_blockers(conn, names).await?);
+        self.blockers.extend(activity::row_blockers(conn, names, sessions).await?);
         let lanes = lane_count(conn, names).await?;
         let relays = fleet::relays(conn, names).await?;
         self.relays =

@@ -112,25 +112,27 @@ impl Sessions {
     }
 }
 
-/// Returns true if this user may see the activity of other users' sessions.
-pub(crate) async fn sees_others(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
-    Ok(Sessions::find(conn, names).await?.sees_others)
-}
-
 /// Returns the transaction that has been open for the longest time. Transactions of other databases count only if they have a transaction
 /// id, because only those hold back the relay's snapshots.
-pub(crate) async fn oldest_transaction(conn: &mut PgConnection, names: &Names) -> Result<Option<Session>, sqlx::Error> {
+pub(crate) async fn oldest_transaction(
+    conn: &mut PgConnection,
+    sessions: &Sessions,
+) -> Result<Option<Session>, sqlx::Error> {
     let query = format!(
         "select {SESSION} from {} a \
          where a.xact_start is not null and a.pid <> pg_backend_pid() and a.backend_type <> 'autovacuum worker' \
          and (a.datname = current_database() or a.backend_xid is not null) order by a.xact_start limit 1",
-        Sessions::find(conn, names).await?.relation
+        sessions.relation
     );
     read(conn, &query).await?.first().map(|row| session(row, 0)).transpose()
 }
 
 /// Returns the sessions whose locks on the outbox table, the lane table or the relay table keep a relay from reading or writing.
-pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Result<Vec<Blocker>, sqlx::Error> {
+pub(crate) async fn table_blockers(
+    conn: &mut PgConnection,
+    names: &Names,
+    sessions: &Sessions,
+) -> Result<Vec<Blocker>, sqlx::Error> {
     // Compares the database as well, because databases made from one template have tables with the same oids. Looks the oids up in the
     // catalog: a cast to `regclass` could wait or fail for a table that is being dropped.
     let (schema, outbox, lane, relay) = (
@@ -151,7 +153,7 @@ pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Re
          select 'a lock on table ' || held.what, \
            coalesce((select string_agg(w.pid::text, ',') from pg_stat_activity w where held.pid = any (pg_blocking_pids(w.pid))), ''), \
            {SESSION} from held join {sessions} a using (pid) order by a.xact_start",
-        sessions = Sessions::find(conn, names).await?.relation
+        sessions = sessions.relation
     );
     let rows = read(conn, &query).await?;
     rows.iter().map(blocker).collect()
@@ -160,7 +162,11 @@ pub(crate) async fn table_blockers(conn: &mut PgConnection, names: &Names) -> Re
 /// Returns the sessions that are not a relay's and hold locks on the first pending rows. The entities of these rows have to wait.
 ///
 /// A shared lock that several sessions hold at once is not detected.
-pub(crate) async fn row_blockers(conn: &mut PgConnection, names: &Names) -> Result<Vec<Blocker>, sqlx::Error> {
+pub(crate) async fn row_blockers(
+    conn: &mut PgConnection,
+    names: &Names,
+    sessions: &Sessions,
+) -> Result<Vec<Blocker>, sqlx::Error> {
     let (outbox, hold) = (names.outbox(), names.companion("hold"));
     let first = pending(names, "id, xmax::text::int8 as locker", "true", ROWS_LOOKED_AT);
     let query = format!(
@@ -175,7 +181,7 @@ pub(crate) async fn row_blockers(conn: &mut PgConnection, names: &Names) -> Resu
            coalesce((select string_agg(w.pid::text, ',') from pg_stat_activity w where held.pid = any (pg_blocking_pids(w.pid))), ''), \
            {SESSION} from held join {sessions} a using (pid) \
          where a.application_name not like 'outbox-relay %' order by a.xact_start",
-        sessions = Sessions::find(conn, names).await?.relation
+        sessions = sessions.relation
     );
     let rows = read(conn, &query).await?;
     rows.iter().map(blocker).collect()

@@ -6,7 +6,7 @@ use sqlx::{Connection, PgConnection, Row};
 
 use super::finding::Finding;
 use super::rights::first;
-use crate::store::activity::{self, span};
+use crate::store::activity::{self, Sessions, span};
 use crate::store::read_only::read;
 use event_outbox::Names;
 use event_outbox::code::Code;
@@ -48,7 +48,8 @@ pub(super) async fn oldest_transaction(
     tolerated: Duration,
 ) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
-    if !activity::sees_others(conn, names).await? {
+    let sessions = Sessions::find(conn, names).await?;
+    if !sessions.sees_others {
         let user: String = first(conn, "select quote_ident(current_user)").await?;
         findings.push(Finding::note(
             Code::SessionsHidden,
@@ -58,7 +59,7 @@ pub(super) async fn oldest_transaction(
             format!("let an administrator run `outbox-relay migrate --roles`, and grant {user} a role that it makes"),
         ));
     }
-    if let Some(oldest) = activity::oldest_transaction(conn, names).await? {
+    if let Some(oldest) = activity::oldest_transaction(conn, &sessions).await? {
         let age = oldest.transaction_s.unwrap_or_default();
         if age > tolerated.as_secs_f64() {
             let harm = if oldest.holds_vacuum {

@@ -1,10 +1,12 @@
 //! Explains why an event waits. Several reasons may apply; the first one in a fixed order is reported.
 
+use std::time::Duration;
+
 use sqlx::{PgConnection, Row as _};
 
 use super::Row;
 use crate::config::Settings;
-use crate::store::activity::{self, Blocker, span};
+use crate::store::activity::{self, Blocker, Sessions, span};
 use crate::store::fleet::{self, RegisteredRelay};
 use crate::store::pauses::{self, Pause};
 use crate::store::pending::pending;
@@ -17,19 +19,23 @@ const MOST_BEFORE: i64 = 1_000_000;
 
 /// The facts about the outbox that concern every event.
 pub(super) struct OutboxState {
+    /// The relays that were heard of within the last hour.
     relays: Vec<RegisteredRelay>,
+    sessions: Sessions,
     blockers: Vec<Blocker>,
     pauses: Vec<Pause>,
-    alive_s: f64,
+    alive_for: Duration,
 }
 
 impl OutboxState {
     pub(super) async fn look(conn: &mut PgConnection, names: &Names, settings: &Settings) -> Result<Self, sqlx::Error> {
+        let sessions = Sessions::find(conn, names).await?;
         Ok(Self {
             relays: fleet::relays(conn, names).await?,
-            blockers: activity::table_blockers(conn, names).await?,
+            blockers: activity::table_blockers(conn, names, &sessions).await?,
             pauses: pauses::look(conn, names).await?,
-            alive_s: settings.relay.heartbeat_interval.as_secs_f64() * 3.0,
+            alive_for: settings.relay.alive_for(),
+            sessions,
         })
     }
 }
@@ -71,7 +77,7 @@ pub(super) async fn why(
         let resume = format!("outbox-relay resume {}, when the reason is gone", scope.arguments());
         return Ok(reason(format!("publishing is paused: {why}"), resume));
     }
-    if let Some(locked) = locked(conn, names, row).await? {
+    if let Some(locked) = locked(conn, names, &state.sessions, row).await? {
         return Ok(Some(locked));
     }
     if let Some(earlier) = earlier(conn, names, row).await? {
@@ -86,13 +92,16 @@ pub(super) async fn why(
             format!("end it: select pg_terminate_backend({});", blocker.session.pid),
         ));
     }
-    let alive: Vec<_> = state.relays.iter().filter(|relay| relay.silent_s < state.alive_s).collect();
+    let alive: Vec<_> = state.relays.iter().filter(|relay| relay.is_alive(state.alive_for)).collect();
     if alive.is_empty() {
-        let last = state.relays.iter().map(|relay| relay.silent_s).min_by(f64::total_cmp);
-        let since = last.map_or_else(
-            || "no relay has sent a heartbeat for an hour".to_owned(),
-            |last| format!("the last heartbeat was {} ago", span(last)),
-        );
+        let last = state.relays.iter().min_by(|a, b| a.silent_s.total_cmp(&b.silent_s));
+        let since = match last {
+            None => "no relay has sent a heartbeat for an hour".to_owned(),
+            Some(relay) if relay.has_ended => {
+                format!("the last heartbeat was {} ago, and its session has ended", span(relay.silent_s))
+            }
+            Some(relay) => format!("the last heartbeat was {} ago", span(relay.silent_s)),
+        };
         return Ok(reason(
             format!("no relay is alive: {since}"),
             "start `outbox-relay run`, or read the log of the missing relay: a relay sends no heartbeats while its brokers are unreachable",
@@ -121,7 +130,7 @@ fn held_or_scheduled(row: &Row) -> Reason {
     reason(format!("it is scheduled for {at}, in {}", span(due_in)), "no action is needed; available_at has the time")
 }
 
-async fn locked(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Reason, sqlx::Error> {
+async fn locked(conn: &mut PgConnection, names: &Names, sessions: &Sessions, row: &Row) -> Result<Reason, sqlx::Error> {
     let query = format!(
         "select l.pid::int8, coalesce(a.application_name, ''), a.usename::text, \
          extract(epoch from clock_timestamp() - a.xact_start)::float8 \
@@ -130,7 +139,7 @@ async fn locked(conn: &mut PgConnection, names: &Names, row: &Row) -> Result<Rea
          left join {} a using (pid) where event.locker <> 0 limit 1",
         names.outbox(),
         row.id,
-        activity::Sessions::find(conn, names).await?.relation
+        sessions.relation
     );
     let rows = read(conn, &query).await?;
     let Some(found) = rows.first() else { return Ok(None) };
