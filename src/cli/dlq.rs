@@ -24,6 +24,7 @@ use crate::observe::progress::Progress;
 use crate::resend::dlq::DlqError;
 use crate::resend::dlq::filter::{Filter, Run};
 use crate::resend::dlq::scan::{self, DeadLetters};
+use crate::sink::admission::DEAD_LETTERS;
 use crate::sink::reader::Reader;
 use crate::sink::resend::Resend;
 use crate::text;
@@ -152,7 +153,7 @@ const MOST_TOPICS: usize = 10;
 fn failed(error: DlqError, topic: &str, kafka: &KafkaSettings) -> Failure {
     let dead_letter_topics = || {
         let mut topics = Reader::new(kafka).ok()?.topics().ok()?;
-        topics.retain(|topic| topic.ends_with(".dlq"));
+        topics.retain(|topic| topic.ends_with(DEAD_LETTERS));
         // The most similar names come first.
         topics.sort_by_cached_key(|known| strsim::damerau_levenshtein(known, topic));
         topics.truncate(MOST_TOPICS);

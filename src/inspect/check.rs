@@ -30,7 +30,7 @@ mod table;
 mod topics;
 mod transactions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -331,18 +331,17 @@ async fn brokers(
     let Some(question) = question else { return Ok(()) };
     found.findings.extend(question.horizon().as_ref().map(dedup_window::too_narrow));
     let all = cluster.topics().await?;
-    let dead_letters = |(name, _): &(String, Seen)| {
-        crate::inspect::dedup_window::dead_letter_topics(name, all.iter()).cloned().collect::<Vec<_>>()
-    };
-    for name in topics.iter().take(MOST_TOPICS).flat_map(dead_letters) {
+    let routed: Vec<&str> = topics.iter().take(MOST_TOPICS).map(|(name, _)| name.as_str()).collect();
+    let dead_letters = |topic| crate::inspect::dedup_window::dead_letter_topics(topic, all.iter());
+    // A name may be that of a dead letter topic of two topics.
+    for name in routed.iter().copied().flat_map(dead_letters).collect::<BTreeSet<_>>() {
         let retention = cluster
-            .topic_config(&name)
+            .topic_config(name)
             .await
             .and_then(|config| crate::inspect::dedup_window::TopicRetention::from_config(&config));
-        let violation = retention.and_then(|retention| question.violation(Some(&name), true, retention));
+        let violation = retention.and_then(|retention| question.violation(Some(name), true, retention));
         found.findings.extend(violation.as_ref().map(dedup_window::too_narrow));
     }
-    let routed: Vec<&str> = topics.iter().map(|(name, _)| name.as_str()).collect();
     let findings = dedup_window::of_groups(&question, kafka, std::mem::take(&mut found.sources), &routed).await?;
     found.findings.extend(findings);
     Ok(())

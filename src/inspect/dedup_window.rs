@@ -18,6 +18,7 @@ use rdkafka::error::KafkaError;
 use sqlx::PgConnection;
 
 use crate::config::{GivenDuration, KafkaSettings};
+use crate::sink::admission::DEAD_LETTERS;
 use crate::sink::reader::{ANSWER_WITHIN, Reader};
 use crate::sink::{groups, login};
 use crate::store::routes;
@@ -270,14 +271,19 @@ pub(crate) fn dead_letter_topics<'t>(
     topic: &str,
     all: impl Iterator<Item = &'t String>,
 ) -> impl Iterator<Item = &'t String> {
-    all.filter(move |name| {
-        let group = name.strip_prefix(topic).and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".dlq"));
-        group.is_some_and(|group| !group.is_empty())
-    })
+    all.filter(move |name| is_dead_letter_topic(name, topic))
+}
+
+/// Returns true if `name` is `<topic>.<group>.dlq`, the name that the consumer runtime gives to the dead letter topic of `topic`.
+pub(crate) fn is_dead_letter_topic(name: &str, topic: &str) -> bool {
+    let group = name.strip_prefix(topic).and_then(|rest| rest.strip_prefix('.')?.strip_suffix(DEAD_LETTERS));
+    group.is_some_and(|group| !group.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
+    use event_outbox::consumer::DeadLetter;
+
     use super::*;
 
     const DAY: Duration = Duration::from_secs(86_400);
@@ -301,6 +307,7 @@ mod tests {
         let all = ["a.g.dlq", "a..dlq", "a.dlq", "b.g.dlq", "ab.g.dlq", "a.x.y.dlq", "a"].map(str::to_owned);
         let found: Vec<_> = dead_letter_topics("a", all.iter()).collect();
         assert_eq!(found, ["a.g.dlq", "a.x.y.dlq"]);
+        assert!(is_dead_letter_topic(&DeadLetter::default_topic("a", "g"), "a"));
     }
 
     #[test]

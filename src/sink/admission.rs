@@ -9,7 +9,7 @@ use event_outbox::event::StoredEvent;
 const INTERNAL: &str = "__";
 
 /// The end of the names of dead letter topics, which consumers write: `<topic>.<group>.dlq`.
-const DEAD_LETTERS: &str = ".dlq";
+pub(crate) const DEAD_LETTERS: &str = ".dlq";
 
 /// Returns why the event must not be sent; `None` if it may.
 pub(crate) fn refusal(event: &StoredEvent<'_>, topic: &str, relay: &RelaySettings) -> Option<String> {

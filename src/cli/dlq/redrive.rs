@@ -23,6 +23,7 @@ use crate::resend::dlq::DlqError;
 use crate::resend::dlq::redrive::{self, Destination, Ended, Plan, Why};
 use crate::resend::dlq::redrive_log::State;
 use crate::resend::dlq::scan::{self, Cause, DeadLetters};
+use crate::sink::admission::DEAD_LETTERS;
 use crate::sink::reader::Reader;
 use crate::sink::resend::Resend;
 use crate::text;
@@ -214,7 +215,7 @@ fn is_of(cause: &Cause, topic: &str) -> bool {
     match &cause.group {
         Some(group) => DeadLetter::default_topic(source, group) == topic,
         // Other tools do not name it.
-        None => topic.strip_prefix(source).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".dlq")),
+        None => topic.strip_prefix(source).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(DEAD_LETTERS)),
     }
 }
 

@@ -51,18 +51,16 @@ pub(super) fn too_narrow(violation: &WindowViolation) -> Finding {
     )
 }
 
-/// Reports the topics that the groups of the inbox read and that outlast the window. Leaves out the topics of this outbox's own events, which
-/// have been reported.
+/// Reports the topics that the groups of the inbox read and that outlast the window. Leaves out the topics in `routed` and their dead letter
+/// topics, which have been reported.
 pub(super) async fn of_groups(
     question: &Question<'_>,
     kafka: &KafkaSettings,
     groups: BTreeMap<String, Vec<Source>>,
     routed: &[&str],
 ) -> Result<Vec<Finding>, KafkaError> {
-    let is_reported = |topic: &str| {
-        let dead_letters = |source: &&str| topic.starts_with(&format!("{source}.")) && topic.ends_with(".dlq");
-        routed.contains(&topic) || routed.iter().any(dead_letters)
-    };
+    let is_reported =
+        |topic: &str| routed.iter().any(|source| *source == topic || dedup_window::is_dead_letter_topic(topic, source));
     match question.violations_of_groups(kafka, groups).await {
         Ok(violations) => {
             let news = violations.iter().filter(|one| one.topic.as_deref().is_none_or(|topic| !is_reported(topic)));

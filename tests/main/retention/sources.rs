@@ -17,7 +17,8 @@ pub(super) fn trials() -> Vec<Trial> {
         with_both:
             an_inbox_keeps_what_the_topics_of_its_groups_may_bring_again,
             a_group_whose_topics_are_not_known_keeps_its_rows_until_somebody_names_them,
-            a_relay_prunes_nothing_that_topics_of_other_services_may_bring_again;
+            a_relay_prunes_nothing_that_topics_of_other_services_may_bring_again,
+            a_topic_that_only_resembles_a_dead_letter_topic_is_reported;
     }
 }
 
@@ -172,5 +173,22 @@ async fn a_relay_prunes_nothing_that_topics_of_other_services_may_bring_again(
         }
     })
     .await;
+    Ok(())
+}
+
+/// `<topic>.dlq` names no group, so it is no dead letter topic of the consumer runtime. A group reads it all the same.
+async fn a_topic_that_only_resembles_a_dead_letter_topic_is_reported(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let mut consumers = Consumers::new(&database, &kafka).await?;
+    let topic = consumers.outbox.topic.clone();
+    kafka.create_topic(&topic, 1, &[("retention.ms", "60000")]).await?;
+    consumers.outbox.write("e", 1, 1).await?;
+    consumers.source = format!("{topic}.dlq");
+    kafka.create_topic(&consumers.source, 2, &[("retention.ms", "-1")]).await?;
+    consumers.commit(&kafka)?;
+    let found = consumers.findings().await?;
+    ensure!(found.len() == 1 && found[0].contains(&format!("the topic {} keeps", consumers.source)), "{found:?}");
     Ok(())
 }
