@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::service::Service;
-use crate::config::{LogSettings, Needs, Settings, Sources};
+use crate::config::{Needs, Settings, Sources};
 use crate::observe::log;
 use event_outbox::code::Code;
 use event_outbox::notice::Notice;
@@ -19,7 +19,6 @@ const INTERVAL: Duration = Duration::from_secs(30);
 pub(super) struct Reload {
     sources: Sources,
     running: Settings,
-    log: LogSettings,
     hangup: Signal,
     service: Arc<Service>,
     /// The mistakes that were logged, until they are gone.
@@ -30,7 +29,7 @@ impl Reload {
     /// Listens for SIGHUP from now on, so that it does not end the process.
     pub(super) fn listen(sources: Sources, running: &Settings, service: Arc<Service>) -> std::io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
-        Ok(Self { sources, running: running.clone(), log: running.log.clone(), hangup, service, refused: None })
+        Ok(Self { sources, running: running.clone(), hangup, service, refused: None })
     }
 
     /// Reads the configuration again until `stop` becomes true.
@@ -60,10 +59,10 @@ impl Reload {
         if self.refused.take().is_some() {
             tracing::info!(notice = %Notice::Resolved, code = %Code::ReloadRefused, "the configuration has no mistakes any more");
         }
-        let adopted = self.running.adopt(&self.log, &fresh);
+        let adopted = self.running.adopt(&fresh);
         if let Some(level) = &adopted.log_level {
             log::set_level(level);
-            self.log = fresh.log;
+            self.running.log = fresh.log;
         }
         if is_asked || !adopted.changed.is_empty() {
             let changed = if adopted.changed.is_empty() { "nothing".to_owned() } else { adopted.changed.join(", ") };

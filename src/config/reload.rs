@@ -1,9 +1,9 @@
 //! Takes over what may change while a relay runs: secrets, certificates, retention, intervals and the log level. Clones of the settings share
 //! what was taken over.
 
+use super::Settings;
 use super::kafka::is_login;
 use super::relay::RelaySettings;
-use super::{LogSettings, Settings};
 
 /// The names of the settings that [`Settings::adopt`] takes over, as the list of non-defaults has them.
 const ADOPTED: [&str; 9] = [
@@ -31,7 +31,7 @@ pub struct Adopted {
 
 impl Settings {
     /// Takes over what may change while a relay runs from settings that were read again. The log level is left to the caller.
-    pub fn adopt(&self, log: &LogSettings, fresh: &Settings) -> Adopted {
+    pub fn adopt(&self, fresh: &Settings) -> Adopted {
         let mut changed = Vec::new();
         let mut note = |is_new: bool, what: &'static str| {
             if is_new {
@@ -45,7 +45,7 @@ impl Settings {
         }
         note(self.admin.adopt(&fresh.admin), "admin token");
         note(self.relay.adopt(&fresh.relay), "retention and intervals");
-        let log_level = (log.level != fresh.log.level).then(|| fresh.log.level.clone());
+        let log_level = (self.log.level != fresh.log.level).then(|| fresh.log.level.clone());
         note(log_level.is_some(), "log level");
         Adopted { changed, log_level, needs_restart: self.needs_restart(fresh, moved) }
     }
@@ -95,12 +95,12 @@ mod tests {
         let clone = running.clone();
         let same = load(&file, BASE);
         let nothing = Adopted { changed: Vec::new(), log_level: None, needs_restart: Vec::new() };
-        assert_eq!(running.adopt(&running.log, &same), nothing);
+        assert_eq!(running.adopt(&same), nothing);
 
         let changed = BASE.replace("u:old", "v:new")
             + "retention = 'delete'\nstatus_interval = '5s'\nlog_level = 'debug'\nbatch_size = 5\n\
                [kafka]\nsecurity.protocol = 'sasl_ssl'\nsasl.mechanism = 'PLAIN'\nsasl.username = 'u'\nsasl.password = 'hunter2'\n";
-        let adopted = running.adopt(&running.log, &load(&file, &changed));
+        let adopted = running.adopt(&load(&file, &changed));
         let names = ["database login", "login and certificates of Kafka", "retention and intervals", "log level"];
         assert_eq!(adopted.changed, names);
         assert_eq!(
@@ -123,10 +123,10 @@ mod tests {
         let text = format!("{BASE}[kafka]\nsecurity.protocol = 'ssl'\nssl.ca.location = '{}'\n", authority.display());
         let running = load(&file, &text);
         let kafka = running.kafka.clone().unwrap();
-        assert!(running.adopt(&running.log, &load(&file, &text)).changed.is_empty());
+        assert!(running.adopt(&load(&file, &text)).changed.is_empty());
         let before = kafka.version();
         fs::write(&authority, pem("MIIB")).unwrap();
-        assert_eq!(running.adopt(&running.log, &load(&file, &text)).changed, ["login and certificates of Kafka"]);
+        assert_eq!(running.adopt(&load(&file, &text)).changed, ["login and certificates of Kafka"]);
         assert_ne!(kafka.version(), before);
     }
 }
