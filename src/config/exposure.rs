@@ -183,4 +183,17 @@ mod tests {
         fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644)).unwrap();
         assert_eq!(with_file(), [Exposure::SecretReadable(vec![file.path().to_owned()])]);
     }
+
+    /// Texts show a path escaped and cut. The file behind it is looked at by its own name.
+    #[test]
+    fn a_configuration_file_with_a_long_or_odd_name_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a\u{1b}".repeat(30)).join("b".repeat(200)).join("relay.toml");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, format!("database_url = '{NEAR}'\nkafka_bootstrap_servers = 'localhost:1'\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let sources = Sources { file: Some(path.clone()), ..Sources::default() };
+        let found = Settings::load(sources, Needs::DatabaseAndKafka).unwrap();
+        assert_eq!(found.exposures(), [Exposure::SecretReadable(vec![path])]);
+    }
 }

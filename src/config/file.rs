@@ -12,7 +12,7 @@ use crate::text;
 
 /// Reads the file into a layer. Returns `None` if the content is unreadable: then no setting may be reported as missing.
 pub(super) fn read(path: &Path, needs: Needs, mistakes: &mut Vec<Mistake>) -> Option<Layer> {
-    let name = text::name(&path.display().to_string()).to_string();
+    let name = shown(path);
     let bytes = match pem::read(path) {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -24,16 +24,21 @@ pub(super) fn read(path: &Path, needs: Needs, mistakes: &mut Vec<Mistake>) -> Op
         mistakes.push(Mistake::new(name, "the file is not UTF-8 text"));
         return None;
     };
-    parse(&name, &text, needs, mistakes)
+    parse(path, &text, needs, mistakes)
 }
 
-fn parse(name: &str, text: &str, needs: Needs, mistakes: &mut Vec<Mistake>) -> Option<Layer> {
+fn shown(path: &Path) -> String {
+    text::name(&path.display().to_string()).to_string()
+}
+
+fn parse(path: &Path, text: &str, needs: Needs, mistakes: &mut Vec<Mistake>) -> Option<Layer> {
+    let name = shown(path);
     let (table, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        mistakes.extend(errors.iter().map(|error| syntax_mistake(name, text, error)));
+        mistakes.extend(errors.iter().map(|error| syntax_mistake(&name, text, error)));
         return None;
     }
-    let mut file = File { name, text, layer: Layer::new(needs) };
+    let mut file = File { path, name, text, layer: Layer::new(needs) };
     for (key, value) in table.into_inner() {
         let (at, key) = (key.span().start, key.into_inner());
         match value.into_inner() {
@@ -68,7 +73,9 @@ fn line(text: &str, at: usize) -> usize {
 }
 
 struct File<'a> {
-    name: &'a str,
+    path: &'a Path,
+    /// The path as texts show it: escaped, and cut if it is long.
+    name: String,
     text: &'a str,
     layer: Layer,
 }
@@ -91,7 +98,7 @@ impl File<'_> {
         match as_text(&value) {
             Some(text) => {
                 if Target::from_key(key).is_some_and(Target::is_secret) {
-                    self.layer.secret_files.insert(self.name.into());
+                    self.layer.secret_files.insert(self.path.to_owned());
                 }
                 self.layer.set_key(key, label, text);
             }
@@ -130,7 +137,7 @@ mod tests {
 
     fn mistakes(text: &str) -> Vec<String> {
         let mut mistakes = Vec::new();
-        let layer = parse("relay.toml", text, Needs::DatabaseAndKafka, &mut mistakes);
+        let layer = parse(Path::new("relay.toml"), text, Needs::DatabaseAndKafka, &mut mistakes);
         mistakes.extend(layer.into_iter().flat_map(|layer| layer.mistakes));
         mistakes.iter().map(Mistake::to_string).collect()
     }
