@@ -42,6 +42,14 @@ impl Obstacles {
         is_new
     }
 
+    /// Does the same for an obstacle whose reason may change. Also returns true when the reason is another.
+    pub(crate) fn block_for(&self, by: Component, what: &str, why: &str) -> bool {
+        let mut all = self.all();
+        let is_new = all.get(what).is_none_or(|obstacle| obstacle.why != shortened(why));
+        all.entry(what.to_owned()).or_default().report(by, why);
+        is_new
+    }
+
     /// Does the same for an obstacle with a known fault. Also returns true when the fault has a code that is not logged yet.
     pub(crate) fn block_by(&self, by: Component, what: &str, why: &str, fault: Fault) -> bool {
         let mut all = self.all();
@@ -108,5 +116,14 @@ mod tests {
         assert!(!obstacles.block(ONE, "marks", "no row was changed"));
         assert!(obstacles.unblock(ONE, "marks") && obstacles.block(OTHER, "marks", "no row was changed"));
         assert_eq!(obstacles.shown(Some("marks")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_obstacle_whose_reason_changes_is_logged_again() {
+        let obstacles = Obstacles::default();
+        let long = "a topic keeps its events ".repeat(100);
+        assert!(obstacles.block_for(ONE, "window", &long) && !obstacles.block_for(ONE, "window", &long));
+        assert!(obstacles.block_for(ONE, "window", "a group is unknown"));
+        assert!(obstacles.unblock(ONE, "window") && obstacles.block_for(ONE, "window", "a group is unknown"));
     }
 }

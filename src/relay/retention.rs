@@ -54,8 +54,6 @@ struct Pruner {
     removed: i64,
     removed_processed: i64,
     logged_at: Instant,
-    /// The reason logged last for which no row of the inbox is pruned.
-    window_reason: String,
 }
 
 /// Prunes until `stop` becomes true.
@@ -71,7 +69,6 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         removed: 0,
         removed_processed: 0,
         logged_at: now,
-        window_reason: String::new(),
     };
     let mut pause = Duration::from_secs(1);
     loop {
@@ -87,7 +84,6 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             // Another relay prunes, or none does.
             pruner.shared.obstacles.unblock(Component::Retention, OBSTACLE);
             pruner.shared.obstacles.unblock(Component::Retention, WINDOW);
-            pruner.window_reason.clear();
             continue;
         }
         // A step that is cut short is rolled back, so nothing is lost.
@@ -152,7 +148,6 @@ impl Pruner {
         };
         let (reason, next_step) = match question.violations(conn, &options.brokers).await {
             Ok(violations) if violations.is_empty() => {
-                self.window_reason.clear();
                 if self.shared.obstacles.unblock(Component::Retention, WINDOW) {
                     tracing::info!(
                         notice = %Notice::Resolved,
@@ -174,9 +169,7 @@ impl Pruner {
             }
             Err(unknown) => (unknown.to_string(), unknown.next_step()),
         };
-        self.shared.obstacles.block(Component::Retention, WINDOW, &reason);
-        if self.window_reason != reason {
-            self.window_reason.clone_from(&reason);
+        if self.shared.obstacles.block_for(Component::Retention, WINDOW, &reason) {
             tracing::error!(
                 code = %Code::ProcessedWindow,
                 reason,
