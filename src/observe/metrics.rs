@@ -1,6 +1,7 @@
 //! Defines every metric with its name and meaning, and the calls by which the relay's tasks update them. Labels are fixed words, workers
 //! and a limited number of topics, never an entity or an event.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,6 +76,14 @@ const REACHABLE: Named = ("reachable", "1 while the relay can work with the serv
 const READY: Named = ("ready", "1 while /readyz answers ready");
 const STALLED: Named = ("stalled", "1 for the cause of a stall: events wait, and none has moved for RELAY_STALL_AFTER");
 
+const CONFLICT: Named = (
+    "conflict_seconds",
+    "Age of a conflict between live relays of this outbox, by its runbook code: OR-5007, they have different settings or brokers; OR-5008, they have the same name. 0 without a conflict",
+);
+
+/// The codes of conflicts between relays.
+const CONFLICTS: [Code; 2] = [Code::RelaysDiffer, Code::RelayNameShared];
+
 type Word = [(&'static str, &'static str); 1];
 type Text = [(&'static str, String); 1];
 type Seconds = Gauge<f64, AtomicU64>;
@@ -121,6 +130,7 @@ pub(crate) struct Metrics {
     reachable: Family<Word, Gauge>,
     ready: Gauge,
     stalled: Family<Word, Gauge>,
+    conflict: Family<Text, Seconds>,
 }
 
 impl fmt::Debug for Metrics {
@@ -161,6 +171,7 @@ impl Default for Metrics {
             reachable: register(&mut registry, REACHABLE),
             ready: register(&mut registry, READY),
             stalled: register(&mut registry, STALLED),
+            conflict: register(&mut registry, CONFLICT),
             registry,
         };
         metrics.with_all_words(latency)
@@ -198,6 +209,7 @@ impl Metrics {
         self.set_reachable(false, false);
         self.set_stalled(None);
         self.set_outbox_pauses([0; 3]);
+        self.set_conflicts([].into_iter());
         self
     }
 
@@ -290,6 +302,15 @@ impl Metrics {
     pub(crate) fn set_stalled(&self, why: Option<Cause>) {
         for cause in Cause::OF_STALL {
             self.stalled.get_or_create(&[("cause", cause.word())]).set(i64::from(why == Some(cause)));
+        }
+    }
+
+    /// Sets the ages in seconds of the conflicts between live relays. A code that is not in `conflicts` has none.
+    pub(crate) fn set_conflicts(&self, conflicts: impl Iterator<Item = (Code, f64)>) {
+        let ages: BTreeMap<Code, f64> = conflicts.collect();
+        for code in CONFLICTS {
+            let age = ages.get(&code).copied().unwrap_or_default();
+            self.conflict.get_or_create(&[("code", code.to_string())]).set(age);
         }
     }
 

@@ -23,6 +23,7 @@ use crate::sink::transactions::ProgressGroup;
 use crate::store::claim::ClaimSql;
 use crate::store::delivery::DeliverySql;
 use crate::store::holds::HoldSql;
+use crate::store::relay_conflicts::Conflict;
 use crate::store::relay_registry::RegistrySql;
 use crate::store::session::Transaction;
 use crate::store::settle::SettleSql;
@@ -151,9 +152,15 @@ impl Shared {
         (!all.is_empty()).then(|| all.join("; "))
     }
 
-    /// Records the conflicts between live relays at present.
-    pub(crate) fn set_conflicts(&self, conflicts: Option<String>) {
-        *self.conflicts.lock().unwrap_or_else(PoisonError::into_inner) = conflicts;
+    /// Records the conflicts between live relays at present, for the status line and the metrics.
+    pub(crate) fn set_conflicts(&self, conflicts: &[Conflict]) {
+        self.options
+            .telemetry
+            .metrics
+            .set_conflicts(conflicts.iter().map(|conflict| (conflict.code, conflict.since_s)));
+        let messages: Vec<_> = conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
+        let text = (!messages.is_empty()).then(|| messages.join("; "));
+        *self.conflicts.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 
     /// Returns the conflicts between live relays; `None` if they go together.

@@ -147,6 +147,8 @@ pub(crate) struct Broker {
     state: watch::Sender<bool>,
     /// The time of the last answer.
     answered_at: Mutex<Option<Instant>>,
+    /// The id that the cluster gives itself; `None` before the first answer.
+    cluster_id: Mutex<Option<String>>,
     suspicions: SuspicionSender,
 }
 
@@ -154,6 +156,8 @@ struct Client {
     producer: Arc<BaseProducer<WatchContext>>,
     /// The topics that the client was asked for.
     names: HashSet<String>,
+    /// True once the client has told the cluster's id.
+    knows_cluster: bool,
     made_at: Instant,
     /// The version of the login that the client was made with.
     version: u64,
@@ -164,7 +168,7 @@ impl Client {
         let version = settings.kafka().version();
         let producer = Arc::new(settings.watching().create_with_context(WatchContext(suspicions.clone()))?);
         login::keep_served(&producer, &suspicions.login)?;
-        Ok(Self { producer, names: HashSet::new(), made_at: Instant::now(), version })
+        Ok(Self { producer, names: HashSet::new(), knows_cluster: false, made_at: Instant::now(), version })
     }
 }
 
@@ -209,8 +213,14 @@ impl Broker {
         let suspicions = SuspicionSender { sender, login: Login::new(settings.kafka()) };
         let client = Mutex::new(Client::new(settings, &suspicions)?);
         let settings = settings.clone();
-        let broker =
-            Self { settings, client, state: watch::Sender::new(false), answered_at: Mutex::default(), suspicions };
+        let broker = Self {
+            settings,
+            client,
+            state: watch::Sender::new(false),
+            answered_at: Mutex::default(),
+            cluster_id: Mutex::default(),
+            suspicions,
+        };
         Ok((Arc::new(broker), receiver))
     }
 
@@ -228,6 +238,11 @@ impl Broker {
     pub(crate) fn answered_within(&self, time: Duration) -> bool {
         let answered_at = *self.answered_at.lock().unwrap_or_else(PoisonError::into_inner);
         answered_at.is_some_and(|at| at.elapsed() < time)
+    }
+
+    /// Returns the id that the cluster gives itself; `None` before its first answer, and if it gives none.
+    pub(crate) fn cluster_id(&self) -> Option<String> {
+        self.cluster_id.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Watches the cluster until nobody receives `changes`. Sends one change when the cluster goes down, and one when it is up again.
@@ -309,9 +324,23 @@ impl Broker {
         }
         let is_up = has_brokers && self.is_led(led).await;
         if is_up {
+            self.learn_cluster_id();
             *self.answered_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         is_up
+    }
+
+    /// Reads the id of the cluster that the client is connected to. Every answer about metadata has it, so this call does not wait. Asks each
+    /// client until it has answered once, because rdkafka leaks the text of each answer.
+    fn learn_cluster_id(&self) {
+        let mut client = self.client();
+        if client.knows_cluster {
+            return;
+        }
+        if let Some(id) = client.producer.client().fetch_cluster_id(Duration::ZERO) {
+            client.knows_cluster = true;
+            *self.cluster_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+        }
     }
 
     /// Returns true if a leader answers. Metadata comes from the bootstrap addresses too, and records go to the addresses that the brokers

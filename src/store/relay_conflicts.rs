@@ -1,6 +1,6 @@
 //! Finds live relays of one outbox that do not go together: their settings make different records, or they have the same name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -13,7 +13,10 @@ const LASTING_S: f64 = 600.0;
 /// The most relays that a message names for each value.
 const NAMED: usize = 3;
 
-/// The settings of a relay that shape its records, by name.
+/// The name of the id that a Kafka cluster gives itself. It tells clusters apart; bootstrap addresses of one cluster may differ.
+pub(crate) const CLUSTER_ID: &str = "cluster.id";
+
+/// The settings of a relay that shape its records, by name, and the [`CLUSTER_ID`] of the cluster that takes them.
 pub(crate) type RecordSettings = BTreeMap<String, String>;
 
 /// What a live relay says of itself in the registry.
@@ -61,16 +64,11 @@ pub(crate) fn conflicts(relays: &[RelayFacts]) -> Vec<Conflict> {
 }
 
 fn settings(relays: &[RelayFacts]) -> Option<Conflict> {
-    let mut groups: BTreeMap<&RecordSettings, f64> = BTreeMap::new();
-    for (settings, up_s) in relays.iter().filter_map(|relay| Some((relay.settings.as_ref()?, relay.up_s))) {
-        let oldest = groups.entry(settings).or_insert(up_s);
-        *oldest = oldest.max(up_s);
-    }
-    let since_s = second_oldest(groups.values().copied())?;
-    let mut names: Vec<_> = groups.keys().flat_map(|settings| settings.keys()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let differing: Vec<_> = names.into_iter().filter_map(|name| difference(relays, name)).collect();
+    let names: BTreeSet<&String> =
+        relays.iter().filter_map(|relay| Some(relay.settings.as_ref()?.keys())).flatten().collect();
+    let (since_s, differing): (Vec<f64>, Vec<String>) =
+        names.into_iter().filter_map(|name| difference(relays, name)).unzip();
+    let since_s = since_s.into_iter().max_by(f64::total_cmp)?;
     Some(Conflict::new(
         Code::RelaysDiffer,
         since_s,
@@ -80,18 +78,26 @@ fn settings(relays: &[RelayFacts]) -> Option<Conflict> {
     ))
 }
 
-/// Returns the values of the setting `name` with the relays that have them; `None` if all relays have the same.
-fn difference(relays: &[RelayFacts], name: &str) -> Option<String> {
-    let mut having: BTreeMap<Option<&String>, Vec<&str>> = BTreeMap::new();
+/// Returns the values of the setting `name` with the relays that have them, and the age of the difference; `None` if all relays have the same.
+fn difference(relays: &[RelayFacts], name: &str) -> Option<(f64, String)> {
+    let mut having: BTreeMap<Option<&String>, (f64, Vec<&str>)> = BTreeMap::new();
     for relay in relays {
         let Some(settings) = &relay.settings else { continue };
-        having.entry(settings.get(name)).or_default().push(&relay.name);
+        let value = settings.get(name);
+        if value.is_none() && name == CLUSTER_ID {
+            // An older binary does not report it, and an old broker has none.
+            continue;
+        }
+        let (oldest, relays) = having.entry(value).or_default();
+        *oldest = oldest.max(relay.up_s);
+        relays.push(&relay.name);
     }
-    let values = having.iter().map(|(value, relays)| {
+    let since_s = second_oldest(having.values().map(|(oldest, _)| *oldest))?;
+    let values = having.iter().map(|(value, (_, relays))| {
         let value = value.map_or_else(|| "not set".to_owned(), |value| format!("{value:?}"));
         format!("{value} in {}", listed(relays))
     });
-    (having.len() > 1).then(|| format!("{name} is {}", values.collect::<Vec<_>>().join(", ")))
+    Some((since_s, format!("{name} is {}", values.collect::<Vec<_>>().join(", "))))
 }
 
 fn listed(relays: &[&str]) -> String {
@@ -159,6 +165,20 @@ mod tests {
     fn a_difference_is_as_old_as_the_relay_that_brought_it_about() {
         let found = conflicts(&[relay("a", 9000.0, "t"), relay("b", 600.0, "u"), relay("c", 5.0, "t")]);
         assert!(found[0].is_lasting && found[0].since_s == 600.0, "{found:?}");
+    }
+
+    #[test]
+    fn relays_of_two_clusters_differ_and_one_that_reports_none_does_not() {
+        let at = |name: &str, up_s, cluster: &str| {
+            let mut relay = relay(name, up_s, "t");
+            relay.settings.as_mut().expect("settings").insert(CLUSTER_ID.to_owned(), cluster.to_owned());
+            relay
+        };
+        let silent = || relay("older", 9000.0, "t");
+        assert_eq!(conflicts(&[at("a", 30.0, "x"), at("b", 20.0, "x"), silent()]), []);
+        let found = conflicts(&[at("a", 30.0, "x"), at("b", 20.0, "y"), silent()]);
+        assert_eq!((found.len(), found[0].code, found[0].since_s), (1, Code::RelaysDiffer, 20.0));
+        assert!(found[0].message.ends_with(r#"cluster.id is "x" in "a", "y" in "b""#), "{}", found[0].message);
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl RegistrySql {
         format!(
             "insert into {table} (id, name, version, workers, pid, protocol, lanes, settings) \
              values ('{id}', {name}, {version}, {workers}, {pid}, {PROTOCOL}, array[{}]::text[], {settings}) \
-             on conflict (id) do update set seen_at = now(), pid = excluded.pid, lanes = excluded.lanes; ",
+             on conflict (id) do update set seen_at = now(), pid = excluded.pid, lanes = excluded.lanes, settings = excluded.settings; ",
             lanes.join(",")
         )
     }

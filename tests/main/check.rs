@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
+use lab::admin::{Admin, with_admin};
 use lab::kafka::RealKafka;
 use lab::pgbouncer::PgBouncer;
 use lab::{Missing, Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, options_for_tests, trials};
@@ -46,7 +47,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_clock_that_is_wrong_is_found,
             brokers_that_refuse_the_login_are_found,
             what_exactly_once_lacks_in_the_database_is_found_and_fixed,
-            relays_that_do_not_go_together_are_found_for_as_long_as_both_live;
+            relays_that_do_not_go_together_are_found_for_as_long_as_both_live,
+            relays_of_two_clusters_are_found;
         with_postgres:
             what_exactly_once_lacks_in_the_cluster_is_found,
             an_advertised_address_that_leads_nowhere_is_found;
@@ -776,6 +778,64 @@ async fn relays_that_do_not_go_together_are_found_for_as_long_as_both_live(
         ensure!(!findings(&settings).await?.contains_key(id), "{id}");
     }
     ensure!(one.stop().await? == Some(0));
+    Ok(())
+}
+
+/// The ids are compared, because the addresses of one cluster may differ.
+async fn relays_of_two_clusters_are_found(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let other = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let relay = outbox.relay(&kafka);
+    let one = with_admin(relay.clone()).start_ready("one").await?;
+    let alias = kafka.bootstrap().replace("127.0.0.1", "localhost");
+    let alias = relay.clone().with("KAFKA_BOOTSTRAP_SERVERS", &alias).start_ready("alias").await?;
+    let rows = "select count(*) from event_outbox_relay where settings::jsonb ? 'cluster.id'";
+    eventually("both relays report their cluster", SOON, || async {
+        match outbox.number(rows).await {
+            Ok(2) => Ok(()),
+            other => Err(other.map_err(|error| error.to_string())),
+        }
+    })
+    .await;
+    let ids = "select count(distinct settings::jsonb ->> 'cluster.id') from event_outbox_relay";
+    ensure!(outbox.number(ids).await? == 1, "one cluster has two ids");
+    ensure!(!findings(&relay).await?.contains_key("relays-differ"), "one cluster has two addresses");
+    let two = relay.clone().with("KAFKA_BOOTSTRAP_SERVERS", other.bootstrap()).start_ready("two").await?;
+    let logged = one.wait_for("OR-5007").await;
+    let cluster = |name: &str| {
+        let id = format!("select settings::jsonb ->> 'cluster.id' from event_outbox_relay where name = '{name}'");
+        let outbox = outbox.clone();
+        async move {
+            anyhow::Ok(
+                sqlx::query_scalar::<_, String>(AssertSqlSafe(id)).fetch_one(&mut outbox.connect().await?).await?,
+            )
+        }
+    };
+    let part = format!("{:?} in \"two\"", cluster("two").await?);
+    ensure!(
+        logged["reason"].as_str().is_some_and(|reason| reason.contains("cluster.id") && reason.contains(&part)),
+        "{logged}"
+    );
+    let finding = expect(&relay, "relays-differ", "warning").await?;
+    ensure!(finding["message"].as_str().is_some_and(|message| message.contains(&part)), "{finding}");
+    let admin = Admin::from_relay(&one).await?;
+    let text = admin.get("/metrics").await.map_err(|error| anyhow::anyhow!("{error:?}"))?.body;
+    let age = |code: &str| -> Option<f64> {
+        text.lines()
+            .find_map(|line| line.strip_prefix(&format!("outbox_relay_conflict_seconds{{code=\"{code}\"}} ")))?
+            .parse()
+            .ok()
+    };
+    ensure!(age("OR-5007") > Some(0.0) && age("OR-5008") == Some(0.0), "{text}");
+    ensure!(two.stop().await? == Some(0));
+    one.wait_for_end_of("OR-5007").await;
+    eventually("the metric says that it is over", SOON, || async {
+        let text = admin.get("/metrics").await.map_err(|error| format!("{error:?}"))?.body;
+        text.contains("outbox_relay_conflict_seconds{code=\"OR-5007\"} 0.0\n").then_some(()).ok_or(text)
+    })
+    .await;
+    ensure!(alias.stop().await? == Some(0) && one.stop().await? == Some(0));
     Ok(())
 }
 

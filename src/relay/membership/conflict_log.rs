@@ -19,9 +19,8 @@ struct Logged {
 pub(crate) struct ConflictLog(BTreeMap<Code, Logged>);
 
 impl ConflictLog {
-    /// Logs the conflicts between the `live` relays that are new or last too long, and those that are over. Returns the conflicts as one text
-    /// for the status line; `None` if there are none.
-    pub(crate) fn log_changes(&mut self, live: &[RelayFacts]) -> Option<String> {
+    /// Logs the conflicts between the `live` relays that are new or last too long, and those that are over. Returns the conflicts.
+    pub(crate) fn log_changes(&mut self, live: &[RelayFacts]) -> Vec<Conflict> {
         let found = relay_conflicts::conflicts(live);
         for conflict in &found {
             let known = self.0.get(&conflict.code);
@@ -43,8 +42,7 @@ impl ConflictLog {
             }
             still
         });
-        let messages: Vec<_> = found.into_iter().map(|conflict| conflict.message).collect();
-        (!messages.is_empty()).then(|| messages.join("; "))
+        found
     }
 }
 

@@ -13,7 +13,7 @@ use crate::relay::health::outage::{Component, Server};
 use crate::relay::membership::conflict_log::ConflictLog;
 use crate::relay::pauses::PauseLog;
 use crate::relay::shared::Shared;
-use crate::store::relay_conflicts::RecordSettings;
+use crate::store::relay_conflicts::{CLUSTER_ID, RecordSettings};
 use crate::store::relay_registry::{Heartbeat, RelayRow};
 use crate::store::session::DATABASE_TIMEOUT;
 use event_outbox::notice::Notice;
@@ -70,7 +70,7 @@ struct HeartbeatTask {
     conn: Option<PgConnection>,
     pause_log: PauseLog,
     conflict_log: ConflictLog,
-    /// The settings that shape this relay's records.
+    /// The settings that shape this relay's records, and the cluster that takes them.
     settings: RecordSettings,
     /// Since when the cluster is up; `None` while it is not.
     up_since: Option<Instant>,
@@ -129,6 +129,8 @@ impl HeartbeatTask {
         let options = &shared.options;
         self.connect().await?;
         let conn = self.conn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        // The cluster may be another after its addresses have changed.
+        self.settings.extend(shared.broker.cluster_id().map(|id| (CLUSTER_ID.to_owned(), id)));
         let (lanes, settings) = (shared.owned(), &self.settings);
         let (name, workers) = (&options.relay.name, options.relay.workers);
         let heartbeat = Heartbeat { id: shared.id, name, workers, lanes: &lanes, settings };
@@ -144,7 +146,7 @@ impl HeartbeatTask {
         let is_any_silent = rows.iter().any(|row| !row.has_ended && !is_alive(row));
         rows.retain(is_alive);
         let live: Vec<_> = rows.iter().map(|row| row.facts.clone()).collect();
-        shared.set_conflicts(self.conflict_log.log_changes(&live));
+        shared.set_conflicts(&self.conflict_log.log_changes(&live));
         if let Some(next) = worker_assignment(&rows, shared.id, options.relay.workers)
             && (!is_any_silent || may_take_over(&shared, next, self.up_since))
         {
