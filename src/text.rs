@@ -5,9 +5,11 @@
 //!
 //! - [`name`], [`sentence`]: for a line that people read
 //! - [`shell`], [`flag`]: for a command that people paste
+//! - [`alike`]: the known names for a name that is not known
 //! - [`harmless`]: the last barrier, for everything that is printed
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
 /// The most characters of a name, such as an entity's id.
@@ -111,6 +113,18 @@ fn colour(text: &str) -> Option<usize> {
     let inside = text.strip_prefix("\u{1b}[")?;
     let end = inside.find('m')?;
     inside[..end].split(';').all(|number| KNOWN.contains(&number)).then_some(2 + end + 1)
+}
+
+/// The most names that a hint lists.
+const ALIKE_SHOWN: usize = 10;
+
+/// Returns known names as a list for a hint, the most similar to `wanted` first; `None` if there are none.
+pub(crate) fn alike<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let known: BTreeSet<String> = known.into_iter().map(|known| name(known).to_string()).collect();
+    let (wanted, mut known) = (name(wanted).to_string(), Vec::from_iter(known));
+    known.sort_by_cached_key(|known| strsim::damerau_levenshtein(known, &wanted));
+    known.truncate(ALIKE_SHOWN);
+    (!known.is_empty()).then(|| known.join(", "))
 }
 
 /// Quotes a text so that a shell takes it as one word, whatever it contains.
@@ -218,5 +232,15 @@ mod tests {
     #[test]
     fn hostile_text_survives_a_shell() {
         assert_eq!(unquoted(&shell(HOSTILE)), HOSTILE);
+    }
+
+    #[test]
+    fn known_names_are_listed_once_by_likeness_and_escaped() {
+        let known = ["payments", "order-events", "ordering", "order-events", "a\nb"];
+        assert_eq!(alike("ordr-events", known).as_deref(), Some("order-events, ordering, payments, a\\nb"));
+        assert_eq!(alike("x", []), None);
+        let many: Vec<String> = (0..50).map(|n| format!("t{n}")).collect();
+        let listed = alike("t49", many.iter().map(String::as_str)).expect("a list");
+        assert!(listed.starts_with("t49, ") && listed.split(", ").count() == ALIKE_SHOWN, "{listed}");
     }
 }

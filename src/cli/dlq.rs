@@ -147,17 +147,12 @@ fn look(
     })
 }
 
-/// The most topics that a hint names.
-const MOST_TOPICS: usize = 10;
-
 fn failed(error: DlqError, topic: &str, kafka: &KafkaSettings) -> Failure {
     let dead_letter_topics = || {
         let mut topics = Reader::new(kafka).ok()?.topics().ok()?;
         topics.retain(|topic| topic.ends_with(DEAD_LETTERS));
-        // The most similar names come first.
-        topics.sort_by_cached_key(|known| strsim::damerau_levenshtein(known, topic));
-        topics.truncate(MOST_TOPICS);
-        (!topics.is_empty()).then(|| format!("topics of dead letters are {}", topics.join(", ")))
+        let alike = text::alike(topic, topics.iter().map(String::as_str))?;
+        Some(format!("topics of dead letters are {alike}"))
     };
     let unknown: String;
     let hint = match &error {

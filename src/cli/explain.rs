@@ -9,6 +9,7 @@ use super::{output, runtime, target};
 use crate::config::{Settings, Settle};
 use crate::inspect::explain::{self, Wanted};
 use crate::observe::print::errln;
+use crate::store::kinds;
 use crate::text;
 
 #[derive(Debug, Args)]
@@ -59,19 +60,30 @@ impl Explain {
             return Ok(());
         }
         let missing = Failure::finding(format!("no event or entity {wanted} in {} of {target}", names.outbox()));
-        Err(if settings.relay.settle == Settle::Delete {
-            missing
-                .hint("RELAY_SETTLE is delete: events that were published are gone from the table; look on the topic")
-        } else if self.full {
-            missing
-        } else {
+        let entity = match &wanted {
+            Wanted::Number(id) => id.to_string(),
+            Wanted::Event(id) => id.to_string(),
+            Wanted::Entity(entity) => entity.clone(),
+        };
+        // Without the right to look there is no such hint.
+        let entities = kinds::entities(&mut conn, &names).await.unwrap_or_default();
+        let alike = text::alike(&entity, entities.iter().map(String::as_str));
+        let mut hints: Vec<_> =
+            alike.map(|alike| format!("the latest events are of the entities {alike}")).into_iter().collect();
+        if settings.relay.settle == Settle::Delete {
+            hints.push(
+                "RELAY_SETTLE is delete: events that were published are gone from the table; look on the topic"
+                    .to_owned(),
+            );
+        } else if !self.full {
             let again = match &wanted {
                 Wanted::Entity(entity) => text::flag("--entity", entity),
                 event => text::shell(&event.to_string()),
             };
-            missing.hint(format!(
+            hints.push(format!(
                 "published events beyond the youngest 500,000 are found with: outbox-relay explain --full {again}"
-            ))
-        })
+            ));
+        }
+        Err(if hints.is_empty() { missing } else { missing.hint(hints.join("; ")) })
     }
 }

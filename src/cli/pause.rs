@@ -1,6 +1,5 @@
 //! Runs `outbox-relay pause` and `outbox-relay resume`.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clap::Args;
@@ -151,9 +150,6 @@ impl Pause {
     }
 }
 
-/// The most topics that are shown.
-const MOST_TOPICS: usize = 10;
-
 /// Warns on stderr if the pause names a topic or an entity that no event is of: it may be a typing mistake. The pause may also be
 /// right, before the first event.
 async fn warn_of_no_events(target: &mut Target, scope: &Scope, template: &TopicTemplate) {
@@ -168,12 +164,12 @@ async fn warn_of_no_events(target: &mut Target, scope: &Scope, template: &TopicT
         }
         Scope::Topic { topic } => {
             let Ok(kinds) = kinds::kinds(conn, names, template).await else { return };
-            if kinds.is_empty() || kinds.iter().any(|kind| kind.topic == *topic) {
+            if kinds.iter().any(|kind| kind.topic == *topic) {
                 return;
             }
-            let topics: BTreeSet<_> = kinds.iter().map(|kind| text::name(&kind.topic).to_string()).collect();
-            let topics: Vec<_> = topics.into_iter().take(MOST_TOPICS).collect();
-            errln!("warning: no event of the latest ones goes to {scope}; events go to {}", topics.join(", "));
+            if let Some(alike) = text::alike(topic, kinds.iter().map(|kind| kind.topic.as_str())) {
+                errln!("warning: no event of the latest ones goes to {scope}; events go to {alike}");
+            }
         }
     }
 }

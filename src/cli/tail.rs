@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use sqlx::PgConnection;
 
 use super::exit::Failure;
 use super::status::{connect, failed};
@@ -11,7 +12,11 @@ use crate::config::Settings;
 use crate::inspect::tail::{self, Filter, TailError};
 use crate::observe::print::errln;
 use crate::sink::silence::silence;
+use crate::store::kinds::{self, Kind};
+use crate::text;
+use event_outbox::Names;
 use event_outbox::code::Code;
+use event_outbox::route::TopicTemplate;
 
 /// The longest wait for the brokers before the first line.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -81,6 +86,7 @@ impl Tail {
             errln!("  rows are followed, and records are `seen` only once a broker answers; {}", fault.next_step);
             errln!("  code: {} {}", fault.code, fault.code.name());
         }
+        self.note_the_unknown(&mut conn, &names, &settings.relay.topic).await;
         errln!("following {} in {target} to {}", names.outbox(), kafka.brokers());
         loop {
             for line in tail.next(&mut conn).await.map_err(stopped)? {
@@ -91,6 +97,29 @@ impl Tail {
             }
             if self.events.is_some_and(|events| tail.ended >= events) {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Says on stderr which selected values no event of the latest ones has, and which values exist: a value may be a typing mistake. It may
+    /// also be right, before the first event.
+    async fn note_the_unknown(&self, conn: &mut PgConnection, names: &Names, template: &TopicTemplate) {
+        // Without the right to look, or while the table is locked, events are followed all the same.
+        let kinds = kinds::kinds(conn, names, template).await.unwrap_or_default();
+        let of = |value: fn(&Kind) -> &str| kinds.iter().map(value).collect::<Vec<_>>();
+        let entities = match &self.entity {
+            Some(_) => kinds::entities(conn, names).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        for (wanted, what, known) in [
+            (&self.topic, "topic", of(|kind| &kind.topic)),
+            (&self.event_type, "event type", of(|kind| &kind.event_type)),
+            (&self.entity_type, "entity type", of(|kind| &kind.entity_type)),
+            (&self.entity, "entity", entities.iter().map(String::as_str).collect()),
+        ] {
+            let Some(wanted) = wanted.as_deref().filter(|wanted| !known.contains(wanted)) else { continue };
+            if let Some(alike) = text::alike(wanted, known) {
+                errln!("note: no event of the latest ones has the {what} {}; they have {alike}", text::name(wanted));
             }
         }
     }

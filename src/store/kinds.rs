@@ -54,6 +54,21 @@ pub(crate) async fn kinds(
     Ok(kinds)
 }
 
+/// Returns the ids of entities of the youngest and of the first pending events. An id of more than 200 characters is cut.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn entities(conn: &mut PgConnection, names: &Names) -> Result<Vec<String>, sqlx::Error> {
+    let query = format!(
+        "select distinct left(entity_id, 200) from (\
+           (select id, entity_id from {} order by id desc limit {LOOKED_AT}) union (select id, entity_id from {} first)) sample \
+         where entity_id is not null",
+        names.outbox(),
+        pending(names, "id, entity_id", "true", i64::from(LOOKED_AT))
+    );
+    read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
+}
+
 /// Returns true if an event of the entity is pending.
 ///
 /// # Errors

@@ -20,7 +20,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             only_what_is_asked_for_is_followed,
             a_published_event_is_explained_with_its_place,
             a_waiting_event_is_explained_with_the_reason_and_what_to_do,
-            an_unknown_event_is_a_finding;
+            an_unknown_event_is_a_finding,
+            what_no_event_has_is_noted_with_what_there_is;
         with_postgres:
             brokers_that_are_away_do_not_keep_an_event_from_being_explained,
             brokers_that_are_away_are_named_at_once_by_every_command_that_asks_them;
@@ -189,10 +190,17 @@ async fn a_waiting_event_is_explained_with_the_reason_and_what_to_do(
     open.execute("select from event_outbox where entity_id = 'locked' for update").await?;
     says(&relay, "locked", &[&format!("pid {pid}"), &format!("pg_terminate_backend({pid})")]).await?;
     open.rollback().await?;
+    // A relay that was killed just now: its session is gone. No session has this pid.
+    let relay_row = |name: &str, pid: &str| {
+        format!(
+            "insert into event_outbox_relay (protocol, id, name, version, workers, seen_at, pid) \
+             values (2, gen_random_uuid(), '{name}', '0', 2, now() + interval '1 hour', {pid})"
+        )
+    };
+    outbox.execute(&relay_row("killed", "2147483647")).await?;
+    says(&relay, "alone", &["no relay is alive", "its session has ended"]).await?;
     // A live relay owns the lanes, so that only the topic can be the cause.
-    outbox
-        .execute("insert into event_outbox_relay (protocol, id, name, version, workers, seen_at) values (2, gen_random_uuid(), 'x', '0', 2, now() + interval '1 hour')")
-        .await?;
+    outbox.execute(&relay_row("x", "null")).await?;
     says(&relay, "alone", &["outbox-relay status"]).await?;
     says(&relay.with("RELAY_TOPIC", "never-made-for-explain"), "alone", &["never-made-for-explain", "does not exist"])
         .await
@@ -202,6 +210,44 @@ async fn an_unknown_event_is_a_finding(database: TestDatabase, kafka: Arc<RealKa
     let outbox = Outbox::from_database(&database);
     let output = outbox.relay(&kafka).argument("no-such-entity").output("explain").await?;
     ensure!(output.code == Some(1) && output.stdout.is_empty() && output.stderr.contains("--full"), "{output:?}");
+    ensure!(!output.stderr.contains("entities"), "an empty outbox has none: {output:?}");
+    for entity in ["order-41", "order-42", "customer"] {
+        outbox.write(entity, 1, 2).await?;
+    }
+    for wanted in [&["order-4"][..], &["--full", "order-4"]] {
+        let relay = wanted.iter().fold(outbox.relay(&kafka), |relay, one| relay.argument(one));
+        let output = relay.output("explain").await?;
+        ensure!(output.code == Some(1) && output.stdout.is_empty(), "{output:?}");
+        ensure!(output.stderr.contains("entities order-41, order-42, customer"), "{output:?}");
+    }
+    Ok(())
+}
+
+async fn what_no_event_has_is_noted_with_what_there_is(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    // Ends after the first look.
+    let relay = outbox.relay(&kafka).argument("--events").argument("0");
+    let unknown = ["--topic", "ordr", "--type", "Cunted", "--entity-type", "odrer", "--entity", "orde-7"];
+    let unknown = unknown.iter().fold(relay.clone(), |relay, one| relay.argument(one));
+    let output = unknown.output("tail").await?;
+    ensure!(output.code == Some(0) && !output.stderr.contains("note:"), "nothing is known yet: {output:?}");
+    outbox.write("order-7", 1, 1).await?;
+    outbox.write("customer", 1, 1).await?;
+    let output = unknown.output("tail").await?;
+    for note in [
+        &format!("has the topic ordr; they have {}", outbox.topic),
+        "has the event type Cunted; they have Counted",
+        "has the entity type odrer; they have order",
+        "has the entity orde-7; they have order-7, customer",
+    ] {
+        ensure!(output.code == Some(0) && output.stderr.contains(note), "no {note:?} in {output:?}");
+    }
+    let known = ["--type", "Counted", "--entity", "order-7"].iter().fold(relay, |relay, one| relay.argument(one));
+    let output = known.output("tail").await?;
+    ensure!(output.code == Some(0) && !output.stderr.contains("note:"), "{output:?}");
     Ok(())
 }
 
