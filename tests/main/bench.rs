@@ -33,6 +33,7 @@ async fn a_bench_reports_its_metrics_as_json_and_removes_what_it_made(
     let output = command.env("RELAY_SCHEMA", "elsewhere").env("RELAY_BATCH_SIZE", "0").output().await?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     ensure!(output.stderr.is_empty(), "no terminal, no progress: {}", String::from_utf8_lossy(&output.stderr));
+    lab::schemas::check(&["bench"], std::str::from_utf8(&output.stdout)?)?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
 
     ensure!(report["version"] == 1);
@@ -62,6 +63,7 @@ async fn a_bench_of_retention_counts_what_the_relay_removed_meanwhile_apart(
     let arguments = ["retention", "--events", "2000", "--retained", "3000", "--no-baseline", "--json", "-"];
     let output = bench(&database, &kafka, &arguments).output().await?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    lab::schemas::check(&["bench"], std::str::from_utf8(&output.stdout)?)?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
     let retention = &report["retention"];
     ensure!(retention["retained_rows"] == 3000 && retention["without"]["pruned"] == 0, "{retention}");

@@ -282,10 +282,12 @@ struct Demo {
 }
 
 impl Demo {
-    /// Returns the next line of stdout, as JSON.
+    /// Returns the next line of stdout, as JSON that its schema describes.
     async fn line(&mut self) -> anyhow::Result<Value> {
         let line = tokio::time::timeout(WHOLE, self.lines.next_line()).await.with_context(|| self.stderr())??;
-        Ok(serde_json::from_str(&line.with_context(|| self.stderr())?)?)
+        let line = line.with_context(|| self.stderr())?;
+        lab::schemas::check(&["demo"], &line)?;
+        Ok(serde_json::from_str(&line)?)
     }
 
     fn kept(&self, reconciliation: &Value) -> anyhow::Result<()> {

@@ -56,3 +56,37 @@ pub fn check(words: &[&str], stdout: &str) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Collects the places of objects whose members a schema lists without saying that there are no others.
+    fn loose(schema: &Value, place: &str, found: &mut Vec<String>) {
+        match schema {
+            Value::Object(members) => {
+                let is_object =
+                    members.contains_key("properties") || members.get("type") == Some(&Value::from("object"));
+                if is_object && !members.contains_key("additionalProperties") {
+                    found.push(place.to_owned());
+                }
+                members.iter().for_each(|(name, member)| loose(member, &format!("{place}/{name}"), found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| loose(item, place, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_schema_lists_all_members() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/schemas");
+        let (mut found, mut files) = (Vec::new(), 0);
+        for file in std::fs::read_dir(directory).expect("the schemas") {
+            let path = file.expect("a file").path();
+            let schema = serde_json::from_slice(&std::fs::read(&path).expect("a schema")).expect("JSON");
+            loose(&schema, &path.file_name().expect("a name").to_string_lossy(), &mut found);
+            files += 1;
+        }
+        assert!(found.is_empty() && files > 20, "members that are not listed would pass in {found:#?}");
+    }
+}
