@@ -3,17 +3,19 @@
 use std::time::Duration;
 
 use clap::Args;
+use sqlx::PgConnection;
 
 use super::exit::Failure;
 use super::{runtime, target};
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
 use crate::observe::print::{out, outln};
+use crate::store::activity::{self, Blocker, Sessions};
 use crate::store::connect::Purpose;
 use crate::store::roles::{self, RoleOptions};
 use crate::store::{parts, search_path};
 use event_outbox::Names;
-use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated};
+use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
@@ -181,5 +183,26 @@ async fn look_around(settings: &Settings) -> Result<(Made, Vec<(String, String)>
 pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Result<Migrated, Failure> {
     let (names, database) = (target::names(&settings.outbox), &settings.database);
     let mut conn = target::connect(settings, "outbox-relay migrate", Purpose::Write).await?;
-    schema::migrate(&mut conn, &names, options).await.map_err(|error| target::refused(error, &database.target()))
+    match schema::migrate(&mut conn, &names, options).await {
+        Ok(migrated) => Ok(migrated),
+        Err(error) => {
+            let is_locked = matches!(error, SchemaError::Locked(_));
+            let failure = target::refused(error, &database.target());
+            let holder = if is_locked { lock_holder(&mut conn, &names).await } else { None };
+            Err(match holder {
+                Some(Blocker { holds, session, .. }) => failure.hint(format!(
+                    "{holds} is held by {}; end it: select pg_terminate_backend({}); or raise --lock-timeout",
+                    session.describe(),
+                    session.pid
+                )),
+                None => failure,
+            })
+        }
+    }
+}
+
+/// Returns the session that a migration most likely waited for; `None` if it has let go, or if this user may not look.
+async fn lock_holder(conn: &mut PgConnection, names: &Names) -> Option<Blocker> {
+    let sessions = Sessions::find(conn, names).await.ok()?;
+    activity::oldest_lock_holder(conn, names, &sessions).await.ok()?
 }

@@ -159,6 +159,30 @@ pub(crate) async fn table_blockers(
     rows.iter().map(blocker).collect()
 }
 
+/// Returns the session that has had a lock on a table of the outbox or the inbox for the longest time, however weak the lock is; relays come
+/// last. A migration that did not get its lock in time most likely waited for this session.
+pub(crate) async fn oldest_lock_holder(
+    conn: &mut PgConnection,
+    names: &Names,
+    sessions: &Sessions,
+) -> Result<Option<Blocker>, sqlx::Error> {
+    let (schema, outbox, inbox) =
+        (literal(names.schema_raw()), literal(names.table_raw()), literal(names.processed_raw()));
+    let query = format!(
+        "with held as materialized (\
+           select l.pid, min(c.relname::text || ' (' || l.mode || ')') as what from pg_locks l join pg_class c on c.oid = l.relation \
+             join pg_namespace n on n.oid = c.relnamespace \
+           where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid() \
+             and l.database = (select oid from pg_database where datname = current_database()) and n.nspname = {schema} \
+             and c.relkind in ('r', 'p') and (c.relname in ({outbox}, {inbox}) \
+               or starts_with(c.relname::text, {outbox} || '_') or starts_with(c.relname::text, {inbox} || '_')) group by l.pid) \
+         select 'a lock on table ' || held.what, '', {SESSION} from held join {} a using (pid) \
+         order by a.application_name like 'outbox-relay %', a.xact_start limit 1",
+        sessions.relation
+    );
+    read(conn, &query).await?.first().map(blocker).transpose()
+}
+
 /// Returns the sessions that are not a relay's and hold locks on the first pending rows. The entities of these rows have to wait.
 ///
 /// A shared lock that several sessions hold at once is not detected.

@@ -131,6 +131,12 @@ async fn an_outbox_that_was_never_migrated_is_refused_by_the_relay(database: Tes
     refused(&relay.output("run").await?, &["\"code\":\"OR-2101\"", "\"next_step\":", "`outbox-relay migrate`"])
 }
 
+/// Returns the statement that ends a session.
+async fn ends(session: &mut PgConnection) -> anyhow::Result<String> {
+    let pid: i64 = sqlx::query_scalar("select pg_backend_pid()::int8").fetch_one(session).await?;
+    Ok(format!("pg_terminate_backend({pid})"))
+}
+
 async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -> anyhow::Result<()> {
     // The outboxes of a schema share the inbox, and another session has locked it.
     let mut other = database.connect().await?;
@@ -138,7 +144,8 @@ async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -
     lock.execute("lock table processed_events in access exclusive mode").await?;
     let second = migration(&database, "public").with("RELAY_TABLE", "second_outbox");
     let output = second.clone().argument("--lock-timeout").argument("100ms").output("migrate").await?;
-    refused(&output, &["code: OR-2009", "pg_blocking_pids()"])?;
+    let (holds, end) = ("table processed_events (AccessExclusiveLock)", ends(&mut lock).await?);
+    refused(&output, &["code: OR-2009", holds, &end, "--lock-timeout"])?;
     lock.rollback().await?;
     let output = second.output("migrate").await?;
     ensure!(output.code == Some(0), "{output:?}");
@@ -147,30 +154,46 @@ async fn a_migration_does_not_wait_for_a_lock_for_ever(database: TestDatabase) -
     let options = MigrateOptions { turn_timeout: Duration::from_millis(100), ..MigrateOptions::default() };
     let names = |table| Names::new("turns", table, "processed_events");
     migrate(&mut database.connect().await?, &names("first"), &options).await?;
-    let error = while_migrating(&database, &names("second"), &names("third"), &options).await?;
-    ensure!(matches!(&error, SchemaError::Busy { holder } if holder.starts_with("pid ")), "{error}");
+    let (error, pid, key) = while_migrating(&database, &names("second"), &names("third"), &options).await?;
+    ensure!(matches!(&error, SchemaError::Busy { holder } if holder.starts_with(&format!("pid {pid} "))), "{error}");
+
+    // A user without any right has seen the key of that lock, and holds it.
+    let mut stranger = database.connect().await?;
+    let name = format!("{}_holder", database.name());
+    stranger.execute(AssertSqlSafe(format!("create role {name} login; set session authorization {name}"))).await?;
+    sqlx::query("select pg_advisory_lock($1)").bind(key).execute(&mut stranger).await?;
+    let pid: i64 = sqlx::query_scalar("select pg_backend_pid()::int8").fetch_one(&mut stranger).await?;
+    let error = migrate(&mut database.connect().await?, &names("third"), &options).await.err().context("no error")?;
+    ensure!(matches!(&error, SchemaError::Busy { holder } if holder.starts_with(&format!("pid {pid} "))), "{error}");
+    stranger.close().await?;
+    migrate(&mut database.connect().await?, &names("third"), &options).await?;
     Ok(())
 }
 
-/// Stops one migration half-way by a lock on an object that it needs; returns the error of another migration of the schema meanwhile.
+/// Stops one migration half-way by a lock on an object that it needs; returns the error of another migration of the schema meanwhile,
+/// the pid of the first one, and the key of the lock that the other one waits for.
 async fn while_migrating(
     database: &TestDatabase,
     stopped: &Names,
     other: &Names,
     options: &MigrateOptions,
-) -> anyhow::Result<SchemaError> {
+) -> anyhow::Result<(SchemaError, i64, i64)> {
     let mut blocker = database.connect().await?;
     let mut lock = blocker.begin().await?;
     lock.execute("lock table turns.processed_events in access exclusive mode").await?;
     let (mut first, mut second) = (database.connect().await?, database.connect().await?);
+    let pid: i64 = sqlx::query_scalar("select pg_backend_pid()::int8").fetch_one(&mut first).await?;
     let stopped = stopped.clone();
     let patient = MigrateOptions { lock_timeout: SOON, ..MigrateOptions::default() };
     let half_way = tokio::spawn(async move { migrate(&mut first, &stopped, &patient).await });
     until_blocked(database, 1).await;
     let error = migrate(&mut second, other, options).await.err().context("the second migration did not wait")?;
+    let key =
+        "select (classid::int8 << 32) | objid::int8 from pg_locks where locktype = 'advisory' and granted and pid = $1";
+    let key = sqlx::query_scalar(key).bind(i32::try_from(pid)?).fetch_one(&mut second).await?;
     lock.rollback().await?;
     half_way.await??;
-    Ok(error)
+    Ok((error, pid, key))
 }
 
 /// Waits until this many sessions wait for a lock.
@@ -226,7 +249,7 @@ async fn later_migrations_apply_while_the_outbox_of_the_first_is_in_use(database
     // from there.
     let migrate = migration(&database, "elder").argument("--lock-timeout").argument("1s");
     let output = migrate.output("migrate").await?;
-    ensure!(output.code == Some(1) && output.stderr.contains("OR-2009"), "{output:?}");
+    refused(&output, &["code: OR-2009", &ends(&mut open).await?, "--lock-timeout"])?;
     // The previous binary's statements still work.
     open.execute(
         "update elder.event_outbox set available_at = 'infinity', last_error = 'held topic t: x' where event_type = 'B'",

@@ -41,6 +41,11 @@ impl Names {
         &self.table
     }
 
+    /// Returns the unquoted name of the inbox table, to look it up in the catalogs.
+    pub fn processed_raw(&self) -> &str {
+        &self.processed_table
+    }
+
     /// Returns the schema, quoted.
     pub fn schema(&self) -> String {
         quote(&self.schema)
