@@ -97,6 +97,26 @@ def guarantees(text):
             yield f"{page}: no test in {name}"
 
 
+def security(text):
+    """Each section of the security model names a test, and so does each row of its tables (see names_of_tests). What is shipped is checked by
+    steps of CI instead."""
+    page = "docs/explanation/security.md"
+    for section in re.split(r"^## ", text, flags=re.M)[1:]:
+        title, _, body = section.partition("\n")
+        is_shipped = title == "What is shipped"
+        if not is_shipped and not any("::" in code and TEST.fullmatch(code) for code in code_spans(body)):
+            yield f"{page}: no test in the section {title}"
+        for table in re.findall(r"(?:^\|.*\n)+", body, re.M):
+            head, _, *rows = table.splitlines()
+            if not head.rstrip(" |").endswith("| checked by" if is_shipped else "| test"):
+                yield f"{page}: a table of the section {title} has no column of tests"
+            for row in rows:
+                cell = row.rstrip(" |").rpartition(" | ")[2]
+                named = [code for code in code_spans(cell) if is_shipped or "::" in code and TEST.fullmatch(code)]
+                if not named and not cell.startswith(("the same", "the release workflow")):
+                    yield f"{page}: no test in the row {row[:60]}"
+
+
 def names_of_tests(page, text, sources):
     """A name of four words or more behind a module is that of a test, and so is a long one without."""
     for code in code_spans(text):
@@ -248,6 +268,7 @@ def main():
         *alerts(pages),
         *summary(pages),
         *guarantees(pages["docs/explanation/guarantees.md"]),
+        *security(pages["docs/explanation/security.md"]),
         *documents_named_in_sources(pages),
         *repeated(pages),
     ]

@@ -15,7 +15,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             an_operator_discards_dead_letters_of_open_groups_through_an_audited_function,
             an_upgrade_gives_operators_functions_in_place_of_rights,
             a_monitor_sees_sessions_and_no_queries,
-            the_inbox_of_a_group_belongs_to_its_roles;
+            the_inbox_of_a_group_belongs_to_its_roles,
+            a_stranger_locks_nothing_that_progress_depends_on;
     }
 }
 
@@ -212,5 +213,36 @@ async fn the_inbox_of_a_group_belongs_to_its_roles(database: TestDatabase) -> an
     let mut relay = PgConnection::connect(&user(&database, "relay").await?).await?;
     let pruned = relay.execute("delete from processed_events").await?.rows_affected();
     ensure!(pruned == 2, "{pruned}");
+    Ok(())
+}
+
+/// Even with USAGE on the schema, a user without another right gets no lock that a relay, a writer or a migration waits for, but for weak ones.
+async fn a_stranger_locks_nothing_that_progress_depends_on(database: TestDatabase) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.write("e", 1, 1).await?;
+    let name = format!("{}_stranger", database.name());
+    outbox.execute(&format!("create role {name}; grant usage on schema public to {name}")).await?;
+    let mut stranger = outbox.connect().await?;
+    stranger.execute(AssertSqlSafe(format!("set session authorization {name}"))).await?;
+    let tables =
+        ["event_outbox", "event_outbox_lane", "event_outbox_control", "event_outbox_migration", "event_outbox_relay"];
+    for table in tables {
+        for lock in [
+            format!("select from {table} for key share"),
+            format!("do $$ begin lock table {table} in row share mode; end $$"),
+        ] {
+            let error = stranger.execute(AssertSqlSafe(lock.as_str())).await.err().with_context(|| lock.clone())?;
+            let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+            ensure!(code.as_deref() == Some("42501"), "{lock}: {error}");
+        }
+    }
+    // A statement that may not run is planned all the same, and its table is locked until the transaction ends.
+    let mut open = stranger.begin().await?;
+    open.execute("prepare weak as select * from event_outbox").await?;
+    let weak = "select mode from pg_locks where relation = 'event_outbox'::regclass and pid = pg_backend_pid()";
+    let modes: Vec<String> = sqlx::query_scalar(weak).fetch_all(&mut *open).await?;
+    ensure!(modes == ["AccessShareLock"], "{modes:?}");
+    outbox.write("e", 2, 1).await?;
+    open.rollback().await?;
     Ok(())
 }
