@@ -63,6 +63,10 @@ peers *arguments:
 consumer-bench *arguments:
     cargo bench --bench consumers -- {{ arguments }}
 
+# Records of a real Debezium connector beside those of the relay, for every configuration; takes minutes and fetches the connector
+debezium-parity *arguments:
+    cargo test --locked --test parity -- --include-ignored --nocapture {{ arguments }}
+
 # What is published, into target/dist: tarball, Debian package, bill of materials, checksums.
 dist:
     deploy/package/build target/built

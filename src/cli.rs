@@ -14,7 +14,9 @@ mod dlq;
 mod examples;
 mod exit;
 mod explain;
+mod explain_route;
 mod health;
+mod import;
 mod interrupt;
 mod migrate;
 mod output;
@@ -77,6 +79,8 @@ enum Command {
     Health(health::Health),
     /// Explain what happened to an event or to an entity's events, and why they still wait
     Explain(explain::Explain),
+    /// Show topic, key, partition and headers of an event's record, and why; also of an event that is only thought of
+    ExplainRoute(explain_route::ExplainRoute),
     /// Follow events as they are written, published and seen on the topic
     Tail(tail::Tail),
     /// Create or update the outbox's tables and functions
@@ -107,6 +111,9 @@ enum Command {
     Replay(replay::Replay),
     /// Remove old published events and old rows of the inbox now; relays do this by themselves if RELAY_RETENTION is set
     Prune(prune::Prune),
+    /// Take over from another program: read its configuration, and write a trigger and settings
+    #[command(subcommand)]
+    Import(import::Import),
     /// Show the settings in force
     #[command(subcommand)]
     Config(config::Config),
@@ -209,6 +216,13 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         }
         Command::Health(health) => health.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Explain(explain) => explain.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
+        Command::ExplainRoute(route) => {
+            let sources = Sources::from_process(file.clone(), overrides.clone());
+            let mut settings = settings(file, overrides, Needs::DatabaseOnly)?;
+            // Without brokers, only the partition stays unknown.
+            settings.kafka = Settings::load_kafka(&sources).ok().map(|(kafka, _)| kafka);
+            route.run(&settings)
+        }
         Command::Tail(tail) => tail.run(&settings(file, overrides, Needs::DatabaseAndKafka)?),
         Command::Migrate(migrate) if migrate.print => {
             migrate.print(&Settings::load_names(&Sources::from_process(file, overrides))?);
@@ -235,6 +249,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             let sources = Sources::from_process(file.clone(), overrides.clone());
             prune.run(&settings(file, overrides, Needs::DatabaseOnly)?, sources)
         }
+        Command::Import(import) => import.run(&Sources::from_process(file, overrides)),
         Command::Config(config::Config::Show(show)) => show.run(&Sources::from_process(file, overrides)),
         Command::Completions(completions) => {
             completions.run();

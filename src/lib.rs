@@ -11,12 +11,14 @@
 //! - `text`: shows text that came from users
 //! - `inspect`: commands that only read
 //! - `resend`: commands that send events again
+//! - `adopt`: takes over tables from which other programs publish today
 //! - [`cli`]: the commands
 //! - `bench`: measures the relay as a process, against real servers (feature `bench`)
 
 // The macros of the standard library panic after a reader has closed the pipe.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod adopt;
 #[cfg(feature = "bench")]
 mod bench;
 pub mod cli;

@@ -20,6 +20,7 @@
 //! - [`plan`]: how the planner would find work
 //! - [`relay_registry`]: the relays that are alive
 //! - [`relay_conflicts`]: live relays that do not go together
+//! - [`columns`]: the columns of a table of the application
 //! - [`counts`]: counts for the status line
 //!
 //! For people who look, in read-only transactions ([`read_only`]):
@@ -37,6 +38,7 @@ pub(crate) mod activity;
 pub(crate) mod audit;
 pub(crate) mod backlog;
 pub(crate) mod claim;
+pub(crate) mod columns;
 pub(crate) mod connect;
 pub(crate) mod counts;
 pub(crate) mod dead;

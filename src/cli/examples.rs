@@ -65,6 +65,21 @@ const HELP: &[Help] = &[
         ],
     ),
     help(
+        "explain-route",
+        Some("there is no such event, or it would go DEAD"),
+        &[
+            ("explain-route 4711", "the record of the event with this outbox id"),
+            (
+                "explain-route --entity-type order --entity-id order-7 --event-type OrderPlaced",
+                "the record of an event that is only thought of",
+            ),
+            (
+                "explain-route --entity-type order --header outbox-partition=3 --json",
+                "with a partition of its own, for scripts",
+            ),
+        ],
+    ),
+    help(
         "tail",
         CANNOT,
         &[
@@ -216,6 +231,18 @@ const HELP: &[Help] = &[
         ],
     ),
     help(
+        "import debezium",
+        Some("an option is refused, or a file or the table cannot be used; nothing was written"),
+        &[
+            ("import debezium connector.json", "say what becomes of each option"),
+            ("import debezium connector.json --sql trigger.sql --env relay.env", "write the trigger and the settings"),
+            (
+                "import debezium connector.properties --worker worker.properties --column payload=bytea --json",
+                "without a database, for scripts",
+            ),
+        ],
+    ),
+    help(
         "config show",
         None,
         &[
@@ -324,8 +351,9 @@ mod tests {
     }
 
     /// The flags that mean something else somewhere, with the reason.
-    const EXCEPTIONS: [(&str, &str, &str); 11] = [
+    const EXCEPTIONS: [(&str, &str, &str); 12] = [
         ("compare", "until", "a number of events to be on both topics"),
+        ("explain-route", "entity-type", "describes an event that is only thought of, and takes none out"),
         ("bench", "yes", "answers another question: whether the servers of the environment may be used"),
         ("demo", "yes", "the same"),
         ("demo order-flow", "yes", "the same"),

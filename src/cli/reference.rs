@@ -8,6 +8,7 @@ use event_outbox::code::Code;
 use event_outbox::schema;
 
 use super::output::text;
+use crate::adopt::debezium::{Verdict, options};
 use crate::config::SETTINGS;
 use crate::observe::metrics::Metrics;
 
@@ -22,6 +23,7 @@ enum Page {
     Commands,
     Metrics,
     Sql,
+    Debezium,
 }
 
 /// The hidden command that prints one page.
@@ -38,6 +40,7 @@ impl Reference {
             Page::Commands => commands(),
             Page::Metrics => metrics(),
             Page::Sql => sql(),
+            Page::Debezium => debezium(),
         });
     }
 }
@@ -116,6 +119,23 @@ fn sql() -> String {
     let mut page = "| object | kind |\n|---|---|\n".to_owned();
     for (kind, name) in objects {
         let _ = writeln!(page, "| `{name}` | {kind} |");
+    }
+    page
+}
+
+/// Lists the options of a Debezium connector with what becomes of them.
+fn debezium() -> String {
+    let mut page = "| option | what becomes of it |\n|---|---|\n".to_owned();
+    for (name, text) in options::COMPUTED {
+        let _ = writeln!(page, "| `{name}` | {} |", cell(text));
+    }
+    for known in options::KNOWN {
+        let verdict = match known.verdict {
+            Verdict::Kept => "kept",
+            Verdict::Differs => "differs",
+            Verdict::Refused => "refused",
+        };
+        let _ = writeln!(page, "| `{}` | {verdict}: {} |", known.name, cell(known.text));
     }
     page
 }

@@ -15,7 +15,12 @@ pub(crate) const DEAD_LETTERS: &str = ".dlq";
 pub(crate) fn refusal(event: &StoredEvent<'_>, topic: &str, relay: &RelaySettings) -> Option<String> {
     topic_refusal(topic, relay).or_else(|| {
         let reserved = event.headers.iter().find(|(name, _)| headers::is_reserved(name));
-        reserved.map(|(name, _)| format!("the header {name:?} is reserved: only the relay and consumers set it"))
+        let reserved =
+            reserved.map(|(name, _)| format!("the header {name:?} is reserved: only the relay and consumers set it"));
+        let partition = event.partition().err();
+        reserved.or_else(|| {
+            partition.map(|text| format!("the header {:?} has {text:?}, which is no partition", headers::PARTITION))
+        })
     })
 }
 

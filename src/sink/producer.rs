@@ -179,7 +179,7 @@ impl KafkaProducer {
         }
     }
 
-    /// Queues record `slot` of the batch. Returns its partition; `None` if librdkafka chooses it.
+    /// Queues record `slot` of the batch. Returns its partition; `None` if librdkafka or the row chooses it.
     ///
     /// # Errors
     /// librdkafka refused it at once, for example because it is too large. The record counts as failed.
@@ -201,8 +201,14 @@ impl KafkaProducer {
             .timestamp(timestamp.max(1));
         record.headers = headers;
         record.key = event.entity_id.map(str::as_bytes);
-        let placement = self.spread.place(topic, record.key, self.batch as usize + slot);
-        record.partition = placement.map(|placement| placement.partition);
+        // The relay has refused a row whose partition is no number.
+        let named = event.partition().unwrap_or_default();
+        let placement = match named {
+            // A hold of the topic is right for an event whose partition does not follow from its key.
+            Some(_) => None,
+            None => self.spread.place(topic, record.key, self.batch as usize + slot),
+        };
+        record.partition = named.or(placement.map(|placement| placement.partition));
         let mut scratch = std::mem::take(&mut self.scratch);
         record.payload = envelope.value(event, source, &mut scratch);
         let sent = self.current().producer.send(record).map_err(|(error, record)| {

@@ -8,7 +8,7 @@ use crate::log_lines::sources_below;
 /// The folders of the relay, from the top to the bottom. A folder may import the folders of the floors below, and the ones named beside it.
 const FLOORS: &[&[(&str, &[&str])]] = &[
     &[("cli", &["bench"]), ("bench", &[])],
-    &[("relay", &["inspect"]), ("inspect", &["resend"]), ("resend", &[])],
+    &[("relay", &["inspect"]), ("inspect", &["resend"]), ("resend", &[]), ("adopt", &[])],
     &[("store", &[]), ("sink", &[]), ("observe", &[])],
     &[("config", &[]), ("fault", &[]), ("lane", &[])],
     &[("text", &[])],

@@ -18,7 +18,7 @@ fn printed(page: &str) -> String {
 #[test]
 fn the_reference_says_what_the_binary_says() {
     let mut stale = Vec::new();
-    for page in ["settings", "codes", "commands", "metrics", "sql"] {
+    for page in ["settings", "codes", "commands", "metrics", "sql", "debezium"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("docs/reference/{page}.md"));
         let found = std::fs::read_to_string(&path).expect("a page of the reference");
         let (head, rest) = found.split_once(BEGIN).unwrap_or_else(|| panic!("{page}.md lacks {BEGIN}"));

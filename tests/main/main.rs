@@ -17,6 +17,7 @@ mod guarantees;
 mod health;
 mod held_snapshot;
 mod hostile;
+mod import;
 mod inbox;
 mod logins;
 mod managed;
@@ -34,6 +35,7 @@ mod reload;
 mod replay;
 mod retention;
 mod roles;
+mod route;
 mod secrets;
 mod servers;
 mod settle;
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         bench::trials(),
         migrations::trials(),
         surface::trials(),
+        import::trials(),
         inbox::trials(),
         connections::trials(),
         consumers::trials(),
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         pause::trials(),
         retention::trials(),
         roles::trials(),
+        route::trials(),
         crashes::trials(),
         settle::trials(),
         outages::trials(),

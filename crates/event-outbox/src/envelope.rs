@@ -104,13 +104,13 @@ impl Envelope {
     /// 1. `event-id`, `event-type`, `event-version`, `sequence` (the outbox id), in every envelope;
     /// 2. the row's own headers in column order;
     /// 3. `source`, if the row has none and one is configured;
-    /// 4. the headers of the envelope: `id` for `debezium`; for CloudEvents `content-type` and, unless the attributes are in the value,
+    /// 4. the headers of the envelope: `id` for `debezium`, unless the row has one; for CloudEvents `content-type` and, unless the attributes are in the value,
     ///    `ce_specversion`, `ce_id`, `ce_source`, `ce_type`, `ce_subject`, `ce_time`, `ce_eventversion`, `ce_correlationid`,
     ///    `ce_causationid`, `ce_traceparent`, `ce_tracestate`.
     ///
     /// No name is sent twice. A row header with a name of group 1, or with a name that the envelope may send in group 4, is left out: Kafka
     /// allows repeated names, and a consumer that reads the last one would take the row's header for the event's identity. CloudEvents keep
-    /// a row's `content-type` as the attribute `datacontenttype`.
+    /// a row's `content-type` as the attribute `datacontenttype`. `outbox-partition` names a partition and is never sent.
     pub fn headers(&self, event: &StoredEvent<'_>, source: Option<&str>, emit: &mut dyn FnMut(&str, &[u8])) {
         let [id, kind, version, sequence] = ALWAYS;
         emit(id, digits::uuid(event.event_id.0, &mut [0; 36]));
@@ -134,10 +134,12 @@ impl Envelope {
     /// Returns true for a header name that only the envelope itself may send.
     fn owns(self, name: &str) -> bool {
         ALWAYS.contains(&name)
+            || name == headers::PARTITION
             || match self {
                 Self::Event | Self::Raw => false,
                 Self::CloudeventsBinary | Self::CloudeventsStructured => cloudevents::owns(name),
-                Self::Debezium => name == debezium::ID,
+                // The row's own `id` is sent in place of the envelope's.
+                Self::Debezium => false,
             }
     }
 }

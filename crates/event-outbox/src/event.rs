@@ -83,6 +83,17 @@ pub struct StoredEvent<'a> {
     pub created_at: DateTime<Utc>,
 }
 
+impl StoredEvent<'_> {
+    /// Returns the partition that the row's header `outbox-partition` names; `None` if it has none.
+    ///
+    /// # Errors
+    /// The header's value, if it is not a number of a partition.
+    pub fn partition(&self) -> Result<Option<i32>, &str> {
+        let Some(text) = self.headers.get(crate::envelope::headers::PARTITION) else { return Ok(None) };
+        text.parse().ok().filter(|partition| *partition >= 0).map(Some).ok_or(text)
+    }
+}
+
 /// The `headers` column: names and values in the order in which Postgres prints them (`jsonb` sorts by length, then bytes).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventHeaders<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);

@@ -7,7 +7,7 @@
 //! - A NULL payload becomes a record without a value.
 //! - The key is `aggregateid`, our `entity_id`.
 //! - The topic is `outbox.event.` and `aggregatetype`, our `entity_type`, as written (`route.topic.replacement`).
-//! - The only header is `id`, the event's id.
+//! - The only header is `id`, the event's id. A row whose id is no UUID has it in a header `id` of its own, which is sent instead.
 //!
 //! Two differences are intended. Besides `id` we send the four headers of every record and the row's own headers: consumers of the router's
 //! topics ignore unknown headers, but `verify` and our consumers need `event-id` and `sequence`. The record's timestamp is `created_at`,
@@ -23,5 +23,7 @@ pub(super) const ID: &str = "id";
 pub(super) const DEFAULT_TOPIC: &str = "outbox.event.{entity_type}";
 
 pub(super) fn headers(event: &StoredEvent<'_>, emit: &mut dyn FnMut(&str, &[u8])) {
-    emit(ID, digits::uuid(event.event_id.0, &mut [0; 36]));
+    if event.headers.get(ID).is_none() {
+        emit(ID, digits::uuid(event.event_id.0, &mut [0; 36]));
+    }
 }

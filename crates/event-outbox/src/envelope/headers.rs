@@ -9,6 +9,9 @@ pub const EVENT_TIME: &str = "event-time";
 /// Header: the redrive that has sent the dead letter back to its topic.
 pub const REDRIVE_ID: &str = "redrive-id";
 
+/// A header of the row that names the partition of its record. It is not sent.
+pub const PARTITION: &str = "outbox-partition";
+
 /// Header: an entry of the log of redrives on a dead letter topic. Its value is the state.
 pub const REDRIVE_LOG: &str = "outbox-relay-redrive";
 
