@@ -1,7 +1,10 @@
 //! Parses the command line and runs a command. Each command has a file; `exit` picks the exit code.
 
+mod adopt;
+mod app_table;
 #[cfg(feature = "bench")]
 mod bench;
+mod capture;
 mod check;
 mod compare;
 mod completions;
@@ -114,6 +117,10 @@ enum Command {
     /// Take over from another program: read its configuration, and write a trigger and settings
     #[command(subcommand)]
     Import(import::Import),
+    /// Turn the changes of a table of the application into events, by triggers; --backfill makes events of the rows that it has
+    Capture(capture::Capture),
+    /// Hand the table of a home-made polling loop over to the outbox, and back: guess its columns, move the pending rows, set a trigger
+    Adopt(adopt::Adopt),
     /// Show the settings in force
     #[command(subcommand)]
     Config(config::Config),
@@ -250,6 +257,8 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             prune.run(&settings(file, overrides, Needs::DatabaseOnly)?, sources)
         }
         Command::Import(import) => import.run(&Sources::from_process(file, overrides)),
+        Command::Capture(capture) => capture.run(&settings(file, overrides, Needs::DatabaseOnly)?),
+        Command::Adopt(adopt) => adopt.run(&settings(file, overrides, Needs::DatabaseOnly)?),
         Command::Config(config::Config::Show(show)) => show.run(&Sources::from_process(file, overrides)),
         Command::Completions(completions) => {
             completions.run();

@@ -18,6 +18,10 @@
 //! - [`sources`]: the topics that consumer groups read
 //! - [`audit`]: the book of what operators change
 //! - [`plan`]: how the planner would find work
+//! - [`app_table`]: what the catalog knows about a table of the application
+//! - [`adopt`]: hands the table of a polling loop over
+//! - [`capture`]: turns the changes of a table of the application into events
+//! - [`short_locks`]: strong locks on a table in use
 //! - [`relay_registry`]: the relays that are alive
 //! - [`relay_conflicts`]: live relays that do not go together
 //! - [`columns`]: the columns of a table of the application
@@ -35,8 +39,11 @@
 pub mod plan;
 
 pub(crate) mod activity;
+pub(crate) mod adopt;
+pub(crate) mod app_table;
 pub(crate) mod audit;
 pub(crate) mod backlog;
+pub(crate) mod capture;
 pub(crate) mod claim;
 pub(crate) mod columns;
 pub(crate) mod connect;
@@ -62,5 +69,6 @@ pub(crate) mod routes;
 pub(crate) mod search_path;
 pub(crate) mod session;
 pub(crate) mod settle;
+pub(crate) mod short_locks;
 pub(crate) mod sources;
 pub(crate) mod wake_up;

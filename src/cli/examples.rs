@@ -243,6 +243,34 @@ const HELP: &[Help] = &[
         ],
     ),
     help(
+        "capture",
+        Some("the table cannot be captured, or its lock is not free; the message says what was changed"),
+        &[
+            ("capture orders --dry-run", "show the SQL"),
+            (
+                "capture shop.orders --on insert,update --columns status,total --type order",
+                "capture some changes and columns",
+            ),
+            ("capture orders --backfill --rate 1000", "make events of the rows that are there; run it again to go on"),
+            ("capture --list", "show the captured tables"),
+            ("capture --drop orders", "remove the triggers"),
+        ],
+    ),
+    help(
+        "adopt",
+        Some(
+            "the table cannot be kept in order, its lock is not free, or events wait after --undo; the message says what was changed",
+        ),
+        &[
+            ("adopt outbox --dry-run", "show what the columns would mean, and the SQL"),
+            (
+                "adopt shop.outbox --map customer_id=entity_id --constant entity_type=customer",
+                "say what it cannot guess",
+            ),
+            ("adopt outbox --undo", "give new rows back to the loop"),
+        ],
+    ),
+    help(
         "config show",
         None,
         &[
@@ -351,7 +379,7 @@ mod tests {
     }
 
     /// The flags that mean something else somewhere, with the reason.
-    const EXCEPTIONS: [(&str, &str, &str); 12] = [
+    const EXCEPTIONS: [(&str, &str, &str); 14] = [
         ("compare", "until", "a number of events to be on both topics"),
         ("explain-route", "entity-type", "describes an event that is only thought of, and takes none out"),
         ("bench", "yes", "answers another question: whether the servers of the environment may be used"),
@@ -361,6 +389,8 @@ mod tests {
         ("check", "topic", "adds a topic to those that events name, and takes none out"),
         ("bench", "json", "writes a file beside the table, for measurements in a series"),
         ("bench", "payload", "the load's payload, in bytes"),
+        ("capture", "list", "shows tables, and not pauses"),
+        ("capture", "type", "names the type of the entity, and selects no events"),
         ("bench", "rate", "the load's rate, and not a limit"),
         ("bench", "events", "the load's number of events"),
         ("bench", "entities", "the load's number of entities"),

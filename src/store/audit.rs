@@ -58,6 +58,25 @@ pub(crate) async fn note_within(
     query.persistent(false).execute(tx).await.map(drop)
 }
 
+/// Returns a statement that writes an entry for a command of the outbox's owner, who needs no function for it. `affected` is SQL.
+pub(crate) fn entry(
+    names: &Names,
+    command: &str,
+    filter: &serde_json::Value,
+    author: &Author,
+    affected: &str,
+) -> String {
+    let text = |value: &Option<String>| value.as_deref().map_or_else(|| "null".to_owned(), literal);
+    format!(
+        "insert into {} (actor, acted_by, command, filter, reason, affected)\nselect session_user, {}, {}, {}, {}, {affected}",
+        names.companion("audit"),
+        text(&author.by),
+        literal(command),
+        literal(&filter.to_string()),
+        text(&author.reason),
+    )
+}
+
 /// Returns true if this user may write such an entry.
 ///
 /// # Errors

@@ -4,10 +4,10 @@ use sqlx::{PgConnection, Row};
 
 use crate::store::read_only::read;
 use event_outbox::Names;
-use event_outbox::names::literal;
+use event_outbox::names::{literal, quote};
 
 /// The companion tables of an outbox, and its view.
-const COMPANIONS: [&str; 12] = [
+const COMPANIONS: [&str; 13] = [
     "lane",
     "hold",
     "relay",
@@ -19,6 +19,8 @@ const COMPANIONS: [&str; 12] = [
     "archive",
     "migration",
     "secret",
+    // Made by the first `capture --backfill`.
+    "backfill",
     "health",
 ];
 
@@ -37,6 +39,15 @@ pub(crate) async fn of(
     let functions = [names.emit(), names.emit_many(), names.once()];
     let functions = existing(conn, &functions, "pg_proc", "proname", "pronamespace").await?;
     Ok(vec![("tables", tables), ("functions", functions)])
+}
+
+/// Returns true for a table of the outbox or of the inbox.
+pub(crate) fn is_own(names: &Names, schema: &str, table: &str) -> bool {
+    let given = format!("{}.{}", quote(schema), quote(table));
+    let mut own = COMPANIONS.iter().map(|suffix| names.companion(suffix));
+    own.any(|own| own == given)
+        || [names.outbox(), names.processed(), names.held(), names.source(), names.inbox_companion("group")]
+            .contains(&given)
 }
 
 /// Returns those of `wanted`, quoted names with their schema, that the catalog has, in their order.

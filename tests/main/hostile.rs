@@ -394,6 +394,30 @@ async fn no_command_meets_a_trap(database: TestDatabase, kafka: Arc<RealKafka>) 
     }
     let pruning = relay.clone().with("RELAY_RETENTION", "archive").with("RELAY_RETENTION_AFTER", "1s");
     run(&pruning, "prune", &["--yes"]).await?;
+    // Triggers on tables of the application run for users whose path has the traps.
+    outbox
+        .execute(&format!(
+            "create table public.things (id bigint primary key, note pg_catalog.text, at timestamptz default pg_catalog.now()); \
+             create table public.polled (id bigserial primary key, aggregate_type pg_catalog.text not null, aggregate_id pg_catalog.text not null, \
+               type pg_catalog.text not null, payload jsonb, headers jsonb, status pg_catalog.text not null default 'NEW'); \
+             grant select, insert, update, delete on public.things, public.polled to {0}_app; \
+             grant usage on all sequences in schema public to {0}_app",
+            database.name()
+        ))
+        .await?;
+    run(&relay, "adopt", &["polled", "--done", "SENT", "--pending", "NEW"]).await?;
+    app.execute("insert into public.polled (aggregate_type, aggregate_id, type, headers) values ('order', 'p', 'X', '{\"a\": 1}')").await?;
+    for mode in ["--allow-truncate", "--bulk"] {
+        run(&relay, "capture", &["things", mode]).await?;
+        app.execute("insert into public.things values (1, 'a')").await?;
+        app.execute("update public.things set note = 'b', id = 2").await?;
+        run(&relay, "capture", &["things", "--backfill", "--where", "note is not null"]).await?;
+        app.execute("delete from public.things").await?;
+    }
+    run(&relay, "capture", &["--list"]).await?;
+    run(&relay, "capture", &["--drop", "things"]).await?;
+    let captured = "select count(*) from public.event_outbox where entity_type in ('things', 'order') and entity_id in ('1', '2', 'p')";
+    ensure!(outbox.number(captured).await? == 11);
     let found = findings(&relay).await?;
     ensure!(found.iter().all(|(id, _)| id != "foreign-objects" && id != "database-unreachable"), "{found:?}");
     ensure!(

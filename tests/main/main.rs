@@ -1,6 +1,8 @@
 //! Runs the suite against a real Postgres and a real Kafka. `cargo test --test main -- --list` names its tests.
 
+mod adopt;
 mod bench;
+mod capture;
 mod check;
 mod cli;
 mod compare;
@@ -43,8 +45,8 @@ mod shadow;
 mod snippets;
 mod status;
 mod surface;
-mod systemd;
 mod switch;
+mod systemd;
 mod tail;
 mod terminal;
 mod tls;
@@ -116,6 +118,8 @@ fn main() -> ExitCode {
         terminal::trials(),
         metrics::trials(),
         tail::trials(),
+        adopt::trials(),
+        capture::trials(),
     ];
     lab::run(Arguments::from_args(), trials.into_iter().flatten().collect())
 }

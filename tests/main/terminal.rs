@@ -62,6 +62,9 @@ async fn write_hostile(outbox: &Outbox) -> anyhow::Result<()> {
              values (2, gen_random_uuid(), left('{hostile}', 60), '{hostile}', 2, now() - interval '5 minutes')"
         ))
         .await?;
+    // Names have at most 63 bytes.
+    let column: String = HOSTILE.replace('"', "\"\"").chars().take(30).collect();
+    outbox.execute(&format!("create table public.hostile (id bigint primary key, \"{column}\" text)")).await?;
     Ok(())
 }
 
@@ -152,6 +155,16 @@ async fn no_text_of_a_user_commands_a_terminal_or_forges_a_line(
         &["dlq", "redrive", &dead_letters, "--all", "--dry-run"],
         &["dlq", "redrive", &dead_letters, "--all", "--dry-run", "--to", &outbox.topic],
         &["replay", "--type", HOSTILE, "--dry-run"],
+        &["capture", HOSTILE],
+        &["capture", "hostile", "--key", HOSTILE],
+        &["capture", "hostile", "--type", HOSTILE],
+        &["capture", "hostile", "--dry-run"],
+        &["capture", "hostile", "--backfill", "--where", HOSTILE],
+        &["capture", "--list"],
+        &["capture", "--list", "--json"],
+        &["adopt", HOSTILE],
+        &["adopt", "hostile", "--map", &format!("{HOSTILE}=topic")],
+        &["adopt", "hostile"],
         &[HOSTILE],
         &["dead", HOSTILE],
         &["status", "--config", HOSTILE],

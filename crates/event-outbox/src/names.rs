@@ -96,6 +96,11 @@ impl Names {
         derive(&self.table, suffix)
     }
 
+    /// Returns a trigger that runs before all others of its table and kind, unquoted: Postgres runs triggers in the order of their names.
+    pub fn first_trigger_raw(&self, suffix: &str) -> String {
+        derive(&format!("0_{}", self.table), suffix)
+    }
+
     /// Returns a role of the outbox, quoted: `event_outbox` and `writer` give `"event_outbox_writer"`. Roles belong to the whole server;
     /// another `prefix` keeps the roles of two outboxes with the same table name apart.
     pub fn role(&self, prefix: Option<&str>, suffix: &str) -> String {

@@ -1,0 +1,125 @@
+//! Finds the table of the application that `adopt` and `capture` work on, and says why it cannot be used.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::exit::Failure;
+use super::target::Target;
+use crate::fault;
+use crate::store::app_table::{self, AppTable, Found, Installed, Owner};
+use crate::store::parts;
+use crate::store::short_locks::NotRun;
+use crate::text;
+use event_outbox::code::Code;
+use event_outbox::names::quote;
+
+/// How long to try.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct Patience {
+    /// Wait at most this long for a lock that another session holds
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(super) lock_timeout: Duration,
+}
+
+/// Returns the table that the user has named.
+pub(super) async fn find(target: &mut Target, given: &str) -> Result<AppTable, Failure> {
+    let found = app_table::find(&mut target.conn, given).await;
+    let table = match found.map_err(|error| target.failed("look for the table beside", error))? {
+        Found::One(table) => *table,
+        Found::None(similar) => {
+            let hint = match similar.as_slice() {
+                [] => "name it as in SQL: orders, shop.orders or 'shop.\"Weird name\"'".to_owned(),
+                similar => format!("there is {}", similar.join(", ")),
+            };
+            let failure = Failure::finding(format!("there is no table {} in this database", text::name(given)));
+            return Err(failure.hint(text::sentence(&hint).to_string()));
+        }
+        Found::Several(tables) => {
+            let failure = Failure::usage(format!("several schemas have a table {}", text::name(given)));
+            return Err(failure.hint(text::sentence(&format!("name one of {}", tables.join(", "))).to_string()));
+        }
+    };
+    let shown = shown(&table);
+    if parts::is_own(&target.names, &table.schema, &table.name) {
+        return Err(
+            Failure::usage(format!("{shown} belongs to the outbox itself")).hint("name a table of the application")
+        );
+    }
+    let kind = match table.kind.as_str() {
+        "v" | "m" => Some("a view"),
+        "f" => Some("a foreign table"),
+        _ if table.persistence == "t" => Some("a temporary table"),
+        _ => None,
+    };
+    match kind {
+        Some(kind) => Err(Failure::usage(format!("{shown} is {kind}"))
+            .hint("a trigger needs an ordinary table: name the table that has the rows")),
+        None => Ok(table),
+    }
+}
+
+/// Returns the triggers that a command has set, by table.
+pub(super) async fn installed(target: &mut Target, command: &str) -> Result<Vec<Installed>, Failure> {
+    let all = app_table::installed(&mut target.conn, &target.names, command).await;
+    all.map_err(|error| target.failed("look for the triggers of", error))
+}
+
+/// Returns the table's name for people.
+pub(super) fn shown(table: &AppTable) -> String {
+    text::name(&table.quoted()).to_string()
+}
+
+/// Reads who owns the outbox. Fails if this user cannot act for the owner, or if the owner lacks one of `rights` on the table.
+pub(super) async fn owner(target: &mut Target, table: &AppTable, rights: &[&str]) -> Result<Owner, Failure> {
+    let owner = app_table::owner(&mut target.conn, &target.names, table, rights).await;
+    let owner = owner.map_err(|error| target.failed("look at the rights on", error))?;
+    let name = quote(&owner.outbox);
+    if !owner.is_ours {
+        return Err(Failure::finding(format!("only the owner of {} can do this", target.shown))
+            .code(Code::RightsMissing)
+            .hint(format!("connect as {}, or as a member of this role", text::name(&name))));
+    }
+    if !owner.lacks.is_empty() {
+        let (schema, on_schema) = (quote(&table.schema), owner.lacks.iter().any(|right| right == "USAGE"));
+        let rights: Vec<_> = owner.lacks.iter().filter(|right| *right != "USAGE").map(String::as_str).collect();
+        let mut grants = Vec::new();
+        if on_schema {
+            grants.push(format!("grant usage on schema {schema} to {name};"));
+        }
+        if !rights.is_empty() {
+            grants.push(format!("grant {} on {} to {name};", rights.join(", ").to_lowercase(), table.quoted()));
+        }
+        return Err(Failure::finding(format!(
+            "the trigger would run with the rights of {}, the owner of the outbox, who lacks {} on {}",
+            text::name(&name),
+            owner.lacks.join(", "),
+            shown(table)
+        ))
+        .code(Code::RightsMissing)
+        .hint(text::sentence(&grants.join(" ")).to_string()));
+    }
+    Ok(owner)
+}
+
+/// Turns what kept statements from running into a failure: "cannot `what` `table`".
+pub(super) fn not_run(what: &str, table: &AppTable, error: NotRun) -> Failure {
+    let shown = shown(table);
+    match error {
+        NotRun::Locked(holders) => {
+            let who: Vec<_> = holders.iter().map(ToString::to_string).collect();
+            let who = if who.is_empty() { "other sessions, one after the other".to_owned() } else { who.join("; ") };
+            Failure::finding(format!("cannot {what} {shown}: the lock was not free at any attempt; nothing was changed"))
+                .because(format!("the table is locked by {who}"))
+                .code(Code::DatabaseLocked)
+                .hint("end the other transaction, run it again in a quieter minute, or raise --lock-timeout: writers never wait longer than one short attempt")
+        }
+        NotRun::Database(error) => {
+            let mut fault = fault::classify_database(&error);
+            if fault.code == Code::RightsMissing {
+                fault.next_step = "run it as a user that owns the table and may act for the owner of the outbox";
+            }
+            Failure::finding(format!("cannot {what} {shown}; nothing was changed")).because(error).fault(fault)
+        }
+    }
+}

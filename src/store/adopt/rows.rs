@@ -1,0 +1,122 @@
+//! Reads the rows of the loop's table: the states that they have, and what the pending ones would become.
+
+use sqlx::{PgConnection, Row};
+
+use super::given::{Refusal, refusal};
+use super::mapping::{Mapping, Source};
+use super::role::Role;
+use crate::store::app_table::AppTable;
+use crate::store::pending::pending;
+use crate::store::read_only::{read, read_within};
+use crate::store::routes;
+use crate::text;
+use event_outbox::Names;
+use event_outbox::names::{literal, quote};
+use event_outbox::route::TopicTemplate;
+
+/// The seconds that a scan of the table may take.
+const SCAN: u32 = 60;
+
+/// The most values of a state column.
+const MOST_STATES: usize = 50;
+
+/// The number at which counting stops.
+const MOST_COUNTED: i64 = 100_000;
+
+/// The most kinds of pending events whose topics are looked at.
+const MOST_KINDS: usize = 1_000;
+
+/// Returns the values of a state column, each with the number of its rows. `None` if there are too many for a state.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn states(
+    conn: &mut PgConnection,
+    table: &AppTable,
+    column: &str,
+) -> Result<Option<Vec<(Option<String>, i64)>>, sqlx::Error> {
+    let query = format!(
+        "select {}::text, count(*) from {} group by 1 order by 2 desc limit {}",
+        quote(column),
+        table.quoted(),
+        MOST_STATES + 1
+    );
+    let rows = read_within(conn, &query, SCAN).await?;
+    if rows.len() > MOST_STATES {
+        return Ok(None);
+    }
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map(Some)
+}
+
+/// What the pending rows would become.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) rows: i64,
+    pub(crate) refusals: Vec<Refusal>,
+}
+
+/// Counts the pending rows, and finds those that cannot become events.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn look(
+    conn: &mut PgConnection,
+    table: &AppTable,
+    mapping: &Mapping,
+    template: &TopicTemplate,
+) -> Result<Pending, sqlx::Error> {
+    let text_of = |role: Role| match mapping.part(role) {
+        Some(Source::Column { name, .. }) => format!("t.{}::text", quote(name)),
+        Some(Source::Constant(value)) => literal(value),
+        None => "null::text".to_owned(),
+    };
+    let query = format!(
+        "select {}, {}, {}, count(*) from {} t where {} group by 1, 2, 3 order by 4 desc",
+        text_of(Role::EntityType),
+        text_of(Role::EventType),
+        text_of(Role::Topic),
+        table.quoted(),
+        mapping.flag.is_pending("t")
+    );
+    let mut found = Pending::default();
+    for (at, row) in read_within(conn, &query, SCAN).await?.iter().enumerate() {
+        let count: i64 = row.try_get(3)?;
+        found.rows += count;
+        if at >= MOST_KINDS || found.refusals.len() >= 10 {
+            continue;
+        }
+        let (entity_type, event_type): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+        let (Some(entity_type), Some(event_type)) = (entity_type, event_type) else {
+            found.refusals.push(refusal(
+                format!("{count} pending rows have no type of entity or no type of event"),
+                "update or delete these rows; events need both",
+            ));
+            continue;
+        };
+        if let Err(error) = routes::resolve(template, &entity_type, &event_type, row.try_get(2)?) {
+            found.refusals.push(refusal(
+                format!(
+                    "{count} pending rows of the type {} have no legal topic: {}",
+                    text::name(&entity_type),
+                    text::sentence(&error.to_string())
+                ),
+                "another RELAY_TOPIC, or --map COLUMN=topic; a topic has letters, digits, '.', '_' and '-'",
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// Returns how many of the events up to `id` are not published yet: those that no claim has met, and those that are held.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn unpublished(conn: &mut PgConnection, names: &Names, id: i64) -> Result<i64, sqlx::Error> {
+    let waiting = pending(names, "id", &format!("id <= {id}"), MOST_COUNTED);
+    let query = format!(
+        "select (select count(*) from {waiting} waiting) \
+              + (select coalesce(sum(events), 0)::int8 from {} where from_id <= {id})",
+        names.companion("hold")
+    );
+    read(conn, &query).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+}
