@@ -120,8 +120,12 @@ pub(crate) fn explain(settings: &Settings, routed: &Routed) -> Explained {
                 Some(_) => "the row's column topic".to_owned(),
                 None => format!("RELAY_TOPIC, {}", relay.topic),
             };
+            let why = match relay.topic.prefix() {
+                "" => why,
+                prefix => format!("{why}, behind RELAY_TOPIC_PREFIX {prefix}"),
+            };
             explained.topic = Part { value: Some(topic.to_owned()), why };
-            said = admission::refusal(&event, topic, relay.topics.as_ref());
+            said = admission::refusal(&event, topic, relay);
         }
         Err(bad) => {
             explained.topic.why = "no legal name".to_owned();
