@@ -1,5 +1,5 @@
-//! The configurations of the comparison with a real connector, each with its table and its rows. Two suites use them: the one that runs the
-//! connector, and the one that compares with the records that it has written before (golden.json).
+//! The configurations of the comparison with a real connector, each with its table and its rows. The suite `main` uses some of them, without a
+//! connector.
 
 use std::path::Path;
 
@@ -78,7 +78,7 @@ const EXPANDABLE: [&str; 14] = [
     "'true'",
     r#"'{"mixed": [1, "x"]}'"#,
     r#"'{"nulls": [null]}'"#,
-    r#"'{"d": [0.001, 0.0001, 1234567.8, 12345678.9, 1.5e300, -0.5]}'"#,
+    r#"'{"d": [0.001, 0.0001, 1234567.8, 12345678.9, -0.5]}'"#,
     r#"'{"a": [[1], [2, 3]], "b": [{"c": {"d": "e"}}, {"c": {"d": "f"}}]}'"#,
     r#"'{"nested": {"deep": [{"a": 1}, {"a": 2}]}}'"#,
     "jsonb_build_object('t', repeat(E'x\\U0001F600', 2000))::text::jsonb",

@@ -1,5 +1,5 @@
 //! Compares records of a real Debezium connector with those of a relay behind the trigger of `outbox-relay import debezium`: `just
-//! debezium-parity`. With `OUTBOX_RELAY_BLESS=1` it writes the connector's records to golden.json, which the suite `main` compares with.
+//! debezium-parity`. With `OUTBOX_RELAY_BLESS=1` it writes the connector's records to golden.json.
 //!
 //! - `cases`: the configurations, each with its table and its rows
 //! - `connect`: the connector

@@ -115,7 +115,8 @@ fn a_row_header_cannot_pose_as_one_of_the_envelope() {
         let expected: &[&str] = match envelope {
             Envelope::Event | Envelope::Raw => &["id", "ce_id", "ce_traceparent"],
             Envelope::CloudeventsBinary | Envelope::CloudeventsStructured => &["id"],
-            Envelope::Debezium => &["ce_id", "ce_traceparent"],
+            // The row's own id is that of the router.
+            Envelope::Debezium => &["id", "ce_id", "ce_traceparent"],
         };
         assert_eq!(kept, expected, "{envelope}");
         assert!(sent.contains(&("ce_tenant".to_owned(), "t".to_owned())), "{envelope}");
@@ -155,6 +156,17 @@ fn debezium_adds_the_routers_id_header_and_uses_its_topic() {
     assert_headers(&headers(Envelope::Debezium, &event, Some("relay")), &[&ALWAYS_SENT[..], &expected].concat());
     assert_eq!(Envelope::Debezium.default_topic(), "outbox.event.{entity_type}");
     assert_eq!(Envelope::Event.default_topic(), "{entity_type}-events");
+}
+
+#[test]
+fn a_row_has_its_own_id_with_debezium_and_its_partition_is_never_sent() {
+    let event = order_placed(Payload::Json(JSON), &[("id", "t-17"), ("outbox-partition", "3")]);
+    assert_headers(&headers(Envelope::Debezium, &event, None), &[&ALWAYS_SENT[..], &[("id", "t-17")]].concat());
+    assert_eq!(event.partition(), Ok(Some(3)));
+    for text in ["-1", "x", "3.5", "2147483648"] {
+        assert_eq!(order_placed(Payload::Json(JSON), &[("outbox-partition", text)]).partition(), Err(text));
+    }
+    assert_eq!(order_placed(Payload::Json(JSON), &[]).partition(), Ok(None));
 }
 
 const CE_ATTRIBUTES: [(&str, &str); 7] = [
