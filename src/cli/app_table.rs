@@ -14,7 +14,7 @@ use crate::text;
 use event_outbox::code::Code;
 use event_outbox::names::quote;
 
-/// How long to try.
+/// Limits the wait for a lock.
 #[derive(Debug, Clone, Copy, Args)]
 pub(super) struct Patience {
     /// Wait at most this long for a lock that another session holds

@@ -195,7 +195,7 @@ async fn similar(conn: &mut PgConnection, name: &str) -> Result<Vec<String>, sql
     read(conn, &query).await?.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// What the user of this session and the owner of the outbox may do.
+/// The rights of this session's user and of the outbox's owner.
 #[derive(Debug, Clone)]
 pub(crate) struct Owner {
     /// The owner of the outbox. The functions of its triggers run with the owner's rights.

@@ -34,7 +34,7 @@ impl Change {
     }
 }
 
-/// What becomes of the changes of a table. It is stored as JSON in the comments of the trigger functions.
+/// Says what becomes of the changes of a table. It is stored as JSON in the comments of the trigger functions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Definition {
     /// The table's quoted name, which the events have.

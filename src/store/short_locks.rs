@@ -43,7 +43,7 @@ impl std::fmt::Display for Holder {
 /// The reason why the statements were not run. Nothing was changed.
 #[derive(Debug)]
 pub(crate) enum NotRun {
-    /// Other sessions had the table all the time.
+    /// The sessions that had the table all the time.
     Locked(Vec<Holder>),
     Database(sqlx::Error),
 }

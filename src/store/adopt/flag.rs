@@ -7,7 +7,7 @@ use super::role::{Role, plain, shown};
 use crate::store::app_table::{AppTable, Column};
 use event_outbox::names::{literal, quote};
 
-/// How a row is marked.
+/// Tells a pending row from a published one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Flag {
     /// A boolean; pending rows have the other value than `done`, or none.

@@ -1,8 +1,8 @@
-//! What the user has said about the table, and the reasons why it is refused.
+//! Holds the user's words about the table, and the reasons of a refusal.
 
 use super::role::Role;
 
-/// What the user has said about the table.
+/// The user's words about the table.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Given {
     /// Columns and their meaning.

@@ -1,11 +1,11 @@
-//! What the columns of the loop's table mean.
+//! Holds the meaning of the columns of the loop's table.
 
 use serde::Serialize;
 
 use super::flag::Flag;
 use super::role::Role;
 
-/// Where a part of the event comes from.
+/// The source of a part of the event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Source {
@@ -13,7 +13,7 @@ pub(crate) enum Source {
     Constant(String),
 }
 
-/// What the columns mean.
+/// The meaning of the columns.
 #[derive(Debug, Clone)]
 pub(crate) struct Mapping {
     /// The parts of the event, in the order of [`Role::PARTS`].
@@ -25,7 +25,7 @@ pub(crate) struct Mapping {
     pub(crate) flag: Flag,
     /// The columns that mean nothing to the outbox.
     pub(crate) unused: Vec<String>,
-    /// What the user should know.
+    /// Notes for the user.
     pub(crate) notes: Vec<String>,
 }
 

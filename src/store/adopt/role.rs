@@ -1,4 +1,4 @@
-//! What a column of an outbox table can mean, with the names and types by which it is recognised.
+//! Lists the meanings of a column of an outbox table, with the names and types by which each is recognised.
 
 use std::str::FromStr;
 

@@ -48,7 +48,7 @@ pub(crate) async fn states(
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map(Some)
 }
 
-/// What the pending rows would become.
+/// The number of pending rows, and the reasons against them.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     pub(crate) rows: i64,

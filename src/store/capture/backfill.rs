@@ -25,7 +25,7 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// The values of the key of a row, as text.
 pub(crate) type KeyValues = Vec<String>;
 
-/// How far a backfill is.
+/// The position of a backfill.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Progress {
     pub(crate) filter: Option<String>,

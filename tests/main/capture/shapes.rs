@@ -119,7 +119,7 @@ async fn columns_may_be_generated_added_and_dropped(database: TestDatabase) -> a
         capture(&database, &[&["things", "--columns", "a,b,double_a"], mode].concat()).await?;
         run(
             &mut connection,
-            "insert into public.things values (1, 2, 3); alter table public.things drop column b, add column c int",
+            "insert into public.things (id, a, b) values (1, 2, 3); alter table public.things drop column b, add column c int",
         )
         .await?;
         run(&mut connection, "update public.things set a = 3, c = 4").await?;
