@@ -147,7 +147,7 @@ struct BothTopics<'a> {
     window: Window,
 }
 
-/// What is done with records.
+/// The use of records that are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Take {
     /// All records are compared.

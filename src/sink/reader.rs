@@ -248,7 +248,7 @@ impl Reader {
     }
 }
 
-/// What a reader of assigned partitions meets next.
+/// The next thing that a reader of assigned partitions meets.
 pub(crate) enum Heard<'m> {
     Record(BorrowedMessage<'m>),
     /// The end of this partition, for now.

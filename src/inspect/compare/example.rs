@@ -33,7 +33,7 @@ pub(crate) struct Shown {
     pub(crate) key: Option<String>,
     pub(crate) left: Option<Place>,
     pub(crate) right: Option<Place>,
-    /// What differs.
+    /// Says what differs.
     pub(crate) difference: String,
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct At {
 /// The number of header names that only one kind of writer knows.
 pub(crate) const WRITERS_OWN: usize = 5;
 
-/// What is compared of a record.
+/// The parts of a record that are compared.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct RecordFact {
     pub(crate) side: Side,

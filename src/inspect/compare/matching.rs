@@ -60,7 +60,7 @@ impl Kind {
     }
 }
 
-/// What is compared, and how strictly.
+/// The parts that are compared, and how strictly.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rules {
     /// The kinds that are no difference.
@@ -76,7 +76,8 @@ pub(crate) struct Rules {
 pub(crate) struct Example {
     pub(crate) left: Option<At>,
     pub(crate) right: Option<At>,
-    /// For [`Kind::Order`]: the right record of the event that comes before this one on the left. For repeated records: the earlier one.
+    /// The record to look at besides: for [`Kind::Order`] the right record of the event before this one on the left, for repeated records the
+    /// earlier one.
     pub(crate) before: Option<At>,
 }
 
@@ -97,8 +98,9 @@ pub(crate) struct SideCounts {
     pub(crate) records: u64,
     /// The records whose id an earlier record of the topic has.
     pub(crate) repeated: u64,
-    /// Of the events that the other topic lacks: those before the first, and after the last event that both have, by partition.
+    /// The events that the other topic lacks, before the first event that both have, by partition.
     pub(crate) before: u64,
+    /// The same after the last event that both have.
     pub(crate) after: u64,
 }
 

@@ -11,7 +11,7 @@ use super::fact::{At, Digest, RecordFact, Side, WRITERS_OWN, digest};
 pub(crate) const OWN_HEADERS: [&str; WRITERS_OWN] =
     ["event-id", "event-type", "event-version", "sequence", "__debezium.context.*"];
 
-/// Where the id of an event is.
+/// The place of an event's id in a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum IdFrom {
     Header(String),
