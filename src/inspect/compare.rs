@@ -196,7 +196,7 @@ impl BothTopics<'_> {
         self.topics.iter_mut().try_for_each(Topic::move_ends)?;
         let began = Instant::now();
         let mut heard = began;
-        while !self.window.is_complete() && !(self.are_read() && began.elapsed() >= self.plan.wait) {
+        while !(self.window.is_complete() || self.are_read() && began.elapsed() >= self.plan.wait) {
             if self.advance(Take::Completing, None)? || self.are_read() {
                 heard = Instant::now();
             }

@@ -47,10 +47,10 @@ struct Event {
 
 impl Event {
     fn new(n: u64, random: &mut StdRng) -> Self {
-        let key = (n % 11 > 0).then(|| format!("order-{}", random.random_range(0..40)));
+        let key = (!n.is_multiple_of(11)).then(|| format!("order-{}", random.random_range(0..40)));
         let partition = key.as_ref().map_or(0, |key| java_partition(key.as_bytes(), PARTITIONS));
         // Every tenth event is a tombstone.
-        let value = (n % 10 > 0).then(|| format!("{{\"n\": {n}}}"));
+        let value = (!n.is_multiple_of(10)).then(|| format!("{{\"n\": {n}}}"));
         let headers = vec![("type".to_owned(), "Counted".to_owned())];
         Self {
             id: Uuid::from_u128(random.random()),

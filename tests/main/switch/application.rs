@@ -117,7 +117,7 @@ async fn write(
         sqlx::query(insert).bind(entity_type).bind(&entity).bind(n).execute(&mut *transaction).await?;
         // The rest of what the application does in the transaction, so that transactions span the cut.
         transaction.execute("select pg_sleep(0.002)").await?;
-        if step % 17 == 0 {
+        if step.is_multiple_of(17) {
             transaction.rollback().await?
         } else {
             transaction.commit().await?
