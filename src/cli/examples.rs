@@ -379,8 +379,13 @@ mod tests {
     }
 
     /// The flags that mean something else somewhere, with the reason.
-    const EXCEPTIONS: [(&str, &str, &str); 14] = [
+    const EXCEPTIONS: [(&str, &str, &str); 19] = [
         ("compare", "until", "a number of events to be on both topics"),
+        ("compare", "ignore", "parts of a record, and not options of a connector"),
+        ("import debezium", "force", "replaces files; elsewhere it overrides a safeguard of rows"),
+        ("capture", "event-type", "a template of types, and no type of one event"),
+        ("capture", "bulk", "sets triggers for each statement, for another reason"),
+        ("adopt", "wait", "waits for the relay, and not for a record"),
         ("explain-route", "entity-type", "describes an event that is only thought of, and takes none out"),
         ("bench", "yes", "answers another question: whether the servers of the environment may be used"),
         ("demo", "yes", "the same"),

@@ -129,31 +129,8 @@ impl Stage {
 async fn make_outbox(stage: &Stage) -> anyhow::Result<()> {
     let [make] = stage.page.commands("1. Make the outbox")?;
     std::fs::write(stage.page.directory().join("connector.json"), include_str!("switch/connector.json"))?;
-    let (by_hand, import): (Vec<&str>, Vec<&str>) =
-        make.lines().partition(|line| !line.contains("outbox-relay import"));
-    ensure!(import.len() == 1, "{make}");
-    std::fs::write(stage.page.directory().join("outbox.sql"), TRIGGER)?;
-    std::fs::write(stage.page.directory().join("relay.env"), "RELAY_ENVELOPE=debezium\n")?;
-    stage.page.run(&by_hand.join("\n")).await.map(drop)
+    stage.page.run(&make).await.map(drop)
 }
-
-const TRIGGER: &str = "
---   drop function public.event_outbox_from_public_outbox() cascade;
-
-set local lock_timeout = '2s';
-
-create function public.event_outbox_from_public_outbox() returns trigger language plpgsql security definer
-    set search_path = pg_catalog, pg_temp as $outbox$
-begin
-    insert into public.event_outbox (event_id, entity_type, entity_id, event_type, payload, topic)
-    values (new.id, new.aggregatetype, new.aggregateid, new.type, new.payload, 'outbox.event.' || new.aggregatetype);
-    return null;
-end
-$outbox$;
-
-create constraint trigger event_outbox_from_public_outbox after insert on public.outbox
-    deferrable initially deferred for each row execute function public.event_outbox_from_public_outbox();
-";
 
 async fn the_page_about_debezium_works_as_it_stands_while_the_application_writes() -> anyhow::Result<()> {
     let kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;

@@ -308,7 +308,7 @@ impl Reading<'_> {
         match parsed {
             Ok(converter) => {
                 if given.is_some() {
-                    self.say(&option, Verdict::Kept, "the trigger makes the same bytes");
+                    self.say(&option, Verdict::Kept, "the trigger writes this form");
                 }
                 Some(converter)
             }
