@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::demo::{ChildServer, ServerCommand, Signal, TemporaryDirectory, free_port};
 use anyhow::{Context, ensure};
+use rand::Rng;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -19,8 +20,16 @@ const START_WITHIN: Duration = Duration::from_secs(90);
 /// The longest clean stop, which moves leadership and closes the logs.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
-/// The cluster id, which may be any base64 of 16 bytes.
-const CLUSTER_ID: &str = "b3V0Ym94LXJlbGF5LXQwMQ";
+/// The beginning of cluster ids, which may be any base64 of 16 bytes.
+const CLUSTER_ID: &str = "b3V0Ym94LXJlbGF5";
+
+/// Returns a new cluster id. Two clusters must not have the same.
+fn new_cluster_id() -> String {
+    let mut random = rand::rng();
+    // The last of 22 characters has only four bits.
+    let rest: String = (0..5).map(|_| char::from(random.random_range(b'a'..=b'z'))).collect();
+    format!("{CLUSTER_ID}{rest}Q")
+}
 
 /// What a broker gets beside the properties that every broker has.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +54,7 @@ pub struct RealKafka {
     port: u16,
     /// The port of the controller.
     controller_port: u16,
+    cluster_id: String,
 }
 
 impl RealKafka {
@@ -61,7 +71,7 @@ impl RealKafka {
         let jars = jars::directory()?;
         let start = || {
             let (port, controller_port) = (free_port()?, free_port()?);
-            Self::start_with(&jars, port, controller_port, options)
+            Self::start_with(&jars, port, controller_port, &new_cluster_id(), options)
         };
         Ok(start().unwrap_or_else(|error| panic!("Kafka does not start: {error:?}")))
     }
@@ -87,18 +97,24 @@ impl RealKafka {
         let mut extra = vec![("process.roles", "broker"), ("node.id", &id), ("listeners", &listener)];
         extra.extend(REPLICATED);
         let options = KafkaOptions { properties: &extra, ..KafkaOptions::default() };
-        Self::start_with(&jars::directory()?, port, self.controller_port, &options)
+        Self::start_with(&jars::directory()?, port, self.controller_port, &self.cluster_id, &options)
     }
 
-    fn start_with(jars: &Path, port: u16, controller_port: u16, options: &KafkaOptions<'_>) -> anyhow::Result<Self> {
+    fn start_with(
+        jars: &Path,
+        port: u16,
+        controller_port: u16,
+        cluster_id: &str,
+        options: &KafkaOptions<'_>,
+    ) -> anyhow::Result<Self> {
         let mut directory = TemporaryDirectory::create(None)?;
         let properties = directory.path().join("server.properties");
         fs::write(&properties, server_properties(directory.path(), port, controller_port, options.properties)?)?;
-        format_storage(jars, &properties, options.format)?;
+        format_storage(jars, &properties, cluster_id, options.format)?;
         let command = command(jars, directory.path(), &properties, options);
         let server = ChildServer::start(&command)?;
         directory.outlives(&server)?;
-        let mut kafka = Self { server, directory, command, port, controller_port };
+        let mut kafka = Self { server, directory, command, port, controller_port, cluster_id: cluster_id.to_owned() };
         kafka.until_ready()?;
         Ok(kafka)
     }
@@ -187,12 +203,12 @@ fn class_path(jars: &Path) -> PathBuf {
     jars.join("*")
 }
 
-fn format_storage(jars: &Path, properties: &Path, options: &[&str]) -> anyhow::Result<()> {
+fn format_storage(jars: &Path, properties: &Path, cluster_id: &str, options: &[&str]) -> anyhow::Result<()> {
     let output = Command::new("java")
         // The process lives for a second, too short for the second compiler to pay off.
         .args(["-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"])
         .arg(class_path(jars))
-        .args(["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config"])
+        .args(["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config"])
         .arg(properties)
         .args(options)
         .output()
