@@ -51,6 +51,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The pause while neither topic has a record.
 const POLL: Duration = Duration::from_millis(20);
 
+/// The wait for a topic while the other one has records. Without any wait, a client that logs (KAFKA_DEBUG) would get one line of its log out
+/// of its queue instead of a record.
+const SHORT_POLL: Duration = Duration::from_millis(1);
+
 /// A topic and how to read it.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -211,7 +215,7 @@ impl BothTopics<'_> {
 
     /// Takes records of both topics. Returns false if there were none.
     fn advance(&mut self, take: Take, bars: Option<&[Progress; 2]>) -> Result<bool, CompareError> {
-        let (mut taken, mut within) = (0, Duration::ZERO);
+        let (mut taken, mut within) = (0, SHORT_POLL);
         for index in [0, 1] {
             let (facts, window) = (&mut self.facts, &mut self.window);
             let topic = &mut self.topics[index];
@@ -242,7 +246,7 @@ impl BothTopics<'_> {
             })?;
             topic.check_ids(false)?;
             // The second topic is waited for if the first had nothing.
-            within = if taken == 0 { POLL } else { Duration::ZERO };
+            within = if taken == 0 { POLL } else { SHORT_POLL };
         }
         Ok(taken > 0)
     }
