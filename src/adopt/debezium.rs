@@ -5,12 +5,12 @@
 //! the partition follows from the same key. docs/reference/debezium.md has every option; `just debezium-parity` compares records with those of
 //! a real connector.
 //!
-//! - [`file`]: the connector's file
+//! - [`mod@file`]: the connector's file
 //! - [`columns`]: the columns of the table, and what the connector makes of their values
 //! - [`converter`]: the converters of Kafka Connect
 //! - [`pattern`]: regular expressions of topic routes
 //! - [`options`]: options that need no computation
-//! - [`plan`]: decides about every option, and writes trigger and settings
+//! - [`mod@plan`]: decides about every option, and writes trigger and settings
 //! - [`report`]: the verdicts
 //! - [`sql`]: expressions and functions of the trigger
 

@@ -5,7 +5,7 @@
 //! [`Firing::Strict`] also locks the entities itself, at commit and in sorted order, so that no deadlock can arise. [`Firing::Bulk`] writes
 //! the events of a statement together, for applications that lock before they insert.
 //!
-//! Expressions name the row of the table `r`: see [`column`]. The functions run with the rights of their owner and with a fixed search path,
+//! Expressions name the row of the table `r`: see [`column()`]. The functions run with the rights of their owner and with a fixed search path,
 //! because the application has no rights on the outbox and may have another path.
 
 use event_outbox::Names;

@@ -4,7 +4,7 @@
 //! - [`event`]: an event, and how to build one
 //! - [`outbox`]: writes events in the service's own transaction
 //! - [`consumer`]: applies each event once; handlers on Kafka partitions need the feature `consumer-kafka`
-//! - [`schemas`]: checks payloads against JSON Schema (feature `schema`)
+//! - `schemas`: checks payloads against JSON Schema (feature `schema`)
 //! - [`transaction`]: commits only what Postgres keeps
 //! - [`envelope`], [`route`]: turn an event into a record and find its topic, without I/O
 //! - [`ledger`]: compares committed events with the records of a topic, without I/O
