@@ -22,7 +22,7 @@ pub(super) struct Delivery {
     pub(super) parked: Option<Parked>,
 }
 
-/// What the row of a parked event knows about earlier attempts.
+/// The earlier attempts of a parked event, as its row counts them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Parked {
     /// The attempts that have failed.

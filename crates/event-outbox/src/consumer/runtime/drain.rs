@@ -26,7 +26,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// The share of its time that an idle member may look. With very many held keys it looks less often.
 const IDLE_SHARE: u32 = 20;
 
-/// The same while heads are applied.
+/// The share of its time that a member may look while it applies heads.
 const BUSY_SHARE: u32 = 2;
 
 pub(super) struct Drain {

@@ -8,7 +8,7 @@ use crate::consumer::runtime::registry::{Registry, Taken};
 #[cfg(feature = "schema")]
 use crate::schemas::Schemas;
 
-/// What decides which handler gets an event.
+/// Chooses the handler of an event.
 #[derive(Default)]
 pub(super) struct Handlers {
     pub(super) registry: Registry,

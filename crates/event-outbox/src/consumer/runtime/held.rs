@@ -34,7 +34,7 @@ pub(super) const RETRYING: &str = "retrying";
 /// The longest pause until the next attempt. An interval of Postgres has its limits.
 const LONGEST_PAUSE: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// What a row says about its event.
+/// The state of a held event in its row.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HeldRow {
     pub(super) reason: &'static str,

@@ -19,13 +19,13 @@ pub(super) struct Job {
     pub(super) origin: Origin,
 }
 
-/// Where a record comes from, which learns when the record is finished.
+/// The source of a record. It is told when the record is finished.
 pub(super) enum Origin {
     Partition(Arc<Progress>),
     Drain(#[expect(dead_code, reason = "the drain learns it when the ticket is dropped")] Ticket),
 }
 
-/// Where a record was read from Kafka.
+/// The place of a record in Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Place {
     topic: String,
@@ -58,7 +58,7 @@ pub(super) struct Prepared {
     pub(super) step: Step,
 }
 
-/// What to do with a record.
+/// The step that a record needs.
 pub(super) enum Step {
     /// Calls a handler.
     Call(Call),

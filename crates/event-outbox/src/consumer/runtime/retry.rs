@@ -77,7 +77,7 @@ pub(super) struct Retries {
     pub(super) by_error: Option<ByError>,
 }
 
-/// What follows an attempt that failed.
+/// The step after a failed attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Next {
     /// Another attempt, as often as it takes.

@@ -1,4 +1,4 @@
-//! A task that can be told to stop, and aborted if it does not.
+//! Runs a task that stops when it is asked to, and is aborted if it does not.
 
 use std::sync::{Mutex, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::code::Code;
 /// Time limit for an aborted task to end. A task that never yields cannot be aborted.
 const ABORT_WITHIN: Duration = Duration::from_secs(5);
 
-/// A task that can be told to stop, and aborted if it does not.
+/// A task that stops when it is asked to, and is aborted if it does not.
 pub(super) struct Task {
     stop: watch::Sender<bool>,
     abort: AbortHandle,
