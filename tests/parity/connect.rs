@@ -3,12 +3,11 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::demo::{ChildServer, ServerCommand, Signal, TemporaryDirectory, cache_directory, free_port};
+use lab::demo::{ChildServer, ServerCommand, Signal, TemporaryDirectory, free_port};
 use serde_json::{Map, Value, json};
 
 const POM: &str = include_str!("pom.xml");
@@ -23,39 +22,10 @@ pub(crate) struct Connect {
     _directory: TemporaryDirectory,
 }
 
-/// Returns the directory of the jars, fetched by Maven once per user. A copy of the pom is kept beside them.
-fn jars() -> anyhow::Result<PathBuf> {
-    let cache = cache_directory().context("no home directory to keep Debezium's jars in")?;
-    let directory = cache.join("debezium-parity");
-    if fs::read_to_string(directory.join("pom.xml")).is_ok_and(|pom| pom == POM) {
-        return Ok(directory);
-    }
-    eprintln!("fetching Debezium and Kafka Connect");
-    fs::create_dir_all(&cache)?;
-    let staging = tempfile::Builder::new().prefix("debezium-").tempdir_in(&cache)?;
-    fs::write(staging.path().join("pom.xml"), POM)?;
-    let output = Command::new("mvn")
-        .args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=."])
-        .current_dir(staging.path())
-        .stdin(Stdio::null())
-        .output()
-        .context("mvn")?;
-    ensure!(
-        output.status.success(),
-        "mvn could not fetch Debezium: {}",
-        String::from_utf8_lossy(&output.stdout).trim()
-    );
-    if directory.exists() {
-        fs::remove_dir_all(&directory)?;
-    }
-    fs::rename(staging.keep(), &directory).context("cannot put Debezium's jars in place")?;
-    Ok(directory)
-}
-
 impl Connect {
     /// Starts a worker without connectors.
     pub(crate) async fn start(brokers: &str) -> anyhow::Result<Self> {
-        let jars = jars()?;
+        let jars = lab::kafka::fetched("debezium-parity", "Debezium", POM)?;
         let directory = TemporaryDirectory::create(None)?;
         let port = free_port()?;
         let worker = directory.path().join("worker.properties");

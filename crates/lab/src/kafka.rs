@@ -1,6 +1,6 @@
 //! Runs a real Apache Kafka: one KRaft node on 127.0.0.1 that ends with this process.
 //!
-//! - `jars`: fetches Kafka once, into a cache outside the repository
+//! - `jars`: fetches Kafka, and other programs in Java, once into a cache outside the repository
 //! - `broker`: the process and its configuration
 //! - `login`: a broker's side of the login with IAM
 //! - `rights`: sets the ACLs of a topic
@@ -15,7 +15,7 @@ mod tools;
 mod topics;
 
 pub use broker::{KafkaOptions, RealKafka};
-pub use jars::Unavailable;
+pub use jars::{Unavailable, fetched};
 pub use login::signed_url_handler;
 pub use rights::MINDS_RIGHTS;
 pub use tools::install_tools;
