@@ -7,15 +7,20 @@ use sqlx::PgConnection;
 
 use super::exit::Failure;
 use super::{runtime, target};
-use crate::config::{OutboxNames, Settings};
+use crate::config::{DatabaseSettings, OutboxNames, Settings};
 use crate::fault;
+use crate::inspect::check::pooler;
 use crate::observe::print::{out, outln};
 use crate::store::activity::{self, Blocker, Sessions};
 use crate::store::connect::Purpose;
 use crate::store::roles::{self, RoleOptions};
 use crate::store::{parts, search_path};
 use event_outbox::Names;
-use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
+use event_outbox::code::Code;
+use event_outbox::schema::{self, CURRENT_VERSION, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
+
+/// The name of the command's sessions.
+const APPLICATION: &str = "outbox-relay migrate";
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
@@ -137,13 +142,13 @@ impl Migrate {
     }
 
     async fn set_wake_up_trigger(&self, settings: &Settings) -> Result<(), Failure> {
-        let mut conn = target::connect(settings, "outbox-relay migrate", Purpose::Write).await?;
+        let mut conn = target::connect(settings, APPLICATION, Purpose::Write).await?;
         let set = schema::set_wake_up_trigger(&mut conn, &target::names(&settings.outbox), self.wake_up_trigger).await;
         set.map_err(|error| target::refused(error, &settings.database.target()))
     }
 
     async fn make_roles(&self, settings: &Settings) -> Result<(), Failure> {
-        let mut conn = target::connect(settings, "outbox-relay migrate", Purpose::Write).await?;
+        let mut conn = target::connect(settings, APPLICATION, Purpose::Write).await?;
         let made = roles::make(&mut conn, &target::names(&settings.outbox), &self.role_options()).await;
         made.map_err(|error| {
             let fault = fault::classify_database(&error);
@@ -168,7 +173,7 @@ type Made = Vec<(&'static str, Vec<String>)>;
 /// Returns what the outbox consists of, and all outboxes of the database.
 async fn look_around(settings: &Settings) -> Result<(Made, Vec<(String, String)>), Failure> {
     let names = target::names(&settings.outbox);
-    let mut conn = target::connect(settings, "outbox-relay migrate", Purpose::Read).await?;
+    let mut conn = target::connect(settings, APPLICATION, Purpose::Read).await?;
     let looked = async {
         let made = parts::of(&mut conn, &names).await?;
         let mut tx = search_path::begin(&mut conn).await?;
@@ -182,7 +187,12 @@ async fn look_around(settings: &Settings) -> Result<(Made, Vec<(String, String)>
 /// Migrates the configured outbox.
 pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Result<Migrated, Failure> {
     let (names, database) = (target::names(&settings.outbox), &settings.database);
-    let mut conn = target::connect(settings, "outbox-relay migrate", Purpose::Write).await?;
+    let mut conn = target::connect(settings, APPLICATION, Purpose::Write).await?;
+    let found = schema::usable_version(&mut conn, &names).await;
+    let found = found.map_err(|error| target::refused(error, &database.target()))?;
+    if found.is_some_and(|version| version < CURRENT_VERSION) {
+        refuse_transaction_pooler(database).await?;
+    }
     match schema::migrate(&mut conn, &names, options).await {
         Ok(migrated) => Ok(migrated),
         Err(error) => {
@@ -198,6 +208,18 @@ pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Re
                 None => failure,
             })
         }
+    }
+}
+
+/// Refuses to upgrade through a transaction pooler: the lock of migrations and the search path belong to one session, and an index is built
+/// outside a transaction.
+async fn refuse_transaction_pooler(database: &DatabaseSettings) -> Result<(), Failure> {
+    let found = pooler::is_by_transaction(database, APPLICATION).await;
+    match found.map_err(|error| target::failed("look at", &database.target(), error))? {
+        false => Ok(()),
+        true => Err(Failure::finding("an outbox in use cannot be upgraded through a transaction pooler; nothing was changed")
+            .code(Code::PoolerTransaction)
+            .hint("run `outbox-relay migrate` with a DATABASE_URL that leads to the database itself, or to a pooler in session mode")),
     }
 }
 

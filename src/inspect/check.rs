@@ -21,7 +21,7 @@ mod exposure;
 mod finding;
 mod kafka;
 mod objects;
-mod pooler;
+pub(crate) mod pooler;
 mod relays;
 pub(crate) mod rights;
 mod schema;

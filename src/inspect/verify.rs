@@ -55,6 +55,7 @@ use crate::observe::progress::Progress;
 use crate::resend::rate::Rate;
 use crate::sink::silence::{Silence, silence};
 use crate::store::connect::{self, Purpose};
+use crate::store::search_path;
 use compare::{Comparison, Horizon, Scope, TopicScope};
 use event_outbox::Names;
 use event_outbox::ledger::{Example, Finding, Place, Report, Rules};
@@ -131,7 +132,10 @@ pub(crate) async fn run(
     kafka: &KafkaSettings,
 ) -> Result<Verdict, VerifyError> {
     let mut conn = connect::connect(database, "outbox-relay verify", Purpose::Read).await?;
-    schema::present(&mut conn, &plan.names).await?;
+    // A pooler may give each statement outside a transaction to another server.
+    let mut tx = search_path::begin(&mut conn).await?;
+    schema::present(&mut tx, &plan.names).await?;
+    tx.commit().await?;
     let reader = TopicReader::new(kafka)?;
     if let Some(silence) = silence(kafka, ANSWER_WITHIN).await? {
         return Err(VerifyError::Silent(silence));

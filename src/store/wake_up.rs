@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use event_outbox::Names;
 use event_outbox::names::{literal, quote};
@@ -57,12 +58,12 @@ impl WakeUpSql {
 
     /// Returns true if every insert notifies, and not only `outbox_emit`. Nothing notifies on a server that can prepare transactions.
     pub(crate) async fn has_trigger(&self, conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar(AssertSqlSafe(self.has_trigger.as_str())).persistent(false).fetch_one(conn).await
+        simple(conn, &self.has_trigger).await?.try_get(0)
     }
 
     /// Returns the id of the server process. A pooler may be in between, so the path may be any.
     pub(crate) async fn process(&self, conn: &mut PgConnection) -> Result<i32, sqlx::Error> {
-        sqlx::query_scalar("select pg_catalog.pg_backend_pid()").persistent(false).fetch_one(conn).await
+        simple(conn, "select pg_catalog.pg_backend_pid()").await?.try_get(0)
     }
 
     /// Listens to writers.
@@ -72,7 +73,7 @@ impl WakeUpSql {
 
     /// Tries to take the locks.
     pub(crate) async fn arm(&self, conn: &mut PgConnection) -> Result<Armed, sqlx::Error> {
-        let row = sqlx::query(AssertSqlSafe(self.arm.as_str())).persistent(false).fetch_one(&mut *conn).await?;
+        let row = simple(conn, &self.arm).await?;
         let (taken, is_taken): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
         if taken == LOCKS {
             return Ok(Armed::Here);
@@ -93,12 +94,16 @@ impl WakeUpSql {
 
     /// Returns the time until the next scheduled event is due; `None` if none is scheduled.
     pub(crate) async fn next_due(&self, conn: &mut PgConnection) -> Result<Option<Duration>, sqlx::Error> {
-        let due: Option<f64> =
-            sqlx::query_scalar(AssertSqlSafe(self.next_due.as_str())).persistent(false).fetch_one(conn).await?;
+        let due: Option<f64> = simple(conn, &self.next_due).await?.try_get(0)?;
         Ok(due.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()))
     }
 }
 
+/// Returns the row of a query. It is sent as text: outside a transaction, a pooler may give the parts of an extended query to two servers.
+async fn simple(conn: &mut PgConnection, sql: &str) -> Result<PgRow, sqlx::Error> {
+    conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await
+}
+
 async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
-    sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(conn).await.map(drop)
+    conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
 }

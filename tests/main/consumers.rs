@@ -35,7 +35,7 @@ use tokio::task::JoinHandle;
 
 use lab::kafka::{RealKafka, Record};
 use lab::pgbouncer::PgBouncer;
-use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
+use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials, until_nothing_is_left};
 
 /// The argument that makes this binary a member of a group, to be killed.
 const MEMBER: &str = "--be-a-member";
@@ -135,13 +135,8 @@ impl Field {
     }
 
     async fn until_effects(&self, expected: i64) {
-        eventually(&format!("{expected} effects"), APPLIED_WITHIN, || async {
-            match self.effects().await {
-                Ok(effects) if effects >= expected => Ok(()),
-                other => Err(other),
-            }
-        })
-        .await;
+        let left = || async { Ok(expected - self.effects().await?) };
+        until_nothing_is_left(&format!("{expected} effects"), APPLIED_WITHIN, left).await;
     }
 
     /// Returns the values of `n` by entity, in the order in which they were applied.

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::check::{grant, with_user};
 use lab::kafka::RealKafka;
 use lab::outbox::emit;
+use lab::pgbouncer::PgBouncer;
 use lab::relay::Output;
 use lab::{Outbox, PARTITIONS, Relay, SOON, TestDatabase, eventually, trials};
 
@@ -32,7 +33,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             an_upgrade_by_another_user_leaves_the_owner_its_rights,
             a_printed_upgrade_is_run_twice_and_skips_nothing,
             emits_of_one_entity_commit_in_the_order_of_their_ids_and_those_of_others_do_not_wait,
-            an_event_is_new_to_a_group_once;
+            an_event_is_new_to_a_group_once,
+            an_outbox_in_use_is_not_upgraded_through_a_transaction_pooler;
         with_both:
             a_newer_outbox_that_allows_this_binary_is_used,
             an_outbox_of_any_name_works_from_the_insert_to_the_record;
@@ -54,6 +56,25 @@ fn refused(output: &Output, reasons: &[&str]) -> anyhow::Result<()> {
 /// Returns true if there was nothing to migrate.
 fn is_current(output: &Output) -> bool {
     output.stdout.contains(&format!("version {CURRENT_VERSION}")) && !output.stdout.contains("->")
+}
+
+async fn an_outbox_in_use_is_not_upgraded_through_a_transaction_pooler(database: TestDatabase) -> anyhow::Result<()> {
+    let pooler = PgBouncer::start(&database, "transaction").await?;
+    let pooled = Relay::bare().with("DATABASE_URL", pooler.url());
+    let migrate = pooled.clone().with("RELAY_SCHEMA", "pooled");
+    // One transaction makes an outbox, and none is needed where there is nothing to do.
+    let made = migrate.output("migrate").await?;
+    ensure!(made.code == Some(0) && made.stdout.contains("version 0 ->"), "{made:?}");
+    ensure!(is_current(&migrate.output("migrate").await?));
+    let mut connection = database.connect().await?;
+    let older = format!("delete from pooled.event_outbox_migration where version = {CURRENT_VERSION}");
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(older))).await?;
+    refused(&migrate.output("migrate").await?, &["code: OR-2301", "transaction pooler", "nothing was changed"])?;
+    let highest: i32 =
+        sqlx::query_scalar("select max(version) from pooled.event_outbox_migration").fetch_one(&mut connection).await?;
+    ensure!(highest == CURRENT_VERSION - 1, "version {highest}");
+    pooler.stop();
+    Ok(())
 }
 
 async fn ten_migrations_at_once_make_one_outbox_and_the_eleventh_changes_nothing(

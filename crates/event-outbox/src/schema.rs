@@ -197,6 +197,7 @@ pub enum SchemaError {
 ///
 /// A new outbox is created in one transaction. An outbox in use is upgraded step by step: each migration runs in its own transaction,
 /// except that migrations with indexes run in none. A step that fails changes nothing, and the next call continues with it.
+/// An upgrade needs one session: a transaction pooler, such as PgBouncer, may stand before the database only where there is none to do.
 ///
 /// # Errors
 /// [`SchemaError`].
@@ -205,9 +206,7 @@ pub async fn migrate(
     names: &Names,
     options: &MigrateOptions,
 ) -> Result<Migrated, SchemaError> {
-    server_is_new_enough(conn).await?;
-    let found = version(conn, names).await?;
-    refuse_newer(conn, names, found).await?;
+    let found = usable_version(conn, names).await?;
     if let Some(version) = found.filter(|version| *version >= CURRENT_VERSION) {
         return Ok(Migrated { from: found, to: version });
     }
@@ -217,6 +216,20 @@ pub async fn migrate(
         return Ok(done);
     }
     upgrade(conn, names, options).await
+}
+
+/// Returns the version of an outbox that [`migrate`] can bring to [`CURRENT_VERSION`]; `None` if there is no outbox.
+///
+/// # Errors
+/// [`SchemaError::OldServer`], [`SchemaError::Newer`], or any error of the database.
+pub async fn usable_version(conn: &mut PgConnection, names: &Names) -> Result<Option<i32>, SchemaError> {
+    // A pooler may give each statement outside a transaction to another server, even the parts of one with parameters.
+    let mut tx = conn.begin().await?;
+    server_is_new_enough(&mut tx).await?;
+    let found = version(&mut tx, names).await?;
+    refuse_newer(&mut tx, names, found).await?;
+    tx.commit().await?;
+    Ok(found)
 }
 
 /// Creates a new outbox; returns `None` if another process was faster.
@@ -451,7 +464,7 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
     }
 }
 
-/// Checks that the database has an outbox of that name. Needs no right on it.
+/// Checks that the database has an outbox of that name. Needs no right on it. A caller behind a pooler has to be in a transaction.
 ///
 /// # Errors
 /// [`SchemaError::Missing`], which names the outboxes that are there, or any error of the database.

@@ -78,7 +78,7 @@ pub mod trial;
 #[cfg(feature = "kit")]
 pub use database::TestDatabase;
 #[cfg(feature = "kit")]
-pub use eventually::{SOON, eventually};
+pub use eventually::{SOON, eventually, until_nothing_is_left};
 #[cfg(feature = "kit")]
 pub use outbox::{Outbox, PARTITIONS};
 #[cfg(feature = "kit")]

@@ -21,7 +21,9 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts a PgBouncer in this pool mode, else with its defaults, and waits until a client can connect. Returns `Err` with [`Missing`] if none is installed.
+    /// Starts a PgBouncer in this pool mode, else with its defaults, and waits until a client can connect. By transaction, it has several
+    /// servers, and gives each transaction the one that has waited longest, as it also happens under load: what belongs together and is in
+    /// no transaction comes apart. Returns `Err` with [`Missing`] if none is installed.
     pub async fn start(database: &TestDatabase, mode: &str) -> anyhow::Result<Self> {
         Self::start_before(&database.url(), mode, None).await
     }
@@ -54,12 +56,16 @@ impl PgBouncer {
                 "client_tls_sslmode = require\nclient_tls_cert_file = {certificate}\nclient_tls_key_file = {key}\n"
             );
         }
+        let rotation = match mode {
+            "transaction" => "server_round_robin = 1\nmin_pool_size = 3\n",
+            _ => "",
+        };
         fs::write(
             &configuration,
             format!(
                 "[databases]\n{name} = host={host} port={server_port} dbname={name} user={user} password={password}\n\
                  [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\nunix_socket_dir =\n\
-                 pool_mode = {mode}\n{encryption}"
+                 pool_mode = {mode}\n{rotation}{encryption}"
             ),
         )?;
         let command = ServerCommand::new(program, directory.path(), &directory.path().join("log"))

@@ -179,7 +179,9 @@ fn skip_or_fail(error: &anyhow::Error, warnings: &str) -> Result<Completion, Fai
         return Ok(Completion::ignored_with(why.clone()));
     }
     let Some((server, counter)) = missing_server(error) else {
-        return Err(format!("{error:?}{warnings}").into());
+        // At once and without the log, for those who read the output of a run that goes on.
+        eprintln!("{error:#}");
+        return Err(format!("{error:#}{warnings}").into());
     };
     if std::env::var_os("OUTBOX_RELAY_REQUIRE_REAL").is_some_and(|value| value == "1") {
         return Err(format!("needs {server}: {error:#}").into());

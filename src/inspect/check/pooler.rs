@@ -13,11 +13,23 @@ use event_outbox::code::Code;
 /// The difference in age from which a server process is older than the connection. Such a process was not started for this connection.
 const REUSED_S: f64 = 1.0;
 
+/// The number of times that a connection tries to get the server of another one. A pooler may give out its servers in turn.
+const TURNS: usize = 4;
+
 /// The number of connections that try to occupy the server on which a statement was prepared.
 const HOLDERS: usize = 4;
 
 /// Keeps a server process busy until the rollback, and returns its pid.
 const HOLD: &str = "begin read only; set local search_path = pg_catalog, pg_temp; select pg_backend_pid()::int8";
+
+/// Returns true if a transaction pooler stands before the database.
+///
+/// # Errors
+/// Any error of the database.
+pub(crate) async fn is_by_transaction(database: &DatabaseSettings, name: &str) -> Result<bool, sqlx::Error> {
+    let found = pooler(database, name).await?;
+    Ok(found.is_some_and(|found| matches!(found.code, Code::PoolerTransaction | Code::PoolerPreparedStatements)))
+}
 
 /// Compares the server processes of two connections, of which one is in a transaction. A transaction pooler gives one process to both, or
 /// two processes to one. Behind a session pooler the process is older than the connection.
@@ -29,10 +41,18 @@ pub(super) async fn pooler(database: &DatabaseSettings, name: &str) -> Result<Op
     let mut other = connect::connect(database, name, Purpose::Read).await?;
 
     let before = pid(&mut one).await?;
-    // Keep the server busy, so that a transaction pooler must give another one to the first connection.
-    let holding: i64 = raw(&mut other, HOLD).await?;
+    let mut is_shared = false;
+    for turn in 1..=TURNS {
+        let holding: i64 = raw(&mut other, HOLD).await?;
+        is_shared = holding == before;
+        if is_shared || turn == TURNS {
+            break;
+        }
+        other.execute("rollback").await?;
+    }
+    // Keep a server busy, so that a transaction pooler may have to give another one to the first connection.
     let after = pid(&mut one).await;
-    let by_transaction = before == holding || after.as_ref().is_ok_and(|after| *after != before);
+    let by_transaction = is_shared || after.as_ref().is_ok_and(|after| *after != before);
     other.execute("rollback").await?;
     let found = match (by_transaction, after) {
         (true, _) if database.prepared_statements && !keeps_statements(database, name, &mut one).await => {
