@@ -218,10 +218,6 @@ fn format_storage(jars: &Path, properties: &Path, cluster_id: &str, options: &[&
     Ok(())
 }
 
-/// Returns the server properties. `extra` comes last, because the last value of a key counts. `{port}` and `{controller}` in its values are
-/// replaced by the broker's ports.
-///
-/// The controller registers a killed broker again only after its former session has expired: 9 s by default, 3 s here.
 /// The settings of a cluster whose groups and transactions survive the loss of one of three brokers.
 const REPLICATED: [(&str, &str); 3] = [
     ("offsets.topic.replication.factor", "3"),
@@ -229,6 +225,11 @@ const REPLICATED: [(&str, &str); 3] = [
     ("transaction.state.log.min.isr", "2"),
 ];
 
+/// Returns the server properties. `extra` comes last, because the last value of a key counts. `{port}` and `{controller}` in its values are
+/// replaced by the broker's ports.
+///
+/// The controller registers a killed broker again only after its former session has expired: 9 s by default, 3 s here. Retention begins
+/// 30 s after the start by default; records of tests may be years old and have to stay, so it begins after a day.
 fn server_properties(directory: &Path, port: u16, controller: u16, extra: &[(&str, &str)]) -> anyhow::Result<String> {
     let mut text = format!(
         "process.roles=broker,controller
@@ -243,6 +244,7 @@ broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
+log.initial.task.delay.ms=86400000
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
 transaction.state.log.replication.factor=1
