@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::str::FromStr;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Executor, Row};
 use uuid::Uuid;
 
 use crate::config::Settle;
@@ -75,7 +75,8 @@ pub(crate) async fn identity(conn: &mut PgConnection, names: &Names) -> Result<i
         (1_i64 << 60) - 1,
         names.companion("control")
     );
-    sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(conn).await
+    // Sent as text: outside a transaction, a pooler may give the parts of an extended query to two servers.
+    conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?.try_get(0)
 }
 
 impl DeliverySql {

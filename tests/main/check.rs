@@ -625,6 +625,11 @@ async fn a_relay_works_behind_a_transaction_pooler(
         let output = relay.output(command).await?;
         ensure!(output.code == Some(0), "{command}: {output:?}");
     }
+    let exactly_once = relay.clone().with("RELAY_DELIVERY", "exactly_once");
+    for command in ["check", "status"] {
+        let output = exactly_once.clone().argument("--json").output(command).await?;
+        ensure!(output.code == Some(0) && !output.stdout.contains("26000"), "{command}: {output:?}");
+    }
     let other = relay.clone().with("RELAY_TABLE", "other_outbox").with("RELAY_PROCESSED_TABLE", "other_processed");
     let migrated = other.output("migrate").await?;
     ensure!(migrated.code == Some(0) && migrated.stdout.contains("version 0 ->"), "{migrated:?}");

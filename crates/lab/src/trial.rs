@@ -10,8 +10,9 @@ use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::demo::PostgresError;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -35,6 +36,12 @@ pub struct Skip(pub String);
 static SKIPPED_FOR_KAFKA: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_POSTGRES: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED_FOR_PROGRAMS: AtomicUsize = AtomicUsize::new(0);
+
+/// What each test took, for a suite that gets too slow.
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
+/// The number of the slowest tests that a run names.
+const SLOWEST: usize = 10;
 
 /// The name of a program or a runtime that the test needs and this machine lacks.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +135,7 @@ pub fn run(mut arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
     arguments.test_threads.get_or_insert(THREADS);
     let conclusion = libtest_mimic::run(&arguments, chosen(trials));
     shared::stop();
+    name_the_slowest();
     for (server, skipped) in
         [("Postgres", &SKIPPED_FOR_POSTGRES), ("Kafka", &SKIPPED_FOR_KAFKA), ("program", &SKIPPED_FOR_PROGRAMS)]
     {
@@ -139,12 +147,23 @@ pub fn run(mut arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
     conclusion.exit_code()
 }
 
+fn name_the_slowest() {
+    let mut times = TIMES.lock().expect("the times");
+    times.sort_unstable_by(|one, two| two.cmp(one));
+    let slowest: Vec<_> =
+        times.iter().take(SLOWEST).map(|(took, name)| format!("{name} {} s", took.as_secs())).collect();
+    eprintln!("slowest: {}", slowest.join(", "));
+}
+
 fn trial(name: &str, body: impl FnOnce(&Runtime) -> anyhow::Result<()> + Send + 'static) -> Trial {
     // Drop the binary's own name, which carries no information.
     let name = name.split_once("::").map_or(name, |(_, rest)| rest);
+    let shown = name.to_owned();
     Trial::ignorable_test(name, move || {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let began = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| body(&runtime)));
+        TIMES.lock().expect("the times").push((began.elapsed(), shown));
         let warnings = relay::end_of_test(!matches!(outcome, Ok(Ok(()))));
         // Tasks that a test has left running must not block the suite.
         runtime.shutdown_background();

@@ -49,7 +49,7 @@ fn leave(consumer: BaseConsumer<Member>) {
     let (done, left) = std_mpsc::channel();
     std::thread::spawn(move || {
         let member = Arc::clone(consumer.context());
-        member.commit(&consumer, CommitMode::Sync);
+        member.commit_last(&consumer, LEAVE_WITHIN / 2);
         member.clear();
         drop(consumer);
         // The receiver is gone if this took too long.

@@ -35,6 +35,9 @@ use crate::notice::Notice;
 /// again. The polling thread waits meanwhile.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// The pause between two attempts of the last commit, in which the member takes part in the rebalance.
+const REBALANCED_AFTER: Duration = Duration::from_millis(50);
+
 /// A partition that was given back before its handler had ended.
 struct Leaving {
     partition: Partition,
@@ -129,6 +132,30 @@ impl Member {
 
     /// Commits the finished offsets. A failure costs only redeliveries, which the inbox skips.
     pub(super) fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
+        if let Err(error) = self.try_commit(consumer, mode) {
+            self.commit_failed(&error);
+        }
+    }
+
+    /// Commits the finished offsets before the member leaves. The group refuses them while it is being balanced anew; then the member takes
+    /// part until they are accepted. What it is given meanwhile is left to the next owner.
+    pub(super) fn commit_last(&self, consumer: &BaseConsumer<Self>, within: Duration) {
+        let deadline = Instant::now() + within;
+        loop {
+            let Err(error) = self.try_commit(consumer, CommitMode::Sync) else { return };
+            let passes = matches!(
+                error.rdkafka_error_code(),
+                Some(RDKafkaErrorCode::RebalanceInProgress | RDKafkaErrorCode::IllegalGeneration)
+            );
+            if !passes || Instant::now() >= deadline {
+                return self.commit_failed(&error);
+            }
+            self.again.store(true, Ordering::Release);
+            drop(consumer.poll(REBALANCED_AFTER));
+        }
+    }
+
+    fn try_commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) -> KafkaResult<()> {
         let again = self.again.swap(false, Ordering::AcqRel);
         let mut partitions = self.partitions();
         let mut done = TopicPartitionList::new();
@@ -143,12 +170,7 @@ impl Member {
         let oldest = partitions.iter().filter_map(|partition| partition.oldest_ms()).min();
         self.shared.stats.set_oldest_ms(oldest);
         drop(partitions);
-        if done.count() == 0 {
-            return;
-        }
-        if let Err(error) = consumer.commit(&done, mode) {
-            self.commit_failed(&error);
-        }
+        if done.count() == 0 { Ok(()) } else { consumer.commit(&done, mode) }
     }
 
     /// Returns the partitions whose offset was committed. None while commits fail.
