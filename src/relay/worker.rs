@@ -51,6 +51,7 @@ use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 use in_doubt::{InDoubt, partition_obstacle};
 use lane_assignment::LaneAssignment;
+use set_aside::{LOOK_AGAIN, REPORTED_AFTER};
 
 /// The longest time that taking a transactional id may take. Transactions left open under that id have to be rolled back first.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -186,6 +187,9 @@ impl Worker {
     /// Releases all lanes. If this fails, the worker that takes the lanes fences this one, and no harm is done.
     async fn release_lanes(&mut self) {
         let shared = Arc::clone(&self.shared);
+        while self.waits_for_acks() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
         if self.settle_in_doubt(true).await.is_err() {
             self.disconnect();
         }
@@ -207,6 +211,12 @@ impl Worker {
     fn has_in_doubt(&self) -> bool {
         let is_in_doubt = |records: &InDoubt| !records.is_rolled_back();
         self.assignment.as_ref().is_some_and(|assignment| assignment.in_doubt.iter().any(is_in_doubt))
+    }
+
+    /// Returns true if records that were set aside may soon be acknowledged. The next owner of their lanes would send them again.
+    fn waits_for_acks(&self) -> bool {
+        let patience = REPORTED_AFTER.min(self.shared.options.relay.publish_timeout / 2);
+        self.assignment.as_ref().is_some_and(|assignment| assignment.waits_for_acks(patience))
     }
 
     /// Marks the acknowledged ones of the records that were set aside: of those that are due, or of all before lanes are given back.
@@ -239,7 +249,13 @@ impl Worker {
             return Ok(Cycle::Idle);
         }
         self.connect().await?;
-        if self.assignment.as_ref().map(|assignment| assignment.range) != self.shared.share(self.index) {
+        let range = self.assignment.as_ref().map(|assignment| assignment.range);
+        let is_moving = range != self.shared.share(self.index);
+        if is_moving && self.waits_for_acks() {
+            self.settle_in_doubt(false).await?;
+            return Ok(Cycle::Idle);
+        }
+        if is_moving {
             self.settle_in_doubt(true).await?;
         }
         let share = self.share();

@@ -11,7 +11,10 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 use lab::kafka::RealKafka;
 use lab::process::cpu_time;
 use lab::seed::size;
-use lab::{Outbox, SOON, TestDatabase, eventually, long, trials};
+use lab::{Outbox, Relay, SOON, TestDatabase, eventually, long, trials};
+
+use crate::proxied_relay::ProxiedRelay;
+use crate::proxy::{Catch, Spot};
 
 /// The number of other entities' events behind the locked row. An earlier version of the claim published 100,000 of them, but not 200,000.
 const BEHIND: &str = "OUTBOX_RELAY_TEST_BEHIND_A_LOCK";
@@ -25,7 +28,8 @@ const CPU_ALLOWED: Duration = Duration::from_secs(1);
 pub(crate) fn trials() -> Vec<Trial> {
     let mut all = trials! {
         with_both:
-            a_row_under_an_open_foreign_key_insert_keeps_only_its_own_entity_waiting;
+            a_row_under_an_open_foreign_key_insert_keeps_only_its_own_entity_waiting,
+            a_lane_that_becomes_free_while_records_are_in_doubt_makes_no_duplicate;
     };
     all.extend(long(trials! {
         with_both:
@@ -51,6 +55,38 @@ async fn a_row_under_an_open_foreign_key_insert_keeps_only_its_own_entity_waitin
         .await?;
     only_its_entity_waits(&database, &kafka, FEW_BEHIND, "insert into delivery_note select min(id) from event_outbox")
         .await
+}
+
+/// A slow broker is no fault, so it must not cost duplicates. A worker sets the records aside, and gets the rest of its lanes meanwhile.
+async fn a_lane_that_becomes_free_while_records_are_in_doubt_makes_no_duplicate(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let mut other = outbox.connect().await?;
+    let mut transaction = other.begin().await?;
+    transaction.execute("select from event_outbox_lane where lane = 0 for update").await?;
+    let one_worker = |relay: Relay| relay.with("RELAY_WORKERS", 1).with("RELAY_PUBLISH_TIMEOUT", "120s");
+    let mut relay = ProxiedRelay::start("in-doubt", &outbox, &kafka, one_worker).await?;
+    relay.until_ready().await?;
+    relay.kafka.set_trap(Spot::Produce, Catch::HoldAnswer);
+    outbox.write_backlog(500, 100).await?;
+    relay.kafka.until_sprung(1).await;
+    eventually("records are set aside", SOON, || async {
+        match outbox.number("select count(*) from event_outbox_hold").await {
+            Ok(1..) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    transaction.rollback().await?;
+    let in_lane = "status = 'PENDING' and lane = 0";
+    outbox.until_none("the relay publishes the events of the lane that was locked", in_lane).await;
+    relay.kafka.release();
+    outbox.until_settled().await;
+    relay.stop().await?;
+    outbox.reconcile(&kafka, Rules { duplicates_allowed: Some(0), pending_allowed: false }).await
 }
 
 async fn only_its_entity_waits(

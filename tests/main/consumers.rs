@@ -579,7 +579,10 @@ async fn come_and_go(database: &TestDatabase, kafka: Arc<RealKafka>, strategy: &
     all.push(third.stop().await?);
     field.until_effects(EVENTS).await;
     all.push(second.stop().await?);
-    ensure!(all.iter().all(|stats| stats.repeated() == 0), "committed, and delivered again: {all:?}");
+    // The relay itself may send an event twice on a slow machine. The members must not add to that.
+    let twice = field.kafka.read_topic(&field.outbox.topic).await?.len() as u64 - EVENTS as u64;
+    let repeated: u64 = all.iter().map(|stats| stats.repeated()).sum();
+    ensure!(repeated == twice, "{repeated} repeated, {twice} of them by the relay: {all:?}");
     ensure!(all.iter().any(|stats| stats.revoked() > 0), "no rebalance: {all:?}");
     ensure!(field.effects().await? == EVENTS);
     for (entity, applied) in field.applied().await? {

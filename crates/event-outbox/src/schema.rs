@@ -482,9 +482,11 @@ async fn missing(conn: &mut PgConnection, names: &Names) -> Result<SchemaError, 
 /// Any error of the database.
 pub async fn outboxes(conn: &mut PgConnection) -> Result<Vec<(String, String)>, sqlx::Error> {
     let part = |suffix: &str| {
+        // Compared as a name, which the catalog has an index for: compared as text, every relation is compared with every other one.
         format!(
             "exists (select from pg_catalog.pg_class p where p.relnamespace operator(pg_catalog.=) t.relnamespace \
-             and p.relname::pg_catalog.text operator(pg_catalog.=) (t.relname::pg_catalog.text operator(pg_catalog.||) '_{suffix}'))"
+             and p.relname operator(pg_catalog.=) \
+               (t.relname::pg_catalog.text operator(pg_catalog.||) '_{suffix}')::pg_catalog.name)"
         )
     };
     let sql = format!(

@@ -36,6 +36,8 @@ pub(crate) struct LaneAssignment {
     pub(crate) range: LaneRange,
     /// The lanes that were locked and read; `None` if nothing is known.
     pub(crate) owned: Option<OwnedLanes>,
+    /// What was known of the lanes when the records in doubt were sent; `None` while `owned` says it.
+    pub(crate) last_known: Option<LastKnown>,
     pub(crate) holds: HoldSet,
     pub(crate) pauses: PauseFilter,
     /// The generation at which holds and pauses were read; `None` if they have to be read.
@@ -83,6 +85,21 @@ pub(crate) struct OwnedLanes {
     /// The highest id of the table, and the time at which it was last read.
     pub(crate) highest: (i64, Option<Instant>),
     slice: i64,
+}
+
+/// The nonces of lanes whose state is read again, and the server that they were read from.
+#[derive(Debug)]
+pub(crate) struct LastKnown {
+    started: String,
+    nonces: BTreeMap<i16, i64>,
+}
+
+impl LastKnown {
+    /// Returns true if nobody has settled anything in these lanes since, and all of them are locked again.
+    pub(crate) fn is_still_true(&self, server: &ServerProcess, states: &[LaneState]) -> bool {
+        let found: BTreeMap<i16, i64> = states.iter().map(|state| (state.row.lane, state.row.nonce)).collect();
+        server.started == self.started && self.nonces.iter().all(|(lane, nonce)| found.get(lane) == Some(nonce))
+    }
 }
 
 impl OwnedLanes {
@@ -159,6 +176,7 @@ impl LaneAssignment {
         Self {
             range,
             owned: None,
+            last_known: None,
             holds: HoldSet::default(),
             pauses: PauseFilter::default(),
             generation: None,
@@ -185,9 +203,33 @@ impl LaneAssignment {
         owns_all && self.in_doubt.is_empty() && self.holds.iter().next().is_none() && self.pauses.is_empty()
     }
 
+    /// Makes the worker read its lanes again. Records in doubt stay known until [`Self::has_read`] finds that they are not.
+    pub(crate) fn read_again(&mut self) {
+        if let Some(owned) = self.owned.take() {
+            self.last_known = Some(LastKnown { started: owned.server.started, nonces: owned.nonces });
+        }
+        self.reload_holds();
+    }
+
+    /// Takes over lanes that were read. If anybody else has settled something there, nothing is known of the records in doubt.
+    pub(crate) fn has_read(&mut self, owned: OwnedLanes, states: &[LaneState]) {
+        let last_known = self.last_known.take();
+        if !last_known.is_some_and(|last_known| last_known.is_still_true(&owned.server, states)) {
+            self.in_doubt.retain(InDoubt::is_rolled_back);
+        }
+        self.owned = Some(owned);
+    }
+
+    /// Returns true if records in doubt may be acknowledged within the time that a slow cluster takes.
+    pub(crate) fn waits_for_acks(&self, patience: Duration) -> bool {
+        let is_awaited = |records: &InDoubt| !records.is_rolled_back() && !records.is_settled();
+        self.in_doubt.iter().any(|records| is_awaited(records) && records.sent_at.elapsed() < patience)
+    }
+
     /// Forgets everything, because it may differ from what is stored.
     pub(crate) fn invalidate(&mut self) {
         self.owned = None;
+        self.last_known = None;
         // A transaction that waits for a partition says nothing about the lanes.
         self.in_doubt.retain(InDoubt::is_rolled_back);
         self.reload_holds();

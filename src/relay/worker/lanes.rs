@@ -1,7 +1,7 @@
 //! Locks lanes, verifies them and takes them over.
 //!
-//! A cycle that has locked all its lanes and finds the nonces it knows goes on with what it remembers. In every other case it forgets
-//! everything, locks the lanes that are free and reads them.
+//! A cycle that has locked all its lanes and finds the nonces it knows goes on with what it remembers. In every other case it locks the lanes
+//! that are free and reads them. It then still knows what it has set aside, if it has these lanes again and their nonces are the same.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ impl WorkerContext<'_> {
                 self.load_holds(assignment, begun.generation).await?;
                 return Ok(true);
             }
-            self.invalidate(assignment);
+            assignment.read_again();
             if !are_all_free {
                 within(session::rollback(self.conn)).await?;
                 continue;
@@ -91,6 +91,7 @@ impl WorkerContext<'_> {
         let states = within(self.shared.transaction.read_lanes(self.conn, lanes)).await?;
         let foreign: Vec<_> = states.iter().filter(|state| !state.is_of_here).map(|state| state.row.ctid).collect();
         if !foreign.is_empty() {
+            self.invalidate(assignment);
             let reset = self.shared.transaction.reset_lanes(self.conn, &foreign, rand::random());
             within(reset).await.map_err(|error| not_owned(error, lanes))?;
             within(session::commit(self.conn)).await?;
@@ -104,7 +105,8 @@ impl WorkerContext<'_> {
             scanned_through = owned.progress.scanned_through,
             "lanes are taken over"
         );
-        assignment.owned = Some(owned);
+        assignment.has_read(owned, &states);
+        self.count_in_doubt(assignment);
         Ok(true)
     }
 

@@ -36,13 +36,14 @@ use event_outbox::notice::Notice;
 pub(crate) const SET_ASIDE_AFTER: Duration = Duration::from_secs(1);
 
 /// The interval of looks whether the cluster works.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The most batches of a worker with records set aside. Each one keeps a producer. A further batch waits for its acknowledgements.
 const MOST_SET_ASIDE: usize = 4;
 
-/// The time after which a partition that takes no records is reported.
-const REPORTED_AFTER: Duration = Duration::from_secs(3);
+/// The time after which a partition that takes no records is reported. A worker keeps its lanes for as long: a slow cluster acknowledges
+/// what is in doubt, and the next owner of the lanes would send it again.
+pub(crate) const REPORTED_AFTER: Duration = Duration::from_secs(3);
 
 impl WorkerContext<'_> {
     /// Waits until no record has been acknowledged for a while, although the cluster works. Never ends if no records can be set aside.
@@ -237,7 +238,7 @@ impl WorkerContext<'_> {
         self.count_in_doubt(assignment);
     }
 
-    fn count_in_doubt(&self, assignment: &LaneAssignment) {
+    pub(super) fn count_in_doubt(&self, assignment: &LaneAssignment) {
         let records = assignment.in_doubt.iter().map(|in_doubt| in_doubt.records.len()).sum();
         self.shared.options.telemetry.metrics.set_in_doubt(self.worker, records);
     }
