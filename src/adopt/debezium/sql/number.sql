@@ -4,6 +4,7 @@
 declare
     d text[];
     digits text;
+    tiny text;
     point integer;
 begin
     if t ~ '^-?[0-9]+$' then
@@ -21,6 +22,12 @@ begin
     digits := d[2] || coalesce(d[3], '');
     point := point - length(digits) + length(ltrim(digits, '0'));
     digits := rtrim(ltrim(digits, '0'), '0');
+    if length(digits) = 1 and point < -320 then
+        -- Java prints at least two digits. Only with the smallest numbers the second one is not a zero.
+        tiny := split_part(abs(t::double precision)::numeric::text, '.', 2);
+        point := length(ltrim(tiny, '0')) - length(tiny);
+        digits := rtrim(round(left(ltrim(tiny, '0'), 3)::numeric / 10)::text, '0');
+    end if;
     if digits = '' then
         return d[1] || '0.0';
     elsif point between -2 and 7 then
