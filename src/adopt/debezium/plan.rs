@@ -337,6 +337,7 @@ struct Identity {
     event_id: String,
     text: String,
     form: Form,
+    column: Column,
     is_uuid: bool,
 }
 

@@ -3,7 +3,7 @@
 use event_outbox::Names;
 use event_outbox::names::literal;
 
-use crate::adopt::debezium::columns::Column;
+use crate::adopt::debezium::columns::{Column, Kind};
 use crate::adopt::trigger::TableName;
 
 /// A column that the SQL checks before it creates the trigger.
@@ -23,7 +23,7 @@ impl Checked {
     /// Adds that the form shows the column's schema, which tells whether it is nullable.
     ///
     /// # Errors
-    /// The column has a default, which the schema would show as well.
+    /// The schema would show more: a default, or the values of an enum.
     pub(super) fn schemas(self, column: &Column, shows: bool) -> Result<Self, String> {
         if !shows {
             return Ok(self);
@@ -31,6 +31,12 @@ impl Checked {
         if column.has_default {
             return Err(format!(
                 "the column {:?} has a default, which the connector writes into the schema; accepted is schemas.enable=false, or no default",
+                column.name
+            ));
+        }
+        if column.kind == Kind::Enum {
+            return Err(format!(
+                "the column {:?} is an enum, whose values the connector writes into the schema; accepted is schemas.enable=false, or a text",
                 column.name
             ));
         }

@@ -49,7 +49,8 @@ impl Reading<'_> {
         let (column_, form) = self.settle("table.field.event.id", "the header id is the same", made)?;
         used.push(Checked::of(&column_));
         if column_.kind == Kind::Uuid {
-            return Some(Identity { event_id: column(&column_.name), text: form.text.clone(), form, is_uuid: true });
+            let (event_id, text) = (column(&column_.name), form.text.clone());
+            return Some(Identity { event_id, text, form, column: column_, is_uuid: true });
         }
         self.say(
             &format!("{}table.field.event.id ({})", self.prefix, column_.name),
@@ -68,6 +69,7 @@ impl Reading<'_> {
             event_id: format!("coalesce({event_id}, gen_random_uuid())"),
             text: form.text.clone(),
             form,
+            column: column_,
             is_uuid: false,
         })
     }

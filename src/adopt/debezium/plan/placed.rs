@@ -135,11 +135,13 @@ impl Reading<'_> {
             decided = add("id", &id.form);
         }
         for one in placed.iter().filter(|one| one.at == At::Header) {
+            // The relay writes its own headers as plain text.
+            let is_plain = converter.text(&one.form, &functions.json).as_ref() == Ok(&one.form.text);
             decided = decided.and_then(|()| match one.alias.as_str() {
                 "id" => Err("the header id is the event's id; give the column another alias".to_owned()),
                 // These two become columns of the outbox.
-                "event-type" | "event-version" => Ok(()),
-                "event-id" if id.is_uuid && one.form.text == id.text => Ok(()),
+                "event-type" | "event-version" if is_plain => Ok(()),
+                "event-id" if is_plain && id.is_uuid && one.form.text == id.text => Ok(()),
                 alias if RELAYS_OWN.contains(&alias) || headers::is_reserved(alias) || alias == headers::PARTITION => {
                     Err(format!("the header {alias:?} is the relay's own; give the column another alias"))
                 }
@@ -151,8 +153,15 @@ impl Reading<'_> {
             return None;
         }
         if converter.shows_schema() {
-            for one in placed.iter().filter(|one| one.at == At::Header) {
-                used.extend(Checked::of(&one.column).schemas(&one.column, true).ok());
+            let of_headers = placed.iter().filter(|one| one.at == At::Header).map(|one| &one.column);
+            for column in std::iter::once(&id.column).chain(of_headers) {
+                match Checked::of(column).schemas(column, true) {
+                    Ok(checked) => used.push(checked),
+                    Err(why) => {
+                        self.say("header.converter", Verdict::Refused, why);
+                        return None;
+                    }
+                }
             }
         }
         if let Some(partition) = placed.iter().find(|one| one.at == At::Partition) {
