@@ -2,8 +2,8 @@
 //! writes a trigger on the application's outbox table and settings of the relay.
 //!
 //! The trigger makes the bytes of key and value in SQL, exactly as the connector's converters do, so the relay needs no settings for them and
-//! the partition follows from the same key. docs/reference/debezium.md has every option; `just debezium-parity` compares records with those of
-//! a real connector.
+//! the partition follows from the same key. docs/reference/debezium.md has every option. `just debezium-parity` compares records with those of
+//! a real connector and writes them to tests/parity/golden.json, to which the tests hold these bytes.
 //!
 //! - [`mod@file`]: the connector's file
 //! - [`columns`]: the columns of the table, and what the connector makes of their values

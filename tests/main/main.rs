@@ -29,6 +29,7 @@ mod odd_databases;
 mod order;
 mod order_flow;
 mod outages;
+mod parity;
 mod pause;
 mod plans;
 mod poison;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
         emit::trials(),
         dlq::trials(),
         replay::trials(),
+        parity::trials(),
         pause::trials(),
         retention::trials(),
         roles::trials(),

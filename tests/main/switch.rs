@@ -2,7 +2,7 @@
 //! and each entity keeps its order, in both directions.
 //!
 //! Kafka Connect is too heavy for every run. A small reader of the replication slot stands in for the connector (`connector`): it sees what
-//! `pgoutput` sends for the publication, as a connector does.
+//! `pgoutput` sends for the publication, as a connector does. `just debezium-parity` follows the page about Debezium with a real connector.
 
 mod application;
 mod connector;

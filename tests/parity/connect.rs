@@ -61,6 +61,16 @@ impl Connect {
         self.call("POST", "/connectors", Some(&body)).map(drop).with_context(|| self.server.log_tail())
     }
 
+    /// Deletes a connector.
+    pub(crate) fn delete(&self, name: &str) -> anyhow::Result<()> {
+        self.call("DELETE", &format!("/connectors/{name}"), None).map(drop)
+    }
+
+    /// Returns the address of the worker.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     /// Returns the state of a connector's task, such as `RUNNING`, and why it failed.
     pub(crate) fn task(&self, name: &str) -> anyhow::Result<(String, String)> {
         let status: Value = serde_json::from_str(&self.call("GET", &format!("/connectors/{name}/status"), None)?)?;
@@ -88,4 +98,14 @@ impl Connect {
         ensure!(answer.split_whitespace().nth(1).is_some_and(|code| code.starts_with('2')), "{answer}");
         Ok(answer.split_once("\r\n\r\n").unwrap_or_default().1.to_owned())
     }
+}
+
+/// Returns the version of a program in the POM.
+///
+/// # Errors
+/// Returns an error if the POM does not name the program.
+pub(crate) fn version_of(artifact: &str) -> anyhow::Result<String> {
+    let (_, after) = POM.split_once(&format!("<artifactId>{artifact}</artifactId>")).context("no such artifact")?;
+    let (_, after) = after.split_once("<version>").context("no version")?;
+    Ok(after.split('<').next().unwrap_or_default().to_owned())
 }
