@@ -1,9 +1,8 @@
 //! Tests what a relay reports to systemd, and that the units name settings and files that exist.
 
-use std::io::Read;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use lab::demo::{Signal, free_port};
 use lab::kafka::RealKafka;
 use lab::service_manager::ServiceManager;
@@ -23,16 +22,22 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
 }
 
+/// Returns an outbox with a topic, and a relay that a service manager is to start.
+async fn service(database: &TestDatabase, kafka: &RealKafka) -> anyhow::Result<(Outbox, ServiceManager, Relay)> {
+    let outbox = Outbox::from_database(database);
+    outbox.create_topic(kafka).await?;
+    let systemd = ServiceManager::listen()?;
+    let relay = systemd.start(outbox.relay(kafka));
+    Ok((outbox, systemd, relay))
+}
+
 async fn systemd_hears_of_the_start_the_status_a_reload_and_the_stop(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::from_database(&database);
-    outbox.create_topic(&kafka).await?;
-    let directory = tempfile::tempdir()?;
-    let systemd = ServiceManager::in_directory(directory.path())?;
-    let relay = outbox.relay(&kafka).with("RELAY_STATUS_INTERVAL", "1s").with("RELAY_SHUTDOWN_TIMEOUT", "20s");
-    let running = systemd.start(relay).start("relay")?;
+    let (outbox, systemd, relay) = service(&database, &kafka).await?;
+    let relay = relay.with("RELAY_STATUS_INTERVAL", "1s").with("RELAY_SHUTDOWN_TIMEOUT", "20s");
+    let running = relay.start("relay")?;
     systemd.wait_for_line("READY=1").await;
     systemd.wait_for_status("ready").await;
     outbox.write("first", 1, 20).await?;
@@ -73,8 +78,7 @@ async fn the_unit_starts_although_its_database_is_away() -> anyhow::Result<()> {
 }
 
 async fn the_start_of_the_unit_fails_without_an_outbox(database: TestDatabase) -> anyhow::Result<()> {
-    let directory = tempfile::tempdir()?;
-    let systemd = ServiceManager::in_directory(directory.path())?;
+    let systemd = ServiceManager::listen()?;
     let relay = Relay::new(&database.url(), &format!("127.0.0.1:{}", free_port()?)).with("RELAY_SCHEMA", "nowhere");
     let output = systemd.start(relay).output("run").await?;
     ensure!(output.code == Some(1) && output.stderr.contains("OR-2101"), "{output:?}");
@@ -92,13 +96,10 @@ async fn a_relay_whose_worker_hangs_shows_no_sign_of_life(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
-    let outbox = Outbox::from_database(&database);
-    outbox.create_topic(&kafka).await?;
-    let directory = tempfile::tempdir()?;
-    let systemd = ServiceManager::in_directory(directory.path())?;
+    let (outbox, systemd, relay) = service(&database, &kafka).await?;
     // Short limits, so that a round that takes longer than any is found soon.
-    let relay = outbox.relay(&kafka).with("RELAY_PUBLISH_TIMEOUT", "1s").with("RELAY_CONNECT_TIMEOUT", "1s");
-    let mut child = systemd.start(relay).start_with_a_log_that_fills()?;
+    let relay = relay.with("RELAY_PUBLISH_TIMEOUT", "1s").with("RELAY_CONNECT_TIMEOUT", "1s");
+    let mut running = relay.start_with_a_log_that_fills()?;
     systemd.wait_for_status("ready").await;
     systemd.wait_for_signs_of_life(1).await;
     outbox
@@ -110,12 +111,8 @@ async fn a_relay_whose_worker_hangs_shows_no_sign_of_life(
     systemd.until_given_up().await;
 
     // With a reader the relay goes on, and shows it.
-    let mut log = child.stderr.take().context("no stderr")?;
-    let reader = std::thread::spawn(move || std::io::copy(&mut log.by_ref(), &mut std::io::sink()));
+    running.read()?;
     systemd.wait_for_signs_of_life(3).await;
-    child.kill()?;
-    child.wait()?;
-    drop(reader.join());
     Ok(())
 }
 

@@ -82,7 +82,7 @@ pub use eventually::{SOON, eventually, until_nothing_is_left};
 #[cfg(feature = "kit")]
 pub use outbox::{Outbox, PARTITIONS};
 #[cfg(feature = "kit")]
-pub use relay::{Relay, RelayProcess};
+pub use relay::{Relay, RelayProcess, UnreadRelay};
 #[cfg(feature = "kit")]
 pub use shared::{migrate_template_with, options_for_tests};
 #[cfg(feature = "kit")]

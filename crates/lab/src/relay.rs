@@ -136,19 +136,19 @@ impl Relay {
     }
 
     /// Starts a relay whose log has lost its reader.
-    pub fn start_unread(&self) -> anyhow::Result<Child> {
+    pub fn start_unread(&self) -> anyhow::Result<UnreadRelay> {
         let mut command = self.command("run");
-        Ok(command.stdin(Stdio::null()).stdout(closed_pipe()?).stderr(closed_pipe()?).spawn()?)
+        Ok(UnreadRelay(command.stdin(Stdio::null()).stdout(closed_pipe()?).stderr(closed_pipe()?).spawn()?))
     }
 
-    /// Starts a relay whose log has a reader that does not read: `stderr` of the child, which takes a few lines.
+    /// Starts a relay whose log takes a few lines, because nobody reads it before [`UnreadRelay::read`].
     #[cfg(target_os = "linux")]
-    pub fn start_with_a_log_that_fills(&self) -> anyhow::Result<Child> {
+    pub fn start_with_a_log_that_fills(&self) -> anyhow::Result<UnreadRelay> {
         let mut command = self.command("run");
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let relay = UnreadRelay(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
         // The least that Linux allows.
-        nix::fcntl::fcntl(child.stderr.as_ref().context("no stderr")?, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096))?;
-        Ok(child)
+        nix::fcntl::fcntl(relay.0.stderr.as_ref().context("no stderr")?, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096))?;
+        Ok(relay)
     }
 
     pub(crate) fn command(&self, command: &str) -> Command {
@@ -266,10 +266,43 @@ impl RelayProcess {
 
 impl Drop for RelayProcess {
     fn drop(&mut self) {
-        // Fails if the relay has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&mut self.child);
     }
+}
+
+/// A running relay whose log the kit does not read. Dropping it kills the process, so that a failed test leaves no relay running.
+#[derive(Debug)]
+pub struct UnreadRelay(Child);
+
+impl UnreadRelay {
+    /// Returns true until the relay has ended.
+    pub fn is_running(&mut self) -> anyhow::Result<bool> {
+        Ok(self.0.try_wait()?.is_none())
+    }
+
+    /// Reads the rest of the log, and drops it.
+    ///
+    /// # Errors
+    /// The log is read already, or has no reader.
+    pub fn read(&mut self) -> anyhow::Result<()> {
+        let mut log = self.0.stderr.take().context("no stderr")?;
+        // Ends with the relay.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Ok(())
+    }
+}
+
+impl Drop for UnreadRelay {
+    fn drop(&mut self) {
+        end(&mut self.0);
+    }
+}
+
+/// Kills the process and waits for its end.
+fn end(child: &mut Child) {
+    // Fails if it has ended already.
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn parse(line: &str) -> Option<Value> {

@@ -2,9 +2,10 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
 
 use super::eventually::eventually;
 use super::relay::Relay;
@@ -23,13 +24,17 @@ pub type Message = Vec<String>;
 pub struct ServiceManager {
     address: String,
     heard: Arc<Mutex<Vec<(Instant, Message)>>>,
+    /// Holds the file of the socket, if it has one.
+    _directory: Option<TempDir>,
 }
 
 impl ServiceManager {
-    /// Listens on a socket in the directory.
-    pub fn in_directory(directory: &Path) -> anyhow::Result<Self> {
-        let path = directory.join("notify");
-        Ok(Self::hear(UnixDatagram::bind(&path)?, path.display().to_string()))
+    /// Listens on a socket that has a file, in a directory of its own.
+    pub fn listen() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("notify");
+        let manager = Self::hear(UnixDatagram::bind(&path)?, path.display().to_string());
+        Ok(Self { _directory: Some(directory), ..manager })
     }
 
     /// Listens on a socket that has a name and no file.
@@ -50,7 +55,7 @@ impl ServiceManager {
                 hears.lock().expect("the messages").push((Instant::now(), message));
             }
         });
-        Self { address, heard }
+        Self { address, heard, _directory: None }
     }
 
     /// Returns the relay with the variables that systemd gives to a service with a watchdog.
