@@ -467,8 +467,10 @@ pub async fn lanes(conn: &mut PgConnection, names: &Names) -> Result<u16, Schema
 /// Checks that the database has an outbox of that name. Needs no right on it. A caller behind a pooler has to be in a transaction.
 ///
 /// # Errors
-/// [`SchemaError::Missing`], which names the outboxes that are there, or any error of the database.
+/// [`SchemaError::OldServer`], [`SchemaError::Missing`], which names the outboxes that are there, or any error of the database.
 pub async fn present(conn: &mut PgConnection, names: &Names) -> Result<(), SchemaError> {
+    // First, because a server that is too old has no outbox, and `migrate` would not help.
+    server_is_new_enough(conn).await?;
     if exists(conn, names, &names.part_raw("migration")).await? { Ok(()) } else { Err(missing(conn, names).await?) }
 }
 
