@@ -80,6 +80,10 @@ async fn start_postgres() -> anyhow::Result<PrivatePostgres> {
     let mut connection = postgres.connect("postgres").await?;
     connection.execute(AssertSqlSafe(format!("create database {TEMPLATE}"))).await?;
     connection.close().await?;
+    // As in a new database since Postgres 15. Before it, `check` rightly warns of a schema in which anybody may create objects.
+    let mut connection = postgres.connect(TEMPLATE).await?;
+    connection.execute("revoke create on schema public from public").await?;
+    connection.close().await?;
     if let Some(migration) = MIGRATION.get() {
         migration(postgres.url(TEMPLATE)).await?;
     }
