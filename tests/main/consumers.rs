@@ -3,8 +3,10 @@
 mod effects;
 mod held;
 mod keys;
+mod log;
 mod losses;
 mod options;
+mod programs;
 mod signals;
 
 use std::collections::BTreeMap;
@@ -44,6 +46,7 @@ const MEMBER: &str = "--be-a-member";
 const APPLIED_WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) fn trials() -> Vec<Trial> {
+    log::keep();
     [
         runtime_trials(),
         effects::trials(),
@@ -51,6 +54,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         keys::trials(),
         losses::trials(),
         options::trials(),
+        programs::trials(),
         signals::trials(),
     ]
     .into_iter()
@@ -419,11 +423,28 @@ async fn an_outage_costs_no_attempt(database: TestDatabase, kafka: Arc<RealKafka
     Ok(())
 }
 
+/// An error of an application.
+#[derive(Debug, thiserror::Error)]
+enum InvoiceError {
+    #[error("the number is taken")]
+    Taken(#[source] sqlx::Error),
+}
+
+/// Violates a unique index.
+async fn insert_twice(ctx: &mut Context) -> Result<(), InvoiceError> {
+    for _ in 0..2 {
+        let insert = sqlx::query("insert into numbers (number) values (7)").execute(ctx.tx()).await;
+        insert.map_err(InvoiceError::Taken)?;
+    }
+    Ok(())
+}
+
 async fn every_reason_makes_a_dead_letter_that_names_all_of_it(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let field = Field::new(&database, kafka).await?;
+    field.outbox.execute("create table numbers (number int primary key)").await?;
     let event = |event_type: &str| NewEvent::new("order", "a", event_type).json(&Counted { n: 0 }).expect("JSON");
     field
         .write([
@@ -435,6 +456,8 @@ async fn every_reason_makes_a_dead_letter_that_names_all_of_it(
             event("Counted").version(9),
             event("Panicked"),
             event("Refused"),
+            event("Taken"),
+            event("Untyped"),
             counted("a", 1),
         ])
         .await?;
@@ -464,9 +487,14 @@ async fn every_reason_makes_a_dead_letter_that_names_all_of_it(
             .on_raw("Refused", .., |mut ctx| async move {
                 sqlx::query("insert into effects (n) values ('x'::text::bigint)").execute(ctx.tx()).await?;
                 Ok(())
+            })
+            .on_raw("Taken", .., |mut ctx| async move { Ok(insert_twice(&mut ctx).await?) })
+            .on_raw("Untyped", .., |mut ctx| async move {
+                let inserted = insert_twice(&mut ctx).await.context("the invoice");
+                inserted.map_err(Failed::of)
             }),
     );
-    running.until("nine dead letters", |stats| stats.dead() == 9).await;
+    running.until("eleven dead letters", |stats| stats.dead() == 11).await;
     field.until_effects(1).await;
     running.stop().await?;
     ensure!(field.effects().await? == 1, "an attempt that failed left something");
@@ -491,6 +519,8 @@ async fn every_reason_makes_a_dead_letter_that_names_all_of_it(
         ("Counted9", Reason::UnsupportedVersion, 0, "version 9"),
         ("Panicked1", Reason::Panicked, 1, "ouch"),
         ("Refused1", Reason::Permanent, 1, "invalid input syntax"),
+        ("Taken1", Reason::Permanent, 1, "the number is taken: "),
+        ("Untyped1", Reason::Permanent, 1, "the invoice: the number is taken: "),
         ("none", Reason::Undecodable, 0, "no event-id"),
     ];
     let source = field.kafka.read_topic(&field.outbox.topic).await?;

@@ -94,14 +94,19 @@ pub fn go_loop() -> anyhow::Result<Program> {
     Ok(Program { command: Command::new(packages.join("loop")), _directory: None })
 }
 
-/// Returns the Rust example of `event-outbox`, which `cargo test --test main` has not built. Building the whole workspace gives its
-/// dependencies the features with which they are built already.
+/// Returns the Rust consumer with a Kafka client of its own.
 pub fn rust() -> anyhow::Result<Program> {
-    let arguments = ["build", "-q", "--locked", "--workspace", "--all-features", "--example", "consume"];
+    rust_example("consume")
+}
+
+/// Returns a Rust example of `event-outbox`, which `cargo test --test main` has not built. Building the whole workspace gives its
+/// dependencies the features with which they are built already.
+pub fn rust_example(name: &str) -> anyhow::Result<Program> {
+    let arguments = ["build", "-q", "--locked", "--workspace", "--all-features", "--example", name];
     run(checkout(), env!("CARGO"), &arguments)?;
     let tests = std::env::current_exe()?;
     let target = tests.parent().and_then(Path::parent).context("no target directory")?;
-    Ok(Program { command: Command::new(target.join("examples/consume")), _directory: None })
+    Ok(Program { command: Command::new(target.join("examples").join(name)), _directory: None })
 }
 
 /// Returns the root of the workspace.

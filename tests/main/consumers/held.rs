@@ -4,11 +4,14 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, ensure};
+use event_outbox::code::Code;
 use event_outbox::consumer::{Action, Context, DeadLetter, Failed, Reason, UnknownType};
 use event_outbox::event::NewEvent;
+use event_outbox::notice::Notice;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use super::log::{self, Line};
 use super::{APPLIED_WITHIN, Counted, Field, Running, counted, insert};
 use lab::kafka::{RealKafka, Record};
 use lab::relay::Output;
@@ -18,6 +21,7 @@ pub(super) fn trials() -> Vec<Trial> {
     trials! {
         with_both:
             a_held_key_drains_in_order_while_events_of_it_keep_coming,
+            an_event_that_is_parked_while_its_head_goes_is_not_left_behind,
             a_head_that_fails_again_stays_one_dead_letter_and_its_successors_write_none,
             a_parked_event_that_fails_becomes_the_head_of_its_key,
             a_discarded_head_lets_its_key_go_on_and_is_never_applied,
@@ -151,8 +155,53 @@ async fn a_held_key_drains_in_order_while_events_of_it_keep_coming(
     held.field.until_effects(4 + n).await;
     let stats = running.stop().await?;
     ensure!(stats.dead() == 0, "{stats:?}");
+    let lines: Vec<bool> =
+        log::with_code(&held.field.outbox.topic, Code::KeyHeld).iter().map(Line::is_resolved).collect();
+    ensure!(lines == [false, true], "not one line at the start and one at the end: {lines:?}");
     let applied = held.applied().await?;
     ensure!(applied == (1..=n).collect::<Vec<_>>(), "{applied:?}");
+    Ok(())
+}
+
+async fn an_event_that_is_parked_while_its_head_goes_is_not_left_behind(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let held = Held::new(&database, kafka, &[2]).await?;
+    held.write(1..=2).await?;
+    let running = held.start();
+    held.until_parked(1).await;
+    held.fix(2);
+    // Parks an event as another member does: behind the last row of the key, which is locked until the commit.
+    let mut parker = held.field.pool.begin().await?;
+    let rows = "select event_id from processed_events_held for update";
+    let head: uuid::Uuid = sqlx::query_scalar(rows).fetch_one(&mut *parker).await?;
+    let parked = uuid::Uuid::new_v4();
+    let park = "insert into processed_events_held (consumer_group, topic, key, event_id, read_topic, read_partition, read_offset, \
+                reason, value, header_names, header_values, written_at) \
+                select consumer_group, topic, key, $1, read_topic, read_partition, read_offset + 1, 'held', \
+                convert_to(replace(replace(convert_from(value, 'utf8'), $2, $3), '\"n\": 2', '\"n\": 3'), 'utf8'), header_names, \
+                array_replace(header_values, convert_to($2, 'utf8'), convert_to($3, 'utf8')), written_at from processed_events_held";
+    let park = sqlx::query(park).bind(parked).bind(head.to_string()).bind(parked.to_string());
+    park.execute(&mut *parker).await?;
+    held.redrive().await?;
+    let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' \
+                 and query like 'delete from %held%'";
+    eventually("the head waits for the parker", APPLIED_WITHIN, || async {
+        match held.field.outbox.number(waits).await {
+            Ok(1) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    parker.commit().await?;
+    held.until_parked(0).await;
+    running.stop().await?;
+    ensure!(held.applied().await? == [1, 2, 3], "{:?}", held.applied().await?);
+    // The key was free when the last event was gone, not before.
+    let lines = log::with_code(&held.field.outbox.topic, Code::KeyHeld);
+    let freed: Vec<&str> = lines.iter().filter(|line| line.is_resolved()).map(|line| line.get("event.id")).collect();
+    ensure!(freed == [parked.to_string()], "{lines:?}");
     Ok(())
 }
 
@@ -311,5 +360,9 @@ async fn a_type_that_a_member_does_not_know_yet_is_held_and_applied_later(
     held.field.until_effects(4).await;
     let stats = ignoring.stop().await?;
     ensure!(stats.ignored_types() == [("Unheard".to_owned(), 2)].into(), "{stats:?}");
+    let ignored = Notice::TypeIgnored.to_string();
+    let named: Vec<_> =
+        log::about(&held.field.outbox.topic).into_iter().filter(|line| line.get("notice") == ignored).collect();
+    ensure!(named.len() == 1 && named[0].get("event.type") == "Unheard", "{named:?}");
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::ensure;
+use event_outbox::code::Code;
 use event_outbox::consumer::{BatchContext, BatchEvent, Consumer, Context, Failed, Retry};
 use event_outbox::event::NewEvent;
 use libtest_mimic::Trial;
@@ -16,6 +17,7 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::log::{self, Line};
 use super::{Counted, Field, Killed, MEMBER, Running, insert, quick};
 use lab::kafka::{RealKafka, Record};
 use lab::{TestDatabase, trials};
@@ -32,6 +34,7 @@ pub(super) fn trials() -> Vec<Trial> {
             keys_of_one_partition_are_worked_on_side_by_side_and_each_stays_in_order,
             an_offset_is_not_committed_before_all_events_before_it_are_finished,
             a_batch_is_applied_in_one_transaction_and_a_bad_event_stops_no_other,
+            an_outage_costs_a_batch_no_attempt_and_its_end_is_logged,
             a_batch_with_a_key_that_is_set_aside_keeps_its_order,
             members_that_are_killed_at_any_time_repeat_no_effect_and_keep_the_order_of_keys;
     }
@@ -165,6 +168,35 @@ async fn a_batch_is_applied_in_one_transaction_and_a_bad_event_stops_no_other(
     for (key, applied) in field.applied().await? {
         ensure!(applied.is_sorted() && !applied.contains(&77), "{key}: {applied:?}");
     }
+    Ok(())
+}
+
+async fn an_outage_costs_a_batch_no_attempt_and_its_end_is_logged(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    field.produce(&(1..=50).map(|n| record("a", "Counted", n)).collect::<Vec<_>>())?;
+    let calls = Arc::new(AtomicUsize::new(0));
+    // The first event comes alone, if the member gets it before the others.
+    let away = Arc::clone(&calls);
+    let consumer =
+        field.consumer().on_batch("Counted", 1..=1, move |mut ctx: BatchContext, events: Vec<BatchEvent<Counted>>| {
+            let is_away = events.len() > 1 && away.fetch_add(1, Ordering::Relaxed) < 6;
+            async move {
+                insert_all(&mut ctx, &events).await?;
+                if is_away { Err(Failed::outage("the web service is away")) } else { Ok(()) }
+            }
+        });
+    let running = Running::start(consumer);
+    field.until_effects(50).await;
+    let stats = running.stop().await?;
+    ensure!(stats.applied() == 50 && stats.halved() == 0 && stats.dead() == 0, "{stats:?}");
+    ensure!(stats.retried() >= 6 * 2 && calls.load(Ordering::Relaxed) > 6, "{stats:?}");
+    ensure!(field.applied().await?["a"] == (1..=50).collect::<Vec<_>>());
+    let lines = log::with_code(&field.outbox.topic, Code::EventRetried);
+    let resolved: Vec<bool> = lines.iter().map(Line::is_resolved).collect();
+    ensure!(resolved == [false, true] && lines[0].get("event.id") == lines[1].get("event.id"), "{lines:?}");
     Ok(())
 }
 

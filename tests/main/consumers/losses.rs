@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use event_outbox::code::Code;
 use event_outbox::consumer::{ConsumerError, Lost};
 use libtest_mimic::Trial;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
+use tracing::Level;
 
-use super::{APPLIED_WITHIN, Field, Running, counted};
+use super::{APPLIED_WITHIN, Field, Running, counted, log};
 use lab::kafka::RealKafka;
 use lab::{SOON, TestDatabase, eventually, trials};
 
@@ -66,10 +68,16 @@ async fn a_consumer_goes_on_behind_removed_events_and_behind_the_gaps_of_transac
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let field = Field::new(&database, kafka).await?;
-    lose(&field).await?;
+    let lost_in = lose(&field).await?;
     let running = Running::start(field.counting());
     field.until_effects(7).await;
     running.stop().await?;
+    let lines = log::with_code(&field.outbox.topic, Code::EventsLost);
+    let [line] = &lines[..] else { anyhow::bail!("{lines:?}") };
+    ensure!(line.level == Level::ERROR && line.get("topic") == field.outbox.topic, "{line:?}");
+    ensure!(line.get("partition") == lost_in.to_string(), "{line:?}");
+    ensure!((line.get("from"), line.get("to")) == ("5", "8"), "{line:?}");
+    ensure!(line.get("next_step").starts_with("outbox-relay replay --topic "), "{line:?}");
     ensure!(field.applied().await?["a"] == [1, 2, 3, 4, 5, 9, 10]);
     // Each transaction leaves a marker behind its records, which is no loss.
     let relay = field.outbox.relay(&field.kafka).with("RELAY_DELIVERY", "exactly_once").start("transactions")?;
@@ -81,6 +89,7 @@ async fn a_consumer_goes_on_behind_removed_events_and_behind_the_gaps_of_transac
     let running = Running::start(field.counting().lost(Lost::Stop));
     field.until_effects(12).await;
     running.stop().await?;
+    ensure!(log::with_code(&field.outbox.topic, Code::EventsLost).len() == 1, "a marker was taken for a loss");
     Ok(())
 }
 

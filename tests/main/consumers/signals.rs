@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use event_outbox::code::Code;
 use event_outbox::consumer::{Consumer, ConsumerError, Context, DeadLetter, Failed};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tokio::sync::Notify;
+use tracing::Level;
 
+use super::log::{self, Line};
 use super::{APPLIED_WITHIN, Counted, Field, Killed, MEMBER, Running, counted, insert};
 use lab::kafka::{RealKafka, Record};
 use lab::{Missing, PARTITIONS, SOON, TestDatabase, eventually, trials};
@@ -24,7 +27,8 @@ pub(super) fn trials() -> Vec<Trial> {
             a_slow_handler_on_a_partition_that_moves_does_not_stop_the_others,
             a_handler_that_takes_too_long_is_ended_and_tried_again,
             settings_that_cannot_work_are_refused_without_their_values,
-            a_retry_topic_and_new_partitions_are_read_soon_after_they_exist;
+            a_retry_topic_and_new_partitions_are_read_soon_after_they_exist,
+            a_topic_that_does_not_exist_is_named_once_and_read_when_it_exists;
     }
 }
 
@@ -163,6 +167,7 @@ async fn a_handler_that_takes_too_long_is_ended_and_tried_again(
         let call = calls.fetch_add(1, Ordering::Relaxed);
         async move {
             insert(&mut ctx, event.n).await?;
+            log::write_in_handler();
             if call == 0 {
                 std::future::pending::<()>().await;
             }
@@ -171,6 +176,20 @@ async fn a_handler_that_takes_too_long_is_ended_and_tried_again(
     }));
     field.until_effects(2).await;
     let stats = running.stop().await?;
+    let first = field.kafka.read_topic(&field.outbox.topic).await?;
+    let id = first.first().and_then(|record| record.header("event-id")).context("no id")?.to_owned();
+    let slow = log::with_code(&field.outbox.topic, Code::HandlerHangs);
+    ensure!(slow.len() == 1 && slow[0].level == Level::WARN, "{slow:?}");
+    ensure!((slow[0].get("key"), slow[0].get("event.id")) == ("a", id.as_str()), "{slow:?}");
+    ensure!(!slow[0].get("running_s").is_empty(), "{slow:?}");
+    let retried = log::with_code(&field.outbox.topic, Code::EventRetried);
+    let resolved: Vec<bool> = retried.iter().map(Line::is_resolved).collect();
+    ensure!(resolved == [false, true] && retried[1].get("event.id") == id, "{retried:?}");
+    let of_handler: Vec<_> =
+        log::about(&field.outbox.topic).into_iter().filter(|line| line.get("handler") == "true").collect();
+    let spans: Vec<_> = of_handler.iter().map(|line| (line.span("event.id") == id, line.span("attempt"))).collect();
+    ensure!(spans == [(true, "1"), (true, "2"), (false, "1")], "{of_handler:?}");
+    ensure!(of_handler.iter().all(|line| line.span("event.type") == "Counted"), "{of_handler:?}");
     ensure!(stats.retried() == 1 && stats.applied() == 2 && stats.dead() == 0 && stats.in_flight() == 0, "{stats:?}");
     ensure!(field.applied().await?["a"] == [1, 2]);
     Ok(())
@@ -213,5 +232,35 @@ async fn a_retry_topic_and_new_partitions_are_read_soon_after_they_exist(
             .await?;
     let dead_letters = super::dead_letters(&field.outbox.topic);
     ensure!(recorded == [(field.outbox.topic.clone(), false), (dead_letters, true)], "{recorded:?}");
+    Ok(())
+}
+
+async fn a_topic_that_does_not_exist_is_named_once_and_read_when_it_exists(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    let missing = format!("{}-missing", field.outbox.topic);
+    let named = || log::with_code(&missing, Code::SourceMissing);
+    let running = Running::start(field.counting().topic(&missing));
+    eventually("the topic is named", APPLIED_WITHIN, || async {
+        let lines = named();
+        if lines.is_empty() { Err(()) } else { Ok(()) }
+    })
+    .await;
+    // The topics that exist are read meanwhile.
+    field.write([counted("a", 1)]).await?;
+    field.publish().await?;
+    field.until_effects(1).await;
+    field.kafka.create_topic(&missing, 1, &[]).await?;
+    field.write([counted("b", 2).topic(&missing)]).await?;
+    field.publish().await?;
+    field.until_effects(2).await;
+    eventually("its end is logged", APPLIED_WITHIN, || async {
+        let resolved: Vec<bool> = named().iter().map(Line::is_resolved).collect();
+        if resolved == [false, true] { Ok(()) } else { Err(resolved) }
+    })
+    .await;
+    running.stop().await?;
     Ok(())
 }

@@ -167,7 +167,7 @@ impl Consumer {
             before_dead_letter: None,
             dead_letter_topic: Arc::new(move |topic| DeadLetter::default_topic(topic, &of_group)),
             limits: Limits {
-                queue: 2_000,
+                queue: 5_000,
                 concurrency: 1,
                 batch: 500,
                 commit_interval: Duration::from_millis(500),

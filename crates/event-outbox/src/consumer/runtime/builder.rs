@@ -30,14 +30,22 @@ use crate::route::check_topic;
 #[cfg(feature = "schema")]
 use crate::schemas::Schemas;
 
+/// The most bytes of a partition in one answer of a broker. A larger batch of records comes alone.
+const FETCH_BYTES: &str = "max.partition.fetch.bytes";
+
+/// The older name of [`FETCH_BYTES`]. A client that is given both takes any of them.
+const FETCH_BYTES_ALIAS: &str = "fetch.message.max.bytes";
+
 /// Settings that apply unless the user sets them.
-const DEFAULTS: [(&str, &str); 9] = [
+const DEFAULTS: [(&str, &str); 10] = [
     // Without a committed offset, read all that the topic holds: the inbox knows which events have been applied.
     ("auto.offset.reset", "earliest"),
     // Only partitions that move to another member are revoked.
     ("partition.assignment.strategy", "cooperative-sticky"),
     // Most kilobytes fetched ahead for all partitions. The default of librdkafka is 64 MiB, more than most services have to spare.
     ("queued.max.messages.kbytes", "16384"),
+    // What is fetched of a partition at once. A pause drops the records that were fetched ahead, so less is fetched twice.
+    (FETCH_BYTES, "262144"),
     ("client.id", "outbox-relay-consumer"),
     // The time until a new partition is read. The default of librdkafka is five minutes.
     ("topic.metadata.refresh.interval.ms", "5000"),
@@ -254,7 +262,7 @@ impl Consumer {
         self
     }
 
-    /// Sets the most records of a partition that may wait in memory, 2,000 by default. Beyond this number, or 4 MiB, fetching pauses. A
+    /// Sets the most records of a partition that may wait in memory, 5,000 by default. Beyond this number, or 4 MiB, fetching pauses. A
     /// smaller number is not faster, because librdkafka fetches again the records that it had fetched ahead of a pause.
     pub fn queue(mut self, records: usize) -> Self {
         self.limits.queue = records.max(1);
@@ -328,7 +336,8 @@ impl Consumer {
         for (name, value) in DEFAULTS {
             // The new group protocol has no client-side assignment strategy and refuses the setting.
             let other_protocol = name == "partition.assignment.strategy" && config.get("group.protocol").is_some();
-            if config.get(name).is_none() && !other_protocol {
+            let has_alias = name == FETCH_BYTES && config.get(FETCH_BYTES_ALIAS).is_some();
+            if config.get(name).is_none() && !other_protocol && !has_alias {
                 config.set(name, value);
             }
         }

@@ -147,7 +147,7 @@ mod tests {
             offset: 0,
             key: None,
             value: Some(b"{}".to_vec()),
-            headers: Vec::new(),
+            headers: Arc::default(),
             timestamp: None,
             parked: None,
         };

@@ -19,7 +19,7 @@ use crate::consumer::runtime::failure::{Failure, warn_of};
 use crate::consumer::runtime::held::{Gate, HeldRow, RETRYING};
 use crate::consumer::runtime::pause::Pause;
 use crate::consumer::runtime::prepared::{Prepared, Step};
-use crate::consumer::runtime::retry::Next;
+use crate::consumer::runtime::retry::{AfterFailure, Next};
 use crate::notice::Notice;
 
 /// What became of an event whose key is held.
@@ -70,31 +70,26 @@ impl Applier {
             Some(row) => (row.attempts, row.first_failed_at),
             None => (0, None),
         };
-        let (mut attempt, mut pause) = (before + 1, Pause::from_retry(&self.shared.retries.default));
-        let (began, mut retried) = (Instant::now(), false);
+        let (shared, began) = (Arc::clone(&self.shared), Instant::now());
+        let (mut attempt, mut pause) = (before + 1, Pause::from_retry(&shared.retries.default));
         loop {
-            let attempting = self.shared.attempt_context.attempt(call, delivery, attempt);
-            let failed = match self.watched(event, attempt, attempting).await {
+            let make = || shared.attempt_context.attempt(call, delivery, attempt);
+            let (failed, next) = match self.outlast_outages(event, attempt, 1, &mut pause, make).await? {
                 Ok(AttemptResult::Held) => match self.behind(delivery, event, &call.source_topic).await? {
                     Behind::Parked => return Ok(()),
                     Behind::Freed => continue,
                 },
                 Ok(result) => {
-                    if retried || before > 0 && result == AttemptResult::Applied {
+                    if pause.is_logged() || before > 0 && result == AttemptResult::Applied {
                         resolved(event, began, first_failed_at);
                     }
                     return self.count(result);
                 }
-                Err(failed) => failed,
+                Err(failure) => failure,
             };
-            let next = self.shared.retries.next(event, &failed, attempt);
-            // An outage is not the event's fault.
-            if next != Next::Outage {
-                first_failed_at.get_or_insert_with(Utc::now);
-            }
+            first_failed_at.get_or_insert_with(Utc::now);
             let waits = match next {
-                Next::Outage => pause.next(),
-                Next::Retry(retry) => {
+                AfterFailure::Retry(retry) => {
                     let waits = retry.pause(attempt);
                     // An event that is parked already waits in its row, so that its lane goes on.
                     if (retry.set_aside || delivery.parked.is_some()) && delivery.key.is_some() {
@@ -110,17 +105,56 @@ impl Applier {
                     attempt += 1;
                     waits
                 }
-                Next::GiveUp { reason, then } => {
+                AfterFailure::GiveUp { reason, then } => {
                     let mut failure = Failure::new(&failed, reason, attempt, first_failed_at);
                     failure.action = failure.action.or(then);
                     return self.end(delivery, Some((event, &call.source_topic)), failure).await;
                 }
             };
-            pause.log_first(|| warn_of(event, &failed, "its lane waits, other lanes and partitions go on"));
-            self.interruptible(tokio::time::sleep(waits)).await?;
-            self.shared.stats.add_retried(1);
-            retried = true;
+            self.before_retry(&mut pause, waits, event, &failed, 1).await?;
         }
+    }
+
+    /// Makes attempts until the result is no outage, which is not the fault of the events. `event` is the first of these `events`.
+    pub(super) async fn outlast_outages<T, F>(
+        &mut self,
+        event: &Event,
+        attempt: u32,
+        events: usize,
+        pause: &mut Pause,
+        make: impl Fn() -> F,
+    ) -> Result<Result<T, (Failed, AfterFailure)>, Unfinished>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        loop {
+            let failed = match self.watched(event, attempt, make()).await {
+                Ok(result) => return Ok(Ok(result)),
+                Err(failed) => failed,
+            };
+            match self.shared.retries.next(event, &failed, attempt) {
+                Next::Outage => {
+                    let waits = pause.next();
+                    self.before_retry(pause, waits, event, &failed, events).await?;
+                }
+                Next::Failed(after) => return Ok(Err((failed, after))),
+            }
+        }
+    }
+
+    /// Logs the first failure, and waits until the next attempt is due.
+    async fn before_retry(
+        &mut self,
+        pause: &mut Pause,
+        waits: Duration,
+        event: &Event,
+        failed: &Failed,
+        events: usize,
+    ) -> Result<(), Unfinished> {
+        pause.log_first(|| warn_of(event, failed, "its lane waits, other lanes and partitions go on"));
+        self.interruptible(tokio::time::sleep(waits)).await?;
+        self.shared.stats.add_retried(events);
+        Ok(())
     }
 
     /// Parks an event with the time of its next attempt. The drain makes that attempt.
@@ -237,10 +271,7 @@ impl Applier {
                     Behind::Freed => {}
                 },
                 Ok(Gate::Open | Gate::Redriven) => {
-                    let mut failure = Failure::new(failed, Reason::Permanent, 0, None);
-                    if failure.reason == Reason::UnknownType {
-                        failure.action = self.shared.handlers.unknown_type.action();
-                    }
+                    let failure = Failure::new(failed, Reason::Permanent, 0, None);
                     return self.end(delivery, Some((event, source_topic)), failure).await;
                 }
                 Err(error) => self.wait(&mut pause, event, error).await?,
@@ -264,7 +295,8 @@ impl Applier {
     }
 }
 
-fn resolved(event: &Event, began: Instant, first_failed_at: Option<DateTime<Utc>>) {
+/// Logs that an event was applied after an attempt that had failed.
+pub(super) fn resolved(event: &Event, began: Instant, first_failed_at: Option<DateTime<Utc>>) {
     let since_failure = first_failed_at.and_then(|at| (Utc::now() - at).to_std().ok());
     tracing::info!(
         notice = %Notice::Resolved,

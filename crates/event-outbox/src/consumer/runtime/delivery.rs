@@ -1,11 +1,16 @@
 //! Holds a record as it was delivered, and decodes the event in it.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 
 use crate::consumer::dead_letter::{DeadLetter, PREFIX};
 use crate::envelope::{Undecodable, decode};
 use crate::event::EventId;
+
+/// The headers of a record, as they were delivered.
+pub(super) type RecordHeaders = Arc<[(String, Option<Vec<u8>>)]>;
 
 /// A record, owned.
 #[derive(Debug, Clone)]
@@ -15,7 +20,8 @@ pub(super) struct Delivery {
     pub(super) offset: i64,
     pub(super) key: Option<Vec<u8>>,
     pub(super) value: Option<Vec<u8>>,
-    pub(super) headers: Vec<(String, Option<Vec<u8>>)>,
+    /// Shared with the event.
+    pub(super) headers: RecordHeaders,
     /// Milliseconds since 1970.
     pub(super) timestamp: Option<i64>,
     /// The state of its row, if it was read from the row of a held key and not from Kafka.
@@ -51,7 +57,7 @@ pub struct Event {
     pub partition: i32,
     /// The offset that the record was read from.
     pub offset: i64,
-    pub(super) headers: Vec<(String, Option<Vec<u8>>)>,
+    pub(super) headers: RecordHeaders,
 }
 
 impl Event {
@@ -68,7 +74,7 @@ impl Event {
 
 impl Delivery {
     pub(super) fn new(message: &BorrowedMessage<'_>) -> Self {
-        let headers = message.headers().map_or_else(Vec::new, |headers| {
+        let headers = message.headers().map_or_else(RecordHeaders::default, |headers| {
             headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
         });
         Self {
@@ -104,7 +110,7 @@ impl Delivery {
             topic: self.topic.clone(),
             partition: self.partition,
             offset: self.offset,
-            headers: self.headers.clone(),
+            headers: Arc::clone(&self.headers),
         };
         Ok((event, decoded.payload.map(|payload| payload.into_owned())))
     }

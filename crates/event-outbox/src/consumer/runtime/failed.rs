@@ -47,9 +47,9 @@ pub enum Action {
     /// Sends the event to the dead letter topic and goes on with the next one.
     #[default]
     Skip,
-    /// Sends the event to the dead letter topic, and after it all later events of its key, in order. This ends when the event has been
-    /// applied from there, or an operator has given it up. Events of other keys are applied. A record without a key or without an event id
-    /// is skipped, because it has no key to hold.
+    /// Sends the event to the dead letter topic, and parks all later events of its key in the consumer's database. They are applied in
+    /// order when the event has been applied from the dead letter topic, or an operator has given it up. Events of other keys go on. A
+    /// record without a key or without an event id is skipped, because it has no key to hold.
     HoldKey,
     /// Ends the consumer with the error. The event is delivered again after a restart.
     Stop,

@@ -24,6 +24,9 @@ use crate::consumer::runtime::subscription::Subscription;
 /// The longest wait of a poll for a record. A resume and a stop take effect at most this much later.
 const POLL: Duration = Duration::from_millis(20);
 
+/// The most records that are taken before the other work of the loop, which looks at all partitions.
+const BURST: usize = 100;
+
 /// Time limit for the last commit and the group's answer. Both take milliseconds while the brokers are up.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -72,14 +75,21 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>, topics: &[String]) -> 
     let mut incidents = IncidentLog::default();
     let mut recreated = Recreated::new();
     while !shared.shutdown.is_requested() {
-        match consumer.poll(POLL) {
-            None => {}
-            Some(Ok(message)) => {
-                incidents = IncidentLog::default();
-                member.hand_over(consumer, Delivery::new(&message))?;
+        let mut wait = POLL;
+        for _ in 0..BURST {
+            match consumer.poll(wait) {
+                None => break,
+                Some(Ok(message)) => {
+                    incidents = IncidentLog::default();
+                    let is_full = member.hand_over(consumer, Delivery::new(&message))?;
+                    if is_full {
+                        break;
+                    }
+                }
+                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error.into()),
+                Some(Err(error)) => incidents.log_once(&error),
             }
-            Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error.into()),
-            Some(Err(error)) => incidents.log_once(&error),
+            wait = Duration::ZERO;
         }
         member.pause_and_resume(consumer)?;
         member.abort_late();

@@ -29,11 +29,13 @@ impl Handlers {
         }
         match self.registry.take(&event.event_type, event.event_version, payload)? {
             Some(taken) => Ok(Some(taken)),
-            None if self.unknown_type == UnknownType::Ignore => Ok(None),
-            None => {
-                let error = format!("no handler takes {}", event.event_type);
-                Err(Failed::permanent(error).because(Reason::UnknownType))
-            }
+            None => match self.unknown_type.action() {
+                None => Ok(None),
+                Some(action) => {
+                    let error = format!("no handler takes {}", event.event_type);
+                    Err(Failed::permanent(error).because(Reason::UnknownType).then(action))
+                }
+            },
         }
     }
 }

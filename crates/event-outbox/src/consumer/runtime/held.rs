@@ -56,6 +56,7 @@ pub(super) struct Held {
     last: String,
     park: String,
     delete: String,
+    is_held: String,
     unmark: String,
     heads: String,
     count: String,
@@ -130,13 +131,8 @@ impl Held {
                  header_values = excluded.header_values, written_at = excluded.written_at, attempts = excluded.attempts, \
                  due_at = excluded.due_at, first_failed_at = excluded.first_failed_at"
             ),
-            delete: format!(
-                "with gone as (delete from {held} where {of_event} returning topic, key) \
-                 select exists (select from {held} h, gone g where h.consumer_group operator(pg_catalog.=) $1 \
-                 and h.topic operator(pg_catalog.=) g.topic \
-                 and pg_catalog.sha256(h.key) operator(pg_catalog.=) pg_catalog.sha256(g.key) \
-                 and h.event_id operator(pg_catalog.<>) $2) from gone"
-            ),
+            delete: format!("delete from {held} where {of_event} returning topic, key"),
+            is_held: format!("select exists (select from {held} where {})", of_key(2, 3)),
             unmark: format!("delete from {processed} where {of_event}"),
             heads: heads(&held),
             // Counts all rows, because `attempts` is never null. A table without this column is refused.
@@ -298,9 +294,13 @@ impl Held {
 
     /// Deletes the event's row. Returns true if this frees its key.
     pub(super) async fn delete(&self, tx: &mut PgConnection, event: EventId) -> Result<bool, sqlx::Error> {
-        let sql = AssertSqlSafe(self.delete.clone());
-        let others = sqlx::query_scalar(sql).bind(&self.group).bind(event.0).persistent(self.persistent);
-        Ok(others.fetch_optional(tx).await? == Some(false))
+        let delete = sqlx::query_as(AssertSqlSafe(self.delete.clone())).bind(&self.group).bind(event.0);
+        let deleted: Option<(String, Vec<u8>)> = delete.persistent(self.persistent).fetch_optional(&mut *tx).await?;
+        let Some((topic, key)) = deleted else { return Ok(false) };
+        // In a statement of its own: the delete may have waited for a member that parked an event behind the row, and does not see it.
+        let is_held = sqlx::query_scalar(AssertSqlSafe(self.is_held.clone())).bind(&self.group).bind(topic).bind(key);
+        let is_held: bool = is_held.persistent(self.persistent).fetch_one(tx).await?;
+        Ok(!is_held)
     }
 
     /// Parks an event behind the others of its key. Returns false if the key was freed in the meantime, so that the event has to be tried

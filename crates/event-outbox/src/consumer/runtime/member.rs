@@ -83,8 +83,8 @@ impl Member {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands the record to its worker.
-    pub(super) fn hand_over(&self, consumer: &BaseConsumer<Self>, delivery: Delivery) -> Result<(), ConsumerError> {
+    /// Hands the record to its worker. Returns true if the queue of its partition is full.
+    pub(super) fn hand_over(&self, consumer: &BaseConsumer<Self>, delivery: Delivery) -> Result<bool, ConsumerError> {
         let (shared, mut partitions) = (&self.shared, self.partitions());
         let index = match partitions.iter().position(|partition| partition.holds(&delivery)) {
             Some(index) => {
@@ -110,7 +110,7 @@ impl Member {
         if !partition.hand_over(delivery) && !shared.shutdown.is_requested() {
             return Err(ConsumerError::Task);
         }
-        Ok(())
+        Ok(partition.is_full(shared.limits.queue))
     }
 
     /// Pauses partitions whose queue is full or whose topic is paused, and resumes them when neither holds any more.

@@ -19,6 +19,11 @@ impl Pause {
         self.backoff.pause()
     }
 
+    /// Returns true if an attempt has failed.
+    pub(super) fn is_logged(&self) -> bool {
+        self.logged
+    }
+
     pub(super) fn log_first(&mut self, log: impl FnOnce()) {
         if !std::mem::replace(&mut self.logged, true) {
             log();

@@ -81,17 +81,18 @@ impl Progress {
         window.records.len() >= most || window.bytes >= MOST_BYTES
     }
 
-    /// Returns true if fetching may go on. The limit is half of the full queue, because librdkafka fetches again the records that it had
-    /// fetched ahead of a pause.
+    /// Returns true if fetching may go on. The limit is a quarter of the full queue, because librdkafka fetches again the records that it
+    /// had fetched ahead of a pause.
     pub(super) fn has_room(&self, most: usize) -> bool {
         let window = self.window();
-        window.records.len() <= most / 2 && window.bytes <= MOST_BYTES / 2
+        window.records.len() <= most / 4 && window.bytes <= MOST_BYTES / 4
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 
@@ -104,7 +105,7 @@ mod tests {
             offset,
             key: None,
             value: Some(vec![0; size]),
-            headers: Vec::new(),
+            headers: Arc::default(),
             timestamp: Some(offset * 10),
             parked: None,
         }

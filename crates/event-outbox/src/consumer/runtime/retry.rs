@@ -82,6 +82,13 @@ pub(super) struct Retries {
 pub(super) enum Next {
     /// Another attempt, as often as it takes.
     Outage,
+    /// The event may be the cause.
+    Failed(AfterFailure),
+}
+
+/// The step after a failed attempt that was no outage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum AfterFailure {
     /// Another attempt, after [`Retry::pause`].
     Retry(Retry),
     /// No other attempt. `then` is the action, if the retry has one.
@@ -96,12 +103,18 @@ impl Retries {
             (Some(retry), Kind::Permanent) => (retry, Reason::Permanent),
             (Some(retry), Kind::Outage | Kind::Transient) => (retry, Reason::Exhausted),
             (None, Kind::Outage) => return Next::Outage,
-            (None, Kind::Permanent) => return Next::GiveUp { reason: Reason::Permanent, then: None },
+            (None, Kind::Permanent) => {
+                return Next::Failed(AfterFailure::GiveUp { reason: Reason::Permanent, then: None });
+            }
             (None, Kind::Transient) => {
                 (self.by_type.get(&event.event_type).unwrap_or(&self.default).clone(), Reason::Exhausted)
             }
         };
-        if attempt < retry.attempts { Next::Retry(retry) } else { Next::GiveUp { reason, then: retry.then } }
+        Next::Failed(if attempt < retry.attempts {
+            AfterFailure::Retry(retry)
+        } else {
+            AfterFailure::GiveUp { reason, then: retry.then }
+        })
     }
 }
 
@@ -111,6 +124,14 @@ mod tests {
 
     use super::*;
     use crate::event::EventId;
+
+    fn retried(retry: Retry) -> Next {
+        Next::Failed(AfterFailure::Retry(retry))
+    }
+
+    fn given_up(reason: Reason, then: Option<Action>) -> Next {
+        Next::Failed(AfterFailure::GiveUp { reason, then })
+    }
 
     fn event(event_type: &str) -> Event {
         Event {
@@ -123,7 +144,7 @@ mod tests {
             topic: "t".to_owned(),
             partition: 0,
             offset: 0,
-            headers: Vec::new(),
+            headers: Arc::default(),
         }
     }
 
@@ -145,12 +166,12 @@ mod tests {
             by_error: Some(Arc::new(move |_, failed| failed.to_string().contains("busy").then(|| retry(4)))),
         };
         let next = |event_type, failed: Failed| retries.next(&event(event_type), &failed, 1);
-        assert_eq!(next("A", Failed::transient("x")), Next::Retry(retry(3)));
-        assert_eq!(next("B", Failed::transient("x")), Next::Retry(retry(2)));
-        assert_eq!(next("A", Failed::permanent("x")), Next::GiveUp { reason: Reason::Permanent, then: None });
+        assert_eq!(next("A", Failed::transient("x")), retried(retry(3)));
+        assert_eq!(next("B", Failed::transient("x")), retried(retry(2)));
+        assert_eq!(next("A", Failed::permanent("x")), given_up(Reason::Permanent, None));
         assert_eq!(next("A", Failed::outage("x")), Next::Outage);
         for failed in [Failed::transient("busy"), Failed::permanent("busy"), Failed::outage("busy")] {
-            assert_eq!(next("A", failed), Next::Retry(retry(4)));
+            assert_eq!(next("A", failed), retried(retry(4)));
         }
     }
 
@@ -159,8 +180,8 @@ mod tests {
         let retry = Retry { attempts: 2, then: Some(Action::HoldKey), ..Retry::default() };
         let retries = Retries { default: retry.clone(), ..Retries::default() };
         let (event, failed) = (event("A"), Failed::transient("x"));
-        assert_eq!(retries.next(&event, &failed, 1), Next::Retry(retry));
-        let over = Next::GiveUp { reason: Reason::Exhausted, then: Some(Action::HoldKey) };
+        assert_eq!(retries.next(&event, &failed, 1), retried(retry));
+        let over = given_up(Reason::Exhausted, Some(Action::HoldKey));
         assert_eq!(retries.next(&event, &failed, 2), over);
         assert_eq!(retries.next(&event, &failed, 3), over);
     }

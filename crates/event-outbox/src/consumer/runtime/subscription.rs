@@ -56,31 +56,32 @@ impl Subscription {
         consumer.subscribe(&self.topics.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Reports missing topics by name, once. Returns true if a retry topic is there that was not before.
+    /// Asks Kafka for each topic once. Reports missing topics by name, once. Returns true if a retry topic is there that was not before.
     fn look(&mut self, consumer: &BaseConsumer<Member>) -> bool {
         let missing = |topic: &String| is_missing(consumer, topic);
         let absent = std::mem::take(&mut self.absent);
         // Without an answer a retry topic counts as absent, because a subscription to a missing topic is reported as an outage.
         let (absent, there): (Vec<_>, Vec<_>) = absent.into_iter().partition(|topic| missing(topic) != Some(false));
         self.absent = absent;
-        for topic in self.topics.iter().filter(|topic| missing(topic) == Some(true)) {
-            if !self.reported.contains(topic) {
-                tracing::warn!(
-                    code = %Code::SourceMissing,
-                    topic,
-                    next_step = "create the topic; the consumer reads it within seconds",
-                    "a topic does not exist"
-                );
-                self.reported.push(topic.clone());
+        for topic in &self.topics {
+            let reported = self.reported.iter().position(|reported| reported == topic);
+            match (missing(topic), reported) {
+                (Some(true), None) => {
+                    tracing::warn!(
+                        code = %Code::SourceMissing,
+                        topic,
+                        next_step = "create the topic; the consumer reads it within seconds",
+                        "a topic does not exist"
+                    );
+                    self.reported.push(topic.clone());
+                }
+                (Some(false), Some(reported)) => {
+                    tracing::info!(notice = %Notice::Resolved, code = %Code::SourceMissing, topic, "a topic exists now");
+                    self.reported.swap_remove(reported);
+                }
+                _ => {}
             }
         }
-        self.reported.retain(|topic| {
-            let still = is_missing(consumer, topic) != Some(false);
-            if !still {
-                tracing::info!(notice = %Notice::Resolved, code = %Code::SourceMissing, topic, "a topic exists now");
-            }
-            still
-        });
         let found = !there.is_empty();
         self.topics.extend(there);
         found

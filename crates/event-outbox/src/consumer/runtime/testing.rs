@@ -53,7 +53,7 @@ use crate::consumer::runtime::context::{Input, Recorder, Work};
 use crate::consumer::runtime::delivery::Event;
 use crate::consumer::runtime::failed::{Action, Failed};
 use crate::consumer::runtime::registry::{Handler, Taken};
-use crate::consumer::runtime::retry::{Next, Retry};
+use crate::consumer::runtime::retry::{AfterFailure, Next, Retry};
 use crate::event::{Body, EventId, Identity, NewEvent};
 use crate::outbox::Outbox;
 
@@ -226,12 +226,11 @@ impl Tested {
     fn refused(consumer: &Consumer, event: &Event, failed: Failed, attempt: u32) -> Self {
         let (mut reason, then) = match consumer.retries.next(event, &failed, attempt) {
             Next::Outage => return Self::retried(failed, None),
-            Next::Retry(retry) => return Self::retried(failed, Some(retry)),
-            Next::GiveUp { reason, then } => (reason, then),
+            Next::Failed(AfterFailure::Retry(retry)) => return Self::retried(failed, Some(retry)),
+            Next::Failed(AfterFailure::GiveUp { reason, then }) => (reason, then),
         };
         reason = failed.reason.unwrap_or(reason);
-        let unknown = (reason == Reason::UnknownType).then(|| consumer.handlers.unknown_type.action()).flatten();
-        let action = failed.action.or(unknown).or(then);
+        let action = failed.action.or(then);
         let action = action.unwrap_or_else(|| consumer.policy.action(reason, Some(&event.event_type)));
         Self { outcome: Outcome::Rejected { failed, reason, action }, emitted: Vec::new(), tx: None }
     }

@@ -3,16 +3,16 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::code::Code;
 use crate::consumer::runtime::applier::{Applier, Unfinished};
 use crate::consumer::runtime::attempt::{BatchResult, Call};
+use crate::consumer::runtime::deliver::resolved;
 use crate::consumer::runtime::delivery::Event;
 use crate::consumer::runtime::failed::Failed;
-use crate::consumer::runtime::failure::warn_of;
 use crate::consumer::runtime::pause::Pause;
 use crate::consumer::runtime::prepared::{Prepared, Step};
-use crate::consumer::runtime::retry::Next;
 
 impl Applier {
     /// Applies records in their order, those of a batch handler together. Tells each record's origin when it is finished.
@@ -63,21 +63,13 @@ impl Applier {
             Some(first) => &first.input.event,
             None => return Ok(Ok(BatchResult::Applied { applied: 0, repeated: 0 })),
         };
-        let mut pause = Pause::from_retry(&shared.retries.default);
-        loop {
-            let failed = match self.watched(first, 1, shared.attempt_context.attempt_all(&calls)).await {
-                Ok(result) => return Ok(Ok(result)),
-                Err(failed) => failed,
-            };
-            if shared.retries.next(first, &failed, 1) != Next::Outage {
-                return Ok(Err(failed));
-            }
-            pause.log_first(|| {
-                warn_of(first, &failed, "its lane waits, other lanes and partitions go on");
-            });
-            self.interruptible(tokio::time::sleep(pause.next())).await?;
-            shared.stats.add_retried(calls.len());
+        let (mut pause, began) = (Pause::from_retry(&shared.retries.default), Instant::now());
+        let make = || shared.attempt_context.attempt_all(&calls);
+        let result = self.outlast_outages(first, 1, calls.len(), &mut pause, make).await?;
+        if pause.is_logged() && result.is_ok() {
+            resolved(first, began, None);
         }
+        Ok(result.map_err(|(failed, _)| failed))
     }
 
     fn halved(&self, part: &[Prepared], failed: &Failed) {
