@@ -216,6 +216,8 @@ async fn a_redrive_keeps_every_byte_and_the_order_of_the_source(kafka: Arc<RealK
     );
     ensure!(field.kafka.read_topic(&field.source).await?.is_empty(), "a dry run has sent letters");
     ensure!(field.list(&[]).await?["waiting"] == 5);
+    let shown = dlq(&field.kafka, &["redrive", &field.dead_letters, "--all", "--dry-run", "--to-source"]).await?;
+    ensure!(shown.code == Some(0) && shown.stderr.contains("puts an older one over a newer one"), "{shown:?}");
     let done = field.redrive(&["--all", "--yes"]).await?;
     ensure!((&done["redriven"], &done["left"]) == (&json!(5), &json!(0)), "{done}");
     let arrived = field.kafka.read_topic(&field.source).await?;

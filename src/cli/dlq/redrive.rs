@@ -17,7 +17,7 @@ use crate::cli::interrupt::interrupted;
 use crate::cli::output;
 use crate::config::KafkaSettings;
 use crate::fault;
-use crate::observe::print::outln;
+use crate::observe::print::{errln, outln};
 use crate::observe::progress::Progress;
 use crate::resend::dlq::DlqError;
 use crate::resend::dlq::redrive::{self, Destination, Ended, Plan, Why};
@@ -65,6 +65,10 @@ pub(crate) struct Redrive {
     json: bool,
 }
 
+/// The consumers' database, which knows the held keys, may not be the one that is configured here. So this is said of all dead letters.
+const OLD_OVER_NEW: &str = "warning: unless a dead letter holds its key, later events of its entity have been applied already. \
+    A handler that sets a state then puts an older one over a newer one.";
+
 impl Redrive {
     pub(super) async fn run(self, kafka: &KafkaSettings) -> Result<(), Failure> {
         let (topic, filter) = (self.which.topic.clone(), self.which.clone().filter());
@@ -84,6 +88,9 @@ impl Redrive {
         let found = Found { targets, matching: dead_letters.entries.len(), uncertain, redriven };
         if found.matching == 0 && redriven == 0 && !self.json {
             show_others(kafka, &topic, &filter);
+        }
+        if found.matching > 0 && !self.json {
+            errln!("{OLD_OVER_NEW}");
         }
         if self.confirm.dry_run || found.matching == 0 {
             return self.report(&found, &dead_letters, None);
