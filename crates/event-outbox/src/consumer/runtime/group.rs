@@ -94,9 +94,10 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>, topics: &[String]) -> 
         member.pause_and_resume(consumer)?;
         member.abort_late();
         subscription.refresh(consumer)?;
-        recreated.look(consumer);
         if committed_at.elapsed() >= shared.limits.commit_interval {
-            member.commit(consumer, CommitMode::Async);
+            if recreated.look(consumer) {
+                member.commit(consumer, CommitMode::Async);
+            }
             committed_at = Instant::now();
         }
     }

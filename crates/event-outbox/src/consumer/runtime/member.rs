@@ -187,8 +187,13 @@ impl Member {
     /// Forgets the committed offsets of a topic, and returns its partitions.
     pub(super) fn begin_anew(&self, topic: &str) -> Vec<i32> {
         let mut partitions = self.partitions();
-        let of_topic = partitions.iter_mut().filter(|partition| partition.topic == topic);
-        of_topic.map(|partition| (partition.committed = -1, partition.number).1).collect()
+        partitions.iter_mut().filter(|partition| partition.topic == topic).map(Partition::begin_anew).collect()
+    }
+
+    /// Returns true if a topic may have been created anew since the last call.
+    pub(super) fn may_be_anew(&self) -> bool {
+        // All of them are asked, because each answers once.
+        self.partitions().iter_mut().filter_map(|partition| partition.take_may_be_anew().then_some(())).count() > 0
     }
 
     fn commit_failed(&self, error: &KafkaError) {
