@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use event_outbox::Names;
-use event_outbox::consumer::{Inbox, Once};
+use event_outbox::consumer::{Failed, Inbox, Kind, Once};
 use event_outbox::event::{EventId, NewEvent};
 use event_outbox::outbox::{EmitError, Outbox};
 use event_outbox::schema::{self, MigrateOptions};
@@ -10,7 +10,7 @@ use event_outbox::schemas::Schemas;
 use event_outbox::transaction;
 use libtest_mimic::Trial;
 use serde_json::json;
-use sqlx::{Connection, Executor, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use lab::{SOON, TestDatabase, eventually, trials};
@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_second_delivery_has_no_effect,
             a_second_delivery_waits_for_the_first_and_sees_its_commit,
             a_second_delivery_waits_for_the_first_and_takes_over_what_it_rolled_back,
+            a_second_delivery_under_a_stricter_isolation_is_an_error_that_a_retry_ends,
             groups_do_not_share_what_they_have_processed,
             an_effect_that_hides_a_database_error_is_an_error,
             the_statements_of_the_documents_apply_an_event_once_in_all_its_rows,
@@ -106,6 +107,30 @@ async fn a_second_delivery_waits_for_the_first_and_takes_over_what_it_rolled_bac
     let second = second_delivery(&database, event).await?;
     first.rollback().await?;
     ensure!(second.await?? == Once::Applied(7));
+    Ok(())
+}
+
+async fn a_second_delivery_under_a_stricter_isolation_is_an_error_that_a_retry_ends(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let mut connection = prepared(&database).await?;
+    for level in ["repeatable read", "serializable"] {
+        let default = format!("alter database {} set default_transaction_isolation = '{level}'", database.name());
+        connection.execute(AssertSqlSafe(default)).await?;
+        let (event, before) = (event(), effects(&mut connection).await?);
+        let mut first = connection.begin().await?;
+        ensure!(Inbox::new("billing").first(&mut first, event).await?);
+        let second = second_delivery(&database, event).await?;
+        first.commit().await?;
+        let refused = second.await?.err().context("the second delivery has an answer")?;
+        let code = refused.as_database_error().and_then(|error| error.code());
+        ensure!(code.as_deref() == Some("40001"), "{level}: {refused}");
+        // The runtime tries again after this error, as a service of its own has to.
+        ensure!(Failed::from(refused).kind() == Kind::Transient);
+        let mut again = database.connect().await?;
+        ensure!(apply(&mut again, &Inbox::new("billing"), event).await? == Once::Repeated);
+        ensure!(effects(&mut connection).await? == before, "{level}: the second delivery had an effect");
+    }
     Ok(())
 }
 
