@@ -79,9 +79,13 @@ async fn main() -> anyhow::Result<()> {
     let kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
     let postgres = PrivatePostgres::start(postgres_options()).await?;
     let url = postgres.url("postgres");
-    let pool = PgPoolOptions::new().max_connections(150).connect(&url).await?;
+    let pool = PgPoolOptions::new().max_connections(150).test_before_acquire(false).connect(&url).await?;
     schema::migrate(&mut *pool.acquire().await?, &Names::default(), &MigrateOptions::default()).await?;
-    sqlx::query("create table effects (event_id uuid, entity text, n bigint)").execute(&pool).await?;
+    sqlx::query(
+        "create table effects (event_id uuid, entity text, n bigint, place bigint generated always as identity)",
+    )
+    .execute(&pool)
+    .await?;
     let bench = Bench { kafka, url, pool };
     bench.kafka.create_topic(TOPIC, sizes.partitions, &[]).await?;
     let (single, all) = (sizes.single_events.min(sizes.events), sizes.events);
@@ -192,9 +196,13 @@ impl Bench {
     }
 
     async fn clear(&self) -> anyhow::Result<()> {
-        sqlx::query("truncate effects, processed_events").execute(&self.pool).await?;
+        sqlx::query("truncate effects, processed_events restart identity").execute(&self.pool).await?;
         sqlx::query("checkpoint").execute(&self.pool).await?;
         Ok(())
+    }
+
+    async fn effects(&self) -> anyhow::Result<i64> {
+        Ok(sqlx::query_scalar("select count(*) from effects").fetch_one(&self.pool).await?)
     }
 
     /// Waits until each event has its effect.
@@ -202,12 +210,14 @@ impl Bench {
         eprintln!("{system}: {events} events");
         let wanted = i64::from(events);
         let count = "select count(*), count(distinct event_id) from effects";
+        // The sequence tells without reading the table how many rows were begun, so that the rows are counted at the end only.
+        let begun = "select case when is_called then last_value else 0 end from effects_place_seq";
         loop {
-            let estimate: i64 = sqlx::query_scalar("select count(*) from effects").fetch_one(&self.pool).await?;
-            if estimate >= wanted {
+            let begun: i64 = sqlx::query_scalar(begun).fetch_one(&self.pool).await?;
+            if begun >= wanted && self.effects().await? >= wanted {
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let seconds = began.elapsed().as_secs_f64();
         let (effects, distinct): (i64, i64) = sqlx::query_as(count).fetch_one(&self.pool).await?;

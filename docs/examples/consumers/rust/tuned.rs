@@ -82,7 +82,11 @@ fn obey(control: &Control, stats: &Stats) {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let pool = PgPoolOptions::new().max_connections(32).connect(&std::env::var("DATABASE_URL")?).await?;
+    let pool = PgPoolOptions::new()
+        .max_connections(32)
+        .test_before_acquire(false)
+        .connect(&std::env::var("DATABASE_URL")?)
+        .await?;
     let consumer = consumer(pool)
         .kafka("bootstrap.servers", std::env::var("KAFKA_BOOTSTRAP_SERVERS")?)
         .topic(std::env::var("TOPIC")?);
