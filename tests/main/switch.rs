@@ -7,6 +7,7 @@
 mod application;
 mod connector;
 mod page;
+mod polling;
 
 use std::sync::Arc;
 
@@ -21,11 +22,13 @@ use crate::documents::needs_psql;
 use application::{Application, OF_DEBEZIUM};
 use connector::{Connector, PUBLICATION, SLOT};
 use page::Page;
+use polling::the_page_about_a_polling_loop_works_as_it_stands_while_the_application_writes;
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         alone:
-            the_page_about_debezium_works_as_it_stands_while_the_application_writes;
+            the_page_about_debezium_works_as_it_stands_while_the_application_writes,
+            the_page_about_a_polling_loop_works_as_it_stands_while_the_application_writes;
         with_kafka:
             a_publication_for_all_tables_is_cut_as_the_page_says;
     }

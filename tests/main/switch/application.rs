@@ -46,6 +46,18 @@ pub(crate) const OF_DEBEZIUM: Table = Table {
     id_header: "id",
 };
 
+/// The table of a usual polling loop.
+pub(crate) const OF_A_LOOP: Table = Table {
+    create: "create table public.outbox (
+        id bigint generated always as identity primary key, event_uuid uuid not null unique default gen_random_uuid(),
+        aggregate_type text not null, aggregate_id text not null, type text not null, payload jsonb not null,
+        created_at timestamptz not null default now(), status text not null default 'NEW')",
+    insert: "insert into public.outbox (aggregate_type, aggregate_id, type, payload) \
+             values ($1, $2, 'Counted', jsonb_build_object('n', $3::bigint))",
+    events: "select event_uuid::text, aggregate_id, (payload->>'n')::bigint from public.outbox",
+    id_header: "event-id",
+};
+
 /// Creates the application's tables.
 pub(crate) async fn create(owner: &mut PgConnection, table: Table) -> anyhow::Result<()> {
     owner.execute(sqlx::raw_sql(AssertSqlSafe(format!("{}; {ENTITIES_AND_USER}", table.create)))).await?;
