@@ -137,16 +137,29 @@ pub(crate) fn explain(settings: &Settings, routed: &Routed) -> Explained {
     });
     explained.refused = explained.refused.or(said);
     if let Some(topic) = explained.topic.value.clone() {
-        explained.partition = partition(settings, &topic, &event);
+        let (partition, missing) = match event.partition() {
+            Ok(Some(named)) => named_partition(settings, &topic, named),
+            _ => (partition(settings, &topic, &event), None),
+        };
+        explained.partition = partition;
+        explained.refused = explained.refused.or(missing);
     }
     explained
 }
 
+/// Explains the partition that the row names, and returns why the event would be refused if the topic does not have it.
+fn named_partition(settings: &Settings, topic: &str, named: i32) -> (Part<Option<i32>>, Option<String>) {
+    let part = Part { value: Some(named), why: format!("the row's header {PARTITION}") };
+    let partitions = settings.kafka.as_ref().and_then(|kafka| Reader::new(kafka).ok()?.partitions(topic).ok()?.ok());
+    // A topic that does not exist may get any number of partitions.
+    let count = partitions.filter(|partitions| !partitions.is_empty()).map(|partitions| partitions.len());
+    let count = count.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
+    let missing = count.filter(|count| named >= *count);
+    (part, missing.map(|count| admission::no_such_partition(named, topic, count)))
+}
+
 fn partition(settings: &Settings, topic: &str, event: &StoredEvent<'_>) -> Part<Option<i32>> {
     let part = |value, why: String| Part { value, why };
-    if let Ok(Some(named)) = event.partition() {
-        return part(Some(named), format!("the row's header {PARTITION}"));
-    }
     let Some(key) = event.entity_id else {
         return part(None, "without a key, records go to one partition after the other".to_owned());
     };

@@ -24,6 +24,14 @@ pub(crate) fn refusal(event: &StoredEvent<'_>, topic: &str, relay: &RelaySetting
     })
 }
 
+/// Returns the reason for refusing an event that names a partition which its topic does not have.
+pub(crate) fn no_such_partition(partition: i32, topic: &str, partitions: i32) -> String {
+    format!(
+        "the header {:?} has \"{partition}\", and the topic {topic} has {partitions} partitions",
+        headers::PARTITION
+    )
+}
+
 /// Returns why no event may go to the topic; `None` if events may.
 pub(crate) fn topic_refusal(topic: &str, relay: &RelaySettings) -> Option<String> {
     if topic.starts_with(INTERNAL) {

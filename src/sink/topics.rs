@@ -131,6 +131,28 @@ impl Topics {
         self.table().partitions(topic)
     }
 
+    /// Returns the number of partitions of each topic by a new answer of the cluster. Waits at most `wait` for answers; a topic without one is
+    /// left out. An older answer would not show partitions that were added before an event was written.
+    pub(crate) async fn count_again(&self, topics: &[String], wait: Duration) -> HashMap<String, i32> {
+        let (asked, deadline) = (Instant::now(), tokio::time::Instant::now() + wait);
+        let mut answered = self.answered.subscribe();
+        loop {
+            let counts: HashMap<String, i32> = {
+                let mut table = self.table();
+                let count = |topic: &String| Some((topic.clone(), table.counted_since(topic, asked)?));
+                topics.iter().filter_map(count).collect()
+            };
+            if counts.len() == topics.len() {
+                return counts;
+            }
+            self.asked.notify_one();
+            // Fails only if the relay is gone.
+            if !matches!(tokio::time::timeout_at(deadline, answered.changed()).await, Ok(Ok(()))) {
+                return counts;
+            }
+        }
+    }
+
     /// Returns a number that changes when a topic's records have to be spread over another number of partitions.
     pub(crate) fn layout(&self) -> u64 {
         self.table().layout()

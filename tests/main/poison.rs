@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use event_outbox::ledger::Rules;
 use libtest_mimic::Trial;
 
-use lab::kafka::{MINDS_RIGHTS, RealKafka};
+use lab::kafka::{MINDS_RIGHTS, RealKafka, Record};
 use lab::outbox::RowState;
 use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 
@@ -14,8 +14,13 @@ use lab::{Outbox, PARTITIONS, SOON, TestDatabase, eventually, trials};
 const TOPIC_LIMIT: &str = "20000";
 
 /// The bad rows among good ones: the statement, and a part of the reason that the operator should read.
-const POISON: [(&str, &str, &str); 5] = [
+const POISON: [(&str, &str, &str); 6] = [
     ("headers", "payload, headers) values ('order', 'HERE', 'X', '{\"n\": 0}', '{\"number\": 1}')", "header"),
+    (
+        "partition",
+        "payload, headers) values ('order', 'HERE', 'X', '{\"n\": 0}', '{\"outbox-partition\": \"4711\"}')",
+        "has \"4711\", and the topic",
+    ),
     ("topic-name", "payload, topic) values ('order', 'HERE', 'X', '{\"n\": 0}', 'no such topic!')", "bad topic"),
     (
         "topic-limit",
@@ -40,6 +45,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_both:
             poison_is_dead_after_one_attempt_and_its_successors_go_on,
             poison_holds_its_entity_and_no_other_where_that_is_the_policy,
+            an_event_that_names_a_missing_partition_stops_no_topic_and_goes_out_once_there_is_one,
             a_batch_that_is_larger_than_its_topic_allows_is_no_poison,
             a_topic_that_does_not_exist_holds_its_own_events_until_it_is_created,
             events_held_by_one_relay_are_released_by_the_next_in_batches_and_in_order,
@@ -129,6 +135,83 @@ async fn poison_holds_its_entity_and_no_other_where_that_is_the_policy(
         ensure!(statuses(&rows) == [good, good, ("PENDING", 1), waits, waits, waits], "{kind}: {rows:?}");
         ensure!(numbers[kind] == [1, 2], "{kind}: {:?}", numbers[kind]);
     }
+    Ok(())
+}
+
+/// Writes an event of the entity that names its partition.
+async fn write_into(outbox: &Outbox, entity: &str, n: i64, partition: i32) -> anyhow::Result<()> {
+    let sql = format!(
+        "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) values \
+         ('order', '{entity}', 'X', '{{\"n\": {n}}}', '{{\"outbox-partition\": \"{partition}\"}}')"
+    );
+    outbox.execute(&sql).await.map(drop)
+}
+
+async fn an_event_that_names_a_missing_partition_stops_no_topic_and_goes_out_once_there_is_one(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    kafka.create_topic(&outbox.topic, 3, &[]).await?;
+    let settings = outbox.relay(&kafka);
+    let relay = settings.start_ready("partitions").await?;
+    let verify = async |arguments: &[&str]| -> anyhow::Result<serde_json::Value> {
+        let verify = settings.clone().argument("--json");
+        let output = arguments.iter().fold(verify, |relay, word| relay.argument(word)).output("verify").await?;
+        serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))
+    };
+    // One partition is certainly not the one of the key.
+    for partition in 0..3 {
+        write_into(&outbox, &format!("near-{partition}"), 1, partition).await?;
+        write_into(&outbox, "moves", i64::from(partition), partition).await?;
+    }
+    write_into(&outbox, "far", 1, 3).await?;
+    outbox.write("far", 2, 2).await?;
+    outbox.until_settled().await;
+    let rows = outbox.row_states("far").await?;
+    ensure!(statuses(&rows) == [("DEAD", 1), ("PUBLISHED", 0), ("PUBLISHED", 0)], "{rows:?}");
+    for arguments in [&[][..], &["--partitioner", "any"]] {
+        let clean = verify(arguments).await?;
+        ensure!(clean["clean"] == true && clean["dead"] == 1, "{clean}");
+    }
+    // A record that is not where its row says is found.
+    let change = |from: i32, to: i32| {
+        format!(
+            "update event_outbox set headers = '{{\"outbox-partition\": \"{to}\"}}' \
+             where entity_id = 'near-0' and headers ->> 'outbox-partition' = '{from}'"
+        )
+    };
+    ensure!(outbox.execute(&change(0, 1)).await? == 1);
+    let wrong = verify(&["--entity", "near-0"]).await?;
+    ensure!(wrong["wrong_partition"] == 1 && wrong["clean"] == false, "{wrong}");
+    ensure!(outbox.execute(&change(1, 0)).await? == 1);
+    ensure!(relay.lines("topic_closed").is_empty(), "{:?}", relay.lines("topic_closed"));
+
+    // The relay does not know of new partitions before an event names one.
+    kafka.add_partitions(&outbox.topic, 6).await?;
+    write_into(&outbox, "new", 1, 5).await?;
+    outbox.until_settled().await;
+    ensure!(statuses(&outbox.row_states("new").await?) == [("PUBLISHED", 0)]);
+    let retry = settings.clone().argument("retry").argument("--all").argument("--yes").output("dead").await?;
+    ensure!(retry.code == Some(0), "{retry:?}");
+    outbox.until_settled().await;
+    ensure!(outbox.number("select count(*) from event_outbox where status <> 'PUBLISHED'").await? == 0);
+    for entity in ["far", "new"] {
+        let clean = verify(&["--entity", entity, "--partitioner", "any"]).await?;
+        ensure!(clean["clean"] == true && clean["dead"] == 0, "{clean}");
+    }
+    let records = kafka.read_topic(&outbox.topic).await?;
+    let place = |entity: &str, n: i64| {
+        let data = format!("\"n\": {n}");
+        let is_it = |record: &&Record| {
+            let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default());
+            record.key.as_deref() == Some(entity.as_bytes()) && value.contains(&data)
+        };
+        records.iter().find(is_it).map(|record| record.partition)
+    };
+    ensure!(place("far", 1) == Some(3) && place("new", 1) == Some(5), "{records:?}");
+    ensure!((0..3).all(|partition| place("moves", partition) == Some(partition as i32)), "{records:?}");
+    ensure!(relay.stop().await? == Some(0));
     Ok(())
 }
 

@@ -192,12 +192,11 @@ impl<'a> Comparison<'a> {
         {
             self.found(Finding::Mismatched, event, Some(row), Some(record), None);
         }
-        if let (Partitioner::Murmur2, Some(hash)) = (self.scope.partitioner, record.key_hash) {
-            let expected = partition(hash, self.scope.topics[usize::from(record.topic)].partitions);
-            if expected != record.partition {
-                let note = format!("belongs to partition {expected}");
-                self.found(Finding::WrongPartition, event, Some(row), Some(record), Some(note));
-            }
+        if let Some(expected) = self.home(row, record)
+            && expected != record.partition
+        {
+            let note = format!("belongs to partition {expected}");
+            self.found(Finding::WrongPartition, event, Some(row), Some(record), Some(note));
         }
         // A record that was sent again is left out of the order: it comes behind newer events on purpose.
         if record.resent.is_some() {
@@ -216,11 +215,24 @@ impl<'a> Comparison<'a> {
                     event,
                     scheduled: row.scheduled,
                     audited: self.current.audited,
+                    placed: row.partition.is_some(),
                 }
                 .encode(),
             )?;
         }
         Ok(())
+    }
+
+    /// Returns the partition in which the record has to be; `None` if any is right.
+    fn home(&self, row: &RowFact, record: &RecordFact) -> Option<i32> {
+        match (row.partition, self.scope.partitioner, record.key_hash) {
+            // The commands that send records again let the key choose.
+            (Some(named), ..) if record.resent.is_none() => Some(named),
+            (None, Partitioner::Murmur2, Some(hash)) => {
+                Some(partition(hash, self.scope.topics[usize::from(record.topic)].partitions))
+            }
+            _ => None,
+        }
     }
 
     fn unmatched(&mut self, event: EventId, record: RecordFact) -> io::Result<()> {
@@ -277,8 +289,11 @@ impl<'a> Comparison<'a> {
     /// Returns true when the topic lost records by retention or compaction and the row's record may be one of them.
     fn may_have_been_removed(&self, row: &RowFact) -> bool {
         let topic = &self.scope.topics[usize::from(row.topic)];
-        let until = match (self.scope.partitioner, row.key_hash) {
-            (Partitioner::Murmur2, Some(hash)) => topic.truncated.get(&partition(hash, topic.partitions)).copied(),
+        let until = match (row.partition, self.scope.partitioner, row.key_hash) {
+            (Some(named), ..) => topic.truncated.get(&named).copied(),
+            (None, Partitioner::Murmur2, Some(hash)) => {
+                topic.truncated.get(&partition(hash, topic.partitions)).copied()
+            }
             _ => topic.truncated.values().copied().max(),
         };
         topic.compacted || until.is_some_and(|until| row.published_at <= until)
@@ -323,7 +338,7 @@ pub(crate) fn order(scope: &Scope, steps: Sorter<STEP_BYTES>, report: &mut Repor
     let mut split = Split::default();
     while let Some(entry) = steps.next()? {
         let step = Step::decode(&entry);
-        if scope.partitioner == Partitioner::Any {
+        if scope.partitioner == Partitioner::Any && !step.placed {
             split.take(scope, step, report);
         }
         if step.scheduled {

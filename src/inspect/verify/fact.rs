@@ -35,6 +35,8 @@ pub(crate) struct RowFact {
     pub(crate) entity: Option<u128>,
     /// The murmur2 hash of the entity's id.
     pub(crate) key_hash: Option<u32>,
+    /// The partition that the row's header `outbox-partition` names.
+    pub(crate) partition: Option<i32>,
     /// The time of publication in microseconds since 1970.
     pub(crate) published_at: i64,
 }
@@ -76,6 +78,8 @@ pub(crate) struct Step {
     pub(crate) event: EventId,
     pub(crate) scheduled: bool,
     pub(crate) audited: bool,
+    /// True if the row names its partition.
+    pub(crate) placed: bool,
 }
 
 const ROW: u8 = 0;
@@ -90,6 +94,9 @@ const HAS_TIME: u8 = 16;
 const SCHEDULED: u8 = 32;
 const OUTSIDE: u8 = 64;
 const AUDITED: u8 = 128;
+const PLACED: u8 = 1;
+/// Stands for a row that names no partition.
+const ANYWHERE: i32 = -1;
 
 fn flag(set: bool, bit: u8) -> u8 {
     if set { bit } else { 0 }
@@ -146,7 +153,7 @@ impl Fact {
                     RowStatus::Published => 1,
                     RowStatus::Dead => 2,
                 };
-                let place = place(row.topic, 0, 0);
+                let place = place(row.topic, row.partition.unwrap_or(ANYWHERE), 0);
                 let (entity, key) = (row.entity.unwrap_or(0), row.key_hash.unwrap_or(0));
                 (ROW, place, flags, status, fingerprint(row.fingerprint), row.id, entity, key, row.published_at)
             }
@@ -209,6 +216,7 @@ impl Fact {
                 fingerprint,
                 entity: has(HAS_ENTITY).then_some(entity),
                 key_hash,
+                partition: (partition != ANYWHERE).then_some(partition),
                 published_at: time,
             }),
             AUDIT => Self::Audit,
@@ -240,7 +248,7 @@ impl Step {
             &self.offset.to_be_bytes(),
             &self.id.to_be_bytes(),
             self.event.0.as_bytes(),
-            &[flag(self.scheduled, SCHEDULED) | flag(self.audited, AUDITED), 0],
+            &[flag(self.scheduled, SCHEDULED) | flag(self.audited, AUDITED) | flag(self.placed, PLACED), 0],
         ])
     }
 
@@ -253,8 +261,9 @@ impl Step {
         let id = i64::from_be_bytes(cursor.take());
         let event = EventId(Uuid::from_bytes(cursor.take()));
         let [flags, _] = cursor.take();
-        let (scheduled, audited) = (flags & SCHEDULED != 0, flags & AUDITED != 0);
-        Self { topic, entity, partition, offset, id, event, scheduled, audited }
+        let has = |bit: u8| flags & bit != 0;
+        let (scheduled, audited, placed) = (has(SCHEDULED), has(AUDITED), has(PLACED));
+        Self { topic, entity, partition, offset, id, event, scheduled, audited, placed }
     }
 }
 
@@ -275,8 +284,11 @@ mod tests {
             fingerprint,
             entity: Some(99),
             key_hash: Some(5),
+            partition: Some(8),
             published_at: -4,
         };
+        let anywhere = RowFact { partition: None, ..row };
+        assert_eq!(Fact::decode(&Fact::Row(anywhere).encode(event)), (event, Fact::Row(anywhere)));
         let record = RecordFact {
             topic: 3,
             partition: 2,
@@ -295,8 +307,19 @@ mod tests {
             assert_eq!(Fact::decode(&fact.encode(event)), (event, fact));
         }
         assert!(encoded.is_sorted(), "rows come first, then audits, then records");
-        let step =
-            Step { topic: 1, entity: 9, partition: 4, offset: 77, id: 3, event, scheduled: false, audited: true };
-        assert_eq!(Step::decode(&step.encode()), step);
+        let step = Step {
+            topic: 1,
+            entity: 9,
+            partition: 4,
+            offset: 77,
+            id: 3,
+            event,
+            scheduled: false,
+            audited: true,
+            placed: true,
+        };
+        for step in [step, Step { placed: false, ..step }] {
+            assert_eq!(Step::decode(&step.encode()), step);
+        }
     }
 }

@@ -33,7 +33,7 @@ const SINCE_MARGIN: Duration = Duration::from_secs(15 * 60);
 const STATEMENT_TIMEOUT: &str = "30s";
 
 const COLUMNS: &str = "id, event_id, entity_type, entity_id, topic, status, available_at is not null, \
-                       published_at, created_at, payload::text, payload_bytes";
+                       published_at, created_at, payload::text, payload_bytes, headers::jsonb ->> 'outbox-partition'";
 
 /// Reads rows and keeps the facts that the comparison needs.
 #[derive(Debug)]
@@ -294,10 +294,16 @@ impl<'a> TableReader<'a> {
             fingerprint: self.reading.row_fingerprint(entity_id, row.try_get(9)?, row.try_get(10)?),
             entity: entity_id.map(|entity_id| digest(entity_type, entity_id)),
             key_hash: entity_id.map(|entity_id| murmur2(entity_id.as_bytes())),
+            partition: named(row.try_get(11)?),
             published_at,
         };
         Ok((event.event_id, Some(fact)))
     }
+}
+
+/// Returns the partition that a row's header names. The relay refuses a row whose header has anything else.
+fn named(header: Option<&str>) -> Option<i32> {
+    header?.parse().ok().filter(|partition| *partition >= 0)
 }
 
 fn digest(entity_type: &str, entity_id: &str) -> u128 {

@@ -251,8 +251,9 @@ impl WorkerContext<'_> {
         let began = Instant::now();
         let plan = Plan::new(&batch.rows, options)?;
         let closed = self.closed_topics(assignment, &plan.topics).await;
+        let too_few = self.topics_with_too_few_partitions(assignment, &plan, &closed).await;
         self.rehearse(lanes, &batch.rows).await?;
-        let mut sent = self.send(assignment, batch, plan, &closed)?;
+        let mut sent = self.send(assignment, batch, plan, &closed, &too_few)?;
         sent.cut = sent.cut.or(cut);
         let began = stage_times.add(Stage::Send, began);
         let waited = if sent.records == 0 { Waited::Settled } else { self.acks(assignment).await };
@@ -321,6 +322,7 @@ impl WorkerContext<'_> {
         batch: &Batch,
         plan: Plan<'_>,
         closed: &HashMap<String, String>,
+        too_few: &HashMap<String, i32>,
     ) -> Result<Sent, CycleError> {
         let options = &self.shared.options;
         let producer = self.producer.as_mut().ok_or(BrokerDown)?;
@@ -328,7 +330,8 @@ impl WorkerContext<'_> {
             producer.begin_transaction().map_err(TransactionError::from)?;
         }
         let avoided = assignment.in_doubt.iter().flat_map(InDoubt::partitions).collect();
-        Ok(Decider { assignment, producer, options, closed, dead: HashSet::new(), avoided }.decide(batch, plan)?)
+        let dead = HashSet::new();
+        Ok(Decider { assignment, producer, options, closed, too_few, dead, avoided }.decide(batch, plan)?)
     }
 
     /// Tries the marks of a batch in a savepoint before it is published. If Postgres accepts a claim but rejects the marks (disk full, a

@@ -72,6 +72,8 @@ pub(crate) struct Plan<'r> {
     rows: Vec<Routed<'r>>,
     /// The topics of the batch.
     pub(crate) topics: Vec<String>,
+    /// The highest partition that a row names, by topic.
+    named: HashMap<usize, i32>,
 }
 
 /// A batch that has been given to the producer.
@@ -87,7 +89,7 @@ pub(crate) struct Sent {
 
 impl<'r> Plan<'r> {
     pub(crate) fn new(rows: &'r [ClaimedRow], options: &RelayOptions) -> Result<Self, sqlx::Error> {
-        let mut plan = Self { rows: Vec::with_capacity(rows.len()), topics: Vec::new() };
+        let mut plan = Self { rows: Vec::with_capacity(rows.len()), topics: Vec::new(), named: HashMap::new() };
         let mut scratch = String::new();
         for row in rows {
             let routed = plan.route(row, options, &mut scratch)?;
@@ -109,10 +111,22 @@ impl<'r> Plan<'r> {
         Ok(match options.relay.topic.resolve(&event, scratch) {
             Ok(topic) => match admission::refusal(&event, topic, &options.relay) {
                 Some(refusal) => Routed::Poison(Poison::of_row(refusal, Code::EventRefused)),
-                None => Routed::Ready { topic: self.intern(topic), event },
+                None => {
+                    let topic = self.intern(topic);
+                    if let Ok(Some(partition)) = event.partition() {
+                        let highest = self.named.entry(topic).or_insert(partition);
+                        *highest = partition.max(*highest);
+                    }
+                    Routed::Ready { event, topic }
+                }
             },
             Err(bad) => Routed::Poison(Poison::of_row(bad.to_string(), Code::EventRefused)),
         })
+    }
+
+    /// Returns the topics with a row that names a partition, and the highest of these partitions.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&String, i32)> {
+        self.named.iter().filter_map(|(topic, partition)| Some((self.topics.get(*topic)?, *partition)))
     }
 
     /// Returns the index of a topic. A batch has few topics, and most often a row has the topic of the row before.
@@ -131,6 +145,9 @@ pub(super) struct Decider<'a> {
     pub(super) options: &'a RelayOptions,
     /// The topics that cannot be written, and why.
     pub(super) closed: &'a HashMap<String, String>,
+    /// The number of partitions of topics in which a row names a partition that does not exist. The producer would refuse the record, and the
+    /// whole topic would wait.
+    pub(super) too_few: &'a HashMap<String, i32>,
     /// The entities with an event that becomes DEAD in this batch. Their later events are sent only after that is committed. Otherwise the
     /// session might end before the commit, somebody might correct the event, and it would then follow its successors.
     pub(super) dead: HashSet<String>,
@@ -215,6 +232,9 @@ impl Decider<'_> {
         }
         Ok(match routed {
             Routed::Poison(poison) => self.refuse(candidate, poison.clone()),
+            Routed::Ready { event, topic } if let Some(reason) = self.no_partition(event, &topics[*topic]) => {
+                self.refuse(candidate, Poison::of_row(reason, Code::EventRefused))
+            }
             Routed::Ready { event, topic } => match self.send(slot, &topics[*topic], event, self.timestamp(row)?) {
                 Ok(placement) => RowOutcome::Sent { slot, topic: *topic, placement },
                 Err(code) if fault::classify_kafka(code).class == Class::Row => {
@@ -227,6 +247,13 @@ impl Decider<'_> {
                 }
             },
         })
+    }
+
+    /// Returns why the event cannot go to the partition that it names; `None` if it can, or names none.
+    fn no_partition(&self, event: &StoredEvent<'_>, topic: &str) -> Option<String> {
+        let partitions = *self.too_few.get(topic)?;
+        let named = event.partition().ok().flatten().filter(|named| *named >= partitions)?;
+        Some(admission::no_such_partition(named, topic, partitions))
     }
 
     fn send(

@@ -119,8 +119,8 @@ impl WorkerContext<'_> {
         let Some(producer) = self.producer.as_mut() else { return Ok(RowOutcome::Left) };
         let closed = Default::default();
         let options = &self.shared.options;
-        let (dead, avoided) = Default::default();
-        let mut decider = Decider { assignment, producer, options, closed: &closed, dead, avoided };
+        let (too_few, dead, avoided) = Default::default();
+        let mut decider = Decider { assignment, producer, options, closed: &closed, too_few: &too_few, dead, avoided };
         Ok(decider.refuse(event, Poison::of_record(code)))
     }
 

@@ -10,7 +10,7 @@ use crate::lane::hold::{HoldKind, HoldValue};
 use crate::relay::health::outage::Component;
 use crate::relay::worker::context::WorkerContext;
 use crate::relay::worker::lane_assignment::LaneAssignment;
-use crate::relay::worker::outcome::{RowOutcome, Sent};
+use crate::relay::worker::outcome::{Plan, RowOutcome, Sent};
 use crate::sink::delivery::Outcome;
 use crate::sink::topics::{self, Closure, TopicState};
 use event_outbox::code::Code;
@@ -124,6 +124,27 @@ impl WorkerContext<'_> {
         }
         self.log_closed(&mut newly_closed);
         closed
+    }
+
+    /// Returns the number of partitions of each topic in which a row of the batch names a partition that the topic does not have.
+    pub(super) async fn topics_with_too_few_partitions(
+        &self,
+        assignment: &LaneAssignment,
+        plan: &Plan<'_>,
+        closed: &HashMap<String, String>,
+    ) -> HashMap<String, i32> {
+        let topics = &self.shared.topics;
+        let is_sent = |topic: &str| !closed.contains_key(topic) && !assignment.pauses.blocks_topic(topic);
+        let is_known = |topic: &str, named: i32| topics.partitions(topic).is_some_and(|count| named < count);
+        let doubtful: HashMap<&String, i32> =
+            plan.named().filter(|(topic, named)| is_sent(topic) && !is_known(topic, *named)).collect();
+        if doubtful.is_empty() {
+            return HashMap::new();
+        }
+        let names: Vec<String> = doubtful.keys().copied().cloned().collect();
+        let mut counts = topics.count_again(&names, ASKING_TIME).await;
+        counts.retain(|topic, count| doubtful.get(topic).is_some_and(|named| named >= count));
+        counts
     }
 
     pub(super) fn topic_refused(&self, topic: &str, code: RDKafkaErrorCode) {

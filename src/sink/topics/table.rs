@@ -60,6 +60,10 @@ struct Entry {
     wanted_at: Instant,
     /// The number of partitions that records are spread over.
     partitions: Option<i32>,
+    /// The last count in an answer of the cluster, and its time.
+    seen: Option<(i32, Instant)>,
+    /// The time at which a worker asked for a new count.
+    count_wanted_at: Option<Instant>,
     /// A higher count, and the time since when it has been seen.
     rising: Option<(i32, Instant)>,
     /// True if the topic may have been created again under the same name. The next count is then used at once.
@@ -73,6 +77,8 @@ impl Entry {
             answered_at: None,
             wanted_at: now,
             partitions: None,
+            seen: None,
+            count_wanted_at: None,
             rising: None,
             recount: false,
         }
@@ -100,11 +106,12 @@ impl Entry {
     /// Returns true if the cluster should be asked now.
     fn is_due(&self, now: Instant) -> bool {
         let confirms_count = self.rising.is_some_and(|(_, since)| now - since >= COUNT_SETTLES);
+        let is_count_wanted = self.count_wanted_at.is_some();
         match self.state {
             State::Unknown => true,
-            State::Writable => confirms_count,
+            State::Writable => confirms_count || is_count_wanted,
             State::Closed(_) => now - self.wanted_at < CLOSED_KEPT && !self.answered_within(REASK_AFTER, now),
-            State::Refused { until, .. } => until <= now && !self.is_on_trial(now),
+            State::Refused { until, .. } => until <= now && (is_count_wanted || !self.is_on_trial(now)),
         }
     }
 
@@ -217,13 +224,15 @@ impl Table {
     pub(super) fn update(&mut self, topic: &str, answer: Answer, now: Instant) {
         let Some(entry) = self.entries.get_mut(topic) else { return };
         entry.answered_at = Some(now);
+        entry.count_wanted_at = None;
         match (answer, entry.state) {
             (Answer::Exists { partitions }, state) => {
                 if !matches!(state, State::Refused { .. }) {
                     entry.state = State::Writable;
                 }
-                if partitions > 0 && entry.count(partitions, now) {
-                    self.layout += 1;
+                if partitions > 0 {
+                    entry.seen = Some((partitions, now));
+                    self.layout += u64::from(entry.count(partitions, now));
                 }
             }
             // A topic that took records is closed only when it refuses one, and not because a broker does not know it.
@@ -292,6 +301,17 @@ impl Table {
     /// Returns the number of partitions to spread records over.
     pub(super) fn partitions(&self, topic: &str) -> Option<i32> {
         self.entries.get(topic)?.partitions
+    }
+
+    /// Returns the number of partitions in an answer that is not older than `asked`; `None` while there is no such answer. The cluster is asked
+    /// if the topic is writable.
+    pub(super) fn counted_since(&mut self, topic: &str, asked: Instant) -> Option<i32> {
+        let entry = self.entries.get_mut(topic)?;
+        let fresh = entry.seen.filter(|(_, at)| *at >= asked);
+        if fresh.is_none() {
+            entry.count_wanted_at.get_or_insert(asked);
+        }
+        fresh.map(|(count, _)| count)
     }
 
     pub(super) fn layout(&self) -> u64 {
@@ -397,6 +417,31 @@ mod tests {
         table.update("orders", SIX, later + 2 * REFUSAL_PAUSE);
         table.acknowledged("orders");
         assert!(table.is_writable("orders", later + 2 * REFUSAL_PAUSE));
+    }
+
+    #[test]
+    fn a_count_is_asked_for_once_more_when_a_worker_wants_a_new_one() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        table.state("orders", now);
+        table.update("orders", SIX, now);
+        let asked = now + seconds(1);
+        assert_eq!(table.counted_since("orders", asked), None, "the answer is older");
+        assert_eq!(table.due(asked).new, ["orders"]);
+        table.update("orders", SIX, asked + seconds(1));
+        assert_eq!(table.counted_since("orders", asked), Some(6));
+        assert_eq!(table.due(asked + seconds(1)), Due::default());
+        table.counted_since("orders", asked + seconds(2));
+        table.update("orders", MISSING, asked + seconds(3));
+        assert_eq!(table.due(asked + seconds(3)), Due::default(), "an error should not be asked for again and again");
+        assert_eq!(table.counted_since("orders", asked + seconds(2)), None, "an error is no count");
+        assert_eq!(table.counted_since("missing", now), None);
+        // A topic on trial takes records, so events that name a partition are looked at there, too.
+        table.refused("orders", UNAUTHORIZED, asked + seconds(4));
+        let trial = asked + seconds(4) + 2 * REFUSAL_PAUSE;
+        table.update("orders", SIX, trial);
+        assert_eq!((table.state("orders", trial), table.due(trial)), (TopicState::Writable, Due::default()));
+        assert_eq!(table.counted_since("orders", trial + seconds(1)), None);
+        assert_eq!(table.due(trial + seconds(1)).new, ["orders"]);
     }
 
     #[test]

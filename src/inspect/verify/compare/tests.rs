@@ -74,6 +74,7 @@ fn row_fact(index: usize, row: &Row) -> RowFact {
         fingerprint: Some(Fingerprint([1; 16])),
         entity: row.entity.map(u128::from),
         key_hash: key_hash(row.entity),
+        partition: None,
         published_at: 0,
     }
 }
