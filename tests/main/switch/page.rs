@@ -24,8 +24,10 @@ impl Page {
     /// Opens the page. It has to name each variable of the environment.
     pub(crate) fn open(path: &str, environment: Vec<(&'static str, String)>) -> anyhow::Result<Self> {
         let page = Self { text: document(path)?, directory: tempfile::tempdir()?, environment };
-        for (name, _) in &page.environment {
-            ensure!(page.text.contains(&format!("export {name}=")), "{path} does not set {name}");
+        for (name, value) in &page.environment {
+            // Addresses are other ones here, settings are those of the page.
+            let value = if name.starts_with("RELAY_") { format!("{value}\n") } else { String::new() };
+            ensure!(page.text.contains(&format!("export {name}={value}")), "{path} does not set {name}");
         }
         install_tools(page.directory())?;
         Ok(page)
