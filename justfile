@@ -51,6 +51,14 @@ bench *arguments:
 compare *arguments:
     benches/compare {{ arguments }}
 
+# What a captured table costs its application, beside the same loads without a trigger: just capture-cost 5
+capture-cost *arguments:
+    cargo bench --bench servers -- --run benches/capture/cost {{ arguments }}
+
+# What the triggers of `import debezium` and `adopt` cost, and how long writers wait at the cut: just adopt-cost 5
+adopt-cost *arguments:
+    cargo bench --bench servers -- --run benches/adopt/cost {{ arguments }}
+
 # The pure parts of an event's way, one at a time: just micro envelope
 micro *arguments:
     cargo bench --bench micro -- {{ arguments }}

@@ -14,6 +14,10 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 
 use crate::parity::cases::{self, Case, Stop};
 
+mod order;
+
+use order::each_trigger_keeps_the_order_that_the_pages_say;
+
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         alone:
@@ -27,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             one_statement_undoes_the_trigger,
             entities_are_locked_in_order_and_without_deadlock,
             a_statement_of_many_rows_becomes_events_in_order,
+            each_trigger_keeps_the_order_that_the_pages_say,
             no_right_and_no_search_path_of_the_application_matters;
         with_both:
             events_of_the_trigger_go_to_their_topic_key_and_partition;
