@@ -251,6 +251,13 @@ async fn a_dry_run_prints_the_sql_that_adopts(database: TestDatabase) -> anyhow:
 async fn only_rows_that_the_loop_would_publish_become_events(database: TestDatabase) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
     outbox.execute(TABLE).await?;
+    // Pending rows are moved in the order of their ids, wherever they lie.
+    outbox
+        .execute(
+            "insert into public.outbox (id, aggregate_type, aggregate_id, type, payload) overriding system value \
+             select id, 'order', 'e', 'X', jsonb_build_object('n', id) from unnest(array[903, 901, 902]) id",
+        )
+        .await?;
     adopt(&database, &["outbox"]).await?;
     let insert = |n: i64, published: bool| {
         format!(
@@ -276,7 +283,7 @@ async fn only_rows_that_the_loop_would_publish_become_events(database: TestDatab
     let numbers: Vec<i64> = sqlx::query_scalar("select (payload ->> 'n')::int8 from event_outbox order by id")
         .fetch_all(&mut connection)
         .await?;
-    ensure!(numbers == [6, 8], "{numbers:?}");
+    ensure!(numbers == [901, 902, 903, 6, 8], "{numbers:?}");
     Ok(())
 }
 
@@ -362,6 +369,26 @@ async fn a_lock_that_is_not_free_is_named_and_nothing_is_changed(database: TestD
     let told = [format!("pid {pid}"), "nothing was changed".to_owned(), "code: OR-2009".to_owned()];
     ensure!(output.code == Some(1) && told.iter().all(|told| output.stderr.contains(told)), "{output:?}");
     ensure!(outbox.number("select count(*) from pg_trigger where tgname like '%adopt%'").await? == 0);
+    // A transaction that has only locked a row, in the weakest way, is in flight as well.
+    let mut reader = database.connect().await?;
+    outbox
+        .execute(
+            "insert into public.outbox (aggregate_type, aggregate_id, type, payload, published) values ('order', 'e', 'X', '{}', true)",
+        )
+        .await?;
+    holder.execute("commit").await?;
+    reader.execute("begin").await?;
+    reader.execute("select from public.outbox for key share").await?;
+    let output = command(&database, &["outbox", "--lock-timeout", "300ms"]).await?;
+    ensure!(output.code == Some(1) && output.stderr.contains("code: OR-2009"), "{output:?}");
+    reader.execute("rollback").await?;
+    outbox.execute("delete from public.outbox").await?;
+    holder.execute("begin").await?;
+    holder
+        .execute(
+            "insert into public.outbox (aggregate_type, aggregate_id, type, payload) values ('order', 'e', 'X', '{}')",
+        )
+        .await?;
     // The transaction in flight ends, and its row belongs to the outbox.
     let adopting = tokio::spawn(async move { command(&database, &["outbox", "--lock-timeout", "30s"]).await });
     let waiting = "select count(*) from pg_stat_activity where application_name = 'outbox-relay adopt'";

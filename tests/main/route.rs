@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use lab::kafka::RealKafka;
-use lab::{Outbox, Relay, TestDatabase, trials};
+use lab::{Outbox, PARTITIONS, Relay, TestDatabase, trials};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -51,6 +51,10 @@ async fn the_route_of_an_event_is_that_of_its_record(
     );
     let thought = explained(&relay, &["--entity-type", "order", "--entity-id", "o-1"], 0).await?;
     ensure!(thought["partition"] == before[0]["partition"] && thought["topic"] == before[0]["topic"], "{thought}");
+    let far = ["--entity-type", "order", "--row-topic", &outbox.topic, "--header", "outbox-partition=4711"];
+    let refused = explained(&relay, &far, 1).await?;
+    let reason = refused["refused"].as_str().unwrap_or_default();
+    ensure!(reason.contains(&format!("{PARTITIONS} partitions")), "{refused}");
     let running = relay.start_ready("routed").await?;
     outbox.until_settled().await;
     ensure!(running.stop().await? == Some(0));

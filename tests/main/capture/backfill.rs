@@ -20,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         with_postgres:
             an_interrupted_backfill_goes_on_and_repeats_no_row,
+            a_backfill_that_another_process_goes_on_with_stops_and_repeats_no_row,
             a_locked_row_is_visited_later_with_its_new_version,
             a_backfill_that_cannot_begin_says_why;
         with_both:
@@ -117,6 +118,55 @@ async fn an_interrupted_backfill_goes_on_and_repeats_no_row(database: TestDataba
     let entries =
         "select count(*) from event_outbox_audit where command = 'capture --backfill' and affected in (10, 3000)";
     ensure!(outbox.number(entries).await? == 2);
+    // What was left of a backfill goes with the capture.
+    outbox.execute("update event_outbox_backfill set finished_at = null, last = array['5']").await?;
+    capture(&database, &["--drop", "accounts"]).await?;
+    capture(&database, &["accounts"]).await?;
+    let done = capture(&database, &["accounts", "--backfill", "--where", "id <= 10"]).await?;
+    ensure!(done["resumed"] == false && done["events"] == 10, "{done:#}");
+    Ok(())
+}
+
+async fn a_backfill_that_another_process_goes_on_with_stops_and_repeats_no_row(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    const ROWS: i64 = 3_000;
+    let outbox = Outbox::from_database(&database);
+    let mut connection = database.connect().await?;
+    run(&mut connection, TABLE).await?;
+    run(&mut connection, &format!("insert into public.accounts select n, n from generate_series(1, {ROWS}) n")).await?;
+    capture(&database, &["accounts"]).await?;
+    let child = std::process::Command::new(lab::relay::binary())
+        .env_clear()
+        .env("DATABASE_URL", database.url())
+        .args(["capture", "accounts", "--backfill", "--rate", "200"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let pid = Pid::from_raw(i32::try_from(child.id())?);
+    // Stopped between two pages, it holds no lock.
+    eventually("the process is stopped between two pages", SOON, || async {
+        kill(pid, Signal::SIGSTOP).map_err(|error| error.to_string())?;
+        let pages = outbox.number("select count(*) from event_outbox").await.map_err(|error| error.to_string())?;
+        let busy = "select count(*) from pg_stat_activity where application_name = 'outbox-relay capture' \
+                    and datname = current_database() and state <> 'idle'";
+        match (pages, outbox.number(busy).await.map_err(|error| error.to_string())?) {
+            (1.., 0) => Ok(()),
+            other => {
+                kill(pid, Signal::SIGCONT).map_err(|error| error.to_string())?;
+                Err(format!("{other:?}"))
+            }
+        }
+    })
+    .await;
+    let done = capture(&database, &["accounts", "--backfill"]).await?;
+    ensure!(done["resumed"] == true && done["finished"] == true && done["events"] == ROWS, "{done:#}");
+    kill(pid, Signal::SIGCONT)?;
+    let stopped = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+    ensure!(stopped.status.code() == Some(1), "{stopped:?}");
+    ensure!(outbox.number("select count(*) from event_outbox").await? == ROWS, "a row has two events");
+    ensure!(outbox.number("select count(distinct entity_id) from event_outbox").await? == ROWS);
     Ok(())
 }
 
