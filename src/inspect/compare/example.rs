@@ -1,5 +1,6 @@
 //! Says what differs in the first records of each kind of difference. The facts have digests only, so the records are read again.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::text;
 use event_outbox::ledger::Place;
 
 /// The longest wait for one record.
-const READ_WITHIN: Duration = Duration::from_secs(5);
+const READ_WITHIN: Duration = Duration::from_secs(20);
 
 /// The most characters of a key, a header's value or an excerpt.
 const SHOWN: usize = 80;
@@ -53,7 +54,8 @@ pub(super) fn look(
 }
 
 fn one(plan: &Plan, topics: &[Topic<'_>; 2], kind: Kind, example: &Example) -> Result<Shown, CompareError> {
-    let read = |side: Side, at: Option<At>| at.map_or(Ok(None), |at| fetch(&topics[side as usize], at));
+    let is_late = Cell::new(false);
+    let read = |side: Side, at: Option<At>| at.map_or(Ok(None), |at| fetch(&topics[side as usize], at, &is_late));
     let (left, right) = (read(Side::Left, example.left)?, read(Side::Right, example.right)?);
     // The earlier record is on the right for the order, and on the record's own side for repeated ids.
     let side = if example.right.is_some() { Side::Right } else { Side::Left };
@@ -66,11 +68,13 @@ fn one(plan: &Plan, topics: &[Topic<'_>; 2], kind: Kind, example: &Example) -> R
         let id = topics[side as usize].source.reading.id.id(record.as_ref()?)?;
         Some(text::of_bytes(&id))
     };
+    let is_missing = example.left.is_some() && left.is_none() || example.right.is_some() && right.is_none();
     let difference = match (&left, &right) {
-        (None, None) => "the record is gone from the topic".to_owned(),
-        (left, right) if example.left.is_some() && left.is_none() || example.right.is_some() && right.is_none() => {
-            "one of the two records is gone from its topic".to_owned()
+        _ if is_missing && is_late.get() => {
+            format!("a record was not read again within {} s", READ_WITHIN.as_secs())
         }
+        (None, None) => "the record is gone from the topic".to_owned(),
+        _ if is_missing => "one of the two records is gone from its topic".to_owned(),
         (left, right) => {
             let records = Records { left: left.as_ref(), right: right.as_ref(), payload: plan.payload };
             let before = before
@@ -91,14 +95,15 @@ fn one(plan: &Plan, topics: &[Topic<'_>; 2], kind: Kind, example: &Example) -> R
     })
 }
 
-/// Reads one record; `None` if the topic does not have it any more.
-fn fetch(topic: &Topic<'_>, at: At) -> Result<Option<OwnedMessage>, CompareError> {
+/// Reads one record; `None` if the topic does not have it any more. Sets `is_late` if the brokers did not return it in time.
+fn fetch(topic: &Topic<'_>, at: At, is_late: &Cell<bool>) -> Result<Option<OwnedMessage>, CompareError> {
     let part = Part { partition: at.partition, from: at.offset, end: at.offset + 1 };
     let mut found = None;
-    topic.reader.read(&topic.source.topic, &[part], READ_WITHIN, |message| {
+    let is_read = topic.reader.read(&topic.source.topic, &[part], READ_WITHIN, |message| {
         found = Some(message.detach());
         ControlFlow::Break(())
     })?;
+    is_late.set(is_late.get() || !is_read);
     Ok(found)
 }
 
