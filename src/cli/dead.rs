@@ -274,6 +274,7 @@ fn report(
         return output::json(&document).map(drop);
     }
     match changed {
+        Some(changed) if changed.events == 0 => outln!("no event matches {shown}: nothing was changed"),
         Some(changed) => {
             let behind = match changed.released {
                 0 => String::new(),

@@ -40,6 +40,7 @@ impl Explain {
             (None, entity) => Wanted::Entity(entity.unwrap_or_default()),
         };
         let mut conn = connect(settings, "outbox-relay-explain").await?;
+        target::warn_of_other_settings(&mut conn, settings).await;
         let explained = explain::explain(&mut conn, settings, &names, &wanted, self.full)
             .await
             .map_err(|error| failed(error, &format!("cannot look at {} in {target}", names.outbox())))?;

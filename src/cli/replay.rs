@@ -14,7 +14,7 @@ use super::interrupt::interrupted;
 use super::prune::may_be_audited;
 use super::target::{By, Target, failed};
 use super::time_arg::time_arg;
-use super::{output, runtime};
+use super::{output, runtime, target};
 use crate::config::{Settings, Settle};
 use crate::fault;
 use crate::observe::print::{errln, outln};
@@ -100,6 +100,7 @@ impl Replay {
                 .hint("--entity, --entity-type, --type, --topic, --since, --until or --dead"));
         }
         let mut target = Target::open(settings, "replay", Purpose::Write).await?;
+        target::warn_of_other_settings(&mut target.conn, settings).await;
         let plan = self.plan(settings, &mut target, &filter).await?;
         let bar = Bar::new("looking", plan.upto.abs_diff(plan.from));
         let from = plan.from;

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use super::exit::Failure;
 use super::status::{connect, failed};
 use super::{output, runtime, target};
-use crate::config::Settings;
+use crate::config::{Settings, Settle};
 use crate::inspect::tail::{self, Filter, TailError};
 use crate::observe::print::errln;
 use crate::sink::silence::silence;
@@ -51,7 +51,10 @@ impl Tail {
         let runtime = runtime()?;
         let followed = runtime.block_on(async {
             match self.within {
-                Some(within) => tokio::time::timeout(within, self.follow(settings)).await.unwrap_or(Ok(())),
+                Some(within) => match tokio::time::timeout(within, self.follow(settings)).await {
+                    Ok(followed) => followed,
+                    Err(_) => self.ran_out(within),
+                },
                 None => self.follow(settings).await,
             }
         });
@@ -60,11 +63,28 @@ impl Tail {
         followed
     }
 
+    /// Ends without an error if no number of events was asked for.
+    fn ran_out(&self, within: Duration) -> Result<(), Failure> {
+        match self.events {
+            None => Ok(()),
+            Some(events) => Err(Failure::finding(format!(
+                "fewer than {events} events were published and seen on their topics within {}",
+                humantime::format_duration(within)
+            ))
+            .hint("`outbox-relay status` shows whether the relay works")),
+        }
+    }
+
     async fn follow(&self, settings: &Settings) -> Result<(), Failure> {
         let (names, target) = (target::names(&settings.outbox), settings.database.target());
         let Some(kafka) = &settings.kafka else {
             return Err(Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to follow events to their topic"));
         };
+        if settings.relay.settle == Settle::Delete {
+            errln!(
+                "warning: with RELAY_SETTLE=delete a row is gone once it is published, so most events are not shown; read their topics instead"
+            );
+        }
         let filter = Filter {
             entity_type: self.entity_type.clone(),
             event_type: self.event_type.clone(),
@@ -77,6 +97,7 @@ impl Tail {
                 .code(Code::KafkaSettingsConflict),
         };
         let mut conn = connect(settings, "outbox-relay-tail").await?;
+        target::warn_of_other_settings(&mut conn, settings).await;
         let begun = tail::Tail::begin(&mut conn, &names, kafka, &settings.relay, filter).await;
         let mut tail = begun.map_err(stopped)?;
         let asked = silence(kafka, ANSWER_WITHIN).await;

@@ -1,13 +1,17 @@
 //! Opens the outbox that an operator's command works on, and checks its schema.
 
+use std::collections::BTreeSet;
+
 use sqlx::PgConnection;
 
 use super::exit::Failure;
 use crate::config::{OutboxNames, Settings};
 use crate::fault;
+use crate::observe::print::errln;
 use crate::store::audit::Author;
 use crate::store::connect::{self, Purpose};
-use crate::store::search_path;
+use crate::store::relay_conflicts::CLUSTER_ID;
+use crate::store::{fleet, search_path};
 use event_outbox::Names;
 use event_outbox::code::Code;
 use event_outbox::schema::{self, SchemaError};
@@ -41,6 +45,30 @@ pub(crate) async fn connect(settings: &Settings, name: &str, purpose: Purpose) -
         let fault = fault::classify_database(&error);
         Failure::finding(format!("cannot connect to {}", database.target())).because(error).fault(fault)
     })
+}
+
+/// Warns on stderr if a live relay has other settings than this command, which goes by its own: it would look for records on other topics,
+/// and write them in another form.
+pub(crate) async fn warn_of_other_settings(conn: &mut PgConnection, settings: &Settings) {
+    let Some(kafka) = &settings.kafka else { return };
+    let own = settings.relay.of_records(kafka);
+    // A user who may not read the registry gets no warning.
+    let Ok(relays) = fleet::relays(conn, &names(&settings.outbox)).await else { return };
+    let alive_for = settings.relay.alive_for();
+    let differing = relays.iter().filter(|relay| relay.is_alive(alive_for)).find_map(|relay| {
+        let theirs = relay.settings.as_ref()?;
+        let differs = |name: &&String| *name != CLUSTER_ID && own.get(*name) != theirs.get(*name);
+        let shown = |value: Option<&String>| value.map_or_else(|| "not set".to_owned(), |value| format!("{value:?}"));
+        let names: BTreeSet<&String> = own.keys().chain(theirs.keys()).filter(differs).collect();
+        let all: Vec<_> = names
+            .iter()
+            .map(|name| format!("{name} is {} there and {} here", shown(theirs.get(*name)), shown(own.get(*name))))
+            .collect();
+        (!all.is_empty()).then(|| (relay.name.clone(), all.join(", ")))
+    });
+    if let Some((relay, all)) = differing {
+        errln!("warning: the live relay {relay:?} has other settings than this command: {all}");
+    }
 }
 
 impl Target {

@@ -10,6 +10,7 @@ use crate::config::Settings;
 use crate::fault;
 use crate::inspect::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
 use crate::observe::print::outln;
+use crate::store::connect::{self, Purpose};
 use event_outbox::code::Code;
 use event_outbox::schema::SchemaError;
 
@@ -63,7 +64,12 @@ impl Verify {
             .kafka
             .as_ref()
             .ok_or_else(|| Failure::finding("KAFKA_BOOTSTRAP_SERVERS is needed to read a topic"))?;
-        let ran = runtime()?.block_on(verify::run(&plan, &settings.database, kafka));
+        let ran = runtime()?.block_on(async {
+            if let Ok(mut conn) = connect::connect(&settings.database, "outbox-relay verify", Purpose::Read).await {
+                target::warn_of_other_settings(&mut conn, settings).await;
+            }
+            verify::run(&plan, &settings.database, kafka).await
+        });
         let verdict = ran.map_err(|error| failed(error, &settings.database.target(), kafka.brokers()))?;
         print(&verdict, json)?;
         match verdict.violations().as_slice() {
@@ -112,6 +118,11 @@ fn failed(error: VerifyError, target: &str, brokers: &str) -> Failure {
             missing = fault::missing_outbox(others);
             (format!("the outbox in {target} cannot be used"), Code::SchemaMissing, missing.as_str())
         }
+        VerifyError::Schema(SchemaError::OldServer { .. }) => (
+            format!("the outbox in {target} cannot be used"),
+            Code::ServerOld,
+            "upgrade the server, for example with pg_upgrade; nothing was changed",
+        ),
         VerifyError::Schema(_) => {
             (format!("the outbox in {target} cannot be used"), Code::DatabaseRefused, "outbox-relay check")
         }

@@ -237,13 +237,18 @@ async fn outbox(
         Err(error) => return Err(error),
     };
     let reader = rights::reader(conn, names).await?;
+    let is_reader = reader.is_some();
     let rights = match reader {
         Some(note) => vec![note],
         None => rights::rights(conn, names, relay.settle).await?,
     };
     found.passed.push(format!("the outbox {} is there, with {lanes} lanes, in a version that fits", names.outbox()));
     let lacking = rights.iter().any(|finding| finding.code == Code::RightsMissing);
-    found.add(rights, "the user has the rights of a relay, and no others");
+    if is_reader {
+        found.findings.extend(rights);
+    } else {
+        found.add(rights, "the user has the rights of a relay, and no others");
+    }
     if lacking {
         // Without these rights every further check would fail.
         return Ok(());

@@ -35,6 +35,11 @@ pub(crate) fn is_discarded() -> String {
     format!("starts_with(coalesce(last_error, ''), '{DISCARDED}')")
 }
 
+/// Returns true for the error of a DEAD event that somebody has discarded.
+pub(crate) fn is_discard(error: &str) -> bool {
+    error.starts_with(DISCARDED)
+}
+
 /// One of the two ids of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Id {
@@ -319,7 +324,7 @@ impl Standing {
     }
 
     pub(crate) fn is_discarded(&self) -> bool {
-        self.status == "DEAD" && self.last_error.as_deref().is_some_and(|error| error.starts_with(DISCARDED))
+        self.status == "DEAD" && self.last_error.as_deref().is_some_and(is_discard)
     }
 }
 

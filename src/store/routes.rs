@@ -10,6 +10,7 @@ use event_outbox::Names;
 use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use event_outbox::route::TopicTemplate;
 
+use crate::store::dead::is_discarded;
 use crate::store::pending::pending;
 use crate::store::read_only::{read, reads_contents};
 use event_outbox::names::literal;
@@ -86,12 +87,15 @@ pub(crate) async fn routes(
 fn sample(names: &Names, rows: u32, measured: &str, figures: &str) -> String {
     let outbox = names.outbox();
     let columns = format!("entity_type, event_type, topic, status, created_at, available_at{measured}");
+    // A discarded event will go nowhere, and stays.
     format!(
         "select entity_type, event_type, topic, {figures} from (\
-           (select {columns} from {outbox} order by id desc limit {rows}) union all \
+           (select {columns} from (select * from {outbox} order by id desc limit {rows}) newest \
+              where status <> 'DEAD' or not {is_discarded}) union all \
            (select {columns} from {} first)) sample \
          group by 1, 2, 3 limit 1000",
-        pending(names, &format!("id, {columns}"), "true", i64::from(rows))
+        pending(names, &format!("id, {columns}"), "true", i64::from(rows)),
+        is_discarded = is_discarded()
     )
 }
 

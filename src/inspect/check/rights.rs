@@ -32,7 +32,7 @@ pub(super) async fn rights(
     let lacking = lacking_grants(conn, names, settle, "current_user").await?;
     let mut findings = Vec::new();
     if !lacking.is_empty() {
-        findings.push(missing(&user, &lacking, role_with_all(conn, names, settle).await?));
+        findings.push(missing(&user, &lacking, role_with_all(conn, names, settle).await?, settle));
     }
     if !lacking.iter().any(|grant| grant.right == "USAGE") {
         findings.extend(excess(conn, names, &user).await?);
@@ -156,14 +156,20 @@ pub(super) async fn current_user(conn: &mut PgConnection) -> Result<String, sqlx
 }
 
 /// Groups the missing rights into one finding, with one block of SQL. A role that has all of them is one grant.
-fn missing(user: &str, lacking: &[Grant], role: Option<String>) -> Finding {
+fn missing(user: &str, lacking: &[Grant], role: Option<String>, settle: Settle) -> Finding {
     let rights = lacking.iter().map(|Grant { right, on }| format!("{right} on {on}"));
     let rights = rights.collect::<Vec<_>>().join("; ");
     let grants = lacking.iter().map(|Grant { right, on }| format!("grant {} on {on} to {user};", right.to_lowercase()));
     let (has_all, fix) = match role {
         Some(role) => (format!("The role {role} has all that a relay needs"), format!("grant {role} to {user};")),
         None => (
-            "`outbox-relay migrate --roles` makes a role that has all that a relay needs".to_owned(),
+            format!(
+                "`outbox-relay migrate --roles{}` makes a role that has all that a relay needs",
+                match settle {
+                    Settle::Mark => "",
+                    Settle::Delete => " --retention",
+                }
+            ),
             grants.collect::<Vec<_>>().join(" "),
         ),
     };

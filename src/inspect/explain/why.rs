@@ -7,6 +7,7 @@ use sqlx::{PgConnection, Row as _};
 use super::Row;
 use crate::config::Settings;
 use crate::store::activity::{self, Blocker, Sessions, span};
+use crate::store::dead::is_discard;
 use crate::store::fleet::{self, RegisteredRelay};
 use crate::store::pauses::{self, Pause};
 use crate::store::pending::pending;
@@ -57,6 +58,13 @@ pub(super) async fn why(
 ) -> Result<Reason, sqlx::Error> {
     match row.status.as_str() {
         "PUBLISHED" => return Ok(None),
+        "DEAD" if row.last_error.as_deref().is_some_and(is_discard) => {
+            let error = row.last_error.as_deref().unwrap_or_default();
+            return Ok(reason(
+                format!("it is DEAD, and somebody has {error}"),
+                format!("nothing; `outbox-relay dead retry --discarded --id {}` if it has to go out after all", row.id),
+            ));
+        }
         "DEAD" => {
             let error = row.last_error.as_deref().unwrap_or("no error is recorded");
             return Ok(reason(
