@@ -10,6 +10,7 @@
 //! - [`holds`]: the rows of the hold table
 //! - [`pauses`]: topics and entities that operators have paused
 //! - [`dead`]: events that need a decision, and what is decided
+//! - [`discarded`]: events about which somebody has decided
 //! - [`retention`]: removing what is old
 //! - [`replay`]: events that are published again
 //! - [`parts`]: what an outbox consists of
@@ -50,6 +51,7 @@ pub(crate) mod connect;
 pub(crate) mod counts;
 pub(crate) mod dead;
 pub(crate) mod delivery;
+pub(crate) mod discarded;
 pub(crate) mod fleet;
 pub(crate) mod held;
 pub(crate) mod held_keys;

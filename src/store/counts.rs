@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
-use crate::store::dead::is_discarded;
+use crate::store::discarded::is_discarded;
 use crate::store::pending::pending;
 use event_outbox::names::Names;
 

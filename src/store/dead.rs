@@ -22,23 +22,11 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::audit::Author;
+use crate::store::discarded::{DISCARDED, is_discard, is_discarded};
 use crate::store::routes;
 use crate::store::search_path::{self, SET_LOCAL};
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;
-
-/// What `last_error` begins with once somebody has decided about the event. Written by the function of migration 0015, and read by [`is_discarded`] and [`Standing::is_discarded`] alone.
-const DISCARDED: &str = "discarded: ";
-
-/// SQL that is true for a DEAD event that somebody has discarded.
-pub(crate) fn is_discarded() -> String {
-    format!("starts_with(coalesce(last_error, ''), '{DISCARDED}')")
-}
-
-/// Returns true for the error of a DEAD event that somebody has discarded.
-pub(crate) fn is_discard(error: &str) -> bool {
-    error.starts_with(DISCARDED)
-}
 
 /// One of the two ids of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

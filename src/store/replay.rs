@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::store::dead::is_discarded;
+use crate::store::discarded::is_discarded;
 use crate::store::read_only::{read, read_within};
 use crate::store::routes;
 use event_outbox::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};

@@ -10,7 +10,7 @@ use event_outbox::Names;
 use event_outbox::event::{EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use event_outbox::route::TopicTemplate;
 
-use crate::store::dead::is_discarded;
+use crate::store::discarded::is_discarded;
 use crate::store::pending::pending;
 use crate::store::read_only::{read, reads_contents};
 use event_outbox::names::literal;
@@ -90,8 +90,7 @@ fn sample(names: &Names, rows: u32, measured: &str, figures: &str) -> String {
     // A discarded event will go nowhere, and stays.
     format!(
         "select entity_type, event_type, topic, {figures} from (\
-           (select {columns} from (select * from {outbox} order by id desc limit {rows}) newest \
-              where status <> 'DEAD' or not {is_discarded}) union all \
+           (select {columns} from {outbox} where status <> 'DEAD' or not {is_discarded} order by id desc limit {rows}) union all \
            (select {columns} from {} first)) sample \
          group by 1, 2, 3 limit 1000",
         pending(names, &format!("id, {columns}"), "true", i64::from(rows)),

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row as _};
 use super::Row;
 use crate::config::Settings;
 use crate::store::activity::{self, Blocker, Sessions, span};
-use crate::store::dead::is_discard;
+use crate::store::discarded::is_discard;
 use crate::store::fleet::{self, RegisteredRelay};
 use crate::store::pauses::{self, Pause};
 use crate::store::pending::pending;
