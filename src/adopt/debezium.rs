@@ -9,6 +9,7 @@
 //! - [`columns`]: the columns of the table, and what the connector makes of their values
 //! - [`converter`]: the converters of Kafka Connect
 //! - [`pattern`]: regular expressions of topic routes
+//! - [`name`]: the check of names that become part of the SQL
 //! - [`options`]: options that need no computation
 //! - [`mod@plan`]: decides about every option, and writes trigger and settings
 //! - [`report`]: the verdicts
@@ -17,6 +18,7 @@
 mod columns;
 mod converter;
 mod file;
+mod name;
 pub(crate) mod options;
 mod pattern;
 mod plan;

@@ -11,6 +11,8 @@
 use event_outbox::Names;
 use event_outbox::names::{literal, quote};
 
+use crate::store::app_table::dollar_quote;
+
 /// The longest identifier of Postgres in bytes.
 const LONGEST_NAME: usize = 63;
 
@@ -96,6 +98,16 @@ fn revoke(function: &str) -> String {
     format!("revoke all on function {function}() from public;\n")
 }
 
+/// Returns the statements that create the function of a trigger with this body. Names and literals in the body may contain any dollar quote.
+fn trigger_function(name: &str, body: &str) -> String {
+    let tag = dollar_quote(body);
+    format!(
+        "create function {name}() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp as {tag}\n\
+         {body}{tag};\n{}",
+        revoke(name)
+    )
+}
+
 /// Hashes a name with FNV-1a.
 fn hash(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
@@ -123,11 +135,8 @@ impl Trigger<'_> {
             _ => ("declare\n    r alias for new;\n", format!("{});", self.insert("values ("))),
         };
         let lock = if self.firing == Firing::Strict { self.lock() } else { String::new() };
-        sql += &format!(
-            "create function {name}() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp as $outbox$\n\
-             {declare}begin\n{lock}    {write}\n    return null;\nend\n$outbox$;\n{}\n",
-            revoke(&name)
-        );
+        sql += &trigger_function(&name, &format!("{declare}begin\n{lock}    {write}\n    return null;\nend\n"));
+        sql += "\n";
         let (trigger, table) = (self.name(), self.table.quoted());
         sql + &match self.firing {
             Firing::Bulk => format!(
@@ -172,18 +181,20 @@ impl Trigger<'_> {
     fn note(&self) -> String {
         let (name, table, setting) = (function(self.names, self.table, "note"), self.table.quoted(), self.setting());
         let (entity_type, entity_id) = &self.entity;
+        // The seed of the lock that `outbox_emit` takes.
+        let secret = self.names.companion("secret");
+        let body = format!(
+            "begin\n    perform set_config({setting}, concat_ws(',', nullif(current_setting({setting}, true), ''),\n        \
+             (select string_agg(distinct hashtextextended({entity_type} || '/' || ({entity_id}), (select s.entity_seed from {secret} s))::text, ',') from inserted r)), true);\n    \
+             return null;\nend\n"
+        );
         format!(
             "-- Notes which entities the transaction writes. The deferred trigger locks them in sorted order, before it takes the first id.\n\
-             create function {name}() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp as $outbox$\n\
-             begin\n    perform set_config({setting}, concat_ws(',', nullif(current_setting({setting}, true), ''),\n        \
-             (select string_agg(distinct hashtextextended({entity_type} || '/' || ({entity_id}), (select s.entity_seed from {secret} s))::text, ',') from inserted r)), true);\n    \
-             return null;\nend\n$outbox$;\n{revoke}\n\
+             {function}\n\
              create trigger {trigger} after insert on {table}\n    referencing new table as inserted\n    \
              for each statement execute function {name}();\n\n",
+            function = trigger_function(&name, &body),
             trigger = quote(&part(self.names, self.table, "note")),
-            revoke = revoke(&name),
-            // The seed of the lock that `outbox_emit` takes.
-            secret = self.names.companion("secret"),
         )
     }
 

@@ -77,6 +77,7 @@ fn main() -> ExitCode {
         migrations::trials(),
         surface::trials(),
         import::trials(),
+        import::names::trials(),
         inbox::trials(),
         connections::trials(),
         consumers::trials(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::name::check_name;
 use crate::adopt::trigger::column;
 
 /// The type of a column, as far as the connector distinguishes types.
@@ -102,8 +103,9 @@ impl Columns {
     /// Returns a column; without a database one of the assumed kind.
     ///
     /// # Errors
-    /// The table has no such column, or one of a type that nothing is known of.
+    /// The table has no such column, or one of a type that nothing is known of; or no column can be named so.
     pub(super) fn get(&self, name: &str, assumed: Kind) -> Result<Column, String> {
+        check_name("column", name)?;
         let found = match self.known.get(name) {
             Some(column) => column.clone(),
             None if self.complete || self.is_absent(name) => {

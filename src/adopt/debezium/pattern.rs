@@ -6,6 +6,8 @@
 
 use event_outbox::names::literal;
 
+use super::name::check_name;
+
 /// A route by a regular expression: `route.topic.regex` and `route.topic.replacement`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Route {
@@ -28,6 +30,7 @@ impl Route {
     /// # Errors
     /// What cannot be kept, as the end of a sentence.
     pub(super) fn parse(regex: &str, replacement: &str) -> Result<Self, String> {
+        check_name("pattern", regex)?;
         let pattern = Pattern::parse(regex)?;
         let parts = parse_replacement(replacement, &pattern.groups)?;
         let takes_all = pattern.text == "^([^\\n\\r]*)$";

@@ -102,7 +102,7 @@ pub(crate) fn table(connector: &Options, request: &Request) -> Result<TableName,
         ));
     };
     parse_table(&only.replace("\\.", "."))
-        .map_err(|why| format!("table.include.list={only}: {why}; --from-table SCHEMA.TABLE names the outbox table"))
+        .map_err(|why| format!("table.include.list={only:?}: {why}; --from-table SCHEMA.TABLE names the outbox table"))
 }
 
 /// Parses `schema.table`. Both are taken as they are, without quotes.
@@ -110,12 +110,15 @@ pub(crate) fn table(connector: &Options, request: &Request) -> Result<TableName,
 /// # Errors
 /// What is accepted.
 pub(crate) fn parse_table(text: &str) -> Result<TableName, String> {
-    let is_plain = |name: &str| !name.is_empty() && !name.contains(['*', '+', '?', '(', '[', '|', '\\', '^', '$', '"']);
+    let is_plain = |name: &str| {
+        let is_pattern = |c: char| "*+?([|\\^$\"".contains(c);
+        !name.is_empty() && !name.contains(is_pattern) && !name.contains(char::is_control)
+    };
     match text.split_once('.') {
         Some((schema, table)) if is_plain(schema) && is_plain(table) => {
             Ok(TableName { schema: schema.to_owned(), table: table.to_owned() })
         }
-        _ => Err("accepted is SCHEMA.TABLE, without quotes and patterns".to_owned()),
+        _ => Err("accepted is SCHEMA.TABLE, without quotes, patterns and control characters".to_owned()),
     }
 }
 

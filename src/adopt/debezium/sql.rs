@@ -6,6 +6,7 @@ use event_outbox::names::literal;
 use super::columns::Form;
 use super::converter::{Converter, with_schema};
 use crate::adopt::trigger::{Helper, TableName, function};
+use crate::store::app_table::dollar_quote;
 
 const JSON: &str = include_str!("sql/json.sql");
 const NUMBER: &str = include_str!("sql/number.sql");
@@ -56,11 +57,36 @@ impl Functions {
 
     fn filled(&self, definition: &str, expand: &Expand<'_>) -> String {
         let null = if expand.keeps_nulls { "'{\"type\":\"bytes\",\"optional\":true}'" } else { "null" };
-        let filled = definition.trim_end();
-        let filled = filled.replace("{json}", &self.json).replace("{number}", &self.number);
-        let filled = filled.replace("{schema}", &self.schema).replace("{value}", &self.value);
-        filled.replace("{null}", null).replace("{payload}", &text(expand.payload))
+        let payload = text(expand.payload);
+        let values = [
+            ("{json}", self.json.as_str()),
+            ("{number}", &self.number),
+            ("{schema}", &self.schema),
+            ("{value}", &self.value),
+            ("{null}", null),
+            ("{payload}", &payload),
+        ];
+        let [head, body, tail] = definition.trim_end().splitn(3, "$outbox$").collect::<Vec<_>>()[..] else {
+            return fill(definition, &values);
+        };
+        let body = fill(body, &values);
+        // The names may contain a dollar quote as well.
+        let tag = dollar_quote(&body);
+        format!("{head}{tag}{body}{tag}{tail}")
     }
+}
+
+/// Replaces placeholders in one pass: a table may be called `{schema}`.
+fn fill(template: &str, values: &[(&str, &str)]) -> String {
+    let (mut filled, mut rest) = (String::with_capacity(template.len() * 2), template);
+    while let Some(open) = rest.find('{') {
+        let (before, from_open) = rest.split_at(open);
+        filled += before;
+        let (name, value) = values.iter().find(|(name, _)| from_open.starts_with(name)).unwrap_or(&("{", "{"));
+        filled += value;
+        rest = &from_open[name.len()..];
+    }
+    filled + rest
 }
 
 /// The options of `table.expand.json.payload`.

@@ -5,6 +5,7 @@ use event_outbox::names::literal;
 
 use crate::adopt::debezium::columns::{Column, Kind};
 use crate::adopt::trigger::TableName;
+use crate::store::app_table::dollar_quote;
 
 /// A column that the SQL checks before it creates the trigger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,8 +75,8 @@ pub(super) fn check(names: &Names, table: &TableName, used: &[Checked], needs_ut
         }
         false => "",
     };
-    format!(
-        "do $check$\ndeclare\n    wrong text;\nbegin\n    if pg_catalog.to_regclass({outbox}) is null then\n        \
+    let body = format!(
+        "\ndeclare\n    wrong text;\nbegin\n    if pg_catalog.to_regclass({outbox}) is null then\n        \
          raise exception 'the outbox % does not exist', {outbox} using hint = 'run `outbox-relay migrate` first';\n    end if;\n    \
          if pg_catalog.to_regclass({table}) is null then\n        raise exception 'the table % does not exist', {table};\n    end if;\n{utf8}    \
          select pg_catalog.string_agg(case\n               when a.attname is null then pg_catalog.format('the column %I is missing', w.name)\n               \
@@ -88,7 +89,9 @@ pub(super) fn check(names: &Names, table: &TableName, used: &[Checked], needs_ut
          where a.attname is null or w.nullable = a.attnotnull or (w.nullable is not null and a.atthasdef)\n        \
          or (case when t.typtype = 'e' then 'enum' else pg_catalog.format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), null) end) <> all (pg_catalog.string_to_array(w.types, '|'));\n    \
          if wrong is not null then\n        raise exception '%', wrong\n            \
-         using hint = 'import again with DATABASE_URL set, or name the types: --column NAME=TYPE';\n    end if;\nend\n$check$;\n",
+         using hint = 'import again with DATABASE_URL set, or name the types: --column NAME=TYPE';\n    end if;\nend\n",
         rows.join(",\n                   ")
-    )
+    );
+    let tag = dollar_quote(&body);
+    format!("do {tag}{body}{tag};\n")
 }

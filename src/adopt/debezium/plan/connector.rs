@@ -1,6 +1,7 @@
 //! Decides about the options of the connector itself, and finds the router in the chain of transforms.
 
 use super::{CONNECTOR, ROUTER, Reading};
+use crate::adopt::debezium::name::check_name;
 use crate::adopt::debezium::pattern::matches;
 use crate::adopt::debezium::report::Verdict;
 use crate::adopt::trigger::TableName;
@@ -70,12 +71,15 @@ impl Reading<'_> {
                 false => self.say("skipped.operations", Verdict::Kept, "inserts are sent"),
             }
         }
-        if self.connector.get("topic.prefix").is_some() {
-            self.say(
-                "topic.prefix",
-                Verdict::Kept,
-                "the router names the topic; the prefix is used in predicates and names of schemas",
-            );
+        if let Some(prefix) = self.connector.get("topic.prefix") {
+            match check_name("prefix", prefix) {
+                Ok(()) => self.say(
+                    "topic.prefix",
+                    Verdict::Kept,
+                    "the router names the topic; the prefix is used in predicates and names of schemas",
+                ),
+                Err(why) => self.say("topic.prefix", Verdict::Refused, why),
+            }
         }
         for mode in ["binary.handling.mode", "time.precision.mode"] {
             if self.connector.get(mode).is_some() {

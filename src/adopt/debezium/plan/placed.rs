@@ -6,6 +6,7 @@ use event_outbox::names::literal;
 use super::check::Checked;
 use super::{Decided, Identity, RELAYS_OWN, Reading};
 use crate::adopt::debezium::columns::{Column, Columns, Form, Kind};
+use crate::adopt::debezium::name::check_name;
 use crate::adopt::debezium::report::Verdict;
 use crate::adopt::debezium::sql::Functions;
 
@@ -99,6 +100,7 @@ impl Reading<'_> {
                 ));
             }
         };
+        check_name("alias", alias)?;
         if ignores && columns.is_absent(name) {
             return Ok(None);
         }
