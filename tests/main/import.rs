@@ -1,6 +1,7 @@
 //! Tests `outbox-relay import debezium`: its verdicts, the files that it writes, and the trigger.
 
 pub(crate) mod names;
+pub(crate) mod secrets;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -78,6 +78,7 @@ fn main() -> ExitCode {
         surface::trials(),
         import::trials(),
         import::names::trials(),
+        import::secrets::trials(),
         inbox::trials(),
         connections::trials(),
         consumers::trials(),

@@ -145,6 +145,40 @@ pub(super) fn find(name: &str) -> Option<&'static Known> {
     })
 }
 
+/// The members of families whose values are shown, and the options of converters that are kept.
+const SHOWN: [&str; 17] = [
+    "database.dbname",
+    "database.hostname",
+    "database.port",
+    "database.sslmode",
+    "database.user",
+    "header.converter.schemas.enable",
+    "heartbeat.interval.ms",
+    "key.converter.schemas.enable",
+    "producer.override.batch.size",
+    "producer.override.compression.type",
+    "producer.override.linger.ms",
+    "producer.override.max.request.size",
+    "publication.autocreate.mode",
+    "publication.name",
+    "slot.drop.on.stop",
+    "slot.name",
+    "value.converter.schemas.enable",
+];
+
+/// Returns true if the value of an option may be shown: the whole name is known, and it holds no secret. Clients of Kafka and of
+/// secret stores take passwords and private keys under many names, so a name that is not known here may be one of them.
+pub(super) fn is_shown(name: &str) -> bool {
+    SHOWN.contains(&name)
+        || KNOWN.iter().any(|known| known.name == name)
+        || COMPUTED.iter().any(|(computed, _)| *computed == name)
+}
+
+/// Returns the same for an option of the router, by its name without the prefix.
+pub(super) fn is_shown_of_router(name: &str) -> bool {
+    ["type", "predicate", "negate"].contains(&name) || is_shown(name)
+}
+
 /// The options that `plan` computes with, each with one sentence for the reference page.
 pub(crate) const COMPUTED: &[(&str, &str)] = &[
     ("connector.class", "kept for io.debezium.connector.postgresql.PostgresConnector; every other class is refused"),

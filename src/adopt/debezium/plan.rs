@@ -19,6 +19,7 @@ use event_outbox::route::{NameMistake, check_topic};
 use super::columns::{Column, Columns, Form, Kind, Modes};
 use super::converter::Converter;
 use super::file::Options;
+use super::options::{is_shown, is_shown_of_router};
 use super::pattern::Route;
 use super::report::{Report, Verdict};
 use super::sql::{Expand, Functions};
@@ -158,7 +159,10 @@ type Decided<T> = Result<T, String>;
 impl Reading<'_> {
     pub(super) fn say(&mut self, option: &str, verdict: Verdict, text: impl Into<String>) {
         self.decided.push(option.to_owned());
-        self.report.add(option, self.connector.get(option), verdict, text);
+        let in_router = option.strip_prefix(&self.prefix).filter(|_| !self.prefix.is_empty());
+        let is_shown = in_router.map_or_else(|| is_shown(option), is_shown_of_router);
+        let value = self.connector.get(option).filter(|_| is_shown);
+        self.report.add(option, value, verdict, text);
     }
 
     /// Notes a verdict about an option of the router. Defaults are noted only if something is wrong with them.

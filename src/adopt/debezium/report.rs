@@ -24,7 +24,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Line {
     /// The name in the file.
     pub(crate) option: String,
-    /// The value in the file; missing for a default, and for a secret.
+    /// The value in the file; missing for a default, and for an option that may hold a secret.
     pub(crate) value: Option<String>,
     pub(crate) verdict: Verdict,
     /// The text says how it is kept, how it differs, or why it is refused.
@@ -35,9 +35,6 @@ pub(crate) struct Line {
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Report(pub(crate) Vec<Line>);
-
-/// Parts of names of options whose values are never shown.
-const SECRETS: [&str; 7] = ["password", "secret", "token", "credential", "jaas", "sslkey", "auth.user.info"];
 
 /// Returns the place of a verdict in the order from bad to good.
 fn rank(verdict: Verdict) -> u8 {
@@ -50,8 +47,7 @@ fn rank(verdict: Verdict) -> u8 {
 
 impl Report {
     pub(super) fn add(&mut self, option: &str, value: Option<&str>, verdict: Verdict, text: impl Into<String>) {
-        let is_secret = SECRETS.iter().any(|part| option.to_lowercase().contains(part));
-        let value = value.filter(|_| !is_secret).map(str::to_owned);
+        let value = value.map(str::to_owned);
         let line = Line { option: option.to_owned(), value, verdict, text: text.into() };
         match self.0.iter_mut().find(|other| other.option == option) {
             // The worst verdict about an option counts.
