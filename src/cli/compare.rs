@@ -11,7 +11,7 @@ use super::time_arg::time_arg;
 use super::{output, runtime};
 use crate::config::KafkaSettings;
 use crate::fault;
-use crate::inspect::compare::{self, CompareError, IdFrom, Kind, Plan, Reading, Rules, Side, Source};
+use crate::inspect::compare::{self, CompareError, IdFrom, Kind, LeftOut, Plan, Reading, Rules, Side, Source};
 use crate::observe::print::outln;
 use crate::text;
 use event_outbox::code::Code;
@@ -68,7 +68,8 @@ pub(crate) struct Compare {
     /// Take only events of the entity with this id; it is the record's key, as it is or in JSON quotes
     #[arg(long, value_name = "ID")]
     entity: Option<String>,
-    /// Leave out what comes before the first and after the last event that both topics have, by partition
+    /// Leave out what comes before the first and after the last event that both topics have, by partition; with --until or --for only what
+    /// comes before
     #[arg(long)]
     overlap: bool,
     /// Follow the topics until N events are on both, and compare then [default: compare up to the present ends]
@@ -146,11 +147,16 @@ impl Compare {
         if !self.exactly_once {
             ignored.push(Kind::Repeated);
         }
+        let left_out = match (self.overlap, self.until.is_some() || self.lasts.is_some()) {
+            (false, _) => LeftOut::Nothing,
+            (true, true) => LeftOut::Before,
+            (true, false) => LeftOut::BeforeAndAfter,
+        };
         let within_ms = |within: Duration| u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         Ok(Plan {
             left: source(Side::Left, self.left, left_id, self.left_bootstrap.as_ref())?,
             right: source(Side::Right, self.right, right_id, self.right_bootstrap.as_ref())?,
-            rules: Rules { ignored, timestamp_ms: self.timestamp_within.map(within_ms), overlap: self.overlap },
+            rules: Rules { ignored, timestamp_ms: self.timestamp_within.map(within_ms), left_out },
             since: self.since,
             until: self.until,
             lasts: self.lasts,

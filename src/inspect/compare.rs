@@ -38,7 +38,7 @@ use topic::Topic;
 use window::Window;
 
 pub(crate) use fact::Side;
-pub(crate) use matching::{Kind, Rules};
+pub(crate) use matching::{Kind, LeftOut, Rules};
 pub(crate) use reading::{IdFrom, Reading};
 pub(crate) use report::Report;
 

@@ -1,6 +1,8 @@
 //! Tests `compare` on a real Kafka: two topics are written from one list, faults are injected into one of them, and the command finds these
 //! and no others.
 
+pub(crate) mod stopped;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

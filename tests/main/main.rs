@@ -70,6 +70,7 @@ fn main() -> ExitCode {
         servers::trials(),
         cli::trials(),
         compare::trials(),
+        compare::stopped::trials(),
         secrets::trials(),
         shadow::trials(),
         check::trials(),

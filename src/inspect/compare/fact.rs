@@ -16,6 +16,13 @@ impl Side {
             Self::Right => "right",
         }
     }
+
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Left => Self::Right,
+            Self::Right => Self::Left,
+        }
+    }
 }
 
 /// A digest of an event id, a key, a value or headers. A missing part differs from an empty one.
@@ -60,6 +67,9 @@ pub(crate) const FACT_BYTES: usize = 16 + 1 + 12 + 1 + 16 + 16 + 16 + 4 * WRITER
 const LATE: u8 = 1;
 const HAS_KEY: u8 = 2;
 const HAS_TIME: u8 = 4;
+
+/// Stands for a missing time.
+const NO_TIME: i64 = i64::MIN;
 
 /// Reads fields one after the other.
 struct Cursor<'a>(&'a [u8]);
@@ -166,20 +176,28 @@ impl Step {
 pub(crate) struct Unmatched {
     pub(crate) side: Side,
     pub(crate) at: At,
+    /// Milliseconds since 1970.
+    pub(crate) time: Option<i64>,
 }
 
-pub(crate) const UNMATCHED_BYTES: usize = 1 + 12;
+pub(crate) const UNMATCHED_BYTES: usize = 1 + 12 + 8;
 
 impl Unmatched {
     pub(crate) fn encode(&self) -> [u8; UNMATCHED_BYTES] {
-        pack(&[&[self.side as u8], &self.at.partition.to_be_bytes(), &self.at.offset.to_be_bytes()])
+        pack(&[
+            &[self.side as u8],
+            &self.at.partition.to_be_bytes(),
+            &self.at.offset.to_be_bytes(),
+            &self.time.unwrap_or(NO_TIME).to_be_bytes(),
+        ])
     }
 
     pub(crate) fn decode(entry: &[u8; UNMATCHED_BYTES]) -> Self {
         let mut cursor = Cursor(entry);
         let [side] = cursor.take();
         let side = if side == Side::Left as u8 { Side::Left } else { Side::Right };
-        Self { side, at: cursor.at() }
+        let (at, time) = (cursor.at(), i64::from_be_bytes(cursor.take()));
+        Self { side, at, time: (time != NO_TIME).then_some(time) }
     }
 }
 
@@ -207,7 +225,9 @@ mod tests {
         assert!(bare.encode([9; 16]) < full.encode([9; 16]), "the left side comes first");
         let step = Step { key: [7; 16], left: at, right: At { partition: 0, offset: 2 } };
         assert_eq!(Step::decode(&step.encode()), step);
-        let unmatched = Unmatched { side: Side::Right, at };
-        assert_eq!(Unmatched::decode(&unmatched.encode()), unmatched);
+        for time in [Some(-5), None] {
+            let unmatched = Unmatched { side: Side::Right, at, time };
+            assert_eq!(Unmatched::decode(&unmatched.encode()), unmatched);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Compares the facts about the records of two topics, as a stream that is sorted by event id. Does no I/O except for the sorters' files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 
 use super::fact::{At, Digest, FACT_BYTES, RecordFact, STEP_BYTES, Side, Step, UNMATCHED_BYTES, Unmatched};
@@ -67,8 +67,28 @@ pub(crate) struct Rules {
     pub(crate) ignored: Vec<Kind>,
     /// The longest span between the two timestamps in milliseconds; `None` does not compare them.
     pub(crate) timestamp_ms: Option<u64>,
-    /// Leaves out what comes before the first and after the last event that both topics have, by partition.
-    pub(crate) overlap: bool,
+    pub(crate) left_out: LeftOut,
+}
+
+/// The events of one topic that are no difference, by partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum LeftOut {
+    #[default]
+    Nothing,
+    /// Those before the first event that both topics have. A topic that is followed must not end before the other one.
+    Before,
+    /// Those before the first, and after the last event that both topics have.
+    BeforeAndAfter,
+}
+
+/// The place of an event that the other topic lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Before the first event of its partition that both topics have.
+    Before,
+    Inside,
+    /// After the last one.
+    After,
 }
 
 /// An example of a difference: the places of the records to look at.
@@ -147,6 +167,10 @@ pub(crate) struct Comparison {
     unmatched: Sorter<UNMATCHED_BYTES>,
     /// The first and last offset of a matched record, by side and partition.
     common: HashMap<(Side, i32), (i64, i64)>,
+    /// The partitions with records that take part, by side.
+    in_use: HashSet<(Side, i32)>,
+    /// The earliest timestamp of a matched record, by side.
+    began: [Option<i64>; 2],
 }
 
 impl Comparison {
@@ -160,6 +184,8 @@ impl Comparison {
             steps: Sorter::default(),
             unmatched: Sorter::default(),
             common: HashMap::new(),
+            in_use: HashSet::new(),
+            began: [None; 2],
         }
     }
 
@@ -213,6 +239,7 @@ impl Comparison {
             let side = &mut self.counts.sides[seen.first.side as usize];
             side.records += seen.records;
             side.repeated += seen.records - 1;
+            self.in_use.insert((seen.first.side, seen.first.at.partition));
         }
         for (kind, (count, examples)) in repeats {
             if !self.rules.ignored.contains(&kind) {
@@ -222,7 +249,8 @@ impl Comparison {
         match (left, right) {
             (Some(left), Some(right)) => self.pair(left.first, right.first),
             (Some(one), None) | (None, Some(one)) => {
-                self.unmatched.push(Unmatched { side: one.first.side, at: one.first.at }.encode())
+                let RecordFact { side, at, time, .. } = one.first;
+                self.unmatched.push(Unmatched { side, at, time }.encode())
             }
             (None, None) => Ok(()),
         }
@@ -234,6 +262,8 @@ impl Comparison {
             let At { partition, offset } = fact.at;
             let (first, last) = self.common.entry((fact.side, partition)).or_insert((offset, offset));
             (*first, *last) = ((*first).min(offset), (*last).max(offset));
+            let began = &mut self.began[fact.side as usize];
+            *began = [*began, fact.time].into_iter().flatten().min();
         }
         let example = Example { left: Some(left.at), right: Some(right.at), before: None };
         let far_apart = |most: u64| match (left.time, right.time) {
@@ -298,34 +328,51 @@ impl Comparison {
     fn one_sided(&mut self) -> io::Result<()> {
         let mut unmatched = std::mem::take(&mut self.unmatched).sorted()?;
         while let Some(entry) = unmatched.next()? {
-            let Unmatched { side, at } = Unmatched::decode(&entry);
-            let counts = &mut self.counts.sides[side as usize];
-            let is_inside = match self.common.get(&(side, at.partition)) {
-                Some((first, _)) if at.offset < *first => {
-                    counts.before += 1;
-                    false
-                }
-                Some((_, last)) if at.offset <= *last => true,
-                // A partition without any common event has no beginning that both share.
-                None => {
-                    counts.before += 1;
-                    false
-                }
-                Some(_) => {
-                    counts.after += 1;
-                    false
-                }
+            let one = Unmatched::decode(&entry);
+            let place = self.place(&one);
+            let counts = &mut self.counts.sides[one.side as usize];
+            match place {
+                Place::Before => counts.before += 1,
+                Place::After => counts.after += 1,
+                Place::Inside => {}
+            }
+            let is_left_out = match self.rules.left_out {
+                LeftOut::Nothing => false,
+                LeftOut::Before => place == Place::Before,
+                LeftOut::BeforeAndAfter => place != Place::Inside,
             };
-            if self.rules.overlap && !is_inside {
+            if is_left_out {
                 continue;
             }
-            let kind = match side {
+            let kind = match one.side {
                 Side::Left => Kind::OnlyLeft,
                 Side::Right => Kind::OnlyRight,
             };
-            self.found(kind, Example::of_one(side, at));
+            self.found(kind, Example::of_one(one.side, one.at));
         }
         Ok(())
+    }
+
+    /// Returns the place of an event that the other topic lacks.
+    fn place(&self, one: &Unmatched) -> Place {
+        let partition = one.at.partition;
+        if let Some((first, last)) = self.common.get(&(one.side, partition)) {
+            return match one.at.offset {
+                offset if offset < *first => Place::Before,
+                offset if offset > *last => Place::After,
+                _ => Place::Inside,
+            };
+        }
+        // Both topics have records in this partition, and no event of it in common: one of them is wrong. Where partitions are not compared,
+        // the partitions of the same number have nothing to do with each other.
+        let compares_partitions = !self.rules.ignored.contains(&Kind::Partition);
+        if compares_partitions && self.in_use.contains(&(one.side.other(), partition)) {
+            return Place::Inside;
+        }
+        // A partition that the other topic has no record of has no beginning that both share. Where the other topic should have gone on, the
+        // first common event of the other partitions shows when it had begun.
+        let had_begun = one.time.zip(self.began[one.side as usize]).is_some_and(|(time, began)| time >= began);
+        if self.rules.left_out == LeftOut::Before && had_begun { Place::After } else { Place::Before }
     }
 }
 

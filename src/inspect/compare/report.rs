@@ -6,7 +6,7 @@ use std::fmt;
 use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
 use super::example::Shown;
-use super::matching::{Counts, Kind, SideCounts};
+use super::matching::{Counts, Kind, LeftOut, SideCounts};
 use super::reading::OWN_HEADERS;
 use super::{Plan, Side};
 use crate::observe::terminal::{Tone, paint};
@@ -39,11 +39,11 @@ impl Report {
         let (ignored, compares_timestamps) = (plan.rules.ignored.clone(), plan.rules.timestamp_ms.is_some());
         let notes = Vec::new();
         let mut report = Self { topics, partitions, ignored, compares_timestamps, counts, examples, notes };
-        report.notes = report.remarks(plan.rules.overlap);
+        report.notes = report.remarks(plan.rules.left_out);
         report
     }
 
-    fn remarks(&self, overlap: bool) -> Vec<String> {
+    fn remarks(&self, left_out: LeftOut) -> Vec<String> {
         let mut notes = Vec::new();
         let [left, right] = self.partitions;
         if left != right && !self.ignored.contains(&Kind::Partition) {
@@ -55,10 +55,16 @@ impl Report {
         for (side, topic) in [(Side::Left, &self.topics[0]), (Side::Right, &self.topics[1])] {
             let SideCounts { repeated, before, after, .. } = self.counts.sides[side as usize];
             if before + after > 0 {
-                let fate = if overlap { "left out" } else { "counted; --overlap leaves them out" };
+                let fate = match left_out {
+                    LeftOut::Nothing => "they are counted; --overlap leaves them out",
+                    LeftOut::Before => {
+                        "the ones before are left out, the ones after are counted, because the topics were followed"
+                    }
+                    LeftOut::BeforeAndAfter => "they are left out",
+                };
                 notes.push(format!(
                     "{before} events of {topic} come before the first, and {after} after the last event that both topics have, \
-                     by partition; they are {fate}"
+                     by partition; {fate}"
                 ));
             }
             if repeated > 0 && self.ignored.contains(&Kind::Repeated) {

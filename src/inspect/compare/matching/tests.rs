@@ -164,7 +164,7 @@ fn compared(rules: Rules, sides: [Vec<[u8; FACT_BYTES]>; 2]) -> Counts {
 }
 
 fn rules() -> Rules {
-    Rules { ignored: Vec::new(), timestamp_ms: Some(1_000), overlap: false }
+    Rules { ignored: Vec::new(), timestamp_ms: Some(1_000), left_out: LeftOut::Nothing }
 }
 
 proptest! {
@@ -225,7 +225,7 @@ proptest! {
             right.iter().filter(same).any(|record| record.id < removed.id)
                 && right.iter().filter(same).any(|record| record.id > removed.id)
         });
-        let overlap = Rules { overlap: true, ..rules() };
+        let overlap = Rules { left_out: LeftOut::BeforeAndAfter, ..rules() };
         let sides = || [facts(Side::Left, &records, usize::MAX), facts(Side::Right, &right, usize::MAX)];
         let counts = compared(overlap, sides());
         prop_assert_eq!(counts.count(Kind::OnlyLeft), u64::from(is_inside));
@@ -258,4 +258,48 @@ fn a_header_of_one_writer_is_no_difference_where_the_other_lacks_it() {
     right[0].own = [1, 2, 3, 4, 5];
     let counts = compared(rules(), [facts(Side::Left, &left, usize::MAX), facts(Side::Right, &right, usize::MAX)]);
     assert!(counts.found.is_empty(), "{counts:?}");
+}
+
+/// Returns the events that only the left topic has, for each rule.
+fn only_left(left: &[Written], right: &[Written]) -> [u64; 3] {
+    [LeftOut::Nothing, LeftOut::Before, LeftOut::BeforeAndAfter].map(|left_out| {
+        let sides = [facts(Side::Left, left, usize::MAX), facts(Side::Right, right, usize::MAX)];
+        let counts = compared(Rules { left_out, ..rules() }, sides);
+        assert_eq!(counts.count(Kind::OnlyRight), 0);
+        counts.count(Kind::OnlyLeft)
+    })
+}
+
+#[test]
+fn a_topic_that_is_followed_must_not_end_before_the_other_one() {
+    // The right topic begins with the third event of the key, and ends with the fifth.
+    let left = list(&[1; 8]);
+    assert_eq!(only_left(&left, &left[2..5]), [5, 3, 0]);
+}
+
+#[test]
+fn a_partition_that_the_other_topic_never_had_is_a_difference_once_that_topic_had_begun() {
+    // Key 2 is in another partition: one event of it comes before the right topic begins with key 1, and two come later.
+    let left = list(&[2, 1, 2, 1, 2]);
+    let right: Vec<_> = left.iter().copied().filter(|record| record.key == 1).collect();
+    assert_eq!(only_left(&left, &right), [3, 2, 0]);
+    // Key 1 began first. What came before it is no difference.
+    let left = list(&[2, 2, 1, 1]);
+    assert_eq!(only_left(&left, &left[2..]), [2, 0, 0]);
+}
+
+#[test]
+fn a_partition_in_which_the_topics_have_nothing_in_common_is_a_difference() {
+    let left = list(&[1, 2, 2]);
+    let mut right = left.clone();
+    right[1..].iter_mut().for_each(|record| record.id += 100);
+    let sides = || [facts(Side::Left, &left, usize::MAX), facts(Side::Right, &right, usize::MAX)];
+    for left_out in [LeftOut::Before, LeftOut::BeforeAndAfter] {
+        let found = compared(Rules { left_out, ..rules() }, sides()).found;
+        assert_eq!(found, [(Kind::OnlyLeft, 2), (Kind::OnlyRight, 2)].into());
+        // Where partitions are not compared, those of one number are not the same.
+        let ignored = vec![Kind::Partition];
+        let found = compared(Rules { left_out, ignored, ..rules() }, sides()).found;
+        assert_eq!(found.is_empty(), left_out == LeftOut::BeforeAndAfter, "{found:?}");
+    }
 }
