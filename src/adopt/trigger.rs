@@ -135,7 +135,12 @@ impl Trigger<'_> {
             _ => ("declare\n    r alias for new;\n", format!("{});", self.insert("values ("))),
         };
         let lock = if self.firing == Firing::Strict { self.lock() } else { String::new() };
-        sql += &trigger_function(&name, &format!("{declare}begin\n{lock}    {write}\n    return null;\nend\n"));
+        // A relay that sleeps polls seldom.
+        let wake_up = self.names.companion("wake_up");
+        sql += &trigger_function(
+            &name,
+            &format!("{declare}begin\n{lock}    perform {wake_up}();\n    {write}\n    return null;\nend\n"),
+        );
         sql += "\n";
         let (trigger, table) = (self.name(), self.table.quoted());
         sql + &match self.firing {

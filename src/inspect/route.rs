@@ -118,7 +118,7 @@ pub(crate) fn explain(settings: &Settings, routed: &Routed) -> Explained {
         Ok(topic) => {
             let why = match &routed.topic {
                 Some(_) => "the row's column topic".to_owned(),
-                None => format!("RELAY_TOPIC, {}", relay.topic),
+                None => format!("RELAY_TOPIC, {}", relay.topic.without_prefix(&relay.topic.to_string())),
             };
             let why = match relay.topic.prefix() {
                 "" => why,

@@ -2,6 +2,7 @@
 
 pub(crate) mod names;
 pub(crate) mod secrets;
+pub(crate) mod wakes;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -80,6 +80,7 @@ fn main() -> ExitCode {
         import::trials(),
         import::names::trials(),
         import::secrets::trials(),
+        import::wakes::trials(),
         inbox::trials(),
         connections::trials(),
         consumers::trials(),

@@ -101,5 +101,8 @@ async fn the_route_of_an_event_needs_no_brokers(database: TestDatabase) -> anyho
     let explained = explained(&relay, &[&id.to_string()], 0).await?;
     ensure!(explained["partition"]["value"].is_null() && explained["key"]["value"] == "e", "{explained}");
     ensure!(explained["topic"]["why"] == "RELAY_TOPIC, {entity_type}-events", "{explained}");
+    let explained = self::explained(&relay.with("RELAY_TOPIC_PREFIX", "shadow."), &[&id.to_string()], 0).await?;
+    let why = "RELAY_TOPIC, {entity_type}-events, behind RELAY_TOPIC_PREFIX shadow.";
+    ensure!(explained["topic"]["why"] == why, "{explained}");
     Ok(())
 }

@@ -12,7 +12,7 @@ use libtest_mimic::Trial;
 use sqlx::{Connection, Executor};
 
 /// The events of a trial, one after the other. Polls once a minute would take longer than any wait of a trial.
-const EVENTS: i64 = 12;
+pub(crate) const EVENTS: i64 = 12;
 
 /// Sessions that hold the locks of a sleeping relay.
 const ASLEEP: &str = "select count(distinct pid) from pg_locks join pg_database d on d.oid = database \
@@ -39,12 +39,12 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Polls once a minute.
-fn sleepy(outbox: &Outbox, kafka: &RealKafka) -> Relay {
+pub(crate) fn sleepy(outbox: &Outbox, kafka: &RealKafka) -> Relay {
     outbox.relay(kafka).with("RELAY_POLL_INTERVAL", "1m")
 }
 
 /// Waits until `relays` sessions hold the locks.
-async fn until_asleep(outbox: &Outbox) {
+pub(crate) async fn until_asleep(outbox: &Outbox) {
     eventually("a relay sleeps", SOON, || async {
         match outbox.number(ASLEEP).await {
             Ok(1) => Ok(()),

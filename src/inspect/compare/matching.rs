@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     Headers,
     Value,
     Timestamp,
-    /// Records of one topic that share an id, but differ in key, headers or value.
+    /// Records of one topic that share an id, but differ in key or value. Headers do not count: a record that is sent again has other ones.
     ReusedId,
     WithoutId,
     /// A second record with the id of an earlier one. Only a difference if duplicates are violations.

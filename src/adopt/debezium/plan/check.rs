@@ -69,6 +69,7 @@ pub(super) fn check(names: &Names, table: &TableName, used: &[Checked], needs_ut
         }
     }
     let (outbox, table) = (literal(&names.outbox()), literal(&table.quoted()));
+    let wake_up = literal(&format!("{}()", names.companion("wake_up")));
     let utf8 = match needs_utf8 {
         true => {
             "    if pg_catalog.getdatabaseencoding() <> 'UTF8' then\n        raise exception 'the encoding of the database is %, and the trigger was written for UTF8', pg_catalog.getdatabaseencoding();\n    end if;\n"
@@ -78,6 +79,8 @@ pub(super) fn check(names: &Names, table: &TableName, used: &[Checked], needs_ut
     let body = format!(
         "\ndeclare\n    wrong text;\nbegin\n    if pg_catalog.to_regclass({outbox}) is null then\n        \
          raise exception 'the outbox % does not exist', {outbox} using hint = 'run `outbox-relay migrate` first';\n    end if;\n    \
+         if pg_catalog.to_regprocedure({wake_up}) is null then\n        \
+         raise exception 'the outbox % has an old schema without %', {outbox}, {wake_up} using hint = 'run `outbox-relay migrate` first';\n    end if;\n    \
          if pg_catalog.to_regclass({table}) is null then\n        raise exception 'the table % does not exist', {table};\n    end if;\n{utf8}    \
          select pg_catalog.string_agg(case\n               when a.attname is null then pg_catalog.format('the column %I is missing', w.name)\n               \
          when w.nullable = a.attnotnull then pg_catalog.format('the column %I is %s', w.name, case when a.attnotnull then 'not null' else 'nullable' end)\n               \
