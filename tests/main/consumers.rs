@@ -1,5 +1,6 @@
 //! Tests the consumer runtime: each event has one effect, whatever happens on the way.
 
+mod commits;
 mod effects;
 mod held;
 mod keys;
@@ -49,6 +50,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     log::keep();
     [
         runtime_trials(),
+        commits::trials(),
         effects::trials(),
         held::trials(),
         keys::trials(),

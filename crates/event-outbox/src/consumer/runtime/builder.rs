@@ -289,7 +289,8 @@ impl Consumer {
         self
     }
 
-    /// Sets the time that an attempt may take. After that it is rolled back, and counts as a transient failure. By default there is no limit.
+    /// Sets the time that an attempt may take. After that it is rolled back, and counts as a transient failure. If it was committing by then,
+    /// it may have succeeded: before another attempt, and before the event is given up, the consumer finds out by the mark. By default there is no limit.
     /// A handler that blocks its thread cannot be ended.
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.limits.handler_timeout = Some(timeout);

@@ -106,6 +106,12 @@ impl Applier {
                     waits
                 }
                 AfterFailure::GiveUp { reason, then } => {
+                    if let Some(result) = self.finished(delivery, event, &call.source_topic).await? {
+                        if pause.is_logged() {
+                            resolved(event, began, first_failed_at);
+                        }
+                        return self.count(result);
+                    }
                     let mut failure = Failure::new(&failed, reason, attempt, first_failed_at);
                     failure.action = failure.action.or(then);
                     return self.end(delivery, Some((event, &call.source_topic)), failure).await;
@@ -248,12 +254,14 @@ impl Applier {
     fn count(&self, result: AttemptResult) -> Result<(), Unfinished> {
         match result {
             AttemptResult::Applied => self.shared.stats.add_applied(1),
-            AttemptResult::Repeated | AttemptResult::Parked | AttemptResult::Held => self.shared.stats.add_repeated(1),
+            AttemptResult::Repeated | AttemptResult::Parked => self.shared.stats.add_repeated(1),
+            // It was counted when it was parked.
+            AttemptResult::Held => {}
         }
         Ok(())
     }
 
-    /// Ends an event that no handler is called for. First looks whether another member has applied the event before, or its key is held.
+    /// Ends an event that no handler is called for.
     async fn refuse(
         &mut self,
         delivery: &Delivery,
@@ -261,19 +269,35 @@ impl Applier {
         source_topic: &str,
         failed: &Failed,
     ) -> Result<(), Unfinished> {
+        match self.finished(delivery, event, source_topic).await? {
+            Some(result) => self.count(result),
+            None => {
+                let failure = Failure::new(failed, Reason::Permanent, 0, None);
+                self.end(delivery, Some((event, source_topic)), failure).await
+            }
+        }
+    }
+
+    /// Returns what became of an event that is to be ended, or `None` if nothing did. A commit may have succeeded although its attempt failed:
+    /// `handler_timeout` or a lost connection ended the wait for its answer. Another member may have applied the event, or its key is held,
+    /// and the event is parked behind the earlier ones.
+    async fn finished(
+        &mut self,
+        delivery: &Delivery,
+        event: &Event,
+        source_topic: &str,
+    ) -> Result<Option<AttemptResult>, Unfinished> {
         let mut pause = Pause::from_retry(&self.shared.retries.default);
         loop {
             match self.shared.attempt_context.look(event, source_topic, delivery).await {
-                Ok(Gate::Repeated) => return self.count(AttemptResult::Repeated),
-                Ok(Gate::Parked) => return self.count(AttemptResult::Parked),
-                Ok(Gate::Held) => match self.behind(delivery, event, source_topic).await? {
-                    Behind::Parked => return Ok(()),
-                    Behind::Freed => {}
-                },
-                Ok(Gate::Open | Gate::Redriven) => {
-                    let failure = Failure::new(failed, Reason::Permanent, 0, None);
-                    return self.end(delivery, Some((event, source_topic)), failure).await;
+                Ok(Gate::Repeated) => return Ok(Some(AttemptResult::Repeated)),
+                Ok(Gate::Parked) => return Ok(Some(AttemptResult::Parked)),
+                Ok(Gate::Held) => {
+                    if let Behind::Parked = self.behind(delivery, event, source_topic).await? {
+                        return Ok(Some(AttemptResult::Held));
+                    }
                 }
+                Ok(Gate::Open | Gate::Redriven) => return Ok(None),
                 Err(error) => self.wait(&mut pause, event, error).await?,
             }
         }
