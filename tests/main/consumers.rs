@@ -2,6 +2,7 @@
 
 mod commits;
 mod effects;
+mod heads;
 mod held;
 mod keys;
 mod log;
@@ -52,6 +53,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         runtime_trials(),
         commits::trials(),
         effects::trials(),
+        heads::trials(),
         held::trials(),
         keys::trials(),
         losses::trials(),

@@ -13,7 +13,7 @@ use crate::consumer::dead_letter::Reason;
 use crate::consumer::runtime::context::{Input, Recorder, Work};
 use crate::consumer::runtime::delivery::{Delivery, Event};
 use crate::consumer::runtime::failed::Failed;
-use crate::consumer::runtime::held::{Gate, Head, Held, HeldRow};
+use crate::consumer::runtime::held::{Gate, Heads, Held, HeldRow};
 use crate::consumer::runtime::registry::Handler;
 use crate::event::EventId;
 use crate::notice::Notice;
@@ -185,11 +185,11 @@ impl AttemptContext {
         Ok(BatchResult::Applied { applied, repeated })
     }
 
-    /// Reads the heads of all held keys, and counts the events that have a row.
-    pub(super) async fn heads(&self) -> Result<(Vec<Head>, i64), sqlx::Error> {
+    /// Looks at the heads of all held keys, reads the records of at most `most`, and counts the events that have a row.
+    pub(super) async fn heads(&self, most: usize) -> Result<(Heads, i64), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        let heads = self.held.heads(&mut tx).await?;
-        let parked = if heads.is_empty() { 0 } else { self.held.count(&mut tx).await? };
+        let heads = self.held.heads(&mut tx, most).await?;
+        let parked = if heads.held + heads.retrying == 0 { 0 } else { self.held.count(&mut tx).await? };
         tx.commit().await?;
         Ok((heads, parked))
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::consumer::runtime::applier::Applier;
 use crate::consumer::runtime::delivery::{Delivery, Parked};
-use crate::consumer::runtime::held::Head;
+use crate::consumer::runtime::held::Heads;
 use crate::consumer::runtime::lane::Lanes;
 use crate::consumer::runtime::prepared::{Job, Origin, Place, Ticket};
 
@@ -28,6 +28,9 @@ const IDLE_SHARE: u32 = 20;
 
 /// The share of its time that a member may look while it applies heads.
 const BUSY_SHARE: u32 = 2;
+
+/// The most heads that wait in memory for a worker. The others stay in the database.
+const MOST: usize = 1_000;
 
 pub(super) struct Drain {
     pub(super) applier: Applier,
@@ -49,10 +52,10 @@ impl Drain {
         let mut taken = Taken::default();
         loop {
             let looked_at = Instant::now();
-            let heads = self.look().await;
+            let heads = self.look(MOST.saturating_sub(taken.at_work.len())).await;
             let took = looked_at.elapsed();
-            let pause = heads.iter().filter_map(|head| head.due_in).min().unwrap_or(PAUSE).clamp(SHORTEST_PAUSE, PAUSE);
-            for delivery in taken.choose(heads.into_iter().filter_map(|head| head.ready)) {
+            let pause = heads.due_in.unwrap_or(PAUSE).clamp(SHORTEST_PAUSE, PAUSE);
+            for delivery in taken.choose(heads.ready) {
                 if !self.applier.shared.control.is_paused(&delivery.topic) {
                     let ticket = taken.take(&delivery, &ended);
                     self.lanes.send(Job { delivery, origin: Origin::Drain(ticket) });
@@ -78,32 +81,30 @@ impl Drain {
         }
     }
 
-    /// Reads the heads of all held keys. While the database is away there are none; the workers log that.
-    async fn look(&self) -> Vec<Head> {
+    /// Looks at the heads of all held keys, and reads at most `most` records. While the database is away there are none; the workers log that.
+    async fn look(&self, most: usize) -> Heads {
         let shared = &self.applier.shared;
-        match shared.attempt_context.heads().await {
+        match shared.attempt_context.heads(most).await {
             Ok((heads, parked)) => {
-                let (retrying, held): (Vec<_>, Vec<_>) = heads.iter().partition(|head| head.is_retrying);
-                let oldest = held.iter().map(|head| head.age_seconds).fold(0.0, f64::max);
-                shared.stats.set_keys(held.len(), retrying.len(), parked.unsigned_abs(), oldest as u64);
+                let oldest = heads.oldest_seconds as u64;
+                shared.stats.set_keys(heads.held, heads.retrying, parked.unsigned_abs(), oldest);
                 heads
             }
             Err(error) => {
                 tracing::debug!(%error, "the held keys cannot be read for now");
-                Vec::new()
+                Heads::default()
             }
         }
     }
 }
 
 impl Taken {
-    /// Returns the heads that are to be taken, and forgets those that are gone.
-    fn choose(&mut self, ready: impl Iterator<Item = Delivery>) -> Vec<Delivery> {
-        let ready: Vec<Delivery> = ready.collect();
-        let places: HashSet<Place> = ready.iter().map(Place::of).collect();
-        self.taken.retain(|place, _| places.contains(place));
+    /// Returns the heads that are to be taken.
+    fn choose(&mut self, ready: Vec<Delivery>) -> Vec<Delivery> {
+        // A head that was taken longer ago may be taken again. It may also be gone.
+        self.taken.retain(|_, (_, at)| at.elapsed() < PAUSE);
         let is_new = |delivery: &Delivery| match self.taken.get(&Place::of(delivery)) {
-            Some((parked, at)) => *parked != delivery.parked || at.elapsed() >= PAUSE,
+            Some((parked, _)) => *parked != delivery.parked,
             None => true,
         };
         ready.into_iter().filter(|head| !self.at_work.contains(&Place::of(head)) && is_new(head)).collect()

@@ -81,16 +81,19 @@ pub(super) enum Gate {
     Repeated,
 }
 
-/// The head of a held key.
-#[derive(Debug)]
-pub(super) struct Head {
-    pub(super) age_seconds: f64,
-    /// True if the event is tried again by itself.
-    pub(super) is_retrying: bool,
-    /// The time until the event is tried again; `None` if it is not, or may be applied now.
+/// The heads of all held keys.
+#[derive(Debug, Default)]
+pub(super) struct Heads {
+    /// The number of heads that are tried again by themselves.
+    pub(super) retrying: usize,
+    /// The number of all others.
+    pub(super) held: usize,
+    /// The age of the oldest of these others.
+    pub(super) oldest_seconds: f64,
+    /// The time until the next head is tried again; `None` if no head waits for a time.
     pub(super) due_in: Option<Duration>,
-    /// The record of a head that may be applied now. `None` for a head that has failed, or is not due.
-    pub(super) ready: Option<Delivery>,
+    /// The records of heads that may be applied now, as many as were asked for.
+    pub(super) ready: Vec<Delivery>,
 }
 
 impl Held {
@@ -169,11 +172,24 @@ impl Held {
         count.persistent(self.persistent).fetch_one(conn).await
     }
 
-    /// Reads the heads of all held keys.
-    pub(super) async fn heads(&self, conn: &mut PgConnection) -> Result<Vec<Head>, sqlx::Error> {
-        let heads = sqlx::query(AssertSqlSafe(self.heads.clone())).bind(&self.group);
+    /// Counts the heads of all held keys, and reads the records of those that may be applied now, at most `most`. These are chosen at random,
+    /// so that no head is left out for ever.
+    pub(super) async fn heads(&self, conn: &mut PgConnection, most: usize) -> Result<Heads, sqlx::Error> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let heads = sqlx::query(AssertSqlSafe(self.heads.clone())).bind(&self.group).bind(most);
         let rows = heads.persistent(self.persistent).fetch_all(conn).await?;
-        rows.iter().map(head).collect()
+        let Some(first) = rows.first() else { return Ok(Heads::default()) };
+        let count =
+            |column: usize| Ok::<_, sqlx::Error>(usize::try_from(first.try_get::<i64, _>(column)?).unwrap_or(0));
+        let due_in: Option<f64> = first.try_get(3)?;
+        let ready = rows.iter().filter_map(|row| ready(row).transpose()).collect::<Result<_, _>>()?;
+        Ok(Heads {
+            retrying: count(0)?,
+            held: count(1)?,
+            oldest_seconds: first.try_get(2)?,
+            due_in: due_in.and_then(|due_in| Duration::try_from_secs_f64(due_in.max(0.0)).ok()),
+            ready,
+        })
     }
 
     /// Marks the event as processed and returns whether it may be applied, and the id of the transaction. Unless the result is
@@ -355,9 +371,12 @@ impl Held {
 }
 
 /// Returns the query for the first row of each key. It goes from key to key by the index, so it does not read the rows behind the heads.
+/// It reads the records of the heads that are asked for, and of no others: there may be many heads, with large records.
 fn heads(held: &str) -> String {
-    let columns = "topic, key, event_id, read_topic, read_partition, read_offset, reason, value, header_names, header_values, \
-                   written_at, held_at, attempts, due_at, first_failed_at";
+    let columns = format!(
+        "topic, key, event_id, held_at, due_at, reason operator(pg_catalog.=) '{RETRYING}' as is_retrying, \
+         reason operator(pg_catalog.=) 'held' as is_parked, header_names is not null as has_record"
+    );
     let first = |beyond: &str| {
         format!(
             "select {columns} from {held} where consumer_group operator(pg_catalog.=) $1{beyond} \
@@ -366,41 +385,42 @@ fn heads(held: &str) -> String {
     };
     let beyond =
         " and (topic, pg_catalog.sha256(key)) operator(pg_catalog.>) (heads.topic, pg_catalog.sha256(heads.key))";
+    let seconds = |of: &str| format!("extract(epoch from {of})::pg_catalog.float8");
     format!(
         "with recursive heads as (({}) union all select next.* from heads, lateral ({}) next) \
-         select event_id, read_topic, read_partition, read_offset, key, value, header_names, header_values, written_at, \
-         extract(epoch from pg_catalog.now() operator(pg_catalog.-) held_at)::pg_catalog.float8, \
-         coalesce(reason operator(pg_catalog.=) 'held' or reason operator(pg_catalog.=) '{RETRYING}' \
-         and due_at operator(pg_catalog.<=) pg_catalog.clock_timestamp(), false) and header_names is not null, attempts, first_failed_at, \
-         reason operator(pg_catalog.=) '{RETRYING}', \
-         extract(epoch from due_at operator(pg_catalog.-) pg_catalog.clock_timestamp())::pg_catalog.float8 from heads",
+         select counted.*, ready.* from (select pg_catalog.count(*) filter (where is_retrying), pg_catalog.count(*) filter (where not is_retrying), \
+         {}, {} from heads) counted \
+         left join lateral (select h.read_topic, h.read_partition, h.read_offset, h.key, h.value, h.header_names, h.header_values, \
+         h.written_at, h.attempts, h.first_failed_at \
+         from (select event_id from heads where has_record and (is_parked \
+         or is_retrying and due_at operator(pg_catalog.<=) pg_catalog.clock_timestamp()) order by pg_catalog.random() limit $2) one \
+         join {held} h on h.consumer_group operator(pg_catalog.=) $1 and h.event_id operator(pg_catalog.=) one.event_id) ready on true",
         first(""),
-        first(beyond)
+        first(beyond),
+        seconds(
+            "coalesce(pg_catalog.max(pg_catalog.now() operator(pg_catalog.-) held_at) filter (where not is_retrying), \
+             '0'::pg_catalog.interval)"
+        ),
+        seconds(
+            "pg_catalog.min(due_at) filter (where is_retrying and due_at operator(pg_catalog.>) pg_catalog.clock_timestamp()) \
+             operator(pg_catalog.-) pg_catalog.clock_timestamp()"
+        ),
     )
 }
 
-fn head(row: &PgRow) -> Result<Head, sqlx::Error> {
-    let (is_retrying, due_in): (bool, Option<f64>) = (row.try_get(13)?, row.try_get(14)?);
-    let due_in = due_in.filter(|due_in| is_retrying && *due_in > 0.0);
-    let mut head = Head {
-        age_seconds: row.try_get(9)?,
-        is_retrying,
-        due_in: due_in.and_then(|due_in| Duration::try_from_secs_f64(due_in).ok()),
-        ready: None,
-    };
-    if row.try_get(10)? {
-        let (names, values): (Vec<String>, Vec<Option<Vec<u8>>>) = (row.try_get(6)?, row.try_get(7)?);
-        let parked = Parked { attempts: row.try_get::<i32, _>(11)?.unsigned_abs(), first_failed_at: row.try_get(12)? };
-        head.ready = Some(Delivery {
-            topic: row.try_get(1)?,
-            partition: row.try_get(2)?,
-            offset: row.try_get(3)?,
-            key: row.try_get(4)?,
-            value: row.try_get(5)?,
-            headers: names.into_iter().zip(values).collect(),
-            timestamp: row.try_get(8)?,
-            parked: Some(parked),
-        });
-    }
-    Ok(head)
+/// Returns the record of a row; `None` if the row has only the counts.
+fn ready(row: &PgRow) -> Result<Option<Delivery>, sqlx::Error> {
+    let Some(topic) = row.try_get::<Option<String>, _>(4)? else { return Ok(None) };
+    let (names, values): (Vec<String>, Vec<Option<Vec<u8>>>) = (row.try_get(9)?, row.try_get(10)?);
+    let parked = Parked { attempts: row.try_get::<i32, _>(12)?.unsigned_abs(), first_failed_at: row.try_get(13)? };
+    Ok(Some(Delivery {
+        topic,
+        partition: row.try_get(5)?,
+        offset: row.try_get(6)?,
+        key: row.try_get(7)?,
+        value: row.try_get(8)?,
+        headers: names.into_iter().zip(values).collect(),
+        timestamp: row.try_get(11)?,
+        parked: Some(parked),
+    }))
 }
