@@ -10,6 +10,7 @@
 //! - `load`: both beside each other while an application writes
 //! - `cut`: the page about leaving Debezium
 
+#[expect(dead_code, reason = "the switch from a polling loop uses the rest")]
 #[path = "../main/switch/application.rs"]
 mod application;
 mod cases;
