@@ -70,6 +70,33 @@ pub(super) fn shown(table: &AppTable) -> String {
     text::name(&table.quoted()).to_string()
 }
 
+/// Fails if a function with one of these names belongs to somebody who is not the outbox's owner: the owner could change what it does.
+/// Returns those that exist.
+pub(super) async fn refuse_squatters(
+    target: &mut Target,
+    owner: &Owner,
+    functions: &[String],
+) -> Result<Vec<String>, Failure> {
+    let found = app_table::owners(&mut target.conn, functions).await;
+    let found = found.map_err(|error| target.failed("look for the trigger functions of", error))?;
+    for (function, of) in &found {
+        if *of != owner.outbox {
+            return Err(foreign(
+                &format!("the function {}() of {}", text::name(function), text::name(&quote(of))),
+                &format!("drop function {function}()"),
+            ));
+        }
+    }
+    Ok(found.into_iter().map(|(function, _)| function).collect())
+}
+
+/// Turns an object of another user that is in the way into a failure.
+pub(super) fn foreign(what: &str, fix: &str) -> Failure {
+    Failure::finding(format!("{what} is in the way: it has the name of an object of the outbox; nothing was changed"))
+        .code(Code::ForeignObjects)
+        .hint(format!("{}, and find out who made it", text::sentence(fix)))
+}
+
 /// Reads who owns the outbox. Fails if this user cannot act for the owner, or if the owner lacks one of `rights` on the table.
 pub(super) async fn owner(target: &mut Target, table: &AppTable, rights: &[&str]) -> Result<Owner, Failure> {
     let owner = app_table::owner(&mut target.conn, &target.names, table, rights).await;
@@ -112,7 +139,7 @@ pub(super) fn not_run(what: &str, table: &AppTable, error: NotRun) -> Failure {
             Failure::finding(format!("cannot {what} {shown}: the lock was not free at any attempt; nothing was changed"))
                 .because(format!("the table is locked by {who}"))
                 .code(Code::DatabaseLocked)
-                .hint("end the other transaction, run it again in a quieter minute, or raise --lock-timeout: writers never wait longer than one short attempt")
+                .hint("end the other transaction, run it again in a quieter minute, or raise --lock-timeout: writers wait 40 ms for each attempt, and up to 1.5 s only while an autovacuum has the table")
         }
         NotRun::Database(error) => {
             let mut fault = fault::classify_database(&error);

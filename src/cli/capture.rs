@@ -14,12 +14,15 @@ use super::{output, runtime};
 use crate::config::Settings;
 use crate::observe::print::outln;
 use crate::store::app_table::{AppTable, Installed};
+use crate::store::capture::backfill::state;
 use crate::store::capture::key::{self, Refusal};
-use crate::store::capture::{Change, Definition, OP, backfill as store, script};
+use crate::store::capture::script::{self, Before};
+use crate::store::capture::{Change, Definition, OP, order};
 use crate::store::connect::Purpose;
 use crate::store::{routes, short_locks};
 use crate::text;
 use columns::Columns;
+use event_outbox::Names;
 
 #[derive(Debug, Args)]
 pub(crate) struct Capture {
@@ -115,10 +118,14 @@ impl Capture {
         before: Option<Installed>,
     ) -> Result<(), Failure> {
         let shown = app_table::shown(table);
-        let (definition, notes) = self.definition(settings, table).map_err(|refusal| refused(table, &refusal))?;
+        let definition = self.definition(settings, &target.names, table);
+        let (definition, notes) = definition.map_err(|refusal| refused(table, &refusal))?;
         let owner = app_table::owner(target, table, &[]).await?;
+        let functions = script::functions(&target.names, table);
+        let functions = app_table::refuse_squatters(target, &owner, &functions).await?;
         let author = self.by.author(self.reason.clone());
-        let statements = script::capture(&target.names, table, &definition, &owner, before.as_ref(), &author);
+        let earlier = Before { installed: before.as_ref(), functions: &functions };
+        let statements = script::capture(&target.names, table, &definition, &owner, &earlier, &author);
         if !self.dry_run {
             let done = short_locks::run(&mut target.conn, &statements, table.oid, self.patience.lock_timeout).await;
             done.map_err(|error| app_table::not_run("capture", table, error))?;
@@ -150,7 +157,12 @@ impl Capture {
     }
 
     /// Returns what becomes of the changes, and what the user should know.
-    fn definition(&self, settings: &Settings, table: &AppTable) -> Result<(Definition, Vec<String>), Refusal> {
+    fn definition(
+        &self,
+        settings: &Settings,
+        names: &Names,
+        table: &AppTable,
+    ) -> Result<(Definition, Vec<String>), Refusal> {
         let refusal = |reason: &str, fix: &str| Refusal { reason: reason.to_owned(), fix: fix.to_owned() };
         let given = self.key.as_ref().map(|columns| columns.0.as_slice()).unwrap_or_default();
         let entity = key::entity_key(table, given)?;
@@ -175,6 +187,16 @@ impl Capture {
                 "capture it without --bulk",
             ));
         }
+        let earlier = order::before_the_events(names, table, &on, self.bulk);
+        if let (true, Some(name)) = (self.bulk, earlier.first()) {
+            return Err(refusal(
+                &format!(
+                    "its trigger {} runs before a trigger for each statement can, and the events of what it changes would come too early",
+                    text::name(name)
+                ),
+                "capture it without --bulk",
+            ));
+        }
         let entity_type = self.entity_type.clone().unwrap_or_else(|| table.name.clone());
         if let Err(error) =
             routes::resolve(&settings.relay.topic, &entity_type, &self.event_type.replace(OP, "Created"), None)
@@ -195,6 +217,14 @@ impl Capture {
         if self.allow_truncate {
             notes.push("TRUNCATE makes no events: consumers keep the rows that it removes".to_owned());
         }
+        if !earlier.is_empty() {
+            let triggers: Vec<_> = earlier.iter().map(|name| text::name(name).to_string()).collect();
+            notes.push(format!(
+                "events are written when the transaction commits, because {} run after each row and may change other rows first: until \
+                 then the transaction cannot alter or truncate the table",
+                triggers.join(", ")
+            ));
+        }
         let definition = Definition {
             table: table.quoted(),
             on,
@@ -204,6 +234,7 @@ impl Capture {
             entity_type,
             event_type: self.event_type.clone(),
             bulk: self.bulk,
+            deferred: !earlier.is_empty(),
             allow_truncate: self.allow_truncate,
         };
         Ok((definition, notes))
@@ -212,7 +243,7 @@ impl Capture {
     async fn drop(&self, target: &mut Target, table: &AppTable, captured: Option<Installed>) -> Result<(), Failure> {
         let captured = captured.ok_or_else(|| not_captured(table))?;
         app_table::owner(target, table, &[]).await?;
-        let has_backfill = store::has_table(&mut target.conn, &target.names).await;
+        let has_backfill = state::has_table(&mut target.conn, &target.names).await;
         let has_backfill = has_backfill.map_err(|error| target.failed("look for a backfill of", error))?;
         let author = self.by.author(self.reason.clone());
         let statements = script::drop(&target.names, &captured, has_backfill, &author);

@@ -27,6 +27,8 @@ pub(crate) struct AppTable {
     pub(crate) columns: Vec<Column>,
     /// The unique indexes on columns, without a condition; the primary key first.
     pub(crate) keys: Vec<Key>,
+    /// The triggers of others that run after a change, at once.
+    pub(crate) triggers: Vec<Trigger>,
 }
 
 /// A column of the table.
@@ -46,6 +48,16 @@ pub(crate) struct Column {
     pub(crate) default: Option<String>,
     /// The labels of an enum.
     pub(crate) labels: Vec<String>,
+    /// True for a type of `pg_catalog`, an enum, or a domain over one of these: its operators are found on our search path.
+    pub(crate) built_in: bool,
+}
+
+/// A trigger of others that runs after a change and is not deferred.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Trigger {
+    pub(crate) name: String,
+    /// True if it runs for each row, false if it runs for each statement.
+    pub(crate) for_each_row: bool,
 }
 
 /// A unique index.
@@ -161,7 +173,8 @@ async fn select(conn: &mut PgConnection, condition: &str) -> Result<Vec<AppTable
              'base', coalesce(b.typname, t.typname), 'category', coalesce(b.typcategory, t.typcategory), 'not_null', a.attnotnull,
              'default', case a.attgenerated when '' then pg_get_expr(d.adbin, d.adrelid) end,
              'numbered', a.attidentity <> '' or coalesce(pg_get_expr(d.adbin, d.adrelid) like 'nextval(%', false),
-             'labels', (select coalesce(jsonb_agg(e.enumlabel order by e.enumsortorder), '[]') from pg_enum e where e.enumtypid = t.oid))
+             'labels', (select coalesce(jsonb_agg(e.enumlabel order by e.enumsortorder), '[]') from pg_enum e where e.enumtypid = t.oid),
+             'built_in', coalesce(b.typtype, t.typtype) = 'e' or coalesce(b.typnamespace, t.typnamespace) = 'pg_catalog'::regnamespace)
              order by a.attnum), '[]')
       from pg_attribute a join pg_type t on t.oid = a.atttypid left join pg_type b on b.oid = nullif(t.typbasetype, 0)
       left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -172,11 +185,18 @@ async fn select(conn: &mut PgConnection, condition: &str) -> Result<Vec<AppTable
                           join pg_attribute a on a.attrelid = c.oid and a.attnum = p.attnum where p.at <= i.indnkeyatts))
              order by not i.indisprimary, k.relname), '[]')
       from pg_index i join pg_class k on k.oid = i.indexrelid
-     where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null))::text
+     where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null),
+  'triggers', (
+    select coalesce(jsonb_agg(distinct jsonb_build_object('name', g.tgname, 'for_each_row', g.tgtype & 1 = 1)), '[]')
+      from pg_trigger g left join pg_description d on d.objoid = g.tgfoid and d.classoid = 'pg_proc'::regclass and d.objsubid = 0
+     where (g.tgrelid = c.oid or g.tgrelid in (select relid from pg_partition_tree(c.oid))) and not g.tgisinternal
+       and g.tgenabled in ('O', 'A') and not g.tginitdeferred and g.tgtype & 66 = 0 and g.tgtype & 28 <> 0
+       and not starts_with(coalesce(d.description, ''), {ours})))::text
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
  where c.relkind in ('r', 'p', 'v', 'm', 'f') and n.nspname not in ('pg_catalog', 'information_schema') and n.nspname !~ '^pg_toast'
    and {condition}
- order by n.nspname"
+ order by n.nspname",
+        ours = literal(OUR_COMMENT)
     );
     let rows = read(conn, &query).await?;
     let table = |text: String| serde_json::from_str(&text).map_err(|error| sqlx::Error::Decode(error.into()));
@@ -234,6 +254,23 @@ pub(crate) async fn owner(
     Ok(Owner { outbox: row.try_get(0)?, is_ours: row.try_get(1)?, is_self: row.try_get(2)?, lacks })
 }
 
+/// Returns the owners of those functions of `functions`, quoted and with their schema, that exist.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn owners(
+    conn: &mut PgConnection,
+    functions: &[String],
+) -> Result<Vec<(String, String)>, sqlx::Error> {
+    let wanted: Vec<_> = functions.iter().map(|function| literal(function)).collect();
+    let query = format!(
+        "select wanted.name, r.rolname::text from unnest(array[{}]::text[]) wanted (name) \
+           join pg_proc p on p.oid = to_regprocedure(wanted.name || '()') join pg_roles r on r.oid = p.proowner",
+        wanted.join(", ")
+    );
+    read(conn, &query).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
 /// Returns a dollar quote that does not occur in the text.
 pub(crate) fn dollar_quote(text: &str) -> String {
     let mut tag = "$body$".to_owned();
@@ -253,6 +290,8 @@ pub(crate) struct Installed {
     pub(crate) functions: Vec<String>,
     /// The names of the triggers, not quoted.
     pub(crate) triggers: Vec<String>,
+    /// The oids of the triggers, in order. A trigger that is set anew has another one.
+    pub(crate) oids: Vec<i64>,
     /// True if a trigger is disabled, or enabled only for replicas.
     pub(crate) is_disabled: bool,
     /// The comment of the function, without its beginning.
@@ -266,9 +305,12 @@ impl Installed {
     }
 }
 
+/// The beginning of the comments of all trigger functions that commands make.
+const OUR_COMMENT: &str = "outbox-relay ";
+
 /// Returns the beginning of the comment of every trigger function that a command has made for this outbox. The rest is JSON.
 pub(crate) fn comment(names: &Names, command: &str) -> String {
-    format!("outbox-relay {command} of {}: ", names.outbox())
+    format!("{OUR_COMMENT}{command} of {}: ", names.outbox())
 }
 
 /// Returns the triggers that `command` has set for this outbox, by table. They are found by the comments of their functions, because
@@ -285,7 +327,7 @@ pub(crate) async fn installed(
     let query = format!(
         "select c.oid::int8, n.nspname::text, c.relname::text, \
            array_agg(distinct quote_ident(pn.nspname) || '.' || quote_ident(p.proname)), array_agg(t.tgname::text order by t.tgname), \
-           bool_or(t.tgenabled not in ('O', 'A')), max(substr(d.description, {})) \
+           bool_or(t.tgenabled not in ('O', 'A')), max(substr(d.description, {})), array_agg(t.oid::int8 order by t.oid) \
          from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace pn on pn.oid = p.pronamespace \
            join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
            join pg_description d on d.objoid = p.oid and d.classoid = 'pg_proc'::regclass and d.objsubid = 0 \
@@ -304,6 +346,7 @@ pub(crate) async fn installed(
             triggers: row.try_get(4)?,
             is_disabled: row.try_get(5)?,
             definition: row.try_get::<Option<String>, _>(6)?.unwrap_or_default(),
+            oids: row.try_get(7)?,
         })
     };
     read(conn, &query).await?.iter().map(installed).collect()

@@ -1,15 +1,18 @@
 //! Turns the changes of a table of the application into events, by triggers.
 //!
 //! - [`key`]: which columns name the entity, and whether its events have an order
+//! - [`order`]: which triggers of the application would come before the events
 //! - [`script`]: the SQL that sets the triggers and removes them
 //! - [`backfill`]: one event for each row that was there before
 //!
 //! The order of ids is the order of commits for an entity whose key is unique: a change of a row holds the row's lock until it commits, and
 //! its event gets an id after that lock. A key that is deleted and inserted again waits for the end of the first transaction. So the trigger
-//! is immediate, and takes no lock of its own.
+//! takes no lock of its own, and is immediate. Only beside a trigger of the application that runs after each row it is deferred: that one may
+//! change another row of the same statement before its first event is made.
 
 pub(crate) mod backfill;
 pub(crate) mod key;
+pub(crate) mod order;
 pub(crate) mod script;
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +53,8 @@ pub(crate) struct Definition {
     /// The type of an event, with `{op}` for what has happened.
     pub(crate) event_type: String,
     pub(crate) bulk: bool,
+    /// True if the events are made when the transaction commits: the table has other triggers that run after each row.
+    pub(crate) deferred: bool,
     pub(crate) allow_truncate: bool,
 }
 

@@ -1,5 +1,5 @@
 //! Runs statements that need a strong lock on a table in use: in one transaction, in short attempts, because writers queue behind each
-//! attempt.
+//! attempt. An attempt is longer only if nothing but an autovacuum has the table.
 
 use std::time::Duration;
 
@@ -11,14 +11,19 @@ use crate::store::read_only::read;
 use crate::store::search_path;
 use crate::text;
 
-/// The longest wait of an attempt, and so the longest time that it stops writers.
+/// The longest wait of an attempt, and so the longest time that it stops writers, unless only an autovacuum has the table.
 const ATTEMPT: Duration = Duration::from_millis(40);
 
 /// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(150);
 
-/// The longest wait if an autovacuum has the table. It gives way after `deadlock_timeout`, one second by default.
+/// The longest wait if only an autovacuum has the table. It gives way after `deadlock_timeout`, one second by default, and not to a shorter
+/// attempt.
 const UNTIL_AUTOVACUUM_GIVES_WAY: Duration = Duration::from_millis(1500);
+
+/// Limits that the server keeps by itself: a client that is stopped or cut off in the middle must not keep the locks.
+pub(crate) const IF_THE_CLIENT_STOPS: &str =
+    "set local idle_in_transaction_session_timeout = '5s'; set local tcp_user_timeout = '10s'";
 
 /// The SQLSTATE of a lock that was not got in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -86,14 +91,19 @@ pub(crate) async fn run(
     }
 }
 
-/// Returns the statements as the script that [`run`] runs, for people.
+/// Returns the statements as the script that [`run`] runs, for people. It is one attempt: it fails if the lock is not free, and can be
+/// repeated.
 pub(crate) fn script(statements: &[String]) -> String {
-    format!("begin;\nset local search_path = pg_catalog, pg_temp;\n{};\ncommit;\n", statements.join(";\n"))
+    format!(
+        "begin;\nset local search_path = pg_catalog, pg_temp;\nset local lock_timeout = '{}ms';\n{};\ncommit;\n",
+        ATTEMPT.as_millis(),
+        statements.join(";\n")
+    )
 }
 
 async fn once(conn: &mut PgConnection, statements: &[String], attempt: Duration) -> Result<Vec<PgRow>, sqlx::Error> {
     let mut tx = search_path::begin(conn).await?;
-    let limit = format!("set local lock_timeout = {}", attempt.as_millis());
+    let limit = format!("{IF_THE_CLIENT_STOPS}; set local lock_timeout = {}", attempt.as_millis());
     tx.execute(sqlx::raw_sql(AssertSqlSafe(limit))).await?;
     let mut rows = Vec::new();
     for statement in statements {

@@ -1,5 +1,7 @@
 //! Tests `adopt`: a polling loop's table is handed over and given back, each row belongs to one side, and nothing else is touched.
 
+mod rows;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +17,7 @@ use lab::relay::Output;
 use lab::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials! {
+    let own = trials! {
         with_postgres:
             the_meaning_of_columns_is_guessed_and_can_be_said,
             what_cannot_be_kept_in_order_is_refused_and_nothing_is_changed,
@@ -26,7 +28,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_lock_that_is_not_free_is_named_and_nothing_is_changed;
         with_both:
             each_row_is_published_by_one_side_in_order_while_applications_write;
-    }
+    };
+    [own, rows::trials()].into_iter().flatten().collect()
 }
 
 /// The table of a usual polling loop.

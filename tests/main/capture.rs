@@ -3,7 +3,11 @@
 
 mod backfill;
 mod order;
+mod progress;
 mod shapes;
+mod squatters;
+mod stopped;
+mod triggers;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
@@ -25,7 +29,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             what_cannot_be_captured_is_refused_and_nothing_is_changed,
             a_lock_that_is_not_free_is_named_and_nothing_is_changed;
     };
-    [own, shapes::trials(), order::trials(), backfill::trials()].into_iter().flatten().collect()
+    let more = [progress::trials(), squatters::trials(), stopped::trials(), triggers::trials()];
+    [own, shapes::trials(), order::trials(), backfill::trials()].into_iter().chain(more).flatten().collect()
 }
 
 pub(crate) async fn command(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<Output> {

@@ -9,20 +9,25 @@ use super::super::exit::Failure;
 use super::super::interrupt::interrupted;
 use super::super::output;
 use super::super::target::Target;
-use super::{Capture, definition_of, not_captured};
+use super::{Capture, definition_of, not_captured, refused};
 use crate::observe::print::{errln, outln};
 use crate::observe::progress::Progress as Bar;
 use crate::resend::rate::Rate;
-use crate::store::app_table::{AppTable, Installed};
+use crate::store::app_table::{AppTable, Installed, Owner};
 use crate::store::audit;
-use crate::store::capture::backfill::{Backfill, Progress, Step};
+use crate::store::capture::backfill::state::{self, FailedRow, Found, Progress};
+use crate::store::capture::backfill::{Backfill, Step};
 use crate::store::capture::key::walked;
 use crate::text;
+use event_outbox::names::quote;
 
 /// The rows of a page.
 const PAGE: i64 = 500;
 
-/// The pause after every skipped row was found locked.
+/// The most failed rows that are named.
+const MOST_NAMED: usize = 10;
+
+/// The pause after every skipped row, or the table, was found locked.
 const LOCKED: Duration = Duration::from_millis(200);
 
 impl Capture {
@@ -37,12 +42,14 @@ impl Capture {
         let definition = definition_of(&captured)?;
         let owner = app_table::owner(target, table, &[]).await?;
         let shown = app_table::shown(table);
-        let key = walked(table).ok_or_else(|| {
-            Failure::finding(format!("{shown} has no unique key, so its rows cannot be visited one after the other"))
-                .hint("alter table … add primary key (…), or a unique index on columns that are not null")
-        })?;
-        let (names, key) = (target.names.clone(), key.to_vec());
-        let work = Backfill { names: &names, table, definition: &definition, key, filter: self.filter.clone() };
+        if captured.is_disabled {
+            return Err(Failure::finding(format!("a trigger of {shown} is disabled, so changes make no events"))
+                .hint(format!("alter table {} enable trigger user", table.quoted())));
+        }
+        let key = walked(table).map_err(|refusal| refused(table, &refusal))?;
+        let (names, key, triggers) = (target.names.clone(), key.to_vec(), captured.oids.clone());
+        let work =
+            Backfill { names: &names, table, definition: &definition, key, filter: self.filter.clone(), triggers };
         let failed = |error: sqlx::Error| app_table::not_run("read the rows of", table, error.into());
         if self.dry_run {
             let rows = work.estimate(&mut target.conn).await.map_err(failed)?;
@@ -50,7 +57,7 @@ impl Capture {
                 outln!("about {rows} rows of {shown} would become events; nothing was changed");
             });
         }
-        work.prepare(&mut target.conn, &owner).await.map_err(failed)?;
+        prepare(target, table, &owner).await?;
         let (mut progress, resumed) = self.begin(target, &work).await?;
         let stop = interrupted()?;
         let estimate = work.estimate(&mut target.conn).await.unwrap_or_default();
@@ -58,25 +65,30 @@ impl Capture {
         bar.set(u64::try_from(progress.events).unwrap_or_default());
         let began = progress.events;
         let mut rate = Rate::new(self.rate);
+        let (mut pages, mut locked) = (true, 0);
         let all = async {
             while !*stop.borrow() {
-                match work.page(&mut target.conn, &mut progress, rate.page(PAGE)).await.map_err(failed)? {
+                let mut step = match pages {
+                    true => work.page(&mut target.conn, &mut progress, rate.page(PAGE)).await.map_err(failed)?,
+                    false => Step::TooManyLocked,
+                };
+                if step == Step::NoMorePages {
+                    pages = false;
+                }
+                if matches!(step, Step::NoMorePages | Step::TooManyLocked) {
+                    step = work.visit(&mut target.conn, &mut progress).await.map_err(failed)?;
+                    locked = if step == Step::Locked { locked + 1 } else { 0 };
+                }
+                match step {
                     Step::NoMorePages => break,
                     Step::NotAlone => return Err(not_alone(&shown)),
+                    Step::TooManyFailed => return Err(too_many_failed(&shown, &progress.failed)),
                     Step::Page(events) => {
                         bar.add(u64::try_from(events).unwrap_or_default());
                         tokio::time::sleep(rate.spend(events)).await;
                     }
-                }
-            }
-            let mut locked = 0;
-            while !*stop.borrow() && !progress.skipped.is_empty() {
-                locked = match work.visit(&mut target.conn, &mut progress).await.map_err(failed)? {
-                    true => 0,
-                    false => locked + 1,
-                };
-                if locked >= progress.skipped.len() && locked > 0 {
-                    tokio::time::sleep(LOCKED).await;
+                    Step::Locked if locked < progress.skipped.len() => {}
+                    Step::Locked | Step::TooManyLocked => tokio::time::sleep(LOCKED).await,
                 }
             }
             Ok(())
@@ -88,18 +100,23 @@ impl Capture {
             let filter = json!({ "table": table.quoted(), "where": self.filter });
             let author = self.by.author(self.reason.clone());
             let entry = audit::entry(&names, "capture --backfill", &filter, &author, &progress.events.to_string());
-            work.finish(&mut target.conn, &entry).await.map_err(failed)?;
+            if !work.finish(&mut target.conn, &progress, &entry).await.map_err(failed)? {
+                return Err(not_alone(&shown));
+            }
         }
         let events = progress.events;
         self.shown(
             json!({
                 "dry_run": false, "backfill": table.quoted(), "events": events, "resumed": resumed, "finished": finished,
-                "locked": progress.skipped.len(),
+                "locked": progress.skipped.len(), "failed": progress.failed,
             }),
             || outln!("{} events of rows of {shown} were written{}", events - began, total(resumed, events)),
         )?;
         if finished {
-            return Ok(());
+            return match progress.failed.as_slice() {
+                [] => Ok(()),
+                rows => Err(failed_rows(table, rows)),
+            };
         }
         let again = text::flag("--where", self.filter.as_deref().unwrap_or_default());
         let again = if self.filter.is_some() { format!(" {again}") } else { String::new() };
@@ -111,9 +128,19 @@ impl Capture {
     /// Goes on with a backfill that was interrupted, or begins one.
     async fn begin(&self, target: &mut Target, work: &Backfill<'_>) -> Result<(Progress, bool), Failure> {
         let failed = |error: sqlx::Error| app_table::not_run("read the rows of", work.table, error.into());
-        let before = work.progress(&mut target.conn).await.map_err(failed)?;
+        let before = state::progress(&mut target.conn, work.names, work.table.oid).await.map_err(failed)?;
         match before.filter(|before| !before.finished && !self.restart) {
-            Some(before) if before.filter == work.filter && before.key == work.key => {
+            Some(before) if before.triggers != work.triggers => {
+                let shown = app_table::shown(work.table);
+                Err(Failure::usage(format!("{shown} was captured anew since its unfinished backfill began"))
+                    .because("rows that changed in between may have no event")
+                    .hint("--restart begins anew"))
+            }
+            Some(mut before) if before.filter == work.filter && before.key == work.key => {
+                let taken = state::take(&mut target.conn, work.names, work.table.oid, &mut before).await;
+                if !taken.map_err(failed)? {
+                    return Err(not_alone(&app_table::shown(work.table)));
+                }
                 errln!("note: goes on after {} events", before.events);
                 Ok((before, true))
             }
@@ -146,7 +173,55 @@ fn total(resumed: bool, events: i64) -> String {
     if resumed { format!(", {events} in all") } else { String::new() }
 }
 
+/// Creates the table of backfills, if this is the first one.
+async fn prepare(target: &mut Target, table: &AppTable, owner: &Owner) -> Result<(), Failure> {
+    let found = state::find(&mut target.conn, &target.names).await;
+    match found.map_err(|error| target.failed("look for the backfills of", error))? {
+        Found::Ours => Ok(()),
+        Found::None => state::create(&mut target.conn, &target.names, owner)
+            .await
+            .map_err(|error| app_table::not_run("begin the backfill of", table, error.into())),
+        Found::Foreign(of) => {
+            let name = target.names.companion("backfill");
+            let what = format!(
+                "the relation {} of {}, or a trigger, rule or policy on it,",
+                text::name(&name),
+                text::name(&quote(&of))
+            );
+            Err(app_table::foreign(&what, &format!("drop {name}")))
+        }
+    }
+}
+
 fn not_alone(shown: &str) -> Failure {
-    Failure::finding(format!("another process makes the backfill of {shown}"))
-        .hint("let it go on, or end it and run this again")
+    Failure::finding(format!(
+        "another process has taken the backfill of {shown} over, or its triggers were dropped, replaced or disabled"
+    ))
+    .hint("let the other process go on; or end it, see outbox-relay capture --list, and run this again")
+}
+
+fn failed_rows(table: &AppTable, rows: &[FailedRow]) -> Failure {
+    let shown = app_table::shown(table);
+    Failure::finding(format!("{} rows of {shown} have no event{}", rows.len(), named(rows))).hint(format!(
+        "outbox-relay capture --drop {}, correct these rows, capture the table again and repeat the backfill for them with --where",
+        text::shell(&table.quoted())
+    ))
+}
+
+fn too_many_failed(shown: &str, rows: &[FailedRow]) -> Failure {
+    Failure::finding(format!(
+        "more than {} rows of {shown} cannot become events, so the backfill has stopped{}",
+        rows.len(),
+        named(rows)
+    ))
+    .hint("correct the rows, or leave them out with --where and --restart")
+}
+
+/// Lists the first of these rows, a line for each.
+fn named(rows: &[FailedRow]) -> String {
+    let line =
+        |row: &FailedRow| format!("\n  {}: {}", text::sentence(&row.key.join(", ")), text::sentence(&row.reason));
+    let rest = rows.len().saturating_sub(MOST_NAMED);
+    let rest = if rest > 0 { format!("\n  and {rest} more") } else { String::new() };
+    rows.iter().take(MOST_NAMED).map(line).collect::<String>() + &rest
 }

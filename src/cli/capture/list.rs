@@ -9,23 +9,24 @@ use super::super::target::Target;
 use super::definition_of;
 use crate::observe::print::outln;
 use crate::store::adopt::script as adopt;
-use crate::store::capture::{Definition, backfill, script};
+use crate::store::capture::backfill::state;
+use crate::store::capture::{Definition, script};
 use crate::text;
 
 /// Lists captured and adopted tables.
 pub(super) async fn list(target: &mut Target, as_json: bool) -> Result<(), Failure> {
     let captured = app_table::installed(target, script::COMMAND).await?;
     let adopted = app_table::installed(target, adopt::COMMAND).await?;
-    let backfills = backfill::list(&mut target.conn, &target.names).await;
+    let backfills = state::list(&mut target.conn, &target.names).await;
     let backfills = backfills.map_err(|error| target.failed("read the backfills of", error))?;
     if as_json {
         let mut tables = Vec::new();
         for installed in &captured {
             let definition = definition_of(installed)?;
-            let of_table = backfills.iter().find(|backfill| backfill.source == installed.quoted());
+            let of_table = backfills.iter().find(|backfill| backfill.relation == installed.oid);
             tables.push(json!({
                 "table": installed.quoted(), "enabled": !installed.is_disabled, "captured": definition,
-                "backfill": of_table.map(|of| json!({ "events": of.events, "skipped": of.skipped, "finished": of.finished })),
+                "backfill": of_table.map(|of| json!({ "events": of.events, "skipped": of.skipped, "failed": of.failed, "finished": of.finished })),
             }));
         }
         let adopted: Vec<_> = adopted
@@ -41,9 +42,10 @@ pub(super) async fn list(target: &mut Target, as_json: bool) -> Result<(), Failu
     for installed in &captured {
         outln!("{}{}", text::name(&installed.quoted()), disabled(installed.is_disabled));
         outln!("{}", described(&definition_of(installed)?));
-        if let Some(of) = backfills.iter().find(|backfill| backfill.source == installed.quoted()) {
+        if let Some(of) = backfills.iter().find(|backfill| backfill.relation == installed.oid) {
             let state = if of.finished { "finished" } else { "not finished" };
-            outln!("  backfill {state}, {} events", of.events);
+            let failed = if of.failed > 0 { format!(", {} rows failed", of.failed) } else { String::new() };
+            outln!("  backfill {state}, {} events{failed}", of.events);
         }
     }
     for installed in &adopted {
@@ -59,12 +61,13 @@ pub(super) fn described(definition: &Definition) -> String {
     let on: Vec<_> = definition.on.iter().map(|change| change.name()).collect();
     let columns = definition.columns.as_ref().map_or_else(|| "all".to_owned(), |columns| joined(columns));
     format!(
-        "  on {}; entity {} by {}; event type {}; columns {columns}; a trigger for each {}; TRUNCATE is {}",
+        "  on {}; entity {} by {}; event type {}; columns {columns}; a trigger for each {}{}; TRUNCATE is {}",
         on.join(", "),
         text::name(&definition.entity_type),
         joined(&definition.key),
         text::name(&definition.event_type),
         if definition.bulk { "statement" } else { "row" },
+        if definition.deferred { ", at commit" } else { "" },
         if definition.allow_truncate { "not seen" } else { "refused" },
     )
 }

@@ -129,12 +129,25 @@ fn id<'t>(table: &'t AppTable, given: &Given) -> Result<&'t Column, Refusal> {
 fn key(table: &AppTable, id: Option<&Column>) -> Result<Vec<String>, Refusal> {
     let of_id = |columns: &[String]| matches!((columns, id), ([only], Some(id)) if *only == id.name);
     let key = table.primary_key().or_else(|| table.keys.iter().find(|key| of_id(&key.columns)));
-    key.map(|key| key.columns.clone()).ok_or_else(|| {
+    let key = key.ok_or_else(|| {
         refusal(
             "the table has no primary key, so the trigger could not find its row again",
             "alter table … add primary key (…)",
         )
-    })
+    })?;
+    // The trigger compares on a search path without the schemas of extensions.
+    let foreign = key.columns.iter().filter_map(|name| table.column(name)).find(|column| !column.built_in);
+    match foreign {
+        None => Ok(key.columns.clone()),
+        Some(column) => Err(refusal(
+            format!(
+                "the column {} of the primary key is {}, which is not built into Postgres: the trigger could not find its row again",
+                shown(&column.name),
+                shown(&column.declared)
+            ),
+            "alter table … alter column … type text, or another built-in type",
+        )),
+    }
 }
 
 /// Returns the column with this meaning: the one that the user has named, or the one with the most telling name.

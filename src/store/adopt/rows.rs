@@ -78,7 +78,7 @@ pub(crate) async fn look(
         table.quoted(),
         mapping.flag.is_pending("t")
     );
-    let mut found = Pending::default();
+    let mut found = Pending { rows: 0, refusals: headers(conn, table, mapping).await?.into_iter().collect() };
     for (at, row) in read_within(conn, &query, SCAN).await?.iter().enumerate() {
         let count: i64 = row.try_get(3)?;
         found.rows += count;
@@ -105,6 +105,33 @@ pub(crate) async fn look(
         }
     }
     Ok(found)
+}
+
+/// Casts the headers of the pending rows as the trigger does. One row that fails would make the cut fail.
+async fn headers(conn: &mut PgConnection, table: &AppTable, mapping: &Mapping) -> Result<Option<Refusal>, sqlx::Error> {
+    let Some(Source::Column { name, base, .. }) = mapping.part(Role::Headers) else { return Ok(None) };
+    if base == "jsonb" {
+        return Ok(None);
+    }
+    let (column, id) = (quote(name), quote(&mapping.id));
+    let (shown, pending) = (table.quoted(), mapping.flag.is_pending("t"));
+    let query = format!("select count(t.{column}::jsonb) from {shown} t where {pending}");
+    let Err(error) = read_within(conn, &query, SCAN).await else { return Ok(None) };
+    // Class 22: the value of a row.
+    let code = error.as_database_error().and_then(|error| error.code());
+    if !code.is_some_and(|code| code.starts_with("22")) {
+        return Err(error);
+    }
+    let query = format!(
+        "select t.{id}::text from {shown} t where {pending} and t.{column}::text ~ '\\\\u(0000|[dD][89a-fA-F])' order by t.{id} limit 5"
+    );
+    let rows = read_within(conn, &query, SCAN).await?;
+    let ids = rows.iter().map(|row| row.try_get::<String, _>(0)).collect::<Result<Vec<_>, _>>()?;
+    let ids = if ids.is_empty() { String::new() } else { format!(", probably of {}", ids.join(", ")) };
+    Ok(Some(refusal(
+        format!("pending rows have headers in {} that jsonb cannot hold{ids}: {error}", text::name(name)),
+        format!("correct these headers, or --map {name}=none to publish without headers"),
+    )))
 }
 
 /// Returns how many of the events up to `id` are not published yet: those that no claim has met, and those that are held.

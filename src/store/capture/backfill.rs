@@ -5,19 +5,38 @@
 //! Rows that a transaction has locked are skipped, so that the backfill and an application cannot deadlock, and are visited one by one
 //! afterwards. The cursor and the skipped keys are stored in the transaction of the page.
 
+pub(crate) mod state;
+
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Row, Transaction};
 
 use super::script::{SNAPSHOT, entity_id, event, insert};
 use super::{Definition, SETTINGS};
-use crate::store::app_table::{AppTable, Owner};
+use crate::store::app_table::AppTable;
 use crate::store::read_only::read;
 use crate::store::search_path;
+use crate::store::short_locks::IF_THE_CLIENT_STOPS;
 use event_outbox::Names;
 use event_outbox::names::{literal, quote};
+use state::{FailedRow, Progress};
 
 /// The longest wait for the lock of a skipped row, until the next one is visited.
 const ROW_LOCK_MS: u32 = 500;
+
+/// The longest wait for any other lock, such as that of a table that is altered, until the page is tried again.
+const LOCK_MS: u32 = 2_000;
+
+/// The longest time, in seconds, for which a page may hold the locks of its rows while its events are made.
+const LOCKED_SECONDS: u32 = 60;
+
+/// The most skipped keys. All of them are written again with each page and each visit.
+const MOST_SKIPPED: i64 = 1_000;
+
+/// The most rows that fail. With more of them, something else is wrong.
+const MOST_FAILED: usize = 100;
+
+/// The most characters of a stored reason.
+const LONGEST_REASON: usize = 200;
 
 /// The SQLSTATE of a lock that was not got in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -25,30 +44,28 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// The values of the key of a row, as text.
 pub(crate) type KeyValues = Vec<String>;
 
-/// The position of a backfill.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Progress {
-    pub(crate) filter: Option<String>,
-    pub(crate) key: Vec<String>,
-    /// The key of the last row of the last page.
-    pub(crate) last: Option<KeyValues>,
-    /// The last key of the table when the backfill began; `None` if the table was empty. The triggers make events of newer rows.
-    pub(crate) until: Option<KeyValues>,
-    /// The keys of rows that were locked.
-    pub(crate) skipped: Vec<KeyValues>,
-    pub(crate) events: i64,
-    pub(crate) finished: bool,
-}
-
-/// The result of a page.
+/// The result of a page, or of the visit of a skipped row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Holds the number of new events.
     Page(i64),
     /// Every page is done.
     NoMorePages,
-    /// Another process works on this backfill.
+    /// Another process works on this backfill, or the triggers are gone.
     NotAlone,
+    /// The table or the row is locked; nothing was done.
+    Locked,
+    /// Skipped rows have to be visited first.
+    TooManyLocked,
+    /// Too many rows cannot become events.
+    TooManyFailed,
+}
+
+/// The result of one attempt at a page.
+enum Tried {
+    Done(Step),
+    /// A row of these keys cannot become an event.
+    Refused(sqlx::Error, Vec<KeyValues>),
 }
 
 /// A backfill of one table.
@@ -59,71 +76,13 @@ pub(crate) struct Backfill<'a> {
     /// The columns of a unique key, in the order of its index.
     pub(crate) key: Vec<String>,
     pub(crate) filter: Option<String>,
+    /// The oids of the triggers of `capture`.
+    pub(crate) triggers: Vec<i64>,
 }
 
 impl Backfill<'_> {
     fn state(&self) -> String {
         self.names.companion("backfill")
-    }
-
-    fn source(&self) -> String {
-        literal(&self.table.quoted())
-    }
-
-    /// Creates the table of backfills, if this is the first one.
-    ///
-    /// # Errors
-    /// Any database error.
-    pub(crate) async fn prepare(&self, conn: &mut PgConnection, owner: &Owner) -> Result<(), sqlx::Error> {
-        if has_table(conn, self.names).await? {
-            return Ok(());
-        }
-        let state = self.state();
-        let mut script = format!(
-            "create table {state} (
-    -- The captured table, quoted and with its schema.
-    source      text primary key,
-    filter      text,
-    key         text[] not null,
-    last        text[],
-    until       text[],
-    -- The keys of rows that were locked: an array of arrays.
-    skipped     jsonb not null default '[]',
-    events      bigint not null default 0,
-    started_at  timestamptz not null default now(),
-    finished_at timestamptz
-)"
-        );
-        if !owner.is_self {
-            script += &format!("; alter table {state} owner to {}", quote(&owner.outbox));
-        }
-        let mut tx = search_path::begin(conn).await?;
-        tx.execute(sqlx::raw_sql(AssertSqlSafe(script))).await?;
-        tx.commit().await
-    }
-
-    /// Reads how far the backfill of this table is; `None` if it was never begun.
-    ///
-    /// # Errors
-    /// Any database error.
-    pub(crate) async fn progress(&self, conn: &mut PgConnection) -> Result<Option<Progress>, sqlx::Error> {
-        let query = format!(
-            "select filter, key, last, until, skipped::text, events, finished_at is not null from {} where source = {}",
-            self.state(),
-            self.source()
-        );
-        let rows = read(conn, &query).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let skipped: String = row.try_get(4)?;
-        Ok(Some(Progress {
-            filter: row.try_get(0)?,
-            key: row.try_get(1)?,
-            last: row.try_get(2)?,
-            until: row.try_get(3)?,
-            skipped: serde_json::from_str(&skipped).map_err(|error| sqlx::Error::Decode(error.into()))?,
-            events: row.try_get(5)?,
-            finished: row.try_get(6)?,
-        }))
     }
 
     /// Begins anew, up to the last row of now.
@@ -142,26 +101,32 @@ impl Backfill<'_> {
         let filter = self.filter.as_deref().map_or_else(|| "null".to_owned(), literal);
         let (state, key, stop) =
             (self.state(), array(&self.key), until.as_ref().map_or("null".to_owned(), |k| array(k)));
+        let triggers: Vec<_> = self.triggers.iter().map(ToString::to_string).collect();
         let sql = format!(
-            "insert into {state} (source, filter, key, until) values ({}, {filter}, {key}, {stop}) on conflict (source) do update \
-             set filter = excluded.filter, key = excluded.key, until = excluded.until, last = null, skipped = '[]', events = 0, \
-                 started_at = now(), finished_at = null",
-            self.source()
+            "insert into {state} (relation, triggers, run, filter, key, until) \
+             values ({}, array[{}]::oid[], gen_random_uuid(), {filter}, {key}, {stop}) on conflict (relation) do update \
+             set triggers = excluded.triggers, run = excluded.run, filter = excluded.filter, key = excluded.key, until = excluded.until, \
+                 last = null, skipped = '[]', failed = '[]', events = 0, started_at = now(), finished_at = null returning run::text",
+            self.table.oid,
+            triggers.join(", ")
         );
-        run(&mut tx, &sql).await?;
+        let run = fetch(&mut tx, &sql).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
         tx.commit().await?;
         Ok(Progress {
+            run,
+            triggers: self.triggers.clone(),
             filter: self.filter.clone(),
             key: self.key.clone(),
             last: None,
             until,
             skipped: Vec::new(),
+            failed: Vec::new(),
             events: 0,
             finished: false,
         })
     }
 
-    /// Makes the events of the next page of at most `rows` rows.
+    /// Makes the events of the next page of at most `rows` rows. Only one row fails if its values cannot become an event.
     ///
     /// # Errors
     /// Any database error; nothing is changed then.
@@ -171,10 +136,33 @@ impl Backfill<'_> {
         progress: &mut Progress,
         rows: i64,
     ) -> Result<Step, sqlx::Error> {
-        let Some(until) = &progress.until else { return Ok(Step::NoMorePages) };
+        let mut rows = rows.min(MOST_SKIPPED);
+        if progress.skipped.len() as i64 + rows > MOST_SKIPPED {
+            return Ok(Step::TooManyLocked);
+        }
+        loop {
+            match self.try_page(conn, progress, rows).await {
+                Ok(Tried::Done(step)) => return Ok(step),
+                Ok(Tried::Refused(error, keys)) => match keys.as_slice() {
+                    [key] => return self.fail(conn, progress, key, &error, true).await,
+                    several => rows = several.len() as i64 / 2,
+                },
+                Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => return Ok(Step::Locked),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn try_page(
+        &self,
+        conn: &mut PgConnection,
+        progress: &mut Progress,
+        rows: i64,
+    ) -> Result<Tried, sqlx::Error> {
+        let Some(until) = &progress.until else { return Ok(Tried::Done(Step::NoMorePages)) };
         let mut tx = self.begin(conn).await?;
         if !self.lock_state(&mut tx, progress).await? {
-            return Ok(Step::NotAlone);
+            return Ok(Tried::Done(Step::NotAlone));
         }
         let from = progress.last.as_ref().map_or_else(|| "true".to_owned(), |last| self.compared(">", last));
         let (table, condition) = (self.table.quoted(), self.condition());
@@ -186,17 +174,19 @@ impl Backfill<'_> {
         );
         let page: Vec<KeyValues> =
             fetch(&mut tx, &page).await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-        let Some(high) = page.last() else { return Ok(Step::NoMorePages) };
-        // The lock of a row comes before the id of its event.
+        let Some(high) = page.last() else { return Ok(Tried::Done(Step::NoMorePages)) };
+        // The lock of a row comes before the id of its event. Only the rows of the page are looked at, so that the locks are short also if
+        // the filter leaves out nearly all rows.
         let locked = format!(
             "with locked as materialized (
-    select t.* from {table} t where {from} and {high} and {condition} order by {ordered} for share skip locked),
+    select t.* from {table} t where {from} and {high} and {listed} and {condition} order by {ordered} for share skip locked),
 sent as (
     {insert}
     select {event} from (select to_jsonb(l.*) as outbox_relay_row, {columns} from locked l) r
      order by {order} returning 1)
 select {values} from locked t, (select count(*) from sent) sent",
             high = self.compared("<=", high),
+            listed = self.one_of(&page),
             ordered = self.listed("t"),
             insert = insert(self.names),
             event = self.event("r.outbox_relay_row"),
@@ -204,45 +194,93 @@ select {values} from locked t, (select count(*) from sent) sent",
             order = self.listed("r"),
             values = self.values("t"),
         );
-        let sent: Vec<KeyValues> =
-            fetch(&mut tx, &locked).await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        run(&mut tx, &format!("set local statement_timeout = '{LOCKED_SECONDS}s'")).await?;
+        let sent = match fetch(&mut tx, &locked).await {
+            Ok(sent) => sent,
+            Err(error) if is_of_the_row(&error) => {
+                tx.rollback().await?;
+                return Ok(Tried::Refused(error, page));
+            }
+            Err(error) => return Err(error),
+        };
+        let sent: Vec<KeyValues> = sent.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         let sent: std::collections::HashSet<_> = sent.into_iter().collect();
         let mut skipped = progress.skipped.clone();
         skipped.extend(page.iter().filter(|key| !sent.contains(*key)).cloned());
         let events = progress.events + sent.len() as i64;
         let sql = format!(
-            "update {} set last = {}, skipped = {}::jsonb, events = {events} where source = {}",
+            "update {} set last = {}, skipped = {}::jsonb, events = {events} where relation = {}",
             self.state(),
             array(high),
             json(&skipped)?,
-            self.source()
+            self.table.oid
         );
         run(&mut tx, &sql).await?;
         self.wake_up(&mut tx).await?;
         let high = high.clone();
         tx.commit().await?;
         (progress.last, progress.skipped, progress.events) = (Some(high), skipped, events);
-        Ok(Step::Page(sent.len() as i64))
+        Ok(Tried::Done(Step::Page(sent.len() as i64)))
     }
 
-    /// Visits the first skipped row. Returns false if it is still locked; it is the last one then.
+    /// Notes that a row cannot become an event, and goes past it: as the next row, or as the first skipped one.
+    async fn fail(
+        &self,
+        conn: &mut PgConnection,
+        progress: &mut Progress,
+        key: &KeyValues,
+        error: &sqlx::Error,
+        is_next: bool,
+    ) -> Result<Step, sqlx::Error> {
+        if progress.failed.len() >= MOST_FAILED {
+            return Ok(Step::TooManyFailed);
+        }
+        let mut after = progress.clone();
+        let reason = error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
+        after.failed.push(FailedRow { key: key.clone(), reason: reason.chars().take(LONGEST_REASON).collect() });
+        if is_next {
+            after.last = Some(key.clone());
+        } else {
+            after.skipped.remove(0);
+        }
+        let mut tx = self.begin(conn).await?;
+        if !self.lock_state(&mut tx, progress).await? {
+            return Ok(Step::NotAlone);
+        }
+        let last = after.last.as_ref().map_or_else(|| "null".to_owned(), |last| array(last));
+        let sql = format!(
+            "update {} set last = {last}, skipped = {}::jsonb, failed = {}::jsonb where relation = {}",
+            self.state(),
+            json(&after.skipped)?,
+            json(&after.failed)?,
+            self.table.oid
+        );
+        run(&mut tx, &sql).await?;
+        tx.commit().await?;
+        *progress = after;
+        Ok(Step::Page(0))
+    }
+
+    /// Visits the first skipped row. If it is still locked, it is the last one then.
     ///
     /// # Errors
     /// Any database error; nothing is changed then.
-    pub(crate) async fn visit(&self, conn: &mut PgConnection, progress: &mut Progress) -> Result<bool, sqlx::Error> {
-        let Some(key) = progress.skipped.first().cloned() else { return Ok(true) };
-        let visited = self.visit_one(conn, progress, &key).await;
-        let is_locked = visited.as_ref().is_err_and(|error| {
-            error.as_database_error().and_then(|error| error.code()).as_deref() == Some(LOCK_NOT_AVAILABLE)
-        });
-        if is_locked {
-            progress.skipped.rotate_left(1);
-            return Ok(false);
+    pub(crate) async fn visit(&self, conn: &mut PgConnection, progress: &mut Progress) -> Result<Step, sqlx::Error> {
+        let Some(key) = progress.skipped.first().cloned() else { return Ok(Step::NoMorePages) };
+        match self.visit_one(conn, progress, &key).await {
+            Ok(Step::Page(sent)) => {
+                progress.skipped.remove(0);
+                progress.events += sent;
+                Ok(Step::Page(sent))
+            }
+            Ok(step) => Ok(step),
+            Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => {
+                progress.skipped.rotate_left(1);
+                Ok(Step::Locked)
+            }
+            Err(error) if is_of_the_row(&error) => self.fail(conn, progress, &key, &error, false).await,
+            Err(error) => Err(error),
         }
-        let sent = visited?;
-        progress.skipped.remove(0);
-        progress.events += sent;
-        Ok(true)
     }
 
     async fn visit_one(
@@ -250,8 +288,11 @@ select {values} from locked t, (select count(*) from sent) sent",
         conn: &mut PgConnection,
         progress: &Progress,
         key: &[String],
-    ) -> Result<i64, sqlx::Error> {
+    ) -> Result<Step, sqlx::Error> {
         let mut tx = self.begin(conn).await?;
+        if !self.lock_state(&mut tx, progress).await? {
+            return Ok(Step::NotAlone);
+        }
         run(&mut tx, &format!("set local lock_timeout = {ROW_LOCK_MS}")).await?;
         // A row that is gone, or does not fit any more, has an event of its change.
         let sql = format!(
@@ -264,30 +305,38 @@ select {values} from locked t, (select count(*) from sent) sent",
             self.event("r.outbox_relay_row"),
         );
         let sent = fetch(&mut tx, &sql).await?.len() as i64;
-        let rest: Vec<_> = progress.skipped.iter().skip(1).cloned().collect();
         let sql = format!(
-            "update {} set skipped = {}::jsonb, events = {} where source = {}",
+            "update {} set skipped = {}::jsonb, events = {} where relation = {}",
             self.state(),
-            json(&rest)?,
+            json(progress.skipped.get(1..).unwrap_or_default())?,
             progress.events + sent,
-            self.source()
+            self.table.oid
         );
         run(&mut tx, &sql).await?;
         self.wake_up(&mut tx).await?;
         tx.commit().await?;
-        Ok(sent)
+        Ok(Step::Page(sent))
     }
 
-    /// Notes that nothing is left, with the entry of the audit table.
+    /// Notes that nothing is left, with the entry of the audit table. Returns false if the backfill is no longer this process's.
     ///
     /// # Errors
     /// Any database error.
-    pub(crate) async fn finish(&self, conn: &mut PgConnection, entry: &str) -> Result<(), sqlx::Error> {
+    pub(crate) async fn finish(
+        &self,
+        conn: &mut PgConnection,
+        progress: &Progress,
+        entry: &str,
+    ) -> Result<bool, sqlx::Error> {
         let mut tx = self.begin(conn).await?;
-        run(&mut tx, &format!("update {} set finished_at = now() where source = {}", self.state(), self.source()))
+        if !self.lock_state(&mut tx, progress).await? {
+            return Ok(false);
+        }
+        run(&mut tx, &format!("update {} set finished_at = now() where relation = {}", self.state(), self.table.oid))
             .await?;
         run(&mut tx, entry).await?;
-        tx.commit().await
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Estimates the number of rows, for people.
@@ -305,18 +354,12 @@ select {values} from locked t, (select count(*) from sent) sent",
     async fn begin<'c>(&self, conn: &'c mut PgConnection) -> Result<Transaction<'c, Postgres>, sqlx::Error> {
         let settings: String =
             SETTINGS.iter().map(|(name, value)| format!("; set local {name} = {}", literal(value))).collect();
-        conn.begin_with(AssertSqlSafe(format!("{}{settings}", search_path::BEGIN))).await
+        let limits = format!("{IF_THE_CLIENT_STOPS}; set local lock_timeout = {LOCK_MS}");
+        conn.begin_with(AssertSqlSafe(format!("{}; {limits}{settings}", search_path::BEGIN))).await
     }
 
-    /// Locks the row of the backfill. Returns false if another process has gone on with it.
     async fn lock_state(&self, tx: &mut PgConnection, progress: &Progress) -> Result<bool, sqlx::Error> {
-        let last = progress.last.as_ref().map_or_else(|| "null".to_owned(), |last| array(last));
-        let sql = format!(
-            "select 1 from {} where source = {} and last is not distinct from {last}::text[] and finished_at is null for update",
-            self.state(),
-            self.source()
-        );
-        Ok(!fetch(tx, &sql).await?.is_empty())
+        state::lock(tx, self.names, self.table.oid, progress).await
     }
 
     async fn wake_up(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
@@ -349,57 +392,34 @@ select {values} from locked t, (select count(*) from sent) sent",
 
     /// SQL that compares the key of `t` with these values.
     fn compared(&self, operator: &str, values: &[String]) -> String {
+        format!("{} {operator} {}", self.tuple("t"), self.cast(values))
+    }
+
+    /// SQL that is true if the key of `t` is one of these.
+    fn one_of(&self, keys: &[KeyValues]) -> String {
+        let keys: Vec<_> = keys.iter().map(|values| self.cast(values)).collect();
+        format!("{} in ({})", self.tuple("t"), keys.join(", "))
+    }
+
+    /// SQL for these values in the types of the key.
+    fn cast(&self, values: &[String]) -> String {
         let cast = |(column, value): (&String, &String)| {
             let declared = self.table.column(column).map_or("text", |column| column.declared.as_str());
             format!("{}::text::{declared}", literal(value))
         };
         let values: Vec<_> = self.key.iter().zip(values).map(cast).collect();
-        format!("{} {operator} ({})", self.tuple("t"), values.join(", "))
+        format!("({})", values.join(", "))
     }
 }
 
-/// Returns true if the table of backfills exists and this user may read it.
-///
-/// # Errors
-/// Any database error.
-pub(crate) async fn has_table(conn: &mut PgConnection, names: &Names) -> Result<bool, sqlx::Error> {
-    let query = format!(
-        "select coalesce(has_table_privilege(to_regclass({}), 'select'), false)",
-        literal(&names.companion("backfill"))
-    );
-    read(conn, &query).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+/// Returns true for an error that comes from the values of a row: text that no JSON can hold, a limit of jsonb, a constraint of the outbox.
+fn is_of_the_row(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
 }
 
-/// A backfill as `capture --list` shows it.
-#[derive(Debug, Clone)]
-pub(crate) struct Listed {
-    pub(crate) source: String,
-    pub(crate) events: i64,
-    pub(crate) skipped: i64,
-    pub(crate) finished: bool,
-}
-
-/// Returns all backfills.
-///
-/// # Errors
-/// Any database error.
-pub(crate) async fn list(conn: &mut PgConnection, names: &Names) -> Result<Vec<Listed>, sqlx::Error> {
-    if !has_table(conn, names).await? {
-        return Ok(Vec::new());
-    }
-    let query = format!(
-        "select source, events, jsonb_array_length(skipped)::int8, finished_at is not null from {}",
-        names.companion("backfill")
-    );
-    let listed = |row: &PgRow| {
-        Ok(Listed {
-            source: row.try_get(0)?,
-            events: row.try_get(1)?,
-            skipped: row.try_get(2)?,
-            finished: row.try_get(3)?,
-        })
-    };
-    read(conn, &query).await?.iter().map(listed).collect()
+fn has_code(error: &sqlx::Error, wanted: &str) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some(wanted)
 }
 
 fn array(values: &[String]) -> String {
@@ -407,8 +427,8 @@ fn array(values: &[String]) -> String {
     format!("array[{}]::text[]", values.join(", "))
 }
 
-fn json(keys: &[KeyValues]) -> Result<String, sqlx::Error> {
-    serde_json::to_string(keys).map(|text| literal(&text)).map_err(|error| sqlx::Error::Encode(error.into()))
+fn json<T: serde::Serialize>(list: &[T]) -> Result<String, sqlx::Error> {
+    serde_json::to_string(list).map(|text| literal(&text)).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
 async fn fetch(tx: &mut PgConnection, sql: &str) -> Result<Vec<PgRow>, sqlx::Error> {

@@ -1,6 +1,6 @@
 //! Finds the columns that name the entity.
 
-use crate::store::app_table::AppTable;
+use crate::store::app_table::{AppTable, Column};
 use crate::text;
 
 /// The columns that name the entity.
@@ -94,8 +94,26 @@ fn no_column(table: &AppTable, flag: &str, name: &str) -> Refusal {
 }
 
 /// Returns the columns by which the backfill goes through the table: the primary key or another unique index whose columns are never null.
-pub(crate) fn walked(table: &AppTable) -> Option<&[String]> {
-    let is_set =
-        |columns: &[String]| columns.iter().all(|name| table.column(name).is_some_and(|column| column.not_null));
-    table.keys.iter().find(|key| is_set(&key.columns)).map(|key| key.columns.as_slice())
+///
+/// Their types are built in. For another type, such as `citext`, `order by` takes the operators of its index, and a comparison on our search
+/// path takes those of another type, or none.
+///
+/// # Errors
+/// The reason why there are none.
+pub(crate) fn walked(table: &AppTable) -> Result<&[String], Refusal> {
+    let all =
+        |columns: &[String], is: fn(&Column) -> bool| columns.iter().all(|name| table.column(name).is_some_and(is));
+    let mut set = table.keys.iter().filter(|key| all(&key.columns, |column| column.not_null)).peekable();
+    if set.peek().is_none() {
+        return Err(refusal(
+            "it has no unique key, so its rows cannot be visited one after the other".to_owned(),
+            "alter table … add primary key (…), or a unique index on columns that are not null",
+        ));
+    }
+    set.find(|key| all(&key.columns, |column| column.built_in)).map(|key| key.columns.as_slice()).ok_or_else(|| {
+        refusal(
+            "each of its unique keys has a column of a type that is not built into Postgres, whose order cannot be relied on".to_owned(),
+            "create a unique index on columns that are not null and of built-in types",
+        )
+    })
 }

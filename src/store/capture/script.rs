@@ -11,17 +11,31 @@ use event_outbox::names::{literal, quote};
 /// The command, in names and comments.
 pub(crate) const COMMAND: &str = "capture";
 
-/// Returns the statements that set the triggers, to be run in one transaction. `before` is what an earlier call has set.
+/// Returns the names of the functions that [`capture`] creates.
+pub(crate) fn functions(names: &Names, table: &AppTable) -> [String; 2] {
+    [COMMAND, "refuse_truncate"].map(|purpose| table.function(names, purpose))
+}
+
+/// What an earlier call has set.
+#[derive(Debug)]
+pub(crate) struct Before<'a> {
+    pub(crate) installed: Option<&'a Installed>,
+    /// Those of [`functions`] that exist and belong to the outbox's owner. Others are only created: a function that another user places
+    /// there in the meantime makes that fail.
+    pub(crate) functions: &'a [String],
+}
+
+/// Returns the statements that set the triggers, to be run in one transaction.
 pub(crate) fn capture(
     names: &Names,
     table: &AppTable,
     definition: &Definition,
     owner: &Owner,
-    before: Option<&Installed>,
+    before: &Before<'_>,
     author: &Author,
 ) -> Vec<String> {
     let shown = table.quoted();
-    let (function, refuse) = (table.function(names, COMMAND), table.function(names, "refuse_truncate"));
+    let [function, refuse] = functions(names, table);
     let body = if definition.bulk { statement_body(names, definition) } else { row_body(names, definition) };
     let mut functions = vec![(function.clone(), trigger_function(&body))];
     if !definition.allow_truncate {
@@ -31,16 +45,17 @@ pub(crate) fn capture(
     if !definition.allow_truncate {
         let name = names.part_raw("refuse_truncate");
         let event = format!("before truncate on {shown} for each statement execute function {refuse}()");
-        wanted.push((name, event));
+        wanted.push(format!("trigger {} {event}", quote(&name)));
     }
-    let mut statements: Vec<_> =
-        functions.iter().map(|(name, text)| format!("create or replace function {name}() {text}")).collect();
-    for (name, event) in &wanted {
-        statements.push(format!("create or replace trigger {} {event}", quote(name)));
+    // A constraint trigger cannot be replaced.
+    let old = before.installed.map(|before| before.triggers.as_slice()).unwrap_or_default();
+    let mut statements: Vec<_> = old.iter().map(|name| format!("drop trigger {} on {shown}", quote(name))).collect();
+    for (name, text) in &functions {
+        let create = if before.functions.contains(name) { "create or replace" } else { "create" };
+        statements.push(format!("{create} function {name}() {text}"));
     }
-    if let Some(before) = before {
-        let gone = before.triggers.iter().filter(|name| !wanted.iter().any(|(wanted, _)| wanted == *name));
-        statements.extend(gone.map(|name| format!("drop trigger {} on {shown}", quote(name))));
+    statements.extend(wanted.iter().map(|trigger| format!("create {trigger}")));
+    if let Some(before) = before.installed {
         let gone = before.functions.iter().filter(|name| !functions.iter().any(|(wanted, _)| is_same(wanted, name)));
         statements.extend(gone.map(|name| format!("drop function {name}()")));
     }
@@ -70,19 +85,28 @@ pub(crate) fn drop(names: &Names, captured: &Installed, has_backfill: bool, auth
     let functions = captured.functions.iter().map(|function| format!("drop function {function}()"));
     let mut statements: Vec<_> = triggers.chain(functions).collect();
     if has_backfill {
-        statements.push(format!("delete from {} where source = {}", names.companion("backfill"), literal(&shown)));
+        statements.push(format!("delete from {} where relation = {}", names.companion("backfill"), captured.oid));
     }
     statements.push(entry(names, "capture --drop", &json!({ "table": shown }), author, "0"));
     statements
 }
 
-/// Returns the triggers that make events: name and definition.
-fn triggers(names: &Names, shown: &str, definition: &Definition, function: &str) -> Vec<(String, String)> {
+/// Returns the triggers that make events, without `create`.
+fn triggers(names: &Names, shown: &str, definition: &Definition, function: &str) -> Vec<String> {
     if !definition.bulk {
         let on: Vec<_> = definition.on.iter().map(|change| change.name()).collect();
-        // The first trigger of its kind: another one may change the row again, and the event of that change must come later.
-        let event = format!("after {} on {shown} for each row execute function {function}()", on.join(" or "));
-        return vec![(names.first_trigger_raw(COMMAND), event)];
+        let name = quote(&names.first_trigger_raw(COMMAND));
+        // A trigger of the application may change another row of the same statement, before that row's own event. The events of deferred
+        // triggers are queued in the order of the changes.
+        let (kind, when) = if definition.deferred {
+            ("constraint trigger", " deferrable initially deferred")
+        } else {
+            ("trigger", "")
+        };
+        return vec![format!(
+            "{kind} {name} after {} on {shown}{when} for each row execute function {function}()",
+            on.join(" or ")
+        )];
     }
     let trigger = |change: &Change| {
         let rows = match change {
@@ -91,11 +115,17 @@ fn triggers(names: &Names, shown: &str, definition: &Definition, function: &str)
             Change::Delete => "old table as old_rows",
         };
         let name = change.name();
-        let event =
-            format!("after {name} on {shown} referencing {rows}\n    for each statement execute function {function}()");
-        (names.first_trigger_raw(&format!("{COMMAND}_{name}")), event)
+        format!(
+            "trigger {} after {name} on {shown} referencing {rows}\n    for each statement execute function {function}()",
+            quote(&bulk_trigger(names, *change))
+        )
     };
     definition.on.iter().map(trigger).collect()
+}
+
+/// Returns the name of the trigger for each statement.
+pub(crate) fn bulk_trigger(names: &Names, change: Change) -> String {
+    names.first_trigger_raw(&format!("{COMMAND}_{}", change.name()))
 }
 
 /// Returns the rest of `create function`. The function runs for everybody who may change the table, with the rights of the outbox's owner.
@@ -280,25 +310,21 @@ fn statement_body(names: &Names, definition: &Definition) -> String {
 declare
     gone boolean;
 begin
-    if tg_op = 'INSERT' then
-        select coalesce(bool_or(r.id is null), false) into gone
-          from (select {new_id} as id from (select to_jsonb(n.*) as after from new_rows n limit 1) n) r;
-    else
-        select coalesce(bool_or(r.id is null), false) into gone
-          from (select {old_id} as id from (select to_jsonb(o.*) as before from old_rows o limit 1) o) r;
-    end if;
-    if gone then
-        {gone};
-    end if;
     perform {wake_up}();
     if tg_op = 'INSERT' then
-        {insert}
-        select {created}
-          from (select n.after, {new_id} as id from (select to_jsonb(n.*) as after from new_rows n) n) r;
+        with made as (
+            {insert}
+            select {created}
+              from (select n.after, {new_id} as id from (select to_jsonb(n.*) as after from new_rows n) n) r
+            returning entity_id)
+        select coalesce(bool_or(m.entity_id is null), false) into gone from made m;
     elsif tg_op = 'DELETE' then
-        {insert}
-        select {deleted}
-          from (select o.before, {old_id} as id from (select to_jsonb(o.*) as before from old_rows o) o) r;
+        with made as (
+            {insert}
+            select {deleted}
+              from (select o.before, {old_id} as id from (select to_jsonb(o.*) as before from old_rows o) o) r
+            returning entity_id)
+        select coalesce(bool_or(m.entity_id is null), false) into gone from made m;
     else
         -- A change of the key ends one entity and begins another. All ends come first: a row may get the key that another one had.
         with pair as materialized (
@@ -308,16 +334,26 @@ begin
         ended as (
             {insert}
             select {deleted}
-              from (select p.before, p.before_id as id from pair p where p.before_id <> p.after_id order by p.at) r
-            returning 1),
-        all_ended as materialized (select count(*) as events from ended)
-        {insert}
-        select *
-          from (select {created} from (select p.after, p.after_id as id from pair p, all_ended where p.before_id <> p.after_id order by p.at) r
-                union all
-                select {updated}
-                  from (select p.before, p.after, p.after_id as id, {changed} as changed from pair p where p.before_id = p.after_id order by p.at) r
-                 where r.changed <> '[]') events;
+              from (select p.before, p.before_id as id from pair p where p.before_id is distinct from p.after_id order by p.at) r
+            returning entity_id),
+        all_ended as materialized (select count(*) as events from ended),
+        made as (
+            {insert}
+            select *
+              from (select {created}
+                      from (select p.after, p.after_id as id from pair p, all_ended
+                             where p.before_id is distinct from p.after_id order by p.at) r
+                    union all
+                    select {updated}
+                      from (select p.before, p.after, p.after_id as id, {changed} as changed
+                              from pair p where p.before_id is not distinct from p.after_id order by p.at) r
+                     where r.changed <> '[]') events
+            returning entity_id)
+        select coalesce(bool_or(m.entity_id is null), false) into gone
+          from (select e.entity_id from ended e union all select m.entity_id from made m) m;
+    end if;
+    if gone then
+        {gone};
     end if;
     return null;
 end

@@ -95,7 +95,19 @@ end
 ///
 /// Postgres stores no dependencies on its own built-in objects, so nearly all rows of `pg_depend` that remain are of others.
 pub fn foreign_objects(names: &Names) -> String {
-    let parts = ["lane", "hold", "relay", "migration", "control", "pause", "audit", "audit_row", "archive", "delivery"];
+    let parts = [
+        "lane",
+        "hold",
+        "relay",
+        "migration",
+        "control",
+        "pause",
+        "audit",
+        "audit_row",
+        "archive",
+        "delivery",
+        "backfill",
+    ];
     let tables = parts.map(|part| names.companion(part)).into_iter();
     let tables: Vec<_> =
         tables.chain([names.outbox(), names.processed(), names.held(), names.source()]).map(|t| literal(&t)).collect();
