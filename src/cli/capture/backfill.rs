@@ -58,6 +58,16 @@ impl Capture {
             });
         }
         prepare(target, table, &owner).await?;
+        if let Some(before) = self.finished_before(target, &work).await? {
+            let events = before.events;
+            return self.shown(
+                json!({
+                    "dry_run": false, "backfill": table.quoted(), "events": events, "resumed": true, "finished": true,
+                    "locked": 0, "failed": [],
+                }),
+                || outln!("the backfill of {shown} is finished, with {events} events; --restart writes them again"),
+            );
+        }
         let (mut progress, resumed) = self.begin(target, &work).await?;
         let stop = interrupted()?;
         let estimate = work.estimate(&mut target.conn).await.unwrap_or_default();
@@ -123,6 +133,16 @@ impl Capture {
         let name = text::shell(&table.quoted());
         Err(Failure::interrupted("the backfill was interrupted")
             .hint(format!("outbox-relay capture {name} --backfill{again} goes on where it stopped")))
+    }
+
+    /// Returns the same backfill if it is finished and left no row out: a script that runs the command again must not repeat all events.
+    async fn finished_before(&self, target: &mut Target, work: &Backfill<'_>) -> Result<Option<Progress>, Failure> {
+        let before = state::progress(&mut target.conn, work.names, work.table.oid).await;
+        let before = before.map_err(|error| app_table::not_run("read the rows of", work.table, error.into()))?;
+        Ok(before.filter(|before| {
+            let is_same = before.filter == work.filter && before.key == work.key && before.triggers == work.triggers;
+            is_same && before.finished && before.failed.is_empty() && !self.restart
+        }))
     }
 
     /// Goes on with a backfill that was interrupted, or begins one.

@@ -110,6 +110,9 @@ async fn an_interrupted_backfill_goes_on_and_repeats_no_row(database: TestDataba
     ensure!(done["resumed"] == true && done["finished"] == true && done["events"] == ROWS, "{done:#}");
     ensure!(outbox.number("select count(distinct entity_id) from event_outbox").await? == ROWS);
     ensure!(outbox.number(snapshots).await? == ROWS, "a row has two events");
+    let again = command(&database, &["accounts", "--backfill"]).await?;
+    ensure!(again.code == Some(0) && again.stdout.contains("--restart"), "{again:?}");
+    ensure!(outbox.number(snapshots).await? == ROWS, "a finished backfill was repeated unasked");
     // In the order of keys.
     let inverted = "select count(*) from (select entity_id::int8 - lag(entity_id::int8) over (order by id) as step from event_outbox) s where step <> 1";
     ensure!(outbox.number(inverted).await? == 0);
