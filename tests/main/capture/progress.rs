@@ -99,7 +99,7 @@ async fn a_backfill_ends_when_its_triggers_are_dropped(database: TestDatabase) -
 /// Begins a backfill and interrupts it at a locked row.
 async fn interrupted(database: &TestDatabase, table: &str) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(database);
-    let child = start(database, &["capture", table, "--backfill"])?;
+    let child = start(database, &["capture", table, "--backfill", "--restart"])?;
     until(&outbox, SKIPPED, 1).await;
     send(&child, Signal::SIGINT)?;
     let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;

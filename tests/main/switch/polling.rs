@@ -121,6 +121,8 @@ pub(crate) async fn the_page_about_a_polling_loop_works_as_it_stands_while_the_a
     let mut polling = PollingLoop::start(postgres.connect("postgres").await?, &kafka, page.directory())?;
     let mut application = Application::start(&of("app:app"), OF_A_LOOP, "order").await?;
 
+    // `adopt` reads from the rows what the loop writes into them.
+    until_works(&polling, 100).await;
     let [make] = page.commands("1. Make the outbox")?;
     page.run(&make).await?;
     // The page compares the last thousand events.

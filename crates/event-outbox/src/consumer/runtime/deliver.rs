@@ -106,7 +106,10 @@ impl Applier {
                     waits
                 }
                 AfterFailure::GiveUp { reason, then } => {
-                    if let Some(result) = self.finished(delivery, event, &call.source_topic).await? {
+                    // A handler that has ended its transaction itself may have left a mark. That is its fault, and is reported.
+                    if reason != Reason::Aborted
+                        && let Some(result) = self.finished(delivery, event, &call.source_topic).await?
+                    {
                         if pause.is_logged() {
                             resolved(event, began, first_failed_at);
                         }
