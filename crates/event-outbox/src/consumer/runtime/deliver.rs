@@ -107,7 +107,7 @@ impl Applier {
                 }
                 AfterFailure::GiveUp { reason, then } => {
                     // A handler that has ended its transaction itself may have left a mark. That is its fault, and is reported.
-                    if reason != Reason::Aborted
+                    if failed.reason != Some(Reason::Aborted)
                         && let Some(result) = self.finished(delivery, event, &call.source_topic).await?
                     {
                         if pause.is_logged() {
