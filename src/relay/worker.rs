@@ -250,13 +250,12 @@ impl Worker {
         }
         self.connect().await?;
         let range = self.assignment.as_ref().map(|assignment| assignment.range);
-        let is_moving = range != self.shared.share(self.index);
-        if is_moving && self.waits_for_acks() {
-            self.settle_in_doubt(false).await?;
-            return Ok(Cycle::Idle);
-        }
-        if is_moving {
-            self.settle_in_doubt(true).await?;
+        if range != self.shared.share(self.index) {
+            let waits = self.waits_for_acks();
+            self.settle_in_doubt(!waits).await?;
+            if waits {
+                return Ok(Cycle::Idle);
+            }
         }
         let share = self.share();
         self.context(&shared)?.rollback_begun(share).await?;

@@ -58,7 +58,10 @@ impl Capture {
             });
         }
         prepare(target, table, &owner).await?;
-        if let Some(before) = self.finished_before(target, &work).await? {
+        let before = state::progress(&mut target.conn, work.names, table.oid).await.map_err(failed)?;
+        let before = before.filter(|_| !self.restart);
+        // A script that runs the command again must not repeat all events.
+        if let Some(before) = before.as_ref().filter(|before| is_done(before, &work)) {
             let events = before.events;
             return self.shown(
                 json!({
@@ -68,7 +71,7 @@ impl Capture {
                 || outln!("the backfill of {shown} is finished, with {events} events; --restart writes them again"),
             );
         }
-        let (mut progress, resumed) = self.begin(target, &work).await?;
+        let (mut progress, resumed) = self.begin(target, &work, before).await?;
         let stop = interrupted()?;
         let estimate = work.estimate(&mut target.conn).await.unwrap_or_default();
         let bar = Bar::new("backfill", u64::try_from(estimate.max(progress.events)).unwrap_or_default());
@@ -135,28 +138,22 @@ impl Capture {
             .hint(format!("outbox-relay capture {name} --backfill{again} goes on where it stopped")))
     }
 
-    /// Returns the same backfill if it is finished and left no row out: a script that runs the command again must not repeat all events.
-    async fn finished_before(&self, target: &mut Target, work: &Backfill<'_>) -> Result<Option<Progress>, Failure> {
-        let before = state::progress(&mut target.conn, work.names, work.table.oid).await;
-        let before = before.map_err(|error| app_table::not_run("read the rows of", work.table, error.into()))?;
-        Ok(before.filter(|before| {
-            let is_same = before.filter == work.filter && before.key == work.key && before.triggers == work.triggers;
-            is_same && before.finished && before.failed.is_empty() && !self.restart
-        }))
-    }
-
     /// Goes on with a backfill that was interrupted, or begins one.
-    async fn begin(&self, target: &mut Target, work: &Backfill<'_>) -> Result<(Progress, bool), Failure> {
+    async fn begin(
+        &self,
+        target: &mut Target,
+        work: &Backfill<'_>,
+        before: Option<Progress>,
+    ) -> Result<(Progress, bool), Failure> {
         let failed = |error: sqlx::Error| app_table::not_run("read the rows of", work.table, error.into());
-        let before = state::progress(&mut target.conn, work.names, work.table.oid).await.map_err(failed)?;
-        match before.filter(|before| !before.finished && !self.restart) {
+        match before.filter(|before| !before.finished) {
             Some(before) if before.triggers != work.triggers => {
                 let shown = app_table::shown(work.table);
                 Err(Failure::usage(format!("{shown} was captured anew since its unfinished backfill began"))
                     .because("rows that changed in between may have no event")
                     .hint("--restart begins anew"))
             }
-            Some(mut before) if before.filter == work.filter && before.key == work.key => {
+            Some(mut before) if is_same(&before, work) => {
                 let taken = state::take(&mut target.conn, work.names, work.table.oid, &mut before).await;
                 if !taken.map_err(failed)? {
                     return Err(not_alone(&app_table::shown(work.table)));
@@ -189,6 +186,15 @@ impl Capture {
     }
 }
 
+/// Returns true if the earlier backfill goes through the same rows.
+fn is_same(before: &Progress, work: &Backfill<'_>) -> bool {
+    before.filter == work.filter && before.key == work.key
+}
+
+/// Returns true if the earlier backfill is finished and has left no row out.
+fn is_done(before: &Progress, work: &Backfill<'_>) -> bool {
+    before.finished && before.failed.is_empty() && before.triggers == work.triggers && is_same(before, work)
+}
 fn total(resumed: bool, events: i64) -> String {
     if resumed { format!(", {events} in all") } else { String::new() }
 }

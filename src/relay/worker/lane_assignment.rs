@@ -96,9 +96,9 @@ pub(crate) struct LastKnown {
 
 impl LastKnown {
     /// Returns true if nobody has settled anything in these lanes since, and all of them are locked again.
-    pub(crate) fn is_still_true(&self, server: &ServerProcess, states: &[LaneState]) -> bool {
-        let found: BTreeMap<i16, i64> = states.iter().map(|state| (state.row.lane, state.row.nonce)).collect();
-        server.started == self.started && self.nonces.iter().all(|(lane, nonce)| found.get(lane) == Some(nonce))
+    fn is_still_true(&self, owned: &OwnedLanes) -> bool {
+        let is_same = |(lane, nonce): (&i16, &i64)| owned.nonces.get(lane) == Some(nonce);
+        owned.server.started == self.started && self.nonces.iter().all(is_same)
     }
 }
 
@@ -212,9 +212,9 @@ impl LaneAssignment {
     }
 
     /// Takes over lanes that were read. If anybody else has settled something there, nothing is known of the records in doubt.
-    pub(crate) fn has_read(&mut self, owned: OwnedLanes, states: &[LaneState]) {
+    pub(crate) fn has_read(&mut self, owned: OwnedLanes) {
         let last_known = self.last_known.take();
-        if !last_known.is_some_and(|last_known| last_known.is_still_true(&owned.server, states)) {
+        if !last_known.is_some_and(|last_known| last_known.is_still_true(&owned)) {
             self.in_doubt.retain(InDoubt::is_rolled_back);
         }
         self.owned = Some(owned);

@@ -105,7 +105,7 @@ impl WorkerContext<'_> {
             scanned_through = owned.progress.scanned_through,
             "lanes are taken over"
         );
-        assignment.has_read(owned, &states);
+        assignment.has_read(owned);
         self.count_in_doubt(assignment);
         Ok(true)
     }

@@ -1,6 +1,5 @@
 //! The backfill of a captured table: beside random writers, interrupted, past locked rows.
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,6 +13,7 @@ use lab::kafka::RealKafka;
 use lab::{Outbox, SOON, TestDatabase, eventually, trials};
 
 use super::order::{TABLE, apply, table, write};
+use super::stopped::start;
 use super::{capture, command, events, expect, run};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -80,14 +80,7 @@ async fn an_interrupted_backfill_goes_on_and_repeats_no_row(database: TestDataba
     let snapshots = "select count(*) from event_outbox where event_type = 'Snapshot'";
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let before = outbox.number(snapshots).await?;
-        let child = std::process::Command::new(lab::relay::binary())
-            .env_clear()
-            .env("DATABASE_URL", database.url())
-            .args(["capture", "accounts", "--backfill", "--rate", "200"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let child = start(&database, &["capture", "accounts", "--backfill", "--rate", "200"])?;
         eventually("a page is written", SOON, || async {
             let found = outbox.number(snapshots).await.map_err(|error| error.to_string())?;
             if found > before { Ok(()) } else { Err(found.to_string()) }
@@ -139,14 +132,7 @@ async fn a_backfill_that_another_process_goes_on_with_stops_and_repeats_no_row(
     run(&mut connection, TABLE).await?;
     run(&mut connection, &format!("insert into public.accounts select n, n from generate_series(1, {ROWS}) n")).await?;
     capture(&database, &["accounts"]).await?;
-    let child = std::process::Command::new(lab::relay::binary())
-        .env_clear()
-        .env("DATABASE_URL", database.url())
-        .args(["capture", "accounts", "--backfill", "--rate", "200"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let child = start(&database, &["capture", "accounts", "--backfill", "--rate", "200"])?;
     let pid = Pid::from_raw(i32::try_from(child.id())?);
     // Stopped between two pages, it holds no lock.
     eventually("the process is stopped between two pages", SOON, || async {
