@@ -92,7 +92,7 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
     };
     let pulse = worker.pulse();
     worker.shared.options.telemetry.metrics.set_in_doubt(index, 0);
-    let mut idle = true;
+    let (mut idle, mut woken) = (true, false);
     while !*stop.borrow() {
         pulse.beat();
         if !*up.borrow_and_update() && worker.has_in_doubt() {
@@ -120,7 +120,9 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
         }
         // A worker may sleep only if it has looked since the relay fell asleep.
         let asleep = *sleep.borrow_and_update();
-        let done = worker.run_cycle(idle).await;
+        // Whoever wakes the relay has committed an event. If all lanes are this worker's, a probe would only find that out again.
+        let probe_first = idle && !(std::mem::take(&mut woken) && worker.owns_all_lanes());
+        let done = worker.run_cycle(probe_first).await;
         if done.is_ok() {
             worker.shared.outages.end(Server::Postgres, Component::Worker(index));
         }
@@ -146,11 +148,12 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, mut stop: watch::Rece
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
             _ = worker_assignment.changed() => {}
-            _ = sleep.changed() => {}
+            _ = sleep.changed() => woken = sleep.borrow().pause.is_none(),
             () = tokio::time::sleep(pause) => {}
         }
     }
-    worker.release_lanes().await;
+    let patience = worker.patience().min(worker.shared.options.relay.shutdown_timeout / 4);
+    worker.release_lanes(patience).await;
     worker.release_all();
 }
 
@@ -184,13 +187,11 @@ impl Worker {
         }
     }
 
-    /// Releases all lanes. If this fails, the worker that takes the lanes fences this one, and no harm is done.
-    async fn release_lanes(&mut self) {
+    /// Releases all lanes, after waiting at most `patience` for records in doubt. If this fails, the worker that takes the lanes fences this
+    /// one, and no harm is done.
+    async fn release_lanes(&mut self, patience: Duration) {
         let shared = Arc::clone(&self.shared);
-        while self.waits_for_acks() {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        if self.settle_in_doubt(true).await.is_err() {
+        if self.settle_before_release(patience).await.is_err() {
             self.disconnect();
         }
         let Ok(mut context) = self.context(&shared) else { return };
@@ -203,6 +204,11 @@ impl Worker {
         }
     }
 
+    fn owns_all_lanes(&self) -> bool {
+        let owned = self.assignment.as_ref().and_then(|assignment| assignment.owned.as_ref());
+        owned.is_some_and(|owned| owned.lanes.len() == usize::from(self.shared.lanes))
+    }
+
     /// Returns true if nothing but a writer can bring work to the worker's lanes.
     fn may_sleep(&self) -> bool {
         self.assignment.as_ref().is_none_or(LaneAssignment::is_quiet)
@@ -213,10 +219,29 @@ impl Worker {
         self.assignment.as_ref().is_some_and(|assignment| assignment.in_doubt.iter().any(is_in_doubt))
     }
 
-    /// Returns true if records that were set aside may soon be acknowledged. The next owner of their lanes would send them again.
-    fn waits_for_acks(&self) -> bool {
-        let patience = REPORTED_AFTER.min(self.shared.options.relay.publish_timeout / 2);
-        self.assignment.as_ref().is_some_and(|assignment| assignment.waits_for_acks(patience))
+    /// Returns how long records that were set aside are waited for before their lanes are given away.
+    fn patience(&self) -> Duration {
+        REPORTED_AFTER.min(self.shared.options.relay.publish_timeout / 2)
+    }
+
+    /// Waits for records that were set aside and may soon be acknowledged, and marks the acknowledged ones. The lanes stay locked meanwhile:
+    /// their next owner would send the records again.
+    async fn settle_before_release(&mut self, patience: Duration) -> Result<(), CycleError> {
+        let waits = |worker: &Self| worker.assignment.as_ref().is_some_and(|lanes| lanes.waits_for_acks(patience));
+        if waits(self) {
+            let shared = Arc::clone(&self.shared);
+            let assignment = self.assignment.take();
+            let kept = match (self.context(&shared), &assignment) {
+                (Ok(mut context), Some(assignment)) => context.keep_lanes(assignment).await,
+                (context, _) => context.map(drop),
+            };
+            self.assignment = assignment;
+            kept?;
+        }
+        while waits(self) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.settle_in_doubt(true).await
     }
 
     /// Marks the acknowledged ones of the records that were set aside: of those that are due, or of all before lanes are given back.
@@ -228,7 +253,9 @@ impl Worker {
         let Some(mut assignment) = self.assignment.take() else { return Ok(()) };
         let settled = async {
             let mut context = self.context(&shared)?;
-            context.rollback_begun(None).await?;
+            // Lanes that are about to be given back may be locked already.
+            let kept = assignment.owned.as_ref().filter(|_| all).map(|owned| owned.lanes);
+            context.rollback_begun(kept).await?;
             context.settle_all_in_doubt(&mut assignment, all).await
         }
         .await;
@@ -244,18 +271,14 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         if shared.share(self.index).is_none() && shared.has_few_connections() {
             // Another worker or the heartbeat needs the connection.
-            self.release_lanes().await;
+            self.release_lanes(Duration::ZERO).await;
             self.release_all();
             return Ok(Cycle::Idle);
         }
         self.connect().await?;
         let range = self.assignment.as_ref().map(|assignment| assignment.range);
         if range != self.shared.share(self.index) {
-            let waits = self.waits_for_acks();
-            self.settle_in_doubt(!waits).await?;
-            if waits {
-                return Ok(Cycle::Idle);
-            }
+            self.settle_before_release(self.patience()).await?;
         }
         let share = self.share();
         self.context(&shared)?.rollback_begun(share).await?;

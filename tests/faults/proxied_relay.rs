@@ -72,6 +72,13 @@ impl ProxiedRelay {
         Ok(())
     }
 
+    /// Waits until the process ends after a signal; it must exit with 0.
+    pub(crate) async fn exit(mut self) -> anyhow::Result<()> {
+        let status = self.process.take().context("the relay was killed")?.exit().await?;
+        ensure!(status.success(), "relay {} exited with {status}", self.name);
+        Ok(())
+    }
+
     /// Starts a new process in place of one that has ended.
     pub(crate) fn revive(&mut self) -> anyhow::Result<()> {
         self.process = Some(self.settings.start(&self.name)?);

@@ -125,6 +125,16 @@ impl WorkerContext<'_> {
         Ok(())
     }
 
+    /// Begins a transaction that locks the lanes, if none has locked them.
+    pub(crate) async fn keep_lanes(&mut self, assignment: &LaneAssignment) -> Result<(), CycleError> {
+        if let (None, Some(owned)) = (&self.begun, &assignment.owned) {
+            let wanted = Wanted::Ctids(owned.lanes, &owned.ctids);
+            let begun = within(self.shared.transaction.begin(self.conn, wanted)).await?;
+            *self.begun = Some((begun, owned.lanes));
+        }
+        Ok(())
+    }
+
     /// Rolls back a transaction that was begun for another cycle, unless its lanes are exactly `lanes`.
     pub(crate) async fn rollback_begun(&mut self, lanes: Option<LaneRange>) -> Result<(), CycleError> {
         if self.begun.as_ref().is_some_and(|(_, begun)| Some(*begun) != lanes) {
