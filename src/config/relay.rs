@@ -164,6 +164,18 @@ impl RelaySettings {
         self.heartbeat_interval * HEARTBEATS
     }
 
+    /// Returns the longest time between two heartbeats of a relay that sleeps: two intervals, but a second less than the silence after which
+    /// it counts as gone. Exactly-once mode looks for shorter silences.
+    pub fn heartbeat_asleep(&self) -> Duration {
+        match self.delivery {
+            Delivery::AtLeastOnce => {
+                let longest = self.alive_for().saturating_sub(Duration::from_secs(1));
+                (self.heartbeat_interval * 2).min(longest).max(self.heartbeat_interval)
+            }
+            Delivery::ExactlyOnce => self.heartbeat_interval,
+        }
+    }
+
     /// Returns the settings that decide what a record holds, where it goes and what happens to its row, by name. Relays of one outbox need the same values.
     pub fn of_records(&self, kafka: &KafkaSettings) -> BTreeMap<String, String> {
         let mut settings: BTreeMap<_, _> = [

@@ -195,7 +195,7 @@ settings! {
     STATUS_INTERVAL: with_default("status_interval", millis(SECOND, HOUR), "30s",
         "How often the status line is logged.");
     HEARTBEAT_INTERVAL: with_default("heartbeat_interval", millis(100, 10 * SECOND), "1s",
-        "How often the relay writes its heartbeat. After three missed heartbeats others take its lanes over.");
+        "How often the relay writes its heartbeat, every other one while it sleeps. After three missed heartbeats others take its lanes over.");
     STALL_AFTER: with_default("stall_after", millis(SECOND, HOUR), "1m",
         "How long events may wait, without any of them moving, before the relay reports that it is stalled, and why.");
     ENVELOPE: with_default("envelope",

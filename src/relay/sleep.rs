@@ -8,7 +8,8 @@ use tokio::sync::{Notify, watch};
 /// The state that workers look at. It changes with each wake-up, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Sleep {
-    changes: u64,
+    /// The number of times that the relay has fallen asleep or woken up.
+    pub(crate) changes: u64,
     /// The longest pause of a worker that has looked since this state began and found nothing; `None` while the relay is awake.
     pub(crate) pause: Option<Duration>,
 }
@@ -58,6 +59,11 @@ impl WakeUp {
     /// Returns how long no worker has had work.
     pub(crate) fn idle_for(&self) -> Duration {
         self.began.elapsed().saturating_sub(Duration::from_micros(self.worked_at.load(Ordering::Relaxed)))
+    }
+
+    /// Returns the longest pause of a worker now; zero while the relay is awake.
+    pub(crate) fn sleeps_for(&self) -> Duration {
+        self.sleep.borrow().pause.unwrap_or_default()
     }
 
     /// Lets workers sleep for at most `pause` between two looks, or wakes them.

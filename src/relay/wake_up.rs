@@ -38,7 +38,7 @@ const IDLE_AFTER: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest sleep of a worker between two looks, while this relay or another one holds the locks.
-const SLEEP: Duration = Duration::from_secs(5);
+const SLEEP: Duration = Duration::from_secs(10);
 const LIGHT_SLEEP: Duration = Duration::from_secs(1);
 
 /// The interval of proofs, and the longest time that a notification may take.

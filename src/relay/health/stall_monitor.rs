@@ -36,12 +36,18 @@ const TICK: Duration = Duration::from_secs(1);
 /// The shortest interval between two looks at the database, unless `RELAY_STALL_AFTER` is short.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The shortest interval while the relay sleeps and no row waits.
+const LOOK_INTERVAL_ASLEEP: Duration = Duration::from_secs(15);
+
 /// Looks at the database may take 1/`LOOK_SHARE` of the time, unless a stall would then be found too late. Under a held snapshot a look
 /// walks all rows that were published since.
 const LOOK_SHARE: u32 = 50;
 
 /// The interval between checks of rights, which change rarely.
 const RIGHTS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The interval while the relay sleeps. The check takes twenty queries.
+const RIGHTS_INTERVAL_ASLEEP: Duration = Duration::from_secs(300);
 
 /// The name of a stall in [the obstacles](crate::relay::obstacles::Obstacles).
 const STALLED: &str = "stalled";
@@ -62,7 +68,9 @@ struct StallMonitor {
     /// The start of the relay; `None` after the relay was ready for the first time.
     starting_since: Option<Instant>,
     look_at: Instant,
-    rights_at: Instant,
+    /// While the relay sleeps, the database is not looked at before this time.
+    rest_until: Instant,
+    rights_checked: Option<Instant>,
     metrics_at: Instant,
 }
 
@@ -78,7 +86,8 @@ pub(crate) async fn run(shared: Arc<Shared>, started: Instant, mut stop: watch::
         why: None,
         starting_since: Some(started),
         look_at: now,
-        rights_at: now,
+        rest_until: now,
+        rights_checked: None,
         metrics_at: now,
         shared,
     };
@@ -105,12 +114,18 @@ pub(crate) async fn run(shared: Arc<Shared>, started: Instant, mut stop: watch::
 
 impl StallMonitor {
     async fn look(&mut self, up: bool) {
-        if Instant::now() >= self.look_at {
+        let rests = Instant::now() < self.rest_until && self.sleeps();
+        if Instant::now() >= self.look_at && !rests {
             let began = Instant::now();
+            let mut rest = Duration::ZERO;
             let cost = match within(self.look_at_database(up)).await {
                 // Waiting for a lock costs the database nothing.
                 Ok(QueueState::Unreadable) => Duration::ZERO,
-                Ok(QueueState::Empty | QueueState::Head(_)) => began.elapsed(),
+                Ok(QueueState::Head(_)) => began.elapsed(),
+                Ok(QueueState::Empty) => {
+                    rest = LOOK_INTERVAL_ASLEEP;
+                    began.elapsed()
+                }
                 Err(error) => {
                     // The workers and the heartbeat log it.
                     tracing::debug!(error = %crate::fault::describe(&error), "the monitor cannot read the outbox");
@@ -126,8 +141,14 @@ impl StallMonitor {
             let stall_after = self.shared.options.relay.stall_after;
             let interval = LOOK_INTERVAL.min(stall_after / 4);
             self.look_at = Instant::now() + (cost * LOOK_SHARE).clamp(interval, stall_after);
+            self.rest_until = Instant::now() + rest.min(stall_after / 4);
         }
         self.update_readiness(up);
+    }
+
+    /// Returns true while the relay sleeps until it is notified.
+    fn sleeps(&self) -> bool {
+        self.shared.wake_up.sleeps_for() > LOOK_INTERVAL
     }
 
     /// Returns the head seen before, or an empty one, if a worker has the last connection: then the outbox can be reached, although not
@@ -140,15 +161,16 @@ impl StallMonitor {
     async fn look_at_database(&mut self, up: bool) -> Result<QueueState, sqlx::Error> {
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
+        let interval = if self.sleeps() { RIGHTS_INTERVAL_ASLEEP } else { RIGHTS_INTERVAL };
         if self.conn.is_none() {
             self.conn = Some(options.connect(APPLICATION).await?);
         }
         let Some(conn) = self.conn.as_mut() else { return Ok(QueueState::Unreadable) };
         let lacked = shared.outages.reason(Server::Postgres).is_some_and(|reason| reason.cause == Cause::Right);
-        if lacked || self.lacking.is_some() || Instant::now() >= self.rights_at {
+        if lacked || self.lacking.is_some() || self.rights_checked.is_none_or(|at| at.elapsed() >= interval) {
             self.lacking =
                 rights::missing_rights(conn, &options.names, options.relay.settle).await?.map(reason_from_rights);
-            self.rights_at = Instant::now() + RIGHTS_INTERVAL;
+            self.rights_checked = Some(Instant::now());
         }
         if self.lacking.is_none() {
             // Checked at each look, because an outbox whose rows are hidden looks like an empty one.

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use tokio::sync::watch;
 
+use crate::config::RelaySettings;
 use crate::lane;
 use crate::lane::{LaneRange, WorkerAssignment};
 use crate::relay::health::outage::{Component, Server};
 use crate::relay::membership::conflict_log::ConflictLog;
 use crate::relay::pauses::PauseLog;
 use crate::relay::shared::Shared;
+use crate::relay::sleep::Sleep;
 use crate::store::relay_conflicts::{CLUSTER_ID, RecordSettings};
 use crate::store::relay_registry::{Heartbeat, RelayRow};
 use crate::store::session::DATABASE_TIMEOUT;
@@ -79,6 +81,7 @@ struct HeartbeatTask {
 /// Runs until `stop` becomes true, then removes the relay from the registry.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let up = shared.broker.state();
+    let mut sleep = shared.wake_up.state();
     let settings = shared.options.relay.of_records(&shared.options.brokers);
     let mut task = HeartbeatTask {
         conn: None,
@@ -102,10 +105,21 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            () = tokio::time::sleep(task.shared.options.relay.heartbeat_interval) => {}
+            () = next(&task.shared.options.relay, &mut sleep) => {}
         }
     }
     task.leave().await;
+}
+
+/// Waits until the next heartbeat is due: after an interval, or later while the relay sleeps until it is notified. A notification since the
+/// last heartbeat may be for the lanes of a relay that is gone.
+async fn next(relay: &RelaySettings, sleep: &mut watch::Receiver<Sleep>) {
+    let (interval, asleep) = (relay.heartbeat_interval, relay.heartbeat_asleep());
+    let before = *sleep.borrow_and_update();
+    tokio::time::sleep(interval).await;
+    let is_called_for = |now: &Sleep| now.changes != before.changes || now.pause.is_none_or(|pause| pause < asleep);
+    // Fails only when the relay ends.
+    let _ = tokio::time::timeout(asleep - interval, sleep.wait_for(is_called_for)).await;
 }
 
 impl HeartbeatTask {
