@@ -32,7 +32,10 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn run(self, settings: Settings, sources: Sources) -> Result<(), Failure> {
         let json = log::is_json(&settings.log);
-        let ended = runtime()?.block_on(self.relay(settings, sources));
+        let runtime = runtime()?;
+        let ended = runtime.block_on(self.relay(settings, sources));
+        // Lets clients of Kafka end, but does not wait for a check that asks a server which does not answer.
+        runtime.shutdown_timeout(CLIENTS_END);
         // With JSON logs the failure is a log line with a code as well, so that log collectors find a relay that does not start.
         ended.map_err(|failure| if json { failure.logged() } else { failure })
     }
@@ -124,6 +127,9 @@ fn warn_of_exposures(settings: &Settings) {
         "the configuration exposes events or secrets"
     );
 }
+
+/// The longest time that clients of Kafka may take to end after the relay.
+const CLIENTS_END: Duration = Duration::from_secs(2);
 
 /// The longest time that a running probe or scrape may still take when the relay ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
