@@ -59,11 +59,15 @@ capture-cost *arguments:
 adopt-cost *arguments:
     cargo bench --bench servers -- --run benches/adopt/cost {{ arguments }}
 
+# What waking the relay costs writers at saturation, with `outbox_emit` and with the trigger: just wake-up-cost 5
+wake-up-cost *arguments:
+    cargo bench --bench servers -- --run benches/wake_up_cost {{ arguments }}
+
 # The pure parts of an event's way, one at a time: just micro envelope
 micro *arguments:
     cargo bench --bench micro -- {{ arguments }}
 
-# Debezium and the articles' loop beside the relay, on the same rows: just peers --events 200000
+# Debezium and two polling loops beside the relay, on the same rows: just peers --events 200000 --plot docs/images/latency.svg
 peers *arguments:
     cargo bench --bench peers -- {{ arguments }}
 

@@ -1,7 +1,8 @@
 //! Starts a durable Postgres and a real Kafka, and runs `outbox-relay bench` against them with the given arguments:
 //! `cargo bench --bench servers -- drain --events 1000000`, or `just bench drain`. Both servers are removed afterwards.
 //!
-//! `--run PROGRAM ARGUMENTS` runs another program instead, with the servers in its environment; benches/compare uses it.
+//! `--run PROGRAM ARGUMENTS` runs another program instead, with the servers in its environment; benches/compare uses it. The topic
+//! `order-events` exists.
 
 use std::ffi::OsString;
 use std::process::{Command, ExitCode};
@@ -14,6 +15,7 @@ fn main() -> anyhow::Result<ExitCode> {
     eprintln!("starting Kafka and Postgres");
     let kafka = lab::kafka::RealKafka::start(&[])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(kafka.create_topic("order-events", 4, &[]))?;
     let postgres = runtime.block_on(PrivatePostgres::start(postgres_options()))?;
     let status = command(&arguments)
         .env("DATABASE_URL", postgres.url("postgres"))

@@ -74,7 +74,7 @@ struct Bench {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let sizes = Sizes::parse();
-    let go = languages::go_loop()?;
+    let go = languages::go_loop("consumers")?;
     eprintln!("starting Kafka and Postgres");
     let kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
     let postgres = PrivatePostgres::start(postgres_options()).await?;

@@ -10,7 +10,7 @@ use anyhow::ensure;
 use lab::demo::{ChildServer, ServerCommand, Signal, TemporaryDirectory, free_port};
 
 use crate::drain::drain;
-use crate::latency::latency;
+use crate::latency::latencies;
 use crate::outbox::Outbox;
 use crate::report::System;
 use crate::topic::Topic;
@@ -26,16 +26,14 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Vec<System>> {
     let jars = jars::directory()?;
-    let mut outbox = Outbox::make(servers, sizes, "peers_debezium")?;
+    let mut outbox = Outbox::make(servers, sizes, "peers_debezium", &[])?;
     let topic = Topic::make(servers, sizes, "peers_debezium")?;
     let directory = TemporaryDirectory::create(None)?;
     let port = free_port()?;
     let command = command(&jars, directory.path(), servers, &topic, port)?;
-    // Debezium reads only changes after its slot, so create the slot before the backlog. The process that creates the slot is cold,
-    // so it measures the cold latencies.
+    // Debezium reads only changes after its slot, so create the slot before the backlog.
     let mut first = ChildServer::start(&command)?;
     outbox.until(servers, SLOT_IS_READ)?;
-    let cold_latency = latency(&outbox, &topic, &first, sizes.rate, sizes.seconds)?;
     first.stop();
     outbox.until(servers, SLOT_IS_FREE)?;
     outbox.seed_rows(servers, sizes.events)?;
@@ -50,10 +48,10 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
         put(port, "resume")?;
         Ok(None)
     })?;
-    let warm_latency = latency(&outbox, &topic, &connect, sizes.rate, sizes.seconds)?;
+    let latencies = latencies(&outbox, &topic, &connect, sizes, f64::INFINITY)?;
     Ok(vec![
-        System { name: "Debezium, cold".to_owned(), drain: cold, latency: cold_latency },
-        System { name: "Debezium, warm".to_owned(), drain: warm, latency: warm_latency },
+        System { name: "Debezium, cold".to_owned(), drain: cold, latencies: Vec::new() },
+        System { name: "Debezium, warm".to_owned(), drain: warm, latencies },
     ])
 }
 

@@ -13,24 +13,27 @@ use serde::Serialize;
 use sqlx::ConnectOptions;
 
 use crate::outbox::Outbox;
-use crate::process;
 use crate::topic::Topic;
+use crate::{Sizes, process};
 
 /// The seconds at the start whose events are not counted.
-const WARM_UP: u32 = 2;
+const WARM_UP: f64 = 2.0;
+
+/// The fewest events that are counted.
+const FEWEST: f64 = 12.0;
 
 /// The time to connect before the first event is due.
 const LEAD: Duration = Duration::from_millis(500);
 
 /// The time without any arrival after which the outstanding events count as missing.
-const MISSING_AFTER: Duration = Duration::from_secs(10);
+const MISSING_AFTER: Duration = Duration::from_secs(30);
 
 /// The most events per second of one connection. The rest of the time is slack, so that a slow commit does not delay the next event.
-const RATE_OF_A_CONNECTION: u32 = 125;
+const RATE_OF_A_CONNECTION: f64 = 125.0;
 
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Latency {
-    pub(crate) rate_events_per_s: u32,
+    pub(crate) rate_events_per_s: f64,
     pub(crate) events: usize,
     pub(crate) missing: usize,
     pub(crate) p50_ms: f64,
@@ -43,25 +46,31 @@ pub(crate) struct Latency {
 #[derive(Clone, Copy)]
 struct Schedule {
     epoch: Instant,
-    rate: u32,
+    rate: f64,
 }
 
 impl Schedule {
     fn due(self, event: u32) -> Instant {
-        self.epoch + Duration::from_nanos(u64::from(event) * 1_000_000_000 / u64::from(self.rate))
+        self.epoch + Duration::from_secs_f64(f64::from(event) / self.rate)
     }
 }
 
-/// Measures `system` for `seconds` after the warm-up.
-pub(crate) fn latency(
+/// Measures `system` at each rate up to `most` events per second, which is what it can keep up with.
+pub(crate) fn latencies(
     outbox: &Outbox,
     topic: &Topic,
     system: &ChildServer,
-    rate: u32,
-    seconds: u32,
-) -> anyhow::Result<Latency> {
-    eprintln!("{}: {rate} events/s for {seconds} s", outbox.name);
-    let events = rate * (seconds + WARM_UP);
+    sizes: &Sizes,
+    most: f64,
+) -> anyhow::Result<Vec<Latency>> {
+    let rates = sizes.rates.iter().copied().filter(|rate| *rate <= most);
+    rates.map(|rate| latency(outbox, topic, system, rate, f64::from(sizes.seconds))).collect()
+}
+
+fn latency(outbox: &Outbox, topic: &Topic, system: &ChildServer, rate: f64, seconds: f64) -> anyhow::Result<Latency> {
+    eprintln!("{}: {rate} events/s", outbox.name);
+    let warm_up = (rate * WARM_UP).ceil() as u32;
+    let events = warm_up + (rate * seconds).max(FEWEST) as u32;
     let consumer = topic.follow()?;
     let schedule = Schedule { epoch: Instant::now() + LEAD, rate };
     let cpu_before = process::cpu(system.pid())?;
@@ -69,7 +78,7 @@ pub(crate) fn latency(
     let arrived = std::thread::scope(|scope| {
         let stopped = Arc::clone(&stop);
         let receiver = scope.spawn(move || receive(&consumer, events, &stopped));
-        let writers = rate.div_ceil(RATE_OF_A_CONNECTION).clamp(2, 32);
+        let writers = ((rate / RATE_OF_A_CONNECTION).ceil() as u32).clamp(2, 40);
         let writers: Vec<_> =
             (0..writers).map(|index| scope.spawn(move || write(outbox, schedule, index, writers, events))).collect();
         let written: Result<Vec<()>, _> =
@@ -78,7 +87,7 @@ pub(crate) fn latency(
         let received = receiver.join().map_err(|_| anyhow!("the consumer panicked"))?;
         written.and(received)
     })?;
-    let counted = (rate * WARM_UP)..events;
+    let counted = warm_up..events;
     let mut times: Vec<f64> = counted
         .clone()
         .filter_map(|event| Some((arrived[event as usize]? - schedule.due(event)).as_secs_f64() * 1e3))

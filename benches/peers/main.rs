@@ -2,22 +2,25 @@
 //!
 //! - `debezium`: Debezium's Postgres connector with the outbox event router, on Kafka Connect standalone, tuned; `jars` fetches it.
 //! - `naive`: the polling loop of most articles, as a separate process.
-//! - `relay`: this relay with its defaults.
+//! - `batches`: a polling loop with franz-go that sends and marks a thousand events at once.
+//! - `relay`: this relay with its defaults, on a table with the trigger that wakes it.
 //!
 //! - `outbox`: each system's own database with the same rows; `payload` is the bench's.
 //! - `topic`: each system's own topic.
 //! - `drain`, `latency`: the measurements; `process`: CPU time and memory.
-//! - `report`: a table for people, JSON for programs.
+//! - `report`: a table for people, JSON for programs; `plot`: the latencies as an SVG.
 //!
 //! No system gets a hidden warm-up. A drain is measured from the start of the process ("cold"), and for Debezium once more in the same
 //! JVM ("warm"), because a warm JVM is faster. Latencies are measured in the process that has just drained.
 
+mod batches;
 mod debezium;
 mod drain;
 mod jars;
 mod latency;
 mod naive;
 mod outbox;
+mod plot;
 mod process;
 mod relay;
 mod report;
@@ -32,7 +35,9 @@ use lab::demo::{PostgresOptions, PrivatePostgres};
 use lab::kafka::RealKafka;
 use report::Report;
 
-/// Debezium, the naive loop and this relay on the same rows
+const SYSTEMS: [&str; 4] = ["debezium", "naive", "batches", "relay"];
+
+/// Debezium, polling loops and this relay on the same rows
 #[derive(Debug, Clone, Parser)]
 pub(crate) struct Sizes {
     /// Events of a backlog
@@ -41,14 +46,11 @@ pub(crate) struct Sizes {
     /// Events of the naive loop's backlog; the loop takes about ten milliseconds per event
     #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(1..))]
     naive_events: u32,
-    /// Events per second when latencies are measured
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
-    rate: u32,
-    /// Events per second of the naive loop, which cannot keep up with more
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=20_000))]
-    naive_rate: u32,
-    /// Seconds for which latencies are measured, after 2 s of warm-up
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_600))]
+    /// Rates at which latencies are measured, in events per second
+    #[arg(long, value_delimiter = ',', default_values_t = [0.1, 1.0, 10.0, 100.0, 1_000.0, 5_000.0], value_parser = rate)]
+    rates: Vec<f64>,
+    /// Seconds for which latencies are measured at each rate, after the warm-up; longer where there would be less than twelve events
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     seconds: u32,
     /// Bytes of an event's payload
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(64..=100_000))]
@@ -57,12 +59,14 @@ pub(crate) struct Sizes {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..=100))]
     partitions: i32,
     /// Systems to measure
-    #[arg(long, value_delimiter = ',', default_values_t = ["debezium".to_owned(), "naive".to_owned(), "relay".to_owned()],
-          value_parser = ["debezium", "naive", "relay"])]
+    #[arg(long, value_delimiter = ',', default_values = SYSTEMS, value_parser = SYSTEMS)]
     systems: Vec<String>,
     /// Write the metrics as JSON to FILE as well
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the latencies into FILE, an SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -91,6 +95,7 @@ fn main() -> anyhow::Result<()> {
         let measured = match system.as_str() {
             "debezium" => debezium::measure(&mut servers, &sizes),
             "naive" => naive::measure(&mut servers, &sizes),
+            "batches" => batches::measure(&mut servers, &sizes),
             _ => relay::measure(&mut servers, &sizes),
         };
         report.systems.extend(measured.with_context(|| system.clone())?);
@@ -99,7 +104,15 @@ fn main() -> anyhow::Result<()> {
     if let Some(path) = &sizes.json {
         std::fs::write(path, report.json(&sizes)?).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    if let Some(path) = &sizes.plot {
+        plot::draw(path, &report).with_context(|| format!("cannot draw {}", path.display()))?;
+    }
     Ok(())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let is_usual = |rate: &f64| (0.01..=20_000.0).contains(rate);
+    text.parse().ok().filter(is_usual).ok_or_else(|| "a number from 0.01 to 20000 is expected".to_owned())
 }
 
 /// Returns the options of benches/servers.rs, plus the logical WAL that Debezium reads.

@@ -12,14 +12,18 @@ use rdkafka::util::AsyncRuntime;
 use sqlx::{Connection, PgConnection, Row};
 
 use crate::drain::drain;
-use crate::latency;
+use crate::latency::latencies;
 use crate::outbox::Outbox;
 use crate::report::System;
 use crate::topic::Topic;
 use crate::{Servers, Sizes};
 
+/// The most events per second at which latencies are measured. The loop keeps up with little more.
+const MOST: f64 = 100.0;
+
 pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Vec<System>> {
-    let mut outbox = Outbox::make(servers, sizes, "peers_naive")?;
+    let mut outbox = Outbox::make(servers, sizes, "peers_naive", &[])?;
+    outbox.index_pending(servers)?;
     let topic = Topic::make(servers, sizes, "peers_naive")?;
     let directory = TemporaryDirectory::create(None)?;
     outbox.seed_rows(servers, sizes.naive_events)?;
@@ -29,8 +33,8 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
         Ok(Some(ChildServer::start(&command)?))
     })?;
     let naive = naive.expect("it was started");
-    let latency = latency::latency(&outbox, &topic, &naive, sizes.naive_rate, sizes.seconds)?;
-    Ok(vec![System { name: "naive loop".to_owned(), drain: drained, latency }])
+    let latencies = latencies(&outbox, &topic, &naive, sizes, MOST)?;
+    Ok(vec![System { name: "naive loop".to_owned(), drain: drained, latencies }])
 }
 
 type Producer = FutureProducer<DefaultClientContext, Tokio>;

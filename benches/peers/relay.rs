@@ -1,16 +1,16 @@
-//! Runs this relay with its defaults.
+//! Runs this relay with its defaults, on a table whose inserts wake it.
 
 use lab::demo::{ChildServer, ServerCommand, TemporaryDirectory};
 
 use crate::drain::drain;
-use crate::latency;
+use crate::latency::latencies;
 use crate::outbox::Outbox;
-use crate::report::System;
+use crate::report::{OURS, System};
 use crate::topic::Topic;
 use crate::{Servers, Sizes};
 
 pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Vec<System>> {
-    let mut outbox = Outbox::make(servers, sizes, "peers_relay")?;
+    let mut outbox = Outbox::make(servers, sizes, "peers_relay", &["--wake-up-trigger"])?;
     let topic = Topic::make(servers, sizes, "peers_relay")?;
     let directory = TemporaryDirectory::create(None)?;
     outbox.seed_rows(servers, sizes.events)?;
@@ -24,6 +24,6 @@ pub(crate) fn measure(servers: &mut Servers, sizes: &Sizes) -> anyhow::Result<Ve
     let (drained, relay) =
         drain(servers, &mut outbox, &topic, sizes.events, true, None, || Ok(Some(ChildServer::start(&command)?)))?;
     let relay = relay.expect("it was started");
-    let latency = latency::latency(&outbox, &topic, &relay, sizes.rate, sizes.seconds)?;
-    Ok(vec![System { name: "outbox-relay".to_owned(), drain: drained, latency }])
+    let latencies = latencies(&outbox, &topic, &relay, sizes, f64::INFINITY)?;
+    Ok(vec![System { name: OURS.to_owned(), drain: drained, latencies }])
 }

@@ -9,14 +9,12 @@ use crate::Sizes;
 use crate::drain::Drained;
 use crate::latency::Latency;
 
-const OURS: &str = "outbox-relay";
+pub(crate) const OURS: &str = "outbox-relay";
 
 /// The titles of the ratios, and their names in the JSON.
-const RATIOS: [(&str, &str); 7] = [
+const RATIOS: [(&str, &str); 5] = [
     ("drain", "drain"),
     ("from start", "drain_from_start"),
-    ("p50", "p50"),
-    ("p99", "p99"),
     ("memory", "memory"),
     ("CPU", "cpu_per_event"),
     ("all CPU", "all_cpu_per_event"),
@@ -26,12 +24,14 @@ const RATIOS: [(&str, &str); 7] = [
 pub(crate) struct System {
     pub(crate) name: String,
     pub(crate) drain: Drained,
-    pub(crate) latency: Latency,
+    /// The latencies at each rate that was measured.
+    pub(crate) latencies: Vec<Latency>,
 }
 
 impl System {
     fn peak_memory(&self) -> u64 {
-        self.drain.peak_memory_bytes.max(self.latency.peak_memory_bytes)
+        let later = self.latencies.iter().map(|latency| latency.peak_memory_bytes).max();
+        self.drain.peak_memory_bytes.max(later.unwrap_or_default())
     }
 }
 
@@ -48,7 +48,7 @@ impl Report {
     pub(crate) fn json(&self, sizes: &Sizes) -> anyhow::Result<String> {
         let ratios = |system: &System| Some((system.name.clone(), self.ratios(system)?));
         let report = json!({
-            "peers_format": 1,
+            "peers_format": 2,
             "measured_at": chrono::Utc::now(),
             "debug_build": cfg!(debug_assertions),
             "load": {
@@ -67,8 +67,6 @@ impl Report {
         Some(json!({
             "drain": relay.drain.events_per_s / system.drain.events_per_s,
             "drain_from_start": relay.drain.events_per_s_from_start / system.drain.events_per_s_from_start,
-            "p50": system.latency.p50_ms / relay.latency.p50_ms,
-            "p99": system.latency.p99_ms / relay.latency.p99_ms,
             "memory": system.peak_memory() as f64 / relay.peak_memory() as f64,
             "cpu_per_event": system.drain.cpu_us_per_event / relay.drain.cpu_us_per_event,
             "all_cpu_per_event": system.drain.all_cpu_us_per_event() / relay.drain.all_cpu_us_per_event(),
@@ -76,15 +74,28 @@ impl Report {
     }
 
     fn write_figures(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        heading(f, &["events/s", "from start", "first ms", "us/event", "PG us", "Kafka us"])?;
-        heading_goes_on(f, &["rate", "p50 ms", "p99 ms", "missing", "peak MB"])?;
+        heading(f, &["events/s", "from start", "first ms", "us/event", "PG us", "Kafka us", "peak MB"])?;
         for system in &self.systems {
-            let System { name, drain, latency } = system;
+            let System { name, drain, .. } = system;
             write!(f, "{name:<16}{:>11.0}{:>11.0}", drain.events_per_s, drain.events_per_s_from_start)?;
             write!(f, "{:>11.0}{:>11.1}", drain.first_record_after_ms, drain.cpu_us_per_event)?;
             write!(f, "{:>11.1}{:>11.1}", drain.postgres_cpu_us_per_event, drain.kafka_cpu_us_per_event)?;
-            write!(f, "{:>11}{:>11.1}{:>11.1}", latency.rate_events_per_s, latency.p50_ms, latency.p99_ms)?;
-            writeln!(f, "{:>11}{:>11.0}", latency.missing, system.peak_memory() as f64 / 1e6)?;
+            writeln!(f, "{:>11.0}", system.peak_memory() as f64 / 1e6)?;
+        }
+        Ok(())
+    }
+
+    /// Writes p50 and p99 at each rate.
+    fn write_latencies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\nMilliseconds from the time that an event was due to a consumer")?;
+        heading(f, &["rate", "events", "missing", "p50", "p99", "max", "us/event"])?;
+        for system in &self.systems {
+            for latency in &system.latencies {
+                let Latency { rate_events_per_s, events, missing, p50_ms, p99_ms, max_ms, cpu_us_per_event, .. } =
+                    latency;
+                write!(f, "{:<16}{rate_events_per_s:>11}{events:>11}{missing:>11}", system.name)?;
+                writeln!(f, "{p50_ms:>11.1}{p99_ms:>11.1}{max_ms:>11.1}{cpu_us_per_event:>11.0}")?;
+            }
         }
         Ok(())
     }
@@ -96,17 +107,17 @@ impl fmt::Display for Report {
             writeln!(f, "A build without optimization: the relay's and the naive loop's metrics mean nothing.\n")?;
         }
         self.write_figures(f)?;
+        self.write_latencies(f)?;
         if self.ours().is_none() {
             return Ok(());
         }
         writeln!(f, "\nThe relay is better by")?;
         heading(f, &RATIOS.map(|(title, _)| title))?;
-        writeln!(f)?;
         for system in self.systems.iter().filter(|system| system.name != OURS) {
             let Some(ratios) = self.ratios(system) else { continue };
             write!(f, "{:<16}", system.name)?;
             let mut ratios = RATIOS.iter().filter_map(|(_, name)| ratios[name].as_f64());
-            ratios.try_for_each(|ratio| write!(f, "{ratio:>10.1}x"))?;
+            ratios.try_for_each(|ratio| write!(f, "{ratio:>10.2}x"))?;
             writeln!(f)?;
         }
         Ok(())
@@ -115,10 +126,6 @@ impl fmt::Display for Report {
 
 fn heading(f: &mut fmt::Formatter<'_>, titles: &[&str]) -> fmt::Result {
     write!(f, "{:<16}", "")?;
-    titles.iter().try_for_each(|title| write!(f, "{title:>11}"))
-}
-
-fn heading_goes_on(f: &mut fmt::Formatter<'_>, titles: &[&str]) -> fmt::Result {
     titles.iter().try_for_each(|title| write!(f, "{title:>11}"))?;
     writeln!(f)
 }

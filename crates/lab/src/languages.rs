@@ -84,11 +84,11 @@ pub fn go() -> anyhow::Result<Program> {
     Ok(Program { command: Command::new(packages.join("consume")), _directory: None })
 }
 
-/// Returns the loop of benches/consumers, built in the cache.
-pub fn go_loop() -> anyhow::Result<Program> {
+/// Returns the Go loop of a bench, `consumers` or `peers`, built in the cache.
+pub fn go_loop(bench: &str) -> anyhow::Result<Program> {
     runs("go", &["version"])?;
-    let source = checkout().join("benches/consumers/go");
-    let packages = fetched("go-loop", &source, &["go.mod", "go.sum", "loop.go"], |directory| {
+    let source = checkout().join("benches").join(bench).join("go");
+    let packages = fetched(&format!("go-loop-{bench}"), &source, &["go.mod", "go.sum", "loop.go"], |directory| {
         run(directory, "go", &["build", "-o", "loop", "."])
     })?;
     Ok(Program { command: Command::new(packages.join("loop")), _directory: None })
