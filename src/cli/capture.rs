@@ -13,9 +13,10 @@ use super::target::{By, Target};
 use super::{output, runtime};
 use crate::config::Settings;
 use crate::observe::print::outln;
-use crate::store::app_table::{AppTable, Installed};
+use crate::store::app_table::{AppTable, Installed, Owner};
 use crate::store::capture::backfill::state;
 use crate::store::capture::key::{self, Refusal};
+use crate::store::capture::parts::Difference;
 use crate::store::capture::script::{self, Before};
 use crate::store::capture::{Change, Definition, OP, order};
 use crate::store::connect::Purpose;
@@ -121,31 +122,30 @@ impl Capture {
         let definition = self.definition(settings, &target.names, table);
         let (definition, notes) = definition.map_err(|refusal| refused(table, &refusal))?;
         let owner = app_table::owner(target, table, &[]).await?;
-        let functions = script::functions(&target.names, table);
-        let functions = app_table::refuse_squatters(target, &owner, &functions).await?;
-        let author = self.by.author(self.reason.clone());
-        let earlier = Before { installed: before.as_ref(), functions: &functions };
-        let statements = script::capture(&target.names, table, &definition, &owner, &earlier, &author);
-        if !self.dry_run {
+        let statements = self.statements(target, table, &definition, &owner, before.as_ref()).await?;
+        let unchanged = statements.is_empty();
+        if !self.dry_run && !unchanged {
             let done = short_locks::run(&mut target.conn, &statements, table.oid, self.patience.lock_timeout).await;
             done.map_err(|error| app_table::not_run("capture", table, error))?;
         }
-        let sql = short_locks::script(&statements);
+        let sql = if unchanged { String::new() } else { short_locks::script(&statements) };
         if self.json {
             let document = json!({
-                "dry_run": self.dry_run, "captured": definition, "replaced": before.is_some(), "notes": notes, "sql": sql,
+                "dry_run": self.dry_run, "captured": definition, "replaced": before.is_some() && !unchanged, "unchanged": unchanged,
+                "notes": notes, "sql": sql,
             });
             return output::json(&document).map(drop);
         }
-        let verb = match (self.dry_run, before.is_some()) {
-            (true, _) => "would capture",
-            (false, true) => "captures anew",
-            (false, false) => "captures",
+        let (verb, rest) = match (unchanged, self.dry_run, before.is_some()) {
+            (true, ..) => ("captures", " already, nothing was changed"),
+            (false, true, _) => ("would capture", ""),
+            (false, false, true) => ("captures anew", ""),
+            (false, false, false) => ("captures", ""),
         };
-        outln!("{} {verb} {shown}", target.shown);
+        outln!("{} {verb} {shown}{rest}", target.shown);
         outln!("{}", list::described(&definition));
         notes.iter().for_each(|note| outln!("  note: {note}"));
-        if self.dry_run {
+        if self.dry_run && !unchanged {
             outln!("nothing was changed\n");
             output::text(&sql);
             return Ok(());
@@ -154,6 +154,35 @@ impl Capture {
         outln!("  next: outbox-relay capture {name} --backfill   -- one event for each row that is there");
         outln!("  undo: outbox-relay capture {name} --drop");
         Ok(())
+    }
+
+    /// Returns the statements that capture the table; none if it is captured in this way already.
+    async fn statements(
+        &self,
+        target: &mut Target,
+        table: &AppTable,
+        definition: &Definition,
+        owner: &Owner,
+        before: Option<&Installed>,
+    ) -> Result<Vec<String>, Failure> {
+        let functions = script::functions(&target.names, table);
+        let functions = app_table::refuse_squatters(target, owner, &functions).await?;
+        let difference = match before {
+            Some(installed) => {
+                let parts = script::parts(&target.names, table, definition);
+                let found = parts.difference(&mut target.conn, definition, installed, owner).await;
+                found.map_err(|error| target.failed("look at the triggers of", error))?
+            }
+            None => Difference::Triggers,
+        };
+        if difference == Difference::None {
+            return Ok(Vec::new());
+        }
+        // Triggers that are set anew are others to a backfill, which would then be repeated.
+        let keeps_triggers = difference == Difference::Functions;
+        let earlier = Before { installed: before, functions: &functions, keeps_triggers };
+        let author = self.by.author(self.reason.clone());
+        Ok(script::capture(&target.names, table, definition, owner, &earlier, &author))
     }
 
     /// Returns what becomes of the changes, and what the user should know.

@@ -292,7 +292,7 @@ pub(crate) struct Installed {
     pub(crate) triggers: Vec<String>,
     /// The oids of the triggers, in order. A trigger that is set anew has another one.
     pub(crate) oids: Vec<i64>,
-    /// True if a trigger is disabled, or enabled only for replicas.
+    /// True if a trigger is disabled, or enabled only for replicas, also on a single partition.
     pub(crate) is_disabled: bool,
     /// The comment of the function, without its beginning.
     pub(crate) definition: String,
@@ -327,7 +327,8 @@ pub(crate) async fn installed(
     let query = format!(
         "select c.oid::int8, n.nspname::text, c.relname::text, \
            array_agg(distinct quote_ident(pn.nspname) || '.' || quote_ident(p.proname)), array_agg(t.tgname::text order by t.tgname), \
-           bool_or(t.tgenabled not in ('O', 'A')), max(substr(d.description, {})), array_agg(t.oid::int8 order by t.oid) \
+           bool_or(t.tgenabled not in ('O', 'A') or exists (select from pg_trigger c where c.tgfoid = t.tgfoid and c.tgparentid <> 0 \
+             and c.tgenabled not in ('O', 'A'))), max(substr(d.description, {})), array_agg(t.oid::int8 order by t.oid) \
          from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace pn on pn.oid = p.pronamespace \
            join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
            join pg_description d on d.objoid = p.oid and d.classoid = 'pg_proc'::regclass and d.objsubid = 0 \

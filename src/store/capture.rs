@@ -3,6 +3,7 @@
 //! - [`key`]: which columns name the entity, and whether its events have an order
 //! - [`order`]: which triggers of the application would come before the events
 //! - [`script`]: the SQL that sets the triggers and removes them
+//! - [`parts`]: the triggers and functions, and whether they are installed already
 //! - [`backfill`]: one event for each row that was there before
 //!
 //! The order of ids is the order of commits for an entity whose key is unique: a change of a row holds the row's lock until it commits, and
@@ -13,6 +14,7 @@
 pub(crate) mod backfill;
 pub(crate) mod key;
 pub(crate) mod order;
+pub(crate) mod parts;
 pub(crate) mod script;
 
 use serde::{Deserialize, Serialize};

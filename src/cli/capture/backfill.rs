@@ -60,16 +60,17 @@ impl Capture {
         prepare(target, table, &owner).await?;
         let before = state::progress(&mut target.conn, work.names, table.oid).await.map_err(failed)?;
         let before = before.filter(|_| !self.restart);
-        // A script that runs the command again must not repeat all events.
+        // A script that runs the command again must not repeat all events, also if some rows have none: the events would have new ids.
         if let Some(before) = before.as_ref().filter(|before| is_done(before, &work)) {
             let events = before.events;
-            return self.shown(
+            self.shown(
                 json!({
                     "dry_run": false, "backfill": table.quoted(), "events": events, "resumed": true, "finished": true,
-                    "locked": 0, "failed": [],
+                    "locked": 0, "failed": before.failed,
                 }),
                 || outln!("the backfill of {shown} is finished, with {events} events; --restart writes them again"),
-            );
+            )?;
+            return complete(table, &before.failed);
         }
         let (mut progress, resumed) = self.begin(target, &work, before).await?;
         let stop = interrupted()?;
@@ -126,10 +127,7 @@ impl Capture {
             || outln!("{} events of rows of {shown} were written{}", events - began, total(resumed, events)),
         )?;
         if finished {
-            return match progress.failed.as_slice() {
-                [] => Ok(()),
-                rows => Err(failed_rows(table, rows)),
-            };
+            return complete(table, &progress.failed);
         }
         let again = text::flag("--where", self.filter.as_deref().unwrap_or_default());
         let again = if self.filter.is_some() { format!(" {again}") } else { String::new() };
@@ -191,10 +189,11 @@ fn is_same(before: &Progress, work: &Backfill<'_>) -> bool {
     before.filter == work.filter && before.key == work.key
 }
 
-/// Returns true if the earlier backfill is finished and has left no row out.
+/// Returns true if the earlier backfill has gone through the same rows to the end.
 fn is_done(before: &Progress, work: &Backfill<'_>) -> bool {
-    before.finished && before.failed.is_empty() && before.triggers == work.triggers && is_same(before, work)
+    before.finished && before.triggers == work.triggers && is_same(before, work)
 }
+
 fn total(resumed: bool, events: i64) -> String {
     if resumed { format!(", {events} in all") } else { String::new() }
 }
@@ -226,12 +225,16 @@ fn not_alone(shown: &str) -> Failure {
     .hint("let the other process go on; or end it, see outbox-relay capture --list, and run this again")
 }
 
-fn failed_rows(table: &AppTable, rows: &[FailedRow]) -> Failure {
+/// Fails if a finished backfill has left rows out.
+fn complete(table: &AppTable, left_out: &[FailedRow]) -> Result<(), Failure> {
+    if left_out.is_empty() {
+        return Ok(());
+    }
     let shown = app_table::shown(table);
-    Failure::finding(format!("{} rows of {shown} have no event{}", rows.len(), named(rows))).hint(format!(
+    Err(Failure::finding(format!("{} rows of {shown} have no event{}", left_out.len(), named(left_out))).hint(format!(
         "outbox-relay capture --drop {}, correct these rows, capture the table again and repeat the backfill for them with --where",
         text::shell(&table.quoted())
-    ))
+    )))
 }
 
 fn too_many_failed(shown: &str, rows: &[FailedRow]) -> Failure {

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
+use super::parts::{Function, Parts, Trigger, bits};
 use super::{Change, Definition, SETTINGS};
-use crate::store::app_table::{AppTable, Installed, Owner, comment, dollar_quote};
+use crate::store::app_table::{AppTable, Installed, Owner, comment};
 use crate::store::audit::{Author, entry};
 use event_outbox::Names;
 use event_outbox::names::{literal, quote};
@@ -23,6 +24,29 @@ pub(crate) struct Before<'a> {
     /// Those of [`functions`] that exist and belong to the outbox's owner. Others are only created: a function that another user places
     /// there in the meantime makes that fail.
     pub(crate) functions: &'a [String],
+    /// True if the triggers are those that are wanted. They stay, so that a backfill still belongs to them.
+    pub(crate) keeps_triggers: bool,
+}
+
+/// Returns the triggers and functions that the definition needs.
+pub(crate) fn parts(names: &Names, table: &AppTable, definition: &Definition) -> Parts {
+    let shown = table.quoted();
+    let [function, refuse] = functions(names, table);
+    let body = if definition.bulk { statement_body(names, definition) } else { row_body(names, definition) };
+    let mut triggers = triggers(names, &shown, definition, &function);
+    let mut functions = vec![Function { name: function, body, settings: &SETTINGS, is_definer: true }];
+    if !definition.allow_truncate {
+        triggers.push(Trigger {
+            name: names.part_raw("refuse_truncate"),
+            function: refuse.clone(),
+            bits: bits::BEFORE | bits::TRUNCATE,
+            is_deferred: false,
+            kind: "trigger",
+            event: format!("before truncate on {shown} for each statement"),
+        });
+        functions.push(Function { name: refuse, body: refuse_truncate(table), settings: &[], is_definer: false });
+    }
+    Parts { functions, triggers, comment: format!("{}{}", comment(names, COMMAND), json!(definition)) }
 }
 
 /// Returns the statements that set the triggers, to be run in one transaction.
@@ -34,41 +58,32 @@ pub(crate) fn capture(
     before: &Before<'_>,
     author: &Author,
 ) -> Vec<String> {
-    let shown = table.quoted();
-    let [function, refuse] = functions(names, table);
-    let body = if definition.bulk { statement_body(names, definition) } else { row_body(names, definition) };
-    let mut functions = vec![(function.clone(), trigger_function(&body))];
-    if !definition.allow_truncate {
-        functions.push((refuse.clone(), refuse_truncate(table)));
-    }
-    let mut wanted = triggers(names, &shown, definition, &function);
-    if !definition.allow_truncate {
-        let name = names.part_raw("refuse_truncate");
-        let event = format!("before truncate on {shown} for each statement execute function {refuse}()");
-        wanted.push(format!("trigger {} {event}", quote(&name)));
-    }
+    let (shown, parts) = (table.quoted(), parts(names, table, definition));
     // A constraint trigger cannot be replaced.
-    let old = before.installed.map(|before| before.triggers.as_slice()).unwrap_or_default();
-    let mut statements: Vec<_> = old.iter().map(|name| format!("drop trigger {} on {shown}", quote(name))).collect();
-    for (name, text) in &functions {
-        let create = if before.functions.contains(name) { "create or replace" } else { "create" };
-        statements.push(format!("{create} function {name}() {text}"));
+    let old = before.installed.filter(|_| !before.keeps_triggers).map(|before| before.triggers.as_slice());
+    let old = old.unwrap_or_default().iter();
+    let mut statements: Vec<_> = old.map(|name| format!("drop trigger {} on {shown}", quote(name))).collect();
+    for function in &parts.functions {
+        let create = if before.functions.contains(&function.name) { "create or replace" } else { "create" };
+        statements.push(format!("{create} function {}() {}", function.name, function.text()));
     }
-    statements.extend(wanted.iter().map(|trigger| format!("create {trigger}")));
+    if !before.keeps_triggers {
+        statements.extend(parts.triggers.iter().map(Trigger::create));
+    }
     if let Some(before) = before.installed {
-        let gone = before.functions.iter().filter(|name| !functions.iter().any(|(wanted, _)| is_same(wanted, name)));
+        let is_wanted = |name: &str| parts.functions.iter().any(|function| is_same(&function.name, name));
+        let gone = before.functions.iter().filter(|name| !is_wanted(name));
         statements.extend(gone.map(|name| format!("drop function {name}()")));
     }
-    let stored = json!(definition);
-    let text = literal(&format!("{}{stored}", comment(names, COMMAND)));
-    for (name, _) in &functions {
+    let text = literal(&parts.comment);
+    for Function { name, .. } in &parts.functions {
         statements.push(format!("comment on function {name}() is {text}"));
         statements.push(format!("revoke all on function {name}() from public"));
         if !owner.is_self {
             statements.push(format!("alter function {name}() owner to {}", quote(&owner.outbox)));
         }
     }
-    statements.push(entry(names, COMMAND, &stored, author, "0"));
+    statements.push(entry(names, COMMAND, &json!(definition), author, "0"));
     statements
 }
 
@@ -91,11 +106,15 @@ pub(crate) fn drop(names: &Names, captured: &Installed, has_backfill: bool, auth
     statements
 }
 
-/// Returns the triggers that make events, without `create`.
-fn triggers(names: &Names, shown: &str, definition: &Definition, function: &str) -> Vec<String> {
+/// Returns the triggers that make events.
+fn triggers(names: &Names, shown: &str, definition: &Definition, function: &str) -> Vec<Trigger> {
+    let of = |change: &Change| match change {
+        Change::Insert => bits::INSERT,
+        Change::Update => bits::UPDATE,
+        Change::Delete => bits::DELETE,
+    };
     if !definition.bulk {
         let on: Vec<_> = definition.on.iter().map(|change| change.name()).collect();
-        let name = quote(&names.first_trigger_raw(COMMAND));
         // A trigger of the application may change another row of the same statement, before that row's own event. The events of deferred
         // triggers are queued in the order of the changes.
         let (kind, when) = if definition.deferred {
@@ -103,10 +122,14 @@ fn triggers(names: &Names, shown: &str, definition: &Definition, function: &str)
         } else {
             ("trigger", "")
         };
-        return vec![format!(
-            "{kind} {name} after {} on {shown}{when} for each row execute function {function}()",
-            on.join(" or ")
-        )];
+        return vec![Trigger {
+            name: names.first_trigger_raw(COMMAND),
+            function: function.to_owned(),
+            bits: definition.on.iter().map(of).fold(bits::ROW, |all, bit| all | bit),
+            is_deferred: definition.deferred,
+            kind,
+            event: format!("after {} on {shown}{when} for each row", on.join(" or ")),
+        }];
     }
     let trigger = |change: &Change| {
         let rows = match change {
@@ -114,11 +137,14 @@ fn triggers(names: &Names, shown: &str, definition: &Definition, function: &str)
             Change::Update => "old table as old_rows new table as new_rows",
             Change::Delete => "old table as old_rows",
         };
-        let name = change.name();
-        format!(
-            "trigger {} after {name} on {shown} referencing {rows}\n    for each statement execute function {function}()",
-            quote(&bulk_trigger(names, *change))
-        )
+        Trigger {
+            name: bulk_trigger(names, *change),
+            function: function.to_owned(),
+            bits: of(change),
+            is_deferred: false,
+            kind: "trigger",
+            event: format!("after {} on {shown} referencing {rows}\n    for each statement", change.name()),
+        }
     };
     definition.on.iter().map(trigger).collect()
 }
@@ -128,20 +154,10 @@ pub(crate) fn bulk_trigger(names: &Names, change: Change) -> String {
     names.first_trigger_raw(&format!("{COMMAND}_{}", change.name()))
 }
 
-/// Returns the rest of `create function`. The function runs for everybody who may change the table, with the rights of the outbox's owner.
-fn trigger_function(body: &str) -> String {
-    let settings: String =
-        SETTINGS.iter().map(|(name, value)| format!("\n    set {name} = {}", literal(value))).collect();
-    let tag = dollar_quote(body);
-    format!(
-        "returns trigger language plpgsql volatile security definer\n    set search_path = pg_catalog, pg_temp{settings}\nas {tag}{body}{tag}"
-    )
-}
-
-/// Returns the trigger function that refuses TRUNCATE, which makes no events.
+/// Returns the body of the trigger function that refuses TRUNCATE, which makes no events.
 fn refuse_truncate(table: &AppTable) -> String {
     let shown = table.quoted();
-    let body = format!(
+    format!(
         "\nbegin\n    raise exception using errcode = 'object_not_in_prerequisite_state',\n        message = {},\n        hint = {};\nend\n",
         literal(&format!(
             "TRUNCATE of {shown} is refused: outbox-relay captures its changes, and TRUNCATE makes no events"
@@ -149,9 +165,7 @@ fn refuse_truncate(table: &AppTable) -> String {
         literal(&format!(
             "Use delete from {shown}, or run outbox-relay capture again with --allow-truncate and tell the consumers yourself."
         )),
-    );
-    let tag = dollar_quote(&body);
-    format!("returns trigger language plpgsql\n    set search_path = pg_catalog, pg_temp\nas {tag}{body}{tag}")
+    )
 }
 
 /// SQL for the entity's id of a row that is JSON: the only column as text, or several as a JSON array. Null if a column is gone.

@@ -56,7 +56,7 @@ async fn the_events_of_a_backfill_are_never_older_than_the_changes_before_them(
         .collect();
     // Several rounds: each begins with the keys that the writers change.
     for _ in 0..12 {
-        let done = capture(&database, &["accounts", "--backfill"]).await?;
+        let done = capture(&database, &["accounts", "--backfill", "--restart"]).await?;
         ensure!(done["finished"] == true && done["locked"] == 0 && done["events"].as_i64() >= Some(560), "{done:#}");
     }
     stop.store(true, Ordering::Relaxed);

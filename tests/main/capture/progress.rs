@@ -18,6 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_backfill_belongs_to_the_process_that_took_it_last,
             a_backfill_ends_when_its_triggers_are_dropped,
             a_backfill_goes_on_only_with_the_triggers_that_it_began_with,
+            a_table_that_is_captured_again_in_the_same_way_keeps_its_triggers_and_its_backfill,
             a_row_that_cannot_be_an_event_stops_no_other,
             many_locked_rows_make_the_backfill_wait,
             keys_of_types_that_are_not_built_in_are_not_walked;
@@ -140,6 +141,69 @@ async fn a_backfill_goes_on_only_with_the_triggers_that_it_began_with(database: 
     Ok(())
 }
 
+async fn a_table_that_is_captured_again_in_the_same_way_keeps_its_triggers_and_its_backfill(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    const TRIGGERS: &str =
+        "select sum(oid::int8) from pg_trigger where tgrelid = 'public.accounts'::regclass and not tgisinternal";
+    let outbox = Outbox::from_database(&database);
+    let mut connection = database.connect().await?;
+    run(&mut connection, TABLE).await?;
+    run(&mut connection, "insert into public.accounts values (1, 1), (2, 2)").await?;
+    let entries = "select count(*) from event_outbox_audit where command = 'capture'";
+    for options in [&[][..], &["--bulk", "--on", "insert,delete", "--allow-truncate"], &["--columns", "n"]] {
+        let all = [&["accounts"], options].concat();
+        ensure!(capture(&database, &all).await?["unchanged"] == false, "{options:?}");
+        let (triggers, audited) = (outbox.number(TRIGGERS).await?, outbox.number(entries).await?);
+        capture(&database, &["accounts", "--backfill"]).await?;
+        ensure!(outbox.number(SNAPSHOTS).await? == 2, "{options:?}");
+        // The pair of a deploy script, at the next deploy. A writer has the table: nothing that needs a lock is done.
+        let mut writer = database.connect().await?;
+        run(&mut writer, "begin; select from public.accounts").await?;
+        let again = capture(&database, &all).await?;
+        ensure!(
+            again["unchanged"] == true && again["replaced"] == false && again["sql"] == "",
+            "{options:?}: {again:#}"
+        );
+        let told = command(&database, &all).await?;
+        ensure!(told.code == Some(0) && told.stdout.contains("already, nothing was changed"), "{told:?}");
+        run(&mut writer, "rollback").await?;
+        let done = capture(&database, &["accounts", "--backfill"]).await?;
+        ensure!(done["finished"] == true && done["resumed"] == true, "{done:#}");
+        ensure!(outbox.number(SNAPSHOTS).await? == 2, "{options:?}: a finished backfill was repeated unasked");
+        ensure!(outbox.number(TRIGGERS).await? == triggers && outbox.number(entries).await? == audited, "{options:?}");
+        run(&mut connection, "delete from event_outbox").await?;
+    }
+    // A function of another version is replaced, under the same triggers.
+    let triggers = outbox.number(TRIGGERS).await?;
+    for change in [
+        "do $$ declare f text; begin select pg_get_functiondef(tgfoid) into f from pg_trigger where tgname ~ 'capture'; \
+         execute replace(f, 'begin', 'begin null;'); end $$",
+        "do $$ begin execute (select 'alter function ' || tgfoid::regprocedure || ' set timezone = ''CET''' from pg_trigger \
+         where tgname ~ 'capture'); end $$",
+        "do $$ begin execute (select 'grant execute on function ' || tgfoid::regprocedure || ' to public' from pg_trigger \
+         where tgname ~ 'capture'); end $$",
+    ] {
+        run(&mut connection, change).await?;
+        for unchanged in [false, true] {
+            let done = capture(&database, &["accounts", "--columns", "n"]).await?;
+            ensure!(done["unchanged"] == unchanged && done["replaced"] == !unchanged, "{change}: {done:#}");
+            ensure!(outbox.number(TRIGGERS).await? == triggers, "{change}");
+        }
+    }
+    // A trigger that is gone or disabled is set again.
+    for change in [
+        "alter table public.accounts disable trigger user",
+        "do $$ begin execute (select format('drop trigger %I on public.accounts', tgname) from pg_trigger where tgname ~ 'truncate'); end $$",
+    ] {
+        run(&mut connection, change).await?;
+        let done = capture(&database, &["accounts", "--columns", "n"]).await?;
+        ensure!(done["unchanged"] == false && done["replaced"] == true, "{change}: {done:#}");
+        ensure!(capture(&database, &["accounts", "--columns", "n"]).await?["unchanged"] == true, "{change}");
+    }
+    Ok(())
+}
+
 async fn a_row_that_cannot_be_an_event_stops_no_other(database: TestDatabase) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
     let mut connection = database.connect().await?;
@@ -155,7 +219,7 @@ async fn a_row_that_cannot_be_an_event_stops_no_other(database: TestDatabase) ->
         if is_locked {
             run(&mut holder, "begin; select from public.documents where id = 700 for update").await?;
         }
-        let child = start(&database, &["capture", "documents", "--backfill", "--json"])?;
+        let child = start(&database, &["capture", "documents", "--backfill", "--restart", "--json"])?;
         if is_locked {
             until(&outbox, SKIPPED, 1).await;
             run(&mut holder, "commit").await?;
@@ -170,11 +234,19 @@ async fn a_row_that_cannot_be_an_event_stops_no_other(database: TestDatabase) ->
         ensure!(outbox.number(SNAPSHOTS).await? == 1198);
         let listed = capture(&database, &["--list"]).await?;
         ensure!(listed["tables"][0]["backfill"]["failed"] == 2, "{listed:#}");
+        // A job that is started again after the failure names the rows again, and writes nothing.
         run(&mut connection, "delete from event_outbox").await?;
+        for json in [&[][..], &["--json"]] {
+            let again = command(&database, &[&["documents", "--backfill"], json].concat()).await?;
+            let told = ["2 rows of", "700: unsupported Unicode escape sequence"];
+            ensure!(again.code == Some(1) && told.iter().all(|told| again.stderr.contains(told)), "{again:?}");
+            ensure!(again.stdout.contains("--restart") || again.stdout.contains("\"700\""), "{again:?}");
+        }
+        ensure!(outbox.number(SNAPSHOTS).await? == 0, "a finished backfill was repeated unasked");
     }
     // A table without a good row has no end of them.
     run(&mut connection, "alter table public.documents disable trigger user; update public.documents set body = '\"\\u0000\"'; alter table public.documents enable trigger user").await?;
-    let output = command(&database, &["documents", "--backfill"]).await?;
+    let output = command(&database, &["documents", "--backfill", "--restart"]).await?;
     ensure!(output.code == Some(1) && output.stderr.contains("more than 100 rows"), "{output:?}");
     Ok(())
 }

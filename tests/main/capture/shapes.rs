@@ -101,6 +101,12 @@ async fn partitions_are_captured_also_those_that_come_later(database: TestDataba
     // Captured again, listed once, dropped with all partitions.
     capture(&database, &["parts", "--type", "part", "--key", "id"]).await?;
     ensure!(capture(&database, &["--list"]).await?["tables"].as_array().map(Vec::len) == Some(1));
+    // A trigger that is disabled on one partition is seen, and set again.
+    run(&mut connection, "alter table public.parts_1 disable trigger user").await?;
+    ensure!(capture(&database, &["--list"]).await?["tables"][0]["enabled"] == false);
+    let done = capture(&database, &["parts", "--type", "part", "--key", "id"]).await?;
+    ensure!(done["unchanged"] == false, "{done:#}");
+    ensure!(capture(&database, &["--list"]).await?["tables"][0]["enabled"] == true);
     capture(&database, &["parts", "--backfill"]).await?;
     expect(&database, &[("1", "Snapshot")]).await?;
     capture(&database, &["--drop", "parts"]).await?;

@@ -55,7 +55,7 @@ async fn a_trigger_that_changes_another_row_of_the_statement_keeps_the_order(
         set_touching(&mut connection, &format!("trigger {name} after update of n on public.accounts for each row"))
             .await?;
         let done = capture(&database, &["accounts"]).await?;
-        ensure!(done["captured"]["deferred"] == true && done["replaced"] == true, "{done:#}");
+        ensure!(done["captured"]["deferred"] == true && done["replaced"] == (name == "\"!first\""), "{done:#}");
         ensure!(done["notes"].to_string().contains("when the transaction commits"), "{done:#}");
         run(&mut connection, "update public.accounts set n = n + 1").await?;
         ensure!(in_order(&database, &["1", "2", "3"]).await? == 4, "{name}");
