@@ -1,7 +1,7 @@
 //! Runs queries for people: each in a read-only transaction with short timeouts, so that it cannot harm a busy database.
 
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use event_outbox::names::{Names, literal};
 
@@ -15,21 +15,37 @@ pub(crate) async fn read(conn: &mut PgConnection, query: &str) -> Result<Vec<PgR
     read_within(conn, query, 5).await
 }
 
+/// Does the same as [`read`] for a query with SQL of a user in it. It is sent by itself, and the server refuses a text of two statements.
+///
+/// # Errors
+/// The same as [`read`].
+pub(crate) async fn read_one(conn: &mut PgConnection, query: &str) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut tx = conn.begin_with(AssertSqlSafe(begin(5))).await?;
+    let rows = sqlx::query(AssertSqlSafe(query.to_owned())).persistent(false).fetch_all(&mut *tx).await;
+    // An error of the rollback is ignored: the first error is the cause.
+    drop(tx.rollback().await);
+    rows
+}
+
 /// Does the same as [`read`], with a statement timeout of `seconds`.
 ///
 /// # Errors
 /// The same as [`read`].
 pub(crate) async fn read_within(conn: &mut PgConnection, query: &str, seconds: u32) -> Result<Vec<PgRow>, sqlx::Error> {
-    let script = format!(
-        "begin read only; set local search_path = pg_catalog, pg_temp; set local jit = off; set local enable_seqscan = off; \
-         set local lock_timeout = '1s'; set local statement_timeout = '{seconds}s'; {query}; commit"
-    );
+    let script = format!("{}; {query}; commit", begin(seconds));
     let rows = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(script))).await;
     if rows.is_err() {
         // An error of the rollback is ignored: the first error is the cause.
         drop(conn.execute("rollback").await);
     }
     rows
+}
+
+fn begin(seconds: u32) -> String {
+    format!(
+        "begin read only; set local search_path = pg_catalog, pg_temp; set local jit = off; set local enable_seqscan = off; \
+         set local lock_timeout = '1s'; set local statement_timeout = '{seconds}s'"
+    )
 }
 
 /// Returns true if this user may read the contents of events. Operators and monitors may not.

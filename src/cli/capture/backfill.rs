@@ -51,6 +51,7 @@ impl Capture {
         let work =
             Backfill { names: &names, table, definition: &definition, key, filter: self.filter.clone(), triggers };
         let failed = |error: sqlx::Error| app_table::not_run("read the rows of", table, error.into());
+        work.check(&mut target.conn).await.map_err(failed)?;
         if self.dry_run {
             let rows = work.estimate(&mut target.conn).await.map_err(failed)?;
             return self.shown(json!({ "dry_run": true, "backfill": table.quoted(), "estimated_rows": rows }), || {

@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Row, Tra
 use super::script::{SNAPSHOT, entity_id, event, insert};
 use super::{Definition, SETTINGS};
 use crate::store::app_table::AppTable;
-use crate::store::read_only::read;
+use crate::store::read_only::read_one;
 use crate::store::search_path;
 use crate::store::short_locks::IF_THE_CLIENT_STOPS;
 use event_outbox::Names;
@@ -85,15 +85,25 @@ impl Backfill<'_> {
         self.names.companion("backfill")
     }
 
-    /// Begins anew, up to the last row of now.
+    /// Checks that the filter is one condition, before it becomes a part of any other statement. Reads no row.
+    ///
+    /// Between parentheses alone, `a) or (b` would be a condition, and in a page it would undo the bounds beside it. Nothing that closes a
+    /// parenthesis of ours closes a bracket as well: what is one expression between both is one expression anywhere.
     ///
     /// # Errors
     /// Any database error, also one of the filter.
+    pub(crate) async fn check(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let (Some(filter), table) = (&self.filter, self.table.quoted()) else { return Ok(()) };
+        read_one(conn, &format!("select from {table} t where {} limit 0", self.condition())).await?;
+        read_one(conn, &format!("select (array[{filter}\n])[1]::boolean from {table} t limit 0")).await.map(drop)
+    }
+
+    /// Begins anew, up to the last row of now.
+    ///
+    /// # Errors
+    /// Any database error.
     pub(crate) async fn start(&self, conn: &mut PgConnection) -> Result<Progress, sqlx::Error> {
         let mut tx = self.begin(conn).await?;
-        // A prepared statement is one statement: a filter cannot begin a second one.
-        let check = format!("select from {} t where {} limit 0", self.table.quoted(), self.condition());
-        sqlx::query(AssertSqlSafe(check)).persistent(false).execute(&mut *tx).await?;
         let order: Vec<_> = self.key.iter().map(|column| format!("t.{} desc", quote(column))).collect();
         let last =
             format!("select {} from {} t order by {} limit 1", self.values("t"), self.table.quoted(), order.join(", "));
@@ -173,7 +183,7 @@ impl Backfill<'_> {
             self.listed("t"),
         );
         let page: Vec<KeyValues> =
-            fetch(&mut tx, &page).await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+            fetch_one(&mut tx, &page).await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         let Some(high) = page.last() else { return Ok(Tried::Done(Step::NoMorePages)) };
         // The lock of a row comes before the id of its event. Only the rows of the page are looked at, so that the locks are short also if
         // the filter leaves out nearly all rows.
@@ -195,7 +205,7 @@ select {values} from locked t, (select count(*) from sent) sent",
             values = self.values("t"),
         );
         run(&mut tx, &format!("set local statement_timeout = '{LOCKED_SECONDS}s'")).await?;
-        let sent = match fetch(&mut tx, &locked).await {
+        let sent = match fetch_one(&mut tx, &locked).await {
             Ok(sent) => sent,
             Err(error) if is_of_the_row(&error) => {
                 tx.rollback().await?;
@@ -304,7 +314,7 @@ select {values} from locked t, (select count(*) from sent) sent",
             insert(self.names),
             self.event("r.outbox_relay_row"),
         );
-        let sent = fetch(&mut tx, &sql).await?.len() as i64;
+        let sent = fetch_one(&mut tx, &sql).await?.len() as i64;
         let sql = format!(
             "update {} set skipped = {}::jsonb, events = {} where relation = {}",
             self.state(),
@@ -345,7 +355,7 @@ select {values} from locked t, (select count(*) from sent) sent",
     /// Any database error, also one of the filter.
     pub(crate) async fn estimate(&self, conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
         let query = format!("explain (format json) select from {} t where {}", self.table.quoted(), self.condition());
-        let rows = read(conn, &query).await?;
+        let rows = read_one(conn, &query).await?;
         let plan: String = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get_unchecked(0)?;
         let plan: serde_json::Value = serde_json::from_str(&plan).unwrap_or_default();
         Ok(plan[0]["Plan"]["Plan Rows"].as_f64().unwrap_or_default() as i64)
@@ -429,6 +439,11 @@ fn array(values: &[String]) -> String {
 
 fn json<T: serde::Serialize>(list: &[T]) -> Result<String, sqlx::Error> {
     serde_json::to_string(list).map(|text| literal(&text)).map_err(|error| sqlx::Error::Encode(error.into()))
+}
+
+/// Runs a statement that has the filter in it, and no other: the server refuses a text of two statements.
+async fn fetch_one(tx: &mut PgConnection, sql: &str) -> Result<Vec<PgRow>, sqlx::Error> {
+    sqlx::query(AssertSqlSafe(sql.to_owned())).persistent(false).fetch_all(tx).await
 }
 
 async fn fetch(tx: &mut PgConnection, sql: &str) -> Result<Vec<PgRow>, sqlx::Error> {

@@ -207,10 +207,31 @@ async fn a_backfill_that_cannot_begin_says_why(database: TestDatabase) -> anyhow
     ensure!(done["finished"] == true && done["events"] == 0, "{done:#}");
     run(&mut connection, "insert into public.accounts values (1, 1), (2, 2)").await?;
     expect(&database, &[("1", "Created"), ("2", "Created")]).await?;
-    for filter in ["nope = 1", "true); delete from public.accounts; select (true", "id"] {
-        let output = command(&database, &["accounts", "--backfill", "--where", filter]).await?;
-        ensure!(output.code == Some(1) && output.stderr.contains("caused by"), "{filter}: {output:?}");
-        ensure!(outbox.number("select count(*) from public.accounts").await? == 2, "{filter}");
+    for filter in [
+        "nope = 1",
+        "true); delete from public.accounts; select (true",
+        "true); commit; delete from public.accounts; select (1",
+        "true\n]); commit; delete from public.accounts; select (array[1",
+        "id",
+        "false) or (true",
+        "n = 1) or (n = 2",
+        "n = 1 /*",
+        "n = $1",
+    ] {
+        for dry in [&[][..], &["--dry-run"]] {
+            let output = command(&database, &[&["accounts", "--backfill", "--where", filter], dry].concat()).await?;
+            ensure!(output.code == Some(1) && output.stderr.contains("caused by"), "{filter}: {output:?}");
+            ensure!(outbox.number("select count(*) from public.accounts").await? == 2, "{filter}");
+        }
+    }
+    expect(&database, &[]).await?;
+    for filter in
+        ["n in (1, 2) and array[n] && '{2}' -- only", "(select id = 2)", "case when n = 2 then true else false end"]
+    {
+        let plan = capture(&database, &["accounts", "--backfill", "--where", filter, "--dry-run"]).await?;
+        plan["estimated_rows"].as_i64().context("no estimate")?;
+        capture(&database, &["accounts", "--backfill", "--where", filter]).await?;
+        expect(&database, &[("2", "Snapshot")]).await?;
     }
     let plan = capture(&database, &["accounts", "--backfill", "--dry-run"]).await?;
     plan["estimated_rows"].as_i64().context("no estimate")?;
