@@ -41,6 +41,7 @@ use tokio::task::JoinSet;
 
 pub use options::RelayOptions;
 
+use crate::inspect::check::pooler;
 use crate::observe::health::Readiness;
 use crate::relay::identity::Fixed;
 use crate::sink::broker::{Broker, BrokerChange};
@@ -199,6 +200,9 @@ async fn look_at_outbox(options: &RelayOptions, outages: &Outages) -> Result<Fix
 /// Migrates the outbox, if the relay was told to, and reads its fixed properties.
 async fn prepare(conn: &mut PgConnection, options: &RelayOptions) -> Result<Fixed, SchemaError> {
     if options.migrates {
+        if let Some(reason) = pooler::refuse_upgrade(conn, &options.names, &options.database).await? {
+            tracing::debug!(reason, "a transaction pooler cannot be excluded");
+        }
         let migrated = schema::migrate(conn, &options.names, &MigrateOptions::default()).await?;
         tracing::info!(
             notice = %Notice::Migrated,

@@ -7,17 +7,16 @@ use sqlx::PgConnection;
 
 use super::exit::Failure;
 use super::{runtime, target};
-use crate::config::{DatabaseSettings, OutboxNames, Settings};
+use crate::config::{OutboxNames, Settings};
 use crate::fault;
 use crate::inspect::check::pooler;
-use crate::observe::print::{out, outln};
+use crate::observe::print::{errln, out, outln};
 use crate::store::activity::{self, Blocker, Sessions};
 use crate::store::connect::Purpose;
 use crate::store::roles::{self, RoleOptions};
 use crate::store::{parts, search_path};
 use event_outbox::Names;
-use event_outbox::code::Code;
-use event_outbox::schema::{self, CURRENT_VERSION, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
+use event_outbox::schema::{self, DEFAULT_LANES, MAX_LANES, MigrateOptions, Migrated, SchemaError};
 
 /// The name of the command's sessions.
 const APPLICATION: &str = "outbox-relay migrate";
@@ -188,10 +187,9 @@ async fn look_around(settings: &Settings) -> Result<(Made, Vec<(String, String)>
 pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Result<Migrated, Failure> {
     let (names, database) = (target::names(&settings.outbox), &settings.database);
     let mut conn = target::connect(settings, APPLICATION, Purpose::Write).await?;
-    let found = schema::usable_version(&mut conn, &names).await;
-    let found = found.map_err(|error| target::refused(error, &database.target()))?;
-    if found.is_some_and(|version| version < CURRENT_VERSION) {
-        refuse_transaction_pooler(database).await?;
+    let looked = pooler::refuse_upgrade(&mut conn, &names, database).await;
+    if let Some(reason) = looked.map_err(|error| target::refused(error, &database.target()))? {
+        errln!("note: goes on without knowing whether a transaction pooler stands before the database: {reason}");
     }
     match schema::migrate(&mut conn, &names, options).await {
         Ok(migrated) => Ok(migrated),
@@ -208,18 +206,6 @@ pub(crate) async fn migrate(settings: &Settings, options: &MigrateOptions) -> Re
                 None => failure,
             })
         }
-    }
-}
-
-/// Refuses to upgrade through a transaction pooler: the lock of migrations and the search path belong to one session, and an index is built
-/// outside a transaction.
-async fn refuse_transaction_pooler(database: &DatabaseSettings) -> Result<(), Failure> {
-    let found = pooler::is_by_transaction(database, APPLICATION).await;
-    match found.map_err(|error| target::failed("look at", &database.target(), error))? {
-        false => Ok(()),
-        true => Err(Failure::finding("an outbox in use cannot be upgraded through a transaction pooler; nothing was changed")
-            .code(Code::PoolerTransaction)
-            .hint("run `outbox-relay migrate` with a DATABASE_URL that leads to the database itself, or to a pooler in session mode")),
     }
 }
 

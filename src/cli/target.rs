@@ -155,6 +155,10 @@ pub(crate) fn refused(error: SchemaError, target: &str) -> Failure {
             Code::DatabaseLocked,
             "run it again after the other migration has ended; if that session migrates nothing, end it with pg_terminate_backend",
         ),
+        SchemaError::Pooled => (
+            Code::PoolerTransaction,
+            "run `outbox-relay migrate` with a DATABASE_URL that leads to the database itself, or to a pooler in session mode",
+        ),
         SchemaError::Database(error) => {
             let fault = fault::classify_database(error);
             (fault.code, fault.next_step)

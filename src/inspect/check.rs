@@ -204,7 +204,11 @@ async fn database(settings: &Settings, names: &Names, scope: &Scope, found: &mut
     });
     found.add(read_only, "the database can be written");
     found.add(sessions::clock(conn).await?, "the clocks of this machine and of the database agree");
-    found.add(pooler::pooler(database, APPLICATION).await?, "what stands between this machine and the database fits");
+    let between = "what stands between this machine and the database";
+    match pooler::pooler(database, APPLICATION).await? {
+        Ok(pooler) => found.add(pooler, format!("{between} fits")),
+        Err(reason) => found.unchecked.push(format!("{between}: {reason}")),
+    }
     let age = humantime::format_duration(tolerated);
     found.add(
         sessions::oldest_transaction(conn, names, tolerated).await?,

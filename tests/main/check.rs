@@ -592,6 +592,13 @@ async fn a_pooler_is_found_and_whether_it_keeps_prepared_statements(
     expect(&relay, "pooler-prepared-statements", "error").await?;
     by_transaction.stop();
 
+    // With one server, no statement is ever executed on another one, and nothing may wait for a second one.
+    let by_transaction = PgBouncer::with_one_server(&database, "transaction").await?;
+    let relay = Relay::new(by_transaction.url(), &kafka.bootstrap());
+    let found = tokio::time::timeout(SOON, expect(&relay, "pooler-transaction", "note")).await;
+    found.context("it waits for a server")??;
+    by_transaction.stop();
+
     let by_session = PgBouncer::start(&database, "session").await?;
     let relay = Relay::new(by_session.url(), &kafka.bootstrap());
     // The server process was started for the client that checked whether the pooler is up, so the process gets older by itself.

@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use event_outbox::Names;
 use event_outbox::schema::{CURRENT_VERSION, MigrateOptions, SchemaError, migrate};
 use libtest_mimic::Trial;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
@@ -34,7 +35,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             a_printed_upgrade_is_run_twice_and_skips_nothing,
             emits_of_one_entity_commit_in_the_order_of_their_ids_and_those_of_others_do_not_wait,
             an_event_is_new_to_a_group_once,
-            an_outbox_in_use_is_not_upgraded_through_a_transaction_pooler;
+            an_outbox_in_use_is_not_upgraded_through_a_transaction_pooler,
+            first_migrations_at_once_through_a_transaction_pooler_leave_no_lock,
+            an_upgrade_by_the_library_notices_two_servers,
+            an_upgrade_needs_no_second_connection;
         with_both:
             a_newer_outbox_that_allows_this_binary_is_used,
             an_outbox_of_any_name_works_from_the_insert_to_the_record;
@@ -70,11 +74,85 @@ async fn an_outbox_in_use_is_not_upgraded_through_a_transaction_pooler(database:
     let older = format!("delete from pooled.event_outbox_migration where version = {CURRENT_VERSION}");
     connection.execute(sqlx::raw_sql(AssertSqlSafe(older))).await?;
     refused(&migrate.output("migrate").await?, &["code: OR-2301", "transaction pooler", "nothing was changed"])?;
+    let refusing = migrate.clone().with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1").argument("--migrate");
+    refused(&refusing.output("run").await?, &["\"code\":\"OR-2301\"", "transaction pooler", "\"next_step\":"])?;
+    pooler.stop();
+    // One server for all: nothing may wait for a second one.
+    let pooler = PgBouncer::with_one_server(&database, "transaction").await?;
+    let migrate = migrate.with("DATABASE_URL", pooler.url());
+    let output = tokio::time::timeout(SOON, migrate.output("migrate")).await.context("it waits for a server")??;
+    refused(&output, &["code: OR-2301", "nothing was changed"])?;
+    pooler.stop();
     let highest: i32 =
         sqlx::query_scalar("select max(version) from pooled.event_outbox_migration").fetch_one(&mut connection).await?;
     ensure!(highest == CURRENT_VERSION - 1, "version {highest}");
+    Ok(())
+}
+
+async fn first_migrations_at_once_through_a_transaction_pooler_leave_no_lock(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let pooler = PgBouncer::start(&database, "transaction").await?;
+    let migrate = Relay::bare().with("DATABASE_URL", pooler.url()).with("RELAY_SCHEMA", "fresh");
+    for output in futures_util::future::join_all((0..10).map(|_| migrate.output("migrate"))).await {
+        let output = output?;
+        ensure!(output.code == Some(0), "{output:?}");
+    }
+    // The servers of the pooler are still there, with what their sessions keep.
+    let locks = "select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())";
+    let left = Outbox::from_database(&database).number(locks).await?;
+    ensure!(left == 0, "{left} locks of sessions are left");
     pooler.stop();
     Ok(())
+}
+
+async fn an_upgrade_by_the_library_notices_two_servers(database: TestDatabase) -> anyhow::Result<()> {
+    first_version(&database).await?;
+    let pooler = PgBouncer::start(&database, "transaction").await?;
+    let options = pooler.url().parse::<PgConnectOptions>()?.extra_float_digits(None);
+    let (mut one, mut other) =
+        (PgConnection::connect_with(&options).await?, PgConnection::connect_with(&options).await?);
+    // Both are in a transaction, so the pooler has two servers from now on.
+    for statement in ["begin", "select 1", "commit"] {
+        one.execute(sqlx::raw_sql(statement)).await?;
+        other.execute(sqlx::raw_sql(statement)).await?;
+    }
+    let names = Names::new("elder", "event_outbox", "processed_events");
+    let error = migrate(&mut one, &names, &MigrateOptions::default()).await.err().context("it is not noticed")?;
+    ensure!(matches!(error, SchemaError::Pooled), "{error:?}");
+    let version: i32 = sqlx::query_scalar("select max(version) from elder.event_outbox_migration")
+        .fetch_one(&mut database.connect().await?)
+        .await?;
+    ensure!(version == 1, "version {version}");
+    pooler.stop();
+    Ok(())
+}
+
+/// A session pooler with one server, and a role with one connection.
+async fn an_upgrade_needs_no_second_connection(database: TestDatabase) -> anyhow::Result<()> {
+    let told = "goes on without knowing whether a transaction pooler stands before the database";
+    first_version(&database).await?;
+    let pooler = PgBouncer::with_one_server(&database, "session").await?;
+    let output = migration(&database, "elder").with("DATABASE_URL", pooler.url()).output("migrate").await?;
+    ensure!(output.code == Some(0) && output.stderr.contains(told), "{output:?}");
+    pooler.stop();
+
+    let (outbox, user) = (Outbox::from_database(&database), format!("{}_single", database.name()));
+    let script = Relay::bare().with("RELAY_SCHEMA", "single").argument("--print").output("migrate").await?.stdout;
+    let (first, _) = script.split_once("-- 0002 control").context("no second migration")?;
+    let script = format!(
+        "create role {user} login password 'secret' connection limit 1; grant create on database {} to {user}; set role {user}; {first}; commit",
+        database.name()
+    );
+    database.connect().await?.execute(sqlx::raw_sql(AssertSqlSafe(script))).await?;
+    let url = database.url();
+    let (_, server) = url.split_once('@').context("no user")?;
+    let single = migration(&database, "single").with("DATABASE_URL", format!("postgres://{user}:secret@{server}"));
+    let output = single.output("migrate").await?;
+    ensure!(output.code == Some(0) && output.stderr.contains(told), "{output:?}");
+    ensure!(output.stdout.contains(&format!("version 1 -> {CURRENT_VERSION}")), "{output:?}");
+    outbox.execute(&format!("drop owned by {user} cascade")).await?;
+    outbox.execute(&format!("drop role {user}")).await.map(drop)
 }
 
 async fn ten_migrations_at_once_make_one_outbox_and_the_eleventh_changes_nothing(

@@ -188,6 +188,10 @@ pub enum SchemaError {
         /// The session, as far as this user may see it.
         holder: String,
     },
+    /// A transaction pooler stands before the database. The lock of migrations and the search path belong to one session, and an index is
+    /// built outside a transaction.
+    #[error("an outbox in use cannot be upgraded through a transaction pooler; nothing was changed")]
+    Pooled,
     /// The database refused a statement or cannot be reached.
     #[error("the database refused the migration")]
     Database(#[from] sqlx::Error),
@@ -197,7 +201,8 @@ pub enum SchemaError {
 ///
 /// A new outbox is created in one transaction. An outbox in use is upgraded step by step: each migration runs in its own transaction,
 /// except that migrations with indexes run in none. A step that fails changes nothing, and the next call continues with it.
-/// An upgrade needs one session: a transaction pooler, such as PgBouncer, may stand before the database only where there is none to do.
+/// An upgrade needs one session: a transaction pooler, such as PgBouncer, may stand before the database only where there is none to do. One
+/// that gives two statements two servers is refused; one that has given both the same server is not noticed.
 ///
 /// # Errors
 /// [`SchemaError`].
@@ -210,12 +215,27 @@ pub async fn migrate(
     if let Some(version) = found.filter(|version| *version >= CURRENT_VERSION) {
         return Ok(Migrated { from: found, to: version });
     }
-    if found.is_none()
-        && let Some(done) = create(conn, names, options).await?
-    {
-        return Ok(done);
+    if found.is_none() {
+        if let Some(done) = create(conn, names, options).await? {
+            return Ok(done);
+        }
+        // Another process was faster, and an outbox that is up to date needs no upgrade.
+        let found = usable_version(conn, names).await?;
+        if let Some(version) = found.filter(|version| *version >= CURRENT_VERSION) {
+            return Ok(Migrated { from: found, to: version });
+        }
     }
+    refuse_pooled(conn).await?;
     upgrade(conn, names, options).await
+}
+
+/// Fails if two statements outside a transaction reach two server processes.
+async fn refuse_pooled(conn: &mut PgConnection) -> Result<(), SchemaError> {
+    let mut pids = [0_i32; 2];
+    for pid in &mut pids {
+        *pid = sqlx::raw_sql("select pg_catalog.pg_backend_pid()").fetch_one(&mut *conn).await?.try_get(0)?;
+    }
+    if pids[0] == pids[1] { Ok(()) } else { Err(SchemaError::Pooled) }
 }
 
 /// Returns the version of an outbox that [`migrate`] can bring to [`CURRENT_VERSION`]; `None` if there is no outbox.

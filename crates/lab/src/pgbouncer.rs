@@ -28,10 +28,25 @@ impl PgBouncer {
         Self::start_before(&database.url(), mode, None).await
     }
 
+    /// Starts a PgBouncer in this pool mode that has one server for all clients, and lets them wait for it for two minutes. Returns `Err` with
+    /// [`Missing`] if none is installed.
+    pub async fn with_one_server(database: &TestDatabase, mode: &str) -> anyhow::Result<Self> {
+        Self::launch(&database.url(), mode, "default_pool_size = 1\nquery_wait_timeout = 120\n", None).await
+    }
+
     /// Starts a PgBouncer before the database of this URL, whose user all clients become. With a certificate and its key, both PEM files, it
     /// accepts TLS alone, as managed poolers do; the URL of the pooler then has `sslmode=require`. Returns `Err` with [`Missing`] if none is
     /// installed.
     pub async fn start_before(url: &str, mode: &str, tls: Option<[&Path; 2]>) -> anyhow::Result<Self> {
+        let rotation = match mode {
+            "transaction" => "server_round_robin = 1\nmin_pool_size = 3\n",
+            _ => "",
+        };
+        Self::launch(url, mode, rotation, tls).await
+    }
+
+    /// Starts a PgBouncer with these lines in its configuration.
+    async fn launch(url: &str, mode: &str, lines: &str, tls: Option<[&Path; 2]>) -> anyhow::Result<Self> {
         let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].map(PathBuf::from);
         let program = program
             .into_iter()
@@ -56,16 +71,12 @@ impl PgBouncer {
                 "client_tls_sslmode = require\nclient_tls_cert_file = {certificate}\nclient_tls_key_file = {key}\n"
             );
         }
-        let rotation = match mode {
-            "transaction" => "server_round_robin = 1\nmin_pool_size = 3\n",
-            _ => "",
-        };
         fs::write(
             &configuration,
             format!(
                 "[databases]\n{name} = host={host} port={server_port} dbname={name} user={user} password={password}\n\
                  [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\nunix_socket_dir =\n\
-                 pool_mode = {mode}\n{rotation}{encryption}"
+                 pool_mode = {mode}\n{lines}{encryption}"
             ),
         )?;
         let command = ServerCommand::new(program, directory.path(), &directory.path().join("log"))

@@ -1,14 +1,17 @@
 //! Detects a connection pooler between the relay and the server.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::{Connection, Executor, PgConnection, Row};
 
 use super::finding::Finding;
 use crate::config::DatabaseSettings;
+use crate::fault::describe;
 use crate::store::connect::{self, Purpose};
 use crate::store::search_path;
+use event_outbox::Names;
 use event_outbox::code::Code;
+use event_outbox::schema::{self, CURRENT_VERSION, SchemaError};
 
 /// The difference in age from which a server process is older than the connection. Such a process was not started for this connection.
 const REUSED_S: f64 = 1.0;
@@ -22,59 +25,113 @@ const HOLDERS: usize = 4;
 /// Keeps a server process busy until the rollback, and returns its pid.
 const HOLD: &str = "begin read only; set local search_path = pg_catalog, pg_temp; select pg_backend_pid()::int8";
 
-/// Returns true if a transaction pooler stands before the database.
-///
-/// # Errors
-/// Any error of the database.
-pub(crate) async fn is_by_transaction(database: &DatabaseSettings, name: &str) -> Result<bool, sqlx::Error> {
-    let found = pooler(database, name).await?;
-    Ok(found.is_some_and(|found| matches!(found.code, Code::PoolerTransaction | Code::PoolerPreparedStatements)))
+/// The longest wait for a server process. A pooler lets a client wait until one is free, PgBouncer for two minutes.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The name of the second connection before an upgrade.
+const UPGRADE: &str = "outbox-relay migrate";
+
+/// What two connections show of the server processes behind them.
+#[derive(Debug)]
+enum Sharing {
+    /// A transaction pooler gives one process to several connections, or several to one.
+    ByTransaction,
+    /// Each connection has a process of its own.
+    None,
+    /// The second connection got no process. Holds the reason.
+    Unknown(String),
 }
 
-/// Compares the server processes of two connections, of which one is in a transaction. A transaction pooler gives one process to both, or
-/// two processes to one. Behind a session pooler the process is older than the connection.
-pub(super) async fn pooler(database: &DatabaseSettings, name: &str) -> Result<Option<Finding>, sqlx::Error> {
+/// Fails with [`SchemaError::Pooled`] if the outbox is older than this binary and a transaction pooler stands before the database. Returns the
+/// reason if that cannot be found out: a session pooler with one server, or a role with one connection, is no reason to refuse an upgrade.
+///
+/// Looks from `conn`, which is in no transaction, and with one more connection.
+///
+/// # Errors
+/// Any error of [`schema::usable_version`] as well.
+pub(crate) async fn refuse_upgrade(
+    conn: &mut PgConnection,
+    names: &Names,
+    database: &DatabaseSettings,
+) -> Result<Option<String>, SchemaError> {
+    let found = schema::usable_version(conn, names).await?;
+    if found.is_none_or(|version| version >= CURRENT_VERSION) {
+        return Ok(None);
+    }
+    match sharing(conn, database, UPGRADE).await? {
+        Sharing::ByTransaction => Err(SchemaError::Pooled),
+        Sharing::None => Ok(None),
+        Sharing::Unknown(reason) => Ok(Some(reason)),
+    }
+}
+
+/// Finds the pooler before the database. Behind a session pooler the process is older than the connection. Returns the reason instead if
+/// there was no process for a second connection.
+pub(super) async fn pooler(
+    database: &DatabaseSettings,
+    name: &str,
+) -> Result<Result<Option<Finding>, String>, sqlx::Error> {
     let began = Instant::now();
     let mut one = connect::connect(database, name, Purpose::Read).await?;
     let age = process_age(&mut one).await?;
     let connected_for = began.elapsed().as_secs_f64();
-    let mut other = connect::connect(database, name, Purpose::Read).await?;
-
-    let before = pid(&mut one).await?;
-    let mut is_shared = false;
-    for turn in 1..=TURNS {
-        let holding: i64 = raw(&mut other, HOLD).await?;
-        is_shared = holding == before;
-        if is_shared || turn == TURNS {
-            break;
+    let found = match sharing(&mut one, database, name).await? {
+        Sharing::ByTransaction if database.prepared_statements && !keeps_statements(database, name, &mut one).await => {
+            Ok(Some(forgetful_pooler()))
         }
-        other.execute("rollback").await?;
-    }
-    // Keep a server busy, so that a transaction pooler may have to give another one to the first connection.
-    let after = pid(&mut one).await;
-    let by_transaction = is_shared || after.as_ref().is_ok_and(|after| *after != before);
-    other.execute("rollback").await?;
-    let found = match (by_transaction, after) {
-        (true, _) if database.prepared_statements && !keeps_statements(database, name, &mut one).await => {
-            Some(forgetful_pooler())
-        }
-        (true, _) => Some(transaction_pooler()),
-        (false, Ok(_)) if age > connected_for + REUSED_S => Some(session_pooler()),
-        (false, Ok(_)) => None,
-        (false, Err(error)) => return Err(error),
+        Sharing::ByTransaction => Ok(Some(transaction_pooler())),
+        Sharing::None if age > connected_for + REUSED_S => Ok(Some(session_pooler())),
+        Sharing::None => Ok(None),
+        Sharing::Unknown(reason) => Err(reason),
     };
-    // Ignore errors, because dropping a connection ends it as well.
+    // Ignore an error, because dropping the connection ends it as well.
     drop(one.close().await);
-    drop(other.close().await);
     Ok(found)
+}
+
+/// Compares the server processes of `one` and of another connection, which is in a transaction.
+async fn sharing(one: &mut PgConnection, database: &DatabaseSettings, name: &str) -> Result<Sharing, sqlx::Error> {
+    let before = pid(one).await?;
+    let looked = async {
+        let mut other = connect::connect(database, name, Purpose::Read).await?;
+        let shared = shares(one, &mut other, before).await;
+        // Ignore errors, because dropping the connection ends it as well.
+        drop(other.execute("rollback").await);
+        drop(other.close().await);
+        shared
+    };
+    Ok(match tokio::time::timeout(PATIENCE, looked).await {
+        Ok(Ok(true)) => Sharing::ByTransaction,
+        Ok(Ok(false)) => Sharing::None,
+        Ok(Err(error)) => Sharing::Unknown(describe(&error)),
+        Err(_) => {
+            Sharing::Unknown(format!("no second connection got a server process within {} s", PATIENCE.as_secs()))
+        }
+    })
+}
+
+/// Returns true if the connections share a server process, or if `one` has another one than `before`. Leaves `other` in a transaction.
+async fn shares(one: &mut PgConnection, other: &mut PgConnection, before: i64) -> Result<bool, sqlx::Error> {
+    for turn in 1..=TURNS {
+        let holding: i64 = raw(other, HOLD).await?;
+        // Without another server process, `one` would have to wait for this one.
+        if holding == before {
+            return Ok(true);
+        }
+        if turn < TURNS {
+            other.execute("rollback").await?;
+        }
+    }
+    // A server process is kept busy, so that a transaction pooler may have to give another one to the first connection.
+    Ok(pid(one).await? != before)
 }
 
 /// Prepares a statement on one server and executes it on another, as a pooler may do with a relay's statement. Returns true if this works
 /// or if no other server could be reached.
 async fn keeps_statements(database: &DatabaseSettings, name: &str, one: &mut PgConnection) -> bool {
-    match executed_elsewhere(database, name, one).await {
+    match tokio::time::timeout(PATIENCE, executed_elsewhere(database, name, one)).await {
         // 26000: this server has no such statement. 42P05: another client has prepared one of that name. 08P01: its parts got separated.
-        Err(sqlx::Error::Database(error)) => !matches!(error.code().as_deref(), Some("26000" | "42P05" | "08P01")),
+        Ok(Err(sqlx::Error::Database(error))) => !matches!(error.code().as_deref(), Some("26000" | "42P05" | "08P01")),
         _ => true,
     }
 }
