@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::app_table::{self, Patience};
+use super::app_table::{self, Patience, Trust};
 use super::exit::Failure;
 use super::target::{By, Target};
 use super::{output, runtime};
@@ -17,6 +17,7 @@ use crate::store::adopt::given::{Given, Refusal};
 use crate::store::adopt::mapping::{Mapping, Source};
 use crate::store::adopt::role::Role;
 use crate::store::adopt::{guess, rows, script};
+use crate::store::app_table::strangers::Use;
 use crate::store::app_table::{AppTable, Installed};
 use crate::store::connect::Purpose;
 use crate::store::short_locks;
@@ -46,11 +47,13 @@ pub(crate) struct Adopt {
     #[arg(long)]
     deletes: bool,
     /// Give new rows back to the loop, and wait until the relay has published those before
-    #[arg(long, conflicts_with_all = ["map", "constant", "pending", "done", "deletes", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["map", "constant", "pending", "done", "deletes", "trust_users", "dry_run"])]
     undo: bool,
     /// Wait at most this long for the relay (with --undo)
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
     wait: Duration,
+    #[command(flatten)]
+    trust: Trust,
     #[command(flatten)]
     patience: Patience,
     /// The reason for the change, kept with it
@@ -109,7 +112,11 @@ impl Adopt {
             ))
             .hint("adopt an ordinary table, or write events with outbox_emit"));
         }
-        let mapping = self.mapping(target, table).await?;
+        // Before the first look at the rows: it would run casts of their types with the rights of this user.
+        let owner = app_table::owner(target, table, &[]).await?;
+        let accepted = app_table::strangers(target, table, &owner, Use::Changes, self.trust.trust_users).await?;
+        let mut mapping = self.mapping(target, table).await?;
+        mapping.notes.extend(accepted);
         let found = rows::look(&mut target.conn, table, &mapping, &settings.relay.topic).await;
         let found = found.map_err(|error| app_table::not_run("read", table, error.into()))?;
         refuse(table, &found.refusals)?;

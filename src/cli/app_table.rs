@@ -7,6 +7,7 @@ use clap::Args;
 use super::exit::Failure;
 use super::target::Target;
 use crate::fault;
+use crate::store::app_table::strangers::{self, Stranger, Use};
 use crate::store::app_table::{self, AppTable, Found, Installed, Owner};
 use crate::store::parts;
 use crate::store::short_locks::NotRun;
@@ -20,6 +21,46 @@ pub(super) struct Patience {
     /// Wait at most this long for a lock that another session holds
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     pub(super) lock_timeout: Duration,
+}
+
+/// Whether code of other users may run with the rights of the outbox's owner.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct Trust {
+    /// Go on although code of the table's owner, or of others who are named, could run with the rights of the outbox's owner
+    #[arg(long)]
+    pub(super) trust_users: bool,
+}
+
+/// Looks for users whose code could run with the rights of the outbox's owner. Returns a note for each reason if that is accepted, and fails
+/// otherwise.
+pub(super) async fn strangers(
+    target: &mut Target,
+    table: &AppTable,
+    owner: &Owner,
+    used: Use,
+    is_accepted: bool,
+) -> Result<Vec<String>, Failure> {
+    let found = strangers::strangers(&mut target.conn, &target.names, table, used).await;
+    let found = found.map_err(|error| target.failed("look for the rights of users on", error))?;
+    let name = text::name(&quote(&owner.outbox)).to_string();
+    let line =
+        |Stranger { role, because }: &Stranger| format!("{} {}", text::name(&quote(role)), text::sentence(because));
+    let lines: Vec<_> = found.iter().map(line).collect();
+    if lines.is_empty() || is_accepted {
+        let note = |line: &String| {
+            format!(
+                "{line}, so this user's code can run with the rights of {name}, the owner of the outbox: --trust-users accepts that"
+            )
+        };
+        return Ok(lines.iter().map(note).collect());
+    }
+    Err(Failure::finding(format!(
+        "code of other users could run with the rights of {name}, the owner of the outbox; nothing was changed\n  {}",
+        lines.join("\n  ")
+    ))
+    .hint(format!(
+        "--trust-users if each of them may have the rights of {name}; otherwise give the outbox or the table another owner, or change the types"
+    )))
 }
 
 /// Returns the table that the user has named.

@@ -7,12 +7,13 @@ mod list;
 use clap::Args;
 use serde_json::json;
 
-use super::app_table::{self, Patience};
+use super::app_table::{self, Patience, Trust};
 use super::exit::Failure;
 use super::target::{By, Target};
 use super::{output, runtime};
 use crate::config::Settings;
 use crate::observe::print::outln;
+use crate::store::app_table::strangers::Use;
 use crate::store::app_table::{AppTable, Installed, Owner};
 use crate::store::capture::backfill::state;
 use crate::store::capture::key::{self, Refusal};
@@ -52,13 +53,13 @@ pub(crate) struct Capture {
     #[arg(long)]
     allow_truncate: bool,
     /// Show the captured tables and change nothing
-    #[arg(long, conflicts_with_all = ["table", "on", "columns", "key", "entity_type", "event_type", "bulk", "allow_truncate", "drop", "backfill", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["table", "on", "columns", "key", "entity_type", "event_type", "bulk", "allow_truncate", "trust_users", "drop", "backfill", "dry_run"])]
     list: bool,
     /// Remove the triggers
-    #[arg(long, conflicts_with_all = ["on", "columns", "key", "entity_type", "event_type", "bulk", "allow_truncate", "backfill"])]
+    #[arg(long, conflicts_with_all = ["on", "columns", "key", "entity_type", "event_type", "bulk", "allow_truncate", "trust_users", "backfill"])]
     drop: bool,
     /// Make one event for each row that the captured table has; goes on where it was interrupted
-    #[arg(long, conflicts_with_all = ["on", "columns", "key", "entity_type", "event_type", "bulk", "allow_truncate"])]
+    #[arg(long, conflicts_with_all = ["on", "columns", "key", "entity_type", "event_type", "bulk", "allow_truncate", "trust_users"])]
     backfill: bool,
     /// Only the rows for which this SQL condition is true (with --backfill)
     #[arg(long = "where", value_name = "SQL", requires = "backfill")]
@@ -69,6 +70,8 @@ pub(crate) struct Capture {
     /// Begin anew instead of going on (with --backfill)
     #[arg(long, requires = "backfill")]
     restart: bool,
+    #[command(flatten)]
+    trust: Trust,
     #[command(flatten)]
     patience: Patience,
     /// The reason for the change, kept with it
@@ -120,8 +123,10 @@ impl Capture {
     ) -> Result<(), Failure> {
         let shown = app_table::shown(table);
         let definition = self.definition(settings, &target.names, table);
-        let (definition, notes) = definition.map_err(|refusal| refused(table, &refusal))?;
+        let (definition, mut notes) = definition.map_err(|refusal| refused(table, &refusal))?;
         let owner = app_table::owner(target, table, &[]).await?;
+        let is_accepted = self.trust.trust_users || self.dry_run;
+        notes.extend(app_table::strangers(target, table, &owner, Use::Reads, is_accepted).await?);
         let statements = self.statements(target, table, &definition, &owner, before.as_ref()).await?;
         let unchanged = statements.is_empty();
         if !self.dry_run && !unchanged {

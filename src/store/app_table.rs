@@ -1,4 +1,8 @@
 //! Reads what the catalog knows about a table of the application, for `adopt` and `capture`.
+//!
+//! - [`strangers`]: the users whose code would run with the rights of the outbox's owner
+
+pub(crate) mod strangers;
 
 use serde::Deserialize;
 use sqlx::{PgConnection, Row};

@@ -1,6 +1,7 @@
 //! Tests `adopt`: a polling loop's table is handed over and given back, each row belongs to one side, and nothing else is touched.
 
 mod rows;
+mod strangers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_both:
             each_row_is_published_by_one_side_in_order_while_applications_write;
     };
-    [own, rows::trials()].into_iter().flatten().collect()
+    [own, rows::trials(), strangers::trials()].into_iter().flatten().collect()
 }
 
 /// The table of a usual polling loop.
@@ -48,6 +49,12 @@ async fn adopt(database: &TestDatabase, arguments: &[&str]) -> anyhow::Result<Va
     let output = command(database, &[arguments, &["--json"]].concat()).await?;
     ensure!(output.code == Some(0) && output.stderr.is_empty(), "{arguments:?}: {output:?}");
     Ok(serde_json::from_str(&output.stdout)?)
+}
+
+/// Runs statements as one script.
+async fn run(connection: &mut PgConnection, script: &str) -> anyhow::Result<()> {
+    let done = connection.execute(sqlx::raw_sql(AssertSqlSafe(script.to_owned()))).await;
+    done.map(drop).with_context(|| script.to_owned())
 }
 
 /// Returns the column or the constant of each role.

@@ -7,6 +7,7 @@ mod progress;
 mod shapes;
 mod squatters;
 mod stopped;
+mod strangers;
 mod triggers;
 
 use anyhow::{Context, ensure};
@@ -29,7 +30,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             what_cannot_be_captured_is_refused_and_nothing_is_changed,
             a_lock_that_is_not_free_is_named_and_nothing_is_changed;
     };
-    let more = [progress::trials(), squatters::trials(), stopped::trials(), triggers::trials()];
+    let more = [progress::trials(), squatters::trials(), stopped::trials(), strangers::trials(), triggers::trials()];
     [own, shapes::trials(), order::trials(), backfill::trials()].into_iter().chain(more).flatten().collect()
 }
 
