@@ -185,10 +185,11 @@ impl AttemptContext {
         Ok(BatchResult::Applied { applied, repeated })
     }
 
-    /// Looks at the heads of all held keys, reads the records of at most `most`, and counts the events that have a row.
-    pub(super) async fn heads(&self, most: usize) -> Result<(Heads, i64), sqlx::Error> {
+    /// Looks at the heads of all held keys, reads the records of at most `most`, none of them of a paused topic, and counts the events that
+    /// have a row.
+    pub(super) async fn heads(&self, most: usize, paused: &[String]) -> Result<(Heads, i64), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        let heads = self.held.heads(&mut tx, most).await?;
+        let heads = self.held.heads(&mut tx, most, paused).await?;
         let parked = if heads.held + heads.retrying == 0 { 0 } else { self.held.count(&mut tx).await? };
         tx.commit().await?;
         Ok((heads, parked))

@@ -82,6 +82,12 @@ impl Control {
         self.state.borrow().pauses(topic)
     }
 
+    /// Returns the topics that are paused by name; `None` if everything is paused.
+    pub(super) fn paused_topics(&self) -> Option<Vec<String>> {
+        let state = self.state.borrow();
+        (!state.everything).then(|| state.topics.iter().cloned().collect())
+    }
+
     fn with_retry_topic(&self, topic: &str) -> [String; 2] {
         [topic.to_owned(), DeadLetter::retry_topic(topic, &self.group)]
     }
@@ -140,9 +146,10 @@ mod tests {
         let control = Control::new("g");
         control.pause("a");
         assert!(control.is_paused("a") && control.is_paused("a.g.retry") && !control.is_paused("b"));
+        assert_eq!(control.paused_topics(), Some(vec!["a".to_owned(), "a.g.retry".to_owned()]));
         control.pause_all();
         control.resume("a");
-        assert!(control.is_paused("a") && control.is_paused("b"));
+        assert!(control.is_paused("a") && control.is_paused("b") && control.paused_topics().is_none());
         control.resume_all();
         assert!(!control.is_any_paused());
         control.pause("a");

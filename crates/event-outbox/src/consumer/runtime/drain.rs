@@ -84,7 +84,9 @@ impl Drain {
     /// Looks at the heads of all held keys, and reads at most `most` records. While the database is away there are none; the workers log that.
     async fn look(&self, most: usize) -> Heads {
         let shared = &self.applier.shared;
-        match shared.attempt_context.heads(most).await {
+        let paused = shared.control.paused_topics();
+        let most = if paused.is_some() { most } else { 0 };
+        match shared.attempt_context.heads(most, &paused.unwrap_or_default()).await {
             Ok((heads, parked)) => {
                 let oldest = heads.oldest_seconds as u64;
                 shared.stats.set_keys(heads.held, heads.retrying, parked.unsigned_abs(), oldest);

@@ -173,10 +173,15 @@ impl Held {
     }
 
     /// Counts the heads of all held keys, and reads the records of those that may be applied now, at most `most`. These are chosen at random,
-    /// so that no head is left out for ever.
-    pub(super) async fn heads(&self, conn: &mut PgConnection, most: usize) -> Result<Heads, sqlx::Error> {
+    /// so that no head is left out for ever. Heads whose record was read from a topic of `paused` do not take the place of others.
+    pub(super) async fn heads(
+        &self,
+        conn: &mut PgConnection,
+        most: usize,
+        paused: &[String],
+    ) -> Result<Heads, sqlx::Error> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let heads = sqlx::query(AssertSqlSafe(self.heads.clone())).bind(&self.group).bind(most);
+        let heads = sqlx::query(AssertSqlSafe(self.heads.clone())).bind(&self.group).bind(most).bind(paused);
         let rows = heads.persistent(self.persistent).fetch_all(conn).await?;
         let Some(first) = rows.first() else { return Ok(Heads::default()) };
         let count =
@@ -374,7 +379,7 @@ impl Held {
 /// It reads the records of the heads that are asked for, and of no others: there may be many heads, with large records.
 fn heads(held: &str) -> String {
     let columns = format!(
-        "topic, key, event_id, held_at, due_at, reason operator(pg_catalog.=) '{RETRYING}' as is_retrying, \
+        "topic, key, event_id, read_topic, held_at, due_at, reason operator(pg_catalog.=) '{RETRYING}' as is_retrying, \
          reason operator(pg_catalog.=) 'held' as is_parked, header_names is not null as has_record"
     );
     let first = |beyond: &str| {
@@ -393,7 +398,8 @@ fn heads(held: &str) -> String {
          left join lateral (select h.read_topic, h.read_partition, h.read_offset, h.key, h.value, h.header_names, h.header_values, \
          h.written_at, h.attempts, h.first_failed_at \
          from (select event_id from heads where has_record and (is_parked \
-         or is_retrying and due_at operator(pg_catalog.<=) pg_catalog.clock_timestamp()) order by pg_catalog.random() limit $2) one \
+         or is_retrying and due_at operator(pg_catalog.<=) pg_catalog.clock_timestamp()) \
+         and not (read_topic operator(pg_catalog.=) any ($3::pg_catalog.text[])) order by pg_catalog.random() limit $2) one \
          join {held} h on h.consumer_group operator(pg_catalog.=) $1 and h.event_id operator(pg_catalog.=) one.event_id) ready on true",
         first(""),
         first(beyond),

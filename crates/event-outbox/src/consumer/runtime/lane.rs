@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::consumer::runtime::applier::{Applier, Unfinished};
 use crate::consumer::runtime::delivery::Delivery;
-use crate::consumer::runtime::prepared::{Job, Prepared};
+use crate::consumer::runtime::prepared::{Job, Origin, Prepared};
 use crate::consumer::runtime::shared::Shared;
 use crate::consumer::runtime::task::Task;
 
@@ -96,14 +96,25 @@ impl Lane {
     /// Waits for a record that may be handled now, and takes those behind it that can be handled in the same call.
     async fn take(&mut self) -> Option<Vec<Prepared>> {
         let shared = Arc::clone(&self.applier.shared);
-        let first = match self.next.take() {
-            Some(first) => first,
-            None => {
-                let job = self.applier.interruptible(self.jobs.recv()).await.ok()??;
-                Prepared::new(&shared, job)
+        let first = loop {
+            let first = match self.next.take() {
+                Some(first) => first,
+                None => {
+                    let job = self.applier.interruptible(self.jobs.recv()).await.ok()??;
+                    Prepared::new(&shared, job)
+                }
+            };
+            let topic = &first.job.delivery.topic;
+            match first.job.origin {
+                Origin::Partition(_) => {
+                    self.applier.interruptible(shared.control.resumed(topic)).await.ok()?;
+                    break first;
+                }
+                // It stays in its row, and the drain takes it again. Here it would hold up the other topics of the lane.
+                Origin::Drain(_) if shared.control.is_paused(topic) => {}
+                Origin::Drain(_) => break first,
             }
         };
-        self.applier.interruptible(shared.control.resumed(&first.job.delivery.topic)).await.ok()?;
         let most = shared.limits.batch.min(shared.control.burst());
         let mut batch = vec![first];
         while batch.len() < most && batch[0].joins(&batch[0]) {
