@@ -9,6 +9,7 @@ mod log;
 mod losses;
 mod options;
 mod programs;
+mod recreated;
 mod signals;
 
 use std::collections::BTreeMap;
@@ -59,6 +60,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         losses::trials(),
         options::trials(),
         programs::trials(),
+        recreated::trials(),
         signals::trials(),
     ]
     .into_iter()

@@ -40,7 +40,7 @@ pub(super) fn trials() -> Vec<Trial> {
     }
 }
 
-fn record(key: &str, event_type: &str, n: i64) -> Record {
+pub(super) fn record(key: &str, event_type: &str, n: i64) -> Record {
     let id = Uuid::new_v4().to_string();
     let headers = [("event-id", id.as_str()), ("event-type", event_type)];
     Record {

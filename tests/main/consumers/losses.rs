@@ -1,7 +1,6 @@
 //! Tests what a consumer does about records that were removed before it read them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use event_outbox::code::Code;
@@ -9,20 +8,18 @@ use event_outbox::consumer::{ConsumerError, Lost};
 use libtest_mimic::Trial;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tracing::Level;
 
-use super::{APPLIED_WITHIN, Field, Running, counted, log};
+use super::{Field, Running, counted, log};
 use lab::kafka::RealKafka;
-use lab::{SOON, TestDatabase, eventually, trials};
+use lab::{TestDatabase, trials};
 
 pub(super) fn trials() -> Vec<Trial> {
     trials! {
         with_both:
             a_consumer_that_is_to_stop_at_removed_events_applies_none_behind_them,
-            a_consumer_goes_on_behind_removed_events_and_behind_the_gaps_of_transactions,
-            a_topic_that_is_deleted_and_created_again_is_read_from_its_beginning;
+            a_consumer_goes_on_behind_removed_events_and_behind_the_gaps_of_transactions;
     }
 }
 
@@ -90,46 +87,5 @@ async fn a_consumer_goes_on_behind_removed_events_and_behind_the_gaps_of_transac
     field.until_effects(12).await;
     running.stop().await?;
     ensure!(log::with_code(&field.outbox.topic, Code::EventsLost).len() == 1, "a marker was taken for a loss");
-    Ok(())
-}
-
-async fn a_topic_that_is_deleted_and_created_again_is_read_from_its_beginning(
-    database: TestDatabase,
-    kafka: Arc<RealKafka>,
-) -> anyhow::Result<()> {
-    let field = Field::new(&database, kafka).await?;
-    field.write((1..=10).map(|n| counted("a", n))).await?;
-    field.publish().await?;
-    let running = Running::start(field.counting().commit_interval(Duration::from_millis(20)));
-    field.until_effects(10).await;
-    let observer: BaseConsumer = field.kafka.client().set("group.id", &field.outbox.topic).create()?;
-    let partition = field.kafka.read_topic(&field.outbox.topic).await?.first().context("no record")?.partition;
-    eventually("the offset is committed", APPLIED_WITHIN, || async {
-        let mut list = TopicPartitionList::new();
-        list.add_partition(&field.outbox.topic, partition);
-        let found = observer.committed_offsets(list, SOON).ok();
-        let offset = found.and_then(|list| Some(list.elements().first()?.offset()));
-        if offset == Some(Offset::Offset(10)) { Ok(()) } else { Err(offset) }
-    })
-    .await;
-    let admin: AdminClient<DefaultClientContext> = field.kafka.client().create()?;
-    admin.delete_topics(&[&field.outbox.topic], &AdminOptions::new()).await?;
-    // Kafka deletes in the background. The member does not notice when the topic is back at once.
-    eventually("the topic is created again", APPLIED_WITHIN, || async {
-        field.outbox.create_topic(&field.kafka).await.map_err(|error| format!("{error:#}"))
-    })
-    .await;
-    // More records than the old topic had, so that the old offset exists in the new one.
-    field.write((11..=40).map(|n| counted("a", n))).await?;
-    field.publish().await?;
-    field.until_effects(40).await;
-    let stats = running.stop().await?;
-    ensure!(field.effects().await? == 40 && stats.applied() == 40, "{stats:?}");
-    // The offsets are those of the new topic.
-    let running = Running::start(field.counting());
-    field.write([counted("a", 41)]).await?;
-    field.publish().await?;
-    running.until("the next event is applied", |stats| stats.applied() == 1).await;
-    ensure!(running.stop().await?.repeated() == 0);
     Ok(())
 }

@@ -4,7 +4,8 @@
 //! - `failed`: classifies errors and decides what happens to the event
 //! - `builder`: the settings of a consumer, and their check
 //! - `group`: the thread that polls and commits; `member`: its partitions; `partition`: one of them; `progress`: its finished records
-//! - `subscription`: the topics and the retry topics; `gap`: records that are missing; `recreated`: topics that were deleted; `incidents`: errors of the client
+//! - `group_offsets`: the offsets that the group has in Kafka; `recreated`: topics that were deleted and created again
+//! - `subscription`: the topics and the retry topics; `gap`: records that are missing; `incidents`: errors of the client
 //! - `lane`: the queues of events, and their workers; `drain`: takes the events that are parked in the database; `task`: a task that stops
 //! - `prepared`: a record and its handler; `handlers`: decides which; `registry`: handlers and upcasters
 //! - `deliver`: makes attempts until an event is finished; `together`: those of a batch; `failure`: ends one that will not be applied;
@@ -31,6 +32,7 @@ mod failed;
 mod failure;
 mod gap;
 mod group;
+mod group_offsets;
 mod handlers;
 mod held;
 mod hook;

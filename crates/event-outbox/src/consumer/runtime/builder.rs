@@ -37,7 +37,7 @@ const FETCH_BYTES: &str = "max.partition.fetch.bytes";
 const FETCH_BYTES_ALIAS: &str = "fetch.message.max.bytes";
 
 /// Settings that apply unless the user sets them.
-const DEFAULTS: [(&str, &str); 10] = [
+const DEFAULTS: [(&str, &str); 11] = [
     // Without a committed offset, read all that the topic holds: the inbox knows which events have been applied.
     ("auto.offset.reset", "earliest"),
     // Only partitions that move to another member are revoked.
@@ -52,6 +52,9 @@ const DEFAULTS: [(&str, &str); 10] = [
     // The interval between two measurements of the lag.
     ("statistics.interval.ms", "5000"),
     ("reconnect.backoff.max.ms", "1000"),
+    // librdkafka repeats a commit twice that Kafka refuses because the topic is gone. A topic that is created again in between would get an
+    // offset of the old one. The pauses begin with this and double.
+    ("retry.backoff.ms", "1"),
     ("socket.nagle.disable", "true"),
     ("log.connection.close", "false"),
 ];

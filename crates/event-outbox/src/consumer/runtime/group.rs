@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 
@@ -73,7 +73,7 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>, topics: &[String]) -> 
     let mut subscription = Subscription::start(consumer, &shared.group, topics)?;
     let mut committed_at = Instant::now();
     let mut incidents = IncidentLog::default();
-    let mut recreated = Recreated::new();
+    let mut recreated = Recreated::default();
     while !shared.shutdown.is_requested() {
         let mut wait = POLL;
         for _ in 0..BURST {
@@ -95,9 +95,8 @@ fn poll(shared: &Shared, consumer: &BaseConsumer<Member>, topics: &[String]) -> 
         member.abort_late();
         subscription.refresh(consumer)?;
         if committed_at.elapsed() >= shared.limits.commit_interval {
-            if recreated.look(consumer) {
-                member.commit(consumer, CommitMode::Async);
-            }
+            member.commit(consumer);
+            recreated.read_anew(consumer);
             committed_at = Instant::now();
         }
     }

@@ -5,18 +5,20 @@
 //! of that handler again, and waits at its mark in the inbox until the handler's transaction has ended: so the order is kept, and the event
 //! has one effect.
 
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::Statistics;
-use rdkafka::TopicPartitionList;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use crate::code::Code;
@@ -24,6 +26,7 @@ use crate::consumer::runtime::applier::Applier;
 use crate::consumer::runtime::delivery::Delivery;
 use crate::consumer::runtime::drain::Drain;
 use crate::consumer::runtime::gap;
+use crate::consumer::runtime::group_offsets::GroupOffsets;
 use crate::consumer::runtime::lane::Lanes;
 use crate::consumer::runtime::options::ConsumerError;
 use crate::consumer::runtime::partition::Partition;
@@ -37,6 +40,12 @@ const GRACE: Duration = Duration::from_millis(300);
 
 /// The pause between two attempts of the last commit, in which the member takes part in the rebalance.
 const REBALANCED_AFTER: Duration = Duration::from_millis(50);
+
+/// Time limit for an answer of Kafka. It blocks the polling thread.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// Time limit for the answer before partitions are given back. Without it their last offsets are not committed, and events come again.
+const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 /// A partition that was given back before its handler had ended.
 struct Leaving {
@@ -53,8 +62,10 @@ pub(super) struct Member {
     drain: Task,
     /// The lanes of the events that the drain applies.
     drained: Arc<Lanes>,
-    /// True after a failed commit: the next commit repeats all offsets.
-    again: AtomicBool,
+    /// What is committed is decided by these. Lock the partitions before them.
+    offsets: Mutex<GroupOffsets>,
+    /// True after a commit that failed, until Kafka answers again.
+    is_reported: AtomicBool,
 }
 
 impl Member {
@@ -70,7 +81,8 @@ impl Member {
             leaving: Mutex::default(),
             drain,
             drained,
-            again: AtomicBool::new(false),
+            offsets: Mutex::new(GroupOffsets::new()),
+            is_reported: AtomicBool::new(false),
         }
     }
 
@@ -81,6 +93,10 @@ impl Member {
 
     fn leaving(&self) -> MutexGuard<'_, Vec<Leaving>> {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn offsets(&self) -> MutexGuard<'_, GroupOffsets> {
+        self.offsets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands the record to its worker. Returns true if the queue of its partition is full.
@@ -106,6 +122,10 @@ impl Member {
         if delivery.offset + 1 < partition.expected {
             went_back(&delivery);
         }
+        if delivery.offset == 0 {
+            // The client has gone to the beginning by itself. What Kafka has said before may be about an older topic.
+            self.offsets().begun(&delivery.topic, delivery.partition);
+        }
         // The action `Stop` of the policy ends a worker, too.
         if !partition.hand_over(delivery) && !shared.shutdown.is_requested() {
             return Err(ConsumerError::Task);
@@ -130,10 +150,17 @@ impl Member {
         Ok(())
     }
 
-    /// Commits the finished offsets. A failure costs only redeliveries, which the inbox skips.
-    pub(super) fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
-        if let Err(error) = self.try_commit(consumer, mode) {
-            self.commit_failed(&error);
+    /// Commits the finished offsets. A failure costs only redeliveries, which the inbox skips. Asks for the group's offsets from time to time
+    /// if there is nothing to commit.
+    pub(super) fn commit(&self, consumer: &BaseConsumer<Self>) {
+        let oldest = self.partitions().iter().filter_map(|partition| partition.oldest_ms()).min();
+        self.shared.stats.set_oldest_ms(oldest);
+        if let Err(error) = self.try_commit(consumer, CommitMode::Async, ANSWER_WITHIN) {
+            return self.commit_failed(&error);
+        }
+        let is_old = self.offsets().is_old();
+        if is_old && let Err(error) = self.ask(consumer, ANSWER_WITHIN) {
+            tracing::debug!(%error, "the group's offsets cannot be read for now");
         }
     }
 
@@ -142,62 +169,87 @@ impl Member {
     pub(super) fn commit_last(&self, consumer: &BaseConsumer<Self>, within: Duration) {
         let deadline = Instant::now() + within;
         loop {
-            let Err(error) = self.try_commit(consumer, CommitMode::Sync) else { return };
+            let Err(error) = self.try_commit(consumer, CommitMode::Sync, ANSWER_WITHIN) else { return };
             let passes = matches!(
                 error.rdkafka_error_code(),
-                Some(RDKafkaErrorCode::RebalanceInProgress | RDKafkaErrorCode::IllegalGeneration)
+                Some(
+                    RDKafkaErrorCode::RebalanceInProgress
+                        | RDKafkaErrorCode::IllegalGeneration
+                        | RDKafkaErrorCode::OperationTimedOut
+                )
             );
             if !passes || Instant::now() >= deadline {
                 return self.commit_failed(&error);
             }
-            self.again.store(true, Ordering::Release);
             drop(consumer.poll(REBALANCED_AFTER));
         }
     }
 
-    fn try_commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) -> KafkaResult<()> {
-        let again = self.again.swap(false, Ordering::AcqRel);
-        let mut partitions = self.partitions();
-        let mut done = TopicPartitionList::new();
+    /// Commits the finished offsets that the group does not have. Commits nothing unless Kafka has just said which offsets the group has:
+    /// see [`GroupOffsets`].
+    fn try_commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode, within: Duration) -> KafkaResult<()> {
+        if self.due().count() == 0 {
+            return Ok(());
+        }
+        self.ask(consumer, within)?;
+        let due = self.due();
+        if due.count() == 0 {
+            return Ok(());
+        }
+        let is_first = self.offsets().sent(&due);
+        consumer.commit(&due, mode)?;
+        if is_first && matches!(mode, CommitMode::Async) {
+            // A deletion of the topic can only be noticed once the offset is known. Kafka answers in the order of the questions.
+            self.ask(consumer, within)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the finished offsets that the group does not have and that may be committed.
+    fn due(&self) -> TopicPartitionList {
+        let (mut partitions, offsets) = (self.partitions(), self.offsets());
+        let mut due = TopicPartitionList::new();
         for partition in partitions.iter_mut() {
-            let Some(next) = partition.next() else { continue };
-            if (next > partition.committed || again)
-                && done.add_partition_offset(&partition.topic, partition.number, rdkafka::Offset::Offset(next)).is_ok()
+            if let Some(next) = partition.next()
+                && offsets.lack(&partition.topic, partition.number, next)
+                && let Err(error) = due.add_partition_offset(&partition.topic, partition.number, Offset::Offset(next))
             {
-                partition.committed = next;
+                tracing::debug!(%error, next, "no offset of Kafka");
             }
         }
-        let oldest = partitions.iter().filter_map(|partition| partition.oldest_ms()).min();
-        self.shared.stats.set_oldest_ms(oldest);
-        drop(partitions);
-        if done.count() == 0 { Ok(()) } else { consumer.commit(&done, mode) }
+        due
     }
 
-    /// Returns the partitions whose offset was committed. None while commits fail.
-    pub(super) fn committed(&self) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        if !self.again.load(Ordering::Acquire) {
-            for partition in self.partitions().iter().filter(|partition| partition.committed >= 0) {
-                list.add_partition(&partition.topic, partition.number);
-            }
+    /// Asks which offsets the group has. Blocks.
+    fn ask(&self, consumer: &BaseConsumer<Self>, within: Duration) -> KafkaResult<()> {
+        let all = self.offsets().all();
+        if all.count() == 0 {
+            return Ok(());
         }
-        list
+        let answer = consumer.committed_offsets(all, within)?;
+        self.offsets().answered(&answer)?;
+        self.is_reported.store(false, Ordering::Release);
+        if self.offsets().are_unconfirmed() {
+            self.commit_failed(&"Kafka does not keep the offsets that are sent");
+        }
+        Ok(())
     }
 
-    /// Forgets the committed offsets of a topic, and returns its partitions.
-    pub(super) fn begin_anew(&self, topic: &str) -> Vec<i32> {
+    /// Returns the partitions to be read from their beginning, by topic.
+    pub(super) fn gone(&self) -> BTreeMap<String, Vec<i32>> {
+        self.offsets().gone()
+    }
+
+    /// The partition is read from its beginning from now on.
+    pub(super) fn begin_anew(&self, topic: &str, number: i32) {
         let mut partitions = self.partitions();
-        partitions.iter_mut().filter(|partition| partition.topic == topic).map(Partition::begin_anew).collect()
+        let own = partitions.iter_mut().find(|partition| partition.number == number && partition.topic == topic);
+        own.into_iter().for_each(Partition::begin_anew);
+        self.offsets().begun(topic, number);
     }
 
-    /// Returns true if a topic may have been created anew since the last call.
-    pub(super) fn may_be_anew(&self) -> bool {
-        // All of them are asked, because each answers once.
-        self.partitions().iter_mut().filter_map(|partition| partition.take_may_be_anew().then_some(())).count() > 0
-    }
-
-    fn commit_failed(&self, error: &KafkaError) {
-        if !self.again.swap(true, Ordering::AcqRel) {
+    fn commit_failed(&self, error: &dyn Display) {
+        if !self.is_reported.swap(true, Ordering::AcqRel) {
             tracing::warn!(
                 code = %Code::OffsetsUncommitted,
                 %error,
@@ -253,6 +305,11 @@ impl Member {
             partitions = assigned.count(),
             "partitions are assigned"
         );
+        self.offsets().assigned(assigned);
+        // Asks before the client does: a topic that is deleted in between is read from its beginning.
+        if let Err(error) = self.ask(consumer, ANSWER_WITHIN) {
+            tracing::debug!(%error, "the group's offsets cannot be read for now");
+        }
         let done = match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_assign(assigned),
             _ => consumer.assign(assigned),
@@ -285,9 +342,12 @@ impl Member {
             tracing::debug!(late, "revoked partitions are given back");
         }
         // A member that the group has expelled cannot commit any more.
-        if !consumer.assignment_lost() {
-            self.commit(consumer, CommitMode::Sync);
+        if !consumer.assignment_lost()
+            && let Err(error) = self.try_commit(consumer, CommitMode::Sync, LAST_ANSWER_WITHIN)
+        {
+            self.commit_failed(&error);
         }
+        self.offsets().revoked(list);
         let (now, deadline) = (Instant::now(), Instant::now() + self.shared.limits.drain);
         let going = self.partitions().extract_if(.., |partition| partition.is_in(list)).collect::<Vec<_>>();
         let late = going.into_iter().filter(|partition| !partition.lanes.end_by(now));
@@ -354,12 +414,6 @@ impl ConsumerContext for Member {
                 tracing::warn!(code = %Code::GroupFails, %error, "the group cannot assign its partitions");
                 self.is_revoked(consumer, list);
             }
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        if let Err(error) = result {
-            self.commit_failed(&error);
         }
     }
 }
