@@ -134,6 +134,14 @@ impl GroupOffsets {
         self.topics.get(topic).and_then(|partitions| partitions.get(&partition)).map(|known| known.state)
     }
 
+    /// Returns the offset that Kafka has named last.
+    pub(super) fn committed(&self, topic: &str, partition: i32) -> Option<i64> {
+        match self.state(topic, partition) {
+            Some(State::At(committed)) => Some(committed),
+            Some(State::Nothing | State::Gone) | None => None,
+        }
+    }
+
     /// Returns true if the group does not have this offset, and it may be committed.
     pub(super) fn lack(&self, topic: &str, partition: i32, offset: i64) -> bool {
         match self.state(topic, partition) {
@@ -204,6 +212,7 @@ mod tests {
         let mut offsets = assigned(&[0, 1]);
         answer(&mut offsets, &[(0, Some(7)), (1, None)]);
         assert!(offsets.lack("t", 0, 8) && offsets.lack("t", 1, 3) && !offsets.lack("t", 0, 7));
+        assert_eq!((offsets.committed("t", 0), offsets.committed("t", 1)), (Some(7), None));
         answer(&mut offsets, &[(0, None), (1, None)]);
         assert_eq!(offsets.gone(), BTreeMap::from([("t".to_owned(), vec![0, 1])]));
         // An offset that an earlier commit has brought to the new topic changes nothing.

@@ -108,7 +108,8 @@ impl Member {
                 index
             }
             None => {
-                let committed = gap::before_first(consumer, &delivery, shared.limits.lost)?;
+                let known = self.offsets().committed(&delivery.topic, delivery.partition);
+                let committed = gap::before_first(consumer, &delivery, known, shared.limits.lost)?;
                 partitions.push(Partition::start(shared, &self.runtime, &delivery));
                 let index = partitions.len() - 1;
                 partitions[index].expected = committed.unwrap_or(delivery.offset).min(delivery.offset + 1);

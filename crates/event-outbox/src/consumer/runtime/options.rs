@@ -37,7 +37,8 @@ pub enum Lost {
     /// Goes on with the first event that is there.
     #[default]
     GoOn,
-    /// Ends the consumer with [`ConsumerError::Lost`] before it applies a later event of the partition.
+    /// Ends the consumer with [`ConsumerError::Lost`] before it applies a later event of the partition. Ends it with
+    /// [`ConsumerError::Kafka`] if Kafka does not say whether events were removed.
     Stop,
 }
 
