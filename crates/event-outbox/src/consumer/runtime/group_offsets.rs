@@ -175,6 +175,14 @@ impl GroupOffsets {
         all.filter(|(_, gone): &(String, Vec<i32>)| !gone.is_empty()).collect()
     }
 
+    /// The client has read the first record. If the group was beyond it, the client has gone to the beginning by itself, and need not be told
+    /// to. A partition that is gone stays so, because the record may have been fetched from the old topic.
+    pub(super) fn is_at_beginning(&mut self, topic: &str, partition: i32) {
+        if let Some(State::At(1..)) = self.state(topic, partition) {
+            self.begun(topic, partition);
+        }
+    }
+
     /// The partition is read from its beginning.
     pub(super) fn begun(&mut self, topic: &str, partition: i32) {
         if let Some(known) = self.topics.get_mut(topic).and_then(|partitions| partitions.get_mut(&partition)) {
@@ -223,6 +231,21 @@ mod tests {
         assert!(offsets.lack("t", 0, 1) && !offsets.lack("t", 1, 1));
         answer(&mut offsets, &[(0, None), (1, None)]);
         assert!(offsets.lack("t", 0, 1), "a topic that is read anew has no offset yet");
+    }
+
+    #[test]
+    fn a_client_that_has_gone_to_the_beginning_by_itself_need_not_be_told_to() {
+        let mut offsets = assigned(&[0]);
+        answer(&mut offsets, &[(0, Some(7))]);
+        offsets.is_at_beginning("t", 0);
+        answer(&mut offsets, &[(0, None)]);
+        assert!(offsets.gone().is_empty() && offsets.lack("t", 0, 0));
+        // The first record of a group that has applied none yet.
+        answer(&mut offsets, &[(0, Some(0))]);
+        offsets.is_at_beginning("t", 0);
+        answer(&mut offsets, &[(0, None)]);
+        offsets.is_at_beginning("t", 0);
+        assert!(!offsets.gone().is_empty() && !offsets.lack("t", 0, 1));
     }
 
     #[test]

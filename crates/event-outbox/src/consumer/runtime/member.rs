@@ -124,8 +124,7 @@ impl Member {
             went_back(&delivery);
         }
         if delivery.offset == 0 {
-            // The client has gone to the beginning by itself. What Kafka has said before may be about an older topic.
-            self.offsets().begun(&delivery.topic, delivery.partition);
+            self.offsets().is_at_beginning(&delivery.topic, delivery.partition);
         }
         // The action `Stop` of the policy ends a worker, too.
         if !partition.hand_over(delivery) && !shared.shutdown.is_requested() {
