@@ -6,6 +6,7 @@
 //! - [`name`], [`sentence`]: for a line that people read
 //! - [`shell`], [`flag`]: for a command that people paste
 //! - [`alike`]: the known names for a name that is not known
+//! - [`counted`]: a number with its noun
 //! - [`harmless`]: the last barrier, for everything that is printed
 
 use std::borrow::Cow;
@@ -127,6 +128,11 @@ pub(crate) fn alike<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) 
     (!known.is_empty()).then(|| known.join(", "))
 }
 
+/// Returns a number with its noun, such as `1 event` and `2 events`.
+pub(crate) fn counted<N: fmt::Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
+    if number == N::from(1) { format!("{number} {noun}") } else { format!("{number} {noun}s") }
+}
+
 /// Quotes a text so that a shell takes it as one word, whatever it contains.
 pub(crate) fn shell(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_@%+:,./-".contains(c);
@@ -232,6 +238,12 @@ mod tests {
     #[test]
     fn hostile_text_survives_a_shell() {
         assert_eq!(unquoted(&shell(HOSTILE)), HOSTILE);
+    }
+
+    #[test]
+    fn one_thing_is_not_many() {
+        assert_eq!([0_i64, 1, 2].map(|number| counted(number, "event")), ["0 events", "1 event", "2 events"]);
+        assert_eq!(counted(1_usize, "other table"), "1 other table");
     }
 
     #[test]

@@ -118,9 +118,7 @@ impl Replay {
                 .hint("compare KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_* with each other")
         };
         let mut resend = Resend::new(kafka).map_err(no_client)?;
-        for topic in counted.topics.keys() {
-            writable(&resend, topic, kafka.brokers()).await?;
-        }
+        check_topics(&resend, &counted, kafka.brokers()).await?;
         may_be_audited(&mut target).await?;
         if self.to.is_none() {
             errln!(
@@ -199,7 +197,7 @@ impl Replay {
 
     fn report(&self, plan: &Plan, counted: &Counted, progress: Option<&Progress>) -> Result<(), Failure> {
         if self.json {
-            let topic = |(topic, events): (&String, &u64)| json!({ "topic": topic, "events": events });
+            let topic = |(topic, events): (&String, &u64)| json!({ "topic": topic, "events": events, "highest_named_partition": counted.named.get(topic) });
             let document = json!({
                 "dry_run": self.confirm.dry_run, "replay_id": plan.id, "from_id": plan.from, "upto_id": plan.upto,
                 "matching": counted.events, "archived": counted.archived, "unroutable": counted.unroutable,
@@ -214,12 +212,18 @@ impl Replay {
         }
         match progress {
             Some(progress) => {
-                outln!("{} of {} events were replayed, replay-id {}", progress.replayed, counted.events, plan.id);
+                let matching = text::counted(counted.events, "event");
+                outln!("replayed {} of {matching}, replay-id {}", progress.replayed, plan.id);
             }
-            None => outln!("would have replayed {}", shown(counted)),
+            None => {
+                outln!("would have replayed {}", shown(counted));
+                for (topic, highest) in &counted.named {
+                    outln!("events to {} name their partition, {highest} at the highest", text::name(topic));
+                }
+            }
         }
         if counted.unroutable > 0 {
-            outln!("{} events have no valid topic and are left out", counted.unroutable);
+            outln!("left out {} without a valid topic", text::counted(counted.unroutable, "event"));
         }
         Ok(())
     }
@@ -245,6 +249,25 @@ async fn show_kinds(target: &mut Target, settings: &Settings) {
     }
 }
 
+/// Fails if a topic cannot be written. Warns of a topic that has fewer partitions than its events name: those events are left out.
+async fn check_topics(resend: &Resend, counted: &Counted, brokers: &str) -> Result<(), Failure> {
+    for topic in counted.topics.keys() {
+        writable(resend, topic, brokers).await?;
+    }
+    for (topic, highest) in &counted.named {
+        let Some(partitions) = resend.partitions(topic).await.filter(|partitions| highest >= partitions) else {
+            continue;
+        };
+        errln!(
+            "warning: the topic {} has {}, and events name partitions up to {highest}: events without their partition are left out. \
+             Add partitions to the topic first to send them.",
+            text::name(topic),
+            text::counted(partitions, "partition")
+        );
+    }
+    Ok(())
+}
+
 fn shown(counted: &Counted) -> String {
     let topics: Vec<_> =
         counted.topics.iter().map(|(topic, events)| format!("{events} to {}", text::name(topic))).collect();
@@ -256,7 +279,7 @@ fn shown(counted: &Counted) -> String {
         0 => String::new(),
         archived => format!(" ({archived} of them from the archive)"),
     };
-    format!("{} events{archived}{ids}", counted.events)
+    format!("{}{archived}{ids}", text::counted(counted.events, "event"))
 }
 
 fn question(plan: &Plan, counted: &Counted, target: &str) -> String {
@@ -267,18 +290,20 @@ fn question(plan: &Plan, counted: &Counted, target: &str) -> String {
 fn outcome(why: Why, progress: &Progress, plan: &Plan, target: &Target) -> Result<(), Failure> {
     let (next, replayed) = (progress.next, progress.replayed);
     let go_on = format!(
-        "{replayed} events were replayed; the same command continues with --from-id {next} --upto-id {} --replay-id {}",
-        plan.upto, plan.id
+        "{} replayed; the same command continues with --from-id {next} --upto-id {} --replay-id {}",
+        text::counted(replayed, "event"),
+        plan.upto,
+        plan.id
     );
     match why {
         Why::Done => match &progress.first_skipped {
             None => Ok(()),
             Some((id, why)) => Err(Failure::finding(format!(
-                "{} events cannot become a record; event {id}: {}",
-                progress.skipped,
+                "{} left out; event {id}: {}",
+                text::counted(progress.skipped, "event"),
                 text::sentence(why)
             ))
-            .hint("the others were replayed; fix the rows, then replay them by --from-id and --upto-id")),
+            .hint("the others were replayed; fix the rows, or add partitions to the topic, then replay them by --from-id and --upto-id")),
         },
         Why::Interrupted => Err(Failure::interrupted("the replay was interrupted").hint(go_on)),
         Why::Database(error) => Err(target.failed("read the events of", error).hint(go_on)),

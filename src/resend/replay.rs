@@ -3,7 +3,7 @@
 //! A first walk over the ids, up to the highest one, counts the events. A second walk sends them batch by batch, and each batch is
 //! acknowledged before the next one is read. Rows are only read, and no transaction is open during a wait for Kafka.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use chrono::SecondsFormat;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::resend::rate::Rate;
+use crate::sink::admission;
 use crate::sink::resend::{BATCH, BATCH_BYTES, Outgoing, Record, Resend, Unacknowledged};
 use crate::store::replay::{Found, Stored, Walk};
 use crate::store::routes;
@@ -48,6 +49,8 @@ pub(crate) struct Counted {
     pub(crate) last_id: Option<i64>,
     /// The number of events by topic.
     pub(crate) topics: BTreeMap<String, u64>,
+    /// The highest partition that an event names, by topic.
+    pub(crate) named: BTreeMap<String, i32>,
 }
 
 /// The progress of a replay.
@@ -60,6 +63,16 @@ pub(crate) struct Progress {
     pub(crate) first_skipped: Option<(i64, String)>,
     /// The id to continue from: all events with lower ids are sent or skipped.
     pub(crate) next: i64,
+}
+
+impl Progress {
+    /// Counts an event that cannot become a record. Keeps the reason of the one with the lowest id.
+    fn skip(&mut self, id: i64, why: String) {
+        self.skipped += 1;
+        if self.first_skipped.as_ref().is_none_or(|(first, _)| id < *first) {
+            self.first_skipped = Some((id, why));
+        }
+    }
 }
 
 /// The reason why a replay ended.
@@ -104,6 +117,10 @@ impl Plan {
                 counted.archived += u64::from(found.archived);
                 counted.first_id.get_or_insert(found.id);
                 counted.last_id = Some(found.id);
+                if let Some(named) = found.partition {
+                    let highest = counted.named.entry(topic.to_string()).or_insert(named);
+                    *highest = named.max(*highest);
+                }
                 *counted.topics.entry(topic.to_string()).or_default() += 1;
             }
             let Some(last) = step.last else { return Ok(counted) };
@@ -134,6 +151,7 @@ impl Plan {
         progress: &mut Progress,
     ) -> Why {
         let (mut rate, id) = (Rate::new(self.rate), self.id.to_string());
+        let mut partitions = HashMap::new();
         let (mut from, mut at_once) = (self.from - 1, BATCH);
         loop {
             let step = match self.walk.step(conn, from, self.upto).await {
@@ -159,6 +177,7 @@ impl Plan {
                 at_once = if taken < asked.len() { (taken * 2).clamp(1, BATCH) } else { (at_once * 2).min(BATCH) };
                 let asked: Vec<Found> = waiting.drain(..taken).collect();
                 let (ids, batch) = self.batch(&asked, &rows, &id, progress);
+                let (ids, batch) = with_partition(resend, &mut partitions, ids.into_iter().zip(batch), progress).await;
                 if let Err(Unacknowledged { first, code, acked }) = resend.send(&batch).await {
                     progress.replayed += acked.iter().filter(|acked| **acked).count() as u64;
                     progress.next = ids[first];
@@ -184,8 +203,12 @@ impl Plan {
             let Some(found) = found.next_if(|found| found.id == row.id) else { continue };
             let event = row.event((REPLAY_ID, id)).map_err(|bad| bad.to_string());
             let topic = self.topic(found).ok_or_else(|| "it has no legal topic".to_owned());
-            match event.and_then(|event| Ok((event, topic?))) {
-                Ok((event, topic)) => {
+            let routed = event.and_then(|event| {
+                let partition = event.partition().map_err(admission::no_partition)?;
+                Ok((topic?, partition, event))
+            });
+            match routed {
+                Ok((topic, partition, event)) => {
                     let mut headers = Vec::new();
                     let source = self.source.as_deref();
                     self.envelope.headers(&event, source, &mut |name, value| {
@@ -197,15 +220,40 @@ impl Plan {
                     headers.push((EVENT_TIME.to_owned(), Some(event_time.into_bytes())));
                     // The record is stamped with the time of sending. Brokers would soon delete records with the time of old events.
                     let record = Record { key, value, headers, timestamp: None };
-                    batch.push(Outgoing { topic, partition: None, record });
+                    batch.push(Outgoing { topic, partition, record });
                     ids.push(row.id);
                 }
-                Err(why) => {
-                    progress.skipped += 1;
-                    progress.first_skipped.get_or_insert((row.id, why));
-                }
+                Err(why) => progress.skip(row.id, why),
             }
         }
         (ids, batch)
     }
+}
+
+/// Leaves out the events that name a partition which their topic does not have. `partitions` keeps the numbers of partitions that the
+/// cluster has told; a number that is too low is asked for again, because partitions may have been added.
+async fn with_partition(
+    resend: &Resend,
+    partitions: &mut HashMap<Arc<str>, i32>,
+    batch: impl Iterator<Item = (i64, Outgoing)>,
+    progress: &mut Progress,
+) -> (Vec<i64>, Vec<Outgoing>) {
+    let (mut kept, mut asked) = (Vec::new(), HashSet::new());
+    for (id, outgoing) in batch {
+        let topic = &outgoing.topic;
+        if let Some(named) = outgoing.partition {
+            let is_known = partitions.get(topic).is_some_and(|count| named < *count);
+            if !is_known && asked.insert(Arc::clone(topic)) {
+                let count = resend.partitions(topic).await;
+                partitions.extend(count.map(|count| (Arc::clone(topic), count)));
+            }
+            // If the cluster does not tell the number, librdkafka refuses a partition that is not there.
+            if let Some(count) = partitions.get(topic).filter(|count| named >= **count) {
+                progress.skip(id, admission::no_such_partition(named, topic, *count));
+                continue;
+            }
+        }
+        kept.push((id, outgoing));
+    }
+    kept.into_iter().unzip()
 }

@@ -17,11 +17,13 @@ pub(crate) fn refusal(event: &StoredEvent<'_>, topic: &str, relay: &RelaySetting
         let reserved = event.headers.iter().find(|(name, _)| headers::is_reserved(name));
         let reserved =
             reserved.map(|(name, _)| format!("the header {name:?} is reserved: only the relay and consumers set it"));
-        let partition = event.partition().err();
-        reserved.or_else(|| {
-            partition.map(|text| format!("the header {:?} has {text:?}, which is no partition", headers::PARTITION))
-        })
+        reserved.or_else(|| event.partition().err().map(no_partition))
     })
+}
+
+/// Returns the reason for refusing an event that names a partition by something else than its number.
+pub(crate) fn no_partition(named: &str) -> String {
+    format!("the header {:?} has {named:?}, which is no partition", headers::PARTITION)
 }
 
 /// Returns the reason for refusing an event that names a partition which its topic does not have.

@@ -15,6 +15,7 @@ use crate::config::KafkaSettings;
 use crate::sink::broker::{Broker, BrokerDown};
 use crate::sink::client::{ClientSettings, is_debugged};
 use crate::sink::delivery::{Context, Deliveries, Outcome, opaque};
+use crate::sink::topics::Answer;
 
 /// The most records of a batch, and the bytes of values at which a batch is full.
 pub(crate) const BATCH: usize = 500;
@@ -117,6 +118,15 @@ impl Resend {
     /// [`BrokerDown`] if the cluster does not answer.
     pub(crate) async fn topic_error(&self, topic: &str) -> Result<Option<RDKafkaErrorCode>, BrokerDown> {
         self.broker.topic_error(topic).await
+    }
+
+    /// Returns the number of partitions of a topic; `None` if the cluster does not tell it.
+    pub(crate) async fn partitions(&self, topic: &str) -> Option<i32> {
+        let answers = self.broker.describe(vec![topic.to_owned()]).await.ok()?;
+        answers.into_iter().find_map(|(_, answer)| match answer {
+            Answer::Exists { partitions } => Some(partitions).filter(|partitions| *partitions > 0),
+            Answer::Error(_) => None,
+        })
     }
 
     /// Sends a batch. Returns when all of it is acknowledged, or cannot be acknowledged any more.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::store::discarded::is_discarded;
 use crate::store::read_only::{read, read_within};
 use crate::store::routes;
+use event_outbox::envelope::headers::PARTITION;
 use event_outbox::event::{BadHeaders, EventHeaders, EventId, OutboxId, Payload, StoredEvent};
 use event_outbox::names::{Names, literal};
 use event_outbox::route::TopicTemplate;
@@ -93,6 +94,8 @@ pub(crate) struct Found {
     pub(crate) entity_type: String,
     pub(crate) event_type: String,
     pub(crate) topic: Option<String>,
+    /// The partition that the row names; `None` also if it names none that can be.
+    pub(crate) partition: Option<i32>,
 }
 
 impl Walk {
@@ -127,10 +130,11 @@ impl Walk {
     /// # Errors
     /// Any database error.
     pub(crate) async fn step(&self, conn: &mut PgConnection, from: i64, upto: i64) -> Result<Step, sqlx::Error> {
-        let condition = &self.condition;
+        let (condition, partition) = (&self.condition, literal(PARTITION));
         let part = |table: &String, archived: bool| {
             format!(
-                "(select id, {archived} as archived, {condition} as wanted, entity_type, event_type, topic from {table} \
+                "(select id, {archived} as archived, {condition} as wanted, entity_type, event_type, topic, \
+                   case when {condition} then headers::jsonb ->> {partition} end as partition from {table} \
                  where id > {from} and id <= {upto} order by id limit {STEP})"
             )
         };
@@ -139,7 +143,7 @@ impl Walk {
         // An event that was restored from the archive by hand is in both tables. The outbox's row sorts first and is used.
         let sql = format!(
             "with page as materialized (select * from ({}) u order by id, archived limit {STEP}) \
-             select (select max(id) from page), f.id, f.archived, f.entity_type, f.event_type, f.topic \
+             select (select max(id) from page), f.id, f.archived, f.entity_type, f.event_type, f.topic, f.partition \
              from (select 1) one left join page f on f.wanted order by f.id, f.archived",
             parts.join(" union all ")
         );
@@ -155,6 +159,10 @@ impl Walk {
                     entity_type: row.try_get(3)?,
                     event_type: row.try_get(4)?,
                     topic: row.try_get(5)?,
+                    partition: row
+                        .try_get::<Option<&str>, _>(6)?
+                        .and_then(|named| named.parse().ok())
+                        .filter(|named| *named >= 0),
                 });
             }
         }

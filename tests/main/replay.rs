@@ -20,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             dead_events_are_replayed_and_stay_dead,
             an_inbox_skips_what_it_has_seen_and_a_new_group_builds_its_state,
             verify_tells_replayed_records_apart_from_duplicates,
+            events_go_to_the_partition_that_their_row_names_or_are_left_out,
             a_replay_that_a_topic_refuses_says_where_to_go_on,
             nothing_is_replayed_without_a_filter_a_yes_or_a_topic;
     }
@@ -292,6 +293,54 @@ async fn verify_tells_replayed_records_apart_from_duplicates(
     // The replay must send the row's current content.
     field.outbox.execute("update event_outbox set payload = '{\"n\": 7777}' where id = -1").await?;
     ensure!(verify().await?["mismatched"] == 1);
+    Ok(())
+}
+
+async fn events_go_to_the_partition_that_their_row_names_or_are_left_out(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let field = Field::new(&database, kafka).await?;
+    let small = format!("{}-small", field.outbox.topic);
+    field.kafka.create_topic(&small, 3, &[]).await?;
+    // Event N names the partition N - 1. All of them have one key.
+    field
+        .outbox
+        .execute(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload, headers) \
+             select 'order', 'e', 'Placed', '1', jsonb_build_object('outbox-partition', n::text) from generate_series(0, 3) n",
+        )
+        .await?;
+    field.publish().await?;
+    ensure!(field.replay(&["--all", "--yes"]).await?["replayed"] == 4);
+    let places = |records: Vec<Record>| -> Vec<(i32, Option<i32>)> {
+        let mut places: Vec<_> = records
+            .iter()
+            .map(|record| (record.partition, record.header("sequence").and_then(|sequence| sequence.parse().ok())))
+            .collect();
+        places.sort_unstable();
+        places
+    };
+    let twice: Vec<_> = (0..4).flat_map(|partition| [(partition, Some(partition + 1)); 2]).collect();
+    let found = places(field.kafka.read_topic(&field.outbox.topic).await?);
+    ensure!(found == twice, "{found:?}");
+
+    let dry = field.replay(&["--all", "--to", &small, "--dry-run"]).await?;
+    ensure!(dry["topics"][0]["highest_named_partition"] == 3, "{dry}");
+    let output = field.output(&["--all", "--to", &small, "--yes", "--json"]).await?;
+    let told = ["warning: the topic", "has 3 partitions", "error: 1 event left out; event 4: ", "outbox-partition"];
+    ensure!(output.code == Some(1) && told.iter().all(|told| output.stderr.contains(told)), "{output:?}");
+    let reported: Value = serde_json::from_str(&output.stdout)?;
+    ensure!((&reported["replayed"], &reported["skipped"]) == (&json!(3), &json!(1)), "{reported}");
+    let found = places(field.kafka.read_topic(&small).await?);
+    ensure!(found == [(0, Some(1)), (1, Some(2)), (2, Some(3))], "{found:?}");
+
+    field
+        .outbox
+        .execute("update event_outbox set status = 'DEAD', headers = '{\"outbox-partition\": \"-1\"}' where id = 4")
+        .await?;
+    let output = field.output(&["--dead", "--to", &small, "--yes"]).await?;
+    ensure!(output.code == Some(1) && output.stderr.contains("no partition"), "{output:?}");
     Ok(())
 }
 
