@@ -11,12 +11,14 @@ use super::exit::Failure;
 use super::target::{By, Target};
 use super::{output, runtime};
 use crate::config::Settings;
-use crate::observe::print::outln;
+use crate::observe::print::{errln, outln};
+use crate::observe::progress::Progress;
 use crate::store::adopt::flag::Flag;
 use crate::store::adopt::given::{Given, Refusal};
 use crate::store::adopt::mapping::{Mapping, Source};
 use crate::store::adopt::role::Role;
-use crate::store::adopt::{guess, rows, script};
+use crate::store::adopt::rows::Unpublished;
+use crate::store::adopt::{guess, history, rows, script};
 use crate::store::app_table::strangers::Use;
 use crate::store::app_table::{AppTable, Installed};
 use crate::store::connect::Purpose;
@@ -138,17 +140,15 @@ impl Adopt {
             });
             return output::json(&document).map(drop);
         }
+        let rows = text::counted(moved, "pending row");
         outln!("{}", lines(&mapping).trim_end());
         mapping.notes.iter().for_each(|note| outln!("  note: {note}"));
         if self.dry_run {
-            outln!("{moved} pending rows of {shown} would be moved to {}; nothing was changed\n", target.shown);
+            outln!("would move {rows} of {shown} to {}; nothing was changed\n", target.shown);
             output::text(&sql);
             return Ok(());
         }
-        outln!(
-            "adopted {shown}: {moved} pending rows were moved to {}; new rows follow when they are committed",
-            target.shown
-        );
+        outln!("adopted {shown}: moved {rows} to {}; new rows follow when they are committed", target.shown);
         let name = text::shell(&table.quoted());
         outln!("  next: outbox-relay run; leave the loop stopped\n  undo: outbox-relay adopt {name} --undo");
         Ok(())
@@ -182,29 +182,43 @@ impl Adopt {
 
     async fn undo(&self, target: &mut Target, table: &AppTable) -> Result<(), Failure> {
         let shown = app_table::shown(table);
-        let Some(adopted) = adopted(target, table).await? else {
-            return Err(Failure::finding(format!("{shown} is not adopted by {}", target.shown))
-                .hint("outbox-relay capture --list shows the tables with triggers of the outbox"));
-        };
         app_table::owner(target, table, &[]).await?;
-        let author = self.by.author(self.reason.clone());
-        let statements = script::undo(&target.names, &adopted, &author);
-        let done = short_locks::run(&mut target.conn, &statements, table.oid, self.patience.lock_timeout).await;
-        let done = done.map_err(|error| app_table::not_run("undo the adoption of", table, error))?;
-        let last = first_number(&done).map_err(|error| target.failed("find the last event of", error))?;
+        let (given_back, is_new) = match adopted(target, table).await? {
+            Some(adopted) => (self.give_back(target, table, &adopted).await?, true),
+            None => (given_back_before(target, table).await?, false),
+        };
+        if !self.json {
+            match is_new {
+                true => outln!("{shown} belongs to the loop again: its new rows stay pending there"),
+                false => outln!("{shown} was given back to the loop {}", given_back.when_and_who()),
+            }
+        }
+        let last = match given_back.last_id {
+            Some(last) => last,
+            // The entry is of a version that did not write the id. Every event of the table has at most the highest id of now.
+            None => rows::highest(&mut target.conn, &target.names)
+                .await
+                .map_err(|error| target.failed("find the last event of", error))?,
+        };
         let unpublished = self.until_published(target, last).await?;
         if self.json {
+            let types = unpublished.types.iter();
+            let types: Vec<_> = types.map(|(name, events)| json!({ "entity_type": name, "events": events })).collect();
             output::json(&json!({
-                "dry_run": false, "table": table.quoted(), "undone": true, "last_id": last, "unpublished": unpublished,
+                "dry_run": false, "table": table.quoted(), "undone": true, "given_back_at": given_back.at,
+                "given_back_by": given_back.who(), "last_id": last, "unpublished": unpublished.events,
+                "unpublished_types": types, "held": unpublished.held,
             }))?;
-        } else {
-            outln!("{shown} belongs to the loop again: its new rows stay pending there");
         }
-        if unpublished > 0 {
+        if unpublished.events > 0 {
             return Err(Failure::finding(format!(
-                "{unpublished} events up to the id {last} are not published yet; a loop that is started now may overtake them"
+                "not published yet up to the id {last}: {unpublished}; a loop that is started now may overtake them"
             ))
-            .hint("see `outbox-relay status`; start the loop when the relay has published them"));
+            .hint(format!(
+                "outbox-relay adopt {} --undo goes on waiting; outbox-relay status shows what the events wait for\n      {ALL_TABLES}: if \
+                 none of these can be of {shown}, start the loop",
+                text::shell(&table.quoted())
+            )));
         }
         if !self.json {
             outln!("  the relay has published every event before\n  next: start the loop");
@@ -212,17 +226,61 @@ impl Adopt {
         Ok(())
     }
 
-    /// Waits until every event up to this id is published. Returns the number of those that are not.
-    async fn until_published(&self, target: &mut Target, last: i64) -> Result<i64, Failure> {
+    /// Removes the trigger.
+    async fn give_back(
+        &self,
+        target: &mut Target,
+        table: &AppTable,
+        adopted: &Installed,
+    ) -> Result<history::Entry, Failure> {
+        let author = self.by.author(self.reason.clone());
+        let statements = script::undo(&target.names, adopted, &author);
+        let done = short_locks::run(&mut target.conn, &statements, table.oid, self.patience.lock_timeout).await;
+        let done = done.map_err(|error| app_table::not_run("undo the adoption of", table, error))?;
+        let entry = done.first().ok_or(sqlx::Error::RowNotFound).and_then(history::Entry::from_row);
+        entry.map_err(|error| target.failed("read the audit entry of", error))
+    }
+
+    /// Waits until every event up to this id is published. Returns those that are not.
+    async fn until_published(&self, target: &mut Target, last: i64) -> Result<Unpublished, Failure> {
         let deadline = Instant::now() + self.wait;
+        let (mut bar, mut first) = (None, 0);
         loop {
             let left = rows::unpublished(&mut target.conn, &target.names, last).await;
             let left = left.map_err(|error| target.failed("count the events of", error))?;
-            if left == 0 || Instant::now() >= deadline {
+            if left.events == 0 || Instant::now() >= deadline {
                 return Ok(left);
             }
+            if bar.is_none() {
+                first = left.events;
+                if !self.json {
+                    errln!("note: waits until the relay has published {left} up to the id {last}; {ALL_TABLES}");
+                }
+            }
+            let bar = bar.get_or_insert_with(|| Progress::new("published", first.unsigned_abs()));
+            bar.set((first - left.events).max(0).unsigned_abs());
             sleep(LOOK).await;
         }
+    }
+}
+
+/// Says which events an undo waits for.
+const ALL_TABLES: &str = "events of other tables count as well, because an event does not name its table";
+
+/// Returns the undo of a table that is not adopted any more.
+async fn given_back_before(target: &mut Target, table: &AppTable) -> Result<history::Entry, Failure> {
+    let last = history::last(&mut target.conn, &target.names, table).await;
+    let (shown, list) =
+        (app_table::shown(table), "outbox-relay capture --list shows the tables with triggers of the outbox");
+    match last.map_err(|error| target.failed("read the audit table of", error))? {
+        Some(entry) if entry.is_undo => Ok(entry),
+        Some(entry) => Err(Failure::finding(format!(
+            "{shown} is not adopted by {} any more: it was adopted {}, and its trigger is gone without an undo",
+            target.shown,
+            entry.when_and_who()
+        ))
+        .hint(format!("{list}; outbox-relay status shows the events that are not published yet"))),
+        None => Err(Failure::finding(format!("{shown} is not adopted by {}", target.shown)).hint(list)),
     }
 }
 

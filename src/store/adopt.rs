@@ -8,6 +8,7 @@
 //! - [`guess`]: finds the meaning of the columns, by name and type
 //! - [`script`]: the SQL of the cut, and of its undo
 //! - [`rows`]: what the rows say: states, counts, topics
+//! - [`history`]: who has adopted a table last, or given it back
 //!
 //! Each row belongs to exactly one side. The cut locks the table, so that no transaction of an application or of the loop is open on it. It
 //! moves the pending rows, in the order of their ids, and marks them as the loop would have done. From then on a trigger does the same for
@@ -16,6 +17,7 @@
 pub(crate) mod flag;
 pub(crate) mod given;
 pub(crate) mod guess;
+pub(crate) mod history;
 pub(crate) mod mapping;
 pub(crate) mod role;
 pub(crate) mod rows;

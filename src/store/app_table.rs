@@ -100,9 +100,11 @@ impl AppTable {
         self.keys.iter().find(|key| key.primary)
     }
 
-    /// Returns the name of a function of the outbox for this table, quoted and with its schema. The hash keeps two tables apart.
+    /// Returns the name of a function of the outbox for this table, quoted and with its schema. The hash keeps two tables apart, also one
+    /// that was renamed and the one that has its name now.
     pub(crate) fn function(&self, names: &Names, purpose: &str) -> String {
-        names.companion(&format!("{purpose}_{:08x}", fnv1a(self.quoted().as_bytes()) as u32))
+        let table = format!("{} {}", self.oid, self.quoted());
+        names.companion(&format!("{purpose}_{:08x}", fnv1a(table.as_bytes()) as u32))
     }
 }
 

@@ -66,13 +66,17 @@ pub(crate) fn entry(
     author: &Author,
     affected: &str,
 ) -> String {
+    entry_of(names, command, &literal(&filter.to_string()), author, affected)
+}
+
+/// Returns the same statement for a filter that is SQL.
+pub(crate) fn entry_of(names: &Names, command: &str, filter: &str, author: &Author, affected: &str) -> String {
     let text = |value: &Option<String>| value.as_deref().map_or_else(|| "null".to_owned(), literal);
     format!(
-        "insert into {} (actor, acted_by, command, filter, reason, affected)\nselect session_user, {}, {}, {}, {}, {affected}",
+        "insert into {} (actor, acted_by, command, filter, reason, affected)\nselect session_user, {}, {}, {filter}, {}, {affected}",
         names.companion("audit"),
         text(&author.by),
         literal(command),
-        literal(&filter.to_string()),
         text(&author.reason),
     )
 }

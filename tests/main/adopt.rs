@@ -26,8 +26,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             only_rows_that_the_loop_would_publish_become_events,
             payloads_and_headers_keep_their_bytes,
             writers_need_no_right_on_the_outbox_and_nobody_else_can_use_the_trigger,
+            a_renamed_table_keeps_its_trigger_and_is_given_back_by_its_new_name,
             a_lock_that_is_not_free_is_named_and_nothing_is_changed;
         with_both:
+            an_undo_that_ends_too_early_is_repeated_and_goes_on_waiting,
             each_row_is_published_by_one_side_in_order_while_applications_write;
     };
     [own, rows::trials(), strangers::trials()].into_iter().flatten().collect()
@@ -364,6 +366,108 @@ async fn writers_need_no_right_on_the_outbox_and_nobody_else_can_use_the_trigger
     Ok(())
 }
 
+async fn a_renamed_table_keeps_its_trigger_and_is_given_back_by_its_new_name(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.execute(TABLE).await?;
+    let jobs = "create table public.jobs (id bigserial primary key, aggregate_type text not null, aggregate_id text not null, \
+                type text not null, payload jsonb)";
+    outbox.execute(jobs).await?;
+    outbox.execute("create schema other").await?;
+    for (table, arguments, renamed) in
+        [("outbox", &[][..], "public.\"Old outbox's\""), ("jobs", &["--deletes"], "other.jobs")]
+    {
+        adopt(&database, &[&[table], arguments].concat()).await?;
+        let (schema, name) = renamed.split_once('.').context("no schema")?;
+        let change = if schema == "public" { format!("rename to {name}") } else { format!("set schema {schema}") };
+        outbox.execute(&format!("alter table public.{table} {change}")).await?;
+        // A new table with the old name has a row of the same id.
+        outbox.execute(if table == "outbox" { TABLE } else { jobs }).await?;
+        let insert = |into: &str| {
+            format!(
+                "insert into {into} (aggregate_type, aggregate_id, type, payload) values ('order', '{table}', 'X', '{{}}')"
+            )
+        };
+        outbox.execute(&insert(&format!("public.{table}"))).await?;
+        outbox.execute(&insert(renamed)).await?;
+        let events = format!("select count(*) from event_outbox where entity_id = '{table}'");
+        ensure!(outbox.number(&events).await? == 1, "{renamed}");
+        let is_marked = |of: &str| match table {
+            "jobs" => format!("select 1 - count(*) from {of}"),
+            _ => format!("select count(*) from {of} where published"),
+        };
+        ensure!(outbox.number(&is_marked(renamed)).await? == 1, "{renamed} is not marked");
+        ensure!(outbox.number(&is_marked(&format!("public.{table}"))).await? == 0, "the other table is marked");
+        // The new table can be adopted beside the old one.
+        let done = adopt(&database, &[&[table], arguments].concat()).await?;
+        ensure!(done["moved"] == 1, "{done}");
+        outbox.execute(&insert(&format!("public.{table}"))).await?;
+        outbox.execute(&insert(renamed)).await?;
+        ensure!(outbox.number(&events).await? == 4, "{renamed}");
+        let undone = command(&database, &[renamed, "--undo", "--wait", "0s"]).await?;
+        ensure!(undone.stdout.contains("belongs to the loop again"), "{undone:?}");
+        outbox.execute(&insert(&format!("public.{table}"))).await?;
+        outbox.execute(&insert(renamed)).await?;
+        ensure!(outbox.number(&events).await? == 5, "{renamed}");
+    }
+    Ok(())
+}
+
+async fn an_undo_that_ends_too_early_is_repeated_and_goes_on_waiting(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    outbox.execute(TABLE).await?;
+    let never = command(&database, &["outbox", "--undo"]).await?;
+    ensure!(never.code == Some(1) && never.stderr.contains("is not adopted by"), "{never:?}");
+    adopt(&database, &["outbox"]).await?;
+    let insert = "insert into public.outbox (aggregate_type, aggregate_id, type, payload) values ('order', 'e', 'X', '{\"n\": 0}')";
+    outbox.execute(insert).await?;
+    // An event of another source.
+    outbox
+        .execute(
+            "insert into event_outbox (entity_type, entity_id, event_type, payload) values ('other', 'o', 'X', '1')",
+        )
+        .await?;
+    let first = command(&database, &["outbox", "--undo", "--wait", "0s", "--by", "ann"]).await?;
+    let told = [
+        "error: not published yet up to the id 2: 2 events (1 of order, 1 of other)",
+        "adopt '\"public\".\"outbox\"' --undo goes on waiting",
+        "events of other tables count as well",
+    ];
+    ensure!(first.code == Some(1) && told.iter().all(|told| first.stderr.contains(told)), "{first:?}");
+    ensure!(first.stdout.contains("belongs to the loop again"), "{first:?}");
+    // What comes afterwards belongs to nobody who waits.
+    outbox.execute("alter table public.outbox rename to outbox_of_the_loop").await?;
+    outbox
+        .execute("insert into event_outbox (entity_type, entity_id, event_type, payload) values ('order', 'late', 'X', '{\"n\": 0}')")
+        .await?;
+    let again = command(&database, &["outbox_of_the_loop", "--undo", "--wait", "0s"]).await?;
+    ensure!(again.code == Some(1) && again.stderr.contains("up to the id 2: 2 events"), "{again:?}");
+    ensure!(again.stdout.contains("was given back to the loop at ") && again.stdout.contains(" for ann"), "{again:?}");
+
+    outbox.execute("update event_outbox set entity_type = 'order' where id = 2").await?;
+    let relay = outbox.relay(&kafka).start_ready("after the undo").await?;
+    let document = adopt(&database, &["outbox_of_the_loop", "--undo"]).await?;
+    ensure!(document["given_back_by"] == "ann" && document["unpublished"] == 0, "{document:#}");
+    let done = command(&database, &["outbox_of_the_loop", "--undo"]).await?;
+    ensure!(done.code == Some(0) && done.stdout.contains("next: start the loop"), "{done:?}");
+    ensure!(relay.stop().await? == Some(0));
+    let undone = "select count(*) from event_outbox_audit where command = 'adopt --undo'";
+    ensure!(outbox.number(undone).await? == 1, "a look has an audit entry");
+
+    adopt(&database, &["outbox_of_the_loop"]).await?;
+    let function = "select oid::regprocedure::text from pg_proc where proname like 'event_outbox_adopt%'";
+    let function: String = sqlx::query_scalar(function).fetch_one(&mut database.connect().await?).await?;
+    outbox.execute(&format!("drop function {function} cascade")).await?;
+    let gone = command(&database, &["outbox_of_the_loop", "--undo"]).await?;
+    ensure!(gone.code == Some(1) && gone.stderr.contains("its trigger is gone without an undo"), "{gone:?}");
+    Ok(())
+}
+
 async fn a_lock_that_is_not_free_is_named_and_nothing_is_changed(database: TestDatabase) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
     outbox.execute(TABLE).await?;
@@ -408,7 +512,7 @@ async fn a_lock_that_is_not_free_is_named_and_nothing_is_changed(database: TestD
     .await;
     holder.execute("commit").await?;
     let output = adopting.await??;
-    ensure!(output.code == Some(0) && output.stdout.contains("1 pending rows were moved"), "{output:?}");
+    ensure!(output.code == Some(0) && output.stdout.contains("moved 1 pending row to"), "{output:?}");
     Ok(())
 }
 

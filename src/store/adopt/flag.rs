@@ -187,7 +187,11 @@ fn state(column: &Column, given: &Given, found: &[(Option<String>, i64)]) -> Res
         if !is_known && !pending.is_empty() {
             let value = value.as_deref();
             refusals.push(refusal(
-                format!("{count} rows have {} in {name}, which is neither pending nor published", value.map_or("NULL".to_owned(), |v| format!("'{}'", shown(v)))),
+                format!(
+                    "{} in {name} of {} is neither pending nor published",
+                    value.map_or("NULL".to_owned(), |v| format!("'{}'", shown(v))),
+                    crate::text::counted(*count, "row")
+                ),
                 match value {
                     Some(value) => format!(
                         "stop the loop and let it finish them; or --pending {v} to publish them, or --done {v} to leave them (then name all \

@@ -1,5 +1,7 @@
 //! Reads the rows of the loop's table: the states that they have, and what the pending ones would become.
 
+use std::fmt;
+
 use sqlx::{PgConnection, Row};
 
 use super::given::{Refusal, refusal};
@@ -88,7 +90,7 @@ pub(crate) async fn look(
         let (entity_type, event_type): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
         let (Some(entity_type), Some(event_type)) = (entity_type, event_type) else {
             found.refusals.push(refusal(
-                format!("{count} pending rows have no type of entity or no type of event"),
+                format!("no type of entity or no type of event in {}", text::counted(count, "pending row")),
                 "update or delete these rows; events need both",
             ));
             continue;
@@ -96,7 +98,8 @@ pub(crate) async fn look(
         if let Err(error) = routes::resolve(template, &entity_type, &event_type, row.try_get(2)?) {
             found.refusals.push(refusal(
                 format!(
-                    "{count} pending rows of the type {} have no legal topic: {}",
+                    "no legal topic for {} of the type {}: {}",
+                    text::counted(count, "pending row"),
                     text::name(&entity_type),
                     text::sentence(&error.to_string())
                 ),
@@ -134,16 +137,61 @@ async fn headers(conn: &mut PgConnection, table: &AppTable, mapping: &Mapping) -
     )))
 }
 
-/// Returns how many of the events up to `id` are not published yet: those that no claim has met, and those that are held.
+/// The most entity types that are named.
+const MOST_TYPES: i64 = 5;
+
+/// The events up to an id that are not published yet. Nothing in an event names the table that it comes from, so events of all tables count.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Unpublished {
+    /// The number of events that no claim has met, and of those that are held.
+    pub(crate) events: i64,
+    /// The number of those that are held.
+    pub(crate) held: i64,
+    /// The most frequent entity types of those that no claim has met, with their numbers.
+    pub(crate) types: Vec<(String, i64)>,
+}
+
+impl fmt::Display for Unpublished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&text::counted(self.events, "event"))?;
+        let mut parts: Vec<_> =
+            self.types.iter().map(|(name, events)| format!("{events} of {}", text::name(name))).collect();
+        let others = self.events - self.held - self.types.iter().map(|(_, events)| events).sum::<i64>();
+        parts.extend((others > 0).then(|| format!("{others} of other types")));
+        parts.extend((self.held > 0).then(|| format!("{} held", self.held)));
+        if parts.is_empty() { Ok(()) } else { write!(f, " ({})", parts.join(", ")) }
+    }
+}
+
+/// Returns which of the events up to `id` are not published yet.
 ///
 /// # Errors
 /// Any database error.
-pub(crate) async fn unpublished(conn: &mut PgConnection, names: &Names, id: i64) -> Result<i64, sqlx::Error> {
-    let waiting = pending(names, "id", &format!("id <= {id}"), MOST_COUNTED);
+pub(crate) async fn unpublished(conn: &mut PgConnection, names: &Names, id: i64) -> Result<Unpublished, sqlx::Error> {
+    let waiting = pending(names, "id, entity_type", &format!("id <= {id}"), MOST_COUNTED);
     let query = format!(
-        "select (select count(*) from {waiting} waiting) \
-              + (select coalesce(sum(events), 0)::int8 from {} where from_id <= {id})",
+        "with waiting as materialized (select entity_type, count(*) as events from {waiting} waiting group by 1) \
+         select (select coalesce(sum(events), 0)::int8 from waiting), \
+           (select coalesce(sum(events), 0)::int8 from {} where from_id <= {id}), most.entity_type, most.events \
+         from (select 1) one left join (select * from waiting order by events desc, entity_type limit {MOST_TYPES}) most on true",
         names.companion("hold")
     );
+    let mut found = Unpublished::default();
+    for row in read(conn, &query).await? {
+        found.held = row.try_get(1)?;
+        found.events = row.try_get::<i64, _>(0)? + found.held;
+        if let Some(entity_type) = row.try_get(2)? {
+            found.types.push((entity_type, row.try_get(3)?));
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the highest id of the outbox.
+///
+/// # Errors
+/// Any database error.
+pub(crate) async fn highest(conn: &mut PgConnection, names: &Names) -> Result<i64, sqlx::Error> {
+    let query = format!("select coalesce(max(id), 0) from {}", names.outbox());
     read(conn, &query).await?.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
 }

@@ -6,7 +6,7 @@ use super::flag::Flag;
 use super::mapping::{Mapping, Source};
 use super::role::Role;
 use crate::store::app_table::{AppTable, Installed, Owner, comment, dollar_quote};
-use crate::store::audit::{Author, entry};
+use crate::store::audit::{Author, entry_of};
 use event_outbox::Names;
 use event_outbox::names::{literal, quote};
 
@@ -41,17 +41,26 @@ pub(crate) fn adopt(names: &Names, table: &AppTable, mapping: &Mapping, owner: &
     statements
 }
 
-/// Returns the statements of the undo, to be run in one transaction. The last one returns the highest id of the outbox: every event of the
-/// table has at most this id.
+/// The command of the undo, in the audit table.
+pub(super) const UNDO: &str = "adopt --undo";
+
+/// What is read of the audit entry of an adoption or an undo.
+pub(super) const ENTRY: &str = "command, at, actor, acted_by, (filter ->> 'last_id')::int8";
+
+/// Returns the statements of the undo, to be run in one transaction. The last one writes the audit entry, with the highest id of the outbox:
+/// every event of the table has at most this id. It returns [`ENTRY`].
 pub(crate) fn undo(names: &Names, adopted: &Installed, author: &Author) -> Vec<String> {
     let shown = adopted.quoted();
     let triggers = adopted.triggers.iter().map(|trigger| format!("drop trigger {} on {shown}", quote(trigger)));
     let functions = adopted.functions.iter().map(|function| format!("drop function {function}()"));
     let mut statements: Vec<_> = triggers.chain(functions).collect();
-    statements.extend([
-        entry(names, "adopt --undo", &json!({ "table": shown }), author, "0"),
-        format!("select coalesce(max(id), 0) from {}", names.outbox()),
-    ]);
+    let filter = format!(
+        "jsonb_build_object('table', {}, 'relation', {}, 'last_id', (select coalesce(max(id), 0) from {}))",
+        literal(&shown),
+        adopted.oid,
+        names.outbox()
+    );
+    statements.push(format!("{}\nreturning {}", entry_of(names, UNDO, &filter, author, "0"), ENTRY));
     statements
 }
 
@@ -69,7 +78,13 @@ fn hand_over(names: &Names, table: &AppTable, mapping: &Mapping, author: &Author
         flag => format!("update {shown} t set {} where {taken} returning t.*", flag.mark()),
     };
     let (columns, values) = event(names, mapping, "t");
-    let entry = entry(names, COMMAND, &described(table, mapping), author, "(select count(*) from moved)");
+    // The oid finds the entry again after the table was renamed. The SQL may be run on another server than the one that printed it.
+    let filter = format!(
+        "{}::jsonb || jsonb_build_object('relation', {}::regclass::oid::int8)",
+        literal(&described(table, mapping).to_string()),
+        literal(&shown)
+    );
+    let entry = entry_of(names, COMMAND, &filter, author, "(select count(*) from moved)");
     format!(
         "with taken as (\n    {take}),\nmoved as (\n    insert into {} ({columns})\n    select {values}\n      from taken t order by t.{id}\n    \
          returning 1)\n{entry}\nreturning affected",
@@ -78,19 +93,47 @@ fn hand_over(names: &Names, table: &AppTable, mapping: &Mapping, author: &Author
 }
 
 fn trigger_function(names: &Names, table: &AppTable, mapping: &Mapping) -> String {
-    let shown = table.quoted();
-    let same: Vec<_> = mapping.key.iter().map(|key| format!("t.{key} = new.{key}", key = quote(key))).collect();
-    let row = format!("{} and {}", same.join(" and "), mapping.flag.is_pending("t"));
-    let take = match &mapping.flag {
-        Flag::Deleted => format!("delete from {shown} t where {row} returning t.* into taken"),
-        flag => format!("update {shown} t set {}\n     where {row} returning t.* into taken", flag.mark()),
+    let (verb, rest) = match &mapping.flag {
+        Flag::Deleted => ("delete from", String::new()),
+        flag => ("update", format!(" set {}", flag.mark())),
+    };
+    // What follows the name of the table, for a row with this SQL name.
+    let take = |row: &str| {
+        let same: Vec<_> = mapping.key.iter().map(|key| format!("t.{key} = {row}.{key}", key = quote(key))).collect();
+        format!(" t{rest} where {} and {} returning t.*", same.join(" and "), mapping.flag.is_pending("t"))
     };
     let (columns, values) = event(names, mapping, "taken");
+    // A table that was renamed may have left its name to another one. The statement with a fixed name is planned once for each session, the
+    // other one for each row.
     let body = format!(
-        "\ndeclare\n    taken record;\nbegin\n    {take};\n    if not found then\n        return null;\n    end if;\n    perform {}();\n    \
-         insert into {} ({columns})\n    values ({values});\n    return null;\nend\n",
-        names.companion("wake_up"),
-        names.outbox()
+        "
+declare
+    taken record;
+    found_rows bigint;
+begin
+    if tg_table_schema = {schema} and tg_table_name = {name} then
+        {verb} {table}{fixed} into taken;
+    else
+        execute {verb_text} || format('%I.%I', tg_table_schema, tg_table_name) || {renamed} into taken using new;
+    end if;
+    get diagnostics found_rows = row_count;
+    if found_rows = 0 then
+        return null;
+    end if;
+    perform {wake_up}();
+    insert into {outbox} ({columns})
+    values ({values});
+    return null;
+end
+",
+        schema = literal(&table.schema),
+        name = literal(&table.name),
+        table = table.quoted(),
+        fixed = take("new"),
+        verb_text = literal(&format!("{verb} ")),
+        renamed = literal(&take("($1)")),
+        wake_up = names.companion("wake_up"),
+        outbox = names.outbox(),
     );
     let tag = dollar_quote(&body);
     // The function runs for everybody who may insert into the table, with the rights of the outbox's owner. Policies of the table must not
