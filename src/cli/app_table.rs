@@ -7,8 +7,10 @@ use clap::Args;
 use super::exit::Failure;
 use super::target::Target;
 use crate::fault;
+use crate::store::adopt::script as adopt;
 use crate::store::app_table::strangers::{self, Stranger, Use};
 use crate::store::app_table::{self, AppTable, Found, Installed, Owner};
+use crate::store::capture::script as capture;
 use crate::store::parts;
 use crate::store::short_locks::NotRun;
 use crate::text;
@@ -69,9 +71,10 @@ pub(super) async fn find(target: &mut Target, given: &str) -> Result<AppTable, F
     let table = match found.map_err(|error| target.failed("look for the table beside", error))? {
         Found::One(table) => *table,
         Found::None(similar) => {
-            let hint = match similar.as_slice() {
-                [] => "name it as in SQL: orders, shop.orders or 'shop.\"Weird name\"'".to_owned(),
-                similar => format!("there is {}", similar.join(", ")),
+            let hint = match (renamed(target, given).await?, similar.as_slice()) {
+                (Some(now), _) => format!("a table that had this name is {now} now"),
+                (None, []) => "name it as in SQL: orders, shop.orders or 'shop.\"Weird name\"'".to_owned(),
+                (None, similar) => format!("there is {}", similar.join(", ")),
             };
             let failure = Failure::finding(format!("there is no table {} in this database", text::name(given)));
             return Err(failure.hint(text::sentence(&hint).to_string()));
@@ -104,6 +107,22 @@ pub(super) async fn find(target: &mut Target, given: &str) -> Result<AppTable, F
 pub(super) async fn installed(target: &mut Target, command: &str) -> Result<Vec<Installed>, Failure> {
     let all = app_table::installed(&mut target.conn, &target.names, command).await;
     all.map_err(|error| target.failed("look for the triggers of", error))
+}
+
+/// Returns the present name of a captured or adopted table that had this name when the command set its triggers.
+async fn renamed(target: &mut Target, given: &str) -> Result<Option<String>, Failure> {
+    let bare = |name: &str| name.replace('"', "").to_lowercase();
+    let (given, of_any_schema) = (bare(given), format!(".{}", bare(given)));
+    for command in [adopt::COMMAND, capture::COMMAND] {
+        for installed in installed(target, command).await? {
+            let definition: serde_json::Value = serde_json::from_str(&installed.definition).unwrap_or_default();
+            let before = bare(definition["table"].as_str().unwrap_or_default());
+            if before == given || before.ends_with(&of_any_schema) {
+                return Ok(Some(installed.quoted()));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Returns the table's name for people.

@@ -124,6 +124,7 @@ impl Capture {
         let shown = app_table::shown(table);
         let definition = self.definition(settings, &target.names, table);
         let (definition, mut notes) = definition.map_err(|refusal| refused(table, &refusal))?;
+        notes.extend(before.as_ref().and_then(|before| other_entity_type(before, &definition)));
         let owner = app_table::owner(target, table, &[]).await?;
         let is_accepted = self.trust.trust_users || self.dry_run;
         notes.extend(app_table::strangers(target, table, &owner, Use::Reads, is_accepted).await?);
@@ -309,6 +310,13 @@ fn definition_of(captured: &Installed) -> Result<Definition, Failure> {
         .because(error)
         .hint("run outbox-relay capture for this table again")
     })
+}
+
+/// Returns a note if the entity type changes, which chooses the topic: by default it is the table's name, and tables are renamed.
+fn other_entity_type(before: &Installed, definition: &Definition) -> Option<String> {
+    let before = definition_of(before).ok().filter(|before| before.entity_type != definition.entity_type)?;
+    let [before, now] = [&before, definition].map(|definition| text::name(&definition.entity_type).to_string());
+    Some(format!("the entity type was {before} and is {now} from now on: {} keeps it", text::flag("--type", &before)))
 }
 
 fn not_captured(table: &AppTable) -> Failure {

@@ -42,7 +42,7 @@ impl Change {
 /// Says what becomes of the changes of a table. It is stored as JSON in the comments of the trigger functions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Definition {
-    /// The table's quoted name, which the events have.
+    /// The table's quoted name when it was captured, which the events have.
     pub(crate) table: String,
     pub(crate) on: Vec<Change>,
     /// The columns whose values are the entity's id.

@@ -26,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             writers_need_no_right_on_the_outbox_and_nobody_else_can_use_the_trigger,
             truncate_is_refused_unless_it_is_allowed,
             captures_are_listed_replaced_and_dropped,
+            a_renamed_table_and_the_one_with_its_old_name_are_captured_side_by_side,
             a_dry_run_prints_the_sql_that_captures,
             what_cannot_be_captured_is_refused_and_nothing_is_changed,
             a_lock_that_is_not_free_is_named_and_nothing_is_changed;
@@ -284,6 +285,45 @@ async fn captures_are_listed_replaced_and_dropped(database: TestDatabase) -> any
     ensure!(outbox.number(objects).await? == 0);
     let entries = "select count(*) from event_outbox_audit where command = 'capture' or command = 'capture --drop' and acted_by = 'ann'";
     ensure!(outbox.number(entries).await? == 5);
+    Ok(())
+}
+
+async fn a_renamed_table_and_the_one_with_its_old_name_are_captured_side_by_side(
+    database: TestDatabase,
+) -> anyhow::Result<()> {
+    let mut connection = database.connect().await?;
+    run(&mut connection, ORDERS).await?;
+    for mode in [&[][..], &["--bulk"]] {
+        capture(&database, &[&["shop.orders"], mode].concat()).await?;
+        run(&mut connection, "alter table shop.orders rename to archive").await?;
+        let missing = command(&database, &["--drop", "shop.orders"]).await?;
+        let told = "a table that had this name is \"shop\".\"archive\" now";
+        ensure!(missing.code == Some(1) && missing.stderr.contains(told), "{missing:?}");
+
+        run(&mut connection, "create table shop.orders (code text primary key)").await?;
+        capture(&database, &[&["shop.orders", "--type", "new"], mode].concat()).await?;
+        run(&mut connection, "insert into shop.archive values (1); insert into shop.orders values ('a')").await?;
+        expect(&database, &[("1", "Created"), ("a", "Created")]).await?;
+        let listed = command(&database, &["--list"]).await?;
+        ensure!(listed.stdout.contains("renamed since it was captured as \"shop\".\"orders\""), "{listed:?}");
+        capture(&database, &["shop.archive", "--backfill"]).await?;
+        expect(&database, &[("1", "Snapshot")]).await?;
+        // The entity type follows the name only if somebody wants it.
+        let anew = capture(&database, &[&["shop.archive"], mode].concat()).await?;
+        ensure!(anew["notes"][0].as_str().is_some_and(|note| note.contains("--type orders keeps it")), "{anew:#}");
+        run(&mut connection, "delete from shop.archive; delete from shop.orders").await?;
+        expect(&database, &[("1", "Deleted"), ("a", "Deleted")]).await?;
+
+        capture(&database, &["--drop", "shop.archive"]).await?;
+        run(&mut connection, "insert into shop.archive values (2); insert into shop.orders values ('b')").await?;
+        expect(&database, &[("b", "Created")]).await?;
+        capture(&database, &["--drop", "shop.orders"]).await?;
+        run(
+            &mut connection,
+            "drop table shop.orders; delete from shop.archive; alter table shop.archive rename to orders",
+        )
+        .await?;
+    }
     Ok(())
 }
 

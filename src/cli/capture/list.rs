@@ -40,12 +40,22 @@ pub(super) async fn list(target: &mut Target, as_json: bool) -> Result<(), Failu
     }
     let disabled = |is_disabled: bool| if is_disabled { "  (a trigger is disabled: changes are lost)" } else { "" };
     for installed in &captured {
+        let definition = definition_of(installed)?;
         outln!("{}{}", text::name(&installed.quoted()), disabled(installed.is_disabled));
-        outln!("{}", described(&definition_of(installed)?));
+        outln!("{}", described(&definition));
+        if definition.table != installed.quoted() {
+            outln!(
+                "  renamed since it was captured as {}, the name that its events have",
+                text::name(&definition.table)
+            );
+        }
         if let Some(of) = backfills.iter().find(|backfill| backfill.relation == installed.oid) {
             let state = if of.finished { "finished" } else { "not finished" };
-            let failed = if of.failed > 0 { format!(", {} rows failed", of.failed) } else { String::new() };
-            outln!("  backfill {state}, {} events{failed}", of.events);
+            let failed = match of.failed {
+                0 => String::new(),
+                failed => format!(", {} failed", text::counted(failed, "row")),
+            };
+            outln!("  backfill {state}, {}{failed}", text::counted(of.events, "event"));
         }
     }
     for installed in &adopted {
