@@ -35,8 +35,10 @@ pub(crate) const MOST_EVENTS: usize = 20;
 pub(crate) struct Explained {
     #[serde(flatten)]
     pub(crate) row: Row,
-    /// The topic that the event is routed to, or the text of an error if there is no legal topic.
-    pub(crate) topic: String,
+    /// The topic that the event is routed to; missing if it has no legal name.
+    pub(crate) topic: Option<String>,
+    /// The reason why there is no legal topic.
+    pub(crate) topic_error: Option<String>,
     /// The place of the record on the topic; missing if the record was not found.
     pub(crate) record: Option<Place>,
     /// The reason why the record's place is unknown.
@@ -65,36 +67,43 @@ pub(crate) async fn explain(
     full: bool,
 ) -> Result<Vec<Explained>, sqlx::Error> {
     let found = rows::find(conn, names, &settings.relay.topic, wanted, full).await?;
-    let topics: Vec<String> = found
+    let topics: Vec<Routed> = found
         .iter()
         .map(|row| {
             routes::resolve(&settings.relay.topic, &row.entity_type, &row.event_type, row.topic.as_deref())
-                .unwrap_or_else(|error| format!("none: {error}"))
+                .map_err(|error| error.to_string())
         })
         .collect();
     let sought = look_on_topics(settings, &found, &topics).await;
     let state = OutboxState::look(conn, names, settings).await?;
     let mut explained = Vec::new();
     for (row, topic) in found.into_iter().zip(topics) {
-        let (record, record_unknown) = match sought.get(&topic) {
+        let (record, record_unknown) = match topic.as_ref().ok().and_then(|topic| sought.get(topic)) {
             Some(Ok(places)) => (places.get(&row.event_id).cloned(), None),
             Some(Err(error)) => (None, Some(error.clone())),
             None => (None, None),
         };
         let reason = why::why(conn, names, &row, &topic, record_unknown.as_deref(), &state).await?;
         let (why, next_step) = reason.map_or((None, None), |(why, next)| (Some(why), Some(next)));
-        explained.push(Explained { row, topic, record, record_unknown, why, next_step });
+        let (topic, topic_error) = match topic {
+            Ok(topic) => (Some(topic), None),
+            Err(error) => (None, Some(error)),
+        };
+        explained.push(Explained { row, topic, topic_error, record, record_unknown, why, next_step });
     }
     Ok(explained)
 }
 
+/// The topic of an event, or the reason why it has none.
+type Routed = Result<String, String>;
+
 type Sought = HashMap<String, Result<HashMap<uuid::Uuid, Place>, String>>;
 
 /// Finds the places of the events by topic, or the reason why they are unknown.
-async fn look_on_topics(settings: &Settings, found: &[Row], topics: &[String]) -> Sought {
+async fn look_on_topics(settings: &Settings, found: &[Row], topics: &[Routed]) -> Sought {
     let Some(kafka) = &settings.kafka else { return Sought::new() };
     let mut wanted: HashMap<String, Vec<(uuid::Uuid, i64)>> = HashMap::new();
-    for (row, topic) in found.iter().zip(topics) {
+    for (row, topic) in found.iter().zip(topics).filter_map(|(row, topic)| Some((row, topic.as_ref().ok()?))) {
         wanted.entry(topic.clone()).or_default().push((row.event_id, row.created_ms));
     }
     let reader = match Reader::new(kafka) {
@@ -138,13 +147,11 @@ impl fmt::Display for Explained {
         let error = row.last_error.as_deref();
         let error = error.map_or_else(String::new, |error| format!(", last error: {}", text::sentence(error)));
         writeln!(f, "  attempts   {}{error}", row.attempts)?;
-        let topic = text::name(&self.topic);
-        match (&self.record, &self.record_unknown) {
-            (Some(Place { partition, offset, .. }), _) => {
-                writeln!(f, "  record     topic {topic}, partition {partition}, offset {offset}")?
+        match &self.topic {
+            Some(topic) => self.write_record(f, topic)?,
+            None => {
+                writeln!(f, "  topic      none: {}", text::sentence(self.topic_error.as_deref().unwrap_or_default()))?
             }
-            (None, Some(unknown)) => writeln!(f, "  record     topic {topic}: {}", text::sentence(unknown))?,
-            (None, None) => writeln!(f, "  record     topic {topic}: not found there")?,
         }
         if let Some(why) = &self.why {
             writeln!(f, "  why        {}", text::sentence(why))?;
@@ -153,6 +160,19 @@ impl fmt::Display for Explained {
             writeln!(f, "  next       {}", text::sentence(next))?;
         }
         Ok(())
+    }
+}
+
+impl Explained {
+    fn write_record(&self, f: &mut fmt::Formatter<'_>, topic: &str) -> fmt::Result {
+        let topic = text::name(topic);
+        match (&self.record, &self.record_unknown) {
+            (Some(Place { partition, offset, .. }), _) => {
+                writeln!(f, "  record     topic {topic}, partition {partition}, offset {offset}")
+            }
+            (None, Some(unknown)) => writeln!(f, "  record     topic {topic}: {}", text::sentence(unknown)),
+            (None, None) => writeln!(f, "  record     topic {topic}: not found there"),
+        }
     }
 }
 

@@ -60,7 +60,10 @@ pub(crate) struct Line {
     pub(crate) entity_type: String,
     pub(crate) entity_id: Option<String>,
     pub(crate) event_type: String,
-    pub(crate) topic: String,
+    /// The topic that the event is routed to; missing if it has no legal name.
+    pub(crate) topic: Option<String>,
+    /// The reason why there is no legal topic.
+    pub(crate) topic_error: Option<String>,
     /// The time since the event's transaction began, by the database's clock. For `inserted` it ends when the row was found, up to one
     /// poll late; for `published` it ends when the batch was marked.
     pub(crate) latency_ms: f64,
@@ -85,10 +88,14 @@ impl fmt::Display for Line {
         let (entity_type, event_type) = (text::name(&self.entity_type), text::name(&self.event_type));
         let entity = text::name(self.entity_id.as_deref().unwrap_or("-"));
         write!(f, " {:>9.1} ms  #{} {entity_type}/{entity} {event_type}", self.latency_ms, self.id)?;
-        match (&self.record, &self.error) {
-            (Some(record), _) => write!(f, "  {record}"),
-            (_, Some(error)) => write!(f, "  {}", text::sentence(error)),
-            _ => write!(f, "  {}  {}", text::name(&self.topic), self.event_id),
+        match (&self.record, &self.error, &self.topic, &self.topic_error) {
+            (Some(record), ..) => write!(f, "  {record}"),
+            (_, Some(error), ..) => write!(f, "  {}", text::sentence(error)),
+            (_, _, Some(topic), _) => write!(f, "  {}  {}", text::name(topic), self.event_id),
+            (_, _, None, error) => {
+                let error = text::sentence(error.as_deref().unwrap_or_default());
+                write!(f, "  no topic: {error}  {}", self.event_id)
+            }
         }
     }
 }
@@ -96,7 +103,8 @@ impl fmt::Display for Line {
 #[derive(Debug)]
 struct Followed {
     row: Row,
-    topic: String,
+    /// The topic, or the reason why there is none.
+    topic: Result<String, String>,
     shown_state: String,
     seen: bool,
 }
@@ -167,17 +175,19 @@ impl<'a> Tail<'a> {
 
     fn inserted(&mut self, row: Row) -> Option<Line> {
         let topic = routes::resolve(self.template, &row.entity_type, &row.event_type, row.topic.as_deref())
-            .unwrap_or_else(|error| format!("none: {error}"));
+            .map_err(|error| error.to_string());
         let filter = &self.filter;
         let is = |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
         let wanted = is(&filter.entity_type, &row.entity_type)
             && is(&filter.event_type, &row.event_type)
             && is(&filter.entity, row.entity_id.as_deref().unwrap_or_default())
-            && is(&filter.topic, &topic);
+            && is(&filter.topic, topic.as_deref().unwrap_or_default());
         if !wanted {
             return None;
         }
-        self.follower.follow(&topic, row.created_ms);
+        if let Ok(topic) = &topic {
+            self.follower.follow(topic, row.created_ms);
+        }
         let line = line(What::Inserted, &row, &topic);
         self.followed.insert(row.event_id, Followed { shown_state: "PENDING".to_owned(), seen: false, topic, row });
         Some(line)
@@ -223,7 +233,7 @@ impl<'a> Tail<'a> {
         let now_ms = sighting.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0;
         let latency_ms = now_ms + self.ahead_s * 1000.0 - followed.row.created_exact_ms;
         let Sighting { partition, offset, .. } = *sighting;
-        let record = Some(Place { topic: followed.topic.clone(), partition, offset });
+        let record = followed.topic.clone().ok().map(|topic| Place { topic, partition, offset });
         Some(Line { latency_ms, record, ..line(What::Seen, &followed.row, &followed.topic) })
     }
 
@@ -243,7 +253,8 @@ impl Followed {
     }
 }
 
-fn line(what: What, row: &Row, topic: &str) -> Line {
+fn line(what: What, row: &Row, topic: &Result<String, String>) -> Line {
+    let (topic, topic_error) = (topic.clone().ok(), topic.clone().err());
     Line {
         what,
         id: row.id,
@@ -251,7 +262,8 @@ fn line(what: What, row: &Row, topic: &str) -> Line {
         entity_type: row.entity_type.clone(),
         entity_id: row.entity_id.clone(),
         event_type: row.event_type.clone(),
-        topic: topic.to_owned(),
+        topic,
+        topic_error,
         latency_ms: row.age_ms,
         record: None,
         error: None,

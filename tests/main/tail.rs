@@ -18,6 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         with_both:
             an_event_is_followed_to_its_place_on_the_topic,
             only_what_is_asked_for_is_followed,
+            an_event_without_a_legal_topic_has_no_topic_and_the_reason,
             a_published_event_is_explained_with_its_place,
             a_waiting_event_is_explained_with_the_reason_and_what_to_do,
             an_unknown_event_is_a_finding,
@@ -111,6 +112,33 @@ async fn only_what_is_asked_for_is_followed(database: TestDatabase, kafka: Arc<R
     let lines = tokio::task::spawn_blocking(move || lines(&mut following)).await??;
     ensure!(lines.len() == 3, "{lines:?}");
     ensure!(lines.iter().all(|line| line["entity_id"] == "wanted" && line["event_type"] == "Counted"), "{lines:?}");
+    Ok(())
+}
+
+async fn an_event_without_a_legal_topic_has_no_topic_and_the_reason(
+    database: TestDatabase,
+    kafka: Arc<RealKafka>,
+) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let mut following = tail(&database, &outbox, &kafka, &["--events", "1"])?;
+    outbox
+        .execute("insert into event_outbox (entity_type, entity_id, event_type, payload, topic) values ('order', 'e', 'X', '{}', 'all events')")
+        .await?;
+    let relay = outbox.relay(&kafka);
+    let has_none = |event: &Value| {
+        let error = event["topic_error"].as_str().unwrap_or_default();
+        event["topic"].is_null() && error.starts_with("bad topic \"all events\"")
+    };
+    says(&relay, "e", &["it cannot be sent: bad topic", "column topic"]).await?;
+    let _running = relay.start_ready("refusing").await?;
+    let lines = tokio::task::spawn_blocking(move || lines(&mut following)).await??;
+    let steps: Vec<_> = lines.iter().filter_map(|line| line["what"].as_str()).collect();
+    ensure!(steps == ["inserted", "dead"] && lines.iter().all(has_none), "{lines:?}");
+    let event = explained(&relay, "e").await?[0].clone();
+    ensure!(has_none(&event) && event["record_unknown"].is_null(), "{event}");
+    let text = relay.argument("e").output("explain").await?;
+    ensure!(text.stdout.contains("  topic      none: bad topic"), "{text:?}");
     Ok(())
 }
 

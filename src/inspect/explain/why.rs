@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, Row as _};
 
-use super::Row;
+use super::{Routed, Row};
 use crate::config::Settings;
 use crate::store::activity::{self, Blocker, Sessions, span};
 use crate::store::discarded::is_discard;
@@ -52,35 +52,28 @@ pub(super) async fn why(
     conn: &mut PgConnection,
     names: &Names,
     row: &Row,
-    topic: &str,
+    topic: &Routed,
     topic_trouble: Option<&str>,
     state: &OutboxState,
 ) -> Result<Reason, sqlx::Error> {
     match row.status.as_str() {
         "PUBLISHED" => return Ok(None),
-        "DEAD" if row.last_error.as_deref().is_some_and(is_discard) => {
-            let error = row.last_error.as_deref().unwrap_or_default();
-            return Ok(reason(
-                format!("it is DEAD, and somebody has {error}"),
-                format!("nothing; `outbox-relay dead retry --discarded --id {}` if it has to go out after all", row.id),
-            ));
-        }
-        "DEAD" => {
-            let error = row.last_error.as_deref().unwrap_or("no error is recorded");
-            return Ok(reason(
-                format!("it could not be sent and is DEAD: {error}"),
-                format!(
-                    "fix the cause, then `outbox-relay dead retry --id {0}`, or `outbox-relay dead discard --id {0}`",
-                    row.id
-                ),
-            ));
-        }
+        "DEAD" => return Ok(dead(row)),
         _ => {}
     }
     if let Some(own) = held_or_scheduled(row) {
         return Ok(Some(own));
     }
-    let concerns = |pause: &&Pause| pause.scope.concerns(topic, &row.entity_type, row.entity_id.as_deref());
+    let name = match topic {
+        Ok(name) => name.as_str(),
+        Err(error) => {
+            return Ok(reason(
+                format!("it cannot be sent: {error}"),
+                "correct the column topic or entity_type of the row, or RELAY_TOPIC; the relay that reads it makes it DEAD, or holds its entity",
+            ));
+        }
+    };
+    let concerns = |pause: &&Pause| pause.scope.concerns(name, &row.entity_type, row.entity_id.as_deref());
     if let Some(Pause { reason: why, scope, .. }) = state.pauses.iter().find(concerns) {
         let resume = format!("outbox-relay resume {}, when the reason is gone", scope.arguments());
         return Ok(reason(format!("publishing is paused: {why}"), resume));
@@ -116,7 +109,7 @@ pub(super) async fn why(
         ));
     }
     if let Some(trouble) = topic_trouble {
-        return Ok(reason(format!("the topic {topic} cannot be written: {trouble}"), "outbox-relay check"));
+        return Ok(reason(format!("the topic {name} cannot be written: {trouble}"), "outbox-relay check"));
     }
     let before = before(conn, names, row).await?;
     let least = if before >= MOST_BEFORE { "at least " } else { "" };
@@ -127,6 +120,23 @@ pub(super) async fn why(
         ),
         "outbox-relay status shows the rate; if no event moves, look at `blocked` in the relay's status line",
     ))
+}
+
+fn dead(row: &Row) -> Reason {
+    let error = row.last_error.as_deref();
+    match error.filter(|error| is_discard(error)) {
+        Some(error) => reason(
+            format!("it is DEAD, and somebody has {error}"),
+            format!("nothing; `outbox-relay dead retry --discarded --id {}` if it has to go out after all", row.id),
+        ),
+        None => reason(
+            format!("it could not be sent and is DEAD: {}", error.unwrap_or("no error is recorded")),
+            format!(
+                "fix the cause, then `outbox-relay dead retry --id {0}`, or `outbox-relay dead discard --id {0}`",
+                row.id
+            ),
+        ),
+    }
 }
 
 fn held_or_scheduled(row: &Row) -> Reason {
