@@ -22,6 +22,7 @@ mod health;
 mod import;
 mod interrupt;
 mod migrate;
+mod no_topic;
 mod output;
 mod pause;
 mod prune;

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::dlq::topic;
 use super::exit::Failure;
 use super::time_arg::time_arg;
-use super::{output, runtime};
+use super::{no_topic, output, runtime};
 use crate::config::KafkaSettings;
 use crate::fault;
 use crate::inspect::compare::{self, CompareError, IdFrom, Kind, LeftOut, Plan, Reading, Rules, Side, Source};
@@ -106,7 +106,7 @@ impl Compare {
         let json = self.json;
         let plan = self.plan(kafka)?;
         let ran = runtime()?.block_on(compare::run(&plan));
-        let report = ran.map_err(|error| failed(error, kafka.brokers()))?;
+        let report = ran.map_err(|error| failed(error, &plan, kafka.brokers()))?;
         if json {
             output::json(&report)?;
         } else {
@@ -167,8 +167,11 @@ impl Compare {
 }
 
 /// Turns an error into a failure. Exit code 1 means that the topics differ, so a failed comparison must not exit with 1.
-fn failed(error: CompareError, brokers: &str) -> Failure {
+fn failed(error: CompareError, plan: &Plan, brokers: &str) -> Failure {
     let (message, code, hint) = match &error {
+        CompareError::Topic { side, topic, code } if no_topic::is_meant(*code) => {
+            return no_topic::named(&format!("--{}", side.name()), topic, &plan.source(*side).kafka);
+        }
         CompareError::Silent { brokers, silence } => {
             (format!("the brokers at {brokers} do not answer"), silence.fault.code, silence.fault.next_step)
         }

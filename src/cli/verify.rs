@@ -3,10 +3,11 @@
 use chrono::{DateTime, Utc};
 use clap::Args;
 
+use super::dlq::topic;
 use super::exit::Failure;
 use super::time_arg::time_arg;
-use super::{output, runtime, target};
-use crate::config::Settings;
+use super::{no_topic, output, runtime, target};
+use crate::config::{KafkaSettings, Settings};
 use crate::fault;
 use crate::inspect::verify::{self, KeyFrom, Partitioner, Payload, Plan, Reading, Verdict, VerifyError};
 use crate::observe::print::outln;
@@ -59,6 +60,9 @@ pub(crate) struct Verify {
 impl Verify {
     pub(crate) fn run(self, settings: &Settings) -> Result<(), Failure> {
         let json = self.json;
+        if let Some(Err(mistake)) = self.topic.as_deref().map(topic) {
+            return Err(Failure::usage(format!("--topic: {mistake}")));
+        }
         let plan = self.plan(settings);
         let kafka = settings
             .kafka
@@ -70,7 +74,7 @@ impl Verify {
             }
             verify::run(&plan, &settings.database, kafka).await
         });
-        let verdict = ran.map_err(|error| failed(error, &settings.database.target(), kafka.brokers()))?;
+        let verdict = ran.map_err(|error| failed(error, &settings.database.target(), kafka))?;
         print(&verdict, json)?;
         match verdict.violations().as_slice() {
             [] => Ok(()),
@@ -111,9 +115,14 @@ fn print(verdict: &Verdict, json: bool) -> Result<(), Failure> {
 }
 
 /// Turns an error into a failure. Exit code 1 means that `verify` found a violation, so a failed comparison must not exit with 1.
-fn failed(error: VerifyError, target: &str, brokers: &str) -> Failure {
+fn failed(error: VerifyError, target: &str, kafka: &KafkaSettings) -> Failure {
+    let brokers = kafka.brokers();
     let missing;
     let (message, code, hint) = match &error {
+        // Without --topic, a topic that rows are routed to and that does not exist is a part of the verdict.
+        VerifyError::Topic { topic, code } if no_topic::is_meant(*code) => {
+            return no_topic::named("--topic", topic, kafka);
+        }
         VerifyError::Schema(SchemaError::Missing { others, .. }) => {
             missing = fault::missing_outbox(others);
             (format!("the outbox in {target} cannot be used"), Code::SchemaMissing, missing.as_str())

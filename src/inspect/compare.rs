@@ -81,6 +81,13 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    pub(crate) fn source(&self, side: Side) -> &Source {
+        match side {
+            Side::Left => &self.left,
+            Side::Right => &self.right,
+        }
+    }
+
     fn follows(&self) -> bool {
         self.until.is_some() || self.lasts.is_some()
     }
@@ -96,7 +103,7 @@ pub(crate) enum CompareError {
     #[error("librdkafka refuses the combination of the KAFKA_ settings")]
     Client,
     #[error("topic {topic}: {code}")]
-    Topic { topic: String, code: RDKafkaErrorCode },
+    Topic { side: Side, topic: String, code: RDKafkaErrorCode },
     #[error("topic {topic}: partitions {partitions:?} deliver no more records")]
     Stalled { topic: String, partitions: Vec<i32> },
     #[error("{}", no_id(.topic, .id, *.records, .headers))]

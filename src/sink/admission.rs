@@ -6,7 +6,7 @@ use event_outbox::envelope::headers;
 use event_outbox::event::StoredEvent;
 
 /// The beginning of the names of Kafka's own topics.
-const INTERNAL: &str = "__";
+pub(crate) const INTERNAL: &str = "__";
 
 /// The end of the names of dead letter topics, which consumers write: `<topic>.<group>.dlq`.
 pub(crate) const DEAD_LETTERS: &str = ".dlq";

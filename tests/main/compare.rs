@@ -383,8 +383,14 @@ async fn what_cannot_be_compared_is_refused_with_the_reason(kafka: Arc<RealKafka
     let difference = report["examples"]["without_id"][0]["difference"].as_str().context("a text")?;
     ensure!(difference == "its headers are other, type", "{report:#}");
 
-    let missing = run(&topics.kafka, &["--left", "compare-nowhere", "--right", &topics.right]).await?;
-    ensure!(missing.code == Some(70) && missing.stderr.contains("topic compare-nowhere"), "{missing:?}");
+    let nowhere = format!("{}x", topics.right);
+    let missing = run(&topics.kafka, &["--left", &nowhere, "--right", &topics.right]).await?;
+    let told = [
+        format!("error: --left: there is no topic {nowhere} at "),
+        format!("hint: topics there are {}", topics.right),
+        "code: OR-3101".to_owned(),
+    ];
+    ensure!(missing.code == Some(2) && told.iter().all(|told| missing.stderr.contains(told)), "{missing:?}");
     let same = run(&topics.kafka, &["--left", &topics.left, "--right", &topics.left]).await?;
     ensure!(same.code == Some(2) && same.stderr.contains("the same topic"), "{same:?}");
     let brokers = topics.run(&["--left-bootstrap", "nowhere"]).await?;

@@ -41,7 +41,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             the_topic_of_another_system_is_read_by_its_own_header_key_and_payload,
             what_retention_took_on_either_side_is_no_violation,
             one_entity_and_a_window_of_time_can_be_verified_alone,
-            what_cannot_be_read_exits_70_and_says_what_to_do;
+            what_cannot_be_read_exits_70_or_2_and_says_what_to_do;
     }
 }
 
@@ -463,17 +463,23 @@ async fn one_entity_and_a_window_of_time_can_be_verified_alone(
     Ok(())
 }
 
-async fn what_cannot_be_read_exits_70_and_says_what_to_do(
+async fn what_cannot_be_read_exits_70_or_2_and_says_what_to_do(
     database: TestDatabase,
     kafka: Arc<RealKafka>,
 ) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
-    let unknown_topic = outbox.relay(&kafka).argument("--topic").argument("never-created-for-verify");
+    outbox.create_topic(&kafka).await?;
+    let of_topic = |topic: &str| outbox.relay(&kafka).argument("--topic").argument(topic);
     let unknown_table = outbox.relay(&kafka).with("RELAY_TABLE", "nowhere");
-    for (relay, code) in [(unknown_topic, "code: OR-3101"), (unknown_table, "code: OR-2101")] {
+    let (alike, there_are) = (format!("{}x", outbox.topic), format!("topics there are {}", outbox.topic));
+    for (relay, exit, told) in [
+        (of_topic(&alike), Some(2), &["--topic: there is no topic", there_are.as_str(), "code: OR-3101"][..]),
+        (of_topic("no topic!"), Some(2), &["--topic", "is not allowed in a topic name"]),
+        (unknown_table, UNEXPECTED, &["code: OR-2101"]),
+    ] {
         let output = relay.output("verify").await?;
-        ensure!(output.code == UNEXPECTED && output.stdout.is_empty(), "{output:?}");
-        ensure!(output.stderr.starts_with("error: ") && output.stderr.contains(code), "{output:?}");
+        ensure!(output.code == exit && output.stdout.is_empty() && output.stderr.starts_with("error: "), "{output:?}");
+        ensure!(told.iter().all(|told| output.stderr.contains(told)), "{told:?}: {output:?}");
     }
     let output = outbox.relay(&kafka).argument("--since").argument("yesterday").output("verify").await?;
     ensure!(output.code == Some(2) && output.stderr.contains("7d"), "{output:?}");

@@ -69,7 +69,8 @@ impl<'a> Topic<'a> {
         let reader = Reader::new(&source.kafka).map_err(|_| CompareError::Client)?;
         let name = &source.topic;
         let found = reader.partitions(name)?;
-        let found = found.map_err(|code| CompareError::Topic { topic: name.clone(), code })?;
+        let found =
+            found.map_err(|code| CompareError::Topic { side: source.reading.side, topic: name.clone(), code })?;
         let partitions: Vec<i32> = found.iter().map(|partition| partition.id).collect();
         let parts = match since_ms {
             Some(since) => reader.since(name, &partitions, since)?,
