@@ -51,11 +51,12 @@ impl Capture {
         let work =
             Backfill { names: &names, table, definition: &definition, key, filter: self.filter.clone(), triggers };
         let failed = |error: sqlx::Error| app_table::not_run("read the rows of", table, error.into());
-        work.check(&mut target.conn).await.map_err(failed)?;
+        work.check_filter(&mut target.conn).await.map_err(|(error, at)| bad_filter(table, &work, error, at))?;
         if self.dry_run {
             let rows = work.estimate(&mut target.conn).await.map_err(failed)?;
             return self.shown(json!({ "dry_run": true, "backfill": table.quoted(), "estimated_rows": rows }), || {
-                outln!("about {rows} rows of {shown} would become events; nothing was changed");
+                let rows = text::counted(rows, "row");
+                outln!("would write events of about {rows} of {shown}; nothing was changed");
             });
         }
         prepare(target, table, &owner).await?;
@@ -69,7 +70,10 @@ impl Capture {
                     "dry_run": false, "backfill": table.quoted(), "events": events, "resumed": true, "finished": true,
                     "locked": 0, "failed": before.failed,
                 }),
-                || outln!("the backfill of {shown} is finished, with {events} events; --restart writes them again"),
+                || {
+                    let events = text::counted(events, "event");
+                    outln!("the backfill of {shown} is finished, with {events}; --restart writes them again");
+                },
             )?;
             return complete(table, &before.failed);
         }
@@ -125,7 +129,10 @@ impl Capture {
                 "dry_run": false, "backfill": table.quoted(), "events": events, "resumed": resumed, "finished": finished,
                 "locked": progress.skipped.len(), "failed": progress.failed,
             }),
-            || outln!("{} events of rows of {shown} were written{}", events - began, total(resumed, events)),
+            || {
+                let new = text::counted(events - began, "event");
+                outln!("wrote {new} of rows of {shown}{}", total(resumed, events));
+            },
         )?;
         if finished {
             return complete(table, &progress.failed);
@@ -157,7 +164,7 @@ impl Capture {
                 if !taken.map_err(failed)? {
                     return Err(not_alone(&app_table::shown(work.table)));
                 }
-                errln!("note: goes on after {} events", before.events);
+                errln!("note: goes on after {}", text::counted(before.events, "event"));
                 Ok((before, true))
             }
             Some(before) => {
@@ -199,6 +206,41 @@ fn total(resumed: bool, events: i64) -> String {
     if resumed { format!(", {events} in all") } else { String::new() }
 }
 
+/// The classes of SQLSTATEs that come from the text of a condition: a syntax error or a wrong name, and a wrong value.
+const OF_A_CONDITION: [&str; 2] = ["42", "22"];
+
+/// The SQLSTATE of a missing right, which is in one of these classes.
+const NO_RIGHT: &str = "42501";
+
+/// Turns the error of the check of `--where` into a failure that shows the place of the mistake.
+fn bad_filter(table: &AppTable, work: &Backfill<'_>, error: sqlx::Error, at: Option<usize>) -> Failure {
+    let database = error.as_database_error();
+    let code = database.and_then(|error| error.code()).unwrap_or_default();
+    let (Some(database), true) =
+        (database, code != NO_RIGHT && OF_A_CONDITION.iter().any(|class| code.starts_with(class)))
+    else {
+        return app_table::not_run("read the rows of", table, error.into());
+    };
+    let filter = work.filter.as_deref().unwrap_or_default();
+    let message = text::sentence(database.message());
+    let place = at.map_or_else(String::new, |at| marked(filter, at));
+    let columns: Vec<_> = table.columns.iter().map(|column| text::name(&quote(&column.name)).to_string()).collect();
+    let example = "--where \"created_at >= '2026-01-01' and status <> 'draft'\"";
+    Failure::usage(format!("--where is no condition on a row of {}: {message}{place}", app_table::shown(table))).hint(
+        format!("accepted is what may follow WHERE in SQL, such as {example}; the columns are {}", columns.join(", ")),
+    )
+}
+
+/// Shows the line of the filter with this character, and a mark below it. A position behind the filter is at its end: a part is missing.
+fn marked(filter: &str, at: usize) -> String {
+    let before: String = filter.trim_end().chars().take(at).collect();
+    let column = before.chars().rev().take_while(|c| *c != '\n').count();
+    let line = filter.lines().nth(before.matches('\n').count()).unwrap_or_default();
+    let cut: String = line.chars().take(column).collect();
+    let indent = text::sentence(&cut).to_string().chars().count();
+    format!("\n  {}\n  {:>indent$}^", text::sentence(line), "")
+}
+
 /// Creates the table of backfills, if this is the first one.
 async fn prepare(target: &mut Target, table: &AppTable, owner: &Owner) -> Result<(), Failure> {
     let found = state::find(&mut target.conn, &target.names).await;
@@ -232,7 +274,8 @@ fn complete(table: &AppTable, left_out: &[FailedRow]) -> Result<(), Failure> {
         return Ok(());
     }
     let shown = app_table::shown(table);
-    Err(Failure::finding(format!("{} rows of {shown} have no event{}", left_out.len(), named(left_out))).hint(format!(
+    let rows = text::counted(left_out.len(), "row");
+    Err(Failure::finding(format!("no event of {rows} of {shown}{}", named(left_out))).hint(format!(
         "outbox-relay capture --drop {}, correct these rows, capture the table again and repeat the backfill for them with --where",
         text::shell(&table.quoted())
     )))

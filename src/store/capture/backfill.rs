@@ -7,7 +7,7 @@
 
 pub(crate) mod state;
 
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgDatabaseError, PgErrorPosition, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Row, Transaction};
 
 use super::script::{SNAPSHOT, entity_id, event, insert};
@@ -85,17 +85,33 @@ impl Backfill<'_> {
         self.names.companion("backfill")
     }
 
-    /// Checks that the filter is one condition, before it becomes a part of any other statement. Reads no row.
+    /// Checks that Postgres takes the filter and that it is one condition, before it becomes a part of any other statement. Reads no row.
     ///
     /// Between parentheses alone, `a) or (b` would be a condition, and in a page it would undo the bounds beside it. Nothing that closes a
     /// parenthesis of ours closes a bracket as well: what is one expression between both is one expression anywhere.
     ///
     /// # Errors
-    /// Any database error, also one of the filter.
-    pub(crate) async fn check(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    /// The database error, with its position in the filter: the number of characters before it, if Postgres tells it.
+    pub(crate) async fn check_filter(&self, conn: &mut PgConnection) -> Result<(), (sqlx::Error, Option<usize>)> {
         let (Some(filter), table) = (&self.filter, self.table.quoted()) else { return Ok(()) };
-        read_one(conn, &format!("select from {table} t where {} limit 0", self.condition())).await?;
-        read_one(conn, &format!("select (array[{filter}\n])[1]::boolean from {table} t limit 0")).await.map(drop)
+        // The condition begins with a parenthesis, and the filter follows it.
+        let before = format!("select from {table} t where ");
+        let query = format!("{before}{} limit 0", self.condition());
+        let at = |error: sqlx::Error| {
+            let found = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+            let position = match found.and_then(PgDatabaseError::position) {
+                // Positions count from 1.
+                Some(PgErrorPosition::Original(position)) => position.checked_sub(before.chars().count() + 2),
+                _ => None,
+            };
+            (error, position)
+        };
+        let mut tx = self.begin(conn).await.map_err(|error| (error, None))?;
+        // A prepared statement is one statement: a filter cannot begin a second one.
+        fetch_one(&mut tx, &query).await.map_err(at)?;
+        let one = format!("select (array[{filter}\n])[1]::boolean from {table} t limit 0");
+        fetch_one(&mut tx, &one).await.map_err(|error| (error, None))?;
+        tx.rollback().await.map_err(|error| (error, None))
     }
 
     /// Begins anew, up to the last row of now.
