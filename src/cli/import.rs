@@ -85,6 +85,7 @@ impl Debezium {
     fn run(self, sources: &Sources) -> Result<(), Failure> {
         let shown = self.file.display().to_string();
         let connector = read(&self.file)?;
+        self.check_ignored(&connector, &shown)?;
         let worker = self.worker.as_deref().map(read).transpose()?;
         let table = self.from_table.as_deref().map(debezium::parse_table).transpose();
         let table = table.map_err(|why| Failure::usage(format!("--from-table: {why}")))?;
@@ -103,13 +104,19 @@ impl Debezium {
             self.write(&plan)?;
         }
         self.print(&plan, &table)?;
-        if is_refused {
-            let count = plan.report.count(Verdict::Refused);
-            let noun = if count == 1 { "option is" } else { "options are" };
-            return Err(Failure::finding(format!("{count} {noun} refused, nothing was written: {}", text::name(&shown)))
-                .hint("change the options that are marked as refused, or give one up with --ignore OPTION if its effect is not needed"));
+        match is_refused {
+            true => Err(refusal(&plan, &shown)),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Fails if the user gives up an option that the file does not have: it may be a typing mistake.
+    fn check_ignored(&self, connector: &Options, file: &str) -> Result<(), Failure> {
+        let is_missing = |option: &&String| !connector.names().any(|name| name == option.as_str());
+        let Some(missing) = self.ignore.iter().find(is_missing) else { return Ok(()) };
+        let alike = text::alike(missing, connector.names()).unwrap_or_default();
+        Err(Failure::usage(format!("--ignore {}: {} has no such option", text::name(missing), text::name(file)))
+            .hint(format!("its options with the most similar names are {alike}")))
     }
 
     /// Parses the columns that the user names.
@@ -228,6 +235,24 @@ impl Debezium {
         output::text(&shown);
         Ok(())
     }
+}
+
+/// Returns the failure of a connector of which options are refused.
+fn refusal(plan: &Plan, file: &str) -> Failure {
+    let listed =
+        |options: &[String]| options.iter().map(|option| text::name(option).to_string()).collect::<Vec<_>>().join(", ");
+    let refused = text::counted(plan.report.count(Verdict::Refused), "refused option");
+    let file = text::name(file);
+    let change = "change the options that are marked as refused";
+    let hint = match (plan.needed.as_slice(), plan.can_be_ignored.as_slice()) {
+        ([], []) => format!("{change}; --ignore cannot give them up, because the trigger follows from them"),
+        ([], free) => format!("{change}; --ignore OPTION gives up {}, if the effect is not needed", listed(free)),
+        (needed, _) => format!(
+            "--ignore cannot give up {}, because the trigger follows from it: the line of the option says what is accepted",
+            listed(needed)
+        ),
+    };
+    Failure::finding(format!("nothing was written: {file} has {refused}")).hint(hint)
 }
 
 fn read(path: &Path) -> Result<Options, Failure> {

@@ -26,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials! {
         alone:
             a_connector_that_cannot_be_taken_over_names_what_is_wrong_and_leaves_nothing,
+            only_an_option_of_the_file_that_the_trigger_does_not_need_can_be_given_up,
             without_a_database_the_columns_are_assumed_or_named,
             files_are_replaced_only_with_force,
             no_password_of_a_connector_is_shown;
@@ -177,6 +178,10 @@ async fn a_connector_that_cannot_be_taken_over_names_what_is_wrong_and_leaves_no
         ("{\n \"a\": 1,\n".to_owned(), &["line 3", "accepted is a JSON object"][..]),
         ("[]".to_owned(), &["not an object"]),
         (
+            "{\n \"slot.name\": \"a\",\n \"slot.name\": \"b\"\n}".to_owned(),
+            &["line 3", "\"slot.name\" is there a second time"],
+        ),
+        (
             options(json!({"connector.class": "io.debezium.connector.mysql.MySqlConnector"}))?,
             &["connector.class", "PostgresConnector"],
         ),
@@ -185,7 +190,10 @@ async fn a_connector_that_cannot_be_taken_over_names_what_is_wrong_and_leaves_no
             &["value.converter", "schema registry"],
         ),
         (options(json!({"value.converter": "com.example.Mine"}))?, &["com.example.Mine is not known", "accepted are"]),
-        (options(json!({"key.converter": null}))?, &["key.converter", "--worker"]),
+        (
+            options(json!({"key.converter": null}))?,
+            &["key.converter", "--worker", "hint: change the options", "--ignore cannot give them up"],
+        ),
         (
             options(json!({"transforms": "mask,outbox", "transforms.mask.type": "com.example.Mask"}))?,
             &["transforms.mask.type", "com.example.Mask"],
@@ -259,6 +267,25 @@ async fn a_connector_that_cannot_be_taken_over_names_what_is_wrong_and_leaves_no
             .collect::<Result<_, _>>()?;
         ensure!(left == ["connector.json"], "{parts:?}: {left:?}");
     }
+    Ok(())
+}
+
+async fn only_an_option_of_the_file_that_the_trigger_does_not_need_can_be_given_up() -> anyhow::Result<()> {
+    let changes = json!({"some.new.option": "1", "key.converter": "com.example.Mine", "column.mask.hash": "x"});
+    let (_imported, file) = Imported::new("connector.json", &options(changes)?)?;
+    let mistyped = run(&Relay::bare(), &file, &["--ignore", "some.new.optoin"]).await?;
+    let told = ["--ignore some.new.optoin: ", "has no such option", "most similar names are some.new.option, "];
+    ensure!(mistyped.code == Some(2) && told.iter().all(|told| mistyped.stderr.contains(told)), "{mistyped:?}");
+    let free = run(&Relay::bare(), &file, &[]).await?;
+    let told = "--ignore OPTION gives up column.mask.hash, some.new.option, if the effect is not needed";
+    ensure!(free.code == Some(1) && free.stderr.contains(told), "{free:?}");
+    let needed = run(&Relay::bare(), &file, &["--ignore", "some.new.option", "--ignore", "key.converter"]).await?;
+    let told = "--ignore cannot give up key.converter, because the trigger follows from it";
+    ensure!(needed.code == Some(1) && needed.stderr.contains(told), "{needed:?}");
+    ensure!(needed.stdout.contains("com.example.Mine is not known"), "{needed:?}");
+    let (_imported, file) = Imported::new("connector.json", &options(json!({"column.mask.hash": "x"}))?)?;
+    let given_up = run(&Relay::bare(), &file, &["--ignore", "column.mask.hash"]).await?;
+    ensure!(given_up.code == Some(0) && given_up.stdout.contains("given up by --ignore"), "{given_up:?}");
     Ok(())
 }
 

@@ -1,8 +1,11 @@
 //! Reads the configuration of a connector: the two JSON forms and Java properties.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde_json::Value;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
+use serde_json::{Map, Value};
 
 /// The options of a connector by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +33,11 @@ impl Options {
         Ok(Self(options))
     }
 
+    /// Returns the names of the options.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// Returns an option.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
@@ -44,9 +52,17 @@ impl Options {
 }
 
 fn from_json(text: &str) -> Result<BTreeMap<String, String>, String> {
-    let value: Value = serde_json::from_str(text).map_err(|error| {
+    let Once(value) = serde_json::from_str(text).map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        format!("line {line}, column {column} is not JSON; accepted is {ACCEPTED}")
+        match error.classify() {
+            // The parser appends the position.
+            Category::Data => {
+                let error = error.to_string();
+                let found = error.rsplit_once(" at line ").map_or(error.as_str(), |(found, _)| found);
+                format!("line {line}: {found}")
+            }
+            _ => format!("line {line}, column {column} is not JSON; accepted is {ACCEPTED}"),
+        }
     })?;
     let Value::Object(mut object) = value else {
         return Err(format!("the JSON is not an object; accepted is {ACCEPTED}"));
@@ -72,6 +88,69 @@ fn from_json(text: &str) -> Result<BTreeMap<String, String>, String> {
         options.entry("name".to_owned()).or_insert(name);
     }
     Ok(options)
+}
+
+/// JSON in which no object has a member twice. Otherwise the last one would win, and nobody would see that the file says two things.
+struct Once(Value);
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OnceVisitor).map(Self)
+    }
+}
+
+struct OnceVisitor;
+
+impl<'de> Visitor<'de> for OnceVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Once(member)) = members.next_element()? {
+            all.push(member);
+        }
+        Ok(Value::Array(all))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut all = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            if all.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("{name:?} is there a second time; leave one of the two")));
+            }
+            let Once(value) = members.next_value()?;
+            all.insert(name, value);
+        }
+        Ok(Value::Object(all))
+    }
 }
 
 /// Parses Java properties: comments, continued lines, `=`, `:` or a space between name and value, and escapes.
@@ -178,6 +257,8 @@ mod tests {
             ("c.json", r#"{"a.b": null}"#, "\"a.b\""),
             ("c.json", "{}", "no options"),
             ("c.json", r#"{"config": {"a": "b"}, "transforms": "x"}"#, "\"transforms\""),
+            ("c.json", "{\n  \"a\": 1,\n  \"b\": 2,\n  \"a\":\n 3}", "line 4: \"a\" is there a second time"),
+            ("c.json", "{\"config\": {\"a.b\": \"x\",\n\"a.b\": \"x\"}}", "line 2: \"a.b\" is there a second time"),
             ("c.properties", "a=b\nword\n", "line 2"),
             ("c.properties", "a=\\u12\n", "line 1"),
             ("c.txt", "", "no options"),

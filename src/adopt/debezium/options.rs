@@ -109,7 +109,7 @@ pub(crate) const KNOWN: &[Known] = &[
     ),
     kept(
         "event.processing.failure.handling.mode",
-        "a row that cannot be sent goes DEAD, and an operator decides: see on_poison",
+        "a row that cannot be sent goes DEAD, and an operator decides: see RELAY_ON_POISON",
     ),
     differs(
         "errors.tolerance",
@@ -184,7 +184,7 @@ pub(crate) const COMPUTED: &[(&str, &str)] = &[
     ("connector.class", "kept for io.debezium.connector.postgresql.PostgresConnector; every other class is refused"),
     (
         "table.include.list",
-        "kept if it names one table; with several, --table picks the outbox, and the others are not taken over",
+        "kept if it names one table; with several, --from-table picks the outbox, and the others are not taken over",
     ),
     ("topic.prefix", "kept in what predicates compare and in names of schemas"),
     (

@@ -64,6 +64,10 @@ pub(crate) struct Request {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) report: Report,
+    /// The refused options that `--ignore` can give up.
+    pub(crate) can_be_ignored: Vec<String>,
+    /// The refused options that the user has given up in vain: the trigger follows from them.
+    pub(crate) needed: Vec<String>,
     /// The statements to run; empty if something is refused.
     pub(crate) sql: String,
     /// The statement that undoes them.
@@ -82,6 +86,8 @@ pub(super) struct Reading<'a> {
     pub(super) report: Report,
     /// Names that were looked at.
     decided: Vec<String>,
+    /// Names that nobody knows.
+    unknown: Vec<String>,
 }
 
 /// Returns the table of a connector: the one of the request, or else the only one of `table.include.list`.
@@ -138,19 +144,20 @@ pub(crate) fn plan(
         request,
         report: Report::default(),
         decided: Vec::new(),
+        unknown: Vec::new(),
     };
     reading.connector_options(table);
     let written = reading.write(names, table, columns);
     reading.others();
     reading.report.sort();
-    let is_refused = reading.report.count(Verdict::Refused) > 0;
-    match written {
-        Some((sql, drop)) if !is_refused => {
-            let env = reading.env();
-            Plan { report: reading.report, sql, drop, env }
-        }
-        _ => Plan { report: reading.report, sql: String::new(), drop: String::new(), env: String::new() },
-    }
+    let refused = reading.report.0.iter().filter(|line| line.verdict == Verdict::Refused).map(|line| &line.option);
+    let (can_be_ignored, needed): (Vec<String>, Vec<String>) =
+        refused.cloned().partition(|option| reading.can_be_ignored(option));
+    let is_refused = !can_be_ignored.is_empty() || !needed.is_empty();
+    let needed = needed.into_iter().filter(|option| request.ignored.contains(option)).collect();
+    let (sql, drop) = written.filter(|_| !is_refused).unwrap_or_default();
+    let env = if is_refused || sql.is_empty() { String::new() } else { reading.env() };
+    Plan { report: reading.report, can_be_ignored, needed, sql, drop, env }
 }
 
 /// Returns the text of a verdict for a result.

@@ -37,11 +37,14 @@ impl Reading<'_> {
             }
             match options::find(in_router.unwrap_or(&name)) {
                 Some(known) => self.say(&name, known.verdict, known.text),
-                None => self.say(
-                    &name,
-                    Verdict::Refused,
-                    "the option is not known, so what it does is not known either; --ignore gives it up",
-                ),
+                None => {
+                    self.say(
+                        &name,
+                        Verdict::Refused,
+                        "the option is not known, so what it does is not known either; --ignore gives it up",
+                    );
+                    self.unknown.push(name);
+                }
             }
         }
         let ignored = &self.request.ignored;
@@ -54,6 +57,12 @@ impl Reading<'_> {
                 line.text = format!("given up by --ignore: {}", line.text);
             }
         }
+    }
+
+    /// Returns true for an option that nothing was computed from, so that the trigger is the same without it.
+    pub(super) fn can_be_ignored(&self, option: &str) -> bool {
+        let is_of_the_file = self.connector.get(option).is_some();
+        is_of_the_file && (options::find(option).is_some() || self.unknown.iter().any(|unknown| unknown == option))
     }
 
     /// Writes the settings.
