@@ -214,7 +214,7 @@ impl Show {
         }
         shown.iter().for_each(show_event);
         if shown.len() == self.limit as usize {
-            outln!("only {} events are shown; raise --limit", self.limit);
+            outln!("shows no more than {}; raise --limit", text::counted(self.limit, "event"));
         }
         Ok(())
     }
@@ -280,7 +280,7 @@ fn report(
                 0 => String::new(),
                 released => format!(", {released} that waited behind them go on"),
             };
-            outln!("{} {} events of {shown}{behind}", word(decision, false), changed.events);
+            outln!("{} {} of {shown}{behind}", word(decision, false), text::counted(changed.events, "event"));
         }
         None => {
             causes.iter().for_each(|cause| outln!("{}", cause_line(cause)));

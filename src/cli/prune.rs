@@ -18,6 +18,7 @@ use crate::observe::print::outln;
 use crate::store::audit::{self, Entry};
 use crate::store::connect::Purpose;
 use crate::store::retention::{self, Removal};
+use crate::text;
 
 /// The rows, or pages, of one step.
 const STEP: i64 = 2_000;
@@ -117,8 +118,10 @@ impl Prune {
         if self.json {
             output::json(&json!({ "dry_run": self.confirm.dry_run, "events": removed, "processed": processed }))?;
         } else {
-            let would = if self.confirm.dry_run { "would have been " } else { "" };
-            outln!("{what}: {removed} events and {processed} rows of the consumers' table {would}removed");
+            let would = if self.confirm.dry_run { "would have " } else { "" };
+            let [events, rows] =
+                [(removed, "event"), (processed, "row")].map(|(count, noun)| text::counted(count, noun));
+            outln!("{what}: {would}removed {events} and {rows} of the consumers' table");
         }
         if *stop.borrow() {
             return Err(Failure::interrupted("the command was interrupted").hint("run it again to remove the rest"));

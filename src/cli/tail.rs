@@ -68,7 +68,8 @@ impl Tail {
         match self.events {
             None => Ok(()),
             Some(events) => Err(Failure::finding(format!(
-                "fewer than {events} events were published and seen on their topics within {}",
+                "fewer than {} published and seen on their topics within {}",
+                text::counted(events, "event"),
                 humantime::format_duration(within)
             ))
             .hint("`outbox-relay status` shows whether the relay works")),

@@ -56,6 +56,7 @@ use crate::resend::rate::Rate;
 use crate::sink::silence::{Silence, silence};
 use crate::store::connect::{self, Purpose};
 use crate::store::search_path;
+use crate::text;
 use compare::{Comparison, Horizon, Scope, TopicScope};
 use event_outbox::Names;
 use event_outbox::ledger::{Example, Finding, Place, Report, Rules};
@@ -319,14 +320,14 @@ impl Verification<'_> {
         self::name_entities(&table, conn, &mut report).await?;
         if plan.settle == Settle::Delete && tolerated.retired > 0 {
             notes.push(format!(
-                "RELAY_SETTLE is delete: {} records have no row any more, and were not compared",
-                tolerated.retired
+                "RELAY_SETTLE is delete: {} without a row any more, not compared",
+                text::counted(tolerated.retired, "record")
             ));
         }
         if tolerated.repeated_ids > 0 {
             notes.push(format!(
-                "{} rows have the same event_id as another row; consumers treat them as duplicates",
-                tolerated.repeated_ids
+                "{} with the event_id of another row; consumers treat their events as duplicates",
+                text::counted(tolerated.repeated_ids, "row")
             ));
         }
         if let Some(key) = &plan.key

@@ -2,6 +2,7 @@
 //! headers that only the relay may set.
 
 use crate::config::RelaySettings;
+use crate::text;
 use event_outbox::envelope::headers;
 use event_outbox::event::StoredEvent;
 
@@ -29,8 +30,9 @@ pub(crate) fn no_partition(named: &str) -> String {
 /// Returns the reason for refusing an event that names a partition which its topic does not have.
 pub(crate) fn no_such_partition(partition: i32, topic: &str, partitions: i32) -> String {
     format!(
-        "the header {:?} has \"{partition}\", and the topic {topic} has {partitions} partitions",
-        headers::PARTITION
+        "the header {:?} has \"{partition}\", and the topic {topic} has {}",
+        headers::PARTITION,
+        text::counted(partitions, "partition")
     )
 }
 

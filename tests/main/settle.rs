@@ -137,7 +137,7 @@ async fn commands_say_what_they_cannot_do_with_deleted_events(
     let verified =
         settings.clone().argument("--json").argument("--topic").argument(&outbox.topic).output("verify").await?;
     let verdict: Value = serde_json::from_str(&verified.stdout)?;
-    ensure!(verified.code == Some(0) && verified.stdout.contains("20 records have no row any more"), "{verdict:#}");
+    ensure!(verified.code == Some(0) && verified.stdout.contains("20 records without a row any more"), "{verdict:#}");
     let all = settings.clone().argument("--all-retained").argument("--topic").argument(&outbox.topic);
     let doubted = all.output("verify").await?;
     ensure!(doubted.code == Some(1), "records without a row are unknown where rows stay: {doubted:?}");

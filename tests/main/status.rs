@@ -271,7 +271,7 @@ async fn held_and_dead_events_are_shown_with_the_next_step(
         let seen = status(&relay).await.map_err(|error| format!("{error:#}"))?;
         let held = shows(&seen, &["1 events are held", "never-made-for-status", "create the topic"])
             && seen["held"][0]["kind"] == "topic";
-        if held && shows(&seen, &["1 events are DEAD", "dead list"]) { Ok(()) } else { Err(seen.to_string()) }
+        if held && shows(&seen, &["1 event DEAD", "dead list"]) { Ok(()) } else { Err(seen.to_string()) }
     })
     .await;
     Ok(())

@@ -91,11 +91,11 @@ async fn held_keys(database: WithDatabase<'_>, groups: &BTreeSet<String>) -> Res
 fn shown(key: &HeldKey) -> String {
     let next = if key.is_ready() { "applied next" } else { &key.reason };
     format!(
-        "held entity {} of {} by {}: {} events since {}, head {} ({}) {}\n",
+        "held entity {} of {} by {}: {} since {}, head {} ({}) {}\n",
         text::name(&key.key),
         text::name(&key.topic),
         text::name(&key.group),
-        key.length,
+        text::counted(key.length, "event"),
         output::time(key.since),
         key.head,
         text::name(next),

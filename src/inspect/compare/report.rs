@@ -63,13 +63,14 @@ impl Report {
                     LeftOut::BeforeAndAfter => "they are left out",
                 };
                 notes.push(format!(
-                    "{before} events of {topic} come before the first, and {after} after the last event that both topics have, \
-                     by partition; {fate}"
+                    "{} of {topic} before the first and {after} after the last event that both topics have, by partition: {fate}",
+                    text::counted(before, "event")
                 ));
             }
             if repeated > 0 && self.ignored.contains(&Kind::Repeated) {
                 notes.push(format!(
-                    "{repeated} records of {topic} repeat an id; --exactly-once makes that a difference"
+                    "{} of {topic} with a repeated id; --exactly-once makes that a difference",
+                    text::counted(repeated, "record")
                 ));
             }
         }
@@ -140,9 +141,10 @@ impl fmt::Display for Report {
             let (topic, partitions) = (&self.topics[side as usize], self.partitions[side as usize]);
             writeln!(
                 f,
-                "{:<16} {records:>10}  records of {}, {partitions} partitions",
+                "{:<16} {records:>10}  records of {}, {}",
                 side.name(),
-                text::name(topic)
+                text::name(topic),
+                text::counted(partitions, "partition")
             )?;
         }
         writeln!(f, "{:<16} {:>10}  events are on both", "matched", self.counts.matched)?;

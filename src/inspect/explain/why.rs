@@ -12,6 +12,7 @@ use crate::store::fleet::{self, RegisteredRelay};
 use crate::store::pauses::{self, Pause};
 use crate::store::pending::pending;
 use crate::store::read_only::read;
+use crate::text;
 use event_outbox::Names;
 use event_outbox::names::literal;
 
@@ -115,8 +116,9 @@ pub(super) async fn why(
     let least = if before >= MOST_BEFORE { "at least " } else { "" };
     Ok(reason(
         format!(
-            "{} relay(s) are alive, and {least}{before} pending events come before this one in its lane",
-            alive.len()
+            "waits for its turn: {} alive, and {least}{} before it in its lane",
+            text::counted(alive.len(), "relay"),
+            text::counted(before, "pending event")
         ),
         "outbox-relay status shows the rate; if no event moves, look at `blocked` in the relay's status line",
     ))

@@ -107,7 +107,7 @@ pub(super) fn steps(status: &Status) -> Vec<NextStep> {
         ));
     }
     if let Some(dead) = counts.map(|counts| counts.dead).filter(|dead| *dead > 0) {
-        steps.push(step(About::Dead, format!("{dead} events are DEAD"), "outbox-relay dead list"));
+        steps.push(step(About::Dead, format!("{} DEAD", text::counted(dead, "event")), "outbox-relay dead list"));
     }
     steps.extend(status.consumers.iter().map(consumers));
     if let Some(oldest) = &status.oldest_transaction {
@@ -134,7 +134,12 @@ fn consumers(held: &HeldCount) -> NextStep {
     let dead_letters = DeadLetter::default_topic(topic, group);
     step(
         About::Consumers,
-        format!("the consumer group {group} holds {keys} keys of {topic} with {events} events for {}", span(*oldest_s)),
+        format!(
+            "the consumer group {group} holds {} of {topic} with {} for {}",
+            text::counted(*keys, "key"),
+            text::counted(*events, "event"),
+            span(*oldest_s)
+        ),
         format!("`outbox-relay dlq list {dead_letters}`, unless its dead letters are elsewhere"),
     )
 }
@@ -198,8 +203,8 @@ fn standstill(status: &Status) -> Option<(bool, NextStep)> {
         let stands = step(
             About::Backlog,
             format!(
-                "{} events are pending for up to {oldest}, a relay is alive, and no event has moved for {}",
-                counts.pending,
+                "{} pending for up to {oldest}, a relay is alive, and no event has moved for {}",
+                text::counted(counts.pending, "event"),
                 span(flow.over_s)
             ),
             "read `blocked` in the relay's last status line, which has the cause; then `outbox-relay check`",

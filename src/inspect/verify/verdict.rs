@@ -96,31 +96,24 @@ impl fmt::Display for Verdict {
                 writeln!(f, "    {}", text::sentence(&example.to_string()))?;
             }
         }
-        for (count, meaning) in [
-            (tolerated.after_start, "records of events that were written after the start are left out"),
+        for (count, noun, meaning) in [
+            (tolerated.after_start, "record", "of events that were written after the start: left out"),
             (
                 tolerated.retired,
-                "records have no row; the retention of the table may have deleted it, so they cannot be compared",
+                "record",
+                "without a row: the retention of the table may have deleted it, so nothing is compared",
             ),
-            (
-                tolerated.replayed,
-                "records were published again by `replay`; they do not count as duplicates and are left out of the order",
-            ),
-            (
-                tolerated.redriven,
-                "records were sent again by `dlq redrive`; they do not count as duplicates and are left out of the order",
-            ),
-            (
-                *uncommitted,
-                "records belong to aborted or open transactions; consumers with read_committed do not see them",
-            ),
+            (tolerated.replayed, "record", "of `replay`: no duplicates, and left out of the order"),
+            (tolerated.redriven, "record", "of `dlq redrive`: no duplicates, and left out of the order"),
+            (*uncommitted, "record", "of aborted or open transactions: consumers with read_committed do not see them"),
             (
                 tolerated.expired,
-                "events have no record, but the retention or compaction of the topic may have removed it",
+                "event",
+                "without a record: the retention or compaction of the topic may have removed it",
             ),
         ] {
             if count > 0 {
-                writeln!(f, "note: {count} {meaning}")?;
+                writeln!(f, "note: {} {meaning}", text::counted(count, noun))?;
             }
         }
         for note in notes {

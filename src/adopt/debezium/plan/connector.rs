@@ -5,6 +5,7 @@ use crate::adopt::debezium::name::check_name;
 use crate::adopt::debezium::pattern::matches;
 use crate::adopt::debezium::report::Verdict;
 use crate::adopt::trigger::TableName;
+use crate::text;
 
 impl Reading<'_> {
     /// Decides about the options of the connector itself, and finds the router.
@@ -24,9 +25,9 @@ impl Reading<'_> {
                     "table.include.list",
                     Verdict::Differs,
                     format!(
-                        "the trigger is on {} only; the other {} tables are not taken over",
+                        "the trigger is on {} only; not taken over: {}",
                         table.quoted(),
-                        count - 1
+                        text::counted(count - 1, "other table")
                     ),
                 ),
             }
