@@ -30,12 +30,15 @@ pub(crate) fn trials() -> Vec<Trial> {
             the_page_about_debezium_works_as_it_stands_while_the_application_writes,
             the_page_about_a_polling_loop_works_as_it_stands_while_the_application_writes;
         with_kafka:
-            a_publication_for_all_tables_is_cut_as_the_page_says;
+            a_publication_for_all_tables_is_cut_as_the_page_says,
+            a_connector_gets_a_publication_of_its_own_as_the_page_says;
     }
 }
 
-/// Two requests to Kafka Connect.
+/// The requests to Kafka Connect.
 const CURL: &str = "case \"$*\" in
+'-fsS -X PATCH '*/connectors/orders-outbox/config\\ *)
+  printf '%s\\n' \"$*\" | sed -n 's/.*\"publication.name\": \"\\([a-z_]*\\)\".*/\\1/p' > publication.name ;;
 */connectors/orders-outbox/stop) : > connector.stop; until [ -e connector.stopped ]; do sleep 0.02; done ;;
 */connectors/orders-outbox/resume) rm connector.stop ;;
 *) exit 22 ;;
@@ -139,6 +142,10 @@ async fn the_page_about_debezium_works_as_it_stands_while_the_application_writes
     let kafka = tokio::task::spawn_blocking(|| RealKafka::start(&[])).await??;
     kafka.create_topic("outbox.event.order", 6, &[]).await?;
     let mut stage = Stage::new(&kafka, "table public.outbox", "order").await?;
+    let [_, look, options] = stage.page.commands("Before you begin")?;
+    let seen = stage.page.run(&look).await?;
+    ensure!(seen.contains("public.outbox") && seen.contains("pgoutput"), "{seen}");
+    stage.page.run(&options).await?;
     make_outbox(&stage).await?;
     stage.until_connector_works().await;
 
@@ -189,8 +196,25 @@ async fn the_page_about_debezium_works_as_it_stands_while_the_application_writes
     Ok(())
 }
 
-/// Stops the application, checks the topic, and cleans up as the page says.
-async fn end(mut stage: Stage, kafka: &RealKafka, topic: &str) -> anyhow::Result<()> {
+/// Cuts over, goes back, and checks the topic.
+async fn there_and_back(
+    mut stage: Stage,
+    kafka: &RealKafka,
+    topic: &str,
+    [cut, drain, undo]: [String; 3],
+) -> anyhow::Result<()> {
+    let [_, _, stop, run] = stage.page.commands("5. Cut")?;
+    stage.until_connector_works().await;
+    stage.page.run(&cut).await?;
+    stage.page.run(&drain).await?;
+    stage.page.run(&stop).await?;
+    let relay = stage.page.start(&run)?;
+    stage.until_relay_works().await?;
+    let [_, resume] = stage.page.commands("Undo")?;
+    stage.page.run(&undo).await?;
+    relay.stop().await?;
+    stage.page.run(&resume).await?;
+    stage.until_connector_works().await;
     stage.application.stop().await?;
     let (relayed, connected) = stage.check(kafka, topic).await?;
     let both = relayed as u64 >= EVENTS && connected as u64 >= 2 * EVENTS;
@@ -198,42 +222,52 @@ async fn end(mut stage: Stage, kafka: &RealKafka, topic: &str) -> anyhow::Result
     stage.connector.end().await
 }
 
+/// Replaces parts of commands, each of which has to be there.
+fn replaced(text: &str, pairs: &[(&str, &str)]) -> anyhow::Result<String> {
+    pairs.iter().try_fold(text.to_owned(), |text, (from, to)| {
+        ensure!(text.contains(from), "no {from} in {text}");
+        Ok(text.replace(from, to))
+    })
+}
+
 /// The publication of a connector that was started with Debezium's defaults.
 async fn a_publication_for_all_tables_is_cut_as_the_page_says(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
     kafka.create_topic("outbox.event.all", 6, &[]).await?;
     let stage = Stage::new(&kafka, "all tables", "all").await?;
     make_outbox(&stage).await?;
-    let [cut, drain, stop, run] = stage.page.commands("5. Cut")?;
     let (_, part) = stage.page.text.split_once("\n## A publication for all tables\n").context("no such part")?;
+    let add_table = "alter publication dbz_publication add table public.outbox";
     let [silence, marker, publish] = [
         "alter publication dbz_publication set (publish = 'truncate')",
         "truncate outbox_cut",
         "alter publication dbz_publication set (publish = 'insert, update, delete, truncate')",
     ];
-    for statement in [silence, marker, publish] {
+    for statement in [silence, marker, publish, add_table] {
         ensure!(part.contains(&format!("`{statement}`")), "{statement}");
     }
-    let replaced = |text: &str, pairs: &[(&str, &str)]| {
-        pairs.iter().try_fold(text.to_owned(), |text, (from, to)| {
-            ensure!(text.contains(from), "no {from} in {text}");
-            Ok(text.replace(from, to))
-        })
-    };
-    stage.until_connector_works().await;
     let drop_table = "  -c \"alter publication dbz_publication drop table public.outbox\" \\\n";
     let add_marker = "alter publication dbz_publication add table outbox_cut";
-    stage.page.run(&replaced(&cut, &[(drop_table, ""), (add_marker, silence)])?).await?;
-    stage.page.run(&replaced(&drain, &[("insert into outbox_cut default values", marker)])?).await?;
-    stage.page.run(&stop).await?;
-    let relay = stage.page.start(&run)?;
-    stage.until_relay_works().await?;
-    let [undo, resume] = stage.page.commands("Undo")?;
-    stage
-        .page
-        .run(&replaced(&undo, &[("alter publication dbz_publication add table public.outbox", publish)])?)
-        .await?;
-    relay.stop().await?;
-    stage.page.run(&resume).await?;
+    let ([cut, drain, _, _], [undo, _]) = (stage.page.commands("5. Cut")?, stage.page.commands("Undo")?);
+    let commands = [
+        replaced(&cut, &[(drop_table, ""), (add_marker, silence)])?,
+        replaced(&drain, &[("insert into outbox_cut default values", marker)])?,
+        replaced(&undo, &[(add_table, publish)])?,
+    ];
+    there_and_back(stage, &kafka, "outbox.event.all", commands).await
+}
+
+/// The connector leaves a publication for all tables, which others need, while the application writes.
+async fn a_connector_gets_a_publication_of_its_own_as_the_page_says(kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    kafka.create_topic("outbox.event.own", 6, &[]).await?;
+    let stage = Stage::new(&kafka, "all tables", "own").await?;
+    make_outbox(&stage).await?;
     stage.until_connector_works().await;
-    end(stage, &kafka, "outbox.event.all").await
+    let [own] = stage.page.commands("A publication for all tables")?;
+    stage.page.run(&own).await?;
+    let used = std::fs::read_to_string(stage.page.directory().join("publication.name"))?;
+    ensure!(used.trim() == "outbox_publication", "{used}");
+    let ([cut, drain, _, _], [undo, _]) = (stage.page.commands("5. Cut")?, stage.page.commands("Undo")?);
+    let other = [("dbz_publication", "outbox_publication")];
+    let commands = [replaced(&cut, &other)?, drain, replaced(&undo, &other)?];
+    there_and_back(stage, &kafka, "outbox.event.own", commands).await
 }

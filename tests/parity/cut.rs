@@ -58,6 +58,10 @@ impl Stage {
         let stage = Self { page, kafka, postgres, connect };
         stage.start_connector()?;
         stage.until_slots("active").await;
+        let [_, look, options] = stage.page.commands("Before you begin")?;
+        let seen = stage.page.run(&look).await?;
+        ensure!(seen.contains("public.outbox") && seen.contains("pgoutput"), "{seen}");
+        stage.page.run(&options).await?;
         Ok(stage)
     }
 
@@ -75,7 +79,12 @@ impl Stage {
         {
             options.insert(format!("database.{name}"), json!(value));
         }
-        self.connect.create(NAME, options.clone())?;
+        let mut before = options.clone();
+        // The page's commands set them.
+        for option in ["publication.autocreate.mode", "heartbeat.interval.ms"] {
+            before.remove(option).with_context(|| format!("no {option}"))?;
+        }
+        self.connect.create(NAME, before)?;
         std::fs::write(self.page.directory().join("connector.json"), connector.to_string())?;
         Ok(())
     }

@@ -23,8 +23,7 @@ const fn refused(name: &'static str, text: &'static str) -> Known {
     Known { name, verdict: Verdict::Refused, text }
 }
 
-const NO_SLOT: &str =
-    "not needed: the relay reads the table and needs no replication slot; drop slot and publication after the cut";
+const NO_SLOT: &str = "not needed: the relay reads the table and needs no replication slot; drop the slot after the cut, and the publication if nobody else uses it";
 const NO_SNAPSHOT: &str = "not needed: the trigger takes no snapshot";
 const OWN_PACE: &str = "not needed: the relay has settings of its own for batches and pauses";
 const NO_EFFECT: &str = "nothing to do: it has no effect on records of the router";
@@ -47,7 +46,7 @@ pub(crate) const KNOWN: &[Known] = &[
     kept("status.update.interval.ms", NO_SLOT),
     kept(
         "heartbeat.*",
-        "not needed: no slot holds WAL back, so nothing must move it on; topics of heartbeats get no records any more",
+        "not needed after the cut: no slot holds WAL back, and topics of heartbeats get no records any more; until then the connector needs them",
     ),
     kept("topic.heartbeat.*", "not needed: the relay sends no heartbeats to Kafka"),
     kept("snapshot.locking.*", NO_SNAPSHOT),

@@ -76,7 +76,10 @@ async fn run(mut conn: PgConnection, producer: BaseProducer, state: Arc<State>) 
         // It was resumed, or has never been stopped.
         let _ = std::fs::remove_file(&stopped);
         let sql = "select data from pg_catalog.pg_logical_slot_get_binary_changes($1, null, 500, 'proto_version', '1', 'publication_names', $2)";
-        let changes: Vec<Vec<u8>> = sqlx::query_scalar(sql).bind(SLOT).bind(PUBLICATION).fetch_all(&mut conn).await?;
+        // A request to Kafka Connect may have named another publication.
+        let named = std::fs::read_to_string(state.directory.join("publication.name")).unwrap_or_default();
+        let publication = Some(named.trim()).filter(|named| !named.is_empty()).unwrap_or(PUBLICATION);
+        let changes: Vec<Vec<u8>> = sqlx::query_scalar(sql).bind(SLOT).bind(publication).fetch_all(&mut conn).await?;
         for change in &changes {
             if let Some(row) = inserted(change, &mut relations)? {
                 publish(&producer, &row)?;
