@@ -51,7 +51,7 @@ use event_outbox::code::Code;
 use event_outbox::notice::Notice;
 use in_doubt::{InDoubt, partition_obstacle};
 use lane_assignment::LaneAssignment;
-use set_aside::{LOOK_AGAIN, REPORTED_AFTER};
+use set_aside::LOOK_AGAIN;
 
 /// The longest time that taking a transactional id may take. Transactions left open under that id have to be rolled back first.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -221,27 +221,35 @@ impl Worker {
 
     /// Returns how long records that were set aside are waited for before their lanes are given away.
     fn patience(&self) -> Duration {
-        REPORTED_AFTER.min(self.shared.options.relay.publish_timeout / 2)
+        set_aside::patience(self.shared.options.relay.publish_timeout)
     }
 
     /// Waits for records that were set aside and may soon be acknowledged, and marks the acknowledged ones. The lanes stay locked meanwhile:
     /// their next owner would send the records again.
     async fn settle_before_release(&mut self, patience: Duration) -> Result<(), CycleError> {
-        let waits = |worker: &Self| worker.assignment.as_ref().is_some_and(|lanes| lanes.waits_for_acks(patience));
-        if waits(self) {
-            let shared = Arc::clone(&self.shared);
-            let assignment = self.assignment.take();
-            let kept = match (self.context(&shared), &assignment) {
-                (Ok(mut context), Some(assignment)) => context.keep_lanes(assignment).await,
-                (context, _) => context.map(drop),
-            };
-            self.assignment = assignment;
-            kept?;
+        if self.waits_for_acks(patience) {
+            self.keep_lanes().await?;
         }
-        while waits(self) {
+        while self.waits_for_acks(patience) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         self.settle_in_doubt(true).await
+    }
+
+    fn waits_for_acks(&self, patience: Duration) -> bool {
+        self.assignment.as_ref().is_some_and(|assignment| assignment.waits_for_acks(patience))
+    }
+
+    /// Locks the lanes until the next cycle, or until they are released.
+    async fn keep_lanes(&mut self) -> Result<(), CycleError> {
+        let shared = Arc::clone(&self.shared);
+        let Some(assignment) = self.assignment.take() else { return Ok(()) };
+        let kept = match self.context(&shared) {
+            Ok(mut context) => context.keep_lanes(&assignment).await,
+            Err(error) => Err(error),
+        };
+        self.assignment = Some(assignment);
+        kept
     }
 
     /// Marks the acknowledged ones of the records that were set aside: of those that are due, or of all before lanes are given back.
@@ -291,6 +299,10 @@ impl Worker {
         let owned = assignment.as_ref().and_then(|assignment| assignment.owned.as_ref());
         shared.set_owned(self.index, owned.map(|owned| owned.lanes));
         self.assignment = assignment;
+        if matches!(done, Ok(Cycle::Idle)) && self.waits_for_acks(self.patience()) {
+            // Another worker may learn first that the lanes are its own now.
+            self.keep_lanes().await?;
+        }
         done
     }
 

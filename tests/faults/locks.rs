@@ -109,7 +109,7 @@ async fn lanes_that_are_given_away_while_records_are_in_doubt_make_no_duplicate(
         .await?;
     relay.process()?.wait_for_line("lanes_assigned", |line| line["relays"] == 3).await;
     heir.wait_for_line("lanes_assigned", |line| line["relays"] == 3).await;
-    let is_quick = gives_the_heir_time(&outbox, "{5-10}", began).await;
+    let is_quick = gives_the_heir_time(&outbox, "{5-9}", began).await;
     relay.kafka.release();
     outbox.execute("delete from event_outbox_relay where name = 'third'").await?;
     outbox.until_settled().await;

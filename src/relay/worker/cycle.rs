@@ -18,6 +18,7 @@ use crate::relay::worker::context::{Cycle, CycleError, MARKS, Waited, WorkerCont
 use crate::relay::worker::in_doubt::InDoubt;
 use crate::relay::worker::lane_assignment::LaneAssignment;
 use crate::relay::worker::outcome::{Decider, Plan, Sent};
+use crate::relay::worker::set_aside::patience;
 use crate::relay::worker::settle::lanes_of;
 use crate::sink::broker::BrokerDown;
 use crate::sink::producer::KafkaProducer;
@@ -64,7 +65,8 @@ impl WorkerContext<'_> {
         let may_probe = (probe_first || assignment.pauses.blocks_everything())
             && !assignment.widens(Instant::now())
             && !assignment.in_doubt.iter().any(|records| records.is_due(self.shared.options.relay.publish_timeout));
-        if may_probe && self.begun.is_none() && !self.probe(assignment).await? {
+        let keeps_lanes = assignment.waits_for_acks(patience(self.shared.options.relay.publish_timeout));
+        if may_probe && (self.begun.is_none() || keeps_lanes) && !self.probe(assignment).await? {
             return Ok(Cycle::Idle);
         }
         let done = self.cycle_in_transaction(assignment, goes_on).await;
@@ -77,12 +79,13 @@ impl WorkerContext<'_> {
         done
     }
 
-    /// Returns true when there may be work. Takes no locks and writes nothing.
+    /// Returns true when there may be work. Takes no locks and writes nothing. A transaction that keeps lanes locked stays open.
     async fn probe(&mut self, assignment: &mut LaneAssignment) -> Result<bool, CycleError> {
         let Some(owned) = &mut assignment.owned else { return Ok(true) };
         let (asked, upto) = (Instant::now(), owned.upto());
         let generation = self.shared.transaction.generation();
-        let settings_hold = self.shared.options.database.prepared_statements;
+        // A transaction that is open has made the settings.
+        let settings_hold = self.shared.options.database.prepared_statements || self.begun.is_some();
         let sql = &self.shared.claim;
         // Ids that were not allocated from the sequence may be far above its last value.
         let asks = owned.highest.1.is_none_or(|asked| asked.elapsed() >= HIGHEST_INTERVAL);
@@ -102,7 +105,9 @@ impl WorkerContext<'_> {
         }
         // If ids have begun again, a claim has to record this.
         let is_behind = probed.last_allocated > upto || probed.last_allocated < owned.progress.scanned_through;
-        if !probed.has_work && !is_behind && owned.progress.sweep.is_none() && asked.elapsed() < SLOW_PROBE {
+        let is_calm = !probed.has_work && !is_behind && owned.progress.sweep.is_none();
+        // A snapshot does not list the transaction that takes it, which may still make rows pending.
+        if is_calm && self.begun.is_none() && asked.elapsed() < SLOW_PROBE {
             // No row came late: every event at or below `scanned_through` that this snapshot sees is settled or held.
             owned.progress.snapshot = probed.snapshot;
         }

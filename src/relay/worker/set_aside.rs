@@ -43,7 +43,12 @@ const MOST_SET_ASIDE: usize = 4;
 
 /// The time after which a partition that takes no records is reported. A worker keeps its lanes for as long: a slow cluster acknowledges
 /// what is in doubt, and the next owner of the lanes would send it again.
-pub(crate) const REPORTED_AFTER: Duration = Duration::from_secs(3);
+const REPORTED_AFTER: Duration = Duration::from_secs(3);
+
+/// Returns how long records that were set aside are waited for before their lanes are given away.
+pub(crate) fn patience(publish_timeout: Duration) -> Duration {
+    REPORTED_AFTER.min(publish_timeout / 2)
+}
 
 impl WorkerContext<'_> {
     /// Waits until no record has been acknowledged for a while, although the cluster works. Never ends if no records can be set aside.
