@@ -121,9 +121,10 @@ impl StallMonitor {
             let cost = match within(self.look_at_database(up)).await {
                 // Waiting for a lock costs the database nothing.
                 Ok(QueueState::Unreadable) => Duration::ZERO,
-                Ok(QueueState::Head(_)) => began.elapsed(),
-                Ok(QueueState::Empty) => {
-                    rest = LOOK_INTERVAL_ASLEEP;
+                Ok(seen) => {
+                    if seen == QueueState::Empty {
+                        rest = LOOK_INTERVAL_ASLEEP;
+                    }
                     began.elapsed()
                 }
                 Err(error) => {

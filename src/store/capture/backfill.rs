@@ -106,12 +106,9 @@ impl Backfill<'_> {
             };
             (error, position)
         };
-        let mut tx = self.begin(conn).await.map_err(|error| (error, None))?;
-        // A prepared statement is one statement: a filter cannot begin a second one.
-        fetch_one(&mut tx, &query).await.map_err(at)?;
+        read_one(conn, &query).await.map_err(at)?;
         let one = format!("select (array[{filter}\n])[1]::boolean from {table} t limit 0");
-        fetch_one(&mut tx, &one).await.map_err(|error| (error, None))?;
-        tx.rollback().await.map_err(|error| (error, None))
+        read_one(conn, &one).await.map(drop).map_err(|error| (error, None))
     }
 
     /// Begins anew, up to the last row of now.
