@@ -22,6 +22,7 @@ mod hostile;
 mod import;
 mod inbox;
 mod logins;
+mod mallory;
 mod managed;
 mod metrics;
 mod migrations;

@@ -1,12 +1,13 @@
 //! Another user owns the table, or may set triggers on it. These triggers would run with the rights of the outbox's owner.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use libtest_mimic::Trial;
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
 use lab::{Outbox, TestDatabase, trials};
 
 use super::{adopt, command, run};
+use crate::mallory::mallory;
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
@@ -21,21 +22,9 @@ async fn triggers_of_other_users_run_with_the_rights_of_the_owner_only_if_that_i
     const INSERT: &str = "insert into shop.loop (aggregate_type, aggregate_id, type) values ('order', 'e', 'X')";
     let outbox = Outbox::from_database(&database);
     let mut owner = database.connect().await?;
-    let user = format!("{}_mallory", database.name());
     let table = "shop.loop (id bigserial primary key, aggregate_type text not null, aggregate_id text not null, type text not null, \
                  payload jsonb, sent boolean not null default false)";
-    // Only the owner of the outbox may write this table.
-    run(
-        &mut owner,
-        &format!(
-            "create table public.spied (by text); create role {user} login password 'secret'; create schema shop; \
-             grant usage, create on schema shop to {user}"
-        ),
-    )
-    .await?;
-    let url = database.url();
-    let (_, server) = url.split_once('@').context("no user")?;
-    let mut mallory = PgConnection::connect(&format!("postgres://{user}:secret@{server}")).await?;
+    let (user, mut mallory) = mallory(&database, &mut owner).await?;
     run(
         &mut mallory,
         &format!(

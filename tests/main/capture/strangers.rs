@@ -1,12 +1,13 @@
 //! Another user owns the table, or types of its columns. Code of this user would run with the rights of the outbox's owner.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use libtest_mimic::Trial;
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
 use lab::{Outbox, TestDatabase, trials};
 
 use super::{capture, command, run};
+use crate::mallory::mallory;
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials! {
@@ -20,19 +21,7 @@ async fn code_of_other_users_runs_with_the_rights_of_the_owner_only_if_that_is_a
 ) -> anyhow::Result<()> {
     let outbox = Outbox::from_database(&database);
     let mut owner = database.connect().await?;
-    let user = format!("{}_mallory", database.name());
-    // Only the owner of the outbox may write this table.
-    run(
-        &mut owner,
-        &format!(
-            "create table public.spied (by text); create role {user} login password 'secret'; create schema shop; \
-             grant usage, create on schema shop to {user}"
-        ),
-    )
-    .await?;
-    let url = database.url();
-    let (_, server) = url.split_once('@').context("no user")?;
-    let mut mallory = PgConnection::connect(&format!("postgres://{user}:secret@{server}")).await?;
+    let (user, mut mallory) = mallory(&database, &mut owner).await?;
     run(
         &mut mallory,
         "create type shop.state as enum ('NEW'); create type shop.part as (states shop.state[]); create domain shop.parts as shop.part;
