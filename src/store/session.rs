@@ -121,7 +121,10 @@ pub(crate) enum Wanted<'a> {
 /// The changes to the lanes' rows at the end of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LaneUpdate<'a> {
+    /// The rows to write, in the order of their lanes.
     pub(crate) ctids: &'a [Ctid],
+    /// The other locked rows, which stay as they are.
+    pub(crate) unwritten: &'a [Ctid],
     pub(crate) nonce: i64,
     pub(crate) progress: &'a Progress,
     /// The lanes whose events the batch has committed to Kafka in a transaction.
@@ -140,7 +143,7 @@ pub(crate) enum Next {
 /// The state after a settled batch.
 #[derive(Debug)]
 pub(crate) struct Settled {
-    /// The new ctids of the lanes' rows; empty if the rows were not written.
+    /// The new ctids of the rows of [`LaneUpdate::ctids`], in the same order; empty if no lanes' rows were written.
     pub(crate) ctids: Vec<Ctid>,
     pub(crate) begun: Option<Begun>,
 }
@@ -221,8 +224,9 @@ impl Transaction {
         format!(
             "with moved as (update {lane_table} set nonce = {nonce}, sealed = case when lane = any ({sealed}::smallint[]) then {nonce} else sealed end, \
                scanned_through = {scanned}, snapshot = {snapshot}::pg_snapshot, swept_through = {swept}, \
-               sweep_snapshot = {sweep}::pg_snapshot where ctid = any ({ctids}::tid[]) returning ctid) \
-             select set_config('{CTIDS}', coalesce(array_agg(ctid)::text, '{{}}'), false), 1 / (count(*) = {count})::int from moved"
+               sweep_snapshot = {sweep}::pg_snapshot where ctid = any ({ctids}::tid[]) returning ctid, lane) \
+             select set_config('{CTIDS}', coalesce(array_agg(ctid order by lane)::text, '{{}}'), false), \
+               1 / (count(*) = {count})::int from moved"
         )
     }
 
@@ -349,10 +353,14 @@ impl Transaction {
         }
         sql.push_str("commit; ");
         // Behind a pooler the next transaction may run in another session, which does not have the variable.
-        let next = if self.prepared && lanes.is_some() { next } else { Next::None };
-        if let Next::Begin(range) = next {
-            sql.push_str(&self.begin_text(range, &format!("current_setting('{CTIDS}')")));
-        }
+        let next = if self.prepared { next } else { Next::None };
+        let next = match (next, &lanes) {
+            (Next::Begin(range), Some(lanes)) => {
+                sql.push_str(&self.begin_text(range, &written_and(lanes.unwritten)));
+                next
+            }
+            _ => Next::None,
+        };
         let answers = conn.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
         let answers = answers.map_err(|error| unmarked(error, rows))?;
         let mut answers = &answers[usize::from(!rows.is_empty()).min(answers.len())..];
@@ -402,6 +410,14 @@ impl Transaction {
         } else {
             self.mark(&format!("'{ctids}'"), &count) + "; "
         }
+    }
+}
+
+/// Returns an SQL expression for the text of a `tid[]`: the rows that the last update of lanes wrote, and `others`.
+fn written_and(others: &[Ctid]) -> String {
+    match others {
+        [] => format!("current_setting('{CTIDS}')"),
+        others => format!("(current_setting('{CTIDS}')::tid[] || '{}'::tid[])::text", Ctid::array(others)),
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use lab::kafka::RealKafka;
 use lab::load::{Load, Plan};
-use lab::{Outbox, Relay, TestDatabase, trials};
+use lab::{Outbox, Relay, SOON, TestDatabase, eventually, trials};
 
 const EVENTS: i64 = 6_000;
 
@@ -22,7 +22,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             killed_relays_that_delete_in_transactions_send_nothing_twice,
             without_the_right_to_delete_nothing_is_published,
             commands_say_what_they_cannot_do_with_deleted_events,
-            relays_that_settle_in_different_ways_are_reported;
+            relays_that_settle_in_different_ways_are_reported,
+            lanes_without_events_are_written_later;
     }
 }
 
@@ -159,5 +160,38 @@ async fn relays_that_settle_in_different_ways_are_reported(
     let deletes = settings.with("RELAY_SETTLE", "delete").start_ready("deletes").await?;
     let line = deletes.wait_for("relay_conflict").await;
     ensure!(line["code"] == "OR-5007" && line["reason"].to_string().contains("RELAY_SETTLE"), "{line}");
+    Ok(())
+}
+
+/// A batch writes only the lanes that had its events. A relay that takes over lanes which lag misses nothing and sends nothing twice.
+async fn lanes_without_events_are_written_later(database: TestDatabase, kafka: Arc<RealKafka>) -> anyhow::Result<()> {
+    let outbox = Outbox::from_database(&database);
+    outbox.create_topic(&kafka).await?;
+    let relay = outbox.relay(&kafka).start_ready("settles").await?;
+    let mut lagged = 0;
+    for event in 1..=40 {
+        outbox.write("hot", event, 1).await?;
+        outbox.until_settled().await;
+        lagged += outbox.number("select count(distinct scanned_through) - 1 from event_outbox_lane").await?;
+    }
+    ensure!(lagged > 0, "every batch has written every lane");
+    let behind = "select count(*) from event_outbox_lane where scanned_through < (select max(id) from event_outbox)";
+    eventually("all lanes are written", SOON, || async {
+        match outbox.number(behind).await {
+            Ok(0) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+
+    // Killed while lanes lag: the next relay begins where the lane that is behind says.
+    outbox.write("hot", 41, 1).await?;
+    outbox.until_settled().await;
+    drop(relay);
+    outbox.write_backlog(100, 50).await?;
+    let relay = outbox.relay(&kafka).start_ready("takes-over").await?;
+    outbox.until_settled().await;
+    outbox.reconcile(&kafka, Rules::default()).await?;
+    ensure!(relay.stop().await? == Some(0));
     Ok(())
 }

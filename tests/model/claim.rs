@@ -290,6 +290,11 @@ impl Look {
         }
     }
 
+    /// Returns the lanes of the rows that were read.
+    pub(crate) fn touched(&self, lane_of: impl Fn(Entity) -> usize) -> Vec<usize> {
+        self.candidates.values().map(|row| lane_of(row.entity)).collect()
+    }
+
     pub(crate) fn xids(&mut self) -> Vec<&mut u8> {
         let rows = self.candidates.values_mut().map(|row| &mut row.xid);
         rows.chain(self.snapshot.xids()).chain(self.progress.xids()).collect()

@@ -57,6 +57,7 @@ fn protocol(flaw: Option<Flaw>) -> impl Strategy<Value = Protocol> {
                 relays,
                 limits: Limits { rows, window, flaw: None },
                 deletes,
+                lags: coarse != pooler,
                 poison: if poison { &[1, 4] } else { &[] },
                 pooler,
                 coarse,

@@ -38,6 +38,7 @@ fn one_lane(writers: &[Writer]) -> Protocol {
         relays: &[&[0], &[0]],
         limits: Limits { rows: 2, window: 8, flaw: None },
         deletes: false,
+        lags: false,
         poison: &[],
         pooler: false,
         coarse: true,
@@ -141,6 +142,49 @@ fn lanes_of_unequal_progress_are_claimed_together() {
     let limits = Limits { rows: 1, window: 8, flaw: None };
     let both: &[&[usize]] = &[&[0, 1], &[1, 0]];
     holds(Protocol { limits, lanes: &['a', 'z'], relays: both, ..one_lane(&[writer("a"), writer("b"), writer("a")]) });
+}
+
+/// Builds a protocol of two lanes, of which a batch writes only those with events.
+fn lagging(writers: &[Writer]) -> Protocol {
+    Protocol { lags: true, lanes: &['a', 'z'], relays: &[&[0, 1]], ..one_relay(writers) }
+}
+
+#[test]
+fn lanes_without_events_lag_and_two_relays_take_them_from_each_other() {
+    let both: &[&[usize]] = &[&[0, 1], &[1, 0]];
+    holds(Protocol { relays: both, ..lagging(&[writer("a"), writer("b"), writer("a")]) });
+    let limits = Limits { rows: 1, window: 8, flaw: None };
+    holds(Protocol { limits, relays: &[&[0, 1], &[1]], ..lagging(&[writer("a"), writer("ba")]) });
+}
+
+#[test]
+fn lanes_without_events_lag_and_the_relay_dies() {
+    let faults = Faults { crashes: 1, sessions: 1, ..Faults::default() };
+    holds(Protocol { faults, ..lagging(&[writer("a"), writer("ab")]) });
+}
+
+#[test]
+fn lanes_without_events_lag_and_postgres_loses_its_last_commits() {
+    let faults = Faults { tails: 1, ..Faults::default() };
+    holds(Protocol { faults, ..lagging(&[writer("a"), writer("b")]) });
+    holds(Protocol { faults, pooler: true, ..lagging(&[writer("a"), writer("b")]) });
+}
+
+#[test]
+fn lanes_without_events_lag_and_rows_are_locked_moved_and_held() {
+    let faults = Faults { locks: 1, moves: 1, ..Faults::default() };
+    holds(Protocol { faults, moves_to: &['b'], ..lagging(&[writer("a"), writer("b")]) });
+    let faults = Faults { pauses: 1, resets: 1, ..Faults::default() };
+    holds(Protocol { faults, ..lagging(&[writer("a"), writer("b")]) });
+}
+
+/// A settle that Postgres has lost is missing in the nonce of the lane that had its events. So a relay that compares the nonces of all its
+/// lanes may trust those that lag, whatever backend answers.
+#[test]
+fn lanes_without_events_lag_and_another_backend_answers() {
+    let faults = Faults { tails: 1, ..Faults::default() };
+    let flaw = Some(Flaw::ComparesPostmasterOnly);
+    holds(Protocol { pooler: true, faults, flaw, ..lagging(&[writer("a"), writer("b")]) });
 }
 
 #[test]
@@ -319,6 +363,7 @@ fn undisturbed(protocol: &mut Protocol) {
 fn contended(protocol: &mut Protocol) {
     undisturbed(protocol);
     protocol.relays = &[&[1, 0], &[1]];
+    protocol.lags = false;
     protocol.limits.rows = 1;
     protocol.coarse = false;
 }

@@ -93,6 +93,8 @@ pub(crate) struct Protocol {
     pub(crate) limits: Limits,
     /// Settling deletes rows.
     pub(crate) deletes: bool,
+    /// A batch writes only the lanes that had events. The others keep their stored progress, and their nonce.
+    pub(crate) lags: bool,
     /// Events that go DEAD instead of to the topic, as long as their row is unchanged.
     pub(crate) poison: &'static [Event],
     /// A relay connects through a pooler between cycles, so its connection survives a crash of Postgres.
@@ -801,12 +803,14 @@ impl Protocol {
             }
             return world.fail(index);
         }
-        let mut lanes = BTreeMap::new();
+        let (mut lanes, mut unwritten) = (BTreeMap::new(), Vec::new());
         if !partial || self.has(Flaw::NewStateInFlight) {
+            unwritten = self.lanes_that_may_lag(&look, &taken);
             for lane in &look.lanes {
                 let of_lane = taken.holds.iter().filter(|hold| self.lane_of(hold.entity) == *lane).cloned().collect();
-                let next = Lane { nonce: world.next_nonce, progress: taken.next.clone(), holds: of_lane };
-                lanes.insert(*lane, next);
+                let known = world.relays[index].memory.get(lane).filter(|_| unwritten.contains(lane));
+                let nonce = known.map_or(world.next_nonce, |known| known.nonce);
+                lanes.insert(*lane, Lane { nonce, progress: taken.next.clone(), holds: of_lane });
             }
             world.next_nonce += 1;
         }
@@ -818,12 +822,21 @@ impl Protocol {
         });
         let writes = &mut database.begin(session).writes;
         writes.extend(marks);
-        writes.extend(lanes.iter().map(|(lane, next)| Write::Lane(*lane, next.clone())));
+        let written = lanes.iter().filter(|(lane, _)| !unwritten.contains(lane));
+        writes.extend(written.map(|(lane, next)| Write::Lane(*lane, next.clone())));
         database.write_commit(session);
         world.relays[index].phase = Phase::Settled(lanes);
         if self.coarse {
             world.commit_leaves(session);
         }
+    }
+
+    /// Returns the lanes that had no event. None may lag if the batch changes holds or belongs to a sweep.
+    fn lanes_that_may_lag(&self, look: &Look, taken: &Taken) -> Vec<usize> {
+        let touched = look.touched(|entity| self.lane_of(entity));
+        let has_sweep = look.progress.sweep.is_some() || taken.next.sweep.is_some();
+        let all = !self.lags || has_sweep || taken.holds != look.holds || touched.is_empty();
+        look.lanes.iter().copied().filter(|lane| !all && !touched.contains(lane)).collect()
     }
 
     /// Appends a record to the topic. A record that is already there is a duplicate and changes no first occurrence.

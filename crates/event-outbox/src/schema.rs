@@ -76,6 +76,7 @@ const MIGRATIONS: &[Migration] = &[
     migration(16, "relay settings", include_str!("../migrations/0016_relay_settings.sql")),
     migration(17, "consumers", include_str!("../migrations/0017_consumers.sql")),
     migration(18, "retries", include_str!("../migrations/0018_retries.sql")),
+    migration(19, "fill factor", include_str!("../migrations/0019_fill_factor.sql")),
 ];
 
 /// The query of the view of [`Names::companion`] `health`, which migrations render.

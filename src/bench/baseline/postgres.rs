@@ -112,7 +112,7 @@ impl Session {
                 last_allocated: summary.last_allocated,
             });
             let ctids: Vec<_> = begun.lanes.iter().map(|row| row.ctid).collect();
-            let update = LaneUpdate { ctids: &ctids, nonce: 0, progress: &progress, sealed: &[] };
+            let update = LaneUpdate { ctids: &ctids, unwritten: &[], nonce: 0, progress: &progress, sealed: &[] };
             let next = if rows.is_empty() { Next::None } else { Next::Begin(*lanes) };
             let settled = transaction.mark_and_commit(conn, &rows, Some(update), next).await?;
             marked += rows.len() as u64;

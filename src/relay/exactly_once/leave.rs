@@ -51,7 +51,7 @@ impl WorkerContext<'_> {
             open.retain(|open| !matches!(open.value(), HoldValue::Row(_)));
             values = set_aside::hold_open(assignment, &open, error);
             let lanes = lanes_of(assignment);
-            let stored = self.store(assignment, progress, &[], &[], false).await;
+            let stored = self.store(assignment, progress, &[], &[], None, false).await;
             stored.map_err(|error| self.not_marked(error, lanes))?;
         }
         self.release_lanes(None).await?;

@@ -62,7 +62,8 @@ impl WorkerContext<'_> {
         }
         self.report_in_doubt(assignment);
         // A probe looks only at the lanes that the worker has. Lanes that were not free must not wait until there is an event in these.
-        let may_probe = (probe_first || assignment.pauses.blocks_everything())
+        let lags = assignment.owned.as_ref().is_some_and(|owned| owned.lags_long(Instant::now()));
+        let may_probe = (probe_first && !lags || assignment.pauses.blocks_everything())
             && !assignment.widens(Instant::now())
             && !assignment.in_doubt.iter().any(|records| records.is_due(self.shared.options.relay.publish_timeout));
         let keeps_lanes = assignment.waits_for_acks(patience(self.shared.options.relay.publish_timeout));

@@ -4,7 +4,7 @@
 //!
 //! [`CycleError::Unacknowledged`]: crate::relay::worker::context::CycleError::Unacknowledged
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::lane::LaneRange;
@@ -28,6 +28,11 @@ const SLOW: u32 = 4;
 /// The length from which a snapshot counts as long. A long snapshot is stored only once a second: an older one is true as well.
 const LONG_SNAPSHOT: usize = 64;
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How far the stored progress of lanes without events may be behind: the time since all lanes were written, and the number of ids that the
+/// next owner of the lanes has to walk again.
+const LAG: Duration = Duration::from_secs(1);
+const LAG_IDS: i64 = 10_000;
 
 /// The state of one worker on one range of lanes.
 #[derive(Debug)]
@@ -64,14 +69,19 @@ pub(crate) struct LaneAssignment {
 #[derive(Debug)]
 pub(crate) struct OwnedLanes {
     pub(crate) lanes: LaneRange,
-    /// The ctids of the lanes' rows.
-    pub(crate) ctids: Vec<Ctid>,
+    /// The ctids of the lanes' rows, by lane.
+    pub(crate) ctids: BTreeMap<i16, Ctid>,
     /// The nonces, by lane.
     pub(crate) nonces: BTreeMap<i16, i64>,
     /// The nonce that the next settled batch writes.
     pub(crate) next_nonce: i64,
-    /// The progress. It equals what is stored (for lanes of unequal progress: their common part), except that its snapshot may be newer.
+    /// The progress. It equals what is stored (for lanes of unequal progress: their common part), except that its snapshot may be newer, and
+    /// that some lanes may lag.
     pub(crate) progress: Progress,
+    /// True while the stored progress of a lane is behind `progress`: the batches since had no event in this lane.
+    pub(crate) lags: bool,
+    /// The time at which the rows of all lanes were last written, and the id that they had come to.
+    written: (Instant, i64),
     pub(crate) server: ServerProcess,
     /// The id, by lane, up to which events were already counted in holds before lanes of unequal progress were merged.
     pub(crate) counted_through: BTreeMap<i16, i64>,
@@ -110,7 +120,9 @@ impl OwnedLanes {
         let ahead = states.iter().filter(|state| state.progress.scanned_through > progress.scanned_through);
         Self {
             lanes,
-            ctids: states.iter().map(|state| state.row.ctid).collect(),
+            ctids: states.iter().map(|state| (state.row.lane, state.row.ctid)).collect(),
+            lags: false,
+            written: (Instant::now(), progress.scanned_through),
             nonces: by_lane(|state| state.row.nonce),
             next_nonce: rand::random(),
             server,
@@ -128,7 +140,8 @@ impl OwnedLanes {
     /// Returns true when the remembered state equals the stored one: every lane is locked and has the nonce that this worker knows.
     ///
     /// Behind a pooler another backend may answer, perhaps after the server has recovered from a crash and lost what was committed
-    /// asynchronously. Then only the stored snapshot counts.
+    /// asynchronously. Then only the stored snapshot counts. A lost batch is missing in the nonce of the lanes that had its events, so a lane
+    /// that lags is trusted only together with all the others.
     pub(crate) fn matches(&mut self, begun: &Begun) -> bool {
         if begun.server.pid != self.server.pid {
             self.progress.snapshot = self.stored.0.clone();
@@ -142,6 +155,35 @@ impl OwnedLanes {
     /// Returns the highest id that the next claim searches: `id <= upto`.
     pub(crate) fn upto(&self) -> i64 {
         self.progress.scanned_through.saturating_add(self.slice)
+    }
+
+    pub(crate) fn all_ctids(&self) -> Vec<Ctid> {
+        self.ctids.values().copied().collect()
+    }
+
+    /// Returns the lanes whose rows a batch has to write if only `touched` lanes had events: these, or all of them now and then.
+    pub(crate) fn to_write(&self, touched: &BTreeSet<i16>, after: &Progress, now: Instant) -> Vec<i16> {
+        let (at, through) = self.written;
+        let moved = after.scanned_through - through;
+        let has_sweep = self.progress.sweep.is_some() || after.sweep.is_some();
+        let may_lag = !has_sweep && (0..LAG_IDS).contains(&moved) && now - at < LAG && !touched.is_empty();
+        self.ctids.keys().copied().filter(|lane| !may_lag || touched.contains(lane)).collect()
+    }
+
+    /// Records that the rows of `lanes` were written, with this nonce.
+    pub(crate) fn has_written(&mut self, lanes: &[i16], ctids: &[Ctid], nonce: i64, now: Instant, through: i64) {
+        self.lags = lanes.len() < self.ctids.len();
+        if !self.lags {
+            self.written = (now, through);
+        }
+        self.ctids.extend(lanes.iter().copied().zip(ctids.iter().copied()));
+        self.nonces.extend(lanes.iter().map(|lane| (*lane, nonce)));
+        self.next_nonce = rand::random();
+    }
+
+    /// Returns true when lanes that lag have to be written even if there is no event.
+    pub(crate) fn lags_long(&self, now: Instant) -> bool {
+        self.lags && now - self.written.0 >= LAG
     }
 
     /// Adapts the length of slices, after a slice was walked to its end in the time `took`.
@@ -198,9 +240,8 @@ impl LaneAssignment {
 
     /// Returns true if nothing waits in these lanes for a time or a cause: no hold, no record in doubt, no pause, no lanes of others.
     pub(crate) fn is_quiet(&self) -> bool {
-        let owns_all =
-            self.owned.as_ref().is_some_and(|owned| owned.lanes == self.range && owned.progress.sweep.is_none());
-        owns_all && self.in_doubt.is_empty() && self.holds.iter().next().is_none() && self.pauses.is_empty()
+        let is_done = |owned: &OwnedLanes| owned.lanes == self.range && owned.progress.sweep.is_none() && !owned.lags;
+        self.owned.as_ref().is_some_and(is_done) && self.in_doubt.is_empty() && self.holds.iter().next().is_none() && self.pauses.is_empty()
     }
 
     /// Makes the worker read its lanes again. Records in doubt stay known until [`Self::has_read`] finds that they are not.
@@ -245,6 +286,7 @@ impl LaneAssignment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lane::progress::Sweep;
     use crate::store::session::LaneRow;
     use crate::store::settle::Ctid;
 
@@ -283,6 +325,33 @@ mod tests {
         let begun = |pid| Begun { lanes: Vec::new(), generation: 0, owners: Vec::new(), server: server("now", pid) };
         assert!(owned.matches(&begun(1)) && owned.progress.snapshot.xmax == 9);
         assert!(owned.matches(&begun(2)) && owned.progress.snapshot == Snapshot::default());
+    }
+
+    #[test]
+    fn lanes_without_events_lag_for_a_while() {
+        let state = |lane| LaneState {
+            row: LaneRow { lane, nonce: 7, ctid: Ctid([lane as u8; 6]) },
+            progress: Progress::default(),
+            sealed: 0,
+            is_of_here: true,
+            was_of_elsewhere: false,
+        };
+        let lanes = LaneRange { first: 0, last: 2 };
+        let mut owned = OwnedLanes::new(lanes, &[state(0), state(1), state(2)], server("now", 1));
+        let (now, touched) = (owned.written.0, BTreeSet::from([1]));
+        let after = |scanned_through| Progress { scanned_through, ..Progress::default() };
+        assert_eq!(owned.to_write(&touched, &after(5), now), [1]);
+        assert_eq!(owned.to_write(&touched, &after(5), now + LAG), [0, 1, 2]);
+        assert_eq!(owned.to_write(&touched, &after(LAG_IDS), now), [0, 1, 2]);
+        assert_eq!(owned.to_write(&touched, &after(-1), now), [0, 1, 2], "ids have begun again");
+        assert_eq!(owned.to_write(&BTreeSet::new(), &after(5), now), [0, 1, 2]);
+        let sweep = Some(Sweep { through: 3, snapshot: Snapshot::default() });
+        assert_eq!(owned.to_write(&touched, &Progress { sweep, ..after(5) }, now), [0, 1, 2]);
+        owned.has_written(&[1], &[Ctid([9; 6])], 8, now, 5);
+        assert_eq!((owned.nonces[&0], owned.nonces[&1], owned.all_ctids()[1]), (7, 8, Ctid([9; 6])));
+        assert!(!owned.lags_long(now) && owned.lags_long(now + LAG));
+        owned.has_written(&[0, 1, 2], &[Ctid([8; 6]); 3], 9, now, 5);
+        assert!(!owned.lags_long(now + LAG));
     }
 
     #[test]

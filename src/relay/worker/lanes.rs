@@ -72,7 +72,8 @@ impl WorkerContext<'_> {
         if let Some(owned) = &assignment.owned
             && !assignment.widens(now)
         {
-            let wanted = Wanted::Ctids(owned.lanes, &owned.ctids);
+            let ctids = owned.all_ctids();
+            let wanted = Wanted::Ctids(owned.lanes, &ctids);
             return Ok((within(self.shared.transaction.begin(self.conn, wanted)).await?, false));
         }
         assignment.widen_at = now + WIDEN_INTERVAL;
@@ -128,7 +129,8 @@ impl WorkerContext<'_> {
     /// Begins a transaction that locks the lanes, if none has locked them.
     pub(crate) async fn keep_lanes(&mut self, assignment: &LaneAssignment) -> Result<(), CycleError> {
         if let (None, Some(owned)) = (&self.begun, &assignment.owned) {
-            let wanted = Wanted::Ctids(owned.lanes, &owned.ctids);
+            let ctids = owned.all_ctids();
+            let wanted = Wanted::Ctids(owned.lanes, &ctids);
             let begun = within(self.shared.transaction.begin(self.conn, wanted)).await?;
             *self.begun = Some((begun, owned.lanes));
         }

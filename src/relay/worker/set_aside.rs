@@ -156,7 +156,7 @@ impl WorkerContext<'_> {
         let sent: HashMap<i64, &Record> = records.iter().map(|record| (record.id, record)).collect();
         let is_sent = |row: &&PendingRow| sent.get(&row.id).is_some_and(|record| record.is(row));
         let ctids: Vec<Ctid> = pending.iter().filter(is_sent).map(|row| row.ctid).collect();
-        let stored = self.store(assignment, progress, &ctids, &[], false).await;
+        let stored = self.store(assignment, progress, &ctids, &[], None, false).await;
         stored.map_err(|error| self.not_marked(error, lanes))?;
         self.shared.settled(ctids.len(), 0);
         let mut settled = assignment.in_doubt.remove(at);

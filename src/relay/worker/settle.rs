@@ -1,5 +1,6 @@
 //! Ends a cycle: decides what the delivery reports mean for each row, and writes the result.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use rdkafka::error::RDKafkaErrorCode;
@@ -148,7 +149,8 @@ impl WorkerContext<'_> {
             within(crate::store::session::commit(self.conn)).await?;
             return Ok(false);
         }
-        self.store(assignment, after, &changes.published, &sealed, goes_on).await?;
+        let touched = touched_lanes(batch)?;
+        self.store(assignment, after, &changes.published, &sealed, Some(&touched), goes_on).await?;
         self.shared.settled(changes.published.len(), changes.dead.len() + changes.refused.len());
         changes.log_poison(batch, sent)?;
         Ok(true)
@@ -201,9 +203,10 @@ impl WorkerContext<'_> {
         let is_worth_it = after.sweep != before.sweep
             || after.scanned_through < before.scanned_through
             || moved > WORTH_STORING
+            || owned.lags_long(Instant::now())
             || began.elapsed() > WORTH_STORING_TIME;
         if assignment.holds.has_changes() || is_worth_it {
-            self.store(assignment, after, &[], &[], false).await?;
+            self.store(assignment, after, &[], &[], None, false).await?;
         } else {
             within(crate::store::session::commit(self.conn)).await?;
             // Only the snapshot in memory may be ahead of what is stored: see `OwnedLanes::progress`.
@@ -227,32 +230,43 @@ impl WorkerContext<'_> {
     }
 
     /// Writes marks, progress and holds in one commit. What the worker remembers changes only with this commit.
+    ///
+    /// If only `touched` lanes had events, only their rows need to be written: the older progress of the others stays true (ADR 17).
     pub(crate) async fn store(
         &mut self,
         assignment: &mut LaneAssignment,
         after: Progress,
         published: &[Ctid],
         sealed: &[i16],
+        touched: Option<&BTreeSet<i16>>,
         goes_on: bool,
     ) -> Result<(), SettleError> {
         let Some(owned) = assignment.owned.as_mut() else { return Err(sqlx::Error::PoolClosed.into()) };
-        let persistent = self.shared.options.database.prepared_statements;
+        let options = &self.shared.options;
+        let persistent = options.database.prepared_statements;
         let mut moved = Vec::new();
+        // The nonces of a Kafka transaction are those of all lanes.
+        let mut touched = touched.filter(|_| !options.is_exactly_once());
         if assignment.holds.has_changes() {
+            // A hold may have lost its last event, or be gone, without an event of its lane in this batch.
+            touched = None;
             moved = within(self.shared.holds.save(self.conn, &assignment.holds, persistent)).await?;
         }
         let (now, nonce) = (Instant::now(), owned.next_nonce);
         let stored = owned.to_store(&after, now);
-        let update = LaneUpdate { ctids: &owned.ctids, nonce, progress: &stored, sealed };
+        let all = || owned.ctids.keys().copied().collect();
+        let written: Vec<i16> = touched.map_or_else(all, |touched| owned.to_write(touched, &after, now));
+        let (ctids, unwritten): (Vec<_>, Vec<_>) = owned.ctids.iter().partition(|(lane, _)| written.contains(lane));
+        let of = |rows: Vec<(&i16, &Ctid)>| rows.into_iter().map(|(_, ctid)| *ctid).collect::<Vec<_>>();
+        let (ctids, unwritten) = (of(ctids), of(unwritten));
+        let update = LaneUpdate { ctids: &ctids, unwritten: &unwritten, nonce, progress: &stored, sealed };
         let lanes = owned.lanes;
         let next = if goes_on && lanes == assignment.range { Next::Begin(lanes) } else { Next::None };
         let transaction = &self.shared.transaction;
         let settled = within(transaction.mark_and_commit(self.conn, published, Some(update), next)).await?;
         *self.begun = settled.begun.map(|begun| (begun, lanes));
         assignment.holds.stored(moved);
-        owned.ctids = settled.ctids;
-        owned.nonces.values_mut().for_each(|known| *known = nonce);
-        owned.next_nonce = rand::random();
+        owned.has_written(&written, &settled.ctids, nonce, now, after.scanned_through);
         owned.sealed.extend(sealed.iter().map(|lane| (*lane, nonce)));
         if stored.snapshot == after.snapshot {
             owned.stored = (stored.snapshot, now);
@@ -302,6 +316,11 @@ impl Changes {
         }
         Ok(())
     }
+}
+
+/// Returns the lanes with events of this batch, whatever becomes of them.
+fn touched_lanes(batch: &Batch) -> Result<BTreeSet<i16>, sqlx::Error> {
+    batch.rows.iter().map(ClaimedRow::lane).chain(batch.skipped.iter().map(|row| Ok(row.lane))).collect()
 }
 
 fn changes(batch: &Batch, sent: &Sent, reports: &[Outcome]) -> Result<Changes, sqlx::Error> {
