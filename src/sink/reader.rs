@@ -18,6 +18,10 @@ use crate::sink::login::{self, Complaint, Quiet};
 /// The time limit for an answer of the cluster.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
+/// The pause of a partition whose next records are not fetched because enough are queued. With librdkafka's 1,000 ms, the queue is empty for
+/// most of the pause (<https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md>).
+pub(crate) const BACKOFF: (&str, &str) = ("fetch.queue.backoff.ms", "5");
+
 const SETTINGS: &[(&str, &str)] = &[
     ("client.id", "outbox-relay"),
     // librdkafka requires a group id for a consumer; the reader joins no group.
@@ -29,6 +33,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("allow.auto.create.topics", "false"),
     ("fetch.wait.max.ms", "50"),
     ("queued.max.messages.kbytes", "16384"),
+    BACKOFF,
     ("log.connection.close", "false"),
     ("reconnect.backoff.max.ms", "500"),
 ];

@@ -18,6 +18,7 @@ use crate::inspect::verify::reading::{self, Reading};
 use crate::lane::murmur2::murmur2;
 use crate::resend::rate::Rate;
 use crate::sink::login::{self, Quiet};
+use crate::sink::reader::BACKOFF;
 use event_outbox::event::EventId;
 
 /// The time limit of a request to the cluster.
@@ -45,6 +46,7 @@ const CONSUMER: &[(&str, &str)] = &[
     // Limits of the client's memory.
     ("queued.max.messages.kbytes", "8192"),
     ("queued.min.messages", "5000"),
+    BACKOFF,
     ("fetch.max.bytes", "4194304"),
     ("reconnect.backoff.max.ms", "500"),
 ];

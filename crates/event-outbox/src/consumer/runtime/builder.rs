@@ -37,13 +37,15 @@ const FETCH_BYTES: &str = "max.partition.fetch.bytes";
 const FETCH_BYTES_ALIAS: &str = "fetch.message.max.bytes";
 
 /// Settings that apply unless the user sets them.
-const DEFAULTS: [(&str, &str); 11] = [
+const DEFAULTS: [(&str, &str); 12] = [
     // Without a committed offset, read all that the topic holds: the inbox knows which events have been applied.
     ("auto.offset.reset", "earliest"),
     // Only partitions that move to another member are revoked.
     ("partition.assignment.strategy", "cooperative-sticky"),
     // Most kilobytes fetched ahead for all partitions. The default of librdkafka is 64 MiB, more than most services have to spare.
     ("queued.max.messages.kbytes", "16384"),
+    // How long a partition pauses when that much is queued. The default of librdkafka is a second, in which the queue runs empty.
+    ("fetch.queue.backoff.ms", "5"),
     // What is fetched of a partition at once. A pause drops the records that were fetched ahead, so less is fetched twice.
     (FETCH_BYTES, "262144"),
     ("client.id", "outbox-relay-consumer"),
