@@ -135,5 +135,5 @@ fn the_wal_of_an_event_is_one_number_in_all_documents() {
             figures.insert(before.rsplit(' ').next().unwrap_or_default().to_owned());
         }
     }
-    assert_eq!(figures, BTreeSet::from(["950".to_owned()]));
+    assert_eq!(figures, BTreeSet::from(["890".to_owned()]));
 }
