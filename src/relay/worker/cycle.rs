@@ -62,11 +62,12 @@ impl WorkerContext<'_> {
         }
         self.report_in_doubt(assignment);
         // A probe looks only at the lanes that the worker has. Lanes that were not free must not wait until there is an event in these.
-        let lags = assignment.owned.as_ref().is_some_and(|owned| owned.lags_long(Instant::now()));
+        let keeps_lanes = assignment.waits_for_acks(patience(self.shared.options.relay.publish_timeout));
+        // To write lanes that lag ends the transaction that keeps them locked.
+        let lags = !keeps_lanes && assignment.owned.as_ref().is_some_and(|owned| owned.lags_long(Instant::now()));
         let may_probe = (probe_first && !lags || assignment.pauses.blocks_everything())
             && !assignment.widens(Instant::now())
             && !assignment.in_doubt.iter().any(|records| records.is_due(self.shared.options.relay.publish_timeout));
-        let keeps_lanes = assignment.waits_for_acks(patience(self.shared.options.relay.publish_timeout));
         if may_probe && (self.begun.is_none() || keeps_lanes) && !self.probe(assignment).await? {
             return Ok(Cycle::Idle);
         }

@@ -78,7 +78,7 @@ pub(crate) struct OwnedLanes {
     /// The progress. It equals what is stored (for lanes of unequal progress: their common part), except that its snapshot may be newer, and
     /// that some lanes may lag.
     pub(crate) progress: Progress,
-    /// True while the stored progress of a lane is behind `progress`: the batches since had no event in this lane.
+    /// True while the stored progress of the lanes is not equal: some had no event in the last batches, of this owner or the one before.
     pub(crate) lags: bool,
     /// The time at which the rows of all lanes were last written, and the id that they had come to.
     written: (Instant, i64),
@@ -121,7 +121,7 @@ impl OwnedLanes {
         Self {
             lanes,
             ctids: states.iter().map(|state| (state.row.lane, state.row.ctid)).collect(),
-            lags: false,
+            lags: states.iter().any(|state| state.progress != progress),
             written: (Instant::now(), progress.scanned_through),
             nonces: by_lane(|state| state.row.nonce),
             next_nonce: rand::random(),
@@ -166,8 +166,11 @@ impl OwnedLanes {
         let (at, through) = self.written;
         let moved = after.scanned_through - through;
         let has_sweep = self.progress.sweep.is_some() || after.sweep.is_some();
-        let may_lag = !has_sweep && (0..LAG_IDS).contains(&moved) && now - at < LAG && !touched.is_empty();
-        self.ctids.keys().copied().filter(|lane| !may_lag || touched.contains(lane)).collect()
+        let began_again = after.scanned_through < self.progress.scanned_through;
+        let may_lag = !has_sweep && !began_again && (0..LAG_IDS).contains(&moved) && now - at < LAG;
+        let some: Vec<i16> = self.ctids.keys().copied().filter(|lane| may_lag && touched.contains(lane)).collect();
+        // A batch has to change a nonce.
+        if some.is_empty() { self.ctids.keys().copied().collect() } else { some }
     }
 
     /// Records that the rows of `lanes` were written, with this nonce.
@@ -241,7 +244,10 @@ impl LaneAssignment {
     /// Returns true if nothing waits in these lanes for a time or a cause: no hold, no record in doubt, no pause, no lanes of others.
     pub(crate) fn is_quiet(&self) -> bool {
         let is_done = |owned: &OwnedLanes| owned.lanes == self.range && owned.progress.sweep.is_none() && !owned.lags;
-        self.owned.as_ref().is_some_and(is_done) && self.in_doubt.is_empty() && self.holds.iter().next().is_none() && self.pauses.is_empty()
+        self.owned.as_ref().is_some_and(is_done)
+            && self.in_doubt.is_empty()
+            && self.holds.iter().next().is_none()
+            && self.pauses.is_empty()
     }
 
     /// Makes the worker read its lanes again. Records in doubt stay known until [`Self::has_read`] finds that they are not.

@@ -278,6 +278,8 @@ impl WorkerContext<'_> {
                 owned.late_is_all = false;
             }
         }
+        let (behind, went_back) = (after.scanned_through, after.scanned_through < owned.progress.scanned_through);
+        owned.counted_through.retain(|_, through| *through > behind && !went_back);
         owned.progress = after;
         Ok(())
     }
