@@ -61,6 +61,16 @@ use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 
+/// Trials that take a minute or more. CI runs a part of them: see [`lab::share`].
+const SLOWEST: &[&str] = &[
+    "switch::the_page_about",
+    "logins::tokens_of",
+    "logins::passwords_and_certificates",
+    "consumers::programs::the_programs_of_the_pages",
+    "settle::killed_relays_that_delete_in_transactions",
+    "registry::the_row_of_a_killed_relay_is_removed",
+];
+
 fn main() -> ExitCode {
     lab::relay::use_binary(env!("CARGO_BIN_EXE_outbox-relay"));
     if let Some(code) = servers::run_as_owner().or_else(consumers::run_as_member) {
@@ -128,5 +138,6 @@ fn main() -> ExitCode {
         adopt::trials(),
         capture::trials(),
     ];
-    lab::run(Arguments::from_args(), trials.into_iter().flatten().collect())
+    let trials = lab::share_of(SLOWEST, trials.into_iter().flatten().collect());
+    lab::run(Arguments::from_args(), trials)
 }

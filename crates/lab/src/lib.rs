@@ -86,4 +86,4 @@ pub use relay::{Relay, RelayProcess, UnreadRelay};
 #[cfg(feature = "kit")]
 pub use shared::{migrate_template_with, options_for_tests};
 #[cfg(feature = "kit")]
-pub use trial::{Missing, Skip, alone, long, run, share, with_both, with_kafka, with_postgres};
+pub use trial::{Missing, Skip, alone, long, run, share, share_of, with_both, with_kafka, with_postgres};

@@ -104,14 +104,29 @@ const SHARE: &str = "OUTBOX_RELAY_TEST_SHARE";
 
 /// Keeps one of [`SHARE`] trials, which the seed draws, and excludes the others from a plain run. Keeps all where the variable is not set.
 pub fn share(trials: Vec<Trial>) -> Vec<Trial> {
+    share_of(&[""], trials)
+}
+
+/// Does what [`share`] does, with the trials whose names contain one of these texts.
+///
+/// # Panics
+/// Panics if a text is in the name of no trial.
+pub fn share_of(texts: &[&str], trials: Vec<Trial>) -> Vec<Trial> {
+    for text in texts {
+        assert!(trials.iter().any(|trial| trial.name().contains(text)), "there is no trial {text}");
+    }
     let share = size(SHARE, 1).max(1);
     if share == 1 {
         return trials;
     }
-    eprintln!("{SHARE}={share}: the seed draws one of {share} trials");
+    eprintln!(
+        "{SHARE}={share}: the seed draws one of {share} trials{}",
+        if *texts == [""] { "" } else { " of the slowest" }
+    );
     let is_drawn =
         |name: &str| random_of(&format!("share of {name}")).random_ratio(1, u32::try_from(share).unwrap_or(1));
-    trials.into_iter().map(|trial| if is_drawn(trial.name()) { trial } else { trial.with_ignored_flag(true) }).collect()
+    let is_kept = |name: &str| !texts.iter().any(|text| name.contains(text)) || is_drawn(name);
+    trials.into_iter().map(|trial| if is_kept(trial.name()) { trial } else { trial.with_ignored_flag(true) }).collect()
 }
 
 /// The trials to run, separated by spaces: those whose name contains one of these texts. The arguments of the suite take a single text.
