@@ -1,5 +1,5 @@
 -- 0019 fill factor: keeps a little more than half of each page free, so that the second versions of all its rows fit.
--- The previous binary runs on this schema. It refuses to start anew, as it does on any newer version.
+-- A relay of the previous version that runs goes on. When it is started again, it refuses this schema, like any newer one.
 
 -- A published row is up to 16 bytes longer than a pending one ('PUBLISHED', published_at). With half of a page free, the last row of a page
 -- had no place on it: 5 % of the marks wrote a whole row and an entry in each index. Only new pages are affected. A fill factor that

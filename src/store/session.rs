@@ -352,10 +352,9 @@ impl Transaction {
             sql.push_str("; ");
         }
         sql.push_str("commit; ");
-        // Behind a pooler the next transaction may run in another session, which does not have the variable.
-        let next = if self.prepared { next } else { Next::None };
         let next = match (next, &lanes) {
-            (Next::Begin(range), Some(lanes)) => {
+            // Behind a pooler the next transaction may run in another session, which does not have the variable.
+            (Next::Begin(range), Some(lanes)) if self.prepared => {
                 sql.push_str(&self.begin_text(range, &written_and(lanes.unwritten)));
                 next
             }

@@ -242,7 +242,6 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
          values ('order', 'a', 'Bad', '{\"n\": 3}', '{\"number\": 1}')",
         "select outbox_emit('order', 7, 'X', '{\"n\": 5}', dedupe_key => 'k'), outbox_emit('order', 7, 'X', '{\"n\": 5}', dedupe_key => 'k')",
         "select outbox_emit_many('[{\"entity_type\": \"order\", \"entity_id\": \"b\", \"event_type\": \"X\", \"payload\": {\"n\": 6}}]')",
-        "select outbox_emit('order', 'a', 'X', '{\"n\": 4}', available_at => now() + interval '1 second')",
     ] {
         writer.execute(sql).await.with_context(|| sql.to_owned())?;
     }
@@ -251,11 +250,13 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
     let settings = outbox.relay(&kafka).with("DATABASE_URL", &relay_url);
     let relay = settings.start("alone")?;
     outbox.until_settled().await;
+    // A scheduled event has no order among the others: it may be due before the relay begins.
+    writer
+        .execute("select outbox_emit('order', 'a', 'X', '{\"n\": 4}', available_at => now() + interval '1 second')")
+        .await?;
+    outbox.until_settled().await;
     let numbers = outbox.published_numbers(&kafka).await?;
-    // The scheduled event has no order among the others: it may be due before the relay begins.
-    let ordinary: Vec<i64> = numbers["a"].iter().copied().filter(|number| *number != 4).collect();
-    ensure!(ordinary == [1, 2] && numbers["a"].len() == 3, "{numbers:?}");
-    ensure!(numbers["7"] == [5] && numbers["b"] == [6], "{numbers:?}");
+    ensure!(numbers["a"] == [1, 2, 4] && numbers["7"] == [5] && numbers["b"] == [6], "{numbers:?}");
 
     let operator = user(&database, "operator").await?;
     let run = async |url: &str, command: &str, arguments: &[&str]| {
@@ -282,8 +283,7 @@ async fn each_role_does_its_work_alone(database: TestDatabase, kafka: Arc<RealKa
     let output = run(&operator, "dead", &["retry", "--discarded", "--all", "--yes"]).await?;
     ensure!(output.code == Some(0), "{output:?}");
     outbox.until_settled().await;
-    let retried = outbox.published_numbers(&kafka).await?;
-    ensure!(retried["a"] == [numbers["a"].as_slice(), &[3]].concat(), "{retried:?}");
+    ensure!(outbox.published_numbers(&kafka).await?["a"] == [1, 2, 4, 3]);
 
     let monitor = user(&database, "monitor").await?;
     for user in [&monitor, &operator] {

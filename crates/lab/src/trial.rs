@@ -119,13 +119,12 @@ pub fn share_of(texts: &[&str], trials: Vec<Trial>) -> Vec<Trial> {
     if share == 1 {
         return trials;
     }
-    eprintln!(
-        "{SHARE}={share}: the seed draws one of {share} trials{}",
-        if *texts == [""] { "" } else { " of the slowest" }
-    );
+    let is_named = |name: &str| texts.iter().any(|text| name.contains(text));
+    let named = trials.iter().filter(|trial| is_named(trial.name())).count();
+    eprintln!("{SHARE}={share}: the seed draws one of {share} of {named} trials");
     let is_drawn =
         |name: &str| random_of(&format!("share of {name}")).random_ratio(1, u32::try_from(share).unwrap_or(1));
-    let is_kept = |name: &str| !texts.iter().any(|text| name.contains(text)) || is_drawn(name);
+    let is_kept = |name: &str| !is_named(name) || is_drawn(name);
     trials.into_iter().map(|trial| if is_kept(trial.name()) { trial } else { trial.with_ignored_flag(true) }).collect()
 }
 

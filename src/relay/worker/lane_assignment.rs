@@ -161,27 +161,41 @@ impl OwnedLanes {
         self.ctids.values().copied().collect()
     }
 
-    /// Returns the lanes whose rows a batch has to write if only `touched` lanes had events: these, or all of them now and then.
-    pub(crate) fn to_write(&self, touched: &BTreeSet<i16>, after: &Progress, now: Instant) -> Vec<i16> {
+    /// Splits the lanes into those whose rows a batch has to write and those that may lag. `touched` lanes had events; with `None`, all are
+    /// written.
+    pub(crate) fn to_write(
+        &self,
+        touched: Option<&BTreeSet<i16>>,
+        after: &Progress,
+        now: Instant,
+    ) -> (BTreeMap<i16, Ctid>, BTreeMap<i16, Ctid>) {
         let (at, through) = self.written;
         let moved = after.scanned_through - through;
         let has_sweep = self.progress.sweep.is_some() || after.sweep.is_some();
-        let began_again = after.scanned_through < self.progress.scanned_through;
-        let may_lag = !has_sweep && !began_again && (0..LAG_IDS).contains(&moved) && now - at < LAG;
-        let some: Vec<i16> = self.ctids.keys().copied().filter(|lane| may_lag && touched.contains(lane)).collect();
+        let may_lag = !has_sweep && !self.begins_again(after) && (0..LAG_IDS).contains(&moved) && now - at < LAG;
+        let is_written = |lane: &i16| touched.is_none_or(|touched| !may_lag || touched.contains(lane));
+        let (written, unwritten): (BTreeMap<_, _>, _) = self.ctids.iter().partition(|(lane, _)| is_written(lane));
         // A batch has to change a nonce.
-        if some.is_empty() { self.ctids.keys().copied().collect() } else { some }
+        if written.is_empty() { (unwritten, written) } else { (written, unwritten) }
     }
 
-    /// Records that the rows of `lanes` were written, with this nonce.
-    pub(crate) fn has_written(&mut self, lanes: &[i16], ctids: &[Ctid], nonce: i64, now: Instant, through: i64) {
+    /// Records that a batch came to `after`, and wrote the rows of these lanes with this nonce.
+    pub(crate) fn has_written(&mut self, lanes: BTreeMap<i16, Ctid>, nonce: i64, now: Instant, after: Progress) {
         self.lags = lanes.len() < self.ctids.len();
         if !self.lags {
-            self.written = (now, through);
+            self.written = (now, after.scanned_through);
         }
-        self.ctids.extend(lanes.iter().copied().zip(ctids.iter().copied()));
-        self.nonces.extend(lanes.iter().map(|lane| (*lane, nonce)));
+        self.nonces.extend(lanes.keys().map(|lane| (*lane, nonce)));
+        self.ctids.extend(lanes);
         self.next_nonce = rand::random();
+        let begins_again = self.begins_again(&after);
+        self.counted_through.retain(|_, through| !begins_again && *through > after.scanned_through);
+        self.progress = after;
+    }
+
+    /// Returns true if ids have begun again.
+    fn begins_again(&self, after: &Progress) -> bool {
+        after.scanned_through < self.progress.scanned_through
     }
 
     /// Returns true when lanes that lag have to be written even if there is no event.
@@ -319,6 +333,16 @@ mod tests {
         assert_eq!(owned.to_store(&short, now), short);
     }
 
+    fn state(lane: i16, scanned_through: i64) -> LaneState {
+        LaneState {
+            row: LaneRow { lane, nonce: 10 + i64::from(lane), ctid: Ctid([0; 6]) },
+            progress: Progress { scanned_through, ..Progress::default() },
+            sealed: 0,
+            is_of_here: true,
+            was_of_elsewhere: false,
+        }
+    }
+
     fn server(started: &str, pid: i32) -> ServerProcess {
         ServerProcess { started: started.to_owned(), pid }
     }
@@ -335,40 +359,33 @@ mod tests {
 
     #[test]
     fn lanes_without_events_lag_for_a_while() {
-        let state = |lane| LaneState {
-            row: LaneRow { lane, nonce: 7, ctid: Ctid([lane as u8; 6]) },
-            progress: Progress::default(),
-            sealed: 0,
-            is_of_here: true,
-            was_of_elsewhere: false,
-        };
         let lanes = LaneRange { first: 0, last: 2 };
-        let mut owned = OwnedLanes::new(lanes, &[state(0), state(1), state(2)], server("now", 1));
+        let mut owned = OwnedLanes::new(lanes, &[state(0, 0), state(1, 0), state(2, 0)], server("now", 1));
         let (now, touched) = (owned.written.0, BTreeSet::from([1]));
         let after = |scanned_through| Progress { scanned_through, ..Progress::default() };
-        assert_eq!(owned.to_write(&touched, &after(5), now), [1]);
-        assert_eq!(owned.to_write(&touched, &after(5), now + LAG), [0, 1, 2]);
-        assert_eq!(owned.to_write(&touched, &after(LAG_IDS), now), [0, 1, 2]);
-        assert_eq!(owned.to_write(&touched, &after(-1), now), [0, 1, 2], "ids have begun again");
-        assert_eq!(owned.to_write(&BTreeSet::new(), &after(5), now), [0, 1, 2]);
+        let written = |owned: &OwnedLanes, touched: Option<&BTreeSet<i16>>, after, now| {
+            let (written, unwritten) = owned.to_write(touched, &after, now);
+            assert_eq!(written.len() + unwritten.len(), 3);
+            written.into_keys().collect::<Vec<_>>()
+        };
+        let some = Some(&touched);
+        assert_eq!(written(&owned, some, after(5), now), [1]);
+        assert_eq!(written(&owned, None, after(5), now), [0, 1, 2]);
+        assert_eq!(written(&owned, some, after(5), now + LAG), [0, 1, 2]);
+        assert_eq!(written(&owned, some, after(LAG_IDS), now), [0, 1, 2]);
+        assert_eq!(written(&owned, some, after(-1), now), [0, 1, 2], "ids have begun again");
+        assert_eq!(written(&owned, Some(&BTreeSet::new()), after(5), now), [0, 1, 2]);
         let sweep = Some(Sweep { through: 3, snapshot: Snapshot::default() });
-        assert_eq!(owned.to_write(&touched, &Progress { sweep, ..after(5) }, now), [0, 1, 2]);
-        owned.has_written(&[1], &[Ctid([9; 6])], 8, now, 5);
-        assert_eq!((owned.nonces[&0], owned.nonces[&1], owned.all_ctids()[1]), (7, 8, Ctid([9; 6])));
+        assert_eq!(written(&owned, some, Progress { sweep, ..after(5) }, now), [0, 1, 2]);
+        owned.has_written(BTreeMap::from([(1, Ctid([9; 6]))]), 8, now, after(5));
+        assert_eq!((owned.nonces[&0], owned.nonces[&1], owned.all_ctids()[1]), (10, 8, Ctid([9; 6])));
         assert!(!owned.lags_long(now) && owned.lags_long(now + LAG));
-        owned.has_written(&[0, 1, 2], &[Ctid([8; 6]); 3], 9, now, 5);
+        owned.has_written((0..3).map(|lane| (lane, Ctid([8; 6]))).collect(), 9, now, after(5));
         assert!(!owned.lags_long(now + LAG));
     }
 
     #[test]
     fn lanes_of_unequal_progress_go_on_from_the_one_that_is_behind() {
-        let state = |lane, scanned_through| LaneState {
-            row: LaneRow { lane, nonce: 10 + i64::from(lane), ctid: Ctid([0; 6]) },
-            progress: Progress { scanned_through, ..Progress::default() },
-            sealed: 0,
-            is_of_here: true,
-            was_of_elsewhere: false,
-        };
         let lanes = LaneRange { first: 3, last: 5 };
         let mut owned = OwnedLanes::new(lanes, &[state(3, 40), state(4, 10), state(5, 30)], server("now", 1));
         assert_eq!(owned.progress.scanned_through, 10);

@@ -1,6 +1,6 @@
 //! Ends a cycle: decides what the delivery reports mean for each row, and writes the result.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use rdkafka::error::RDKafkaErrorCode;
@@ -245,7 +245,7 @@ impl WorkerContext<'_> {
         let options = &self.shared.options;
         let persistent = options.database.prepared_statements;
         let mut moved = Vec::new();
-        // The nonces of a Kafka transaction are those of all lanes.
+        // Lanes that lag were not modelled with Kafka transactions.
         let mut touched = touched.filter(|_| !options.is_exactly_once());
         if assignment.holds.has_changes() {
             // A hold may have lost its last event, or be gone, without an event of its lane in this batch.
@@ -254,11 +254,9 @@ impl WorkerContext<'_> {
         }
         let (now, nonce) = (Instant::now(), owned.next_nonce);
         let stored = owned.to_store(&after, now);
-        let all = || owned.ctids.keys().copied().collect();
-        let written: Vec<i16> = touched.map_or_else(all, |touched| owned.to_write(touched, &after, now));
-        let (ctids, unwritten): (Vec<_>, Vec<_>) = owned.ctids.iter().partition(|(lane, _)| written.contains(lane));
-        let of = |rows: Vec<(&i16, &Ctid)>| rows.into_iter().map(|(_, ctid)| *ctid).collect::<Vec<_>>();
-        let (ctids, unwritten) = (of(ctids), of(unwritten));
+        let (mut written, unwritten) = owned.to_write(touched, &after, now);
+        let ctids = |lanes: &BTreeMap<i16, Ctid>| lanes.values().copied().collect::<Vec<_>>();
+        let (ctids, unwritten) = (ctids(&written), ctids(&unwritten));
         let update = LaneUpdate { ctids: &ctids, unwritten: &unwritten, nonce, progress: &stored, sealed };
         let lanes = owned.lanes;
         let next = if goes_on && lanes == assignment.range { Next::Begin(lanes) } else { Next::None };
@@ -266,7 +264,7 @@ impl WorkerContext<'_> {
         let settled = within(transaction.mark_and_commit(self.conn, published, Some(update), next)).await?;
         *self.begun = settled.begun.map(|begun| (begun, lanes));
         assignment.holds.stored(moved);
-        owned.has_written(&written, &settled.ctids, nonce, now, after.scanned_through);
+        written.values_mut().zip(settled.ctids).for_each(|(ctid, new)| *ctid = new);
         owned.sealed.extend(sealed.iter().map(|lane| (*lane, nonce)));
         if stored.snapshot == after.snapshot {
             owned.stored = (stored.snapshot, now);
@@ -278,9 +276,7 @@ impl WorkerContext<'_> {
                 owned.late_is_all = false;
             }
         }
-        let (behind, went_back) = (after.scanned_through, after.scanned_through < owned.progress.scanned_through);
-        owned.counted_through.retain(|_, through| *through > behind && !went_back);
-        owned.progress = after;
+        owned.has_written(written, nonce, now, after);
         Ok(())
     }
 
